@@ -1,0 +1,55 @@
+# make install   .venv with the pinned requirements and this package
+# make test      install, then lint, types and tests
+# make demo      install, then a tour of the service with the bundled checkpoint
+# make serve     install, then the service with the default checkpoint, on port 8000
+# make lock      requirements.lock anew from pyproject.toml
+# make clean     remove what these commands made
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+LOCK_VENV := build/lock-venv
+
+.PHONY: install test lint types pytest demo serve lock clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: lint types pytest
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install
+	$(BIN)/mypy
+
+pytest: install
+	$(BIN)/python -m pytest
+
+demo: install
+	$(BIN)/python -m florence.demo.tour
+
+serve: install
+	$(BIN)/bentoml serve service:service
+
+# The lock holds versions and hashes, no index: pip takes the files from where it is told to. PyTorch is held at the
+# release that the tests' numbers were made with.
+lock:
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet pip-tools
+	$(LOCK_VENV)/bin/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+		--extra test --extra dev --extra train \
+		--upgrade-package torch==2.14.1 --upgrade-package torchvision==0.29.1 \
+		--output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist florence.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
