@@ -1,0 +1,242 @@
+"""The JSON that Microsoft's `post_process_generation` gives for a generated text, quirks included.
+
+It is kept for clients of the original, bit for bit; `typed` is what a new client wants. Its quirks:
+coordinates are float32, labels of boxes lose their non-ASCII characters and whatever stands before their last
+`<`, a newline in a label loses its boxes, OCR labels keep `</s>`, and scores drift behind text without boxes.
+
+The patterns take any text apart in linear time: where the original's would try each place of a long text
+anew, an optional group here says that nothing follows. Knows nothing about tokenizers or tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Final
+
+from florence.answers.banned import BANNED_PHRASES
+from florence.answers.outlines import LOCATION, read_outlines
+from florence.errors import RequestError
+from florence.regions import BINS, read_image_size
+from florence.tasks import TASKS, Kind
+
+_LOCATION = re.compile(LOCATION)
+_RUN = re.compile(rf"(?:{LOCATION})+")
+_BARE_BOXES = re.compile(rf"(?:{LOCATION}){{4,}}")
+_LABELLED_BOXES = re.compile(rf"([^<]+)((?:{LOCATION}){{4,}})?")
+_LARGEST_BIN = 2**63 - 1  # the original keeps bins in 64-bit integers
+_LONGEST_BIN = 4300  # digits that Python's `int` takes by default
+_SCORED_TASKS: Final = frozenset({"<OD>", "<DENSE_REGION_CAPTION>"})
+
+ImageSize = Sequence[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """One box. `span`: characters of its locations, counted as the original does, for its scores."""
+
+    label: str
+    bins: list[int]
+    span: tuple[int, int]
+
+
+def post_process_text(task: str, text: str, image_size: ImageSize) -> dict[str, Any]:
+    """What the original gives for `text=`, keyed by the task; unknown tasks are parsed as plain text.
+
+    image_size: (width, height), needed where the text holds locations, and always for `<OCR_WITH_REGION>`.
+    Raises RequestError where the original raises: without that size, or for a bin beyond 64 bits.
+    """
+    return {task: _parse(task, read_text(text), image_size)}
+
+
+def post_process_sequence(
+    task: str,
+    token_texts: Sequence[str],
+    image_size: ImageSize,
+    transition_beam_score: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """What the original gives for `sequence=`: like `post_process_text`, with `scores` where it has them.
+
+    token_texts: each token of the sequence decoded alone; the first one is dropped, whatever it is.
+    transition_beam_score: the log-probability of each token but the first; used by `<OD>` and
+    `<DENSE_REGION_CAPTION>` alone. Raises RequestError where the original raises.
+    """
+    texts = token_texts[1:]
+    if transition_beam_score is not None and len(transition_beam_score) != len(texts):
+        raise RequestError(
+            "transition_beam_score must hold one score for each token but the first: "
+            f"{len(texts)} for this sequence, got {len(transition_beam_score)}"
+        )
+    text = "".join(texts)
+    answer = _parse(task, text, image_size)
+    if task in _SCORED_TASKS and transition_beam_score is not None and answer["bboxes"]:
+        spans = [box.span for box in _labelled_boxes(text)]
+        answer["scores"] = _scores(spans, texts, transition_beam_score)
+    return {task: answer}
+
+
+def read_text(text: object) -> str:
+    """The generated text; RequestError where it is none, or not valid Unicode."""
+    if not isinstance(text, str):
+        raise RequestError(f"the generated text must be a string, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the generated text holds half of a surrogate pair at character {error.start}"
+        ) from error
+    return text
+
+
+def _parse(task: str, text: str, image_size: ImageSize) -> Any:
+    kind = TASKS[task].kind if task in TASKS else Kind.TEXT
+    if kind is Kind.TEXT:
+        return text.replace("<s>", "").replace("</s>", "")
+    if kind is Kind.QUADS:
+        return _ocr_regions(text, image_size)
+    if kind is Kind.POLYGONS:
+        return _outlines(_without_specials(text), image_size, labelled=False)
+    if task == "<REGION_PROPOSAL>":
+        return _boxes_answer(_bare_boxes(text), image_size)
+    if task == "<CAPTION_TO_PHRASE_GROUNDING>":
+        boxes = [box for box in _labelled_boxes(text) if box.label not in BANNED_PHRASES]
+        return _boxes_answer(boxes, image_size)
+    if kind is Kind.BOXES_OR_POLYGONS:
+        return _boxes_or_polygons(text, image_size)
+    return _boxes_answer(list(_labelled_boxes(text)), image_size)
+
+
+def _boxes_or_polygons(text: str, image_size: ImageSize) -> dict[str, Any]:
+    """The whole text is read as polygons if `<poly>` stands anywhere in it, else as boxes."""
+    boxes: dict[str, Any] = {"bboxes": [], "labels": []}
+    outlines: dict[str, Any] = {"polygons": [], "labels": []}
+    if "<poly>" in text:
+        outlines = _outlines(_without_specials(text), image_size, labelled=True)
+    else:
+        boxes = _boxes_answer(list(_labelled_boxes(text)), image_size)
+    return {
+        "bboxes": boxes["bboxes"],
+        "bboxes_labels": boxes["labels"],
+        "polygons": outlines["polygons"],
+        "polygons_labels": outlines["labels"],
+    }
+
+
+def _boxes_answer(boxes: Sequence[_Box], image_size: ImageSize) -> dict[str, Any]:
+    return {
+        "bboxes": [_pixels(box.bins, image_size) for box in boxes],
+        "labels": [box.label.encode("ascii", "ignore").decode("ascii") for box in boxes],
+    }
+
+
+def _labelled_boxes(text: str) -> Iterator[_Box]:
+    """Text without `<`, then four locations or more: a box for each whole four of them."""
+    cursor = len("<s>") if text.startswith("<s>") else 0
+    for match in _LABELLED_BOXES.finditer(_without_specials(text)):
+        label, run = match.groups()
+        if run is None:
+            continue  # the original's cursor stays too: from here on its scores are those of earlier tokens
+        if "\n" not in label.lstrip():
+            for bins, start, stop in _groups_of_four(run):
+                offset = cursor + len(label)
+                yield _Box(label.strip(), bins, (offset + start, offset + stop))
+        cursor += len(match.group())
+
+
+def _bare_boxes(text: str) -> list[_Box]:
+    runs = _BARE_BOXES.finditer(_without_specials(text))
+    return [
+        _Box("", bins, (start, stop)) for run in runs for bins, start, stop in _groups_of_four(run.group())
+    ]
+
+
+def _groups_of_four(run: str) -> Iterator[tuple[list[int], int, int]]:
+    """The bins of each whole four locations, and where in the run they begin and end."""
+    locations = list(_LOCATION.finditer(run))
+    for first in range(0, len(locations) - 3, 4):
+        four = locations[first : first + 4]
+        yield [_bin(location) for location in four], four[0].start(), four[-1].end()
+
+
+def _ocr_regions(text: str, image_size: ImageSize) -> dict[str, Any]:
+    """Something of the same line, at least one character, then eight locations."""
+    quads, labels = [], []
+    _need_size(image_size)  # the original wants it even where there is no quad
+    for line in text.replace("<s>", "").split("\n"):
+        cursor = 0
+        for run in _RUN.finditer(line):
+            locations = list(_LOCATION.finditer(line, run.start(), run.end()))
+            first = 0
+            while len(locations) - first >= 8:
+                if locations[first].start() == cursor:  # no character before it: it becomes part of a label
+                    first += 1
+                    continue
+                labels.append(line[cursor : locations[first].start()])
+                eight = locations[first : first + 8]
+                quads.append(_pixels([_bin(location) for location in eight], image_size))
+                cursor = eight[-1].end()
+                first += 8
+    return {"quad_boxes": quads, "labels": labels}
+
+
+def _outlines(text: str, image_size: ImageSize, *, labelled: bool) -> dict[str, Any]:
+    polygons, labels = [], []
+    for label, parts in read_outlines(text, labelled=labelled):
+        runs = [list(_LOCATION.finditer(part)) for part in parts]
+        points = [run[: len(run) // 2 * 2] for run in runs]
+        polygons.append([_pixels([_bin(location) for location in part], image_size) for part in points])
+        labels.append(label)
+    return {"polygons": polygons, "labels": labels}
+
+
+def _scores(
+    spans: Sequence[tuple[int, int]], token_texts: Sequence[str], log_probs: Sequence[float]
+) -> list[float]:
+    """exp of the mean log-probability of the tokens whose characters overlap each span."""
+    stops = list(accumulate(len(text) for text in token_texts))
+    starts = [0, *stops[:-1]]
+    scores = []
+    for start, stop in spans:
+        overlapping = log_probs[bisect_right(stops, start) : bisect_left(starts, stop)]
+        try:
+            scores.append(math.exp(sum(overlapping) / len(overlapping)))
+        except OverflowError as error:
+            raise RequestError("transition_beam_score holds values far above any log-probability") from error
+    return scores
+
+
+def _pixels(bins: Sequence[int], image_size: ImageSize) -> list[float]:
+    """x, y, x, y, ... as torch computes (bin + 0.5) * (size / 1000): each part a float32."""
+    size = _need_size(image_size)
+    per_bin = [_float32(length / BINS) for length in size]
+    middles = [_float32(_float32(bin_) + 0.5) for bin_ in bins]
+    return [_float32(middle * per_bin[index % 2]) for index, middle in enumerate(middles)]
+
+
+def _need_size(image_size: ImageSize) -> tuple[float, float]:
+    if image_size is None:
+        raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
+    return read_image_size(image_size)
+
+
+def _bin(location: re.Match[str]) -> int:
+    digits = location.group()[len("<loc_") : -1]
+    value = int(digits) if len(digits) <= _LONGEST_BIN else _LARGEST_BIN + 1
+    if value > _LARGEST_BIN:
+        raise RequestError(
+            f"<loc_{digits[:30]}...> is no location; the model's locations end at <loc_{BINS - 1}>"
+        )
+    return value
+
+
+def _float32(value: float) -> float:
+    return ctypes.c_float(value).value
+
+
+def _without_specials(text: str) -> str:
+    return text.replace("<s>", "").replace("</s>", "").replace("<pad>", "")

@@ -1,0 +1,158 @@
+"""Typed results from a generated text: what the model meant, without the quirks of the original's parser.
+
+Labels keep all their characters, `<`, newlines and non-ASCII letters too. Locations that make no whole box,
+quad or polygon of three points are left out. Phrase grounding drops the same phrases as the original, those
+like pronouns, since they name nothing that could be seen. Coordinates are pixels in double precision, the
+middle of each bin. Any text can be parsed, in linear time. Knows nothing about tokenizers or tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from florence.answers.banned import BANNED_PHRASES
+from florence.answers.lexemes import PADDING, Lexeme, LexemeKind, Scorer, read_lexemes
+from florence.errors import RequestError
+from florence.regions import locations_to_pixels
+from florence.schemas import (
+    Detection,
+    Detections,
+    Instance,
+    OcrRegion,
+    OcrRegions,
+    Result,
+    Segmentation,
+    Text,
+)
+from florence.tasks import TASKS, Kind
+
+_UNLABELLED = frozenset(
+    {"<REGION_PROPOSAL>", "<REFERRING_EXPRESSION_SEGMENTATION>", "<REGION_TO_SEGMENTATION>"}
+)
+
+_FEWEST_LOCATIONS = 6  # of a polygon: less than three points enclose nothing
+_PADDING = re.compile("|".join(PADDING))
+
+ImageSize = Sequence[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Locations with nothing but `<sep>` among them, cut at each `<sep>`; and the text before them.
+
+    enclosed: whether a `<poly>` opens the group.
+    """
+
+    text: str
+    enclosed: bool
+    parts: list[list[Lexeme]]
+
+
+def parse_result(task: str, text: str, image_size: ImageSize, scorer: Scorer) -> Result:
+    """The task's typed result; the answer of an unknown task is plain text.
+
+    image_size: (width, height), needed where the text holds a box, quad or polygon: RequestError without.
+    """
+    kind = TASKS[task].kind if task in TASKS else Kind.TEXT
+    if kind is Kind.TEXT:
+        return Text(text=_PADDING.sub("", text).strip(), score=scorer.score_text())
+    if kind is Kind.QUADS:
+        return _ocr_regions(text, image_size, scorer)
+    if kind is Kind.POLYGONS:
+        return _segmentation(text, image_size, scorer, labelled=task not in _UNLABELLED)
+    if kind is Kind.BOXES_OR_POLYGONS and "<poly>" in text:
+        return _segmentation(text, image_size, scorer, labelled=True)
+    result = _detections(text, image_size, scorer, labelled=task not in _UNLABELLED)
+    if task == "<CAPTION_TO_PHRASE_GROUNDING>":
+        kept = [found for found in result.detections if found.label not in BANNED_PHRASES]
+        return Detections(detections=kept)
+    return result
+
+
+def _detections(text: str, image_size: ImageSize, scorer: Scorer, *, labelled: bool) -> Detections:
+    found = []
+    for label, group in _label_groups(text):
+        for four in _chunks(group, 4):
+            x1, y1, x2, y2 = _pixels(four, image_size)
+            score = scorer.score_locations(four)
+            found.append(Detection(label=label if labelled else "", box=(x1, y1, x2, y2), score=score))
+    return Detections(detections=found)
+
+
+def _ocr_regions(text: str, image_size: ImageSize, scorer: Scorer) -> OcrRegions:
+    """A second quad without text of its own has none: unlike a label, a text stands for one place."""
+    regions = []
+    for group in _read_groups(text):
+        content = group.text
+        for eight in _chunks(group, 8):
+            x1, y1, x2, y2, x3, y3, x4, y4 = _pixels(eight, image_size)
+            score = scorer.score_locations(eight)
+            regions.append(OcrRegion(text=content, quad=(x1, y1, x2, y2, x3, y3, x4, y4), score=score))
+            content = ""
+    return OcrRegions(regions=regions)
+
+
+def _segmentation(text: str, image_size: ImageSize, scorer: Scorer, *, labelled: bool) -> Segmentation:
+    """labelled: things have labels, and what no `<poly>` encloses are boxes, given as their four corners."""
+    instances = []
+    for label, group in _label_groups(text):
+        if labelled and not group.enclosed:
+            for four in _chunks(group, 4):
+                x1, y1, x2, y2 = _pixels(four, image_size)
+                corners, score = [x1, y1, x2, y1, x2, y2, x1, y2], scorer.score_locations(four)
+                instances.append(Instance(label=label, polygons=[corners], score=score))
+            continue
+        whole = [part[: len(part) // 2 * 2] for part in group.parts]
+        polygons = [part for part in whole if len(part) >= _FEWEST_LOCATIONS]
+        if polygons:
+            instances.append(
+                Instance(
+                    label=label if labelled else "",
+                    polygons=[_pixels(polygon, image_size) for polygon in polygons],
+                    score=scorer.score_locations([location for polygon in polygons for location in polygon]),
+                )
+            )
+    return Segmentation(instances=instances)
+
+
+def _label_groups(text: str) -> Iterator[tuple[str, _Group]]:
+    """Each group with its label; one without text of its own has the label before it."""
+    label = ""
+    for group in _read_groups(text):
+        label = group.text or label
+        yield label, group
+
+
+def _read_groups(text: str) -> Iterator[_Group]:
+    before: list[str] = []
+    parts: list[list[Lexeme]] = [[]]
+    enclosed = False
+    for lexeme in read_lexemes(text):
+        if lexeme.kind is LexemeKind.LOCATION:
+            parts[-1].append(lexeme)
+        elif lexeme.text == "<sep>":
+            parts.append([])
+        else:
+            if any(parts):
+                yield _Group("".join(before).strip(), enclosed, parts)
+                before = []
+            parts, enclosed = [[]], lexeme.text == "<poly>"
+            if lexeme.kind is LexemeKind.TEXT:
+                before.append(lexeme.text)
+    if any(parts):
+        yield _Group("".join(before).strip(), enclosed, parts)
+
+
+def _chunks(group: _Group, size: int) -> Iterator[list[Lexeme]]:
+    """Each whole `size` locations of each part."""
+    for part in group.parts:
+        for first in range(0, len(part) - size + 1, size):
+            yield part[first : first + size]
+
+
+def _pixels(locations: Sequence[Lexeme], image_size: ImageSize) -> list[float]:
+    if image_size is None:
+        raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
+    return locations_to_pixels([location.bin for location in locations], image_size)

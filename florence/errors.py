@@ -1,0 +1,106 @@
+"""The errors that callers see, each with the HTTP status it becomes.
+
+FlorenceError
+├── RequestError 400          what was asked can't be answered; the message says what to change
+│   ├── ImageError 400        not a picture, truncated, an unsupported format
+│   │   └── ImageTooLarge 413 more bytes, pixels or frames than allowed
+│   ├── TaskError 400         unknown task, or its text or region is missing or not wanted
+│   ├── RegionError 400       a region outside the picture or written wrongly
+│   ├── OptionError 400       a generation option out of range
+│   └── ProtocolError 400     a malformed v2 request
+├── NotFound 404              unknown model or version
+├── Unavailable 503           come back later; `retry_after_s` says when
+│   ├── Overloaded 503        the waiting queue is full
+│   └── Closed 503            starting, stopping or stopped
+├── DeadlineExceeded 504      not finished in the time given
+├── EngineError 500           the device or the model failed on this request
+├── CheckpointError 500       a checkpoint can't be found or doesn't fit
+└── SettingsError 500         a setting is unknown or out of range
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FlorenceError(Exception):
+    """Base of all errors of this package; `str(error)` is meant for users."""
+
+    status: ClassVar[int] = 500
+
+
+class RequestError(FlorenceError):
+    """The request can't be answered as it stands."""
+
+    status = 400
+
+
+class ImageError(RequestError):
+    """The bytes are not a picture that can be read."""
+
+
+class ImageTooLarge(ImageError):
+    """The picture has more bytes, pixels or frames than the limits allow."""
+
+    status = 413
+
+
+class TaskError(RequestError):
+    """The task is unknown, or its text or region is missing or not wanted."""
+
+
+class RegionError(RequestError):
+    """The region is written wrongly or lies outside the picture."""
+
+
+class OptionError(RequestError):
+    """A generation option is unknown or out of range."""
+
+
+class ProtocolError(RequestError):
+    """The body is not a request of the v2 protocol for this model."""
+
+
+class NotFound(FlorenceError):
+    """No model or version of that name is served."""
+
+    status = 404
+
+
+class Unavailable(FlorenceError):
+    """The request was not taken and may be sent again.
+
+    `retry_after_s`: seconds after which another try makes sense.
+    """
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    """The waiting queue is full."""
+
+
+class Closed(Unavailable):
+    """The engine is starting, stopping or stopped."""
+
+
+class DeadlineExceeded(FlorenceError):
+    """The time given for the request passed before it finished."""
+
+    status = 504
+
+
+class EngineError(FlorenceError):
+    """The device or the model failed on this request."""
+
+
+class CheckpointError(FlorenceError):
+    """A checkpoint can't be found, read, or doesn't fit the model."""
+
+
+class SettingsError(FlorenceError):
+    """A setting is unknown or out of range."""

@@ -1,0 +1,89 @@
+"""What an answer points at in a picture, ready to be drawn or written as COCO.
+
+Knows nothing about tasks, schemas or where answers come from: a result says what its marks are. Pillow comes
+with the first drawing.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One place in a picture.
+
+    outlines: its closed parts, each x1, y1, x2, y2, ... in pixels. category: what COCO files it under; the
+    label where nothing else is said. is_box: the outline is only the box around it. is_area: what is inside
+    the outline belongs to it, and is tinted.
+    """
+
+    label: str
+    score: float | None
+    outlines: Sequence[Sequence[float]]
+    category: str | None = None
+    is_box: bool = False
+    is_area: bool = False
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom; sorted, whatever the model wrote."""
+        xs = [x for outline in self.outlines for x in outline[0::2]]
+        ys = [y for outline in self.outlines for y in outline[1::2]]
+        return min(xs), min(ys), max(xs), max(ys)
+
+
+def box_outline(box: tuple[float, float, float, float]) -> list[float]:
+    """The four corners of x1, y1, x2, y2."""
+    x1, y1, x2, y2 = box
+    return [x1, y1, x2, y1, x2, y2, x1, y2]
+
+
+class Drawable(ABC):
+    """A result that can be shown on its picture."""
+
+    @abstractmethod
+    def marks(self) -> list[Mark]:
+        """The places that the result names, in its order; a text names none."""
+
+    def caption(self) -> str:
+        """What stands under the picture."""
+        return ""
+
+    def draw(
+        self,
+        image: Image.Image | bytes | str | os.PathLike[str],
+        *,
+        font: str | os.PathLike[str] | None = None,
+    ) -> Image.Image:
+        """A copy of the picture with outlines, labels and scores on it; a text stands in a strip below it.
+
+        `image`: the picture that was asked about, as a PIL image in its seen orientation, or as bytes or a
+        path. `font`: a TrueType file for labels beyond Latin letters, which Pillow's own font lacks. Raises
+        ImageError.
+        """
+        from florence.marks.drawing import draw_marks
+
+        return draw_marks(image, self.marks(), self.caption(), font)
+
+    def to_coco(
+        self, *, image_id: int = 1, categories: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """The marks as COCO annotations, numbered from 1; a text gives none.
+
+        `categories`: ids by name. Without it they are numbered from 1 as they come; each annotation says its
+        `category_name`. `florence.marks.coco.coco_dataset` makes a whole data set of many answers.
+        """
+        from florence.marks.coco import coco_annotations, number_categories
+
+        marks = self.marks()
+        if categories is None:
+            categories = number_categories(marks)
+        return coco_annotations(marks, image_id=image_id, categories=categories)

@@ -1,0 +1,121 @@
+"""Pixels, and the thousand bins on each axis that the model has words for: `<loc_0>` to `<loc_999>`.
+
+Pixels are those of the picture after its EXIF turn: x to the right, y down, (0, 0) the top left corner,
+(width, height) the bottom right one. Knows nothing about tasks, prompts or answers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from florence.errors import RegionError
+
+BINS: Final = 1000
+LOCATION_PATTERN: Final = r"<loc_(0|[1-9][0-9]{0,2})>"  # exactly the vocabulary's thousand tokens
+
+Region = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
+
+_FOUR_LOCATIONS = re.compile(LOCATION_PATTERN * 4)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_EXAMPLES = (
+    "write x1, y1, x2, y2 in pixels, for example '52, 332, 932, 774', "
+    "or four locations, for example '<loc_52><loc_332><loc_932><loc_774>'"
+)
+_LONGEST_QUOTE = 80  # characters of a wrong value that a message repeats
+_LONGEST_TEXT = 1000  # characters; four numbers need far fewer
+
+
+def read_image_size(image_size: Sequence[float]) -> tuple[float, float]:
+    """(width, height) as floats; RegionError unless it is two positive finite numbers."""
+    sizes = _read_floats(image_size)
+    if sizes is None or len(sizes) != 2 or not all(0 < size < math.inf for size in sizes):
+        raise RegionError(
+            f"image_size must be (width, height), two numbers above 0, got {_quote(image_size)}"
+        )
+    return sizes[0], sizes[1]
+
+
+def region_text(region: str | Sequence[float], image_size: Sequence[float]) -> str:
+    """A region as four location tokens, from pixels, from pixels written as text, or from such tokens.
+
+    Raises RegionError when it is none of them, not finite, empty, or not inside the picture.
+    """
+    if not isinstance(region, str):
+        return region_to_locations(region, image_size)
+    text = region.strip()
+    if "<" in text:
+        return _check_locations(text)
+    if len(text) > _LONGEST_TEXT:
+        raise RegionError(f"the region {_quote(region)} is too long; {_EXAMPLES}")
+    parts = text.strip("()[]").replace(",", " ").split()
+    if len(parts) != 4 or not all(_NUMBER.fullmatch(part) for part in parts):
+        raise RegionError(f"the region {_quote(region)} is not four numbers; {_EXAMPLES}")
+    return region_to_locations([float(part) for part in parts], image_size)
+
+
+def region_to_locations(region: Sequence[float], image_size: Sequence[float]) -> str:
+    """x1, y1, x2, y2 in pixels as `<loc_a><loc_b><loc_c><loc_d>`, by the original's quantizer.
+
+    The bin is floor(v / (size / 1000)), at most 999: the right and bottom edges belong to the last bin.
+    Raises RegionError when the region is not finite, empty, or not inside the picture.
+    """
+    width, height = read_image_size(image_size)
+    x1, y1, x2, y2 = _check_region(region, width, height)
+    bins = (_bin(x1, width), _bin(y1, height), _bin(x2, width), _bin(y2, height))
+    return "".join(f"<loc_{bin_}>" for bin_ in bins)
+
+
+def locations_to_pixels(bins: Sequence[int], image_size: Sequence[float]) -> list[float]:
+    """Bins in the order x, y, x, y, ... as pixels: the middle of each bin, in double precision."""
+    width, height = read_image_size(image_size)
+    return [(bin_ + 0.5) * (height if index % 2 else width) / BINS for index, bin_ in enumerate(bins)]
+
+
+def _bin(value: float, size: float) -> int:
+    return min(math.floor(value / (size / BINS)), BINS - 1)
+
+
+def _check_locations(text: str) -> str:
+    match = _FOUR_LOCATIONS.fullmatch(text)
+    if match is None:
+        raise RegionError(
+            f"the region {_quote(text)} is not four locations from <loc_0> to <loc_{BINS - 1}>; {_EXAMPLES}"
+        )
+    x1, y1, x2, y2 = (int(bin_) for bin_ in match.groups())
+    if x2 < x1 or y2 < y1:
+        raise RegionError(f"the region {text} ends before it begins; the corners are x1, y1, x2, y2")
+    return text
+
+
+def _check_region(region: Sequence[float], width: float, height: float) -> Region:
+    values = _read_floats(region)
+    if values is None or len(values) != 4:
+        raise RegionError(f"the region {_quote(region)} is not four numbers; {_EXAMPLES}")
+    x1, y1, x2, y2 = values
+    if not all(math.isfinite(value) for value in values):
+        raise RegionError(f"the region {_quote(region)} has a number that is not finite; {_EXAMPLES}")
+    if x2 <= x1 or y2 <= y1:
+        raise RegionError(f"the region {_quote(region)} is empty: x2 must be above x1, and y2 above y1")
+    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        raise RegionError(
+            f"the region {_quote(region)} is not inside the picture, which is {width:g} pixels wide and "
+            f"{height:g} high, 0, 0 being its top left corner"
+        )
+    return x1, y1, x2, y2
+
+
+def _read_floats(values: Sequence[float]) -> list[float] | None:
+    """The values as floats; None when they are not a sequence of numbers."""
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _quote(value: object) -> str:
+    """The value for a message, cut so that a huge one can't fill a log."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "..."

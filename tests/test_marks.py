@@ -1,0 +1,195 @@
+"""Results on their pictures, and as COCO."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import saved
+from PIL import Image, ImageChops
+
+from florence.errors import ImageError
+from florence.marks import Drawable
+from florence.marks.coco import coco_dataset
+from florence.marks.drawing import COLOURS
+from florence.schemas import (
+    Detection,
+    Detections,
+    ImageSize,
+    Instance,
+    OcrRegion,
+    OcrRegions,
+    Segmentation,
+    TaskAnswer,
+    Text,
+    Timings,
+    Usage,
+)
+
+SIZE = (240, 160)
+BOXES = Detections(
+    detections=[
+        Detection(label="car", box=(40, 60, 120, 140), score=0.93),
+        Detection(label="", box=(230.5, 150.0, 150.5, 90.0), score=None),  # corners the other way round
+    ]
+)
+QUADS = OcrRegions(regions=[OcrRegion(text="EXIT", quad=(50, 50, 150, 60, 148, 90, 48, 80), score=0.5)])
+POLYGONS = Segmentation(
+    instances=[
+        Instance(label="leaf", polygons=[[40, 60, 120, 60, 120, 140, 40, 140], [150, 50, 200, 50, 200, 100]]),
+        Instance(label="nothing", polygons=[]),
+    ]
+)
+PLACES = {"boxes": BOXES, "quads": QUADS, "polygons": POLYGONS}
+GREYS = [0, 64, 128, 192, 255]
+
+
+def plain(colour: Any, size: tuple[int, int] = SIZE) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def changed(before: Image.Image, after: Image.Image) -> np.ndarray[Any, Any]:
+    """[H, W]: by how much the colour of each pixel changed."""
+    return np.asarray(ImageChops.difference(before, after)).max(-1)
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("grey", GREYS)
+def test_outlines_are_seen_on_any_background(name: str, grey: int) -> None:
+    """Whatever the picture's colour: along the outline, pixels that differ from it strongly."""
+    image = plain((grey, grey, grey))
+    difference = changed(image, PLACES[name].draw(image))
+    for mark in PLACES[name].marks():
+        for outline in mark.outlines:
+            for x, y in zip(outline[0::2], outline[1::2], strict=True):
+                around = difference[int(y) - 4 : int(y) + 5, int(x) - 4 : int(x) + 5]
+                assert around.max() > 90
+
+
+@pytest.mark.parametrize("size", [(40, 30), (240, 160), (2000, 1500)])
+def test_labels_have_contrast_and_stay_in_the_picture(size: tuple[int, int]) -> None:
+    """A long label is cut to the picture's width; on its plate, ink and ground are far apart."""
+    long = Detections(detections=[Detection(label="a very long label " * 30, box=(5, 5, 25, 25), score=0.5)])
+    drawn = np.asarray(long.draw(plain("white", size)).convert("L")).astype(int)
+    assert drawn.shape == size[::-1]
+    assert drawn.max() - drawn.min() > 120
+
+
+def test_plates_of_neighbours_do_not_cover_each_other() -> None:
+    """Six things in one place: the plate of each is there in its own colour."""
+    labels = [f"Thing {letter}" for letter in "ABCDEF"]
+    crowd = Detections(detections=[Detection(label=label, box=(300, 200, 400, 300)) for label in labels])
+    drawn = crowd.draw(plain("black", (800, 600)))
+    seen = {colour for count, colour in drawn.getcolors(10**6) or [] if count > 300}
+    assert set(COLOURS[: len(labels)]) <= seen
+
+
+def test_the_picture_given_is_not_touched() -> None:
+    image = plain("grey")
+    before = image.copy()
+    assert BOXES.draw(image) is not image
+    assert ImageChops.difference(image, before).getbbox() is None
+
+
+def test_a_text_stands_below_the_picture() -> None:
+    """The picture itself is left as it is; the longer the text, the higher the strip."""
+    image = plain("navy")
+    short, long = Text(text="a car").draw(image), Text(text="a car and a word " * 20 + "x" * 200).draw(image)
+    for drawn in (short, long):
+        assert drawn.width == image.width
+        assert ImageChops.difference(drawn.crop((0, 0, *SIZE)), image).getbbox() is None
+    assert SIZE[1] < short.height < long.height
+    assert Text(text="").draw(image).size == SIZE
+
+
+def test_files_are_turned_as_the_service_turns_them(tmp_path: Path) -> None:
+    """Bytes and paths by their EXIF orientation, which the answer's pixels are counted after."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(plain("green"), "JPEG", exif=exif)
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(data)
+    for source in (data, path, str(path)):
+        assert BOXES.draw(source).size == SIZE[::-1]
+
+
+def test_what_can_not_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="can't be read"):
+        BOXES.draw(tmp_path / "missing.png")
+    with pytest.raises(ImageError, match=r"font .*missing\.ttf"):
+        BOXES.draw(plain("grey"), font=tmp_path / "missing.ttf")
+
+
+def test_boxes_as_coco() -> None:
+    """x, y, width, height, sorted; a thing without a label is an object; no score where there is none."""
+    first, second = BOXES.to_coco(image_id=7)
+    assert first == {
+        "id": 1,
+        "image_id": 7,
+        "category_id": 1,
+        "category_name": "car",
+        "bbox": [40, 60, 80, 80],
+        "area": 6400,
+        "segmentation": [],
+        "iscrowd": 0,
+        "score": 0.93,
+    }
+    assert second["bbox"] == [150.5, 90.0, 80.0, 60.0]
+    assert (second["category_id"], second["category_name"]) == (2, "object")
+    assert "score" not in second
+
+
+def test_polygons_as_coco() -> None:
+    """All parts of one thing are one annotation; what has no outline is none."""
+    (leaf,) = POLYGONS.to_coco()
+    assert leaf["segmentation"] == POLYGONS.instances[0].polygons
+    assert leaf["bbox"] == [40, 50, 160, 90]
+    assert leaf["area"] == 80 * 80 + 50 * 50 / 2
+
+
+def test_words_read_are_of_one_category() -> None:
+    (word,) = QUADS.to_coco()
+    assert (word["category_name"], word["text"]) == ("text", "EXIT")
+    assert word["segmentation"] == [list(QUADS.regions[0].quad)]
+
+
+def test_given_categories_are_kept() -> None:
+    """And one that is not among them is an error, not a new number that means something else elsewhere."""
+    assert BOXES.to_coco(categories={"object": 3, "car": 9})[0]["category_id"] == 9
+    with pytest.raises(KeyError, match="object"):
+        BOXES.to_coco(categories={"car": 9})
+
+
+def answer(result: Any) -> TaskAnswer[Any]:
+    return TaskAnswer[Any](
+        task="<OD>",
+        result=result,
+        image_size=ImageSize(width=SIZE[0], height=SIZE[1]),
+        finish_reason="stop",
+        usage=Usage(picture_tokens=1, prompt_tokens=2, generated_tokens=3),
+        timings=Timings(queue_s=0, encode_s=0, decode_s=0, total_s=0),
+        checkpoint="fake",
+    )
+
+
+def test_many_answers_make_one_data_set() -> None:
+    """Ids are unique, categories shared; a picture with nothing in it is still there."""
+    results: dict[str, Drawable] = {"a": BOXES, "b": Text(text="x"), "c": POLYGONS, "d": BOXES}
+    made = coco_dataset((name, answer(result)) for name, result in results.items())
+    assert [image["file_name"] for image in made["images"]] == ["a", "b", "c", "d"]
+    assert {image["width"] for image in made["images"]} == {240}
+    assert [each["id"] for each in made["annotations"]] == [1, 2, 3, 4, 5]
+    assert [each["image_id"] for each in made["annotations"]] == [1, 1, 3, 4, 4]
+    names = {category["id"]: category["name"] for category in made["categories"]}
+    assert sorted(names.values()) == ["car", "leaf", "object"]
+    assert all(names[each["category_id"]] == each["category_name"] for each in made["annotations"])
+
+
+def test_results_need_no_pillow_until_they_are_drawn() -> None:
+    program = "import sys, florence.schemas as s; s.Text(text='a').to_coco(); print('PIL' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

@@ -1,0 +1,161 @@
+"""The shared types: documented, with examples that hold, and parameters refused by name."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from florence.errors import OptionError
+from florence.schemas import (
+    Answer,
+    Detection,
+    Detections,
+    GenerationParameters,
+    ImageSize,
+    Instance,
+    OcrRegion,
+    OcrRegions,
+    Result,
+    Segmentation,
+    TaskAnswer,
+    Text,
+    Timings,
+    Usage,
+    read_generation_parameters,
+)
+
+MODELS: list[type[BaseModel]] = [
+    *(Text, Detection, Detections, OcrRegion, OcrRegions, Instance, Segmentation, ImageSize, Usage, Timings),
+    *(TaskAnswer[Text], TaskAnswer[Detections], TaskAnswer[OcrRegions], TaskAnswer[Segmentation]),
+    *(Answer, GenerationParameters),
+]
+PIXELS = st.floats(-1e6, 1e6)
+SCORES = st.none() | st.floats(0, 1)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_model_has_an_example_that_holds(model: type[BaseModel]) -> None:
+    """The example shown in OpenAPI is a valid value, and comes back from JSON as it went."""
+    (example,) = model.model_json_schema()["examples"]
+    value = model.model_validate(example)
+    assert model.model_validate_json(value.model_dump_json()) == value
+    assert json.loads(value.model_dump_json(exclude_unset=True)) == example
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_model_is_documented_and_frozen(model: type[BaseModel]) -> None:
+    """Each model says what it is, each field of a plain type what it holds, and no value can be changed."""
+    assert model.model_config["frozen"] is True
+    schema = model.model_json_schema()
+    assert schema["description"].endswith(".")
+    fields = schema["properties"]
+    for name, field in fields.items():
+        assert name == "kind" or "$ref" in field or field["description"].endswith("."), name
+
+
+@pytest.mark.parametrize("result", [Text, Detections, OcrRegions, Segmentation])
+def test_the_example_of_an_answer_is_of_its_kind(result: type[BaseModel]) -> None:
+    """An endpoint that answers boxes shows boxes in its example, one of text shows text."""
+    (example,) = TaskAnswer[result].model_json_schema()["examples"]  # type: ignore[valid-type]
+    assert TaskAnswer[result].__name__ == f"{result.__name__}Answer"  # type: ignore[valid-type]
+    assert example["result"] == result.model_json_schema()["examples"][0]
+
+
+@given(
+    result=st.one_of(
+        st.builds(Text, text=st.text(), score=SCORES),
+        st.builds(Detections, detections=st.lists(
+            st.builds(Detection, label=st.text(), box=st.tuples(*[PIXELS] * 4), score=SCORES))),
+        st.builds(Segmentation, instances=st.lists(
+            st.builds(Instance, label=st.text(), polygons=st.lists(st.lists(PIXELS)), score=SCORES))),
+    )
+)  # fmt: skip
+def test_results_are_told_apart_by_their_kind(result: Any) -> None:
+    """Any result comes back from JSON as the same type with the same values."""
+    adapter: TypeAdapter[Any] = TypeAdapter(Result)
+    assert adapter.validate_json(result.model_dump_json()) == result
+
+
+def test_an_answer_gives_the_original_json() -> None:
+    """`florence()` is the original's JSON of the raw text, in pixels of the answer's picture."""
+    (example,) = Answer.model_json_schema()["examples"]
+    answer = Answer.model_validate(example)
+    box = [34.23999786376953, 160.0800018310547, 597.4400024414062, 371.7599792480469]
+    assert answer.florence() == {"<OD>": {"bboxes": [box], "labels": ["car"]}}
+    assert len(answer.token_logprobs) == len(answer.token_ids) - 1 == answer.usage.generated_tokens
+
+
+def test_parameters_are_all_optional() -> None:
+    """Nothing asked for is nothing set, and what is in range is taken, also as text of a form."""
+    assert set(read_generation_parameters({}).model_dump().values()) == {None}
+    taken = read_generation_parameters({"num_beams": "5", "length_penalty": -0.5, "early_stopping": False})
+    assert taken == GenerationParameters(num_beams=5, length_penalty=-0.5, early_stopping=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 0}, "num_beams must be an integer from 1 to 8, got 0"),
+        ({"num_beams": 9}, "num_beams must be an integer from 1 to 8, got 9"),
+        ({"num_beams": True}, "num_beams must be an integer from 1 to 8, got True"),
+        ({"num_beams": 2.5}, "num_beams must be an integer from 1 to 8, got 2.5"),
+        ({"num_beams": "many"}, "num_beams must be an integer from 1 to 8, got 'many'"),
+        ({"max_new_tokens": 5000}, "max_new_tokens must be an integer from 1 to 4096, got 5000"),
+        ({"min_new_tokens": -1}, "min_new_tokens must be an integer from 0 to 4096, got -1"),
+        ({"no_repeat_ngram_size": None, "max_new_tokens": 0}, "max_new_tokens must be an integer from 1"),
+        ({"early_stopping": "perhaps"}, "early_stopping must be true or false, got 'perhaps'"),
+        ({"length_penalty": math.nan}, "length_penalty must be a number from -10 to 10, got nan"),
+        ({"length_penalty": math.inf}, "length_penalty must be a number from -10 to 10, got inf"),
+        ({"length_penalty": 10**400}, "length_penalty must be a number from -10 to 10, got 1000"),
+        ({"temperature": 1}, "unknown option 'temperature'; the options are num_beams, max_new_tokens"),
+        ({"min_new_tokens": 9, "max_new_tokens": 3}, "min_new_tokens must not be above max_new_tokens"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name(options: dict[str, object], message: str) -> None:
+    """The error names the option, what it may be and what it was, and stays short."""
+    with pytest.raises(OptionError) as caught:
+        read_generation_parameters(options)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@given(
+    options=st.dictionaries(
+        st.text() | st.sampled_from(sorted(GenerationParameters.model_fields)),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()),
+    )
+)
+def test_any_options_are_taken_or_refused(options: dict[str, object]) -> None:
+    """Whatever a request holds, reading it ends in parameters or in an OptionError."""
+    try:
+        parameters = read_generation_parameters(options)
+    except OptionError:
+        return
+    assert set(options) <= set(GenerationParameters.model_fields)
+    assert parameters.num_beams is None or 1 <= parameters.num_beams <= 8
+
+
+def test_scores_out_of_range_are_refused() -> None:
+    """A score is a number from 0 to 1 or nothing."""
+    for score in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValidationError):
+            Text(text="", score=score)
+
+
+def test_the_pure_rooms_import_nothing_heavy() -> None:
+    """Parsing an answer needs neither torch nor numpy nor a tokenizer."""
+    code = (
+        "import sys; from florence.schemas import Answer; from florence.answers import parse_answer;"
+        "import florence.tasks, florence.regions;"
+        "print({'torch', 'numpy', 'transformers', 'PIL', 'bentoml'} & set(sys.modules))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed == "set()\n"
