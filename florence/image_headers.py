@@ -1,0 +1,228 @@
+"""What a picture's own bytes say about it: format, size, frames, orientation, and the part that is decoded.
+
+Everything is read without decoding a pixel, so limits can be checked first. `Header.data` holds only what the
+decoder needs: no EXIF, text, colour profiles, thumbnails or further frames. So the decoder never parses them:
+broken metadata can't fail a picture, compressed text can't fill the memory, Pillow has nothing to warn about,
+and no second size can hide behind the one that was checked.
+
+Knows nothing about Pillow, limits or models. TIFF has a file of its own, `tiff_header`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from florence.errors import ImageError
+from florence.tiff_header import exif_orientation, read_tiff
+
+# Far more blocks than any encoder writes; walking them costs up to 1 µs each.
+MAX_BLOCKS = 500_000
+# Progressive files have about 10 scans. Each one passes over all pixels, however few bytes it has.
+MAX_JPEG_SCANS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """`width` and `height` are the stored ones, before the EXIF turn; `orientation` is EXIF's 1 to 8.
+
+    `data`: bytes of the same format that hold the first frame and no metadata.
+    """
+
+    format: str
+    width: int
+    height: int
+    frames: int
+    orientation: int
+    data: bytes
+
+
+def read_header(data: bytes, max_frames: int) -> Header:
+    """The header of a PNG, JPEG, WebP, GIF, BMP or TIFF file, told by its bytes.
+
+    `frames` is counted up to `max_frames` + 1. Raises ImageError for other formats and for broken headers.
+    """
+    for name, signatures, read in _FORMATS:
+        if any(data.startswith(signature) for signature in signatures):
+            if name == "WEBP" and data[8:12] != b"WEBP":
+                continue
+            try:
+                return read(data, max_frames)
+            except (struct.error, IndexError) as error:
+                raise ImageError(f"the picture is cut short: its {name} header is not complete") from error
+    raise ImageError(
+        f"this is not a picture in a known format (its first bytes are {data[:8].hex(' ')}): "
+        "send a PNG, JPEG, WebP, GIF, BMP or TIFF file"
+    )
+
+
+def _png(data: bytes, max_frames: int) -> Header:
+    kept = [data[:8]]
+    width, height = struct.unpack_from(">II", data, 16)
+    frames, orientation = 1, 1
+    for number, (kind, start, end) in enumerate(_chunks(data, 8, ">I4s", trailer=4)):
+        if (number == 0) != (kind == b"IHDR"):
+            raise ImageError("the PNG file must begin with its one IHDR chunk")
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            kept.append(data[start:end])
+        elif kind == b"acTL":
+            frames = min(struct.unpack_from(">I", data, start + 8)[0], max_frames + 1)
+        elif kind == b"eXIf":
+            orientation = exif_orientation(data[start + 8 : end - 4])
+        if kind == b"IEND":
+            break
+    return Header("PNG", width, height, max(frames, 1), orientation, b"".join(kept))
+
+
+def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of each chunk: a head of 8 bytes in this layout, a body, `trailer` bytes."""
+    for _ in range(MAX_BLOCKS):
+        if position + 8 > len(data):
+            return
+        first, second = struct.unpack_from(layout, data, position)
+        kind, length = (second, first) if isinstance(second, bytes) else (first, second)
+        end = position + 8 + length + trailer
+        yield kind, position, end
+        position = end if trailer else end + end % 2  # RIFF pads its chunks to even lengths
+    raise ImageError(f"the picture is made of more than {MAX_BLOCKS} blocks")
+
+
+def _jpeg(data: bytes, max_frames: int) -> Header:
+    kept, orientation = [data[:2]], 0
+    size: tuple[int, int] | None = None
+    scans = 0  # where the first scan begins
+    for marker, start, end in _jpeg_segments(data):
+        if marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
+            orientation = orientation or exif_orientation(data[start + 10 : end])
+        if marker in _JPEG_FRAMES:
+            if size is not None:
+                raise ImageError("the JPEG file has more than one frame header")
+            height, width = struct.unpack_from(">HH", data, start + 5)
+            size = width, height
+        if marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE:  # of the metadata: JFIF's and Adobe's only
+            kept.append(data[start:end])
+        scans = end
+    if size is None:
+        raise ImageError("the JPEG file has no frame header before its pixels")
+    stop = data.find(b"\xff\xd9", scans)
+    pixels = data[scans : stop + 2 if stop >= 0 else len(data)]
+    if pixels.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise ImageError(f"the JPEG file has more than {MAX_JPEG_SCANS} scans")
+    return Header("JPEG", *size, 1, orientation or 1, b"".join([*kept, pixels]))
+
+
+# SOF0 to SOF15; C4, C8 and CC are tables.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of each segment before the first scan."""
+    position = 2
+    for _ in range(MAX_BLOCKS):
+        position = data.find(b"\xff", position)
+        if position < 0:
+            break
+        marker = data[position + 1]
+        if marker == 0xDA:
+            return
+        if (
+            marker in (0x00, 0x01, 0xD8, 0xFF) or 0xD0 <= marker <= 0xD7
+        ):  # fill bytes and markers without a body
+            position += 1 if marker == 0xFF else 2
+            continue
+        end = position + 2 + struct.unpack_from(">H", data, position + 2)[0]
+        yield marker, position, end
+        position = end
+    raise ImageError("the picture is cut short: its JPEG data end before the first pixel")
+
+
+def _gif(data: bytes, max_frames: int) -> Header:
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    screen = 13 + _palette_bytes(flags)
+    kept, frames = [data[:screen]], 0
+    for kind, start, end in _gif_blocks(data, screen):
+        if kind == 0x2C:
+            frames += 1
+            if frames == 1:
+                left, top, right, bottom = struct.unpack_from("<4H", data, start + 1)
+                width, height = max(width, left + right), max(height, top + bottom)
+                kept.append(data[start:end])
+            if frames > max_frames:
+                break
+        elif kind == 0xF9 and not frames:
+            kept.append(data[start:end])
+    if not frames:
+        raise ImageError("the GIF file holds no picture")
+    return Header("GIF", width, height, frames, 1, b"".join([*kept, b";"]))
+
+
+def _gif_blocks(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
+    """(kind, start, end) of each picture (0x2C) and extension (its label)."""
+    budget = MAX_BLOCKS
+    while position + 10 < len(data) and data[position] != 0x3B:
+        start, kind = position, data[position]
+        if kind == 0x2C:
+            position += 10 + _palette_bytes(data[position + 9]) + 1
+        elif kind == 0x21:
+            kind = data[position + 1]
+            position += 2
+        else:  # some writers leave stray bytes between blocks
+            position += 1
+            continue
+        while position < len(data) and data[position]:
+            position += 1 + data[position]
+            budget -= 1
+            if not budget:
+                raise ImageError(f"the picture is made of more than {MAX_BLOCKS} blocks")
+        position += 1
+        yield kind, start, position
+
+
+def _palette_bytes(flags: int) -> int:
+    """Bytes of the palette that GIF's flags announce: 3 for each of 2 to 256 colours."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _webp(data: bytes, max_frames: int) -> Header:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+    elif kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif kind == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    else:
+        raise ImageError(f"the WebP file begins with an unknown chunk {kind!r}")
+    frames, orientation = 0, 1
+    for kind, start, end in _chunks(data, 12, "<4sI"):
+        if kind == b"ANMF":
+            frames = min(frames + 1, max_frames + 1)
+        elif kind == b"EXIF":
+            orientation = exif_orientation(data[start + 8 : end].removeprefix(b"Exif\0\0"))
+    return Header("WEBP", width, height, max(frames, 1), orientation, data)
+
+
+def _bmp(data: bytes, max_frames: int) -> Header:
+    if struct.unpack_from("<I", data, 14)[0] == 12:
+        width, height = struct.unpack_from("<HH", data, 18)
+    else:
+        width, height = struct.unpack_from("<ii", data, 18)  # a negative height: the top row comes first
+    return Header("BMP", abs(width), abs(height), 1, 1, data)
+
+
+def _tiff(data: bytes, max_frames: int) -> Header:
+    tiff = read_tiff(data, max_frames)
+    return Header("TIFF", tiff.width, tiff.height, tiff.frames, tiff.orientation, tiff.data)
+
+
+_FORMATS: tuple[tuple[str, tuple[bytes, ...], Callable[[bytes, int], Header]], ...] = (
+    ("PNG", (b"\x89PNG\r\n\x1a\n",), _png),
+    ("JPEG", (b"\xff\xd8\xff",), _jpeg),
+    ("WEBP", (b"RIFF",), _webp),
+    ("GIF", (b"GIF87a", b"GIF89a"), _gif),
+    ("BMP", (b"BM",), _bmp),
+    ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
+)

@@ -1,0 +1,203 @@
+"""Text to token ids and back, exactly as Florence-2's original processor does it.
+
+The original adds 1024 tokens to BART's byte-level BPE when it is loaded; their ids follow the base
+vocabulary, in the order of `ADDED_TOKENS`. Files in the native layout hold them already. Both are read here,
+and both are checked: a model that gets `<loc_0>` under another id writes nonsense and no error.
+
+The files are read by `tokenizers`, the library under transformers' fast tokenizers: same ids, without the
+second that importing transformers takes, and without its class, which changes the shared tokenizer at each
+call and so fails ("Already borrowed") when two threads encode at once.
+
+Knows nothing about tasks, prompts, pictures or tensors. Does not cover: truncation (the original never does),
+tokenizers other than byte-level BPE with `<s>`, `<pad>` and `</s>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from florence.errors import CheckpointError, TaskError
+
+BOS, PAD, EOS = "<s>", "<pad>", "</s>"
+IMAGE = "<image>"  # only native files have it: stands for a picture position in transformers' own prompts
+
+# The order is the original processor's and gives the ids; "desciption" is its spelling.
+ADDED_TOKENS: tuple[str, ...] = (
+    *("<od>", "</od>", "<ocr>", "</ocr>"),
+    *(f"<loc_{bin_index}>" for bin_index in range(1000)),
+    *("<cap>", "</cap>", "<ncap>", "</ncap>", "<dcap>", "</dcap>", "<grounding>", "</grounding>"),
+    *("<seg>", "</seg>", "<sep>", "<region_cap>", "</region_cap>"),
+    *("<region_to_desciption>", "</region_to_desciption>", "<proposal>", "</proposal>"),
+    *("<poly>", "</poly>", "<and>"),
+)
+
+# Native checkpoints have one more token, `<image>`, and pad the embedding to a multiple of 64 rows.
+MAX_SPARE_ROWS = 1 + 64
+
+
+class Tokenizer:
+    """Encodes prompts and decodes answers; safe to use from several threads at once.
+
+    `size`: tokens of the base vocabulary and `ADDED_TOKENS`, without `<image>`.
+    `bos_id`, `pad_id`, `eos_id`: ids of `<s>`, `<pad>` and `</s>`.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        added = backend.get_added_tokens_decoder()
+        self._backend = backend
+        self._alone = {token_id: backend.decode([token_id], skip_special_tokens=False) for token_id in added}
+        self.size = backend.get_vocab_size(with_added_tokens=True) - (backend.token_to_id(IMAGE) is not None)
+        self.bos_id, self.pad_id, self.eos_id = (
+            _required_id(backend, content) for content in (BOS, PAD, EOS)
+        )
+
+    def encode(self, prompt: str) -> list[int]:
+        """`<s>` + the tokens of `prompt` + `</s>`; nothing is stripped and nothing is cut.
+
+        Raises TaskError when the text is no valid Unicode (JSON can spell half of a surrogate pair).
+        """
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TaskError(
+                f"the text holds half of a surrogate pair, U+{ord(prompt[error.start]):04X}, at character "
+                f"{error.start}: send whole Unicode characters"
+            ) from error
+        return list(self._backend.encode(prompt).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The raw text of `ids`, special tokens written out and spaces as they are.
+
+        Ids past the vocabulary (padding rows of the embedding) have no text. Bytes that form no character
+        become U+FFFD.
+        """
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[tuple[str, int, int]]:
+        """`decode(ids)` cut into (text, start, stop), `start:stop` being the tokens of `ids` it came from.
+
+        Each special or added token (`<loc_n>`, `<poly>`, `</s>`, ...) stands alone; tokens of plain text
+        between two of them form one piece, since a character can be spread over several tokens. The texts
+        joined are `decode(ids)` and the spans joined are `range(len(ids))`.
+        """
+        return [
+            (self._alone[ids[start]], start, stop)
+            if ids[start] in self._alone
+            else (self.decode(ids[start:stop]), start, stop)
+            for start, stop in self._spans(ids)
+        ]
+
+    def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+        start = 0
+        for position, token_id in enumerate(ids):
+            if token_id in self._alone:
+                if start < position:
+                    yield start, position
+                yield position, position + 1
+                start = position + 1
+        if start < len(ids):
+            yield start, len(ids)
+
+
+def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a checkpoint directory: `tokenizer.json`, or `vocab.json` with `merges.txt`.
+
+    `vocab_size`: rows of the model's embedding. Raises CheckpointError, saying what was expected and what was
+    found, when files are missing or unreadable, the added tokens stand elsewhere than in the original, or the
+    vocabulary does not fit the embedding.
+    """
+    backend = _read_backend(directory)
+    # A file may carry settings of the training run; the original encodes whole prompts.
+    backend.no_truncation()
+    backend.no_padding()
+    _complete_added_tokens(backend, directory)
+    tokenizer = Tokenizer(backend)
+    _check_size(tokenizer, vocab_size, directory)
+    _check_round_trip(tokenizer, directory)
+    return tokenizer
+
+
+def _read_backend(directory: Path) -> Backend:
+    file = directory / "tokenizer.json"
+    vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    try:
+        if file.is_file():
+            return Backend.from_file(str(file))
+        if vocab.is_file() and merges.is_file():
+            return _bart_backend(vocab, merges)
+    except Exception as error:  # the Rust library raises bare Exception for a file that it can't parse
+        raise CheckpointError(f"the tokenizer in {directory} can't be read: {error}") from error
+    raise CheckpointError(
+        f"{directory} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt; "
+        "copy the file from the checkpoint that this one was made from"
+    )
+
+
+def _bart_backend(vocab: Path, merges: Path) -> Backend:
+    """BART's byte-level BPE from its older two files."""
+    backend = Backend(models.BPE.from_file(str(vocab), str(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}",
+        special_tokens=[(content, _required_id(backend, content)) for content in (BOS, EOS)],
+    )
+    backend.add_special_tokens([BOS, PAD, EOS, "<unk>", AddedToken("<mask>", lstrip=True)])
+    return backend
+
+
+def _required_id(backend: Backend, content: str) -> int:
+    token_id = backend.token_to_id(content)
+    if token_id is None:
+        raise CheckpointError(f"the tokenizer has no {content} token, which Florence-2 needs")
+    return token_id
+
+
+def _complete_added_tokens(backend: Backend, directory: Path) -> None:
+    """Adds `ADDED_TOKENS` behind the base vocabulary, or checks that they stand there already."""
+    found = {content: backend.token_to_id(content) for content in ADDED_TOKENS}
+    if all(token_id is None for token_id in found.values()):
+        backend.add_special_tokens(
+            [AddedToken(content, special=True, normalized=False) for content in ADDED_TOKENS]
+        )
+        found = {content: backend.token_to_id(content) for content in ADDED_TOKENS}
+    extra = backend.token_to_id(IMAGE) is not None
+    first = (
+        backend.get_vocab_size(with_added_tokens=True) - extra - sum(i is not None for i in found.values())
+    )
+    for offset, content in enumerate(ADDED_TOKENS):
+        if found[content] != first + offset:
+            raise CheckpointError(
+                f"the tokenizer in {directory} does not have Florence-2's added tokens in their order right "
+                f"behind its base vocabulary: expected {content} as id {first + offset}, "
+                f"found {'none' if found[content] is None else found[content]}"
+            )
+
+
+def _check_size(tokenizer: Tokenizer, vocab_size: int, directory: Path) -> None:
+    if not 0 <= vocab_size - tokenizer.size <= MAX_SPARE_ROWS:
+        raise CheckpointError(
+            f"the tokenizer in {directory} does not fit the model: expected a vocabulary of {vocab_size} "
+            f"(the embedding's rows, of which {MAX_SPARE_ROWS} may be spare), found {tokenizer.size} tokens"
+        )
+
+
+def _check_round_trip(tokenizer: Tokenizer, directory: Path) -> None:
+    """Whether the added tokens are recognised in text, and framed by `<s>` and `</s>`."""
+    text = "".join(ADDED_TOKENS)
+    first = tokenizer.size - len(ADDED_TOKENS)
+    expected = [tokenizer.bos_id, *range(first, tokenizer.size), tokenizer.eos_id]
+    found = tokenizer.encode(text)
+    if found != expected or tokenizer.decode(expected) != BOS + text + EOS:
+        raise CheckpointError(
+            f"the tokenizer in {directory} does not write Florence-2's added tokens as single tokens between "
+            f"{BOS} and {EOS}: expected {_shortened(expected)}, found {_shortened(found)}"
+        )
+
+
+def _shortened(ids: list[int]) -> str:
+    return str(ids) if len(ids) <= 8 else f"{ids[:4]}...{ids[-2:]} ({len(ids)} ids)"

@@ -1,0 +1,86 @@
+"""Small pictures, drawn and encoded, that the tests of `florence.images` share."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# The modes that Pillow writes in a format.
+STORABLE = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "JPEG": ["1", "L", "RGB", "CMYK", "YCbCr"],
+    "WEBP": ["L", "LA", "P", "RGB", "RGBA"],
+    "GIF": ["1", "L", "LA", "P", "RGB", "RGBA"],
+    "BMP": ["1", "L", "P", "RGB", "RGBA"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F"],
+}
+FORMATS = list(STORABLE)
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F"]
+
+
+def drawn(width: int = 37, height: int = 23, mode: str = "RGB", frame: int = 0) -> Image.Image:
+    """A picture with something different in every corner, and in every frame."""
+    y, x = np.mgrid[:height, :width]
+    blue = (x + y + 60 * frame) % 256
+    pixels = np.stack([x * 255 // width, y * 255 // height, blue], axis=-1).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "LA":
+        return Image.merge("LA", image.split()[:2])
+    if mode == "LAB":
+        return Image.merge("LAB", image.split())
+    if mode == "I;16":
+        return Image.fromarray(pixels[..., 2].astype(np.uint16) * 257)
+    if mode in ("I", "F"):
+        return image.convert("L").convert(mode)
+    return image.convert(mode)
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def pillows(data: bytes) -> Image.Image:
+    """What Pillow alone makes of a file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def digest(image: Image.Image) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def same(left: Image.Image, right: Image.Image) -> bool:
+    return left.mode == right.mode and left.size == right.size and left.tobytes() == right.tobytes()
+
+
+def header_only(format: str, width: int, height: int) -> bytes:
+    """A file that claims this size and has no pixels to speak of."""
+    data = bytearray(saved(drawn(16, 16), format))
+    if format == "PNG":
+        body = b"IHDR" + struct.pack(">II", width, height) + bytes(data[24:29])
+        data[12:33] = body + struct.pack(">I", zlib.crc32(body))
+    elif format == "JPEG":
+        at = data.index(b"\xff\xc0")
+        data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    elif format == "GIF":
+        data[6:10] = struct.pack("<HH", width, height)
+    elif format == "BMP":
+        data[18:26] = struct.pack("<ii", width, -height)
+    elif format == "WEBP":
+        assert data[12:16] == b"VP8 "
+        data[26:30] = struct.pack("<HH", width, height)
+    else:
+        value = struct.pack("<HHII", 256, 4, 1, width), struct.pack("<HHII", 257, 4, 1, height)
+        at = struct.unpack_from("<I", data, 4)[0] + 2
+        data[at : at + 24] = b"".join(value)
+    return bytes(data)
