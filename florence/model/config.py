@@ -1,0 +1,266 @@
+"""The sizes of a Florence-2 model, read from its `config.json`.
+
+Both schemas are read: the one of Microsoft's original repositories and the native one of `transformers`.
+What the code does not honour is refused here by name, before a tensor is touched. Knows nothing about
+tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florence.errors import CheckpointError
+
+STAGES = 4
+"""Stages of every DaViT."""
+
+STRIDE = 32
+"""Pixels of the picture for one step of the tower's last stage: 4 * 2 * 2 * 2."""
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """Sizes of the DaViT tower (arXiv 2204.03645) and of the projector behind it; one entry a stage."""
+
+    dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    groups: tuple[int, ...]
+    window: int
+    mlp_ratio: float
+    qkv_bias: bool
+    max_positions: int
+    max_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class StackConfig:
+    """Sizes of BART's encoder or of its decoder."""
+
+    layers: int
+    heads: int
+    ffn_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """Sizes and token ids of the BART encoder-decoder (arXiv 1910.13461)."""
+
+    vocab_size: int
+    d_model: int
+    max_positions: int
+    activation: str
+    scale_embedding: bool
+    tied_head: bool
+    encoder: StackConfig
+    decoder: StackConfig
+    start_id: int
+    bos_id: int
+    pad_id: int
+    eos_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """How a checkpoint wants its beams searched when the caller does not say.
+
+    The original runs `language_model.generate`, so `text_config` rules there and its `generation_config.json`
+    is never used; native checkpoints keep the same settings in `generation_config.json`. Where neither
+    names one, the value of Microsoft's checkpoints holds. A forced id of None forces nothing.
+    """
+
+    num_beams: int
+    no_repeat_ngram_size: int
+    early_stopping: bool
+    length_penalty: float
+    forced_bos_id: int | None
+    forced_eos_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """All that `config.json` and `generation_config.json` say of a checkpoint."""
+
+    vision: VisionConfig
+    text: TextConfig
+    generation: GenerationDefaults
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Read `config.json` (and `generation_config.json` where it rules) of a checkpoint's directory.
+
+    Raises `CheckpointError` for a missing or malformed file and for anything that is not honoured.
+    """
+    raw = _read_json(directory / "config.json")
+    if raw.get("model_type") != "florence2":
+        raise CheckpointError(
+            f"{directory}: config.json has model_type {raw.get('model_type')!r}, expected 'florence2'"
+        )
+    vision, text = _Section(raw, "vision_config"), _Section(raw, "text_config")
+    native = "embed_dim" in vision.values
+    config = ModelConfig(
+        vision=_vision_config(vision, native),
+        text=_text_config(text, tied_default=bool(raw.get("tie_word_embeddings", True))),
+        generation=_generation_defaults(text.values, directory if native else None),
+    )
+    projection = vision.integer("projection_dim")
+    if projection != config.text.d_model:
+        raise CheckpointError(
+            f"vision_config.projection_dim is {projection}, but text_config.d_model is {config.text.d_model}"
+        )
+    return config
+
+
+def _vision_config(section: _Section, native: bool) -> VisionConfig:
+    section.require("patch_size", [7, 3, 3, 3])
+    section.require("patch_stride", [4, 2, 2, 2])
+    section.require("patch_padding", [3, 1, 1, 1])
+    section.require("patch_prenorm", [False, True, True, True])
+    section.require("image_feature_source", ["spatial_avg_pool", "temporal_avg_pool"])
+    section.require("activation_function", "gelu")
+    section.require("in_channels", 3)
+    if native:
+        positions, frames = (
+            section.integer("max_position_embeddings"),
+            section.integer("max_temporal_embeddings"),
+        )
+    else:
+        learned, cosine = (
+            _Section(section.values, "image_pos_embed"),
+            _Section(section.values, "visual_temporal_embedding"),
+        )
+        learned.require("type", "learned_abs_2d")
+        cosine.require("type", "COSINE")
+        positions, frames = learned.integer("max_pos_embeddings"), cosine.integer("max_temporal_embeddings")
+    dims = section.stages("embed_dim" if native else "dim_embed")
+    heads, groups = section.stages("num_heads"), section.stages("num_groups")
+    for name, counts in (("num_heads", heads), ("num_groups", groups)):
+        if any(dim % count for dim, count in zip(dims, counts, strict=True)):
+            raise CheckpointError(
+                f"vision_config.{name} {list(counts)} does not divide the dimensions {list(dims)}"
+            )
+    return VisionConfig(
+        dims=dims,
+        depths=section.stages("depths"),
+        heads=heads,
+        groups=groups,
+        window=section.integer("window_size"),
+        mlp_ratio=float(section.values.get("mlp_ratio", 4.0)),
+        qkv_bias=bool(section.values.get("qkv_bias", True)),
+        max_positions=positions,
+        max_frames=frames,
+    )
+
+
+def _text_config(section: _Section, tied_default: bool) -> TextConfig:
+    section.require("normalize_before", False)
+    section.require("add_final_layer_norm", False)
+    section.require("add_bias_logits", False)
+    activation = section.values.get("activation_function", "gelu")
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"text_config.activation_function is {activation!r}, supported: {', '.join(ACTIVATIONS)}"
+        )
+    d_model = section.integer("d_model")
+    stacks = {
+        side: StackConfig(
+            layers=section.integer(f"{side}_layers"),
+            heads=section.integer(f"{side}_attention_heads"),
+            ffn_dim=section.integer(f"{side}_ffn_dim"),
+        )
+        for side in ("encoder", "decoder")
+    }
+    for side, stack in stacks.items():
+        if d_model % stack.heads:
+            raise CheckpointError(
+                f"text_config.{side}_attention_heads {stack.heads} does not divide d_model {d_model}"
+            )
+    return TextConfig(
+        vocab_size=section.integer("vocab_size"),
+        d_model=d_model,
+        max_positions=section.integer("max_position_embeddings"),
+        activation=activation,
+        scale_embedding=bool(section.values.get("scale_embedding", False)),
+        tied_head=bool(section.values.get("tie_word_embeddings", tied_default)),
+        encoder=stacks["encoder"],
+        decoder=stacks["decoder"],
+        start_id=int(section.values.get("decoder_start_token_id", 2)),
+        bos_id=int(section.values.get("bos_token_id", 0)),
+        pad_id=int(section.values.get("pad_token_id", 1)),
+        eos_id=int(section.values.get("eos_token_id", 2)),
+    )
+
+
+def _generation_defaults(text: Mapping[str, Any], native_directory: Path | None) -> GenerationDefaults:
+    settings: dict[str, Any] = {
+        "num_beams": 3,
+        "no_repeat_ngram_size": 3,
+        "early_stopping": True,
+        "length_penalty": 1.0,
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": 2,
+    }
+    path = native_directory / "generation_config.json" if native_directory else None
+    if path and path.is_file():
+        settings |= {name: value for name, value in _read_json(path).items() if name in settings}
+    settings |= {name: text[name] for name in settings if name in text}
+    return GenerationDefaults(
+        num_beams=int(settings["num_beams"]),
+        no_repeat_ngram_size=int(settings["no_repeat_ngram_size"]),
+        early_stopping=bool(settings["early_stopping"]),
+        length_penalty=float(settings["length_penalty"]),
+        forced_bos_id=settings["forced_bos_token_id"],
+        forced_eos_id=settings["forced_eos_token_id"],
+    )
+
+
+class _Section:
+    """One object of `config.json`, with errors that say where in the file they are."""
+
+    def __init__(self, parent: Mapping[str, Any], name: str) -> None:
+        values = parent.get(name)
+        if not isinstance(values, dict):
+            raise CheckpointError(f"config.json has no object {name!r}")
+        self.name = name
+        self.values: dict[str, Any] = values
+
+    def integer(self, key: str) -> int:
+        value = self.values.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a positive integer")
+        return value
+
+    def stages(self, key: str) -> tuple[int, ...]:
+        value = self.values.get(key)
+        if (
+            not isinstance(value, Sequence)
+            or len(value) != STAGES
+            or any(not isinstance(item, int) or item < 1 for item in value)
+        ):
+            raise CheckpointError(
+                f"{self.name}.{key} is {value!r}, expected {STAGES} positive integers, one a stage"
+            )
+        return tuple(value)
+
+    def require(self, key: str, supported: object) -> None:
+        value = self.values.get(key, supported)
+        if value != supported:
+            raise CheckpointError(f"{self.name}.{key} is {value!r}, supported is only {supported!r}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds {type(values).__name__}, expected an object")
+    return values

@@ -1,0 +1,266 @@
+"""BART's encoder and decoder for inference: every cache is an argument, nothing is remembered between calls.
+
+Knows token ids, states, masks and caches; knows nothing about beams, slots or text. Layers are post-norm, as
+in BART (arXiv 1910.13461); module names are those of the checkpoints, so that loading is a change of prefix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from florence.model.config import StackConfig, TextConfig
+
+POSITION_OFFSET = 2
+"""BART's position table starts with two rows that no position uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeysValues:
+    """Keys and values of one attention, each [rows, heads, length, head_dim]."""
+
+    keys: Tensor
+    values: Tensor
+
+    def append(self, newer: KeysValues) -> KeysValues:
+        """The same rows with `newer`'s positions behind the present ones."""
+        return KeysValues(
+            torch.cat([self.keys, newer.keys], dim=2), torch.cat([self.values, newer.values], dim=2)
+        )
+
+    def select(self, rows: Tensor) -> KeysValues:
+        """Row i of the result is row `rows[i]` of this cache."""
+        return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
+
+    def row(self, index: int, length: int) -> KeysValues:
+        """The first `length` positions of one row, as a cache of one row, without a copy."""
+        return KeysValues(
+            self.keys[index : index + 1, :, :length], self.values[index : index + 1, :, :length]
+        )
+
+    def expand(self, rows: int) -> KeysValues:
+        """One row seen as `rows` rows, without a copy."""
+        return KeysValues(self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1))
+
+
+Cache = tuple[KeysValues, ...]
+"""One `KeysValues` for each decoder layer."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases on all four projections."""
+
+    def __init__(self, d_model: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.k_proj = nn.Linear(d_model, d_model)
+        self.v_proj = nn.Linear(d_model, d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def keys_values(self, states: Tensor) -> KeysValues:
+        """[rows, length, d_model] -> keys and values [rows, heads, length, head_dim]."""
+        return KeysValues(self._split(self.k_proj(states)), self._split(self.v_proj(states)))
+
+    def forward(self, states: Tensor, memory: KeysValues, mask: Tensor | None = None) -> Tensor:
+        """Attend from `states` [rows, queries, d_model] to `memory`; `mask` is true where attention is
+        allowed.
+
+        `mask` broadcasts to [rows, heads, queries, length].
+        """
+        queries = self._split(self.q_proj(states))
+        mixed = F.scaled_dot_product_attention(queries, memory.keys, memory.values, attn_mask=mask)
+        mixed = rearrange(mixed, "rows heads queries head_dim -> rows queries (heads head_dim)")
+        result: Tensor = self.out_proj(mixed)
+        return result
+
+    def _split(self, states: Tensor) -> Tensor:
+        return rearrange(
+            states, "rows length (heads head_dim) -> rows heads length head_dim", heads=self.heads
+        )
+
+
+class Layer(nn.Module):
+    """What encoder and decoder layers share: self-attention, then two linear layers, a norm behind each."""
+
+    def __init__(self, d_model: int, stack: StackConfig, activation: str) -> None:
+        super().__init__()
+        self.activation = _activation(activation)
+        self.fc1 = nn.Linear(d_model, stack.ffn_dim)
+        self.fc2 = nn.Linear(stack.ffn_dim, d_model)
+        self.final_layer_norm = nn.LayerNorm(d_model)
+        self.self_attn = Attention(d_model, stack.heads)
+        self.self_attn_layer_norm = nn.LayerNorm(d_model)
+
+    def feed_forward(self, states: Tensor) -> Tensor:
+        """[rows, length, d_model] -> the same shape."""
+        result: Tensor = self.final_layer_norm(states + self.fc2(self.activation(self.fc1(states))))
+        return result
+
+
+class EncoderLayer(Layer):
+    """Self-attention and feed-forward."""
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """[rows, length, d_model] -> the same shape; `mask` broadcasts to [rows, heads, length, length]."""
+        attended = self.self_attn(states, self.self_attn.keys_values(states), mask)
+        return self.feed_forward(self.self_attn_layer_norm(states + attended))
+
+
+class DecoderLayer(Layer):
+    """Causal self-attention, cross-attention and feed-forward."""
+
+    def __init__(self, d_model: int, stack: StackConfig, activation: str) -> None:
+        super().__init__(d_model, stack, activation)
+        self.encoder_attn = Attention(d_model, stack.heads)
+        self.encoder_attn_layer_norm = nn.LayerNorm(d_model)
+
+    def forward(
+        self,
+        states: Tensor,
+        past: KeysValues | None,
+        cross: KeysValues,
+        mask: Tensor | None,
+        cross_mask: Tensor | None,
+    ) -> tuple[Tensor, KeysValues]:
+        """One block over `states` [rows, length, d_model] behind `past`; returns the states and the longer
+        cache."""
+        present = self.self_attn.keys_values(states)
+        memory = past.append(present) if past else present
+        states = self.self_attn_layer_norm(states + self.self_attn(states, memory, mask))
+        states = self.encoder_attn_layer_norm(states + self.encoder_attn(states, cross, cross_mask))
+        return self.feed_forward(states), memory
+
+
+class Stack(nn.Module):
+    """What encoder and decoder share: positions, the norm behind them, and layers."""
+
+    layers: nn.ModuleList
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.d_model)
+        self.layernorm_embedding = nn.LayerNorm(config.d_model)
+
+    def place(self, embeddings: Tensor, first: int) -> Tensor:
+        """Add positions `first`, `first + 1`, ... to embeddings [rows, length, d_model] and normalise."""
+        start = first + POSITION_OFFSET
+        positions = self.embed_positions.weight[start : start + embeddings.shape[1]]
+        result: Tensor = self.layernorm_embedding(embeddings + positions)
+        return result
+
+
+class Encoder(Stack):
+    """BART's encoder over picture and prompt tokens."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        stack = config.encoder
+        self.layers = nn.ModuleList(
+            EncoderLayer(config.d_model, stack, config.activation) for _ in range(stack.layers)
+        )
+
+    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[rows, length, d_model] -> the same shape; `mask` [rows, length] is false on padding."""
+        states = self.place(embeddings, 0)
+        allowed = None if mask is None else mask[:, None, None, :]  # [rows, 1, 1, length]
+        for layer in self.layers:
+            states = layer(states, allowed)
+        return states
+
+
+class Decoder(Stack):
+    """BART's decoder over generated tokens."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        stack = config.decoder
+        self.layers = nn.ModuleList(
+            DecoderLayer(config.d_model, stack, config.activation) for _ in range(stack.layers)
+        )
+
+    def cross(self, encoded: Tensor) -> Cache:
+        """Cross-attention keys and values of every layer for encoder states [rows, length, d_model]."""
+        layers = cast("Iterable[DecoderLayer]", self.layers)
+        return tuple(layer.encoder_attn.keys_values(encoded) for layer in layers)
+
+    def forward(
+        self, embeddings: Tensor, past: Cache | None, cross: Cache, cross_mask: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Run `embeddings` [rows, length, d_model] behind `past`.
+
+        `cross_mask` [rows, encoder length] is false on padding. Returns the last states [rows, length,
+        d_model] and the cache with the new positions in it.
+        """
+        length = embeddings.shape[1]
+        before = past[0].keys.shape[2] if past else 0
+        causal = torch.ones(length, before + length, dtype=torch.bool, device=embeddings.device).tril(before)
+        mask = causal if length > 1 else None  # a single query may see everything before it
+        allowed = None if cross_mask is None else cross_mask[:, None, None, :]
+        states, present = self.place(embeddings, before), []
+        for index, layer in enumerate(self.layers):
+            states, memory = layer(states, past[index] if past else None, cross[index], mask, allowed)
+            present.append(memory)
+        return states, tuple(present)
+
+
+class LanguageModel(nn.Module):
+    """Shared embedding, encoder, decoder and head."""
+
+    final_logits_bias: Tensor
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        # Zero in BART; the original adds it to the logits, so a fine-tune that holds another is honoured.
+        self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[rows, length] -> [rows, length, d_model]."""
+        embeddings: Tensor = self.shared(token_ids)
+        return embeddings * self.scale
+
+    def encode(self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode picture tokens [rows, tokens, d_model] followed by prompt ids [rows, length].
+
+        `mask` [rows, tokens + length] is false on padding, or None where there is none.
+        """
+        # `scale_embedding` scales the prompt's embeddings only: the original hands both to BART as they are.
+        states: Tensor = self.encoder(torch.cat([picture_tokens, self.embed(prompt_ids)], dim=1), mask)
+        return states
+
+    def decode(
+        self, token_ids: Tensor, past: Cache | None, cross: Cache, cross_mask: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Decoder states [rows, length, d_model] of `token_ids` [rows, length] behind `past`, and the longer
+        cache."""
+        result: tuple[Tensor, Cache] = self.decoder(self.embed(token_ids), past, cross, cross_mask)
+        return result
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., d_model] -> float32 [..., vocab]."""
+        scores: Tensor = self.lm_head(states)
+        # In place: a vocabulary of scores for each row is the largest tensor of a step.
+        return scores.float().add_(self.final_logits_bias.float())
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    choices: dict[str, Callable[[Tensor], Tensor]] = {
+        "gelu": F.gelu,
+        "gelu_new": partial(F.gelu, approximate="tanh"),
+        "relu": F.relu,
+        "silu": F.silu,
+    }
+    return choices[name]

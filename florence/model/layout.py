@@ -1,0 +1,97 @@
+"""Names of tensors: from the names of `Florence2Model` to those of the two checkpoint layouts.
+
+The original layout is that of Microsoft's repositories, the native one that of `transformers`. Pure functions
+on names; nothing is loaded here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+Layout = Literal["original", "native"]
+
+SHARED, HEAD, BIAS = "language.shared.weight", "language.lm_head.weight", "language.final_logits_bias"
+
+_MARKS: dict[Layout, str] = {
+    "original": "vision_tower.convs.0.proj.weight",
+    "native": "model.vision_tower.convs.0.conv.weight",
+}
+_PREFIXES: dict[Layout, dict[str, str]] = {
+    "original": {
+        "language.lm_head.": "language_model.lm_head.",
+        "language.final_logits_bias": "language_model.final_logits_bias",
+        "language.": "language_model.model.",
+        "vision.tower.": "vision_tower.",
+        "vision.projector.rows.": "image_pos_embed.row_embeddings.",
+        "vision.projector.columns.": "image_pos_embed.column_embeddings.",
+        "vision.projector.temporal": "visual_temporal_embed.pos_idx_to_embed",
+        "vision.projector.projection.weight": "image_projection",
+        "vision.projector.norm.": "image_proj_norm.",
+    },
+    "native": {
+        "language.lm_head.": "lm_head.",
+        "language.": "model.language_model.",
+        "vision.tower.": "model.vision_tower.",
+        "vision.projector.rows.": "model.multi_modal_projector.image_position_embed.row_embeddings.",
+        "vision.projector.columns.": "model.multi_modal_projector.image_position_embed.column_embeddings.",
+        "vision.projector.temporal": "model.multi_modal_projector.visual_temporal_embed.pos_idx_to_embed",
+        "vision.projector.projection.": "model.multi_modal_projector.image_projection.",
+        "vision.projector.norm.": "model.multi_modal_projector.image_proj_norm.",
+    },
+}
+# timm's names inside the tower to those of the layouts, applied one after another.
+_TOWER: dict[Layout, tuple[tuple[str, str], ...]] = {
+    "original": (
+        (r"\.stem\.", r".stages.0.downsample."),
+        (r"\.stages\.(\d+)\.downsample\.conv\.", r".convs.\1.proj."),
+        (r"\.stages\.(\d+)\.downsample\.", r".convs.\1."),
+        (r"\.stages\.(\d+)\.blocks\.(\d+)\.", r".blocks.\1.\2."),
+        (r"\.spatial_block\.norm1\.", r".spatial_block.window_attn.norm."),
+        (r"\.channel_block\.norm1\.", r".channel_block.channel_attn.norm."),
+        (r"\.spatial_block\.attn\.", r".spatial_block.window_attn.fn."),
+        (r"\.channel_block\.attn\.", r".channel_block.channel_attn.fn."),
+        (r"\.norm2\.", r".ffn.norm."),
+        (r"\.mlp\.", r".ffn.fn.net."),
+        (r"\.cpe(\d)\.proj\.", r".conv\1.fn.dw."),
+    ),
+    "native": (
+        (r"\.stem\.", r".stages.0.downsample."),
+        (r"\.stages\.(\d+)\.downsample\.", r".convs.\1."),
+        (r"\.stages\.(\d+)\.blocks\.(\d+)\.", r".blocks.\1.\2."),
+        (r"\.spatial_block\.attn\.", r".spatial_block.window_attn."),
+        (r"\.channel_block\.attn\.", r".channel_block.channel_attn."),
+        (r"\.mlp\.", r".ffn."),
+        (r"\.cpe(\d)\.proj\.", r".conv\1."),
+    ),
+}
+
+
+def find_layout(names: Iterable[str]) -> Layout | None:
+    """The layout of a file with these tensors, or None where they are not a Florence-2."""
+    present = set(names)
+    return next((layout for layout, mark in _MARKS.items() if mark in present), None)
+
+
+def checkpoint_name(name: str, layout: Layout) -> str:
+    """What a checkpoint of this layout calls the model's tensor `name`."""
+    prefixes = _PREFIXES[layout]
+    prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len)
+    renamed = prefixes[prefix] + name.removeprefix(prefix)
+    if prefix == "vision.tower.":
+        for pattern, replacement in _TOWER[layout]:
+            renamed = re.sub(pattern, replacement, renamed)
+    return renamed
+
+
+def shared_aliases(layout: Layout) -> frozenset[str]:
+    """Further names under which a file may hold the shared embedding: encoder's and decoder's."""
+    stem = checkpoint_name("language.", layout)
+    return frozenset(f"{stem}{side}.embed_tokens.weight" for side in ("encoder", "decoder"))
+
+
+def is_transposed(name: str, layout: Layout) -> bool:
+    """Whether the layout stores the model's tensor `name` as [in, out]: the original's projection is used as
+    `x @ W`."""
+    return layout == "original" and name == "vision.projector.projection.weight"
