@@ -1,0 +1,259 @@
+"""Plain beam search, one request at a time: the definition of "exact".
+
+It does what Microsoft's original code gets from transformers 4.46's `generate` (`_beam_search`,
+`BeamSearchScorer`, `_sample` without sampling), in the order that code does it, with Python lists where it
+has tensors. Every faster path is tested against it. It knows scores and token ids; where the scores come from
+is the caller's `advance`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from florence.engine.request import GenerationOptions, Request
+from florence.errors import EngineError
+from florence.model.florence2 import Florence2Model
+from florence.model.language import Cache, LanguageModel
+
+Advance = Callable[[Sequence[int], Sequence[int]], Tensor]
+"""`advance(parents, tokens)` -> float32 logits [beams, vocab]: beam i now continues beam `parents[i]` with
+`tokens[i]`."""
+
+UNREACHABLE = -1e9
+"""Score of the beams that don't exist yet at the first step: all start from the first one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """Special token ids; a forced id of None forces nothing."""
+
+    start_id: int
+    eos_id: int
+    forced_bos_id: int | None
+    forced_eos_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A sequence with its start token, the log-probability of each generated token, and their penalised
+    mean."""
+
+    token_ids: list[int]
+    token_logprobs: list[float]
+    score: float
+
+
+def generate(advance: Advance, options: GenerationOptions, rules: TokenRules) -> Hypothesis:
+    """The best sequence for one request: greedy with one beam, beam search with more.
+
+    Raises `EngineError` when the logits are not numbers, and whatever `advance` raises.
+    """
+    search = start_search(options, rules)
+    while not search.done:
+        search.take(advance(search.parents, search.tokens))
+    return search.best()
+
+
+def generate_alone(model: Florence2Model, request: Request, rules: TokenRules) -> Hypothesis:
+    """The answer to `request`, with nobody else on the device: what every faster path must give."""
+    device = model.language.shared.weight.device
+    pictures = model.look(torch.from_numpy(request.pixels)[None].to(device))
+    encoded = model.encode(pictures, torch.tensor([request.prompt_ids], device=device))
+    return generate(plain_advance(model.language, encoded, request.options.num_beams), request.options, rules)
+
+
+def plain_advance(language: LanguageModel, encoded: Tensor, beams: int) -> Advance:
+    """Steps of the decoder over one request's encoder states [1, length, d_model], its cache copied at each
+    reorder."""
+    cross = tuple(layer.expand(beams) for layer in language.decoder.cross(encoded))
+    past: Cache | None = None
+
+    def advance(parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        nonlocal past
+        if past is not None:
+            rows = torch.tensor(parents, device=encoded.device)
+            past = tuple(layer.select(rows) for layer in past)
+        token_ids = torch.tensor(tokens, device=encoded.device)[:, None]  # [beams, 1]
+        states, past = language.decode(token_ids, past, cross)
+        return language.logits(states[:, -1])  # [beams, vocab]
+
+    return advance
+
+
+def start_search(options: GenerationOptions, rules: TokenRules) -> Search:
+    """The search that `options` ask for, before its first step."""
+    return GreedySearch(options, rules) if options.num_beams == 1 else BeamSearch(options, rules)
+
+
+class Search(ABC):
+    """A search between two steps of the decoder.
+
+    `tokens`: what each beam reads next. `parents`: the beam that each one continues, of the step before.
+    `done`: whether `best` is final. Give the logits of the next step to `take` until it is done.
+    """
+
+    def __init__(self, options: GenerationOptions, rules: TokenRules) -> None:
+        self.options = options
+        self.rules = rules
+        self.sequences = [[rules.start_id]] * options.num_beams
+        self.logprobs = [list[float]()] * options.num_beams
+        self.parents = [0] * options.num_beams
+        self.done = False
+
+    @property
+    def tokens(self) -> list[int]:
+        return [sequence[-1] for sequence in self.sequences]
+
+    def take(self, logits: Tensor) -> None:
+        """Choose the next tokens by float32 `logits` [beams, vocab]. Raises `EngineError` when they are no
+        numbers."""
+        if bool(logits.isnan().any()):
+            raise EngineError("the model gave values that are not numbers for this request")
+        self._choose(logits)
+
+    @abstractmethod
+    def _choose(self, logits: Tensor) -> None: ...
+
+    @abstractmethod
+    def best(self) -> Hypothesis:
+        """The best sequence so far; final once the search is done."""
+
+
+class GreedySearch(Search):
+    """One beam: the most likely token at each step."""
+
+    def _choose(self, logits: Tensor) -> None:
+        # Greedy search rules tokens out on raw logits, beam search on log-probabilities.
+        scores = apply_rules(logits, self.sequences, self.options, self.rules)[0]
+        token = int(scores.argmax())
+        self.logprobs = [[*self.logprobs[0], float(scores.log_softmax(dim=-1)[token])]]
+        self.sequences = [[*self.sequences[0], token]]
+        self.done = token == self.rules.eos_id or len(self.sequences[0]) == self.options.max_length
+
+    def best(self) -> Hypothesis:
+        logprobs = self.logprobs[0]
+        score = sum(logprobs) / len(logprobs) ** self.options.length_penalty
+        return Hypothesis(self.sequences[0], logprobs, score)
+
+
+class BeamSearch(Search):
+    """Several beams; finished sequences compete by their penalised mean log-probability."""
+
+    def __init__(self, options: GenerationOptions, rules: TokenRules) -> None:
+        super().__init__(options, rules)
+        self.totals = [0.0] + [UNREACHABLE] * (options.num_beams - 1)
+        self.finished = FinishedHypotheses(options)
+
+    def _choose(self, logits: Tensor) -> None:
+        beams, eos_id = self.options.num_beams, self.rules.eos_id
+        scores = apply_rules(logits.log_softmax(dim=-1), self.sequences, self.options, self.rules)
+        candidates = scores + torch.tensor(self.totals, device=scores.device)[:, None]  # [beams, vocab]
+        best, flat = candidates.flatten().topk(2 * beams)  # at most one EOS a beam: enough stay open
+        values = scores.flatten()[flat].tolist()
+        parents: list[int] = []
+        sequences, logprobs, totals = [], [], []
+        vocab = scores.shape[-1]
+        for rank, (total, index, value) in enumerate(zip(best.tolist(), flat.tolist(), values, strict=True)):
+            parent, token = divmod(index, vocab)
+            sequence, history = [*self.sequences[parent], token], [*self.logprobs[parent], value]
+            if token == eos_id:
+                if rank < beams:  # one that ranks behind the open beams is dropped
+                    self.finished.add(sequence, history, total)
+            elif len(parents) < beams:
+                parents.append(parent)
+                sequences.append(sequence)
+                logprobs.append(history)
+                totals.append(total)
+        self.parents, self.sequences, self.logprobs, self.totals = parents, sequences, logprobs, totals
+        length = len(sequences[0])
+        if self.finished.is_done(best=float(best[0]), generated=length - 1):
+            self.done = True
+        elif length == self.options.max_length:
+            for sequence, history, total in zip(sequences, logprobs, totals, strict=True):
+                self.finished.add(sequence, history, total)
+            self.done = True
+
+    def best(self) -> Hypothesis:
+        return self.finished.best()
+
+
+@dataclass(slots=True)
+class FinishedHypotheses:
+    """The `num_beams` best finished hypotheses of one request."""
+
+    options: GenerationOptions
+    kept: list[Hypothesis] = field(default_factory=list)
+
+    def add(self, token_ids: list[int], token_logprobs: list[float], total: float) -> None:
+        """Keep a finished sequence if it is among the best; of equal scores the earlier one goes first."""
+        score = total / len(token_logprobs) ** self.options.length_penalty
+        full = len(self.kept) == self.options.num_beams
+        if full and score <= self.worst:
+            return
+        self.kept.append(Hypothesis(token_ids, token_logprobs, score))
+        if full:
+            del self.kept[min(range(len(self.kept)), key=lambda index: self.kept[index].score)]
+
+    @property
+    def worst(self) -> float:
+        """Score of the worst one kept."""
+        return min(hypothesis.score for hypothesis in self.kept)
+
+    def is_done(self, best: float, generated: int) -> bool:
+        """Whether no open beam can win; `best` is the highest total among this step's candidates."""
+        if len(self.kept) < self.options.num_beams:
+            return False
+        if self.options.early_stopping is True:
+            return True
+        penalty = self.options.length_penalty
+        at_full_length = self.options.early_stopping == "never" and penalty > 0.0
+        length = self.options.max_new_tokens if at_full_length else generated
+        return bool(self.worst >= best / length**penalty)
+
+    def best(self) -> Hypothesis:
+        """The one with the highest score; of equal ones the last kept."""
+        return max(reversed(self.kept), key=lambda hypothesis: hypothesis.score)
+
+
+def apply_rules(
+    scores: Tensor, sequences: Sequence[Sequence[int]], options: GenerationOptions, rules: TokenRules
+) -> Tensor:
+    """Scores [beams, vocab] with -inf on tokens that may not come next.
+
+    In the original's order: repeated n-grams (the start token counts as part of the sequence), EOS before
+    `min_new_tokens`, the forced first token, the forced last token.
+    """
+    scores = scores.clone()
+    for row, sequence in enumerate(sequences):
+        banned = repeated_tokens(sequence, options.no_repeat_ngram_size)
+        scores[row, banned] = -torch.inf
+    length = len(sequences[0])
+    if length - 1 < options.min_new_tokens:
+        scores[:, rules.eos_id] = -torch.inf
+    if length == 1 and rules.forced_bos_id is not None:
+        scores = _only(scores, rules.forced_bos_id)
+    if length == options.max_length - 1 and rules.forced_eos_id is not None:
+        scores = _only(scores, rules.forced_eos_id)
+    return scores
+
+
+def repeated_tokens(sequence: Sequence[int], size: int) -> list[int]:
+    """Tokens that would complete an n-gram of `size` which `sequence` already holds; none for a size of 0."""
+    if size == 0 or len(sequence) < size:
+        return []
+    last = list(sequence[len(sequence) - size + 1 :])
+    starts = range(len(sequence) - size + 1)
+    return [
+        sequence[start + size - 1] for start in starts if list(sequence[start : start + size - 1]) == last
+    ]
+
+
+def _only(scores: Tensor, token: int) -> Tensor:
+    forced = torch.full_like(scores, -torch.inf)
+    forced[:, token] = 0.0
+    return forced

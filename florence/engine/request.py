@@ -1,0 +1,80 @@
+"""What the engine takes and what it gives back. Imports no torch: policy and device meet in these values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_BEAMS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How one request is decoded; everything is decided, nothing left to defaults.
+
+    `early_stopping`: True stops once `num_beams` hypotheses are finished, False once no open beam can beat
+    them as it stands, "never" once none can even at full length (the three meanings of transformers'
+    `generate`).
+    """
+
+    num_beams: int
+    max_new_tokens: int
+    min_new_tokens: int
+    no_repeat_ngram_size: int
+    early_stopping: bool | Literal["never"]
+    length_penalty: float
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence, the start token counted."""
+        return 1 + self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One picture and one prompt.
+
+    `pixels`: uint8 [height, width, 3] at the model's input size. `prompt_ids`: with `<s>` and `</s>`.
+    `deadline`: a reading of `time.monotonic()` after which nobody waits for the answer. `digest`: of the
+    pixels, made by whoever makes the request, off the engine's thread; requests with the same one share what
+    the tower saw.
+    """
+
+    pixels: NDArray[np.uint8]
+    prompt_ids: tuple[int, ...]
+    options: GenerationOptions
+    deadline: float | None = None
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", sha256(self.pixels.data).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTimings:
+    """Seconds that a request waited, was encoded (tower and encoder), and was decoded."""
+
+    queue_s: float
+    encode_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The engine's answer.
+
+    `token_ids`: the start token, then the generated ones up to EOS. `token_logprobs`: one for each generated
+    token, so one fewer; forced tokens have 0. `score`: their sum over length ** length_penalty.
+    `picture_tokens`: how many tokens the picture became.
+    """
+
+    token_ids: tuple[int, ...]
+    token_logprobs: tuple[float, ...]
+    score: float
+    finish_reason: Literal["stop", "length"]
+    picture_tokens: int
+    timings: EngineTimings

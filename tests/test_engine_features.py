@@ -1,0 +1,58 @@
+"""A picture is encoded once while it is remembered, and the memory stays bounded."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from florence.engine.features import FeatureCache
+
+
+@dataclass(frozen=True)
+class Features:
+    of: int
+    nbytes: int = 10
+
+
+class Tower:
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, pictures: list[int]) -> list[Features]:
+        self.seen += pictures
+        return [Features(picture) for picture in pictures]
+
+
+def look(cache: FeatureCache[Features], tower: Tower, pictures: list[int]) -> list[int]:
+    digests = [str(picture).encode() for picture in pictures]
+    return [features.of for features in cache.look(digests, pictures, tower)]
+
+
+def test_a_picture_that_comes_again_or_twice_at_once_is_encoded_once() -> None:
+    cache, tower = FeatureCache[Features](100), Tower()
+    assert look(cache, tower, [1, 2, 1]) == [1, 2, 1]
+    assert look(cache, tower, [2, 3]) == [2, 3]
+    assert tower.seen == [1, 2, 3]
+    assert (cache.hits, cache.misses) == (2, 3)
+
+
+def test_the_least_recently_used_go_first() -> None:
+    cache, tower = FeatureCache[Features](30), Tower()
+    look(cache, tower, [1, 2, 3])
+    look(cache, tower, [1])
+    look(cache, tower, [4])
+    assert look(cache, tower, [1, 3, 4]) == [1, 3, 4]
+    assert tower.seen == [1, 2, 3, 4]
+    look(cache, tower, [2])
+    assert tower.seen[-1] == 2
+
+
+def test_answers_are_right_and_memory_is_bounded_whatever_comes() -> None:
+    """Random streams, batches larger than the memory, and a memory of nothing."""
+    dice = random.Random(3)
+    for limit in (0, 10, 70):
+        cache, tower = FeatureCache[Features](limit), Tower()
+        for _ in range(200):
+            batch = [dice.randint(0, 12) for _ in range(dice.randint(1, 12))]
+            assert look(cache, tower, batch) == batch
+            assert sum(features.nbytes for features in cache._features.values()) == cache._bytes <= limit

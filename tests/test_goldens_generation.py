@@ -1,0 +1,86 @@
+"""Token ids and scores are those of Microsoft's original code: alone, and in a crowd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from goldens import Goldens, load_float32, options_of, remember_pictures, rules_of, sequence_of
+from safetensors.torch import load_file, save_file
+
+from florence.engine.reference import Hypothesis, generate_alone
+from florence.engine.request import Request
+from florence.engine.runner import Decoding, Runner
+
+
+def request_of(goldens: Goldens, case: dict[str, Any], row: int) -> Request:
+    return Request(goldens.pixels(case["images"][row]), tuple(case["input_ids"][row]), options_of(case))
+
+
+def check(case: dict[str, Any], row: int, hypothesis: Hypothesis) -> None:
+    """Ids equal; log-probabilities and score within float32 rounding."""
+    best = row * case["effective"]["num_return_sequences"]
+    assert hypothesis.token_ids == sequence_of(case, row), case["id"]
+    ours = np.array(hypothesis.token_logprobs)
+    expected = np.array(case["transition_scores"][best][: len(ours)], dtype=float)
+    assert ours == pytest.approx(expected, abs=2e-3), case["id"]
+    if case.get("sequences_scores"):
+        assert hypothesis.score == pytest.approx(float(case["sequences_scores"][best]), abs=1e-3), case["id"]
+
+
+@torch.inference_mode()
+def test_every_case_alone_is_the_originals(goldens: Goldens) -> None:
+    """Greedy, 3 and 5 beams, length limits, penalties, with and without the n-gram rule and forced tokens."""
+    cases = goldens.single_cases()
+    assert len(cases) > 100
+    for case, row in cases:
+        check(case, row, generate_alone(goldens.model, request_of(goldens, case, row), rules_of(case)))
+
+
+def finish(runner: Runner, decodings: Iterable[Decoding]) -> None:
+    """Decode all of them together, each leaving at its own end."""
+    left = list(decodings)
+    while left:
+        for decoding, logits in zip(left, runner.step(left), strict=True):
+            decoding.search.take(logits)
+        left = [decoding for decoding in left if not decoding.search.done]
+
+
+def test_every_case_in_a_crowd_is_the_originals(goldens: Goldens) -> None:
+    """All pictures, prompts, beams and lengths at once: nobody's answer depends on the neighbours."""
+    groups: dict[Any, list[tuple[dict[str, Any], int]]] = {}
+    for case, row in goldens.single_cases():
+        groups.setdefault(rules_of(case), []).append((case, row))
+    for rules, cases in groups.items():
+        runner = Runner(goldens.model)
+        runner.rules = rules
+        for start in range(0, len(cases), 40):
+            crowd = cases[start : start + 40]
+            decodings = runner.encode([request_of(goldens, case, row) for case, row in crowd])
+            finish(runner, decodings)
+            for (case, row), decoding in zip(crowd, decodings, strict=True):
+                check(case, row, decoding.search.best())
+                at_limit = len(sequence_of(case, row)) == case["effective"]["max_length"]
+                forced = case["effective"]["forced_eos_token_id"] is not None
+                if forced:
+                    assert runner.was_cut(decoding.search.best(), decoding.request) is at_limit
+
+
+@torch.inference_mode()
+def test_an_untied_head_is_used_as_it_is(goldens: Goldens, tmp_path: Path) -> None:
+    """A fine-tune whose head differs from its embedding answers with its own head."""
+    (tmp_path / "config.json").write_bytes((goldens.checkpoint / "config.json").read_bytes())
+    tensors = load_file(goldens.checkpoint / "model.safetensors")
+    tensors |= load_file(goldens.folder / "variants" / "untied" / "lm_head.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = remember_pictures(load_float32(tmp_path))
+    assert not torch.equal(model.language.lm_head.weight, model.language.shared.weight)
+    by_id = {case["id"]: case for case in goldens.values["generation"]}
+    for untied in goldens.values["variants"]["untied"]["cases"]:
+        case = by_id[untied["id"].removesuffix("-untied")]
+        hypothesis = generate_alone(model, request_of(goldens, case, 0), rules_of(case))
+        assert hypothesis.token_ids == sequence_of(case | untied, 0), untied["id"]
