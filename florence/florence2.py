@@ -1,0 +1,269 @@
+"""Florence-2 as a Python object: load a checkpoint, run tasks on pictures, get typed answers.
+
+Pictures are read in a small thread pool and handed to the engine's thread, so `submit` returns at once from
+any thread or event loop. Knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypedDict, Unpack
+
+from PIL import Image
+
+from florence.engine.request import Generation
+from florence.engine.scheduler import BatchLimits
+from florence.errors import Closed, ImageError, OptionError, Overloaded, TaskError
+from florence.images import ImageLimits, load_image
+from florence.loading import Loaded, LoadOptions, load
+from florence.pipeline import Picture, Pipeline, Prepared, TaskText
+from florence.schemas import Answer, read_generation_parameters
+
+IMAGE_THREADS = 2
+"""Threads that read pictures: decoders release the interpreter's lock, and the engine needs the other
+cores."""
+
+IN_FLIGHT = 32
+"""Requests that `run_many` keeps in flight: enough to keep the device busy, few enough to keep memory
+flat."""
+
+Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
+"""Picture, task, and the task's text or region where it takes one."""
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of one request; one that is left out, or None, is as the checkpoint says (the original's
+    settings).
+
+    `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
+    `num_beams`: 1 to 8. `max_new_tokens`: 1024 unless said, and never more than the model has positions.
+    `timeout_s`: seconds until `DeadlineExceeded`.
+    """
+
+    region: TaskText
+    num_beams: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    no_repeat_ngram_size: int | None
+    early_stopping: bool | None
+    length_penalty: float | None
+    timeout_s: float | None
+
+
+class Florence2:
+    """A loaded checkpoint on one device; make one with `Florence2.load`. Safe to use from many threads.
+
+    Use it as a context manager, or call `close` at the end.
+    """
+
+    def __init__(self, loaded: Loaded, max_queue: int) -> None:
+        self._pipeline = loaded.pipeline
+        self._engine = loaded.engine
+        self._info = loaded.info
+        self._max_queue = max_queue
+        self._readers = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="florence-reader")
+        self._finishers = ThreadPoolExecutor(1, thread_name_prefix="florence-finisher")
+        self._reading = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        limits: ImageLimits | None = None,
+        batches: BatchLimits | None = None,
+        threads: int | None = None,
+    ) -> Florence2:
+        """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
+
+        `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:<n>". `dtype`: "auto" (bfloat16 where
+        the processor multiplies it natively, else float32), "float32", "bfloat16", "float16". `limits`: on
+        pictures. `batches`: how many requests wait, are encoded and decode at once. `threads`: CPU threads of
+        the model, None for torch's choice.
+
+        Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
+        device or dtype that is not there.
+        """
+        batches = batches or BatchLimits()
+        options = LoadOptions(revision, device, dtype, limits or ImageLimits(), batches, threads)
+        return cls(load(name, options), batches.max_queue)
+
+    def submit(
+        self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]
+    ) -> Future[Answer]:
+        """Start one task on one picture; the answer comes in the future.
+
+        `image`: a PIL picture, taken as it is, or bytes or a path, turned by their EXIF orientation first.
+        `task`: a token such as "<OD>" or a name such as "object_detection". `text`: what the task reads
+        besides the picture. Cancelling the future frees the device at its next step.
+
+        Raises nothing: the future has `TaskError`, `RegionError`, `ImageError`, `OptionError`, `Overloaded`,
+        `DeadlineExceeded`, `EngineError` or `Closed`, or `OSError` for a path that can't be read.
+        """
+        outer: Future[Answer] = Future()
+        try:
+            self._admit()
+            if isinstance(image, Image.Image):  # its file may be closed before a reader comes to it
+                image = load_image(image, self._pipeline.limits)
+        except ImageError as error:
+            self._leave()
+            outer.set_exception(error)
+            return outer
+        except Overloaded as error:
+            outer.set_exception(error)
+            return outer
+        call = _Call(self._pipeline, image, task, text, options, time.monotonic())
+        try:
+            self._readers.submit(self._start, call, outer)
+        except RuntimeError:  # the pool's way to say that it was shut down
+            self._leave()
+            outer.set_exception(Closed("this model was closed"))
+        return outer
+
+    def run(self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]) -> Answer:
+        """`submit` and wait for the answer; raises what the future has."""
+        return self.submit(image, task, text, **options).result()
+
+    def run_many(self, items: Iterable[Item], **options: Unpack[RunOptions]) -> list[Answer | Exception]:
+        """Answers of many (picture, task) or (picture, task, text) items, in their order.
+
+        An item that fails has its exception in its place; the others are not touched by it. Items are taken
+        from the iterable as room comes free, so a generator may read pictures as they are needed.
+        """
+        answers: list[Answer | Exception] = []
+        in_flight: deque[Future[Answer]] = deque()
+        for item in items:
+            if len(in_flight) >= min(IN_FLIGHT, self._max_queue):
+                answers.append(_outcome(in_flight.popleft()))
+            in_flight.append(self.submit(*item, **options))
+        return answers + [_outcome(future) for future in in_flight]
+
+    def warm_up(self) -> None:
+        """Run a grey picture through every part, so that the first caller does not wait for it."""
+        self.run(Image.new("RGB", (64, 64), "grey"), "<CAPTION>", max_new_tokens=4)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self._engine.ready
+
+    @property
+    def checkpoint(self) -> str:
+        """The name that every answer says, with the revision where the checkpoint has one."""
+        return self._pipeline.checkpoint
+
+    def info(self) -> dict[str, Any]:
+        """What runs, and how: checkpoint, revision, device, dtype, limits, generation settings, tasks."""
+        return dict(self._info)
+
+    def close(self, *, drain_s: float | None = None) -> None:
+        """Take no more requests, finish those that came (for at most `drain_s` seconds), and free the device.
+
+        Requests that are not finished by then fail with `Closed`. Closing twice does nothing.
+        """
+        self._readers.shutdown(wait=True)
+        self._engine.close(drain_s=drain_s)
+        self._finishers.shutdown(wait=True)
+
+    def __enter__(self) -> Florence2:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _admit(self) -> None:
+        """Count a picture that will be read, unless as many as may wait are waiting already."""
+        with self._lock:
+            waiting = self._reading + self._engine.waiting
+            if waiting >= self._max_queue:
+                raise self._engine.overloaded(waiting)
+            self._reading += 1
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._reading -= 1
+
+    def _start(self, call: _Call, outer: Future[Answer]) -> None:
+        """In a reader: prepare the request and hand it to the engine."""
+        try:
+            if outer.cancelled():
+                return
+            prepared = call.prepare()
+            inner = self._engine.submit(prepared.request)
+        except Exception as error:  # noqa: BLE001  (it is the answer, and goes into the future)
+            _settle(outer, error)
+            return
+        finally:
+            self._leave()
+        outer.add_done_callback(lambda future: inner.cancel() if future.cancelled() else None)
+        inner.add_done_callback(lambda _: self._finishers.submit(self._finish, call, prepared, inner, outer))
+
+    def _finish(
+        self, call: _Call, prepared: Prepared, inner: Future[Generation], outer: Future[Answer]
+    ) -> None:
+        """In a finisher: make the typed answer, off the engine's thread."""
+        if inner.cancelled():
+            return
+        try:
+            generation = inner.result()
+            _settle(outer, self._pipeline.answer(prepared, generation, time.monotonic() - call.started))
+        except Exception as error:  # noqa: BLE001  (as above)
+            _settle(outer, error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of `submit`, until its picture is read."""
+
+    pipeline: Pipeline
+    image: Picture
+    task: str
+    text: TaskText
+    options: RunOptions
+    started: float
+
+    def prepare(self) -> Prepared:
+        """Check and read everything that the call holds."""
+        options: dict[str, Any] = dict(self.options)
+        region, timeout_s = options.pop("region", None), options.pop("timeout_s", None)
+        if self.text is not None and region is not None:
+            raise TaskError("both text and region are given; a task takes one of them")
+        if timeout_s is not None and not 0 < timeout_s < float("inf"):
+            raise OptionError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
+        return self.pipeline.prepare(
+            self.image,
+            self.task,
+            self.text if region is None else region,
+            read_generation_parameters(options),
+            None if timeout_s is None else self.started + timeout_s,
+        )
+
+
+def _outcome(future: Future[Answer]) -> Answer | Exception:
+    """The answer, or the exception in its place."""
+    try:
+        return future.result()
+    except Exception as error:  # noqa: BLE001  (handed to the caller, item by item)
+        return error
+
+
+def _settle(future: Future[Answer], outcome: Answer | Exception) -> None:
+    """Put the outcome into the future, unless it was cancelled meanwhile."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

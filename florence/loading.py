@@ -1,0 +1,105 @@
+"""From a checkpoint's name to a running engine and the pipeline before it.
+
+The one place that reads all files of a checkpoint and checks that they fit each other.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from florence.engine.loop import Engine, TokenLimits
+from florence.engine.runner import Runner
+from florence.engine.scheduler import BatchLimits
+from florence.errors import CheckpointError
+from florence.hub import resolve_checkpoint
+from florence.images import ImageLimits, Preprocessing, read_preprocessing
+from florence.model.checkpoint import count_parameters, load_model
+from florence.model.config import STRIDE, ModelConfig, read_config
+from florence.model.devices import pick_device, pick_dtype
+from florence.model.vision import Normalize
+from florence.pipeline import Pipeline
+from florence.tasks import TASKS
+from florence.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load and run a checkpoint; `Florence2.load` says what each means."""
+
+    revision: str | None
+    device: str
+    dtype: str
+    limits: ImageLimits
+    batches: BatchLimits
+    threads: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint that answers. `info` says what runs, and how, in values that JSON can hold."""
+
+    pipeline: Pipeline
+    engine: Engine
+    info: dict[str, Any]
+
+
+def load(name: str, options: LoadOptions) -> Loaded:
+    """Find, read, check and place a checkpoint, and start its engine's thread.
+
+    Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
+    device or dtype that is not there.
+    """
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    checkpoint = resolve_checkpoint(name, options.revision)
+    config = read_config(checkpoint.directory)
+    preprocessing = read_preprocessing(checkpoint.directory)
+    limits = _token_limits(config, preprocessing)
+    tokenizer = load_tokenizer(checkpoint.directory, config.text.vocab_size)
+    normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
+    model = load_model(checkpoint.directory, normalize, tokenizer.size, device, dtype)
+    pipeline = Pipeline(
+        checkpoint=checkpoint.label,
+        tokenizer=tokenizer,
+        preprocessing=preprocessing,
+        defaults=config.generation,
+        limits=options.limits,
+        max_new_tokens=limits.max_new_tokens,
+    )
+    info = {
+        "checkpoint": checkpoint.name,
+        "revision": checkpoint.revision,
+        "parameters": count_parameters(model),
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "picture_size": [preprocessing.height, preprocessing.width],
+        "limits": asdict(limits) | asdict(options.limits) | asdict(options.batches),
+        "generation": asdict(config.generation),
+        "tasks": list(TASKS),
+    }
+    engine = Engine(Runner(model), limits, options.batches, threads=options.threads)
+    log.info("loaded %s on %s as %s", checkpoint.label, info["device"], info["dtype"])
+    return Loaded(pipeline, engine, info)
+
+
+def _token_limits(config: ModelConfig, preprocessing: Preprocessing) -> TokenLimits:
+    """The longest prompt and output, and a check that the pictures' size fits the tower."""
+    height, width = preprocessing.height, preprocessing.width
+    most = STRIDE * config.vision.max_positions
+    if height % STRIDE or width % STRIDE or max(height, width) > most:
+        raise CheckpointError(
+            f"preprocessor_config.json resizes to {height}x{width} pixels; "
+            f"the tower needs multiples of {STRIDE} up to {most}"
+        )
+    picture_tokens = 1 + (height // STRIDE) * (width // STRIDE)
+    room = config.text.max_positions - picture_tokens
+    if room < 1:
+        raise CheckpointError(
+            f"a picture of {height}x{width} pixels is {picture_tokens} tokens, "
+            f"the encoder has positions for {config.text.max_positions}"
+        )
+    return TokenLimits(max_new_tokens=config.text.max_positions, max_prompt_tokens=room)

@@ -1,0 +1,149 @@
+"""From a caller's picture and task to the engine's request, and from its tokens to the typed answer.
+
+The one place that joins the rooms: pictures, tasks, regions, tokens and answers. Knows nothing about threads,
+devices or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from florence.answers import Piece, parse_answer
+from florence.engine.request import Generation, GenerationOptions, Request
+from florence.errors import TaskError
+from florence.images import ImageLimits, Preprocessing, load_image, resize_pixels
+from florence.model.config import GenerationDefaults
+from florence.regions import region_text
+from florence.schemas import Answer, GenerationParameters, ImageSize, Timings, Usage
+from florence.tasks import Input, Task, build_prompt, get_task
+from florence.tokenizer import Tokenizer
+
+DEFAULT_MAX_NEW_TOKENS = 1024
+"""What Microsoft's examples and the deployments in use ask for; the original's own limit would be 20
+tokens."""
+
+T = TypeVar("T")
+Picture = Image.Image | bytes | str | Path
+TaskText = str | Sequence[float] | None
+"""A text, or a region: four numbers in pixels or `<loc_n>` text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request for the engine, and what the answer will need to know of it."""
+
+    task: Task
+    image_size: tuple[int, int]
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Turns pictures and tasks into requests, and generations into answers, for one checkpoint.
+
+    `max_new_tokens`: positions of the checkpoint's decoder; longer wishes are cut to it. `checkpoint`: its
+    name, said in every answer.
+    """
+
+    checkpoint: str
+    tokenizer: Tokenizer
+    preprocessing: Preprocessing
+    defaults: GenerationDefaults
+    limits: ImageLimits
+    max_new_tokens: int
+
+    def prepare(
+        self,
+        image: Picture,
+        task: str,
+        text: TaskText,
+        parameters: GenerationParameters,
+        deadline: float | None = None,
+    ) -> Prepared:
+        """Check and read everything that a request holds.
+
+        `image`: a PIL picture as it is, or bytes or a path, which are turned by their EXIF orientation.
+        `task`: a token or an endpoint's name. `deadline`: a reading of `time.monotonic()`.
+
+        Raises `TaskError`, `RegionError`, `ImageError`, `ImageTooLarge`, and `OSError` for a path that can't
+        be read.
+        """
+        known = get_task(task)
+        # The task's rule first: cheaper than decoding a picture.
+        build_prompt(known, text if text is None or isinstance(text, str) else str(tuple(text)))
+        picture = load_image(image, self.limits)
+        prompt = build_prompt(known, _input_text(known, text, picture.size))
+        size = self.preprocessing
+        request = Request(
+            pixels=resize_pixels(picture, size.height, size.width, size.resample),
+            prompt_ids=tuple(self.tokenizer.encode(prompt)),
+            options=self.options(parameters),
+            deadline=deadline,
+        )
+        return Prepared(known, picture.size, request)
+
+    def options(self, parameters: GenerationParameters) -> GenerationOptions:
+        """The parameters with the checkpoint's own settings in place of those that are None."""
+        wished, defaults = parameters, self.defaults
+        fewest = wished.min_new_tokens or 0
+        most = wished.max_new_tokens or max(DEFAULT_MAX_NEW_TOKENS, fewest)
+        return GenerationOptions(
+            num_beams=_either(wished.num_beams, defaults.num_beams),
+            max_new_tokens=min(most, self.max_new_tokens),
+            min_new_tokens=fewest,
+            no_repeat_ngram_size=_either(wished.no_repeat_ngram_size, defaults.no_repeat_ngram_size),
+            early_stopping=_either(wished.early_stopping, defaults.early_stopping),
+            length_penalty=_either(wished.length_penalty, defaults.length_penalty),
+        )
+
+    def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
+        """The typed answer of what the engine generated, `total_s` seconds after the request came."""
+        token_ids = list(generation.token_ids)
+        raw_text = self.tokenizer.decode(token_ids)
+        width, height = prepared.image_size
+        parsed = parse_answer(
+            prepared.task.token,
+            raw_text,
+            image_size=prepared.image_size,
+            pieces=[Piece(*piece) for piece in self.tokenizer.pieces(token_ids)],
+            token_logprobs=[0.0, *generation.token_logprobs],  # the start token was given, not generated
+        )
+        timings = generation.timings
+        return Answer(
+            task=prepared.task.token,
+            result=parsed.result,
+            image_size=ImageSize(width=width, height=height),
+            finish_reason=generation.finish_reason,
+            usage=Usage(
+                picture_tokens=generation.picture_tokens,
+                prompt_tokens=len(prepared.request.prompt_ids),
+                generated_tokens=len(generation.token_logprobs),
+            ),
+            timings=Timings(
+                queue_s=timings.queue_s, encode_s=timings.encode_s, decode_s=timings.decode_s, total_s=total_s
+            ),
+            checkpoint=self.checkpoint,
+            raw_text=raw_text,
+            token_ids=token_ids,
+            token_logprobs=list(generation.token_logprobs),
+        )
+
+
+def _input_text(task: Task, text: TaskText, image_size: tuple[int, int]) -> str | None:
+    """What goes into the task's prompt: the text as it is, or the region as locations."""
+    if text is None:
+        return None
+    if task.input is Input.REGION:
+        return region_text(text, image_size)
+    if not isinstance(text, str):
+        raise TaskError(f"{task.token} takes a text, not a region, for example {task.example!r}")
+    return text
+
+
+def _either(wished: T | None, default: T) -> T:
+    return default if wished is None else wished

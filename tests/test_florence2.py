@@ -1,0 +1,269 @@
+"""The Python library, on the small random checkpoint: the original's answers, and one outcome for each
+item."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from goldens import Goldens, sequence_of
+from PIL import Image
+
+from florence import Florence2, parse_answer
+from florence.engine.scheduler import BatchLimits
+from florence.errors import (
+    Closed,
+    DeadlineExceeded,
+    ImageError,
+    OptionError,
+    Overloaded,
+    RegionError,
+    SettingsError,
+    TaskError,
+)
+from florence.schemas import Answer, Detections, Text
+from florence.tasks import TASKS, Input
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def model(goldens: Goldens) -> Iterator[Florence2]:
+    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", threads=1) as model:
+        yield model
+
+
+@pytest.fixture
+def picture(goldens: Goldens) -> Path:
+    return goldens.path("a0_rgb_640x480.png")
+
+
+def default_cases(goldens: Goldens) -> list[dict[str, Any]]:
+    """Three-beam cases with the checkpoint's own settings, one for each task that has one."""
+    return [
+        case
+        for case in goldens.values["generation"]
+        if case["id"] in {f"A-beam3-{name}" for name in
+                          ("caption", "od", "ocr_with_region", "region_proposal", "region_to_category",
+                           "open_vocabulary_detection", "referring_expression_segmentation")}
+    ]  # fmt: skip
+
+
+def test_answers_are_the_originals_from_picture_to_json(model: Florence2, goldens: Goldens) -> None:
+    """Ids, text and JSON; options left out are the original's effective ones."""
+    cases = default_cases(goldens)
+    assert len(cases) == 7
+    for case in cases:
+        token = case["tasks"][0]
+        text = case["texts"][0].removeprefix(token) or None
+        name = case["images"][0]
+        # The goldens are of the stored pixels: a PIL picture is taken as it is, without an EXIF turn.
+        answer = model.run(
+            Image.open(goldens.path(name)), token, text, max_new_tokens=case["params"]["max_new_tokens"]
+        )
+        assert answer.token_ids == sequence_of(case, 0), case["id"]
+        assert answer.raw_text == case["text"][0]
+        assert answer.florence() == case["post_process_text"][0]
+        assert answer.token_logprobs == pytest.approx(case["transition_scores"][0], abs=2e-3)
+        assert answer.usage.picture_tokens == 577
+        assert answer.usage.prompt_tokens == len(case["input_ids"][0])
+        size = (answer.image_size.width, answer.image_size.height)
+        parsed = parse_answer(token, answer.raw_text, image_size=size)
+        assert parsed.florence() == answer.florence()
+
+
+def test_all_fifteen_tasks_answer_by_token_and_by_name(model: Florence2, picture: Path) -> None:
+    for task in TASKS.values():
+        text = task.example if task.input is not Input.NONE else None
+        by_token = model.run(picture, task.token, text, max_new_tokens=8)
+        by_name = model.run(picture, task.name, text, max_new_tokens=8)
+        assert by_token.task == by_name.task == task.token
+        assert by_token.token_ids == by_name.token_ids
+        assert by_token.finish_reason == ("length" if len(by_token.token_ids) == 9 else "stop")
+
+
+def test_every_detection_has_a_score_between_0_and_1(model: Florence2, goldens: Goldens) -> None:
+    case = next(case for case in goldens.values["generation"] if case["id"] == "A-beam3-boxes-od")
+    answer = model.run(
+        Image.open(goldens.path(case["images"][0])),
+        case["tasks"][0],
+        max_new_tokens=case["params"]["max_new_tokens"],
+    )
+    assert isinstance(answer.result, Detections)
+    assert answer.result.detections
+    assert all(d.score is not None and 0 <= d.score <= 1 for d in answer.result.detections)
+
+
+def test_bytes_and_paths_are_turned_and_pil_pictures_are_taken_as_they_are(
+    model: Florence2, goldens: Goldens
+) -> None:
+    path = goldens.path("a4_exif6_500x375.jpg")
+    with Image.open(path) as picture:
+        width, height = picture.size
+        answers = [
+            model.run(image, "<CAPTION>", max_new_tokens=2) for image in (path, path.read_bytes(), picture)
+        ]
+    sizes = [(answer.image_size.width, answer.image_size.height) for answer in answers]
+    assert sizes == [(height, width), (height, width), (width, height)]
+
+
+def test_a_pil_picture_may_be_closed_once_it_is_submitted(model: Florence2, goldens: Goldens) -> None:
+    with Image.open(goldens.path("a0_rgb_640x480.png")) as picture:
+        future = model.submit(picture, "<CAPTION>", max_new_tokens=2)
+    assert future.result(PATIENCE_S).image_size.width == 640
+
+
+def test_a_damaged_pil_picture_fails_in_its_future(model: Florence2, goldens: Goldens) -> None:
+    data = goldens.path("a0_rgb_640x480.png").read_bytes()
+    with Image.open(io.BytesIO(data[: len(data) // 2])) as picture:
+        future = model.submit(picture, "<CAPTION>")
+    with pytest.raises(ImageError):
+        future.result(PATIENCE_S)
+
+
+def test_a_region_is_the_same_as_pixels_and_as_locations(model: Florence2, picture: Path) -> None:
+    """640 x 480 pixels; as `region`, as `text`, and as `<loc_n>` text."""
+    locations = "<loc_100><loc_200><loc_500><loc_750>"
+    box = (64.0, 96.0, 320.0, 360.0)
+    answers = [
+        model.run(picture, "<REGION_TO_OCR>", region=box, max_new_tokens=8),
+        model.run(picture, "<REGION_TO_OCR>", box, max_new_tokens=8),
+        model.run(picture, "<REGION_TO_OCR>", locations, max_new_tokens=8),
+    ]
+    assert len({tuple(answer.token_ids) for answer in answers}) == 1
+
+
+def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(model: Florence2, picture: Path) -> None:
+    answers = model.run_many(
+        [
+            (picture, "<CAPTION>"),
+            (b"no picture", "<CAPTION>"),
+            (picture, "<OD>", "text that it does not take"),
+            (picture, "<REGION_TO_CATEGORY>", (10, 10, 9000, 20)),
+            ("no/such/file.png", "<OCR>"),
+            (picture, "<CAPTION_TO_PHRASE_GROUNDING>", "a car"),
+        ],
+        max_new_tokens=4,
+    )
+    assert [type(answer) for answer in answers[:4]] == [Answer, ImageError, TaskError, RegionError]
+    assert isinstance(answers[4], ImageError | OSError)
+    assert isinstance(answers[5], Answer)
+    assert answers[5].task == "<CAPTION_TO_PHRASE_GROUNDING>"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_beams": 9}, OptionError, "num_beams must be an integer from 1 to 8"),
+        ({"temperature": 1.0}, OptionError, "unknown option 'temperature'"),
+        ({"timeout_s": 0}, OptionError, "timeout_s must be"),
+        ({"region": (1, 2, 3, 4)}, TaskError, "takes no"),
+        ({"text": "a", "region": (1, 2, 3, 4)}, TaskError, "both text and region"),
+    ],
+)
+def test_wrong_options_say_what_to_change(
+    model: Florence2, picture: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        model.run(picture, "<CAPTION>", **options)
+
+
+def test_options_change_the_generation(model: Florence2, picture: Path) -> None:
+    few = model.run(picture, "<OD>", max_new_tokens=5)
+    assert (len(few.token_ids), few.finish_reason) == (6, "length")
+    many = model.run(picture, "<OD>", min_new_tokens=70, max_new_tokens=80)
+    assert len(many.token_ids) > 70
+    greedy = model.run(picture, "<CAPTION>", num_beams=1, max_new_tokens=20)
+    wide = model.run(picture, "<CAPTION>", num_beams=5, max_new_tokens=20)
+    assert greedy.token_ids != wide.token_ids
+
+
+def test_a_deadline_that_passes_is_said(model: Florence2, picture: Path) -> None:
+    with pytest.raises(DeadlineExceeded):
+        model.run(picture, "<OD>", timeout_s=1e-6)
+
+
+def test_a_cancelled_future_is_never_answered_and_later_ones_are(model: Florence2, picture: Path) -> None:
+    futures = [model.submit(picture, "<MORE_DETAILED_CAPTION>", min_new_tokens=1000) for _ in range(3)]
+    assert all(future.cancel() for future in futures)
+    started = time.monotonic()
+    assert model.run(picture, "<CAPTION>", max_new_tokens=3).finish_reason == "length"
+    assert time.monotonic() - started < PATIENCE_S
+    with pytest.raises(CancelledError):
+        futures[0].result(0)
+
+
+def test_more_than_the_queue_holds_is_refused_and_the_rest_answered(goldens: Goldens, picture: Path) -> None:
+    tight = BatchLimits(max_batch_size=1, max_queue=3)
+    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", batches=tight) as model:
+        futures = [model.submit(picture, "<CAPTION>", max_new_tokens=2) for _ in range(20)]
+        outcomes = [future.exception(PATIENCE_S) for future in futures]
+    refused = [outcome for outcome in outcomes if outcome is not None]
+    assert refused
+    assert all(isinstance(outcome, Overloaded) and outcome.retry_after_s >= 1 for outcome in refused)
+    assert len(outcomes) - len(refused) >= 3
+
+
+def test_closing_answers_what_came_and_refuses_the_rest(goldens: Goldens, picture: Path) -> None:
+    model = Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32")
+    assert model.ready
+    futures = [model.submit(picture, "<CAPTION>", max_new_tokens=2) for _ in range(3)]
+    model.close()
+    assert not model.ready
+    assert all(isinstance(future.result(0), Answer) for future in futures)
+    with pytest.raises(Closed):
+        model.run(picture, "<CAPTION>")
+    model.close()
+
+
+def test_many_threads_get_their_own_answers(model: Florence2, goldens: Goldens) -> None:
+    """Each thread's answer is what the same request gets alone."""
+    names = ["a0_rgb_640x480.png", "a2_l_1024x256.png", "a3_p_64x64.png"]
+    requests = [(goldens.path(name), task) for name in names for task in ("<CAPTION>", "<OD>")]
+    alone = [model.run(path, task, max_new_tokens=6).token_ids for path, task in requests]
+    together: dict[int, Future[Answer]] = {}
+
+    def ask(index: int) -> None:
+        together[index] = model.submit(*requests[index], max_new_tokens=6)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[index].result(PATIENCE_S).token_ids for index in range(len(requests))] == alone
+
+
+def test_info_says_what_runs(model: Florence2, goldens: Goldens) -> None:
+    info = model.info()
+    assert info["checkpoint"] == str(goldens.checkpoint)
+    assert (info["device"], info["dtype"]) == ("cpu", "float32")
+    assert info["picture_size"] == [768, 768]
+    assert info["generation"]["num_beams"] == 3
+    assert len(info["tasks"]) == 15
+    assert model.run(Image.new("L", (9, 9)), "<CAPTION>", max_new_tokens=2).checkpoint == model.checkpoint
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precisions_answer_too(goldens: Goldens, picture: Path, dtype: str) -> None:
+    """A choice: same interface, answers that may drift."""
+    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype=dtype) as model:
+        model.warm_up()
+        buffer = io.BytesIO()
+        Image.open(picture).save(buffer, "WEBP")
+        answer = model.run(buffer.getvalue(), "<CAPTION>", max_new_tokens=8)
+        assert isinstance(answer.result, Text)
+        assert model.info()["dtype"] == dtype
+
+
+def test_a_wrong_device_or_dtype_is_refused(goldens: Goldens) -> None:
+    with pytest.raises(SettingsError, match="dtype 'int4'"):
+        Florence2.load(str(goldens.checkpoint), dtype="int4")
+    with pytest.raises(SettingsError, match="device 'tpu'"):
+        Florence2.load(str(goldens.checkpoint), device="tpu")
