@@ -1,0 +1,73 @@
+"""Makes the demo checkpoint's tokenizer: byte-level BPE learned on this world's texts, in BART's layout.
+
+Knows nothing about pictures or the network. Ids: <s> <pad> </s> <unk> 0 to 3, the learned entries, <mask>,
+then the 1024 tokens that Microsoft's processor adds, in its order, then <image>.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from florence.demo.scenes import Limits, Split, make_scene, scene_rng
+from florence.demo.truths import questions
+from florence.demo.typeface import Typeface
+from florence.demo.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORDS
+from florence.tasks import TASKS, build_prompt
+from florence.tokenizer import ADDED_TOKENS, IMAGE
+
+SPECIAL: Final = ("<s>", "<pad>", "</s>", "<unk>")
+_LARGEST_BASE: Final = 1400
+_SCENES: Final = 400
+
+
+def make_tokenizer() -> Tokenizer:
+    """The demo's tokenizer; the same each time."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_LARGEST_BASE, special_tokens=list(SPECIAL), show_progress=False, min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*ADDED_TOKENS, IMAGE)])
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes tokenizer.json and tokenizer_config.json."""
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024,
+        "clean_up_tokenization_spaces": False,
+        "bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>", "mask_token": "<mask>",
+    }  # fmt: skip
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _texts() -> Iterator[str]:
+    """What the tokenizer learns from: each name at the start and inside of a text, prompts, answers."""
+    names = (*SHAPES, *COLOURS, *SIZES, *NUMBERS, *WORDS, "word", "The", "In", "To", "On", "an", "a")
+    for name in names:
+        yield from (name, f" {name}") * 4
+    typeface = Typeface()
+    for index in range(_SCENES):
+        rng = scene_rng(Split.SAMPLES, 0, index)
+        scene = make_scene(rng, typeface, Limits(things=(1, 6)))
+        for question in questions(scene, rng) if scene.things else ():
+            yield _unlocated(build_prompt(TASKS[question.task], question.text))
+            yield _unlocated(question.answer)
+
+
+def _unlocated(text: str) -> str:
+    """The words alone; locations are tokens of their own and are never learned."""
+    return text.split("<loc_")[0]

@@ -1,0 +1,115 @@
+"""The frozen plan of the demo checkpoint's training: sizes of the network, stages of the training.
+
+Knows nothing about how either is done. Change a number here and the checkpoint is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from florence.demo.scenes import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes of the network. The picture's side is a multiple of 32; the window divides every stage's map."""
+
+    side: int = 160
+    dims: tuple[int, ...] = (32, 64, 128, 192)
+    heads: tuple[int, ...] = (1, 2, 4, 6)
+    depths: tuple[int, ...] = (1, 1, 2, 1)
+    window: int = 5
+    width: int = 192  # of the language model
+    text_heads: int = 6
+    encoder_layers: int = 2
+    decoder_layers: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of training.
+
+    answers: questions per picture, 0 trains the tower alone on a plain head. blur: width in bins of the
+    Gaussian that stands for a location's target. head_weight: weight of the plain head's loss. rate: learning
+    rate at the start and at the end, linear between. word_weight: weight of a token that is no location.
+    """
+
+    name: str
+    pictures: int
+    limits: Limits
+    answers: int
+    blur: float
+    head_weight: float
+    rate: tuple[float, float]
+    word_weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that decides the result: sizes, stages, seed, and how often each task is asked."""
+
+    sizes: Sizes = Sizes()
+    stages: tuple[Stage, ...] = ()
+    seed: int = 1
+    batch: int = 16  # pictures a step
+    warm_up: int = 200  # steps at the start of each stage named with a rising rate
+    weight_decay: float = 0.02
+    most_gradient: float = 1.0
+    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.pictures // self.batch for stage in self.stages)
+
+    def stage_at(self, step: int) -> tuple[Stage, float]:
+        """The stage of a step, and how far through it the step is, 0 to 1."""
+        for stage in self.stages:
+            length = stage.pictures // self.batch
+            if step < length:
+                return stage, step / length
+            step -= length
+        return self.stages[-1], 1.0
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step; it rises from nothing at the start of the first two stages."""
+        stage, through = self.stage_at(step)
+        rate = stage.rate[0] + (stage.rate[1] - stage.rate[0]) * through
+        steps_in = through * (stage.pictures // self.batch)
+        return rate * min(1.0, (steps_in + 1) / self.warm_up) if stage in self.stages[:2] else rate
+
+
+SHARES: Final[Mapping[str, float]] = MappingProxyType(
+    {
+        "<CAPTION>": 4.0,
+        "<DETAILED_CAPTION>": 1.6,
+        "<MORE_DETAILED_CAPTION>": 1.2,
+        "<CAPTION_TO_PHRASE_GROUNDING>": 2.5,
+        "<OD>": 5.0,
+        "<DENSE_REGION_CAPTION>": 2.0,
+        "<REGION_PROPOSAL>": 1.5,
+        "<OCR>": 1.2,
+        "<OCR_WITH_REGION>": 1.2,
+        "<REFERRING_EXPRESSION_SEGMENTATION>": 1.0,
+        "<REGION_TO_SEGMENTATION>": 1.0,
+        "<OPEN_VOCABULARY_DETECTION>": 1.2,
+        "<REGION_TO_CATEGORY>": 1.0,
+        "<REGION_TO_DESCRIPTION>": 1.0,
+        "<REGION_TO_OCR>": 0.8,
+    }
+)
+
+_MAIN = 1e-3
+PLAN: Final = Plan(
+    stages=(
+        Stage("see", 32_000, Limits(things=(1, 4)), 0, 25.0, 1.0, (1.5e-3, 1.5e-3)),
+        Stage("speak", 10_000, Limits(things=(1, 2)), 4, 20.0, 0.5, (_MAIN, _MAIN)),
+        Stage("widen", 56_000, Limits(things=(1, 4), word_share=0.55), 4, 12.0, 0.6, (_MAIN, 0.85 * _MAIN)),
+        Stage(
+            "settle", 38_400, Limits(things=(1, 6), word_share=0.55), 4, 6.0, 0.5, (0.85 * _MAIN, 0.0), 2.0
+        ),
+        Stage("sharpen", 8_000, Limits(things=(1, 6), word_share=0.55), 4, 1.5, 0.3, (2.5e-4, 0.0), 2.0),
+    )
+)

@@ -1,0 +1,212 @@
+"""Draws lots for scenes: which things stand where, before what background. Seeded and without side effects.
+
+Knows nothing about pixels (see `drawing`) or task texts (see `truths`). All coordinates are pixels of the
+picture.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+
+from florence.demo.shapes import TURN, Points, answer_polygon, turned, unit_outline
+from florence.demo.typeface import Typeface
+from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+
+MOST_THINGS: Final = 6
+MOST_OVERLAP: Final = 0.12  # of the smaller of two boxes
+LEFT_GAP: Final = 0.05  # of the width, between the left edges of any two things: the reading order is clear
+_BORDER: Final = 0.02
+_CONTRAST: Final = 95.0  # distance in RGB between a thing and its background
+_TRIES: Final = 60
+
+
+class Split(IntEnum):
+    """Which stream of random numbers a scene comes from; no scene of one is in another."""
+
+    TRAIN = 1
+    HELD_OUT = 2
+    SAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be drawn: number of things, share of scenes with words, square root of the picture's area."""
+
+    things: tuple[int, int] = (1, 4)
+    word_share: float = 0.45
+    side: tuple[int, int] = (160, 320)
+    aspect: float = 1.9  # longer side over the shorter, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Thing:
+    """One thing: a shape, or a printed word (then `text` is set and `size` is empty).
+
+    outline: [N, 2] vertices as drawn; of a word the four corners, clockwise from where reading starts.
+    """
+
+    shape: str
+    colour: str
+    size: str
+    text: str
+    rgb: Rgb
+    turn: float  # degrees clockwise
+    outline: Points = field(repr=False)
+    font_size: int = 0
+
+    @property
+    def box(self) -> Box:
+        low, high = self.outline.min(axis=0), self.outline.max(axis=0)
+        return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        x1, y1, x2, y2 = self.box
+        return (x1 + x2) / 2, (y1 + y2) / 2
+
+    @property
+    def polygon(self) -> Points:
+        """[N, 2] the outline as answers write it; of a ring the outer edge."""
+        return self.outline if self.text else answer_polygon(self.shape, self.outline)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A picture before it is drawn. `things` go from left to right, `layers` (their indices) upwards."""
+
+    width: int
+    height: int
+    tone: str
+    texture: str
+    base: Rgb
+    things: tuple[Thing, ...]
+    layers: tuple[int, ...]
+    texture_seed: int
+    jpeg_quality: int | None
+
+
+def scene_rng(split: Split, seed: int, index: int) -> np.random.Generator:
+    """The random numbers of one scene: disjoint between splits, seeds and indices by construction."""
+    return np.random.default_rng([int(split), seed, index])
+
+
+def make_scene(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> Scene:
+    """A scene within the limits; fewer things than drawn by lot where no room was left for the last."""
+    area_side = rng.uniform(*limits.side)
+    ratio = math.exp(rng.uniform(-1, 1) * math.log(limits.aspect))
+    width, height = round(area_side * math.sqrt(ratio)), round(area_side / math.sqrt(ratio))
+    tone = str(rng.choice(list(TONES)))
+    base = _background_colour(rng, tone)
+    count = int(rng.integers(limits.things[0], limits.things[1] + 1))
+    words = int(rng.random() < limits.word_share)
+    words += int(words and count > 2 and rng.random() < 0.3)
+    placed: list[Thing] = []
+    for number in range(count):
+        thing = _place(rng, typeface, (width, height), base, placed, is_word=number < words)
+        if thing is not None:
+            placed.append(thing)
+    order = sorted(range(len(placed)), key=lambda index: placed[index].box[0])
+    layers = tuple(int(layer) for layer in rng.permutation(len(placed)))
+    quality = int(rng.integers(55, 96)) if rng.random() < 0.6 else None
+    return Scene(
+        width, height, tone, str(rng.choice(TEXTURES)), base, tuple(placed[index] for index in order),
+        layers, int(rng.integers(2**31)), quality,
+    )  # fmt: skip
+
+
+def _background_colour(rng: np.random.Generator, tone: str) -> Rgb:
+    grey = rng.uniform(*TONES[tone])
+    red, green, blue = (int(np.clip(grey + shift, 0, 255)) for shift in rng.uniform(-22, 22, 3))
+    return red, green, blue
+
+
+def _place(
+    rng: np.random.Generator,
+    typeface: Typeface,
+    size: tuple[int, int],
+    base: Rgb,
+    placed: list[Thing],
+    is_word: bool,
+) -> Thing | None:
+    """A new thing that stands clear enough of the others, or None where there was no room for any."""
+    for _ in range(_TRIES):
+        thing = _word(rng, typeface, size, base) if is_word else _shape(rng, size, base)
+        if thing is not None and _fits(thing, size, placed):
+            return thing
+    return None
+
+
+def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing]) -> bool:
+    centre = thing.centre[0] / size[0]
+    if min(abs(centre - 1 / 3), abs(centre - 2 / 3)) < LEFT_GAP / 2:
+        return False  # it must be clear whether a thing stands at the left, in the middle or at the right
+    for other in placed:
+        if (thing.colour, thing.shape) == (other.colour, other.shape) or (
+            thing.text and thing.text == other.text
+        ):
+            return False
+        if (
+            abs(thing.box[0] - other.box[0]) < LEFT_GAP * size[0]
+            or _overlap(thing.box, other.box) > MOST_OVERLAP
+        ):
+            return False
+    return True
+
+
+def _overlap(a: Box, b: Box) -> float:
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
+    if wide <= 0 or high <= 0:
+        return 0.0
+    return wide * high / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+
+
+def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb) -> Thing | None:
+    shape = str(rng.choice(SHAPES))
+    size_name = str(rng.choice(list(SIZES)))
+    diameter = rng.uniform(*SIZES[size_name]) * math.sqrt(size[0] * size[1])
+    most = TURN.get(shape, 180.0)
+    turn = float(rng.uniform(-most, most))
+    outline = turned(unit_outline(shape), turn)
+    outline *= diameter / np.ptp(outline, axis=0).max()
+    colour, rgb = _colour(rng, base)
+    moved = _moved(rng, outline, size)
+    return None if moved is None else Thing(shape, colour, size_name, "", rgb, turn, moved)
+
+
+def _word(rng: np.random.Generator, typeface: Typeface, size: tuple[int, int], base: Rgb) -> Thing | None:
+    text = str(rng.choice(WORDS))
+    font_size = max(12, round(rng.uniform(0.15, 0.23) * math.sqrt(size[0] * size[1])))
+    wide, high = typeface.ink_size(text, font_size)
+    turn = float(rng.uniform(-14, 14)) if rng.random() < 0.5 else 0.0
+    corners = np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)]) / 2.0
+    colour, rgb = _colour(rng, base)
+    moved = _moved(rng, turned(corners, turn), size)
+    return None if moved is None else Thing(WORD, colour, "", text, rgb, turn, moved, font_size)
+
+
+def _moved(rng: np.random.Generator, outline: Points, size: tuple[int, int]) -> Points | None:
+    """The outline at a random place wholly inside the picture, or None where it is too large."""
+    border = _BORDER * min(size)
+    low = border - outline.min(axis=0)
+    high = np.array(size) - border - outline.max(axis=0)
+    if (high < low).any():
+        return None
+    moved: Points = outline + rng.uniform(low, high)
+    return moved
+
+
+def _colour(rng: np.random.Generator, base: Rgb) -> tuple[str, Rgb]:
+    """A colour name, and one of its many tones, that is told from the background."""
+    while True:
+        name = str(rng.choice(list(COLOURS)))
+        tone = np.clip(np.array(COLOURS[name]) + rng.integers(-14, 15, 3), 0, 255)
+        if float(np.linalg.norm(tone - np.array(base))) >= _CONTRAST:
+            return name, (int(tone[0]), int(tone[1]), int(tone[2]))

@@ -1,0 +1,187 @@
+"""`make demo`: starts the service with the bundled checkpoint, asks it about the pictures in `data/`, and
+stops it.
+
+Each of the nine tasks of the deployment that florence replaces is asked twice: through the v2 endpoint, as
+that deployment's users do, and through its typed endpoint. Request and answer are printed. The exit status is
+0 when all were answered; otherwise the server's log is printed.
+
+Runs in a checkout of the repository, where `service.py` and `data/` lie.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from florence.tasks import get_task
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = (
+    "<CAPTION>",
+    "<DETAILED_CAPTION>",
+    "<MORE_DETAILED_CAPTION>",
+    "<CAPTION_TO_PHRASE_GROUNDING>",
+    "<OD>",
+    "<DENSE_REGION_CAPTION>",
+    "<REGION_PROPOSAL>",
+    "<OCR>",
+    "<OCR_WITH_REGION>",
+)
+START_S, STOP_S, REQUEST_S = 300.0, 30.0, 120.0
+
+
+class TourError(Exception):
+    """The service did not start, or did not answer as it should."""
+
+
+def main() -> int:
+    """The exit status: 0 when every request was answered."""
+    log = tempfile.NamedTemporaryFile(prefix="florence-demo-", suffix=".log")  # noqa: SIM115
+    with log:
+        try:
+            with (
+                _server(log.fileno()) as base_url,
+                httpx.Client(timeout=REQUEST_S, trust_env=False) as client,
+            ):
+                answered = sum(_ask(client, base_url, number, task) for number, task in enumerate(TASKS))
+        except (TourError, httpx.HTTPError) as error:
+            print(f"\nthe demo failed: {error}\n\nthe server's log:", file=sys.stderr)
+            print(Path(log.name).read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+            return 1
+    print(f"\n{answered} requests answered. The service has stopped.")
+    return 0
+
+
+@contextmanager
+def _server(log: int) -> Iterator[str]:
+    """The service on a free port of this machine, ready; yields its address, and stops it in any case."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["serve", "service:service", "--host", "127.0.0.1", "--port", str(port)]
+    variables = {**os.environ, "FLORENCE_MODEL": "demo", "BENTOML_DO_NOT_TRACK": "True"}
+    variables["FLORENCE_GRPC_PORT"] = "0"
+    variables.pop("FLORENCE_REVISION", None)
+    print(f"$ FLORENCE_MODEL=demo bentoml {' '.join(command)}", flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bentoml", *command],
+        cwd=ROOT,
+        env=variables,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        base_url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(process, base_url)
+        yield base_url
+    finally:
+        _stop(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], base_url: str) -> None:
+    began = time.monotonic()
+    while time.monotonic() - began < START_S:
+        if process.poll() is not None:
+            raise TourError(f"the server ended with status {process.returncode} before it was ready")
+        with suppress(httpx.TransportError):  # it does not listen yet
+            if httpx.get(f"{base_url}/v2/health/ready", timeout=5.0, trust_env=False).is_success:
+                print(f"ready after {time.monotonic() - began:.1f} s at {base_url}", flush=True)
+                return
+        time.sleep(0.2)
+    raise TourError(f"the server was not ready after {START_S:.0f} s")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers, which share a process group."""
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, end)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+            return
+
+
+def _ask(client: httpx.Client, base_url: str, number: int, task: str) -> int:
+    """Ask one task through both kinds of endpoint; the number of answers."""
+    picture, text = _question(task, number)
+    wanted = task if text is None else f'{task} "{text}"'
+    print(f"\n{picture.name}  {wanted}", flush=True)
+    v2 = _answer(client.post(f"{base_url}/v2/models/florence2/infer", json=_v2_request(picture, task, text)))
+    _show("v2", json.loads(v2["outputs"][0]["data"][0])[task])
+    path = get_task(task).name
+    fields = {} if text is None else {"text": text}
+    upload = {"image": (picture.name, picture.read_bytes())}
+    typed = _answer(client.post(f"{base_url}/{path}", files=upload, data=fields))
+    if typed["task"] != task:
+        raise TourError(f"/{path} answered for {typed['task']}")
+    _show(f"/{path}", typed["result"])
+    return 2
+
+
+def _question(task: str, number: int) -> tuple[Path, str | None]:
+    """One of the pictures that have a question of this task, and the question's text."""
+    questions = json.loads((ROOT / "data" / "scene_questions.json").read_text(encoding="utf-8"))
+    fitting = [
+        (ROOT / "data" / name, row["text"])
+        for name, rows in questions.items()
+        for row in rows
+        if row["task"] == task
+    ]
+    if not fitting:
+        raise TourError(f"data/scene_questions.json has no question for {task}")
+    return fitting[number % len(fitting)]
+
+
+def _v2_request(picture: Path, task: str, text: str | None) -> dict[str, Any]:
+    values = {
+        "INPUT_IMAGE": base64.b64encode(picture.read_bytes()).decode("ascii"),
+        "TASK_PROMPT": task,
+        "TEXT_PROMPT": text,
+    }
+    inputs = [
+        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
+        for name, value in values.items()
+        if value is not None
+    ]
+    return {"id": uuid4().hex, "inputs": inputs}
+
+
+def _answer(response: httpx.Response) -> Any:
+    if not response.is_success:
+        raise TourError(f"{response.request.url} answered {response.status_code}: {response.text}")
+    return response.json()
+
+
+def _show(endpoint: str, result: object) -> None:
+    text = result if isinstance(result, str) else json.dumps(_rounded(result), ensure_ascii=False)
+    print(f"  {endpoint:>30}  {text}", flush=True)
+
+
+def _rounded(value: Any) -> Any:
+    """The same with numbers short enough to read."""
+    if isinstance(value, float):
+        return round(value, 3 if abs(value) < 2 else 1)
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Trains the demo checkpoint: `python -m florence.demo.train --state DIR`; goes on from a state in DIR.
+
+Knows nothing about serving. A run is decided by `plan.PLAN` alone: the same plan gives the same batches,
+stopped and resumed or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from florence.demo.batches import Batch, Batches, Group
+from florence.demo.checkpoint_files import write_checkpoint
+from florence.demo.lettering import make_tokenizer
+from florence.demo.losses import answer_loss, blur_table, head_loss, picture_features
+from florence.demo.network import PlainHead, make_config, make_network
+from florence.demo.plan import PLAN, Plan
+from florence.demo.state import load_state, named_parameters, save_state
+from florence.regions import BINS
+
+_SAVE_EVERY: Final = 500  # steps
+_TELL_EVERY: Final = 50
+
+
+class Trainer:
+    """The network, its optimizer and the step it is at."""
+
+    def __init__(self, plan: Plan, device: torch.device, tokenizer: Tokenizer) -> None:
+        self.plan, self.device, self.tokenizer = plan, device, tokenizer
+        self.first_location: int = self.tokenizer.encode("<loc_0>").ids[1]  # after <s>
+        config = make_config(plan.sizes, self.tokenizer.get_vocab_size())
+        self.model = make_network(config, self.first_location, plan.seed).train()
+        nn.Module.to(self.model, device)
+        # On a CPU in bfloat16 the plain attention takes two thirds of the time of the fused one, at these
+        # sizes.
+        self.model.set_attn_implementation("eager")
+        self.head = PlainHead(plan.sizes.width).to(device)
+        self.modules = {"model": self.model, "head": self.head}
+        self.parameters = list(named_parameters(self.modules).values())
+        matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
+        vectors = [parameter for parameter in self.parameters if parameter.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": plan.weight_decay},
+             {"params": vectors, "weight_decay": 0.0}],
+            lr=0.0, betas=(0.9, 0.98), fused=True,
+        )  # fmt: skip
+        self.step = 0
+        self._blur: tuple[float, Tensor] = (0.0, torch.empty(0))
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One step on one batch; returns the losses."""
+        stage, _ = self.plan.stage_at(self.step)
+        blur = self._blur_table(stage.blur)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            features = picture_features(self.model, batch.pixels.to(self.device))
+            parts = [answer_loss(self.model, features, _on(group, self.device), self.first_location, blur)
+                     for group in batch.groups]  # fmt: skip
+        locations = self.model.lm_head.weight[self.first_location : self.first_location + BINS]
+        moved = Batch(batch.pixels, batch.grounds.to(self.device), batch.things.to(self.device), ())
+        plain = head_loss(self.head, features, moved, locations, blur)
+        loss = stage.head_weight * plain
+        answers = plain.new_zeros(())
+        if parts:
+            words, places, counts = zip(*parts, strict=True)
+            answers = (stage.word_weight * sum(words) + sum(places)) / sum(counts)
+        loss = loss + answers
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.most_gradient)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate_at(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"head": float(plain.detach()), "answers": float(answers.detach())}
+
+    def _blur_table(self, width: float) -> Tensor:
+        if self._blur[0] != width:
+            self._blur = (width, blur_table(width, self.device))
+        return self._blur[1]
+
+    def save(self, directory: Path) -> None:
+        """Writes the state to go on from and the checkpoint as it is now."""
+        directory.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(directory / "checkpoint", self.model, self.tokenizer, self.plan.sizes)
+        save_state(directory / "state.safetensors", self.modules, self.optimizer, self.step)
+
+    @classmethod
+    def resume(cls, plan: Plan, device: torch.device, directory: Path) -> Trainer:
+        """A trainer at the state in the directory, with the tokenizer it was trained with, or a new one."""
+        written = directory / "checkpoint" / "tokenizer.json"
+        if not (directory / "state.safetensors").is_file():
+            return cls(plan, device, make_tokenizer())
+        trainer = cls(plan, device, Tokenizer.from_file(str(written)))
+        trainer.step = load_state(directory / "state.safetensors", trainer.modules, trainer.optimizer)
+        return trainer
+
+
+def _on(group: Group, device: torch.device) -> Group:
+    return Group(*(tensor.to(device) for tensor in (group.owner, group.prompt, group.inputs, group.labels)))
+
+
+def batches_from(trainer: Trainer, workers: int, worker_core: int | None) -> Iterator[Batch]:
+    """The batches of the steps still to do, drawn ahead by other processes (on the core named, if any)."""
+
+    def settle(worker: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.set_num_threads(1)
+        os.nice(10)
+        if worker_core is not None:
+            os.sched_setaffinity(0, {worker_core})
+
+    loader = DataLoader(
+        Batches(trainer.plan, trainer.tokenizer), batch_size=None,
+        sampler=range(trainer.step, trainer.plan.steps),
+        num_workers=workers, prefetch_factor=16, worker_init_fn=settle,
+    )  # fmt: skip
+    return iter(loader)
+
+
+def train(
+    plan: Plan,
+    directory: Path,
+    device: torch.device,
+    minutes: float = math.inf,
+    workers: int = 1,
+    worker_core: int | None = None,
+) -> None:
+    """Trains until the plan ends, the minutes are over or SIGTERM comes, saving as it goes."""
+    asked_to_stop: list[int] = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop.append(number))
+    trainer = Trainer.resume(plan, device, directory)
+    began, last, first_step = time.monotonic(), time.monotonic(), trainer.step
+    means: dict[str, float] = {}
+    for batch in batches_from(trainer, workers, worker_core):
+        losses = trainer.train_step(batch)
+        means = {name: 0.98 * means.get(name, value) + 0.02 * value for name, value in losses.items()}
+        if not math.isfinite(sum(losses.values())):
+            raise ArithmeticError(f"the loss is not finite at step {trainer.step}: {losses}")
+        if trainer.step % _TELL_EVERY == 0:
+            pace = (time.monotonic() - last) / _TELL_EVERY / plan.batch * 1e3
+            last = time.monotonic()
+            _tell(trainer, means, pace, (last - began) / 60)
+        if trainer.step % _SAVE_EVERY == 0:
+            trainer.save(directory)
+        if asked_to_stop or time.monotonic() - began > minutes * 60:
+            break
+    trainer.save(directory)
+    signal.signal(signal.SIGTERM, former)
+    print(
+        f"stopped at step {trainer.step} of {plan.steps}, {trainer.step - first_step} steps in this run",
+        flush=True,
+    )
+
+
+def _tell(trainer: Trainer, means: dict[str, float], pace: float, minutes: float) -> None:
+    stage, _ = trainer.plan.stage_at(trainer.step - 1)
+    losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+    print(f"{stage.name} step {trainer.step}/{trainer.plan.steps} {losses} "
+          f"rate {trainer.plan.rate_at(trainer.step - 1):.1e} {pace:.0f} ms/picture {minutes:.1f} min",
+          flush=True)  # fmt: skip
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--state", type=Path, required=True, help="directory of the state and of the checkpoint made"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop after so long; a later run goes on"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that draw scenes; a GPU needs several"
+    )
+    parser.add_argument("--worker-core", type=int, default=None, help="the core they share; any if not named")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    train(PLAN, arguments.state, device, arguments.minutes, arguments.workers, arguments.worker_core)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The right answers: for a scene and each of the fifteen tasks, questions with Florence-2's own answer texts.
+
+Things are always named from left to right. Knows nothing about pixels, tokens or prompts' sentences.
+
+An answer never holds a run of three tokens twice: generation under the checkpoint's no_repeat_ngram_size of 3
+could not write it. `sayable` tells whether a scene keeps to that; scenes that don't are drawn anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from florence.demo.scenes import Box, Scene, Thing
+from florence.demo.shapes import Points
+from florence.demo.vocabulary import COLOURS, NUMBERS, SHAPES
+from florence.regions import BINS
+
+_JITTER: Final = 6  # bins by which a region in a question may be off the true box
+_NEAR: Final = 0.05  # of the width: less than this is neither left nor right
+_PIECE = re.compile(r"<[^<>]+>|\w+|[^\w\s]")
+_ZONES: Final = (("On the left", 0.0, 1 / 3), ("In the middle", 1 / 3, 2 / 3), ("To the right", 2 / 3, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One task asked of a scene: its token, the text or region (as `<loc_n>`) it takes, the right answer."""
+
+    task: str
+    text: str | None
+    answer: str
+    things: tuple[int, ...] = ()  # which of the scene's things the answer is about, in its order
+
+
+def location(value: float, length: int) -> str:
+    """A coordinate in pixels as the original's quantizer writes it: floor of the bin, 0 to 999."""
+    return f"<loc_{min(max(int(value / (length / BINS)), 0), BINS - 1)}>"
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """One question of each task that makes sense for the scene (those on words need a word)."""
+    return [Question(task, *asked) for task, ask in _ASK.items() if (asked := ask(scene, rng)) is not None]
+
+
+def sayable(scene: Scene) -> bool:
+    """Whether no answer about the whole scene repeats a run of three tokens."""
+    if not scene.things:
+        return False
+    whole = (caption(scene), detailed_caption(scene), more_detailed_caption(scene))
+    return not any(_repeats(text) for text in whole)
+
+
+def caption(scene: Scene) -> str:
+    """`a red star, blue ring and word OPEN`"""
+    return _with_article(_listing([brief(thing) for thing in scene.things]))
+
+
+def detailed_caption(scene: Scene) -> str:
+    """The caption with sizes and the background."""
+    things = _with_article(_listing([full(thing) for thing in scene.things]))
+    return f"The image shows {things} on a {_background(scene)}."
+
+
+def more_detailed_caption(scene: Scene) -> str:
+    """How many things before what, and what stands at the left, in the middle and at the right."""
+    number = len(scene.things)
+    noun = "object" if number == 1 else "objects"
+    parts = [f"The image shows {NUMBERS[number]} {noun} on a {_background(scene)}."]
+    for place, start, stop in _ZONES:
+        here = [full(thing) for thing in scene.things if start <= thing.centre[0] / scene.width < stop]
+        if here:
+            parts.append(f"{place}: {_listing(here)}.")
+    return " ".join(parts)
+
+
+def brief(thing: Thing) -> str:
+    """Colour and shape, or the word itself."""
+    return f"word {thing.text}" if thing.text else f"{thing.colour} {thing.shape}"
+
+
+def full(thing: Thing) -> str:
+    """Everything that is said of a thing."""
+    return f"{thing.colour} word {thing.text}" if thing.text else f"{thing.size} {thing.colour} {thing.shape}"
+
+
+def box_text(box: Box, scene: Scene) -> str:
+    """Four locations."""
+    sizes = (scene.width, scene.height)
+    return "".join(location(value, sizes[index % 2]) for index, value in enumerate(box))
+
+
+def polygon_text(points: Points, scene: Scene) -> str:
+    """Two locations a vertex."""
+    return "".join(location(x, scene.width) + location(y, scene.height) for x, y in points.tolist())
+
+
+def _background(scene: Scene) -> str:
+    return f"{scene.tone} {scene.texture} background"
+
+
+def _listing(phrases: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
+
+
+def _with_article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def _repeats(text: str) -> bool:
+    pieces = _PIECE.findall(text)
+    runs = list(zip(pieces, pieces[1:], pieces[2:], strict=False))
+    return len(set(runs)) < len(runs)
+
+
+_Asked = tuple[str | None, str, tuple[int, ...]]
+_Ask = Callable[[Scene, np.random.Generator], _Asked | None]
+
+
+def _each(scene: Scene) -> Iterator[tuple[int, Thing]]:
+    return iter(enumerate(scene.things))
+
+
+def _all(scene: Scene) -> tuple[int, ...]:
+    return tuple(range(len(scene.things)))
+
+
+def _whole_text(text: Callable[[Scene], str]) -> _Ask:
+    return lambda scene, rng: (None, text(scene), _all(scene))
+
+
+def _boxes(label: Callable[[Thing], str]) -> _Ask:
+    def ask(scene: Scene, rng: np.random.Generator) -> _Asked:
+        return None, "".join(label(thing) + box_text(thing.box, scene) for thing in scene.things), _all(scene)
+
+    return ask
+
+
+def _words(scene: Scene) -> tuple[int, ...]:
+    return tuple(index for index, thing in _each(scene) if thing.text)
+
+
+def _ocr(scene: Scene, rng: np.random.Generator) -> _Asked | None:
+    chosen = _words(scene)
+    return (None, " ".join(scene.things[index].text for index in chosen), chosen) if chosen else None
+
+
+def _ocr_with_region(scene: Scene, rng: np.random.Generator) -> _Asked | None:
+    chosen = _words(scene)
+    pieces = [scene.things[i].text + polygon_text(scene.things[i].polygon, scene) for i in chosen]
+    return (None, "".join(pieces), chosen) if chosen else None
+
+
+def _grounding(scene: Scene, rng: np.random.Generator) -> _Asked:
+    """A caption of one to three of the things in any order; the phrases with their boxes in that order."""
+    count = int(rng.integers(1, min(3, len(scene.things)) + 1))
+    chosen = tuple(int(index) for index in rng.permutation(len(scene.things))[:count])
+    phrases = [(full if rng.random() < 0.5 else brief)(scene.things[index]) for index in chosen]
+    boxes = [box_text(scene.things[index].box, scene) for index in chosen]
+    answer = "".join(phrase + box for phrase, box in zip(phrases, boxes, strict=True))
+    return _listing([_with_article(phrase) for phrase in phrases]), answer, chosen
+
+
+def _referring(scene: Scene, rng: np.random.Generator) -> _Asked:
+    """The polygon of one thing, told by its attributes or by what it stands beside."""
+    index = int(rng.integers(len(scene.things)))
+    thing = scene.things[index]
+    phrase = (full if rng.random() < 0.5 else brief)(thing)
+    relation = _relation(scene, index, rng)
+    if relation is not None and rng.random() < 0.4:
+        phrase = relation
+    return f"the {phrase}", polygon_text(thing.polygon, scene), (index,)
+
+
+def _relation(scene: Scene, index: int, rng: np.random.Generator) -> str | None:
+    """`star left of the blue ring`, where just one star stands so; None where that is unclear."""
+    thing = scene.things[index]
+    others = [other for place, other in _each(scene) if place != index]
+    if not others:
+        return None
+    other = others[int(rng.integers(len(others)))]
+    side = 1 if thing.centre[0] > other.centre[0] else -1
+    near = _NEAR * scene.width
+    same = [one for one in others if one.shape == thing.shape and one is not other]
+    clear = abs(thing.centre[0] - other.centre[0]) > near
+    if not clear or any(side * (one.centre[0] - other.centre[0]) > -near for one in same):
+        return None
+    return f"{thing.shape} {'right' if side > 0 else 'left'} of the {brief(other)}"
+
+
+def _open_vocabulary(scene: Scene, rng: np.random.Generator) -> _Asked:
+    """The boxes of whatever a phrase names: one thing, all of a shape, or nothing (an empty answer)."""
+    lot = rng.random()
+    if lot < 0.25:
+        present = {brief(thing) for thing in scene.things}
+        while (absent := f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}") in present:
+            pass
+        return absent, "", ()
+    place = int(rng.integers(len(scene.things)))
+    first = scene.things[place]
+    if lot < 0.5:
+        chosen = tuple(index for index, thing in _each(scene) if thing.shape == first.shape)
+        phrase = first.shape
+    else:
+        phrase = (full if rng.random() < 0.5 else brief)(first)
+        chosen = (place,)
+    return phrase, "".join(phrase + box_text(scene.things[index].box, scene) for index in chosen), chosen
+
+
+def _region(answer: Callable[[Thing, Scene], str], words_only: bool = False) -> _Ask:
+    def ask(scene: Scene, rng: np.random.Generator) -> _Asked | None:
+        chosen = _words(scene) if words_only else _all(scene)
+        if not chosen:
+            return None
+        index = chosen[int(rng.integers(len(chosen)))]
+        thing = scene.things[index]
+        return _loose_box(thing.box, scene, rng), answer(thing, scene), (index,)
+
+    return ask
+
+
+def _loose_box(box: Box, scene: Scene, rng: np.random.Generator) -> str:
+    shift = rng.integers(-_JITTER, _JITTER + 1, 4) / BINS * np.array([scene.width, scene.height] * 2)
+    x1, y1, x2, y2 = (np.array(box) + shift).tolist()
+    return box_text((x1, y1, x2, y2), scene)
+
+
+_ASK: Final[dict[str, _Ask]] = {
+    "<CAPTION>": _whole_text(caption),
+    "<DETAILED_CAPTION>": _whole_text(detailed_caption),
+    "<MORE_DETAILED_CAPTION>": _whole_text(more_detailed_caption),
+    "<CAPTION_TO_PHRASE_GROUNDING>": _grounding,
+    "<OD>": _boxes(lambda thing: thing.shape),
+    "<DENSE_REGION_CAPTION>": _boxes(full),
+    "<REGION_PROPOSAL>": _boxes(lambda thing: ""),
+    "<OCR>": _ocr,
+    "<OCR_WITH_REGION>": _ocr_with_region,
+    "<REFERRING_EXPRESSION_SEGMENTATION>": _referring,
+    "<REGION_TO_SEGMENTATION>": _region(lambda thing, scene: polygon_text(thing.polygon, scene)),
+    "<OPEN_VOCABULARY_DETECTION>": _open_vocabulary,
+    "<REGION_TO_CATEGORY>": _region(lambda thing, scene: thing.shape),
+    "<REGION_TO_DESCRIPTION>": _region(lambda thing, scene: full(thing)),
+    "<REGION_TO_OCR>": _region(lambda thing, scene: thing.text, words_only=True),
+}

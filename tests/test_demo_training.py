@@ -1,0 +1,161 @@
+"""The demo's training: losses, resuming, the checkpoint it writes. On a tiny plan, a few steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from transformers import Florence2ForConditionalGeneration
+
+from florence import Florence2
+from florence.demo.batches import IGNORED, START, Batches
+from florence.demo.lettering import make_tokenizer
+from florence.demo.losses import blur_table, picture_features
+from florence.demo.plan import PLAN, SHARES, Plan, Sizes, Stage
+from florence.demo.scenes import Limits
+from florence.demo.train import Trainer, train
+from florence.tasks import TASKS
+
+TINY = Plan(
+    sizes=Sizes(side=64, dims=(8, 16, 16, 32), heads=(1, 2, 2, 2), depths=(1, 1, 1, 1), window=2, width=32,
+                text_heads=2, encoder_layers=1, decoder_layers=1),
+    stages=(
+        Stage("see", 4, Limits(things=(1, 2), side=(64, 80)), 0, 25.0, 1.0, (3e-3, 3e-3)),
+        Stage("speak", 12, Limits(things=(1, 2), side=(64, 80)), 2, 10.0, 0.5, (3e-3, 3e-3)),
+    ),
+    batch=2,
+    warm_up=1,
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """The tiny plan trained in one go."""
+    directory = tmp_path_factory.mktemp("whole")
+    _advance(Trainer(TINY, CPU, tokenizer), TINY.steps, directory)
+    return directory
+
+
+def _advance(trainer: Trainer, stop: int, directory: Path) -> None:
+    batches = Batches(trainer.plan, trainer.tokenizer)
+    while trainer.step < stop:
+        trainer.train_step(batches[trainer.step])
+    trainer.save(directory)
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(trained: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Stopped after three steps and resumed, weights and moments are those of the run in one go, bit for
+    bit."""
+    _advance(Trainer(TINY, CPU, tokenizer), 3, tmp_path)
+    resumed = Trainer.resume(TINY, CPU, tmp_path)
+    assert resumed.step == 3
+    _advance(resumed, TINY.steps, tmp_path)
+    whole, parted = _tensors(trained / "state.safetensors"), _tensors(tmp_path / "state.safetensors")
+    assert whole.keys() == parted.keys()
+    assert all(torch.equal(whole[name], parted[name]) for name in whole)
+
+
+def test_training_lowers_the_loss(tokenizer: Tokenizer) -> None:
+    """Twelve steps on one batch bring both its losses down."""
+    trainer = Trainer(replace(TINY, stages=TINY.stages[1:]), CPU, tokenizer)
+    batch = Batches(trainer.plan, trainer.tokenizer)[0]
+    losses = [trainer.train_step(batch) for _ in range(12)]
+    assert losses[-1]["answers"] < 0.9 * losses[0]["answers"]
+    assert losses[-1]["head"] < 0.9 * losses[0]["head"]
+
+
+def test_the_command_trains_and_then_has_nothing_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train` reaches the plan's end with a drawing process beside it; started again it takes no step."""
+    short = replace(TINY, stages=TINY.stages[:1])
+    train(short, tmp_path, CPU)
+    train(short, tmp_path, CPU)
+    printed = capsys.readouterr().out
+    assert "step 2 of 2, 2 steps in this run" in printed
+    assert "step 2 of 2, 0 steps in this run" in printed
+
+
+def test_batches_are_the_same_each_time(tokenizer: Tokenizer) -> None:
+    """Batch n has the same pictures and tokens whoever asks, and differs from batch n + 1."""
+    first, again, other = (Batches(TINY, tokenizer)[step] for step in (4, 4, 5))
+    assert torch.equal(first.pixels, again.pixels)
+    assert torch.equal(first.things, again.things)
+    for one, two in zip(first.groups, again.groups, strict=True):
+        assert torch.equal(one.labels, two.labels)
+        assert torch.equal(one.prompt, two.prompt)
+    assert not torch.equal(first.pixels, other.pixels)
+
+
+def test_decoder_inputs_are_the_labels_moved_by_one(tokenizer: Tokenizer) -> None:
+    """The decoder reads </s> <s> text for the labels <s> text </s>, Florence-2's convention."""
+    for group in Batches(TINY, tokenizer)[4].groups:
+        assert (group.inputs[:, 0] == START).all()
+        assert (group.labels[:, 0] == 0).all()
+        for inputs, labels in zip(group.inputs, group.labels, strict=True):
+            length = int((labels != IGNORED).sum())
+            assert labels[length - 1] == 2
+            assert torch.equal(inputs[1:length], labels[: length - 1])
+
+
+def test_blurred_targets_are_distributions_around_the_truth() -> None:
+    """Each row sums to one and is highest at its own bin; a wider blur is lower there."""
+    narrow, wide = blur_table(4.0, CPU), blur_table(20.0, CPU)
+    for table in (narrow, wide):
+        assert torch.allclose(table.sum(1), torch.ones(1000))
+        assert torch.equal(table.argmax(1), torch.arange(1000))
+    assert (narrow.diagonal() > wide.diagonal()).all()
+
+
+def test_the_plan_is_whole() -> None:
+    """Every task has a share; each step has its stage; the rate starts low, and ends at nothing."""
+    assert set(SHARES) == set(TASKS)
+    lengths = [stage.pictures // PLAN.batch for stage in PLAN.stages]
+    assert PLAN.steps == sum(lengths)
+    assert PLAN.stage_at(0)[0] is PLAN.stages[0]
+    assert PLAN.stage_at(lengths[0])[0] is PLAN.stages[1]
+    assert PLAN.stage_at(PLAN.steps - 1)[0] is PLAN.stages[-1]
+    assert PLAN.rate_at(0) < 0.02 * PLAN.stages[0].rate[0]
+    assert PLAN.rate_at(PLAN.steps - 1) < 0.01 * PLAN.stages[0].rate[0]
+
+
+def test_the_checkpoint_is_native_and_loads_in_transformers(trained: Path) -> None:
+    """transformers finds every tensor and no other in what training writes, and computes the same picture
+    tokens."""
+    model, found = Florence2ForConditionalGeneration.from_pretrained(
+        trained / "checkpoint", output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(found.values())
+    own = Trainer.resume(TINY, CPU, trained).model.eval()
+    pixels = torch.randint(
+        0, 256, (1, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        difference = picture_features(own, pixels) - picture_features(model.eval(), pixels)
+    assert difference.abs().max() < 0.03  # the file holds float16
+
+
+def test_the_checkpoint_loads_in_florence_with_its_settings(trained: Path) -> None:
+    """Florence2.load takes what training writes, and an answer begins with the forced start tokens."""
+    from PIL import Image
+
+    with Florence2.load(str(trained / "checkpoint"), device="cpu", dtype="float32") as model:
+        answer = model.run(Image.new("RGB", (80, 60), "red"), "<CAPTION>", max_new_tokens=6)
+    assert answer.token_ids[:2] == [2, 0]
+    assert answer.token_ids[-1] == 2
+    assert len(answer.token_ids) <= 7

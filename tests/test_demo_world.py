@@ -1,0 +1,215 @@
+"""The demo world: scenes, drawing, truth. No model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from florence import parse_answer
+from florence.demo.batches import draw_lots
+from florence.demo.coco import CATEGORIES, coco_dataset, polygon_area
+from florence.demo.draw import draw
+from florence.demo.drawing import draw_scene, thing_mask
+from florence.demo.lettering import make_tokenizer
+from florence.demo.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
+from florence.demo.shapes import unit_outline
+from florence.demo.truths import Question, questions
+from florence.demo.typeface import Typeface
+from florence.demo.vocabulary import SHAPES, WORD
+from florence.schemas import Detections, OcrRegions, Segmentation, Text
+from florence.tasks import TASKS, Kind
+
+WIDE = Limits(things=(1, 6), word_share=0.6)
+
+
+@pytest.fixture(scope="module")
+def typeface() -> Typeface:
+    return Typeface()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def asked(typeface: Typeface) -> list[tuple[Scene, list[Question]]]:
+    rows = []
+    for index in range(80):
+        rng = scene_rng(Split.SAMPLES, 5, index)
+        scene = draw_lots(rng, typeface, WIDE)
+        rows.append((scene, questions(scene, rng)))
+    return rows
+
+
+def _same(first: Scene, second: Scene) -> bool:
+    return (first.width, first.height, first.base, first.texture_seed) == (
+        second.width, second.height, second.base, second.texture_seed,
+    ) and [thing.box for thing in first.things] == [thing.box for thing in second.things]  # fmt: skip
+
+
+def test_a_seed_gives_the_same_picture_each_time() -> None:
+    """The same split, seed and index give the same scene and the same pixels, also in another typeface
+    object."""
+    for index in range(6):
+        pictures = []
+        for typeface in (Typeface(), Typeface()):
+            scene = make_scene(scene_rng(Split.HELD_OUT, 3, index), typeface, WIDE)
+            pictures.append(np.asarray(draw_scene(scene, typeface)))
+        assert np.array_equal(*pictures)
+
+
+def test_streams_share_no_scene(typeface: Typeface) -> None:
+    """No scene of one split, seed or index is one of another: trained-on and held-out scenes are disjoint."""
+    keys = [(split, seed, index) for split in Split for seed in (0, 1) for index in (0, 1, 2)]
+    scenes = [make_scene(scene_rng(*key), typeface, WIDE) for key in keys]
+    for number, scene in enumerate(scenes):
+        assert not any(_same(scene, other) for other in scenes[:number])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outlines_are_centred_polygons_with_area(shape: str) -> None:
+    """Every shape has an outline around the origin, of about unit reach, that encloses a fair part of its
+    box."""
+    outline = unit_outline(shape)
+    assert 0.85 <= np.hypot(*outline.T).max() <= 1.2
+    width, height = np.ptp(outline, axis=0)
+    assert polygon_area(outline.tolist()) > 0.25 * width * height
+
+
+def test_boxes_hold_the_drawn_pixels_tightly(
+    asked: list[tuple[Scene, list[Question]]], typeface: Typeface
+) -> None:
+    """The pixels that a thing covers lie in its true box and reach each side of it, both within 1.5 pixels.
+
+    The box of a turned word is that of its turned frame: letters lie in it but need not reach its corners.
+    """
+    for scene, _ in asked:
+        for thing in scene.things:
+            mask, (left, top) = thing_mask(thing, typeface)
+            rows, columns = np.nonzero(np.asarray(mask) >= 32)
+            drawn = np.array([columns.min() + left, rows.min() + top, columns.max() + left, rows.max() + top])
+            drawn += np.array([0, 0, 1, 1])  # a pixel reaches to where the next begins
+            outside = (drawn - np.array(thing.box)) * np.array([-1, -1, 1, 1])
+            assert outside.max() <= 1.5, thing
+            if not (thing.text and thing.turn):
+                assert outside.min() >= -1.5, thing
+
+
+def test_things_stand_inside_and_apart(asked: list[tuple[Scene, list[Question]]]) -> None:
+    """Every thing lies inside its picture; left edges are clearly apart and things hardly cover each
+    other."""
+    for scene, _ in asked:
+        boxes = [thing.box for thing in scene.things]
+        for x1, y1, x2, y2 in boxes:
+            assert 0 <= x1 < x2 <= scene.width
+            assert 0 <= y1 < y2 <= scene.height
+        lefts = [box[0] for box in boxes]
+        assert lefts == sorted(lefts)
+        assert all(b - a >= LEFT_GAP * scene.width * 0.999 for a, b in itertools.pairwise(lefts))
+    assert MOST_OVERLAP < 0.5
+
+
+def test_all_fifteen_tasks_are_asked(asked: list[tuple[Scene, list[Question]]]) -> None:
+    """Every task occurs; each scene has all tasks but, without words, the three on words."""
+    on_words = {"<OCR>", "<OCR_WITH_REGION>", "<REGION_TO_OCR>"}
+    for scene, row in asked:
+        missing = set(TASKS) - {question.task for question in row}
+        assert missing == (set() if any(thing.text for thing in scene.things) else on_words)
+    assert {question.task for _, row in asked for question in row} == set(TASKS)
+
+
+def test_answers_read_back(asked: list[tuple[Scene, list[Question]]]) -> None:
+    """parse_answer finds in each answer text the labels it was written from, and boxes within half a bin."""
+    for scene, row in asked:
+        for question in row:
+            size = (scene.width, scene.height)
+            result = parse_answer(question.task, f"</s><s>{question.answer}</s>", image_size=size).result
+            _check(scene, question, result)
+
+
+def _check(scene: Scene, question: Question, result: object) -> None:
+    things = [scene.things[index] for index in question.things]
+    if TASKS[question.task].kind is Kind.TEXT:
+        assert isinstance(result, Text)
+        assert result.text == question.answer
+    elif isinstance(result, Detections):
+        assert len(result.detections) == len(things), question
+        for found, thing in zip(result.detections, things, strict=True):
+            assert found.label in question.answer
+            _near(scene, found.box, thing.box)
+    elif isinstance(result, OcrRegions):
+        assert [region.text for region in result.regions] == [thing.text for thing in things]
+        for region, thing in zip(result.regions, things, strict=True):
+            _near(scene, region.quad, thing.outline.ravel().tolist())
+    else:
+        assert isinstance(result, Segmentation)
+        (instance,) = result.instances
+        (polygon,) = instance.polygons
+        _near(scene, polygon, things[0].polygon.ravel().tolist())
+
+
+def _near(scene: Scene, found: object, truth: object) -> None:
+    found_pixels, true_pixels = np.array(found).reshape(-1, 2), np.array(truth).reshape(-1, 2)
+    half_bins = np.array([scene.width, scene.height]) / 1000 * 0.5
+    assert (np.abs(found_pixels - true_pixels) <= half_bins + 1e-6).all()
+
+
+def test_answers_can_be_generated(asked: list[tuple[Scene, list[Question]]], tokenizer: Tokenizer) -> None:
+    """No answer repeats a run of three tokens, start tokens counted: no_repeat_ngram_size 3 can't forbid
+    one."""
+    for _, row in asked:
+        for question in row:
+            ids = [2, *tokenizer.encode(question.answer).ids]
+            runs = list(zip(ids, ids[1:], ids[2:], strict=False))
+            assert len(set(runs)) == len(runs), question
+
+
+def test_tokenizer_writes_every_answer_back(
+    asked: list[tuple[Scene, list[Question]]], tokenizer: Tokenizer
+) -> None:
+    """Encoding and decoding gives the text again; names and printed words are single tokens; ids are
+    BART's."""
+    for _, row in asked:
+        for question in row:
+            ids = tokenizer.encode(question.answer).ids
+            assert tokenizer.decode(ids, skip_special_tokens=False) == f"<s>{question.answer}</s>"
+            words = re.findall(r"<loc_\d+>|\w+|[^\w\s]", question.answer)
+            assert len(ids) == len(words) + 2, question
+    assert [tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
+    base = tokenizer.token_to_id("<mask>")
+    assert tokenizer.token_to_id("<loc_999>") == base + 1 + 4 + 999
+
+
+def test_coco_export_is_consistent(tmp_path: Path) -> None:
+    """Ids are unique and point at each other, boxes lie in their pictures, areas fit, files are there."""
+    draw(tmp_path, seed=9, count=6, limits=WIDE)
+    data = json.loads((tmp_path / "scene_annotations.json").read_text())
+    images = {image["id"]: image for image in data["images"]}
+    assert len(images) == 6
+    assert all((tmp_path / image["file_name"]).is_file() for image in images.values())
+    assert [category["name"] for category in data["categories"]] == [*SHAPES, WORD] == list(CATEGORIES)
+    identifiers = [annotation["id"] for annotation in data["annotations"]]
+    assert len(set(identifiers)) == len(identifiers) > 0
+    for annotation in data["annotations"]:
+        image = images[annotation["image_id"]]
+        x, y, width, height = annotation["bbox"]
+        assert x >= 0
+        assert y >= 0
+        assert x + width <= image["width"] + 1e-6
+        assert y + height <= image["height"] + 1e-6
+        assert 0 < annotation["area"] <= width * height + 1e-6
+        assert annotation["category_id"] in range(1, len(CATEGORIES) + 1)
+
+
+def test_coco_export_keeps_every_thing(asked: list[tuple[Scene, list[Question]]]) -> None:
+    """A scene has one annotation for each of its things, and one caption."""
+    data = coco_dataset([(f"{index}.png", scene) for index, (scene, _) in enumerate(asked)])
+    assert len(data["annotations"]) == sum(len(scene.things) for scene, _ in asked)
+    assert len(data["captions"]) == len(asked)
