@@ -1,0 +1,128 @@
+"""The v2 protocol's protobuf messages: requests to `InferRequest`, answers and descriptions to messages.
+
+Pure functions; the messages are the ones that Triton's own client was generated from. Tensors come packed in
+`raw_input_contents` or as `contents`, and go out packed, as Triton sends them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.json_format import ParseDict
+from tritonclient.grpc import service_pb2
+
+from florence.errors import ProtocolError
+from florence.protocol.infer_body import answer_tensor
+from florence.protocol.tensors import (
+    DATATYPES,
+    InferRequest,
+    Tensor,
+    check_input,
+    check_output,
+    check_parameters,
+    check_text,
+    pack,
+    read_columns,
+)
+from florence.protocol.v2_model import (
+    MODEL_NAME,
+    MODEL_VERSION,
+    model_config,
+    model_metadata,
+    repository_index,
+    server_metadata,
+)
+
+
+def read_infer_request(message: Any) -> InferRequest:
+    """The request in a ModelInferRequest. Its tensors are views into the message. Raises ProtocolError."""
+    check_text(message.id, "id")
+    parameters = check_parameters({name: _value(message.parameters[name]) for name in message.parameters})
+    columns = read_columns(_tensors(message), message.id)
+    for output in message.outputs:
+        check_output(output.name)
+    return InferRequest(message.id, columns, parameters, binary_output=True)
+
+
+def request_size(message: Any) -> int:
+    """Bytes of a request's tensors, about."""
+    contents = (element for tensor in message.inputs for element in tensor.contents.bytes_contents)
+    return sum(map(len, message.raw_input_contents)) + sum(map(len, contents))
+
+
+def infer_response(request_id: str, answers: Sequence[Mapping[str, Any]]) -> Any:
+    """The ModelInferResponse; each row's answer becomes one element of JSON."""
+    response = infer_head(request_id)
+    response.outputs.add(**answer_tensor(len(answers)))
+    response.raw_output_contents.append(pack(json.dumps(row).encode("ascii") for row in answers))
+    return response
+
+
+def infer_head(request_id: str) -> Any:
+    """A ModelInferResponse without outputs."""
+    return service_pb2.ModelInferResponse(model_name=MODEL_NAME, model_version=MODEL_VERSION, id=request_id)
+
+
+def stream_response(response: Any) -> Any:
+    """The response as the one and last answer to a request of a stream."""
+    response.parameters["triton_final_response"].bool_param = True
+    return service_pb2.ModelStreamInferResponse(infer_response=response)
+
+
+def stream_error(request_id: str, text: str) -> Any:
+    """An error as the answer to a request of a stream, which goes on."""
+    return service_pb2.ModelStreamInferResponse(error_message=text, infer_response=infer_head(request_id))
+
+
+def server_metadata_response() -> Any:
+    """The ServerMetadataResponse."""
+    return ParseDict(server_metadata(), service_pb2.ServerMetadataResponse())
+
+
+def model_metadata_response() -> Any:
+    """The ModelMetadataResponse."""
+    return ParseDict(model_metadata(), service_pb2.ModelMetadataResponse())
+
+
+def model_config_response() -> Any:
+    """The ModelConfigResponse."""
+    return ParseDict({"config": model_config()}, service_pb2.ModelConfigResponse())
+
+
+def statistics_response(statistics: Mapping[str, Any]) -> Any:
+    """The ModelStatisticsResponse of what HTTP answers."""
+    return ParseDict(dict(statistics), service_pb2.ModelStatisticsResponse())
+
+
+def index_response(ready: bool, only_ready: bool) -> Any:
+    """The RepositoryIndexResponse."""
+    return ParseDict({"models": repository_index(ready, only_ready)}, service_pb2.RepositoryIndexResponse())
+
+
+def _value(parameter: Any) -> Any:
+    kind = parameter.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(parameter, kind)
+
+
+def _tensors(message: Any) -> Iterator[Tensor]:
+    """The input tensors; where there are raw contents, each input takes the next of them."""
+    raw = message.raw_input_contents
+    for index, tensor in enumerate(message.inputs):
+        name = tensor.name
+        check_input(name)
+        datatype = tensor.datatype if tensor.datatype in DATATYPES else "<invalid>"
+        if not raw:
+            yield Tensor(name, datatype, tensor.shape, tensor.contents.bytes_contents)
+            continue
+        if tensor.HasField("contents"):
+            raise ProtocolError(
+                f"contents field must not be specified when using raw_input_contents for '{name}' for model "
+                f"'{MODEL_NAME}'"
+            )
+        if index >= len(raw):
+            raise ProtocolError(
+                f"unable to find data for input tensor '{name}' for model '{MODEL_NAME}' in request."
+            )
+        yield Tensor(name, datatype, tensor.shape, memoryview(raw[index]))

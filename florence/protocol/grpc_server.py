@@ -1,0 +1,237 @@
+"""The v2 protocol over gRPC: the same model and the same counters as over HTTP, in the same process.
+
+Knows methods, statuses and the server's start and stop; messages are `grpc_messages`' business. Not covered:
+loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final
+from urllib.parse import quote
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from florence.errors import (
+    DeadlineExceeded,
+    FlorenceError,
+    NotFound,
+    RequestError,
+    SettingsError,
+    Unavailable,
+)
+from florence.protocol import grpc_messages as messages
+from florence.protocol.inference import Inference
+from florence.protocol.replies import INTERNAL_ERROR, log_failure, retry_after_s
+from florence.protocol.v2_model import check_model, check_statistics
+from florence.schemas import Answer
+
+logger = logging.getLogger("florence.service")
+
+STREAM_AHEAD: Final = 64  # requests of one stream that are at work before the first of them is answered
+_MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
+_CODES: Final = (
+    (NotFound, grpc.StatusCode.NOT_FOUND),
+    (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+)
+
+
+class GrpcServer:
+    """A gRPC server on one port. max_message_bytes: of a request; shared: whether other processes listen on
+    the same port, and the system deals out the connections."""
+
+    def __init__(self, inference: Inference, max_message_bytes: int, *, shared: bool) -> None:
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", int(shared)),
+            ]
+        )
+        self._calls = _Calls(inference)
+        self._server.add_generic_rpc_handlers(_handlers(self._calls))
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; gives the port, which the system chose where it was 0. SettingsError if that can't be."""
+        try:
+            bound: int = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise SettingsError(
+                f"can't listen for gRPC on {host}:{port} ({error}); FLORENCE_GRPC_PORT names another port, "
+                "or 0 for none"
+            ) from None
+        await self._server.start()
+        return bound
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls; those that came may go on for that many seconds. Streams take no more requests,
+        and end when they have answered what they took."""
+        self._calls.end_streams()
+        await self._server.stop(grace_s)
+
+
+def _handlers(calls: _Calls) -> tuple[Any, ...]:
+    """Only what there is: gRPC itself answers UNIMPLEMENTED for the rest."""
+    unary = {
+        "ServerLive": (calls.server_live, service_pb2.ServerLiveRequest),
+        "ServerReady": (calls.server_ready, service_pb2.ServerReadyRequest),
+        "ModelReady": (calls.model_ready, service_pb2.ModelReadyRequest),
+        "ServerMetadata": (calls.server_metadata, service_pb2.ServerMetadataRequest),
+        "ModelMetadata": (calls.model_metadata, service_pb2.ModelMetadataRequest),
+        "ModelConfig": (calls.model_config, service_pb2.ModelConfigRequest),
+        "ModelStatistics": (calls.model_statistics, service_pb2.ModelStatisticsRequest),
+        "RepositoryIndex": (calls.repository_index, service_pb2.RepositoryIndexRequest),
+        "ModelInfer": (calls.model_infer, service_pb2.ModelInferRequest),
+    }
+    methods = {
+        name: grpc.unary_unary_rpc_method_handler(
+            partial(_answer, call), message.FromString, lambda response: response.SerializeToString()
+        )
+        for name, (call, message) in unary.items()
+    }
+    methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        calls.model_stream_infer,
+        service_pb2.ModelInferRequest.FromString,
+        service_pb2.ModelStreamInferResponse.SerializeToString,
+    )
+    health = {"Check": grpc.unary_unary_rpc_method_handler(calls.health)}
+    return (
+        grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods),
+        grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
+    )
+
+
+async def _answer(call: Callable[[Any], Awaitable[Any]], request: Any, context: Any) -> Any:
+    """What the call gives; its error ends it with a status and the error's words."""
+    try:
+        return await call(request)
+    except FlorenceError as error:
+        log_failure(error)
+        retry_s = retry_after_s(error)
+        trailing = () if retry_s is None else (("retry-after", str(retry_s)),)
+        await context.abort(_code(error), _details(str(error)), trailing)
+    except Exception:
+        logger.exception("a call failed unexpectedly")
+        await context.abort(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
+
+
+def _code(error: FlorenceError) -> Any:
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    return grpc.StatusCode.INTERNAL
+
+
+def _details(text: str) -> str:
+    """The text as a status can carry it: UTF-8, percent-encoded, at most 12 bytes a character."""
+    text = text[:_MOST_DETAILS].encode("utf-8", "replace").decode("utf-8")
+    return text if len(quote(text)) <= _MOST_DETAILS else text[: _MOST_DETAILS // 12]
+
+
+class _Calls:
+    """The service's methods, each from request to response message."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+        self._readers: set[asyncio.Task[None]] = set()  # of the open streams
+
+    def end_streams(self) -> None:
+        """Read no more requests from any stream."""
+        for reader in self._readers:
+            reader.cancel()
+
+    async def server_live(self, request: Any) -> Any:
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def server_ready(self, request: Any) -> Any:
+        return service_pb2.ServerReadyResponse(ready=self._inference.ready)
+
+    async def model_ready(self, request: Any) -> Any:
+        """To Triton an unknown model is not ready, and no error."""
+        try:
+            check_model(request.name, request.version)
+        except NotFound:
+            return service_pb2.ModelReadyResponse(ready=False)
+        return service_pb2.ModelReadyResponse(ready=self._inference.ready)
+
+    async def server_metadata(self, request: Any) -> Any:
+        return messages.server_metadata_response()
+
+    async def model_metadata(self, request: Any) -> Any:
+        check_model(request.name, request.version)
+        return messages.model_metadata_response()
+
+    async def model_config(self, request: Any) -> Any:
+        check_model(request.name, request.version)
+        return messages.model_config_response()
+
+    async def model_statistics(self, request: Any) -> Any:
+        check_statistics(request.name, request.version)
+        return messages.statistics_response(self._inference.statistics.as_dict())
+
+    async def repository_index(self, request: Any) -> Any:
+        return messages.index_response(self._inference.ready, request.ready)
+
+    async def model_infer(self, request: Any) -> Any:
+        check_model(request.model_name, request.model_version)
+        self._inference.ready_model()
+        infer = messages.read_infer_request(request)
+
+        def respond(answers: Sequence[Answer]) -> Any:
+            return messages.infer_response(infer.id, [answer.florence() for answer in answers])
+
+        return await self._inference.answer(infer, messages.request_size(request), respond)
+
+    async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """An answer to each request in their order, while those behind it are at work already."""
+        answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(STREAM_AHEAD)
+
+        async def read() -> None:
+            try:
+                while True:
+                    await room.acquire()  # before the request is taken, so that none is taken in vain
+                    request = await anext(requests)
+                    answers.put_nowait(asyncio.ensure_future(self._stream_answer(request)))
+            except StopAsyncIteration:
+                return
+            finally:
+                answers.put_nowait(None)
+
+        reader = asyncio.ensure_future(read())
+        self._readers.add(reader)
+        reader.add_done_callback(self._readers.discard)
+        task = None
+        try:
+            while (task := await answers.get()) is not None:
+                yield await task
+                room.release()
+            await asyncio.wait([reader])
+            if not reader.cancelled():
+                reader.result()
+        finally:
+            reader.cancel()
+            while task is not None:
+                task.cancel()
+                task = None if answers.empty() else answers.get_nowait()
+
+    async def _stream_answer(self, request: Any) -> Any:
+        try:
+            return messages.stream_response(await self.model_infer(request))
+        except FlorenceError as error:
+            log_failure(error)
+            return messages.stream_error(request.id, str(error).encode("utf-8", "replace").decode("utf-8"))
+        except Exception:
+            logger.exception("a call failed unexpectedly")
+            return messages.stream_error(request.id, INTERNAL_ERROR)
+
+    async def health(self, request: bytes, context: Any) -> bytes:
+        """grpc.health.v1: the state of the one model, whatever service is asked for."""
+        return _SERVING if self._inference.ready else _NOT_SERVING

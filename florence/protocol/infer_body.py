@@ -1,0 +1,221 @@
+"""Bodies of v2 inference over HTTP: JSON with or without packed tensors behind it, to a request and back.
+
+Pure functions on bytes. What Triton's JSON parser refuses with a 500 is the client's mistake here (400).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NoReturn
+
+from florence.errors import ProtocolError
+from florence.protocol.tensors import (
+    DATATYPES,
+    InferRequest,
+    Tensor,
+    check_input,
+    check_output,
+    check_parameters,
+    check_text,
+    pack,
+    read_columns,
+    refuse,
+)
+from florence.protocol.v2_model import INPUTS, MODEL_NAME, MODEL_VERSION, OUTPUT
+
+_END: Final = object()
+_KINDS: Mapping[type, str] = MappingProxyType({dict: "object", list: "array", str: "string", bool: "boolean"})
+_ONE_OF: Final = (
+    "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
+    "'shared_memory_region' in 'parameters'. But "
+)
+_HEADER_LENGTH: Final = re.compile(r"-?\d{1,18}", re.ASCII)
+
+
+def parse_infer_request(body: bytes, header_length: str | None = None) -> InferRequest:
+    """The request that a body holds. header_length: bytes of its JSON, as the header
+    Inference-Header-Content-Length says; None: all.
+
+    Takes memory within a small multiple of the body's size. Raises ProtocolError.
+    """
+    text, tail = _split(body, header_length)
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
+    request_id = content.get("id", "")
+    if not isinstance(request_id, str):
+        raise ProtocolError("Unable to parse 'id': attempt to access JSON non-string as string")
+    check_text(request_id, "id")
+    parameters = check_parameters(member(content, "parameters", dict) if "parameters" in content else {})
+    columns = read_columns(_tensors(member(content, "inputs", list), tail), request_id)
+    return InferRequest(request_id, columns, parameters, _wants_binary(content, parameters))
+
+
+def parse_json(body: bytes) -> Any:
+    """The body's JSON value; ProtocolError saying where it is malformed. A byte order mark is allowed."""
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ProtocolError(f"failed to parse the request JSON buffer: {error.msg} at {error.pos}") from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, a number of thousands of digits, nested too deeply
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise ProtocolError(f"failed to parse the request JSON buffer: {reason}") from None
+
+
+def answer_tensor(rows: int) -> dict[str, Any]:
+    """Name, type and shape of the answer's one output."""
+    return {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, 1]}
+
+
+def build_infer_answer(request_id: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The answer's JSON object; each row's answer becomes one string of JSON. An id comes back if sent."""
+    output = {**answer_tensor(len(answers)), "data": [json.dumps(row) for row in answers]}
+    return {**answer_head(request_id), "outputs": [output]}
+
+
+def build_binary_answer(request_id: str, answers: Sequence[Mapping[str, Any]]) -> tuple[bytes, int]:
+    """The answer with a packed tensor, and how many bytes of it are its JSON."""
+    packed = pack(json.dumps(row).encode("ascii") for row in answers)
+    output = {**answer_tensor(len(answers)), "parameters": {"binary_data_size": len(packed)}}
+    head = json.dumps({**answer_head(request_id), "outputs": [output]}, separators=(",", ":"))
+    text = head.encode("ascii")
+    return text + packed, len(text)
+
+
+def answer_head(request_id: str) -> dict[str, Any]:
+    """What every answer says of its request and model. An id comes back if it was sent."""
+    head: dict[str, Any] = {"id": request_id} if request_id else {}
+    return head | {"model_name": MODEL_NAME, "model_version": MODEL_VERSION}
+
+
+def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
+    """The body's JSON, and the packed tensors behind it."""
+    number = None
+    if header_length is not None:
+        number = int(header_length) if _HEADER_LENGTH.fullmatch(header_length) else 0
+    if not body or number == 0:
+        refuse(
+            "",
+            f"Raw request must only have 1 input (found 1) to be deduced but got {len(INPUTS)} inputs in "
+            f"'{MODEL_NAME}' model configuration",
+        )
+    if number is None or number == len(body):
+        return body, memoryview(b"")
+    if not 0 < number < len(body):
+        raise ProtocolError(
+            f"inference header size should be in range (0, {len(body)}), got: {header_length}"
+        )
+    return body[:number], memoryview(body)[number:]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ProtocolError(f"failed to parse the request JSON buffer: {name} is not JSON")
+
+
+def member(holder: Mapping[str, Any], name: str, kind: type) -> Any:
+    """The member of that name and JSON kind."""
+    if name not in holder:
+        raise ProtocolError(
+            f"Unable to parse '{name}': attempt to access non-existing object member '{name}'"
+        )
+    if not isinstance(holder[name], kind):
+        raise ProtocolError(
+            f"Unable to parse '{name}': attempt to access JSON non-{_KINDS[kind]} as {_KINDS[kind]}"
+        )
+    return holder[name]
+
+
+def _tensors(inputs: Sequence[Any], tail: memoryview) -> Iterator[Tensor]:
+    """The input tensors; packed ones take their bytes from the tail, one after the other."""
+    for tensor in inputs:
+        if not isinstance(tensor, dict):
+            raise ProtocolError("Unable to parse 'inputs': attempt to access JSON non-object as object")
+        name = member(tensor, "name", str)
+        check_input(name)
+        datatype, shape = member(tensor, "datatype", str), member(tensor, "shape", list)
+        if not all(_is_unsigned(size) for size in shape):
+            _refuse_unsigned("shape")
+        if datatype not in DATATYPES:
+            raise ProtocolError(f"invalid datatype for input {name}")
+        size = _binary_size(tensor)
+        if size is None:
+            data = member(tensor, "data", list)
+            yield Tensor(name, datatype, shape, flatten(data) if datatype == "BYTES" else ())
+            continue
+        if size > len(tail):
+            raise ProtocolError(
+                f"unexpected size for input '{name}', expecting {size - len(tail)} additional bytes for "
+                f"model '{MODEL_NAME}'"
+            )
+        yield Tensor(name, datatype, shape, tail[:size])
+        tail = tail[size:]
+    if len(tail):
+        raise ProtocolError(f"unexpected additional input data for model '{MODEL_NAME}'")
+
+
+def _binary_size(tensor: Mapping[str, Any]) -> int | None:
+    """How many bytes of the tail are this tensor's; None when its strings are in `data`."""
+    parameters = tensor.get("parameters")
+    named = parameters if isinstance(parameters, dict) else {}
+    if "shared_memory_region" in named:
+        raise ProtocolError("there is no shared memory here: send tensors in 'data' or in binary form")
+    size = named.get("binary_data_size")
+    if "data" in tensor and size is not None:
+        raise ProtocolError(_ONE_OF + "set 'data' 'binary_data_size'")
+    if "data" not in tensor and size is None:
+        raise ProtocolError(_ONE_OF + "no field is set")
+    if size is not None and not _is_unsigned(size):
+        _refuse_unsigned("binary_data_size")
+    return size
+
+
+def _is_unsigned(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _refuse_unsigned(name: str) -> NoReturn:
+    raise ProtocolError(
+        f"Unable to parse '{name}': attempt to access JSON non-unsigned-integer as unsigned-integer"
+    )
+
+
+def flatten(data: Sequence[Any]) -> list[str]:
+    """All strings of a list, however nested: Triton counts strings and ignores their nesting."""
+    strings: list[str] = []
+    open_lists = [iter(data)]
+    while open_lists:
+        element = next(open_lists[-1], _END)
+        if isinstance(element, str):
+            strings.append(element)
+        elif isinstance(element, list):
+            open_lists.append(iter(element))
+        elif element is _END:
+            open_lists.pop()
+        else:
+            raise ProtocolError(
+                "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
+            )
+    return strings
+
+
+def _wants_binary(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
+    """Whether the output is to be packed: as it says where it is named, else as the request says."""
+    outputs = member(content, "outputs", list) if "outputs" in content else []
+    wanted = False
+    for output in outputs:
+        if not isinstance(output, dict):
+            raise ProtocolError("Unable to parse 'outputs': attempt to access JSON non-object as object")
+        check_output(member(output, "name", str))
+        named = member(output, "parameters", dict) if "parameters" in output else {}
+        if "binary_data" in named:
+            wanted = member(named, "binary_data", bool)
+    if "binary_data_output" in parameters:
+        everywhere: bool = member(parameters, "binary_data_output", bool)
+        return wanted if outputs else everywhere
+    return wanted

@@ -1,0 +1,190 @@
+"""ASGI middleware around all routes: a limit on bodies, clients that leave, one shape of error bodies.
+
+Knows HTTP messages only. Websockets and the lifespan pass through untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from florence.errors import FlorenceError
+from florence.protocol.replies import error_reply, json_reply, unforeseen_reply
+
+logger = logging.getLogger("florence.service")
+
+
+class BodyTooLarge(FlorenceError):
+    """The request's body is longer than the service takes."""
+
+    status = 413
+
+
+class BodyLimit:
+    """Refuses bodies longer than `max_bytes` with 413, by Content-Length or, without one, while they arrive.
+
+    What still arrives is thrown away, up to as much again: a client that sends before it listens would
+    otherwise see a broken connection in place of the answer.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.max_bytes:
+            if headers.get("expect", "").lower() != "100-continue":  # who asks first has not sent yet
+                await self._discard(receive)
+            return await self._refuse(scope, receive, send)
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                if message.get("more_body", False):
+                    await self._discard(receive)
+                raise self._error()
+            return message
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and received > self.max_bytes:
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        await self.app(scope, counted, closing)
+
+    def _error(self) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"the request's body is larger than the {self.max_bytes} bytes allowed (FLORENCE_MAX_BODY_BYTES)"
+        )
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = error_reply(self._error())
+        reply.headers["Connection"] = "close"
+        await reply(scope, receive, send)
+
+    async def _discard(self, receive: Receive) -> None:
+        left = self.max_bytes
+        while left > 0:
+            message = await receive()
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                return
+            left -= len(message.get("body", b""))
+
+
+class CancelOnDisconnect:
+    """Cancels a request's work when its client has left: nobody would read the answer.
+
+    The request ends with 499, as nginx calls it: nobody reads that either, but BentoML waits for some answer
+    until its time limit, and its log and metrics count it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        body_read = asyncio.Event()
+        started = answered = False
+
+        async def noted() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                body_read.set()
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal started, answered
+            started = True
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        async def left() -> None:
+            await body_read.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        work = asyncio.ensure_future(self.app(scope, noted, watched))
+        gone = asyncio.ensure_future(left())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() or answered:  # a server reports an answered client as gone too
+                return await work
+        finally:
+            gone.cancel()
+            work.cancel()
+        logger.info("the client of %s left before the answer", scope["path"])
+        if not started:
+            await json_reply({"error": "the client left before the answer"}, 499)(scope, receive, send)
+
+
+class ErrorBodies:
+    """Makes every error's body {"error": "..."}: the framework's are plain text, lists, or hold more keys.
+
+    An exception that nobody met becomes a 500: without an answer BentoML would wait until its time limit.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start: Message | None = None
+        begun = False
+        body = bytearray()
+
+        async def reworded(message: Message) -> None:
+            nonlocal start, begun
+            begun = True
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                start = message
+            elif start is not None and message["type"] == "http.response.body":
+                body.extend(message.get("body", b""))
+                if not message.get("more_body", False):
+                    await _send_error(start, bytes(body), scope, receive, send)
+            else:
+                await send(message)
+
+        try:
+            await self.app(scope, receive, reworded)
+        except FlorenceError as error:
+            await error_reply(error)(scope, receive, send)
+        except Exception:
+            if begun:
+                raise
+            logger.exception("a request failed unexpectedly")
+            await unforeseen_reply()(scope, receive, send)
+
+
+async def _send_error(start: Message, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    reply = json_reply({"error": _error_text(body, start["status"])}, start["status"])
+    rewritten = (b"content-length", b"content-type")
+    kept = [(name, value) for name, value in start["headers"] if name.lower() not in rewritten]
+    reply.raw_headers = kept + reply.raw_headers
+    await reply(scope, receive, send)
+
+
+def _error_text(body: bytes, status: int) -> str:
+    """The words of an error's body, whatever its shape; the status's own words where there are none."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = body.decode("utf-8", "replace").strip()
+    if isinstance(content, list) and len(content) == 1:
+        content = content[0]
+    if isinstance(content, dict):
+        content = content.get("error")
+    return content if isinstance(content, str) and content else HTTPStatus(status).phrase

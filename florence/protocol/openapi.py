@@ -1,0 +1,178 @@
+"""The OpenAPI document of the whole service, served at /docs.json and shown by BentoML's page at /.
+
+BentoML's own document has one content type for each request and neither examples nor mounted routes; this one
+has uploads and JSON side by side, an example of request and answer for each task, and the v2 routes. Knows
+the endpoints' pydantic types; knows nothing about a running service.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from florence import __version__
+from florence.protocol.generate import build_generate_answer
+from florence.protocol.http import MODEL_PATH
+from florence.protocol.infer_body import build_infer_answer
+from florence.protocol.typed import INPUT_TYPES, MULTIPART, answer_type
+from florence.protocol.v2_model import MODEL_NAME
+from florence.schemas import Text
+from florence.tasks import TASKS, Input, Task
+
+JSON: Final = "application/json"
+_REFERENCE = "#/components/schemas/{model}"
+# A picture of 2 x 2 pixels, so that an example can be sent as it stands.
+_PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AARAwQCgAf7gP9i18U1AAAAABJRU5ErkJggg=="
+)
+_FAILURES: Mapping[int, str] = {
+    400: "The request can't be answered as it stands; the message says what to change.",
+    413: "The body or the picture is larger than allowed.",
+    500: "The service failed; its log says more.",
+    503: "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
+    504: "Not finished in the time allowed.",
+}
+
+
+def openapi_document() -> dict[str, Any]:
+    """The document, OpenAPI 3.1, as JSON can hold it."""
+    types = {answer_type(task.kind) for task in TASKS.values()}
+    wanted: list[tuple[Any, JsonSchemaMode]] = [
+        (model, "serialization") for model in (*INPUT_TYPES.values(), *types)
+    ]
+    references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
+    paths = {f"/{task.name}": {"post": _task_operation(task, references)} for task in TASKS.values()}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "florence",
+            "version": __version__,
+            "description": "Florence-2: one typed endpoint for each of its fifteen tasks, and the v2 "
+            "inference protocol. Regions and answers are in pixels of the picture after its EXIF turn.",
+        },
+        "servers": [{"url": "."}],
+        "tags": [{"name": "Tasks"}, {"name": "v2 protocol"}, {"name": "Health"}],
+        "paths": {**paths, **_v2_paths(), **_health_paths()},
+        "components": {"schemas": {**definitions["$defs"], "Error": _ERROR}},
+    }
+
+
+_ERROR: Final = {
+    "type": "object",
+    "properties": {"error": {"type": "string", "description": "What went wrong, and what to change."}},
+    "required": ["error"],
+    "examples": [{"error": "image is missing"}],
+}
+
+
+def _task_operation(task: Task, references: Mapping[Any, Any]) -> dict[str, Any]:
+    input_type, output_type = INPUT_TYPES[task.input], answer_type(task.kind)
+    schema = references[input_type, "serialization"]
+    upload = {"allOf": [schema], "properties": {"image": {"type": "string", "format": "binary"}}}
+    example = _request_example(task)
+    return {
+        "tags": ["Tasks"],
+        "operationId": task.name,
+        "summary": task.summary,
+        "description": f"Task `{task.token}`. The picture is an upload in multipart/form-data, or base64 in "
+        "JSON; its format is told by its bytes.",
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: {"schema": schema, "example": example},
+                MULTIPART: {"schema": upload, "example": {**example, "image": "street.jpg"}},
+            },
+        },
+        "responses": _responses(
+            {"schema": references[output_type, "serialization"], "example": _answer_example(task)}
+        ),
+    }
+
+
+def _request_example(task: Task) -> dict[str, Any]:
+    example: dict[str, Any] = {"image": _PICTURE}
+    if task.input is Input.TEXT:
+        example["text"] = task.example
+    elif task.input is Input.REGION:
+        example["region"] = [0.5, 0.5, 1.5, 1.5]
+    return example
+
+
+def _answer_example(task: Task) -> dict[str, Any]:
+    schema = answer_type(task.kind).model_json_schema(mode="serialization")
+    example: dict[str, Any] = {**schema["examples"][0], "task": task.token}
+    if task.token == "<REGION_TO_CATEGORY>":
+        example["result"] = Text(text="car", score=0.91).model_dump()
+    return example
+
+
+def _responses(content: Mapping[str, Any] | None) -> dict[str, Any]:
+    good: dict[str, Any] = {"description": "The answer."}
+    if content is not None:
+        good["content"] = {JSON: dict(content)}
+    error = {"schema": {"$ref": _REFERENCE.format(model="Error")}}
+    failures = {
+        str(status): {"description": text, "content": {JSON: error}} for status, text in _FAILURES.items()
+    }
+    return {"200": good, **failures}
+
+
+def _v2_paths() -> dict[str, Any]:
+    model = MODEL_PATH.format(model=MODEL_NAME)
+    row = {"<CAPTION>": "A green car in front of a yellow building."}
+    values = {"INPUT_IMAGE": _PICTURE, "TASK_PROMPT": "<CAPTION>"}
+    request = {
+        "id": "42",
+        "inputs": [
+            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
+            for name, value in values.items()
+        ],
+    }
+    answer = build_infer_answer("42", [row])
+    infer = _v2(
+        "Answer a task on a picture, as Triton does.", {"schema": {"type": "object"}, "example": answer}
+    )
+    infer["requestBody"] = {
+        "required": True,
+        "content": {JSON: {"schema": {"type": "object"}, "example": json.loads(json.dumps(request))}},
+    }
+    generate = _v2(
+        "Answer a task on a picture, with one key for each input.",
+        {"schema": {"type": "object"}, "example": build_generate_answer("", [row])},
+    )
+    generate["requestBody"] = {
+        "required": True,
+        "content": {JSON: {"schema": {"type": "object"}, "example": values}},
+    }
+    return {
+        f"{model}/infer": {"post": infer},
+        f"{model}/generate": {"post": generate},
+        f"{model}/ready": {"get": _v2("Whether the model takes requests.", None)},
+        model: {"get": _v2("Inputs and outputs of the model.", {"schema": {"type": "object"}})},
+        f"{model}/config": {"get": _v2("Configuration of the model.", {"schema": {"type": "object"}})},
+        f"{model}/stats": {"get": _v2("Counts and durations of requests.", {"schema": {"type": "object"}})},
+        "/v2/repository/index": {"post": _v2("The models that there are.", {"schema": {"type": "array"}})},
+        "/v2": {"get": _v2("Name and version of the server.", {"schema": {"type": "object"}})},
+        "/v2/health/live": {"get": _v2("Whether the process answers.", None)},
+        "/v2/health/ready": {"get": _v2("Whether the model takes requests.", None)},
+    }
+
+
+def _v2(summary: str, content: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"tags": ["v2 protocol"], "summary": summary, "responses": _responses(content)}
+
+
+def _health_paths() -> dict[str, Any]:
+    described = {
+        "/livez": "Whether the process answers.",
+        "/readyz": "Whether the model takes requests.",
+        "/metrics": "Prometheus metrics.",
+    }
+    good = {"200": {"description": "Yes."}, "503": {"description": "Not now."}}
+    return {
+        path: {"get": {"tags": ["Health"], "summary": text, "responses": good}}
+        for path, text in described.items()
+    }

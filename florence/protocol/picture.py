@@ -1,0 +1,107 @@
+"""A picture as clients send it: an upload, bytes, or base64 text, with or without a data URI's head.
+
+Gives the encoded picture's bytes. Their format is told by what they hold, in `images`, where the limits on
+bytes, pixels and frames are too; here only their first bytes tell pictures from base64. Nothing is fetched
+from a URL.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from florence.errors import ImageError
+
+_WHITE_SPACE = b" \t\r\n"
+_DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
+_FIRST_BYTES = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]", re.DOTALL)
+_URL = re.compile(r"\s*(https?|ftp|file|s3|gs)://", re.IGNORECASE)
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes that base64 text stands for; white space in it and a data URI's head before it are allowed.
+
+    Takes three quarters of the text's size. Raises ImageError when the text is empty, a URL, or not base64.
+    """
+    if _URL.match(text):
+        raise ImageError(
+            "pictures are not fetched from a URL; send the picture itself, as base64 or as an upload"
+        )
+    head = _DATA_URI.match(text)
+    if head is not None and not head.group().lower().endswith(";base64,"):
+        raise ImageError("the picture's data URI is not base64: it must begin with data:image/...;base64,")
+    try:
+        encoded = text[head.end() if head else 0 :].encode("ascii").translate(None, _WHITE_SPACE)
+        if len(encoded) % 4:  # strict_mode lets some padding too much pass
+            raise binascii.Error("its length is not a multiple of 4: characters are missing or left over")
+        decoded = binascii.a2b_base64(encoded, strict_mode=True)
+    except (UnicodeEncodeError, binascii.Error) as error:
+        reason = str(error) if isinstance(error, binascii.Error) else "it holds characters beyond ASCII"
+        raise ImageError(f"the picture is not valid base64: {reason}") from None
+    if not decoded:
+        raise ImageError("the picture is empty")
+    return decoded
+
+
+def decode_picture(data: bytes) -> bytes:
+    """The bytes of a picture that was sent as bytes: as they are, or from base64 where they are that.
+
+    Base64 text that begins as a picture's file does would decode to none, so the first bytes tell them apart.
+    Raises ImageError as `decode_base64`.
+    """
+    if _FIRST_BYTES.match(data):
+        return data
+    try:
+        return decode_base64(str(data, "ascii"))
+    except UnicodeDecodeError:
+        raise ImageError(
+            "the picture is neither base64 nor a PNG, JPEG, WebP, GIF, BMP or TIFF file "
+            f"(its first bytes are {data[:8].hex(' ')})"
+        ) from None
+
+
+class _PictureSchema:
+    """Tells pydantic how a picture is taken, and BentoML's clients that it is sent as a file."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            _take, serialization=core_schema.plain_serializer_function_ser_schema(_encode, when_used="json")
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        if handler.mode == "validation":
+            return {"type": "file", "format": "image"}  # BentoML's clients look for type "file" and upload
+        return {"type": "string", "contentEncoding": "base64"}
+
+
+def _take(value: object) -> bytes | Path:
+    """Bytes as they are, text as base64. A path is kept: BentoML's clients make their requests with this
+    type too, and open it; a request never holds one, since what comes as text is base64."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        if not value:
+            raise PydanticCustomError("picture", "the picture is empty")
+        return bytes(value)
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise PydanticCustomError("picture", "must be base64 text, or an upload in multipart/form-data")
+    try:
+        return decode_base64(value)
+    except ImageError as error:
+        raise PydanticCustomError("picture", "{reason}", {"reason": str(error)}) from None
+
+
+def _encode(value: bytes | Path) -> str:
+    data = value.read_bytes() if isinstance(value, Path) else value
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
+
+
+Picture = Annotated[bytes, _PictureSchema()]

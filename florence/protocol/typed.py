@@ -1,0 +1,292 @@
+"""The typed endpoints: one BentoML API for each task, its input and answer as pydantic types.
+
+Knows HTTP bodies (multipart or JSON) and BentoML's io types; the picture's format, the tasks' rules on text
+and regions and the ranges of options are checked by `images`, `tasks`, `regions` and `schemas`.
+
+BentoML turns whatever its io types raise into error bodies of its own and logs a traceback for each; so an
+input that is refused goes on to the endpoint as a value, `Refused`, and becomes a reply there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Final, Protocol
+
+import bentoml
+from bentoml import IODescriptor
+from bentoml._internal.service.openapi.specification import Schema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
+from florence.protocol.infer_body import parse_json
+from florence.protocol.picture import Picture
+from florence.protocol.replies import Model, off_loop, reply_or_error, settle
+from florence.protocol.tensors import MAX_TEXT_CHARS
+from florence.schemas import (
+    Answer,
+    Detections,
+    GenerationParameters,
+    OcrRegions,
+    Segmentation,
+    TaskAnswer,
+    Text,
+    read_generation_parameters,
+)
+from florence.tasks import Input, Kind, Task, get_task
+
+MULTIPART: Final = "multipart/form-data"
+_MOST_PARTS: Final = 32
+
+RESULT_TYPES: Mapping[Kind, Any] = MappingProxyType(
+    {
+        Kind.TEXT: Text,
+        Kind.BOXES: Detections,
+        Kind.QUADS: OcrRegions,
+        Kind.POLYGONS: Segmentation,
+        Kind.BOXES_OR_POLYGONS: Annotated[Detections | Segmentation, Field(discriminator="kind")],
+    }
+)
+
+
+def _bentoml_components(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's schema and those inside it, of which BentoML's document can't hold every key."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    schemas = {**schema.pop("$defs", {}), model.__name__: schema}
+    known = {field.name for field in Schema.__attrs_attrs__}
+    return {name: Schema(**{k: v for k, v in each.items() if k in known}) for name, each in schemas.items()}
+
+
+class Refused:
+    """In the place of an input that can't be read: why not. BentoML passes on what `model_fields` names."""
+
+    model_fields: ClassVar[Mapping[str, None]] = MappingProxyType({"error": None})
+
+    def __init__(self, error: FlorenceError | ValidationError) -> None:
+        self.error = error
+
+
+class PictureInput(IODescriptor):  # type: ignore[misc]  # BentoML's types are not exported
+    """What every task takes: the picture. Other fields than those named are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: Picture = Field(
+        description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
+        "PNG, JPEG, WebP, GIF, BMP or TIFF, told by its bytes."
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls) -> None:
+        super().__pydantic_init_subclass__()
+        cls.multipart_fields = ["image"]  # BentoML finds only paths and PIL images by itself
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: object) -> PictureInput | Refused:
+        """The input that a request's body holds. BentoML's own reader would fetch URLs found in it."""
+        try:
+            if request.headers.get("content-type", "").lower().startswith(MULTIPART):
+                fields = await _read_form(request)
+                size = len(fields["image"]) if isinstance(fields.get("image"), str) else 0
+                return await off_loop(size, cls._from_fields, fields)
+            body = await request.body()
+            return await off_loop(len(body), cls._from_json, body)
+        except (FlorenceError, ValidationError) as error:
+            return Refused(error)
+        except ClientDisconnect:
+            return Refused(RequestError("the client left while it sent its request"))
+
+    @classmethod
+    def openapi_components(cls, name: str) -> dict[str, Any]:
+        return _bentoml_components(cls)
+
+    @classmethod
+    def _from_json(cls, body: bytes) -> PictureInput:
+        try:
+            content = parse_json(body) if body else {}
+        except ProtocolError as error:
+            raise RequestError(f"the body must be a JSON object or multipart/form-data: {error}") from None
+        if not isinstance(content, dict):
+            raise RequestError("the body must be a JSON object or multipart/form-data")
+        return cls._from_fields(content)
+
+    @classmethod
+    def _from_fields(cls, fields: Mapping[str, Any]) -> PictureInput:
+        made: PictureInput = cls.model_validate(fields)
+        return made
+
+
+class PlainInput(GenerationParameters, PictureInput):
+    """Input of a task that takes nothing but the picture."""
+
+
+class _TextField(PictureInput):
+    text: str = Field(max_length=MAX_TEXT_CHARS, description="What to look for, or the caption to ground.")
+
+
+class TextInput(GenerationParameters, _TextField):
+    """Input of a task that takes a text."""
+
+
+class _RegionField(PictureInput):
+    region: (
+        Annotated[list[float], Field(min_length=4, max_length=4)] | Annotated[str, Field(max_length=200)]
+    ) = Field(
+        description="x1, y1, x2, y2 in pixels of the picture after its EXIF turn, or as text <loc_x1><loc_y1>"
+        "<loc_x2><loc_y2> in thousandths of it."
+    )
+
+
+class RegionInput(GenerationParameters, _RegionField):
+    """Input of a task that takes a region."""
+
+
+INPUT_TYPES: Mapping[Input, type[PictureInput]] = MappingProxyType(
+    {Input.NONE: PlainInput, Input.TEXT: TextInput, Input.REGION: RegionInput}
+)
+
+
+class _Output(IODescriptor):  # type: ignore[misc]  # as above
+    """An answer as BentoML's own OpenAPI document can hold it."""
+
+    @classmethod
+    def openapi_components(cls, name: str) -> dict[str, Any]:
+        return _bentoml_components(cls)
+
+
+@cache
+def answer_type(kind: Kind) -> type[BaseModel]:
+    """The type of an endpoint's answer, by the kind of its task's result."""
+    name = "".join(word.title() for word in kind.split("_")) + "Answer"
+    parametrized: Any = TaskAnswer.__class_getitem__(RESULT_TYPES[kind])
+    made: type[BaseModel] = create_model(name, __base__=(_Output, parametrized), __doc__=TaskAnswer.__doc__)
+    return made
+
+
+class Endpoints(Protocol):
+    """What an endpoint needs of the service that it is part of."""
+
+    model: Model
+    timeout_s: float
+
+
+def endpoint(name: str) -> Any:
+    """The BentoML API of the task of that name: `POST /<name>`."""
+    task = get_task(name)
+
+    async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
+        return await reply_or_error(_answer(service, task, fields))
+
+    call.__name__ = task.name
+    call.__doc__ = f"{task.summary} Task {task.token}."
+    api: Callable[..., Any] = bentoml.api(
+        input_spec=INPUT_TYPES[task.input], output_spec=answer_type(task.kind)
+    )
+    return api(call)
+
+
+async def _answer(service: Endpoints, task: Task, fields: dict[str, Any]) -> BaseModel:
+    refused = fields.pop("error", None)
+    if isinstance(refused, ValidationError):
+        raise _explain(refused, task)
+    if refused is not None:
+        raise refused
+    image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
+    options = {name: value for name, value in fields.items() if value is not None}
+    future = service.model.submit(
+        image,
+        task.token,
+        text,
+        region=region,
+        timeout_s=service.timeout_s,
+        **options,
+    )
+    return _task_answer(await settle(future))
+
+
+def _task_answer(answer: Answer) -> BaseModel:
+    """The part of the answer that an endpoint's type has: without text and tokens as generated."""
+    fields = {name: getattr(answer, name) for name in TaskAnswer.model_fields}
+    return TaskAnswer[Any].model_construct(**fields)
+
+
+async def _read_form(request: Request) -> dict[str, Any]:
+    """The fields of a multipart body; all stays in memory, the service's limit on bodies bounds it."""
+    parser = MultiPartParser(
+        request.headers, request.stream(), max_files=_MOST_PARTS, max_fields=_MOST_PARTS, max_part_size=2**31
+    )
+    parser.spool_max_size = 2**31  # no temporary file, so that a read-only disk does
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise RequestError(f"the body is not valid multipart/form-data: {error.message}") from None
+    try:
+        return {name: await _read_part(form, name) for name in form}
+    finally:
+        await form.close()
+
+
+async def _read_part(form: FormData, name: str) -> Any:
+    """One part's value: a file's bytes, or text. Numbers and lists are written as in JSON; BentoML's
+    clients write all values so, a form writes texts bare."""
+    parts = form.getlist(name)
+    if len(parts) > 1:
+        raise RequestError(f"{name[:60]} is sent {len(parts)} times; send it once")
+    part = parts[0]
+    if isinstance(part, UploadFile):
+        data = await part.read()
+        if name == "image":
+            return data
+        part = data.decode("utf-8", "replace")
+    try:
+        value = json.loads(part)
+    except (ValueError, RecursionError):
+        return part
+    return value if name not in ("image", "text") or value is None or isinstance(value, str) else part
+
+
+def _explain(error: ValidationError, task: Task) -> RequestError:
+    """What is wrong with which field of an input, and what is allowed."""
+    allowed = ", ".join(INPUT_TYPES[task.input].model_fields)
+    reasons: list[str] = []
+    for detail in error.errors(include_url=False):
+        name = str(detail["loc"][0])[:60] if detail["loc"] else ""
+        if name == "region" or (name == "text" and detail["type"] in ("missing", "extra_forbidden")):
+            return TaskError(_input_rule(task, name))
+        if detail["type"] == "extra_forbidden":
+            reasons.append(f"unknown field {name!r}; the fields are {allowed}")
+        elif detail["type"] == "missing":
+            reasons.append(f"{name} is missing")
+        elif name in GenerationParameters.model_fields:
+            reasons.append(_option_rule(name, detail["input"]))
+        else:
+            message = detail["msg"].removeprefix("Value error, ")
+            got = "" if name in ("", "image") else f", got {repr(detail['input'])[:60]}"
+            reasons.append(f"{name}: {message}{got}" if name else message)
+    return RequestError("; ".join(dict.fromkeys(reasons)))
+
+
+def _option_rule(name: str, value: object) -> str:
+    """What an option may be, in the words that all doors use."""
+    try:
+        read_generation_parameters({name: value})
+    except OptionError as error:
+        return str(error)
+    return f"{name} is not valid"
+
+
+def _input_rule(task: Task, name: str) -> str:
+    if task.input is Input.NONE:
+        return f"{task.token} takes no {name}; leave it out"
+    if task.input is Input.TEXT:
+        return f'{task.token} needs a text and takes nothing else: "text": {json.dumps(task.example)}'
+    return (
+        f'{task.token} needs a region and takes nothing else: "region": [52, 332, 932, 774] in pixels, '
+        f'or "region": {json.dumps(task.example)}'
+    )

@@ -1,0 +1,246 @@
+"""The BentoML service: settings to a loaded model, the typed endpoints, the v2 routes, start and stop.
+
+`bentoml serve` finds `service` in here. Knows BentoML and the settings; HTTP bodies are
+`florence.protocol`'s and models `florence.Florence2`'s business. One worker process holds one model on one
+device.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import bentoml
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from florence.errors import FlorenceError
+from florence.images import ImageLimits
+from florence.protocol.http import create_v2_app
+from florence.protocol.inference import Inference
+from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
+from florence.protocol.openapi import openapi_document
+from florence.protocol.replies import Model, json_reply
+from florence.protocol.typed import endpoint
+from florence.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from florence.protocol.grpc_server import GrpcServer
+
+logger = logging.getLogger("florence.service")
+
+Load = Callable[[Settings, str], Model]
+Fetch = Callable[[Settings], None]
+PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
+GRACE_S = 10.0  # by which BentoML's time limit is longer than ours, whose message says more
+
+
+def fetch_checkpoint(settings: Settings) -> None:
+    """Have the checkpoint's files here: one download for all workers. Ends the process if that can't be."""
+    from florence.hub import resolve_checkpoint
+
+    try:
+        resolve_checkpoint(settings.model, settings.revision)
+    except FlorenceError as error:
+        sys.exit(f"florence: {error}")
+
+
+def load_model(settings: Settings, device: str) -> Model:
+    """The checkpoint that the settings name, loaded on a device and warm."""
+    from florence import Florence2  # torch comes with it
+    from florence.engine.scheduler import BatchLimits
+
+    model = Florence2.load(
+        settings.model,
+        revision=settings.revision,
+        device=device,
+        dtype=settings.dtype,
+        limits=image_limits(settings),
+        batches=BatchLimits(settings.max_batch_size, settings.max_encode_batch, settings.max_queue),
+        threads=settings.threads,
+    )
+    model.warm_up()
+    return model
+
+
+def image_limits(settings: Settings) -> ImageLimits:
+    """The settings' limits on pictures."""
+    return ImageLimits(
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        max_frames=settings.max_image_frames,
+    )
+
+
+def count_gpus() -> int:
+    """GPUs that CUDA will show to the workers, as the driver says: the supervisor has no use for torch."""
+    import pynvml  # type: ignore[import-untyped]
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def worker_device(devices: Sequence[str]) -> str:
+    """The device of this worker process. BentoML counts workers from 1; without workers there is one."""
+    index = bentoml.server_context.worker_index or 1
+    return devices[(index - 1) % len(devices)]
+
+
+async def _docs(request: Request) -> Response:
+    return json_reply(_document())
+
+
+@cache
+def _document() -> dict[str, Any]:
+    """The same for every service, and slow to make."""
+    return openapi_document()
+
+
+class TaskService:
+    """Florence-2: captions, detection, grounding, segmentation and OCR. Paths are the tasks' names."""
+
+    # Set by `build_service`: BentoML makes the instance without arguments.
+    settings: Settings
+    devices: Sequence[str]
+    inference: Inference
+    load: Load
+
+    def __init__(self) -> None:
+        logging.getLogger("florence").setLevel(self.settings.log_level.upper())
+        device = worker_device(self.devices)
+        logger.info("loading %s on %s", self.settings.model, device)
+        self.timeout_s = self.settings.timeout_s
+        self.grpc: GrpcServer | None = None
+        try:
+            self.model = self.load(self.settings, device)
+        except Exception as error:
+            foreseen = isinstance(error, FlorenceError)
+            logger.error("can't serve %s: %s", self.settings.model, error, exc_info=not foreseen)
+            end_serving()
+            raise
+        self.inference.model = self.model
+        logger.info("ready: %s on %s", self.settings.model, device)
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's types are not exported
+    async def open_grpc(self) -> None:
+        """The v2 protocol on a port of its own, on this process's event loop."""
+        if self.settings.grpc_port == 0:
+            return
+        from florence.protocol.grpc_server import GrpcServer
+
+        host, port = self.settings.grpc_host, self.settings.grpc_port
+        server = GrpcServer(self.inference, self.settings.max_body_bytes, shared=len(self.devices) > 1)
+        try:
+            await server.start(host, port)
+        except FlorenceError as error:
+            logger.error("%s", error)
+            end_serving()
+            raise
+        self.grpc = server
+        logger.info("gRPC on %s:%d", host, port)
+
+    async def __is_ready__(self) -> bool:
+        return self.model.ready
+
+    async def __metrics__(self, content: str) -> str:
+        """BentoML's own metrics, and Triton's beside them."""
+        return content + self.inference.statistics.as_metrics()
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # as above
+    async def close(self) -> None:
+        """All HTTP requests have been answered by now: the server waits for them before it ends."""
+        if self.grpc is not None:
+            await self.grpc.stop(self.timeout_s)
+        self.inference.model = None
+        self.model.close()
+
+    caption = endpoint("caption")
+    detailed_caption = endpoint("detailed_caption")
+    more_detailed_caption = endpoint("more_detailed_caption")
+    caption_to_phrase_grounding = endpoint("caption_to_phrase_grounding")
+    object_detection = endpoint("object_detection")
+    dense_region_caption = endpoint("dense_region_caption")
+    region_proposal = endpoint("region_proposal")
+    ocr = endpoint("ocr")
+    ocr_with_region = endpoint("ocr_with_region")
+    referring_expression_segmentation = endpoint("referring_expression_segmentation")
+    region_to_segmentation = endpoint("region_to_segmentation")
+    open_vocabulary_detection = endpoint("open_vocabulary_detection")
+    region_to_category = endpoint("region_to_category")
+    region_to_description = endpoint("region_to_description")
+    region_to_ocr = endpoint("region_to_ocr")
+
+
+def build_service(
+    settings: Settings, gpus: int, load: Load = load_model, fetch: Fetch = fetch_checkpoint
+) -> Any:
+    """The service for these settings, on a machine with that many GPUs.
+
+    `fetch` runs once, before the workers start; `load` makes a worker's model.
+    """
+    devices = settings.devices(gpus)
+    inference = Inference(settings.timeout_s)
+    members = {
+        "settings": settings,
+        "devices": devices,
+        "inference": inference,
+        "load": staticmethod(load),
+        "fetch_checkpoint": bentoml.on_deployment(lambda: fetch(settings)),
+        "__doc__": TaskService.__doc__,
+    }
+    decorate: Any = bentoml.service(
+        name="florence2",
+        http={"port": 8000},
+        workers=len(devices),
+        resources=_resources(devices),
+        traffic={"timeout": settings.timeout_s + GRACE_S},
+        logging={"access": {"skip_paths": list(PROBES)}},
+    )
+    built = decorate(type("Florence2Service", (TaskService,), members))
+    built.mount_asgi_app(create_v2_app(inference, settings.max_body_bytes))
+    built.mount_asgi_app(Starlette(routes=[Route("/docs.json", _docs)]))
+    built.add_asgi_middleware(ErrorBodies)
+    built.add_asgi_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    built.add_asgi_middleware(CancelOnDisconnect)
+    return built
+
+
+def end_serving() -> None:
+    """In a worker that can't load its model: end `bentoml serve`, which would start it again and again, and
+    this process without the three tracebacks that would hide the reason. Elsewhere nothing."""
+    if bentoml.server_context.worker_index is not None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        logging.shutdown()
+        os._exit(1)
+
+
+def _resources(devices: Sequence[str]) -> dict[str, Any]:
+    """What BentoML reserves. It shows the first GPUs to the workers, so the highest index counts."""
+    gpus = [int(device.removeprefix("cuda:")) + 1 for device in devices if device != "cpu"]
+    return {"gpu": max(gpus)} if gpus else {}
+
+
+def _service_of_environment() -> Any:
+    try:
+        return build_service(read_settings(), count_gpus())
+    except FlorenceError as error:
+        sys.exit(f"florence: {error}")
+
+
+service = _service_of_environment()

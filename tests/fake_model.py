@@ -1,0 +1,148 @@
+"""A model that needs no checkpoint: it checks what it is sent as the real one does; its answers are canned.
+
+`fake_service` puts it into a real server process.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from florence.errors import Closed
+from florence.images import ImageLimits, open_image
+from florence.regions import region_text
+from florence.schemas import (
+    Answer,
+    Detection,
+    Detections,
+    ImageSize,
+    Instance,
+    OcrRegion,
+    OcrRegions,
+    Segmentation,
+    Text,
+    Timings,
+    Usage,
+    read_generation_parameters,
+)
+from florence.settings import Settings
+from florence.tasks import Kind, build_prompt, get_task
+
+LOCATIONS = "<loc_100><loc_200><loc_300><loc_400>"
+RAW_TEXT = {
+    Kind.TEXT: "a fake",
+    Kind.BOXES: "fake" + LOCATIONS,
+    Kind.QUADS: "fake" + LOCATIONS + LOCATIONS,
+    Kind.POLYGONS: LOCATIONS + "<loc_500><loc_600>",
+    Kind.BOXES_OR_POLYGONS: "fake" + LOCATIONS,
+}
+RESULT = {
+    Kind.TEXT: Text(text="a fake"),
+    Kind.BOXES: Detections(detections=[Detection(label="fake", box=(1, 2, 3, 4), score=0.5)]),
+    Kind.QUADS: OcrRegions(regions=[OcrRegion(text="fake", quad=(1, 2, 3, 2, 3, 4, 1, 4))]),
+    Kind.POLYGONS: Segmentation(instances=[Instance(label="", polygons=[[1, 2, 3, 2, 3, 4]])]),
+    Kind.BOXES_OR_POLYGONS: Segmentation(instances=[Instance(label="fake", polygons=[[1, 2, 3, 2, 3, 4]])]),
+}
+
+
+@dataclass
+class Call:
+    """One request as the model got it."""
+
+    image: bytes
+    task: str
+    text: Any
+    options: dict[str, Any]
+    future: Future[Answer]
+
+
+@dataclass
+class FakeModel:
+    """Stands for `florence.Florence2` behind the endpoints.
+
+    error: what every request fails with. held: requests stay open until `release` is set. delay_s: each takes
+    that long, one after the other. trace: a file that gets a line for each event.
+    """
+
+    ready: bool = True
+    error: BaseException | None = None
+    held: bool = False
+    delay_s: float = 0.0
+    checkpoint: str = "fake"
+    trace: Path | None = None
+    calls: list[Call] = field(default_factory=list)
+    release: threading.Event = field(default_factory=threading.Event)
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    closed: bool = False
+
+    def submit(self, image: bytes, task: str, text: Any = None, **options: Any) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        call = Call(image, task, text, options, future)
+        self.calls.append(call)
+        future.add_done_callback(lambda done: self.note("cancelled" if done.cancelled() else "done"))
+        self.pool.submit(self._run, call)
+        return future
+
+    def close(self) -> None:
+        self.note("close")
+        self.closed = True
+        self.release.set()
+        self.pool.shutdown(wait=True)
+
+    def note(self, event: str) -> None:
+        if self.trace is not None:
+            with self.trace.open("a") as file:
+                file.write(event + "\n")
+
+    def _run(self, call: Call) -> None:
+        self.note("start")
+        if self.held:
+            self.release.wait(30)
+        end = time.monotonic() + self.delay_s
+        while time.monotonic() < end and not call.future.cancelled():
+            time.sleep(0.01)
+        try:
+            outcome = self._answer(call)
+        except Exception as error:  # noqa: BLE001 - goes into the future, as the real model's does
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(error)
+            return
+        if call.future.set_running_or_notify_cancel():
+            call.future.set_result(outcome)
+
+    def _answer(self, call: Call) -> Answer:
+        if self.error is not None:
+            raise self.error
+        if self.closed:
+            raise Closed("the model is closed")
+        task = get_task(call.task)
+        options = {name: value for name, value in call.options.items() if name not in ("region", "timeout_s")}
+        read_generation_parameters(options)
+        size = open_image(call.image, ImageLimits()).size
+        given = call.options.get("region") or call.text
+        build_prompt(task, region_text(given, size) if task.input == "region" and given else given)
+        return Answer(
+            task=task.token,
+            result=RESULT[task.kind],
+            image_size=ImageSize(width=size[0], height=size[1]),
+            finish_reason="stop",
+            usage=Usage(picture_tokens=1, prompt_tokens=2, generated_tokens=3),
+            timings=Timings(queue_s=0.0, encode_s=0.0, decode_s=0.0, total_s=0.0),
+            checkpoint=self.checkpoint,
+            raw_text=f"</s><s>{RAW_TEXT[task.kind]}</s>",
+            token_ids=[2, 0, 4, 2],
+            token_logprobs=[0.0, -0.5, 0.0],
+        )
+
+
+def load_fake(settings: Settings, device: str) -> FakeModel:
+    """A fake as `FLORENCE_MODEL` describes it: JSON of its fields, and `load_s`, how long loading takes."""
+    fields = json.loads(settings.model)
+    time.sleep(fields.pop("load_s", 0))
+    trace = fields.pop("trace", None)
+    return FakeModel(**fields, trace=Path(trace) if trace else None)

@@ -1,0 +1,112 @@
+"""Real server processes for tests: `bentoml serve` on a free port, its log, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+START_S = 120.0
+STOP_S = 30.0
+
+
+@dataclass
+class Server:
+    """A running `bentoml serve`. url: without a slash at its end; log: all that it wrote so far."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def wait_ready(self) -> None:
+        """Until /readyz answers 200; fails with the log when the process ends before."""
+        end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log}")
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200:
+                    return
+            time.sleep(0.1)
+        pytest.fail(f"the server was not ready after {START_S} s:\n{self.log}")
+
+    def terminate(self) -> None:
+        """SIGTERM, as an orchestrator stops it."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """The exit status, once it has ended."""
+        return self.process.wait(STOP_S)
+
+
+@contextlib.contextmanager
+def serving(target: str, directory: Path = ROOT, **environment: str) -> Iterator[Server]:
+    """`bentoml serve target` in a directory, with these variables; killed at the end if it still runs."""
+    with tempfile.TemporaryDirectory(prefix="florence-serve-") as home:
+        port = free_port()
+        log_path = Path(home) / "server.log"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLORENCE_")}
+        variables = {
+            **inherited,
+            "BENTOML_HOME": home,
+            "BENTOML_DO_NOT_TRACK": "true",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "FLORENCE_GRPC_PORT": "0",
+            **environment,
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "bentoml",
+            "serve",
+            target,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(command, cwd=directory, env=variables, stdout=log, stderr=log)
+        try:
+            yield Server(process, f"http://127.0.0.1:{port}", log_path)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+@contextlib.contextmanager
+def serving_fake(fields: dict[str, object] | None = None, **environment: str) -> Iterator[Server]:
+    """The service with a fake model that has these fields; see `fake_model.load_fake`."""
+    model = json.dumps(fields or {})
+    with serving("fake_service:service", ROOT / "tests", FLORENCE_MODEL=model, **environment) as server:
+        yield server
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

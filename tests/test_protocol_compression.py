@@ -1,0 +1,158 @@
+"""Compressed bodies: both encodings both ways, nothing larger than allowed, and every broken one refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+
+import pytest
+from fake_model import FakeModel
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from v2 import INFER, request, send
+
+from florence.errors import FlorenceError, ProtocolError
+from florence.protocol.compression import (
+    DecompressedTooLarge,
+    UnknownEncoding,
+    choose_encoding,
+    compress,
+    decompress,
+)
+from florence.protocol.http import create_v2_app
+from florence.protocol.inference import Inference
+
+MAX_BYTES = 100_000
+ENCODINGS = st.sampled_from(["gzip", "deflate"])
+BODY = json.dumps(request()).encode()
+
+
+@pytest.fixture
+def app() -> Iterator[Starlette]:
+    inference, model = Inference(timeout_s=5.0), FakeModel()
+    inference.model = model
+    yield create_v2_app(inference, MAX_BYTES)
+    model.close()
+
+
+@given(st.binary(max_size=3000), ENCODINGS)
+def test_what_is_compressed_comes_back(body: bytes, encoding: str) -> None:
+    """Any bytes, in both encodings."""
+    assert decompress(compress(body, encoding), encoding, len(body)) == body
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed"), [("gzip", gzip.compress(BODY)), ("deflate", zlib.compress(BODY))]
+)
+def test_what_others_compress_is_read(encoding: str, packed: bytes) -> None:
+    """gzip's own container, and zlib's for deflate."""
+    assert decompress(packed, encoding, len(BODY)) == BODY
+
+
+@given(st.binary(max_size=200), ENCODINGS, st.data())
+def test_a_compressed_body_cut_or_prolonged_is_refused(
+    body: bytes, encoding: str, data: st.DataObject
+) -> None:
+    """Only the whole of it counts, and nothing may follow."""
+    packed = compress(body, encoding)
+    cut = packed[: data.draw(st.integers(0, len(packed) - 1))]
+    for broken in (cut, packed + b"x"):
+        with pytest.raises(ProtocolError, match=f"the body is not valid {encoding}"):
+            decompress(broken, encoding, 1000)
+
+
+@given(st.binary(max_size=300), ENCODINGS | st.text(max_size=8))
+def test_any_bytes_are_a_body_or_an_error_of_ours(body: bytes, encoding: str) -> None:
+    """No bytes and no name make another exception."""
+    try:
+        assert len(decompress(body, encoding, 1000)) <= 1000
+    except FlorenceError as error:
+        assert error.status in (400, 413, 501)  # noqa: PT017  (either outcome is right)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_bomb_costs_no_more_than_a_body_may(encoding: str) -> None:
+    """50 MB in 50 KB: refused after as much as is allowed."""
+    bomb = compress(bytes(50_000_000), encoding)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecompressedTooLarge, match="larger than the 100000 bytes"):
+            decompress(bomb, encoding, MAX_BYTES)
+        assert tracemalloc.get_traced_memory()[1] < 5 * MAX_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [
+        ("", None),
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("gzip, deflate", "gzip"),
+        ("deflate, gzip", "deflate"),
+        ("gzip;q=0.5, deflate;q=0.8", "deflate"),
+        ("gzip;q=0.5, deflate", "deflate"),
+        ("br, gzip ; q=1.0", "gzip"),
+        ("gzip;q=0", None),
+        ("*", None),
+        ("br", None),
+        ("identity", None),
+        ("GZIP", None),
+        ("gzip;q=x", None),
+        ("gzip;q=.", None),
+    ],
+)
+def test_the_client_chooses_the_answers_encoding(accepted: str, encoding: str | None) -> None:
+    """The highest weight wins, the first of equals; what is not known exactly gives a plain answer."""
+    assert choose_encoding(accepted) == encoding
+
+
+@given(st.text(st.sampled_from("gzipdeflat,;q=.01e- "), max_size=40))
+def test_any_wish_has_an_answer(accepted: str) -> None:
+    """No header makes an exception."""
+    assert choose_encoding(accepted) in (None, "gzip", "deflate")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_both_ways_over_http(app: Starlette, encoding: str) -> None:
+    """A compressed request gets a compressed answer if it asks for one, and the same one."""
+    packed, headers = compress(BODY, encoding), {"content-encoding": encoding, "accept-encoding": encoding}
+    reply = send(app, "POST", INFER, content=packed, headers=headers)
+    assert (reply.status_code, reply.headers["content-encoding"]) == (200, encoding)
+    assert reply.headers["content-type"] == "application/json"
+    plain = send(app, "POST", INFER, content=BODY, headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert reply.json() == plain.json()
+
+
+def test_errors_are_never_compressed(app: Starlette) -> None:
+    """As with Triton."""
+    reply = send(app, "POST", INFER, content=b"{", headers={"accept-encoding": "gzip"})
+    assert reply.status_code == 400
+    assert "content-encoding" not in reply.headers
+
+
+@pytest.mark.parametrize("encoding", ["br", "GZIP", "zstd", "gzip, gzip"])
+def test_an_unknown_encoding_is_a_501_that_names_the_known(app: Starlette, encoding: str) -> None:
+    """In Triton's words."""
+    reply = send(app, "POST", INFER, content=BODY, headers={"content-encoding": encoding})
+    assert (reply.status_code, reply.json()) == (501, {"error": "Unsupported compression type"})
+    assert reply.headers["accept-encoding"] == "gzip, deflate"
+
+
+def test_a_bomb_is_a_413(app: Starlette) -> None:
+    """As any body that is too large."""
+    bomb = compress(bytes(MAX_BYTES + 1), "gzip")
+    assert send(app, "POST", INFER, content=bomb, headers={"content-encoding": "gzip"}).status_code == 413
+
+
+def test_no_encoding_is_nothing_to_undo() -> None:
+    """Neither a missing one nor identity; whatever else is refused."""
+    assert decompress(BODY, "", 1) == decompress(BODY, "identity", 1) == BODY
+    with pytest.raises(UnknownEncoding):
+        decompress(BODY, "x-gzip", 1)

@@ -1,0 +1,264 @@
+"""The gRPC server with a fake model: methods, statuses, streams, size and the same counters as HTTP's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from fake_model import FakeModel
+from test_protocol_grpc_messages import message
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from v2 import picture
+
+from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
+from florence.protocol.grpc_server import STREAM_AHEAD, GrpcServer
+from florence.protocol.inference import Inference
+
+Check = Callable[[Any, Inference], Awaitable[None]]
+
+
+@pytest.fixture
+def model() -> Iterator[FakeModel]:
+    fake = FakeModel()
+    yield fake
+    fake.close()
+
+
+@asynccontextmanager
+async def listening(
+    model: FakeModel, max_bytes: int = 10_000_000
+) -> AsyncIterator[tuple[grpc.aio.Channel, Inference]]:
+    inference = Inference(timeout_s=5.0)
+    inference.model = model
+    server = GrpcServer(inference, max_bytes, shared=False)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel, inference
+    finally:
+        await server.stop(0)
+
+
+def run(model: FakeModel, check: Check, max_bytes: int = 10_000_000) -> None:
+    """The check against a listening server's stub."""
+
+    async def checked() -> None:
+        async with listening(model, max_bytes) as (channel, inference):
+            await check(service_pb2_grpc.GRPCInferenceServiceStub(channel), inference)
+
+    asyncio.run(checked())
+
+
+def caption(image: bytes | None = None, task: bytes = b"<CAPTION>", **fields: Any) -> Any:
+    return message({"INPUT_IMAGE": [image or picture()], "TASK_PROMPT": [task]}, **fields)
+
+
+async def status(call: Awaitable[Any]) -> tuple[str, str]:
+    """The code and the words of a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code().name, str(caught.value.details())
+
+
+def test_health_and_metadata_are_those_of_http(model: FakeModel) -> None:
+    """Live, ready, tensors, configuration with TEXT_PROMPT optional, and the index."""
+
+    async def check(stub: Any, inference: Inference) -> None:
+        assert (await stub.ServerLive(service_pb2.ServerLiveRequest())).live
+        assert (await stub.ServerReady(service_pb2.ServerReadyRequest())).ready
+        assert (await stub.ModelReady(service_pb2.ModelReadyRequest(name="florence2", version="1"))).ready
+        assert "statistics" in (await stub.ServerMetadata(service_pb2.ServerMetadataRequest())).extensions
+        metadata = await stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="florence2"))
+        assert [list(tensor.shape) for tensor in metadata.inputs] == [[-1, 1]] * 3
+        config = (await stub.ModelConfig(service_pb2.ModelConfigRequest(name="florence2"))).config
+        assert [tensor.optional for tensor in config.input] == [False, False, True]
+        assert (config.max_batch_size, config.output[0].data_type) == (36, 13)
+        index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest())
+        assert [(entry.name, entry.state) for entry in index.models] == [("florence2", "READY")]
+        model.ready = False
+        assert not (await stub.ServerReady(service_pb2.ServerReadyRequest())).ready
+        assert await status(stub.ModelInfer(caption())) == ("UNAVAILABLE", "the model is not ready")
+
+    run(model, check)
+
+
+def test_an_unknown_model_is_not_ready_and_no_error(model: FakeModel) -> None:
+    """Only here: everywhere else it is NOT_FOUND, and for statistics INVALID_ARGUMENT."""
+
+    async def check(stub: Any, inference: Inference) -> None:
+        assert not (await stub.ModelReady(service_pb2.ModelReadyRequest(name="nope"))).ready
+        assert not (
+            await stub.ModelReady(service_pb2.ModelReadyRequest(name="florence2", version="97"))
+        ).ready
+        unknown = "Request for unknown model: 'nope' is not found"
+        metadata = stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="nope"))
+        assert await status(metadata) == ("NOT_FOUND", unknown)
+        infer = caption()
+        infer.model_name = "nope"
+        assert await status(stub.ModelInfer(infer)) == ("NOT_FOUND", unknown)
+        statistics = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name="nope"))
+        assert await status(statistics) == ("INVALID_ARGUMENT", "requested model 'nope' is not available")
+        code, _ = await status(stub.ModelInfer(caption(model_version="abc")))
+        assert code == "INVALID_ARGUMENT"
+        code, _ = await status(stub.RepositoryModelLoad(service_pb2.RepositoryModelLoadRequest()))
+        assert code == "UNIMPLEMENTED"
+
+    run(model, check)
+
+
+def test_an_answer_and_its_statistics(model: FakeModel) -> None:
+    """The picture's own bytes go in; HTTP and gRPC share their counters."""
+
+    async def check(stub: Any, inference: Inference) -> None:
+        response = await stub.ModelInfer(caption(id="g-7"))
+        assert (response.id, response.raw_output_contents[0][4:]) == ("g-7", b'{"<CAPTION>": "a fake"}')
+        assert model.calls[0].image == picture()
+        (entry,) = (await stub.ModelStatistics(service_pb2.ModelStatisticsRequest())).model_stats
+        assert (entry.inference_count, entry.inference_stats.compute_infer.count) == (1, 1)
+        assert inference.statistics.success.count == 1
+
+    run(model, check)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (Overloaded("the queue is full", retry_after_s=2.2), ("UNAVAILABLE", "the queue is full")),
+        (DeadlineExceeded("too late"), ("DEADLINE_EXCEEDED", "too late")),
+        (EngineError("the device failed"), ("INTERNAL", "the device failed")),
+        (ZeroDivisionError("secret"), ("INTERNAL", "internal error: the server's log says more")),
+    ],
+)
+def test_failures_have_their_status(model: FakeModel, error: Exception, expected: tuple[str, str]) -> None:
+    """As over HTTP; overload says when to come back."""
+    model.error = error
+
+    async def check(stub: Any, inference: Inference) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(caption())
+        assert (caught.value.code().name, caught.value.details()) == expected
+        retry = dict(caught.value.trailing_metadata()).get("retry-after")
+        assert retry == ("3" if expected[0] == "UNAVAILABLE" else None)
+
+    run(model, check)
+
+
+@pytest.mark.parametrize("character", ["x", "\u732b", "\U0001f600"])
+def test_a_very_long_message_still_arrives(model: FakeModel, character: str) -> None:
+    """All of a call's metadata must fit into 8 KiB: an id of 16000 characters is cut in the error."""
+
+    async def check(stub: Any, inference: Inference) -> None:
+        infer = message({"INPUT_IMAGE": [picture()]}, id=character * 16_000)
+        code, details = await status(stub.ModelInfer(infer))
+        assert code == "INVALID_ARGUMENT"
+        assert details.startswith("[request id: " + 400 * character)
+
+    run(model, check)
+
+
+def test_a_stream_answers_in_order_and_outlives_errors(model: FakeModel) -> None:
+    """More requests than may be ahead; each answer is final, an error carries its request's id."""
+    count = 2 * STREAM_AHEAD + 3
+
+    async def check(stub: Any, inference: Inference) -> None:
+        async def requests() -> AsyncIterator[Any]:
+            for index in range(count):
+                yield caption(b"%%%" if index % 7 == 3 else None, id=f"s{index}")
+
+        answers = [answer async for answer in stub.ModelStreamInfer(requests())]
+        assert [answer.infer_response.id for answer in answers] == [f"s{index}" for index in range(count)]
+        for index, answer in enumerate(answers):
+            final = answer.infer_response.parameters
+            if index % 7 == 3:
+                assert "not valid base64" in answer.error_message
+            else:
+                assert final["triton_final_response"].bool_param
+                assert not answer.error_message
+
+    run(model, check)
+
+
+def test_a_stream_that_is_left_cancels_its_requests(model: FakeModel) -> None:
+    """Nobody reads them: none is pending afterwards."""
+    model.held = True
+
+    async def check(stub: Any, inference: Inference) -> None:
+        call = stub.ModelStreamInfer()
+        for _ in range(3):
+            await call.write(caption())
+        while inference.statistics.pending < 3:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        while inference.statistics.pending:
+            await asyncio.sleep(0.01)
+        assert inference.statistics.failures["CANCELED"] == 3
+
+    run(model, check)
+
+
+def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> None:
+    """A client that keeps its stream open and says nothing does not hold up the stop."""
+    model.delay_s = 0.3
+
+    async def checked() -> None:
+        inference = Inference(timeout_s=5.0)
+        inference.model = model
+        server = GrpcServer(inference, 10_000_000, shared=False)
+        port = await server.start("127.0.0.1", 0)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            idle, busy = stub.ModelStreamInfer(), stub.ModelStreamInfer()
+            await idle.write(caption(id="i"))
+            assert (await idle.read()).infer_response.id == "i"
+            await busy.write(caption(id="b"))
+            while not inference.statistics.pending:
+                await asyncio.sleep(0.01)
+            await asyncio.wait_for(server.stop(60), 5)
+            assert (await busy.read()).infer_response.id == "b"
+            assert await busy.read() is await idle.read() is grpc.aio.EOF
+            assert await busy.code() == await idle.code() == grpc.StatusCode.OK
+
+    asyncio.run(checked())
+
+
+def test_large_pictures_pass_and_larger_than_allowed_do_not(model: FakeModel) -> None:
+    """Python's own limit of 4 MB does not hold; ours does."""
+    large = picture((64, 64)) + bytes(6_000_000)
+
+    async def check(stub: Any, inference: Inference) -> None:
+        assert (await stub.ModelInfer(caption(large))).outputs
+        code, _ = await status(stub.ModelInfer(caption(large + bytes(2_000_000))))
+        assert code == "RESOURCE_EXHAUSTED"
+
+    run(model, check, max_bytes=7_000_000)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_the_health_service_tells_whether_the_model_is_ready(model: FakeModel, ready: bool) -> None:
+    """grpc.health.v1, which Kubernetes' gRPC probes ask."""
+
+    async def checked() -> None:
+        async with listening(model) as (channel, _):
+            model.ready = ready
+            health = channel.unary_unary("/grpc.health.v1.Health/Check")
+            assert await health(b"") == (b"\x08\x01" if ready else b"\x08\x02")
+
+    asyncio.run(checked())
+
+
+def test_a_port_that_is_taken_is_a_settings_error(model: FakeModel) -> None:
+    """With the setting to change."""
+
+    async def checked() -> None:
+        inference = Inference(timeout_s=5.0)
+        first = GrpcServer(inference, 1000, shared=False)
+        port = await first.start("127.0.0.1", 0)
+        with pytest.raises(SettingsError, match="FLORENCE_GRPC_PORT names another port"):
+            await GrpcServer(inference, 1000, shared=False).start("127.0.0.1", port)
+        await first.stop(0)
+
+    asyncio.run(checked())

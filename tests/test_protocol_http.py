@@ -1,0 +1,233 @@
+"""The v2 routes with a fake model: paths, statuses, headers and bodies as Triton's clients expect them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fake_model import FakeModel
+from starlette.applications import Starlette
+from v2 import INFER, PICTURE, picture, request, send
+
+from florence.errors import DeadlineExceeded, EngineError, Overloaded
+from florence.protocol.http import create_v2_app
+from florence.protocol.inference import Inference
+
+
+@pytest.fixture
+def model() -> Iterator[FakeModel]:
+    fake = FakeModel()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def app(model: FakeModel) -> Starlette:
+    app = create_v2_app(Inference(timeout_s=5.0), 10_000_000)
+    app.state.inference.model = model
+    return app
+
+
+def test_an_answer_is_the_originals_json_in_one_string(app: Starlette, model: FakeModel) -> None:
+    """id, model, version as a string, shape [1,1], flat data; a header names the checkpoint."""
+    reply = send(app, "POST", INFER, json=request(id="42"))
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["florence-checkpoint"] == "fake"
+    assert reply.json() == {
+        "id": "42",
+        "model_name": "florence2",
+        "model_version": "1",
+        "outputs": [
+            {
+                "name": "PARSED_JSON",
+                "datatype": "BYTES",
+                "shape": [1, 1],
+                "data": [json.dumps({"<CAPTION>": "a fake"})],
+            }
+        ],
+    }
+    assert model.calls[0].image == picture()
+
+
+def test_checkpoints_with_any_name_fit_into_the_header(app: Starlette, model: FakeModel) -> None:
+    """A directory's name may hold characters that a header can't."""
+    model.checkpoint = "/models/prüfung\n猫"
+    reply = send(app, "POST", INFER, json=request())
+    assert reply.headers["florence-checkpoint"] == "/models/pr%C3%BCfung%0A%E7%8C%AB"
+
+
+def test_rows_are_answered_in_their_order(app: Starlette, model: FakeModel) -> None:
+    """Each row has its own picture, task and text; blank text counts as none."""
+    rows = request([PICTURE] * 3, ["<OD>", "<CAPTION_TO_PHRASE_GROUNDING>", "<OCR>"], ["", "a car", " "])
+    reply = send(app, "POST", INFER, json=rows)
+    output = reply.json()["outputs"][0]
+    assert output["shape"] == [3, 1]
+    assert [next(iter(json.loads(row))) for row in output["data"]] == [
+        "<OD>",
+        "<CAPTION_TO_PHRASE_GROUNDING>",
+        "<OCR>",
+    ]
+    assert [call.text for call in model.calls] == [None, "a car", None]
+
+
+def test_options_reach_the_model_and_foreign_parameters_do_not(app: Starlette, model: FakeModel) -> None:
+    """num_beams and its like are passed on, with the deadline; what only Triton knows is ignored."""
+    parameters = {"num_beams": 2, "max_new_tokens": 5, "early_stopping": False, "sequence_id": 5, "x": "y"}
+    assert send(app, "POST", INFER, json=request(parameters=parameters)).status_code == 200
+    assert model.calls[0].options == {
+        "num_beams": 2,
+        "max_new_tokens": 5,
+        "early_stopping": False,
+        "timeout_s": 5.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (request(parameters={"num_beams": 9}), 400, "num_beams must be an integer from 1 to 8, got 9"),
+        (request(tasks=["<NOPE>"]), 400, "unknown task '<NOPE>'; the tasks are <CAPTION>"),
+        (request(texts=["a car"]), 400, "<CAPTION> takes no text"),
+        (request(tasks=["<REFERRING_EXPRESSION_SEGMENTATION>"]), 400, "needs a text"),
+        (request(tasks=["<REGION_TO_OCR>"], texts=["1,2,3"]), 400, "is not four numbers"),
+        (request([base64.b64encode(b"no picture").decode()]), 400, "not a picture"),
+        (request(["%%%not base64!%%%"]), 400, "not valid base64"),
+        (request([PICTURE, PICTURE], ["<OD>", "<NOPE>"]), 400, "row 1: unknown task"),
+        ({"inputs": []}, 400, "missing required input"),
+    ],
+)
+def test_mistakes_are_answered_with_a_sentence(app: Starlette, body: Any, status: int, message: str) -> None:
+    """The body of every error is {"error": "..."} and nothing more."""
+    reply = send(app, "POST", INFER, json=body)
+    assert reply.status_code == status
+    assert list(reply.json()) == ["error"]
+    assert message in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (Overloaded("the queue is full", retry_after_s=2.2), 503, "the queue is full"),
+        (DeadlineExceeded("not finished in 5 s"), 504, "not finished in 5 s"),
+        (EngineError("the device failed"), 500, "the device failed"),
+        (ZeroDivisionError("secret"), 500, "internal error: the server's log says more"),
+    ],
+)
+def test_failures_have_their_status(
+    app: Starlette, model: FakeModel, error: Exception, status: int, message: str
+) -> None:
+    """Overload and deadline are told apart, and what was not foreseen is not told at all."""
+    model.error = error
+    reply = send(app, "POST", INFER, json=request())
+    assert (reply.status_code, reply.json()) == (status, {"error": message})
+    assert reply.headers.get("retry-after") == ("3" if status == 503 else None)
+
+
+def test_an_unforeseen_failure_is_logged_with_its_traceback(
+    app: Starlette, model: FakeModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the client is not told is in the log."""
+    model.error = ZeroDivisionError("secret")
+    send(app, "POST", INFER, json=request())
+    assert "ZeroDivisionError: secret" in caplog.text
+
+
+def test_every_answer_is_logged_with_its_checkpoint(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says which checkpoint answered which task."""
+    with caplog.at_level("INFO", "florence"):
+        send(app, "POST", INFER, json=request())
+    assert "<CAPTION> answered by fake: stop, 3 tokens" in caplog.text
+
+
+def test_one_failed_row_gives_up_the_others(app: Starlette, model: FakeModel) -> None:
+    """Nobody reads them: rows that still wait are cancelled."""
+    model.delay_s = 0.05
+    rows = request([base64.b64encode(b"no picture").decode()] + [PICTURE] * 20, ["<CAPTION>"] * 21)
+    assert send(app, "POST", INFER, json=rows).json()["error"].startswith("row 0: ")
+    assert all(call.future.cancelled() for call in model.calls[2:])
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/v2/models/florence2/ready"])
+def test_health_is_an_empty_200(app: Starlette, path: str) -> None:
+    """As Triton answers; the written specification shows JSON."""
+    reply = send(app, "GET", path)
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
+@pytest.mark.parametrize("missing", ["not loaded", "not warm"])
+def test_without_a_ready_model_only_live_is_well(app: Starlette, model: FakeModel, missing: str) -> None:
+    """Ready and infer are 503 with a time to come back, before the model is there and when it stops."""
+    model.ready = False
+    if missing == "not loaded":
+        app.state.inference.model = None
+    assert send(app, "GET", "/v2/health/live").status_code == 200
+    for method, path in (
+        ("GET", "/v2/health/ready"),
+        ("GET", "/v2/models/florence2/versions/1/ready"),
+        ("POST", INFER),
+    ):
+        reply = send(app, method, path)
+        assert (reply.status_code, reply.json()) == (503, {"error": "the model is not ready"})
+        assert reply.headers["retry-after"] == "1"
+
+
+def test_metadata_names_inputs_and_output(app: Starlette) -> None:
+    """The model's metadata as clients generate requests from it."""
+    tensor = {"datatype": "BYTES", "shape": [-1, 1]}
+    expected = {
+        "name": "florence2",
+        "versions": ["1"],
+        "platform": "python",
+        "inputs": [{"name": name, **tensor} for name in ("INPUT_IMAGE", "TASK_PROMPT", "TEXT_PROMPT")],
+        "outputs": [{"name": "PARSED_JSON", **tensor}],
+    }
+    for path in (
+        "/v2/models/florence2",
+        "/v2/models/florence2/versions/1",
+        "/v2/models/florence2/versions/01",
+    ):
+        assert send(app, "GET", path).json() == expected
+    server = send(app, "GET", "/v2?x=1").json()
+    assert set(server) == {"name", "version", "extensions"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/v2/", 404, "Not Found"),
+        ("GET", "/v2/nope", 404, "Not Found"),
+        ("GET", "/v2/models", 404, "Not Found"),
+        ("GET", "/v2/models/florence2/", 404, "Not Found"),
+        ("GET", "/v2/Health/live", 404, "Not Found"),
+        ("GET", "/v2/models/florence2/versions/abc", 404, "Not Found"),
+        ("GET", "/v2/models/florence2/versions/-1", 404, "Not Found"),
+        ("GET", "/v2/models/florence2/versions/" + "1" * 30, 400, "failed to get model version"),
+        ("GET", "/v2/models/nope", 404, "Request for unknown model: 'nope' is not found"),
+        ("GET", "/v2/models/nope/ready", 400, "Request for unknown model: 'nope' is not found"),
+        (
+            "GET",
+            "/v2/models/florence2/versions/2",
+            404,
+            "Request for unknown model: 'florence2' version 2 is not found",
+        ),
+        ("POST", "/v2/models/nope/infer", 404, "Request for unknown model: 'nope' is not found"),
+        ("POST", "/v2/models/florence2/versions/97/infer", 404, "version 97 is not found"),
+        ("POST", "/v2", 405, "Method Not Allowed"),
+        ("POST", "/v2/health/live", 405, "Method Not Allowed"),
+        ("GET", INFER, 405, "Method Not Allowed"),
+        ("DELETE", INFER, 405, "Method Not Allowed"),
+        ("PUT", "/v2/models/florence2/versions/1/infer", 405, "Method Not Allowed"),
+    ],
+)
+def test_paths_and_methods_are_exact(
+    app: Starlette, method: str, path: str, status: int, message: str
+) -> None:
+    """Unknown paths, models, versions and methods, each in its words; a slash too many is unknown."""
+    reply = send(app, method, path)
+    assert reply.status_code == status
+    assert message in reply.json()["error"]
+    assert list(reply.json()) == ["error"]

@@ -1,0 +1,62 @@
+"""Base64 pictures: what is taken, what is refused, and that nothing else than ImageError comes out."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from florence.errors import ImageError
+from florence.protocol.picture import decode_base64
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 80), st.sampled_from(["\n", "\r\n", " ", "\t"]))
+def test_base64_comes_back_however_its_lines_are_broken(data: bytes, width: int, line_break: str) -> None:
+    """Mail-style lines, as `base64` and openssl write them, decode to the same bytes."""
+    text = base64.b64encode(data).decode()
+    broken = line_break.join(text[start : start + width] for start in range(0, len(text), width))
+    assert decode_base64(broken) == decode_base64(text) == data
+
+
+@pytest.mark.parametrize(
+    "head", ["data:image/png;base64,", "DATA:;BASE64,", "data:image/jpg;name=a.jpg;base64,"]
+)
+def test_a_data_uri_is_taken(head: str) -> None:
+    """What a browser's FileReader gives can be sent as it is; its type does not matter."""
+    assert decode_base64(head + base64.b64encode(b"picture").decode()) == b"picture"
+
+
+@given(st.text(max_size=200))
+def test_any_text_decodes_or_is_an_image_error(text: str) -> None:
+    """No text makes another exception than ImageError."""
+    try:
+        decoded = decode_base64(text)
+    except ImageError:
+        return
+    assert decoded
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("  \n", "empty"),
+        ("data:image/png;base64,", "empty"),
+        ("%%%not base64!%%%", "not valid base64"),
+        ("QUJD=", "not valid base64"),
+        ("QUI", "not valid base64"),
+        ("QUI=QUI=", "not valid base64"),
+        ("QÜI=", "beyond ASCII"),
+        ("QU-_", "not valid base64"),
+        ("data:image/png,abc", "data URI is not base64"),
+        ("https://example.org/a.png", "not fetched from a URL"),
+        ("  file:///etc/passwd", "not fetched from a URL"),
+        ("s3://bucket/a.png", "not fetched from a URL"),
+    ],
+)
+def test_what_is_not_base64_is_refused_with_the_reason(text: str, reason: str) -> None:
+    """Python's lenient decoder would drop foreign characters and decode something else."""
+    with pytest.raises(ImageError, match=reason):
+        decode_base64(text)

@@ -1,0 +1,186 @@
+"""Statistics: every counter moves by what happened, compute counts together, and all stay readable."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fake_model import FakeModel
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from v2 import INFER, PICTURE, request, send
+
+from florence.errors import DeadlineExceeded, EngineError, Overloaded
+from florence.protocol.http import create_v2_app
+from florence.protocol.infer_body import parse_infer_request
+from florence.protocol.inference import Inference
+from florence.protocol.statistics import Reason, Spans, Statistics
+
+NO_PICTURE = base64.b64encode(b"no picture").decode()
+
+
+@pytest.fixture
+def model() -> Iterator[FakeModel]:
+    fake = FakeModel()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def app(model: FakeModel) -> Starlette:
+    inference = Inference(timeout_s=5.0)
+    inference.model = model
+    return create_v2_app(inference, 10_000_000)
+
+
+def stats(app: Starlette, path: str = "/v2/models/florence2/stats") -> dict[str, Any]:
+    (entry,) = send(app, "GET", path).json()["model_stats"]
+    assert (entry["name"], entry["version"]) == ("florence2", "1")
+    return dict(entry)
+
+
+def counts(app: Starlette) -> dict[str, int]:
+    return {name: part["count"] for name, part in stats(app)["inference_stats"].items() if part["count"]}
+
+
+def metrics(statistics: Statistics) -> dict[tuple[str, str], float]:
+    """Each sample's value by its name and its reason, if it has one, as Prometheus reads them."""
+    families = text_string_to_metric_families(statistics.as_metrics())
+    samples = [sample for family in families for sample in family.samples]
+    assert all(
+        sample.labels["model"] == "florence2" and sample.labels["version"] == "1" for sample in samples
+    )
+    return {(sample.name, sample.labels.get("reason", "")): sample.value for sample in samples}
+
+
+def test_an_answered_request_counts_once_and_its_rows_apart(app: Starlette) -> None:
+    """One request of three rows: +3 rows, +1 of everything else, in the entry of its batch size."""
+    assert stats(app)["batch_stats"] == []
+    assert send(app, "POST", INFER, json=request([PICTURE] * 3, ["<OD>"] * 3)).status_code == 200
+    entry = stats(app)
+    assert (entry["inference_count"], entry["execution_count"]) == (3, 1)
+    answered = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    assert counts(app) == dict.fromkeys(answered, 1)
+    assert [(batch["batch_size"], batch["compute_infer"]["count"]) for batch in entry["batch_stats"]] == [
+        (3, 1)
+    ]
+    assert entry["last_inference"] > 1_500_000_000_000
+    assert entry["inference_stats"]["success"]["ns"] == sum(
+        entry["inference_stats"][part]["ns"] for part in answered[1:]
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "body", "reason"),
+    [
+        (None, request(["%%%"]), Reason.BACKEND),
+        (None, request([NO_PICTURE]), Reason.BACKEND),
+        (None, request(tasks=["<NOPE>"]), Reason.BACKEND),
+        (EngineError("failed"), request(), Reason.BACKEND),
+        (Overloaded("full"), request(), Reason.REJECTED),
+        (DeadlineExceeded("late"), request(), Reason.REJECTED),
+        (ZeroDivisionError("secret"), request(), Reason.OTHER),
+    ],
+)
+def test_a_failure_counts_with_its_reason(
+    app: Starlette, model: FakeModel, error: Exception | None, body: Any, reason: Reason
+) -> None:
+    """Bad base64 too, which with Triton is the model's own error; nothing else moves."""
+    model.error = error
+    assert send(app, "POST", INFER, json=body).status_code >= 400
+    assert counts(app) == {"fail": 1}
+    assert stats(app)["inference_count"] == 0
+    values = metrics(app.state.inference.statistics)
+    failures = {
+        name[1]: value for name, value in values.items() if name[0].startswith("nv_inference_request_f")
+    }
+    assert failures == {other.value: float(other is reason) for other in Reason}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        json.dumps({"inputs": []}).encode(),
+        json.dumps(request(outputs=[{"name": "NOPE"}])).encode(),
+        json.dumps(request(parameters={"num_beams": 99})).encode(),
+        json.dumps(request([PICTURE] * 37, ["<OD>"] * 37)).encode(),
+    ],
+)
+def test_what_is_refused_unread_changes_nothing(app: Starlette, body: bytes) -> None:
+    """Malformed bodies, wrong inputs, outputs and options never reach the model."""
+    before = stats(app)
+    assert send(app, "POST", INFER, content=body).status_code == 400
+    assert stats(app) == before
+
+
+def test_a_client_that_leaves_is_counted_and_no_longer_pending(model: FakeModel) -> None:
+    """Its request ends as CANCELED; until then it is pending."""
+    model.held = True
+    inference = Inference(timeout_s=5.0)
+    inference.model = model
+    infer = parse_infer_request(json.dumps(request()).encode())
+
+    async def left() -> None:
+        task = asyncio.ensure_future(inference.answer(infer, 0, len))
+        await asyncio.sleep(0.05)
+        assert metrics(inference.statistics)["nv_inference_pending_request_count", ""] == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(left())
+    assert inference.statistics.failures == {Reason.CANCELED: 1}
+    assert inference.statistics.pending == 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 36), *[st.integers(0, 10**12)] * 4) | st.sampled_from(Reason)))
+def test_statistics_and_metrics_tell_the_same_story(story: list[Any]) -> None:
+    """Whatever happens: sums are kept, the compute counts agree, and Prometheus can read the metrics."""
+    statistics = Statistics()
+    answered = [event for event in story if isinstance(event, tuple)]
+    for event in story:
+        statistics.begin()
+        if isinstance(event, tuple):
+            statistics.succeed(event[0], Spans(*event[1:]))
+        else:
+            statistics.fail_for(event, 5)
+    (entry,) = statistics.as_dict()["model_stats"]
+    parts = entry["inference_stats"]
+    assert entry["inference_count"] == sum(rows for rows, *_ in answered)
+    assert {parts[name]["count"] for name in parts if name.startswith("compute")} == {len(answered)}
+    assert sum(batch["compute_infer"]["ns"] for batch in entry["batch_stats"]) == parts["compute_infer"]["ns"]
+    values = metrics(statistics)
+    assert values["nv_inference_request_success_total", ""] == len(answered)
+    assert values["nv_inference_count_total", ""] == entry["inference_count"]
+    assert values["nv_inference_compute_infer_duration_us_total", ""] == parts["compute_infer"]["ns"] // 1000
+    assert values["nv_inference_pending_request_count", ""] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "message"),
+    [
+        ("/v2/models/nope/stats", 400, "requested model 'nope' is not available"),
+        ("/v2/models/florence2/versions/97/stats", 400, "requested model version is not available for model"),
+        ("/v2/models/florence2/versions/abc/stats", 404, "Not Found"),
+    ],
+)
+def test_unknown_models_have_no_statistics(app: Starlette, path: str, status: int, message: str) -> None:
+    """In Triton's words for this path, which differ from all others."""
+    reply = send(app, "GET", path)
+    assert reply.status_code == status
+    assert message in reply.json()["error"]
+
+
+def test_all_paths_give_the_same_statistics(app: Starlette) -> None:
+    """With a version, without, and for all models there are."""
+    send(app, "POST", INFER, json=request())
+    entry = stats(app)
+    assert stats(app, "/v2/models/stats") == entry
+    assert stats(app, "/v2/models/florence2/versions/1/stats") == entry

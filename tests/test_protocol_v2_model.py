@@ -1,0 +1,100 @@
+"""The model's configuration and the repository index, as clients of Triton read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fake_model import FakeModel
+from starlette.applications import Starlette
+from v2 import send
+
+from florence.protocol.http import create_v2_app
+from florence.protocol.inference import Inference
+
+ENTRY = {"name": "florence2", "version": "1"}
+
+
+@pytest.fixture
+def model() -> Iterator[FakeModel]:
+    fake = FakeModel()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def app(model: FakeModel) -> Starlette:
+    inference = Inference(timeout_s=5.0)
+    inference.model = model
+    return create_v2_app(inference, 10_000_000)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/florence2/config", "/v2/models/florence2/versions/1/config"])
+def test_the_configuration_is_what_perf_analyzer_needs(app: Starlette, path: str) -> None:
+    """Types in protobuf's names, dims without the batch, TEXT_PROMPT optional, and no ensemble claimed."""
+    config = send(app, "GET", path).json()
+    assert (config["name"], config["max_batch_size"]) == ("florence2", 36)
+    tensors = config["input"] + config["output"]
+    assert all((tensor["data_type"], tensor["dims"]) == ("TYPE_STRING", [1]) for tensor in tensors)
+    assert {tensor["name"]: tensor["optional"] for tensor in config["input"]} == {
+        "INPUT_IMAGE": False,
+        "TASK_PROMPT": False,
+        "TEXT_PROMPT": True,
+    }
+    assert "ensemble_scheduling" not in config
+
+
+def test_extensions_name_what_there_is(app: Starlette) -> None:
+    """perf_analyzer asks for statistics only if they are named."""
+    assert send(app, "GET", "/v2").json()["extensions"] == [
+        "binary_tensor_data",
+        "model_configuration",
+        "parameters",
+        "statistics",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ready", "body", "index"),
+    [
+        (True, b"", [{**ENTRY, "state": "READY"}]),
+        (True, b"{}", [{**ENTRY, "state": "READY"}]),
+        (True, b'{"ready":true}', [{**ENTRY, "state": "READY"}]),
+        (False, b"{}", [{**ENTRY, "state": "LOADING"}]),
+        (False, b'{"ready":true}', []),
+    ],
+)
+def test_the_index_lists_the_model(
+    app: Starlette, model: FakeModel, ready: bool, body: bytes, index: list[dict[str, str]]
+) -> None:
+    """With its state; a client that wants ready models only gets no other."""
+    model.ready = ready
+    reply = send(app, "POST", "/v2/repository/index", content=body)
+    assert (reply.status_code, reply.json()) == (200, index)
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready":1}', b"\xff"])
+def test_a_malformed_index_request_is_refused(app: Starlette, body: bytes) -> None:
+    """As any other body, with a 400."""
+    assert send(app, "POST", "/v2/repository/index", content=body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v2/models/florence2/config", 405),
+        ("POST", "/v2/models/florence2/stats", 405),
+        ("POST", "/v2/models/stats", 405),
+        ("GET", "/v2/repository/index", 405),
+        ("GET", "/v2/models/nope/config", 404),
+        ("GET", "/v2/models/florence2/versions/97/config", 404),
+        ("GET", "/v2/models/florence2/config/", 404),
+    ],
+)
+def test_the_new_paths_are_as_exact_as_the_others(
+    app: Starlette, method: str, path: str, status: int
+) -> None:
+    """Method, model, version and slash."""
+    reply = send(app, method, path)
+    assert reply.status_code == status
+    assert list(reply.json()) == ["error"]

@@ -1,0 +1,157 @@
+"""Start and stop of real server processes: refusals, readiness, draining, clients that leave."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+from serving import ROOT, STOP_S, Server, serving, serving_fake
+
+pytestmark = pytest.mark.slow
+
+
+def _picture() -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (8, 8), "green").save(file, "PNG")
+    return file.getvalue()
+
+
+def _events(trace: Path) -> list[str]:
+    return trace.read_text().split() if trace.exists() else []
+
+
+def _wait_for(event: str, trace: Path) -> None:
+    end = time.monotonic() + STOP_S
+    while event not in _events(trace):
+        assert time.monotonic() < end, f"no {event!r} in {_events(trace)}"
+        time.sleep(0.02)
+
+
+def test_a_misspelt_setting_ends_the_start_with_one_sentence() -> None:
+    """No traceback, no server: the message says which variable was meant."""
+    with serving(".", FLORENCE_MODLE="demo") as server:
+        assert server.wait() != 0
+        assert server.log.strip().endswith(
+            "florence: unknown setting FLORENCE_MODLE: did you mean FLORENCE_MODEL?"
+        )
+        assert "Traceback" not in server.log
+
+
+def test_a_checkpoint_that_is_not_there_ends_the_start_with_what_to_do() -> None:
+    """Found before any worker starts."""
+    with serving(".", FLORENCE_MODEL="/nowhere/at/all") as server:
+        assert server.wait() != 0
+        assert "florence: " in server.log
+        assert "/nowhere/at/all" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_a_checkpoint_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
+    """The worker is not started again and again, and the log's last words are the reason."""
+    broken = tmp_path / "broken"
+    shutil.copytree(ROOT / "florence" / "demo" / "checkpoint", broken)
+    (broken / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00nonsense")
+    with serving(".", FLORENCE_MODEL=str(broken)) as server:
+        server.wait()
+        assert server.log.count("can't serve") == 1
+        assert "model.safetensors" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_the_service_can_be_built_into_a_bento(tmp_path: Path) -> None:
+    """`bentoml build` packs code and the bundled checkpoint, and nothing of tests and data."""
+    environment = {**os.environ, "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "true"}
+    command = [sys.executable, "-m", "bentoml", "build", str(ROOT)]
+    built = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert built.returncode == 0, built.stderr
+    (bento,) = (path.parent for path in tmp_path.glob("bentos/florence2/*/bento.yaml"))
+    source = bento / "src"
+    assert (source / "florence/demo/checkpoint/model.safetensors").is_file()
+    assert {path.name for path in source.iterdir() if path.is_dir()} == {"florence"}
+
+
+def test_ready_comes_after_loading_and_with_every_worker_on_its_device(tmp_path: Path) -> None:
+    """/readyz is not 200 before a model is loaded; two devices are two workers, each with its own."""
+    load_s = 3.0
+    started = time.monotonic()
+    with serving_fake({"load_s": load_s}, FLORENCE_DEVICE="cpu,cpu") as server:
+        server.wait_ready()
+        assert time.monotonic() - started >= load_s
+        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
+        end = time.monotonic() + STOP_S
+        while server.log.count("ready: ") < 2:
+            assert time.monotonic() < end, server.log
+            time.sleep(0.1)
+        for worker in ("florence2:1]", "florence2:2]"):
+            lines = [line for line in server.log.splitlines() if worker in line]
+            assert "loading" in lines[0]
+            assert any("ready: " in line for line in lines[1:])
+
+
+def test_sigterm_answers_what_is_in_flight_then_closes_the_model_and_ends(tmp_path: Path) -> None:
+    """A request that came before SIGTERM gets its answer; the model is closed after it; the exit is clean."""
+    trace = tmp_path / "trace"
+    with serving_fake({"delay_s": 1.5, "trace": str(trace)}) as server, ThreadPoolExecutor(1) as pool:
+        server.wait_ready()
+        files = {"image": _picture()}
+        reply = pool.submit(httpx.post, f"{server.url}/caption", files=files, timeout=STOP_S)
+        _wait_for("start", trace)
+        server.terminate()
+        assert reply.result().status_code == 200
+        assert server.wait() == 0
+        assert _events(trace) == ["start", "done", "close"]
+
+
+def test_work_of_clients_that_left_is_cancelled_and_others_go_on(tmp_path: Path) -> None:
+    """A closed connection cancels its request on both kinds of endpoints; the next request is answered."""
+    trace = tmp_path / "trace"
+    with serving_fake({"delay_s": 60, "trace": str(trace)}, FLORENCE_TIMEOUT_S="70") as server:
+        server.wait_ready()
+        encoded = base64.b64encode(_picture()).decode()
+        _send_and_leave(server, "/caption", {"image": encoded}, trace, 1)
+        tensors = {"INPUT_IMAGE": encoded, "TASK_PROMPT": "<OD>"}
+        inputs = [
+            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
+            for name, value in tensors.items()
+        ]
+        _send_and_leave(server, "/v2/models/florence2/infer", {"inputs": inputs}, trace, 2)
+        for path in ("/caption", "/v2/models/florence2/infer"):
+            _send(server, path, b'{"image": "', 1000).close()  # in the middle of its body
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert "Traceback" not in server.log
+        server.terminate()
+        assert server.wait() == 0
+
+
+def _send(server: Server, path: str, body: bytes, length: int) -> socket.socket:
+    """A connection on which a request was sent whose body should have that length."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def _send_and_leave(server: Server, path: str, content: object, trace: Path, count: int) -> None:
+    body = json.dumps(content).encode()
+    with _send(server, path, body, len(body)):
+        end = time.monotonic() + STOP_S
+        while _events(trace).count("start") < count:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    end = time.monotonic() + STOP_S
+    while _events(trace).count("cancelled") < count:
+        assert time.monotonic() < end, _events(trace)
+        time.sleep(0.02)

@@ -1,0 +1,196 @@
+"""A real `bentoml serve` with the bundled checkpoint, and the clients that it must serve."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import bentoml
+import httpx
+import pytest
+import requests
+from PIL import Image
+from serving import ROOT, Server, serving
+
+pytestmark = pytest.mark.slow
+
+PICTURES = sorted(path for path in (ROOT / "data").iterdir() if path.suffix in (".jpg", ".png"))
+INFER = "/v2/models/florence2/infer"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving(".", FLORENCE_MODEL="demo", FLORENCE_MAX_BODY_BYTES="3000000") as started:
+        started.wait_ready()
+        yield started
+
+
+def infer_request(picture: bytes, task: str = "<CAPTION>", **members: object) -> dict[str, object]:
+    values = {"INPUT_IMAGE": base64.b64encode(picture).decode(), "TASK_PROMPT": task}
+    inputs = [
+        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
+        for name, value in values.items()
+    ]
+    return {"inputs": inputs, **members}
+
+
+def seed_program(shared: Path, number: int, server: Server, **replaced: str) -> str:
+    """The program of that number in the seed's text, with this server's address and these paths in it."""
+    programs = re.findall(
+        r"```\n(import base64.*?|from concurrent.*?)```", (shared / "seed.md").read_text(), re.DOTALL
+    )
+    program = programs[number].replace("http://localhost:8000", server.url)
+    for old, new in replaced.items():
+        assert old.replace("__", "/") in program
+        program = program.replace(old.replace("__", "/"), new)
+    return program
+
+
+def run_program(program: str) -> str:
+    """What the program prints, run by an interpreter of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_seeds_first_program_runs_unchanged(server: Server, shared: Path) -> None:
+    """One picture, one caption: only address and path differ from the replaced deployment's README."""
+    program = seed_program(shared, 0, server, **{"/path/to/your/image.png": str(PICTURES[0])})
+    printed = run_program(program)
+    assert re.fullmatch(r"\{'<CAPTION>': '.+'\}\n", printed)
+
+
+def test_the_seeds_program_for_many_pictures_runs_unchanged(server: Server, shared: Path) -> None:
+    """A directory through a pool of four: an answer for each file, none that failed."""
+    program = seed_program(shared, 1, server, **{"/path/to/image/directory/": str(PICTURES[0].parent)})
+    pictures = [str(path) for path in PICTURES]
+    printed = run_program(
+        program.replace("if path.is_file():", f"if str(path) in {pictures!r}:")
+        + "\nprint(json.dumps(results))"
+    )
+    results = json.loads(printed)
+    assert set(results) == set(pictures)
+    assert all(set(answer) == {"<CAPTION>"} for answer in results.values())
+
+
+def test_v2_and_typed_endpoint_give_the_same_answer(server: Server) -> None:
+    """The caption over v2 is the text that /caption answers; both name the checkpoint."""
+    picture = PICTURES[0].read_bytes()
+    v2 = httpx.post(server.url + INFER, json=infer_request(picture, id="7"), timeout=60)
+    typed = httpx.post(server.url + "/caption", files={"image": picture}, timeout=60)
+    assert v2.json()["id"] == "7"
+    assert json.loads(v2.json()["outputs"][0]["data"][0]) == {"<CAPTION>": typed.json()["result"]["text"]}
+    assert v2.headers["florence-checkpoint"] == typed.json()["checkpoint"] == "demo"
+    assert "<CAPTION> answered by demo: stop" in server.log
+
+
+def test_detection_answers_in_pixels_of_the_turned_picture(server: Server) -> None:
+    """A JPEG that a camera held upright is turned before its pixels are counted."""
+    with Image.open(PICTURES[0]) as picture:
+        turned, file = picture.convert("RGB"), BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    turned.save(file, "JPEG", exif=exif)
+    reply = httpx.post(
+        server.url + "/object_detection", files={"image": ("a", file.getvalue(), "image/jpg")}, timeout=60
+    )
+    width, height = turned.size
+    assert reply.json()["image_size"] == {"width": height, "height": width}
+    for detection in reply.json()["result"]["detections"]:
+        assert 0 <= detection["box"][0] <= height
+        assert 0 <= detection["box"][1] <= width
+
+
+def test_bentomls_clients_upload_and_read(server: Server) -> None:
+    """SyncHTTPClient and AsyncHTTPClient, without knowing the service's code."""
+    with bentoml.SyncHTTPClient(server.url) as client:
+        text = client.caption(image=PICTURES[0], num_beams=1)["result"]["text"]
+        regions = client.region_to_category(PICTURES[0], region=[10, 20, 100, 200])
+        assert regions["task"] == "<REGION_TO_CATEGORY>"
+        with pytest.raises(
+            bentoml.exceptions.InvalidArgument, match="num_beams must be an integer from 1 to 8"
+        ):
+            client.caption(image=PICTURES[0], num_beams=9)
+
+    async def call() -> str:
+        async with bentoml.AsyncHTTPClient(server.url) as client:
+            return str((await client.caption(image=PICTURES[0], num_beams=1))["result"]["text"])
+
+    assert asyncio.run(call()) == text
+
+
+def test_good_requests_are_not_disturbed_by_bad_ones(server: Server) -> None:
+    """Eight good and eight bad requests at once: each gets its own answer, with its own id."""
+    good = PICTURES[0].read_bytes()
+
+    def one(index: int) -> tuple[int, str]:
+        picture = good if index % 2 else b"no picture"
+        reply = httpx.post(server.url + INFER, json=infer_request(picture, id=f"id {index}"), timeout=60)
+        return reply.status_code, reply.json().get("id", reply.json().get("error"))
+
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(one, range(16)))
+    for index, (status, text) in enumerate(replies):
+        assert (
+            (status, text) == (200, f"id {index}")
+            if index % 2
+            else (status, text[:20]) == (400, "this is not a pictur")
+        )
+
+
+@pytest.mark.parametrize("path", [INFER, "/caption"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_answered_not_cut_off(server: Server, path: str, chunked: bool) -> None:
+    """A client that sends all before it reads still gets its 413."""
+    body = b" " * 4_000_000
+    data = (body[start : start + 100_000] for start in range(0, len(body), 100_000)) if chunked else body
+    reply = requests.post(server.url + path, data=data, timeout=30)
+    assert reply.status_code == 413
+    assert "larger than the 3000000 bytes allowed" in reply.json()["error"]
+
+
+def test_a_connection_stays_open_after_errors(server: Server) -> None:
+    """Clients keep one connection; a mistake doesn't cost them a new one."""
+    with requests.Session() as session:
+        for body, status in (
+            (b"{", 400),
+            (json.dumps(infer_request(PICTURES[0].read_bytes())), 200),
+            (b"", 400),
+        ):
+            reply = session.post(server.url + INFER, data=body, timeout=60)
+            assert reply.status_code == status
+            assert reply.headers.get("connection") != "close"
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/schema.json", "/"]
+)
+def test_bentomls_own_routes_answer(server: Server, path: str) -> None:
+    """Probes, metrics, documents and the page stay where BentoML puts them."""
+    reply = httpx.get(server.url + path)
+    assert reply.status_code == 200
+    assert reply.content
+
+
+def test_metrics_count_the_requests(server: Server) -> None:
+    """BentoML's request counter has our paths."""
+    httpx.get(server.url + "/v2/health/live")
+    assert (
+        'bentoml_service_request_total{endpoint="/v2/health/live"' in httpx.get(server.url + "/metrics").text
+    )
+
+
+def test_unknown_paths_are_json(server: Server) -> None:
+    """Also outside of /v2."""
+    reply = httpx.get(server.url + "/nope")
+    assert (reply.status_code, reply.json()) == (404, {"error": "Not Found"})

@@ -1,0 +1,367 @@
+"""The typed endpoints with a fake model: uploads, JSON, every kind of mistake, and their document."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import pytest
+from fake_model import FakeModel
+from PIL import Image
+from starlette.testclient import TestClient
+
+import service
+from florence.errors import Overloaded
+from florence.schemas import Detections, Segmentation, TaskAnswer
+from florence.settings import Settings
+from florence.tasks import TASKS, Input, Kind, Task
+
+
+def _picture(size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
+    file = BytesIO()
+    Image.new("RGB", size, "green").save(file, kind)
+    return file.getvalue()
+
+
+PICTURE = _picture()
+BASE64 = base64.b64encode(PICTURE).decode()
+
+
+@pytest.fixture(scope="module")
+def shared_model() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture(scope="module")
+def shared_client(shared_model: FakeModel) -> Iterator[TestClient]:
+    settings = Settings(max_body_bytes=200_000, grpc_port=0)
+    built = service.build_service(settings, 0, lambda _settings, _device: shared_model)
+    with TestClient(built.to_asgi(), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def model(shared_model: FakeModel) -> FakeModel:
+    shared_model.calls.clear()
+    shared_model.error = None
+    return shared_model
+
+
+@pytest.fixture
+def client(shared_client: TestClient, model: FakeModel) -> TestClient:
+    return shared_client
+
+
+def _input(task: Task) -> dict[str, Any]:
+    if task.input is Input.TEXT:
+        return {"text": "a green car"}
+    return {"region": [1, 2, 30.5, 40]} if task.input is Input.REGION else {}
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_each_task_answers_json_with_its_kind_of_result(
+    client: TestClient, model: FakeModel, task: Task
+) -> None:
+    """POST /<name> with a picture in base64 answers the task's own type of result, without tokens."""
+    reply = client.post(f"/{task.name}", json={"image": BASE64, "num_beams": 2, **_input(task)})
+    assert reply.status_code == 200
+    answer = reply.json()
+    kinds = {"boxes", "polygons"} if task.kind is Kind.BOXES_OR_POLYGONS else {task.kind.value}
+    assert answer["result"]["kind"] in kinds
+    assert answer["task"] == task.token
+    assert answer["checkpoint"] == "fake"
+    assert answer["image_size"] == {"width": 64, "height": 48}
+    assert set(answer) == set(TaskAnswer.model_fields)
+    (call,) = model.calls
+    assert (call.image, call.task, call.options["num_beams"]) == (PICTURE, task.token, 2)
+    assert call.text == _input(task).get("text")
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_each_task_takes_an_upload(client: TestClient, model: FakeModel, task: Task) -> None:
+    """The same as multipart/form-data, fields written as a form does."""
+    fields = {name: str(value).strip("[]") for name, value in _input(task).items()}
+    reply = client.post(
+        f"/{task.name}", files={"image": ("a.png", PICTURE)}, data={**fields, "max_new_tokens": "7"}
+    )
+    assert reply.status_code == 200, reply.text
+    (call,) = model.calls
+    assert (call.image, call.options["max_new_tokens"]) == (PICTURE, 7)
+
+
+@pytest.mark.parametrize("content_type", ["image/jpg", "image/png", "text/plain", "application/x-nonsense"])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_the_bytes_tell_the_format(client: TestClient, content_type: str, kind: str) -> None:
+    """What the client says about the type of the upload does not matter."""
+    files = {"image": ("a.png", _picture(kind=kind), content_type)}
+    assert client.post("/caption", files=files).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "image", [BASE64, "data:image/png;base64," + BASE64, BASE64[:40] + "\n" + BASE64[40:]]
+)
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", None]
+)
+def test_json_is_taken_whatever_it_is_called(
+    client: TestClient, model: FakeModel, image: str, content_type: str | None
+) -> None:
+    """`curl -d` says that it sends a form; data URIs and broken lines are base64 too."""
+    headers = {"content-type": content_type} if content_type else {}
+    reply = client.post("/caption", content=json.dumps({"image": image}), headers=headers)
+    assert reply.status_code == 200, reply.text
+    assert model.calls[0].image == PICTURE
+
+
+def test_base64_may_stand_in_a_form(client: TestClient, model: FakeModel) -> None:
+    """A form without a file may hold the picture as text."""
+    reply = client.post("/ocr", files={"image": (None, BASE64)})
+    assert reply.status_code == 200, reply.text
+    assert model.calls[0].image == PICTURE
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        ("a cat", "a cat"),
+        ('"a cat"', "a cat"),
+        ("123", "123"),
+        ("true", "true"),
+        ("[1]", "[1]"),
+        ('say "hi"', 'say "hi"'),
+        ("eine große Katze 猫", "eine große Katze 猫"),
+    ],
+)
+def test_a_forms_text_is_taken_as_it_is(client: TestClient, model: FakeModel, sent: str, text: str) -> None:
+    """Only a JSON string is unquoted, as BentoML's clients write texts; numbers stay texts."""
+    files = {"image": ("a.png", PICTURE)}
+    reply = client.post("/caption_to_phrase_grounding", files=files, data={"text": sent})
+    assert reply.status_code == 200, reply.text
+    assert model.calls[0].text == text
+
+
+@pytest.mark.parametrize(
+    ("region", "given"),
+    [
+        ([1, 2, 30.5, 40], [1.0, 2.0, 30.5, 40.0]),
+        ("<loc_1><loc_2><loc_300><loc_400>", "<loc_1><loc_2><loc_300><loc_400>"),
+        ("1, 2, 30, 40", "1, 2, 30, 40"),
+    ],
+)
+def test_regions_are_pixels_or_locations(
+    client: TestClient, model: FakeModel, region: Any, given: Any
+) -> None:
+    """Four numbers or text, and both arrive as they were sent."""
+    assert client.post("/region_to_ocr", json={"image": BASE64, "region": region}).status_code == 200
+    assert model.calls[0].options["region"] == given
+
+
+MISTAKES: list[tuple[str, Any, int, str]] = [
+    ("caption", {}, 400, "image is missing"),
+    ("caption", {"image": None}, 400, "image: must be base64 text"),
+    ("caption", {"image": 5}, 400, "image: must be base64 text"),
+    ("caption", {"image": ""}, 400, "image: the picture is empty"),
+    ("caption", {"image": "%%%"}, 400, "image: the picture is not valid base64"),
+    ("caption", {"image": "http://127.0.0.1:1/a.png"}, 400, "not fetched from a URL"),
+    ("caption", {"image": "/etc/passwd"}, 400, "image: the picture is not valid base64"),
+    ("caption", {"image": base64.b64encode(b"no picture").decode()}, 400, "not a picture in a known format"),
+    ("caption", {"image": base64.b64encode(PICTURE[:60]).decode()}, 400, ""),
+    (
+        "caption",
+        {"image": BASE64, "num_beam": 2},
+        400,
+        "unknown field 'num_beam'; the fields are image, num_beams",
+    ),
+    ("caption", {"image": BASE64, "num_beams": 9}, 400, "num_beams must be an integer from 1 to 8, got 9"),
+    ("caption", {"image": BASE64, "num_beams": True}, 400, "num_beams must be an integer from 1 to 8"),
+    ("caption", {"image": BASE64, "length_penalty": "x"}, 400, "length_penalty must be a number from"),
+    (
+        "caption",
+        {"image": BASE64, "max_new_tokens": 5, "min_new_tokens": 9},
+        400,
+        "min_new_tokens must not be above",
+    ),
+    ("caption", {"image": BASE64, "text": "a car"}, 400, "<CAPTION> takes no text"),
+    ("caption", {"image": BASE64, "region": [1, 2, 3, 4]}, 400, "<CAPTION> takes no region"),
+    ("caption_to_phrase_grounding", {"image": BASE64}, 400, "<CAPTION_TO_PHRASE_GROUNDING> needs a text"),
+    ("caption_to_phrase_grounding", {"image": BASE64, "text": " "}, 400, "needs a text"),
+    (
+        "caption_to_phrase_grounding",
+        {"image": BASE64, "text": 5},
+        400,
+        "text: Input should be a valid string, got 5",
+    ),
+    (
+        "caption_to_phrase_grounding",
+        {"image": BASE64, "text": "x" * 20_000},
+        400,
+        "text: String should have at most",
+    ),
+    ("caption_to_phrase_grounding", {"image": BASE64, "text": "\ud800"}, 400, "text: "),
+    ("caption_to_phrase_grounding", {"image": BASE64, "text": "a <OD>"}, 400, "must not hold a task token"),
+    ("region_to_category", {"image": BASE64}, 400, '"region": [52, 332, 932, 774]'),
+    (
+        "region_to_category",
+        {"image": BASE64, "region": [1, 2, 3]},
+        400,
+        "<REGION_TO_CATEGORY> needs a region",
+    ),
+    ("region_to_category", {"image": BASE64, "region": [5, 5, 5, 5]}, 400, "is empty"),
+    ("region_to_category", {"image": BASE64, "region": [0, 0, 999, 999]}, 400, "not inside the picture"),
+    ("region_to_category", {"image": BASE64, "region": "<loc_1>"}, 400, "is not four locations"),
+    ("region_to_category", {"image": BASE64, "text": "x"}, 400, "takes nothing else"),
+    ("caption", [1], 400, "the body must be a JSON object"),
+    ("caption", "x", 400, "the body must be a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("name", "body", "status", "message"), MISTAKES)
+def test_mistakes_are_answered_with_what_is_allowed(
+    client: TestClient, name: str, body: Any, status: int, message: str
+) -> None:
+    """Each mistake is one sentence in {"error": ...} that names the field and says what it may be."""
+    reply = client.post(f"/{name}", content=json.dumps(body))
+    assert reply.status_code == status, reply.text
+    assert list(reply.json()) == ["error"]
+    assert message in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status", "message"),
+    [
+        (b"", "application/json", 400, "image is missing"),
+        (b"{", "application/json", 400, "must be a JSON object or multipart/form-data: failed to parse"),
+        (PICTURE, "image/png", 400, "must be a JSON object or multipart/form-data"),
+        (b"--x", "multipart/form-data", 400, "not valid multipart/form-data: Missing boundary"),
+        (b"garbage", "multipart/form-data; boundary=x", 400, ""),
+        (b"x" * 200_001, "application/json", 413, "larger than the 200000 bytes allowed"),
+        (b"x", "application/vnd.bentoml+pickle", 415, "not allowed"),
+    ],
+)
+def test_bodies_that_are_no_input_are_refused(
+    client: TestClient, content: bytes, content_type: str, status: int, message: str
+) -> None:
+    """Neither JSON nor a form, too long, or a pickle."""
+    reply = client.post("/caption", content=content, headers={"content-type": content_type})
+    assert reply.status_code == status, reply.text
+    assert list(reply.json()) == ["error"]
+    assert message in reply.json()["error"]
+
+
+def test_a_field_sent_twice_is_refused(client: TestClient) -> None:
+    """One of two pictures would be dropped without a word."""
+    files = [("image", ("a.png", PICTURE)), ("image", ("b.png", PICTURE))]
+    reply = client.post("/caption", files=files)
+    assert (reply.status_code, reply.json()["error"]) == (400, "image is sent 2 times; send it once")
+
+
+def test_overload_says_when_to_come_back(client: TestClient, model: FakeModel) -> None:
+    """503 with Retry-After, in the same shape as every error."""
+    model.error = Overloaded("256 requests wait already", retry_after_s=4)
+    reply = client.post("/caption", json={"image": BASE64})
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "4")
+    assert reply.json() == {"error": "256 requests wait already"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/caption", 405, "Method Not Allowed"),
+        ("POST", "/nope", 404, "Not Found"),
+        ("GET", "/v2/nope", 404, "Not Found"),
+        ("GET", "/v2/", 404, "Not Found"),
+        ("POST", "/v2", 405, "Method Not Allowed"),
+    ],
+)
+def test_unknown_paths_and_methods_have_the_same_shape(
+    client: TestClient, method: str, path: str, status: int, message: str
+) -> None:
+    """The framework's own plain text would break clients that read JSON."""
+    reply = client.request(method, path)
+    assert (reply.status_code, reply.json()) == (status, {"error": message})
+
+
+def test_a_client_error_leaves_no_traceback_in_the_log(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log full of other people's mistakes hides our own."""
+    client.post("/caption", json={"image": "%%%", "num_beams": 99})
+    assert "Traceback" not in caplog.text
+
+
+def test_the_document_shows_each_task_with_examples(client: TestClient) -> None:
+    """/docs.json: upload and JSON for each task, examples that the service takes, no dangling reference."""
+    document = client.get("/docs.json").json()
+    for task in TASKS.values():
+        operation = document["paths"][f"/{task.name}"]["post"]
+        content = operation["requestBody"]["content"]
+        assert set(content) == {"application/json", "multipart/form-data"}
+        example = content["application/json"]["example"]
+        reply = client.post(f"/{task.name}", json=example)
+        assert reply.status_code == 200, reply.text
+        answer = operation["responses"]["200"]["content"]["application/json"]["example"]
+        assert answer["task"] == task.token
+        assert set(answer) == set(reply.json())
+        kinds = {"boxes": Detections, "polygons": Segmentation}
+        if answer["result"]["kind"] in kinds:
+            kinds[answer["result"]["kind"]].model_validate(answer["result"])
+        assert {"400", "413", "500", "503", "504"} <= set(operation["responses"])
+    names = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(_references(document)) <= names
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+
+
+def test_the_documents_v2_example_is_answered(client: TestClient) -> None:
+    """The example of the v2 protocol can be sent as it stands."""
+    document = client.get("/docs.json").json()
+    operation = document["paths"]["/v2/models/florence2/infer"]["post"]
+    example = operation["requestBody"]["content"]["application/json"]["example"]
+    reply = client.post("/v2/models/florence2/infer", json=example)
+    assert reply.status_code == 200, reply.text
+    assert set(reply.json()) == set(operation["responses"]["200"]["content"]["application/json"]["example"])
+
+
+def test_bentomls_own_documents_can_be_made() -> None:
+    """`bentoml build` writes both; its clients read the second to know that the picture is a file."""
+    built = service.build_service(Settings(), 0, lambda _settings, _device: FakeModel())
+    assert set(built.apis) == {task.name for task in TASKS.values()}
+    paths = built.openapi_spec.asdict()["paths"]
+    routes = {route["name"]: route for route in built.schema()["routes"]}
+    for task in TASKS.values():
+        assert f"/{task.name}" in paths
+        properties = routes[task.name]["input"]["properties"]
+        assert properties["image"]["type"] == "file"
+        assert next(iter(properties)) == "image"
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "workers", "resources"),
+    [
+        ("auto", 0, 1, {}),
+        ("auto", 2, 2, {"gpu": 2}),
+        ("cuda:1", 4, 1, {"gpu": 2}),
+        ("cpu", 4, 1, {}),
+    ],
+)
+def test_workers_and_gpus_follow_the_devices(
+    device: str, gpus: int, workers: int, resources: dict[str, int]
+) -> None:
+    """One worker for each device; as many GPUs are reserved as the highest index needs."""
+    built = service.build_service(Settings(device=device), gpus, lambda _settings, _device: FakeModel())
+    assert built.config["workers"] == workers
+    assert built.config["resources"] == resources
+    assert built.config["http"] == {"port": 8000}
+    assert built.name == "florence2"

@@ -1,0 +1,54 @@
+"""Requests of the v2 protocol, and a way to send them to an app without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from io import BytesIO
+from typing import Any
+
+import httpx
+from PIL import Image
+from starlette.applications import Starlette
+
+INFER = "/v2/models/florence2/infer"
+
+
+def picture(size: tuple[int, int] = (8, 6)) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", size, "green").save(file, "PNG")
+    return file.getvalue()
+
+
+PICTURE = base64.b64encode(picture()).decode()
+
+
+def send(app: Starlette, method: str, path: str, **options: Any) -> httpx.Response:
+    """One request over ASGI."""
+
+    async def sent() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://florence") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(sent())
+
+
+def request(
+    images: list[str] | None = None,
+    tasks: list[str] | None = None,
+    texts: list[str] | None = None,
+    **members: Any,
+) -> dict[str, Any]:
+    """An infer request of as many rows as there are pictures."""
+    columns = {
+        "INPUT_IMAGE": images or [PICTURE],
+        "TASK_PROMPT": tasks or ["<CAPTION>"],
+        "TEXT_PROMPT": texts,
+    }
+    inputs = [
+        {"name": name, "shape": [len(data), 1], "datatype": "BYTES", "data": data}
+        for name, data in columns.items()
+        if data is not None
+    ]
+    return {"inputs": inputs, **members}
