@@ -1,0 +1,40 @@
+"""The `florence` command: one picture, many pictures, the service itself, and what it runs.
+
+Exit status: 0 done; 1 it failed on the way; 2 what was asked is wrong; 3 some of many pictures failed; 130
+interrupted. Errors go to stderr in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from florence.cli.arguments import read_arguments
+from florence.errors import FlorenceError, RequestError, SettingsError
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out one command line; its exit status. Help, version and wrong arguments end by SystemExit."""
+    arguments = read_arguments(argv)
+    try:
+        return _carry_out(arguments.command)(arguments)
+    except FlorenceError as error:
+        print(f"florence: {error}", file=sys.stderr)
+        return WRONG_USE if isinstance(error, RequestError | SettingsError) else FAILED
+    except OSError as error:
+        print(f"florence: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("florence: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:
+    """What does the command; only its own modules are imported, so that --help is there at once."""
+    from florence.cli import asking, bulk, serving
+
+    commands = {"run": asking.run, "info": asking.info, "bulk": bulk.bulk, "serve": serving.serve}
+    return commands[command]

@@ -1,0 +1,162 @@
+"""What may stand behind `florence` on a command line, and its help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from florence import __version__
+from florence.tasks import TASKS_BY_NAME, Input
+
+DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_WIDTH: Final = 100
+_INPUTS: Final = {Input.NONE: "", Input.TEXT: " TEXT", Input.REGION: " --region"}
+_STATUS: Final = (
+    "exit status: 0 done; 1 it failed on the way; 2 what was asked is wrong; "
+    "3 some of many pictures\nfailed; 130 interrupted"
+)
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """The same text on every terminal, so that the README can hold it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=_WIDTH)
+
+
+def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of one command line, `command` among them; SystemExit for help and for wrong ones."""
+    return make_parser().parse_args(argv)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        "florence",
+        description="Microsoft's Florence-2 on pictures: captions, detection, segmentation, OCR.",
+        epilog=_STATUS,
+        formatter_class=Help,
+    )
+    parser.add_argument("--version", action="version", version=f"florence {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_bulk(commands)
+    _add_info(commands)
+    _add_serve(commands)
+    return parser
+
+
+def _add(commands: Commands, name: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=Help,
+    )
+
+
+def _add_run(commands: Commands) -> None:
+    tasks = "tasks:\n" + "\n".join(f"  {task.name}{_INPUTS[task.input]}" for task in TASKS_BY_NAME.values())
+    parser = _add(commands, "run", "ask one task about one picture", tasks)
+    parser.add_argument("picture", metavar="PICTURE", help="a file; - is standard input")
+    parser.add_argument("task", metavar="TASK", help="one of those below, or its token, such as <OD>")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="what to look for, or the caption to ground")
+    _add_region(parser)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    shown.add_argument(
+        "--draw", metavar="OUT", type=_drawn_file, help="write the picture with the answer drawn on it"
+    )
+    _add_options(parser)
+    _add_where(parser)
+
+
+def _add_bulk(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "bulk",
+        "ask one task about many pictures, into a file of JSON lines",
+        "A second run with the same OUT asks only about the pictures that are not in it yet.",
+    )
+    parser.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="a picture, a directory, a glob, or a .txt with a path a line",
+    )
+    parser.add_argument("--task", metavar="TASK", required=True, help="a task's name, or its token")
+    parser.add_argument(
+        "--out", metavar="OUT", type=Path, required=True, help="JSON lines: one for each picture"
+    )
+    parser.add_argument(
+        "--failures",
+        metavar="FILE",
+        type=Path,
+        help="JSON lines of what failed (default: OUT's name .failures.jsonl)",
+    )
+    parser.add_argument("--text", metavar="TEXT", help="as for run, the same for all pictures")
+    _add_region(parser)
+    parser.add_argument(
+        "--concurrency",
+        metavar="N",
+        type=_positive,
+        default=32,
+        help="pictures at once (default: 32)",
+    )
+    parser.add_argument(
+        "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
+    )
+    _add_options(parser)
+    _add_where(parser)
+
+
+def _add_info(commands: Commands) -> None:
+    parser = _add(commands, "info", "say what runs: checkpoint, device, limits; or what a service is")
+    _add_where(parser)
+
+
+def _add_serve(commands: Commands) -> None:
+    parser = _add(
+        commands, "serve", "start the service", "Runs `bentoml serve` in the checkout that holds service.py."
+    )
+    parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="address (default: 127.0.0.1)")
+    parser.add_argument("--port", metavar="PORT", type=_positive, default=8000, help="port (default: 8000)")
+    parser.add_argument("--model", metavar="NAME", help="in place of FLORENCE_MODEL")
+
+
+def _add_region(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--region", metavar="X1,Y1,X2,Y2", help="pixels of the picture after its EXIF turn, or four <loc_n>"
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-beams", metavar="N", type=int, help="beams of the search, 1 to 8")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="most tokens to generate")
+    parser.add_argument("--timeout-s", metavar="S", type=float, help="seconds until a picture is given up")
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", metavar="URL", help="ask this service; else the model is loaded here")
+    where.add_argument(
+        "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def _drawn_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in DRAWN_FORMATS:
+        raise argparse.ArgumentTypeError(f"must end in {', '.join(DRAWN_FORMATS)}, got {text!r}")
+    return path

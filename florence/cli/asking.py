@@ -1,0 +1,127 @@
+"""Asks a service, or a model loaded here, for `run`, `bulk` and `info`; prints answers.
+
+Torch is imported only where a model is loaded here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from florence.client import Client
+from florence.client.exchange import CallOptions
+from florence.errors import TaskError
+from florence.schemas import Detections, OcrRegions, Result, Segmentation, TaskAnswer, Text
+from florence.settings import read_settings
+from florence.tasks import Input, get_task
+
+if TYPE_CHECKING:
+    from florence.florence2 import Florence2
+
+Ask = Callable[[Any], TaskAnswer[Any]]
+"""From a picture (a path or bytes) to its answer."""
+
+_ANSWER_FIELDS = set(TaskAnswer.model_fields)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`florence run`."""
+    picture = sys.stdin.buffer.read() if arguments.picture == "-" else arguments.picture
+    with open_asker(arguments) as ask:
+        answer = ask(picture)
+    if arguments.json:
+        print(answer_json(answer))
+        return 0
+    if arguments.draw is not None:
+        answer.result.draw(picture).save(arguments.draw)
+    for line in describe(answer.result):
+        print(line)
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """`florence info`."""
+    if arguments.url:
+        with Client(arguments.url) as client:
+            facts = {"url": arguments.url, **client.server(), "ready": client.ready()}
+    else:
+        with load_model(arguments) as model:
+            facts = model.info()
+    print(json.dumps(facts, indent=2, ensure_ascii=False))
+    return 0
+
+
+@contextmanager
+def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
+    """What answers the arguments' task about a picture, wherever they say, until the context ends."""
+    task, text, region = read_question(arguments)
+    options: CallOptions = {
+        "num_beams": arguments.num_beams,
+        "max_new_tokens": arguments.max_new_tokens,
+    }
+    if arguments.timeout_s is not None:
+        options["timeout_s"] = arguments.timeout_s
+    if arguments.url:
+        with Client(arguments.url) as client:
+            client.ready()  # where nobody listens, that is told now, not once for each picture
+            yield lambda picture: client.run(picture, task, text, region=region, **options)
+    else:
+        with load_model(arguments) as model:
+            given = text if region is None else region
+            yield lambda picture: model.run(picture, task, given, **options)
+
+
+def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str | None]:
+    """The task's token, its text, and its region, which may stand in the text's place."""
+    task = get_task(arguments.task)
+    text, region = arguments.text, arguments.region
+    if text is not None and region is not None:
+        raise TaskError("both a text and a region are given; a task takes one of them")
+    if task.input is Input.REGION:
+        return task.token, None, region or text
+    if region is not None:
+        raise TaskError(f"{task.token} takes no region; leave --region out")
+    return task.token, text, None
+
+
+def load_model(arguments: argparse.Namespace) -> Florence2:
+    """The model that the arguments or the environment name."""
+    from florence.florence2 import Florence2
+
+    settings = read_settings()
+    return Florence2.load(
+        arguments.model or settings.model,
+        revision=None if arguments.model else settings.revision,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+    )
+
+
+def answer_json(answer: TaskAnswer[Any]) -> str:
+    """One line, the same from a service and from a model here."""
+    return answer.model_dump_json(include=_ANSWER_FIELDS)
+
+
+def describe(result: Result) -> Iterator[str]:
+    """Lines for a person: the text, or score, label and pixels of each thing."""
+    if isinstance(result, Text):
+        yield result.text
+    elif isinstance(result, Detections):
+        for found in result.detections:
+            yield _line(found.score, found.label, [found.box])
+    elif isinstance(result, OcrRegions):
+        for read in result.regions:
+            yield _line(read.score, read.text, [read.quad])
+    elif isinstance(result, Segmentation):
+        for instance in result.instances:
+            yield _line(instance.score, instance.label, instance.polygons)
+
+
+def _line(score: float | None, label: str, places: Sequence[Sequence[float]]) -> str:
+    pixels = "; ".join(" ".join(f"{value:.1f}" for value in place) for place in places)
+    return "  ".join(part for part in ("" if score is None else f"{score:.2f}", label, pixels) if part)

@@ -1,0 +1,27 @@
+"""`florence serve`: becomes `bentoml serve` where service.py is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from florence.errors import SettingsError
+
+
+def serve(arguments: argparse.Namespace) -> NoReturn:
+    """Does not return: this process becomes the server, so that signals reach it."""
+    directory = Path(__file__).resolve().parents[2]
+    if not (directory / "service.py").is_file():
+        raise SettingsError(
+            f"there is no service.py in {directory}: `florence serve` runs in a checkout; "
+            f"where a Bento was built, `bentoml serve florence2:latest` runs it"
+        )
+    if arguments.model is not None:
+        os.environ["FLORENCE_MODEL"] = arguments.model
+    os.chdir(directory)
+    command = ["-m", "bentoml", "serve", "service:service"]
+    address = ["--host", arguments.host, "--port", str(arguments.port)]
+    os.execv(sys.executable, [sys.executable, *command, *address])

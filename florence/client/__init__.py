@@ -1,0 +1,28 @@
+"""The typed client of a florence service, wherever it runs: `Client`, and `AsyncClient` for asyncio.
+
+from florence.client import Client
+with Client("http://localhost:8000") as client:
+    answer = client.object_detection("street.jpg")
+    answer.result.detections[0].box
+
+Answers are the service's own schemas. Knows HTTP and pictures as they are sent; needs no torch.
+"""
+
+from __future__ import annotations
+
+from florence.client.clients import AsyncClient, Client
+from florence.client.errors import ConnectionLost, UnexpectedReply, Unreachable
+from florence.client.many import AsyncPictureMap, Failure, PictureMap
+from florence.client.pictures import Picture
+
+__all__ = [
+    "AsyncClient",
+    "AsyncPictureMap",
+    "Client",
+    "ConnectionLost",
+    "Failure",
+    "Picture",
+    "PictureMap",
+    "UnexpectedReply",
+    "Unreachable",
+]

@@ -1,0 +1,294 @@
+"""The two clients: they carry out what `exchange` says, one by waiting and one by awaiting.
+
+Knows httpx. A client keeps connections open between calls and may be shared: `Client` by threads,
+`AsyncClient` by tasks of one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import httpx
+
+from florence.client.exchange import (
+    Attempt,
+    CallOptions,
+    Outcome,
+    Question,
+    Region,
+    build_question,
+    exchange,
+    read_error,
+    read_failure,
+)
+from florence.client.many import AsyncPictureMap, PictureMap
+from florence.client.methods import TaskMethods
+from florence.client.pictures import Picture
+from florence.errors import SettingsError
+from florence.schemas import Detections, OcrRegions, Result, Segmentation, TaskAnswer, Text
+from florence.tasks import get_task
+
+TIMEOUT_S = 310.0  # a little more than the service's own default, whose message says more
+RETRIES = 4
+CONCURRENCY = 32
+
+_READY = "v2/health/ready"
+_METADATA = "v2"
+_PROBE_S = 10.0
+
+
+class Client(
+    TaskMethods[
+        TaskAnswer[Text],
+        TaskAnswer[Detections],
+        TaskAnswer[OcrRegions],
+        TaskAnswer[Segmentation],
+        TaskAnswer[Detections | Segmentation],
+        TaskAnswer[Result],
+    ]
+):
+    """A florence service at a URL; use it as a context manager, or call `close`.
+
+    `headers` go with every request, for example a token that a gateway wants. `timeout_s`: for one call, its
+    tries included. `retries`: further tries when there is no connection, or the service says 429 or 503.
+    Proxies are taken from the environment, as httpx does. `transport`: httpx's, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RETRIES,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._timeout_s, self._retries = timeout_s, _check_retries(retries)
+        self._http = httpx.Client(
+            base_url=_check_url(url),
+            headers=headers,
+            timeout=_PROBE_S,
+            limits=_no_limits(),
+            transport=transport,
+        )
+
+    def map(
+        self,
+        pictures: Iterable[Picture],
+        task: str,
+        text: str | None = None,
+        *,
+        region: Region | None = None,
+        concurrency: int = CONCURRENCY,
+        progress: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> PictureMap[TaskAnswer[Result]]:
+        """One task on many pictures: an iterator of (picture, answer), in the order in which answers come.
+
+        So many requests are under way at once, and no more files open. A picture that fails does not end it:
+        it is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr.
+        """
+        get_task(task)  # a wrong name would fail for each picture
+
+        def ask(picture: Picture) -> TaskAnswer[Result]:
+            return self.run(picture, task, text, region=region, **options)
+
+        return PictureMap(ask, pictures, concurrency=concurrency, progress=progress)
+
+    def ready(self) -> bool:
+        """Whether the service has its model loaded and takes requests; Unreachable where nothing answers."""
+        return self._get(_READY).status_code == httpx.codes.OK
+
+    def server(self) -> dict[str, Any]:
+        """What the service says of itself: name, version, extensions."""
+        return _read_json(self._get(_METADATA))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(
+        self,
+        image: Picture,
+        task: str,
+        options: CallOptions,
+        text: str | None = None,
+        region: Region | None = None,
+    ) -> TaskAnswer[Any]:
+        question = build_question(image, task, text, region, options)
+        steps = exchange(question, retries=self._retries, timeout_s=self._timeout_s)
+        outcome: Outcome = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                answer: TaskAnswer[Any] = end.value
+                return answer
+            outcome = None
+            if isinstance(step, Attempt):
+                outcome = self._post(question, step)
+            else:
+                time.sleep(step.seconds)
+
+    def _post(self, question: Question, attempt: Attempt) -> Outcome:
+        try:
+            return self._http.post(
+                question.path, data=question.fields, files=question.upload, timeout=attempt.timeout
+            )
+        except httpx.RequestError as error:
+            return error
+
+    def _get(self, path: str) -> httpx.Response:
+        try:
+            return self._http.get(path)
+        except httpx.RequestError as error:
+            raise read_failure(error, _PROBE_S) from error
+
+
+class AsyncClient(
+    TaskMethods[
+        Awaitable[TaskAnswer[Text]],
+        Awaitable[TaskAnswer[Detections]],
+        Awaitable[TaskAnswer[OcrRegions]],
+        Awaitable[TaskAnswer[Segmentation]],
+        Awaitable[TaskAnswer[Detections | Segmentation]],
+        Awaitable[TaskAnswer[Result]],
+    ]
+):
+    """`Client` for asyncio: every call is awaited. Pictures are read and encoded in threads."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RETRIES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._timeout_s, self._retries = timeout_s, _check_retries(retries)
+        self._http = httpx.AsyncClient(
+            base_url=_check_url(url),
+            headers=headers,
+            timeout=_PROBE_S,
+            limits=_no_limits(),
+            transport=transport,
+        )
+
+    def map(
+        self,
+        pictures: Iterable[Picture],
+        task: str,
+        text: str | None = None,
+        *,
+        region: Region | None = None,
+        concurrency: int = CONCURRENCY,
+        progress: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> AsyncPictureMap[TaskAnswer[Result]]:
+        """As `Client.map`, for `async for`."""
+        get_task(task)
+
+        def ask(picture: Picture) -> Awaitable[TaskAnswer[Result]]:
+            return self.run(picture, task, text, region=region, **options)
+
+        return AsyncPictureMap(ask, pictures, concurrency=concurrency, progress=progress)
+
+    async def ready(self) -> bool:
+        """Whether the service has its model loaded and takes requests; Unreachable where nothing answers."""
+        return (await self._get(_READY)).status_code == httpx.codes.OK
+
+    async def server(self) -> dict[str, Any]:
+        """What the service says of itself: name, version, extensions."""
+        return _read_json(await self._get(_METADATA))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _ask(
+        self,
+        image: Picture,
+        task: str,
+        options: CallOptions,
+        text: str | None = None,
+        region: Region | None = None,
+    ) -> TaskAnswer[Any]:
+        question = await asyncio.to_thread(build_question, image, task, text, region, options)
+        steps = exchange(question, retries=self._retries, timeout_s=self._timeout_s)
+        outcome: Outcome = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                answer: TaskAnswer[Any] = end.value
+                return answer
+            outcome = None
+            if isinstance(step, Attempt):
+                outcome = await self._post(question, step)
+            else:
+                await asyncio.sleep(step.seconds)
+
+    async def _post(self, question: Question, attempt: Attempt) -> Outcome:
+        try:
+            return await self._http.post(
+                question.path, data=question.fields, files=question.upload, timeout=attempt.timeout
+            )
+        except httpx.RequestError as error:
+            return error
+
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            return await self._http.get(path)
+        except httpx.RequestError as error:
+            raise read_failure(error, _PROBE_S) from error
+
+
+def _check_url(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"{url!r} is no URL: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise SettingsError(f"a service's URL is like http://localhost:8000, got {url!r}")
+    return url
+
+
+def _check_retries(retries: int) -> int:
+    if retries < 0:
+        raise SettingsError(f"retries must be 0 or more, got {retries}")
+    return retries
+
+
+def _no_limits() -> httpx.Limits:
+    """As many connections as there are calls under way: `map` and the caller's threads bound them."""
+    return httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)
+
+
+def _read_json(response: httpx.Response) -> dict[str, Any]:
+    if response.status_code != httpx.codes.OK:
+        raise read_error(response)
+    try:
+        return dict(response.json())
+    except (ValueError, TypeError) as error:
+        raise read_error(response) from error

@@ -1,0 +1,245 @@
+"""One question and its answer over HTTP, as plain functions: build, read, and when to try again.
+
+No connection is opened here: `exchange` says what to do next, and the two clients do it, one by waiting and
+one by awaiting.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
+from typing import Any, Final, TypedDict
+
+import httpx
+from pydantic import ValidationError
+
+from florence.client.errors import ConnectionLost, UnexpectedReply, Unreachable
+from florence.client.pictures import Picture, picture_bytes
+from florence.errors import (
+    DeadlineExceeded,
+    EngineError,
+    FlorenceError,
+    ImageTooLarge,
+    NotFound,
+    RequestError,
+    Unavailable,
+)
+from florence.schemas import Detections, OcrRegions, Segmentation, TaskAnswer, Text
+from florence.tasks import Kind, get_task
+
+Region = Sequence[float] | str
+"""x1, y1, x2, y2 in pixels of the picture after its EXIF turn, or four `<loc_n>` as text."""
+
+CONNECT_S: Final = 10.0  # a server that is there takes a connection at once
+FIRST_WAIT_S: Final = 0.5
+LONGEST_WAIT_S: Final = 30.0
+_LONGEST_QUOTE: Final = 300  # characters of a strange reply that a message repeats
+
+ANSWER_TYPES: Final[Mapping[Kind, type[TaskAnswer[Any]]]] = MappingProxyType(
+    {
+        Kind.TEXT: TaskAnswer[Text],
+        Kind.BOXES: TaskAnswer[Detections],
+        Kind.QUADS: TaskAnswer[OcrRegions],
+        Kind.POLYGONS: TaskAnswer[Segmentation],
+        Kind.BOXES_OR_POLYGONS: TaskAnswer[Detections | Segmentation],
+    }
+)
+_ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
+    {400: RequestError, 413: ImageTooLarge, 404: NotFound, 500: EngineError, 504: DeadlineExceeded}
+)
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of one call; one that is left out, or None, is as the service's checkpoint says.
+
+    `num_beams`: 1 to 8. `max_new_tokens`: at most as many as the model has positions. `timeout_s`: seconds
+    until `DeadlineExceeded`, tries and waits between them included; left out, as the client says.
+    """
+
+    num_beams: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    no_repeat_ngram_size: int | None
+    early_stopping: bool | None
+    length_penalty: float | None
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is posted. path: below the service's URL; fields: the form's, in JSON; timeout_s: None as ever."""
+
+    path: str
+    picture: bytes
+    fields: Mapping[str, str]
+    kind: Kind
+    timeout_s: float | None
+
+    @property
+    def upload(self) -> dict[str, tuple[str, bytes]]:
+        return {"image": ("picture", self.picture)}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Post the question now, with these limits on time."""
+
+    timeout: httpx.Timeout
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Do nothing for so long."""
+
+    seconds: float
+
+
+Outcome = httpx.Response | httpx.RequestError | None
+"""What came of an attempt; None after a wait."""
+
+
+def build_question(
+    picture: Picture, task: str, text: str | None, region: Region | None, options: CallOptions
+) -> Question:
+    """The request of one task on one picture. `task`: a name such as "caption", or a token such as "<OD>".
+
+    Text, region and options are judged by the service. Raises TaskError for an unknown task, ImageError for
+    a picture that can't be read, RequestError for what can't be sent.
+    """
+    asked = get_task(task)
+    given = {name: value for name, value in options.items() if name != "timeout_s"}
+    given |= {"text": text, "region": _plain_region(region)}
+    # In JSON, because a text such as `null` or `12` would be read as what it means there.
+    fields = {name: _field(name, value) for name, value in given.items() if value is not None}
+    timeout_s = options.get("timeout_s")
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise RequestError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
+    return Question(asked.name, picture_bytes(picture), fields, asked.kind, timeout_s)
+
+
+def exchange(
+    question: Question, *, retries: int, timeout_s: float
+) -> Generator[Attempt | Wait, Outcome, TaskAnswer[Any]]:
+    """What to do, step by step, until the answer, which is the generator's value.
+
+    Send it each attempt's outcome. Only what the server did not take is tried again: no connection, 429 and
+    503; as soon as Retry-After says, else after a wait that doubles. Raises FlorenceError.
+    """
+    timeout_s = question.timeout_s or timeout_s
+    end = time.monotonic() + timeout_s
+    for retry in range(retries + 1):
+        left_s = max(end - time.monotonic(), 0.001)
+        outcome = yield Attempt(httpx.Timeout(left_s, connect=min(left_s, CONNECT_S)))
+        try:
+            return read_outcome(outcome, question.kind, timeout_s)
+        except Unavailable as error:
+            wait_s = _wait_s(error, outcome, retry)
+            if retry == retries or time.monotonic() + wait_s >= end:
+                raise
+        yield Wait(wait_s)
+    raise ValueError(f"retries must be 0 or more, got {retries}")
+
+
+def read_outcome(outcome: Outcome, kind: Kind, timeout_s: float) -> TaskAnswer[Any]:
+    """The answer that an attempt brought; the error of its kind, with the server's words, if it did not."""
+    if isinstance(outcome, httpx.Response):
+        if outcome.status_code != httpx.codes.OK:
+            raise read_error(outcome)
+        try:
+            return ANSWER_TYPES[kind].model_validate_json(outcome.content)
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in detail["loc"]) or "the whole body"
+            raise UnexpectedReply(
+                f"{outcome.url} answered 200 with what is no answer of this task: {place}: {detail['msg']}; "
+                f"it begins {_quote(outcome.text)}",
+                outcome.status_code,
+            ) from None
+    raise read_failure(outcome, timeout_s)
+
+
+def read_error(response: httpx.Response) -> FlorenceError:
+    """The error that a reply stands for, with the server's words."""
+    status, words = response.status_code, _words(response)
+    if status in (429, 503):
+        asked_s = _retry_after_s(response)
+        return Unavailable(words or "the service is busy", retry_after_s=1.0 if asked_s is None else asked_s)
+    if status == 404:
+        return NotFound(f"{response.url}: {words or 'not found'}")
+    if status in _ERRORS and words:
+        return _ERRORS[status](words)
+    target = response.headers.get("location")
+    said = words or _quote(response.text) if target is None else f"it sends elsewhere, to {target}"
+    return UnexpectedReply(f"{response.url} answered {status}: {said}", status)
+
+
+def read_failure(error: httpx.RequestError | None, timeout_s: float) -> FlorenceError:
+    """The error that a failure to talk stands for. timeout_s: what was given for the whole call."""
+    url = "the service" if error is None else str(error.request.url)
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return Unreachable(f"{url} can't be reached: {error or 'no connection in time'}")
+    if isinstance(error, httpx.TimeoutException):
+        return DeadlineExceeded(f"{url} did not answer within {timeout_s:g} s")
+    return ConnectionLost(f"the connection to {url} broke before the answer: {error or 'no reason given'}")
+
+
+def _wait_s(error: Unavailable, outcome: Outcome, retry: int) -> float:
+    """Seconds until the next try: what the server asks for, else twice as long each time, not all at once."""
+    if isinstance(outcome, httpx.Response) and _retry_after_s(outcome) is not None:
+        return error.retry_after_s
+    longest = min(math.ldexp(FIRST_WAIT_S, retry), LONGEST_WAIT_S)
+    return longest * random.uniform(0.5, 1.0)
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Retry-After, which is seconds or a date; None without it, or where it is neither."""
+    value = response.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdecimal():
+        return float(value[:9])
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def _words(response: httpx.Response) -> str:
+    """What `{"error": "..."}` says; nothing where the body is something else."""
+    try:
+        content = response.json()
+    except ValueError:
+        return ""
+    words = content.get("error") if isinstance(content, dict) else None
+    return words if isinstance(words, str) else ""
+
+
+def _plain_region(region: Region | None) -> list[float] | str | None:
+    """The region as JSON can hold it; an array of numpy is a sequence too."""
+    if region is None or isinstance(region, str):
+        return region
+    try:
+        return list(region)
+    except TypeError:
+        raise RequestError(
+            f"a region is x1, y1, x2, y2 in pixels or four <loc_n> as text, got {region!r}"
+        ) from None
+
+
+def _field(name: str, value: object) -> str:
+    try:
+        return json.dumps(value, default=float)  # numpy's numbers are none of json's
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{name} can't be sent: {error}") from None
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "...")

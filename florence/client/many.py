@@ -1,0 +1,212 @@
+"""One question to many pictures: answers as they come, failures kept, a progress bar.
+
+Knows nothing about HTTP: it is given what asks about one picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sized,
+)
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from PIL import Image
+
+from florence.client.pictures import Picture, picture_name
+from florence.errors import FlorenceError, RequestError, SettingsError
+
+logger = logging.getLogger("florence.client")
+
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A picture that got no answer, and why."""
+
+    picture: Picture
+    error: FlorenceError
+
+
+class _Tally(Generic[AnswerT]):
+    """What came of each picture so far; shows it in a bar where that is wanted, and sums up at the end."""
+
+    def __init__(self, pictures: Iterable[Picture], *, concurrency: int, progress: bool) -> None:
+        if concurrency < 1:
+            raise SettingsError(f"concurrency must be 1 or more, got {concurrency}")
+        if isinstance(pictures, str | bytes | os.PathLike | Image.Image):  # some can be iterated over
+            raise RequestError(f"pictures must be a list of pictures, got one: {picture_name(pictures)}")
+        self.failures: list[Failure] = []
+        self._pictures = pictures
+        self._concurrency = concurrency
+        self._progress = progress
+        self._done = 0
+        self._bar: Any = None
+
+    def _open_bar(self) -> None:
+        if self._progress:
+            from tqdm import tqdm  # type: ignore[import-untyped]
+
+            total = len(self._pictures) if isinstance(self._pictures, Sized) else None
+            self._bar = tqdm(total=total, unit="picture")
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self.failures:
+            first = self.failures[0]
+            logger.warning(
+                "%d of %d pictures failed; the first, %s: %s",
+                len(self.failures), self._done, picture_name(first.picture), first.error,
+            )  # fmt: skip
+
+    def _note(self, picture: Picture, outcome: AnswerT | FlorenceError) -> Iterator[tuple[Picture, AnswerT]]:
+        """The pair to hand out, if there is one."""
+        self._done += 1
+        failed = isinstance(outcome, FlorenceError)
+        if isinstance(outcome, FlorenceError):
+            self.failures.append(Failure(picture, outcome))
+        if self._bar is not None:
+            self._bar.update()
+            if failed:
+                self._bar.set_postfix(failed=len(self.failures))
+        if not isinstance(outcome, FlorenceError):
+            yield picture, outcome
+
+
+class PictureMap(_Tally[AnswerT]):
+    """Iterator of (picture, answer) in the order in which answers come; `failures` holds the others.
+
+    Pictures are taken from the iterable as room comes free. Leaving early waits for the requests that are
+    under way; `close`, or use as a context manager, does so at a known place.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Picture], AnswerT],
+        pictures: Iterable[Picture],
+        *,
+        concurrency: int,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(pictures, concurrency=concurrency, progress=progress)
+        self._ask = ask
+        self._pairs = self._run()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[Picture, AnswerT]:
+        return next(self._pairs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ask no more, and wait for what is under way."""
+        self._pairs.close()
+
+    def _run(self) -> Generator[tuple[Picture, AnswerT], None, None]:
+        under_way: dict[Future[AnswerT | FlorenceError], Picture] = {}
+        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="florence-map")
+        self._open_bar()
+        try:
+            for picture in self._pictures:
+                under_way[pool.submit(self._outcome, picture)] = picture
+                if len(under_way) >= self._concurrency:
+                    yield from self._take(under_way)
+            while under_way:
+                yield from self._take(under_way)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._close()
+
+    def _outcome(self, picture: Picture) -> AnswerT | FlorenceError:
+        try:
+            return self._ask(picture)
+        except FlorenceError as error:
+            return error
+
+    def _take(
+        self, under_way: dict[Future[AnswerT | FlorenceError], Picture]
+    ) -> Iterator[tuple[Picture, AnswerT]]:
+        """What has finished, once something has."""
+        done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield from self._note(under_way.pop(future), future.result())
+
+
+class AsyncPictureMap(_Tally[AnswerT]):
+    """`PictureMap` for `async for`. Leaving early cancels what is under way; `aclose` does so at once."""
+
+    def __init__(
+        self,
+        ask: Callable[[Picture], Awaitable[AnswerT]],
+        pictures: Iterable[Picture],
+        *,
+        concurrency: int,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(pictures, concurrency=concurrency, progress=progress)
+        self._ask = ask
+        self._pairs = self._run()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[Picture, AnswerT]:
+        return await anext(self._pairs)
+
+    async def aclose(self) -> None:
+        """Ask no more, and cancel what is under way."""
+        await self._pairs.aclose()
+
+    async def _run(self) -> AsyncGenerator[tuple[Picture, AnswerT], None]:
+        under_way: dict[asyncio.Task[AnswerT | FlorenceError], Picture] = {}
+        self._open_bar()
+        try:
+            for picture in self._pictures:
+                under_way[asyncio.ensure_future(self._outcome(picture))] = picture
+                if len(under_way) >= self._concurrency:
+                    async for pair in self._take(under_way):
+                        yield pair
+            while under_way:
+                async for pair in self._take(under_way):
+                    yield pair
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+            self._close()
+
+    async def _outcome(self, picture: Picture) -> AnswerT | FlorenceError:
+        try:
+            return await self._ask(picture)
+        except FlorenceError as error:
+            return error
+
+    async def _take(
+        self, under_way: dict[asyncio.Task[AnswerT | FlorenceError], Picture]
+    ) -> AsyncIterator[tuple[Picture, AnswerT]]:
+        done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            for pair in self._note(under_way.pop(task), task.result()):
+                yield pair

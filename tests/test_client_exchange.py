@@ -1,0 +1,271 @@
+"""Client and AsyncClient against a transport that answers as it is told: retries, waits, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+
+from florence.client import AsyncClient, Client, ConnectionLost, UnexpectedReply, Unreachable
+from florence.client.exchange import Attempt, CallOptions, Outcome, Wait, build_question, exchange
+from florence.errors import (
+    DeadlineExceeded,
+    EngineError,
+    FlorenceError,
+    ImageTooLarge,
+    NotFound,
+    RequestError,
+    SettingsError,
+    TaskError,
+    Unavailable,
+)
+from florence.schemas import TaskAnswer, Text
+
+URL = "http://florence.test/prefix"
+ANSWER = {
+    "task": "<CAPTION>",
+    "result": {"kind": "text", "text": "a café", "score": 0.5},
+    "image_size": {"width": 8, "height": 6},
+    "finish_reason": "stop",
+    "usage": {"picture_tokens": 1, "prompt_tokens": 2, "generated_tokens": 3},
+    "timings": {"queue_s": 0, "encode_s": 0, "decode_s": 0, "total_s": 0},
+    "checkpoint": "fake",
+}
+Handler = Callable[[httpx.Request], httpx.Response]
+Ask = Callable[..., TaskAnswer[Text]]
+
+
+def ask_waiting(handler: Handler, options: CallOptions, **settings: Any) -> TaskAnswer[Text]:
+    with Client(URL, transport=httpx.MockTransport(handler), **settings) as client:
+        return client.caption(b"picture", **options)
+
+
+def ask_awaiting(handler: Handler, options: CallOptions, **settings: Any) -> TaskAnswer[Text]:
+    async def ask() -> TaskAnswer[Text]:
+        async with AsyncClient(URL, transport=httpx.MockTransport(handler), **settings) as client:
+            return await client.caption(b"picture", **options)
+
+    return asyncio.run(ask())
+
+
+@pytest.fixture(params=[ask_waiting, ask_awaiting])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    made: Ask = request.param
+    return made
+
+
+class Replies:
+    """Gives one reply after the other, and the last for ever; counts."""
+
+    def __init__(self, *replies: httpx.Response | type[httpx.TransportError]) -> None:
+        self.replies = list(replies)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, httpx.Response):  # a new one each time: clients close what they have read
+            return httpx.Response(reply.status_code, headers=reply.headers, content=reply.content)
+        raise reply("nobody there")
+
+
+def busy(status: int = 503, **headers: str) -> httpx.Response:
+    return httpx.Response(status, json={"error": "the queue is full"}, headers=headers)
+
+
+def test_the_answer_is_of_the_tasks_own_type(ask: Ask) -> None:
+    """Text comes as Text, and the request goes to the task's path below the URL's own."""
+    replies = Replies(httpx.Response(200, json=ANSWER))
+    answer = ask(replies, {})
+    assert isinstance(answer.result, Text)
+    assert answer.result.text == "a café"
+    assert str(replies.requests[0].url) == URL + "/caption"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_was_not_taken_is_asked_again(ask: Ask, status: int) -> None:
+    """Busy replies with Retry-After, then the answer: the caller sees only the answer."""
+    later = {"Retry-After": "0"}
+    replies = Replies(busy(status, **later), busy(status, **later), httpx.Response(200, json=ANSWER))
+    assert ask(replies, {}).result.text == "a café"
+    assert len(replies.requests) == 3
+    assert all(b"picture" in request.content for request in replies.requests)
+
+
+def test_a_missing_connection_is_tried_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("florence.client.exchange.FIRST_WAIT_S", 0.001)
+    replies = Replies(httpx.ConnectError, httpx.ConnectTimeout, httpx.Response(200, json=ANSWER))
+    assert ask(replies, {}).result.text == "a café"
+    assert len(replies.requests) == 3
+
+
+def test_tries_end(ask: Ask) -> None:
+    """After the first try and `retries` more, the last reply's words and its Retry-After are raised."""
+    replies = Replies(
+        busy(**{"Retry-After": "0"}), busy(**{"Retry-After": "0"}), busy(**{"Retry-After": "7"})
+    )
+    with pytest.raises(Unavailable, match="the queue is full") as caught:
+        ask(replies, {}, retries=2)
+    assert len(replies.requests) == 3
+    assert caught.value.retry_after_s == 7
+
+
+def test_no_wait_beyond_the_time_given(ask: Ask) -> None:
+    """A Retry-After later than the call's own end is not waited for."""
+    replies = Replies(busy(**{"Retry-After": "60"}))
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        ask(replies, {"timeout_s": 5})
+    assert len(replies.requests) == 1
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, RequestError), (413, ImageTooLarge), (404, NotFound), (500, EngineError), (504, DeadlineExceeded)],
+)
+def test_each_status_has_its_exception_with_the_servers_words(
+    ask: Ask, status: int, kind: type[FlorenceError]
+) -> None:
+    """And is asked once: the server has said its last word."""
+    replies = Replies(httpx.Response(status, json={"error": "what to change"}))
+    with pytest.raises(kind, match="what to change"):
+        ask(replies, {})
+    assert len(replies.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (httpx.Response(502, text="<html>Bad Gateway"), "502.*<html>Bad Gateway"),
+        (httpx.Response(401, json={"error": "no token"}), "401.*no token"),
+        (httpx.Response(308, headers={"location": "https://elsewhere"}), "308.*https://elsewhere"),
+        (httpx.Response(500, text="oops"), "500.*oops"),
+        (httpx.Response(200, text="<html>Welcome"), "200.*<html>Welcome"),
+        (httpx.Response(200, json={**ANSWER, "result": {"kind": "boxes"}}), "200.*result"),
+    ],
+)
+def test_a_stranger_at_the_url_is_told_apart(ask: Ask, reply: httpx.Response, words: str) -> None:
+    """Replies that this service never gives are quoted, with their status."""
+    with pytest.raises(UnexpectedReply, match=words) as caught:
+        ask(Replies(reply), {})
+    assert caught.value.reply_status == reply.status_code
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (httpx.ReadTimeout, DeadlineExceeded),
+        (httpx.WriteTimeout, DeadlineExceeded),
+        (httpx.ReadError, ConnectionLost),
+        (httpx.RemoteProtocolError, ConnectionLost),
+    ],
+)
+def test_a_request_that_may_have_been_taken_is_not_sent_again(
+    ask: Ask, failure: type[httpx.TransportError], kind: type[FlorenceError]
+) -> None:
+    replies = Replies(failure)
+    with pytest.raises(kind, match=r"florence\.test"):
+        ask(replies, {})
+    assert len(replies.requests) == 1
+
+
+def test_nobody_there(ask: Ask) -> None:
+    """Unreachable is an Unavailable: a program that comes back later need not tell them apart."""
+    with pytest.raises(Unreachable, match=r"florence\.test.*can't be reached: nobody there"):
+        ask(Replies(httpx.ConnectError), {}, retries=0)
+    assert issubclass(Unreachable, Unavailable)
+
+
+def test_headers_go_along(ask: Ask) -> None:
+    replies = Replies(httpx.Response(200, json=ANSWER))
+    ask(replies, {}, headers={"Authorization": "Bearer abc"})
+    assert replies.requests[0].headers["authorization"] == "Bearer abc"
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "", "http://[::1"])
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_a_wrong_url_is_refused_before_anything_is_sent(client: type[Client], url: str) -> None:
+    with pytest.raises(SettingsError, match="URL"):
+        client(url)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf")])
+def test_a_wrong_timeout_is_refused(ask: Ask, timeout_s: float) -> None:
+    replies = Replies(httpx.Response(200, json=ANSWER))
+    with pytest.raises(RequestError, match="timeout_s"):
+        ask(replies, {"timeout_s": timeout_s})
+    assert not replies.requests
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [({"region": 5}, "a region is"), ({"region": [object()]}, "region can't be sent")]
+)
+def test_what_can_not_be_written_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        build_question(b"picture", "region_to_ocr", None, options={}, **given)
+
+
+def test_an_unknown_task_is_refused_before_anything_is_sent() -> None:
+    with (
+        Client(URL, transport=httpx.MockTransport(Replies(busy()))) as client,
+        pytest.raises(TaskError, match="<OCR_WITH_REGION>"),
+    ):
+        client.run(b"picture", "captions")
+
+
+def steps_until(
+    outcomes: list[Outcome], retries: int = 9, timeout_s: float = 1e6
+) -> tuple[list[Attempt], list[float]]:
+    """The attempts and waits that `exchange` asks for when these come of its attempts."""
+    question = build_question(b"picture", "caption", None, None, {})
+    steps: Generator[Attempt | Wait, Outcome, Any] = exchange(question, retries=retries, timeout_s=timeout_s)
+    attempts: list[Attempt] = []
+    waits: list[float] = []
+    outcome: Outcome = None
+    for _ in count():
+        try:
+            step = steps.send(outcome)
+        except (StopIteration, Unavailable):
+            return attempts, waits
+        if isinstance(step, Attempt):
+            attempts.append(step)
+            outcome = outcomes.pop(0)
+        else:
+            waits.append(step.seconds)
+            outcome = None
+    raise AssertionError
+
+
+def test_waits_double_up_to_a_limit() -> None:
+    """Without Retry-After: half to all of 0.5, 1, 2, ... seconds, at most 30."""
+    _, waits = steps_until([busy() for _ in range(10)])
+    longest = [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert len(waits) == len(longest)
+    assert all(most / 2 <= wait_s <= most for wait_s, most in zip(waits, longest, strict=True))
+
+
+def test_retry_after_may_be_seconds_or_a_date() -> None:
+    """Both forms of HTTP; anything else counts as none."""
+    when = format_datetime(datetime.now(UTC) + timedelta(seconds=50), usegmt=True)
+    past = format_datetime(datetime.now(UTC) - timedelta(seconds=50), usegmt=True)
+    replies: list[Outcome] = [busy(**{"Retry-After": value}) for value in ("3", when, past, "soon", "-1", "")]
+    _, waits = steps_until([*replies, httpx.Response(200, json=ANSWER)])
+    assert waits[0] == 3
+    assert 45 < waits[1] <= 50
+    assert waits[2] == 0
+    assert all(2 <= wait_s <= 16 for wait_s in waits[3:])
+
+
+def test_an_attempt_has_only_the_time_that_is_left() -> None:
+    attempts, _ = steps_until([busy(**{"Retry-After": "0"}), httpx.Response(200, json=ANSWER)], timeout_s=5)
+    assert [attempt.timeout.connect is not None for attempt in attempts] == [True, True]
+    assert all(attempt.timeout.read is not None and attempt.timeout.read <= 5 for attempt in attempts)

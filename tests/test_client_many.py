@@ -1,0 +1,177 @@
+"""`map`: answers as they come, failures at the end, no more at once than was said."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from florence.client import AsyncPictureMap, PictureMap
+from florence.errors import ImageError, RequestError, SettingsError
+
+CONCURRENCY = 4
+
+
+class Asker:
+    """Answers a name in capitals; those that begin with "bad" fail. Counts how many are asked at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = self.asked = 0
+
+    def __call__(self, picture: Any) -> str:
+        with self.lock:
+            self.asked += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.005)
+        with self.lock:
+            self.now -= 1
+        if picture.startswith("bad"):
+            raise ImageError(f"{picture} is no picture")
+        return str(picture).upper()
+
+    async def awaited(self, picture: Any) -> str:
+        return await asyncio.to_thread(self, picture)
+
+
+class Awaited:
+    """An AsyncPictureMap with the face of a PictureMap that is read to its end."""
+
+    def __init__(self, asker: Asker, pictures: Any, **options: Any) -> None:
+        self.options = options
+        self.mapped: AsyncPictureMap[str] = AsyncPictureMap(asker.awaited, pictures, **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        async def collect() -> list[Any]:
+            return [pair async for pair in self.mapped]
+
+        return iter(asyncio.run(collect()))
+
+    @property
+    def failures(self) -> list[Any]:
+        return self.mapped.failures
+
+
+@pytest.fixture(params=[PictureMap, Awaited])
+def mapping(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_every_picture_is_answered_once(mapping: Any) -> None:
+    """With its own answer, whatever the order; also from a generator, whose length is not known."""
+    names = [f"p{number}" for number in range(30)]
+    answers = dict(mapping(Asker(), (name for name in names), concurrency=CONCURRENCY))
+    assert answers == {name: name.upper() for name in names}
+
+
+def test_no_more_at_once_than_was_said(mapping: Any) -> None:
+    """As many as allowed, and never more: so no more files are open."""
+    asker = Asker()
+    list(mapping(asker, [f"p{number}" for number in range(40)], concurrency=CONCURRENCY))
+    assert asker.most == CONCURRENCY
+
+
+def test_a_bad_picture_ends_nothing(mapping: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are answered; failures are kept, with their errors, and one warning counts them."""
+    names = ["a", "bad1", "b", "bad2", "c"]
+    mapped = mapping(Asker(), names, concurrency=2)
+    with caplog.at_level(logging.WARNING, logger="florence.client"):
+        assert dict(mapped) == {"a": "A", "b": "B", "c": "C"}
+    assert {failure.picture: str(failure.error) for failure in mapped.failures} == {
+        "bad1": "bad1 is no picture",
+        "bad2": "bad2 is no picture",
+    }
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 of 5 pictures failed; the first, bad")
+
+
+def test_all_can_fail(mapping: Any) -> None:
+    mapped = mapping(Asker(), ["bad"] * 9, concurrency=2)
+    assert list(mapped) == []
+    assert len(mapped.failures) == 9
+
+
+def test_no_pictures_no_answers(mapping: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert list(mapping(Asker(), [], concurrency=2)) == []
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("concurrency", [0, -1])
+def test_a_wrong_concurrency_is_refused_at_once(mapping: Any, concurrency: int) -> None:
+    with pytest.raises(SettingsError, match="concurrency"):
+        mapping(Asker(), ["a"], concurrency=concurrency)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    ["street.jpg", b"picture", Path("street.jpg"), Image.new("L", (1, 1))],
+    ids=lambda picture: type(picture).__name__,
+)
+def test_one_picture_in_place_of_a_list_is_refused(mapping: Any, picture: Any) -> None:
+    """Its letters would be taken for paths."""
+    with pytest.raises(RequestError, match="list of pictures, got one"):
+        mapping(Asker(), picture, concurrency=1)
+
+
+def test_the_bar_counts_all_and_names_failures(mapping: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    list(mapping(Asker(), ["a", "bad", "c"], concurrency=1, progress=True))
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "failed=1" in shown
+
+
+def test_without_progress_nothing_is_shown(mapping: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    list(mapping(Asker(), ["a", "b"], concurrency=1))
+    assert capsys.readouterr().err == ""
+
+
+def test_leaving_early_asks_no_more() -> None:
+    """After `close`, nothing is under way and the rest is not asked."""
+    asker = Asker()
+    with PictureMap(asker, [f"p{number}" for number in range(100)], concurrency=CONCURRENCY) as mapped:
+        next(mapped)
+    assert asker.now == 0
+    assert asker.asked <= 3 * CONCURRENCY
+
+
+def test_leaving_early_cancels_what_is_awaited() -> None:
+    """After `aclose`, no task of the map is left."""
+    stopped: list[str] = []
+
+    async def ask(picture: Any) -> str:
+        if picture == "quick":
+            return "QUICK"
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            stopped.append(picture)
+            raise
+        return "never"
+
+    async def leave() -> None:
+        mapped: AsyncPictureMap[str] = AsyncPictureMap(ask, ["slow", "quick", "slow"], concurrency=3)
+        assert await anext(mapped) == ("quick", "QUICK")
+        await mapped.aclose()
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(leave())
+    assert stopped == ["slow", "slow"]
+
+
+def test_an_unforeseen_error_is_not_swallowed(mapping: Any) -> None:
+    """Only the package's own errors count as a picture's failure."""
+
+    class Broken(Asker):
+        def __call__(self, picture: Any) -> str:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(mapping(Broken(), ["a"], concurrency=1))

@@ -1,0 +1,181 @@
+"""The typed client against real servers: the fake model for all tasks, the bundled checkpoint once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import ROOT, Server, serving, serving_fake
+
+from florence.client import AsyncClient, Client
+from florence.errors import FlorenceError, ImageTooLarge, RequestError
+from florence.schemas import Detections, OcrRegions, Segmentation, Text
+from florence.tasks import TASKS, Input, Kind, Task
+
+pytestmark = pytest.mark.slow
+
+PICTURE = ROOT / "data" / "scene_02.png"
+TYPES = {
+    Kind.TEXT: Text,
+    Kind.BOXES: Detections,
+    Kind.QUADS: OcrRegions,
+    Kind.POLYGONS: Segmentation,
+    Kind.BOXES_OR_POLYGONS: Segmentation,  # what the fake answers
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving_fake(FLORENCE_MAX_BODY_BYTES="1000000") as started:
+        started.wait_ready()
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.url) as made:
+        yield made
+
+
+def given(task: Task) -> dict[str, Any]:
+    if task.input is Input.TEXT:
+        return {"text": 'null "twelve" 12'}
+    return {"region": np.array([1.5, 2, 30, 40])} if task.input is Input.REGION else {}
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_every_task_has_its_method(client: Client, task: Task) -> None:
+    """With its own type of result, and the same under `run`, by name and by token."""
+    answer = getattr(client, task.name)(PICTURE, num_beams=1, early_stopping=False, **given(task))
+    assert answer.task == task.token
+    assert type(answer.result) is TYPES[task.kind]
+    assert client.run(PICTURE, task.token, **given(task)).result == answer.result
+
+
+def test_asyncio_gives_the_same(server: Server, client: Client) -> None:
+    """All tasks at once over one AsyncClient."""
+
+    async def ask() -> list[Any]:
+        async with AsyncClient(server.url + "/") as waiting:
+            assert await waiting.ready()
+            assert (await waiting.server())["name"] == "florence"
+            calls = [getattr(waiting, task.name)(PICTURE, **given(task)) for task in TASKS.values()]
+            return [answer.result for answer in await asyncio.gather(*calls)]
+
+    waited = [getattr(client, task.name)(PICTURE, **given(task)).result for task in TASKS.values()]
+    assert asyncio.run(ask()) == waited
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [PICTURE, str(PICTURE), PICTURE.read_bytes(), Image.new("L", (8, 6)), np.zeros((6, 8, 3), np.uint8)],
+    ids=lambda picture: type(picture).__name__,
+)
+def test_every_kind_of_picture_arrives(client: Client, picture: Any) -> None:
+    with Image.open(PICTURE) as image:
+        size = image.size if isinstance(picture, Path | str | bytes) else (8, 6)
+    seen = client.caption(picture).image_size
+    assert (seen.width, seen.height) == size
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": "caption", "num_beams": 99}, "num_beams must be an integer from 1 to 8, got 99"),
+        ({"task": "caption", "beams": 1}, "unknown field 'beams'"),
+        ({"task": "caption", "text": "a car"}, "<CAPTION> takes no text"),
+        ({"task": "region_to_ocr"}, "<REGION_TO_OCR> needs a region"),
+        ({"task": "region_to_ocr", "region": (1, 2, 1, 4)}, "is empty: x2 must be above x1"),
+        ({"task": "region_to_ocr", "region": (1, 2, 10**6, 4)}, "is not inside the picture"),
+    ],
+)
+def test_the_services_refusals_arrive_word_for_word(
+    client: Client, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        client.run(PICTURE, **options)
+
+
+def test_bytes_that_are_no_picture_and_too_many_of_them(client: Client) -> None:
+    with pytest.raises(RequestError, match=r"not a picture|format"):
+        client.caption(b"hello")
+    with pytest.raises(ImageTooLarge, match="FLORENCE_MAX_BODY_BYTES"):
+        client.caption(bytes(1_500_000))
+
+
+def test_many_pictures(client: Client, tmp_path: Path) -> None:
+    """Good ones are answered, bad ones are in the failures, each with its own reason."""
+    text, missing = tmp_path / "text.png", tmp_path / "missing.png"
+    text.write_text("no picture")
+    pictures = [PICTURE, text, *[PICTURE] * 20, missing]
+    mapped = client.map(pictures, "object_detection", concurrency=8, num_beams=1)
+    found = list(mapped)
+    assert len(found) == 21
+    assert all(isinstance(answer.result, Detections) for _, answer in found)
+    assert {failure.picture for failure in mapped.failures} == {text, missing}
+
+
+def test_many_pictures_awaited(server: Server, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.png"
+
+    async def ask() -> tuple[int, list[Any]]:
+        async with AsyncClient(server.url) as client:
+            mapped = client.map([PICTURE, missing, PICTURE], "caption", concurrency=2)
+            answers = [answer async for _, answer in mapped]
+            return len(answers), [failure.picture for failure in mapped.failures]
+
+    assert asyncio.run(ask()) == (2, [missing])
+
+
+def test_a_starting_server_is_waited_for() -> None:
+    """No connection yet, then 503: asked again until it answers."""
+    with serving_fake({"load_s": 1}) as server, Client(server.url, retries=10) as client:
+        answer = client.caption(PICTURE)
+        assert answer.checkpoint == "fake"
+
+
+def test_a_stopped_server_is_unreachable() -> None:
+    with Client("http://127.0.0.1:9", retries=0) as client:
+        for call in (client.ready, client.server, lambda: client.caption(PICTURE)):
+            with pytest.raises(FlorenceError, match=r"127\.0\.0\.1:9.*can't be reached"):
+                call()
+
+
+def run_readme_examples(url: str, directory: Path) -> dict[str, Any]:
+    """The names that the README's examples with the client and its results leave behind."""
+    codes = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (example,) = [code for code in codes if "florence.client" in code]
+    (results,) = [code for code in codes if "to_coco" in code]
+    assert "http://localhost:8000" in example
+    names: dict[str, Any] = {}
+    with contextlib.chdir(ROOT):
+        exec(compile(example.replace("http://localhost:8000", url), "README.md", "exec"), names)
+        exec(
+            compile(results.replace("answer.png", str(directory / "answer.png")), "README.md", "exec"), names
+        )
+    return names
+
+
+def test_the_bundled_checkpoint_through_the_client(tmp_path: Path) -> None:
+    """A real answer: things found in the picture, with scores, in its pixels. The README's examples run as
+    they stand, from the project's folder, but for address and output."""
+    with serving(".", FLORENCE_MODEL="demo") as server:
+        server.wait_ready()
+        with Client(server.url) as client:
+            answer = client.object_detection(PICTURE)
+        names = run_readme_examples(server.url, tmp_path)
+    assert [failure.picture for failure in names["answers"].failures] == ["pictures/no_such_file.jpg"]
+    assert answer.checkpoint.startswith("demo")
+    assert answer.result.detections
+    for detection in answer.result.detections:
+        assert detection.score is not None
+        x1, y1, x2, y2 = detection.box
+        assert 0 <= x1 < x2 <= answer.image_size.width
+        assert 0 <= y1 < y2 <= answer.image_size.height
