@@ -1,0 +1,181 @@
+"""Which module may import which: read from the sources, so an import inside a function counts too."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "florence"
+
+PURE = {"answers", "regions", "tasks", "schemas", "settings", "errors"}
+# Room -> rooms of this package that it may import, itself apart. A room is a module or a folder.
+DOORS: dict[str, set[str]] = {
+    "errors": set(),
+    "tasks": {"errors"},
+    "regions": {"errors"},
+    "marks": {"errors", "images"},
+    "schemas": {"errors", "answers", "tasks", "regions", "marks"},
+    "answers": {"errors", "regions", "schemas", "tasks"},
+    "settings": {"errors"},
+    "tiff_header": {"errors"},
+    "image_headers": {"errors", "tiff_header"},
+    "images": {"errors", "image_headers"},
+    "tokenizer": {"errors"},
+    "hub": {"errors"},
+    "model": {"errors"},
+    "engine": {"model", "errors"},
+    "pipeline": {"engine", "model", "images", "tokenizer", *PURE} - {"settings"},
+    "loading": {"pipeline", "engine", "model", "hub", "images", "tokenizer", "tasks", "errors"},
+    "florence2": {"loading", "pipeline", "engine", "images", *PURE} - {"settings"},
+    "client": {"schemas", "errors", "tasks"},
+    "cli": {"florence", "client", "florence2", "schemas", "settings", "tasks", "errors"},
+    "protocol": {"florence", "florence2", "pipeline", *PURE} - {"settings"},
+    # images and engine: for the types of the limits that the settings fill in
+    "service": {
+        "florence",
+        "florence2",
+        "protocol",
+        "images",
+        "engine",
+        "hub",
+        "settings",
+        "schemas",
+        "errors",
+    },
+    "florence": {"florence2", "answers"},
+}
+# Room -> what it may import beside the standard library; rooms not named here may import anything installed.
+LIBRARIES: dict[str, set[str]] = {
+    **{room: {"pydantic", "pydantic_core"} for room in PURE},
+    "settings": {"pydantic", "pydantic_settings"},
+    "tiff_header": set(),
+    "image_headers": set(),
+    "images": {"PIL", "numpy", "pydantic"},
+    "tokenizer": {"tokenizers"},
+    "hub": {"huggingface_hub"},
+    "model": {"torch", "timm", "einops", "safetensors", "numpy", "pydantic"},
+    "engine": {"torch", "einops", "numpy"},
+    "pipeline": {"PIL"},
+    "loading": set(),
+    "marks": {"PIL"},
+    "cli": set(),
+    "client": {"httpx", "PIL", "pydantic", "tqdm"},
+    "florence2": {"PIL"},
+}
+
+
+def room_of(path: Path) -> str:
+    """`florence/model/vision.py` is in "model", `florence/hub.py` in "hub", `florence/__init__.py` in
+    "florence"."""
+    parts = path.relative_to(PACKAGE).parts if path.is_relative_to(PACKAGE) else (path.name,)
+    return "florence" if parts == ("__init__.py",) else parts[0].removesuffix(".py")
+
+
+def sources() -> list[Path]:
+    """All product modules; the demo world is a user of the package, not one of its rooms."""
+    return [path for path in [*PACKAGE.rglob("*.py"), ROOT / "service.py"] if room_of(path) != "demo"]
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """(module, line) of each import in a file, those under `if TYPE_CHECKING` too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            yield node.module or "", node.lineno
+            if node.module == "florence":  # `from florence import hub` names a room
+                yield from ((f"florence.{alias.name}", node.lineno) for alias in node.names)
+
+
+def imported_room(module: str) -> str | None:
+    """The room of a module of this package; None for others and for names that `florence` itself offers."""
+    if module == "florence":
+        return "florence"
+    owner, _, rest = module.partition(".")
+    room = rest.split(".")[0]
+    return room if owner == "florence" and room in {room_of(path) for path in sources()} else None
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    """Each module imports only rooms behind its own, and only the libraries that its room is about."""
+    room = room_of(path)
+    assert room in DOORS, f"{path} is in a new room: say in DOORS what it may import"
+    for module, line in imported(path):
+        target = imported_room(module)
+        if target is not None:
+            assert target in {room, *DOORS[room]}, f"{path}:{line}: {room} imports {target}"
+        elif room in LIBRARIES and module.split(".")[0] not in {"florence", *sys.stdlib_module_names}:
+            assert module.split(".")[0] in LIBRARIES[room], f"{path}:{line}: {room} imports {module}"
+
+
+def test_the_doors_have_no_ring() -> None:
+    """No room can be reached from itself, but for the typed answers, which are two halves of one thing."""
+    for start in DOORS:
+        seen: set[str] = set()
+        waiting = list(DOORS[start])
+        while waiting:
+            room = waiting.pop()
+            if room not in seen:
+                seen.add(room)
+                waiting.extend(DOORS.get(room, ()))
+        assert start not in seen or start in {"answers", "schemas"}, start
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level names of the modules that a fresh Python holds after a statement."""
+    program = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return {name.split(".")[0] for name in run.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import florence",
+        "from florence import parse_answer as parse; parse('<OD>', 'a' + '<loc_1>' * 4, image_size=(9, 9))",
+        "import florence.settings, florence.schemas, florence.regions, florence.tasks",
+    ],
+)
+def test_parsing_needs_no_torch(statement: str) -> None:
+    """The package, its parser and its tables load neither torch nor anything that takes seconds to import."""
+    heavy = {"torch", "timm", "transformers", "bentoml", "huggingface_hub", "tokenizers", "PIL", "numpy"}
+    assert not heavy & loaded_after(statement)
+
+
+def test_the_client_needs_no_torch() -> None:
+    """A program that asks a service far away loads nothing of the model's or the server's."""
+    heavy = {"torch", "timm", "transformers", "bentoml", "starlette", "huggingface_hub", "numpy"}
+    assert not heavy & loaded_after("import florence.client")
+    assert not heavy & loaded_after("import florence.cli.asking, florence.cli.bulk, florence.cli.serving")
+
+
+def test_the_edges_need_no_torch() -> None:
+    """Reading pictures, tokens and names needs their own libraries only."""
+    assert not {"torch", "transformers"} & loaded_after(
+        "import florence.hub, florence.images, florence.tokenizer"
+    )
+
+
+@pytest.mark.parametrize("path", [*PACKAGE.rglob("*.py")], ids=lambda path: str(path.relative_to(ROOT)))
+def test_importing_does_no_work(path: Path) -> None:
+    """At module level stand definitions and constants: no loops, no `with`, no bare calls, no files read."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        assert not isinstance(node, ast.For | ast.While | ast.With | ast.Try | ast.Delete), (
+            f"{path}:{node.lineno}"
+        )
+        if isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant), f"{path}:{node.lineno} calls something"
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            names = {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}
+            assert not names & {"open", "print", "input", "read_settings"}, f"{path}:{node.lineno}"
