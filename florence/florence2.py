@@ -107,19 +107,15 @@ class Florence2:
         `task`: a token such as "<OD>" or a name such as "object_detection". `text`: what the task reads
         besides the picture. Cancelling the future frees the device at its next step.
 
-        Raises nothing: the future has `TaskError`, `RegionError`, `ImageError`, `OptionError`, `Overloaded`,
-        `DeadlineExceeded`, `EngineError` or `Closed`, or `OSError` for a path that can't be read.
+        What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
+        `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
         """
         outer: Future[Answer] = Future()
         try:
-            self._admit()
             if isinstance(image, Image.Image):  # its file may be closed before a reader comes to it
                 image = load_image(image, self._pipeline.limits)
-        except ImageError as error:
-            self._leave()
-            outer.set_exception(error)
-            return outer
-        except Overloaded as error:
+            self._admit()
+        except (ImageError, Overloaded) as error:
             outer.set_exception(error)
             return outer
         call = _Call(self._pipeline, image, task, text, options, time.monotonic())

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fake_model import FakeModel
 from goldens import Goldens
+from starlette.applications import Starlette
+
+from florence.protocol.http import create_v2_app
+from florence.protocol.inference import Inference
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,3 +34,19 @@ def shared() -> Path:
 def goldens(shared: Path) -> Goldens:
     """What Microsoft's own code gave on the small random checkpoint."""
     return Goldens(shared / "goldens" / "A")
+
+
+@pytest.fixture
+def model() -> Iterator[FakeModel]:
+    """A fake model, for the modules that test what stands before a model and have none of their own."""
+    fake = FakeModel()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def app(model: FakeModel) -> Starlette:
+    """The v2 routes before `model`."""
+    inference = Inference(timeout_s=5.0)
+    inference.model = model
+    return create_v2_app(inference, 10_000_000)

@@ -152,7 +152,7 @@ def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(model: Florence2
         max_new_tokens=4,
     )
     assert [type(answer) for answer in answers[:4]] == [Answer, ImageError, TaskError, RegionError]
-    assert isinstance(answers[4], ImageError | OSError)
+    assert isinstance(answers[4], ImageError)
     assert isinstance(answers[5], Answer)
     assert answers[5].task == "<CAPTION_TO_PHRASE_GROUNDING>"
 

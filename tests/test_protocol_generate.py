@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,8 +16,6 @@ from v2 import PICTURE, picture, send
 
 from florence.errors import FlorenceError
 from florence.protocol.generate import build_event, build_generate_answer, parse_generate_request
-from florence.protocol.http import create_v2_app
-from florence.protocol.inference import Inference
 from florence.protocol.tensors import read_rows
 
 GENERATE = "/v2/models/florence2/generate"
@@ -27,20 +24,6 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=10,
 )
-
-
-@pytest.fixture
-def model() -> Iterator[FakeModel]:
-    fake = FakeModel()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def app(model: FakeModel) -> Starlette:
-    inference = Inference(timeout_s=5.0)
-    inference.model = model
-    return create_v2_app(inference, 10_000_000)
 
 
 def caption(**members: Any) -> dict[str, Any]:

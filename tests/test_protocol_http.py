@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,22 +12,6 @@ from starlette.applications import Starlette
 from v2 import INFER, PICTURE, picture, request, send
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
-from florence.protocol.http import create_v2_app
-from florence.protocol.inference import Inference
-
-
-@pytest.fixture
-def model() -> Iterator[FakeModel]:
-    fake = FakeModel()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def app(model: FakeModel) -> Starlette:
-    app = create_v2_app(Inference(timeout_s=5.0), 10_000_000)
-    app.state.inference.model = model
-    return app
 
 
 def test_an_answer_is_the_originals_json_in_one_string(app: Starlette, model: FakeModel) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,26 +16,11 @@ from starlette.applications import Starlette
 from v2 import INFER, PICTURE, request, send
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
-from florence.protocol.http import create_v2_app
 from florence.protocol.infer_body import parse_infer_request
 from florence.protocol.inference import Inference
 from florence.protocol.statistics import Reason, Spans, Statistics
 
 NO_PICTURE = base64.b64encode(b"no picture").decode()
-
-
-@pytest.fixture
-def model() -> Iterator[FakeModel]:
-    fake = FakeModel()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def app(model: FakeModel) -> Starlette:
-    inference = Inference(timeout_s=5.0)
-    inference.model = model
-    return create_v2_app(inference, 10_000_000)
 
 
 def stats(app: Starlette, path: str = "/v2/models/florence2/stats") -> dict[str, Any]:

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from fake_model import FakeModel
 from starlette.applications import Starlette
 from v2 import send
 
-from florence.protocol.http import create_v2_app
-from florence.protocol.inference import Inference
-
 ENTRY = {"name": "florence2", "version": "1"}
-
-
-@pytest.fixture
-def model() -> Iterator[FakeModel]:
-    fake = FakeModel()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def app(model: FakeModel) -> Starlette:
-    inference = Inference(timeout_s=5.0)
-    inference.model = model
-    return create_v2_app(inference, 10_000_000)
 
 
 @pytest.mark.parametrize("path", ["/v2/models/florence2/config", "/v2/models/florence2/versions/1/config"])

@@ -332,36 +332,3 @@ def test_the_documents_v2_example_is_answered(client: TestClient) -> None:
     reply = client.post("/v2/models/florence2/infer", json=example)
     assert reply.status_code == 200, reply.text
     assert set(reply.json()) == set(operation["responses"]["200"]["content"]["application/json"]["example"])
-
-
-def test_bentomls_own_documents_can_be_made() -> None:
-    """`bentoml build` writes both; its clients read the second to know that the picture is a file."""
-    built = service.build_service(Settings(), 0, lambda _settings, _device: FakeModel())
-    assert set(built.apis) == {task.name for task in TASKS.values()}
-    paths = built.openapi_spec.asdict()["paths"]
-    routes = {route["name"]: route for route in built.schema()["routes"]}
-    for task in TASKS.values():
-        assert f"/{task.name}" in paths
-        properties = routes[task.name]["input"]["properties"]
-        assert properties["image"]["type"] == "file"
-        assert next(iter(properties)) == "image"
-
-
-@pytest.mark.parametrize(
-    ("device", "gpus", "workers", "resources"),
-    [
-        ("auto", 0, 1, {}),
-        ("auto", 2, 2, {"gpu": 2}),
-        ("cuda:1", 4, 1, {"gpu": 2}),
-        ("cpu", 4, 1, {}),
-    ],
-)
-def test_workers_and_gpus_follow_the_devices(
-    device: str, gpus: int, workers: int, resources: dict[str, int]
-) -> None:
-    """One worker for each device; as many GPUs are reserved as the highest index needs."""
-    built = service.build_service(Settings(device=device), gpus, lambda _settings, _device: FakeModel())
-    assert built.config["workers"] == workers
-    assert built.config["resources"] == resources
-    assert built.config["http"] == {"port": 8000}
-    assert built.name == "florence2"
