@@ -182,9 +182,7 @@ class Florence2:
     def _admit(self) -> None:
         """Count a picture that will be read, unless as many as may wait are waiting already."""
         with self._lock:
-            waiting = self._reading + self._engine.waiting
-            if waiting >= self._max_queue:
-                raise self._engine.overloaded(waiting)
+            self._engine.check_load(self._reading + self._engine.waiting)
             self._reading += 1
 
     def _leave(self) -> None:

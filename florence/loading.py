@@ -81,7 +81,9 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "generation": asdict(config.generation),
         "tasks": list(TASKS),
     }
-    engine = Engine(Runner(model), limits, options.batches, threads=options.threads)
+    engine = Engine(
+        Runner(model, options.batches.max_batch_size), limits, options.batches, threads=options.threads
+    )
     log.info("loaded %s on %s as %s", checkpoint.label, info["device"], info["dtype"])
     return Loaded(pipeline, engine, info)
 

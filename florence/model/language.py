@@ -40,12 +40,6 @@ class KeysValues:
         """Row i of the result is row `rows[i]` of this cache."""
         return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
 
-    def row(self, index: int, length: int) -> KeysValues:
-        """The first `length` positions of one row, as a cache of one row, without a copy."""
-        return KeysValues(
-            self.keys[index : index + 1, :, :length], self.values[index : index + 1, :, :length]
-        )
-
     def expand(self, rows: int) -> KeysValues:
         """One row seen as `rows` rows, without a copy."""
         return KeysValues(self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1))
@@ -65,6 +59,10 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d_model, d_model)
         self.v_proj = nn.Linear(d_model, d_model)
         self.out_proj = nn.Linear(d_model, d_model)
+
+    def qkv(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the same states, each of their shape."""
+        return self.q_proj(states), self.k_proj(states), self.v_proj(states)
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """[rows, length, d_model] -> keys and values [rows, heads, length, head_dim]."""
