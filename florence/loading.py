@@ -9,6 +9,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from florence.engine.graphs import CudaRecorder
 from florence.engine.loop import Engine, TokenLimits
 from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits
@@ -18,6 +19,7 @@ from florence.images import ImageLimits, Preprocessing, read_preprocessing
 from florence.model.checkpoint import count_parameters, load_model
 from florence.model.config import STRIDE, ModelConfig, read_config
 from florence.model.devices import pick_device, pick_dtype
+from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 from florence.pipeline import Pipeline
 from florence.tasks import TASKS
@@ -81,11 +83,25 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "generation": asdict(config.generation),
         "tasks": list(TASKS),
     }
-    engine = Engine(
-        Runner(model, options.batches.max_batch_size), limits, options.batches, threads=options.threads
-    )
+    engine = Engine(_runner(model, options, preprocessing), limits, options.batches, threads=options.threads)
     log.info("loaded %s on %s as %s", checkpoint.label, info["device"], info["dtype"])
     return Loaded(pipeline, engine, info)
+
+
+def _runner(model: Florence2Model, options: LoadOptions, preprocessing: Preprocessing) -> Runner:
+    """The way to run steps that suits the device."""
+    on_gpu = model.language.shared.weight.is_cuda
+    return Runner(
+        model,
+        options.batches.max_batch_size,
+        picture_tokens=_picture_tokens(preprocessing),
+        recorder=CudaRecorder() if on_gpu else None,
+        late=on_gpu,
+    )
+
+
+def _picture_tokens(preprocessing: Preprocessing) -> int:
+    return 1 + (preprocessing.height // STRIDE) * (preprocessing.width // STRIDE)
 
 
 def _token_limits(config: ModelConfig, preprocessing: Preprocessing) -> TokenLimits:
@@ -97,7 +113,7 @@ def _token_limits(config: ModelConfig, preprocessing: Preprocessing) -> TokenLim
             f"preprocessor_config.json resizes to {height}x{width} pixels; "
             f"the tower needs multiples of {STRIDE} up to {most}"
         )
-    picture_tokens = 1 + (height // STRIDE) * (width // STRIDE)
+    picture_tokens = _picture_tokens(preprocessing)
     room = config.text.max_positions - picture_tokens
     if room < 1:
         raise CheckpointError(

@@ -62,6 +62,9 @@ class FakeRunner:
             raise RuntimeError("the device is gone")
         self.places = Places(SLOTS, ROWS)
 
+    def prepare(self) -> None:
+        pass
+
     def encode_parts(self, requests: Sequence[Request]) -> Generator[None, None, list[Decoding]]:
         numbers = [request.prompt_ids[1] for request in requests]
         for _ in range(self.parts - 1):

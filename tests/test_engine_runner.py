@@ -13,6 +13,7 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 
+from florence.engine.graphs import PlainRecorder
 from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Decoding, Runner
@@ -27,9 +28,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
 
-@pytest.fixture(params=["dense"])
+@pytest.fixture(params=["dense", "buckets", "late"])
 def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
-    return Runner(model, SLOTS)
+    """Each way to lay out a step: just what is there, or fixed shapes that a graph could hold, whose results
+    may come a step late."""
+    if request.param == "dense":
+        return Runner(model, SLOTS)
+    late = request.param == "late"
+    runner = Runner(model, SLOTS, picture_tokens=5, recorder=PlainRecorder(), late=late)
+    runner.prepare()
+    return runner
 
 
 def random_request(dice: random.Random) -> Request:

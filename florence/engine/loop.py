@@ -160,6 +160,7 @@ class Engine:
         if self._threads:
             torch.set_num_threads(self._threads)  # holds for the calling thread's operations: this one
         try:
+            self._runner.prepare()
             while self._wait_for_work():
                 self._drop_abandoned()
                 self._encode()

@@ -6,15 +6,16 @@ or time limits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from florence.engine.encodes import BucketEncodes, Encodes, Parts, PlainEncodes
 from florence.engine.features import FeatureCache
+from florence.engine.graphs import Buckets, BucketSteps, Recorder
 from florence.engine.places import Place, Places
 from florence.engine.reference import Hypothesis, TokenRules
 from florence.engine.request import MAX_BEAMS, Request
@@ -24,7 +25,7 @@ from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
 from florence.model.decode import Kernel
 from florence.model.florence2 import Florence2Model
-from florence.model.language import Cache
+from florence.model.language import Cache, last_of
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20
 """Room for about a hundred pictures of Florence-2-large in bfloat16."""
@@ -39,6 +40,7 @@ class Decoding:
     picture_tokens: int
     encoder_length: int
     steps: int = 0
+    gone: bool = False
 
 
 Outcome = Hypothesis | EngineError
@@ -48,8 +50,11 @@ class Runner:
     """A model on its device, and what it takes to decode many requests with it.
 
     `slots`: requests that are decoded together; as many rows as they need with the checkpoint's own number of
-    beams. `feature_bytes`: memory for what the tower saw in the latest pictures. `kernel`: attention for this
-    CPU, or None for torch's.
+    beams. `picture_tokens`: that a picture becomes. `feature_bytes`: memory for what the tower saw in the
+    latest pictures. `kernel`: attention for this CPU, or None for torch's. `recorder`: records steps and
+    encodes of few shapes, None to run just what is there. `late`: look at what a step decided only when the
+    next one has been sent, so that the device never waits for the host; whoever is done runs along for a
+    step, in vain.
     """
 
     def __init__(
@@ -57,8 +62,11 @@ class Runner:
         model: Florence2Model,
         slots: int = 16,
         *,
+        picture_tokens: int = 1,
         feature_bytes: int = DEFAULT_FEATURE_BYTES,
         kernel: Kernel | None = None,
+        recorder: Recorder | None = None,
+        late: bool = False,
         rules: TokenRules | None = None,
     ) -> None:
         text, generation = model.config.text, model.config.generation
@@ -74,7 +82,8 @@ class Runner:
             forced_eos_id=generation.forced_eos_id,
         )
         self.sizes = CacheSizes(slots, rows, text.max_positions, text.max_positions)
-        self._kernel = kernel
+        self._picture_tokens = picture_tokens
+        self._kernel, self._recorder, self._late = kernel, recorder, late
         self._dtype = weight.dtype
         self.reset()
 
@@ -89,64 +98,77 @@ class Runner:
         self.caches = Caches(sizes, text.decoder, text.d_model, self.device, self._dtype)
         self.state = SearchState(sizes.slots, sizes.decoder_room, self.rules, self.device)
         stage = Stage(self.model.language, self.caches, self.state)
-        self._steps: Steps = TightSteps(stage, self._kernel) if self._kernel else DenseSteps(stage)
+        self._last: _Reading | None = None
+        self._encodes: Encodes = PlainEncodes(self.model)
+        if self._recorder is not None:
+            buckets = self._buckets()
+            self._steps: Steps = BucketSteps(stage, buckets, self._recorder)
+            self._encodes = BucketEncodes(self.model, buckets, self._recorder)
+        elif self._kernel is not None:
+            self._steps = TightSteps(stage, self._kernel)
+        else:
+            self._steps = DenseSteps(stage)
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Make the thread that calls this ready to run steps, and record what can be recorded before the
+        first request comes."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if isinstance(self._steps, BucketSteps):
+            self._steps.prepare(self._picture_tokens)
+
+    def _buckets(self) -> Buckets:
+        sizes, config = self.sizes, self.model.config
+        return Buckets.of(
+            slots=sizes.slots,
+            rows=sizes.rows,
+            beams=config.generation.num_beams,
+            most_beams=MAX_BEAMS,
+            length=sizes.decoder_room + 1,
+            picture_tokens=self._picture_tokens,
+            room=sizes.encoder_room,
+        )
 
     def encode(self, requests: Sequence[Request]) -> list[Decoding]:
         """All parts of `encode_parts`."""
-        parts = self.encode_parts(requests)
-        while True:
-            try:
-                next(parts)
-            except StopIteration as end:
-                return cast("list[Decoding]", end.value)
+        return last_of(self.encode_parts(requests))
 
     @torch.inference_mode()
-    def encode_parts(self, requests: Sequence[Request]) -> Generator[None, None, list[Decoding]]:
+    def encode_parts(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
         """Encode pictures and prompts together and give each request its place, for which there must be room.
 
         What each gets is what it would get alone. Yields between the parts of the work, so that others need
         not wait for all of it.
         """
         pictures = yield from self._look(requests)  # [requests, tokens, d_model]
-        prompts = [request.prompt_ids for request in requests]
-        lengths = [pictures.shape[1] + len(prompt) for prompt in prompts]
-        longest = max(len(prompt) for prompt in prompts)
-        pad = self.model.config.text.pad_id
-        padded = torch.tensor([[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts])
-        mask = None
-        if min(lengths) < max(lengths):
-            mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [requests, length]
-            mask = mask.to(self.device)
-        encoded = self.model.encode(pictures, padded.to(self.device), mask)
-        yield
-        cross = self.model.language.decoder.cross(encoded)
-        return self._place(requests, cross, lengths, pictures.shape[1])
+        cross = yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests])
+        return self._place(requests, cross, pictures.shape[1])
 
-    def _look(self, requests: Sequence[Request]) -> Generator[None, None, Tensor]:
+    def _look(self, requests: Sequence[Request]) -> Parts[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model]; those seen lately from memory, and
         each only once."""
         known = self.features.find([request.digest for request in requests])
         new = {request.digest: request.pixels for request in requests if request.digest not in known}
         if new:
-            pixels = torch.from_numpy(np.stack(list(new.values()))).to(self.device)
-            tokens = yield from self.model.look_parts(pixels)
+            pixels = torch.from_numpy(np.stack(list(new.values())))
+            tokens = yield from self._encodes.look(pixels)
             # Copies, so that one that is remembered does not keep its whole batch.
             made = dict(zip(new, (picture.clone() for picture in tokens), strict=True))
             self.features.keep(made)
             known |= made
         return torch.stack([known[request.digest] for request in requests])
 
-    def _place(
-        self, requests: Sequence[Request], cross: Cache, lengths: Sequence[int], picture_tokens: int
-    ) -> list[Decoding]:
+    def _place(self, requests: Sequence[Request], cross: Cache, picture_tokens: int) -> list[Decoding]:
         """Give each request its place and what it needs there; all of them, or none if something fails."""
         decodings: list[Decoding] = []
         try:
-            for row, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+            for request in requests:
                 place = self.places.take(request.options.num_beams)
+                length = picture_tokens + len(request.prompt_ids)
                 decodings.append(Decoding(request, place, picture_tokens, length))
-                self.caches.write_cross(place.slot, cross, row, length)
                 self.state.start(place.slot, place.rows, request.options)
+            self.caches.write_cross([decoding.place.slot for decoding in decodings], cross)
         except BaseException:
             for decoding in decodings:
                 self.drop(decoding)
@@ -155,21 +177,32 @@ class Runner:
 
     @torch.inference_mode()
     def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Outcome]]:
-        """One decoder step for all of them; those that ended, each with what came of it. Their places are
-        free again."""
+        """One decoder step for all of them; those that are known to have ended, each with what came of it.
+        Their places are free again."""
         self._steps.run(decodings)
         for decoding in decodings:
             decoding.steps += 1
-        statuses = self.state.status[[decoding.place.slot for decoding in decodings]].tolist()
-        self._tell_tokens(decodings, statuses)
-        return [
-            (decoding, self._end(decoding, status))
-            for decoding, status in zip(decodings, statuses, strict=True)
-            if status != RUNNING
-        ]
+        reading: _Reading | None = _Reading(self.state, decodings)
+        if self._late:
+            reading, self._last = self._last, reading
+        return [] if reading is None else self._settle(reading)
+
+    def _settle(self, reading: _Reading) -> list[tuple[Decoding, Outcome]]:
+        """What a step decided for those who have not gone meanwhile."""
+        statuses, tokens = reading.values()
+        outcomes = []
+        for decoding, status, token in zip(reading.decodings, statuses, tokens, strict=True):
+            if decoding.gone:
+                continue
+            if decoding.request.on_token is not None and status != FAULTY:
+                decoding.request.on_token(token)
+            if status != RUNNING:
+                outcomes.append((decoding, self._end(decoding, status)))
+        return outcomes
 
     def drop(self, decoding: Decoding) -> None:
         """Free the places of a request that nobody waits for any more."""
+        decoding.gone = True
         self.places.give_back(decoding.place)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
@@ -188,9 +221,26 @@ class Runner:
         self.drop(decoding)
         return outcome
 
-    def _tell_tokens(self, decodings: Sequence[Decoding], statuses: Sequence[int]) -> None:
-        """Call those who want to know each token."""
-        for decoding, status in zip(decodings, statuses, strict=True):
-            tell = decoding.request.on_token
-            if tell is not None and status != FAULTY:
-                tell(int(self.state.last_token[decoding.place.slot]))
+
+class _Reading:
+    """What a step decided, on its way from the device: each member's status and first beam's token."""
+
+    def __init__(self, state: SearchState, decodings: Sequence[Decoding]) -> None:
+        self.decodings = list(decodings)
+        slots = torch.tensor([decoding.place.slot for decoding in decodings], device=state.device)
+        found = torch.stack([state.status[slots], state.last_token[slots]])
+        self._event: torch.cuda.Event | None = None
+        if found.is_cuda:
+            self._values = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            self._values.copy_(found, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no type for it
+            self._event.record()
+        else:
+            self._values = found
+
+    def values(self) -> tuple[list[int], list[int]]:
+        """Statuses and tokens, once they have come."""
+        if self._event is not None:
+            self._event.synchronize()
+        statuses, tokens = self._values.tolist()
+        return statuses, tokens

@@ -59,7 +59,8 @@ class SearchState:
         self.ancestry = zeros(*places)
         self.logprobs = zeros(*places, dtype=torch.float32)
         self.totals = zeros(MAX_BEAMS, dtype=torch.float32)
-        self.generated, self.status, self.last_token = zeros(), zeros(), zeros()
+        self.generated, self.last_token = zeros(), zeros()
+        self.status = zeros() + DONE  # nobody is there yet
         self.finished_sequences = zeros(*places)
         self.finished_logprobs = zeros(*places, dtype=torch.float32)
         self.finished_scores = zeros(MAX_BEAMS, dtype=torch.float64)
@@ -89,7 +90,8 @@ class SearchState:
     def tokens(self, members: Members) -> tuple[Tensor, Tensor]:
         """What each row reads next, and at which position; int64 [rows]."""
         slots = members.slots[members.request_of]
-        positions = self.generated[slots]
+        # One that is done and still runs along may stand behind its last position.
+        positions = self.generated[slots].clamp(max=self.sequences.shape[-1] - 2)
         return self.sequences[slots, members.beam_of, positions], positions
 
     def best(self, slot: int) -> Hypothesis:

@@ -53,11 +53,13 @@ class Caches:
         buffers = (self.cross_keys, self.cross_values, self.own_keys, self.own_values)
         return sum(buffer.nbytes for buffer in buffers)
 
-    def write_cross(self, slot: int, cross: Cache, row: int, length: int) -> None:
-        """Put the first `length` encoder positions of row `row` of a batch's `cross` into a slot."""
+    def write_cross(self, slots: list[int], cross: Cache) -> None:
+        """Put the rows of a batch's encoder keys and values, padding and all, into these slots."""
+        length = cross[0].keys.shape[2]
+        where = torch.tensor(slots, device=self.cross_keys.device)
         for layer, memory in enumerate(cross):
-            self.cross_keys[layer, slot, :, :length] = memory.keys[row, :, :length]
-            self.cross_values[layer, slot, :, :length] = memory.values[row, :, :length]
+            self.cross_keys[layer][where, :, :length] = memory.keys
+            self.cross_values[layer][where, :, :length] = memory.values
 
     def wipe(self, slot: int, rows: list[int]) -> None:
         """Set a request's places to zero. For one that left values which are no numbers: a masked position

@@ -9,7 +9,7 @@ and which past a beam has, is the caller's affair.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, cast
 
 import torch
@@ -39,6 +39,11 @@ class Members:
     is_beam: Tensor
     beams: Tensor
     encoder_lengths: Tensor
+
+    def copy_(self, others: Members) -> None:
+        """Let these tensors hold the values of `others`, which have the same shapes."""
+        for field in fields(self):
+            getattr(self, field.name).copy_(getattr(others, field.name))
 
 
 class StepAttention(Protocol):
