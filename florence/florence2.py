@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,7 +17,9 @@ from typing import Any, TypedDict, Unpack
 
 from PIL import Image
 
+from florence.engine.observer import Observer
 from florence.engine.request import Generation
+from florence.engine.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.scheduler import BatchLimits
 from florence.errors import Closed, ImageError, OptionError, Overloaded, TaskError
 from florence.images import ImageLimits, load_image
@@ -62,11 +64,10 @@ class Florence2:
     Use it as a context manager, or call `close` at the end.
     """
 
-    def __init__(self, loaded: Loaded, max_queue: int) -> None:
+    def __init__(self, loaded: Loaded) -> None:
         self._pipeline = loaded.pipeline
         self._engine = loaded.engine
         self._info = loaded.info
-        self._max_queue = max_queue
         self._readers = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="florence-reader")
         self._finishers = ThreadPoolExecutor(1, thread_name_prefix="florence-finisher")
         self._reading = 0
@@ -83,20 +84,34 @@ class Florence2:
         limits: ImageLimits | None = None,
         batches: BatchLimits | None = None,
         threads: int | None = None,
+        picture_cache_bytes: int = DEFAULT_FEATURE_BYTES,
+        observer: Observer | None = None,
+        on_broken: Callable[[], None] | None = None,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:<n>". `dtype`: "auto" (bfloat16 where
         the processor multiplies it natively, else float32), "float32", "bfloat16", "float16". `limits`: on
         pictures. `batches`: how many requests wait, are encoded and decode at once. `threads`: CPU threads of
-        the model, None for torch's choice.
+        the model, None for torch's choice. `picture_cache_bytes`: memory for what the tower saw in the latest
+        pictures. `observer`: is told what the engine does. `on_broken`: is called when the engine has failed
+        and can't recover.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
         """
-        batches = batches or BatchLimits()
-        options = LoadOptions(revision, device, dtype, limits or ImageLimits(), batches, threads)
-        return cls(load(name, options), batches.max_queue)
+        options = LoadOptions(
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            limits=limits or ImageLimits(),
+            batches=batches,
+            threads=threads,
+            picture_cache_bytes=picture_cache_bytes,
+            observer=observer,
+            on_broken=on_broken,
+        )
+        return cls(load(name, options))
 
     def submit(
         self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]
@@ -139,7 +154,7 @@ class Florence2:
         answers: list[Answer | Exception] = []
         in_flight: deque[Future[Answer]] = deque()
         for item in items:
-            if len(in_flight) >= min(IN_FLIGHT, self._max_queue):
+            if len(in_flight) >= min(IN_FLIGHT, self._engine.max_queue):
                 answers.append(_outcome(in_flight.popleft()))
             in_flight.append(self.submit(*item, **options))
         return answers + [_outcome(future) for future in in_flight]
@@ -152,6 +167,11 @@ class Florence2:
     def ready(self) -> bool:
         """Whether requests are taken."""
         return self._engine.ready
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine works, or will again without a restart."""
+        return self._engine.alive
 
     @property
     def checkpoint(self) -> str:

@@ -6,13 +6,15 @@ The one place that reads all files of a checkpoint and checks that they fit each
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from florence.engine.graphs import CudaRecorder
 from florence.engine.loop import Engine, TokenLimits
+from florence.engine.observer import Observer
 from florence.engine.runner import Runner
-from florence.engine.scheduler import BatchLimits
+from florence.engine.scheduler import BatchLimits, limits_for
 from florence.errors import CheckpointError
 from florence.hub import resolve_checkpoint
 from florence.images import ImageLimits, Preprocessing, read_preprocessing
@@ -36,8 +38,11 @@ class LoadOptions:
     device: str
     dtype: str
     limits: ImageLimits
-    batches: BatchLimits
+    batches: BatchLimits | None
     threads: int | None
+    picture_cache_bytes: int
+    observer: Observer | None
+    on_broken: Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
     """
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
+    batches = options.batches or limits_for(device.type)
     checkpoint = resolve_checkpoint(name, options.revision)
     config = read_config(checkpoint.directory)
     preprocessing = read_preprocessing(checkpoint.directory)
@@ -79,22 +85,30 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "picture_size": [preprocessing.height, preprocessing.width],
-        "limits": asdict(limits) | asdict(options.limits) | asdict(options.batches),
+        "limits": asdict(limits) | asdict(options.limits) | asdict(batches),
         "generation": asdict(config.generation),
         "tasks": list(TASKS),
     }
-    engine = Engine(_runner(model, options, preprocessing), limits, options.batches, threads=options.threads)
+    engine = Engine(
+        _runner(model, batches.max_batch_size, options, preprocessing),
+        limits,
+        batches,
+        threads=options.threads,
+        observer=options.observer,
+        on_broken=options.on_broken,
+    )
     log.info("loaded %s on %s as %s", checkpoint.label, info["device"], info["dtype"])
     return Loaded(pipeline, engine, info)
 
 
-def _runner(model: Florence2Model, options: LoadOptions, preprocessing: Preprocessing) -> Runner:
+def _runner(model: Florence2Model, slots: int, options: LoadOptions, preprocessing: Preprocessing) -> Runner:
     """The way to run steps that suits the device."""
     on_gpu = model.language.shared.weight.is_cuda
     return Runner(
         model,
-        options.batches.max_batch_size,
+        slots,
         picture_tokens=_picture_tokens(preprocessing),
+        feature_bytes=options.picture_cache_bytes,
         recorder=CudaRecorder() if on_gpu else None,
         late=on_gpu,
     )

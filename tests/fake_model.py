@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from florence.engine.observer import Observer
 from florence.errors import Closed
 from florence.images import ImageLimits, open_image
 from florence.regions import region_text
@@ -70,6 +71,7 @@ class FakeModel:
     """
 
     ready: bool = True
+    alive: bool = True
     error: BaseException | None = None
     held: bool = False
     delay_s: float = 0.0
@@ -140,7 +142,7 @@ class FakeModel:
         )
 
 
-def load_fake(settings: Settings, device: str) -> FakeModel:
+def load_fake(settings: Settings, device: str, observer: Observer) -> FakeModel:
     """A fake as `FLORENCE_MODEL` describes it: JSON of its fields, and `load_s`, how long loading takes."""
     fields = json.loads(settings.model)
     time.sleep(fields.pop("load_s", 0))

@@ -96,6 +96,11 @@ class Engine:
         return self._thread.is_alive() and not self._broken
 
     @property
+    def max_queue(self) -> int:
+        """Requests that may wait."""
+        return self._scheduler.limits.max_queue
+
+    @property
     def waiting(self) -> int:
         """Requests in the queue; those being encoded or decoded are not counted."""
         return len(self._scheduler)

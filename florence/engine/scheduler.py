@@ -39,6 +39,11 @@ class BatchLimits:
     encode_budget_s: float = 0.25
 
 
+def limits_for(device: str) -> BatchLimits:
+    """The limits that suit a kind of device: a GPU computes for many in the time that it takes for a few."""
+    return BatchLimits(max_batch_size=64, max_encode_batch=16) if device == "cuda" else BatchLimits()
+
+
 class Scheduler(Generic[EntryT]):
     """A bounded queue, and the decision what to take from it. Not safe for threads: its owner locks."""
 

@@ -39,6 +39,9 @@ class Model(Protocol):
     @property
     def ready(self) -> bool: ...
 
+    @property
+    def alive(self) -> bool: ...
+
     def close(self) -> None: ...
 
     def submit(
