@@ -210,6 +210,8 @@ class Engine:
         except FlorenceError as error:
             _settle(entry.future, error)
             return True
+        if entry.request.on_token is not None:
+            entry.request.on_token(decoding.search.tokens[0])
         if not decoding.search.done:
             return False
         _settle(entry.future, self._generation(entry, decoding))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Literal
@@ -41,13 +42,15 @@ class Request:
     `pixels`: uint8 [height, width, 3] at the model's input size. `prompt_ids`: with `<s>` and `</s>`.
     `deadline`: a reading of `time.monotonic()` after which nobody waits for the answer. `digest`: of the
     pixels, made by whoever makes the request, off the engine's thread; requests with the same one share what
-    the tower saw.
+    the tower saw. `on_token`: called on the engine's thread with each token of a request with one beam as
+    soon as it is decided, forced ones and EOS too; it must be quick and must not raise.
     """
 
     pixels: NDArray[np.uint8]
     prompt_ids: tuple[int, ...]
     options: GenerationOptions
     deadline: float | None = None
+    on_token: Callable[[int], None] | None = None
     digest: bytes = field(init=False)
 
     def __post_init__(self) -> None:
