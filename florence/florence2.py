@@ -110,7 +110,8 @@ class Florence2:
     ) -> Future[Answer]:
         """Start one task on one picture; the answer comes in the future.
 
-        `image`: a PIL picture, taken as it is, or bytes or a path, turned by their EXIF orientation first.
+        `image`: a PIL picture, taken as it is, or bytes, a path, or a function that gives the bytes (called
+        where pictures are read, in another thread), turned by their EXIF orientation first.
         `task`: a token such as "<OD>" or a name such as "object_detection". `text`: what the task reads
         besides the picture. `on_text`: is told the answer's text piece by piece while it is generated, in
         another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future frees

@@ -28,7 +28,9 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 tokens."""
 
 T = TypeVar("T")
-Picture = Image.Image | bytes | str | Path
+Picture = Image.Image | bytes | str | Path | Callable[[], bytes]
+"""A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
+
 TaskText = str | Sequence[float] | None
 """A text, or a region: four numbers in pixels or `<loc_n>` text."""
 
@@ -68,7 +70,7 @@ class Pipeline:
     ) -> Prepared:
         """Check and read everything that a request holds.
 
-        `image`: a PIL picture as it is, or bytes or a path, which are turned by their EXIF orientation.
+        `image`: a PIL picture as it is; all else is turned by its EXIF orientation.
         `task`: a token or an endpoint's name. `deadline`: a reading of `time.monotonic()`.
         `on_token`: as `engine.Request` has it, for the tasks that answer in text and requests with one beam.
 
@@ -81,7 +83,7 @@ class Pipeline:
         options = self.options(parameters)
         if on_token is not None:
             _check_streamed(known, options)
-        picture = load_image(image, self.limits)
+        picture = load_image(image() if callable(image) else image, self.limits)
         prompt = build_prompt(known, _input_text(known, text, picture.size))
         size = self.preprocessing
         request = Request(
