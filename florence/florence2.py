@@ -26,6 +26,7 @@ from florence.images import ImageLimits, load_image
 from florence.loading import Loaded, LoadOptions, load
 from florence.pipeline import Picture, Pipeline, Prepared, TaskText
 from florence.schemas import Answer, read_generation_parameters
+from florence.streams import AnswerStream, OnText, Teller
 
 IMAGE_THREADS = 2
 """Threads that read pictures: decoders release the interpreter's lock, and the engine needs the other
@@ -114,13 +115,22 @@ class Florence2:
         return cls(load(name, options))
 
     def submit(
-        self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]
+        self,
+        image: Picture,
+        task: str,
+        text: TaskText = None,
+        *,
+        on_text: OnText | None = None,
+        **options: Unpack[RunOptions],
     ) -> Future[Answer]:
         """Start one task on one picture; the answer comes in the future.
 
-        `image`: a PIL picture, taken as it is, or bytes or a path, turned by their EXIF orientation first.
+        `image`: a PIL picture, taken as it is, or bytes, a path, or a function that gives the bytes (called
+        where pictures are read, in another thread), turned by their EXIF orientation first.
         `task`: a token such as "<OD>" or a name such as "object_detection". `text`: what the task reads
-        besides the picture. Cancelling the future frees the device at its next step.
+        besides the picture. `on_text`: is told the answer's text piece by piece while it is generated, in
+        another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future frees
+        the device at its next step.
 
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
@@ -133,7 +143,8 @@ class Florence2:
         except (ImageError, Overloaded) as error:
             outer.set_exception(error)
             return outer
-        call = _Call(self._pipeline, image, task, text, options, time.monotonic())
+        teller = on_text and Teller(self._pipeline.tokenizer.reader(), on_text, self._finishers)
+        call = _Call(self._pipeline, image, task, text, options, time.monotonic(), teller)
         try:
             self._readers.submit(self._start, call, outer)
         except RuntimeError:  # the pool's way to say that it was shut down
@@ -144,6 +155,17 @@ class Florence2:
     def run(self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]) -> Answer:
         """`submit` and wait for the answer; raises what the future has."""
         return self.submit(image, task, text, **options).result()
+
+    def stream(
+        self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]
+    ) -> AnswerStream:
+        """Like `submit`, to iterate over the answer's text while it is generated; then its `answer` is there.
+
+        With one beam, since beams compete until the last token; for tasks that answer in text.
+        """
+        if options.get("num_beams") is None:
+            options["num_beams"] = 1
+        return AnswerStream(lambda on_text: self.submit(image, task, text, on_text=on_text, **options))
 
     def run_many(self, items: Iterable[Item], **options: Unpack[RunOptions]) -> list[Answer | Exception]:
         """Answers of many (picture, task) or (picture, task, text) items, in their order.
@@ -232,6 +254,8 @@ class Florence2:
             return
         try:
             generation = inner.result()
+            if call.teller is not None:
+                call.teller.end()
             _settle(outer, self._pipeline.answer(prepared, generation, time.monotonic() - call.started))
         except Exception as error:  # noqa: BLE001  (as above)
             _settle(outer, error)
@@ -247,6 +271,7 @@ class _Call:
     text: TaskText
     options: RunOptions
     started: float
+    teller: Teller | None
 
     def prepare(self) -> Prepared:
         """Check and read everything that the call holds."""
@@ -262,6 +287,7 @@ class _Call:
             self.text if region is None else region,
             read_generation_parameters(options),
             None if timeout_s is None else self.started + timeout_s,
+            None if self.teller is None else self.teller.on_token,
         )
 
 

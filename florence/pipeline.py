@@ -6,7 +6,7 @@ devices or HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,12 +15,12 @@ from PIL import Image
 
 from florence.answers import Piece, parse_answer
 from florence.engine.request import Generation, GenerationOptions, Request
-from florence.errors import TaskError
+from florence.errors import OptionError, TaskError
 from florence.images import ImageLimits, Preprocessing, load_image, resize_pixels
 from florence.model.config import GenerationDefaults
 from florence.regions import region_text
 from florence.schemas import Answer, GenerationParameters, ImageSize, Timings, Usage
-from florence.tasks import Input, Task, build_prompt, get_task
+from florence.tasks import Input, Kind, Task, build_prompt, get_task
 from florence.tokenizer import Tokenizer
 
 DEFAULT_MAX_NEW_TOKENS = 1024
@@ -28,7 +28,9 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 tokens."""
 
 T = TypeVar("T")
-Picture = Image.Image | bytes | str | Path
+Picture = Image.Image | bytes | str | Path | Callable[[], bytes]
+"""A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
+
 TaskText = str | Sequence[float] | None
 """A text, or a region: four numbers in pixels or `<loc_n>` text."""
 
@@ -64,26 +66,32 @@ class Pipeline:
         text: TaskText,
         parameters: GenerationParameters,
         deadline: float | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> Prepared:
         """Check and read everything that a request holds.
 
-        `image`: a PIL picture as it is, or bytes or a path, which are turned by their EXIF orientation.
+        `image`: a PIL picture as it is; all else is turned by its EXIF orientation.
         `task`: a token or an endpoint's name. `deadline`: a reading of `time.monotonic()`.
+        `on_token`: as `engine.Request` has it, for the tasks that answer in text and requests with one beam.
 
-        Raises `TaskError`, `RegionError`, `ImageError`, `ImageTooLarge`, and `OSError` for a path that can't
-        be read.
+        Raises `TaskError`, `OptionError`, `RegionError`, `ImageError`, `ImageTooLarge`, and `OSError` for a
+        path that can't be read.
         """
         known = get_task(task)
         # The task's rule first: cheaper than decoding a picture.
         build_prompt(known, text if text is None or isinstance(text, str) else str(tuple(text)))
-        picture = load_image(image, self.limits)
+        options = self.options(parameters)
+        if on_token is not None:
+            _check_streamed(known, options)
+        picture = load_image(image() if callable(image) else image, self.limits)
         prompt = build_prompt(known, _input_text(known, text, picture.size))
         size = self.preprocessing
         request = Request(
             pixels=resize_pixels(picture, size.height, size.width, size.resample),
             prompt_ids=tuple(self.tokenizer.encode(prompt)),
-            options=self.options(parameters),
+            options=options,
             deadline=deadline,
+            on_token=on_token,
         )
         return Prepared(known, picture.size, request)
 
@@ -143,6 +151,16 @@ def _input_text(task: Task, text: TaskText, image_size: tuple[int, int]) -> str 
     if not isinstance(text, str):
         raise TaskError(f"{task.token} takes a text, not a region, for example {task.example!r}")
     return text
+
+
+def _check_streamed(task: Task, options: GenerationOptions) -> None:
+    if task.kind is not Kind.TEXT:
+        raise TaskError(f"{task.token} does not answer in text, so there is nothing to stream")
+    if options.num_beams != 1:
+        raise OptionError(
+            f"a stream needs num_beams=1, this request has {options.num_beams}: beams compete until the last "
+            "token, so no part of the answer is final before all of it is"
+        )
 
 
 def _either(wished: T | None, default: T) -> T:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from florence.schemas import (
 from florence.settings import Settings
 from florence.tasks import Kind, build_prompt, get_task
 
+PIECES = ("a", " fake")
 LOCATIONS = "<loc_100><loc_200><loc_300><loc_400>"
 RAW_TEXT = {
     Kind.TEXT: "a fake",
@@ -55,16 +57,17 @@ RESULT = {
 class Call:
     """One request as the model got it."""
 
-    image: bytes
+    image: Any
     task: str
     text: Any
     options: dict[str, Any]
     future: Future[Answer]
+    on_text: Callable[[str], None] | None = None
 
 
 @dataclass
 class FakeModel:
-    """Stands for `florence.Florence2` behind the endpoints.
+    """Stands for `florence.Florence2` behind the endpoints. A stream gets the words of `PIECES`.
 
     error: what every request fails with. held: requests stay open until `release` is set. delay_s: each takes
     that long, one after the other. trace: a file that gets a line for each event.
@@ -82,9 +85,17 @@ class FakeModel:
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     closed: bool = False
 
-    def submit(self, image: bytes, task: str, text: Any = None, **options: Any) -> Future[Answer]:
+    def submit(
+        self,
+        image: bytes | Callable[[], bytes],
+        task: str,
+        text: Any = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Future[Answer]:
         future: Future[Answer] = Future()
-        call = Call(image, task, text, options, future)
+        call = Call(image, task, text, options, future, on_text)
         self.calls.append(call)
         future.add_done_callback(lambda done: self.note("cancelled" if done.cancelled() else "done"))
         self.pool.submit(self._run, call)
@@ -103,6 +114,8 @@ class FakeModel:
 
     def _run(self, call: Call) -> None:
         self.note("start")
+        for piece in PIECES if call.on_text else ():
+            call.on_text(piece)
         if self.held:
             self.release.wait(30)
         end = time.monotonic() + self.delay_s
@@ -120,6 +133,8 @@ class FakeModel:
     def _answer(self, call: Call) -> Answer:
         if self.error is not None:
             raise self.error
+        if callable(call.image):
+            call.image = call.image()
         if self.closed:
             raise Closed("the model is closed")
         task = get_task(call.task)

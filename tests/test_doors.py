@@ -33,10 +33,11 @@ DOORS: dict[str, set[str]] = {
     "pipeline": {"engine", "model", "images", "tokenizer", *PURE} - {"settings"},
     "metrics": {"engine"},
     "loading": {"pipeline", "engine", "model", "hub", "images", "tokenizer", "tasks", "errors"},
-    "florence2": {"loading", "pipeline", "engine", "images", *PURE} - {"settings"},
+    "streams": {"schemas"},
+    "florence2": {"loading", "pipeline", "engine", "images", "streams", *PURE} - {"settings"},
     "client": {"schemas", "errors", "tasks"},
     "cli": {"florence", "client", "florence2", "schemas", "settings", "tasks", "errors"},
-    "protocol": {"florence", "florence2", "pipeline", *PURE} - {"settings"},
+    "protocol": {"florence", "florence2", "pipeline", "streams", *PURE} - {"settings"},
     # images and engine: for the types of the limits that the settings fill in
     "service": {
         "florence",
@@ -66,6 +67,7 @@ LIBRARIES: dict[str, set[str]] = {
     "pipeline": {"PIL"},
     "loading": set(),
     "metrics": {"prometheus_client"},
+    "streams": set(),
     "marks": {"PIL"},
     "cli": set(),
     "client": {"httpx", "PIL", "pydantic", "tqdm"},

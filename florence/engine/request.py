@@ -42,8 +42,8 @@ class Request:
     `pixels`: uint8 [height, width, 3] at the model's input size. `prompt_ids`: with `<s>` and `</s>`.
     `deadline`: a reading of `time.monotonic()` after which nobody waits for the answer. `digest`: of the
     pixels, made by whoever makes the request, off the engine's thread; requests with the same one share what
-    the tower saw. `on_token`: of a request with one beam, called on the engine's thread with each token as it
-    is decided; it must be quick and must not raise.
+    the tower saw. `on_token`: called on the engine's thread with each token of a request with one beam as
+    soon as it is decided, forced ones and EOS too; it must be quick and must not raise.
     """
 
     pixels: NDArray[np.uint8]

@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, Unavailable
 from florence.schemas import Answer
+from florence.streams import OnText
 
 if TYPE_CHECKING:
     from florence.florence2 import RunOptions
@@ -31,6 +32,12 @@ INTERNAL_ERROR = "internal error: the server's log says more"
 CHECKPOINT_HEADER = "florence-checkpoint"
 MOST_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop longer than a thread's start
 T = TypeVar("T")
+
+
+class ClientLeft(FlorenceError):
+    """The client left before its answer, which nobody would read; 499, as nginx calls it."""
+
+    status = 499
 
 
 class Model(Protocol):
@@ -45,7 +52,13 @@ class Model(Protocol):
     def close(self) -> None: ...
 
     def submit(
-        self, image: bytes, task: str, text: str | None = None, **options: Unpack[RunOptions]
+        self,
+        image: bytes | Callable[[], bytes],
+        task: str,
+        text: str | None = None,
+        *,
+        on_text: OnText | None = None,
+        **options: Unpack[RunOptions],
     ) -> Future[Answer]: ...
 
 
@@ -60,13 +73,23 @@ async def settle(future: Future[Answer]) -> Answer:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise Closed("the service stopped before it answered; send the request again") from None
+        raise stopped() from None
+    log_answer(answer)
+    return answer
+
+
+def stopped() -> Closed:
+    """The error for an answer that the model's side gave up."""
+    return Closed("the service stopped before it answered; send the request again")
+
+
+def log_answer(answer: Answer) -> None:
+    """A line for each answer, with the checkpoint that gave it."""
     logger.info(
         "%s answered by %s: %s, %d tokens, %.3f s, of these %.3f s waiting",
         answer.task, answer.checkpoint, answer.finish_reason,
         answer.usage.generated_tokens, answer.timings.total_s, answer.timings.queue_s,
     )  # fmt: skip
-    return answer
 
 
 async def off_loop(size: int, function: Callable[..., T], *args: object) -> T:
@@ -99,7 +122,9 @@ def error_reply(error: FlorenceError, headers: Mapping[str, str] | None = None) 
 
 def log_failure(error: FlorenceError) -> None:
     """Log an error that is not the client's mistake."""
-    if isinstance(error, DeadlineExceeded):
+    if isinstance(error, ClientLeft):
+        logger.info("%s", error)
+    elif isinstance(error, DeadlineExceeded):
         logger.warning("a request ran out of time: %s", error)
     elif error.status == 500:
         logger.error("a request failed with %d: %s", error.status, error, exc_info=error)

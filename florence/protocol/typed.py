@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
-from florence.protocol.infer_body import parse_json
+from florence.protocol.long_strings import parse_json
 from florence.protocol.picture import Picture
 from florence.protocol.replies import Model, off_loop, reply_or_error, settle
 from florence.protocol.tensors import MAX_TEXT_CHARS
