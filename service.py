@@ -26,6 +26,7 @@ from florence.engine.scheduler import BatchLimits, limits_for
 from florence.errors import FlorenceError
 from florence.images import ImageLimits
 from florence.metrics import EngineMetrics, Labels
+from florence.protocol.analyze import analyze_endpoint
 from florence.protocol.http import create_v2_app
 from florence.protocol.inference import Inference
 from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
@@ -219,6 +220,7 @@ class TaskService:
     region_to_category = endpoint("region_to_category")
     region_to_description = endpoint("region_to_description")
     region_to_ocr = endpoint("region_to_ocr")
+    analyze = analyze_endpoint()
 
 
 def build_service(

@@ -24,7 +24,7 @@ from florence.engine.scheduler import BatchLimits
 from florence.errors import Closed, ImageError, OptionError, Overloaded, TaskError
 from florence.images import ImageLimits, load_image
 from florence.loading import Loaded, LoadOptions, load
-from florence.pipeline import Picture, Pipeline, Prepared, TaskText
+from florence.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
 from florence.schemas import Answer, read_generation_parameters
 from florence.streams import AnswerStream, OnText, Teller
 
@@ -116,7 +116,7 @@ class Florence2:
 
     def submit(
         self,
-        image: Picture,
+        image: Picture | SharedPicture,
         task: str,
         text: TaskText = None,
         *,
@@ -141,8 +141,7 @@ class Florence2:
                 image = load_image(image, self._pipeline.limits)
             self._admit()
         except (ImageError, Overloaded) as error:
-            outer.set_exception(error)
-            return outer
+            return _failed(error)
         teller = on_text and Teller(self._pipeline.tokenizer.reader(), on_text, self._finishers)
         call = _Call(self._pipeline, image, task, text, options, time.monotonic(), teller)
         try:
@@ -155,6 +154,28 @@ class Florence2:
     def run(self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]) -> Answer:
         """`submit` and wait for the answer; raises what the future has."""
         return self.submit(image, task, text, **options).result()
+
+    def submit_all(
+        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+    ) -> list[Future[Answer]]:
+        """Start many tasks on one picture, which is read and seen once; a future for each, as from `submit`.
+
+        `asks`: tasks, or pairs of a task and its text or region.
+        """
+        pairs = [(ask, None) if isinstance(ask, str) else ask for ask in asks]
+        if isinstance(image, Image.Image):
+            try:
+                image = load_image(image, self._pipeline.limits)
+            except ImageError as error:
+                return [_failed(error) for _ in pairs]
+        shared = SharedPicture(image)
+        return [self.submit(shared, task, text, **options) for task, text in pairs]
+
+    def analyze(
+        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+    ) -> list[Answer | Exception]:
+        """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
+        return [_outcome(future) for future in self.submit_all(image, asks, **options)]
 
     def stream(
         self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]
@@ -266,7 +287,7 @@ class _Call:
     """One call of `submit`, until its picture is read."""
 
     pipeline: Pipeline
-    image: Picture
+    image: Picture | SharedPicture
     task: str
     text: TaskText
     options: RunOptions
@@ -289,6 +310,13 @@ class _Call:
             None if timeout_s is None else self.started + timeout_s,
             None if self.teller is None else self.teller.on_token,
         )
+
+
+def _failed(error: Exception) -> Future[Answer]:
+    """A future that has its exception already."""
+    future: Future[Answer] = Future()
+    future.set_exception(error)
+    return future
 
 
 def _outcome(future: Future[Answer]) -> Answer | Exception:

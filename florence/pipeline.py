@@ -6,15 +6,18 @@ devices or HTTP.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from florence.answers import Piece, parse_answer
-from florence.engine.request import Generation, GenerationOptions, Request
+from florence.engine.request import Generation, GenerationOptions, Request, digest_of
 from florence.errors import OptionError, TaskError
 from florence.images import ImageLimits, Preprocessing, load_image, resize_pixels
 from florence.model.config import GenerationDefaults
@@ -30,6 +33,38 @@ tokens."""
 T = TypeVar("T")
 Picture = Image.Image | bytes | str | Path | Callable[[], bytes]
 """A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPicture:
+    """A picture as the model takes it. `size`: width and height of the original; `pixels`: uint8 [height,
+    width, 3] at the model's input size; `digest`: of the pixels."""
+
+    size: tuple[int, int]
+    pixels: NDArray[np.uint8]
+    digest: bytes
+
+
+class SharedPicture:
+    """One picture of many requests: read by the first of them that comes to it, once. Safe for threads."""
+
+    def __init__(self, image: Picture) -> None:
+        self._image = image
+        self._lock = threading.Lock()
+        self._outcome: ReadPicture | Exception | None = None
+
+    def read(self, read: Callable[[Picture], ReadPicture]) -> ReadPicture:
+        """The picture; raises what reading it raised, each time."""
+        with self._lock:
+            if self._outcome is None:
+                try:
+                    self._outcome = read(self._image)
+                except Exception as error:  # noqa: BLE001  (raised below, to all who ask)
+                    self._outcome = error
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
 
 TaskText = str | Sequence[float] | None
 """A text, or a region: four numbers in pixels or `<loc_n>` text."""
@@ -61,7 +96,7 @@ class Pipeline:
 
     def prepare(
         self,
-        image: Picture,
+        image: Picture | SharedPicture,
         task: str,
         text: TaskText,
         parameters: GenerationParameters,
@@ -83,17 +118,24 @@ class Pipeline:
         options = self.options(parameters)
         if on_token is not None:
             _check_streamed(known, options)
-        picture = load_image(image() if callable(image) else image, self.limits)
+        picture = image.read(self.read) if isinstance(image, SharedPicture) else self.read(image)
         prompt = build_prompt(known, _input_text(known, text, picture.size))
-        size = self.preprocessing
         request = Request(
-            pixels=resize_pixels(picture, size.height, size.width, size.resample),
+            pixels=picture.pixels,
             prompt_ids=tuple(self.tokenizer.encode(prompt)),
             options=options,
             deadline=deadline,
             on_token=on_token,
+            digest=picture.digest,
         )
         return Prepared(known, picture.size, request)
+
+    def read(self, image: Picture) -> ReadPicture:
+        """The picture at the model's input size. Raises as `prepare` does for its picture."""
+        picture = load_image(image() if callable(image) else image, self.limits)
+        size = self.preprocessing
+        pixels = resize_pixels(picture, size.height, size.width, size.resample)
+        return ReadPicture(picture.size, pixels, digest_of(pixels))
 
     def options(self, parameters: GenerationParameters) -> GenerationOptions:
         """The parameters with the checkpoint's own settings in place of those that are None."""

@@ -101,6 +101,9 @@ class FakeModel:
         self.pool.submit(self._run, call)
         return future
 
+    def submit_all(self, image: bytes, asks: list[tuple[str, Any]], **options: Any) -> list[Future[Answer]]:
+        return [self.submit(image, task, text, **options) for task, text in asks]
+
     def close(self) -> None:
         self.note("close")
         self.closed = True

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol, TypeVar, Unpack
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from florence.streams import OnText
 
 if TYPE_CHECKING:
     from florence.florence2 import RunOptions
+    from florence.pipeline import TaskText
 
 logger = logging.getLogger("florence.service")
 
@@ -60,6 +61,13 @@ class Model(Protocol):
         on_text: OnText | None = None,
         **options: Unpack[RunOptions],
     ) -> Future[Answer]: ...
+
+    def submit_all(
+        self,
+        image: bytes,
+        asks: Iterable[str | tuple[str, TaskText]],
+        **options: Unpack[RunOptions],
+    ) -> list[Future[Answer]]: ...
 
 
 async def settle(future: Future[Answer]) -> Answer:
