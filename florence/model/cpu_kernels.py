@@ -9,14 +9,13 @@ Nothing here allocates, raises or holds the GIL; numbers that lead out of the po
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numba import carray, cfunc, from_dtype, njit, types
 
-from florence.model.cpu_tiles import FLOAT_BYTES, TILE, Operation, Tiles, as_pointer, power_of_two, take_next
+from florence.model.cpu_tiles import FLOAT_BYTES, TILE, Operation, Tiles, as_pointer, take_next
 
 ROWS = 8
 """Query rows that share a tile's widening; a group of more is done in parts."""
@@ -67,7 +66,7 @@ JOB = np.dtype([(name, np.int64) for name in Job._fields])
 def scratch_bytes(head_dim: int, room: int) -> int:
     """Working memory of a thread for keys of up to `room` places, in whole cache lines."""
     width, places = (-(-size // TILE) * TILE for size in (head_dim, room))
-    return (width * (2 * ROWS + TILE) + ROWS * (places + TILE)) * FLOAT_BYTES
+    return (width * (2 * ROWS + TILE) + ROWS * (places + 2 * TILE)) * FLOAT_BYTES
 
 
 def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
@@ -98,43 +97,47 @@ def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
 
 def _make_attend(tiles: Tiles, head_dim: int, item_bytes: int) -> Operation:
     """One head of up to ROWS rows: scores of all keys, softmax, mean of the values."""
-    row_bytes, scale = tiles.row_bytes, np.float32(head_dim**-0.5)
-    load_scaled, clear, dots, raise_top = tiles.load_scaled, tiles.clear, tiles.dots, tiles.raise_top
-    mix, store = tiles.mix, tiles.store
-    gather, softmax, pointer = _make_gather(tiles), _make_softmax(), as_pointer()
+    row_bytes, lanes_bytes = tiles.row_bytes, TILE * FLOAT_BYTES
+    scale = np.float32(head_dim**-0.5)
+    load_scaled, clear, store = tiles.load_scaled, tiles.clear, tiles.store
+    begin, dots, exclude, raise_top = tiles.begin, tiles.dots, tiles.exclude, tiles.raise_top
+    settle_top, weigh, mix = tiles.settle_top, tiles.weigh, tiles.mix
+    gather = _make_gather(tiles)
 
     def attend(job: Any, head: int, group: int, first_row: int, rows: int, length: int, scratch: int) -> None:
         padded = (length + TILE - 1) // TILE * TILE
-        mixed, block = scratch + ROWS * row_bytes, scratch + 2 * ROWS * row_bytes
+        score_row = padded * FLOAT_BYTES
+        mixed = scratch + ROWS * row_bytes
+        block = mixed + ROWS * row_bytes
         top = block + TILE * row_bytes  # [rows, TILE]
-        scores = top + ROWS * TILE * FLOAT_BYTES  # [rows, padded]
-        tops = carray(pointer(top), ROWS * TILE, np.float32)
-        weights = carray(pointer(scores), rows * padded, np.float32)
-        offset = first_row * job.query_row + head * head_dim * item_bytes
+        total = top + ROWS * lanes_bytes  # [rows, TILE]
+        scores = total + ROWS * lanes_bytes  # [rows, padded]
+        source = job.queries + first_row * job.query_row + head * head_dim * item_bytes
         for row in range(rows):
-            load_scaled(job.queries + offset + row * job.query_row, scratch + row * row_bytes, scale)
+            load_scaled(source + row * job.query_row, scratch + row * row_bytes, scale)
             clear(mixed + row * row_bytes)
-        tops[:] = -np.inf
+            begin(top + row * lanes_bytes, total + row * lanes_bytes)
         slots = job.chosen + group * job.group_step * INDEX_BYTES
         keys, values = job.keys + head * job.key_head, job.values + head * job.value_head
         for place in range(0, length, TILE):
             gather(job, keys, job.key_slot, job.key_place, slots, place, length, block)
             for row in range(rows):
-                dots(scratch + row * row_bytes, block, scores + (row * padded + place) * FLOAT_BYTES)
-                for empty in range(length, place + TILE):
-                    weights[row * padded + empty] = -np.inf
-                raise_top(scores + (row * padded + place) * FLOAT_BYTES, top + row * TILE * FLOAT_BYTES)
+                here = scores + row * score_row + place * FLOAT_BYTES
+                dots(scratch + row * row_bytes, block, here)
+                if length - place < TILE:
+                    exclude(here, length - place)
+                raise_top(here, top + row * lanes_bytes)
         for row in range(rows):
-            tops[row] = softmax(
-                tops[row * TILE : (row + 1) * TILE], weights[row * padded : (row + 1) * padded], length
-            )
+            settle_top(top + row * lanes_bytes)
+            for here in range(scores + row * score_row, scores + (row + 1) * score_row, lanes_bytes):
+                weigh(here, top + row * lanes_bytes, total + row * lanes_bytes)
         for place in range(0, length, TILE):
             gather(job, values, job.value_slot, job.value_place, slots, place, length, block)
             for row in range(rows):
-                mix(scores + (row * padded + place) * FLOAT_BYTES, block, mixed + row * row_bytes)
-        offset = first_row * job.output_row + head * head_dim * item_bytes
+                mix(scores + row * score_row + place * FLOAT_BYTES, block, mixed + row * row_bytes)
+        target = job.output + first_row * job.output_row + head * head_dim * item_bytes
         for row in range(rows):
-            store(mixed + row * row_bytes, job.output + offset + row * job.output_row, tops[row])
+            store(mixed + row * row_bytes, total + row * lanes_bytes, target + row * job.output_row)
 
     return _compiled(attend)
 
@@ -170,51 +173,5 @@ def _make_gather(tiles: Tiles) -> Operation:
     return _compiled(gather)
 
 
-def _make_softmax() -> Operation:
-    """Scores -> weights in place; returns what they must be multiplied by to have the sum 1."""
-    exponential = _make_exponential()
-
-    def total(weights: Any, length: int) -> Any:
-        result = np.float32(0)
-        for place in range(length):
-            result += weights[place]
-        return result
-
-    total = _compiled(total, fastmath={"reassoc", "nsz"})  # added in the order that suits the registers
-
-    def softmax(top: Any, scores: Any, length: int) -> Any:
-        greatest = top.max()
-        for place in range(len(scores)):
-            scores[place] = exponential(scores[place] - greatest)
-        return np.float32(1) / total(scores, length)
-
-    return _compiled(softmax)
-
-
-def _make_exponential() -> Operation:
-    """exp of a float32 that is not above zero: 2 ** n * exp(rest) with |rest| <= log(2) / 2.
-
-    Plain arithmetic, so that LLVM computes a register full at once. Adding 1.5 * 2 ** 23 rounds to a whole
-    number.
-    """
-    number, power = np.float32, power_of_two()
-    rounder, per_log2, least = number(1.5 * 2**23), number(1 / math.log(2)), number(-87)
-    log2_high = number(0.693359375)  # few bits, so that n * log2_high is exact
-    log2_low = number(math.log(2) - 0.693359375)
-    taylor = [number(1 / math.factorial(power)) for power in range(7, -1, -1)]
-    c7, c6, c5, c4, c3, c2, c1, c0 = taylor
-
-    def exponential(x: Any) -> Any:
-        x = least if x < least else x  # what is not a number stays so
-        shifted = x * per_log2 + rounder
-        n = shifted - rounder
-        rest = (x - n * log2_high) - n * log2_low
-        result = ((((((c7 * rest + c6) * rest + c5) * rest + c4) * rest + c3) * rest + c2) * rest + c1) * rest
-        return (result + c0) * power(shifted)
-
-    return _compiled(exponential)
-
-
-def _compiled(function: Any, fastmath: Any = False) -> Operation:
-    """numba's function; `fastmath` is said each time because a caller's would be taken over."""
-    return njit(function, nogil=True, error_model="numpy", fastmath=fastmath)
+def _compiled(function: Any) -> Operation:
+    return njit(function, nogil=True, error_model="numpy")

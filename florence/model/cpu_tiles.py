@@ -13,9 +13,11 @@ don't care, and `store` puts the result back in order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
@@ -28,7 +30,8 @@ FLOAT_BYTES = 4
 I32, I64, F16, F32 = ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
 LANES = ir.VectorType(F32, TILE)
 HIGH_HALF = 0xFFFF0000
-CONTRACT = ("contract",)  # a product and a sum may become one instruction with one rounding
+ROUNDER = 1.5 * 2**23
+LOG2_HIGH = 0.693359375  # log(2) in so few bits that its products with whole numbers are exact
 
 Value = Any  # llvmlite has no type information
 Builder = Any
@@ -49,8 +52,12 @@ class Tiles:
         self.clear = _operation(self._clear, nothing, (address,))
         self.dots = _operation(self._dots, nothing, (address, address, address))
         self.raise_top = _operation(self._raise_top, nothing, (address, address))
+        self.begin = _operation(self._begin, nothing, (address, address))
+        self.exclude = _operation(self._exclude, nothing, (address, types.int64))
+        self.settle_top = _operation(self._settle_top, nothing, (address,))
+        self.weigh = _operation(self._weigh, nothing, (address, address, address))
         self.mix = _operation(self._mix, nothing, (address, address, address))
-        self.store = _operation(self._store, nothing, (address, address, number))
+        self.store = _operation(self._store, nothing, (address, address, address))
 
     def _load(self, builder: Builder, source: Value, target: Value) -> None:
         """float32 row `target` = row `source` of the dtype."""
@@ -86,8 +93,7 @@ class Tiles:
         for row in range(TILE):
             total = _constant(F32, TILE, 0.0)
             for part, place in zip(query_parts, places, strict=True):
-                key_part = _read(builder, LANES, block, row * self.row_bytes + place)
-                total = builder.fadd(builder.fmul(part, key_part, CONTRACT), total, CONTRACT)
+                total = _fma(builder, part, _read(builder, LANES, block, row * self.row_bytes + place), total)
             sums.append(total)
         even, odd = range(0, 2 * TILE, 2), range(1, 2 * TILE, 2)
         while len(sums) > 1:
@@ -95,10 +101,33 @@ class Tiles:
             sums = [builder.fadd(_pick(builder, pair, even), _pick(builder, pair, odd)) for pair in pairs]
         _write(builder, sums[0], scores)
 
+    def _begin(self, builder: Builder, top: Value, total: Value) -> None:
+        """top[0:16] = the least there is, total[0:16] = 0."""
+        _write(builder, _constant(F32, TILE, -math.inf), top)
+        _write(builder, _constant(F32, TILE, 0.0), total)
+
+    def _exclude(self, builder: Builder, scores: Value, count: Value) -> None:
+        """scores[count:16] = the least there is, for keys that are not there."""
+        lanes = ir.VectorType(I64, TILE)
+        here = builder.icmp_signed("<", ir.Constant(lanes, list(range(TILE))), _splat(builder, count, TILE))
+        least = _constant(F32, TILE, -math.inf)
+        _write(builder, builder.select(here, _read(builder, LANES, scores), least), scores)
+
     def _raise_top(self, builder: Builder, scores: Value, top: Value) -> None:
         """top[0:16] = the greater of top[0:16] and scores[0:16]; one that is not a number is passed over."""
-        new, old = _read(builder, LANES, scores), _read(builder, LANES, top)
-        _write(builder, builder.select(builder.fcmp_ordered(">", new, old), new, old), top)
+        _write(builder, _greater(builder, _read(builder, LANES, scores), _read(builder, LANES, top)), top)
+
+    def _settle_top(self, builder: Builder, top: Value) -> None:
+        """top[0:16] = the greatest of top[0:16], everywhere."""
+        greatest = _fold(builder, _read(builder, LANES, top), _greater)
+        _write(builder, _splat(builder, greatest, TILE), top)
+
+    def _weigh(self, builder: Builder, scores: Value, top: Value, total: Value) -> None:
+        """scores[0:16] = exp(scores[0:16] - top[0:16]), and total[0:16] += the same."""
+        x = builder.fsub(_read(builder, LANES, scores), _read(builder, LANES, top))
+        weights = _exponential(builder, x)
+        _write(builder, weights, scores)
+        _write(builder, builder.fadd(_read(builder, LANES, total), weights), total)
 
     def _mix(self, builder: Builder, weights: Value, block: Value, target: Value) -> None:
         """Row `target` += weights[0:16] @ the 16 rows of `block`; two sums, so that one needn't wait."""
@@ -106,13 +135,14 @@ class Tiles:
         sums = [_read(builder, row, target), _constant(F32, self._width, 0.0)]
         for index in range(TILE):
             weight = _splat(builder, _read(builder, F32, weights, index * FLOAT_BYTES), self._width)
-            product = builder.fmul(weight, _read(builder, row, block, index * self.row_bytes), CONTRACT)
-            sums[index % 2] = builder.fadd(product, sums[index % 2], CONTRACT)
+            value = _read(builder, row, block, index * self.row_bytes)
+            sums[index % 2] = _fma(builder, weight, value, sums[index % 2])
         _write(builder, builder.fadd(*sums), target)
 
-    def _store(self, builder: Builder, source: Value, target: Value, scale: Value) -> None:
-        """Row `target` of the dtype = float32 row `source` times a number, rounded to nearest even."""
+    def _store(self, builder: Builder, source: Value, total: Value, target: Value) -> None:
+        """Row `target` of the dtype = float32 row `source` / sum(total[0:16]), rounded to nearest even."""
         row = _read(builder, ir.VectorType(F32, self._width), source)
+        scale = builder.fdiv(F32(1.0), _fold(builder, _read(builder, LANES, total), type(builder).fadd))
         row = builder.fmul(row, _splat(builder, scale, self._width))
         if self._dtype == torch.bfloat16:
             return _write(builder, self._narrowed(builder, row), target, align=2)
@@ -168,16 +198,6 @@ def as_pointer() -> Operation:
     return _operation(emit, types.voidptr, (types.int64,))
 
 
-def power_of_two() -> Operation:
-    """An operation: 2 ** n of the float32 n + 1.5 * 2 ** 23, whose last bits are the integer n."""
-
-    def emit(builder: Builder, shifted: Value) -> Value:
-        exponent = builder.shl(builder.bitcast(shifted, I32), I32(23))
-        return builder.bitcast(builder.add(exponent, I32(127 << 23)), F32)
-
-    return _operation(emit, types.float32, (types.float32,))
-
-
 def _operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ...]) -> Operation:
     """What `emit(builder, *values)` builds, as a function for numba."""
 
@@ -192,6 +212,48 @@ def _operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ..
         lambda typing_context, a, b, c: made,
     ]
     return intrinsic(takers[len(arguments) - 1])
+
+
+def _exponential(builder: Builder, x: Value) -> Value:
+    """exp of 16 float32 that are not above zero: 2 ** n * exp(rest) with |rest| <= log(2) / 2.
+
+    Adding 1.5 * 2 ** 23 rounds to a whole number n, and leaves it in the last bits. Scores so far below the
+    greatest that n would be too small for float32 weigh exp(-87); what is not a number stays so.
+    """
+
+    def number(value: float) -> Value:
+        return _constant(F32, TILE, float(np.float32(value)))
+
+    x = builder.select(builder.fcmp_ordered("<", x, number(-87)), number(-87), x)
+    shifted = _fma(builder, x, number(1 / math.log(2)), number(ROUNDER))
+    n = builder.fsub(number(ROUNDER), shifted)  # negative
+    rest = _fma(builder, n, number(LOG2_HIGH), x)
+    rest = _fma(builder, n, number(math.log(2) - LOG2_HIGH), rest)
+    result = number(1 / math.factorial(7))
+    for power in range(6, -1, -1):
+        result = _fma(builder, result, rest, number(1 / math.factorial(power)))
+    exponent = builder.shl(builder.bitcast(shifted, ir.VectorType(I32, TILE)), _constant(I32, TILE, 23))
+    scale = builder.add(exponent, _constant(I32, TILE, 127 << 23))
+    return builder.fmul(result, builder.bitcast(scale, LANES))
+
+
+def _fma(builder: Builder, left: Value, right: Value, addend: Value) -> Value:
+    """left * right + addend, rounded once; llvmlite's own takes no vectors."""
+    name, kind = f"llvm.fma.v{left.type.count}f32", ir.FunctionType(left.type, [left.type] * 3)
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, [left, right, addend])
+
+
+def _greater(builder: Builder, new: Value, old: Value) -> Value:
+    return builder.select(builder.fcmp_ordered(">", new, old), new, old)
+
+
+def _fold(builder: Builder, lanes: Value, combine: Callable[[Builder, Value, Value], Value]) -> Value:
+    """One number of 16, by halves."""
+    for count in (8, 4, 2, 1):
+        low, high = (_pick(builder, (lanes, lanes), range(at, at + count)) for at in (0, count))
+        lanes = combine(builder, low, high)
+    return builder.extract_element(lanes, I32(0))
 
 
 def _pointer(builder: Builder, address: Value, kind: Any, offset: int = 0) -> Value:
@@ -211,7 +273,8 @@ def _constant(kind: Any, count: int, value: float) -> Value:
 
 
 def _splat(builder: Builder, number: Value, count: int) -> Value:
-    one = builder.insert_element(ir.Constant(ir.VectorType(F32, count), ir.Undefined), number, I32(0))
+    empty = ir.Constant(ir.VectorType(number.type, count), ir.Undefined)
+    one = builder.insert_element(empty, number, I32(0))
     return _pick(builder, (one, one), [0] * count)
 
 
