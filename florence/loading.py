@@ -18,6 +18,7 @@ from florence.engine.scheduler import BatchLimits, limits_for
 from florence.errors import CheckpointError
 from florence.hub import resolve_checkpoint
 from florence.images import ImageLimits, Preprocessing, read_preprocessing
+from florence.model import cpu_attention
 from florence.model.checkpoint import count_parameters, load_model
 from florence.model.config import STRIDE, ModelConfig, read_config
 from florence.model.devices import pick_device, pick_dtype
@@ -103,12 +104,17 @@ def load(name: str, options: LoadOptions) -> Loaded:
 
 def _runner(model: Florence2Model, slots: int, options: LoadOptions, preprocessing: Preprocessing) -> Runner:
     """The way to run steps that suits the device."""
-    on_gpu = model.language.shared.weight.is_cuda
+    weight, text = model.language.shared.weight, model.config.text
+    on_gpu, kernel = weight.is_cuda, None
+    if not on_gpu and cpu_attention.available(weight.dtype):
+        head_dim = text.d_model // text.decoder.heads
+        kernel = cpu_attention.CpuAttention(weight.dtype, head_dim, options.threads)
     return Runner(
         model,
         slots,
         picture_tokens=_picture_tokens(preprocessing),
         feature_bytes=options.picture_cache_bytes,
+        kernel=kernel,
         recorder=CudaRecorder() if on_gpu else None,
         late=on_gpu,
     )

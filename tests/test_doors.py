@@ -63,7 +63,7 @@ LIBRARIES: dict[str, set[str]] = {
     "images": {"PIL", "numpy", "pydantic"},
     "tokenizer": {"tokenizers"},
     "hub": {"huggingface_hub"},
-    "model": {"torch", "timm", "einops", "safetensors", "numpy", "pydantic"},
+    "model": {"torch", "timm", "einops", "safetensors", "numpy", "numba", "llvmlite", "pydantic"},
     "engine": {"torch", "einops", "numpy"},
     "pipeline": {"PIL", "numpy"},
     "loading": set(),

@@ -17,6 +17,7 @@ from florence.engine.graphs import PlainRecorder
 from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Decoding, Runner
+from florence.model.cpu_attention import CpuAttention, available
 from florence.model.florence2 import Florence2Model
 
 SLOTS = 16
@@ -28,12 +29,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
 
-@pytest.fixture(params=["dense", "buckets", "late"])
+@pytest.fixture(params=["dense", "kernel", "buckets", "late"])
 def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
-    """Each way to lay out a step: just what is there, or fixed shapes that a graph could hold, whose results
-    may come a step late."""
+    """Each way to lay out a step: masked, by the CPU's kernel, or in fixed shapes that a graph could hold,
+    whose results may come a step late."""
     if request.param == "dense":
         return Runner(model, SLOTS)
+    if request.param == "kernel":
+        if not available(torch.float32):
+            pytest.skip("no kernel for this machine")
+        return Runner(model, SLOTS, kernel=CpuAttention(torch.float32, 12, 1))
     late = request.param == "late"
     runner = Runner(model, SLOTS, picture_tokens=5, recorder=PlainRecorder(), late=late)
     runner.prepare()

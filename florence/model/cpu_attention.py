@@ -1,0 +1,172 @@
+"""Attention of single decoder steps on a CPU: a request's keys and values are read once, for all its beams.
+
+A step has 1 to 8 query rows over hundreds of keys, so its time is that of reading them. PyTorch's kernels are
+made for many rows: they copy or widen in passes of their own. Knows tensors and addresses; `cpu_kernels` is
+what runs. Needs numba (the extra `cpu`); nothing here imports it before a `CpuAttention` is made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+CHUNK = 8
+"""Rows of one head that a thread takes at once in `own`: beams share most of their past."""
+
+
+def available(dtype: torch.dtype) -> bool:
+    """Whether a `CpuAttention` can be made here for a dtype and is faster than PyTorch's own attention."""
+    return (
+        dtype in DTYPES
+        and platform.machine() == "x86_64"
+        and torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512"))  # with them FMA and F16C
+        and find_spec("numba") is not None
+        and _parallel() is not None
+    )
+
+
+class CpuAttention:
+    """The kernel for one dtype and head_dim, compiled when it is made (about two seconds).
+
+    `threads`: how many work on a call, PyTorch's number where it is None. They are the threads of PyTorch's
+    own OpenMP team, so the two never wait for each other's cores. Calls from several threads don't meet.
+    """
+
+    def __init__(self, dtype: torch.dtype, head_dim: int, threads: int | None) -> None:
+        from florence.model import cpu_kernels
+
+        if dtype not in DTYPES:
+            raise ValueError(f"no kernel for {dtype}; there are ones for {', '.join(map(str, DTYPES))}")
+        if head_dim < 2 or head_dim % 2:
+            raise ValueError(f"head_dim must be even, not {head_dim}")
+        parallel = _parallel()
+        if parallel is None:
+            raise ValueError("this PyTorch has no OpenMP threads that others can use")
+        self._parallel = parallel
+        self._dtype, self._head_dim = dtype, head_dim
+        self._threads = threads or torch.get_num_threads()
+        self._kernels = cpu_kernels
+        self._kernel = cpu_kernels.compile_kernel(dtype, head_dim)
+
+    def cross(
+        self, queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Attention of each request's rows over its slot of a pool.
+
+        queries [rows, heads * head_dim], the rows of a request one behind the other; keys and values [slots,
+        heads, room, head_dim]; int32 slots [requests], starts [requests + 1] (request i has the rows
+        starts[i]:starts[i + 1]) and lengths [requests] (its keys in use, at least 1). Returns [rows, heads *
+        head_dim]; rows of no request hold anything. Raises `ValueError` for what doesn't fit together.
+        """
+        groups = len(lengths)
+        if (slots.shape, starts.shape, lengths.shape) != ((groups,), (groups + 1,), (groups,)):
+            raise ValueError("slots and lengths must be [requests], starts [requests + 1]")
+        if not (slots.is_contiguous() and starts.is_contiguous() and lengths.is_contiguous()):
+            raise ValueError("slots, starts and lengths must be contiguous")
+        return self._run(queries, keys, values, (slots, 1, 0), starts, lengths, chunk=1)
+
+    def own(self, queries: Tensor, keys: Tensor, values: Tensor, sources: Tensor, lengths: Tensor) -> Tensor:
+        """Attention of each row over its own past, which lies in several rows of a pool.
+
+        queries [rows, heads * head_dim]; keys and values [pool rows, heads, room, head_dim]; int32 sources
+        [rows, places] (place t of row r's past lies in pool row sources[r, t]) and lengths [rows] (places in
+        use, at least 1). Returns [rows, heads * head_dim]. Raises `ValueError` for what doesn't fit together.
+        """
+        rows = len(queries)
+        if sources.ndim != 2 or len(sources) != rows or lengths.shape != (rows,):
+            raise ValueError("sources must be [rows, places], lengths [rows]")
+        if sources.stride(1) != 1 or not lengths.is_contiguous():
+            raise ValueError("lengths and the sources of a row must be contiguous")
+        room = min(keys.shape[2], sources.shape[1])
+        chosen = sources, sources.stride(0), 1
+        starts = torch.arange(rows + 1, dtype=torch.int32)
+        return self._run(queries, keys[:, :, :room], values[:, :, :room], chosen, starts, lengths, CHUNK)
+
+    def _run(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        chosen: tuple[Tensor, int, int],  # slots, and their steps from group to group and place to place
+        starts: Tensor,
+        lengths: Tensor,
+        chunk: int,
+    ) -> Tensor:
+        indices, group_step, place_step = chosen
+        self._check(queries, keys, values, (indices, starts, lengths))
+        slots, heads, room, _ = keys.shape
+        output = queries.new_empty(queries.shape)
+        scratch_bytes = self._kernels.scratch_bytes(self._head_dim, room)
+        scratch = torch.empty(self._threads * scratch_bytes, dtype=torch.uint8)
+        counters = np.zeros(3, np.int64)
+        size = self._dtype.itemsize
+        key_slot, key_head, key_place, _ = (stride * size for stride in keys.stride())
+        value_slot, value_head, value_place, _ = (stride * size for stride in values.stride())
+        job = self._kernels.Job(
+            counters=counters.ctypes.data,
+            scratch=scratch.data_ptr(),
+            scratch_bytes=scratch_bytes,
+            groups=len(lengths),
+            heads=heads,
+            rows=len(queries),
+            slots=slots,
+            room=room,
+            chunk=chunk,
+            queries=queries.data_ptr(),
+            query_row=queries.stride(0) * size,
+            keys=keys.data_ptr(),
+            key_slot=key_slot,
+            key_head=key_head,
+            key_place=key_place,
+            values=values.data_ptr(),
+            value_slot=value_slot,
+            value_head=value_head,
+            value_place=value_place,
+            output=output.data_ptr(),
+            output_row=output.stride(0) * size,
+            chosen=indices.data_ptr(),
+            group_step=group_step,
+            place_step=place_step,
+            starts=starts.data_ptr(),
+            lengths=lengths.data_ptr(),
+        )
+        packed = np.array(job, np.int64)
+        self._parallel(self._kernel.address, packed.ctypes.data, self._threads, 0)
+        if counters[self._kernels.FAULTS // 8]:
+            raise ValueError("a slot, a row or a length leads out of the tensors that were given")
+        return output
+
+    def _check(self, queries: Tensor, keys: Tensor, values: Tensor, indices: tuple[Tensor, ...]) -> None:
+        """What the kernel relies on; the numbers in `indices` it checks itself."""
+        head_dim = self._head_dim
+        if keys.ndim != 4 or keys.shape != values.shape or keys.shape[3] != head_dim:
+            raise ValueError(f"keys and values must both be [slots, heads, room, {head_dim}]")
+        if queries.ndim != 2 or queries.shape[1] != keys.shape[1] * head_dim:
+            raise ValueError(f"queries must be [rows, {keys.shape[1]} * {head_dim}]")
+        for tensor in (queries, keys, values):
+            if tensor.dtype != self._dtype or tensor.device.type != "cpu" or tensor.stride(-1) != 1:
+                raise ValueError(
+                    f"queries, keys and values must be {self._dtype} with adjacent numbers, in memory"
+                )
+        if any(index.dtype != torch.int32 or index.device.type != "cpu" for index in indices):
+            raise ValueError("slots, sources, starts and lengths must be int32, in memory")
+
+
+def _parallel() -> Any:
+    """OpenMP's "run this on so many threads", of the runtime that PyTorch has loaded; None without it."""
+    if sys.platform != "linux":
+        return None
+    run = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if run is not None:
+        run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        run.restype = None
+    return run

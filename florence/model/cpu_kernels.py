@@ -1,0 +1,177 @@
+"""The attention kernel of a CPU, compiled by numba.
+
+The kernel is a C function of one address, that of a `Job`. Every thread that calls it takes chunk after chunk
+of the job's units until none is left, so any number of threads shares it evenly. A unit is one head of one
+group of query rows, which have their keys in common: a tile of 16 keys is widened to float32 once, in the
+first cache, for all rows of the group; then comes the softmax of each row, and the values tile by tile.
+Nothing here allocates, raises or holds the GIL; numbers that lead out of the pool are counted as faults.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import carray, cfunc, from_dtype, njit, types
+
+from florence.model.cpu_tiles import FLOAT_BYTES, TILE, Operation, Tiles, as_pointer, take_next
+
+ROWS = 8
+"""Query rows that share a tile's widening; a group of more is done in parts."""
+
+AHEAD_BYTES = 4096
+"""How far ahead of what is read memory is asked for more: a page, at whose end hardware stops of itself."""
+
+INDEX_BYTES = 4
+
+NEXT_UNIT, NEXT_THREAD, FAULTS = 0, 8, 16
+"""Places of a job's counters, in bytes; each is an int64 that begins at zero."""
+
+
+class Job(NamedTuple):
+    """One call: addresses, sizes, and strides in bytes."""
+
+    counters: int
+    scratch: int
+    scratch_bytes: int  # of each thread
+    groups: int
+    heads: int
+    rows: int
+    slots: int
+    room: int
+    chunk: int  # units that a thread takes at once
+    queries: int
+    query_row: int
+    keys: int
+    key_slot: int
+    key_head: int
+    key_place: int
+    values: int
+    value_slot: int
+    value_head: int
+    value_place: int
+    output: int
+    output_row: int
+    chosen: int  # int32: place t of group g lies in slot chosen[g * group_step + t * place_step]
+    group_step: int
+    place_step: int
+    starts: int  # int32 [groups + 1]: the rows of group g are starts[g]:starts[g + 1]
+    lengths: int  # int32 [groups]: keys in use
+
+
+JOB = np.dtype([(name, np.int64) for name in Job._fields])
+
+
+def scratch_bytes(head_dim: int, room: int) -> int:
+    """Working memory of a thread for keys of up to `room` places, in whole cache lines."""
+    width, places = (-(-size // TILE) * TILE for size in (head_dim, room))
+    return (width * (2 * ROWS + TILE) + ROWS * (places + 2 * TILE)) * FLOAT_BYTES
+
+
+def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
+    """The kernel for one dtype and size; its `address` is the C function's, valid as long as this object."""
+    attend = _make_attend(Tiles(dtype, head_dim, AHEAD_BYTES), head_dim, dtype.itemsize)
+    take, pointer = take_next(), as_pointer()
+
+    def work(address: Any) -> None:
+        job = carray(address, 1)[0]
+        scratch = job.scratch + take(job.counters + NEXT_THREAD) * job.scratch_bytes
+        starts = carray(pointer(job.starts), job.groups + 1, np.int32)
+        lengths = carray(pointer(job.lengths), job.groups, np.int32)
+        units = job.groups * job.heads
+        first = take(job.counters + NEXT_UNIT) * job.chunk
+        while first < units:
+            for unit in range(first, min(first + job.chunk, units)):
+                head, group = unit // job.groups, unit % job.groups
+                start, end, length = starts[group], starts[group + 1], lengths[group]
+                if start >= 0 and start <= end and end <= job.rows and length >= 1 and length <= job.room:
+                    for row in range(start, end, ROWS):
+                        attend(job, head, group, row, min(end - row, ROWS), length, scratch)
+                else:
+                    take(job.counters + FAULTS)
+            first = take(job.counters + NEXT_UNIT) * job.chunk
+
+    return cfunc(types.void(types.CPointer(from_dtype(JOB))), error_model="numpy")(work)
+
+
+def _make_attend(tiles: Tiles, head_dim: int, item_bytes: int) -> Operation:
+    """One head of up to ROWS rows: scores of all keys, softmax, mean of the values."""
+    row_bytes, lanes_bytes = tiles.row_bytes, TILE * FLOAT_BYTES
+    scale = np.float32(head_dim**-0.5)
+    load_scaled, clear, store = tiles.load_scaled, tiles.clear, tiles.store
+    begin, dots, exclude, raise_top = tiles.begin, tiles.dots, tiles.exclude, tiles.raise_top
+    settle_top, weigh, mix = tiles.settle_top, tiles.weigh, tiles.mix
+    gather = _make_gather(tiles)
+
+    def attend(job: Any, head: int, group: int, first_row: int, rows: int, length: int, scratch: int) -> None:
+        padded = (length + TILE - 1) // TILE * TILE
+        score_row = padded * FLOAT_BYTES
+        mixed = scratch + ROWS * row_bytes
+        block = mixed + ROWS * row_bytes
+        top = block + TILE * row_bytes  # [rows, TILE]
+        total = top + ROWS * lanes_bytes  # [rows, TILE]
+        scores = total + ROWS * lanes_bytes  # [rows, padded]
+        source = job.queries + first_row * job.query_row + head * head_dim * item_bytes
+        for row in range(rows):
+            load_scaled(source + row * job.query_row, scratch + row * row_bytes, scale)
+            clear(mixed + row * row_bytes)
+            begin(top + row * lanes_bytes, total + row * lanes_bytes)
+        slots = job.chosen + group * job.group_step * INDEX_BYTES
+        keys, values = job.keys + head * job.key_head, job.values + head * job.value_head
+        for place in range(0, length, TILE):
+            gather(job, keys, job.key_slot, job.key_place, slots, place, length, block)
+            for row in range(rows):
+                here = scores + row * score_row + place * FLOAT_BYTES
+                dots(scratch + row * row_bytes, block, here)
+                if length - place < TILE:
+                    exclude(here, length - place)
+                raise_top(here, top + row * lanes_bytes)
+        for row in range(rows):
+            settle_top(top + row * lanes_bytes)
+            for here in range(scores + row * score_row, scores + (row + 1) * score_row, lanes_bytes):
+                weigh(here, top + row * lanes_bytes, total + row * lanes_bytes)
+        for place in range(0, length, TILE):
+            gather(job, values, job.value_slot, job.value_place, slots, place, length, block)
+            for row in range(rows):
+                mix(scores + row * score_row + place * FLOAT_BYTES, block, mixed + row * row_bytes)
+        target = job.output + first_row * job.output_row + head * head_dim * item_bytes
+        for row in range(rows):
+            store(mixed + row * row_bytes, total + row * lanes_bytes, target + row * job.output_row)
+
+    return _compiled(attend)
+
+
+def _make_gather(tiles: Tiles) -> Operation:
+    """A tile of keys or values as float32."""
+    row_bytes, load, fetch, clear = tiles.row_bytes, tiles.load, tiles.fetch, tiles.clear
+    take, pointer = take_next(), as_pointer()
+
+    def gather(
+        job: Any,
+        pool: int,
+        slot_bytes: int,
+        place_bytes: int,
+        slots: int,
+        first: int,
+        length: int,
+        block: int,
+    ) -> None:
+        step, count = job.place_step, min(TILE, length - first)
+        slot_of = carray(pointer(slots), (first + TILE) * step + 1, np.int32)
+        for index in range(count):
+            slot = slot_of[(first + index) * step]
+            if slot < 0 or slot >= job.slots:
+                take(job.counters + FAULTS)
+                slot = 0
+            source = pool + slot * slot_bytes + (first + index) * place_bytes
+            fetch(source)
+            load(source, block + index * row_bytes)
+        for index in range(count, TILE):
+            clear(block + index * row_bytes)
+
+    return _compiled(gather)
+
+
+def _compiled(function: Any) -> Operation:
+    return njit(function, nogil=True, error_model="numpy")
