@@ -3,91 +3,112 @@
     python benchmarks/decode_step.py [--size large|base|tiny] [--requests 16] [--beams 3] [--dtype bfloat16]
 
 Both decode the same random weights from encoder states of the same length, with beam search, the n-gram rule
-and forced tokens. A step's cost is the difference between a long and a short run, so that what happens once
-does not count. transformers runs one static batch, its best case; the engine runs requests that could join
-and leave.
+and forced tokens, in turns; a figure is the median over the steps of all turns. transformers runs one static
+batch, its best case; the engine runs requests that could join and leave. Beside them: the best matrix product
+on this machine, of the rows of the step, and what the step's own products would take at that rate.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
 
+import numpy as np
 import torch
-from florence.model.batch import DecodeState, decode_step
-from transformers import Florence2Config, Florence2ForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
-
 from random_models import SIZES, convert, make_native
+from torch import Tensor
+from transformers import Florence2ForConditionalGeneration, StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutput
 
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Decoding, Runner
+from florence.loading import cpu_kernel
 from florence.model.florence2 import Florence2Model
 
 ENCODER_LENGTH = 590
-SHORT, LONG = 8, 24
+FIRST, LAST = 8, 24
+"""Steps that count: the first ones warm up."""
+
+Cost = tuple[float, float]
+"""CPU seconds, wall seconds."""
 
 
-def per_step(run: Callable[[int], None]) -> tuple[float, float]:
-    """(CPU seconds, wall seconds) of one step: best of three differences between long and short runs."""
-    costs = []
-    run(SHORT)
-    for _ in range(3):
-        marks = []
-        for steps in (SHORT, LONG):
-            cpu, wall = time.process_time(), time.perf_counter()
-            run(steps)
-            marks.append((time.process_time() - cpu, time.perf_counter() - wall))
-        costs.append(tuple((long - short) / (LONG - SHORT) for short, long in zip(*marks, strict=True)))
-    return min(costs)[0], min(cost[1] for cost in costs)
+class Clock(StoppingCriteria):
+    """Looks at the time after each step and never stops anything."""
+
+    def __init__(self) -> None:
+        self.marks: list[Cost] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        self.marks.append((time.process_time(), time.perf_counter()))
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def costs(self) -> list[Cost]:
+        pairs = zip(self.marks[FIRST:LAST], self.marks[FIRST + 1 : LAST + 1], strict=False)
+        return [(after[0] - before[0], after[1] - before[1]) for before, after in pairs]
 
 
 @torch.inference_mode()
-def time_transformers(
-    native: Florence2ForConditionalGeneration, encoded: torch.Tensor, beams: int
-) -> tuple[float, float]:
+def steps_of_transformers(
+    native: Florence2ForConditionalGeneration, encoded: Tensor, beams: int
+) -> list[Cost]:
     """`generate` over a static batch, nobody leaving."""
-
-    def run(steps: int) -> None:
-        native.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-            attention_mask=torch.ones(encoded.shape[:2], dtype=torch.long),
-            do_sample=False,
-            num_beams=beams,
-            min_new_tokens=steps,
-            max_new_tokens=steps,
-            no_repeat_ngram_size=3,
-            early_stopping=True,
-            forced_bos_token_id=0,
-            forced_eos_token_id=2,
-        )
-
-    return per_step(run)
+    clock = Clock()
+    native.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+        attention_mask=torch.ones(encoded.shape[:2], dtype=torch.long),
+        do_sample=False,
+        num_beams=beams,
+        min_new_tokens=LAST + 2,
+        max_new_tokens=LAST + 2,
+        no_repeat_ngram_size=3,
+        early_stopping=True,
+        forced_bos_token_id=0,
+        forced_eos_token_id=2,
+        stopping_criteria=StoppingCriteriaList([clock]),
+    )
+    return clock.costs()
 
 
 @torch.inference_mode()
-def time_engine(model: Florence2Model, encoded: torch.Tensor, beams: int) -> tuple[float, float]:
-    """The engine's step and the searches of all requests."""
-    cross = model.language.decoder.cross(encoded)
+def steps_of_engine(runner: Runner, encoded: Tensor, beams: int) -> list[Cost]:
+    """The engine's step, the searches of all requests in it."""
+    options = GenerationOptions(beams, LAST + 2, LAST + 2, 3, True, 1.0)
+    request = Request(np.zeros((32, 32, 3), np.uint8), (0, 2), options)
+    places = [runner.places.take(beams) for _ in encoded]
+    runner.caches.write_cross([place.slot for place in places], runner.model.language.decoder.cross(encoded))
+    for place in places:
+        runner.state.start(place.slot, place.rows, options)
+    decodings = [Decoding(request, place, 577, ENCODER_LENGTH) for place in places]
+    clock = Clock()
+    for _ in range(LAST + 2):
+        runner.step(decodings)
+        clock.marks.append((time.process_time(), time.perf_counter()))
+    return clock.costs()
 
-    def run(steps: int) -> None:
-        options = GenerationOptions(beams, steps, steps, 3, True, 1.0)
-        searches = [start_search(options, RULES) for _ in encoded]
-        states = [
-            DecodeState([layer.row(row, encoded.shape[1]) for layer in cross], beams, steps)
-            for row in range(len(encoded))
-        ]
-        while not searches[0].done:
-            parents, tokens = zip(*((search.parents, search.tokens) for search in searches), strict=True)
-            for search, logits in zip(
-                searches, decode_step(model.language, states, parents, tokens), strict=True
-            ):
-                search.take(logits)
 
-    return per_step(run)
+def rate_of_products(rows: int, width: int, dtype: torch.dtype) -> float:
+    """FLOP a CPU-second of the best product of that many rows with a matrix of 4 * width by width, and of a
+    large one."""
+    best = 0.0
+    for count, inner, outer in ((rows, width, 4 * width), (4096, 4096, 4096)):
+        left, right = torch.randn(count, inner).to(dtype), torch.randn(outer, inner).to(dtype)
+        for _ in range(6):
+            started = time.process_time()
+            repeats = max(1, int(2e10 / (2 * count * inner * outer)))
+            for _ in range(repeats):
+                torch.nn.functional.linear(left, right)
+            best = max(best, 2 * count * inner * outer * repeats / (time.process_time() - started))
+    return best
+
+
+def flops_of_step(model: Florence2Model, rows: int) -> float:
+    """Of the products with weights; attention is a twentieth of that."""
+    config = model.config.text
+    width, decoder = config.d_model, config.decoder
+    layer = 6 * width * width + 2 * width * decoder.ffn_dim
+    return 2.0 * rows * (decoder.layers * layer + width * config.vocab_size)
 
 
 def main() -> None:
@@ -97,24 +118,35 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--beams", type=int, default=3)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     native = make_native(arguments.size, dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        native.save_pretrained(folder)
-        normalize = Normalize((0.5,) * 3, (0.5,) * 3, 1 / 255)
-        model = load_model(Path(folder), normalize, VOCAB, torch.device("cpu"), dtype)
-    encoded = torch.randn(arguments.requests, ENCODER_LENGTH, SIZES[arguments.size][0]).to(dtype)
-    theirs = time_transformers(native, encoded, arguments.beams)
-    ours = time_engine(model, encoded, arguments.beams)
+    model = convert(native, torch.device("cpu"), dtype)
+    runner = Runner(model, arguments.requests, kernel=cpu_kernel(model))
+    width = SIZES[arguments.size][0]
+    encoded = torch.randn(arguments.requests, ENCODER_LENGTH, width).to(dtype)
+    rate = rate_of_products(arguments.requests * arguments.beams, width, dtype)
+    theirs: list[Cost] = []
+    ours: list[Cost] = []
+    for _ in range(arguments.turns):
+        theirs += steps_of_transformers(native, encoded, arguments.beams)
+        ours += steps_of_engine(runner, encoded, arguments.beams)
     print(
         f"{arguments.size}, {arguments.requests} requests x {arguments.beams} beams, {ENCODER_LENGTH} tokens "
         f"encoded, {arguments.dtype}, {torch.get_num_threads()} threads"
     )
-    for name, (cpu, wall) in (("transformers", theirs), ("florence", ours)):
+    medians = []
+    for name, costs in (("transformers", theirs), ("florence", ours)):
+        cpu, wall = (statistics.median(values) for values in zip(*costs, strict=True))
+        medians.append((cpu, wall))
         print(f"{name:13} {cpu:8.4f} CPU-s  {wall:8.4f} s wall")
-    print(f"{'ratio':13} {theirs[0] / ours[0]:8.2f}        {theirs[1] / ours[1]:8.2f}")
+    print(f"{'ratio':13} {medians[0][0] / medians[1][0]:8.2f}        {medians[0][1] / medians[1][1]:8.2f}")
+    floor = flops_of_step(model, arguments.requests * arguments.beams) / rate
+    print(
+        f"best product: {rate / 1e9:.0f} GFLOP a CPU-second; the step's products at that: {floor:.4f} CPU-s"
+    )
 
 
 if __name__ == "__main__":

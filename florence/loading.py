@@ -21,6 +21,7 @@ from florence.images import ImageLimits, Preprocessing, read_preprocessing
 from florence.model import cpu_attention
 from florence.model.checkpoint import count_parameters, load_model
 from florence.model.config import STRIDE, ModelConfig, read_config
+from florence.model.decode import Kernel
 from florence.model.devices import pick_device, pick_dtype
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
@@ -104,20 +105,24 @@ def load(name: str, options: LoadOptions) -> Loaded:
 
 def _runner(model: Florence2Model, slots: int, options: LoadOptions, preprocessing: Preprocessing) -> Runner:
     """The way to run steps that suits the device."""
-    weight, text = model.language.shared.weight, model.config.text
-    on_gpu, kernel = weight.is_cuda, None
-    if not on_gpu and cpu_attention.available(weight.dtype):
-        head_dim = text.d_model // text.decoder.heads
-        kernel = cpu_attention.CpuAttention(weight.dtype, head_dim, options.threads)
+    on_gpu = model.language.shared.weight.is_cuda
     return Runner(
         model,
         slots,
         picture_tokens=_picture_tokens(preprocessing),
         feature_bytes=options.picture_cache_bytes,
-        kernel=kernel,
+        kernel=None if on_gpu else cpu_kernel(model, options.threads),
         recorder=CudaRecorder() if on_gpu else None,
         late=on_gpu,
     )
+
+
+def cpu_kernel(model: Florence2Model, threads: int | None = None) -> Kernel | None:
+    """The attention kernel for a model on a CPU; None where there is none, and torch's own is used."""
+    dtype, text = model.language.shared.weight.dtype, model.config.text
+    if not cpu_attention.available(dtype):
+        return None
+    return cpu_attention.CpuAttention(dtype, text.d_model // text.decoder.heads, threads)
 
 
 def _picture_tokens(preprocessing: Preprocessing) -> int:
