@@ -23,7 +23,8 @@ def test_vision_features_are_the_originals(goldens: Goldens, index: int) -> None
     vision = goldens.model.vision
     features = vision.tower(vision.normalize(pixels))  # [1, dim, 24, 24]
     sample = features[0].flatten(1).T[::8, ::4]
-    torch.testing.assert_close(sample, goldens.tensors[f"vision_tower.sample.{index}"], atol=5e-5, rtol=0)
+    # The original's own rounding is up to 8e-5 away from the same network in float64.
+    torch.testing.assert_close(sample, goldens.tensors[f"vision_tower.sample.{index}"], atol=1e-4, rtol=0)
     tokens = vision.projector(features)[0]
     torch.testing.assert_close(tokens, goldens.tensors[f"image_features.{index}"], atol=2e-5, rtol=0)
 
