@@ -14,6 +14,7 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 from florence.model.checkpoint import load_model
 from florence.model.florence2 import Florence2Model
+from florence.model.packing import pack
 from florence.model.vision import Normalize
 
 SIZES = {  # d_model, layers, heads, ffn_dim, tower dimensions
@@ -53,4 +54,6 @@ def convert(
     """The same weights in this package's model, through its own loading code."""
     with tempfile.TemporaryDirectory() as folder:
         native.save_pretrained(folder)
-        return load_model(Path(folder), Normalize(MEAN, STD, RESCALE), VOCAB, device, dtype)
+        model = load_model(Path(folder), Normalize(MEAN, STD, RESCALE), VOCAB, device, dtype)
+    pack(model)
+    return model

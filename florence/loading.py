@@ -22,8 +22,9 @@ from florence.model import cpu_attention
 from florence.model.checkpoint import count_parameters, load_model
 from florence.model.config import STRIDE, ModelConfig, read_config
 from florence.model.decode import Kernel
-from florence.model.devices import pick_device, pick_dtype
+from florence.model.devices import keep_freed_memory, pick_device, pick_dtype
 from florence.model.florence2 import Florence2Model
+from florence.model.packing import pack
 from florence.model.vision import Normalize
 from florence.pipeline import Pipeline
 from florence.tasks import TASKS
@@ -71,7 +72,11 @@ def load(name: str, options: LoadOptions) -> Loaded:
     limits = _token_limits(config, preprocessing)
     tokenizer = load_tokenizer(checkpoint.directory, config.text.vocab_size)
     normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = load_model(checkpoint.directory, normalize, tokenizer.size, device, dtype)
+    parameters = count_parameters(model)
+    pack(model)
     pipeline = Pipeline(
         checkpoint=checkpoint.label,
         tokenizer=tokenizer,
@@ -83,7 +88,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
     info = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,
-        "parameters": count_parameters(model),
+        "parameters": parameters,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "picture_size": [preprocessing.height, preprocessing.width],

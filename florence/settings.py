@@ -44,7 +44,8 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Type of the weights; `auto`: bfloat16 where the processor has it, else float32.",
+        description="Type of the weights; `auto`: bfloat16 where the processor is faster with it than with "
+        "float32, else float32.",
     )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads of one worker's model; default: PyTorch's choice."

@@ -19,6 +19,7 @@ from florence.engine.reference import TokenRules
 from florence.engine.request import GenerationOptions
 from florence.model.checkpoint import load_model
 from florence.model.florence2 import Florence2Model
+from florence.model.packing import pack
 from florence.model.vision import Normalize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,8 +69,13 @@ class Goldens:
 
     @cached_property
     def model(self) -> Florence2Model:
-        """The checkpoint; its `look` remembers pictures, since the tower is slow and has tests of its own."""
-        return remember_pictures(load_float32(self.checkpoint))
+        """The checkpoint, packed as it is served.
+
+        Its `look` remembers pictures, since the tower is slow and has tests of its own.
+        """
+        model = load_float32(self.checkpoint)
+        pack(model)
+        return remember_pictures(model)
 
     def path(self, name: str) -> Path:
         return self.folder / "inputs" / name

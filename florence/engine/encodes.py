@@ -5,8 +5,8 @@ Both give what each request would get alone: padding is masked, or left out of w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +14,7 @@ from torch import Tensor
 from florence.engine.graphs import Buckets, Recorder, Replay, round_up
 from florence.model.florence2 import Florence2Model
 from florence.model.language import Cache, KeysValues
-
-T = TypeVar("T")
-Parts = Generator[None, None, T]
-"""Work that yields between its parts and returns its result."""
+from florence.model.parts import Parts
 
 Prompts = Sequence[Sequence[int]]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -28,6 +28,7 @@ from florence.engine.request import Generation, Request
 from florence.engine.runner import Decoding, Runner
 from florence.engine.scheduler import BatchLimits, Pace, Scheduler
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, Overloaded, RequestError
+from florence.model.parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class _Encoding:
     """Requests that are being encoded, part by part."""
 
     entries: list[Entry]
-    parts: Generator[None, None, list[Decoding]]
+    parts: Parts[list[Decoding]]
     pictures_before: int
     seconds: float = 0.0
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from florence.engine.encodes import BucketEncodes, Encodes, Parts, PlainEncodes
+from florence.engine.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.features import FeatureCache
 from florence.engine.graphs import Buckets, BucketSteps, Recorder
 from florence.engine.places import Place, Places
@@ -25,7 +25,8 @@ from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
 from florence.model.decode import Kernel
 from florence.model.florence2 import Florence2Model
-from florence.model.language import Cache, last_of
+from florence.model.language import Cache
+from florence.model.parts import Parts, last_of
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20
 """Room for about a hundred pictures of Florence-2-large in bfloat16."""

@@ -68,6 +68,7 @@ def load_model(
     if sources[HEAD] == sources[SHARED]:
         tensors[HEAD] = tensors[SHARED]
     model.load_state_dict(tensors, strict=True, assign=True)
+    model.language.has_logits_bias = bool(tensors[BIAS].any())
     model.vision.normalize = normalize.to(device, dtype)
     model.vision.tower = model.vision.tower.to(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)

@@ -75,9 +75,10 @@ def decode_step(
         queries, keys, values = own.qkv(states)
         caches.own_keys[index][rows, :, positions] = _heads(keys, own.heads)
         caches.own_values[index][rows, :, positions] = _heads(values, own.heads)
-        states = layer.self_attn_layer_norm(states + own.out_proj(attention.own(queries, index)))
-        crossed = cross.out_proj(attention.cross(cross.q_proj(states), index))
-        states = layer.feed_forward(layer.encoder_attn_layer_norm(states + crossed))
+        states = layer.self_attn_layer_norm(own.out_proj.plus(attention.own(queries, index), states))
+        crossed = attention.cross(cross.q_proj(states), index)
+        states = layer.encoder_attn_layer_norm(cross.out_proj.plus(crossed, states))
+        states = layer.feed_forward(states)
     return language.logits(states)
 
 

@@ -1,7 +1,9 @@
-"""Which device and which dtype "auto" means here, and threads for a CPU."""
+"""Which device and which dtype "auto" means here, and what a CPU's memory needs."""
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import re
 from pathlib import Path
 
@@ -11,8 +13,11 @@ from florence.errors import SettingsError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-"""Flags of processors that multiply bfloat16 faster than float32; elsewhere bfloat16 is many times slower."""
+MALLOC_OPTIONS = {  # mallopt's number of an option (malloc.h) -> value
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: keep what is free at the heap's end
+    -3: 2**31 - 1,  # M_MMAP_THRESHOLD: take large blocks from the heap too
+    -8: 1,  # M_ARENA_MAX: one heap for all threads, since those of threads can't hold large blocks
+}
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,22 +38,43 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" (bfloat16 where the processor multiplies it natively, else float32), or one of `DTYPES` by
-    name."""
+    """One of `DTYPES` by name, or "auto": on a GPU bfloat16, or float16 where it has none; on a CPU bfloat16
+    where the processor multiplies it faster than float32 (`has_fast_bf16`), else float32."""
     if name == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        return torch.bfloat16 if has_native_bf16() else torch.float32
+        return torch.bfloat16 if has_fast_bf16() else torch.float32
     if name not in DTYPES:
         raise SettingsError(f"dtype {name!r} is not known; use auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
-def has_native_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU multiplies bfloat16 natively; False where the system does not say."""
+def has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32; False where the system does not say.
+
+    AMX does, on any processor, and so does AVX512-BF16 on AMD's. Intel's, where AMX is missing or hidden by a
+    virtual machine, has half the rate of its float32, and a processor with neither is many times slower.
+    """
     try:
         text = cpuinfo.read_text(encoding="utf-8")
     except OSError:
         return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
-    return any(flag in flags for flag in BF16_FLAGS)
+    # The first processor's "key : value" lines; all processors of a machine are alike.
+    pairs = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
+    facts = {key.strip(): value.split() for key, _, value in pairs}
+    flags = facts.get("flags", [])
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == ["AuthenticAMD"])
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep the memory that it frees, for the next tensors; False where that can't be set.
+
+    By default glibc returns each large block to the kernel, which hands it out again page by page, zeroed: a
+    tensor of 150 MB costs four times as much to write. It is a setting of the whole process: its memory stays
+    at the highest need so far.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    taken = [mallopt(option, value) == 1 for option, value in MALLOC_OPTIONS.items()]
+    return all(taken)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 from torch import Tensor, nn
 
 from florence.model.config import ModelConfig
 from florence.model.language import LanguageModel
+from florence.model.parts import Parts
 from florence.model.vision import Normalize, VisionEncoder
 
 
@@ -29,7 +28,7 @@ class Florence2Model(nn.Module):
         tokens: Tensor = self.vision(pixels)
         return tokens
 
-    def look_parts(self, pixels: Tensor) -> Generator[None, None, Tensor]:
+    def look_parts(self, pixels: Tensor) -> Parts[Tensor]:
         """`look` in parts: yields between the blocks of the tower."""
-        yield
-        return self.look(pixels)
+        tokens = yield from self.vision.parts(pixels)
+        return tokens

@@ -7,10 +7,9 @@ in BART (arXiv 1910.13461); module names are those of the checkpoints, so that l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from florence.model.config import StackConfig, TextConfig
-
-T = TypeVar("T")
+from florence.model.packing import Linear
+from florence.model.parts import Parts, last_of
 
 POSITION_OFFSET = 2
 """BART's position table starts with two rows that no position uses."""
@@ -57,13 +56,14 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj = nn.Linear(d_model, d_model)
-        self.k_proj = nn.Linear(d_model, d_model)
-        self.v_proj = nn.Linear(d_model, d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.q_proj = Linear(d_model, d_model)
+        self.k_proj = Linear(d_model, d_model)
+        self.v_proj = Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
 
     def qkv(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the same states, each of their shape."""
+        """[..., d_model] -> queries, keys and values of the same shape, for attention of states to
+        themselves."""
         return self.q_proj(states), self.k_proj(states), self.v_proj(states)
 
     def keys_values(self, states: Tensor) -> KeysValues:
@@ -71,16 +71,14 @@ class Attention(nn.Module):
         return KeysValues(self._split(self.k_proj(states)), self._split(self.v_proj(states)))
 
     def forward(self, states: Tensor, memory: KeysValues, mask: Tensor | None = None) -> Tensor:
-        """Attend from `states` [rows, queries, d_model] to `memory`; `mask` is true where attention is
-        allowed.
+        """`states` [rows, queries, d_model] with what they see in `memory` added to them.
 
-        `mask` broadcasts to [rows, heads, queries, length].
+        `mask`, true where attention is allowed, broadcasts to [rows, heads, queries, length].
         """
         queries = self._split(self.q_proj(states))
         mixed = F.scaled_dot_product_attention(queries, memory.keys, memory.values, attn_mask=mask)
         mixed = rearrange(mixed, "rows heads queries head_dim -> rows queries (heads head_dim)")
-        result: Tensor = self.out_proj(mixed)
-        return result
+        return self.out_proj.plus(mixed, states)
 
     def _split(self, states: Tensor) -> Tensor:
         return rearrange(
@@ -93,16 +91,15 @@ class Layer(nn.Module):
 
     def __init__(self, d_model: int, stack: StackConfig, activation: str) -> None:
         super().__init__()
-        self.activation = _activation(activation)
-        self.fc1 = nn.Linear(d_model, stack.ffn_dim)
-        self.fc2 = nn.Linear(stack.ffn_dim, d_model)
+        self.fc1 = Linear(d_model, stack.ffn_dim, activation=activation)
+        self.fc2 = Linear(stack.ffn_dim, d_model)
         self.final_layer_norm = nn.LayerNorm(d_model)
         self.self_attn = Attention(d_model, stack.heads)
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
 
     def feed_forward(self, states: Tensor) -> Tensor:
-        """[rows, length, d_model] -> the same shape."""
-        result: Tensor = self.final_layer_norm(states + self.fc2(self.activation(self.fc1(states))))
+        """[..., d_model] -> the same shape."""
+        result: Tensor = self.final_layer_norm(self.fc2.plus(self.fc1(states), states))
         return result
 
 
@@ -112,7 +109,7 @@ class EncoderLayer(Layer):
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """[rows, length, d_model] -> the same shape; `mask` broadcasts to [rows, heads, length, length]."""
         attended = self.self_attn(states, self.self_attn.keys_values(states), mask)
-        return self.feed_forward(self.self_attn_layer_norm(states + attended))
+        return self.feed_forward(self.self_attn_layer_norm(attended))
 
 
 class DecoderLayer(Layer):
@@ -135,8 +132,8 @@ class DecoderLayer(Layer):
         cache."""
         present = self.self_attn.keys_values(states)
         memory = past.append(present) if past else present
-        states = self.self_attn_layer_norm(states + self.self_attn(states, memory, mask))
-        states = self.encoder_attn_layer_norm(states + self.encoder_attn(states, cross, cross_mask))
+        states = self.self_attn_layer_norm(self.self_attn(states, memory, mask))
+        states = self.encoder_attn_layer_norm(self.encoder_attn(states, cross, cross_mask))
         return self.feed_forward(states), memory
 
 
@@ -172,7 +169,7 @@ class Encoder(Stack):
         """[rows, length, d_model] -> the same shape; `mask` [rows, length] is false on padding."""
         return last_of(self.parts(embeddings, mask))
 
-    def parts(self, embeddings: Tensor, mask: Tensor | None = None) -> Generator[None, None, Tensor]:
+    def parts(self, embeddings: Tensor, mask: Tensor | None = None) -> Parts[Tensor]:
         """`forward` in parts: yields between layers."""
         states = self.place(embeddings, 0)
         allowed = None if mask is None else mask[:, None, None, :]  # [rows, 1, 1, length]
@@ -228,9 +225,10 @@ class LanguageModel(nn.Module):
         self.scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
         # Zero in BART; the original adds it to the logits, so a fine-tune that holds another is honoured.
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
+        self.has_logits_bias = True
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[rows, length] -> [rows, length, d_model]."""
@@ -247,7 +245,7 @@ class LanguageModel(nn.Module):
 
     def encode_parts(
         self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None
-    ) -> Generator[None, None, Tensor]:
+    ) -> Parts[Tensor]:
         """`encode` in parts: yields between layers."""
         states = yield from self.encoder.parts(self._join(picture_tokens, prompt_ids), mask)
         return states
@@ -266,26 +264,6 @@ class LanguageModel(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., d_model] -> float32 [..., vocab]."""
-        scores: Tensor = self.lm_head(states)
+        scores: Tensor = self.lm_head(states).float()
         # In place: a vocabulary of scores for each row is the largest tensor of a step.
-        return scores.float().add_(self.final_logits_bias.float())
-
-
-def last_of(parts: Generator[None, None, T]) -> T:
-    """The result of work in parts, done without a pause."""
-    while True:
-        try:
-            next(parts)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    choices: dict[str, Callable[[Tensor], Tensor]] = {
-        "gelu": F.gelu,
-        "gelu_new": partial(F.gelu, approximate="tanh"),
-        "relu": F.relu,
-        "silu": F.silu,
-    }
-    return choices[name]
+        return scores.add_(self.final_logits_bias) if self.has_logits_bias else scores

@@ -1,8 +1,7 @@
-"""From uint8 pixels to picture tokens: normalisation, timm's DaViT tower, positions and projection.
+"""From uint8 pixels to picture tokens: normalisation, the DaViT tower, positions and projection.
 
-Knows tensors only; pictures come already resized. The tower is timm's `DaVit` (its Florence-2 variant of
-arXiv 2204.03645), built from the checkpoint's sizes; around it stands what the original's `_encode_image`
-(modeling_florence2.py) does.
+Knows tensors only; pictures come already resized. Around the tower (`davit.py`) stands what the original's
+`_encode_image` (modeling_florence2.py) does.
 """
 
 from __future__ import annotations
@@ -11,10 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from timm.models.davit import ChannelAttentionV2, DaVit
 from torch import Tensor, nn
 
 from florence.model.config import VisionConfig
+from florence.model.davit import DaViT
+from florence.model.packing import Linear
+from florence.model.parts import Parts, last_of
 
 LEVELS = 256
 
@@ -57,7 +58,7 @@ class Projector(nn.Module):
         self.rows = nn.Embedding(config.max_positions, dim // 2)
         self.columns = nn.Embedding(config.max_positions, dim - dim // 2)
         self.register_buffer("temporal", torch.empty(config.max_frames, dim))
-        self.projection = nn.Linear(dim, d_model, bias=False)
+        self.projection = Linear(dim, d_model, bias=False)
         self.norm = nn.LayerNorm(d_model)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -81,34 +82,15 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig, d_model: int, normalize: Normalize) -> None:
         super().__init__()
         self.normalize = normalize
-        self.tower = _build_tower(config)
+        self.tower = DaViT(config)
         self.projector = Projector(config, d_model)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[pictures, height, width, 3] uint8 -> [pictures, picture tokens, d_model]."""
-        tokens: Tensor = self.projector(self.tower(self.normalize(pixels)))
+        return last_of(self.parts(pixels))
+
+    def parts(self, pixels: Tensor) -> Parts[Tensor]:
+        """`forward` in parts: yields between the blocks of the tower."""
+        features = yield from self.tower.parts(self.normalize(pixels))
+        tokens: Tensor = self.projector(features)
         return tokens
-
-
-def _build_tower(config: VisionConfig) -> DaVit:
-    """timm's DaViT with the sizes of the checkpoint and without its classifier."""
-    tower = DaVit(
-        embed_dims=config.dims,
-        depths=config.depths,
-        num_heads=config.heads,
-        window_size=config.window,
-        mlp_ratio=config.mlp_ratio,
-        qkv_bias=config.qkv_bias,
-        num_classes=0,
-        global_pool="",
-        down_kernel_size=3,
-        channel_attn_v2=True,
-        named_blocks=True,
-    )
-    # timm gives channel attention as many groups as window attention has heads; Florence-2 names both.
-    for stage, groups in zip(tower.stages, config.groups, strict=True):
-        for module in stage.modules():
-            if isinstance(module, ChannelAttentionV2):
-                module.groups = groups
-    tower.head = nn.Identity()  # type: ignore[assignment]  # features, not classes
-    return tower

@@ -1,0 +1,122 @@
+"""Packed layers compute what plain ones do, within the rounding of their type."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from goldens import load_float32
+from tiny import make_native
+
+from florence.model.packing import ACTIVATIONS, OPERATORS, Conv2d, Linear, can_pack, pack
+
+CPU = torch.device("cpu")
+DTYPES = [
+    pytest.param(dtype, id=str(dtype), marks=pytest.mark.skipif(not can_pack(CPU, dtype), reason="not here"))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+]
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def both(layer: Linear | Conv2d, dtype: torch.dtype) -> tuple[Linear | Conv2d, Linear | Conv2d]:
+    """The layer in a type, plain and packed."""
+    plain = layer.to(dtype).requires_grad_(False)
+    packed = copy.deepcopy(plain)
+    assert pack(packed)
+    assert packed.weight is None  # one copy is held, not two
+    return plain, packed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 48), (3, 48), (200, 48), (2, 7, 48), (2, 3, 4, 48)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_a_packed_linear_layer_is_the_plain_one(
+    dtype: torch.dtype, shape: tuple[int, ...], activation: str | None, bias: bool
+) -> None:
+    plain, packed = both(Linear(48, 80, bias, activation), dtype)
+    states = torch.randn(shape, dtype=dtype) * 2
+    close = {"atol": ROUNDING[dtype], "rtol": ROUNDING[dtype]}
+    torch.testing.assert_close(packed(states), plain(states), **close)
+    if activation is None:
+        assert isinstance(plain, Linear)
+        assert isinstance(packed, Linear)
+        residual = torch.randn(*shape[:-1], 80, dtype=dtype)
+        before = residual.clone()
+        torch.testing.assert_close(packed.plus(states, residual), plain.plus(states, residual), **close)
+        torch.testing.assert_close(plain.plus(states, residual), residual + plain(states))
+        assert torch.equal(residual, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.inference_mode()
+def test_views_are_read_as_what_they_show(dtype: torch.dtype) -> None:
+    """Rows of a larger tensor, transposed and cut ones: what a caller need not copy first."""
+    plain, packed = both(Linear(48, 80), dtype)
+    states, residual = torch.randn(96, 5, 2, dtype=dtype), torch.randn(80, 9, dtype=dtype)
+    for view in (states[:48, :, 0].T, states.transpose(0, 2)[:, :, 16:64], states[::2, :, 1].T[1:]):
+        torch.testing.assert_close(packed(view), plain(view), atol=2e-2, rtol=2e-2)
+    view, added = states[:48].transpose(0, 1)[..., 0], residual.T[:5]
+    torch.testing.assert_close(packed.plus(view, added), plain.plus(view, added), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(8, 8), (5, 12), (2, 1)])
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(3, 1, 16), (3, 2, 1), (7, 4, 1)])
+@torch.inference_mode()
+def test_a_packed_convolution_is_the_plain_one(
+    dtype: torch.dtype, size: tuple[int, int], kernel: int, stride: int, groups: int
+) -> None:
+    plain, packed = both(Conv2d(16, 16, kernel, stride, groups), dtype)
+    cells = torch.randn(2, *size, 16, dtype=dtype)
+    close = {"atol": ROUNDING[dtype], "rtol": ROUNDING[dtype]}
+    values = F.conv2d(cells.permute(0, 3, 1, 2), plain.weight, plain.bias, stride, kernel // 2, groups=groups)
+    torch.testing.assert_close(plain(cells), values.permute(0, 2, 3, 1), **close)
+    torch.testing.assert_close(packed(cells), plain(cells), **close)
+    if stride == 1:
+        torch.testing.assert_close(packed.plus(cells), plain.plus(cells), **close)
+        torch.testing.assert_close(plain.plus(cells), cells + plain(cells))
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="nothing is packed here")
+def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
+    """From pixels to logits; the embedding that the head was tied to stays."""
+    vocab = make_native(tmp_path).config.text_config.vocab_size
+    plain, packed = (load_float32(tmp_path, vocab) for _ in range(2))
+    assert pack(packed)
+    assert torch.equal(packed.language.shared.weight, plain.language.shared.weight)
+    assert not any(
+        name.endswith(("proj.weight", "fc1.weight", "lm_head.weight")) for name in packed.state_dict()
+    )
+    pixels = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    prompt, forced = torch.tensor([[0, 71, 412, 2]] * 2), torch.tensor([[2, 0, 17]] * 2)
+    logits = []
+    for model in (plain, packed):
+        encoded = model.encode(model.look(pixels), prompt)
+        states, _ = model.language.decode(forced, None, model.language.decoder.cross(encoded))
+        logits.append(model.language.logits(states))
+    assert logits[0].std() > 0.1
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another PyTorch may not have them: the layers stay as they are."""
+    present = {other: None for other in OPERATORS if other != name}
+    monkeypatch.setattr(torch.ops, "mkldnn", type("Namespace", (), present)())
+    layer = Linear(4, 4)
+    assert not pack(layer)
+    assert layer(torch.ones(1, 4)).shape == (1, 4)
+
+
+def test_nothing_is_packed_on_other_machines_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not can_pack(torch.device("cuda"), torch.float32)
+    assert not can_pack(CPU, torch.float64)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert not can_pack(CPU, torch.float32)
