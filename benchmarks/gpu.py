@@ -14,17 +14,16 @@ import argparse
 import json
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import cycle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from random_models import MEAN, RESCALE, SIDE, SIZES, STD, VOCAB, convert, make_native
+from closed_loop import PROMPT_TOKENS, TASKS, generate_static, options, requests, throughput
+from random_models import SIZES, VOCAB, convert, make_native, picture_tokens
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2ForConditionalGeneration
 
@@ -33,22 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from florence.engine.graphs import CudaRecorder, PlainRecorder
 from florence.engine.loop import Engine, TokenLimits
 from florence.engine.reference import generate_alone
-from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.runner import Decoding, Runner
 from florence.engine.scheduler import BatchLimits
 from florence.model.florence2 import Florence2Model
 
-TASKS = {  # tokens generated
-    "CAPTION": 12,
-    "DETAILED_CAPTION": 45,
-    "MORE_DETAILED_CAPTION": 90,
-    "CAPTION_TO_PHRASE_GROUNDING": 40,
-    "OD": 130,
-    "DENSE_REGION_CAPTION": 160,
-    "REGION_PROPOSAL": 110,
-    "OCR": 20,
-    "OCR_WITH_REGION": 60,
-}
 REPLACED = {  # pictures/s of the replaced Triton ensemble, RTX 4090, float16, 3 beams, concurrency 36
     "CAPTION": 26.6,
     "DETAILED_CAPTION": 14.5,
@@ -60,7 +47,7 @@ REPLACED = {  # pictures/s of the replaced Triton ensemble, RTX 4090, float16, 3
     "OCR": 29.4,
     "OCR_WITH_REGION": 21.6,
 }
-BEAMS, PROMPT_TOKENS, ENCODE_BATCH = 3, 12, 16
+ENCODE_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -75,17 +62,13 @@ class Bench:
     static_batches: tuple[int, ...]
     tokens_of: dict[str, int]
 
-    @property
-    def picture_tokens(self) -> int:
-        return 1 + (SIDE[self.size] // 32) ** 2
-
     def runner(self, model: Florence2Model, slots: int) -> Runner:
         on_gpu = self.device.type == "cuda"
         recorder = CudaRecorder() if on_gpu else PlainRecorder()
         return Runner(
             model,
             slots,
-            picture_tokens=self.picture_tokens,
+            picture_tokens=picture_tokens(self.size),
             feature_bytes=0,
             recorder=recorder,
             late=on_gpu,
@@ -93,7 +76,7 @@ class Bench:
 
     def engine(self, model: Florence2Model, slots: int) -> Engine:
         limits = BatchLimits(slots, min(slots, ENCODE_BATCH), max_queue=4 * slots, encode_budget_s=0.05)
-        tokens = TokenLimits(1024, 1024 - self.picture_tokens)
+        tokens = TokenLimits(1024, 1024 - picture_tokens(self.size))
         return Engine(self.runner(model, slots), tokens, limits)
 
     def synchronize(self) -> None:
@@ -111,58 +94,6 @@ class Bench:
             self.synchronize()
             times.append(time.perf_counter() - started)
         return statistics.median(times)
-
-
-def options(tokens: int, beams: int = BEAMS) -> GenerationOptions:
-    return GenerationOptions(beams, tokens, tokens, 3, True, 1.0)
-
-
-def requests(size: str, tokens: int, count: int = 64) -> list[Request]:
-    """Requests of different pictures."""
-    dice = np.random.default_rng(0)
-    shape = (SIDE[size], SIDE[size], 3)
-    prompt = (0, *range(100, 98 + PROMPT_TOKENS), 2)
-    return [
-        Request(dice.integers(0, 256, shape, dtype=np.uint8), prompt, options(tokens)) for _ in range(count)
-    ]
-
-
-def throughput(engine: Engine, asked: list[Request], concurrency: int, window_s: float) -> float:
-    """Answers a second with so many requests always under way, after a first round that does not count."""
-    source: Iterator[Request] = cycle(asked)
-    lock, over, done = threading.Lock(), threading.Event(), []
-    idle, under_way = threading.Event(), 0
-
-    def send() -> None:
-        nonlocal under_way
-        with lock:
-            request, under_way = next(source), under_way + 1
-        engine.submit(request).add_done_callback(finish)
-
-    def finish(future: Future[Generation]) -> None:
-        nonlocal under_way
-        future.result()
-        done.append(time.perf_counter())
-        with lock:
-            under_way -= 1
-        if not over.is_set():
-            send()
-        elif under_way == 0:
-            idle.set()
-
-    for _ in range(concurrency):
-        send()
-    while len(done) < concurrency:
-        time.sleep(0.01)
-    first, started = len(done), time.perf_counter()
-    # Answers of equal length come in waves: count whole ones.
-    while time.perf_counter() - started < window_s or len(done) < first + concurrency:
-        time.sleep(0.01)
-    last = len(done)
-    rate = (last - first) / (done[last - 1] - done[first - 1])
-    over.set()
-    idle.wait()
-    return rate
 
 
 def exactness(bench: Bench) -> dict[str, object]:
@@ -240,9 +171,10 @@ def shares_of_peak(bench: Bench, model: Florence2Model) -> dict[str, object]:
     for _ in range(4):
         runner.step(decodings)
     step_s = bench.timed(lambda: runner.step(decodings), repeats=9)
-    weights = sum(parameter.nbytes for parameter in model.language.decoder.parameters())
-    weights += model.language.lm_head.weight.nbytes
-    length = bench.picture_tokens + PROMPT_TOKENS
+    text = model.config.text
+    layer = 6 * text.d_model**2 + 2 * text.d_model * text.decoder.ffn_dim
+    weights = (text.decoder.layers * layer + text.d_model * text.vocab_size) * bench.dtype.itemsize
+    length = picture_tokens(bench.size) + PROMPT_TOKENS
     layers, _, heads, _, head_dim = runner.caches.cross_keys.shape
     cross = 2 * slots * layers * length * heads * head_dim * bench.dtype.itemsize
     return {
@@ -270,36 +202,15 @@ def nine_tasks(bench: Bench, model: Florence2Model) -> dict[str, dict[str, float
     return table
 
 
-@torch.inference_mode()
 def through_transformers(bench: Bench, native: Florence2ForConditionalGeneration) -> dict[str, float]:
-    """Pictures/s of `generate` on the best of some static batches; pixels normalised on the device."""
+    """Pictures/s of `generate` on the best of some static batches."""
     native = native.to(bench.device)
-    mean, std = (torch.tensor(values, device=bench.device)[:, None, None] for values in (MEAN, STD))
     table: dict[str, float] = {}
     for task, tokens in bench.tokens_of.items():
         rates = []
         for batch in bench.static_batches:
-            pixels = torch.from_numpy(np.stack([r.pixels for r in requests(bench.size, tokens, batch)]))
-            ids = [VOCAB - 1] * bench.picture_tokens + list(requests(bench.size, tokens, 1)[0].prompt_ids)
-            prompt = torch.tensor([ids] * batch, device=bench.device)
-
-            def work(
-                pixels: torch.Tensor = pixels, prompt: torch.Tensor = prompt, tokens: int = tokens
-            ) -> object:
-                values = pixels.to(bench.device).permute(0, 3, 1, 2) * RESCALE
-                return native.generate(
-                    input_ids=prompt,
-                    pixel_values=((values - mean) / std).to(bench.dtype),
-                    do_sample=False,
-                    num_beams=BEAMS,
-                    min_new_tokens=tokens,
-                    max_new_tokens=tokens,
-                    no_repeat_ngram_size=3,
-                    early_stopping=True,
-                    forced_bos_token_id=0,
-                    forced_eos_token_id=2,
-                )
-
+            asked = requests(bench.size, tokens, batch)
+            work = partial(generate_static, native, asked, bench.dtype, bench.device)
             rates.append(batch / bench.timed(work, repeats=1))
         table[task] = max(rates)
         print(f"  {task:28} transformers: {table[task]:8.1f} pictures/s", flush=True)

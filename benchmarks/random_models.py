@@ -6,11 +6,14 @@ drawn from a seed.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from transformers import Florence2Config, Florence2ForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence.model.checkpoint import load_model
 from florence.model.florence2 import Florence2Model
@@ -27,6 +30,11 @@ SIDE = {"large": 768, "base": 768, "tiny": 64}
 """Height and width of a picture, pixels."""
 
 MEAN, STD, RESCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255
+
+
+def picture_tokens(size: str) -> int:
+    """Tokens that a picture becomes."""
+    return 1 + (SIDE[size] // 32) ** 2
 
 
 def make_native(size: str, dtype: torch.dtype, seed: int = 0) -> Florence2ForConditionalGeneration:

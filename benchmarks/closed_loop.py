@@ -1,0 +1,118 @@
+"""Requests of set lengths, and a number of them always under way: what the throughput benchmarks share."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+from random_models import MEAN, RESCALE, SIDE, STD, VOCAB
+from transformers import Florence2ForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from florence.engine.loop import Engine
+from florence.engine.request import Generation, GenerationOptions, Request
+
+TASKS = {  # tokens generated
+    "CAPTION": 12,
+    "DETAILED_CAPTION": 45,
+    "MORE_DETAILED_CAPTION": 90,
+    "CAPTION_TO_PHRASE_GROUNDING": 40,
+    "OD": 130,
+    "DENSE_REGION_CAPTION": 160,
+    "REGION_PROPOSAL": 110,
+    "OCR": 20,
+    "OCR_WITH_REGION": 60,
+}
+"""What the nine tasks of the replaced deployment generate on photographs."""
+
+BEAMS, PROMPT_TOKENS = 3, 12
+
+
+def options(tokens: int, beams: int = BEAMS) -> GenerationOptions:
+    return GenerationOptions(beams, tokens, tokens, 3, True, 1.0)
+
+
+def requests(size: str, tokens: int, count: int = 64) -> list[Request]:
+    """Requests of different pictures."""
+    dice = np.random.default_rng(0)
+    shape = (SIDE[size], SIDE[size], 3)
+    prompt = (0, *range(100, 98 + PROMPT_TOKENS), 2)
+    return [
+        Request(dice.integers(0, 256, shape, dtype=np.uint8), prompt, options(tokens)) for _ in range(count)
+    ]
+
+
+def throughput(engine: Engine, asked: list[Request], concurrency: int, window_s: float) -> float:
+    """Answers a second with so many requests always under way, after a first round that does not count."""
+    source: Iterator[Request] = cycle(asked)
+    lock, over, done = threading.Lock(), threading.Event(), []
+    idle, under_way = threading.Event(), 0
+
+    def send() -> None:
+        nonlocal under_way
+        with lock:
+            request, under_way = next(source), under_way + 1
+        engine.submit(request).add_done_callback(finish)
+
+    def finish(future: Future[Generation]) -> None:
+        nonlocal under_way
+        future.result()
+        done.append(time.perf_counter())
+        with lock:
+            under_way -= 1
+        if not over.is_set():
+            send()
+        elif under_way == 0:
+            idle.set()
+
+    for _ in range(concurrency):
+        send()
+    while len(done) < concurrency:
+        time.sleep(0.01)
+    first, started = len(done), time.perf_counter()
+    # Answers of equal length come in waves: count whole ones.
+    while time.perf_counter() - started < window_s or len(done) < first + concurrency:
+        time.sleep(0.01)
+    last = len(done)
+    rate = (last - first) / (done[last - 1] - done[first - 1])
+    over.set()
+    idle.wait()
+    return rate
+
+
+@torch.inference_mode()
+def generate_static(
+    native: Florence2ForConditionalGeneration,
+    asked: Sequence[Request],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """One static batch through transformers: pixels uploaded as bytes and normalised there, as here; all
+    decode until the longest is done."""
+    tokens = max(request.options.max_new_tokens for request in asked)
+    pixels = torch.from_numpy(np.stack([request.pixels for request in asked])).to(device)
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    values = (pixels.permute(0, 3, 1, 2) * RESCALE - mean) / std
+    marks = [VOCAB - 1] * (1 + (pixels.shape[1] // 32) ** 2)
+    prompt = torch.tensor([[*marks, *request.prompt_ids] for request in asked], device=device)
+    native.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        pixel_values=values.to(dtype),
+        do_sample=False,
+        num_beams=asked[0].options.num_beams,
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+        no_repeat_ngram_size=3,
+        early_stopping=True,
+        forced_bos_token_id=0,
+        forced_eos_token_id=2,
+    )

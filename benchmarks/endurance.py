@@ -1,0 +1,93 @@
+"""Whether a long queue or many requests cost anything: throughput and memory of the demo checkpoint.
+
+    python benchmarks/endurance.py
+
+Throughput with 256 requests under way against 32, in turns, and the process's memory after 2,000 requests
+against after 200: drawn scenes, the nine tasks in turn, through the Python library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from florence import Florence2
+from florence.demo.evaluate import held_out
+from florence.demo.scenes import Limits
+from florence.engine.scheduler import BatchLimits
+from florence.schemas import Answer
+
+Ask = tuple[Image.Image, str, str | None]
+
+
+def questions() -> Iterator[Ask]:
+    """All questions about sixty scenes, over and over."""
+    asked = [
+        (image, question.task, question.text)
+        for _, image, questions in held_out(7, 60, Limits())
+        for question in questions
+    ]
+    while True:
+        yield from asked
+
+
+def run(model: Florence2, asked: Iterable[Ask], under_way: int) -> tuple[int, float]:
+    """Answer all of them, so many at once; how many, and in how many seconds."""
+    waiting: deque[Future[Answer]] = deque()
+    started, count = time.perf_counter(), 0
+    for ask in asked:
+        if len(waiting) >= under_way:
+            waiting.popleft().result()
+        waiting.append(model.submit(*ask))
+        count += 1
+    for future in waiting:
+        future.result()
+    return count, time.perf_counter() - started
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--few", type=int, default=200)
+    parser.add_argument("--many", type=int, default=2000)
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    source = questions()
+    with Florence2.load("demo", dtype=arguments.dtype, batches=BatchLimits(max_queue=512)) as model:
+        run(model, islice(source, arguments.few), 32)
+        few = resident_bytes()
+        run(model, islice(source, arguments.many - arguments.few), 32)
+        many = resident_bytes()
+        rates: dict[int, list[float]] = {32: [], 256: []}
+        for _ in range(arguments.turns):
+            for under_way, found in rates.items():
+                count, seconds = run(model, islice(source, 3 * 256), under_way)
+                found.append(count / seconds)
+    print(f"memory after {arguments.few} requests {few / 2**20:.1f} MiB, after {arguments.many} "
+          f"{many / 2**20:.1f} MiB: {100 * (many / few - 1):+.2f}%")  # fmt: skip
+    medians = {under_way: statistics.median(found) for under_way, found in rates.items()}
+    print(f"{medians[32]:.1f} answers/s with 32 under way, {medians[256]:.1f} with 256: "
+          f"{100 * (medians[256] / medians[32] - 1):+.1f}%")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
