@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LOCK_VENV := build/lock-venv
+PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
 
 .PHONY: install test lint types pytest demo serve lock clean
 
@@ -45,11 +47,11 @@ serve: install
 lock:
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet pip-tools
-	$(LOCK_VENV)/bin/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \
-		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
-		--extra test --extra dev --extra train \
+	$(PIP_COMPILE) --upgrade --extra test --extra dev --extra train \
 		--upgrade-package torch==2.14.1 --upgrade-package torchvision==0.29.1 \
 		--output-file requirements.lock pyproject.toml
+	cp requirements.lock requirements-serve.lock  # the same versions, without the packages that serving needs not
+	$(PIP_COMPILE) --extra image --output-file requirements-serve.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) build dist florence.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -35,12 +35,14 @@ DOORS: dict[str, set[str]] = {
     "florence2": {"loading", "pipeline", "engine", "images", *PURE} - {"settings"},
     "client": {"schemas", "errors", "tasks"},
     "cli": {"florence", "client", "florence2", "schemas", "settings", "tasks", "errors"},
+    "packing": {"hub", "settings", "errors"},
     "protocol": {"florence", "florence2", "pipeline", *PURE} - {"settings"},
     # images and engine: for the types of the limits that the settings fill in
     "service": {
         "florence",
         "florence2",
         "protocol",
+        "packing",
         "images",
         "engine",
         "hub",
@@ -63,6 +65,7 @@ LIBRARIES: dict[str, set[str]] = {
     "engine": {"torch", "einops", "numpy"},
     "pipeline": {"PIL"},
     "loading": set(),
+    "packing": {"bentoml"},
     "marks": {"PIL"},
     "cli": set(),
     "client": {"httpx", "PIL", "pydantic", "tqdm"},
