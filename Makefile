@@ -2,7 +2,9 @@
 # make test      install, then lint, types and tests
 # make demo      install, then a tour of the service with the bundled checkpoint
 # make serve     install, then the service with the default checkpoint, on port 8000
-# make lock      requirements.lock anew from pyproject.toml
+# make image-check   install, then build the container image of a Bento and check it in containers: with Docker,
+#                or with OCI=FOLDER, whose build.sh and run.sh do what an engine would
+# make lock      requirements.lock and requirements-serve.lock anew from pyproject.toml
 # make clean     remove what these commands made
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +15,7 @@ LOCK_VENV := build/lock-venv
 PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
 
-.PHONY: install test lint types pytest demo serve lock clean
+.PHONY: install test lint types pytest demo serve image-check lock clean
 
 install: $(INSTALLED)
 
@@ -41,6 +43,9 @@ demo: install
 
 serve: install
 	$(BIN)/bentoml serve service:service
+
+image-check: install
+	OCI="$(OCI)" $(BIN)/python -m pytest -m image -o log_cli=true -o log_cli_level=INFO tests/test_image.py
 
 # The lock holds versions and hashes, no index: pip takes the files from where it is told to. PyTorch is held at the
 # release that the tests' numbers were made with.

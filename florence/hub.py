@@ -72,9 +72,9 @@ class Checkpoint:
 def resolve_checkpoint(name: str, revision: str | None = None, *, token: str | None = None) -> Checkpoint:
     """The checkpoint of this name, downloaded to the hub's cache if it is not there.
 
-    `demo` always means the packaged one; a directory of that name is `./demo`. A copy by `copy_checkpoint` goes
-    by the name and revision of what it was made of. Raises CheckpointError when it can't be found or fetched,
-    lacks a file, or has its weights as pickle only, and says what to do.
+    `demo` always means the packaged one; a directory of that name is `./demo`. A copy by `copy_checkpoint`
+    goes by the name and revision of what it was made of. Raises CheckpointError when it can't be found or
+    fetched, lacks a file, or has its weights as pickle only, and says what to do.
     """
     if name != DEMO and not (name and Path(name).is_dir()):
         return _from_hub(name, revision, token)

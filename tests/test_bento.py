@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import bentoml
@@ -20,8 +18,9 @@ import pytest
 import requests
 import tritonclient.grpc as triton
 import v2
+from bentos import DEMO, Bento, build, run_build
 from hub_server import HubServer, Repository
-from serving import ROOT, Server, free_port, serving
+from serving import ROOT, Server, free_port
 
 from florence.client import Client
 from florence.hub import checkpoint_files
@@ -29,41 +28,8 @@ from florence.schemas import Detections
 
 pytestmark = pytest.mark.slow
 
-DEMO = ROOT / "florence" / "demo" / "checkpoint"
 PICTURE = ROOT / "data" / "scene_02.png"
 NAME = "Someone/Small-Florence"
-
-
-@dataclass(frozen=True)
-class Bento:
-    """A built Bento in a BENTOML_HOME of its own."""
-
-    home: Path
-    path: Path
-
-    def serving(self, directory: Path, **environment: str) -> contextlib.AbstractContextManager[Server]:
-        """`bentoml serve` of it, in a directory that has no source of the service."""
-        return serving(str(self.path), directory, BENTOML_HOME=str(self.home), PYTHONPATH="", **environment)
-
-
-def run_build(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLORENCE_")}
-    variables = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "bentoml", "build", str(ROOT)],
-        env=inherited | variables | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def build(home: Path, **environment: str) -> Bento:
-    built = run_build(home, **environment)
-    assert built.returncode == 0, built.stderr
-    (path,) = (found.parent for found in home.glob("bentos/florence2/*/bento.yaml"))
-    return Bento(home, path)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,9 @@ _FROM_ANOTHER_BUILD = ("torch", "torchvision")
 _CUDA_PREFIXES = ("cuda-", "nvidia-", "triton")
 _NOT_CUDA = ("nvidia-ml-py", "tritonclient")  # counts GPUs, and speaks gRPC
 
+MODELS = (
+    "/models"  # where the image has the hub's cache (bentofile.yaml: HF_HOME), for a volume to be mounted on
+)
 # BentoML makes these at each start unless they are there: with them, a root that is read-only will do.
 _HOME_FOLDERS = " ".join(f"{_HOME}/{name}" for name in ("bentos", "models", "envs", "tmp"))
 
@@ -52,7 +55,7 @@ def image_settings(variant: Variant, lock: Path = LOCK) -> ImageSettings:
     )
     image.run(f"echo {shlex.quote(installer)} | pip install --no-cache-dir --require-hashes -r /dev/stdin")
     image.python_packages(requirements(packages, variant))
-    image.run(f"mkdir -p {_HOME_FOLDERS} && chmod 755 {_HOME}")
+    image.run(f"mkdir -p {_HOME_FOLDERS} {MODELS} && chmod 755 {_HOME} && chown {UID}:{UID} {MODELS}")
     return ImageSettings(
         image, [{"name": name, "value": value} for name, value in _variables(variant).items()]
     )
