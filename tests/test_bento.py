@@ -24,6 +24,7 @@ from serving import ROOT, Server, free_port
 
 from florence.client import Client
 from florence.hub import checkpoint_files
+from florence.packing.image import UID
 from florence.schemas import Detections
 
 pytestmark = pytest.mark.slow
@@ -65,6 +66,24 @@ def test_it_holds_code_lock_and_demo_checkpoint_and_nothing_of_tests_and_data(be
     assert {path.name for path in source.iterdir() if path.is_dir()} == {"florence"}
     assert {path.name for path in source.glob("*.py")} == {"service.py"}
     assert not list(bento.home.glob("models/*"))
+
+
+def test_the_image_is_the_one_with_cuda_and_runs_as_its_own_user(bento: Bento) -> None:
+    """By default; the user's number is what the Kubernetes example and `UID` say."""
+    dockerfile, packages = image_files(bento)
+    assert f"ARG BENTO_USER_UID={UID}\n" in dockerfile
+    assert "\nUSER bentoml\n" in dockerfile
+    assert "UV_TORCH_BACKEND" not in dockerfile
+    assert "\nnvidia-cudnn" in packages
+
+
+def test_a_build_for_the_cpu_has_the_image_without_cuda(tmp_path: Path) -> None:
+    """FLORENCE_DEVICE=cpu picks the variant, and stays the default in the container."""
+    dockerfile, packages = image_files(build(tmp_path, FLORENCE_DEVICE="cpu"))
+    assert "ARG UV_TORCH_BACKEND=cpu\n" in dockerfile
+    assert "ARG FLORENCE_DEVICE=cpu\n" in dockerfile
+    assert "\nnvidia-cudnn" not in packages
+    assert "\ntorch==" in packages
 
 
 def test_service_and_library_are_the_bentos_own(bento: Bento, tmp_path: Path) -> None:
@@ -164,6 +183,12 @@ def test_a_checkpoint_that_is_not_there_ends_the_build_with_what_to_do(tmp_path:
     assert "there is no checkpoint '/nowhere/at/all'" in built.stderr
     assert "Traceback" not in built.stderr
     assert not list(tmp_path.glob("bentos/*/*/bento.yaml"))
+
+
+def image_files(bento: Bento) -> tuple[str, str]:
+    """The generated Dockerfile, and what it installs."""
+    env = bento.path / "env"
+    return (env / "docker" / "Dockerfile").read_text(), (env / "python" / "requirements.txt").read_text()
 
 
 def checkpoint_of(server: Server) -> str:

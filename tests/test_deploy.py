@@ -79,7 +79,7 @@ def test_there_is_one_object_of_each_kind() -> None:
 
 
 @pytest.mark.parametrize("variables", [florence()["environment"], pod_variables()])
-def test_the_variables_are_settings(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variables_are_settings(variables: dict[str, str]) -> None:
     """Each is known and takes its value."""
     fields = {name.removeprefix("FLORENCE_").lower(): value for name, value in variables.items()}
     assert set(fields) <= set(Settings.model_fields)

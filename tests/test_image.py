@@ -42,6 +42,7 @@ log = logging.getLogger("image-check")
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else the figures drown in its lines
     return Scripts(Path(os.environ["OCI"])) if os.environ.get("OCI") else Docker()
 
 
@@ -140,6 +141,16 @@ def test_sigterm_answers_what_came_and_ends(engine: Engine, image: str) -> None:
         container.terminate()
         assert [reply.result() for reply in replies] == [200] * IN_FLIGHT
         assert container.wait() == 0
+
+
+def test_a_worker_that_dies_ends_the_container(engine: Engine, image: str) -> None:
+    """Not with 0, so that the orchestrator starts it anew; it doesn't stay, alive and without a model."""
+    with engine.running(image) as container:
+        container.wait_ready()
+        workers = [child for child in container.service().children() if "--worker-id" in child.cmdline()]
+        assert len(workers) == 1
+        workers[0].kill()
+        assert container.wait() != 0
 
 
 def test_another_user_on_a_root_that_cannot_be_written_is_enough(engine: Engine, image: str) -> None:
