@@ -206,7 +206,7 @@ def build_service(
         "fetch_checkpoint": bentoml.on_deployment(lambda: fetch(settings)),
         "__doc__": TaskService.__doc__,
     }
-    if "model" in settings.model_fields_set:
+    if {"model", "revision"} & settings.model_fields_set:
         members["checkpoint"] = CheckpointModel(settings.model, settings.revision)  # for `bentoml build`
     variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
     decorate: Any = bentoml.service(

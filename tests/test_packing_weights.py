@@ -37,16 +37,9 @@ def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_only_what_is_read_is_copied(tmp_path: Path) -> None:
     """JSON, the vocabulary's merges and the weights: no code, no pickle, no second copy of the weights."""
-    more = (
-        "model.safetensors",
-        "merges.txt",
-        "modeling.py",
-        "pytorch_model.bin",
-        "other.safetensors",
-        "README.md",
-    )
-    source = lay(tmp_path / "source", *NEEDED, *more)
     kept = [*NEEDED, "merges.txt", "model.safetensors"]
+    unread = ("modeling.py", "pytorch_model.bin", "other.safetensors", "README.md")
+    source = lay(tmp_path / "source", *kept, *unread)
     assert [file.name for file in checkpoint_files(source)] == sorted(kept)
     target = lay(tmp_path / "target")
     copy_checkpoint(Checkpoint(str(source), None, source), target)
