@@ -2,7 +2,9 @@
 # make test      install, then lint, types and tests
 # make demo      install, then a tour of the service with the bundled checkpoint
 # make serve     install, then the service with the default checkpoint, on port 8000
-# make lock      requirements.lock anew from pyproject.toml
+# make image-check   install, then build the container image of a Bento and check it in containers: with Docker,
+#                or with OCI=FOLDER, whose build.sh and run.sh do what an engine would
+# make lock      requirements.lock and requirements-serve.lock anew from pyproject.toml
 # make clean     remove what these commands made
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,8 +12,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LOCK_VENV := build/lock-venv
+PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
 
-.PHONY: install test lint types pytest demo serve lock clean
+.PHONY: install test lint types pytest demo serve image-check lock clean
 
 install: $(INSTALLED)
 
@@ -40,16 +44,19 @@ demo: install
 serve: install
 	$(BIN)/bentoml serve service:service
 
+image-check: install
+	OCI="$(OCI)" $(BIN)/python -m pytest -m image -o log_cli=true -o log_cli_level=INFO tests/test_image.py
+
 # The lock holds versions and hashes, no index: pip takes the files from where it is told to. PyTorch is held at the
 # release that the tests' numbers were made with.
 lock:
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet pip-tools
-	$(LOCK_VENV)/bin/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \
-		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
-		--extra test --extra dev --extra train \
+	$(PIP_COMPILE) --upgrade --extra test --extra dev --extra train \
 		--upgrade-package torch==2.14.1 --upgrade-package torchvision==0.29.1 \
 		--output-file requirements.lock pyproject.toml
+	cp requirements.lock requirements-serve.lock  # the same versions, without the packages that serving needs not
+	$(PIP_COMPILE) --extra image --output-file requirements-serve.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) build dist florence.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,6 +26,8 @@ from florence.engine.scheduler import BatchLimits, limits_for
 from florence.errors import FlorenceError
 from florence.images import ImageLimits
 from florence.metrics import EngineMetrics, Labels
+from florence.packing.image import image_settings
+from florence.packing.weights import CheckpointModel, packed_settings
 from florence.protocol.analyze import analyze_endpoint
 from florence.protocol.http import create_v2_app
 from florence.protocol.inference import Inference
@@ -240,6 +242,9 @@ def build_service(
         "fetch_checkpoint": bentoml.on_deployment(lambda: fetch(settings)),
         "__doc__": TaskService.__doc__,
     }
+    if {"model", "revision"} & settings.model_fields_set:
+        members["checkpoint"] = CheckpointModel(settings.model, settings.revision)  # for `bentoml build`
+    variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
     decorate: Any = bentoml.service(
         name="florence2",
         http={"port": 8000},
@@ -247,6 +252,8 @@ def build_service(
         resources=_resources(devices),
         traffic={"timeout": settings.timeout_s + GRACE_S},
         logging={"access": {"skip_paths": list(PROBES)}},
+        image=variant.image,
+        envs=variant.envs,
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
     built.mount_asgi_app(create_v2_app(inference, settings.max_body_bytes))
@@ -282,7 +289,7 @@ def _resources(devices: Sequence[str]) -> dict[str, Any]:
 
 def _service_of_environment() -> Any:
     try:
-        return build_service(read_settings(), count_gpus())
+        return build_service(packed_settings(read_settings()), count_gpus())
     except FlorenceError as error:
         sys.exit(f"florence: {error}")
 

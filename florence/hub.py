@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from florence.errors import CheckpointError
 DEMO = "demo"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+ORIGIN = "florence_origin.json"  # in a packed copy: where it came from
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -57,6 +59,11 @@ class Checkpoint:
     directory: Path
 
     @property
+    def short_name(self) -> str:
+        """The name without the folders that a directory lies in."""
+        return self.name if self.revision or self.name == DEMO else Path(self.name).resolve().name
+
+    @property
     def label(self) -> str:
         """What answers and log lines call it: `owner/name@1a2b3c4d5e6f`, `demo`, or the directory's name."""
         return self.name if self.revision is None else f"{self.name}@{self.revision[:12]}"
@@ -65,8 +72,9 @@ class Checkpoint:
 def resolve_checkpoint(name: str, revision: str | None = None, *, token: str | None = None) -> Checkpoint:
     """The checkpoint of this name, downloaded to the hub's cache if it is not there.
 
-    `demo` always means the packaged one; a directory of that name is `./demo`. Raises CheckpointError when it
-    can't be found or fetched, lacks a file, or has its weights as pickle only, and says what to do.
+    `demo` always means the packaged one; a directory of that name is `./demo`. A copy by `copy_checkpoint`
+    goes by the name and revision of what it was made of. Raises CheckpointError when it can't be found or
+    fetched, lacks a file, or has its weights as pickle only, and says what to do.
     """
     if name != DEMO and not (name and Path(name).is_dir()):
         return _from_hub(name, revision, token)
@@ -81,7 +89,37 @@ def resolve_checkpoint(name: str, revision: str | None = None, *, token: str | N
     _check_described(directory, name)
     if not _check_weights(directory, name):
         raise CheckpointError(_without_weights(name, pickled=any(directory.glob("*.bin"))))
+    if name != DEMO and (directory / ORIGIN).is_file():
+        return _of_origin(directory)
     return Checkpoint(name, None, directory)
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The files of a checkpoint that are read, in the order of their names."""
+    weights = [WEIGHTS] if (directory / WEIGHTS).is_file() else _shards(directory)
+    kept = [*weights, "merges.txt"]
+    return sorted(
+        file
+        for file in directory.iterdir()
+        if file.name in kept or (file.suffix == ".json" and file.name != ORIGIN)
+    )
+
+
+def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
+    """Copy what is read of a checkpoint into a directory, with a note of where it came from."""
+    for file in checkpoint_files(checkpoint.directory):
+        shutil.copyfile(file, target / file.name)  # a hub's cache has links in its place
+    origin = {"name": checkpoint.short_name, "revision": checkpoint.revision}
+    (target / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
+
+
+def _of_origin(directory: Path) -> Checkpoint:
+    try:
+        origin = json.loads((directory / ORIGIN).read_text(encoding="utf-8"))
+        name, revision = origin["name"], origin["revision"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{directory / ORIGIN} can't be read: {error}") from error
+    return Checkpoint(str(name), revision and str(revision), directory)
 
 
 def _from_hub(name: str, revision: str | None, token: str | None) -> Checkpoint:

@@ -38,12 +38,14 @@ DOORS: dict[str, set[str]] = {
     "florence2": {"loading", "pipeline", "engine", "images", "streams", *PURE} - {"settings"},
     "client": {"analysis", "schemas", "errors", "tasks"},
     "cli": {"florence", "client", "florence2", "schemas", "settings", "tasks", "errors"},
+    "packing": {"hub", "settings", "errors"},
     "protocol": {"florence", "florence2", "pipeline", "streams", *PURE} - {"settings"},
     # images and engine: for the types of the limits that the settings fill in
     "service": {
         "florence",
         "florence2",
         "protocol",
+        "packing",
         "images",
         "engine",
         "metrics",
@@ -69,6 +71,7 @@ LIBRARIES: dict[str, set[str]] = {
     "loading": set(),
     "metrics": {"prometheus_client"},
     "streams": set(),
+    "packing": {"bentoml"},
     "marks": {"PIL"},
     "cli": set(),
     "client": {"httpx", "PIL", "pydantic", "tqdm"},

@@ -41,3 +41,12 @@ def test_workers_and_gpus_follow_the_devices(
     assert built.config["resources"] == resources
     assert built.config["http"] == {"port": 8000}
     assert built.name == "florence2"
+
+
+@pytest.mark.parametrize(
+    ("asked", "packed"), [({}, 0), ({"model": "demo"}, 1), ({"revision": "main"}, 1), ({"device": "cpu"}, 0)]
+)
+def test_a_build_packs_weights_only_where_they_are_named(asked: dict[str, str], packed: int) -> None:
+    """A checkpoint or a revision that was asked for becomes a model reference, which the build packs."""
+    built = service.build_service(Settings(**asked), 0, lambda _settings, _device: FakeModel())
+    assert len(built.models) == packed

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -68,18 +65,6 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> N
         assert server.log.count("can't serve") == 1
         assert "model.safetensors" in server.log
         assert "Traceback" not in server.log
-
-
-def test_the_service_can_be_built_into_a_bento(tmp_path: Path) -> None:
-    """`bentoml build` packs code and the bundled checkpoint, and nothing of tests and data."""
-    environment = {**os.environ, "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "true"}
-    command = [sys.executable, "-m", "bentoml", "build", str(ROOT)]
-    built = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert built.returncode == 0, built.stderr
-    (bento,) = (path.parent for path in tmp_path.glob("bentos/florence2/*/bento.yaml"))
-    source = bento / "src"
-    assert (source / "florence/demo/checkpoint/model.safetensors").is_file()
-    assert {path.name for path in source.iterdir() if path.is_dir()} == {"florence"}
 
 
 def test_ready_comes_after_loading_and_with_every_worker_on_its_device(tmp_path: Path) -> None:

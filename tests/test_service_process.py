@@ -6,8 +6,6 @@ import asyncio
 import base64
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -18,6 +16,7 @@ import httpx
 import pytest
 import requests
 from PIL import Image
+from seed import run_program, seed_program
 from serving import ROOT, Server, serving
 
 pytestmark = pytest.mark.slow
@@ -40,27 +39,6 @@ def infer_request(picture: bytes, task: str = "<CAPTION>", **members: object) ->
         for name, value in values.items()
     ]
     return {"inputs": inputs, **members}
-
-
-def seed_program(shared: Path, number: int, server: Server, **replaced: str) -> str:
-    """The program of that number in the seed's text, with this server's address and these paths in it."""
-    programs = re.findall(
-        r"```\n(import base64.*?|from concurrent.*?)```", (shared / "seed.md").read_text(), re.DOTALL
-    )
-    program = programs[number].replace("http://localhost:8000", server.url)
-    for old, new in replaced.items():
-        assert old.replace("__", "/") in program
-        program = program.replace(old.replace("__", "/"), new)
-    return program
-
-
-def run_program(program: str) -> str:
-    """What the program prints, run by an interpreter of its own."""
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
 
 
 def test_the_seeds_first_program_runs_unchanged(server: Server, shared: Path) -> None:

@@ -1,0 +1,105 @@
+"""The container image of a Bento: its base, its locked packages, its CPU and its GPU variant.
+
+Both variants install what the lock names and nothing else. The GPU variant takes PyTorch as the package index
+has it, with CUDA, and checks the hash of every file. The CPU variant leaves the CUDA packages out and lets uv
+take PyTorch's CPU build (UV_TORCH_BACKEND) at the locked version; since those files are others than the ones
+that the lock has the hashes of, PyTorch itself is pinned there and not hashed.
+
+The variables that a variant needs are BentoML's `envs`: they become `ENV` lines of the Dockerfile.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import bentoml
+
+Variant = Literal["cpu", "gpu"]
+
+LOCK = Path(__file__).resolve().parents[2] / "requirements-serve.lock"
+BASE_IMAGE = "python:3.11-slim"
+PYTHON = "3.11"  # the lock is made for it
+UID = 1034  # of BentoML's user `bentoml`; Kubernetes wants the number
+_HOME = "/home/bentoml"
+_REQUIREMENTS = f"{_HOME}/bento/env/python/requirements.txt"
+_INSTALLER = "uv"
+_FROM_ANOTHER_BUILD = ("torch", "torchvision")
+_CUDA_PREFIXES = ("cuda-", "nvidia-", "triton")
+_NOT_CUDA = ("nvidia-ml-py", "tritonclient")  # counts GPUs, and speaks gRPC
+
+MODELS = (
+    "/models"  # where the image has the hub's cache (bentofile.yaml: HF_HOME), for a volume to be mounted on
+)
+# BentoML makes these at each start unless they are there: with them, a root that is read-only will do.
+_HOME_FOLDERS = " ".join(f"{_HOME}/{name}" for name in ("bentos", "models", "envs", "tmp"))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """What `bentoml.service` takes: the image, and variables for it as BentoML's `envs`."""
+
+    image: Any
+    envs: list[dict[str, str]]
+
+
+def image_settings(variant: Variant, lock: Path = LOCK) -> ImageSettings:
+    """The image of that variant, from the lock."""
+    packages = read_lock(lock.read_text(encoding="utf-8"))
+    installer = _one_line(packages.pop(_INSTALLER))
+    # No distribution is named, so that BentoML adds no compiler and no git: every package comes as a wheel.
+    image = bentoml.images.Image(
+        base_image=BASE_IMAGE, distro="", python_version=PYTHON, lock_python_packages=False
+    )
+    image.run(f"echo {shlex.quote(installer)} | pip install --no-cache-dir --require-hashes -r /dev/stdin")
+    image.python_packages(requirements(packages, variant))
+    image.run(f"mkdir -p {_HOME_FOLDERS} {MODELS} && chmod 755 {_HOME} && chown {UID}:{UID} {MODELS}")
+    return ImageSettings(
+        image, [{"name": name, "value": value} for name, value in _variables(variant).items()]
+    )
+
+
+def read_lock(text: str) -> dict[str, str]:
+    """Name of a package -> its lines in the lock: the pin, then its hashes. Comments are left out."""
+    packages: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not line.startswith(" "):
+            lines = packages.setdefault(line.partition("==")[0], [])
+        lines.append(line)
+    return {name: "\n".join(lines) for name, lines in packages.items()}
+
+
+def requirements(packages: dict[str, str], variant: Variant) -> str:
+    """The lines of a requirements file that a variant installs."""
+    if variant == "gpu":
+        return "\n".join(packages.values())
+    return "\n".join(
+        _pin(lines) if name in _FROM_ANOTHER_BUILD else lines
+        for name, lines in packages.items()
+        if name in _NOT_CUDA or not name.startswith(_CUDA_PREFIXES)
+    )
+
+
+def _variables(variant: Variant) -> dict[str, str]:
+    common = {"UV_NO_CACHE": "1"}  # else the image has every package twice where no cache is mounted
+    if variant == "cpu":
+        return common | {"UV_TORCH_BACKEND": "cpu", "FLORENCE_DEVICE": "cpu"}
+    return common | {
+        # BentoML repeats its own pin without a hash, which uv would refuse: as a constraint, the list has it.
+        "UV_REQUIRE_HASHES": "1",
+        "UV_CONSTRAINT": _REQUIREMENTS,
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which counts the GPUs
+    }
+
+
+def _pin(lines: str) -> str:
+    return lines.splitlines()[0].removesuffix("\\").rstrip()
+
+
+def _one_line(lines: str) -> str:
+    return " ".join(line.removesuffix("\\").strip() for line in lines.splitlines())

@@ -1,0 +1,54 @@
+"""Bentos for tests: `bentoml build` into a home of their own, and `bentoml serve` of what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving import ROOT, Server, serving
+
+DEMO = ROOT / "florence" / "demo" / "checkpoint"
+
+
+@dataclass(frozen=True)
+class Bento:
+    """A built Bento in a BENTOML_HOME of its own."""
+
+    home: Path
+    path: Path
+
+    def serving(self, directory: Path, **environment: str) -> contextlib.AbstractContextManager[Server]:
+        """`bentoml serve` of it, in a directory that has no source of the service."""
+        return serving(str(self.path), directory, BENTOML_HOME=str(self.home), PYTHONPATH="", **environment)
+
+
+def run_build(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLORENCE_")}
+    variables = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "bentoml", "build", str(ROOT)],
+        env=inherited | variables | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def build(home: Path, **environment: str) -> Bento:
+    built = run_build(home, **environment)
+    assert built.returncode == 0, built.stderr
+    (path,) = (found.parent for found in home.glob("bentos/florence2/*/bento.yaml"))
+    return Bento(home, path)
+
+
+def export(bento: Bento, folder: Path) -> None:
+    """The Bento as a folder, its packed models in it: what `bentoml containerize` builds an image from."""
+    program = "import bentoml, sys; bentoml.export_bento(sys.argv[1], sys.argv[2], output_format='folder')"
+    tag = f"florence2:{bento.path.name}"
+    variables = {**os.environ, "BENTOML_HOME": str(bento.home), "BENTOML_DO_NOT_TRACK": "true"}
+    subprocess.run([sys.executable, "-c", program, tag, str(folder)], env=variables, check=True, timeout=300)

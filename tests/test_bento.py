@@ -1,0 +1,198 @@
+"""The built Bento, served as it was built: what is in it, through all clients, and with packed weights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import bentoml
+import httpx
+import numpy as np
+import pytest
+import requests
+import tritonclient.grpc as triton
+import v2
+from bentos import DEMO, Bento, build, run_build
+from hub_server import HubServer, Repository
+from serving import ROOT, Server, free_port
+
+from florence.client import Client
+from florence.hub import checkpoint_files
+from florence.packing.image import UID
+from florence.schemas import Detections
+
+pytestmark = pytest.mark.slow
+
+PICTURE = ROOT / "data" / "scene_02.png"
+NAME = "Someone/Small-Florence"
+
+
+@pytest.fixture(scope="module")
+def bento(tmp_path_factory: pytest.TempPathFactory) -> Bento:
+    """Built without a network and without a setting."""
+    return build(tmp_path_factory.mktemp("bentoml"))
+
+
+@pytest.fixture(scope="module")
+def grpc_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def server(bento: Bento, grpc_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    grpc = {"FLORENCE_GRPC_PORT": str(grpc_port), "FLORENCE_GRPC_HOST": "127.0.0.1"}
+    with bento.serving(tmp_path_factory.mktemp("elsewhere"), FLORENCE_MODEL="demo", **grpc) as started:
+        started.wait_ready()
+        yield started
+
+
+@pytest.fixture(scope="module")
+def caption(server: Server) -> str:
+    """What a plain request to the typed endpoint gives; every other client has to give the same."""
+    reply = httpx.post(f"{server.url}/caption", files={"image": PICTURE.read_bytes()}, timeout=60)
+    return str(reply.json()["result"]["text"])
+
+
+def test_it_holds_code_lock_and_demo_checkpoint_and_nothing_of_tests_and_data(bento: Bento) -> None:
+    """What is packed is what serving reads."""
+    source = bento.path / "src"
+    assert (source / "florence/demo/checkpoint/model.safetensors").is_file()
+    assert {path.name for path in source.iterdir() if path.is_dir()} == {"florence"}
+    assert {path.name for path in source.glob("*.py")} == {"service.py"}
+    assert not list(bento.home.glob("models/*"))
+
+
+def test_the_image_is_the_one_with_cuda_and_runs_as_its_own_user(bento: Bento) -> None:
+    """By default; the user's number is what the Kubernetes example and `UID` say."""
+    dockerfile, packages = image_files(bento)
+    assert f"ARG BENTO_USER_UID={UID}\n" in dockerfile
+    assert "\nUSER bentoml\n" in dockerfile
+    assert "UV_TORCH_BACKEND" not in dockerfile
+    assert "\nnvidia-cudnn" in packages
+
+
+def test_a_build_for_the_cpu_has_the_image_without_cuda(tmp_path: Path) -> None:
+    """FLORENCE_DEVICE=cpu picks the variant, and stays the default in the container."""
+    dockerfile, packages = image_files(build(tmp_path, FLORENCE_DEVICE="cpu"))
+    assert "ARG UV_TORCH_BACKEND=cpu\n" in dockerfile
+    assert "ARG FLORENCE_DEVICE=cpu\n" in dockerfile
+    assert "\nnvidia-cudnn" not in packages
+    assert "\ntorch==" in packages
+
+
+def test_service_and_library_are_the_bentos_own(bento: Bento, tmp_path: Path) -> None:
+    """Loading it imports nothing from the tree that it was built from."""
+    program = "import bentoml, sys; bentoml.load(sys.argv[1]); import florence; print(florence.__file__)"
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(bento.path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": "", "BENTOML_HOME": str(bento.home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert Path(ran.stdout.splitlines()[-1]).is_relative_to(bento.path / "src")
+
+
+def test_a_v2_client_on_requests_is_answered(server: Server, caption: str) -> None:
+    """The body that a Triton deployment of Florence-2 takes."""
+    body = v2.request(images=[v2.encoded(PICTURE.read_bytes())])
+    reply = requests.post(server.url + v2.INFER, json=body, timeout=60)
+    assert json.loads(reply.json()["outputs"][0]["data"][0]) == {"<CAPTION>": caption}
+
+
+def test_tritons_own_client_is_answered(server: Server, grpc_port: int, caption: str) -> None:
+    """tritonclient over gRPC, with the picture's bytes."""
+    inputs = []
+    for name, value in (("INPUT_IMAGE", PICTURE.read_bytes()), ("TASK_PROMPT", b"<CAPTION>")):
+        tensor = triton.InferInput(name, [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
+        inputs.append(tensor)
+    with triton.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
+        answer = client.infer("florence2", inputs).as_numpy("PARSED_JSON")
+    assert json.loads(answer.flat[0]) == {"<CAPTION>": caption}
+
+
+def test_the_typed_client_is_answered(server: Server, caption: str) -> None:
+    """A text and boxes, with their types."""
+    with Client(server.url) as client:
+        assert client.caption(PICTURE).result.text == caption
+        found = client.object_detection(PICTURE).result
+    assert isinstance(found, Detections)
+    assert {detection.label for detection in found.detections} == {"circle", "heart", "diamond"}
+
+
+def test_bentomls_clients_are_answered(server: Server, caption: str) -> None:
+    """SyncHTTPClient and AsyncHTTPClient, which read the Bento's schema from the server."""
+    with bentoml.SyncHTTPClient(server.url) as client:
+        assert client.caption(image=PICTURE)["result"]["text"] == caption
+
+    async def call() -> str:
+        async with bentoml.AsyncHTTPClient(server.url) as client:
+            return str((await client.caption(image=PICTURE))["result"]["text"])
+
+    assert asyncio.run(call()) == caption
+
+
+def test_weights_of_a_directory_are_packed(tmp_path: Path) -> None:
+    """After the build neither the directory nor the hub is needed; the answers name what was packed."""
+    original = tmp_path / "my-finetune"
+    shutil.copytree(DEMO, original)
+    home = tmp_path / "home"
+    bento = build(home, FLORENCE_MODEL=str(original))
+    shutil.rmtree(original)
+    with bento.serving(tmp_path) as server:
+        assert checkpoint_of(server) == "my-finetune"
+    with bento.serving(tmp_path, FLORENCE_MODEL="demo") as server:
+        assert checkpoint_of(server) == "demo"
+
+
+def test_weights_of_the_hub_are_packed(tmp_path: Path) -> None:
+    """The build downloads them, once; the Bento is served without a hub and goes by the commit."""
+    files = {file.name: file.read_bytes() for file in checkpoint_files(DEMO)}
+    repository = Repository({"main": files})
+    home = tmp_path / "home"
+    with HubServer({NAME: repository}) as hub:
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        bento = build(home, FLORENCE_MODEL=NAME, **online)
+        assert sorted(hub.downloads()) == sorted(files)
+    shutil.rmtree(tmp_path / "hub")
+    with bento.serving(tmp_path, HF_HOME=str(tmp_path / "empty")) as server:
+        assert checkpoint_of(server) == f"{NAME}@{repository.commit(files)[:12]}"
+
+
+def test_the_same_weights_are_kept_once(tmp_path: Path) -> None:
+    """Two builds share one copy in BentoML's model store."""
+    build(tmp_path, FLORENCE_MODEL="demo")
+    assert run_build(tmp_path, FLORENCE_MODEL="demo").returncode == 0
+    assert len(list(tmp_path.glob("bentos/*/*/bento.yaml"))) == 2
+    assert len(list(tmp_path.glob("models/*/*/model.safetensors"))) == 1
+
+
+def test_a_checkpoint_that_is_not_there_ends_the_build_with_what_to_do(tmp_path: Path) -> None:
+    """One sentence, no traceback, no Bento."""
+    built = run_build(tmp_path, FLORENCE_MODEL="/nowhere/at/all")
+    assert built.returncode != 0
+    assert "there is no checkpoint '/nowhere/at/all'" in built.stderr
+    assert "Traceback" not in built.stderr
+    assert not list(tmp_path.glob("bentos/*/*/bento.yaml"))
+
+
+def image_files(bento: Bento) -> tuple[str, str]:
+    """The generated Dockerfile, and what it installs."""
+    env = bento.path / "env"
+    return (env / "docker" / "Dockerfile").read_text(), (env / "python" / "requirements.txt").read_text()
+
+
+def checkpoint_of(server: Server) -> str:
+    """The checkpoint that a caption was answered by."""
+    server.wait_ready()
+    reply = httpx.post(f"{server.url}/caption", files={"image": PICTURE.read_bytes()}, timeout=60)
+    return str(reply.json()["checkpoint"])

@@ -1,0 +1,82 @@
+"""The image's settings and the lock that they read: what is installed, and that its hash is checked."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+from serving import ROOT
+
+from florence.packing.image import LOCK, Variant, image_settings, read_lock
+
+WHOLE_LOCK = ROOT / "requirements.lock"
+PIN = re.compile(r"([a-z0-9-]+)==\S+")
+NOT_FOR_SERVING = {"pytest", "hypothesis", "transformers", "mypy", "ruff", "check-jsonschema", "requests"}
+
+
+def installed(variant: Variant) -> dict[str, str]:
+    """Package -> its lines in what the image installs."""
+    return read_lock(image_settings(variant).image.python_requirements)
+
+
+def test_the_lock_pins_and_hashes_each_package_and_names_no_index() -> None:
+    """Nothing but pins with hashes: no options, no addresses."""
+    text = LOCK.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
+    packages = read_lock(text)
+    assert all("--hash=sha256:" in package for package in packages.values())
+    assert len(packages) == len([line for line in lines if not line.startswith(" ")])
+    assert "://" not in text
+
+
+def test_serving_runs_on_the_versions_that_are_tested() -> None:
+    """Both locks have the same pins; only the image's installer is in one alone."""
+    tested = {name: lines.split()[0] for name, lines in read_lock(WHOLE_LOCK.read_text()).items()}
+    served = {name: lines.split()[0] for name, lines in read_lock(LOCK.read_text()).items()}
+    assert {name: pin for name, pin in served.items() if tested.get(name) != pin}.keys() == {"uv"}
+
+
+def test_the_lock_has_what_the_package_needs_and_nothing_for_tests() -> None:
+    """All dependencies of pyproject.toml, none of its extras for tests, training and development."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {
+        re.split(r"[\[<>=]", line)[0].lower().replace("_", "-").strip() for line in project["dependencies"]
+    }
+    locked = set(read_lock(LOCK.read_text()))
+    assert needed <= locked
+    assert not NOT_FOR_SERVING & locked
+
+
+def test_the_gpu_image_checks_the_hash_of_all_that_it_installs() -> None:
+    """uv is told to refuse what has none; its own installer's hash is checked by pip."""
+    settings = image_settings("gpu")
+    assert {"name": "UV_REQUIRE_HASHES", "value": "1"} in settings.envs
+    assert all("--hash=sha256:" in lines for lines in installed("gpu").values())
+    assert {"torch", "triton", "nvidia-cudnn-cu13"} <= set(installed("gpu"))
+    (first,) = settings.image.commands
+    assert re.fullmatch(
+        r"echo 'uv==\S+( --hash=sha256:[0-9a-f]{64})+' \| pip install .*--require-hashes.*", first
+    )
+
+
+def test_the_cpu_image_has_the_same_versions_without_cuda() -> None:
+    """No CUDA package; PyTorch's pins without the hashes of its CUDA build; everything else as it was."""
+    cpu, gpu = installed("cpu"), installed("gpu")
+    left_out = set(gpu) - set(cpu)
+    assert "triton" in left_out
+    assert all(name.startswith(("nvidia-", "cuda-")) for name in left_out - {"triton"})
+    assert {"nvidia-ml-py", "tritonclient"} <= set(cpu)
+    assert {name for name in cpu if cpu[name] != gpu[name]} == {"torch", "torchvision"}
+    for name in ("torch", "torchvision"):
+        assert cpu[name] == gpu[name].split()[0]
+    assert {"name": "UV_TORCH_BACKEND", "value": "cpu"} in image_settings("cpu").envs
+
+
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_the_image_brings_no_compiler(variant: Variant) -> None:
+    """Every package comes as a wheel, so nothing is installed from the distribution."""
+    image = image_settings(variant).image
+    assert not any("apt-get" in command for command in [*image.commands, *image.post_commands])

@@ -1,0 +1,116 @@
+"""Copies of checkpoints that go by where they came from, and when a packed one is what is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bentos import DEMO
+
+from florence.errors import CheckpointError
+from florence.hub import ORIGIN, Checkpoint, checkpoint_files, copy_checkpoint, resolve_checkpoint
+from florence.packing import weights
+from florence.packing.weights import packed_settings
+from florence.settings import Settings
+
+NAME, COMMIT = "Someone/Small-Florence", "0123456789abcdef0123456789abcdef01234567"
+NEEDED = ("config.json", "preprocessor_config.json", "tokenizer.json")
+
+
+def lay(directory: Path, *names: str) -> Path:
+    """A directory with files of these names, each with its name in it."""
+    directory.mkdir()
+    for name in names:
+        (directory / name).write_text("{}" if name.endswith(".json") else name)
+    return directory
+
+
+@pytest.fixture
+def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As in a Bento that was built with the demo checkpoint's files under a hub id."""
+    directory = tmp_path / "packed"
+    directory.mkdir()
+    copy_checkpoint(Checkpoint(NAME, COMMIT, DEMO), directory)
+    monkeypatch.setattr(weights, "_packed_directory", lambda: directory)
+    return directory
+
+
+def test_only_what_is_read_is_copied(tmp_path: Path) -> None:
+    """JSON, the vocabulary's merges and the weights: no code, no pickle, no second copy of the weights."""
+    kept = [*NEEDED, "merges.txt", "model.safetensors"]
+    unread = ("modeling.py", "pytorch_model.bin", "other.safetensors", "README.md")
+    source = lay(tmp_path / "source", *kept, *unread)
+    assert [file.name for file in checkpoint_files(source)] == sorted(kept)
+    target = lay(tmp_path / "target")
+    copy_checkpoint(Checkpoint(str(source), None, source), target)
+    assert {file.name for file in target.iterdir()} == {*kept, ORIGIN}
+    assert all((target / name).read_bytes() == (source / name).read_bytes() for name in kept)
+
+
+def test_shards_are_copied_by_the_index(tmp_path: Path) -> None:
+    """All that it names, and no others."""
+    source = lay(tmp_path / "source", *NEEDED, "a.safetensors", "b.safetensors", "c.safetensors")
+    (source / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}'
+    )
+    found = {file.name for file in checkpoint_files(source)}
+    assert found == {*NEEDED, "model.safetensors.index.json", "a.safetensors", "b.safetensors"}
+
+
+def test_a_copy_goes_by_name_and_commit_of_its_origin(packed: Path) -> None:
+    """Also a copy of the copy."""
+    found = resolve_checkpoint(str(packed))
+    assert (found.label, found.directory) == (f"{NAME}@{COMMIT[:12]}", packed)
+    again = lay(packed.parent / "again")
+    copy_checkpoint(found, again)
+    assert resolve_checkpoint(str(again)).label == found.label
+
+
+def test_a_copy_of_a_directory_goes_by_its_last_name(tmp_path: Path) -> None:
+    """Where it lay on the machine that built the Bento is nobody's business."""
+    target = lay(tmp_path / "target")
+    copy_checkpoint(Checkpoint(str(tmp_path / "my-finetune"), None, DEMO), target)
+    assert resolve_checkpoint(str(target)).label == "my-finetune"
+
+
+@pytest.mark.parametrize("origin", ["", "[]", '{"name": "x"}', "null"])
+def test_an_origin_that_says_nothing_is_refused(packed: Path, origin: str) -> None:
+    """With the file's name."""
+    (packed / ORIGIN).write_text(origin)
+    with pytest.raises(CheckpointError, match=ORIGIN):
+        resolve_checkpoint(str(packed))
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"model": NAME}, {"revision": COMMIT}, {"model": NAME, "revision": COMMIT}]
+)
+def test_the_packed_checkpoint_is_served_when_nothing_else_is_asked(
+    packed: Path, asked: dict[str, str]
+) -> None:
+    """Without a name, or by its own name and commit."""
+    settings = packed_settings(Settings(timeout_s=7, **asked))
+    assert (settings.model, settings.revision, settings.timeout_s) == (str(packed), None, 7)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({"model": "demo"}, "demo"),
+        ({"model": "Other/Florence"}, "Other/Florence"),
+        ({"model": NAME, "revision": "main"}, NAME),
+        ({"revision": "main"}, NAME),
+    ],
+)
+def test_another_checkpoint_or_revision_is_taken_at_its_word(
+    packed: Path, asked: dict[str, str], name: str
+) -> None:
+    """A branch may have moved on since the build, so it is asked of the hub."""
+    settings = packed_settings(Settings(**asked))
+    assert (settings.model, settings.revision) == (name, asked.get("revision"))
+
+
+def test_without_a_packed_checkpoint_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As everywhere outside of such a Bento."""
+    monkeypatch.setattr(weights, "_packed_directory", lambda: None)
+    settings = Settings()
+    assert packed_settings(settings) is settings
