@@ -63,8 +63,8 @@ LIBRARIES: dict[str, set[str]] = {
     "engine": {"torch", "einops", "numpy"},
     "pipeline": {"PIL"},
     "loading": set(),
-    "marks": {"PIL"},
-    "cli": set(),
+    "marks": {"PIL", "numpy", "supervision"},
+    "cli": {"pyarrow"},
     "client": {"httpx", "PIL", "pydantic", "tqdm"},
     "florence2": {"PIL"},
 }
