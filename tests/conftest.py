@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from fake_model import FakeModel
 from goldens import Goldens
+from serving import Server, serving_fake
 from starlette.applications import Starlette
 
+from florence.cli import main
 from florence.protocol.http import create_v2_app
 from florence.protocol.inference import Inference
 
@@ -50,3 +52,26 @@ def app(model: FakeModel) -> Starlette:
     inference = Inference(timeout_s=5.0)
     inference.model = model
     return create_v2_app(inference, 10_000_000)
+
+
+@pytest.fixture(scope="session")
+def fake_server() -> Iterator[Server]:
+    """A real `bentoml serve` with a fake model."""
+    with serving_fake() as started:
+        started.wait_ready()
+        yield started
+
+
+@pytest.fixture
+def florence(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A `florence` command line's exit status, and what it prints on stdout and stderr."""
+
+    def ran(*argv: object) -> tuple[int, str, str]:
+        try:
+            status = main([str(part) for part in argv])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return ran
