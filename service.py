@@ -21,8 +21,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from florence.engine.observer import Observer
+from florence.engine.scheduler import BatchLimits, limits_for
 from florence.errors import FlorenceError
 from florence.images import ImageLimits
+from florence.metrics import EngineMetrics, Labels
+from florence.protocol.analyze import analyze_endpoint
 from florence.protocol.http import create_v2_app
 from florence.protocol.inference import Inference
 from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("florence.service")
 
-Load = Callable[[Settings, str], Model]
+Load = Callable[[Settings, str, Observer], Model]
 Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
 GRACE_S = 10.0  # by which BentoML's time limit is longer than ours, whose message says more
@@ -52,10 +56,9 @@ def fetch_checkpoint(settings: Settings) -> None:
         sys.exit(f"florence: {error}")
 
 
-def load_model(settings: Settings, device: str) -> Model:
+def load_model(settings: Settings, device: str, observer: Observer) -> Model:
     """The checkpoint that the settings name, loaded on a device and warm."""
     from florence import Florence2  # torch comes with it
-    from florence.engine.scheduler import BatchLimits
 
     model = Florence2.load(
         settings.model,
@@ -63,8 +66,11 @@ def load_model(settings: Settings, device: str) -> Model:
         device=device,
         dtype=settings.dtype,
         limits=image_limits(settings),
-        batches=BatchLimits(settings.max_batch_size, settings.max_encode_batch, settings.max_queue),
+        batches=batch_limits(settings, device),
         threads=settings.threads,
+        picture_cache_bytes=settings.picture_cache_bytes,
+        observer=observer,
+        on_broken=end_worker,
     )
     model.warm_up()
     return model
@@ -76,6 +82,32 @@ def image_limits(settings: Settings) -> ImageLimits:
         max_bytes=settings.max_image_bytes,
         max_pixels=settings.max_image_pixels,
         max_frames=settings.max_image_frames,
+    )
+
+
+def batch_limits(settings: Settings, device: str) -> BatchLimits:
+    """The settings' limits on batches and queue, for this device where they leave it open."""
+    usual = limits_for(device.partition(":")[0])
+    latency_ms = settings.max_latency_ms
+    return BatchLimits(
+        max_batch_size=settings.max_batch_size or usual.max_batch_size,
+        max_encode_batch=settings.max_encode_batch or usual.max_encode_batch,
+        max_queue=settings.max_queue,
+        max_latency_s=None if latency_ms is None else latency_ms / 1000,
+        encode_budget_s=settings.encode_budget_ms / 1000,
+    )
+
+
+def engine_metrics() -> EngineMetrics:
+    """Metrics with the labels of this worker."""
+    context = bentoml.server_context
+    return EngineMetrics(
+        Labels(
+            runner_name="florence2",
+            worker_index=str(context.worker_index or 1),
+            service_version=context.bento_version,
+            service_name=context.bento_name,
+        )
     )
 
 
@@ -128,7 +160,7 @@ class TaskService:
         self.timeout_s = self.settings.timeout_s
         self.grpc: GrpcServer | None = None
         try:
-            self.model = self.load(self.settings, device)
+            self.model = self.load(self.settings, device, engine_metrics())
         except Exception as error:
             foreseen = isinstance(error, FlorenceError)
             logger.error("can't serve %s: %s", self.settings.model, error, exc_info=not foreseen)
@@ -158,6 +190,9 @@ class TaskService:
     async def __is_ready__(self) -> bool:
         return self.model.ready
 
+    async def __is_alive__(self) -> bool:
+        return self.model.alive
+
     async def __metrics__(self, content: str) -> str:
         """BentoML's own metrics, and Triton's beside them."""
         return content + self.inference.statistics.as_metrics()
@@ -185,6 +220,7 @@ class TaskService:
     region_to_category = endpoint("region_to_category")
     region_to_description = endpoint("region_to_description")
     region_to_ocr = endpoint("region_to_ocr")
+    analyze = analyze_endpoint()
 
 
 def build_service(
@@ -226,6 +262,14 @@ def end_serving() -> None:
     this process without the three tracebacks that would hide the reason. Elsewhere nothing."""
     if bentoml.server_context.worker_index is not None:
         os.kill(os.getppid(), signal.SIGTERM)
+        logging.shutdown()
+        os._exit(1)
+
+
+def end_worker() -> None:
+    """In a worker whose engine is broken: end the process, for BentoML's supervisor to start another."""
+    logger.critical("the engine can't recover: this worker ends")
+    if bentoml.server_context.worker_index is not None:
         logging.shutdown()
         os._exit(1)
 

@@ -17,39 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from florence.model.batch import DecodeState, decode_step
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from florence.engine.reference import TokenRules, start_search
-from florence.engine.request import GenerationOptions
-from florence.model.batch import DecodeState, decode_step
-from florence.model.checkpoint import load_model
+from random_models import SIZES, convert, make_native
+
+from florence.engine.request import GenerationOptions, Request
+from florence.engine.runner import Decoding, Runner
 from florence.model.florence2 import Florence2Model
-from florence.model.vision import Normalize
 
-SIZES = {  # d_model, layers, heads, ffn_dim, tower dimensions
-    "large": (1024, 12, 16, 4096, (256, 512, 1024, 2048)),
-    "base": (768, 6, 12, 3072, (128, 256, 512, 1024)),
-    "tiny": (64, 2, 4, 128, (16, 16, 32, 64)),
-}
-VOCAB, ENCODER_LENGTH = 51289, 590
+ENCODER_LENGTH = 590
 SHORT, LONG = 8, 24
-RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
-
-
-def make_native(size: str, dtype: torch.dtype) -> Florence2ForConditionalGeneration:
-    """transformers' model with random weights."""
-    d_model, layers, heads, ffn_dim, dims = SIZES[size]
-    sides = ("encoder", "decoder")
-    text = {"model_type": "bart", "vocab_size": VOCAB, "d_model": d_model, "max_position_embeddings": 1024}
-    text |= {f"{side}_layers": layers for side in sides}
-    text |= {f"{side}_attention_heads": heads for side in sides}
-    text |= {f"{side}_ffn_dim": ffn_dim for side in sides}
-    groups = [dim // 16 if size == "tiny" else dim // 32 for dim in dims]
-    vision = {"embed_dim": dims, "num_heads": groups, "num_groups": groups, "projection_dim": d_model}
-    torch.manual_seed(0)
-    config = Florence2Config(text_config=text, vision_config=vision, image_token_id=VOCAB - 1)
-    return Florence2ForConditionalGeneration(config).to(dtype).eval()
 
 
 def per_step(run: Callable[[int], None]) -> tuple[float, float]:

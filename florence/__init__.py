@@ -4,16 +4,15 @@ from florence import Florence2
 model = Florence2.load("demo")
 answer = model.run("street.jpg", "<OD>")
 
-Importing this package imports no torch; `Florence2` brings it when it is first used.
+Importing this package imports nothing else; `Florence2` brings torch when it is first used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from florence.answers import parse_answer
-
 if TYPE_CHECKING:
+    from florence.answers import parse_answer
     from florence.florence2 import Florence2
 
 __all__ = ["Florence2", "parse_answer"]
@@ -25,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from florence.florence2 import Florence2
 
         return Florence2
+    if name == "parse_answer":
+        from florence.answers import parse_answer
+
+        return parse_answer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

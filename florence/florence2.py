@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,13 +17,16 @@ from typing import Any, TypedDict, Unpack
 
 from PIL import Image
 
+from florence.engine.observer import Observer
 from florence.engine.request import Generation
+from florence.engine.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.scheduler import BatchLimits
 from florence.errors import Closed, ImageError, OptionError, Overloaded, TaskError
 from florence.images import ImageLimits, load_image
 from florence.loading import Loaded, LoadOptions, load
-from florence.pipeline import Picture, Pipeline, Prepared, TaskText
+from florence.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
 from florence.schemas import Answer, read_generation_parameters
+from florence.streams import AnswerStream, OnText, Teller
 
 IMAGE_THREADS = 2
 """Threads that read pictures: decoders release the interpreter's lock, and the engine needs the other
@@ -62,11 +65,10 @@ class Florence2:
     Use it as a context manager, or call `close` at the end.
     """
 
-    def __init__(self, loaded: Loaded, max_queue: int) -> None:
+    def __init__(self, loaded: Loaded) -> None:
         self._pipeline = loaded.pipeline
         self._engine = loaded.engine
         self._info = loaded.info
-        self._max_queue = max_queue
         self._readers = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="florence-reader")
         self._finishers = ThreadPoolExecutor(1, thread_name_prefix="florence-finisher")
         self._reading = 0
@@ -83,29 +85,52 @@ class Florence2:
         limits: ImageLimits | None = None,
         batches: BatchLimits | None = None,
         threads: int | None = None,
+        picture_cache_bytes: int = DEFAULT_FEATURE_BYTES,
+        observer: Observer | None = None,
+        on_broken: Callable[[], None] | None = None,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:<n>". `dtype`: "auto" (bfloat16 where
         the processor multiplies it natively, else float32), "float32", "bfloat16", "float16". `limits`: on
         pictures. `batches`: how many requests wait, are encoded and decode at once. `threads`: CPU threads of
-        the model, None for torch's choice.
+        the model, None for torch's choice. `picture_cache_bytes`: memory for what the tower saw in the latest
+        pictures. `observer`: is told what the engine does. `on_broken`: is called when the engine has failed
+        and can't recover.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
         """
-        batches = batches or BatchLimits()
-        options = LoadOptions(revision, device, dtype, limits or ImageLimits(), batches, threads)
-        return cls(load(name, options), batches.max_queue)
+        options = LoadOptions(
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            limits=limits or ImageLimits(),
+            batches=batches,
+            threads=threads,
+            picture_cache_bytes=picture_cache_bytes,
+            observer=observer,
+            on_broken=on_broken,
+        )
+        return cls(load(name, options))
 
     def submit(
-        self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]
+        self,
+        image: Picture | SharedPicture,
+        task: str,
+        text: TaskText = None,
+        *,
+        on_text: OnText | None = None,
+        **options: Unpack[RunOptions],
     ) -> Future[Answer]:
         """Start one task on one picture; the answer comes in the future.
 
-        `image`: a PIL picture, taken as it is, or bytes or a path, turned by their EXIF orientation first.
+        `image`: a PIL picture, taken as it is, or bytes, a path, or a function that gives the bytes (called
+        where pictures are read, in another thread), turned by their EXIF orientation first.
         `task`: a token such as "<OD>" or a name such as "object_detection". `text`: what the task reads
-        besides the picture. Cancelling the future frees the device at its next step.
+        besides the picture. `on_text`: is told the answer's text piece by piece while it is generated, in
+        another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future frees
+        the device at its next step.
 
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
@@ -116,9 +141,9 @@ class Florence2:
                 image = load_image(image, self._pipeline.limits)
             self._admit()
         except (ImageError, Overloaded) as error:
-            outer.set_exception(error)
-            return outer
-        call = _Call(self._pipeline, image, task, text, options, time.monotonic())
+            return _failed(error)
+        teller = on_text and Teller(self._pipeline.tokenizer.reader(), on_text, self._finishers)
+        call = _Call(self._pipeline, image, task, text, options, time.monotonic(), teller)
         try:
             self._readers.submit(self._start, call, outer)
         except RuntimeError:  # the pool's way to say that it was shut down
@@ -130,6 +155,39 @@ class Florence2:
         """`submit` and wait for the answer; raises what the future has."""
         return self.submit(image, task, text, **options).result()
 
+    def submit_all(
+        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+    ) -> list[Future[Answer]]:
+        """Start many tasks on one picture, which is read and seen once; a future for each, as from `submit`.
+
+        `asks`: tasks, or pairs of a task and its text or region.
+        """
+        pairs = [(ask, None) if isinstance(ask, str) else ask for ask in asks]
+        if isinstance(image, Image.Image):
+            try:
+                image = load_image(image, self._pipeline.limits)
+            except ImageError as error:
+                return [_failed(error) for _ in pairs]
+        shared = SharedPicture(image)
+        return [self.submit(shared, task, text, **options) for task, text in pairs]
+
+    def analyze(
+        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+    ) -> list[Answer | Exception]:
+        """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
+        return [_outcome(future) for future in self.submit_all(image, asks, **options)]
+
+    def stream(
+        self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]
+    ) -> AnswerStream:
+        """Like `submit`, to iterate over the answer's text while it is generated; then its `answer` is there.
+
+        With one beam, since beams compete until the last token; for tasks that answer in text.
+        """
+        if options.get("num_beams") is None:
+            options["num_beams"] = 1
+        return AnswerStream(lambda on_text: self.submit(image, task, text, on_text=on_text, **options))
+
     def run_many(self, items: Iterable[Item], **options: Unpack[RunOptions]) -> list[Answer | Exception]:
         """Answers of many (picture, task) or (picture, task, text) items, in their order.
 
@@ -139,7 +197,7 @@ class Florence2:
         answers: list[Answer | Exception] = []
         in_flight: deque[Future[Answer]] = deque()
         for item in items:
-            if len(in_flight) >= min(IN_FLIGHT, self._max_queue):
+            if len(in_flight) >= min(IN_FLIGHT, self._engine.max_queue):
                 answers.append(_outcome(in_flight.popleft()))
             in_flight.append(self.submit(*item, **options))
         return answers + [_outcome(future) for future in in_flight]
@@ -152,6 +210,11 @@ class Florence2:
     def ready(self) -> bool:
         """Whether requests are taken."""
         return self._engine.ready
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine works, or will again without a restart."""
+        return self._engine.alive
 
     @property
     def checkpoint(self) -> str:
@@ -182,9 +245,7 @@ class Florence2:
     def _admit(self) -> None:
         """Count a picture that will be read, unless as many as may wait are waiting already."""
         with self._lock:
-            waiting = self._reading + self._engine.waiting
-            if waiting >= self._max_queue:
-                raise self._engine.overloaded(waiting)
+            self._engine.check_load(self._reading + self._engine.waiting)
             self._reading += 1
 
     def _leave(self) -> None:
@@ -214,6 +275,8 @@ class Florence2:
             return
         try:
             generation = inner.result()
+            if call.teller is not None:
+                call.teller.end()
             _settle(outer, self._pipeline.answer(prepared, generation, time.monotonic() - call.started))
         except Exception as error:  # noqa: BLE001  (as above)
             _settle(outer, error)
@@ -224,11 +287,12 @@ class _Call:
     """One call of `submit`, until its picture is read."""
 
     pipeline: Pipeline
-    image: Picture
+    image: Picture | SharedPicture
     task: str
     text: TaskText
     options: RunOptions
     started: float
+    teller: Teller | None
 
     def prepare(self) -> Prepared:
         """Check and read everything that the call holds."""
@@ -244,7 +308,15 @@ class _Call:
             self.text if region is None else region,
             read_generation_parameters(options),
             None if timeout_s is None else self.started + timeout_s,
+            None if self.teller is None else self.teller.on_token,
         )
+
+
+def _failed(error: Exception) -> Future[Answer]:
+    """A future that has its exception already."""
+    future: Future[Answer] = Future()
+    future.set_exception(error)
+    return future
 
 
 def _outcome(future: Future[Answer]) -> Answer | Exception:

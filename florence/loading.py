@@ -6,18 +6,22 @@ The one place that reads all files of a checkpoint and checks that they fit each
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from florence.engine.graphs import CudaRecorder
 from florence.engine.loop import Engine, TokenLimits
+from florence.engine.observer import Observer
 from florence.engine.runner import Runner
-from florence.engine.scheduler import BatchLimits
+from florence.engine.scheduler import BatchLimits, limits_for
 from florence.errors import CheckpointError
 from florence.hub import resolve_checkpoint
 from florence.images import ImageLimits, Preprocessing, read_preprocessing
 from florence.model.checkpoint import count_parameters, load_model
 from florence.model.config import STRIDE, ModelConfig, read_config
 from florence.model.devices import pick_device, pick_dtype
+from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 from florence.pipeline import Pipeline
 from florence.tasks import TASKS
@@ -34,8 +38,11 @@ class LoadOptions:
     device: str
     dtype: str
     limits: ImageLimits
-    batches: BatchLimits
+    batches: BatchLimits | None
     threads: int | None
+    picture_cache_bytes: int
+    observer: Observer | None
+    on_broken: Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
     """
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
+    batches = options.batches or limits_for(device.type)
     checkpoint = resolve_checkpoint(name, options.revision)
     config = read_config(checkpoint.directory)
     preprocessing = read_preprocessing(checkpoint.directory)
@@ -77,13 +85,37 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "picture_size": [preprocessing.height, preprocessing.width],
-        "limits": asdict(limits) | asdict(options.limits) | asdict(options.batches),
+        "limits": asdict(limits) | asdict(options.limits) | asdict(batches),
         "generation": asdict(config.generation),
         "tasks": list(TASKS),
     }
-    engine = Engine(Runner(model), limits, options.batches, threads=options.threads)
+    engine = Engine(
+        _runner(model, batches.max_batch_size, options, preprocessing),
+        limits,
+        batches,
+        threads=options.threads,
+        observer=options.observer,
+        on_broken=options.on_broken,
+    )
     log.info("loaded %s on %s as %s", checkpoint.label, info["device"], info["dtype"])
     return Loaded(pipeline, engine, info)
+
+
+def _runner(model: Florence2Model, slots: int, options: LoadOptions, preprocessing: Preprocessing) -> Runner:
+    """The way to run steps that suits the device."""
+    on_gpu = model.language.shared.weight.is_cuda
+    return Runner(
+        model,
+        slots,
+        picture_tokens=_picture_tokens(preprocessing),
+        feature_bytes=options.picture_cache_bytes,
+        recorder=CudaRecorder() if on_gpu else None,
+        late=on_gpu,
+    )
+
+
+def _picture_tokens(preprocessing: Preprocessing) -> int:
+    return 1 + (preprocessing.height // STRIDE) * (preprocessing.width // STRIDE)
 
 
 def _token_limits(config: ModelConfig, preprocessing: Preprocessing) -> TokenLimits:
@@ -95,7 +127,7 @@ def _token_limits(config: ModelConfig, preprocessing: Preprocessing) -> TokenLim
             f"preprocessor_config.json resizes to {height}x{width} pixels; "
             f"the tower needs multiples of {STRIDE} up to {most}"
         )
-    picture_tokens = 1 + (height // STRIDE) * (width // STRIDE)
+    picture_tokens = _picture_tokens(preprocessing)
     room = config.text.max_positions - picture_tokens
     if room < 1:
         raise CheckpointError(

@@ -6,21 +6,24 @@ devices or HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from florence.answers import Piece, parse_answer
-from florence.engine.request import Generation, GenerationOptions, Request
-from florence.errors import TaskError
+from florence.engine.request import Generation, GenerationOptions, Request, digest_of
+from florence.errors import OptionError, TaskError
 from florence.images import ImageLimits, Preprocessing, load_image, resize_pixels
 from florence.model.config import GenerationDefaults
 from florence.regions import region_text
 from florence.schemas import Answer, GenerationParameters, ImageSize, Timings, Usage
-from florence.tasks import Input, Task, build_prompt, get_task
+from florence.tasks import Input, Kind, Task, build_prompt, get_task
 from florence.tokenizer import Tokenizer
 
 DEFAULT_MAX_NEW_TOKENS = 1024
@@ -28,7 +31,41 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 tokens."""
 
 T = TypeVar("T")
-Picture = Image.Image | bytes | str | Path
+Picture = Image.Image | bytes | str | Path | Callable[[], bytes]
+"""A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPicture:
+    """A picture as the model takes it. `size`: width and height of the original; `pixels`: uint8 [height,
+    width, 3] at the model's input size; `digest`: of the pixels."""
+
+    size: tuple[int, int]
+    pixels: NDArray[np.uint8]
+    digest: bytes
+
+
+class SharedPicture:
+    """One picture of many requests: read by the first of them that comes to it, once. Safe for threads."""
+
+    def __init__(self, image: Picture) -> None:
+        self._image = image
+        self._lock = threading.Lock()
+        self._outcome: ReadPicture | Exception | None = None
+
+    def read(self, read: Callable[[Picture], ReadPicture]) -> ReadPicture:
+        """The picture; raises what reading it raised, each time."""
+        with self._lock:
+            if self._outcome is None:
+                try:
+                    self._outcome = read(self._image)
+                except Exception as error:  # noqa: BLE001  (raised below, to all who ask)
+                    self._outcome = error
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+
 TaskText = str | Sequence[float] | None
 """A text, or a region: four numbers in pixels or `<loc_n>` text."""
 
@@ -59,33 +96,46 @@ class Pipeline:
 
     def prepare(
         self,
-        image: Picture,
+        image: Picture | SharedPicture,
         task: str,
         text: TaskText,
         parameters: GenerationParameters,
         deadline: float | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> Prepared:
         """Check and read everything that a request holds.
 
-        `image`: a PIL picture as it is, or bytes or a path, which are turned by their EXIF orientation.
+        `image`: a PIL picture as it is; all else is turned by its EXIF orientation.
         `task`: a token or an endpoint's name. `deadline`: a reading of `time.monotonic()`.
+        `on_token`: as `engine.Request` has it, for the tasks that answer in text and requests with one beam.
 
-        Raises `TaskError`, `RegionError`, `ImageError`, `ImageTooLarge`, and `OSError` for a path that can't
-        be read.
+        Raises `TaskError`, `OptionError`, `RegionError`, `ImageError`, `ImageTooLarge`, and `OSError` for a
+        path that can't be read.
         """
         known = get_task(task)
         # The task's rule first: cheaper than decoding a picture.
         build_prompt(known, text if text is None or isinstance(text, str) else str(tuple(text)))
-        picture = load_image(image, self.limits)
+        options = self.options(parameters)
+        if on_token is not None:
+            _check_streamed(known, options)
+        picture = image.read(self.read) if isinstance(image, SharedPicture) else self.read(image)
         prompt = build_prompt(known, _input_text(known, text, picture.size))
-        size = self.preprocessing
         request = Request(
-            pixels=resize_pixels(picture, size.height, size.width, size.resample),
+            pixels=picture.pixels,
             prompt_ids=tuple(self.tokenizer.encode(prompt)),
-            options=self.options(parameters),
+            options=options,
             deadline=deadline,
+            on_token=on_token,
+            digest=picture.digest,
         )
         return Prepared(known, picture.size, request)
+
+    def read(self, image: Picture) -> ReadPicture:
+        """The picture at the model's input size. Raises as `prepare` does for its picture."""
+        picture = load_image(image() if callable(image) else image, self.limits)
+        size = self.preprocessing
+        pixels = resize_pixels(picture, size.height, size.width, size.resample)
+        return ReadPicture(picture.size, pixels, digest_of(pixels))
 
     def options(self, parameters: GenerationParameters) -> GenerationOptions:
         """The parameters with the checkpoint's own settings in place of those that are None."""
@@ -143,6 +193,16 @@ def _input_text(task: Task, text: TaskText, image_size: tuple[int, int]) -> str 
     if not isinstance(text, str):
         raise TaskError(f"{task.token} takes a text, not a region, for example {task.example!r}")
     return text
+
+
+def _check_streamed(task: Task, options: GenerationOptions) -> None:
+    if task.kind is not Kind.TEXT:
+        raise TaskError(f"{task.token} does not answer in text, so there is nothing to stream")
+    if options.num_beams != 1:
+        raise OptionError(
+            f"a stream needs num_beams=1, this request has {options.num_beams}: beams compete until the last "
+            "token, so no part of the answer is final before all of it is"
+        )
 
 
 def _either(wished: T | None, default: T) -> T:

@@ -49,14 +49,32 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads of one worker's model; default: PyTorch's choice."
     )
-    max_batch_size: int = Field(
-        default=16, ge=1, le=1024, description="Requests that decode together in a worker."
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None,
+        description="Requests that decode together in a worker; default: 16 on a CPU, 64 on a GPU.",
     )
-    max_encode_batch: int = Field(
-        default=4, ge=1, le=1024, description="Pictures that are encoded together in a worker."
+    max_encode_batch: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None,
+        description="Pictures that are encoded together in a worker; default: 4 on a CPU, 16 on a GPU.",
     )
     max_queue: int = Field(
         default=256, ge=1, le=100_000, description="Requests that may wait in a worker; more get a 503."
+    )
+    max_latency_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = Field(
+        default=None,
+        description="A request that would wait for longer is refused at once, with a 503; default: none is.",
+    )
+    encode_budget_ms: float = Field(
+        default=250.0,
+        gt=0,
+        le=60_000,
+        description="For how long new pictures may hold up the requests that are being decoded, at a time.",
+    )
+    picture_cache_bytes: int = Field(
+        default=128 * MIB,
+        ge=0,
+        le=2**40,
+        description="Memory of a worker for what the tower saw in the latest pictures.",
     )
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."

@@ -91,6 +91,10 @@ class Tokenizer:
             for start, stop in self._spans(ids)
         ]
 
+    def reader(self) -> TextReader:
+        """A reader of the text of one sequence while it is generated."""
+        return TextReader(self._backend, frozenset((self.bos_id, self.pad_id, self.eos_id)))
+
     def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         start = 0
         for position, token_id in enumerate(ids):
@@ -101,6 +105,35 @@ class Tokenizer:
                 start = position + 1
         if start < len(ids):
             yield start, len(ids)
+
+
+class TextReader:
+    """Reads tokens one by one and gives their text as soon as it is certain; for one thread at a time.
+
+    A character of several bytes can be spread over tokens: it comes with the last of them. `silent`: ids that
+    have no text here. All that `take` and `rest` give, joined, is what `Tokenizer.decode` gives for the other
+    ids.
+    """
+
+    def __init__(self, backend: Backend, silent: frozenset[int]) -> None:
+        self._backend = backend
+        self._silent = silent
+        self._stream = decoders.DecodeStream(skip_special_tokens=False)
+        self._ids: list[int] = []
+        self._given = 0  # characters
+
+    def take(self, token_id: int) -> str:
+        """The text that this token makes certain; "" where it makes none."""
+        if token_id in self._silent:
+            return ""
+        self._ids.append(token_id)
+        text = self._stream.step(self._backend, token_id) or ""
+        self._given += len(text)
+        return text
+
+    def rest(self) -> str:
+        """The text of bytes at the end that form no character; call it once, after the last token."""
+        return self._backend.decode(self._ids, skip_special_tokens=False)[self._given :]
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:

@@ -11,10 +11,12 @@ from fake_model import FakeModel
 from goldens import Goldens
 from serving import Server, serving_fake
 from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from florence.cli import main
 from florence.protocol.http import create_v2_app
 from florence.protocol.inference import Inference
+from florence.settings import Settings
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,6 +54,22 @@ def app(model: FakeModel) -> Starlette:
     inference = Inference(timeout_s=5.0)
     inference.model = model
     return create_v2_app(inference, 10_000_000)
+
+
+@pytest.fixture(scope="session")
+def shared_model() -> FakeModel:
+    """Behind the one service that a process can have: BentoML claims its metrics' names for ever."""
+    return FakeModel()
+
+
+@pytest.fixture(scope="session")
+def shared_client(shared_model: FakeModel) -> Iterator[TestClient]:
+    import service
+
+    settings = Settings(max_body_bytes=200_000, grpc_port=0)
+    built = service.build_service(settings, 0, lambda _settings, _device, _observer: shared_model)
+    with TestClient(built.to_asgi(), raise_server_exceptions=False) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from florence.engine.observer import Observer
 from florence.errors import Closed
 from florence.images import ImageLimits, open_image
 from florence.regions import region_text
@@ -33,6 +35,7 @@ from florence.schemas import (
 from florence.settings import Settings
 from florence.tasks import Kind, build_prompt, get_task
 
+PIECES = ("a", " fake")
 LOCATIONS = "<loc_100><loc_200><loc_300><loc_400>"
 RAW_TEXT = {
     Kind.TEXT: "a fake",
@@ -54,22 +57,24 @@ RESULT = {
 class Call:
     """One request as the model got it."""
 
-    image: bytes
+    image: Any
     task: str
     text: Any
     options: dict[str, Any]
     future: Future[Answer]
+    on_text: Callable[[str], None] | None = None
 
 
 @dataclass
 class FakeModel:
-    """Stands for `florence.Florence2` behind the endpoints.
+    """Stands for `florence.Florence2` behind the endpoints. A stream gets the words of `PIECES`.
 
     error: what every request fails with. held: requests stay open until `release` is set. delay_s: each takes
     that long, one after the other. trace: a file that gets a line for each event.
     """
 
     ready: bool = True
+    alive: bool = True
     error: BaseException | None = None
     held: bool = False
     delay_s: float = 0.0
@@ -80,13 +85,24 @@ class FakeModel:
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     closed: bool = False
 
-    def submit(self, image: bytes, task: str, text: Any = None, **options: Any) -> Future[Answer]:
+    def submit(
+        self,
+        image: bytes | Callable[[], bytes],
+        task: str,
+        text: Any = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Future[Answer]:
         future: Future[Answer] = Future()
-        call = Call(image, task, text, options, future)
+        call = Call(image, task, text, options, future, on_text)
         self.calls.append(call)
         future.add_done_callback(lambda done: self.note("cancelled" if done.cancelled() else "done"))
         self.pool.submit(self._run, call)
         return future
+
+    def submit_all(self, image: bytes, asks: list[tuple[str, Any]], **options: Any) -> list[Future[Answer]]:
+        return [self.submit(image, task, text, **options) for task, text in asks]
 
     def close(self) -> None:
         self.note("close")
@@ -101,6 +117,8 @@ class FakeModel:
 
     def _run(self, call: Call) -> None:
         self.note("start")
+        for piece in PIECES if call.on_text else ():
+            call.on_text(piece)
         if self.held:
             self.release.wait(30)
         end = time.monotonic() + self.delay_s
@@ -118,6 +136,8 @@ class FakeModel:
     def _answer(self, call: Call) -> Answer:
         if self.error is not None:
             raise self.error
+        if callable(call.image):
+            call.image = call.image()
         if self.closed:
             raise Closed("the model is closed")
         task = get_task(call.task)
@@ -140,7 +160,7 @@ class FakeModel:
         )
 
 
-def load_fake(settings: Settings, device: str) -> FakeModel:
+def load_fake(settings: Settings, device: str, observer: Observer) -> FakeModel:
     """A fake as `FLORENCE_MODEL` describes it: JSON of its fields, and `load_s`, how long loading takes."""
     fields = json.loads(settings.model)
     time.sleep(fields.pop("load_s", 0))

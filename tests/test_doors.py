@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "florence"
 
-PURE = {"answers", "regions", "tasks", "schemas", "settings", "errors"}
+PURE = {"analysis", "answers", "regions", "tasks", "schemas", "settings", "errors"}
 # Room -> rooms of this package that it may import, itself apart. A room is a module or a folder.
 DOORS: dict[str, set[str]] = {
     "errors": set(),
@@ -22,6 +22,7 @@ DOORS: dict[str, set[str]] = {
     "marks": {"errors", "images"},
     "schemas": {"errors", "answers", "tasks", "regions", "marks"},
     "answers": {"errors", "regions", "schemas", "tasks"},
+    "analysis": {"errors", "schemas"},
     "settings": {"errors"},
     "tiff_header": {"errors"},
     "image_headers": {"errors", "tiff_header"},
@@ -31,11 +32,13 @@ DOORS: dict[str, set[str]] = {
     "model": {"errors"},
     "engine": {"model", "errors"},
     "pipeline": {"engine", "model", "images", "tokenizer", *PURE} - {"settings"},
+    "metrics": {"engine"},
     "loading": {"pipeline", "engine", "model", "hub", "images", "tokenizer", "tasks", "errors"},
-    "florence2": {"loading", "pipeline", "engine", "images", *PURE} - {"settings"},
-    "client": {"schemas", "errors", "tasks"},
+    "streams": {"schemas"},
+    "florence2": {"loading", "pipeline", "engine", "images", "streams", *PURE} - {"settings"},
+    "client": {"analysis", "schemas", "errors", "tasks"},
     "cli": {"florence", "client", "florence2", "schemas", "settings", "tasks", "errors"},
-    "protocol": {"florence", "florence2", "pipeline", *PURE} - {"settings"},
+    "protocol": {"florence", "florence2", "pipeline", "streams", *PURE} - {"settings"},
     # images and engine: for the types of the limits that the settings fill in
     "service": {
         "florence",
@@ -43,6 +46,7 @@ DOORS: dict[str, set[str]] = {
         "protocol",
         "images",
         "engine",
+        "metrics",
         "hub",
         "settings",
         "schemas",
@@ -61,8 +65,10 @@ LIBRARIES: dict[str, set[str]] = {
     "hub": {"huggingface_hub"},
     "model": {"torch", "timm", "einops", "safetensors", "numpy", "pydantic"},
     "engine": {"torch", "einops", "numpy"},
-    "pipeline": {"PIL"},
+    "pipeline": {"PIL", "numpy"},
     "loading": set(),
+    "metrics": {"prometheus_client"},
+    "streams": set(),
     "marks": {"PIL", "numpy", "supervision"},
     "cli": {"pyarrow"},
     "client": {"httpx", "PIL", "pydantic", "tqdm"},

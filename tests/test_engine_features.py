@@ -24,8 +24,14 @@ class Tower:
 
 
 def look(cache: FeatureCache[Features], tower: Tower, pictures: list[int]) -> list[int]:
-    digests = [str(picture).encode() for picture in pictures]
-    return [features.of for features in cache.look(digests, pictures, tower)]
+    """What the engine does: find, encode what is new, keep it."""
+    digests = {picture: str(picture).encode() for picture in pictures}
+    found = cache.find([digests[picture] for picture in pictures])
+    new = [picture for picture in digests if digests[picture] not in found]
+    made = dict(zip((digests[picture] for picture in new), tower(new), strict=True))
+    cache.keep(made)
+    found |= made
+    return [found[digests[picture]].of for picture in pictures]
 
 
 def test_a_picture_that_comes_again_or_twice_at_once_is_encoded_once() -> None:

@@ -16,6 +16,7 @@ from goldens import Goldens, sequence_of
 from PIL import Image
 
 from florence import Florence2, parse_answer
+from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits
 from florence.errors import (
     Closed,
@@ -155,6 +156,46 @@ def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(model: Florence2
     assert isinstance(answers[4], ImageError)
     assert isinstance(answers[5], Answer)
     assert answers[5].task == "<CAPTION_TO_PHRASE_GROUNDING>"
+
+
+class CountingObserver(Observer):
+    """How many pictures went through the tower, and how many requests were encoded."""
+
+    def __init__(self) -> None:
+        self.pictures = self.requests = 0
+
+    def encoded(self, requests: int, pictures: int, seconds: float) -> None:
+        self.requests += requests
+        self.pictures += pictures
+
+
+def test_many_tasks_on_one_picture_see_it_once_and_answer_as_one_by_one(
+    goldens: Goldens, picture: Path
+) -> None:
+    """Read once, through the tower once, one outcome for each task in its place."""
+    observer, reads = CountingObserver(), []
+
+    def read() -> bytes:
+        reads.append(1)
+        return picture.read_bytes()
+
+    region = (10.0, 20.0, 300.0, 400.0)
+    asks = ["<OD>", "caption", ("<OCR>", "no text here"), ("<REGION_TO_CATEGORY>", region), "nonsense"]
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 1}
+    with Florence2.load(str(goldens.checkpoint), observer=observer, **settings) as model:
+        outcomes = model.analyze(read, asks, max_new_tokens=12)
+        assert (len(reads), observer.pictures, observer.requests) == (1, 1, 3)
+        assert [type(outcome) for outcome in outcomes] == [Answer, Answer, TaskError, Answer, TaskError]
+        for ask, outcome in zip(asks, outcomes, strict=True):
+            if isinstance(outcome, Answer):
+                pair = (ask, None) if isinstance(ask, str) else ask
+                assert outcome.token_ids == model.run(picture, *pair, max_new_tokens=12).token_ids
+        assert observer.pictures == 1  # those came from memory
+        bad = model.analyze(b"no picture", ["<OD>", "<OCR>"])
+        assert all(isinstance(outcome, ImageError) for outcome in bad)
+        assert model.analyze(Image.open(picture), ["<OD>"], max_new_tokens=12)[0].token_ids == (
+            outcomes[0].token_ids
+        )
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,15 @@ def test_every_case_alone_is_the_originals(goldens: Goldens) -> None:
         check(case, row, generate_alone(goldens.model, request_of(goldens, case, row), rules_of(case)))
 
 
-def finish(runner: Runner, decodings: Iterable[Decoding]) -> None:
+def finish(runner: Runner, decodings: Iterable[Decoding]) -> dict[Decoding, Hypothesis]:
     """Decode all of them together, each leaving at its own end."""
-    left = list(decodings)
+    left, outcomes = list(decodings), {}
     while left:
-        for decoding, logits in zip(left, runner.step(left), strict=True):
-            decoding.search.take(logits)
-        left = [decoding for decoding in left if not decoding.search.done]
+        for decoding, outcome in runner.step(left):
+            assert isinstance(outcome, Hypothesis)
+            outcomes[decoding] = outcome
+            left.remove(decoding)
+    return outcomes
 
 
 def test_every_case_in_a_crowd_is_the_originals(goldens: Goldens) -> None:
@@ -56,18 +58,17 @@ def test_every_case_in_a_crowd_is_the_originals(goldens: Goldens) -> None:
     for case, row in goldens.single_cases():
         groups.setdefault(rules_of(case), []).append((case, row))
     for rules, cases in groups.items():
-        runner = Runner(goldens.model)
-        runner.rules = rules
+        runner = Runner(goldens.model, slots=60, rules=rules)
         for start in range(0, len(cases), 40):
             crowd = cases[start : start + 40]
             decodings = runner.encode([request_of(goldens, case, row) for case, row in crowd])
-            finish(runner, decodings)
+            outcomes = finish(runner, decodings)
             for (case, row), decoding in zip(crowd, decodings, strict=True):
-                check(case, row, decoding.search.best())
+                check(case, row, outcomes[decoding])
                 at_limit = len(sequence_of(case, row)) == case["effective"]["max_length"]
                 forced = case["effective"]["forced_eos_token_id"] is not None
                 if forced:
-                    assert runner.was_cut(decoding.search.best(), decoding.request) is at_limit
+                    assert runner.was_cut(outcomes[decoding], decoding.request) is at_limit
 
 
 @torch.inference_mode()

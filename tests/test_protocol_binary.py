@@ -49,7 +49,7 @@ def test_packed_rows_come_back_in_order(names: list[str], count: int, data: Any)
     columns = {"INPUT_IMAGE": images, "TASK_PROMPT": tasks, "TEXT_PROMPT": [text.encode() for text in texts]}
     body, header = packed_request({name: columns[name] for name in names})
     rows = read_rows(parse_infer_request(body, str(header)).columns)
-    assert [row.image for row in rows] == images
+    assert [row.image() for row in rows] == images
     assert [row.task.encode() for row in rows] == tasks
     assert [row.text for row in rows] == [text if text.strip() else None for text in texts]
 
@@ -68,7 +68,7 @@ def test_packed_and_json_tensors_mix() -> None:
     ]
     head = json.dumps({"inputs": inputs}).encode()
     (row,) = read_rows(parse_infer_request(head + packed, str(len(head))).columns)
-    assert (row.image, row.task) == (JPEG, "<OD>")
+    assert (row.image(), row.task) == (JPEG, "<OD>")
 
 
 @given(st.integers(0, len(BODY)))
@@ -153,7 +153,7 @@ def test_packed_answers_come_back(answers: list[dict[str, str]]) -> None:
 def test_base64_in_packed_form_is_taken() -> None:
     """As Triton's own clients send it for the replaced deployment: base64 text in a packed tensor."""
     body, header = packed_request({"INPUT_IMAGE": [base64.b64encode(JPEG)], "TASK_PROMPT": [b"<OD>"]})
-    assert read_rows(parse_infer_request(body, str(header)).columns)[0].image == JPEG
+    assert read_rows(parse_infer_request(body, str(header)).columns)[0].image() == JPEG
 
 
 def test_raw_bytes_go_in_and_packed_answers_come_out() -> None:

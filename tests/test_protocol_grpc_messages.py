@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.protocol.grpc_messages import infer_response, read_infer_request, request_size
+from florence.protocol.grpc_messages import infer_response, read_infer_request
 from florence.protocol.tensors import pack, read_rows, unpack
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
@@ -44,11 +44,10 @@ def test_rows_come_back_in_order(names: list[str], count: int, raw: bool) -> Non
     made = message({name: columns[name] for name in names}, raw=raw, id="7")
     infer = read_infer_request(made)
     rows = read_rows(infer.columns)
-    assert [row.image for row in rows] == columns["INPUT_IMAGE"]
+    assert [row.image() for row in rows] == columns["INPUT_IMAGE"]
     assert [row.task for row in rows] == [f"<T{index}>" for index in range(count)]
     assert [row.text for row in rows] == [f"text {index}" for index in range(count)]
     assert infer.id == "7"
-    assert request_size(made) >= sum(map(len, columns["INPUT_IMAGE"]))
 
 
 @given(st.binary(max_size=300))

@@ -80,6 +80,7 @@ def test_options_reach_the_model_and_foreign_parameters_do_not(app: Starlette, m
         (request([base64.b64encode(b"no picture").decode()]), 400, "not a picture"),
         (request(["%%%not base64!%%%"]), 400, "not valid base64"),
         (request([PICTURE, PICTURE], ["<OD>", "<NOPE>"]), 400, "row 1: unknown task"),
+        (request([PICTURE, "%%%"], ["<OD>", "<OD>"]), 400, "row 1: the picture is not valid base64"),
         ({"inputs": []}, 400, "missing required input"),
     ],
 )

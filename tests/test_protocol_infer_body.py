@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence.errors import FlorenceError, ImageError, ProtocolError
+from florence.errors import FlorenceError, ProtocolError
 from florence.protocol.infer_body import build_infer_answer, parse_infer_request
 from florence.protocol.tensors import MAX_TEXT_CHARS, Row, read_rows
 from florence.protocol.v2_model import MAX_BATCH_SIZE
@@ -63,7 +63,7 @@ def test_rows_come_back_in_order_from_any_nesting(data: Any) -> None:
         tensor("TASK_PROMPT", nested([f"<T{i}>" for i in range(len(images))], data.draw), shape),
     ]
     rows = rows_of(body({"inputs": inputs}))
-    assert [row.image for row in rows] == images
+    assert [row.image() for row in rows] == images
     assert [row.task for row in rows] == [f"<T{i}>" for i in range(len(images))]
     assert [row.text for row in rows] == [text if text.strip() else None for text in texts]
 
@@ -127,7 +127,9 @@ def test_what_triton_takes_is_taken(content: bytes) -> None:
     parsed = parse_infer_request(content)
     assert parsed.id == ""
     assert not parsed.binary_output
-    assert [(row.image, row.task, row.text) for row in rows_of(content)] == [(b"picture", "<CAPTION>", None)]
+    assert [(row.image(), row.task, row.text) for row in rows_of(content)] == [
+        (b"picture", "<CAPTION>", None)
+    ]
 
 
 def _inputs(*tensors: dict[str, Any]) -> dict[str, Any]:
@@ -260,13 +262,13 @@ def test_what_is_malformed_is_refused_in_tritons_words(content: Any, message: st
         rows_of(content if isinstance(content, bytes) else body(content))
 
 
-def test_a_bad_picture_in_a_batch_is_named_by_its_row() -> None:
+def test_a_bad_text_in_a_batch_is_named_by_its_row() -> None:
     """With several rows the message says which; with one it needs no number."""
-    tasks = tensor("TASK_PROMPT", ["<OD>", "<OD>"])
-    with pytest.raises(ImageError, match=r"^row 1: the picture is not valid base64"):
-        rows_of(body(_inputs(tensor("INPUT_IMAGE", [PICTURE, "%%%"]), tasks)))
-    with pytest.raises(ImageError, match=r"^the picture is not valid base64"):
-        rows_of(body(_inputs(tensor("INPUT_IMAGE", ["%%%"]), TASK)))
+    pictures, lone = tensor("INPUT_IMAGE", [PICTURE, PICTURE]), "\ud800"
+    with pytest.raises(ProtocolError, match=r"^row 1: TASK_PROMPT is not valid Unicode"):
+        rows_of(body(_inputs(pictures, tensor("TASK_PROMPT", ["<OD>", lone]))))
+    with pytest.raises(ProtocolError, match=r"^TASK_PROMPT is not valid Unicode"):
+        rows_of(body(_inputs(tensor("INPUT_IMAGE", [PICTURE]), tensor("TASK_PROMPT", [lone]))))
 
 
 @given(

@@ -112,7 +112,7 @@ def test_a_client_that_leaves_is_counted_and_no_longer_pending(model: FakeModel)
     infer = parse_infer_request(json.dumps(request()).encode())
 
     async def left() -> None:
-        task = asyncio.ensure_future(inference.answer(infer, 0, len))
+        task = asyncio.ensure_future(inference.answer(infer, len))
         await asyncio.sleep(0.05)
         assert metrics(inference.statistics)["nv_inference_pending_request_count", ""] == 1
         task.cancel()

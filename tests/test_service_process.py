@@ -190,6 +190,45 @@ def test_metrics_count_the_requests(server: Server) -> None:
     )
 
 
+def test_metrics_say_what_the_engine_did(server: Server) -> None:
+    """Batches, queue, slots, tokens, encodes and steps; a picture that comes again is remembered."""
+    picture = PICTURES[0].read_bytes()
+    asks = json.dumps([{"task": "caption"}, {"task": "object_detection"}, {"task": "ocr"}])
+    before = metrics(server)
+    for _ in range(2):
+        reply = httpx.post(
+            server.url + "/analyze", files={"image": picture}, data={"tasks": asks}, timeout=60
+        )
+        assert len(reply.json()["answers"]) == 3
+    after = metrics(server)
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    steps, encodes = grown("florence_step_seconds_count"), grown("florence_encode_seconds_count")
+    batch = {
+        name: value
+        for name, value in after.items()
+        if name.startswith("bentoml_service_adaptive_batch_size_count") and 'runner_name="florence2"' in name
+    }
+    assert len(batch) == 2  # encode and decode
+    assert grown('florence_requests_total{outcome="stop"}') == 6
+    assert grown("florence_queue_seconds_count") == 6
+    assert grown('florence_pictures_total{source="tower"}') <= 1
+    assert grown('florence_pictures_total{source="memory"}') >= 5
+    assert steps > 3
+    assert encodes >= 2
+    assert grown("florence_tokens_total") > 12
+    assert after["florence_queue_requests"] == after["florence_decoding_requests"] == 0
+
+
+def metrics(server: Server) -> dict[str, float]:
+    """Each sample of /metrics, by its name with its labels."""
+    lines = httpx.get(server.url + "/metrics").text.splitlines()
+    samples = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, value in samples}
+
+
 def test_unknown_paths_are_json(server: Server) -> None:
     """Also outside of /v2."""
     reply = httpx.get(server.url + "/nope")

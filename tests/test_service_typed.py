@@ -13,10 +13,8 @@ from fake_model import FakeModel
 from PIL import Image
 from starlette.testclient import TestClient
 
-import service
 from florence.errors import Overloaded
 from florence.schemas import Detections, Segmentation, TaskAnswer
-from florence.settings import Settings
 from florence.tasks import TASKS, Input, Kind, Task
 
 
@@ -28,19 +26,6 @@ def _picture(size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
 
 PICTURE = _picture()
 BASE64 = base64.b64encode(PICTURE).decode()
-
-
-@pytest.fixture(scope="module")
-def shared_model() -> FakeModel:
-    return FakeModel()
-
-
-@pytest.fixture(scope="module")
-def shared_client(shared_model: FakeModel) -> Iterator[TestClient]:
-    settings = Settings(max_body_bytes=200_000, grpc_port=0)
-    built = service.build_service(settings, 0, lambda _settings, _device: shared_model)
-    with TestClient(built.to_asgi(), raise_server_exceptions=False) as client:
-        yield client
 
 
 @pytest.fixture

@@ -211,3 +211,21 @@ def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
     """The error names the files that would do."""
     with pytest.raises(CheckpointError, match=r"expected tokenizer\.json, or vocab\.json with merges\.txt"):
         load_tokenizer(tmp_path, SMALL_SIZE)
+
+
+@given(st.lists(st.integers(0, SMALL_SIZE + 3), max_size=40))
+def test_text_read_token_by_token_is_the_text_of_all(small: Tokenizer, ids: list[int]) -> None:
+    """Any bytes, added tokens and ids past the vocabulary; only `<s>`, `<pad>` and `</s>` have no text."""
+    reader = small.reader()
+    pieces = [reader.take(token_id) for token_id in ids]
+    spoken = [token_id for token_id in ids if token_id > 2]
+    assert "".join(pieces) + reader.rest() == small.decode(spoken)
+
+
+def test_a_character_comes_with_its_last_token(small: Tokenizer) -> None:
+    """Nothing of it before, and what no token completes at the end as U+FFFD."""
+    ids = small.encode("a\u732b\U0001f600")[1:-1]
+    assert len(ids) == 8
+    reader = small.reader()
+    assert [reader.take(token_id) for token_id in ids[:-1]] == ["a", "", "", "\u732b", "", "", ""]
+    assert reader.rest() == "\ufffd"

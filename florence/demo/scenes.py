@@ -161,10 +161,7 @@ def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing], scale: float
             thing.text and thing.text == other.text
         ):
             return False
-        if (
-            abs(thing.box[0] - other.box[0]) < gap * size[0]
-            or _overlap(thing.box, other.box) > MOST_OVERLAP
-        ):
+        if abs(thing.box[0] - other.box[0]) < gap * size[0] or _overlap(thing.box, other.box) > MOST_OVERLAP:
             return False
     return True
 

@@ -6,7 +6,7 @@ Picture tokens do not depend on the task. A bounded memory, least recently used 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 
@@ -18,7 +18,6 @@ class Sized(Protocol):
 
 
 FeaturesT = TypeVar("FeaturesT", bound=Sized)
-PictureT = TypeVar("PictureT")
 
 
 class FeatureCache(Generic[FeaturesT]):
@@ -34,24 +33,26 @@ class FeatureCache(Generic[FeaturesT]):
         self._bytes = 0
         self._features: OrderedDict[bytes, FeaturesT] = OrderedDict()
 
-    def look(
-        self,
-        digests: Sequence[bytes],
-        pictures: Sequence[PictureT],
-        encode: Callable[[list[PictureT]], Sequence[FeaturesT]],
-    ) -> list[FeaturesT]:
-        """The features of each picture; `encode` is called once, with those that are new, each only once."""
-        new = dict(zip(digests, pictures, strict=True))
-        found = {digest: self._features[digest] for digest in new if digest in self._features}
-        missing = {digest: picture for digest, picture in new.items() if digest not in found}
-        if missing:
-            made = encode(list(missing.values()))
-            found |= zip(missing, made, strict=True)
-        for digest, features in found.items():
-            self._keep(digest, features)
-        self.misses += len(missing)
-        self.hits += len(digests) - len(missing)
-        return [found[digest] for digest in digests]
+    def clear(self) -> None:
+        """Forget all pictures."""
+        self._features.clear()
+        self._bytes = 0
+
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, FeaturesT]:
+        """The features of those pictures that are remembered; each digest counts as a hit or a miss, but the
+        same picture is missed only once."""
+        found = {digest: self._features[digest] for digest in digests if digest in self._features}
+        for digest in found:
+            self._features.move_to_end(digest)
+        missing = len(set(digests) - found.keys())
+        self.misses += missing
+        self.hits += len(digests) - missing
+        return found
+
+    def keep(self, features: Mapping[bytes, FeaturesT]) -> None:
+        """Remember the features of new pictures, and forget the oldest if they are too many."""
+        for digest, picture in features.items():
+            self._keep(digest, picture)
 
     def _keep(self, digest: bytes, features: FeaturesT) -> None:
         if digest not in self._features:

@@ -3,6 +3,11 @@
 Continuous batching at the grain of one decode step: a request joins the others as soon as there is room,
 leaves at its own end, and is freed at the next step when its future is cancelled or its deadline passes.
 Knows requests and futures; what runs on the device is the runner's, who runs when is the scheduler's.
+
+A fault of one request fails it alone. A step that fails fails all that were in it, since what the device
+holds can't be trusted any more; the engine is not ready while it builds its buffers anew, and goes on. When
+that fails, or step after step does, it is *broken*: it fails everybody, takes nobody, and says so to whoever
+supervises it.
 """
 
 from __future__ import annotations
@@ -10,17 +15,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from florence.engine.request import EngineTimings, Generation, Request
+from florence.engine.entry import Entry, fault_of, stopped
+from florence.engine.observer import Ending, Observer
+from florence.engine.reference import Hypothesis
+from florence.engine.request import Generation, Request
 from florence.engine.runner import Decoding, Runner
 from florence.engine.scheduler import BatchLimits, Pace, Scheduler
-from florence.errors import Closed, DeadlineExceeded, EngineError, FlorenceError, Overloaded, RequestError
+from florence.errors import Closed, DeadlineExceeded, FlorenceError, Overloaded, RequestError
 
 log = logging.getLogger(__name__)
+
+MOST_FAULTS = 3
+"""Steps that may fail one after another, none between them succeeding, before the engine gives up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,43 +43,62 @@ class TokenLimits:
     max_prompt_tokens: int
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A request on its way; times are readings of `time.monotonic()`."""
+@dataclass(slots=True)
+class _Encoding:
+    """Requests that are being encoded, part by part."""
 
-    request: Request
-    future: Future[Generation]
-    arrived: float = field(default_factory=time.monotonic)
-    taken: float = 0.0
-    encoded: float = 0.0
-    decoding: Decoding | None = None
+    entries: list[Entry]
+    parts: Generator[None, None, list[Decoding]]
+    pictures_before: int
+    seconds: float = 0.0
 
 
 class Engine:
     """Serves requests on one device from one thread of its own.
 
-    `threads`: CPU threads of one operation, or None for torch's choice.
+    `threads`: CPU threads of one operation, or None for torch's choice. `on_broken` is called once, on the
+    engine's thread, when it gives up.
     """
 
     def __init__(
-        self, runner: Runner, tokens: TokenLimits, batches: BatchLimits, *, threads: int | None = None
+        self,
+        runner: Runner,
+        tokens: TokenLimits,
+        batches: BatchLimits,
+        *,
+        threads: int | None = None,
+        observer: Observer | None = None,
+        on_broken: Callable[[], None] | None = None,
     ) -> None:
         self._runner = runner
         self._tokens = tokens
         self._threads = threads
-        self._scheduler: Scheduler[_Entry] = Scheduler(batches)
-        self._active: list[_Entry] = []
+        self._observer = observer or Observer()
+        self._on_broken = on_broken
+        self._scheduler: Scheduler[Entry] = Scheduler(batches)
+        self._encoding: _Encoding | None = None
+        self._active: list[Entry] = []
         self._changed = threading.Condition()
-        self._closing = False
-        self._aborting = False
+        self._closing = self._aborting = self._recovering = self._broken = False
+        self._faults = 0
         self._pace = Pace()
         self._thread = threading.Thread(target=self._serve, name="florence-engine", daemon=True)
         self._thread.start()
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken."""
-        return self._thread.is_alive() and not self._closing
+        """Whether requests are taken and decoded."""
+        return self.alive and not (self._closing or self._recovering)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine works, or will again; False once it is broken or closed."""
+        return self._thread.is_alive() and not self._broken
+
+    @property
+    def max_queue(self) -> int:
+        """Requests that may wait."""
+        return self._scheduler.limits.max_queue
 
     @property
     def waiting(self) -> int:
@@ -77,26 +108,34 @@ class Engine:
     def submit(self, request: Request) -> Future[Generation]:
         """Queue `request`. Cancelling the future frees its place at the next step.
 
-        Raises `Overloaded` when the queue is full, `Closed` after `close`, `RequestError` for a prompt or an
-        output longer than the model's position tables. The future raises `DeadlineExceeded`, `EngineError` or
-        `Closed`.
+        Raises `Overloaded` when the queue is full or the wait would be longer than `max_latency_s`, `Closed`
+        after `close` and while the engine is not ready, `RequestError` for a prompt or an output longer than
+        the model's position tables. The future raises `DeadlineExceeded`, `EngineError` or `Closed`.
         """
         self._check_lengths(request)
-        entry = _Entry(request, Future())
+        entry = Entry(request, Future())
         with self._changed:
             if not self.ready:
-                raise _stopped()
-            if self._scheduler.full:
-                raise self.overloaded(len(self._scheduler))
+                raise Closed("the engine restarts; come back") if self._recovering else stopped()
+            self.check_load(len(self._scheduler))
             self._scheduler.add(entry)
             self._changed.notify()
         return entry.future
 
-    def overloaded(self, waiting: int) -> Overloaded:
-        """The error for one request too many, with the time that the waiting ones will take."""
-        wait_s = max(1.0, self._pace.seconds_for(waiting))
-        message = f"{waiting} requests are waiting, as many as may; come back in {wait_s:.0f} s"
-        return Overloaded(message, retry_after_s=wait_s)
+    def check_load(self, waiting: int) -> None:
+        """Raise `Overloaded`, with the time to come back, if one more request behind `waiting` others is one
+        too many."""
+        limits, wait_s = self._scheduler.limits, self._pace.seconds_for(waiting)
+        if waiting >= limits.max_queue:
+            reason, retry_after_s = f"{waiting} requests are waiting, as many as may", wait_s
+        elif limits.max_latency_s is not None and wait_s > limits.max_latency_s:
+            reason = f"this request would wait for {wait_s:.1f} s, {limits.max_latency_s:g} s are allowed"
+            retry_after_s = wait_s - limits.max_latency_s
+        else:
+            return
+        self._observer.ended(Ending.REFUSED)
+        retry_after_s = max(1.0, retry_after_s)
+        raise Overloaded(f"{reason}; come back in {retry_after_s:.0f} s", retry_after_s=retry_after_s)
 
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish those that came (for at most `drain_s` seconds), and end the thread.
@@ -126,130 +165,177 @@ class Engine:
         if self._threads:
             torch.set_num_threads(self._threads)  # holds for the calling thread's operations: this one
         try:
+            self._runner.prepare()
             while self._wait_for_work():
                 self._drop_abandoned()
-                with self._changed:
-                    taken = self._scheduler.take(len(self._active))
-                if taken:
-                    self._encode(taken)
+                self._encode()
                 if self._active:
                     self._step()
         finally:  # nobody is left waiting, even after an error that this thread does not know
             self._closing = self._aborting = True
             self._drop_abandoned()
+            self._observer.load(0, 0)
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the thread shall end."""
         with self._changed:
-            if not self._active and not len(self._scheduler):
+            busy = self._active or self._encoding
+            if not busy and not len(self._scheduler):
+                self._observer.load(0, 0)
                 self._pace.rest()
                 self._changed.wait_for(lambda: len(self._scheduler) or self._closing)
-            return bool(self._active or len(self._scheduler))
+            self._observer.load(len(self._scheduler), len(self._active))
+            return bool(busy or len(self._scheduler))
 
     def _drop_abandoned(self) -> None:
         """Free the places of those whose callers have gone, or whose time is up."""
         with self._changed:
             dropped = self._scheduler.remove(self._is_abandoned)
-        dropped += [entry for entry in self._active if self._is_abandoned(entry)]
-        self._active = [entry for entry in self._active if entry not in dropped]
-        for entry in dropped:
+        leaving = [entry for entry in self._active if self._is_abandoned(entry)]
+        self._active = [entry for entry in self._active if entry not in leaving]
+        if self._encoding and all(map(self._is_abandoned, self._encoding.entries)):
+            self._encoding.parts.close()
+            dropped += self._encoding.entries
+            self._encoding = None
+        self._let_go(dropped + leaving)
+
+    def _let_go(self, entries: Iterable[Entry]) -> None:
+        """Free the places of abandoned requests and say why."""
+        for entry in entries:
+            if entry.decoding is not None:
+                self._runner.drop(entry.decoding)
             if self._aborting:
-                _settle(entry.future, _stopped())
+                self._fail([entry], stopped(), Ending.CLOSED)
             else:
-                late = "the request was not finished in the time given for it"
-                _settle(entry.future, DeadlineExceeded(late))
+                late = DeadlineExceeded("the request was not finished in the time given for it")
+                self._fail([entry], late, Ending.DEADLINE)
 
-    def _is_abandoned(self, entry: _Entry) -> bool:
-        """Whether nobody waits for this answer any more."""
-        deadline = entry.request.deadline
-        late = deadline is not None and time.monotonic() > deadline
-        return late or self._aborting or entry.future.cancelled()
+    def _is_abandoned(self, entry: Entry) -> bool:
+        return self._aborting or entry.abandoned
 
-    def _encode(self, taken: list[_Entry]) -> None:
-        """Encode requests together, or one by one if that fails: a bad one must not take its neighbours
-        along."""
+    def _encode(self) -> None:
+        """Encode those who wait, for as long as those who are being decoded can spare."""
+        started = time.monotonic()
+        while time.monotonic() - started < self._scheduler.budget_s(len(self._active)):
+            if self._encoding is None:
+                with self._changed:
+                    taken = self._scheduler.take(len(self._active), self._fits)
+                if not taken:
+                    return
+                self._encoding = self._begin(taken)
+            self._encode_part(self._encoding)
+            self._drop_abandoned()
+
+    def _fits(self, entries: Iterable[Entry]) -> int:
+        return self._runner.places.fits(entry.request.options.num_beams for entry in entries)
+
+    def _begin(self, entries: list[Entry]) -> _Encoding:
+        started = time.monotonic()
+        for entry in entries:
+            entry.taken = entry.taken or started
+        parts = self._runner.encode_parts([entry.request for entry in entries])
+        return _Encoding(entries, parts, self._runner.features.misses)
+
+    def _encode_part(self, encoding: _Encoding) -> None:
+        """One part of an encode. If it fails, its requests are encoded one by one: a bad one must not take
+        its neighbours along."""
         started = time.monotonic()
         try:
-            decodings = self._runner.encode([entry.request for entry in taken])
-        except Exception as error:
-            if len(taken) > 1:
-                for entry in taken:
-                    self._encode([entry])
-                return
-            log.exception("a request failed while it was encoded")
-            _settle(taken[0].future, _fault(error))
+            next(encoding.parts)
+        except StopIteration as end:
+            self._encoding = None
+            encoding.seconds += time.monotonic() - started
+            self._join(encoding, end.value)
+        except Exception as error:  # noqa: BLE001  (logged, and told to its callers)
+            self._encoding = None
+            self._encode_apart(encoding.entries, error)
+        else:
+            encoding.seconds += time.monotonic() - started
+
+    def _encode_apart(self, entries: list[Entry], error: Exception) -> None:
+        if len(entries) == 1:
+            log.error("a request failed while it was encoded", exc_info=error)
+            self._fail(entries, fault_of(error), Ending.FAULT)
             return
-        for entry, decoding in zip(taken, decodings, strict=True):
-            entry.taken, entry.encoded, entry.decoding = started, time.monotonic(), decoding
-        self._active += taken
+        for entry in entries:
+            self._encoding = self._begin([entry])
+            while self._encoding is not None:
+                self._encode_part(self._encoding)
+
+    def _join(self, encoding: _Encoding, decodings: Sequence[Decoding]) -> None:
+        """Those who are encoded are decoded from now on, but for those who have gone meanwhile."""
+        for entry, decoding in zip(encoding.entries, decodings, strict=True):
+            entry.encoded, entry.decoding = time.monotonic(), decoding
+        pictures = self._runner.features.misses - encoding.pictures_before
+        self._observer.encoded(len(decodings), pictures, encoding.seconds)
+        self._active += encoding.entries
 
     def _step(self) -> None:
         """One token for everyone who is being decoded; those who are done get their answers."""
         decodings = [entry.decoding for entry in self._active if entry.decoding]
+        started = time.monotonic()
         try:
-            logits = self._runner.step(decodings)
-        except Exception as error:
-            log.exception("a decode step failed with %d requests", len(self._active))
-            for entry in self._active:
-                _settle(entry.future, _fault(error))
-            self._active = []
+            outcomes = dict(self._runner.step(decodings))
+        except Exception as error:  # noqa: BLE001  (as above)
+            self._recover(error)
             return
+        rows = sum(len(decoding.place.rows) for decoding in decodings)
+        self._observer.stepped(len(decodings), rows, time.monotonic() - started)
         self._scheduler.stepped()
-        before = len(self._active)
-        self._active = [
-            entry
-            for entry, decoding, scores in zip(self._active, decodings, logits, strict=True)
-            if not self._advance(entry, decoding, scores)
-        ]
-        self._pace.finished(before - len(self._active))
+        self._faults = 0
+        ended = [entry for entry in self._active if entry.decoding in outcomes]
+        self._active = [entry for entry in self._active if entry not in ended]
+        for entry, decoding in ((entry, entry.decoding) for entry in ended if entry.decoding):
+            self._finish(entry, decoding, outcomes[decoding])
+        self._pace.finished(len(ended))
 
-    def _advance(self, entry: _Entry, decoding: Decoding, logits: torch.Tensor) -> bool:
-        """Let one request's search choose its tokens; True when the request is finished."""
-        try:
-            decoding.search.take(logits)
-        except FlorenceError as error:
-            _settle(entry.future, error)
-            return True
-        if not decoding.search.done:
-            return False
-        _settle(entry.future, self._generation(entry, decoding))
-        return True
-
-    def _generation(self, entry: _Entry, decoding: Decoding) -> Generation:
-        hypothesis = decoding.search.best()
-        timings = EngineTimings(
-            queue_s=entry.taken - entry.arrived,
-            encode_s=entry.encoded - entry.taken,
-            decode_s=time.monotonic() - entry.encoded,
-        )
-        return Generation(
-            token_ids=tuple(hypothesis.token_ids),
-            token_logprobs=tuple(hypothesis.token_logprobs),
-            score=hypothesis.score,
-            finish_reason="length" if self._runner.was_cut(hypothesis, entry.request) else "stop",
+    def _finish(self, entry: Entry, decoding: Decoding, outcome: Hypothesis | FlorenceError) -> None:
+        if isinstance(outcome, FlorenceError):
+            self._fail([entry], outcome, Ending.FAULT)
+            return
+        generation = Generation(
+            token_ids=tuple(outcome.token_ids),
+            token_logprobs=tuple(outcome.token_logprobs),
+            score=outcome.score,
+            finish_reason="length" if self._runner.was_cut(outcome, entry.request) else "stop",
             picture_tokens=decoding.picture_tokens,
-            timings=timings,
+            timings=entry.timings(),
         )
+        taken = entry.settle(generation)
+        ending = Ending(generation.finish_reason) if taken else Ending.CANCELLED
+        self._observer.ended(ending, len(generation.token_logprobs), entry.queue_s)
 
+    def _fail(self, entries: Iterable[Entry], error: FlorenceError, ending: Ending) -> None:
+        for entry in entries:
+            gone = not entry.settle(error)
+            self._observer.ended(Ending.CANCELLED if gone else ending, queue_s=entry.queue_s)
 
-def _stopped() -> Closed:
-    return Closed("the engine stopped before the request was finished; send it to another instance")
+    def _recover(self, error: Exception) -> None:
+        """After a step that failed: fail those who were in it, and start again with new buffers or give
+        up."""
+        log.error("a decode step failed with %d requests", len(self._active), exc_info=error)
+        self._recovering = True
+        in_flight, self._active = self._active, []
+        if self._encoding is not None:
+            self._encoding.parts.close()
+            in_flight += self._encoding.entries
+            self._encoding = None
+        self._faults += 1
+        try:
+            self._runner.reset()
+        except Exception:
+            log.exception("the engine can't be built anew")
+            self._faults = MOST_FAULTS
+        self._fail(in_flight, fault_of(error), Ending.FAULT)
+        if self._faults >= MOST_FAULTS:
+            self._give_up()
+        self._recovering = False
 
-
-def _fault(error: Exception) -> FlorenceError:
-    """What the caller sees of an exception; the log has all of it."""
-    if isinstance(error, FlorenceError):
-        return error
-    fault = EngineError(f"the request failed on the device: {type(error).__name__}")
-    fault.__cause__ = error
-    return fault
-
-
-def _settle(future: Future[Generation], outcome: Generation | FlorenceError) -> None:
-    """Put the outcome into the future, unless it was cancelled meanwhile."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, FlorenceError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+    def _give_up(self) -> None:
+        """Broken: whoever waits is told, and so is the supervisor; the thread ends."""
+        log.critical("the engine is broken: %d steps failed in a row", self._faults)
+        with self._changed:
+            self._broken = self._closing = self._aborting = True
+        self._drop_abandoned()
+        if self._on_broken is not None:
+            self._on_broken()

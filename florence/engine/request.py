@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
 
@@ -34,24 +35,33 @@ class GenerationOptions:
         return 1 + self.max_new_tokens
 
 
+def digest_of(pixels: NDArray[np.uint8]) -> bytes:
+    """What names a picture: pictures with the same digest have the same pixels."""
+    return sha256(np.ascontiguousarray(pixels).data).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One picture and one prompt.
 
     `pixels`: uint8 [height, width, 3] at the model's input size. `prompt_ids`: with `<s>` and `</s>`.
     `deadline`: a reading of `time.monotonic()` after which nobody waits for the answer. `digest`: of the
-    pixels, made by whoever makes the request, off the engine's thread; requests with the same one share what
-    the tower saw.
+    pixels, made by whoever makes the request, off the engine's thread (here, if it was not given); requests
+    with the same one share what the tower saw. `on_token`: called on the engine's thread with each token of a
+    request with one beam as soon as it is decided, forced ones and EOS too; it must be quick and must not
+    raise.
     """
 
     pixels: NDArray[np.uint8]
     prompt_ids: tuple[int, ...]
     options: GenerationOptions
     deadline: float | None = None
-    digest: bytes = field(init=False)
+    on_token: Callable[[int], None] | None = None
+    digest: bytes = b""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", sha256(self.pixels.data).digest())
+        if not self.digest:
+            object.__setattr__(self, "digest", digest_of(self.pixels))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""Runs requests on the device: a batch of pictures and prompts encoded, a step for all that decode.
+"""Runs requests on the device: pictures and prompts are encoded, and a step is taken for all that decode.
 
-Owns tensors and searches. Knows nothing about threads, queues, futures or time limits.
+Owns the model, the caches, the searches and the places in them. Knows nothing about threads, queues, futures
+or time limits.
 """
 
 from __future__ import annotations
@@ -10,88 +11,199 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from florence.engine.encodes import BucketEncodes, Encodes, Parts, PlainEncodes
 from florence.engine.features import FeatureCache
-from florence.engine.reference import Hypothesis, Search, TokenRules, start_search
-from florence.engine.request import Request
-from florence.model.batch import DecodeState, decode_step
+from florence.engine.graphs import Buckets, BucketSteps, Recorder
+from florence.engine.places import Place, Places
+from florence.engine.reference import Hypothesis, TokenRules
+from florence.engine.request import MAX_BEAMS, Request
+from florence.engine.search import DONE, FAULTY, RUNNING, SearchState
+from florence.engine.steps import DenseSteps, Stage, Steps, TightSteps
+from florence.errors import EngineError
+from florence.model.caches import Caches, CacheSizes
+from florence.model.decode import Kernel
 from florence.model.florence2 import Florence2Model
-from florence.model.language import KeysValues
+from florence.model.language import Cache, last_of
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20
 """Room for about a hundred pictures of Florence-2-large in bfloat16."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Decoding:
     """One request that is being decoded."""
 
     request: Request
-    search: Search
-    state: DecodeState
+    place: Place
     picture_tokens: int
+    encoder_length: int
+    steps: int = 0
+    gone: bool = False
+
+
+Outcome = Hypothesis | EngineError
 
 
 class Runner:
     """A model on its device, and what it takes to decode many requests with it.
 
-    `feature_bytes`: memory for what the tower saw in the latest pictures.
+    `slots`: requests that are decoded together; as many rows as they need with the checkpoint's own number of
+    beams. `picture_tokens`: that a picture becomes. `feature_bytes`: memory for what the tower saw in the
+    latest pictures. `kernel`: attention for this CPU, or None for torch's. `recorder`: records steps and
+    encodes of few shapes, None to run just what is there. `late`: look at what a step decided only when the
+    next one has been sent, so that the device never waits for the host; whoever is done runs along for a
+    step, in vain.
     """
 
-    def __init__(self, model: Florence2Model, feature_bytes: int = DEFAULT_FEATURE_BYTES) -> None:
+    def __init__(
+        self,
+        model: Florence2Model,
+        slots: int = 16,
+        *,
+        picture_tokens: int = 1,
+        feature_bytes: int = DEFAULT_FEATURE_BYTES,
+        kernel: Kernel | None = None,
+        recorder: Recorder | None = None,
+        late: bool = False,
+        rules: TokenRules | None = None,
+    ) -> None:
         text, generation = model.config.text, model.config.generation
+        weight = model.language.shared.weight
+        rows = max(MAX_BEAMS, slots * generation.num_beams)
         self.model = model
+        self.device = weight.device
         self.features: FeatureCache[Tensor] = FeatureCache(feature_bytes)
-        self.device = model.language.shared.weight.device
-        self.rules = TokenRules(
+        self.rules = rules or TokenRules(
             start_id=text.start_id,
             eos_id=text.eos_id,
             forced_bos_id=generation.forced_bos_id,
             forced_eos_id=generation.forced_eos_id,
         )
+        self.sizes = CacheSizes(slots, rows, text.max_positions, text.max_positions)
+        self._picture_tokens = picture_tokens
+        self._kernel, self._recorder, self._late = kernel, recorder, late
+        self._dtype = weight.dtype
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everybody, with new buffers: after a fault of the device the old ones can't be trusted.
+
+        Raises whatever the device raises, if it is gone for good.
+        """
+        sizes, text = self.sizes, self.model.config.text
+        self.places = Places(sizes.slots, sizes.rows)
+        self.features.clear()
+        self.caches = Caches(sizes, text.decoder, text.d_model, self.device, self._dtype)
+        self.state = SearchState(sizes.slots, sizes.decoder_room, self.rules, self.device)
+        stage = Stage(self.model.language, self.caches, self.state)
+        self._last: _Reading | None = None
+        self._encodes: Encodes = PlainEncodes(self.model)
+        if self._recorder is not None:
+            buckets = self._buckets()
+            self._steps: Steps = BucketSteps(stage, buckets, self._recorder)
+            self._encodes = BucketEncodes(self.model, buckets, self._recorder)
+        elif self._kernel is not None:
+            self._steps = TightSteps(stage, self._kernel)
+        else:
+            self._steps = DenseSteps(stage)
 
     @torch.inference_mode()
-    def encode(self, requests: Sequence[Request]) -> list[Decoding]:
-        """Encode pictures and prompts together; each result is what the request would get alone."""
-        pictures = self.look(requests)  # [requests, tokens, d_model]
-        prompts = [request.prompt_ids for request in requests]
-        lengths = [pictures.shape[1] + len(prompt) for prompt in prompts]
-        longest = max(len(prompt) for prompt in prompts)
-        pad = self.model.config.text.pad_id
-        padded = torch.tensor([[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts])
-        mask = None
-        if min(lengths) < max(lengths):
-            mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [requests, length]
-            mask = mask.to(self.device)
-        encoded = self.model.encode(pictures, padded.to(self.device), mask)
-        cross = self.model.language.decoder.cross(encoded)
-        return [
-            self._start(request, [layer.row(row, length) for layer in cross], pictures.shape[1])
-            for row, (request, length) in enumerate(zip(requests, lengths, strict=True))
-        ]
+    def prepare(self) -> None:
+        """Make the thread that calls this ready to run steps, and record what can be recorded before the
+        first request comes."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if isinstance(self._steps, BucketSteps):
+            self._steps.prepare(self._picture_tokens)
 
-    def look(self, requests: Sequence[Request]) -> Tensor:
-        """The requests' pictures as tokens [requests, tokens, d_model]; those seen lately from memory."""
-
-        def encode(pictures: list[NDArray[np.uint8]]) -> Sequence[Tensor]:
-            tokens = self.model.look(torch.from_numpy(np.stack(pictures)).to(self.device))
-            # Copies, so that one that is remembered does not keep its whole batch.
-            return [picture.clone() for picture in tokens] if len(pictures) > 1 else [tokens[0]]
-
-        digests = [request.digest for request in requests]
-        return torch.stack(self.features.look(digests, [request.pixels for request in requests], encode))
-
-    @torch.inference_mode()
-    def step(self, decodings: Sequence[Decoding]) -> tuple[Tensor, ...]:
-        """One decoder step for all; float32 logits [beams, vocab] for the search of each."""
-        return decode_step(
-            self.model.language,
-            [decoding.state for decoding in decodings],
-            [decoding.search.parents for decoding in decodings],
-            [decoding.search.tokens for decoding in decodings],
+    def _buckets(self) -> Buckets:
+        sizes, config = self.sizes, self.model.config
+        return Buckets.of(
+            slots=sizes.slots,
+            rows=sizes.rows,
+            beams=config.generation.num_beams,
+            most_beams=MAX_BEAMS,
+            length=sizes.decoder_room + 1,
+            picture_tokens=self._picture_tokens,
+            room=sizes.encoder_room,
         )
+
+    def encode(self, requests: Sequence[Request]) -> list[Decoding]:
+        """All parts of `encode_parts`."""
+        return last_of(self.encode_parts(requests))
+
+    @torch.inference_mode()
+    def encode_parts(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
+        """Encode pictures and prompts together and give each request its place, for which there must be room.
+
+        What each gets is what it would get alone. Yields between the parts of the work, so that others need
+        not wait for all of it.
+        """
+        pictures = yield from self._look(requests)  # [requests, tokens, d_model]
+        cross = yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests])
+        return self._place(requests, cross, pictures.shape[1])
+
+    def _look(self, requests: Sequence[Request]) -> Parts[Tensor]:
+        """The requests' pictures as tokens [requests, tokens, d_model]; those seen lately from memory, and
+        each only once."""
+        known = self.features.find([request.digest for request in requests])
+        new = {request.digest: request.pixels for request in requests if request.digest not in known}
+        if new:
+            pixels = torch.from_numpy(np.stack(list(new.values())))
+            tokens = yield from self._encodes.look(pixels)
+            # Copies, so that one that is remembered does not keep its whole batch.
+            made = dict(zip(new, (picture.clone() for picture in tokens), strict=True))
+            self.features.keep(made)
+            known |= made
+        return torch.stack([known[request.digest] for request in requests])
+
+    def _place(self, requests: Sequence[Request], cross: Cache, picture_tokens: int) -> list[Decoding]:
+        """Give each request its place and what it needs there; all of them, or none if something fails."""
+        decodings: list[Decoding] = []
+        try:
+            for request in requests:
+                place = self.places.take(request.options.num_beams)
+                length = picture_tokens + len(request.prompt_ids)
+                decodings.append(Decoding(request, place, picture_tokens, length))
+                self.state.start(place.slot, place.rows, request.options)
+            self.caches.write_cross([decoding.place.slot for decoding in decodings], cross)
+        except BaseException:
+            for decoding in decodings:
+                self.drop(decoding)
+            raise
+        return decodings
+
+    @torch.inference_mode()
+    def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Outcome]]:
+        """One decoder step for all of them; those that are known to have ended, each with what came of it.
+        Their places are free again."""
+        self._steps.run(decodings)
+        for decoding in decodings:
+            decoding.steps += 1
+        reading: _Reading | None = _Reading(self.state, decodings)
+        if self._late:
+            reading, self._last = self._last, reading
+        return [] if reading is None else self._settle(reading)
+
+    def _settle(self, reading: _Reading) -> list[tuple[Decoding, Outcome]]:
+        """What a step decided for those who have not gone meanwhile."""
+        statuses, tokens = reading.values()
+        outcomes = []
+        for decoding, status, token in zip(reading.decodings, statuses, tokens, strict=True):
+            if decoding.gone:
+                continue
+            if decoding.request.on_token is not None and status != FAULTY:
+                decoding.request.on_token(token)
+            if status != RUNNING:
+                outcomes.append((decoding, self._end(decoding, status)))
+        return outcomes
+
+    def drop(self, decoding: Decoding) -> None:
+        """Free the places of a request that nobody waits for any more."""
+        decoding.gone = True
+        self.places.give_back(decoding.place)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
         """Whether the length limit, not the model, ended the sequence."""
@@ -99,7 +211,36 @@ class Runner:
             return False
         return self.rules.forced_eos_id is not None or hypothesis.token_ids[-1] != self.rules.eos_id
 
-    def _start(self, request: Request, cross: Sequence[KeysValues], picture_tokens: int) -> Decoding:
-        options = request.options
-        state = DecodeState(tuple(cross), options.num_beams, options.max_new_tokens)
-        return Decoding(request, start_search(options, self.rules), state, picture_tokens)
+    def _end(self, decoding: Decoding, status: int) -> Outcome:
+        outcome: Outcome
+        if status == DONE:
+            outcome = self.state.best(decoding.place.slot)
+        else:
+            outcome = EngineError("the model gave values that are not numbers for this request")
+            self.caches.wipe(decoding.place.slot, list(decoding.place.rows))
+        self.drop(decoding)
+        return outcome
+
+
+class _Reading:
+    """What a step decided, on its way from the device: each member's status and first beam's token."""
+
+    def __init__(self, state: SearchState, decodings: Sequence[Decoding]) -> None:
+        self.decodings = list(decodings)
+        slots = torch.tensor([decoding.place.slot for decoding in decodings], device=state.device)
+        found = torch.stack([state.status[slots], state.last_token[slots]])
+        self._event: torch.cuda.Event | None = None
+        if found.is_cuda:
+            self._values = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            self._values.copy_(found, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no type for it
+            self._event.record()
+        else:
+            self._values = found
+
+    def values(self) -> tuple[list[int], list[int]]:
+        """Statuses and tokens, once they have come."""
+        if self._event is not None:
+            self._event.synchronize()
+        statuses, tokens = self._values.tolist()
+        return statuses, tokens

@@ -1,35 +1,47 @@
 """Who is encoded when: the policy of the engine, in plain Python. Imports no torch.
 
-Requests are taken in the order of arrival, as many at once as there is room for, so none starves. Between two
-encodes at least `STEPS_BETWEEN_ENCODES` decode steps run while anyone is decoding, so that a stream of new
-pictures slows those in progress by a bounded amount and never stops them.
+Requests are taken in the order of arrival, as many at once as there is room for, so none starves: one that
+needs much room is not overtaken by others that need less. While somebody is decoded, encoding gets a budget
+of time before each decode step, so that new pictures slow those in progress by a bounded amount and never
+stop them; and a batch of pictures that is not full waits a few steps for more of them.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 EntryT = TypeVar("EntryT")
 
 STEPS_BETWEEN_ENCODES = 4
+"""Decode steps for which an encode batch that is not full waits, while anyone is decoded."""
+
 KEPT = 0.9  # of the mean, at each new answer
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How much is done at once.
+    """How much is done at once, and for how long a request may wait.
 
     `max_batch_size`: requests that decode together. `max_encode_batch`: pictures that are encoded together.
-    `max_queue`: requests that may wait.
+    `max_queue`: requests that may wait. `max_latency_s`: a request that would wait longer is refused, None
+    for no such limit. `encode_budget_s`: for how long encoding may hold up those that are being decoded,
+    before their next step; exceeded by at most one part of an encode.
     """
 
     max_batch_size: int = 16
     max_encode_batch: int = 4
     max_queue: int = 256
+    max_latency_s: float | None = None
+    encode_budget_s: float = 0.25
+
+
+def limits_for(device: str) -> BatchLimits:
+    """The limits that suit a kind of device: a GPU computes for many in the time that it takes for a few."""
+    return BatchLimits(max_batch_size=64, max_encode_batch=16) if device == "cuda" else BatchLimits()
 
 
 class Scheduler(Generic[EntryT]):
@@ -52,17 +64,22 @@ class Scheduler(Generic[EntryT]):
         """Put a request at the end of the queue."""
         self._waiting.append(entry)
 
-    def take(self, decoding: int) -> list[EntryT]:
+    def take(self, decoding: int, fits: Callable[[Iterable[EntryT]], int]) -> list[EntryT]:
         """The requests to encode now, while `decoding` others are being decoded; none if it is not the
-        time."""
-        if decoding and self._steps < STEPS_BETWEEN_ENCODES:
-            return []
+        time. `fits` says how many of some requests, from the first on, there is room for."""
         room = self.limits.max_batch_size - decoding
-        count = min(room, self.limits.max_encode_batch, len(self._waiting))
-        if count < 1:
+        most = self.limits.max_encode_batch
+        count = min(room, most, len(self._waiting))
+        if count < 1 or (count < most and decoding and self._steps < STEPS_BETWEEN_ENCODES):
             return []
-        self._steps = 0
+        count = min(count, fits(self._waiting))
+        if count:
+            self._steps = 0
         return [self._waiting.popleft() for _ in range(count)]
+
+    def budget_s(self, decoding: int) -> float:
+        """Seconds for which encoding may go on before the next decode step."""
+        return self.limits.encode_budget_s if decoding else float("inf")
 
     def stepped(self) -> None:
         """Say that one decode step has run."""

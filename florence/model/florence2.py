@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from torch import Tensor, nn
 
 from florence.model.config import ModelConfig
@@ -26,3 +28,8 @@ class Florence2Model(nn.Module):
         """[pictures, height, width, 3] uint8 -> picture tokens [pictures, tokens, d_model]."""
         tokens: Tensor = self.vision(pixels)
         return tokens
+
+    def look_parts(self, pixels: Tensor) -> Generator[None, None, Tensor]:
+        """`look` in parts: yields between the blocks of the tower."""
+        yield
+        return self.look(pixels)

@@ -7,10 +7,10 @@ in BART (arXiv 1910.13461); module names are those of the checkpoints, so that l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from florence.model.config import StackConfig, TextConfig
+
+T = TypeVar("T")
 
 POSITION_OFFSET = 2
 """BART's position table starts with two rows that no position uses."""
@@ -40,12 +42,6 @@ class KeysValues:
         """Row i of the result is row `rows[i]` of this cache."""
         return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
 
-    def row(self, index: int, length: int) -> KeysValues:
-        """The first `length` positions of one row, as a cache of one row, without a copy."""
-        return KeysValues(
-            self.keys[index : index + 1, :, :length], self.values[index : index + 1, :, :length]
-        )
-
     def expand(self, rows: int) -> KeysValues:
         """One row seen as `rows` rows, without a copy."""
         return KeysValues(self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1))
@@ -65,6 +61,10 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d_model, d_model)
         self.v_proj = nn.Linear(d_model, d_model)
         self.out_proj = nn.Linear(d_model, d_model)
+
+    def qkv(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the same states, each of their shape."""
+        return self.q_proj(states), self.k_proj(states), self.v_proj(states)
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """[rows, length, d_model] -> keys and values [rows, heads, length, head_dim]."""
@@ -170,10 +170,15 @@ class Encoder(Stack):
 
     def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
         """[rows, length, d_model] -> the same shape; `mask` [rows, length] is false on padding."""
+        return last_of(self.parts(embeddings, mask))
+
+    def parts(self, embeddings: Tensor, mask: Tensor | None = None) -> Generator[None, None, Tensor]:
+        """`forward` in parts: yields between layers."""
         states = self.place(embeddings, 0)
         allowed = None if mask is None else mask[:, None, None, :]  # [rows, 1, 1, length]
         for layer in self.layers:
             states = layer(states, allowed)
+            yield
         return states
 
 
@@ -237,9 +242,19 @@ class LanguageModel(nn.Module):
 
         `mask` [rows, tokens + length] is false on padding, or None where there is none.
         """
-        # `scale_embedding` scales the prompt's embeddings only: the original hands both to BART as they are.
-        states: Tensor = self.encoder(torch.cat([picture_tokens, self.embed(prompt_ids)], dim=1), mask)
+        states: Tensor = self.encoder(self._join(picture_tokens, prompt_ids), mask)
         return states
+
+    def encode_parts(
+        self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None
+    ) -> Generator[None, None, Tensor]:
+        """`encode` in parts: yields between layers."""
+        states = yield from self.encoder.parts(self._join(picture_tokens, prompt_ids), mask)
+        return states
+
+    def _join(self, picture_tokens: Tensor, prompt_ids: Tensor) -> Tensor:
+        # `scale_embedding` scales the prompt's embeddings only: the original hands both to BART as they are.
+        return torch.cat([picture_tokens, self.embed(prompt_ids)], dim=1)
 
     def decode(
         self, token_ids: Tensor, past: Cache | None, cross: Cache, cross_mask: Tensor | None = None
@@ -254,6 +269,16 @@ class LanguageModel(nn.Module):
         scores: Tensor = self.lm_head(states)
         # In place: a vocabulary of scores for each row is the largest tensor of a step.
         return scores.float().add_(self.final_logits_bias.float())
+
+
+def last_of(parts: Generator[None, None, T]) -> T:
+    """The result of work in parts, done without a pause."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:

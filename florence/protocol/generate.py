@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from florence.errors import ProtocolError
-from florence.protocol.infer_body import answer_head, flatten, member, parse_json
+from florence.errors import OptionError, ProtocolError
+from florence.protocol.infer_body import answer_head, flatten, member
+from florence.protocol.inference import generation_options
+from florence.protocol.long_strings import parse_json
 from florence.protocol.tensors import InferRequest, Tensor, check_parameters, check_text, read_columns
 from florence.protocol.v2_model import INPUTS, OUTPUT
+from florence.tasks import Kind, get_task
+
+TEXT_KEY: Final = "text_output"
+"""Where Triton's text backends put the text of an event; our output is there in the last event only."""
 
 _NOT_PARAMETERS = frozenset({"id", "parameters", *INPUTS})
 
@@ -34,6 +40,29 @@ def build_generate_answer(request_id: str, answers: Sequence[Mapping[str, Any]])
     """The answer's JSON object: a text for one row, a list of texts for more."""
     texts = [json.dumps(row) for row in answers]
     return {**answer_head(request_id), OUTPUT: texts[0] if len(texts) == 1 else texts}
+
+
+def is_token_stream(infer: InferRequest) -> bool:
+    """Whether a stream of this request gives its text token by token: one row, one beam, a text to answer.
+
+    One beam has to be asked for, since the checkpoint's own setting is more. Raises OptionError where several
+    are asked for, TaskError for an unknown task.
+    """
+    beams = generation_options(infer.parameters).num_beams
+    if beams is None:
+        return False
+    if beams > 1:
+        raise OptionError(
+            f"a stream of tokens needs num_beams=1, got {beams}: beams compete until the last token, so no "
+            "part of the answer is final before all of it is; ask generate, or leave num_beams out to get "
+            "the whole answer as one event"
+        )
+    return infer.row_count == 1 and get_task(str(infer.columns["TASK_PROMPT"][0])).kind is Kind.TEXT
+
+
+def build_text_event(request_id: str, text: str) -> bytes:
+    """A piece of the answer's text, as one server-sent event."""
+    return build_event({**answer_head(request_id), TEXT_KEY: text})
 
 
 def build_event(content: Mapping[str, Any]) -> bytes:

@@ -46,12 +46,6 @@ def read_infer_request(message: Any) -> InferRequest:
     return InferRequest(message.id, columns, parameters, binary_output=True)
 
 
-def request_size(message: Any) -> int:
-    """Bytes of a request's tensors, about."""
-    contents = (element for tensor in message.inputs for element in tensor.contents.bytes_contents)
-    return sum(map(len, message.raw_input_contents)) + sum(map(len, contents))
-
-
 def infer_response(request_id: str, answers: Sequence[Mapping[str, Any]]) -> Any:
     """The ModelInferResponse; each row's answer becomes one element of JSON."""
     response = infer_head(request_id)

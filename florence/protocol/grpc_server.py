@@ -187,7 +187,7 @@ class _Calls:
         def respond(answers: Sequence[Answer]) -> Any:
             return messages.infer_response(infer.id, [answer.florence() for answer in answers])
 
-        return await self._inference.answer(infer, messages.request_size(request), respond)
+        return await self._inference.answer(infer, respond)
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """An answer to each request in their order, while those behind it are at work already."""

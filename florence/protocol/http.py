@@ -1,11 +1,12 @@
 """The v2 protocol over HTTP: health, metadata, statistics and inference of the one model, a Starlette app.
 
-Knows paths, statuses and headers; bodies are `infer_body`'s business, the model is `inference`'s. Until that
-has a model, answers are 503. Not covered: streaming token by token.
+Knows paths, statuses and headers; bodies are `infer_body`'s and `generate`'s business, the model is
+`inference`'s. Until that has a model, answers are 503.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
 from typing import Any
@@ -14,17 +15,25 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
 from florence.errors import NotFound, ProtocolError
 from florence.protocol.compression import ENCODINGS, UnknownEncoding, choose_encoding, compress, decompress
-from florence.protocol.generate import build_event, build_generate_answer, parse_generate_request
+from florence.protocol.events import Texts, open_stream
+from florence.protocol.generate import (
+    build_event,
+    build_generate_answer,
+    is_token_stream,
+    parse_generate_request,
+)
 from florence.protocol.infer_body import (
     build_binary_answer,
     build_infer_answer,
-    parse_infer_request,
-    parse_json,
+    read_infer_request,
+    split_body,
 )
 from florence.protocol.inference import Inference
+from florence.protocol.long_strings import parse_json
 from florence.protocol.replies import (
     MOST_INLINE,
     checkpoint_header,
@@ -35,6 +44,7 @@ from florence.protocol.replies import (
 )
 from florence.protocol.tensors import InferRequest
 from florence.protocol.v2_model import (
+    MODEL_NAME,
     MODEL_VERSION,
     check_model,
     check_statistics,
@@ -44,19 +54,39 @@ from florence.protocol.v2_model import (
     server_metadata,
 )
 from florence.schemas import Answer
+from florence.streams import OnText
 
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"
+INFER_PATHS = tuple(
+    path.format(model=MODEL_NAME, version=MODEL_VERSION) + "/infer" for path in (MODEL_PATH, VERSION_PATH)
+)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+class _App(Starlette):
+    """Starlette, with a short way to the one path that all the load is on; and paths as they were sent, since
+    to Triton `%32` is no 2."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await super().__call__(scope, receive, send)
+        if b"%" in scope.get("raw_path", b""):
+            scope = {**scope, "path": str(scope["raw_path"], "latin-1").partition("?")[0]}
+        if scope["path"] not in INFER_PATHS or scope["method"] != "POST":
+            return await super().__call__(scope, receive, send)
+        scope["app"], scope["path_params"] = self, {"model": MODEL_NAME}
+        reply = await _infer(Request(scope, receive))
+        await reply(scope, receive, send)
+
+
 def create_v2_app(inference: Inference, max_body_bytes: int) -> Starlette:
     """The routes under /v2, answered by this model. max_body_bytes: of a body that came compressed, once
     it is not; compressed ones and others have been measured before."""
-    app = Starlette(routes=_routes())
+    app = _App(routes=_routes())
     app.state.inference = inference
     app.state.max_body_bytes = max_body_bytes
     return app
@@ -166,41 +196,66 @@ async def _infer(request: Request) -> Response:
         body = await _plain_body(request)
     except UnknownEncoding as error:
         return error_reply(error, {"Accept-Encoding": ENCODINGS})
-    infer = await off_loop(len(body), parse_infer_request, body, request.headers.get(HEADER_LENGTH))
-    reply = await inference.answer(infer, len(body), partial(_infer_reply, infer))
+    document, tail = split_body(body, request.headers.get(HEADER_LENGTH))
+    infer = await off_loop(document.size, read_infer_request, document, tail)
+    reply = await inference.answer(infer, partial(_infer_reply, infer), left=partial(_left, request))
     return await _as_accepted(reply, request.headers.get("accept-encoding", ""))
 
 
 @_answering
 async def _generate(request: Request) -> Response:
-    return await _generated(request, json_reply)
+    return await _generated(request, await _generate_request(request), json_reply)
 
 
 @_answering
 async def _generate_stream(request: Request) -> Response:
-    """One event with the whole answer, as Triton gives for a model that answers once."""
-    return await _generated(request, _event_reply)
+    """Token by token where that can be; else one event with the whole answer, as Triton gives for a model
+    that answers once."""
+    infer = await _generate_request(request)
+    if not is_token_stream(infer):
+        return await _generated(request, infer, _event_reply)
+    texts: Texts = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def on_text(text: str) -> None:
+        loop.call_soon_threadsafe(texts.put_nowait, text)
+
+    work = asyncio.ensure_future(_generated(request, infer, _event_reply, on_text))
+    work.add_done_callback(lambda _: texts.put_nowait(None))
+    return await open_stream(infer.id, texts, work)
 
 
-async def _generated(request: Request, reply: Callable[[dict[str, Any]], Response]) -> Response:
+async def _generate_request(request: Request) -> InferRequest:
     _check_model(request)
-    inference = _inference(request)
-    inference.ready_model()
+    _inference(request).ready_model()
     if request.headers.get("content-encoding", "identity") not in ("", "identity"):
         raise ProtocolError("Unsupported content-encoding, only 'identity' is supported.")
     body = await request.body()
-    infer = await off_loop(len(body), parse_generate_request, body)
+    return await off_loop(len(body), parse_generate_request, body)
 
+
+async def _generated(
+    request: Request,
+    infer: InferRequest,
+    reply: Callable[[dict[str, Any]], Response],
+    on_text: OnText | None = None,
+) -> Response:
     def build(answers: Sequence[Answer]) -> Response:
         made = reply(build_generate_answer(infer.id, [answer.florence() for answer in answers]))
         made.headers.update(checkpoint_header(answers[0].checkpoint))
         return made
 
-    return await inference.answer(infer, len(body), build)
+    return await _inference(request).answer(infer, build, left=partial(_left, request), on_text=on_text)
 
 
 def _event_reply(content: dict[str, Any]) -> Response:
     return Response(build_event(content), media_type="text/event-stream")
+
+
+async def _left(request: Request) -> None:
+    """Ends when the client has left. The body has to be read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _plain_body(request: Request) -> bytes:

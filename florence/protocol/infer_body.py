@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from florence.errors import ProtocolError
+from florence.protocol.long_strings import Document, LongString
 from florence.protocol.tensors import (
     DATATYPES,
+    Element,
     InferRequest,
     Tensor,
     check_input,
@@ -41,8 +43,12 @@ def parse_infer_request(body: bytes, header_length: str | None = None) -> InferR
 
     Takes memory within a small multiple of the body's size. Raises ProtocolError.
     """
-    text, tail = _split(body, header_length)
-    content = parse_json(text)
+    return read_infer_request(*split_body(body, header_length))
+
+
+def read_infer_request(document: Document, tail: memoryview) -> InferRequest:
+    """The request of both parts of a body. Its pictures are views into the body. Raises ProtocolError."""
+    content = document.parse()
     if not isinstance(content, dict):
         raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
     request_id = content.get("id", "")
@@ -52,20 +58,6 @@ def parse_infer_request(body: bytes, header_length: str | None = None) -> InferR
     parameters = check_parameters(member(content, "parameters", dict) if "parameters" in content else {})
     columns = read_columns(_tensors(member(content, "inputs", list), tail), request_id)
     return InferRequest(request_id, columns, parameters, _wants_binary(content, parameters))
-
-
-def parse_json(body: bytes) -> Any:
-    """The body's JSON value; ProtocolError saying where it is malformed. A byte order mark is allowed."""
-    try:
-        return json.loads(body, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise ProtocolError(f"failed to parse the request JSON buffer: {error.msg} at {error.pos}") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not UTF-8, a number of thousands of digits, nested too deeply
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise ProtocolError(f"failed to parse the request JSON buffer: {reason}") from None
 
 
 def answer_tensor(rows: int) -> dict[str, Any]:
@@ -94,8 +86,8 @@ def answer_head(request_id: str) -> dict[str, Any]:
     return head | {"model_name": MODEL_NAME, "model_version": MODEL_VERSION}
 
 
-def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
-    """The body's JSON, and the packed tensors behind it."""
+def split_body(body: bytes, header_length: str | None) -> tuple[Document, memoryview]:
+    """The body's JSON, not parsed, and the packed tensors behind it; ProtocolError for a wrong length."""
     number = None
     if header_length is not None:
         number = int(header_length) if _HEADER_LENGTH.fullmatch(header_length) else 0
@@ -106,16 +98,12 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
             f"'{MODEL_NAME}' model configuration",
         )
     if number is None or number == len(body):
-        return body, memoryview(b"")
+        return Document(body), memoryview(b"")
     if not 0 < number < len(body):
         raise ProtocolError(
             f"inference header size should be in range (0, {len(body)}), got: {header_length}"
         )
-    return body[:number], memoryview(body)[number:]
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ProtocolError(f"failed to parse the request JSON buffer: {name} is not JSON")
+    return Document(body[:number]), memoryview(body)[number:]
 
 
 def member(holder: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -185,13 +173,13 @@ def _refuse_unsigned(name: str) -> NoReturn:
     )
 
 
-def flatten(data: Sequence[Any]) -> list[str]:
+def flatten(data: Sequence[Any]) -> list[Element]:
     """All strings of a list, however nested: Triton counts strings and ignores their nesting."""
-    strings: list[str] = []
+    strings: list[Element] = []
     open_lists = [iter(data)]
     while open_lists:
         element = next(open_lists[-1], _END)
-        if isinstance(element, str):
+        if isinstance(element, (str, LongString)):
             strings.append(element)
         elif isinstance(element, list):
             open_lists.append(iter(element))

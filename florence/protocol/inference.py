@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
 
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, Unavailable
-from florence.protocol.replies import Model, off_loop, settle
+from florence.protocol.replies import ClientLeft, Model, log_answer, stopped
 from florence.protocol.statistics import Reason, Spans, Statistics
 from florence.protocol.tensors import InferRequest, Row, of_row, read_rows
 from florence.schemas import Answer, GenerationParameters, read_generation_parameters
+from florence.streams import OnText
 
+LEAST_TIMEOUT_US: Final = 1000
 T = TypeVar("T")
+
+Left = Callable[[], Awaitable[None]]
+"""Ends when the client has left."""
+
+Outcome = Future[Answer] | asyncio.Future[Answer]
 
 
 class Inference:
@@ -38,18 +46,29 @@ class Inference:
             raise Closed("the model is not ready")
         return self.model
 
-    async def answer(self, infer: InferRequest, size: int, build: Callable[[Sequence[Answer]], T]) -> T:
-        """What `build` makes of the rows' answers. size: of the request in bytes.
+    async def answer(
+        self,
+        infer: InferRequest,
+        build: Callable[[Sequence[Answer]], T],
+        *,
+        left: Left | None = None,
+        on_text: OnText | None = None,
+    ) -> T:
+        """What `build` makes of the rows' answers. on_text: as the model's, of a request with one row.
 
-        The first row that fails ends the request, with its error; the others are cancelled.
+        The first row that fails ends the request, with its error; the others are cancelled. So they are, with
+        ClientLeft, when `left` ends first.
         """
         model = self.ready_model()
-        options = _generation_options(infer.parameters)
+        options: dict[str, Any] = generation_options(infer.parameters).model_dump(exclude_none=True)
+        options["timeout_s"] = self._seconds_for(infer.parameters)
+        if on_text is not None:
+            options["on_text"] = on_text
         started = time.perf_counter_ns()
         self.statistics.begin()
         try:
-            rows = await off_loop(size, read_rows, infer.columns)
-            answers = await _answer_rows(model, rows, {"timeout_s": self.timeout_s, **options})
+            rows = read_rows(infer.columns)
+            answers = await _answer_rows(model, rows, options, left)
             answered = time.perf_counter_ns()
             reply = build(answers)
         except BaseException as error:
@@ -59,31 +78,69 @@ class Inference:
         self.statistics.succeed(len(rows), spans)
         return reply
 
+    def _seconds_for(self, parameters: Mapping[str, Any]) -> float:
+        """Seconds until the request is given up: ours, or its own `timeout` (microseconds) if that is less.
 
-async def _answer_rows(model: Model, rows: Sequence[Row], options: dict[str, Any]) -> list[Answer]:
-    """The answers in the rows' order."""
-    waiting = [
-        asyncio.ensure_future(settle(model.submit(row.image, row.task, row.text, **options))) for row in rows
-    ]
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
-        return [_answer_of(task, index, len(waiting)) for index, task in enumerate(waiting) if task.done()]
-    finally:
-        for task in waiting:
-            task.cancel()
+        One below a millisecond is none: nobody answers so fast, and Triton, as it is delivered, ignores all.
+        """
+        wished = parameters.get("timeout", 0)
+        return self.timeout_s if wished < LEAST_TIMEOUT_US else min(self.timeout_s, wished / 1e6)
 
 
-def _answer_of(task: asyncio.Task[Answer], index: int, count: int) -> Answer:
-    try:
-        return task.result()
-    except FlorenceError as error:
-        raise of_row(error, index, count) from error
+def generation_options(parameters: Mapping[str, Any]) -> GenerationParameters:
+    """Those of a request's parameters that say how to generate; others, which Triton knows, are ignored.
 
-
-def _generation_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the request's parameters that say how to generate; others, which Triton knows, are ignored."""
+    Raises OptionError for a wrong value.
+    """
     options = {name: value for name, value in parameters.items() if name in GenerationParameters.model_fields}
-    return read_generation_parameters(options).model_dump(exclude_none=True)
+    return read_generation_parameters(options)
+
+
+async def _answer_rows(
+    model: Model, rows: Sequence[Row], options: dict[str, Any], left: Left | None
+) -> list[Answer]:
+    """The answers in the rows' order. When it ends otherwise, rows that are not finished are cancelled."""
+    futures = [model.submit(row.image, row.task, row.text, **options) for row in rows]
+    if all(future.done() for future in futures):
+        return _answers_of(futures, options["timeout_s"])
+    waiting: list[asyncio.Future[Answer]] = [asyncio.wrap_future(future) for future in futures]
+    watch = None if left is None else asyncio.ensure_future(left())
+    if watch is not None:
+        watch.add_done_callback(lambda _: _give_up(waiting))
+    try:
+        await asyncio.wait(waiting, timeout=options["timeout_s"], return_when=asyncio.FIRST_EXCEPTION)
+        if watch is not None and watch.done():
+            watch.result()
+            raise ClientLeft("the client left before the answer")
+        return _answers_of(waiting, options["timeout_s"])
+    finally:
+        if watch is not None:
+            watch.cancel()
+        _give_up(waiting)
+
+
+def _give_up(waiting: Sequence[asyncio.Future[Answer]]) -> None:
+    for future in waiting:
+        if not future.cancel() and not future.cancelled():
+            future.exception()  # else asyncio warns that nobody asked for it
+
+
+def _answers_of(futures: Sequence[Outcome], timeout_s: float) -> list[Answer]:
+    """The answers, or the error of the first row that has one, or of those that have no answer."""
+    for index, future in enumerate(futures):
+        error = future.exception() if future.done() and not future.cancelled() else None
+        if isinstance(error, FlorenceError):
+            raise of_row(error, index, len(futures))
+        if error is not None:
+            raise error
+    if any(future.cancelled() for future in futures):
+        raise stopped()
+    if not all(future.done() for future in futures):
+        raise DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")
+    answers = [future.result() for future in futures]
+    for answer in answers:
+        log_answer(answer)
+    return answers
 
 
 def _spans(answers: Sequence[Answer], answered_ns: int, output_ns: int) -> Spans:
@@ -95,7 +152,7 @@ def _spans(answers: Sequence[Answer], answered_ns: int, output_ns: int) -> Spans
 
 
 def _reason(error: BaseException) -> Reason:
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError | ClientLeft):
         return Reason.CANCELED
     if isinstance(error, Unavailable | DeadlineExceeded):
         return Reason.REJECTED

@@ -14,6 +14,8 @@ from typing import Any, Final
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from florence import __version__
+from florence.analysis import Analysis
+from florence.protocol.analyze import AnalyzeAnswer, AnalyzeInput
 from florence.protocol.generate import build_generate_answer
 from florence.protocol.http import MODEL_PATH
 from florence.protocol.infer_body import build_infer_answer
@@ -41,10 +43,11 @@ def openapi_document() -> dict[str, Any]:
     """The document, OpenAPI 3.1, as JSON can hold it."""
     types = {answer_type(task.kind) for task in TASKS.values()}
     wanted: list[tuple[Any, JsonSchemaMode]] = [
-        (model, "serialization") for model in (*INPUT_TYPES.values(), *types)
+        (model, "serialization") for model in (*INPUT_TYPES.values(), *types, AnalyzeInput, AnalyzeAnswer)
     ]
     references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
     paths = {f"/{task.name}": {"post": _task_operation(task, references)} for task in TASKS.values()}
+    paths["/analyze"] = {"post": _analyze_operation(references)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -71,7 +74,6 @@ _ERROR: Final = {
 def _task_operation(task: Task, references: Mapping[Any, Any]) -> dict[str, Any]:
     input_type, output_type = INPUT_TYPES[task.input], answer_type(task.kind)
     schema = references[input_type, "serialization"]
-    upload = {"allOf": [schema], "properties": {"image": {"type": "string", "format": "binary"}}}
     example = _request_example(task)
     return {
         "tags": ["Tasks"],
@@ -79,16 +81,42 @@ def _task_operation(task: Task, references: Mapping[Any, Any]) -> dict[str, Any]
         "summary": task.summary,
         "description": f"Task `{task.token}`. The picture is an upload in multipart/form-data, or base64 in "
         "JSON; its format is told by its bytes.",
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": schema, "example": example},
-                MULTIPART: {"schema": upload, "example": {**example, "image": "street.jpg"}},
-            },
-        },
+        "requestBody": _body(schema, example, example),
         "responses": _responses(
             {"schema": references[output_type, "serialization"], "example": _answer_example(task)}
         ),
+    }
+
+
+def _analyze_operation(references: Mapping[Any, Any]) -> dict[str, Any]:
+    tasks = [{"task": "caption"}, {"task": "<CAPTION_TO_PHRASE_GROUNDING>", "text": "a green car"}]
+    example = {"image": _PICTURE, "tasks": tasks}
+    schema = references[AnalyzeInput, "serialization"]
+    return {
+        "tags": ["Tasks"],
+        "operationId": "analyze",
+        "summary": "Answer many tasks on one picture, which is looked at once.",
+        "description": "A task that fails has its error and status in its place; where none could be "
+        "answered, the reply is the first one's error.",
+        "requestBody": _body(schema, example, {**example, "tasks": json.dumps(tasks)}),
+        "responses": _responses(
+            {
+                "schema": references[AnalyzeAnswer, "serialization"],
+                "example": Analysis.model_json_schema()["examples"][0],
+            }
+        ),
+    }
+
+
+def _body(schema: Any, example: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
+    """A picture and what goes with it, in JSON or as an upload."""
+    upload = {"allOf": [schema], "properties": {"image": {"type": "string", "format": "binary"}}}
+    return {
+        "required": True,
+        "content": {
+            JSON: {"schema": schema, "example": example},
+            MULTIPART: {"schema": upload, "example": {**form, "image": "street.jpg"}},
+        },
     }
 
 

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
+import pybase64
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -24,11 +25,20 @@ _FIRST_BYTES = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0
 _URL = re.compile(r"\s*(https?|ftp|file|s3|gs)://", re.IGNORECASE)
 
 
-def decode_base64(text: str) -> bytes:
+def decode_base64(text: str | bytes | memoryview) -> bytes:
     """The bytes that base64 text stands for; white space in it and a data URI's head before it are allowed.
 
     Takes three quarters of the text's size. Raises ImageError when the text is empty, a URL, or not base64.
     """
+    try:
+        decoded = pybase64.b64decode(text, validate=True)
+    except ValueError:  # not plain base64, or none
+        decoded = b""
+    return decoded or _decode_other(text if isinstance(text, str) else str(text, "latin-1"))
+
+
+def _decode_other(text: str) -> bytes:
+    """What is allowed beside plain base64; says what is wrong with the rest."""
     if _URL.match(text):
         raise ImageError(
             "pictures are not fetched from a URL; send the picture itself, as base64 or as an upload"
@@ -49,20 +59,22 @@ def decode_base64(text: str) -> bytes:
     return decoded
 
 
-def decode_picture(data: bytes) -> bytes:
+def decode_picture(data: bytes | memoryview) -> bytes:
     """The bytes of a picture that was sent as bytes: as they are, or from base64 where they are that.
 
     Base64 text that begins as a picture's file does would decode to none, so the first bytes tell them apart.
     Raises ImageError as `decode_base64`.
     """
     if _FIRST_BYTES.match(data):
-        return data
+        return bytes(data)
     try:
-        return decode_base64(str(data, "ascii"))
-    except UnicodeDecodeError:
+        return decode_base64(data)
+    except ImageError:
+        if bytes(data).isascii():
+            raise
         raise ImageError(
             "the picture is neither base64 nor a PNG, JPEG, WebP, GIF, BMP or TIFF file "
-            f"(its first bytes are {data[:8].hex(' ')})"
+            f"(its first bytes are {bytes(data[:8]).hex(' ')})"
         ) from None
 
 

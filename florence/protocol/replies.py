@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol, TypeVar, Unpack
 from urllib.parse import quote
@@ -21,9 +21,11 @@ from starlette.responses import Response
 
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, Unavailable
 from florence.schemas import Answer
+from florence.streams import OnText
 
 if TYPE_CHECKING:
     from florence.florence2 import RunOptions
+    from florence.pipeline import TaskText
 
 logger = logging.getLogger("florence.service")
 
@@ -33,17 +35,39 @@ MOST_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop long
 T = TypeVar("T")
 
 
+class ClientLeft(FlorenceError):
+    """The client left before its answer, which nobody would read; 499, as nginx calls it."""
+
+    status = 499
+
+
 class Model(Protocol):
     """What the endpoints need of `florence.Florence2`."""
 
     @property
     def ready(self) -> bool: ...
 
+    @property
+    def alive(self) -> bool: ...
+
     def close(self) -> None: ...
 
     def submit(
-        self, image: bytes, task: str, text: str | None = None, **options: Unpack[RunOptions]
+        self,
+        image: bytes | Callable[[], bytes],
+        task: str,
+        text: str | None = None,
+        *,
+        on_text: OnText | None = None,
+        **options: Unpack[RunOptions],
     ) -> Future[Answer]: ...
+
+    def submit_all(
+        self,
+        image: bytes,
+        asks: Iterable[str | tuple[str, TaskText]],
+        **options: Unpack[RunOptions],
+    ) -> list[Future[Answer]]: ...
 
 
 async def settle(future: Future[Answer]) -> Answer:
@@ -57,13 +81,23 @@ async def settle(future: Future[Answer]) -> Answer:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise Closed("the service stopped before it answered; send the request again") from None
+        raise stopped() from None
+    log_answer(answer)
+    return answer
+
+
+def stopped() -> Closed:
+    """The error for an answer that the model's side gave up."""
+    return Closed("the service stopped before it answered; send the request again")
+
+
+def log_answer(answer: Answer) -> None:
+    """A line for each answer, with the checkpoint that gave it."""
     logger.info(
         "%s answered by %s: %s, %d tokens, %.3f s, of these %.3f s waiting",
         answer.task, answer.checkpoint, answer.finish_reason,
         answer.usage.generated_tokens, answer.timings.total_s, answer.timings.queue_s,
     )  # fmt: skip
-    return answer
 
 
 async def off_loop(size: int, function: Callable[..., T], *args: object) -> T:
@@ -96,7 +130,9 @@ def error_reply(error: FlorenceError, headers: Mapping[str, str] | None = None) 
 
 def log_failure(error: FlorenceError) -> None:
     """Log an error that is not the client's mistake."""
-    if isinstance(error, DeadlineExceeded):
+    if isinstance(error, ClientLeft):
+        logger.info("%s", error)
+    elif isinstance(error, DeadlineExceeded):
         logger.warning("a request ran out of time: %s", error)
     elif error.status == 500:
         logger.error("a request failed with %d: %s", error.status, error, exc_info=error)

@@ -8,11 +8,13 @@ where a client may branch on them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NoReturn
 
-from florence.errors import FlorenceError, ProtocolError
+from florence.errors import FlorenceError, ImageError, ProtocolError
+from florence.protocol.long_strings import LongString
 from florence.protocol.picture import decode_base64, decode_picture
 from florence.protocol.v2_model import INPUTS, MAX_BATCH_SIZE, MODEL_NAME, OUTPUT, REQUIRED_INPUTS
 
@@ -24,7 +26,7 @@ DATATYPES: Final = frozenset(
 _LENGTH: Final = struct.Struct("<I")
 _TRITON_OPTIONS: Final = ("triton_enable_empty_final_response", "triton_final_response")
 
-Element = str | bytes | memoryview
+Element = str | LongString | bytes | memoryview
 """One element of a tensor: text from JSON, or bytes."""
 
 Columns = Mapping[str, Sequence[Element]]
@@ -43,9 +45,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture with its task. image: the encoded picture's bytes; text: None for none, or blank."""
+    """One picture with its task. image: gives the encoded picture's bytes, or raises ImageError; it takes
+    time, and the model's readers have it; text: None for none, or blank."""
 
-    image: bytes
+    image: Callable[[], bytes]
     task: str
     text: str | None
 
@@ -92,18 +95,17 @@ def read_columns(tensors: Iterable[Tensor], request_id: str) -> Columns:
 def read_rows(columns: Columns) -> tuple[Row, ...]:
     """One Row for each element of the inputs; blank text counts as none, for a batch can't leave it out.
 
-    Takes memory within the elements' size. Raises ImageError for a picture that is neither base64 nor a
-    picture's bytes, ProtocolError for a text that is none; with several rows the message names the row.
+    Raises ProtocolError for a text that is none; with several rows the message names the row.
     """
     count = len(columns["INPUT_IMAGE"])
     rows = []
     for index in range(count):
         try:
-            image = _picture(columns["INPUT_IMAGE"][index])
             task = _text(columns["TASK_PROMPT"][index], "TASK_PROMPT")
             text = _text(columns["TEXT_PROMPT"][index], "TEXT_PROMPT") if "TEXT_PROMPT" in columns else ""
         except FlorenceError as error:
             raise of_row(error, index, count) from None
+        image = partial(_picture, columns["INPUT_IMAGE"][index])
         rows.append(Row(image, task, text if text.strip() else None))
     return tuple(rows)
 
@@ -151,7 +153,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> dict[str, str | int | flo
                 "parameter keys starting with 'triton_' are reserved for Triton usage; these are allowed: "
                 + ", ".join(_TRITON_OPTIONS)
             )
-        if name in ("timeout", "priority") and (type(value) is not int or value < 0):
+        if name in ("timeout", "priority") and (type(value) is not int or not 0 <= value < 2**64):
             raise ProtocolError(
                 f"Unable to parse '{name}': attempt to access JSON non-unsigned-integer as unsigned-integer"
             )
@@ -243,13 +245,21 @@ def _row_count(shape: Sequence[int], name: str, request_id: str) -> int:
 
 
 def _picture(element: Element) -> bytes:
-    return decode_base64(element) if isinstance(element, str) else decode_picture(bytes(element))
+    """The encoded picture's bytes. Takes memory within the element's size."""
+    if isinstance(element, LongString):
+        try:
+            return decode_base64(element.text)
+        except ImageError:
+            return decode_base64(str(element))  # which may not be JSON, and says so first
+    return decode_base64(element) if isinstance(element, str) else decode_picture(element)
 
 
 def _text(element: Element, what: str) -> str:
     if isinstance(element, str):
         return check_text(element, what)
-    if len(element) > 4 * MAX_TEXT_CHARS:  # bytes that one character takes at most
+    if (
+        isinstance(element, LongString) or len(element) > 4 * MAX_TEXT_CHARS
+    ):  # bytes that one character takes at most
         raise ProtocolError(
             f"{what} has {len(element)} bytes; at most {MAX_TEXT_CHARS} characters are allowed"
         )

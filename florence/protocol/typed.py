@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
-from florence.protocol.infer_body import parse_json
+from florence.protocol.long_strings import parse_json
 from florence.protocol.picture import Picture
 from florence.protocol.replies import Model, off_loop, reply_or_error, settle
 from florence.protocol.tensors import MAX_TEXT_CHARS
@@ -34,6 +34,7 @@ from florence.schemas import (
     Detections,
     GenerationParameters,
     OcrRegions,
+    Result,
     Segmentation,
     TaskAnswer,
     Text,
@@ -152,7 +153,7 @@ INPUT_TYPES: Mapping[Input, type[PictureInput]] = MappingProxyType(
 )
 
 
-class _Output(IODescriptor):  # type: ignore[misc]  # as above
+class Output(IODescriptor):  # type: ignore[misc]  # as above
     """An answer as BentoML's own OpenAPI document can hold it."""
 
     @classmethod
@@ -165,7 +166,7 @@ def answer_type(kind: Kind) -> type[BaseModel]:
     """The type of an endpoint's answer, by the kind of its task's result."""
     name = "".join(word.title() for word in kind.split("_")) + "Answer"
     parametrized: Any = TaskAnswer.__class_getitem__(RESULT_TYPES[kind])
-    made: type[BaseModel] = create_model(name, __base__=(_Output, parametrized), __doc__=TaskAnswer.__doc__)
+    made: type[BaseModel] = create_model(name, __base__=(Output, parametrized), __doc__=TaskAnswer.__doc__)
     return made
 
 
@@ -194,7 +195,7 @@ def endpoint(name: str) -> Any:
 async def _answer(service: Endpoints, task: Task, fields: dict[str, Any]) -> BaseModel:
     refused = fields.pop("error", None)
     if isinstance(refused, ValidationError):
-        raise _explain(refused, task)
+        raise explain(refused, task, INPUT_TYPES[task.input])
     if refused is not None:
         raise refused
     image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
@@ -207,13 +208,13 @@ async def _answer(service: Endpoints, task: Task, fields: dict[str, Any]) -> Bas
         timeout_s=service.timeout_s,
         **options,
     )
-    return _task_answer(await settle(future))
+    return task_answer(await settle(future))
 
 
-def _task_answer(answer: Answer) -> BaseModel:
+def task_answer(answer: Answer) -> BaseModel:
     """The part of the answer that an endpoint's type has: without text and tokens as generated."""
     fields = {name: getattr(answer, name) for name in TaskAnswer.model_fields}
-    return TaskAnswer[Any].model_construct(**fields)
+    return TaskAnswer[Result].model_construct(**fields)
 
 
 async def _read_form(request: Request) -> dict[str, Any]:
@@ -251,13 +252,15 @@ async def _read_part(form: FormData, name: str) -> Any:
     return value if name not in ("image", "text") or value is None or isinstance(value, str) else part
 
 
-def _explain(error: ValidationError, task: Task) -> RequestError:
+def explain(error: ValidationError, task: Task | None, input_type: type[BaseModel]) -> RequestError:
     """What is wrong with which field of an input, and what is allowed."""
-    allowed = ", ".join(INPUT_TYPES[task.input].model_fields)
+    allowed = ", ".join(input_type.model_fields)
     reasons: list[str] = []
     for detail in error.errors(include_url=False):
         name = str(detail["loc"][0])[:60] if detail["loc"] else ""
-        if name == "region" or (name == "text" and detail["type"] in ("missing", "extra_forbidden")):
+        if task and (
+            name == "region" or (name == "text" and detail["type"] in ("missing", "extra_forbidden"))
+        ):
             return TaskError(_input_rule(task, name))
         if detail["type"] == "extra_forbidden":
             reasons.append(f"unknown field {name!r}; the fields are {allowed}")

@@ -1,0 +1,67 @@
+"""Two services for `light_path.py`: the real one before an echo of 0 ms, and BentoML with one bare route."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import bentoml
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import service
+from florence.schemas import Answer, ImageSize, Text, Timings, Usage
+from florence.settings import read_settings
+
+ANSWER = Answer(
+    task="<CAPTION>",
+    result=Text(text="an echo"),
+    image_size=ImageSize(width=640, height=480),
+    finish_reason="stop",
+    usage=Usage(picture_tokens=577, prompt_tokens=8, generated_tokens=4),
+    timings=Timings(queue_s=0.0, encode_s=0.0, decode_s=0.0, total_s=0.0),
+    checkpoint="echo",
+    raw_text="</s><s>an echo</s>",
+    token_ids=[2, 0, 260, 13758, 2],
+    token_logprobs=[0.0, -0.5, -0.5, -0.1],
+)
+
+
+class EchoModel:
+    """Stands for `florence.Florence2`: every request is answered at once, its picture decoded from base64, not opened."""
+
+    ready = True
+
+    def submit(
+        self, image: Callable[[], bytes], task: str, text: Any = None, **options: Any
+    ) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        image()
+        future.set_result(ANSWER)
+        return future
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+async def _read(request: Request) -> Response:
+    """All that the bare route does."""
+    return Response(str(len(await request.body())))
+
+
+@bentoml.service(http={"port": 8000})
+class Bare:
+    """BentoML, with a mounted route that reads the body."""
+
+
+Bare.mount_asgi_app(Starlette(routes=[Route("/bare", _read, methods=["POST"])]))
+bare = Bare
+echo = service.build_service(read_settings(), 0, lambda settings, device: EchoModel(), lambda settings: None)
+echo.mount_asgi_app(Starlette(routes=[Route("/bare", _read, methods=["POST"])]))

@@ -1,0 +1,367 @@
+"""The engine on one GPU: exactness, drift, the nine tasks' throughput, shares of peak, memory, transformers.
+
+    python benchmarks/gpu.py                  # on a GPU, Florence-2-large sizes, under nine minutes
+    python benchmarks/gpu.py --rehearse       # on a CPU, tiny sizes: that the script itself works
+
+Needs torch, timm, transformers, einops, safetensors and Pillow, and this repository. Weights are random;
+lengths of outputs are set, so each task generates as many tokens as it does on photographs. Pictures differ
+from request to request and nothing is remembered of them, so each goes through the tower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+from random_models import MEAN, RESCALE, SIDE, SIZES, STD, VOCAB, convert, make_native
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Florence2ForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from florence.engine.graphs import CudaRecorder, PlainRecorder
+from florence.engine.loop import Engine, TokenLimits
+from florence.engine.reference import generate_alone
+from florence.engine.request import Generation, GenerationOptions, Request
+from florence.engine.runner import Decoding, Runner
+from florence.engine.scheduler import BatchLimits
+from florence.model.florence2 import Florence2Model
+
+TASKS = {  # tokens generated
+    "CAPTION": 12,
+    "DETAILED_CAPTION": 45,
+    "MORE_DETAILED_CAPTION": 90,
+    "CAPTION_TO_PHRASE_GROUNDING": 40,
+    "OD": 130,
+    "DENSE_REGION_CAPTION": 160,
+    "REGION_PROPOSAL": 110,
+    "OCR": 20,
+    "OCR_WITH_REGION": 60,
+}
+REPLACED = {  # pictures/s of the replaced Triton ensemble, RTX 4090, float16, 3 beams, concurrency 36
+    "CAPTION": 26.6,
+    "DETAILED_CAPTION": 14.5,
+    "MORE_DETAILED_CAPTION": 19.6,
+    "CAPTION_TO_PHRASE_GROUNDING": 29.7,
+    "OD": 5.8,
+    "DENSE_REGION_CAPTION": 7.3,
+    "REGION_PROPOSAL": 6.3,
+    "OCR": 29.4,
+    "OCR_WITH_REGION": 21.6,
+}
+BEAMS, PROMPT_TOKENS, ENCODE_BATCH = 3, 12, 16
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured: sizes, device, how long each window lasts, concurrencies, static batches."""
+
+    size: str
+    device: torch.device
+    dtype: torch.dtype
+    window_s: float
+    concurrencies: tuple[int, ...]
+    static_batches: tuple[int, ...]
+    tokens_of: dict[str, int]
+
+    @property
+    def picture_tokens(self) -> int:
+        return 1 + (SIDE[self.size] // 32) ** 2
+
+    def runner(self, model: Florence2Model, slots: int) -> Runner:
+        on_gpu = self.device.type == "cuda"
+        recorder = CudaRecorder() if on_gpu else PlainRecorder()
+        return Runner(
+            model,
+            slots,
+            picture_tokens=self.picture_tokens,
+            feature_bytes=0,
+            recorder=recorder,
+            late=on_gpu,
+        )
+
+    def engine(self, model: Florence2Model, slots: int) -> Engine:
+        limits = BatchLimits(slots, min(slots, ENCODE_BATCH), max_queue=4 * slots, encode_budget_s=0.05)
+        tokens = TokenLimits(1024, 1024 - self.picture_tokens)
+        return Engine(self.runner(model, slots), tokens, limits)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def timed(self, work: Callable[[], object], repeats: int = 5) -> float:
+        """Median seconds of the work."""
+        work()
+        times = []
+        for _ in range(repeats):
+            self.synchronize()
+            started = time.perf_counter()
+            work()
+            self.synchronize()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+
+def options(tokens: int, beams: int = BEAMS) -> GenerationOptions:
+    return GenerationOptions(beams, tokens, tokens, 3, True, 1.0)
+
+
+def requests(size: str, tokens: int, count: int = 64) -> list[Request]:
+    """Requests of different pictures."""
+    dice = np.random.default_rng(0)
+    shape = (SIDE[size], SIDE[size], 3)
+    prompt = (0, *range(100, 98 + PROMPT_TOKENS), 2)
+    return [
+        Request(dice.integers(0, 256, shape, dtype=np.uint8), prompt, options(tokens)) for _ in range(count)
+    ]
+
+
+def throughput(engine: Engine, asked: list[Request], concurrency: int, window_s: float) -> float:
+    """Answers a second with so many requests always under way, after a first round that does not count."""
+    source: Iterator[Request] = cycle(asked)
+    lock, over, done = threading.Lock(), threading.Event(), []
+    idle, under_way = threading.Event(), 0
+
+    def send() -> None:
+        nonlocal under_way
+        with lock:
+            request, under_way = next(source), under_way + 1
+        engine.submit(request).add_done_callback(finish)
+
+    def finish(future: Future[Generation]) -> None:
+        nonlocal under_way
+        future.result()
+        done.append(time.perf_counter())
+        with lock:
+            under_way -= 1
+        if not over.is_set():
+            send()
+        elif under_way == 0:
+            idle.set()
+
+    for _ in range(concurrency):
+        send()
+    while len(done) < concurrency:
+        time.sleep(0.01)
+    first, started = len(done), time.perf_counter()
+    # Answers of equal length come in waves: count whole ones.
+    while time.perf_counter() - started < window_s or len(done) < first + concurrency:
+        time.sleep(0.01)
+    last = len(done)
+    rate = (last - first) / (done[last - 1] - done[first - 1])
+    over.set()
+    idle.wait()
+    return rate
+
+
+def exactness(bench: Bench) -> dict[str, object]:
+    """Ids in a crowd against the plain search alone, float32, tiny and base sizes."""
+    report: dict[str, object] = {}
+    for size in ("tiny", "base") if bench.size == "large" else ("tiny",):
+        small = replace(bench, size=size, dtype=torch.float32)
+        model = convert(make_native(size, torch.float32), bench.device, torch.float32)
+        runner = small.runner(model, 16)
+        runner.prepare()
+        asked = [
+            replace(request, options=replace(options(24, 1 + index % 5), min_new_tokens=0))
+            for index, request in enumerate(requests(size, 24, 15))
+        ]
+        left, ids = runner.encode(asked), {}
+        while left:
+            for decoding, outcome in runner.step(left):
+                ids[decoding.request.digest] = outcome.token_ids
+                left = [other for other in left if other is not decoding]
+        with torch.inference_mode():
+            alone = [generate_alone(model, request, runner.rules).token_ids for request in asked]
+        same = sum(ids[request.digest] == own for request, own in zip(asked, alone, strict=True))
+        report[size] = {"requests": len(asked), "same ids": same}
+    return report
+
+
+@torch.inference_mode()
+def drift(bench: Bench) -> dict[str, object]:
+    """Logits of the same forced tokens in lower precision against float32."""
+    native = make_native(bench.size, torch.float32)
+    pixels = torch.from_numpy(np.stack([request.pixels for request in requests(bench.size, 1, 2)]))
+    ids = torch.randint(100, VOCAB - 1100, (2, 24), generator=torch.Generator().manual_seed(0))
+
+    def logits(dtype: torch.dtype) -> torch.Tensor:
+        model = convert(native, bench.device, dtype)
+        prompt = torch.tensor([[0, 100, 101, 2]] * 2, device=bench.device)
+        encoded = model.encode(model.look(pixels.to(bench.device)), prompt)
+        states, _ = model.language.decode(ids.to(bench.device), None, model.language.decoder.cross(encoded))
+        return model.language.logits(states)
+
+    exact = logits(torch.float32)
+    report: dict[str, object] = {"spread of float32 logits": float(exact.std())}
+    for dtype in (torch.bfloat16, torch.float16):
+        lower = logits(dtype)
+        report[str(dtype)] = {
+            "mean difference": float((lower - exact).abs().mean()),
+            "same first choice": float((lower.argmax(-1) == exact.argmax(-1)).float().mean()),
+        }
+    return report
+
+
+@torch.inference_mode()
+def shares_of_peak(bench: Bench, model: Florence2Model) -> dict[str, object]:
+    """Encode in FLOP, a decode step in bytes, against a matrix product and a copy on the same device."""
+    side = 8192 if bench.device.type == "cuda" else 512
+    matrix = torch.randn(side, side, device=bench.device, dtype=bench.dtype)
+    flops = 2 * side**3 / bench.timed(lambda: matrix @ matrix)
+    block = torch.empty(
+        2**30 if bench.device.type == "cuda" else 2**24, dtype=torch.uint8, device=bench.device
+    )
+    other = torch.empty_like(block)
+    bandwidth = 2 * block.nbytes / bench.timed(lambda: other.copy_(block))
+    asked = requests(bench.size, 40, ENCODE_BATCH)
+    pixels = torch.from_numpy(np.stack([request.pixels for request in asked])).to(bench.device)
+    prompts = torch.tensor([request.prompt_ids for request in asked], device=bench.device)
+    with FlopCounterMode(display=False) as counter:
+        model.encode(model.look(pixels), prompts)
+    slots = max(*bench.concurrencies, ENCODE_BATCH)
+    runner = bench.runner(model, slots)
+    runner.prepare()
+    encode_s = bench.timed(lambda: [runner.drop(decoding) for decoding in runner.encode(asked)])
+    decodings: list[Decoding] = []
+    while len(decodings) < slots:
+        decodings += runner.encode(asked[: min(ENCODE_BATCH, slots - len(decodings))])
+    for _ in range(4):
+        runner.step(decodings)
+    step_s = bench.timed(lambda: runner.step(decodings), repeats=9)
+    weights = sum(parameter.nbytes for parameter in model.language.decoder.parameters())
+    weights += model.language.lm_head.weight.nbytes
+    length = bench.picture_tokens + PROMPT_TOKENS
+    layers, _, heads, _, head_dim = runner.caches.cross_keys.shape
+    cross = 2 * slots * layers * length * heads * head_dim * bench.dtype.itemsize
+    return {
+        "matrix product, TFLOP/s": flops / 1e12,
+        "copy, GB/s": bandwidth / 1e9,
+        "encode, ms a picture": encode_s / len(asked) * 1e3,
+        "encode, share of the matrix product": counter.get_total_flops() / encode_s / flops,
+        f"decode step of {slots} requests, ms": step_s * 1e3,
+        "decode step, share of the copy": (weights + cross) / step_s / bandwidth,
+        "caches, GiB": runner.caches.nbytes / 2**30,
+    }
+
+
+def nine_tasks(bench: Bench, model: Florence2Model) -> dict[str, dict[str, float]]:
+    """Pictures/s of each task at each concurrency."""
+    table: dict[str, dict[str, float]] = {task: {} for task in bench.tokens_of}
+    for concurrency in bench.concurrencies:
+        engine = bench.engine(model, concurrency)
+        for task, tokens in bench.tokens_of.items():
+            asked = requests(bench.size, tokens)
+            rate = throughput(engine, asked, concurrency, bench.window_s)
+            table[task][str(concurrency)] = rate
+            print(f"  {task:28} {concurrency:3} at once: {rate:8.1f} pictures/s", flush=True)
+        engine.close()
+    return table
+
+
+@torch.inference_mode()
+def through_transformers(bench: Bench, native: Florence2ForConditionalGeneration) -> dict[str, float]:
+    """Pictures/s of `generate` on the best of some static batches; pixels normalised on the device."""
+    native = native.to(bench.device)
+    mean, std = (torch.tensor(values, device=bench.device)[:, None, None] for values in (MEAN, STD))
+    table: dict[str, float] = {}
+    for task, tokens in bench.tokens_of.items():
+        rates = []
+        for batch in bench.static_batches:
+            pixels = torch.from_numpy(np.stack([r.pixels for r in requests(bench.size, tokens, batch)]))
+            ids = [VOCAB - 1] * bench.picture_tokens + list(requests(bench.size, tokens, 1)[0].prompt_ids)
+            prompt = torch.tensor([ids] * batch, device=bench.device)
+
+            def work(
+                pixels: torch.Tensor = pixels, prompt: torch.Tensor = prompt, tokens: int = tokens
+            ) -> object:
+                values = pixels.to(bench.device).permute(0, 3, 1, 2) * RESCALE
+                return native.generate(
+                    input_ids=prompt,
+                    pixel_values=((values - mean) / std).to(bench.dtype),
+                    do_sample=False,
+                    num_beams=BEAMS,
+                    min_new_tokens=tokens,
+                    max_new_tokens=tokens,
+                    no_repeat_ngram_size=3,
+                    early_stopping=True,
+                    forced_bos_token_id=0,
+                    forced_eos_token_id=2,
+                )
+
+            rates.append(batch / bench.timed(work, repeats=1))
+        table[task] = max(rates)
+        print(f"  {task:28} transformers: {table[task]:8.1f} pictures/s", flush=True)
+    return table
+
+
+def report_table(rows: dict[str, dict[str, float]], peer: dict[str, float]) -> str:
+    """The nine tasks as a Markdown table."""
+    concurrencies = list(next(iter(rows.values())))
+    head = ["task", *(f"{c} at once" for c in concurrencies), "transformers", "ratio", "replaced ensemble"]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    for task, rates in rows.items():
+        best = max(rates.values())
+        cells = [*(f"{rate:.1f}" for rate in rates.values()), f"{peer[task]:.1f}", f"{best / peer[task]:.1f}"]
+        lines.append(" | ".join([task, *cells, f"{REPLACED[task]}"]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
+    parser.add_argument("--size", choices=sorted(set(SIZES) - {"tiny"}), default="large")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--window-s", type=float, default=4.0, help="seconds of each throughput figure")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    if arguments.rehearse:
+        short = {task: max(2, tokens // 10) for task, tokens in TASKS.items()}
+        bench = Bench("tiny", torch.device("cpu"), torch.bfloat16, 0.1, (3,), (2,), short)
+    elif torch.cuda.is_available():
+        dtype = getattr(torch, arguments.dtype)
+        device = torch.device("cuda:0")
+        bench = Bench(arguments.size, device, dtype, arguments.window_s, (30, 36, 64), (16, 64), TASKS)
+    else:
+        parser.error("no CUDA device; --rehearse runs tiny sizes on the CPU")
+    started = time.monotonic()
+    on_gpu = bench.device.type == "cuda"
+    device_name = torch.cuda.get_device_name(bench.device) if on_gpu else "CPU"
+    figures: dict[str, object] = {"device": device_name, "size": bench.size, "dtype": str(bench.dtype)}
+
+    def section(name: str, value: object) -> None:
+        figures[name] = value
+        print(f"{name} ({time.monotonic() - started:.0f} s)", flush=True)
+        print(json.dumps(value, indent=2), flush=True)
+
+    section("exactness, float32", exactness(bench))
+    section("drift", drift(bench))
+    native = make_native(bench.size, bench.dtype)
+    model = convert(native, bench.device, bench.dtype)
+    section("shares of peak", shares_of_peak(bench, model))
+    rows = nine_tasks(bench, model)
+    if on_gpu:
+        section("most memory in use, GiB", torch.cuda.max_memory_allocated() / 2**30)
+    peer = through_transformers(bench, native)
+    figures |= {"nine tasks": rows, "transformers": peer}
+    print(report_table(rows, peer))
+    print(f"{device_name}, {bench.size}, {bench.dtype}: {time.monotonic() - started:.0f} s in all")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Florence-2 with random weights at real sizes, as transformers' own class and as this package's model.
+
+What the benchmarks compare. Nothing is downloaded: sizes are those of Microsoft's checkpoints, values are
+drawn from a seed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import Florence2Config, Florence2ForConditionalGeneration
+
+from florence.model.checkpoint import load_model
+from florence.model.florence2 import Florence2Model
+from florence.model.vision import Normalize
+
+SIZES = {  # d_model, layers, heads, ffn_dim, tower dimensions
+    "large": (1024, 12, 16, 4096, (256, 512, 1024, 2048)),
+    "base": (768, 6, 12, 3072, (128, 256, 512, 1024)),
+    "tiny": (64, 2, 4, 128, (16, 16, 32, 64)),
+}
+VOCAB = 51_289
+SIDE = {"large": 768, "base": 768, "tiny": 64}
+"""Height and width of a picture, pixels."""
+
+MEAN, STD, RESCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255
+
+
+def make_native(size: str, dtype: torch.dtype, seed: int = 0) -> Florence2ForConditionalGeneration:
+    """transformers' model with random weights, on the CPU."""
+    d_model, layers, heads, ffn_dim, dims = SIZES[size]
+    sides = ("encoder", "decoder")
+    text = {"model_type": "bart", "vocab_size": VOCAB, "d_model": d_model, "max_position_embeddings": 1024}
+    text |= {f"{side}_layers": layers for side in sides}
+    text |= {f"{side}_attention_heads": heads for side in sides}
+    text |= {f"{side}_ffn_dim": ffn_dim for side in sides}
+    text |= {"num_beams": 3, "no_repeat_ngram_size": 3, "early_stopping": True}
+    groups = [dim // 16 if size == "tiny" else dim // 32 for dim in dims]
+    window = 4 if size == "tiny" else 12
+    vision = {"embed_dim": dims, "num_heads": groups, "num_groups": groups, "projection_dim": d_model}
+    torch.manual_seed(seed)
+    config = Florence2Config(
+        text_config=text, vision_config=vision | {"window_size": window}, image_token_id=VOCAB - 1
+    )
+    return Florence2ForConditionalGeneration(config).to(dtype).eval()
+
+
+def convert(
+    native: Florence2ForConditionalGeneration, device: torch.device, dtype: torch.dtype
+) -> Florence2Model:
+    """The same weights in this package's model, through its own loading code."""
+    with tempfile.TemporaryDirectory() as folder:
+        native.save_pretrained(folder)
+        return load_model(Path(folder), Normalize(MEAN, STD, RESCALE), VOCAB, device, dtype)

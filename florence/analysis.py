@@ -1,0 +1,89 @@
+"""Many tasks on one picture in one call: what is asked, and what is answered, task by task.
+
+Plain types, shared by service and client. A task that fails has its error in its place; the others are not
+touched by it.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from florence.errors import TaskError
+from florence.schemas import Result, TaskAnswer
+
+MOST_TASKS = 64
+"""Tasks of one call."""
+
+MOST_TEXT_CHARS = 16_384  # 4096 tokens, the longest prompt, have fewer
+
+
+class Ask(BaseModel):
+    """One task of a call, with the text or the region that it takes."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"task": "caption_to_phrase_grounding", "text": "a green car"}]},
+    )
+
+    task: str = Field(max_length=100, description="A task's token or name: <OD> or object_detection.")
+    text: str | None = Field(
+        default=None, max_length=MOST_TEXT_CHARS, description="For a task that takes a text."
+    )
+    region: (
+        Annotated[list[float], Field(min_length=4, max_length=4)]
+        | Annotated[str, Field(max_length=200)]
+        | None
+    ) = Field(
+        default=None,
+        description="For a task that takes a region: x1, y1, x2, y2 in pixels of the picture after its EXIF "
+        "turn, or as text <loc_x1><loc_y1><loc_x2><loc_y2> in thousandths of it.",
+    )
+
+    @property
+    def given(self) -> str | list[float] | None:
+        """The text or the region. TaskError when there are both."""
+        if self.text is not None and self.region is not None:
+            raise TaskError(f"{self.task[:60]} has both text and region; a task takes one of them")
+        return self.text if self.region is None else self.region
+
+
+class TaskFailure(BaseModel):
+    """In the place of an answer: why there is none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str = Field(description="The task as it was asked.")
+    error: str = Field(description="What went wrong, and what to change.")
+    status: int = Field(ge=400, le=599, description="The HTTP status that this task alone would get.")
+
+
+_FAILURE = types.MappingProxyType(
+    {"task": "<OCR>", "error": "<OCR> takes no text; leave it out", "status": 400}
+)
+_ANSWER = types.MappingProxyType(
+    {
+        "task": "<CAPTION>",
+        "result": {"kind": "text", "text": "A green car in front of a yellow building.", "score": 0.91},
+        "image_size": {"width": 640, "height": 480},
+        "finish_reason": "stop",
+        "usage": {"picture_tokens": 577, "prompt_tokens": 13, "generated_tokens": 12},
+        "timings": {"queue_s": 0.004, "encode_s": 0.031, "decode_s": 0.12, "total_s": 0.158},
+        "checkpoint": "microsoft/Florence-2-large-ft",
+    }
+)
+
+
+def _add_example(schema: dict[str, Any]) -> None:
+    schema["examples"] = [{"answers": [dict(_ANSWER), dict(_FAILURE)]}]
+
+
+class Analysis(BaseModel):
+    """The answers of one call, in the order of its tasks."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)
+
+    answers: list[TaskAnswer[Result] | TaskFailure]

@@ -1,0 +1,71 @@
+"""A request on its way through the engine, from its arrival to the outcome in its future."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from florence.engine.request import EngineTimings, Generation, Request
+from florence.engine.runner import Decoding
+from florence.errors import Closed, EngineError, FlorenceError
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """Times are readings of `time.monotonic()`; `taken`: when it left the queue, `encoded`: when it was."""
+
+    request: Request
+    future: Future[Generation]
+    arrived: float = field(default_factory=time.monotonic)
+    taken: float = 0.0
+    encoded: float = 0.0
+    decoding: Decoding | None = None
+
+    @property
+    def late(self) -> bool:
+        """Whether its deadline has passed."""
+        deadline = self.request.deadline
+        return deadline is not None and time.monotonic() > deadline
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.late or self.future.cancelled()
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds it waited; until now if it still does."""
+        return (self.taken or time.monotonic()) - self.arrived
+
+    def timings(self) -> EngineTimings:
+        """Of an entry whose decoding ends now."""
+        return EngineTimings(
+            queue_s=self.queue_s,
+            encode_s=self.encoded - self.taken,
+            decode_s=time.monotonic() - self.encoded,
+        )
+
+    def settle(self, outcome: Generation | FlorenceError) -> bool:
+        """Put the outcome into the future; False if it was cancelled meanwhile."""
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        if isinstance(outcome, FlorenceError):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+        return True
+
+
+def stopped() -> Closed:
+    """The error of a request that the engine's end overtook."""
+    return Closed("the engine stopped before the request was finished; send it to another instance")
+
+
+def fault_of(error: Exception) -> FlorenceError:
+    """What the caller sees of an exception; the log has all of it."""
+    if isinstance(error, FlorenceError):
+        return error
+    fault = EngineError(f"the request failed on the device: {type(error).__name__}")
+    fault.__cause__ = error
+    return fault

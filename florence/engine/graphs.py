@@ -1,0 +1,198 @@
+"""Work of fixed shapes, recorded once and replayed: CUDA graphs, and the buckets that make shapes few.
+
+A decode step and an encode are hundreds of small kernels; a GPU waits for their launches more than it
+computes. Recorded as a graph they are one launch. What is recorded reads and writes fixed buffers only, so
+it can be run, and is tested, on a CPU as well: there `PlainRecorder` does it again in place of a replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from florence.engine.places import Place
+from florence.engine.search import StepShape
+from florence.engine.steps import Decoding, Stage, dense_members, extent_of, shape_of
+from florence.model.decode import Members
+
+SHORTEST = 64
+"""Positions of the smallest bucket of lengths."""
+
+MOST_PREPARED = 256
+"""Positions of the longest sequences whose steps are recorded at the start; others when they first come."""
+
+Work = Callable[[], Sequence[Tensor]]
+Replay = Callable[[], None]
+
+
+class Recorder(Protocol):
+    """Makes a replay of work that reads and writes fixed buffers; its results lie in fixed tensors too."""
+
+    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]: ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs; all share one pool of memory, so the largest should come first."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            results = work()
+        return graph.replay, results
+
+
+class PlainRecorder:
+    """Does the work at each replay: the same buffers and shapes without a graph."""
+
+    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        results = [result.clone() for result in work()]
+
+        def replay() -> None:
+            for result, new in zip(results, work(), strict=True):
+                result.copy_(new)
+
+        return replay, results
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """The sizes that shapes are rounded up to, each list ascending and ending with the most there can be."""
+
+    slots: tuple[int, ...]
+    rows: tuple[int, ...]
+    beams: tuple[int, ...]
+    lengths: tuple[int, ...]
+    encoder_lengths: tuple[int, ...]
+    pictures: tuple[int, ...]
+    prompts: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, slots: int, rows: int, beams: int, most_beams: int, length: int, picture_tokens: int, room: int
+    ) -> Buckets:
+        """For caches of `slots` and `rows`, requests with mostly `beams` beams, sequences of `length`, and
+        pictures of `picture_tokens` in an encoder with `room` for them and a prompt."""
+        prompts = doubling(16, room - picture_tokens)
+        return cls(
+            slots=doubling(1, slots),
+            rows=tuple(sorted({*(min(rows, beams * count) for count in doubling(1, slots)), rows})),
+            beams=tuple(sorted({1, beams, most_beams})),
+            lengths=doubling(SHORTEST, length),
+            encoder_lengths=tuple(picture_tokens + prompt for prompt in prompts),
+            pictures=doubling(1, slots),
+            prompts=prompts,
+        )
+
+
+def doubling(first: int, last: int) -> tuple[int, ...]:
+    """`first`, twice that, and so on below `last`, from eight times on with one size halfway; then `last`."""
+    sizes, size = set(), first
+    while size < last:
+        sizes |= {size, size * 3 // 2} if size >= 8 * first else {size}
+        size *= 2
+    return (*sorted(size for size in sizes if size < last), last)
+
+
+def round_up(size: int, sizes: Sequence[int]) -> int:
+    """The smallest of `sizes` that holds `size`."""
+    return next(candidate for candidate in sizes if candidate >= size)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A place in a step, whoever is in it."""
+
+    place: Place
+    encoder_length: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    slots: int
+    rows: int
+    shape: StepShape
+
+
+class BucketSteps:
+    """Steps of few shapes, each recorded the second time that it comes: the first time warms it up."""
+
+    def __init__(self, stage: Stage, buckets: Buckets, recorder: Recorder) -> None:
+        self._stage, self._buckets, self._recorder = stage, buckets, recorder
+        self._members: dict[_Key, Members] = {}
+        self._replays: dict[_Key, Replay] = {}
+        self._present: tuple[_Key, list[object]] | None = None
+
+    def run(self, decodings: Sequence[Decoding]) -> None:
+        key = self._key(decodings)
+        place = [decoding.place for decoding in decodings]
+        if self._present != (key, place):  # somebody came or went: others read and write from now on
+            self._seat(key, decodings)
+            self._present = key, list(place)
+        if key in self._replays:
+            self._replays[key]()
+            return
+        members = self._members[key]
+        self._stage.dense_step(members, key.shape)
+
+        def work() -> Sequence[Tensor]:
+            self._stage.dense_step(members, key.shape)
+            return ()
+
+        self._replays[key] = self._later(key, work)
+
+    def prepare(self, encoder_length: int) -> None:
+        """Record the shapes of requests with the usual number of beams and short sequences, largest first.
+
+        Nobody is in a slot yet: the steps move no search.
+        """
+        beams = self._buckets.beams[1 if len(self._buckets.beams) > 2 else 0]
+        for slots in reversed(self._buckets.slots):
+            for length in (length for length in reversed(self._buckets.lengths) if length <= MOST_PREPARED):
+                rows = range(0, min(slots * beams, self._buckets.rows[-1]) // beams * beams, beams)
+                seats = [
+                    Seat(Place(slot, tuple(range(row, row + beams))), encoder_length + 1, length - 2)
+                    for slot, row in enumerate(rows)
+                ]
+                self.run(seats)
+                self.run(seats)
+
+    def _later(self, key: _Key, work: Work) -> Replay:
+        """A replay that records at its first call."""
+
+        def first() -> None:
+            replay, _ = self._recorder.record(work)
+            self._replays[key] = replay
+            replay()
+
+        return first
+
+    def _key(self, decodings: Sequence[Decoding]) -> _Key:
+        sizes, shape = self._buckets, shape_of(decodings)
+        slots, rows = extent_of(decodings)
+        return _Key(
+            round_up(slots, sizes.slots),
+            round_up(rows, sizes.rows),
+            StepShape(
+                beams=round_up(shape.beams, sizes.beams),
+                length=round_up(shape.length, sizes.lengths),
+                greedy=True,
+                encoder_length=round_up(shape.encoder_length, sizes.encoder_lengths),
+            ),
+        )
+
+    def _seat(self, key: _Key, decodings: Sequence[Decoding]) -> None:
+        """Write who takes part into the fixed buffers of this shape."""
+        device = self._stage.state.device
+        members = dense_members(decodings, key.slots, key.rows, key.shape.beams, device)
+        if key in self._members:
+            self._members[key].copy_(members)
+        else:
+            self._members[key] = members

@@ -1,0 +1,35 @@
+"""What the engine tells whoever counts: batches, times, outcomes. Plain Python: imports no torch."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Ending(StrEnum):
+    """How a request ended."""
+
+    STOP = "stop"  # the model ended its answer
+    LENGTH = "length"  # the answer was cut at max_new_tokens
+    CANCELLED = "cancelled"  # its caller has gone
+    DEADLINE = "deadline"  # not finished in the time given
+    FAULT = "fault"  # the request or the device failed
+    REFUSED = "refused"  # the queue was full, or the wait too long
+    CLOSED = "closed"  # the engine stopped first
+
+
+class Observer:
+    """Gets every event; this one ignores them. Called on the engine's thread, but `ended` with
+    `Ending.REFUSED` on the caller's; must be quick and must not raise."""
+
+    def load(self, waiting: int, decoding: int) -> None:
+        """How many requests wait, and how many are being decoded; at each turn of the engine."""
+
+    def encoded(self, requests: int, pictures: int, seconds: float) -> None:
+        """Requests were encoded together; `pictures` of theirs went through the tower, the others were
+        remembered."""
+
+    def stepped(self, requests: int, rows: int, seconds: float) -> None:
+        """One decode step of so many requests with so many beams in all."""
+
+    def ended(self, ending: Ending, tokens: int = 0, queue_s: float = 0.0) -> None:
+        """A request ended, with so many generated tokens, after waiting for `queue_s`."""

@@ -1,0 +1,196 @@
+"""From the requests that are being decoded to the tensors of one step, and the step itself.
+
+Two ways to lay a step out, which compute the same. `TightSteps` holds just the beams that are there and
+reads just their pasts: for a CPU that has the kernel of `cpu_attention`. `DenseSteps` runs over the first
+slots and rows of the caches, masked; for a GPU it rounds all sizes up to a few, so that a CUDA graph can be
+recorded for each and replayed (`graphs.py`). Everything stays on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from florence.engine.places import Place
+from florence.engine.search import SearchState, StepShape, advance
+from florence.model.caches import Caches
+from florence.model.decode import DenseAttention, Kernel, KernelAttention, Members, decode_step
+from florence.model.language import LanguageModel
+
+
+class Decoding(Protocol):
+    """One request that is being decoded, as far as a step cares; `steps`: how many it has taken."""
+
+    @property
+    def place(self) -> Place: ...
+
+    @property
+    def encoder_length(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+
+class Steps(Protocol):
+    """Runs one step for some requests; what comes of it lies in the `SearchState`."""
+
+    def run(self, decodings: Sequence[Decoding]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a step works with: the model, the caches and the searches, all on one device."""
+
+    language: LanguageModel
+    caches: Caches
+    state: SearchState
+
+    def dense_step(self, members: Members, shape: StepShape) -> None:
+        """One step over the first slots and rows of the caches."""
+        tokens, positions = self.state.tokens(members)
+        length = min(shape.length, self.caches.sizes.decoder_room)
+        attention = DenseAttention(
+            self.caches,
+            members,
+            self._ancestry(members, shape.beams, length),
+            positions,
+            shape.encoder_length,
+        )
+        logits = decode_step(self.language, self.caches, members.rows, tokens, positions, attention)
+        advance(self.state, members, shape, logits)
+
+    def tight_step(self, members: Members, shape: StepShape, kernel: Kernel) -> None:
+        """One step over just the rows of the members."""
+        tokens, positions = self.state.tokens(members)
+        ancestry = self._ancestry(members, shape.beams, shape.length)
+        attention = KernelAttention(kernel, self.caches, members, ancestry, positions)
+        logits = decode_step(self.language, self.caches, members.rows, tokens, positions, attention)
+        advance(self.state, members, shape, logits)
+
+    def _ancestry(self, members: Members, beams: int, length: int) -> Tensor:
+        return self.state.ancestry[members.slots, :beams, :length]
+
+
+class TightSteps:
+    """Steps of just the beams that are there."""
+
+    def __init__(self, stage: Stage, kernel: Kernel) -> None:
+        self._stage, self._kernel = stage, kernel
+        self._members: Members | None = None
+        self._places: list[Place] = []
+
+    def run(self, decodings: Sequence[Decoding]) -> None:
+        shape = shape_of(decodings)
+        places = [decoding.place for decoding in decodings]
+        if self._members is None or places != self._places:
+            self._members, self._places = tight_members(decodings, self._stage.state.device), places
+        self._stage.tight_step(self._members, shape, self._kernel)
+
+
+class DenseSteps:
+    """Steps over the first slots and rows, as many as reach the last one in use."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def run(self, decodings: Sequence[Decoding]) -> None:
+        shape = shape_of(decodings)
+        slots, rows = extent_of(decodings)
+        self._stage.dense_step(
+            dense_members(decodings, slots, rows, shape.beams, self._stage.state.device), shape
+        )
+
+
+def shape_of(decodings: Sequence[Decoding]) -> StepShape:
+    """The smallest sizes in which these requests can take their next step."""
+    beams = [len(decoding.place.rows) for decoding in decodings]
+    return StepShape(
+        beams=max(beams),
+        length=max(decoding.steps for decoding in decodings) + 2,  # the token read, and the one chosen
+        greedy=min(beams) == 1,
+        encoder_length=max(decoding.encoder_length for decoding in decodings),
+    )
+
+
+def extent_of(decodings: Sequence[Decoding]) -> tuple[int, int]:
+    """How many slots and rows from the first on hold all these requests."""
+    slots = max(decoding.place.slot for decoding in decodings)
+    rows = max(max(decoding.place.rows) for decoding in decodings)
+    return slots + 1, rows + 1
+
+
+def tight_members(decodings: Sequence[Decoding], device: torch.device) -> Members:
+    """Just these requests, the beams of each one after another."""
+    beams = [len(decoding.place.rows) for decoding in decodings]
+    rows_of, first = [], 0
+    for count in beams:
+        rows_of.append([first + beam for beam in range(count)] + [0] * (max(beams) - count))
+        first += count
+    return make_members(
+        slots=[decoding.place.slot for decoding in decodings],
+        rows=[row for decoding in decodings for row in decoding.place.rows],
+        owners=[(index, beam) for index, count in enumerate(beams) for beam in range(count)],
+        rows_of=rows_of,
+        beams=beams,
+        encoder_lengths=[decoding.encoder_length for decoding in decodings],
+        device=device,
+    )
+
+
+def dense_members(
+    decodings: Sequence[Decoding], slots: int, rows: int, beams: int, device: torch.device
+) -> Members:
+    """The first `slots` and `rows` of the caches; those that nobody has run along idly.
+
+    An idle row reads what the first request's first beam reads, and is read by nobody.
+    """
+    owners = [(decodings[0].place.slot, 0)] * rows
+    rows_of = [[0] * beams for _ in range(slots)]
+    counts, lengths = [0] * slots, [1] * slots
+    for decoding in decodings:
+        slot, taken = decoding.place.slot, decoding.place.rows
+        counts[slot], lengths[slot] = len(taken), decoding.encoder_length
+        rows_of[slot][: len(taken)] = taken
+        for beam, row in enumerate(taken):
+            owners[row] = slot, beam
+    return make_members(
+        slots=list(range(slots)),
+        rows=list(range(rows)),
+        owners=owners,
+        rows_of=rows_of,
+        beams=counts,
+        encoder_lengths=lengths,
+        device=device,
+    )
+
+
+def make_members(
+    *,
+    slots: list[int],
+    rows: list[int],
+    owners: list[tuple[int, int]],
+    rows_of: list[list[int]],
+    beams: list[int],
+    encoder_lengths: list[int],
+    device: torch.device,
+) -> Members:
+    """Lists to tensors; `owners` [rows]: the request and beam of each row."""
+
+    def tensor(values: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    counts = tensor(beams)
+    return Members(
+        slots=tensor(slots),
+        rows=tensor(rows),
+        request_of=tensor([request for request, _ in owners]),
+        beam_of=tensor([beam for _, beam in owners]),
+        rows_of=tensor(rows_of),
+        is_beam=torch.arange(len(rows_of[0]), device=device) < counts[:, None],
+        beams=counts,
+        encoder_lengths=tensor(encoder_lengths),
+    )

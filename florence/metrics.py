@@ -1,0 +1,109 @@
+"""The engine's own metrics, in Prometheus' client as BentoML sets it up: `/metrics` adds the workers up.
+
+Knows the engine's events and nothing else. The client must be imported after BentoML has told it where the
+workers' files lie, so make an `EngineMetrics` in a worker, not on import.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from florence.engine.observer import Ending, Observer
+
+_SECONDS: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What BentoML's own batches are labelled with; its metric keeps its labels here."""
+
+    runner_name: str
+    worker_index: str
+    service_version: str
+    service_name: str
+
+
+class EngineMetrics(Observer):
+    """Counts the events of one engine."""
+
+    def __init__(self, labels: Labels) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        # Its own, so that two services in one process do not claim the same names; BentoML reads the files.
+        registry = CollectorRegistry()
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"florence_{name}_seconds", text, buckets=_SECONDS, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"florence_{name}", text, registry=registry, multiprocess_mode="livesum")
+
+        sizes = Histogram(
+            "bentoml_service_adaptive_batch_size",
+            "Requests that share an encode or a decode step",
+            ["runner_name", "worker_index", "method_name", "service_version", "service_name"],
+            buckets=_SIZES,
+            registry=registry,
+        )
+        fixed = {
+            "runner_name": labels.runner_name,
+            "worker_index": labels.worker_index,
+            "service_version": labels.service_version,
+            "service_name": labels.service_name,
+        }
+        self._encode_size = sizes.labels(method_name="encode", **fixed)
+        self._decode_size = sizes.labels(method_name="decode", **fixed)
+        self._rows = Histogram("florence_step_rows", "Beams in a step", buckets=_SIZES, registry=registry)
+        self._queue = seconds("queue", "Waiting for a place")
+        self._encode = seconds("encode", "Encoding one batch of pictures and prompts")
+        self._step = seconds("step", "One decode step of all that are decoded")
+        self._waiting = gauge("queue_requests", "Requests that wait for a place")
+        self._decoding = gauge("decoding_requests", "Requests that are being decoded: slots in use")
+        self._requests = Counter("florence_requests", "Requests by end", ["outcome"], registry=registry)
+        self._tokens = Counter("florence_tokens", "Tokens generated", registry=registry)
+        pictures = Counter(
+            "florence_pictures", "Pictures by where they came from", ["source"], registry=registry
+        )
+        self._from_tower, self._from_memory = pictures.labels("tower"), pictures.labels("memory")
+        for ending in Ending:  # so that each is there from the start
+            self._requests.labels(ending.value)
+
+    def load(self, waiting: int, decoding: int) -> None:
+        self._waiting.set(waiting)
+        self._decoding.set(decoding)
+
+    def encoded(self, requests: int, pictures: int, seconds: float) -> None:
+        self._encode_size.observe(requests)
+        self._encode.observe(seconds)
+        self._from_tower.inc(pictures)
+        self._from_memory.inc(requests - pictures)
+
+    def stepped(self, requests: int, rows: int, seconds: float) -> None:
+        self._decode_size.observe(requests)
+        self._rows.observe(rows)
+        self._step.observe(seconds)
+
+    def ended(self, ending: Ending, tokens: int = 0, queue_s: float = 0.0) -> None:
+        self._requests.labels(ending.value).inc()
+        self._tokens.inc(tokens)
+        if ending is not Ending.REFUSED:
+            self._queue.observe(queue_s)

@@ -1,0 +1,78 @@
+"""The keys and values of everybody who is decoded: buffers sized once, written in place, never moved.
+
+A request has one *slot*, which holds its encoder's keys and values once for all its beams, and one *row* for
+each beam, which holds what that beam's place wrote at each position. A beam that goes on from another one
+leaves its past where it lies: its *ancestry* says in which row each position of it is found.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from florence.model.config import StackConfig
+from florence.model.language import Cache
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSizes:
+    """How many requests and beams fit, and how long they may be.
+
+    `slots`: requests. `rows`: beams of all requests. `encoder_room`: encoder positions of a slot.
+    `decoder_room`: decoder positions of a row.
+    """
+
+    slots: int
+    rows: int
+    encoder_room: int
+    decoder_room: int
+
+
+class Caches:
+    """Buffers of all decoder layers: `cross_*` [layers, slots, heads, encoder_room, head_dim], `own_*`
+    [layers, rows, heads, decoder_room, head_dim]. On a CPU, memory that nobody has written to is not used.
+    """
+
+    def __init__(
+        self, sizes: CacheSizes, stack: StackConfig, d_model: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        head_dim = d_model // stack.heads
+        cross = (stack.layers, sizes.slots, stack.heads, sizes.encoder_room, head_dim)
+        own = (stack.layers, sizes.rows, stack.heads, sizes.decoder_room, head_dim)
+        self.sizes = sizes
+        self.cross_keys, self.cross_values = (_zeros(cross, device, dtype) for _ in range(2))
+        self.own_keys, self.own_values = (_zeros(own, device, dtype) for _ in range(2))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        buffers = (self.cross_keys, self.cross_values, self.own_keys, self.own_values)
+        return sum(buffer.nbytes for buffer in buffers)
+
+    def write_cross(self, slots: list[int], cross: Cache) -> None:
+        """Put the rows of a batch's encoder keys and values, padding and all, into these slots."""
+        length = cross[0].keys.shape[2]
+        where = torch.tensor(slots, device=self.cross_keys.device)
+        for layer, memory in enumerate(cross):
+            self.cross_keys[layer][where, :, :length] = memory.keys
+            self.cross_values[layer][where, :, :length] = memory.values
+
+    def wipe(self, slot: int, rows: list[int]) -> None:
+        """Set a request's places to zero. For one that left values which are no numbers: a masked position
+        counts zero times its value, and zero times NaN is NaN."""
+        for buffer in (self.cross_keys, self.cross_values):
+            buffer[:, slot] = 0
+        for buffer in (self.own_keys, self.own_values):
+            buffer[:, rows] = 0
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros which, on a CPU, are the system's own pages of zeros until they are written to."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    untouched = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(untouched).view(dtype).view(shape)

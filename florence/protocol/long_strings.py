@@ -1,0 +1,116 @@
+"""JSON whose long strings stay where they are: most of a body is the text of pictures.
+
+To parse such a text and to copy it would take most of a request's time on the event loop, and its memory
+twice. Here each long string in a list is found by its quotes alone, and everything around it is parsed as
+ever. Pure functions on bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from florence.errors import ProtocolError
+
+LONG: Final = 65_536
+"""Bytes of a string above which it stays where it is. No text that a task takes is so long."""
+
+_MOST_STRINGS: Final = 512  # that are looked at: a request of 36 rows has fewer
+_BACKSLASH: Final = ord("\\")
+_STAND_IN: Final = b"-Infinity"  # no JSON, but a word whose value Python's parser asks for
+
+
+@dataclass(frozen=True, slots=True)
+class LongString:
+    """A string as it stands in its body: UTF-8 without escapes. quoted: with its quotes."""
+
+    quoted: memoryview
+
+    def __len__(self) -> int:
+        return len(self.quoted) - 2
+
+    @property
+    def text(self) -> memoryview:
+        """What is between the quotes."""
+        return self.quoted[1:-1]
+
+    def __str__(self) -> str:
+        """The string. ProtocolError where it is none: not UTF-8, or with a control character."""
+        return str(_parse(bytes(self.quoted), _refuse_constant))
+
+
+class Document:
+    """A body's JSON, not parsed yet. `size`: bytes of it that have to be."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._spans = list(_long_elements(body))
+        self.size = len(body) - sum(stop - start for start, stop in self._spans)
+
+    def parse(self) -> Any:
+        """Its value, a LongString in place of each long string that stands in a list and has no escapes.
+
+        Raises ProtocolError saying where it is malformed. A byte order mark is allowed.
+        """
+        around = _cut_out(self._body, self._spans)
+        if self._spans and not any(_STAND_IN in part for part in around):
+            strings = iter(LongString(memoryview(self._body)[start:stop]) for start, stop in self._spans)
+
+            def string_or_refuse(word: str) -> LongString:
+                return next(strings) if word == "-Infinity" else _refuse_constant(word)
+
+            try:
+                return _parse(_STAND_IN.join(around), string_or_refuse)
+            except ProtocolError:  # its position is another one in the whole body
+                pass
+        return _parse(self._body, _refuse_constant)
+
+
+def parse_json(body: bytes) -> Any:
+    """The body's JSON value; ProtocolError saying where it is malformed. A byte order mark is allowed."""
+    return _parse(body, _refuse_constant)
+
+
+def _long_elements(body: bytes) -> Iterator[tuple[int, int]]:
+    """Where the long strings begin and end that are elements of lists; with their quotes.
+
+    Goes from quote to quote, and no further than the first that may be escaped.
+    """
+    if len(body) < LONG or body[0] != ord("{") or body[1] == 0:  # small, no object, or not UTF-8
+        return
+    position = 0
+    for _ in range(_MOST_STRINGS):
+        start = body.find(b'"', position)
+        stop = body.find(b'"', start + 1)
+        if start < 0 or stop < 0 or body[stop - 1] == _BACKSLASH:
+            return
+        position = stop + 1
+        before = body[max(0, start - 16) : start].rstrip()[-1:]
+        if stop - start > LONG and before in (b"[", b",") and body.find(b"\\", start, stop) < 0:
+            yield start, position
+
+
+def _cut_out(body: bytes, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """What is left of the body before, between and behind the spans."""
+    starts = [0, *(stop for _, stop in spans)]
+    stops = [*(start for start, _ in spans), len(body)]
+    return [body[start:stop] for start, stop in zip(starts, stops, strict=True)]
+
+
+def _parse(text: bytes, constant: Callable[[str], Any]) -> Any:
+    try:
+        return json.loads(text, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        raise ProtocolError(f"failed to parse the request JSON buffer: {error.msg} at {error.pos}") from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, a number of thousands of digits, nested too deeply
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise ProtocolError(f"failed to parse the request JSON buffer: {reason}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ProtocolError(f"failed to parse the request JSON buffer: {name} is not JSON")

@@ -1,0 +1,100 @@
+"""The text of an answer while it is generated: told to a callback, or iterated over.
+
+Only what one beam has decided is final, and only text reads as it comes, so streams are for one beam and the
+tasks that answer in text. Knows tokens as numbers and futures; nothing about engines, devices or HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Protocol
+
+from florence.schemas import Answer
+
+log = logging.getLogger(__name__)
+
+OnText = Callable[[str], None]
+"""Is told the next piece of an answer's text. Pieces come in order, all of them before the answer; it must be
+quick, for other answers wait behind it."""
+
+
+class TextReader(Protocol):
+    """What is needed of `tokenizer.TextReader`."""
+
+    def take(self, token_id: int) -> str: ...
+
+    def rest(self) -> str: ...
+
+
+class Teller:
+    """Tells one caller the text of its tokens, in a thread other than the one that decides them.
+
+    A callback that raises is told no more; the log says why, and the answer comes all the same.
+    """
+
+    def __init__(self, reader: TextReader, on_text: OnText, executor: Executor) -> None:
+        self._reader = reader
+        self._on_text: OnText | None = on_text
+        self._executor = executor
+
+    def on_token(self, token_id: int) -> None:
+        """Returns at once, for the engine's thread calls it."""
+        self._executor.submit(lambda: self._tell(self._reader.take(token_id)))
+
+    def end(self) -> None:
+        """Tell what was held back. In the executor, after the last token."""
+        self._tell(self._reader.rest())
+
+    def _tell(self, text: str) -> None:
+        if not text or self._on_text is None:
+            return
+        try:
+            self._on_text(text)
+        except Exception:
+            log.exception("a callback for text failed; it is told no more")
+            self._on_text = None
+
+
+class AnswerStream:
+    """Iterates over the pieces of an answer's text as they are generated; then `answer` is there.
+
+    The pieces joined are the generated text without `<s>`, `</s>` and `<pad>`. Iterating and `answer` raise
+    what the request failed with. Leaving it as a context manager, or `close`, cancels what is not finished.
+    """
+
+    def __init__(self, start: Callable[[OnText], Future[Answer]]) -> None:
+        self._pieces: SimpleQueue[str | None] = SimpleQueue()
+        self._future = start(self._pieces.put)
+        self._future.add_done_callback(lambda _: self._pieces.put(None))
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; waits for it."""
+        return self._future.result()
+
+    def close(self) -> None:
+        """Cancel the request, if it is not finished."""
+        self._future.cancel()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        piece = self._pieces.get()
+        if piece is not None:
+            return piece
+        self._pieces.put(None)  # for whoever asks again
+        self._future.result()
+        raise StopIteration
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,37 @@
+"""The benchmark scripts run from start to end at tiny sizes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+pytestmark = pytest.mark.slow
+
+
+def run(script: str, *options: str) -> str:
+    """What the script prints."""
+    ran = subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *options],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return ran.stdout
+
+
+def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
+    """All of its figures are there, and the fixed-shape steps give the ids of the plain search."""
+    path = tmp_path / "figures.json"
+    printed = run("gpu.py", "--rehearse", "--json", str(path))
+    figures = json.loads(path.read_text())
+    exact = figures["exactness, float32"]["tiny"]
+    assert exact["same ids"] == exact["requests"] > 10
+    assert set(figures["nine tasks"]) == set(figures["transformers"])
+    assert len(figures["nine tasks"]) == 9
+    assert all(rate > 0 for rates in figures["nine tasks"].values() for rate in rates.values())
+    assert "| OCR_WITH_REGION |" in printed

@@ -1,0 +1,55 @@
+"""Work of fixed shapes: few of them whatever comes, and the same results from recorded work."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from florence.engine.graphs import Buckets, PlainRecorder, doubling, round_up
+
+
+@given(first=st.integers(1, 64), last=st.integers(1, 5000))
+def test_sizes_ascend_to_the_most_there_can_be_and_waste_less_than_half(first: int, last: int) -> None:
+    sizes = doubling(first, last)
+    assert list(sizes) == sorted(set(sizes))
+    assert sizes[-1] == last
+    for size in range(1, last + 1, max(1, last // 50)):
+        assert round_up(size, sizes) >= size
+        assert round_up(size, sizes) <= max(2 * size, first, 1)
+
+
+def test_buckets_hold_everything_that_the_caches_hold() -> None:
+    """Large's sizes on a GPU: any request fits, and there are few shapes."""
+    buckets = Buckets.of(64, 192, 3, 8, 1025, 577, 1024)
+    assert (buckets.slots[-1], buckets.rows[-1], buckets.beams) == (64, 192, (1, 3, 8))
+    assert (buckets.lengths[-1], buckets.encoder_lengths[-1]) == (1025, 1024)
+    assert len(buckets.slots) <= 12
+    assert len(buckets.lengths) <= 10
+    assert min(buckets.encoder_lengths) == 577 + 16
+
+
+def test_recorded_work_gives_what_the_buffers_hold_at_each_replay() -> None:
+    buffer, dice = torch.zeros(3), random.Random(0)
+    replay, (result,) = PlainRecorder().record(lambda: [buffer * 2])
+    for _ in range(3):
+        values = torch.tensor([dice.random() for _ in range(3)])
+        buffer.copy_(values)
+        replay()
+        assert torch.equal(result, values * 2)
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_does_too() -> None:
+    from florence.engine.graphs import CudaRecorder
+
+    buffer = torch.zeros(3, device="cuda")
+    work = lambda: [buffer * 2]  # noqa: E731
+    work()
+    replay, (result,) = CudaRecorder().record(work)
+    buffer.fill_(5.0)
+    replay()
+    assert result.tolist() == [10.0] * 3

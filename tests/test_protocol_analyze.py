@@ -1,0 +1,103 @@
+"""`/analyze` with a fake model: answers in order, each failure in its own place."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from fake_model import FakeModel
+from pictures import drawn, saved
+from starlette.testclient import TestClient
+
+from florence.analysis import MOST_TASKS, Analysis, TaskFailure
+from florence.errors import Overloaded
+from florence.tasks import TASKS, Input
+
+PICTURE = saved(drawn(64, 48))
+BASE64 = base64.b64encode(PICTURE).decode()
+
+
+@pytest.fixture
+def model(shared_model: FakeModel) -> FakeModel:
+    shared_model.calls.clear()
+    shared_model.error = None
+    return shared_model
+
+
+@pytest.fixture
+def client(shared_client: TestClient, model: FakeModel) -> TestClient:
+    return shared_client
+
+
+def every_task() -> list[dict[str, Any]]:
+    given = {Input.TEXT: {"text": "a green car"}, Input.REGION: {"region": [1, 2, 30, 40]}, Input.NONE: {}}
+    return [{"task": task.name, **given[task.input]} for task in TASKS.values()]
+
+
+def test_all_tasks_of_one_picture_are_answered_in_their_order(client: TestClient, model: FakeModel) -> None:
+    """Tokens and names both name a task; options hold for all; the body is the type that clients read."""
+    asks = [*every_task(), {"task": "<CAPTION>"}]
+    reply = client.post("/analyze", json={"image": BASE64, "tasks": asks, "num_beams": 2})
+    assert reply.status_code == 200, reply.text
+    analysis = Analysis.model_validate(reply.json())
+    assert [answer.task for answer in analysis.answers] == [*TASKS, "<CAPTION>"]
+    assert {call.image for call in model.calls} == {PICTURE}
+    assert {call.options["num_beams"] for call in model.calls} == {2}
+
+
+def test_a_form_holds_the_tasks_as_json(client: TestClient) -> None:
+    tasks = json.dumps(every_task())
+    reply = client.post("/analyze", files={"image": ("a.png", PICTURE)}, data={"tasks": tasks})
+    assert reply.status_code == 200, reply.text
+    assert len(reply.json()["answers"]) == len(TASKS)
+
+
+def test_a_task_that_fails_has_its_error_in_its_place(client: TestClient) -> None:
+    asks = [{"task": "caption"}, {"task": "caption", "text": "a car"}, {"task": "nonsense"}, {"task": "ocr"}]
+    reply = client.post("/analyze", json={"image": BASE64, "tasks": asks})
+    assert reply.status_code == 200
+    answers = Analysis.model_validate(reply.json()).answers
+    assert [isinstance(answer, TaskFailure) for answer in answers] == [False, True, True, False]
+    assert reply.json()["answers"][1]["status"] == 400
+    assert "takes no" in reply.json()["answers"][1]["error"]
+
+
+def test_where_nothing_can_be_answered_the_reply_is_the_error(client: TestClient, model: FakeModel) -> None:
+    """A picture that is none: 400; a full queue: 503 with Retry-After."""
+    asks = [{"task": "caption"}, {"task": "ocr"}]
+    no_picture = base64.b64encode(b"no picture").decode()
+    assert client.post("/analyze", json={"image": no_picture, "tasks": asks}).status_code == 400
+    model.error = Overloaded("too many", retry_after_s=7)
+    reply = client.post("/analyze", json={"image": BASE64, "tasks": asks})
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "7")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"image": BASE64}, "tasks is missing"),
+        ({"image": BASE64, "tasks": []}, "1 to 64"),
+        ({"image": BASE64, "tasks": "caption"}, "tasks"),
+        ({"image": BASE64, "tasks": [{"task": 1}]}, "tasks.0.task"),
+        ({"image": BASE64, "tasks": [{"task": "ocr", "nope": 1}]}, "tasks.0.nope"),
+        ({"image": BASE64, "tasks": [{"task": "ocr"}] * (MOST_TASKS + 1)}, "1 to 64"),
+        ({"image": BASE64, "tasks": [{"task": "ocr"}], "num_beams": 99}, "num_beams must be an integer"),
+        ({"image": BASE64, "tasks": [{"task": "ocr"}], "beams": 9}, "unknown field 'beams'"),
+        ({"tasks": [{"task": "ocr"}]}, "image is missing"),
+        ({"image": BASE64, "tasks": [{"task": "ocr", "text": "a", "region": [0, 0, 1, 1]}]}, "both text and"),
+    ],
+)
+def test_what_is_wrong_with_the_call_is_said(client: TestClient, body: dict[str, Any], message: str) -> None:
+    reply = client.post("/analyze", json=body)
+    assert reply.status_code == 400, reply.text
+    assert message in reply.json()["error"]
+
+
+def test_the_document_describes_it(client: TestClient) -> None:
+    document = client.get("/docs.json").json()
+    operation = document["paths"]["/analyze"]["post"]
+    example = operation["requestBody"]["content"]["application/json"]["example"]
+    assert client.post("/analyze", json=example).status_code == 200
+    assert operation["responses"]["200"]["content"]["application/json"]["example"]["answers"]
