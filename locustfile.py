@@ -102,7 +102,7 @@ def add_arguments(parser: LocustArgumentParser) -> None:
 @events.init.add_listener
 def read_load(environment: Environment, **_: Any) -> None:
     """The command line as a Load, for all users; what is wrong with it ends locust."""
-    options = environment.parsed_options
+    options: Any = environment.parsed_options
     pictures = sorted(path for path in Path(options.pictures).glob("*") if path.suffix.lower() in SUFFIXES)
     if not pictures:
         sys.exit(f"locustfile.py: there are no pictures in {options.pictures!r}; name others with --pictures")
