@@ -15,6 +15,7 @@ FlorenceError
 ├── DeadlineExceeded 504      not finished in the time given
 ├── EngineError 500           the device or the model failed on this request
 ├── CheckpointError 500       a checkpoint can't be found or doesn't fit
+├── MissingLibrary 500        an optional library that is not installed
 └── SettingsError 500         a setting is unknown or out of range
 """
 
@@ -100,6 +101,16 @@ class EngineError(FlorenceError):
 
 class CheckpointError(FlorenceError):
     """A checkpoint can't be found, read, or doesn't fit the model."""
+
+
+class MissingLibrary(FlorenceError):
+    """What was asked needs a library that only one of this package's extras installs."""
+
+    def __init__(self, what: str, library: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs {library}: install it with `pip install {library}`, or this package with its "
+            f"extra {extra!r}"
+        )
 
 
 class SettingsError(FlorenceError):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from florence.errors import OptionError
-from florence.marks import Drawable, Mark, box_outline
+from florence.marks import Drawable, DrawableAnswer, Mark, box_outline
 
 Score = Annotated[
     float | None,
@@ -86,7 +86,7 @@ class OcrRegions(Drawable, BaseModel):
     regions: list[OcrRegion] = Field(description="All pieces of text.")
 
     def marks(self) -> list[Mark]:
-        return [Mark(r.text, r.score, [r.quad], category="text") for r in self.regions]
+        return [Mark(r.text, r.score, [r.quad], category="text", is_quad=True) for r in self.regions]
 
 
 class Instance(BaseModel):
@@ -193,7 +193,7 @@ def _add_example(schema: dict[str, Any], model: type[BaseModel]) -> None:
     schema["examples"] = [example | getattr(model, "example_extra", {})]
 
 
-class TaskAnswer(BaseModel, Generic[ResultT]):
+class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     """The answer of one task on one picture: the body that the typed endpoints send."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)

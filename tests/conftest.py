@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from fake_model import FakeModel
 from goldens import Goldens
+from serving import Server, serving_fake
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from florence.cli import main
 from florence.protocol.http import create_v2_app
 from florence.protocol.inference import Inference
 from florence.settings import Settings
@@ -68,3 +70,26 @@ def shared_client(shared_model: FakeModel) -> Iterator[TestClient]:
     built = service.build_service(settings, 0, lambda _settings, _device, _observer: shared_model)
     with TestClient(built.to_asgi(), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def fake_server() -> Iterator[Server]:
+    """A real `bentoml serve` with a fake model."""
+    with serving_fake() as started:
+        started.wait_ready()
+        yield started
+
+
+@pytest.fixture
+def florence(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A `florence` command line's exit status, and what it prints on stdout and stderr."""
+
+    def ran(*argv: object) -> tuple[int, str, str]:
+        try:
+            status = main([str(part) for part in argv])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return ran

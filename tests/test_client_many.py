@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -128,9 +129,17 @@ def test_the_bar_counts_all_and_names_failures(mapping: Any, capsys: pytest.Capt
     assert "failed=1" in shown
 
 
-def test_without_progress_nothing_is_shown(mapping: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_is_for_a_terminal(
+    mapping: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is asked for or refused, it is shown where somebody sees it."""
     list(mapping(Asker(), ["a", "b"], concurrency=1))
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    list(mapping(Asker(), ["a", "b"], concurrency=1, progress=False))
+    assert capsys.readouterr().err == ""
+    list(mapping(Asker(), ["a", "b"], concurrency=1))
+    assert "2/2" in capsys.readouterr().err
 
 
 def test_leaving_early_asks_no_more() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bentoml
 import numpy as np
 import pytest
 from PIL import Image
@@ -146,6 +147,34 @@ def test_a_stopped_server_is_unreachable() -> None:
         for call in (client.ready, client.server, lambda: client.caption(PICTURE)):
             with pytest.raises(FlorenceError, match=r"127\.0\.0\.1:9.*can't be reached"):
                 call()
+
+
+def sendable(task: Task) -> dict[str, Any]:
+    """What the task takes, in types that JSON has."""
+    region = {"region": [1.5, 2, 30, 40]}
+    return {"image": PICTURE, "num_beams": 1, **(region if task.input is Input.REGION else given(task))}
+
+
+def test_bentomls_own_client_asks_every_task(server: Server, client: Client) -> None:
+    """SyncHTTPClient learns the endpoints from the service; its answers are the typed ones as JSON."""
+    with bentoml.SyncHTTPClient(server.url) as plain:
+        assert set(plain.endpoints) == {"analyze", *(task.name for task in TASKS.values())}
+        for task in TASKS.values():
+            answer = getattr(plain, task.name)(**sendable(task))
+            assert answer == client.run(PICTURE, task.token, **given(task)).model_dump(mode="json")
+        with Image.open(PICTURE) as image:
+            assert plain.caption(image=image)["image_size"] == {"width": 477, "height": 331}
+
+
+def test_bentomls_own_asyncio_client_asks_every_task(server: Server, client: Client) -> None:
+    """AsyncHTTPClient gives the same."""
+
+    async def ask() -> list[Any]:
+        async with bentoml.AsyncHTTPClient(server.url) as plain:
+            return [await getattr(plain, task.name)(**sendable(task)) for task in TASKS.values()]
+
+    expected = [client.run(PICTURE, task.token, **given(task)) for task in TASKS.values()]
+    assert asyncio.run(ask()) == [answer.model_dump(mode="json") for answer in expected]
 
 
 def run_readme_examples(url: str, directory: Path) -> dict[str, Any]:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import math
-from pathlib import Path
 
 import pytest
 
 from florence import parse_answer
 from florence.demo.batches import draw_lots
 from florence.demo.grading import Graded, grade
-from florence.demo.load_data import TASKS as LOAD_TASKS
-from florence.demo.load_data import load_data
 from florence.demo.metrics import (
     Found,
     average_precision,
@@ -25,7 +20,6 @@ from florence.demo.metrics import (
 from florence.demo.scenes import Limits, Split, scene_rng
 from florence.demo.truths import questions
 from florence.demo.typeface import Typeface
-from florence.errors import TaskError
 from florence.tasks import TASKS
 
 SQUARE = (0.0, 0.0, 10.0, 10.0)
@@ -96,30 +90,3 @@ def test_the_truth_gets_full_marks_and_silence_none(task: str) -> None:
         )
     for name, value in grade(task, silent).items():
         assert value == 0.0 or math.isnan(value), name
-
-
-@pytest.mark.parametrize("token", LOAD_TASKS)
-def test_load_data_is_what_the_service_takes(token: str) -> None:
-    """Each input has one value of shape [1]; the picture is base64 text; only grounding carries a text."""
-    picture = b"\x89PNG some bytes"
-    (inputs,) = load_data(picture, token, "a red star")["data"]
-    assert base64.b64decode(inputs["INPUT_IMAGE"]["content"][0], validate=True) == picture
-    assert inputs["TASK_PROMPT"] == {"content": [token], "shape": [1]}
-    assert ("TEXT_PROMPT" in inputs) == (token == "<CAPTION_TO_PHRASE_GROUNDING>")
-    assert all(len(value["content"]) == 1 and value["shape"] == [1] for value in inputs.values())
-
-
-def test_load_data_refuses_an_unknown_task() -> None:
-    """A task that there is none of is named in the error."""
-    with pytest.raises(TaskError, match="<FOO>"):
-        load_data(b"", "<FOO>", None)
-
-
-def test_load_data_in_the_repository_holds_its_picture() -> None:
-    """data/ has perf_analyzer's input for the seed's nine tasks, each with a picture that lies in data/
-    too."""
-    data = Path(__file__).resolve().parents[1] / "data"
-    pictures = {path.read_bytes() for path in data.iterdir() if path.suffix in (".png", ".jpg")}
-    for token in LOAD_TASKS:
-        (inputs,) = json.loads((data / f"load_data_{token.strip('<>')}.json").read_text())["data"]
-        assert base64.b64decode(inputs["INPUT_IMAGE"]["content"][0]) in pictures

@@ -12,7 +12,7 @@ import pytest
 from pictures import saved
 from PIL import Image, ImageChops
 
-from florence.errors import ImageError
+from florence.errors import ImageError, MissingLibrary, RequestError
 from florence.marks import Drawable
 from florence.marks.coco import coco_dataset
 from florence.marks.drawing import COLOURS
@@ -187,6 +187,75 @@ def test_many_answers_make_one_data_set() -> None:
     names = {category["id"]: category["name"] for category in made["categories"]}
     assert sorted(names.values()) == ["car", "leaf", "object"]
     assert all(names[each["category_id"]] == each["category_name"] for each in made["annotations"])
+
+
+def test_boxes_for_supervision() -> None:
+    """N sorted boxes with labels; classes count from 0 as they come; no scores where one is missing."""
+    found = BOXES.to_supervision()
+    assert found.xyxy.tolist() == [[40, 60, 120, 140], [150.5, 90.0, 230.5, 150.0]]
+    assert found.data["class_name"].tolist() == ["car", "object"]
+    assert found.class_id.tolist() == [0, 1]
+    assert found.confidence is None
+    assert found.mask is None
+    scored = Detections(detections=BOXES.detections[:1]).to_supervision(categories={"car": 9})
+    assert scored.confidence.tolist() == pytest.approx([0.93])
+    assert scored.class_id.tolist() == [9]
+
+
+def test_words_for_supervision() -> None:
+    """Labels are the words, the class is one; corners go where supervision keeps turned boxes."""
+    found = QUADS.to_supervision()
+    assert found.data["class_name"].tolist() == ["EXIT"]
+    assert found.data["xyxyxyxy"].tolist() == [[[50, 50], [150, 60], [148, 90], [48, 80]]]
+    assert found.xyxy.tolist() == [[48, 50, 150, 90]]
+
+
+def test_outlines_for_supervision_are_masks_of_the_picture() -> None:
+    """All parts of a thing in one mask, as large as the outlines say; an answer knows the size."""
+    found = answer(POLYGONS).to_supervision()
+    assert found.mask.shape == (1, SIZE[1], SIZE[0])
+    assert found.mask.sum() == pytest.approx(80 * 80 + 50 * 50 / 2, rel=0.05)
+    assert found.mask[0, 100, 80]
+    assert found.mask[0, 60, 195]
+    assert not found.mask[0, 10, 10]
+    with pytest.raises(RequestError, match="image_size"):
+        POLYGONS.to_supervision()
+
+
+@pytest.mark.parametrize("nothing", [Detections(detections=[]), OcrRegions(regions=[]), Text(text="a")])
+def test_nothing_found_is_an_empty_detections(nothing: Drawable) -> None:
+    """It can be filtered and merged as others can."""
+    empty = nothing.to_supervision()
+    assert len(empty) == 0
+    assert len(empty[empty.confidence > 0.5]) == 0
+    assert empty.data["class_name"].tolist() == []
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_supervision_draws_them(name: str) -> None:
+    """Its annotators take what they are given."""
+    import supervision
+
+    image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    found = answer(PLACES[name]).to_supervision()
+    annotators = [supervision.BoxAnnotator(), supervision.LabelAnnotator()]
+    if name == "polygons":
+        annotators.append(supervision.MaskAnnotator())
+    for annotator in annotators:
+        image = annotator.annotate(image, found)
+    assert image.any()
+
+
+def test_without_supervision_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(MissingLibrary, match="pip install supervision"):
+        BOXES.to_supervision()
+
+
+def test_an_answer_draws_and_files_as_its_result() -> None:
+    image = plain("grey")
+    assert answer(BOXES).to_coco(image_id=7) == BOXES.to_coco(image_id=7)
+    assert ImageChops.difference(answer(BOXES).draw(image), BOXES.draw(image)).getbbox() is None
 
 
 def test_results_need_no_pillow_until_they_are_drawn() -> None:

@@ -1,16 +1,22 @@
-"""The README says what the program does: its tables, its files and its library example."""
+"""The README says what the program does: its tables, its files, its pictures and its library example."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
+import httpx
+import numpy as np
 import pytest
+from PIL import Image, ImageChops
+from serving import ROOT, Server
 
+from florence import Florence2
+from florence.schemas import Answer, Detections, OcrRegions, Segmentation, Text
 from florence.settings import PREFIX, Settings
 from florence.tasks import TASKS, Input, Kind, Task
 
-ROOT = Path(__file__).resolve().parents[1]
 INPUTS = {Input.NONE: "–", Input.TEXT: "`text`", Input.REGION: "`region`"}
 KINDS = {
     Kind.TEXT: "text",
@@ -19,6 +25,17 @@ KINDS = {
     Kind.POLYGONS: "polygons",
     Kind.BOXES_OR_POLYGONS: "boxes or polygons",
 }
+EXAMPLE = ROOT / "data" / "scene_04.jpg"
+HEART, WORD = (146, 222, 208, 283), (104, 177, 255, 222)
+GIVEN: dict[str, Any] = {
+    "caption_to_phrase_grounding": "a green heart and an orange circle",
+    "referring_expression_segmentation": "a green heart",
+    "region_to_segmentation": HEART,
+    "open_vocabulary_detection": "an orange circle",
+    "region_to_category": HEART,
+    "region_to_description": HEART,
+    "region_to_ocr": WORD,
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +43,58 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def task_row(task: Task) -> str:
-    return f"| `{task.token}` | `/{task.name}` | {INPUTS[task.input]} | {KINDS[task.kind]} |"
+@pytest.fixture(scope="module")
+def model() -> Iterator[Florence2]:
+    with Florence2.load("demo", device="cpu", dtype="float32") as loaded:
+        yield loaded
+
+
+def task_row(task: Task, answer: Answer) -> str:
+    given = GIVEN.get(task.name)
+    taken = INPUTS[task.input]
+    if given is not None:
+        taken += f": {given if isinstance(given, str) else ', '.join(map(str, given))}"
+    return f"| `{task.token}` | `/{task.name}` | {taken} | {KINDS[task.kind]} | {example(answer)} |"
+
+
+def example(answer: Answer) -> str:
+    """A text, or the first of the things that were found, and how many more there are."""
+    result = answer.result
+    if isinstance(result, Text):
+        return result.text
+    if isinstance(result, Detections):
+        things = [(found.label, found.box) for found in result.detections]
+    elif isinstance(result, OcrRegions):
+        things = [(read.text, read.quad) for read in result.regions]
+    else:
+        assert isinstance(result, Segmentation)
+        things = [(instance.label, instance.polygons[0]) for instance in result.instances]
+    label, place = things[0]
+    numbers = ", ".join(f"{value:.0f}" for value in place[:8]) + (", ..." if len(place) > 8 else "")
+    first = f"{label}: {numbers}" if label else numbers
+    return first if len(things) == 1 else f"{first}; {len(things) - 1} more"
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_every_task_has_its_row(readme: str, task: Task) -> None:
-    assert task_row(task) in readme
+def test_every_task_has_its_row_with_its_answer(readme: str, model: Florence2, task: Task) -> None:
+    """The example is what the demo checkpoint answers."""
+    assert task_row(task, model.run(EXAMPLE, task.token, GIVEN.get(task.name))) in readme
+
+
+def test_the_picture_is_what_its_command_draws(readme: str, model: Florence2) -> None:
+    """The command beside it names picture and task; drawn again, it is the same but for another Pillow's last
+    bits."""
+    command = re.search(
+        r"`FLORENCE_DTYPE=float32 florence run (\S+) (\w+) --model demo --draw (\S+)`", readme
+    )
+    assert command is not None
+    picture, task, drawn = command.groups()
+    assert f"]({drawn})" in readme
+    again = model.run(ROOT / picture, task).draw(ROOT / picture)
+    with Image.open(ROOT / drawn) as committed:
+        assert committed.size == again.size
+        assert np.asarray(ImageChops.difference(committed.convert("RGB"), again)).mean() < 1
+    assert (ROOT / drawn).stat().st_size < 150_000
 
 
 def setting_row(name: str) -> str:
@@ -51,12 +113,29 @@ def test_no_setting_is_named_that_does_not_exist(readme: str) -> None:
     assert named <= {PREFIX + name.upper() for name in Settings.model_fields}
 
 
+@pytest.mark.slow
+def test_every_metric_that_is_named_is_there(readme: str, fake_server: Server) -> None:
+    """In the /metrics of a service that has just started."""
+    named = set(re.findall(r"`((?:florence|nv_inference|bentoml_service)_[a-z_]+)`", readme))
+    assert len(named) > 10
+    text = httpx.get(f"{fake_server.url}/metrics").text
+    there = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    there |= {f"{name}_total" for name in there}
+    assert named <= there
+
+
 def test_every_file_and_target_that_is_named_exists(readme: str) -> None:
-    for path in re.findall(r"\b(?:data|florence)/[\w./]*\w", readme):
+    for path in re.findall(r"\b(?:data|florence|benchmarks)/[\w./]*\w", readme):
         assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake (\w+)`", readme):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_section_that_is_linked_exists(readme: str) -> None:
+    titles = re.findall(r"^#+ (.*)$", readme, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", readme)) <= anchors
 
 
 def test_the_library_example_runs(readme: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:
     """What does the command; only its own modules are imported, so that --help is there at once."""
-    from florence.cli import asking, bulk, serving
+    from florence.cli import asking, bulk, load_data, serving
 
-    commands = {"run": asking.run, "info": asking.info, "bulk": bulk.bulk, "serve": serving.serve}
+    commands = {
+        "run": asking.run,
+        "bulk": bulk.bulk,
+        "info": asking.info,
+        "load-data": load_data.write_load_data,
+        "serve": serving.serve,
+    }
     return commands[command]

@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_bulk(commands)
     _add_info(commands)
+    _add_load_data(commands)
     _add_serve(commands)
     return parser
 
@@ -79,18 +80,19 @@ def _add_bulk(commands: Commands) -> None:
     parser = _add(
         commands,
         "bulk",
-        "ask one task about many pictures, into a file of JSON lines",
-        "A second run with the same OUT asks only about the pictures that are not in it yet.",
+        "ask one task about many pictures, into a file of JSON lines or Parquet",
+        "A second run with the same OUT asks only about the pictures that are not in it yet. A Parquet\n"
+        "file is written when a run ends; until then its answers are in OUT.jsonl, where the next run finds\n"
+        "them.",
     )
-    parser.add_argument(
-        "sources",
-        metavar="SOURCE",
-        nargs="+",
-        help="a picture, a directory, a glob, or a .txt with a path a line",
-    )
+    _add_sources(parser)
     parser.add_argument("--task", metavar="TASK", required=True, help="a task's name, or its token")
     parser.add_argument(
-        "--out", metavar="OUT", type=Path, required=True, help="JSON lines: one for each picture"
+        "--out",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="a JSON line for each picture; a name in .parquet: a row (needs pyarrow)",
     )
     parser.add_argument(
         "--failures",
@@ -119,6 +121,30 @@ def _add_info(commands: Commands) -> None:
     _add_where(parser)
 
 
+def _add_load_data(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "load-data",
+        "write pictures as input for NVIDIA's perf_analyzer",
+        "Writes OUT/load_data_TASK.json, with a request for each picture.",
+    )
+    _add_sources(parser)
+    parser.add_argument(
+        "--out", metavar="OUT", type=Path, default=Path("data"), help="directory (default: data)"
+    )
+    parser.add_argument(
+        "--task",
+        metavar="TASK",
+        action="append",
+        help="a task's name, or its token; may be given again (default: nine tasks)",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="TEXT",
+        help="text or <loc_n> region of the tasks that take one (default: an example)",
+    )
+
+
 def _add_serve(commands: Commands) -> None:
     parser = _add(
         commands, "serve", "start the service", "Runs `bentoml serve` in the checkout that holds service.py."
@@ -126,6 +152,15 @@ def _add_serve(commands: Commands) -> None:
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="address (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="PORT", type=_positive, default=8000, help="port (default: 8000)")
     parser.add_argument("--model", metavar="NAME", help="in place of FLORENCE_MODEL")
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="a picture, a directory, a glob, or a .txt with a path a line",
+    )
 
 
 def _add_region(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
+from florence.cli.lines import answer_json
 from florence.client import Client
 from florence.client.exchange import CallOptions
 from florence.errors import TaskError
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 
 Ask = Callable[[Any], TaskAnswer[Any]]
 """From a picture (a path or bytes) to its answer."""
-
-_ANSWER_FIELDS = set(TaskAnswer.model_fields)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,7 +72,13 @@ def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
     else:
         with load_model(arguments) as model:
             given = text if region is None else region
-            yield lambda picture: model.run(picture, task, given, **options)
+            room = BoundedSemaphore(model.info()["limits"]["max_queue"])  # more would be refused
+
+            def ask(picture: Any) -> TaskAnswer[Any]:
+                with room:
+                    return model.run(picture, task, given, **options)
+
+            yield ask
 
 
 def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str | None]:
@@ -100,11 +106,6 @@ def load_model(arguments: argparse.Namespace) -> Florence2:
         dtype=settings.dtype,
         threads=settings.threads,
     )
-
-
-def answer_json(answer: TaskAnswer[Any]) -> str:
-    """One line, the same from a service and from a model here."""
-    return answer.model_dump_json(include=_ANSWER_FIELDS)
 
 
 def describe(result: Result) -> Iterator[str]:

@@ -84,13 +84,14 @@ class Client(
         *,
         region: Region | None = None,
         concurrency: int = CONCURRENCY,
-        progress: bool = False,
+        progress: bool | None = None,
         **options: Unpack[CallOptions],
     ) -> PictureMap[TaskAnswer[Result]]:
         """One task on many pictures: an iterator of (picture, answer), in the order in which answers come.
 
         So many requests are under way at once, and no more files open. A picture that fails does not end it:
-        it is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr.
+        it is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that
+        is a terminal.
         """
         get_task(task)  # a wrong name would fail for each picture
 
@@ -195,7 +196,7 @@ class AsyncClient(
         *,
         region: Region | None = None,
         concurrency: int = CONCURRENCY,
-        progress: bool = False,
+        progress: bool | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncPictureMap[TaskAnswer[Result]]:
         """As `Client.map`, for `async for`."""

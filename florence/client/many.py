@@ -44,7 +44,7 @@ class Failure:
 class _Tally(Generic[AnswerT]):
     """What came of each picture so far; shows it in a bar where that is wanted, and sums up at the end."""
 
-    def __init__(self, pictures: Iterable[Picture], *, concurrency: int, progress: bool) -> None:
+    def __init__(self, pictures: Iterable[Picture], *, concurrency: int, progress: bool | None) -> None:
         if concurrency < 1:
             raise SettingsError(f"concurrency must be 1 or more, got {concurrency}")
         if isinstance(pictures, str | bytes | os.PathLike | Image.Image):  # some can be iterated over
@@ -57,11 +57,12 @@ class _Tally(Generic[AnswerT]):
         self._bar: Any = None
 
     def _open_bar(self) -> None:
-        if self._progress:
+        if self._progress is not False:
             from tqdm import tqdm  # type: ignore[import-untyped]
 
             total = len(self._pictures) if isinstance(self._pictures, Sized) else None
-            self._bar = tqdm(total=total, unit="picture")
+            silent = False if self._progress else None  # None: where stderr is no terminal
+            self._bar = tqdm(total=total, unit="picture", disable=silent)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -90,6 +91,7 @@ class _Tally(Generic[AnswerT]):
 class PictureMap(_Tally[AnswerT]):
     """Iterator of (picture, answer) in the order in which answers come; `failures` holds the others.
 
+    `progress`: whether a bar is shown on stderr; None where that is a terminal.
     Pictures are taken from the iterable as room comes free. Leaving early waits for the requests that are
     under way; `close`, or use as a context manager, does so at a known place.
     """
@@ -100,7 +102,7 @@ class PictureMap(_Tally[AnswerT]):
         pictures: Iterable[Picture],
         *,
         concurrency: int,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> None:
         super().__init__(pictures, concurrency=concurrency, progress=progress)
         self._ask = ask
@@ -163,7 +165,7 @@ class AsyncPictureMap(_Tally[AnswerT]):
         pictures: Iterable[Picture],
         *,
         concurrency: int,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> None:
         super().__init__(pictures, concurrency=concurrency, progress=progress)
         self._ask = ask

@@ -1,8 +1,9 @@
 """Draws pictures with their truth: `python -m florence.demo.draw --out DIR --seed N --count M`.
 
 Writes scene_00.png (or .jpg) and so on, scene_annotations.json (COCO) and scene_questions.json (all tasks
-with right answers); --name says what stands in place of `scene`.
-Knows nothing about any model.
+with right answers); --name says what stands in place of `scene`. More things than six need a lesser --scale;
+the captions of such a crowd may hold a run of three tokens twice, which Florence-2 does not write unless
+`no_repeat_ngram_size` is 0. Knows nothing about any model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from florence.demo.batches import draw_lots
 from florence.demo.coco import coco_dataset
 from florence.demo.drawing import draw_scene
-from florence.demo.scenes import MOST_THINGS, Limits, Scene, Split, scene_rng
+from florence.demo.scenes import MOST_CROWDED, MOST_THINGS, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.truths import questions
 from florence.demo.typeface import Typeface
 
@@ -29,7 +30,8 @@ def draw(out: Path, seed: int, count: int, limits: Limits, name: str = "scene") 
     asked: dict[str, list[dict[str, Any]]] = {}
     for index in range(count):
         rng = scene_rng(Split.HELD_OUT, seed, index)
-        scene = draw_lots(rng, typeface, limits)
+        crowded = limits.things[1] > MOST_THINGS
+        scene = make_scene(rng, typeface, limits) if crowded else draw_lots(rng, typeface, limits)
         file_name = f"{name}_{index:02d}.{'png' if scene.jpeg_quality is None else 'jpg'}"
         # The noise of a JPEG is in the pixels already: saved finely, it is not made twice.
         draw_scene(scene, typeface).save(out / file_name, quality=95)
@@ -56,11 +58,15 @@ def main() -> None:
     parser.add_argument(
         "--side", type=int, nargs=2, default=(160, 320), help="square root of the area, least and most"
     )
+    parser.add_argument("--scale", type=float, default=1.0, help="size of things over the usual")
     arguments = parser.parse_args()
     fewest, most = arguments.things
-    if not 1 <= fewest <= most <= MOST_THINGS:
-        parser.error(f"--things must lie between 1 and {MOST_THINGS}, the lesser first")
-    limits = Limits(things=(fewest, most), side=tuple(arguments.side))
+    if not 0.1 <= arguments.scale <= 1:
+        parser.error("--scale must lie between 0.1 and 1")
+    room = MOST_THINGS if arguments.scale == 1 else MOST_CROWDED
+    if not 1 <= fewest <= most <= room:
+        parser.error(f"--things must lie between 1 and {room}, the lesser first")
+    limits = Limits(things=(fewest, most), side=tuple(arguments.side), scale=arguments.scale)
     draw(arguments.out, arguments.seed, arguments.count, limits, arguments.name)
 
 

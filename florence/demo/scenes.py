@@ -19,7 +19,8 @@ from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WO
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
-MOST_THINGS: Final = 6
+MOST_THINGS: Final = 6  # of usual size
+MOST_CROWDED: Final = 40  # of a lesser scale
 MOST_OVERLAP: Final = 0.12  # of the smaller of two boxes
 LEFT_GAP: Final = 0.05  # of the width, between the left edges of any two things: the reading order is clear
 _BORDER: Final = 0.02
@@ -37,12 +38,17 @@ class Split(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be drawn: number of things, share of scenes with words, square root of the picture's area."""
+    """What may be drawn: number of things, share of scenes with words, square root of the picture's area.
+
+    scale: of things and the gaps between them, over the usual; below 1 it makes room for a crowd, of which a
+    word more stands among every six things.
+    """
 
     things: tuple[int, int] = (1, 4)
     word_share: float = 0.45
     side: tuple[int, int] = (160, 320)
     aspect: float = 1.9  # longer side over the shorter, at most
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +113,11 @@ def make_scene(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> 
     count = int(rng.integers(limits.things[0], limits.things[1] + 1))
     words = int(rng.random() < limits.word_share)
     words += int(words and count > 2 and rng.random() < 0.3)
+    if count > MOST_THINGS:
+        words += count // 6
     placed: list[Thing] = []
     for number in range(count):
-        thing = _place(rng, typeface, (width, height), base, placed, is_word=number < words)
+        thing = _place(rng, typeface, (width, height), base, placed, limits.scale, is_word=number < words)
         if thing is not None:
             placed.append(thing)
     order = sorted(range(len(placed)), key=lambda index: placed[index].box[0])
@@ -133,29 +141,27 @@ def _place(
     size: tuple[int, int],
     base: Rgb,
     placed: list[Thing],
+    scale: float,
     is_word: bool,
 ) -> Thing | None:
     """A new thing that stands clear enough of the others, or None where there was no room for any."""
     for _ in range(_TRIES):
-        thing = _word(rng, typeface, size, base) if is_word else _shape(rng, size, base)
-        if thing is not None and _fits(thing, size, placed):
+        thing = _word(rng, typeface, size, base, scale) if is_word else _shape(rng, size, base, scale)
+        if thing is not None and _fits(thing, size, placed, scale):
             return thing
     return None
 
 
-def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing]) -> bool:
-    centre = thing.centre[0] / size[0]
-    if min(abs(centre - 1 / 3), abs(centre - 2 / 3)) < LEFT_GAP / 2:
+def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing], scale: float) -> bool:
+    centre, gap = thing.centre[0] / size[0], LEFT_GAP * scale
+    if min(abs(centre - 1 / 3), abs(centre - 2 / 3)) < gap / 2:
         return False  # it must be clear whether a thing stands at the left, in the middle or at the right
     for other in placed:
         if (thing.colour, thing.shape) == (other.colour, other.shape) or (
             thing.text and thing.text == other.text
         ):
             return False
-        if (
-            abs(thing.box[0] - other.box[0]) < LEFT_GAP * size[0]
-            or _overlap(thing.box, other.box) > MOST_OVERLAP
-        ):
+        if abs(thing.box[0] - other.box[0]) < gap * size[0] or _overlap(thing.box, other.box) > MOST_OVERLAP:
             return False
     return True
 
@@ -168,10 +174,10 @@ def _overlap(a: Box, b: Box) -> float:
     return wide * high / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
-def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb) -> Thing | None:
+def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb, scale: float) -> Thing | None:
     shape = str(rng.choice(SHAPES))
     size_name = str(rng.choice(list(SIZES)))
-    diameter = rng.uniform(*SIZES[size_name]) * math.sqrt(size[0] * size[1])
+    diameter = rng.uniform(*SIZES[size_name]) * scale * math.sqrt(size[0] * size[1])
     most = TURN.get(shape, 180.0)
     turn = float(rng.uniform(-most, most))
     outline = turned(unit_outline(shape), turn)
@@ -181,9 +187,11 @@ def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb) -> Thing 
     return None if moved is None else Thing(shape, colour, size_name, "", rgb, turn, moved)
 
 
-def _word(rng: np.random.Generator, typeface: Typeface, size: tuple[int, int], base: Rgb) -> Thing | None:
+def _word(
+    rng: np.random.Generator, typeface: Typeface, size: tuple[int, int], base: Rgb, scale: float
+) -> Thing | None:
     text = str(rng.choice(WORDS))
-    font_size = max(12, round(rng.uniform(0.15, 0.23) * math.sqrt(size[0] * size[1])))
+    font_size = max(12, round(rng.uniform(0.15, 0.23) * scale * math.sqrt(size[0] * size[1])))
     wide, high = typeface.ink_size(text, font_size)
     turn = float(rng.uniform(-14, 14)) if rng.random() < 0.5 else 0.0
     corners = np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)]) / 2.0

@@ -67,9 +67,10 @@ def detailed_caption(scene: Scene) -> str:
 
 def more_detailed_caption(scene: Scene) -> str:
     """How many things before what, and what stands at the left, in the middle and at the right."""
-    number = len(scene.things)
-    noun = "object" if number == 1 else "objects"
-    parts = [f"The image shows {NUMBERS[number]} {noun} on a {_background(scene)}."]
+    count = len(scene.things)
+    number = NUMBERS[count] if count < len(NUMBERS) else "many"
+    noun = "object" if count == 1 else "objects"
+    parts = [f"The image shows {number} {noun} on a {_background(scene)}."]
     for place, start, stop in _ZONES:
         here = [full(thing) for thing in scene.things if start <= thing.centre[0] / scene.width < stop]
         if here:

@@ -1,4 +1,4 @@
-"""What an answer points at in a picture, ready to be drawn or written as COCO.
+"""What an answer points at in a picture, ready to be drawn or handed on, as COCO or to supervision.
 
 Knows nothing about tasks, schemas or where answers come from: a result says what its marks are. Pillow comes
 with the first drawing.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import supervision
     from PIL import Image
 
 
@@ -21,8 +22,8 @@ class Mark:
     """One place in a picture.
 
     outlines: its closed parts, each x1, y1, x2, y2, ... in pixels. category: what COCO files it under; the
-    label where nothing else is said. is_box: the outline is only the box around it. is_area: what is inside
-    the outline belongs to it, and is tinted.
+    label where nothing else is said. is_box: the outline is only the box around it. is_quad: it is one
+    quadrilateral, clockwise. is_area: what is inside the outline belongs to it, and is tinted.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Mark:
     outlines: Sequence[Sequence[float]]
     category: str | None = None
     is_box: bool = False
+    is_quad: bool = False
     is_area: bool = False
 
     @property
@@ -87,3 +89,52 @@ class Drawable(ABC):
         if categories is None:
             categories = number_categories(marks)
         return coco_annotations(marks, image_id=image_id, categories=categories)
+
+    def to_supervision(
+        self, *, image_size: tuple[int, int] | None = None, categories: Mapping[str, int] | None = None
+    ) -> supervision.Detections:
+        """The marks as `supervision.Detections`, in their order; a text gives an empty one.
+
+        `xyxy` holds sorted boxes, `confidence` the scores, `data["class_name"]` the labels (of text that was
+        read: the words), `data["xyxyxyxy"]` quads. `class_id` is as `categories` says, else counted from 0 as
+        they come. `image_size`: width and height of the picture, needed where outlines become masks
+        [N, H, W]; an answer's own `to_supervision` knows it. Raises MissingLibrary without the extra
+        "supervision", RequestError without a needed size.
+        """
+        from florence.marks.detections import to_detections
+
+        return to_detections(self.marks(), image_size, categories)
+
+
+class DrawableAnswer:
+    """An answer, which knows its picture's size beside its result, does what the result does."""
+
+    if TYPE_CHECKING:
+        result: Any  # a Drawable; typed by the answer
+        image_size: Any
+
+    def draw(
+        self,
+        image: Image.Image | bytes | str | os.PathLike[str],
+        *,
+        font: str | os.PathLike[str] | None = None,
+    ) -> Image.Image:
+        """The result on its picture: see `Drawable.draw`."""
+        drawn: Image.Image = self.result.draw(image, font=font)
+        return drawn
+
+    def to_coco(
+        self, *, image_id: int = 1, categories: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """The result as COCO annotations: see `Drawable.to_coco`."""
+        annotations: list[dict[str, Any]] = self.result.to_coco(image_id=image_id, categories=categories)
+        return annotations
+
+    def to_supervision(self, *, categories: Mapping[str, int] | None = None) -> supervision.Detections:
+        """The result as `supervision.Detections`, masks in the picture's size: see
+        `Drawable.to_supervision`."""
+        size = (self.image_size.width, self.image_size.height)
+        detections: supervision.Detections = self.result.to_supervision(
+            image_size=size, categories=categories
+        )
+        return detections

@@ -50,7 +50,7 @@ def number_categories(marks: Sequence[Mark], known: Mapping[str, int] | None = N
     """Ids by category: the known ones, then the marks' own as they come."""
     categories = dict(known or {})
     for mark in marks:
-        categories.setdefault(_category(mark), max(categories.values(), default=0) + 1)
+        categories.setdefault(category_name(mark), max(categories.values(), default=0) + 1)
     return categories
 
 
@@ -68,8 +68,8 @@ def coco_annotations(
         annotation: dict[str, Any] = {
             "id": number,
             "image_id": image_id,
-            "category_id": categories[_category(mark)],
-            "category_name": _category(mark),
+            "category_id": categories[category_name(mark)],
+            "category_name": category_name(mark),
             "bbox": [left, top, right - left, bottom - top],
             "area": box_area if mark.is_box else sum(_area(outline) for outline in mark.outlines),
             "segmentation": [] if mark.is_box else [list(outline) for outline in mark.outlines],
@@ -83,7 +83,8 @@ def coco_annotations(
     return annotations
 
 
-def _category(mark: Mark) -> str:
+def category_name(mark: Mark) -> str:
+    """What the mark is filed under."""
     return mark.category or mark.label or UNNAMED
 
 

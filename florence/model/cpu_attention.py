@@ -2,7 +2,7 @@
 
 A step has 1 to 8 query rows over hundreds of keys, so its time is that of reading them. PyTorch's kernels are
 made for many rows: they copy or widen in passes of their own. Knows tensors and addresses; `cpu_kernels` is
-what runs. Needs numba (the extra `cpu`); nothing here imports it before a `CpuAttention` is made.
+what runs. Needs numba; nothing here imports it before a `CpuAttention` is made.
 """
 
 from __future__ import annotations

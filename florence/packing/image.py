@@ -26,7 +26,7 @@ UID = 1034  # of BentoML's user `bentoml`; Kubernetes wants the number
 _HOME = "/home/bentoml"
 _REQUIREMENTS = f"{_HOME}/bento/env/python/requirements.txt"
 _INSTALLER = "uv"
-_FROM_ANOTHER_BUILD = ("torch", "torchvision")
+_FROM_ANOTHER_BUILD = ("torch",)
 _CUDA_PREFIXES = ("cuda-", "nvidia-", "triton")
 _NOT_CUDA = ("nvidia-ml-py", "tritonclient")  # counts GPUs, and speaks gRPC
 

@@ -1,0 +1,85 @@
+"""Answers as JSON lines: a line for each picture, appended as it comes, so that a second run can go on.
+
+A line holds the picture's path, the text and region that were asked, and the answer. A half line, left by a
+run that was killed, is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from florence.client import Failure
+from florence.errors import RequestError
+from florence.schemas import TaskAnswer
+
+Question = tuple[str, str | None, str | None]
+"""The task's token, its text, its region."""
+
+_ANSWER_FIELDS = set(TaskAnswer.model_fields)
+
+
+def answer_json(answer: TaskAnswer[Any]) -> str:
+    """One line, the same from a service and from a model here."""
+    return answer.model_dump_json(include=_ANSWER_FIELDS)
+
+
+def answer_line(picture: str, question: Question, answer: TaskAnswer[Any]) -> str:
+    """The line of one picture, its end included."""
+    _, text, region = question
+    head = json.dumps({"picture": picture, "text": text, "region": region}, ensure_ascii=False)
+    return f"{head[:-1]}, {answer_json(answer)[1:]}\n"
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The answers in a file, which may be absent; cuts a half line off its end.
+
+    RequestError where the file holds something else: nothing is appended to it then.
+    """
+    if not file.exists():
+        return
+    whole = 0
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                _check_half_line(file, line)
+                break
+            yield _read_row(file, number, line)
+            whole += len(line)
+    if whole < file.stat().st_size:
+        with file.open("r+b") as cut:
+            cut.truncate(whole)
+
+
+def question_of(row: dict[str, Any]) -> Question:
+    """What an answer was asked."""
+    return row["task"], row.get("text"), row.get("region")
+
+
+def write_failures(file: Path, failures: Sequence[Failure]) -> None:
+    """A line for each, in place of those of the last run; no file where nothing failed."""
+    if not failures:
+        file.unlink(missing_ok=True)
+        return
+    with file.open("w", encoding="utf-8") as opened:
+        for failure in failures:
+            row = {"picture": str(failure.picture), "error": str(failure.error)}
+            opened.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _read_row(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if isinstance(row, dict) and isinstance(row.get("picture"), str) and "task" in row:
+        return row
+    raise RequestError(f"line {number} of {file} is not an answer of `florence bulk`; name another --out")
+
+
+def _check_half_line(file: Path, line: bytes) -> None:
+    begin = b'{"picture"'
+    if line[: len(begin)] != begin[: len(line)]:
+        raise RequestError(f"{file} is not a file of `florence bulk`; name another --out")

@@ -1,0 +1,51 @@
+"""`florence load-data`: pictures as input for NVIDIA's perf_analyzer.
+
+A load_data_<TASK>.json for each task, in the format of its --input-data: a list of requests, each with its
+inputs by name, their content and shape (without the batch axis). The picture goes as the v2 endpoint takes
+it, base64 text, so it is an ordinary string here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from florence.cli.sources import list_pictures
+from florence.tasks import Input, Task, get_task
+
+TASKS: Final = (
+    "<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<CAPTION_TO_PHRASE_GROUNDING>", "<OD>",
+    "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OCR>", "<OCR_WITH_REGION>",
+)  # fmt: skip
+"""Those that deployments behind Triton have, whose figures can be compared."""
+
+
+def write_load_data(arguments: argparse.Namespace) -> int:
+    """`florence load-data`."""
+    tasks = [get_task(name) for name in arguments.task or TASKS]
+    pictures = [Path(path).read_bytes() for path in list_pictures(arguments.sources)]
+    contents = {task: load_data(pictures, task, arguments.text) for task in tasks}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for task, content in contents.items():
+        path = arguments.out / f"load_data_{task.token.strip('<>')}.json"
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        print(path)
+    return 0
+
+
+def load_data(pictures: Sequence[bytes], task: Task, text: str | None) -> dict[str, Any]:
+    """A request for each picture. `text`: what a task that takes a text or a region reads; without it, the
+    task's own example."""
+    inputs = {"TASK_PROMPT": task.token}
+    if task.input is not Input.NONE:
+        inputs["TEXT_PROMPT"] = text or task.example or ""
+    return {"data": [_request(picture, inputs) for picture in pictures]}
+
+
+def _request(picture: bytes, inputs: dict[str, str]) -> dict[str, Any]:
+    values = {"INPUT_IMAGE": base64.b64encode(picture).decode("ascii"), **inputs}
+    return {name: {"content": [value], "shape": [1]} for name, value in values.items()}

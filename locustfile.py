@@ -1,0 +1,276 @@
+"""Load for a florence service: users of its three doors, the tasks mixed as told, every answer checked.
+
+    locust --headless --users 16 --spawn-rate 16 --run-time 30s --host http://localhost:8000
+    locust V2BinaryUser --headless --users 16 --run-time 30s --tasks "caption=3, <OD>=1" --fresh
+
+V2JsonUser sends the v2 protocol's JSON, V2BinaryUser its binary tensors, TypedUser uploads to the tasks' own
+endpoints; the classes that are named take part, all three where none is. Users ask one request after the
+other without a pause, so their number is the number of requests under way. An answer that is not one counts
+as a failure, with what was wrong with it, and locust ends with status 1. Knows nothing of the server's code.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from locust import FastHttpUser, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from PIL import Image
+from pydantic import ValidationError
+from tritonclient.http import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
+from urllib3 import encode_multipart_formdata
+
+from florence.client.exchange import ANSWER_TYPES
+from florence.errors import TaskError
+from florence.tasks import TASKS, Input, Kind, Task, get_task
+
+INFER: Final = "/v2/models/florence2/infer"
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+REGION: Final = "<loc_250><loc_250><loc_750><loc_750>"  # the picture's middle, whatever its size
+# What the original's JSON holds for each kind of answer: lists of one length, side by side.
+ORIGINAL_KEYS: Final = {
+    Kind.BOXES: (("bboxes", "labels"),),
+    Kind.QUADS: (("quad_boxes", "labels"),),
+    Kind.POLYGONS: (("polygons", "labels"),),
+    Kind.BOXES_OR_POLYGONS: (("bboxes", "bboxes_labels"), ("polygons", "polygons_labels")),
+}
+numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request, before it is written down. picture: encoded; text: a text, a region, or None."""
+
+    id: str
+    picture: bytes
+    task: Task
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked: pictures and tasks by lot, tasks by their weights."""
+
+    pictures: tuple[Path, ...]
+    weights: dict[Task, float]
+    text: str
+    fresh: bool
+
+    def draw(self) -> Question:
+        """The next request."""
+        (chosen,) = random.choices(list(self.weights), list(self.weights.values()))
+        picture = random.choice(self.pictures)
+        data = _changed(picture) if self.fresh else picture.read_bytes()
+        text = {Input.NONE: None, Input.TEXT: self.text, Input.REGION: REGION}[chosen.input]
+        return Question(str(next(numbers)), data, chosen, text)
+
+
+@events.init_command_line_parser.add_listener
+def add_arguments(parser: LocustArgumentParser) -> None:
+    group = parser.add_argument_group("florence")
+    group.add_argument("--pictures", default="data", metavar="DIR", help="pictures to send (default: data)")
+    group.add_argument(
+        "--tasks",
+        default="",
+        metavar="NAME=WEIGHT, ...",
+        help="tasks and how often each is asked, such as 'caption=3, <OD>=1' (default: all alike)",
+    )
+    group.add_argument(
+        "--text",
+        default="a red circle",
+        metavar="TEXT",
+        help="for tasks that take one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--fresh",
+        action="store_true",
+        help="change a pixel of each picture before it is sent: the service remembers what it saw",
+    )
+
+
+@events.init.add_listener
+def read_load(environment: Environment, **_: Any) -> None:
+    """The command line as a Load, for all users; what is wrong with it ends locust."""
+    options: Any = environment.parsed_options
+    pictures = sorted(path for path in Path(options.pictures).glob("*") if path.suffix.lower() in SUFFIXES)
+    if not pictures:
+        sys.exit(f"locustfile.py: there are no pictures in {options.pictures!r}; name others with --pictures")
+    try:
+        weights = read_weights(options.tasks)
+    except (TaskError, ValueError) as error:
+        sys.exit(f"locustfile.py: --tasks is like 'caption=3, <OD>=1': {error}")
+    FlorenceUser.load = Load(tuple(pictures), weights, options.text, options.fresh)
+
+
+def read_weights(text: str) -> dict[Task, float]:
+    """`caption=3, <OD>=1` by task; a name alone weighs 1, nothing is all tasks. TaskError, ValueError."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    pairs = [part.partition("=") for part in parts]
+    weights = {get_task(name.strip()): float(weight or 1) for name, _, weight in pairs}
+    if any(not 0 <= weight < float("inf") for weight in weights.values()) or (
+        weights and not any(weights.values())
+    ):
+        raise ValueError("weights are 0 or more, one of them above 0")
+    return weights or dict.fromkeys(TASKS.values(), 1.0)
+
+
+def _changed(path: Path) -> bytes:
+    """The picture with another pixel than ever before, as JPEG."""
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+    place = random.randrange(picture.width), random.randrange(picture.height)
+    picture.putpixel(place, tuple(random.randbytes(3)))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+class FlorenceUser(FastHttpUser):
+    """Asks, waits for the answer, checks it, and asks again."""
+
+    abstract = True
+    network_timeout = 320.0  # longer than the service's own limit, whose message says more
+    load: ClassVar[Load]
+
+    @task
+    def ask(self) -> None:
+        question = self.load.draw()
+        path, body, headers = self.request(question)
+        with self.client.post(
+            path, data=body, headers=headers, name=self.label(question.task), catch_response=True
+        ) as reply:
+            if reply.status_code == 200:
+                problem = self.problem(reply, question)
+            elif reply.status_code:  # locust itself tells of broken connections
+                problem = f"{reply.status_code}: {reply.text[:200]}"
+            else:
+                return
+            if problem:
+                reply.failure(problem)
+
+    def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
+        """Path, body and headers."""
+        raise NotImplementedError
+
+    def label(self, asked: Task) -> str:
+        """How the request is called in locust's table."""
+        raise NotImplementedError
+
+    def problem(self, reply: Any, question: Question) -> str | None:
+        """What is wrong with an answer of status 200; None where nothing is."""
+        raise NotImplementedError
+
+
+class V2JsonUser(FlorenceUser):
+    """The v2 protocol in JSON, the picture in base64: as most clients of Triton send it."""
+
+    def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
+        tensors = [
+            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
+            for name, value in _values(question, base64.b64encode(question.picture).decode())
+        ]
+        body = json.dumps({"id": question.id, "inputs": tensors}).encode()
+        return INFER, body, {"Content-Type": "application/json"}
+
+    def label(self, asked: Task) -> str:
+        return f"v2 JSON    {asked.token}"
+
+    def problem(self, reply: Any, question: Question) -> str | None:
+        try:
+            content = json.loads(reply.content)
+            text = content["outputs"][0]["data"][0]
+        except (ValueError, LookupError, TypeError) as error:
+            return f"no v2 answer ({error!r}): {reply.text[:200]}"
+        return _original_problem(content.get("id"), text, question)
+
+
+class V2BinaryUser(FlorenceUser):
+    """The v2 protocol in binary tensors, the picture as its own bytes; written and read by tritonclient."""
+
+    def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
+        inputs = []
+        for name, value in _values(question, question.picture):
+            tensor = InferInput(name, [1, 1], "BYTES")
+            tensor.set_data_from_numpy(_bytes_array(value), binary_data=True)
+            inputs.append(tensor)
+        body, length = InferenceServerClient.generate_request_body(inputs, request_id=question.id)
+        return INFER, body, {"Inference-Header-Content-Length": str(length)}
+
+    def label(self, asked: Task) -> str:
+        return f"v2 binary  {asked.token}"
+
+    def problem(self, reply: Any, question: Question) -> str | None:
+        length = reply.headers.get("Inference-Header-Content-Length")
+        try:
+            result = InferenceServerClient.parse_response_body(
+                reply.content, header_length=int(length) if length else None
+            )
+            content = result.get_response()
+            text = result.as_numpy(content["outputs"][0]["name"]).item()
+        except (InferenceServerException, ValueError, LookupError, TypeError, AttributeError) as error:
+            return f"no v2 answer ({error!r}): {reply.content[:200]!r}"
+        return _original_problem(content.get("id"), text, question)
+
+
+class TypedUser(FlorenceUser):
+    """A task's own endpoint, the picture as an upload."""
+
+    def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
+        fields: dict[str, Any] = {"image": ("picture", question.picture)}
+        if question.text is not None:
+            fields["text" if question.task.input is Input.TEXT else "region"] = json.dumps(question.text)
+        body, kind = encode_multipart_formdata(fields)
+        return f"/{question.task.name}", body, {"Content-Type": kind}
+
+    def label(self, asked: Task) -> str:
+        return f"typed      /{asked.name}"
+
+    def problem(self, reply: Any, question: Question) -> str | None:
+        try:
+            answer = ANSWER_TYPES[question.task.kind].model_validate_json(reply.content)
+        except ValidationError as error:
+            return f"no typed answer: {error.errors(include_url=False)[0]['msg']}: {reply.text[:200]}"
+        return None if answer.task == question.task.token else f"an answer of {answer.task}"
+
+
+def _values(question: Question, picture: Any) -> list[tuple[str, Any]]:
+    values = {"INPUT_IMAGE": picture, "TASK_PROMPT": question.task.token, "TEXT_PROMPT": question.text}
+    return [(name, value) for name, value in values.items() if value is not None]
+
+
+def _bytes_array(value: str | bytes) -> Any:
+    """[1, 1] of objects, as tritonclient wants BYTES."""
+    array = np.empty((1, 1), np.object_)
+    array[0, 0] = value if isinstance(value, bytes) else value.encode()
+    return array
+
+
+def _original_problem(id: str | None, text: str | bytes, question: Question) -> str | None:
+    """What is wrong with the original's JSON: it is keyed by the task's token and holds that task's lists."""
+    if id != question.id:
+        return f"the answer of request {id}, not of {question.id}"
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return f"the output is not JSON: {text[:200]!r}"
+    if not isinstance(answer, dict) or list(answer) != [question.task.token]:
+        return f"the output is not keyed by {question.task.token}: {text[:200]!r}"
+    result = answer[question.task.token]
+    if question.task.kind is Kind.TEXT:
+        return None if isinstance(result, str) else f"the answer is no text: {text[:200]!r}"
+    try:
+        fits = all(len(result[a]) == len(result[b]) for a, b in ORIGINAL_KEYS[question.task.kind])
+    except (LookupError, TypeError):
+        fits = False
+    return None if fits else f"the answer's lists don't fit: {text[:200]!r}"

@@ -1,0 +1,202 @@
+"""`florence bulk` against a real server with a fake model: what a file holds, and how a run is completed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import ROOT, Server
+
+PICTURE = str(ROOT / "data" / "scene_02.png")
+Run = Callable[..., tuple[int, str, str]]
+
+
+def copies(directory: Path, count: int) -> list[str]:
+    """So many files of the picture, sorted."""
+    directory.mkdir()
+    paths = [directory / f"{number:02}.png" for number in range(count)]
+    for path in paths:
+        path.write_bytes(Path(PICTURE).read_bytes())
+    return [str(path) for path in paths]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.slow
+def test_bulk_answers_each_picture_once_over_two_runs(
+    florence: Run, fake_server: Server, tmp_path: Path
+) -> None:
+    """A run that was killed in the middle of a line is completed: only what is missing is asked."""
+    pictures = copies(tmp_path / "in", 6)
+    out = tmp_path / "results.jsonl"
+    command = ("bulk", tmp_path / "in", "--task", "<OD>", "--out", out, "--url", fake_server.url)
+    status, _, err = florence(*command, "--concurrency", 3)
+    assert (status, err) == (0, "florence: 6 answered\n")
+    assert sorted(row["picture"] for row in rows(out)) == pictures
+    assert all(row["task"] == "<OD>" and row["result"]["detections"] for row in rows(out))
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:3]) + lines[3][:50])
+    assert florence(*command)[2] == "florence: 3 answered, 3 were there before\n"
+    assert sorted(row["picture"] for row in rows(out)) == pictures
+    assert florence(*command)[2] == "florence: 0 answered, 6 were there before\n"
+
+
+@pytest.mark.slow
+def test_bulk_keeps_failures_in_a_file_of_their_own(
+    florence: Run, fake_server: Server, tmp_path: Path
+) -> None:
+    """They do not end the run; once they are repaired, the next run answers them and the file is gone."""
+    good, bad = copies(tmp_path / "in", 2)
+    Path(bad).write_text("no picture")
+    out, failures = tmp_path / "results.jsonl", tmp_path / "results.failures.jsonl"
+    command = ("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--url", fake_server.url)
+    status, _, err = florence(*command)
+    assert status == 3
+    assert f"1 answered, 1 failed: see {failures}" in err
+    assert [row["picture"] for row in rows(out)] == [good]
+    (failure,) = rows(failures)
+    assert failure["picture"] == bad
+    assert "picture" in failure["error"]
+    Path(bad).write_bytes(Path(good).read_bytes())
+    assert florence(*command)[0] == 0
+    assert len(rows(out)) == 2
+    assert not failures.exists()
+
+
+@pytest.mark.slow
+def test_bulk_tells_questions_apart(florence: Run, fake_server: Server, tmp_path: Path) -> None:
+    """One file may hold several tasks, texts and regions; each is completed for itself."""
+    copies(tmp_path / "in", 1)
+    command = ("bulk", tmp_path / "in", "--out", tmp_path / "r.jsonl", "--url", fake_server.url)
+    for asked in (
+        ("--task", "caption"),
+        ("--task", "open_vocabulary_detection", "--text", "a käfer"),
+        ("--task", "open_vocabulary_detection", "--text", "a dog"),
+        ("--task", "region_to_ocr", "--region", "1,2,30,40"),
+    ):
+        assert florence(*command, *asked)[2].startswith("florence: 1 answered")
+        assert florence(*command, *asked)[2] == "florence: 0 answered, 1 were there before\n"
+    assert [row["text"] for row in rows(tmp_path / "r.jsonl")] == [None, "a käfer", "a dog", None]
+
+
+@pytest.mark.slow
+def test_bulk_takes_directories_globs_lists_and_files(
+    florence: Run, fake_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together, each picture once."""
+    pictures = copies(tmp_path / "in", 3)
+    (tmp_path / "list.txt").write_text(f"{pictures[0]}\n\n  {PICTURE}\n")
+    monkeypatch.chdir(tmp_path)
+    sources = (pictures[2], tmp_path / "*" / "*.png", "list.txt", "in")
+    florence("bulk", *sources, "--task", "caption", "--out", "r.jsonl", "--url", fake_server.url)
+    relative = [f"in/{number:02}.png" for number in range(3)]
+    assert sorted(row["picture"] for row in rows(tmp_path / "r.jsonl")) == sorted(
+        [*pictures, PICTURE, *relative]
+    )
+
+
+@pytest.mark.parametrize("content", ["a diary\n", '{"a": 1}\n', "[1]\n", "no line end"])
+def test_bulk_never_writes_into_a_strange_file(florence: Run, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "mine.jsonl"
+    out.write_text(content)
+    status, _, err = florence(
+        "bulk", PICTURE, "--task", "caption", "--out", out, "--url", "http://127.0.0.1:9"
+    )
+    assert status == 2
+    assert "name another --out" in err
+    assert out.read_text() == content
+
+
+def pruned(value: Any) -> Any:
+    """Without what is null: a column has a field in every row, a line only where it applies."""
+    if isinstance(value, dict):
+        return {name: pruned(item) for name, item in value.items() if item is not None}
+    return [pruned(item) for item in value] if isinstance(value, list) else value
+
+
+TASKS_OF_EVERY_KIND = (
+    ("--task", "caption"),
+    ("--task", "<OD>"),
+    ("--task", "ocr_with_region"),
+    ("--task", "region_to_segmentation", "--region", "1,2,30,40"),
+    ("--task", "open_vocabulary_detection", "--text", "a käfer"),
+)
+
+
+@pytest.mark.slow
+def test_parquet_holds_what_the_lines_hold(florence: Run, fake_server: Server, tmp_path: Path) -> None:
+    """Every kind of answer, in one file each, field by field; the lines beside the Parquet file are gone."""
+    import pyarrow.parquet
+
+    lines, packed = tmp_path / "r.jsonl", tmp_path / "r.parquet"
+    for asked in TASKS_OF_EVERY_KIND:
+        for out in (lines, packed):
+            assert florence("bulk", PICTURE, "--out", out, "--url", fake_server.url, *asked)[0] == 0
+    table = pyarrow.parquet.read_table(packed)
+    assert pruned(table.to_pylist()) == pruned(rows(lines))
+    assert {path.name for path in tmp_path.iterdir()} == {"r.jsonl", "r.parquet"}
+
+
+@pytest.mark.slow
+def test_parquet_is_completed_over_runs(florence: Run, fake_server: Server, tmp_path: Path) -> None:
+    """What a killed run left beside the file, and what is in the file, is not asked again, nor doubled when
+    a run ended just before the lines were removed."""
+    import pyarrow.parquet
+
+    pictures = copies(tmp_path / "in", 5)
+    out, beside = tmp_path / "r.parquet", tmp_path / "r.parquet.jsonl"
+    command = ("bulk", "--task", "caption", "--out", out, "--url", fake_server.url)
+    florence(*command, *pictures[:1])
+    lines = tmp_path / "lines.jsonl"
+    florence("bulk", *pictures[:3], "--task", "caption", "--out", lines, "--url", fake_server.url)
+    beside.write_bytes(lines.read_bytes() + b'{"picture": "half a li')
+    status, _, err = florence(*command, *pictures)
+    assert (status, err) == (0, "florence: 2 answered, 3 were there before\n")
+    packed = pyarrow.parquet.read_table(out, columns=["picture"]).to_pydict()["picture"]
+    assert sorted(packed) == pictures
+    assert not beside.exists()
+    assert florence(*command, *pictures)[2] == "florence: 0 answered, 5 were there before\n"
+
+
+@pytest.mark.slow
+def test_parquet_keeps_failures_in_lines(florence: Run, fake_server: Server, tmp_path: Path) -> None:
+    _, bad = copies(tmp_path / "in", 2)
+    Path(bad).write_text("no picture")
+    out = tmp_path / "r.parquet"
+    command = ("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--url", fake_server.url)
+    assert florence(*command)[0] == 3
+    assert [row["picture"] for row in rows(tmp_path / "r.failures.jsonl")] == [bad]
+
+
+def test_parquet_is_never_written_into_a_strange_file(florence: Run, tmp_path: Path) -> None:
+    """Neither into one that is no Parquet, nor into one with other columns."""
+    import pyarrow
+    import pyarrow.parquet
+
+    out = tmp_path / "mine.parquet"
+    command = ("bulk", PICTURE, "--task", "caption", "--out", out, "--url", "http://127.0.0.1:9")
+    pyarrow.parquet.write_table(pyarrow.table({"picture": ["a"], "task": ["b"]}), out)
+    for content in (b"a diary", out.read_bytes()):
+        out.write_bytes(content)
+        status, _, err = florence(*command)
+        assert status == 2
+        assert "name another --out" in err
+        assert out.read_bytes() == content
+
+
+def test_without_pyarrow_its_extra_is_named(
+    florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is asked."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    status, _, err = florence("bulk", PICTURE, "--task", "caption", "--out", tmp_path / "r.parquet")
+    assert status == 1
+    assert "pip install pyarrow" in err
+    assert "'parquet'" in err
+    assert list(tmp_path.iterdir()) == []

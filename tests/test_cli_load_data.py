@@ -1,0 +1,66 @@
+"""perf_analyzer's input: what `florence load-data` writes, and what lies in data/."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from serving import ROOT
+
+from florence.cli.load_data import TASKS, load_data
+from florence.tasks import TASKS as ALL_TASKS
+from florence.tasks import Input, get_task
+
+Run = Callable[..., tuple[int, str, str]]
+PICTURES = [b"\x89PNG some bytes", b"\xff\xd8 others"]
+
+
+@pytest.mark.parametrize("token", ALL_TASKS)
+def test_load_data_is_what_the_service_takes(token: str) -> None:
+    """A request for each picture; each input has one value of shape [1]; only tasks that take one have a
+    text."""
+    requests = load_data(PICTURES, get_task(token), None)["data"]
+    for picture, inputs in zip(PICTURES, requests, strict=True):
+        assert base64.b64decode(inputs["INPUT_IMAGE"]["content"][0], validate=True) == picture
+        assert inputs["TASK_PROMPT"] == {"content": [token], "shape": [1]}
+        assert ("TEXT_PROMPT" in inputs) == (get_task(token).input is not Input.NONE)
+        assert all(len(value["content"]) == 1 and value["shape"] == [1] for value in inputs.values())
+
+
+def test_a_file_for_each_task(florence: Run, tmp_path: Path) -> None:
+    """Nine tasks unless others are named; the given text is the one that is asked."""
+    picture = ROOT / "data" / "scene_02.png"
+    status, out, _ = florence("load-data", picture, "--out", tmp_path / "nine", "--text", "a red star")
+    assert status == 0
+    names = [f"load_data_{token.strip('<>')}.json" for token in TASKS]
+    assert out.splitlines() == [str(tmp_path / "nine" / name) for name in names]
+    assert sorted(path.name for path in (tmp_path / "nine").iterdir()) == sorted(names)
+    grounding = tmp_path / "nine" / "load_data_CAPTION_TO_PHRASE_GROUNDING.json"
+    assert json.loads(grounding.read_text())["data"][0]["TEXT_PROMPT"]["content"] == ["a red star"]
+    florence("load-data", picture, "--out", tmp_path / "two", "--task", "ocr", "--task", "<REGION_TO_OCR>")
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        "load_data_OCR.json",
+        "load_data_REGION_TO_OCR.json",
+    }
+
+
+def test_mistakes_write_nothing(florence: Run, tmp_path: Path) -> None:
+    """An unknown task and a picture that is not there are told, before any file is written."""
+    out = tmp_path / "out"
+    status, _, err = florence("load-data", ROOT / "data", "--out", out, "--task", "ocr", "--task", "<FOO>")
+    assert (status, out.exists()) == (2, False)
+    assert "<FOO>" in err
+    assert florence("load-data", "no/such/*.png", "--out", out)[0] == 2
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("token", TASKS)
+def test_the_repositorys_load_data_hold_its_crowded_picture(token: str) -> None:
+    """data/ has perf_analyzer's input for the nine tasks that can be compared."""
+    content = json.loads((ROOT / "data" / f"load_data_{token.strip('<>')}.json").read_text())
+    text = content["data"][0].get("TEXT_PROMPT", {"content": [None]})["content"][0]
+    picture = (ROOT / "data" / "crowded_00.jpg").read_bytes()
+    assert content == load_data([picture], get_task(token), text)
