@@ -19,8 +19,8 @@ from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-CHUNK = 8
-"""Rows of one head that a thread takes at once in `own`: beams share most of their past."""
+BUNDLE = 8
+"""Rows that are done one behind the other in `own`: beams share most of their past, which stays cached."""
 
 
 def available(dtype: torch.dtype) -> bool:
@@ -72,7 +72,7 @@ class CpuAttention:
             raise ValueError("slots and lengths must be [requests], starts [requests + 1]")
         if not (slots.is_contiguous() and starts.is_contiguous() and lengths.is_contiguous()):
             raise ValueError("slots, starts and lengths must be contiguous")
-        return self._run(queries, keys, values, (slots, 1, 0), starts, lengths, chunk=1)
+        return self._run(queries, keys, values, (slots, 1, 0), starts, lengths, bundle=1)
 
     def own(self, queries: Tensor, keys: Tensor, values: Tensor, sources: Tensor, lengths: Tensor) -> Tensor:
         """Attention of each row over its own past, which lies in several rows of a pool.
@@ -89,7 +89,7 @@ class CpuAttention:
         room = min(keys.shape[2], sources.shape[1])
         chosen = sources, sources.stride(0), 1
         starts = torch.arange(rows + 1, dtype=torch.int32)
-        return self._run(queries, keys[:, :, :room], values[:, :, :room], chosen, starts, lengths, CHUNK)
+        return self._run(queries, keys[:, :, :room], values[:, :, :room], chosen, starts, lengths, BUNDLE)
 
     def _run(
         self,
@@ -99,7 +99,7 @@ class CpuAttention:
         chosen: tuple[Tensor, int, int],  # slots, and their steps from group to group and place to place
         starts: Tensor,
         lengths: Tensor,
-        chunk: int,
+        bundle: int,
     ) -> Tensor:
         indices, group_step, place_step = chosen
         self._check(queries, keys, values, (indices, starts, lengths))
@@ -120,7 +120,7 @@ class CpuAttention:
             rows=len(queries),
             slots=slots,
             room=room,
-            chunk=chunk,
+            bundle=bundle,
             queries=queries.data_ptr(),
             query_row=queries.stride(0) * size,
             keys=keys.data_ptr(),
