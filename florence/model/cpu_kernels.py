@@ -1,14 +1,15 @@
 """The attention kernel of a CPU, compiled by numba.
 
-The kernel is a C function of one address, that of a `Job`. Every thread that calls it takes chunk after chunk
-of the job's units until none is left, so any number of threads shares it evenly. A unit is one head of one
-group of query rows, which have their keys in common: a tile of 16 keys is widened to float32 once, in the
-first cache, for all rows of the group; then comes the softmax of each row, and the values tile by tile.
+The kernel is a C function of one address, that of a `Job`. Every thread that calls it takes heads of groups
+until none is left, so any number of threads shares the job evenly. A group is query rows that have their keys
+in common: a tile of 16 keys is widened to float32 once, in the first cache, for all of them; then comes the
+softmax of each row, and the values tile by tile.
 Nothing here allocates, raises or holds the GIL; numbers that lead out of the pool are counted as faults.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,14 +29,22 @@ TASKS = 4
 
 INDEX_BYTES = 4
 
-NEXT_TASK, NEXT_THREAD, FAULTS = 0, 8, 16
-"""Places of a job's counters, in bytes; each is an int64 that begins at zero."""
+
+class Counters(ctypes.Structure):
+    """What the threads of a job count together, from zero."""
+
+    _fields_ = (("next_task", ctypes.c_int64), ("next_thread", ctypes.c_int64), ("faults", ctypes.c_int64))
+
+
+NEXT_TASK, NEXT_THREAD, FAULTS = (
+    getattr(Counters, name).offset for name in ("next_task", "next_thread", "faults")
+)
 
 
 class Job(NamedTuple):
     """One call: addresses, sizes, and strides in bytes."""
 
-    counters: int
+    counters: int  # address of a `Counters`
     scratch: int
     scratch_bytes: int  # of each thread
     groups: int
