@@ -40,6 +40,7 @@ class Work:
     lengths: Tensor
     sources: Tensor  # [requests * beams, generated]: beams part every ten positions or so
     own_lengths: Tensor
+    visible: Tensor  # [requests, 1, beams, generated * beams]: the sources as a mask
     beams: int
 
 
@@ -60,6 +61,8 @@ def make_work(requests: int, beams: int, dtype: torch.dtype) -> Work:
         )
         now = sources[:, :, place] % beams
         sources[:, :, place - 1] = torch.arange(requests)[:, None] * beams + parents.gather(1, now)
+    own_lengths = torch.full((rows,), GENERATED, dtype=torch.int32)
+    visible = F.one_hot(sources % beams, beams).bool().view(requests, 1, beams, -1)
     return Work(
         torch.randn(rows, HEADS * HEAD_DIM).to(dtype),
         pool(requests, ENCODED),
@@ -69,7 +72,8 @@ def make_work(requests: int, beams: int, dtype: torch.dtype) -> Work:
         torch.arange(requests + 1, dtype=torch.int32) * beams,
         torch.full((requests,), ENCODED, dtype=torch.int32),
         sources.view(rows, GENERATED).int(),
-        torch.full((rows,), GENERATED, dtype=torch.int32),
+        own_lengths,
+        visible,
         beams,
     )
 
@@ -101,17 +105,10 @@ def products_cross(work: Work, layer: int) -> Tensor:
 
 
 def sdpa_own(work: Work, layer: int) -> Tensor:
-    """Over the keys of all beams of a request, with those of others masked."""
-    keys, values = (
-        rearrange(
-            pool, "(requests beams) heads place dim -> requests heads (place beams) dim", beams=work.beams
-        )
-        for pool in work.own[layer]
-    )
-    visible = F.one_hot(work.sources.long() % work.beams, work.beams).bool()  # [rows, places, beams]
-    mask = rearrange(visible, "(requests row) place beam -> requests 1 row (place beam)", row=work.beams)
+    """Over the keys of all beams of a request, as if they lay together, with those of others masked."""
+    keys, values = (pool.view(-1, HEADS, work.beams * GENERATED, HEAD_DIM) for pool in work.own[layer])
     mixed = F.scaled_dot_product_attention(
-        split_heads(work.queries, work.beams), keys, values, attn_mask=mask
+        split_heads(work.queries, work.beams), keys, values, attn_mask=work.visible
     )
     return rearrange(mixed, "requests heads beams dim -> (requests beams) (heads dim)")
 

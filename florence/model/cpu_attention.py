@@ -13,14 +13,13 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-CHUNK = 8
-"""Rows of one head that a thread takes at once in `own`: beams share most of their past."""
+BUNDLE = 8
+"""Rows that are done one behind the other in `own`: beams share most of their past, which stays cached."""
 
 
 def available(dtype: torch.dtype) -> bool:
@@ -39,6 +38,7 @@ class CpuAttention:
 
     `threads`: how many work on a call, PyTorch's number where it is None. They are the threads of PyTorch's
     own OpenMP team, so the two never wait for each other's cores. Calls from several threads don't meet.
+    Gradients are not followed.
     """
 
     def __init__(self, dtype: torch.dtype, head_dim: int, threads: int | None) -> None:
@@ -67,12 +67,12 @@ class CpuAttention:
         starts[i]:starts[i + 1]) and lengths [requests] (its keys in use, at least 1). Returns [rows, heads *
         head_dim]; rows of no request hold anything. Raises `ValueError` for what doesn't fit together.
         """
-        groups = len(lengths)
+        groups = lengths.numel()
         if (slots.shape, starts.shape, lengths.shape) != ((groups,), (groups + 1,), (groups,)):
             raise ValueError("slots and lengths must be [requests], starts [requests + 1]")
         if not (slots.is_contiguous() and starts.is_contiguous() and lengths.is_contiguous()):
             raise ValueError("slots, starts and lengths must be contiguous")
-        return self._run(queries, keys, values, (slots, 1, 0), starts, lengths, chunk=1)
+        return self._run(queries, keys, values, (slots, 1, 0), starts, lengths, bundle=1)
 
     def own(self, queries: Tensor, keys: Tensor, values: Tensor, sources: Tensor, lengths: Tensor) -> Tensor:
         """Attention of each row over its own past, which lies in several rows of a pool.
@@ -81,15 +81,15 @@ class CpuAttention:
         [rows, places] (place t of row r's past lies in pool row sources[r, t]) and lengths [rows] (places in
         use, at least 1). Returns [rows, heads * head_dim]. Raises `ValueError` for what doesn't fit together.
         """
-        rows = len(queries)
-        if sources.ndim != 2 or len(sources) != rows or lengths.shape != (rows,):
+        rows = queries.shape[0]
+        if sources.ndim != 2 or sources.shape[0] != rows or lengths.shape != (rows,):
             raise ValueError("sources must be [rows, places], lengths [rows]")
         if sources.stride(1) != 1 or not lengths.is_contiguous():
             raise ValueError("lengths and the sources of a row must be contiguous")
         room = min(keys.shape[2], sources.shape[1])
         chosen = sources, sources.stride(0), 1
         starts = torch.arange(rows + 1, dtype=torch.int32)
-        return self._run(queries, keys[:, :, :room], values[:, :, :room], chosen, starts, lengths, CHUNK)
+        return self._run(queries, keys[:, :, :room], values[:, :, :room], chosen, starts, lengths, BUNDLE)
 
     def _run(
         self,
@@ -99,7 +99,7 @@ class CpuAttention:
         chosen: tuple[Tensor, int, int],  # slots, and their steps from group to group and place to place
         starts: Tensor,
         lengths: Tensor,
-        chunk: int,
+        bundle: int,
     ) -> Tensor:
         indices, group_step, place_step = chosen
         self._check(queries, keys, values, (indices, starts, lengths))
@@ -107,20 +107,20 @@ class CpuAttention:
         output = queries.new_empty(queries.shape)
         scratch_bytes = self._kernels.scratch_bytes(self._head_dim, room)
         scratch = torch.empty(self._threads * scratch_bytes, dtype=torch.uint8)
-        counters = np.zeros(3, np.int64)
+        counters = self._kernels.Counters()
         size = self._dtype.itemsize
         key_slot, key_head, key_place, _ = (stride * size for stride in keys.stride())
         value_slot, value_head, value_place, _ = (stride * size for stride in values.stride())
         job = self._kernels.Job(
-            counters=counters.ctypes.data,
+            counters=ctypes.addressof(counters),
             scratch=scratch.data_ptr(),
             scratch_bytes=scratch_bytes,
-            groups=len(lengths),
+            groups=lengths.shape[0],
             heads=heads,
-            rows=len(queries),
+            rows=queries.shape[0],
             slots=slots,
             room=room,
-            chunk=chunk,
+            bundle=bundle,
             queries=queries.data_ptr(),
             query_row=queries.stride(0) * size,
             keys=keys.data_ptr(),
@@ -139,9 +139,9 @@ class CpuAttention:
             starts=starts.data_ptr(),
             lengths=lengths.data_ptr(),
         )
-        packed = np.array(job, np.int64)
-        self._parallel(self._kernel.address, packed.ctypes.data, self._threads, 0)
-        if counters[self._kernels.FAULTS // 8]:
+        packed = (ctypes.c_int64 * len(job))(*job)
+        self._parallel(self._kernel.address, ctypes.addressof(packed), self._threads, 0)
+        if counters.faults:
             raise ValueError("a slot, a row or a length leads out of the tensors that were given")
         return output
 

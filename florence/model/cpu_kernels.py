@@ -1,14 +1,15 @@
 """The attention kernel of a CPU, compiled by numba.
 
-The kernel is a C function of one address, that of a `Job`. Every thread that calls it takes chunk after chunk
-of the job's units until none is left, so any number of threads shares it evenly. A unit is one head of one
-group of query rows, which have their keys in common: a tile of 16 keys is widened to float32 once, in the
-first cache, for all rows of the group; then comes the softmax of each row, and the values tile by tile.
+The kernel is a C function of one address, that of a `Job`. Every thread that calls it takes heads of groups
+until none is left, so any number of threads shares the job evenly. A group is query rows that have their keys
+in common: a tile of 16 keys is widened to float32 once, in the first cache, for all of them; then comes the
+softmax of each row, and the values tile by tile.
 Nothing here allocates, raises or holds the GIL; numbers that lead out of the pool are counted as faults.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,16 +24,27 @@ ROWS = 8
 AHEAD_BYTES = 4096
 """How far ahead of what is read memory is asked for more: a page, at whose end hardware stops of itself."""
 
+TASKS = 4
+"""Heads of a bundle that a thread takes at once: what lies ahead in memory is then its own next."""
+
 INDEX_BYTES = 4
 
-NEXT_UNIT, NEXT_THREAD, FAULTS = 0, 8, 16
-"""Places of a job's counters, in bytes; each is an int64 that begins at zero."""
+
+class Counters(ctypes.Structure):
+    """What the threads of a job count together, from zero."""
+
+    _fields_ = (("next_task", ctypes.c_int64), ("next_thread", ctypes.c_int64), ("faults", ctypes.c_int64))
+
+
+NEXT_TASK, NEXT_THREAD, FAULTS = (
+    getattr(Counters, name).offset for name in ("next_task", "next_thread", "faults")
+)
 
 
 class Job(NamedTuple):
     """One call: addresses, sizes, and strides in bytes."""
 
-    counters: int
+    counters: int  # address of a `Counters`
     scratch: int
     scratch_bytes: int  # of each thread
     groups: int
@@ -40,7 +52,7 @@ class Job(NamedTuple):
     rows: int
     slots: int
     room: int
-    chunk: int  # units that a thread takes at once
+    bundle: int  # groups that are done one behind the other for each head: they share keys
     queries: int
     query_row: int
     keys: int
@@ -79,18 +91,19 @@ def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
         scratch = job.scratch + take(job.counters + NEXT_THREAD) * job.scratch_bytes
         starts = carray(pointer(job.starts), job.groups + 1, np.int32)
         lengths = carray(pointer(job.lengths), job.groups, np.int32)
-        units = job.groups * job.heads
-        first = take(job.counters + NEXT_UNIT) * job.chunk
-        while first < units:
-            for unit in range(first, min(first + job.chunk, units)):
-                head, group = unit // job.groups, unit % job.groups
-                start, end, length = starts[group], starts[group + 1], lengths[group]
-                if start >= 0 and start <= end and end <= job.rows and length >= 1 and length <= job.room:
-                    for row in range(start, end, ROWS):
-                        attend(job, head, group, row, min(end - row, ROWS), length, scratch)
-                else:
-                    take(job.counters + FAULTS)
-            first = take(job.counters + NEXT_UNIT) * job.chunk
+        bundles = (job.groups + job.bundle - 1) // job.bundle
+        first = take(job.counters + NEXT_TASK) * TASKS
+        while first < bundles * job.heads:
+            for task in range(first, min(first + TASKS, bundles * job.heads)):
+                bundle, head = task // job.heads * job.bundle, task % job.heads
+                for group in range(bundle, min(bundle + job.bundle, job.groups)):
+                    start, end, length = starts[group], starts[group + 1], lengths[group]
+                    if start >= 0 and start <= end and end <= job.rows and length >= 1 and length <= job.room:
+                        for row in range(start, end, ROWS):
+                            attend(job, head, group, row, min(end - row, ROWS), length, scratch)
+                    else:
+                        take(job.counters + FAULTS)
+            first = take(job.counters + NEXT_TASK) * TASKS
 
     return cfunc(types.void(types.CPointer(from_dtype(JOB))), error_model="numpy")(work)
 
