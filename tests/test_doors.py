@@ -59,7 +59,7 @@ LIBRARIES: dict[str, set[str]] = {
     "images": {"PIL", "numpy", "pydantic"},
     "tokenizer": {"tokenizers"},
     "hub": {"huggingface_hub"},
-    "model": {"torch", "timm", "einops", "safetensors", "numpy", "pydantic"},
+    "model": {"torch", "einops", "safetensors", "numpy", "pydantic"},
     "engine": {"torch", "einops", "numpy"},
     "pipeline": {"PIL"},
     "loading": set(),
