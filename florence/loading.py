@@ -22,9 +22,9 @@ from florence.model import cpu_attention
 from florence.model.checkpoint import count_parameters, load_model
 from florence.model.config import STRIDE, ModelConfig, read_config
 from florence.model.decode import Kernel
-from florence.model.devices import keep_freed_memory, pick_device, pick_dtype
+from florence.model.devices import INT8, keep_freed_memory, pick_device, pick_dtype
 from florence.model.florence2 import Florence2Model
-from florence.model.packing import pack
+from florence.model.packing import pack, quantize
 from florence.model.vision import Normalize
 from florence.pipeline import Pipeline
 from florence.tasks import TASKS
@@ -76,6 +76,8 @@ def load(name: str, options: LoadOptions) -> Loaded:
         keep_freed_memory()
     model = load_model(checkpoint.directory, normalize, tokenizer.size, device, dtype)
     parameters = count_parameters(model)
+    if options.dtype == INT8:
+        quantize(model.vision.tower, model.language.encoder, model.language.decoder)
     pack(model)
     pipeline = Pipeline(
         checkpoint=checkpoint.label,
@@ -90,7 +92,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "revision": checkpoint.revision,
         "parameters": parameters,
         "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": INT8 if options.dtype == INT8 else str(dtype).removeprefix("torch."),
         "picture_size": [preprocessing.height, preprocessing.width],
         "limits": asdict(limits) | asdict(options.limits) | asdict(batches),
         "generation": asdict(config.generation),

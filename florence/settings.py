@@ -42,10 +42,10 @@ class Settings(BaseSettings):
         description="`auto` (all GPUs, else the CPU), `cpu`, `cuda` (all GPUs), `cuda:1`, or a list such as "
         "`cuda:0,cuda:1`: one worker for each.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         default="auto",
         description="Type of the weights; `auto`: bfloat16 where the processor is faster with it than with "
-        "float32, else float32.",
+        "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI.",
     )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads of one worker's model; default: PyTorch's choice."

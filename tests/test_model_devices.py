@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from florence.errors import SettingsError
-from florence.model.devices import has_fast_bf16, keep_freed_memory, pick_device, pick_dtype
+from florence.model.devices import has_fast_bf16, has_vnni, keep_freed_memory, pick_device, pick_dtype
 
 CPU = torch.device("cpu")
 
@@ -52,10 +52,31 @@ def test_a_named_dtype_is_taken(name: str) -> None:
     assert pick_dtype(name, CPU) is getattr(torch, name)
 
 
-@pytest.mark.parametrize("name", ["int8", "fp32", ""])
+@pytest.mark.parametrize("name", ["int4", "fp32", ""])
 def test_an_unknown_dtype_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError, match="use auto, float32, bfloat16, float16"):
+    with pytest.raises(SettingsError, match="use auto, float32, bfloat16, float16, int8"):
         pick_dtype(name, CPU)
+
+
+@pytest.mark.parametrize(
+    ("flags", "vnni"), [("fpu avx512_vnni", True), ("avx_vnni", True), ("amx_int8", True), ("avx512f", False)]
+)
+def test_int8_is_for_processors_with_vnni(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, vnni: bool
+) -> None:
+    """The rest of the model is as "auto" says."""
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags : {flags}\n")
+    assert has_vnni(cpuinfo) is vnni
+    monkeypatch.setattr("florence.model.devices.has_vnni", lambda: vnni)
+    monkeypatch.setattr("florence.model.devices.can_quantize", lambda device: device.type == "cpu")
+    if vnni:
+        assert pick_dtype("int8", CPU) is pick_dtype("auto", CPU)
+    else:
+        with pytest.raises(SettingsError, match="needs a CPU with VNNI"):
+            pick_dtype("int8", CPU)
+    with pytest.raises(SettingsError, match="needs a CPU"):
+        pick_dtype("int8", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:999", "cpu:x"])

@@ -99,7 +99,7 @@ def test_what_kubernetes_puts_into_a_pod_is_not_a_setting(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("DTYPE", "int8"),
+        ("DTYPE", "int4"),
         ("TIMEOUT_S", "0"),
         ("TIMEOUT_S", "nan"),
         ("TIMEOUT_S", "soon"),

@@ -10,6 +10,15 @@ from pathlib import Path
 import torch
 
 from florence.errors import SettingsError
+from florence.model.int8 import can_quantize
+
+CPUINFO = Path("/proc/cpuinfo")
+
+INT8 = "int8"
+"""No dtype, but a choice beside them: linear layers multiply in int8, everything else is as "auto" says."""
+
+VNNI_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""Flags of processors that multiply and add bytes in one instruction, without overflow on the way."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,31 +48,38 @@ def pick_device(name: str) -> torch.device:
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """One of `DTYPES` by name, or "auto": on a GPU bfloat16, or float16 where it has none; on a CPU bfloat16
-    where the processor multiplies it faster than float32 (`has_fast_bf16`), else float32."""
+    where the processor multiplies it faster than float32 (`has_fast_bf16`), else float32.
+
+    "int8" is "auto" where linear layers can be quantised (`packing.quantize`), and refused elsewhere.
+    """
+    if name == INT8:
+        if not (can_quantize(device) and has_vnni()):
+            raise SettingsError("dtype 'int8' needs a CPU with VNNI and a PyTorch with oneDNN's operators")
+        name = "auto"
     if name == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         return torch.bfloat16 if has_fast_bf16() else torch.float32
     if name not in DTYPES:
-        raise SettingsError(f"dtype {name!r} is not known; use auto, {', '.join(DTYPES)}")
+        raise SettingsError(f"dtype {name!r} is not known; use auto, {', '.join([*DTYPES, INT8])}")
     return DTYPES[name]
 
 
-def has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def has_fast_bf16(cpuinfo: Path = CPUINFO) -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32; False where the system does not say.
 
     AMX does, on any processor, and so does AVX512-BF16 on AMD's. Intel's, where AMX is missing or hidden by a
     virtual machine, has half the rate of its float32, and a processor with neither is many times slower.
     """
-    try:
-        text = cpuinfo.read_text(encoding="utf-8")
-    except OSError:
-        return False
-    # The first processor's "key : value" lines; all processors of a machine are alike.
-    pairs = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
-    facts = {key.strip(): value.split() for key, _, value in pairs}
+    facts = _read_processor(cpuinfo)
     flags = facts.get("flags", [])
     return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == ["AuthenticAMD"])
+
+
+def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether this CPU has instructions for products of bytes; False where the system does not say."""
+    flags = _read_processor(cpuinfo).get("flags", [])
+    return any(flag in flags for flag in VNNI_FLAGS)
 
 
 def keep_freed_memory() -> bool:
@@ -78,3 +94,13 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     taken = [mallopt(option, value) == 1 for option, value in MALLOC_OPTIONS.items()]
     return all(taken)
+
+
+def _read_processor(cpuinfo: Path) -> dict[str, list[str]]:
+    """The first processor's "key : value" lines, values in words; all processors of a machine are alike."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    pairs = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
+    return {key.strip(): value.split() for key, _, value in pairs}

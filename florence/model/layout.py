@@ -41,7 +41,7 @@ _PREFIXES: dict[Layout, dict[str, str]] = {
         "vision.projector.norm.": "model.multi_modal_projector.image_proj_norm.",
     },
 }
-# timm's names inside the tower to those of the layouts, applied one after another.
+# The names inside the tower, which are timm's, to those of the layouts, applied one after another.
 _TOWER: dict[Layout, tuple[tuple[str, str], ...]] = {
     "original": (
         (r"\.stem\.", r".stages.0.downsample."),

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from florence.model.int8 import Int8Weight
+
 OPERATORS = (
     "_linear_pointwise",
     "_reorder_linear_weight",
@@ -43,9 +45,12 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias)
         self.activation = activation
         self.packed: Tensor | None = None
+        self.int8: Int8Weight | None = None
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
+        if self.int8 is not None:
+            return _activate(self.int8.product(states, self.bias), self.activation)
         if self.packed is None:
             return _activate(F.linear(states, self.weight, self.bias), self.activation)
         attribute, algorithm = ACTIVATIONS[self.activation]
@@ -56,6 +61,8 @@ class Linear(nn.Linear):
 
     def plus(self, states: Tensor, residual: Tensor) -> Tensor:
         """`residual + self(states)`, for a layer without activation."""
+        if self.int8 is not None:
+            return self.int8.product(states, self.bias).add_(residual)
         if self.packed is None:
             return residual + F.linear(states, self.weight, self.bias)
         result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
@@ -66,6 +73,11 @@ class Linear(nn.Linear):
     def pack(self) -> None:
         """Reorder the weight and let go of the plain one."""
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+        self.register_parameter("weight", None)
+
+    def quantize(self) -> None:
+        """Keep the weight in int8 only."""
+        self.int8 = Int8Weight(self.weight.detach())
         self.register_parameter("weight", None)
 
 
@@ -134,9 +146,18 @@ def pack(model: nn.Module) -> bool:
         return False
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, Linear | Conv2d):
+            if isinstance(module, Linear | Conv2d) and module.weight is not None:
                 module.pack()
     return True
+
+
+def quantize(*parts: nn.Module) -> None:
+    """Let every linear layer in these parts of a model compute in int8."""
+    with torch.no_grad():
+        for part in parts:
+            for module in part.modules():
+                if isinstance(module, Linear):
+                    module.quantize()
 
 
 def _activate(values: Tensor, activation: str | None) -> Tensor:

@@ -1,0 +1,54 @@
+"""Products with weights in int8: a scale for each output, and for each row of the input at the time it comes.
+
+Each row is quantised by its own largest value, so that an answer does not depend on what else is computed
+with it. Like packing (`packing.py`), it uses oneDNN operators of PyTorch's quantiser that are not a
+documented interface; where they are missing, there is no int8.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor
+
+STEPS = 127
+"""Steps from zero to the largest value of a row or of an output's weights."""
+
+ZERO = 128
+"""What stands for zero in the input's bytes."""
+
+SMALLEST = 1e-12
+"""The least scale, so that a row of zeros stays zeros."""
+
+
+class Int8Weight:
+    """A weight [out_features, in_features], symmetric in int8, laid out for oneDNN's kernel."""
+
+    def __init__(self, weight: Tensor) -> None:
+        weight = weight.float()
+        self.scales = weight.abs().amax(dim=1).clamp_min(SMALLEST) / STEPS  # [out_features]
+        steps = (weight / self.scales[:, None]).round_().to(torch.int8)
+        self.packed: Tensor = torch.ops.onednn.qlinear_prepack(steps, None)
+        self.zeros = torch.zeros(len(steps), dtype=torch.int64)
+        self.rounding = torch.tensor(ZERO + 0.5)  # a cast to a byte cuts, so a half more rounds
+
+    def product(self, states: Tensor, bias: Tensor | None) -> Tensor:
+        """[..., in_features] -> [..., out_features] of the same type, summed up in int32 and float32."""
+        rows = states.reshape(-1, states.shape[-1]).float()
+        least, most = rows.aminmax(dim=1, keepdim=True)
+        scales = torch.maximum(most, -least).clamp_min_(SMALLEST).div_(STEPS)  # [rows, 1]
+        steps = torch.addcmul(self.rounding, rows, scales.reciprocal()).to(torch.uint8)
+        sums: Tensor = torch.ops.onednn.qlinear_pointwise(
+            steps, 1.0, ZERO, self.packed, self.scales, self.zeros,
+            None, 1.0, 0, torch.float32, "none", [], "none",
+        )  # fmt: skip
+        result = sums.mul_(scales) if bias is None else torch.addcmul(bias.float(), sums, scales)
+        return result.to(states.dtype).view(*states.shape[:-1], -1)
+
+
+def can_quantize(device: torch.device) -> bool:
+    """Whether this PyTorch has the operators, for a CPU of a kind they were measured on."""
+    names = ("qlinear_prepack", "qlinear_pointwise")
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return device.type == "cpu" and x86 and all(hasattr(torch.ops.onednn, name) for name in names)
