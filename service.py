@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from florence.errors import FlorenceError
 from florence.images import ImageLimits
-from florence.protocol.http import create_v2_app
+from florence.protocol.http import INFER_PATHS, create_v2_app
 from florence.protocol.inference import Inference
 from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
 from florence.protocol.openapi import openapi_document
@@ -210,7 +210,7 @@ def build_service(
         workers=len(devices),
         resources=_resources(devices),
         traffic={"timeout": settings.timeout_s + GRACE_S},
-        logging={"access": {"skip_paths": list(PROBES)}},
+        logging={"access": {"skip_paths": [*PROBES, *INFER_PATHS]}},  # infer writes a line of its own
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
     built.mount_asgi_app(create_v2_app(inference, settings.max_body_bytes))

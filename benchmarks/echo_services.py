@@ -35,7 +35,7 @@ ANSWER = Answer(
 
 
 class EchoModel:
-    """Stands for `florence.Florence2`: every request is answered at once, its picture decoded from base64, not opened."""
+    """Stands for `florence.Florence2`: each request is answered at once, its picture read, not opened."""
 
     ready = True
 

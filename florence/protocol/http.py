@@ -7,10 +7,13 @@ Knows paths, statuses and headers; bodies are `infer_body`'s and `generate`'s bu
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
 from typing import Any
 
+from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -35,10 +38,10 @@ from florence.protocol.infer_body import (
 from florence.protocol.inference import Inference
 from florence.protocol.long_strings import parse_json
 from florence.protocol.replies import (
-    MOST_INLINE,
     checkpoint_header,
     error_reply,
     json_reply,
+    log_answer,
     off_loop,
     reply_or_error,
 )
@@ -56,6 +59,8 @@ from florence.protocol.v2_model import (
 from florence.schemas import Answer
 from florence.streams import OnText
 
+logger = logging.getLogger("florence.service")
+
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"
 INFER_PATHS = tuple(
@@ -68,8 +73,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class _App(Starlette):
-    """Starlette, with a short way to the one path that all the load is on; and paths as they were sent, since
-    to Triton `%32` is no 2."""
+    """Starlette, with a short way to the one path that all the load is on, and one line in the log for each
+    request there; and with paths as they were sent, since to Triton `%32` is no 2."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,7 +84,11 @@ class _App(Starlette):
         if scope["path"] not in INFER_PATHS or scope["method"] != "POST":
             return await super().__call__(scope, receive, send)
         scope["app"], scope["path_params"] = self, {"model": MODEL_NAME}
-        reply = await _infer(Request(scope, receive))
+        started = time.perf_counter()
+        reply = await _infer(Request(scope, receive), started)
+        if reply.status_code >= 400:
+            reason = bytes(reply.body[:500]).decode("ascii")
+            logger.info("%s: %s", _outcome(scope, reply.status_code, started), reason)
         await reply(scope, receive, send)
 
 
@@ -106,7 +115,7 @@ def _routes() -> list[Route]:
             Route(path + "/ready", _model_ready, methods=["GET"]),
             Route(path + "/config", _config, methods=["GET"]),
             Route(path + "/stats", _statistics, methods=["GET"]),
-            Route(path + "/infer", _infer, methods=["POST"]),
+            Route(path + "/infer", _other_infer, methods=["POST"]),
             Route(path + "/generate", _generate, methods=["POST"]),
             Route(path + "/generate_stream", _generate_stream, methods=["POST"]),
         ]
@@ -187,8 +196,18 @@ async def _index(request: Request) -> Response:
     return json_reply(repository_index(_inference(request).ready, wanted.get("ready", False)))
 
 
+async def _infer(request: Request, started: float) -> Response:
+    """started: a reading of `time.perf_counter()`."""
+    return await reply_or_error(_inferred(request, started))
+
+
 @_answering
-async def _infer(request: Request) -> Response:
+async def _other_infer(request: Request) -> Response:
+    """A path that names another model or version, or ours in another way."""
+    return await _inferred(request, time.perf_counter())
+
+
+async def _inferred(request: Request, started: float) -> Response:
     _check_model(request)
     inference = _inference(request)
     inference.ready_model()
@@ -198,7 +217,11 @@ async def _infer(request: Request) -> Response:
         return error_reply(error, {"Accept-Encoding": ENCODINGS})
     document, tail = split_body(body, request.headers.get(HEADER_LENGTH))
     infer = await off_loop(document.size, read_infer_request, document, tail)
-    reply = await inference.answer(infer, partial(_infer_reply, infer), left=partial(_left, request))
+
+    def log(answer: Answer) -> None:
+        log_answer(answer, _outcome(request.scope, 200, started) + ": ")
+
+    reply = await inference.answer(infer, partial(_infer_reply, infer), left=partial(_left, request), log=log)
     return await _as_accepted(reply, request.headers.get("accept-encoding", ""))
 
 
@@ -259,12 +282,12 @@ async def _left(request: Request) -> None:
 
 
 async def _plain_body(request: Request) -> bytes:
-    """The request's body, decompressed."""
+    """The request's body, decompressed; in a thread, for nobody knows how much it becomes."""
     body = await request.body()
     encoding = request.headers.get("content-encoding", "")
-    size = len(body) if encoding in ("", "identity") else MOST_INLINE + 1  # nobody knows how much it becomes
-    max_bytes: int = request.app.state.max_body_bytes
-    return await off_loop(size, decompress, body, encoding, max_bytes)
+    if encoding in ("", "identity"):
+        return body
+    return await run_sync(decompress, body, encoding, request.app.state.max_body_bytes)
 
 
 async def _as_accepted(reply: Response, accepted: str) -> Response:
@@ -284,6 +307,13 @@ def _infer_reply(infer: InferRequest, answers: Sequence[Answer]) -> Response:
         return json_reply(build_infer_answer(infer.id, jsons), headers=headers)
     body, header_length = build_binary_answer(infer.id, jsons)
     return Response(body, 200, {HEADER_LENGTH: str(header_length), **headers}, "application/octet-stream")
+
+
+def _outcome(scope: Scope, status: int, started: float) -> str:
+    """Who sent which request, what became of it, and how long that took."""
+    host, port = scope.get("client") or ("-", 0)
+    milliseconds = 1000 * (time.perf_counter() - started)
+    return f"{host}:{port} {scope['method']} {scope['path']} {status} in {milliseconds:.1f} ms"
 
 
 def _inference(request: Request) -> Inference:
