@@ -25,7 +25,7 @@ from florence.errors import FlorenceError
 from florence.images import ImageLimits
 from florence.protocol.http import INFER_PATHS, create_v2_app
 from florence.protocol.inference import Inference
-from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
+from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
 from florence.protocol.openapi import openapi_document
 from florence.protocol.replies import Model, json_reply
 from florence.protocol.typed import endpoint
@@ -213,8 +213,9 @@ def build_service(
         logging={"access": {"skip_paths": [*PROBES, *INFER_PATHS]}},  # infer writes a line of its own
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
-    built.mount_asgi_app(create_v2_app(inference, settings.max_body_bytes))
     built.mount_asgi_app(Starlette(routes=[Route("/docs.json", _docs)]))
+    v2 = create_v2_app(inference, settings.max_body_bytes)
+    built.add_asgi_middleware(V2Routes, v2=BodyLimit(v2, settings.max_body_bytes))
     built.add_asgi_middleware(ErrorBodies)
     built.add_asgi_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     built.add_asgi_middleware(CancelOnDisconnect)

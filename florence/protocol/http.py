@@ -15,7 +15,7 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
@@ -126,7 +126,7 @@ def _routes() -> list[Route]:
             return json_reply({"error": "Method Not Allowed"}, 405)
         return json_reply({"error": "Not Found"}, 404)
 
-    paths = ("/v2", "/v2/{path:path}")
+    paths = ("/", "/v2", "/v2/{path:path}")
     return [*known, *(Route(path, elsewhere, methods=_METHODS) for path in paths)]
 
 
@@ -281,9 +281,22 @@ async def _left(request: Request) -> None:
         pass
 
 
+async def _body(request: Request) -> bytes:
+    """The request's body, as `request.body()`, with less around it."""
+    chunks = []
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
 async def _plain_body(request: Request) -> bytes:
     """The request's body, decompressed; in a thread, for nobody knows how much it becomes."""
-    body = await request.body()
+    body = await _body(request)
     encoding = request.headers.get("content-encoding", "")
     if encoding in ("", "identity"):
         return body
