@@ -43,7 +43,7 @@ class V2Routes:
     def _is_v2(scope: Scope) -> bool:
         if scope["type"] != "http":
             return False
-        path = scope["path"]
+        path: str = scope["path"]
         if path == "/":
             return "text/html" not in Headers(scope=scope).get("accept", "")
         return path == "/v2" or path.startswith("/v2/")
