@@ -146,7 +146,7 @@ GREEDY = {
 
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_body_made_to_be_greedy_is_refused_within_its_means(name: str) -> None:
-    """A megabyte of what makes the most objects: no more than Python's own cost of an empty dict in a list."""
+    """A megabyte of what makes the most objects: no more than Python's cost of an empty dict in a list."""
     body = GREEDY[name]
     tracemalloc.start()
     try:
