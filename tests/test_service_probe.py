@@ -20,7 +20,7 @@ CLIENTS_MISTAKE = "grpc_err_bad_base64_is_INTERNAL"
 
 
 def test_the_probe_holds_but_for_what_is_meant(shared: Path, tmp_path: Path) -> None:
-    """All of it, over HTTP and gRPC and with Triton's own clients: bodies, statuses, words, counters, streams.
+    """All of it, over HTTP and gRPC and with Triton's own clients: statuses, bodies, words and counters.
 
     Not meant to hold: that a client's mistake is a 5xx, which it is to Triton, and a refused shape of [1].
     """
