@@ -5,7 +5,7 @@
 
 perf_analyzer is on PyPI, and in NVIDIA's container of Triton's SDK. Each row has what the clients saw and,
 from the service's own statistics, where a request's time went: waiting, reading its picture, in the model,
-making the reply. What perf_analyzer fails on has its words in place of numbers, and ends the run with status 1.
+making the reply. What perf_analyzer fails on has its words in place of numbers; the status is 1 then.
 """
 
 from __future__ import annotations
