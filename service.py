@@ -29,9 +29,9 @@ from florence.metrics import EngineMetrics, Labels
 from florence.packing.image import image_settings
 from florence.packing.weights import CheckpointModel, packed_settings
 from florence.protocol.analyze import analyze_endpoint
-from florence.protocol.http import create_v2_app
+from florence.protocol.http import INFER_PATHS, create_v2_app
 from florence.protocol.inference import Inference
-from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
+from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
 from florence.protocol.openapi import openapi_document
 from florence.protocol.replies import Model, json_reply
 from florence.protocol.typed import endpoint
@@ -251,13 +251,14 @@ def build_service(
         workers=len(devices),
         resources=_resources(devices),
         traffic={"timeout": settings.timeout_s + GRACE_S},
-        logging={"access": {"skip_paths": list(PROBES)}},
+        logging={"access": {"skip_paths": [*PROBES, *INFER_PATHS]}},  # infer writes a line of its own
         image=variant.image,
         envs=variant.envs,
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
-    built.mount_asgi_app(create_v2_app(inference, settings.max_body_bytes))
     built.mount_asgi_app(Starlette(routes=[Route("/docs.json", _docs)]))
+    v2 = create_v2_app(inference, settings.max_body_bytes)
+    built.add_asgi_middleware(V2Routes, v2=BodyLimit(v2, settings.max_body_bytes))
     built.add_asgi_middleware(ErrorBodies)
     built.add_asgi_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     built.add_asgi_middleware(CancelOnDisconnect)

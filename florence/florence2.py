@@ -94,9 +94,10 @@ class Florence2:
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:<n>". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
         layers, on a CPU with VNNI). `limits`: on pictures. `batches`: how many requests wait, are encoded and
-        decode at once. `threads`: CPU threads of the model, None for torch's choice. `picture_cache_bytes`: memory for what the tower saw in the latest
-        pictures. `observer`: is told what the engine does. `on_broken`: is called when the engine has failed
-        and can't recover. On a CPU the process keeps from then on what memory it frees.
+        decode at once. `threads`: CPU threads of the model, None for torch's choice. `picture_cache_bytes`:
+        memory for what the tower saw in the latest pictures. `observer`: is told what the engine does.
+        `on_broken`: is called when the engine has failed and can't recover. On a CPU the process keeps from
+        then on what memory it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.

@@ -239,10 +239,10 @@ class Answer(TaskAnswer[Result]):
 
         Raises RequestError in the one case that the original refuses: a location number beyond 64 bits.
         """
-        from florence.answers import parse_answer  # answers are built of the types of this module
+        from florence.answers.original import post_process_text  # answers are built of this module's types
 
         size = (self.image_size.width, self.image_size.height)
-        return parse_answer(self.task, self.raw_text, image_size=size).florence()
+        return post_process_text(self.task, self.raw_text, size)
 
 
 class GenerationParameters(BaseModel):

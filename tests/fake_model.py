@@ -70,7 +70,8 @@ class FakeModel:
     """Stands for `florence.Florence2` behind the endpoints. A stream gets the words of `PIECES`.
 
     error: what every request fails with. held: requests stay open until `release` is set. delay_s: each takes
-    that long, one after the other. trace: a file that gets a line for each event.
+    that long, one after the other. fails_late: `error` comes after a stream's text. trace: a file that gets a
+    line for each event.
     """
 
     ready: bool = True
@@ -78,6 +79,7 @@ class FakeModel:
     error: BaseException | None = None
     held: bool = False
     delay_s: float = 0.0
+    fails_late: bool = False
     checkpoint: str = "fake"
     trace: Path | None = None
     calls: list[Call] = field(default_factory=list)
@@ -117,8 +119,9 @@ class FakeModel:
 
     def _run(self, call: Call) -> None:
         self.note("start")
-        for piece in PIECES if call.on_text else ():
-            call.on_text(piece)
+        if call.on_text is not None and (self.error is None or self.fails_late):
+            for piece in PIECES:
+                call.on_text(piece)
         if self.held:
             self.release.wait(30)
         end = time.monotonic() + self.delay_s

@@ -200,6 +200,40 @@ def test_a_stream_that_is_left_cancels_its_requests(model: FakeModel) -> None:
     run(model, check)
 
 
+@pytest.mark.parametrize("ending", ["deadline", "cancel"])
+def test_a_call_that_its_client_ends_frees_its_place(model: FakeModel, ending: str) -> None:
+    """By gRPC's own deadline, or by cancelling: the work is given up and counted as CANCELED."""
+    model.held = True
+
+    async def check(stub: Any, inference: Inference) -> None:
+        call = stub.ModelInfer(caption(), timeout=0.3 if ending == "deadline" else None)
+        while not inference.statistics.pending:
+            await asyncio.sleep(0.01)
+        if ending == "cancel":
+            call.cancel()
+        assert (await call.code()).name == {"deadline": "DEADLINE_EXCEEDED", "cancel": "CANCELLED"}[ending]
+        while inference.statistics.pending or not model.calls[0].future.cancelled():
+            await asyncio.sleep(0.01)
+        assert inference.statistics.failures == {"CANCELED": 1}
+
+    run(model, check)
+
+
+def test_a_requests_own_timeout_is_its_deadline(model: FakeModel) -> None:
+    """In microseconds, as tritonclient sends it; the connection's own is none."""
+    model.held = True
+
+    async def check(stub: Any, inference: Inference) -> None:
+        infer = caption()
+        infer.parameters["timeout"].int64_param = 50_000
+        assert await status(stub.ModelInfer(infer)) == (
+            "DEADLINE_EXCEEDED",
+            "the request was not finished within 0.05 s",
+        )
+
+    run(model, check)
+
+
 def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> None:
     """A client that keeps its stream open and says nothing does not hold up the stop."""
     model.delay_s = 0.3

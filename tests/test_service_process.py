@@ -154,8 +154,8 @@ def test_a_connection_stays_open_after_errors(server: Server) -> None:
     "path", ["/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/schema.json", "/"]
 )
 def test_bentomls_own_routes_answer(server: Server, path: str) -> None:
-    """Probes, metrics, documents and the page stay where BentoML puts them."""
-    reply = httpx.get(server.url + path)
+    """Probes, metrics, documents and the page that browsers see stay where BentoML puts them."""
+    reply = httpx.get(server.url + path, headers={"accept": "text/html,*/*;q=0.8"})
     assert reply.status_code == 200
     assert reply.content
 
@@ -207,7 +207,9 @@ def metrics(server: Server) -> dict[str, float]:
     return {name: float(value) for name, value in samples}
 
 
-def test_unknown_paths_are_json(server: Server) -> None:
-    """Also outside of /v2."""
-    reply = httpx.get(server.url + "/nope")
-    assert (reply.status_code, reply.json()) == (404, {"error": "Not Found"})
+@pytest.mark.parametrize("path", ["/nope", "/", "/v2/nope", "/v2/models/florence%32"])
+def test_unknown_paths_are_json(server: Server, path: str) -> None:
+    """Also outside of /v2, and at the root for whoever is no browser; `%32` is no 2."""
+    reply = httpx.get(httpx.URL(server.url, raw_path=path.encode()))
+    assert reply.status_code == 404
+    assert list(reply.json()) == ["error"]

@@ -53,14 +53,18 @@ class Inference:
         *,
         left: Left | None = None,
         on_text: OnText | None = None,
+        log: Callable[[Answer], None] = log_answer,
     ) -> T:
-        """What `build` makes of the rows' answers. on_text: as the model's, of a request with one row.
+        """What `build` makes of the rows' answers. on_text: as the model's, of a request with one row. log:
+        writes a line for each answer.
 
         The first row that fails ends the request, with its error; the others are cancelled. So they are, with
         ClientLeft, when `left` ends first.
         """
         model = self.ready_model()
-        options: dict[str, Any] = generation_options(infer.parameters).model_dump(exclude_none=True)
+        options: dict[str, Any] = {}
+        if infer.parameters:
+            options |= generation_options(infer.parameters).model_dump(exclude_none=True)
         options["timeout_s"] = self._seconds_for(infer.parameters)
         if on_text is not None:
             options["on_text"] = on_text
@@ -70,6 +74,8 @@ class Inference:
             rows = read_rows(infer.columns)
             answers = await _answer_rows(model, rows, options, left)
             answered = time.perf_counter_ns()
+            for answer in answers:
+                log(answer)
             reply = build(answers)
         except BaseException as error:
             self.statistics.fail_for(_reason(error), time.perf_counter_ns() - started)
@@ -137,10 +143,7 @@ def _answers_of(futures: Sequence[Outcome], timeout_s: float) -> list[Answer]:
         raise stopped()
     if not all(future.done() for future in futures):
         raise DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")
-    answers = [future.result() for future in futures]
-    for answer in answers:
-        log_answer(answer)
-    return answers
+    return [future.result() for future in futures]
 
 
 def _spans(answers: Sequence[Answer], answered_ns: int, output_ns: int) -> Spans:

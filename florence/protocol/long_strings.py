@@ -24,7 +24,7 @@ _STAND_IN: Final = b"-Infinity"  # no JSON, but a word whose value Python's pars
 
 @dataclass(frozen=True, slots=True)
 class LongString:
-    """A string as it stands in its body: UTF-8 without escapes. quoted: with its quotes."""
+    """A string as it stands in its body. quoted: with its quotes, and with escapes if it has any."""
 
     quoted: memoryview
 
@@ -50,7 +50,7 @@ class Document:
         self.size = len(body) - sum(stop - start for start, stop in self._spans)
 
     def parse(self) -> Any:
-        """Its value, a LongString in place of each long string that stands in a list and has no escapes.
+        """Its value, a LongString in place of each long string that stands in a list.
 
         Raises ProtocolError saying where it is malformed. A byte order mark is allowed.
         """
@@ -87,8 +87,7 @@ def _long_elements(body: bytes) -> Iterator[tuple[int, int]]:
         if start < 0 or stop < 0 or body[stop - 1] == _BACKSLASH:
             return
         position = stop + 1
-        before = body[max(0, start - 16) : start].rstrip()[-1:]
-        if stop - start > LONG and before in (b"[", b",") and body.find(b"\\", start, stop) < 0:
+        if stop - start > LONG and body[max(0, start - 16) : start].rstrip().endswith((b"[", b",")):
             yield start, position
 
 

@@ -25,6 +25,30 @@ class BodyTooLarge(FlorenceError):
     status = 413
 
 
+class V2Routes:
+    """Gives requests under /v2 to their own app, before BentoML looks through its routes for them.
+
+    That app makes its own error bodies and sees for itself when a client leaves. It has `/` too, where Triton
+    has nothing, for all but browsers: those get BentoML's page.
+    """
+
+    def __init__(self, app: ASGIApp, v2: ASGIApp) -> None:
+        self.app = app
+        self.v2 = v2
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.v2 if self._is_v2(scope) else self.app)(scope, receive, send)
+
+    @staticmethod
+    def _is_v2(scope: Scope) -> bool:
+        if scope["type"] != "http":
+            return False
+        path: str = scope["path"]
+        if path == "/":
+            return "text/html" not in Headers(scope=scope).get("accept", "")
+        return path == "/v2" or path.startswith("/v2/")
+
+
 class BodyLimit:
     """Refuses bodies longer than `max_bytes` with 413, by Content-Length or, without one, while they arrive.
 
@@ -87,14 +111,14 @@ class CancelOnDisconnect:
     """Cancels a request's work when its client has left: nobody would read the answer.
 
     The request ends with 499, as nginx calls it: nobody reads that either, but BentoML waits for some answer
-    until its time limit, and its log and metrics count it. The v2 routes see to it themselves, and cheaper.
+    until its time limit, and its log and metrics count it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].startswith("/v2/"):
+        if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
         body_read = asyncio.Event()
         started = answered = False

@@ -175,9 +175,18 @@ def _v2_paths() -> dict[str, Any]:
         "required": True,
         "content": {JSON: {"schema": {"type": "object"}, "example": values}},
     }
+    stream = _v2(
+        "The same, its text token by token before it where num_beams is 1 and the task answers in text.", None
+    )
+    stream["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    stream["requestBody"] = {
+        "required": True,
+        "content": {JSON: {"schema": {"type": "object"}, "example": {**values, "num_beams": 1}}},
+    }
     return {
         f"{model}/infer": {"post": infer},
         f"{model}/generate": {"post": generate},
+        f"{model}/generate_stream": {"post": stream},
         f"{model}/ready": {"get": _v2("Whether the model takes requests.", None)},
         model: {"get": _v2("Inputs and outputs of the model.", {"schema": {"type": "object"}})},
         f"{model}/config": {"get": _v2("Configuration of the model.", {"schema": {"type": "object"}})},

@@ -30,11 +30,15 @@ def decode_base64(text: str | bytes | memoryview) -> bytes:
 
     Takes three quarters of the text's size. Raises ImageError when the text is empty, a URL, or not base64.
     """
+    return decode_plain_base64(text) or _decode_other(text if isinstance(text, str) else str(text, "latin-1"))
+
+
+def decode_plain_base64(text: str | bytes | memoryview) -> bytes:
+    """The bytes of base64 text that has nothing else in it; no bytes where it has, or is empty."""
     try:
-        decoded = pybase64.b64decode(text, validate=True)
-    except ValueError:  # not plain base64, or none
-        decoded = b""
-    return decoded or _decode_other(text if isinstance(text, str) else str(text, "latin-1"))
+        return pybase64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
 
 
 def _decode_other(text: str) -> bytes:

@@ -91,11 +91,11 @@ def stopped() -> Closed:
     return Closed("the service stopped before it answered; send the request again")
 
 
-def log_answer(answer: Answer) -> None:
-    """A line for each answer, with the checkpoint that gave it."""
+def log_answer(answer: Answer, request: str = "") -> None:
+    """A line for an answer, with the checkpoint that gave it. request: what else to say, in front."""
     logger.info(
-        "%s answered by %s: %s, %d tokens, %.3f s, of these %.3f s waiting",
-        answer.task, answer.checkpoint, answer.finish_reason,
+        "%s%s answered by %s: %s, %d tokens, %.3f s, of these %.3f s waiting",
+        request, answer.task, answer.checkpoint, answer.finish_reason,
         answer.usage.generated_tokens, answer.timings.total_s, answer.timings.queue_s,
     )  # fmt: skip
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
 
-from florence.errors import FlorenceError, ImageError, ProtocolError
+from florence.errors import FlorenceError, ProtocolError
 from florence.protocol.long_strings import LongString
-from florence.protocol.picture import decode_base64, decode_picture
+from florence.protocol.picture import decode_base64, decode_picture, decode_plain_base64
 from florence.protocol.v2_model import INPUTS, MAX_BATCH_SIZE, MODEL_NAME, OUTPUT, REQUIRED_INPUTS
 
 MAX_TEXT_CHARS: Final = 16_384  # of a task or a text; 4096 tokens, the longest prompt, have fewer
@@ -246,11 +246,8 @@ def _row_count(shape: Sequence[int], name: str, request_id: str) -> int:
 
 def _picture(element: Element) -> bytes:
     """The encoded picture's bytes. Takes memory within the element's size."""
-    if isinstance(element, LongString):
-        try:
-            return decode_base64(element.text)
-        except ImageError:
-            return decode_base64(str(element))  # which may not be JSON, and says so first
+    if isinstance(element, LongString):  # plain base64 is JSON as it stands; the rest has to show that it is
+        return decode_plain_base64(element.text) or decode_base64(str(element))
     return decode_base64(element) if isinstance(element, str) else decode_picture(element)
 
 

@@ -1,0 +1,79 @@
+"""`generate` and `generate_stream`, Triton's extension of the v2 protocol, over HTTP.
+
+Knows headers and the order of things; bodies are `generate`'s business, a stream's events are `events`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from florence.errors import ProtocolError
+from florence.protocol.events import Texts, open_stream
+from florence.protocol.generate import (
+    build_event,
+    build_generate_answer,
+    is_token_stream,
+    parse_generate_request,
+)
+from florence.protocol.replies import checkpoint_header, json_reply, off_loop
+from florence.protocol.tensors import InferRequest
+from florence.protocol.v2_request import answering, check_path, inference_of, left, read_body
+from florence.schemas import Answer
+from florence.streams import OnText
+
+
+@answering
+async def generate(request: Request) -> Response:
+    """The whole answer as JSON."""
+    return await _answer(request, await _read(request), json_reply)
+
+
+@answering
+async def generate_stream(request: Request) -> Response:
+    """Token by token where that can be; else one event with the whole answer, as Triton gives for a model
+    that answers once."""
+    infer = await _read(request)
+    if not is_token_stream(infer):
+        return await _answer(request, infer, _event_reply)
+    texts: Texts = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def on_text(text: str) -> None:
+        loop.call_soon_threadsafe(texts.put_nowait, text)
+
+    work = asyncio.ensure_future(_answer(request, infer, _event_reply, on_text))
+    work.add_done_callback(lambda _: texts.put_nowait(None))
+    return await open_stream(infer.id, texts, work)
+
+
+async def _read(request: Request) -> InferRequest:
+    check_path(request)
+    inference_of(request).ready_model()
+    if request.headers.get("content-encoding", "identity") not in ("", "identity"):
+        raise ProtocolError("Unsupported content-encoding, only 'identity' is supported.")
+    body = await read_body(request)
+    return await off_loop(len(body), parse_generate_request, body)
+
+
+async def _answer(
+    request: Request,
+    infer: InferRequest,
+    reply: Callable[[dict[str, Any]], Response],
+    on_text: OnText | None = None,
+) -> Response:
+    def build(answers: Sequence[Answer]) -> Response:
+        made = reply(build_generate_answer(infer.id, [answer.florence() for answer in answers]))
+        made.headers.update(checkpoint_header(answers[0].checkpoint))
+        return made
+
+    return await inference_of(request).answer(infer, build, left=partial(left, request), on_text=on_text)
+
+
+def _event_reply(content: dict[str, Any]) -> Response:
+    return Response(build_event(content), media_type="text/event-stream")

@@ -1,0 +1,102 @@
+"""`infer` of the v2 protocol over HTTP: compressed or not, JSON or packed tensors, both ways.
+
+Knows headers and the order of things; bodies are `infer_body`'s business, the model is `inference`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from anyio.to_thread import run_sync
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from florence.protocol.compression import ENCODINGS, UnknownEncoding, choose_encoding, compress, decompress
+from florence.protocol.infer_body import (
+    build_binary_answer,
+    build_infer_answer,
+    read_infer_request,
+    split_body,
+)
+from florence.protocol.replies import (
+    checkpoint_header,
+    error_reply,
+    json_reply,
+    log_answer,
+    off_loop,
+    reply_or_error,
+)
+from florence.protocol.tensors import InferRequest
+from florence.protocol.v2_request import check_path, inference_of, left, read_body
+from florence.schemas import Answer
+
+logger = logging.getLogger("florence.service")
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+async def infer(request: Request) -> Response:
+    """The reply to an infer request. Writes one line into the log, for BentoML writes none for this path."""
+    started = time.perf_counter()
+    reply = await reply_or_error(_infer(request, started))
+    if reply.status_code >= 400:
+        reason = bytes(reply.body[:500]).decode("ascii")
+        logger.info("%s: %s", _outcome(request.scope, reply.status_code, started), reason)
+    return reply
+
+
+async def _infer(request: Request, started: float) -> Response:
+    check_path(request)
+    inference = inference_of(request)
+    inference.ready_model()
+    try:
+        body = await _plain_body(request)
+    except UnknownEncoding as error:
+        return error_reply(error, {"Accept-Encoding": ENCODINGS})
+    document, tail = split_body(body, request.headers.get(HEADER_LENGTH))
+    asked = await off_loop(document.size, read_infer_request, document, tail)
+
+    def log(answer: Answer) -> None:
+        log_answer(answer, _outcome(request.scope, 200, started) + ": ")
+
+    reply = await inference.answer(asked, partial(_reply, asked), left=partial(left, request), log=log)
+    return await _as_accepted(reply, request.headers.get("accept-encoding", ""))
+
+
+async def _plain_body(request: Request) -> bytes:
+    """The request's body, decompressed; in a thread, for nobody knows how much it becomes."""
+    body = await read_body(request)
+    encoding = request.headers.get("content-encoding", "")
+    if encoding in ("", "identity"):
+        return body
+    return await run_sync(decompress, body, encoding, request.app.state.max_body_bytes)
+
+
+async def _as_accepted(reply: Response, accepted: str) -> Response:
+    """The reply, compressed if its client wants that."""
+    encoding = choose_encoding(accepted)
+    if encoding is None:
+        return reply
+    body = await off_loop(len(reply.body), compress, bytes(reply.body), encoding)
+    headers = {name: value for name, value in reply.headers.items() if name != "content-length"}
+    return Response(body, reply.status_code, {**headers, "Content-Encoding": encoding})
+
+
+def _reply(infer: InferRequest, answers: Sequence[Answer]) -> Response:
+    jsons = [answer.florence() for answer in answers]
+    headers = checkpoint_header(answers[0].checkpoint)
+    if not infer.binary_output:
+        return json_reply(build_infer_answer(infer.id, jsons), headers=headers)
+    body, header_length = build_binary_answer(infer.id, jsons)
+    return Response(body, 200, {HEADER_LENGTH: str(header_length), **headers}, "application/octet-stream")
+
+
+def _outcome(scope: Scope, status: int, started: float) -> str:
+    """Who sent which request, what became of it, and how long that took."""
+    host, port = scope.get("client") or ("-", 0)
+    milliseconds = 1000 * (time.perf_counter() - started)
+    return f"{host}:{port} {scope['method']} {scope['path']} {status} in {milliseconds:.1f} ms"

@@ -1,0 +1,139 @@
+"""Long strings stay where they are in a body, and nothing else changes by that."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from florence.errors import ProtocolError
+from florence.protocol.infer_body import parse_infer_request
+from florence.protocol.long_strings import LONG, Document, LongString, parse_json
+from florence.protocol.tensors import read_rows
+
+STRINGS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(["-Infinity", "NaN", 'a"b', "a\\", '\\"', "[", ",", "\u732b"]),
+    st.sampled_from(["x" * (LONG + 1), "\u732b" * LONG, 'x"' * LONG, "\\" * LONG, "\n" * LONG]),
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | STRINGS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(STRINGS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def resolved(value: Any) -> Any:
+    """The value with plain strings in place of long ones."""
+    if isinstance(value, LongString):
+        return str(value)
+    if isinstance(value, list):
+        return [resolved(element) for element in value]
+    if isinstance(value, dict):
+        return {name: resolved(element) for name, element in value.items()}
+    return value
+
+
+@given(st.dictionaries(st.text(max_size=5), VALUES, max_size=4), st.booleans(), st.sampled_from([None, 1]))
+def test_a_document_is_what_json_says(content: dict[str, Any], ascii_: bool, indent: int | None) -> None:
+    """Any values, escapes, spaces and scripts; keys and other members too long are as ever."""
+    body = json.dumps(content, ensure_ascii=ascii_, indent=indent).encode()
+    document = Document(body)
+    assert resolved(document.parse()) == parse_json(body) == content
+    assert document.size <= len(body)
+
+
+@given(
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"]),
+    st.sampled_from([1, LONG, LONG + 1]),
+)
+def test_every_encoding_of_json_is_read(encoding: str, length: int) -> None:
+    content = {"a": ["x" * length, "y"]}
+    assert resolved(Document(json.dumps(content).encode(encoding)).parse()) == content
+
+
+def test_only_what_is_around_pictures_is_parsed() -> None:
+    """Several of them, each a view into the body; strings in other places are left to the parser."""
+    pictures = ["p" * 200_000, "q" * 300_000]
+    body = json.dumps({"a": pictures, "b": "r" * 100_000, "c": ["s" * 100]}).encode()
+    document = Document(body)
+    assert document.size < 100_500
+    parsed = document.parse()
+    assert [type(string) for string in parsed["a"]] == [LongString, LongString]
+    assert all(string.quoted.obj is body for string in parsed["a"])
+    assert [len(string) for string in parsed["a"]] == [200_000, 300_000]
+    assert parsed["b"] == "r" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"a":["' + b"x" * 70_000 + b'" 1]}', "Expecting ',' delimiter at 70009"),
+        (b'{"a":["' + b"x" * 70_000 + b'",-Infinity]}', "-Infinity is not JSON"),
+        (b'{"a":["' + b"x" * 70_000 + b'",NaN]}', "NaN is not JSON"),
+        (b'{"a":["' + b"x" * 70_000 + b'"],"' + b"y" * 70_000 + b'":}', "Expecting value at 140013"),
+        (b'{"a":["' + b"x" * 70_000, "Unterminated string starting at at 6"),
+        (b'{"a":["' + b"x" * 70_000 + b'\\"', "Unterminated string starting at at 6"),
+        (b'{"a":["' + b"x" * 70_000 + b'"]} ["' + b"y" * 70_000 + b'"]', "Extra data at 70011"),
+    ],
+)
+def test_mistakes_are_told_with_their_place_in_the_whole_body(body: bytes, message: str) -> None:
+    """As if no string had been left out."""
+    with pytest.raises(ProtocolError, match=f"failed to parse the request JSON buffer: {message}"):
+        Document(body).parse()
+
+
+@pytest.mark.parametrize("wrong", [b"\n", b"\x00", b"\xff"])
+def test_a_long_picture_that_is_no_json_string_is_refused(wrong: bytes) -> None:
+    """When it is read: a control character between quotes, or what is not UTF-8."""
+    body = infer_body(b"A" * 80_000 + wrong + b"A" * 80_000)
+    (row,) = read_rows(parse_infer_request(body).columns)
+    with pytest.raises(ProtocolError, match="failed to parse the request JSON buffer"):
+        row.image()
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_long_picture_may_be_written_in_any_way_json_allows(escaped: bool) -> None:
+    """`\\/` for a slash and `\\n` for the line breaks of base64, or as it is."""
+    picture = os.urandom(150_000)
+    text = base64.encodebytes(picture).decode() if escaped else base64.b64encode(picture).decode()
+    written = json.dumps(text).replace("/", "\\/")[1:-1] if escaped else text
+    (row,) = read_rows(parse_infer_request(infer_body(written.encode())).columns)
+    assert row.image() == picture
+
+
+def test_a_body_of_quotes_takes_no_longer_than_to_parse_it() -> None:
+    """Only the first strings are looked at: a megabyte of empty ones is left to the parser."""
+    body = b'{"a":[' + b",".join([b'""'] * 300_000) + b"]}"
+    document = Document(body)
+    assert document.size == len(body)
+    assert document.parse() == {"a": [""] * 300_000}
+
+
+def test_a_long_picture_costs_no_copy_before_it_is_read() -> None:
+    """The request of a body of 8 MB takes less than a hundredth of it."""
+    body = infer_body(b"A" * 8_000_000)
+    tracemalloc.start()
+    try:
+        request = parse_infer_request(body)
+        rows = read_rows(request.columns)
+        assert tracemalloc.get_traced_memory()[1] < 80_000
+        assert len(rows[0].image()) == 6_000_000
+        assert tracemalloc.get_traced_memory()[1] < 6_100_000
+    finally:
+        tracemalloc.stop()
+
+
+def infer_body(text: bytes) -> bytes:
+    """A request whose picture is written so."""
+    inputs = [
+        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
+        for name, value in (("INPUT_IMAGE", "@"), ("TASK_PROMPT", "<OD>"))
+    ]
+    return json.dumps({"inputs": inputs}).encode().replace(b"@", text)

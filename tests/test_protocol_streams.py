@@ -1,0 +1,172 @@
+"""Token streams, deadlines and clients that leave, over the v2 routes with a fake model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from fake_model import FakeModel
+from starlette.applications import Starlette
+from v2 import INFER, PICTURE, request, send
+
+from florence.errors import DeadlineExceeded, EngineError, Overloaded
+
+STREAM = "/v2/models/florence2/generate_stream"
+PATIENCE_S = 10.0
+
+
+def caption(**members: Any) -> dict[str, Any]:
+    return {"INPUT_IMAGE": PICTURE, "TASK_PROMPT": "<CAPTION>", "num_beams": 1, **members}
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    *parts, end = text.split("\n\n")
+    assert end == ""
+    assert all(part.startswith("data: ") for part in parts)
+    return [json.loads(part.removeprefix("data: ")) for part in parts]
+
+
+def test_tokens_come_one_by_one_and_then_the_answer_of_generate(app: Starlette) -> None:
+    """Each event names request and model; the texts joined are the answer's text."""
+    reply = send(app, "POST", STREAM, json=caption(id="s"))
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert reply.headers["cache-control"] == "no-cache"
+    *pieces, last = events(reply.text)
+    head = {"id": "s", "model_name": "florence2", "model_version": "1"}
+    assert pieces == [{**head, "text_output": "a"}, {**head, "text_output": " fake"}]
+    assert last == send(app, "POST", STREAM.removesuffix("_stream"), json=caption(id="s")).json()
+    assert json.loads(last["PARSED_JSON"]) == {"<CAPTION>": "a fake"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"INPUT_IMAGE": PICTURE, "TASK_PROMPT": "<CAPTION>"},
+        caption(TASK_PROMPT="<OD>"),
+        caption(INPUT_IMAGE=[PICTURE] * 2, TASK_PROMPT=["<CAPTION>", "<OCR>"]),
+    ],
+)
+def test_otherwise_the_whole_answer_is_one_event(app: Starlette, model: FakeModel, body: Any) -> None:
+    """Beams not asked for, a task that answers no text, several rows: as Triton streams."""
+    (event,) = events(send(app, "POST", STREAM, json=body).text)
+    assert "PARSED_JSON" in event
+    assert all(call.on_text is None for call in model.calls)
+
+
+@pytest.mark.parametrize("task", ["<CAPTION>", "<OD>"])
+@pytest.mark.parametrize("where", ["key", "parameters"])
+def test_a_stream_of_several_beams_is_refused_with_the_reason(app: Starlette, task: str, where: str) -> None:
+    """No part of their answer is final before all of it is."""
+    beams = {"num_beams": 3} if where == "key" else {"parameters": {"num_beams": 3}}
+    body = {"INPUT_IMAGE": PICTURE, "TASK_PROMPT": task, **beams}
+    reply = send(app, "POST", STREAM, json=body)
+    assert reply.status_code == 400
+    assert "needs num_beams=1, got 3: beams compete until the last token" in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(Overloaded("full", retry_after_s=2.5), 503), (DeadlineExceeded("late"), 504), (EngineError("no"), 500)],
+)
+def test_what_fails_before_the_first_token_has_its_status(
+    app: Starlette, model: FakeModel, error: Exception, status: int
+) -> None:
+    """As without a stream."""
+    model.error = error
+    reply = send(app, "POST", STREAM, json=caption())
+    assert (reply.status_code, reply.json()) == (status, {"error": str(error)})
+    assert reply.headers.get("retry-after") == ("3" if status == 503 else None)
+
+
+def test_what_fails_later_is_the_last_event(app: Starlette, model: FakeModel) -> None:
+    """The status has been sent by then."""
+    model.error, model.fails_late = EngineError("the device failed"), True
+    reply = send(app, "POST", STREAM, json=caption())
+    assert reply.status_code == 200
+    assert [event.get("error") for event in events(reply.text)] == [None, None, "the device failed"]
+    assert app.state.inference.statistics.failures["BACKEND"] == 1
+
+
+async def converse(
+    app: Starlette, path: str, body: Any, leave: Callable[[list[Any]], Awaitable[None]]
+) -> list[Any]:
+    """A request whose client leaves when `leave` says so; what it was sent until its end."""
+    sent: list[Any] = []
+    content = json.dumps(body).encode()
+    messages = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await leave(sent)
+        return {"type": "http.disconnect"}
+
+    async def send_(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": []}
+    await asyncio.wait_for(app(scope, receive, send_), PATIENCE_S)
+    return sent
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_a_client_that_leaves_its_stream_frees_its_place(app: Starlette, model: FakeModel) -> None:
+    """After the first token; the request is cancelled and counted so."""
+    model.held = True
+    sent = asyncio.run(converse(app, STREAM, caption(), lambda sent: until(lambda: len(sent) > 1)))
+    assert b"text_output" in sent[1]["body"]
+    assert model.calls[0].future.cancelled()
+    assert app.state.inference.statistics.failures == {"CANCELED": 1}
+    assert app.state.inference.statistics.pending == 0
+
+
+@pytest.mark.parametrize("path", [INFER, STREAM.removesuffix("_stream")])
+def test_a_client_that_leaves_frees_all_its_rows(app: Starlette, model: FakeModel, path: str) -> None:
+    """Nobody would read the answer; the log's status is 499."""
+    model.held = True
+    rows = [PICTURE] * 3, ["<CAPTION>"] * 3
+    body = request(*rows) if path == INFER else caption(INPUT_IMAGE=rows[0], TASK_PROMPT=rows[1])
+    sent = asyncio.run(converse(app, path, body, lambda _: until(lambda: len(model.calls) == 3)))
+    assert sent[0]["status"] == 499
+    assert all(call.future.cancelled() for call in model.calls)
+    assert app.state.inference.statistics.failures == {"CANCELED": 1}
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(0, 5.0), (999, 5.0), (2_000_000, 2.0), (9_000_000, 5.0)])
+def test_a_requests_own_timeout_is_its_deadline(
+    app: Starlette, model: FakeModel, timeout: int, seconds: float
+) -> None:
+    """In microseconds, unless the service's own is less; 0 is none, and so is what nobody could keep."""
+    parameters = {"timeout": timeout, "priority": 5}
+    assert send(app, "POST", INFER, json=request(parameters=parameters)).status_code == 200
+    assert model.calls[0].options == {"timeout_s": seconds}
+
+
+def test_a_request_whose_time_is_up_is_answered_even_if_the_model_is_not_back(
+    app: Starlette, model: FakeModel
+) -> None:
+    """504 by the time asked for; the work is cancelled."""
+    model.held = True
+    reply = send(app, "POST", INFER, json=request(parameters={"timeout": 50_000}))
+    assert (reply.status_code, reply.json()) == (504, {"error": "the request was not finished within 0.05 s"})
+    assert model.calls[0].future.cancelled()
+    assert app.state.inference.statistics.failures == {"REJECTED": 1}
+
+
+def test_each_infer_request_writes_one_line(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
+    """Path, status and time, with the checkpoint that answered, or with what was wrong."""
+    with caplog.at_level("INFO", "florence"):
+        send(app, "POST", INFER, json=request())
+        send(app, "POST", INFER, json=request(tasks=["<NOPE>"]))
+    good, bad = (record.getMessage() for record in caplog.records if record.name == "florence.service")
+    assert f"POST {INFER} 200 in " in good
+    assert "<CAPTION> answered by fake: stop, 3 tokens" in good
+    assert f"POST {INFER} 400 in " in bad
+    assert "unknown task" in bad
