@@ -45,6 +45,7 @@ logger = logging.getLogger("florence.service")
 Load = Callable[[Settings, str, Observer], Model]
 Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
+SPINS = "10000"  # some microseconds: as long as one operation of a step lasts
 GRACE_S = 10.0  # by which BentoML's time limit is longer than ours, whose message says more
 
 
@@ -60,6 +61,7 @@ def fetch_checkpoint(settings: Settings) -> None:
 
 def load_model(settings: Settings, device: str, observer: Observer) -> Model:
     """The checkpoint that the settings name, loaded on a device and warm."""
+    let_threads_sleep()
     from florence import Florence2  # torch comes with it
 
     model = Florence2.load(
@@ -85,6 +87,13 @@ def image_limits(settings: Settings) -> ImageLimits:
         max_pixels=settings.max_image_pixels,
         max_frames=settings.max_image_frames,
     )
+
+
+def let_threads_sleep() -> None:
+    """Before torch is imported: have its threads wait for each other asleep rather than spinning, because the
+    event loop and the readers of pictures need the same cores. OpenMP's own variables come first."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def batch_limits(settings: Settings, device: str) -> BatchLimits:

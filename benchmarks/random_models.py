@@ -37,11 +37,13 @@ def picture_tokens(size: str) -> int:
     return 1 + (SIDE[size] // 32) ** 2
 
 
-def make_native(size: str, dtype: torch.dtype, seed: int = 0) -> Florence2ForConditionalGeneration:
+def make_native(
+    size: str, dtype: torch.dtype, seed: int = 0, vocab: int = VOCAB
+) -> Florence2ForConditionalGeneration:
     """transformers' model with random weights, on the CPU."""
     d_model, layers, heads, ffn_dim, dims = SIZES[size]
     sides = ("encoder", "decoder")
-    text = {"model_type": "bart", "vocab_size": VOCAB, "d_model": d_model, "max_position_embeddings": 1024}
+    text = {"model_type": "bart", "vocab_size": vocab, "d_model": d_model, "max_position_embeddings": 1024}
     text |= {f"{side}_layers": layers for side in sides}
     text |= {f"{side}_attention_heads": heads for side in sides}
     text |= {f"{side}_ffn_dim": ffn_dim for side in sides}
@@ -51,7 +53,7 @@ def make_native(size: str, dtype: torch.dtype, seed: int = 0) -> Florence2ForCon
     vision = {"embed_dim": dims, "num_heads": groups, "num_groups": groups, "projection_dim": d_model}
     torch.manual_seed(seed)
     config = Florence2Config(
-        text_config=text, vision_config=vision | {"window_size": window}, image_token_id=VOCAB - 1
+        text_config=text, vision_config=vision | {"window_size": window}, image_token_id=vocab - 1
     )
     return Florence2ForConditionalGeneration(config).to(dtype).eval()
 

@@ -15,14 +15,16 @@ import pytest
 from PIL import Image
 from serving import ROOT, Server, serving, serving_fake
 
+from florence.analysis import TaskFailure
 from florence.client import AsyncClient, Client
 from florence.errors import FlorenceError, ImageTooLarge, RequestError
-from florence.schemas import Detections, OcrRegions, Segmentation, Text
+from florence.schemas import Detections, OcrRegions, Segmentation, TaskAnswer, Text
 from florence.tasks import TASKS, Input, Kind, Task
 
 pytestmark = pytest.mark.slow
 
 PICTURE = ROOT / "data" / "scene_02.png"
+ALL = list(TASKS.values())
 TYPES = {
     Kind.TEXT: Text,
     Kind.BOXES: Detections,
@@ -49,6 +51,27 @@ def given(task: Task) -> dict[str, Any]:
     if task.input is Input.TEXT:
         return {"text": 'null "twelve" 12'}
     return {"region": np.array([1.5, 2, 30, 40])} if task.input is Input.REGION else {}
+
+
+def test_many_tasks_on_one_picture_in_one_call(server: Server, client: Client) -> None:
+    """Texts and regions in pairs, a failure in its place; asyncio gives the same."""
+    asks = [task.name if not given(task) else (task.token, next(iter(given(task).values()))) for task in ALL]
+    answers = client.analyze(PICTURE, [*asks, ("caption", "a text")], num_beams=1)
+    assert [answer.task for answer in answers] == [*TASKS, "<CAPTION>"]
+    for task, answer in zip(ALL, answers, strict=False):
+        assert isinstance(answer, TaskAnswer)
+        assert type(answer.result) is TYPES[task.kind]
+    failure = answers[-1]
+    assert isinstance(failure, TaskFailure)
+    assert (failure.status, "takes no" in failure.error) == (400, True)
+    with pytest.raises(RequestError, match="not a picture"):
+        client.analyze(b"no picture", ["caption", "ocr"])
+
+    async def ask() -> list[str]:
+        async with AsyncClient(server.url) as awaited:
+            return [answer.task for answer in await awaited.analyze(PICTURE, asks)]
+
+    assert asyncio.run(ask()) == list(TASKS)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

@@ -14,12 +14,15 @@ from typing import Any, Self, Unpack
 
 import httpx
 
+from florence.analysis import Analysis, TaskFailure
 from florence.client.exchange import (
+    AnyAsk,
     Attempt,
     CallOptions,
     Outcome,
     Question,
     Region,
+    build_analysis,
     build_question,
     exchange,
     read_error,
@@ -100,6 +103,17 @@ class Client(
 
         return PictureMap(ask, pictures, concurrency=concurrency, progress=progress)
 
+    def analyze(
+        self, image: Picture, asks: Iterable[AnyAsk], **options: Unpack[CallOptions]
+    ) -> list[TaskAnswer[Result] | TaskFailure]:
+        """Many tasks on one picture, which is sent and looked at once; in their order.
+
+        `asks`: tasks, or pairs of a task and its text or region. A task that fails has a `TaskFailure` in its
+        place. Raises only where none could be answered.
+        """
+        analysis: Analysis = self._settle(build_analysis(image, asks, options))
+        return analysis.answers
+
     def ready(self) -> bool:
         """Whether the service has its model loaded and takes requests; Unreachable where nothing answers."""
         return self._get(_READY).status_code == httpx.codes.OK
@@ -128,15 +142,17 @@ class Client(
         text: str | None = None,
         region: Region | None = None,
     ) -> TaskAnswer[Any]:
-        question = build_question(image, task, text, region, options)
+        answer: TaskAnswer[Any] = self._settle(build_question(image, task, text, region, options))
+        return answer
+
+    def _settle(self, question: Question) -> Any:
         steps = exchange(question, retries=self._retries, timeout_s=self._timeout_s)
         outcome: Outcome = None
         while True:
             try:
                 step = steps.send(outcome)
             except StopIteration as end:
-                answer: TaskAnswer[Any] = end.value
-                return answer
+                return end.value
             outcome = None
             if isinstance(step, Attempt):
                 outcome = self._post(question, step)
@@ -207,6 +223,14 @@ class AsyncClient(
 
         return AsyncPictureMap(ask, pictures, concurrency=concurrency, progress=progress)
 
+    async def analyze(
+        self, image: Picture, asks: Iterable[AnyAsk], **options: Unpack[CallOptions]
+    ) -> list[TaskAnswer[Result] | TaskFailure]:
+        """As `Client.analyze`."""
+        question = await asyncio.to_thread(build_analysis, image, list(asks), options)
+        analysis: Analysis = await self._settle(question)
+        return analysis.answers
+
     async def ready(self) -> bool:
         """Whether the service has its model loaded and takes requests; Unreachable where nothing answers."""
         return (await self._get(_READY)).status_code == httpx.codes.OK
@@ -236,14 +260,17 @@ class AsyncClient(
         region: Region | None = None,
     ) -> TaskAnswer[Any]:
         question = await asyncio.to_thread(build_question, image, task, text, region, options)
+        answer: TaskAnswer[Any] = await self._settle(question)
+        return answer
+
+    async def _settle(self, question: Question) -> Any:
         steps = exchange(question, retries=self._retries, timeout_s=self._timeout_s)
         outcome: Outcome = None
         while True:
             try:
                 step = steps.send(outcome)
             except StopIteration as end:
-                answer: TaskAnswer[Any] = end.value
-                return answer
+                return end.value
             outcome = None
             if isinstance(step, Attempt):
                 outcome = await self._post(question, step)

@@ -10,7 +10,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -18,8 +18,9 @@ from types import MappingProxyType
 from typing import Any, Final, TypedDict
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from florence.analysis import Analysis
 from florence.client.errors import ConnectionLost, UnexpectedReply, Unreachable
 from florence.client.pictures import Picture, picture_bytes
 from florence.errors import (
@@ -32,10 +33,13 @@ from florence.errors import (
     Unavailable,
 )
 from florence.schemas import Detections, OcrRegions, Segmentation, TaskAnswer, Text
-from florence.tasks import Kind, get_task
+from florence.tasks import Input, Kind, get_task
 
 Region = Sequence[float] | str
 """x1, y1, x2, y2 in pixels of the picture after its EXIF turn, or four `<loc_n>` as text."""
+
+AnyAsk = str | tuple[str, Region | None]
+"""A task by its name or token, or a pair of it and its text or region."""
 
 CONNECT_S: Final = 10.0  # a server that is there takes a connection at once
 FIRST_WAIT_S: Final = 0.5
@@ -74,12 +78,13 @@ class CallOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is posted. path: below the service's URL; fields: the form's, in JSON; timeout_s: None as ever."""
+    """What is posted. path: below the service's URL; fields: the form's, in JSON; answer: the type of what
+    comes back; timeout_s: None as ever."""
 
     path: str
     picture: bytes
     fields: Mapping[str, str]
-    kind: Kind
+    answer: type[BaseModel]
     timeout_s: float | None
 
     @property
@@ -114,19 +119,38 @@ def build_question(
     a picture that can't be read, RequestError for what can't be sent.
     """
     asked = get_task(task)
-    given = {name: value for name, value in options.items() if name != "timeout_s"}
-    given |= {"text": text, "region": _plain_region(region)}
+    given = {"text": text, "region": _plain_region(region)}
+    return _question(asked.name, picture, given, options, ANSWER_TYPES[asked.kind])
+
+
+def build_analysis(picture: Picture, asks: Iterable[AnyAsk], options: CallOptions) -> Question:
+    """The request of many tasks on one picture. Raises as `build_question` does."""
+    tasks = []
+    for ask in asks:
+        task, given = (ask, None) if isinstance(ask, str) else ask
+        known = get_task(task)
+        wanted = "region" if known.input is Input.REGION else "text"
+        value = _plain_region(given) if wanted == "region" else given
+        asked: dict[str, Any] = {"task": known.token}
+        tasks.append(asked if value is None else asked | {wanted: value})
+    return _question("analyze", picture, {"tasks": tasks}, options, Analysis)
+
+
+def _question(
+    path: str, picture: Picture, given: dict[str, Any], options: CallOptions, answer: type[BaseModel]
+) -> Question:
+    given |= {name: value for name, value in options.items() if name != "timeout_s"}
     # In JSON, because a text such as `null` or `12` would be read as what it means there.
     fields = {name: _field(name, value) for name, value in given.items() if value is not None}
     timeout_s = options.get("timeout_s")
     if timeout_s is not None and not 0 < timeout_s < math.inf:
         raise RequestError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
-    return Question(asked.name, picture_bytes(picture), fields, asked.kind, timeout_s)
+    return Question(path, picture_bytes(picture), fields, answer, timeout_s)
 
 
 def exchange(
     question: Question, *, retries: int, timeout_s: float
-) -> Generator[Attempt | Wait, Outcome, TaskAnswer[Any]]:
+) -> Generator[Attempt | Wait, Outcome, Any]:
     """What to do, step by step, until the answer, which is the generator's value.
 
     Send it each attempt's outcome. Only what the server did not take is tried again: no connection, 429 and
@@ -138,7 +162,7 @@ def exchange(
         left_s = max(end - time.monotonic(), 0.001)
         outcome = yield Attempt(httpx.Timeout(left_s, connect=min(left_s, CONNECT_S)))
         try:
-            return read_outcome(outcome, question.kind, timeout_s)
+            return read_outcome(outcome, question.answer, timeout_s)
         except Unavailable as error:
             wait_s = _wait_s(error, outcome, retry)
             if retry == retries or time.monotonic() + wait_s >= end:
@@ -147,13 +171,13 @@ def exchange(
     raise ValueError(f"retries must be 0 or more, got {retries}")
 
 
-def read_outcome(outcome: Outcome, kind: Kind, timeout_s: float) -> TaskAnswer[Any]:
+def read_outcome(outcome: Outcome, answer: type[BaseModel], timeout_s: float) -> BaseModel:
     """The answer that an attempt brought; the error of its kind, with the server's words, if it did not."""
     if isinstance(outcome, httpx.Response):
         if outcome.status_code != httpx.codes.OK:
             raise read_error(outcome)
         try:
-            return ANSWER_TYPES[kind].model_validate_json(outcome.content)
+            return answer.model_validate_json(outcome.content)
         except ValidationError as error:
             detail = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in detail["loc"]) or "the whole body"

@@ -1,0 +1,177 @@
+"""Whether HTTP slows the engine: the same requests through the library alone, and through the service.
+
+    python benchmarks/under_load.py [--size base] [--dtype bfloat16] [--pictures 24] [--concurrency 16]
+
+A checkpoint with random weights (and the demo checkpoint's tokenizer) is written to a temporary folder. The
+library captions JPEGs, so many under way at once; then `bentoml serve` gets the same JPEGs as base64 in JSON
+over v2 from as many threads of this process. Both read and resize the pictures, none comes twice. Pictures a
+second, in turns; `--spin` leaves OpenMP's waiting as it is, for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the service does, before torch is loaded
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+from random_models import SIDE, SIZES, make_native
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+TOKENS = 12
+START_S = 180.0
+DEMO = ROOT / "florence" / "demo" / "checkpoint"
+
+
+def write_checkpoint(directory: Path, size: str, dtype: torch.dtype) -> None:
+    """Random weights of that size for the demo checkpoint's tokenizer."""
+    config = json.loads((DEMO / "config.json").read_text())
+    native = make_native(size, dtype, vocab=config["text_config"]["vocab_size"])
+    native.save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, directory / name)
+    preprocessor = json.loads((DEMO / "preprocessor_config.json").read_text())
+    sides = {"height": SIDE[size], "width": SIDE[size]}
+    preprocessor |= {"size": sides, "crop_size": sides}
+    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+
+
+def draw_pictures(count: int, seed: int) -> list[bytes]:
+    """JPEGs of some 240 KB, all different."""
+    dice = np.random.default_rng(seed)
+    pictures = []
+    for _ in range(count):
+        coarse = Image.fromarray(dice.integers(0, 256, (120, 160, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        coarse.resize((1280, 960), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        pictures.append(file.getvalue())
+    return pictures
+
+
+def rate(answer: Callable[[bytes], object], pictures: list[bytes], concurrency: int) -> float:
+    """Pictures a second with so many under way."""
+    with ThreadPoolExecutor(concurrency) as pool:
+        started = time.perf_counter()
+        for _ in pool.map(answer, pictures):
+            pass
+        return len(pictures) / (time.perf_counter() - started)
+
+
+@contextmanager
+def serving(directory: Path, dtype: str, environment: dict[str, str]) -> Iterator[str]:
+    """The service's URL."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    variables = os.environ | {
+        "FLORENCE_MODEL": str(directory), "FLORENCE_DTYPE": dtype, "FLORENCE_GRPC_PORT": "0", **environment,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", port]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_ready(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_ready(url: str) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == httpx.codes.OK:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise SystemExit("the service did not start")
+
+
+def body_of(picture: bytes) -> dict[str, object]:
+    values = {"INPUT_IMAGE": base64.b64encode(picture).decode(), "TASK_PROMPT": "<CAPTION>"}
+    return {
+        "inputs": [
+            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
+            for name, value in values.items()
+        ],
+        "parameters": {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS},
+    }
+
+
+def through_library(directory: Path, dtype: str, pictures: list[bytes], concurrency: int) -> float:
+    from florence import Florence2
+
+    with Florence2.load(str(directory), dtype=dtype) as model:
+        model.warm_up()
+        return rate(
+            lambda picture: model.run(picture, "<CAPTION>", min_new_tokens=TOKENS, max_new_tokens=TOKENS),
+            pictures,
+            concurrency,
+        )
+
+
+def through_service(
+    directory: Path, dtype: str, pictures: list[bytes], concurrency: int, environment: dict[str, str]
+) -> float:
+    with serving(directory, dtype, environment) as url, httpx.Client(timeout=START_S) as client:
+
+        def answer(picture: bytes) -> None:
+            client.post(f"{url}/v2/models/florence2/infer", json=body_of(picture)).raise_for_status()
+
+        answer(draw_pictures(1, seed=99)[0])
+        return rate(answer, pictures, concurrency)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--pictures", type=int, default=24)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--spin", action="store_true", help="OpenMP's own waiting in the service")
+    arguments = parser.parse_args()
+    environment = {"OMP_WAIT_POLICY": "active"} if arguments.spin else {}
+    alone, served = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        write_checkpoint(directory, arguments.size, getattr(torch, arguments.dtype))
+        for turn in range(arguments.turns):
+            pictures = draw_pictures(arguments.pictures, seed=turn)
+            options = directory, arguments.dtype, pictures, arguments.concurrency
+            alone.append(through_library(*options))
+            served.append(through_service(*options, environment))
+    library, service = statistics.median(alone), statistics.median(served)
+    print(
+        f"{arguments.size}, {arguments.dtype}: library {library:.3f} pictures/s, service {service:.3f}: "
+        f"{service / library:.3f} of it"
+    )
+
+
+if __name__ == "__main__":
+    main()
