@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from decode_step import SIZES, VOCAB, make_native
+from random_models import SIDE, SIZES, VOCAB, make_native
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2ForConditionalGeneration
@@ -32,7 +32,6 @@ from florence.model.florence2 import Florence2Model
 from florence.model.packing import Linear, pack
 from florence.model.vision import Normalize
 
-PIXELS = {"large": 768, "base": 768, "tiny": 128}
 PROMPT_LENGTH = 13
 SHAPES = ((2304, 1024, 4096), (576, 2048, 8192), (4096, 4096, 4096))  # rows, inputs, outputs
 
@@ -91,7 +90,7 @@ def main() -> None:
     keep_freed_memory()
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     native = make_native(arguments.size, dtype)
-    side = PIXELS[arguments.size]
+    side = SIDE[arguments.size]
     pixels = torch.randint(0, 256, (arguments.pictures, side, side, 3), dtype=torch.uint8)
     prompts = torch.randint(4, VOCAB, (arguments.pictures, PROMPT_LENGTH))
     normalize = Normalize((0.5,) * 3, (0.5,) * 3, 1 / 255)

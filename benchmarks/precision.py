@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from decode_step import RULES, SIZES, VOCAB, make_native
+from random_models import RULES, SIDE, SIZES, VOCAB, make_native
 
 from florence.engine.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_native(arguments.size, torch.float32).save_pretrained(folder)
         models = {precision: load(Path(folder), precision) for precision in PRECISIONS}
-    side = 128 if arguments.size == "tiny" else 768
+    side = SIDE[arguments.size]
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     options = GenerationOptions(3, arguments.tokens, arguments.tokens, 3, True, 1.0)
     request = Request(pixels, tuple(range(4, 17)), options)

@@ -15,6 +15,7 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from florence.engine.reference import TokenRules
 from florence.model.checkpoint import load_model
 from florence.model.florence2 import Florence2Model
 from florence.model.packing import pack
@@ -29,6 +30,7 @@ VOCAB = 51_289
 SIDE = {"large": 768, "base": 768, "tiny": 64}
 """Height and width of a picture, pixels."""
 
+RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
 MEAN, STD, RESCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255
 
 
