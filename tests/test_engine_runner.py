@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from tiny import make_native
 from florence.engine.graphs import PlainRecorder
 from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Decoding, Runner
+from florence.engine.runner import Decoding, Outcome, Runner
+from florence.errors import EngineError
 from florence.model.cpu_attention import CpuAttention, available
 from florence.model.florence2 import Florence2Model
 
@@ -97,3 +99,52 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(runner: Runne
         assert hypothesis.token_ids == expected.token_ids, decoding.request.options
         assert hypothesis.token_logprobs == pytest.approx(expected.token_logprobs, abs=1e-3)
         assert hypothesis.score == pytest.approx(expected.score, rel=1e-3, abs=1e-4)
+
+
+@torch.inference_mode()
+def test_one_after_another_in_the_same_place(runner: Runner) -> None:
+    """Whoever had the slot before left nothing behind: prompts get longer and shorter, beams more and fewer,
+    and each token of a search with one beam is told, EOS too."""
+    dice = random.Random(9)
+    for number in range(16):
+        told: list[int] = []
+        request = replace(random_request(dice), on_token=told.append)
+        request = replace(request, options=replace(request.options, num_beams=1 + 2 * (number % 3)))
+        left = runner.encode([request])
+        outcomes: list[Outcome] = []
+        while not outcomes:
+            outcomes = [outcome for _, outcome in runner.step(left)]
+        (outcome,) = outcomes
+        assert isinstance(outcome, Hypothesis)
+        assert outcome.token_ids == generate_alone(runner.model, request, runner.rules).token_ids
+        if request.options.num_beams == 1:
+            assert told == outcome.token_ids[1:]
+
+
+@torch.inference_mode()
+def test_values_that_are_no_numbers_fail_their_request_alone(runner: Runner) -> None:
+    """And leave nothing behind for those who get the place after it."""
+    dice = random.Random(2)
+    requests = [random_request(dice) for _ in range(3)]
+    left = runner.encode(requests)
+    spoilt = left[1]
+    runner.caches.cross_values[:, spoilt.place.slot] = torch.nan
+    outcomes = {}
+    while left:
+        for decoding, outcome in runner.step(left):
+            outcomes[decoding] = outcome
+            left = [other for other in left if other is not decoding]
+    for decoding, outcome in outcomes.items():
+        if decoding is spoilt:
+            assert isinstance(outcome, EngineError)
+            continue
+        assert isinstance(outcome, Hypothesis)
+        assert outcome.token_ids == generate_alone(runner.model, decoding.request, runner.rules).token_ids
+    check_places(runner, [])
+    again = runner.encode([request for request in requests for _ in range(3)])
+    while again:
+        for decoding, outcome in runner.step(again):
+            again = [other for other in again if other is not decoding]
+            assert isinstance(outcome, Hypothesis)
+            expected = generate_alone(runner.model, decoding.request, runner.rules)
+            assert outcome.token_ids == expected.token_ids

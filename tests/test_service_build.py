@@ -12,8 +12,8 @@ from florence.tasks import TASKS
 
 def test_bentomls_own_documents_can_be_made() -> None:
     """`bentoml build` writes both; its clients read the second to know that the picture is a file."""
-    built = service.build_service(Settings(), 0, lambda _settings, _device: FakeModel())
-    assert set(built.apis) == {task.name for task in TASKS.values()}
+    built = service.build_service(Settings(), 0, lambda _settings, _device, _observer: FakeModel())
+    assert set(built.apis) == {"analyze", *(task.name for task in TASKS.values())}
     paths = built.openapi_spec.asdict()["paths"]
     routes = {route["name"]: route for route in built.schema()["routes"]}
     for task in TASKS.values():
@@ -36,7 +36,9 @@ def test_workers_and_gpus_follow_the_devices(
     device: str, gpus: int, workers: int, resources: dict[str, int]
 ) -> None:
     """One worker for each device; as many GPUs are reserved as the highest index needs."""
-    built = service.build_service(Settings(device=device), gpus, lambda _settings, _device: FakeModel())
+    built = service.build_service(
+        Settings(device=device), gpus, lambda _settings, _device, _observer: FakeModel()
+    )
     assert built.config["workers"] == workers
     assert built.config["resources"] == resources
     assert built.config["http"] == {"port": 8000}
@@ -48,5 +50,5 @@ def test_workers_and_gpus_follow_the_devices(
 )
 def test_a_build_packs_weights_only_where_they_are_named(asked: dict[str, str], packed: int) -> None:
     """A checkpoint or a revision that was asked for becomes a model reference, which the build packs."""
-    built = service.build_service(Settings(**asked), 0, lambda _settings, _device: FakeModel())
+    built = service.build_service(Settings(**asked), 0, lambda _settings, _device, _observer: FakeModel())
     assert len(built.models) == packed

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from florence.engine.places import Place
 from florence.engine.search import StepShape
-from florence.engine.steps import Decoding, Stage, dense_members, extent_of, shape_of
+from florence.engine.steps import Decoding, Stage, dense_members, extent_of, seats_of, shape_of
 from florence.model.decode import Members
 
 SHORTEST = 64
@@ -128,14 +128,14 @@ class BucketSteps:
         self._stage, self._buckets, self._recorder = stage, buckets, recorder
         self._members: dict[_Key, Members] = {}
         self._replays: dict[_Key, Replay] = {}
-        self._present: tuple[_Key, list[object]] | None = None
+        self._present: tuple[_Key, list[tuple[Place, int]]] | None = None
 
     def run(self, decodings: Sequence[Decoding]) -> None:
         key = self._key(decodings)
-        place = [decoding.place for decoding in decodings]
-        if self._present != (key, place):  # somebody came or went: others read and write from now on
+        seats = seats_of(decodings)
+        if self._present != (key, seats):  # somebody came or went: others read and write from now on
             self._seat(key, decodings)
-            self._present = key, list(place)
+            self._present = key, seats
         if key in self._replays:
             self._replays[key]()
             return

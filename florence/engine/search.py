@@ -43,7 +43,8 @@ class SearchState:
 
     `sequences`, `logprobs`, `runs`, `ancestry` [s, b, t]: tokens (the start token first), the
     log-probability of each, the n-gram rule's memory, and the cache row that holds each position of a beam's
-    past. `generated` [s]: tokens after the start token. `totals` [s, b]: sums of log-probabilities.
+    past. `generated` [s]: tokens after the start token. `last_token` [s]: the likeliest continuation of the
+    last step, which is the token of a search with one beam. `totals` [s, b]: sums of log-probabilities.
     `finished_*` [s, b, ...]: the finished hypotheses kept, `order` says which came first.
     """
 
@@ -207,6 +208,8 @@ class _Step:
             hypotheses.add_open(chosen, is_open & at_limit[:, None], next_totals)
         done = (done & self.running) | at_limit
         hypotheses.store()
+        last_token = state.last_token[self.members.slots]
+        state.last_token[self.members.slots] = torch.where(self.running, token[:, 0], last_token)
         self._store(parents, token, logprob, chosen, next_totals, done)
 
     def _may_be_last(self) -> bool:
@@ -254,7 +257,6 @@ class _Step:
             buffer[slots, :k, :t] = torch.where(self.running[:, None, None], new, old)
         state.totals[slots, :k] = torch.where(self.running[:, None], totals, state.totals[slots, :k])
         state.generated[slots] += self.running
-        state.last_token[slots] = torch.where(self.running, token[:, 0], state.last_token[slots])
         state.status[slots] = torch.where(self.running & done, DONE, state.status[slots])
 
     def _of_requests(self, parts: Tensor, fill: float) -> Tensor:

@@ -81,13 +81,13 @@ class TightSteps:
     def __init__(self, stage: Stage, kernel: Kernel) -> None:
         self._stage, self._kernel = stage, kernel
         self._members: Members | None = None
-        self._places: list[Place] = []
+        self._seats: list[tuple[Place, int]] = []
 
     def run(self, decodings: Sequence[Decoding]) -> None:
         shape = shape_of(decodings)
-        places = [decoding.place for decoding in decodings]
-        if self._members is None or places != self._places:
-            self._members, self._places = tight_members(decodings, self._stage.state.device), places
+        seats = seats_of(decodings)
+        if self._members is None or seats != self._seats:  # somebody came or went
+            self._members, self._seats = tight_members(decodings, self._stage.state.device), seats
         self._stage.tight_step(self._members, shape, self._kernel)
 
 
@@ -114,6 +114,11 @@ def shape_of(decodings: Sequence[Decoding]) -> StepShape:
         greedy=min(beams) == 1,
         encoder_length=max(decoding.encoder_length for decoding in decodings),
     )
+
+
+def seats_of(decodings: Sequence[Decoding]) -> list[tuple[Place, int]]:
+    """All that `Members` depend on: places, and the encoder lengths of those who have them now."""
+    return [(decoding.place, decoding.encoder_length) for decoding in decodings]
 
 
 def extent_of(decodings: Sequence[Decoding]) -> tuple[int, int]:
