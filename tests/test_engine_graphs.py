@@ -34,12 +34,15 @@ def test_buckets_hold_everything_that_the_caches_hold() -> None:
 
 def test_recorded_work_gives_what_the_buffers_hold_at_each_replay() -> None:
     buffer, dice = torch.zeros(3), random.Random(0)
-    replay, (result,) = PlainRecorder().record(lambda: [buffer * 2])
+    replay, results = PlainRecorder().record(lambda: [buffer * 2])
+    kept = None
     for _ in range(3):
         values = torch.tensor([dice.random() for _ in range(3)])
         buffer.copy_(values)
         replay()
-        assert torch.equal(result, values * 2)
+        assert torch.equal(results[0], values * 2)
+        assert kept is None or kept is results[0]  # the same tensor at each replay
+        kept = results[0]
 
 
 @pytest.mark.gpu

@@ -30,7 +30,8 @@ Replay = Callable[[], None]
 
 
 class Recorder(Protocol):
-    """Makes a replay of work that reads and writes fixed buffers; its results lie in fixed tensors too."""
+    """Makes a replay of work that reads and writes fixed buffers, without doing it; its results lie in fixed
+    tensors too, which may be there only after the first replay."""
 
     def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]: ...
 
@@ -52,10 +53,13 @@ class PlainRecorder:
     """Does the work at each replay: the same buffers and shapes without a graph."""
 
     def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
-        results = [result.clone() for result in work()]
+        results: list[Tensor] = []
 
         def replay() -> None:
-            for result, new in zip(results, work(), strict=True):
+            made = work()
+            if not results:
+                results.extend(result.clone() for result in made)
+            for result, new in zip(results, made, strict=True):
                 result.copy_(new)
 
         return replay, results
