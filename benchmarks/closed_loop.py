@@ -50,8 +50,13 @@ def requests(size: str, tokens: int, count: int = 64) -> list[Request]:
     ]
 
 
-def throughput(engine: Engine, asked: list[Request], concurrency: int, window_s: float) -> float:
-    """Answers a second with so many requests always under way, after a first round that does not count."""
+def throughput(
+    engine: Engine, asked: list[Request], concurrency: int, *, first: int, count: int, window_s: float
+) -> float:
+    """Answers a second with so many requests always under way.
+
+    The `first` answers do not count; then at least `count` do, and as many more as come in `window_s`.
+    """
     source: Iterator[Request] = cycle(asked)
     lock, over, done = threading.Lock(), threading.Event(), []
     idle, under_way = threading.Event(), 0
@@ -75,11 +80,10 @@ def throughput(engine: Engine, asked: list[Request], concurrency: int, window_s:
 
     for _ in range(concurrency):
         send()
-    while len(done) < concurrency:
+    while len(done) < first:
         time.sleep(0.01)
-    first, started = len(done), time.perf_counter()
-    # Answers of equal length come in waves: count whole ones.
-    while time.perf_counter() - started < window_s or len(done) < first + concurrency:
+    started = time.perf_counter()
+    while time.perf_counter() - started < window_s or len(done) < first + count:
         time.sleep(0.01)
     last = len(done)
     rate = (last - first) / (done[last - 1] - done[first - 1])

@@ -195,7 +195,9 @@ def nine_tasks(bench: Bench, model: Florence2Model) -> dict[str, dict[str, float
         engine = bench.engine(model, concurrency)
         for task, tokens in bench.tokens_of.items():
             asked = requests(bench.size, tokens)
-            rate = throughput(engine, asked, concurrency, bench.window_s)
+            rate = throughput(
+                engine, asked, concurrency, first=concurrency, count=concurrency, window_s=bench.window_s
+            )
             table[task][str(concurrency)] = rate
             print(f"  {task:28} {concurrency:3} at once: {rate:8.1f} pictures/s", flush=True)
         engine.close()
