@@ -98,15 +98,20 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "generation": asdict(config.generation),
         "tasks": list(TASKS),
     }
+    runner = _runner(model, batches.max_batch_size, options, preprocessing)
     engine = Engine(
-        _runner(model, batches.max_batch_size, options, preprocessing),
+        runner,
         limits,
         batches,
         threads=options.threads,
         observer=options.observer,
         on_broken=options.on_broken,
     )
-    log.info("loaded %s on %s as %s", checkpoint.label, info["device"], info["dtype"])
+    log.info(
+        "loaded %s on %s as %s, with caches of %.0f MiB for %d requests of %d beams in all",
+        checkpoint.label, info["device"], info["dtype"],
+        runner.caches.nbytes / 2**20, runner.sizes.slots, runner.sizes.rows,
+    )  # fmt: skip
     return Loaded(pipeline, engine, info)
 
 

@@ -293,15 +293,12 @@ class _Finished:
         for rank in range(self._step.shape.beams):
             if on_cpu and not bool(wanted[:, rank].any()):
                 continue
-            self._add(self._candidate(rank), wanted[:, rank], totals[:, rank])
+            self._add(torch.full_like(self.count, rank), wanted[:, rank], totals[:, rank])
 
     def add_open(self, chosen: Tensor, wanted: Tensor, totals: Tensor) -> None:
         """Offer the open beams, `chosen` [n, k] by rank."""
         for beam in range(self._step.shape.beams):
             self._add(chosen[:, beam], wanted[:, beam], totals[:, beam])
-
-    def _candidate(self, rank: int) -> Tensor:
-        return torch.full_like(self.count, rank)
 
     def _add(self, rank: Tensor, wanted: Tensor, total: Tensor) -> None:
         """Offer to each request the candidate of its `rank` [n], if `wanted` [n]."""
