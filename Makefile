@@ -52,7 +52,7 @@ image-check: install
 lock:
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet pip-tools
-	$(PIP_COMPILE) --upgrade --extra test --extra dev --extra train \
+	$(PIP_COMPILE) --upgrade --extra test --extra dev --extra train --extra evaluate \
 		--upgrade-package torch==2.14.1 --upgrade-package torchvision==0.29.1 \
 		--output-file requirements.lock pyproject.toml
 	cp requirements.lock requirements-serve.lock  # the same versions, without the packages that serving needs not

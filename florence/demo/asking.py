@@ -31,20 +31,21 @@ _PATIENCE_S: Final = 120.0
 
 def ask_model(model: Florence2) -> Ask:
     """Questions to a loaded model. An answer that fails raises its own error."""
+    return lambda items: [answer.result for answer in answers_of(model, items)]
 
-    def ask(items: Sequence[Item]) -> list[Result]:
-        results = []
-        for answer in model.run_many(items):
-            if not isinstance(answer, Answer):
-                raise answer
-            results.append(answer.result)
-        return results
 
-    return ask
+def answers_of(model: Florence2, items: Sequence[Item]) -> list[Answer]:
+    """What a loaded model answers, with its tokens. An answer that fails raises its own error."""
+    answers = []
+    for answer in model.run_many(items):
+        if not isinstance(answer, Answer):
+            raise answer
+        answers.append(answer)
+    return answers
 
 
 def ask_service(url: str) -> Ask:
-    """Questions to the typed endpoints of a service. EngineError with its message when it refuses one."""
+    """Questions to the typed endpoints of a service. EngineError when it refuses one or is not there."""
     read_result: TypeAdapter[Result] = TypeAdapter(Result)
 
     def ask_one(item: Item) -> Result:
@@ -63,6 +64,8 @@ def ask_service(url: str) -> Ask:
                 return read_result.validate_python(json.load(reply)["result"])
         except urllib.error.HTTPError as error:
             raise EngineError(f"{task.name} answered {error.code}: {error.read().decode()}") from error
+        except urllib.error.URLError as error:
+            raise EngineError(f"no service answers at {url}: {error.reason}") from error
 
     def ask(items: Sequence[Item]) -> list[Result]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -1,30 +1,32 @@
 """Grades answers of the fifteen tasks: which figures a task has, and what they come to.
 
 Knows nothing about models: it is given questions, scenes and typed results. All figures are between 0 and 1
-and higher is better, but for `invented` (share of absent things for which boxes were answered).
+and higher is better, but for `CIDEr` (0 to 10), `invented` (share of absent things for which boxes were
+answered) and `ECE` (expected calibration error of the scores, 0 is best).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from florence.demo.boxes import Found, evaluate_boxes
+from florence.demo.calibration import Judged, expected_calibration_error
+from florence.demo.captions import cider
 from florence.demo.metrics import (
     RIGHT_OVERLAP,
-    Found,
-    average_precision,
+    Figures,
+    Polygon,
+    area_overlap,
     box_overlap,
-    matches,
     mean,
-    mean_average_precision,
-    polygon_overlap,
     word_accuracy,
-)  # fmt: skip
-from florence.demo.scenes import Scene
+)
+from florence.demo.scenes import Scene, Thing
 from florence.demo.truths import Question, brief, full
-from florence.schemas import Detections, OcrRegions, Result, Segmentation, Text
+from florence.schemas import Detection, Detections, OcrRegion, OcrRegions, Result, Segmentation, Text
 
 
 @dataclass(frozen=True)
@@ -36,134 +38,157 @@ class Graded:
     result: Result
 
 
-Figures = dict[str, float]
+@dataclass(frozen=True)
+class Grade:
+    """A task's figures, and each scored thing of its answers."""
+
+    figures: Figures
+    judged: list[Judged]
 
 
-def grade(task: str, answers: Sequence[Graded]) -> Figures:
-    """The figures of a task over its answers, nan where nothing was to measure. KeyError for no task."""
-    return _GRADES[task](answers)
+def grade(task: str, answers: Sequence[Graded]) -> Grade:
+    """A task over its answers: their number, the task's figures (nan where nothing was to measure), ECE.
+
+    KeyError for no task, MissingLibrary without the extra "evaluate".
+    """
+    figures, judged = _GRADES[task](answers)
+    questions: Figures = {"questions": len(answers)}
+    return Grade(questions | figures | {"ECE": expected_calibration_error(judged)}, judged)
 
 
-def _text(answers: Sequence[Graded]) -> Figures:
-    return {"exact": mean([_said(one) == one.question.answer for one in answers])}
+_Parts = tuple[Figures, list[Judged]]
 
 
-def _ocr(answers: Sequence[Graded]) -> Figures:
-    counts = [word_accuracy(_said(one), one.question.answer) for one in answers]
+def _judged(scores: Iterable[float | None], right: Iterable[bool]) -> list[Judged]:
+    """Those that have a score."""
+    pairs = zip(scores, right, strict=True)
+    return [Judged(score, is_right) for score, is_right in pairs if score is not None]
+
+
+def _text(answers: Sequence[Graded]) -> _Parts:
+    right = [_said(one).text == one.question.answer for one in answers]
+    return {"exact": mean(right)}, _judged([_said(one).score for one in answers], right)
+
+
+def _said(one: Graded) -> Text:
+    return one.result if isinstance(one.result, Text) else Text(text="")
+
+
+def _caption(answers: Sequence[Graded]) -> _Parts:
+    """CIDEr beside what the right captions themselves would get: short ones don't come to 10."""
+    figures, judged = _text(answers)
+    said, right = [_said(one).text for one in answers], [one.question.answer for one in answers]
+    score, best = cider(said, right)
+    return figures | {"CIDEr": score, "CIDEr_of_truth": best}, judged
+
+
+def _ocr(answers: Sequence[Graded]) -> _Parts:
+    figures, judged = _text(answers)
+    counts = [word_accuracy(_said(one).text, one.question.answer) for one in answers]
     hits, words = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    return _text(answers) | {"words": hits / words if words else mean([])}
+    return figures | {"words": hits / words if words else mean([])}, judged
 
 
-def _said(one: Graded) -> str:
-    return one.result.text if isinstance(one.result, Text) else ""
+def _detection(label: Callable[[Thing], str]) -> Callable[[Sequence[Graded]], _Parts]:
+    """All boxes of a picture; `label` is what the task calls a thing."""
 
-
-def _labelled(
-    label: Callable[[Graded, int], str],
-) -> Callable[[Sequence[Graded]], tuple[list[Found], list[Found]]]:
-    """Found boxes and true ones; `label` names the thing of that index."""
-
-    def pairs(answers: Sequence[Graded]) -> tuple[list[Found], list[Found]]:
+    def graded(answers: Sequence[Graded]) -> _Parts:
         found, truth = [], []
         for picture, one in enumerate(answers):
             found += [Found(picture, each.label, each.box, each.score) for each in _detections(one)]
-            truth += [
-                Found(picture, label(one, index), one.scene.things[index].box)
-                for index in one.question.things
-            ]
-        return found, truth
+            truth += [Found(picture, label(thing), thing.box) for thing in _things(one)]
+        figures, right = evaluate_boxes(found, truth)
+        return figures, _judged([one.score for one in found], right)
 
-    return pairs
+    return graded
 
 
-def _detections(one: Graded) -> list[Found]:
-    if not isinstance(one.result, Detections):
-        return []
-    return [Found(0, each.label, each.box, each.score) for each in one.result.detections]
+def _detections(one: Graded) -> list[Detection]:
+    return one.result.detections if isinstance(one.result, Detections) else []
 
 
-_shape_pairs = _labelled(lambda one, index: one.scene.things[index].shape)
-_full_pairs = _labelled(lambda one, index: full(one.scene.things[index]))
-_bare_pairs = _labelled(lambda one, index: "")
-_asked_pairs = _labelled(lambda one, index: one.question.text or "")
+def _things(one: Graded) -> list[Thing]:
+    return [one.scene.things[index] for index in one.question.things]
 
 
-def _detection(answers: Sequence[Graded]) -> Figures:
-    found, truth = _shape_pairs(answers)
-    return {"mAP@50": mean_average_precision(found, truth)} | _precision_recall(found, truth)
-
-
-def _dense(answers: Sequence[Graded]) -> Figures:
-    found, truth = _full_pairs(answers)
-    return {"mAP@50": mean_average_precision(found, truth)} | _precision_recall(found, truth)
-
-
-def _proposals(answers: Sequence[Graded]) -> Figures:
-    return _precision_recall(*_bare_pairs(answers))
-
-
-def _precision_recall(found: Sequence[Found], truth: Sequence[Found]) -> Figures:
-    hits = sum(matches(found, truth))
-    return {
-        "recall@50": hits / len(truth) if truth else mean([]),
-        "precision@50": hits / len(found) if found else mean([]),
-    }
-
-
-def _grounding(answers: Sequence[Graded]) -> Figures:
-    """Of each phrase, whether a box of that very phrase lies right."""
-    right = []
+def _grounding(answers: Sequence[Graded]) -> _Parts:
+    """Of each phrase, whether the first box of that very phrase lies right; of each box, whether it lies on
+    the thing that its phrase names."""
+    hits, judged = [], []
     for one in answers:
+        named = {name: thing for thing in _things(one) for name in (brief(thing), full(thing))}
         boxes = _detections(one)
-        for index in one.question.things:
-            thing = one.scene.things[index]
-            own = [each for each in boxes if each.label in (brief(thing), full(thing))]
-            right.append(any(box_overlap(each.box, thing.box) >= RIGHT_OVERLAP for each in own[:1]))
-    return {"right@50": mean(right)}
+        right = [each.label in named and _lies_on(each, named[each.label]) for each in boxes]
+        judged += _judged([each.score for each in boxes], right)
+        for thing in _things(one):
+            own = [ok for ok, box in zip(right, boxes, strict=True) if named.get(box.label) is thing]
+            hits.append(own[:1] == [True])
+    return {"right@50": mean(hits)}, judged
 
 
-def _open_vocabulary(answers: Sequence[Graded]) -> Figures:
+def _lies_on(found: Detection, thing: Thing) -> bool:
+    return box_overlap(found.box, thing.box) >= RIGHT_OVERLAP
+
+
+def _open_vocabulary(answers: Sequence[Graded]) -> _Parts:
+    """Average precision over all phrases together, of those that name something in the picture. A box of
+    another label than the phrase that was asked stands where no truth is."""
     present = [one for one in answers if one.question.things]
-    absent = [one for one in answers if not one.question.things]
-    return {
-        "AP@50": average_precision(*_asked_pairs(present)),
-        "invented": mean([bool(_detections(one)) for one in absent]),
-    }
+    absent = [_detections(one) for one in answers if not one.question.things]
+    found, truth = [], []
+    for number, one in enumerate(present):
+        phrase = one.question.text or ""
+        found += [Found((number, each.label), "", each.box, each.score) for each in _detections(one)]
+        truth += [Found((number, phrase), "", thing.box) for thing in _things(one)]
+    figures, right = evaluate_boxes(found, truth)
+    judged = _judged([one.score for one in found], right)
+    for boxes in absent:
+        judged += _judged([each.score for each in boxes], [False] * len(boxes))
+    return figures | {"invented": mean([bool(boxes) for boxes in absent])}, judged
 
 
-def _segmentation(answers: Sequence[Graded]) -> Figures:
-    overlaps = []
+def _segmentation(answers: Sequence[Graded]) -> _Parts:
+    """All that was outlined together against the one thing's outline."""
+    overlaps, judged = [], []
     for one in answers:
         instances = one.result.instances if isinstance(one.result, Segmentation) else []
-        polygon = max((each for instance in instances for each in instance.polygons), key=len, default=[])
-        outline = one.scene.things[one.question.things[0]].outline
-        overlaps.append(polygon_overlap(polygon, outline.ravel().tolist()))
-    return {"mIoU": mean(overlaps), "right@50": mean([overlap >= RIGHT_OVERLAP for overlap in overlaps])}
+        (thing,) = _things(one)
+        overlaps.append(_overlap(one, [part for each in instances for part in each.polygons], thing))
+        right = [_overlap(one, each.polygons, thing) >= RIGHT_OVERLAP for each in instances]
+        judged += _judged([each.score for each in instances], right)
+    return {"mIoU": mean(overlaps), "right@50": mean([each >= RIGHT_OVERLAP for each in overlaps])}, judged
 
 
-def _ocr_regions(answers: Sequence[Graded]) -> Figures:
-    """Of each printed word, whether it was read with a quadrilateral that lies right."""
-    right = []
+def _ocr_regions(answers: Sequence[Graded]) -> _Parts:
+    """Of each printed word, whether it was read with a quadrilateral that lies right; of each region, whether
+    such a word stands there."""
+    hits, judged = [], []
     for one in answers:
         regions = one.result.regions if isinstance(one.result, OcrRegions) else []
-        for index in one.question.things:
-            thing = one.scene.things[index]
-            quad = thing.outline.ravel().tolist()
-            right.append(
-                any(r.text == thing.text and polygon_overlap(r.quad, quad) >= RIGHT_OVERLAP for r in regions)
-            )
-    return {"words@50": mean(right)}
+        fits = [[_reads(one, region, thing) for region in regions] for thing in _things(one)]
+        hits += [any(row) for row in fits]
+        right = [any(row[number] for row in fits) for number in range(len(regions))]
+        judged += _judged([region.score for region in regions], right)
+    return {"words@50": mean(hits)}, judged
 
 
-_GRADES: Final[Mapping[str, Callable[[Sequence[Graded]], Figures]]] = MappingProxyType(
+def _reads(one: Graded, region: OcrRegion, thing: Thing) -> bool:
+    return region.text == thing.text and _overlap(one, [region.quad], thing) >= RIGHT_OVERLAP
+
+
+def _overlap(one: Graded, polygons: Sequence[Polygon], thing: Thing) -> float:
+    return area_overlap(polygons, [thing.outline.ravel().tolist()], (one.scene.width, one.scene.height))
+
+
+_GRADES: Final[Mapping[str, Callable[[Sequence[Graded]], _Parts]]] = MappingProxyType(
     {
-        "<CAPTION>": _text,
-        "<DETAILED_CAPTION>": _text,
-        "<MORE_DETAILED_CAPTION>": _text,
+        "<CAPTION>": _caption,
+        "<DETAILED_CAPTION>": _caption,
+        "<MORE_DETAILED_CAPTION>": _caption,
         "<CAPTION_TO_PHRASE_GROUNDING>": _grounding,
-        "<OD>": _detection,
-        "<DENSE_REGION_CAPTION>": _dense,
-        "<REGION_PROPOSAL>": _proposals,
+        "<OD>": _detection(lambda thing: thing.shape),
+        "<DENSE_REGION_CAPTION>": _detection(full),
+        "<REGION_PROPOSAL>": _detection(lambda thing: ""),
         "<OCR>": _ocr,
         "<OCR_WITH_REGION>": _ocr_regions,
         "<REFERRING_EXPRESSION_SEGMENTATION>": _segmentation,
