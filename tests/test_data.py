@@ -23,7 +23,7 @@ def test_the_page_names_every_file() -> None:
     """Files of a kind by their pattern."""
     for path in DATA.iterdir():
         pattern = re.sub(r"load_data_[A-Z_]+", "load_data_<TASK>", path.name)
-        pattern = re.sub(r"^[a-z]+_(?=annotations|questions)", "*_", pattern)
+        pattern = re.sub(r"^[a-z]+_(?=annotations|captions|questions)", "*_", pattern)
         assert f"`{pattern}`" in PAGE or path.name == "README.md", path.name
 
 

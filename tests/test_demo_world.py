@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +11,14 @@ from tokenizers import Tokenizer
 
 from florence import parse_answer
 from florence.demo.batches import draw_lots
-from florence.demo.coco import CATEGORIES, coco_dataset, polygon_area
-from florence.demo.draw import draw
+from florence.demo.coco import polygon_area
 from florence.demo.drawing import draw_scene, thing_mask
 from florence.demo.lettering import make_tokenizer
 from florence.demo.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.shapes import unit_outline
 from florence.demo.truths import Question, questions
 from florence.demo.typeface import Typeface
-from florence.demo.vocabulary import SHAPES, WORD
+from florence.demo.vocabulary import SHAPES
 from florence.schemas import Detections, OcrRegions, Segmentation, Text
 from florence.tasks import TASKS, Kind
 
@@ -185,31 +182,3 @@ def test_tokenizer_writes_every_answer_back(
     assert [tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
     base = tokenizer.token_to_id("<mask>")
     assert tokenizer.token_to_id("<loc_999>") == base + 1 + 4 + 999
-
-
-def test_coco_export_is_consistent(tmp_path: Path) -> None:
-    """Ids are unique and point at each other, boxes lie in their pictures, areas fit, files are there."""
-    draw(tmp_path, seed=9, count=6, limits=WIDE)
-    data = json.loads((tmp_path / "scene_annotations.json").read_text())
-    images = {image["id"]: image for image in data["images"]}
-    assert len(images) == 6
-    assert all((tmp_path / image["file_name"]).is_file() for image in images.values())
-    assert [category["name"] for category in data["categories"]] == [*SHAPES, WORD] == list(CATEGORIES)
-    identifiers = [annotation["id"] for annotation in data["annotations"]]
-    assert len(set(identifiers)) == len(identifiers) > 0
-    for annotation in data["annotations"]:
-        image = images[annotation["image_id"]]
-        x, y, width, height = annotation["bbox"]
-        assert x >= 0
-        assert y >= 0
-        assert x + width <= image["width"] + 1e-6
-        assert y + height <= image["height"] + 1e-6
-        assert 0 < annotation["area"] <= width * height + 1e-6
-        assert annotation["category_id"] in range(1, len(CATEGORIES) + 1)
-
-
-def test_coco_export_keeps_every_thing(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """A scene has one annotation for each of its things, and one caption."""
-    data = coco_dataset([(f"{index}.png", scene) for index, (scene, _) in enumerate(asked)])
-    assert len(data["annotations"]) == sum(len(scene.things) for scene, _ in asked)
-    assert len(data["captions"]) == len(asked)

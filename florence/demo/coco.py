@@ -1,6 +1,8 @@
-"""Writes scenes as a COCO data set: images, annotations with boxes and polygons, captions.
+"""Writes scenes as COCO data sets, in the layout of COCO's own files: instances, and captions.
 
-Knows nothing about tasks' answer texts but the caption. Boxes are COCO's x, y, width, height in pixels.
+Both files number the pictures alike. Boxes are COCO's x, y, width, height in pixels; ids count from 1. Boxes
+and outlines are those of whole things, also where another one lies in front. A word's outline is the frame
+around its letters; a ring's has its hole. Knows nothing about tasks' answer texts but the caption.
 """
 
 from __future__ import annotations
@@ -8,41 +10,71 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from florence.demo.scenes import Scene, Thing
+from florence.demo.shapes import RING_HOLE, Points
 from florence.demo.truths import caption, full
 from florence.demo.vocabulary import SHAPES, WORD
 
 CATEGORIES = (*SHAPES, WORD)
 
+Scenes = Sequence[tuple[str, Scene]]
 
-def coco_dataset(scenes: Sequence[tuple[str, Scene]]) -> dict[str, Any]:
-    """COCO's instances and captions in one: scenes by file name; ids count from 1."""
-    images: list[dict[str, Any]] = []
+
+def coco_instances(scenes: Scenes) -> dict[str, Any]:
+    """COCO's instances: scenes by file name. `description` and `text` say more of a thing than COCO does."""
     annotations: list[dict[str, Any]] = []
-    captions: list[dict[str, Any]] = []
-    for image_id, (file_name, scene) in enumerate(scenes, start=1):
-        images.append({"id": image_id, "file_name": file_name, "width": scene.width, "height": scene.height})
-        captions.append({"id": image_id, "image_id": image_id, "caption": caption(scene)})
+    for image_id, (_, scene) in enumerate(scenes, start=1):
         for thing in scene.things:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_annotation(thing)})
-    categories = [{"id": number, "name": name} for number, name in enumerate(CATEGORIES, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories, "captions": captions}
+    categories = [
+        {"id": number, "name": name, "supercategory": "text" if name == WORD else "shape"}
+        for number, name in enumerate(CATEGORIES, start=1)
+    ]
+    return {**_head(scenes), "annotations": annotations, "categories": categories}
+
+
+def coco_captions(scenes: Scenes) -> dict[str, Any]:
+    """COCO's captions: one short caption a scene."""
+    annotations = [
+        {"id": image_id, "image_id": image_id, "caption": caption(scene)}
+        for image_id, (_, scene) in enumerate(scenes, start=1)
+    ]
+    return {**_head(scenes), "annotations": annotations}
+
+
+def _head(scenes: Scenes) -> dict[str, Any]:
+    images = [
+        {"id": image_id, "file_name": file_name, "width": scene.width, "height": scene.height}
+        for image_id, (file_name, scene) in enumerate(scenes, start=1)
+    ]
+    return {"info": {"description": "scenes drawn by florence.demo"}, "licenses": [], "images": images}
 
 
 def _annotation(thing: Thing) -> dict[str, Any]:
     x1, y1, x2, y2 = thing.box
+    outline = _with_hole(thing.outline, thing.centre) if thing.shape == "ring" else thing.outline
     return {
         "category_id": CATEGORIES.index(thing.shape) + 1,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "segmentation": [thing.outline.ravel().tolist()],
-        "area": polygon_area(thing.outline.tolist()),
+        "segmentation": [outline.ravel().tolist()],
+        "area": polygon_area(outline.tolist()),
         "iscrowd": 0,
         "description": full(thing),
         "text": thing.text,
     }
 
 
+def _with_hole(outline: Points, centre: tuple[float, float]) -> Points:
+    """Around the outer edge, in to the hole, around it the other way, and back: COCO's polygons know no
+    holes, and one that meets itself along a seam has one all the same."""
+    middle = np.array(centre)
+    hole = (outline - middle) * RING_HOLE + middle
+    return np.concatenate([outline, outline[:1], hole[:1], hole[:0:-1], hole[:1]])
+
+
 def polygon_area(corners: Sequence[Sequence[float]]) -> float:
-    """Area of a simple polygon by the shoelace formula."""
+    """Area of a polygon that does not cross itself, by the shoelace formula."""
     turns = zip(corners, [*corners[1:], corners[0]], strict=True)
     return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in turns)) / 2

@@ -1,7 +1,8 @@
 """Draws pictures with their truth: `python -m florence.demo.draw --out DIR --seed N --count M`.
 
-Writes scene_00.png (or .jpg) and so on, scene_annotations.json (COCO) and scene_questions.json (all tasks
-with right answers); --name says what stands in place of `scene`. More things than six need a lesser --scale;
+Writes scene_00.png (or .jpg) and so on, scene_annotations.json (COCO's instances), scene_captions.json
+(COCO's captions) and scene_questions.json (all tasks with right answers); --name says what stands in place of
+`scene`. More things than six need a lesser --scale;
 the captions of such a crowd may hold a run of three tokens twice, which Florence-2 does not write unless
 `no_repeat_ngram_size` is 0. Knows nothing about any model.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from florence.demo.batches import draw_lots
-from florence.demo.coco import coco_dataset
+from florence.demo.coco import coco_captions, coco_instances
 from florence.demo.drawing import draw_scene
 from florence.demo.scenes import MOST_CROWDED, MOST_THINGS, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.truths import questions
@@ -37,7 +38,8 @@ def draw(out: Path, seed: int, count: int, limits: Limits, name: str = "scene") 
         draw_scene(scene, typeface).save(out / file_name, quality=95)
         scenes.append((file_name, scene))
         asked[file_name] = [asdict(question) for question in questions(scene, rng)]
-    _write(out / f"{name}_annotations.json", coco_dataset(scenes))
+    _write(out / f"{name}_annotations.json", coco_instances(scenes))
+    _write(out / f"{name}_captions.json", coco_captions(scenes))
     _write(out / f"{name}_questions.json", asked)
 
 

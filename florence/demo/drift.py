@@ -1,0 +1,138 @@
+"""What a precision changes in the answers: `python -m florence.demo.drift --dtypes float32 bfloat16 int8`.
+
+The same questions about the same held-out scenes in each precision; each is compared with the first: answers
+whose whole text is the same, answers with the same words (locations left out), how far locations moved, and
+how each figure of `florence.demo.evaluate` changes. Knows nothing about why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from florence.demo.asking import answers_of
+from florence.demo.evaluate import Exam, exam_parser, run, scenes_of, write_json
+from florence.demo.grading import Grade
+from florence.demo.metrics import Figures, mean
+from florence.demo.report import finite
+from florence.florence2 import Florence2
+from florence.schemas import Answer
+
+ALL: Final = "all tasks"
+_LOCATION = re.compile(r"<loc_(\d+)>")
+_LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
+_SPECIAL = re.compile(r"</?s>|<pad>")
+_OUT_OF_TEN: Final = ("CIDEr", "CIDEr_of_truth")
+
+
+def compare(first: Sequence[str], second: Sequence[str]) -> Figures:
+    """Two lists of generated texts, pair by pair; nan where there is nothing to compare.
+
+    same_text: share of the same whole text. same_words: of the answers that have words, share of those with
+    the same, between the same locations or others. bins_same, bins_mean, bins_p95: of the locations of answers
+    with as many on both sides (share `comparable`), how many are the same, and the mean and 95th percentile of
+    how far they are apart, in bins of 1/1000 of the picture's side.
+    """
+    pairs = list(zip(first, second, strict=True))
+    words = [(_words(one), _words(two)) for one, two in pairs]
+    bins = [(_bins(one), _bins(two)) for one, two in pairs]
+    located = [(one, two) for one, two in bins if one or two]
+    like = [(one, two) for one, two in located if len(one) == len(two)]
+    moved = np.array([abs(a - b) for one, two in like for a, b in zip(one, two, strict=True)], dtype=float)
+    return {
+        "answers": len(pairs),
+        "same_text": mean([one == two for one, two in pairs]),
+        "same_words": mean([one == two for one, two in words if any(one) or any(two)]),
+        "comparable": len(like) / len(located) if located else math.nan,
+        "bins_same": float((moved == 0).mean()) if len(moved) else math.nan,
+        "bins_mean": float(moved.mean()) if len(moved) else math.nan,
+        "bins_p95": float(np.percentile(moved, 95)) if len(moved) else math.nan,
+    }
+
+
+def _words(text: str) -> list[str]:
+    """What stands before, between and after runs of locations."""
+    return [part.strip() for part in _LOCATIONS.split(_SPECIAL.sub("", text))]
+
+
+def _bins(text: str) -> list[int]:
+    return [int(number) for number in _LOCATION.findall(text)]
+
+
+def changes(first: Mapping[str, Grade], second: Mapping[str, Grade]) -> dict[str, Figures]:
+    """By task, how far each figure went up: in points (hundredths), but for CIDEr, which is out of ten."""
+    return {
+        task: {
+            name: (second[task].figures[name] - value) * (1 if name in _OUT_OF_TEN else 100)
+            for name, value in one.figures.items()
+            if name not in ("questions", "CIDEr_of_truth")
+        }
+        for task, one in first.items()
+    }
+
+
+def measure(
+    exam: Exam, answers: Sequence[Answer], others: Sequence[Answer]
+) -> tuple[dict[str, Figures], dict[str, Figures]]:
+    """`compare` by task and over all tasks, and `changes`, of two lists of answers to the same questions."""
+    texts = [(one.raw_text, two.raw_text) for one, two in zip(answers, others, strict=True)]
+    by_task: dict[str, list[tuple[str, str]]] = {task: [] for task in exam.tasks}
+    for (_, _, question), pair in zip(exam.asked, texts, strict=True):
+        by_task[question.task].append(pair)
+    compared = {
+        task: compare([one for one, _ in pairs], [two for _, two in pairs])
+        for task, pairs in {**by_task, ALL: texts}.items()
+    }
+    grades = [exam.grade([answer.result for answer in row]) for row in (answers, others)]
+    return compared, changes(*grades)
+
+
+def table(compared: Mapping[str, Figures], changed: Mapping[str, Figures]) -> str:
+    """A line a task: how alike the answers are, then how far each figure went up or down."""
+    lines = [
+        f"{'':38} {'answers':>7} {'text':>6} {'words':>6} {'bins':>6} {'mean':>6} {'p95':>6}  "
+        "change in points"
+    ]
+    for task, row in compared.items():
+        shares = " ".join(f"{row[name]:6.3f}" for name in ("same_text", "same_words", "bins_same"))
+        parts = [f"{name} {value:+.2f}" for name, value in changed.get(task, {}).items()]
+        lines.append(
+            f"{task:38} {row['answers']:7.0f} {shares} {row['bins_mean']:6.2f} {row['bins_p95']:6.1f}  "
+            + "  ".join(parts)
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = exam_parser(__doc__)
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "bfloat16"], help="the first is what others differ from"
+    )
+    run(parser, _drift)
+
+
+def _drift(arguments: argparse.Namespace, exam: Exam) -> None:
+    began = time.monotonic()
+    answers = {}
+    for dtype in dict.fromkeys(arguments.dtypes):
+        with Florence2.load(arguments.checkpoint, dtype=dtype) as model:
+            answers[dtype] = answers_of(model, exam.items)
+    first, *others = answers
+    report: dict[str, object] = {}
+    for dtype in others:
+        compared, changed = measure(exam, answers[first], answers[dtype])
+        print(f"{dtype} against {first}", table(compared, changed), "", sep="\n")
+        report[dtype] = {"answers": finite(compared), "changes": finite(changed)}
+    print(f"{scenes_of(arguments)}, {time.monotonic() - began:.0f} s; text, words, bins: share of the same")
+    write_json(arguments, {"reference": first, "drift": report})
+
+
+if __name__ == "__main__":
+    main()
