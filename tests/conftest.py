@@ -40,6 +40,13 @@ def goldens(shared: Path) -> Goldens:
     return Goldens(shared / "goldens" / "A")
 
 
+@pytest.fixture(scope="session")
+def evaluators() -> None:
+    """The packages that measure answers; `make install` has them."""
+    for package in ("pycocotools", "pycocoevalcap"):
+        pytest.importorskip(package, reason='answers are measured with the extra "evaluate"')
+
+
 @pytest.fixture
 def model() -> Iterator[FakeModel]:
     """A fake model, for the modules that test what stands before a model and have none of their own."""

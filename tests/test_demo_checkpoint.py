@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -46,6 +47,7 @@ def test_the_bundle_is_small_and_whole() -> None:
     assert [text[name] for name in starts_and_ends] == [2, 0, 2]
 
 
+@pytest.mark.usefixtures("evaluators")
 def test_held_out_scenes_are_answered_well(demo: Florence2) -> None:
     """Short captions and detections on unseen scenes of one to four things keep their floors."""
     figures = evaluate(ask_model(demo), SEED, SCENES, tuple(LEAST))
@@ -53,17 +55,59 @@ def test_held_out_scenes_are_answered_well(demo: Florence2) -> None:
         assert figures[task][name] >= least, table(figures)
 
 
+@pytest.mark.usefixtures("evaluators")
 def test_the_evaluation_command_writes_what_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The JSON has the figures of the printed table, for the tasks asked for, named by token or by name."""
+    """The JSON has the figures of the printed table, for the tasks asked for, named by token or by name, and
+    says what made words of the captions."""
     path = tmp_path / "figures.json"
     options = ["--count", "2", "--tasks", "caption", "<OD>", "--dtype", "float32", "--json", str(path)]
     monkeypatch.setattr("sys.argv", ["evaluate", *options])
     main()
     report = json.loads(path.read_text())
-    assert set(report["tasks"]) == {"<CAPTION>", "<OD>"}
-    assert f"exact {report['tasks']['<CAPTION>']['exact']:.3f}" in capsys.readouterr().out
+    assert set(report["tasks"]) == set(report["reliability"]) == {"<CAPTION>", "<OD>"}
+    printed = capsys.readouterr().out
+    for task in report["tasks"].values():
+        assert all(f"{name} {value:.3f}" in printed for name, value in task.items() if name != "questions")
+    assert report["caption_tokenizer"] in printed
+    assert sum(row["count"] for row in report["reliability"]["<CAPTION>"]) == 2
+
+
+@pytest.mark.parametrize("library", ["pycocotools.cocoeval", "pycocoevalcap.cider.cider"])
+def test_without_its_packages_the_evaluation_names_them(
+    library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is asked."""
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr("sys.argv", ["evaluate"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert 'pip install "florence[evaluate]"' in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("evaluators")
+@pytest.mark.parametrize(
+    ("wrong", "status", "said"),
+    [
+        (["--things", "4", "1"], 2, "--things must lie between 1 and 6"),
+        (["--count", "0"], 2, "--count must be 1 or more"),
+        (["--tasks", "sing"], 1, "sing"),
+        (["--count", "1", "--url", "http://127.0.0.1:9"], 1, "no service answers at http://127.0.0.1:9"),
+    ],
+)
+def test_mistakes_end_the_evaluation_in_a_line(
+    wrong: list[str],
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", *wrong])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == status
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_answers_come_from_the_picture(demo: Florence2) -> None:

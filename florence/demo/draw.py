@@ -2,9 +2,9 @@
 
 Writes scene_00.png (or .jpg) and so on, scene_annotations.json (COCO's instances), scene_captions.json
 (COCO's captions) and scene_questions.json (all tasks with right answers); --name says what stands in place of
-`scene`. More things than six need a lesser --scale;
-the captions of such a crowd may hold a run of three tokens twice, which Florence-2 does not write unless
-`no_repeat_ngram_size` is 0. Knows nothing about any model.
+`scene`. More things than six need a lesser --scale; the captions of such a crowd may hold a run of three
+tokens twice, which Florence-2 does not write unless `no_repeat_ngram_size` is 0. Knows nothing about any
+model.
 """
 
 from __future__ import annotations

@@ -34,10 +34,10 @@ _OUT_OF_TEN: Final = ("CIDEr", "CIDEr_of_truth")
 def compare(first: Sequence[str], second: Sequence[str]) -> Figures:
     """Two lists of generated texts, pair by pair; nan where there is nothing to compare.
 
-    same_text: share of the same whole text. same_words: of the answers that have words, share of those with
-    the same, between the same locations or others. bins_same, bins_mean, bins_p95: of the locations of answers
-    with as many on both sides (share `comparable`), how many are the same, and the mean and 95th percentile of
-    how far they are apart, in bins of 1/1000 of the picture's side.
+    same_text: share of the same whole text. same_words: of the answers that have words, the share with the
+    same ones, between whatever locations. comparable: of the answers that have locations, the share with as
+    many on both sides; of their locations, bins_same is the share that is the same, bins_mean and bins_p95
+    are the mean and the 95th percentile of how far they are apart, in bins of 1/1000 of the picture's side.
     """
     pairs = list(zip(first, second, strict=True))
     words = [(_words(one), _words(two)) for one, two in pairs]

@@ -1,0 +1,125 @@
+"""What bfloat16 and int8 change in the demo checkpoint's answers, and how it is measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from florence import Florence2
+from florence.demo.asking import answers_of
+from florence.demo.drift import ALL, compare, main, measure
+from florence.demo.evaluate import Exam
+from florence.demo.scenes import Limits
+from florence.demo.truths import full
+from florence.model.devices import has_vnni
+from florence.model.int8 import can_quantize
+from florence.schemas import Answer
+from florence.tasks import TASKS, Kind
+
+pytestmark = pytest.mark.usefixtures("evaluators")
+
+SEED, SCENES = 43, 30
+TEXT_TASKS = [token for token, task in TASKS.items() if task.kind is Kind.TEXT]
+HAS_INT8 = has_vnni() and can_quantize(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def exam() -> Exam:
+    return Exam.draw(SEED, SCENES, tuple(TASKS), Limits())
+
+
+@pytest.fixture(scope="module")
+def exact(exam: Exam) -> list[Answer]:
+    return _answers(exam, "float32")
+
+
+def _answers(exam: Exam, dtype: str) -> list[Answer]:
+    with Florence2.load("demo", device="cpu", dtype=dtype) as model:
+        return answers_of(model, exam.items)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "bfloat16",
+        pytest.param("int8", marks=pytest.mark.skipif(not HAS_INT8, reason="no int8 here")),
+    ],
+)
+def test_a_lesser_precision_says_the_same(exam: Exam, exact: list[Answer], dtype: str) -> None:
+    """Against float32: the same words in 98% of all answers, the same whole text in 98% of those without
+    locations, mAP@50 within half a point and the one thing that weighs most; locations within a few bins."""
+    compared, changed = measure(exam, exact, _answers(exam, dtype))
+    assert compared[ALL]["answers"] == len(exam.items)
+    assert compared[ALL]["same_words"] >= 0.98, compared
+    texts = [(compared[task]["answers"], compared[task]["same_text"]) for task in TEXT_TASKS]
+    assert sum(count * share for count, share in texts) / sum(count for count, _ in texts) >= 0.98, compared
+    for task, label in (("<OD>", lambda thing: thing.shape), ("<DENSE_REGION_CAPTION>", full)):
+        labels = Counter(label(thing) for scene, _, question in exam.asked if question.task == task
+                         for thing in scene.things)  # fmt: skip
+        heaviest = 100 / len(labels) / min(labels.values())
+        assert abs(changed[task]["mAP@50"]) <= 0.5 + heaviest, changed[task]
+        assert compared[task]["bins_mean"] < 4, compared[task]
+
+
+def test_known_texts_compare() -> None:
+    """Whole text, words and locations each have their own share; only answers with as many locations on both
+    sides say how far these moved."""
+    first = ["<s>star<loc_1><loc_2></s>", "<s>ring<loc_5><loc_5></s>", "<s>moon<loc_7></s>", "<s>a cat</s>"]
+    second = [
+        "<s>star<loc_1><loc_6></s>",
+        "<s>ring<loc_5><loc_5></s>",
+        "<s>moon<loc_7><loc_8></s>",
+        "<s>a</s>",
+    ]
+    found = compare(first, second)
+    assert (found["answers"], found["same_text"], found["same_words"]) == (4, 0.25, 0.75)
+    assert found["comparable"] == pytest.approx(2 / 3)
+    assert (found["bins_same"], found["bins_mean"]) == (0.75, 1.0)
+    assert 0 < found["bins_p95"] <= 4
+
+
+def test_words_are_told_by_where_locations_part_them() -> None:
+    """Things in another order are other words; answers without any words don't count."""
+    assert compare(["star<loc_1>moon<loc_2>"], ["moon<loc_1>star<loc_2>"])["same_words"] == 0.0
+    assert compare(["star<loc_1>moon<loc_2>"], ["starmoon<loc_2>"])["same_words"] == 0.0
+    assert math.isnan(compare(["<s><loc_1></s>"], ["<s><loc_2></s>"])["same_words"])
+    assert math.isnan(compare(["<s>a</s>"], ["<s>b</s>"])["bins_mean"])
+
+
+def test_the_same_answers_have_not_drifted(exam: Exam, exact: list[Answer]) -> None:
+    """Every share is 1, no location moved and no figure changed."""
+    compared, changed = measure(exam, exact, exact)
+    assert set(compared) == {*TASKS, ALL}
+    unmoved = {"bins_mean": 0.0, "bins_p95": 0.0}
+    for row in compared.values():
+        assert all(
+            value == unmoved.get(name, 1.0) or math.isnan(value)
+            for name, value in row.items()
+            if name != "answers"
+        )
+    assert all(value == 0.0 or math.isnan(value) for row in changed.values() for value in row.values())
+
+
+def test_the_drift_command_writes_what_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The JSON has the shares of the printed table and the changes of each figure, for each precision but the
+    first."""
+    path = tmp_path / "drift.json"
+    options = ["--count", "2", "--tasks", "caption", "<OD>", "--dtypes", "float32", "bfloat16"]
+    monkeypatch.setattr("sys.argv", ["drift", *options, "--json", str(path)])
+    main()
+    report = json.loads(path.read_text())
+    assert report["reference"] == "float32"
+    (drift,) = report["drift"].values()
+    assert set(drift["answers"]) == {"<CAPTION>", "<OD>", ALL}
+    assert drift["answers"][ALL]["answers"] == 4
+    printed = capsys.readouterr().out
+    for name, value in drift["changes"]["<OD>"].items():
+        assert f"{name} {value:+.2f}" in printed
