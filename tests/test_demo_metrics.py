@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +131,17 @@ def test_both_tokenizers_make_the_same_words(asked: list[tuple[Scene, Question]]
     texts = [say(scene) for scene in scenes for say in (caption, detailed_caption, more_detailed_caption)]
     texts.insert(3, "")
     assert tokenize(texts, Words.PTB) == tokenize(texts, Words.PLAIN)
+
+
+def test_without_java_words_are_made_plainly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And a Java that fails is an error, not another figure."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert words_here() is Words.PLAIN
+    broken = tmp_path / "java"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(OSError, match="Java's tokenizer answered"):
+        tokenize(["a star", "a ring"], Words.PTB)
 
 
 def test_scores_that_are_probabilities_have_no_error() -> None:

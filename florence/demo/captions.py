@@ -22,7 +22,7 @@ class Words(StrEnum):
     """Which tokenizer made words of the captions."""
 
     PTB = "the Penn Treebank tokenizer"
-    PLAIN = "a plain tokenizer (no Java here)"
+    PLAIN = "a plain tokenizer (the Penn Treebank's needs Java)"
 
 
 _WORD = re.compile(r"\w+(?:[-']\w+)*")
@@ -47,7 +47,7 @@ def _score(answers: Sequence[str], references: Sequence[str]) -> float:
 
 
 def words_here() -> Words:
-    """The tokenizer that evaluators use needs Java, and writes beside itself."""
+    """The evaluators' own tokenizer where it can run: it needs Java, and writes into its own folder."""
     folder = Path(evaluator("pycocoevalcap.tokenizer.ptbtokenizer").__file__).parent
     return Words.PTB if shutil.which("java") and os.access(folder, os.W_OK) else Words.PLAIN
 
