@@ -14,8 +14,8 @@ WHERE = (
 
 
 def test_the_bundle_trains_alone(tmp_path: Path) -> None:
-    """Run as a program elsewhere, the bundle takes a step of the plan and writes state and checkpoint; package
-    and fonts come from the file itself."""
+    """Run as a program elsewhere, the bundle takes a step of the plan and writes state and checkpoint; its
+    package and fonts come from the file itself."""
     bundle = tmp_path / "train_demo.pyz"
     write_bundle(bundle)
     state = tmp_path / "state"

@@ -1,8 +1,8 @@
 """Puts the training into one file: `python -m florence.demo.bundle train_demo.pyz`.
 
 For a machine without network: the file holds this package and the fonts, and needs Python with torch,
-transformers, tokenizers, safetensors, numpy and Pillow. There, `python train_demo.pyz --state DIR --device cuda
---workers 12` is `python -m florence.demo.train` with these options. Knows nothing about training.
+transformers, tokenizers, safetensors, numpy and Pillow. There, `python train_demo.pyz --state DIR
+--device cuda --workers 12` is `python -m florence.demo.train` with these options. Knows nothing about training.
 """
 
 from __future__ import annotations
