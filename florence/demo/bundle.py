@@ -2,7 +2,9 @@
 
 For a machine without network: the file holds this package and the fonts, and needs Python with torch,
 transformers, tokenizers, safetensors, numpy and Pillow. There, `python train_demo.pyz --state DIR
---device cuda --workers 12` is `python -m florence.demo.train` with these options. Knows nothing about training.
+--device cuda --workers 12` is `python -m florence.demo.train` with these options.
+
+Knows nothing about training.
 """
 
 from __future__ import annotations

@@ -132,8 +132,8 @@ PLAN: Final = Plan(
         Stage("widen", 56_000, _TO_FOUR, 4, 12.0, 0.6, (_MAIN, 0.85 * _MAIN)),
         Stage("settle", 38_400, _TO_SIX, 4, 6.0, 0.5, (0.85 * _MAIN, 0.0), 2.0),
         Stage("sharpen", 8_000, _TO_SIX, 4, 1.5, 0.3, (2.5e-4, 0.0), 2.0),
-        Stage("outline", 24_000, _TO_SIX, 6, 8.0, 0.6, (0.8 * _MAIN, 0.8 * _MAIN), 2.0, True, OUTLINE_SHARES),
-        Stage("round", 38_400, _TO_SIX, 6, 4.0, 0.5, (0.8 * _MAIN, 0.15 * _MAIN), 2.0, False, OUTLINE_SHARES),
+        Stage("outline", 17_600, _TO_SIX, 6, 8.0, 0.6, (0.8 * _MAIN, 0.8 * _MAIN), 2.0, True, OUTLINE_SHARES),
+        Stage("round", 32_000, _TO_SIX, 6, 4.0, 0.5, (0.8 * _MAIN, 0.15 * _MAIN), 2.0, False, OUTLINE_SHARES),
         Stage("polish", 8_000, _TO_SIX, 6, 1.5, 0.3, (0.15 * _MAIN, 0.0), 2.0, False, OUTLINE_SHARES),
     )
 )
