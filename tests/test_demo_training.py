@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +16,17 @@ from florence import Florence2
 from florence.demo.batches import IGNORED, START, Batches
 from florence.demo.lettering import make_tokenizer
 from florence.demo.losses import blur_table, picture_features
-from florence.demo.plan import PLAN, SHARES, Plan, Sizes, Stage
+from florence.demo.plan import PLAN, Plan, Sizes, Stage
 from florence.demo.scenes import Limits
-from florence.demo.train import Trainer, train
+from florence.demo.train import Start, Trainer, train
 from florence.tasks import TASKS
 
 TINY = Plan(
     sizes=Sizes(side=64, dims=(8, 16, 16, 32), heads=(1, 2, 2, 2), depths=(1, 1, 1, 1), window=2, width=32,
                 text_heads=2, encoder_layers=1, decoder_layers=1),
     stages=(
-        Stage("see", 4, Limits(things=(1, 2), side=(64, 80)), 0, 25.0, 1.0, (3e-3, 3e-3)),
-        Stage("speak", 12, Limits(things=(1, 2), side=(64, 80)), 2, 10.0, 0.5, (3e-3, 3e-3)),
+        Stage("see", 4, Limits(things=(1, 2), side=(64, 80)), 0, 25.0, 1.0, (3e-3, 3e-3), rises=True),
+        Stage("speak", 12, Limits(things=(1, 2), side=(64, 80)), 2, 10.0, 0.5, (3e-3, 3e-3), rises=True),
     ),
     batch=2,
     warm_up=1,
@@ -68,6 +69,47 @@ def test_a_stopped_run_goes_on_bit_for_bit(trained: Path, tmp_path: Path, tokeni
     whole, parted = _tensors(trained / "state.safetensors"), _tensors(tmp_path / "state.safetensors")
     assert whole.keys() == parted.keys()
     assert all(torch.equal(whole[name], parted[name]) for name in whole)
+
+
+def test_a_start_brings_the_weights_and_the_stage(trained: Path, tmp_path: Path) -> None:
+    """From a checkpoint, training begins at the first step of the stage named, with all of its weights (in
+    float16) and its tokenizer, and goes on from its own state afterwards. Of another size it is refused."""
+    start = Start(trained / "checkpoint", "speak")
+    trainer = Trainer.resume(TINY, CPU, tmp_path, start)
+    assert trainer.step == 2
+    whole = Trainer.resume(TINY, CPU, trained)
+    for name, parameter in whole.model.named_parameters():
+        assert torch.equal(parameter.half(), trainer.model.get_parameter(name).half()), name
+    assert trainer.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+    _advance(trainer, 3, tmp_path)
+    assert Trainer.resume(TINY, CPU, tmp_path, start).step == 3
+    wider = replace(TINY, sizes=replace(TINY.sizes, width=48))
+    with pytest.raises(RuntimeError):
+        Trainer.resume(wider, CPU, tmp_path / "none", start)
+
+
+def test_outlines_are_the_answers_polygons(tokenizer: Tokenizer) -> None:
+    """Of each thing seen at a picture token the plain head learns the vertices its segmentation writes."""
+    written = set()
+    batches = Batches(replace(TINY, stages=TINY.stages[1:]), tokenizer)
+    for step in range(len(batches)):
+        batch = batches[step]
+        assert batch.outlines.shape == (len(batch.things), 24)
+        for row in batch.outlines:
+            corners = row[row != IGNORED].tolist()
+            assert len(corners) >= 6
+            assert row[len(corners) :].eq(IGNORED).all()
+            written.add("".join(f"<loc_{place}>" for place in corners))
+    answered = {
+        text
+        for step in range(len(batches))
+        for group in batches[step].groups
+        for labels in group.labels
+        if (text := tokenizer.decode(labels[labels != IGNORED].tolist(), skip_special_tokens=False))
+        and re.fullmatch(r"<s>(<loc_\d+>){10,}</s>", text)
+    }  # fmt: skip
+    assert answered
+    assert {text.removeprefix("<s>").removesuffix("</s>") for text in answered} <= written
 
 
 def test_training_lowers_the_loss(tokenizer: Tokenizer) -> None:
@@ -123,8 +165,9 @@ def test_blurred_targets_are_distributions_around_the_truth() -> None:
 
 
 def test_the_plan_is_whole() -> None:
-    """Every task has a share; each step has its stage; the rate starts low, and ends at nothing."""
-    assert set(SHARES) == set(TASKS)
+    """Every task has a share in every stage; each step has its stage; the rate starts low and ends at
+    nothing."""
+    assert all(set(stage.shares) == set(TASKS) for stage in PLAN.stages)
     lengths = [stage.pictures // PLAN.batch for stage in PLAN.stages]
     assert PLAN.steps == sum(lengths)
     assert PLAN.stage_at(0)[0] is PLAN.stages[0]

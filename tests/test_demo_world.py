@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from florence.demo.lettering import make_tokenizer
 from florence.demo.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.shapes import unit_outline
 from florence.demo.truths import Question, questions
-from florence.demo.typeface import Typeface
+from florence.demo.typeface import FACES, Typeface
 from florence.demo.vocabulary import SHAPES
 from florence.schemas import Detections, OcrRegions, Segmentation, Text
 from florence.tasks import TASKS, Kind
@@ -60,6 +61,23 @@ def test_a_seed_gives_the_same_picture_each_time() -> None:
             scene = make_scene(scene_rng(Split.HELD_OUT, 3, index), typeface, WIDE)
             pictures.append(np.asarray(draw_scene(scene, typeface)))
         assert np.array_equal(*pictures)
+
+
+def test_words_are_printed_in_every_face(typeface: Typeface) -> None:
+    """All faces occur; each draws a word differently, of about one height."""
+    scenes = [make_scene(scene_rng(Split.HELD_OUT, 4, index), typeface, WIDE) for index in range(60)]
+    assert {thing.face for scene in scenes for thing in scene.things if thing.text} == set(FACES)
+    inks = [typeface.ink("HOTEL", face, 40, 0.0) for face in FACES]
+    assert len({ink.tobytes() for ink in inks}) == len(FACES)
+    heights = [ink.height for ink in inks]
+    assert max(heights) <= 1.25 * min(heights)
+
+
+def test_a_face_that_is_not_there_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the fonts' packages the error says what to install."""
+    monkeypatch.setitem(sys.modules, "font_caladea", None)
+    with pytest.raises(ImportError, match=r"font_caladea is missing: pip install \"florence\[demo\]\""):
+        Typeface()
 
 
 def test_streams_share_no_scene(typeface: Typeface) -> None:

@@ -6,6 +6,7 @@ Knows nothing about the network. Answers of a picture go into groups of like len
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from florence.demo.drawing import draw_scene
-from florence.demo.plan import Plan
-from florence.demo.scenes import Limits, Scene, Split, make_scene, scene_rng
+from florence.demo.plan import Plan, Stage
+from florence.demo.scenes import Limits, Scene, Split, Thing, make_scene, scene_rng
+from florence.demo.shapes import MOST_CORNERS
 from florence.demo.truths import Question, questions, sayable
 from florence.demo.typeface import Typeface
 from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS
@@ -50,12 +52,14 @@ class Batch:
     """What one step learns from.
 
     pixels: uint8 [B, H, W, 3]. grounds: [B, 2] tone and texture of the background. things: [N, 10] owner,
-    picture token, shape, colour, size, word (or -1), and the box in bins.
+    picture token, shape, colour, size, word (or -1), and the box in bins. outlines: [N, 24] their vertices
+    as answers write them, in bins, IGNORED after the last.
     """
 
     pixels: Tensor
     grounds: Tensor
     things: Tensor
+    outlines: Tensor
     groups: tuple[Group, ...]
 
 
@@ -79,7 +83,7 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         stage, _ = self._plan.stage_at(step)
-        pixels, grounds, things, asked = [], [], [], []
+        pixels, grounds, things, outlines, asked = [], [], [], [], []
         for owner in range(self._plan.batch):
             rng = scene_rng(Split.TRAIN, self._plan.seed, step * self._plan.batch + owner)
             scene = draw_lots(rng, self._typeface, stage.limits)
@@ -87,17 +91,21 @@ class Batches(Dataset[Batch]):
             image = draw_scene(scene, self._typeface).resize((side, side), Image.Resampling.BICUBIC)
             pixels.append(torch.from_numpy(np.array(image)))
             grounds.append([tuple(TONES).index(scene.tone), TEXTURES.index(scene.texture)])
-            things += _thing_rows(scene, owner, side // _STRIDE)
-            asked += [(owner, question) for question in self._choose(scene, rng, stage.answers)]
+            seen = _things_by_cell(scene, side // _STRIDE)
+            things += [_thing_row(scene, thing, owner, cell) for cell, thing in seen.items()]
+            outlines += [_outline_row(scene, thing) for thing in seen.values()]
+            asked += [(owner, question) for question in self._choose(scene, rng, stage)]
         groups = self._groups(asked)
-        return Batch(torch.stack(pixels), torch.tensor(grounds), torch.tensor(things), groups)
+        return Batch(
+            torch.stack(pixels), torch.tensor(grounds), torch.tensor(things), torch.tensor(outlines), groups
+        )
 
-    def _choose(self, scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-        if not count:
+    def _choose(self, scene: Scene, rng: np.random.Generator, stage: Stage) -> list[Question]:
+        if not stage.answers:
             return []
         possible = questions(scene, rng)
-        shares = np.array([self._plan.shares[question.task] for question in possible])
-        chosen = rng.choice(len(possible), count, replace=False, p=shares / shares.sum())
+        shares = np.array([stage.shares[question.task] for question in possible])
+        chosen = rng.choice(len(possible), stage.answers, replace=False, p=shares / shares.sum())
         return [possible[index] for index in chosen]
 
     def _groups(self, asked: list[tuple[int, Question]]) -> tuple[Group, ...]:
@@ -125,18 +133,31 @@ def _padded(rows: list[list[int]], filler: int) -> Tensor:
     return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
 
 
-def _thing_rows(scene: Scene, owner: int, cells: int) -> list[list[int]]:
-    """A row for each thing; where two share a picture token only the one in front."""
-    rows: dict[int, list[int]] = {}
-    shapes, colours, sizes = (*SHAPES, WORD), tuple(COLOURS), ("", *SIZES)
+def _things_by_cell(scene: Scene, cells: int) -> dict[int, Thing]:
+    """What stands at each picture token; where two share one, only the one in front."""
+    seen = {}
     for layer in scene.layers:
-        thing = scene.things[layer]
-        x, y = thing.centre
-        cell = int(y / scene.height * cells) * cells + int(x / scene.width * cells)
-        lengths = (scene.width, scene.height, scene.width, scene.height)
-        bins = [min(max(int(v / n * BINS), 0), BINS - 1) for v, n in zip(thing.box, lengths, strict=True)]
-        rows[cell] = [
-            owner, cell, shapes.index(thing.shape), colours.index(thing.colour), sizes.index(thing.size),
-            WORDS.index(thing.text) if thing.text else -1, *bins,
-        ]  # fmt: skip
-    return list(rows.values())
+        x, y = scene.things[layer].centre
+        seen[int(y / scene.height * cells) * cells + int(x / scene.width * cells)] = scene.things[layer]
+    return seen
+
+
+def _thing_row(scene: Scene, thing: Thing, owner: int, cell: int) -> list[int]:
+    shapes, colours, sizes = (*SHAPES, WORD), tuple(COLOURS), ("", *SIZES)
+    return [
+        owner, cell, shapes.index(thing.shape), colours.index(thing.colour), sizes.index(thing.size),
+        WORDS.index(thing.text) if thing.text else -1, *_bins(thing.box, scene),
+    ]  # fmt: skip
+
+
+def _outline_row(scene: Scene, thing: Thing) -> list[int]:
+    bins = _bins(thing.polygon.ravel().tolist(), scene)
+    return bins + [IGNORED] * (2 * MOST_CORNERS - len(bins))
+
+
+def _bins(coordinates: Iterable[float], scene: Scene) -> list[int]:
+    """Coordinates x, y, x, y ... in bins."""
+    sizes = (scene.width, scene.height)
+    return [
+        min(max(int(value / sizes[index % 2] * BINS), 0), BINS - 1) for index, value in enumerate(coordinates)
+    ]

@@ -39,7 +39,7 @@ def draw_scene(scene: Scene, typeface: Typeface) -> Image.Image:
 def thing_mask(thing: Thing, typeface: Typeface) -> tuple[Image.Image, tuple[int, int]]:
     """How much of each pixel the thing covers (mode L), and where the mask's top left pixel lies."""
     if thing.text:
-        mask = typeface.ink(thing.text, thing.font_size, thing.turn)
+        mask = typeface.ink(thing.text, thing.face, thing.font_size, thing.turn)
         x, y = thing.centre
         return mask, (round(x - mask.width / 2), round(y - mask.height / 2))
     x1, y1, x2, y2 = thing.box

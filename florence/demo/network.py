@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 from florence.demo.plan import Sizes
+from florence.demo.shapes import MOST_CORNERS
 from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORDS
 from florence.regions import BINS
 
@@ -90,7 +91,8 @@ def _waves(at: Tensor, width: int, slowest: float, fastest: float) -> Tensor:
 
 
 class PlainHead(nn.Module):
-    """Reads from each picture token what stands there: whether anything, shape, colour, size, word, box.
+    """Reads from each picture token what stands there: whether anything, shape, colour, size, word, box,
+    outline.
 
     From the first token, the mean, it reads the background.
     """
@@ -100,8 +102,9 @@ class PlainHead(nn.Module):
         self.counts = (1, len(SHAPES) + 1, len(COLOURS), len(SIZES) + 1, len(WORDS))
         self.names = nn.Linear(width, sum(self.counts))
         self.box = nn.Linear(width, 4 * width)
+        self.outline = nn.Linear(width, 2 * MOST_CORNERS * width)
         self.ground = nn.Linear(width, len(TONES) + len(TEXTURES))
-        for layer in (self.names, self.box, self.ground):
+        for layer in (self.names, self.box, self.outline, self.ground):
             nn.init.normal_(layer.weight, std=1.0 / math.sqrt(width))
             nn.init.zeros_(layer.bias)
 
@@ -118,4 +121,9 @@ class PlainHead(nn.Module):
     def box_logits(self, cells: Tensor, locations: Tensor) -> Tensor:
         """cells [N, width], locations [1000, width] -> [N, 4, 1000], through the embeddings of locations."""
         logits: Tensor = self.box(cells).unflatten(1, (4, -1)) @ locations.T
+        return logits
+
+    def outline_logits(self, cells: Tensor, locations: Tensor) -> Tensor:
+        """cells [N, width], locations [1000, width] -> [N, 24, 1000]: x and y of up to twelve vertices."""
+        logits: Tensor = self.outline(cells).unflatten(1, (2 * MOST_CORNERS, -1)) @ locations.T
         return logits

@@ -12,6 +12,40 @@ from typing import Final
 
 from florence.demo.scenes import Limits
 
+SHARES: Final[Mapping[str, float]] = MappingProxyType(
+    {
+        "<CAPTION>": 4.0,
+        "<DETAILED_CAPTION>": 1.6,
+        "<MORE_DETAILED_CAPTION>": 1.2,
+        "<CAPTION_TO_PHRASE_GROUNDING>": 2.5,
+        "<OD>": 5.0,
+        "<DENSE_REGION_CAPTION>": 2.0,
+        "<REGION_PROPOSAL>": 1.5,
+        "<OCR>": 1.2,
+        "<OCR_WITH_REGION>": 1.2,
+        "<REFERRING_EXPRESSION_SEGMENTATION>": 1.0,
+        "<REGION_TO_SEGMENTATION>": 1.0,
+        "<OPEN_VOCABULARY_DETECTION>": 1.2,
+        "<REGION_TO_CATEGORY>": 1.0,
+        "<REGION_TO_DESCRIPTION>": 1.0,
+        "<REGION_TO_OCR>": 0.8,
+    }
+)
+"""How often each task is asked."""
+
+OUTLINE_SHARES: Final[Mapping[str, float]] = MappingProxyType(
+    {
+        **SHARES,
+        "<CAPTION>": 2.5,
+        "<OD>": 3.0,
+        "<CAPTION_TO_PHRASE_GROUNDING>": 3.0,
+        "<REFERRING_EXPRESSION_SEGMENTATION>": 6.0,
+        "<REGION_TO_SEGMENTATION>": 6.0,
+        "<OPEN_VOCABULARY_DETECTION>": 3.0,
+    }
+)
+"""The same while outlines are learned."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -35,6 +69,7 @@ class Stage:
     answers: questions per picture, 0 trains the tower alone on a plain head. blur: width in bins of the
     Gaussian that stands for a location's target. head_weight: weight of the plain head's loss. rate: learning
     rate at the start and at the end, linear between. word_weight: weight of a token that is no location.
+    rises: whether the rate starts from nothing, as the optimizer does. shares: how often each task is asked.
     """
 
     name: str
@@ -45,20 +80,21 @@ class Stage:
     head_weight: float
     rate: tuple[float, float]
     word_weight: float = 1.0
+    rises: bool = False
+    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that decides the result: sizes, stages, seed, and how often each task is asked."""
+    """All that decides the result: sizes, stages, seed."""
 
     sizes: Sizes = Sizes()
     stages: tuple[Stage, ...] = ()
     seed: int = 1
     batch: int = 16  # pictures a step
-    warm_up: int = 200  # steps at the start of each stage named with a rising rate
+    warm_up: int = 200  # steps in which a rate rises
     weight_decay: float = 0.02
     most_gradient: float = 1.0
-    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
 
     @property
     def steps(self) -> int:
@@ -73,43 +109,31 @@ class Plan:
             step -= length
         return self.stages[-1], 1.0
 
+    def first_step(self, name: str) -> int:
+        """The step at which the stage of that name begins. ValueError for none."""
+        names = [stage.name for stage in self.stages]
+        return sum(stage.pictures // self.batch for stage in self.stages[: names.index(name)])
+
     def rate_at(self, step: int) -> float:
-        """The learning rate of a step; it rises from nothing at the start of the first two stages."""
+        """The learning rate of a step."""
         stage, through = self.stage_at(step)
         rate = stage.rate[0] + (stage.rate[1] - stage.rate[0]) * through
         steps_in = through * (stage.pictures // self.batch)
-        return rate * min(1.0, (steps_in + 1) / self.warm_up) if stage in self.stages[:2] else rate
+        return rate * min(1.0, (steps_in + 1) / self.warm_up) if stage.rises else rate
 
 
-SHARES: Final[Mapping[str, float]] = MappingProxyType(
-    {
-        "<CAPTION>": 4.0,
-        "<DETAILED_CAPTION>": 1.6,
-        "<MORE_DETAILED_CAPTION>": 1.2,
-        "<CAPTION_TO_PHRASE_GROUNDING>": 2.5,
-        "<OD>": 5.0,
-        "<DENSE_REGION_CAPTION>": 2.0,
-        "<REGION_PROPOSAL>": 1.5,
-        "<OCR>": 1.2,
-        "<OCR_WITH_REGION>": 1.2,
-        "<REFERRING_EXPRESSION_SEGMENTATION>": 1.0,
-        "<REGION_TO_SEGMENTATION>": 1.0,
-        "<OPEN_VOCABULARY_DETECTION>": 1.2,
-        "<REGION_TO_CATEGORY>": 1.0,
-        "<REGION_TO_DESCRIPTION>": 1.0,
-        "<REGION_TO_OCR>": 0.8,
-    }
-)
-
-_MAIN = 1e-3
+_MAIN: Final = 1e-3
+_TO_FOUR: Final = Limits(things=(1, 4), word_share=0.55)
+_TO_SIX: Final = Limits(things=(1, 6), word_share=0.55)
 PLAN: Final = Plan(
     stages=(
-        Stage("see", 32_000, Limits(things=(1, 4)), 0, 25.0, 1.0, (1.5e-3, 1.5e-3)),
-        Stage("speak", 10_000, Limits(things=(1, 2)), 4, 20.0, 0.5, (_MAIN, _MAIN)),
-        Stage("widen", 56_000, Limits(things=(1, 4), word_share=0.55), 4, 12.0, 0.6, (_MAIN, 0.85 * _MAIN)),
-        Stage(
-            "settle", 38_400, Limits(things=(1, 6), word_share=0.55), 4, 6.0, 0.5, (0.85 * _MAIN, 0.0), 2.0
-        ),
-        Stage("sharpen", 8_000, Limits(things=(1, 6), word_share=0.55), 4, 1.5, 0.3, (2.5e-4, 0.0), 2.0),
+        Stage("see", 32_000, Limits(things=(1, 4)), 0, 25.0, 1.0, (1.5e-3, 1.5e-3), rises=True),
+        Stage("speak", 10_000, Limits(things=(1, 2)), 4, 20.0, 0.5, (_MAIN, _MAIN), rises=True),
+        Stage("widen", 56_000, _TO_FOUR, 4, 12.0, 0.6, (_MAIN, 0.85 * _MAIN)),
+        Stage("settle", 38_400, _TO_SIX, 4, 6.0, 0.5, (0.85 * _MAIN, 0.0), 2.0),
+        Stage("sharpen", 8_000, _TO_SIX, 4, 1.5, 0.3, (2.5e-4, 0.0), 2.0),
+        Stage("outline", 17_600, _TO_SIX, 6, 8.0, 0.6, (0.8 * _MAIN, 0.8 * _MAIN), 2.0, True, OUTLINE_SHARES),
+        Stage("round", 32_000, _TO_SIX, 6, 4.0, 0.5, (0.8 * _MAIN, 0.15 * _MAIN), 2.0, False, OUTLINE_SHARES),
+        Stage("polish", 8_000, _TO_SIX, 6, 1.5, 0.3, (0.15 * _MAIN, 0.0), 2.0, False, OUTLINE_SHARES),
     )
 )

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from florence.demo.shapes import TURN, Points, answer_polygon, turned, unit_outline
-from florence.demo.typeface import Typeface
+from florence.demo.typeface import FACES, Typeface
 from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -53,7 +53,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """One thing: a shape, or a printed word (then `text` is set and `size` is empty).
+    """One thing: a shape, or a printed word (then `text` and `face` are set and `size` is empty).
 
     outline: [N, 2] vertices as drawn; of a word the four corners, clockwise from where reading starts.
     """
@@ -65,6 +65,7 @@ class Thing:
     rgb: Rgb
     turn: float  # degrees clockwise
     outline: Points = field(repr=False)
+    face: str = ""
     font_size: int = 0
 
     @property
@@ -192,12 +193,13 @@ def _word(
 ) -> Thing | None:
     text = str(rng.choice(WORDS))
     font_size = max(12, round(rng.uniform(0.15, 0.23) * scale * math.sqrt(size[0] * size[1])))
-    wide, high = typeface.ink_size(text, font_size)
+    face = str(rng.choice(list(FACES)))
+    wide, high = typeface.ink_size(text, face, font_size)
     turn = float(rng.uniform(-14, 14)) if rng.random() < 0.5 else 0.0
     corners = np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)]) / 2.0
     colour, rgb = _colour(rng, base)
     moved = _moved(rng, turned(corners, turn), size)
-    return None if moved is None else Thing(WORD, colour, "", text, rgb, turn, moved, font_size)
+    return None if moved is None else Thing(WORD, colour, "", text, rgb, turn, moved, face, font_size)
 
 
 def _moved(rng: np.random.Generator, outline: Points, size: tuple[int, int]) -> Points | None:

@@ -16,6 +16,7 @@ Points = NDArray[np.float64]  # [N, 2], x and y
 
 CURVE_POINTS: Final = 36  # vertices of a full curve as drawn
 ANSWER_STEP: Final = 3  # of a curve's vertices, an answer writes every third
+MOST_CORNERS: Final = 12  # of any answer's polygon
 _CURVED: Final = frozenset({"circle", "ring", "heart", "moon"})
 RING_HOLE: Final = 0.55  # radius of a ring's hole over the ring's own
 

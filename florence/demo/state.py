@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 _MOMENTS = (
@@ -64,6 +64,16 @@ def _as_laid_out(stored: Tensor, parameter: nn.Parameter) -> Tensor:
     if stored.ndim == 0:
         return stored
     return torch.empty_like(parameter, requires_grad=False).copy_(stored)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Puts the weights of `save_weights` back. RuntimeError when they are of another network."""
+    stored = load_file(path)
+    missing, unexpected = model.load_state_dict(stored, strict=False)
+    shared = {tensor.data_ptr() for name, tensor in model.state_dict().items() if name in stored}
+    absent = [name for name in missing if model.state_dict()[name].data_ptr() not in shared]
+    if absent or unexpected:
+        raise RuntimeError(f"another network's weights: {absent} are missing, {unexpected} are unknown")
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Trains the demo checkpoint: `python -m florence.demo.train --state DIR`; goes on from a state in DIR.
 
-Knows nothing about serving. A run is decided by `plan.PLAN` alone: the same plan gives the same batches,
-stopped and resumed or not.
+`--start CHECKPOINT --stage NAME` takes a checkpoint's weights and goes through the plan from that stage on.
+Knows nothing about serving. A run is decided by `plan.PLAN` and its start alone: the same batches come in the
+same order, stopped and resumed or not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,11 +28,20 @@ from florence.demo.lettering import make_tokenizer
 from florence.demo.losses import answer_loss, blur_table, head_loss, picture_features
 from florence.demo.network import PlainHead, make_config, make_network
 from florence.demo.plan import PLAN, Plan
-from florence.demo.state import load_state, named_parameters, save_state
+from florence.demo.state import load_state, load_weights, named_parameters, save_state
+from florence.model.devices import keep_freed_memory, pick_dtype
 from florence.regions import BINS
 
 _SAVE_EVERY: Final = 500  # steps
 _TELL_EVERY: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A checkpoint to begin from, and the stage of the plan to begin with."""
+
+    checkpoint: Path
+    stage: str
 
 
 class Trainer:
@@ -56,19 +67,20 @@ class Trainer:
             lr=0.0, betas=(0.9, 0.98), fused=True,
         )  # fmt: skip
         self.step = 0
+        self._precision = pick_dtype("auto", device)
         self._blur: tuple[float, Tensor] = (0.0, torch.empty(0))
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step on one batch; returns the losses."""
         stage, _ = self.plan.stage_at(self.step)
         blur = self._blur_table(stage.blur)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        mixed = self._precision is not torch.float32
+        with torch.autocast(self.device.type, dtype=self._precision, enabled=mixed):
             features = picture_features(self.model, batch.pixels.to(self.device))
             parts = [answer_loss(self.model, features, _on(group, self.device), self.first_location, blur)
                      for group in batch.groups]  # fmt: skip
         locations = self.model.lm_head.weight[self.first_location : self.first_location + BINS]
-        moved = Batch(batch.pixels, batch.grounds.to(self.device), batch.things.to(self.device), ())
-        plain = head_loss(self.head, features, moved, locations, blur)
+        plain = head_loss(self.head, features, _targets_on(batch, self.device), locations, blur)
         loss = stage.head_weight * plain
         answers = plain.new_zeros(())
         if parts:
@@ -96,14 +108,28 @@ class Trainer:
         save_state(directory / "state.safetensors", self.modules, self.optimizer, self.step)
 
     @classmethod
-    def resume(cls, plan: Plan, device: torch.device, directory: Path) -> Trainer:
-        """A trainer at the state in the directory, with the tokenizer it was trained with, or a new one."""
-        written = directory / "checkpoint" / "tokenizer.json"
-        if not (directory / "state.safetensors").is_file():
-            return cls(plan, device, make_tokenizer())
-        trainer = cls(plan, device, Tokenizer.from_file(str(written)))
-        trainer.step = load_state(directory / "state.safetensors", trainer.modules, trainer.optimizer)
+    def resume(cls, plan: Plan, device: torch.device, directory: Path, start: Start | None = None) -> Trainer:
+        """A trainer at the state in the directory; without one at the start given, or at the very start.
+
+        Of a start only the network's weights are known: the optimizer and the plain head begin anew.
+        """
+        if (directory / "state.safetensors").is_file():
+            trainer = cls(plan, device, Tokenizer.from_file(str(directory / "checkpoint" / "tokenizer.json")))
+            trainer.step = load_state(directory / "state.safetensors", trainer.modules, trainer.optimizer)
+        elif start is not None:
+            trainer = cls(plan, device, Tokenizer.from_file(str(start.checkpoint / "tokenizer.json")))
+            load_weights(start.checkpoint / "model.safetensors", trainer.model)
+            trainer.step = plan.first_step(start.stage)
+        else:
+            trainer = cls(plan, device, make_tokenizer())
         return trainer
+
+
+def _targets_on(batch: Batch, device: torch.device) -> Batch:
+    """What the plain head learns from, on the device."""
+    tables = (batch.grounds, batch.things, batch.outlines)
+    grounds, things, outlines = (table.to(device) for table in tables)
+    return Batch(batch.pixels, grounds, things, outlines, ())
 
 
 def _on(group: Group, device: torch.device) -> Group:
@@ -132,6 +158,7 @@ def train(
     plan: Plan,
     directory: Path,
     device: torch.device,
+    start: Start | None = None,
     minutes: float = math.inf,
     workers: int = 1,
     worker_core: int | None = None,
@@ -139,7 +166,7 @@ def train(
     """Trains until the plan ends, the minutes are over or SIGTERM comes, saving as it goes."""
     asked_to_stop: list[int] = []
     former = signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop.append(number))
-    trainer = Trainer.resume(plan, device, directory)
+    trainer = Trainer.resume(plan, device, directory, start)
     began, last, first_step = time.monotonic(), time.monotonic(), trainer.step
     means: dict[str, float] = {}
     for batch in batches_from(trainer, workers, worker_core):
@@ -179,6 +206,9 @@ def main() -> None:
     parser.add_argument(
         "--state", type=Path, required=True, help="directory of the state and of the checkpoint made"
     )
+    parser.add_argument("--start", type=Path, help="directory of a checkpoint to begin from, with --stage")
+    parser.add_argument("--stage", choices=[stage.name for stage in PLAN.stages], default=PLAN.stages[0].name,
+                        help="stage of the plan to begin with from --start")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument(
@@ -191,7 +221,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    train(PLAN, arguments.state, device, arguments.minutes, arguments.workers, arguments.worker_core)
+    start = None if arguments.start is None else Start(arguments.start, arguments.stage)
+    keep_freed_memory()
+    train(
+        PLAN, arguments.state, device, start, arguments.minutes, arguments.workers, arguments.worker_core
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,42 +1,75 @@
-"""The lettering of the demo world: the typeface that Pillow carries, at any size.
+"""The lettering of the demo world: five faces at any size, read from the packages that ship them.
 
-Knows nothing about scenes. Holds the sizes and words it has drawn.
+Knows nothing about scenes. Holds the fonts and words it has drawn.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
+from importlib import resources
+from types import MappingProxyType
+from typing import Final
+
 from PIL import Image, ImageDraw, ImageFont
+
+PLAIN: Final = "plain"  # Pillow's own
+FACES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        PLAIN: ("", ""),
+        "serif": ("font_caladea", "Caladea-Regular.ttf"),
+        "bold": ("font_caladea", "Caladea-Bold.ttf"),
+        "round": ("font_fredoka_one", "FredokaOne-Regular.ttf"),
+        "hand": ("font_intuitive", "Intuitive.ttf"),
+    }
+)
+"""Name of a face -> the package and file that hold it. Their capitals are of one height at one size."""
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Typeface:
-    """Measures and draws words; one object serves one process."""
+    """Measures and draws words; one object serves one process. ImportError where a face's package is not."""
 
     def __init__(self) -> None:
-        self._fonts: dict[int, ImageFont.FreeTypeFont | ImageFont.ImageFont] = {}
-        self._inks: dict[tuple[str, int], Image.Image] = {}
+        self._files = {face: _read_face(*source) for face, source in FACES.items() if face != PLAIN}
+        self._fonts: dict[tuple[str, int], _Font] = {}
+        self._inks: dict[tuple[str, str, int], Image.Image] = {}
 
-    def ink_size(self, text: str, size: int) -> tuple[int, int]:
+    def ink_size(self, text: str, face: str, size: int) -> tuple[int, int]:
         """Width and height in pixels of the drawn letters, without the space around them."""
-        return self._ink(text, size).size
+        return self._ink(text, face, size).size
 
-    def ink(self, text: str, size: int, turn: float) -> Image.Image:
+    def ink(self, text: str, face: str, size: int, turn: float) -> Image.Image:
         """The letters as a mask (mode L), turned clockwise by degrees; its centre is that of the letters."""
-        mask = self._ink(text, size)
+        mask = self._ink(text, face, size)
         return mask.rotate(-turn, Image.Resampling.BICUBIC, expand=True) if turn else mask
 
-    def _ink(self, text: str, size: int) -> Image.Image:
+    def _ink(self, text: str, face: str, size: int) -> Image.Image:
         """The upright letters, cut to what is drawn: a font's own box holds its side bearings too."""
-        mask = self._inks.get((text, size))
+        mask = self._inks.get((text, face, size))
         if mask is None:
-            font = self._font(size)
+            font = self._font(face, size)
             left, top, right, bottom = font.getbbox(text)
             wide = Image.new("L", (round(right - left) + 2, round(bottom - top) + 2))
             ImageDraw.Draw(wide).text((1 - left, 1 - top), text, fill=255, font=font)
-            mask = self._inks[(text, size)] = wide.crop(wide.getbbox())
+            mask = self._inks[(text, face, size)] = wide.crop(wide.getbbox())
         return mask
 
-    def _font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-        font = self._fonts.get(size)
+    def _font(self, face: str, size: int) -> _Font:
+        font = self._fonts.get((face, size))
         if font is None:
-            font = self._fonts[size] = ImageFont.load_default(size)
+            if face == PLAIN:
+                font = ImageFont.load_default(size)
+            else:
+                font = ImageFont.truetype(io.BytesIO(self._files[face]), size)
+            self._fonts[(face, size)] = font
         return font
+
+
+def _read_face(package: str, file: str) -> bytes:
+    try:
+        return (resources.files(package) / "files" / file).read_bytes()
+    except ModuleNotFoundError as missing:
+        raise ImportError(f'{package} is missing: pip install "florence[demo]" brings the fonts of '
+                          "the demo world") from missing  # fmt: skip
