@@ -12,7 +12,7 @@ import torch
 
 from florence import Florence2
 from florence.demo.asking import answers_of
-from florence.demo.drift import ALL, compare, main, measure
+from florence.demo.drift import ALL, changes, compare, compare_tasks, main
 from florence.demo.evaluate import Exam
 from florence.demo.scenes import Limits
 from florence.demo.truths import full
@@ -54,7 +54,9 @@ def _answers(exam: Exam, dtype: str) -> list[Answer]:
 def test_a_lesser_precision_says_the_same(exam: Exam, exact: list[Answer], dtype: str) -> None:
     """Against float32: the same words in 98% of all answers, the same whole text in 98% of those without
     locations, mAP@50 within half a point and the one thing that weighs most; locations within a few bins."""
-    compared, changed = measure(exam, exact, _answers(exam, dtype))
+    answers = _answers(exam, dtype)
+    compared = compare_tasks(exam, exact, answers)
+    changed = changes(*(exam.grade([answer.result for answer in row]) for row in (exact, answers)))
     assert compared[ALL]["answers"] == len(exam.items)
     assert compared[ALL]["same_words"] >= 0.98, compared
     texts = [(compared[task]["answers"], compared[task]["same_text"]) for task in TEXT_TASKS]
@@ -94,7 +96,9 @@ def test_words_are_told_by_where_locations_part_them() -> None:
 
 def test_the_same_answers_have_not_drifted(exam: Exam, exact: list[Answer]) -> None:
     """Every share is 1, no location moved and no figure changed."""
-    compared, changed = measure(exam, exact, exact)
+    compared = compare_tasks(exam, exact, exact)
+    grades = exam.grade([answer.result for answer in exact])
+    changed = changes(grades, grades)
     assert set(compared) == {*TASKS, ALL}
     unmoved = {"bins_mean": 0.0, "bins_p95": 0.0}
     for row in compared.values():
@@ -109,8 +113,8 @@ def test_the_same_answers_have_not_drifted(exam: Exam, exact: list[Answer]) -> N
 def test_the_drift_command_writes_what_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The JSON has the shares of the printed table and the changes of each figure, for each precision but the
-    first."""
+    """The JSON has the shares and changes of the printed table for each precision but the first, and the
+    figures of all."""
     path = tmp_path / "drift.json"
     options = ["--count", "2", "--tasks", "caption", "<OD>", "--dtypes", "float32", "bfloat16"]
     monkeypatch.setattr("sys.argv", ["drift", *options, "--json", str(path)])
@@ -121,5 +125,7 @@ def test_the_drift_command_writes_what_it_prints(
     assert set(drift["answers"]) == {"<CAPTION>", "<OD>", ALL}
     assert drift["answers"][ALL]["answers"] == 4
     printed = capsys.readouterr().out
+    before, after = (report["figures"][dtype]["<OD>"] for dtype in ("float32", "bfloat16"))
     for name, value in drift["changes"]["<OD>"].items():
         assert f"{name} {value:+.2f}" in printed
+        assert value == pytest.approx(100 * (after[name] - before[name]))

@@ -28,7 +28,6 @@ ALL: Final = "all tasks"
 _LOCATION = re.compile(r"<loc_(\d+)>")
 _LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
 _SPECIAL = re.compile(r"</?s>|<pad>")
-_OUT_OF_TEN: Final = ("CIDEr", "CIDEr_of_truth")
 
 
 def compare(first: Sequence[str], second: Sequence[str]) -> Figures:
@@ -69,7 +68,7 @@ def changes(first: Mapping[str, Grade], second: Mapping[str, Grade]) -> dict[str
     """By task, how far each figure went up: in points (hundredths), but for CIDEr, which is out of ten."""
     return {
         task: {
-            name: (second[task].figures[name] - value) * (1 if name in _OUT_OF_TEN else 100)
+            name: (second[task].figures[name] - value) * (1 if name == "CIDEr" else 100)
             for name, value in one.figures.items()
             if name not in ("questions", "CIDEr_of_truth")
         }
@@ -77,27 +76,23 @@ def changes(first: Mapping[str, Grade], second: Mapping[str, Grade]) -> dict[str
     }
 
 
-def measure(
-    exam: Exam, answers: Sequence[Answer], others: Sequence[Answer]
-) -> tuple[dict[str, Figures], dict[str, Figures]]:
-    """`compare` by task and over all tasks, and `changes`, of two lists of answers to the same questions."""
+def compare_tasks(exam: Exam, answers: Sequence[Answer], others: Sequence[Answer]) -> dict[str, Figures]:
+    """`compare` by task and over all tasks, of two lists of answers to the same questions."""
     texts = [(one.raw_text, two.raw_text) for one, two in zip(answers, others, strict=True)]
     by_task: dict[str, list[tuple[str, str]]] = {task: [] for task in exam.tasks}
     for (_, _, question), pair in zip(exam.asked, texts, strict=True):
         by_task[question.task].append(pair)
-    compared = {
+    return {
         task: compare([one for one, _ in pairs], [two for _, two in pairs])
         for task, pairs in {**by_task, ALL: texts}.items()
     }
-    grades = [exam.grade([answer.result for answer in row]) for row in (answers, others)]
-    return compared, changes(*grades)
 
 
 def table(compared: Mapping[str, Figures], changed: Mapping[str, Figures]) -> str:
     """A line a task: how alike the answers are, then how far each figure went up or down."""
     lines = [
         f"{'':38} {'answers':>7} {'text':>6} {'words':>6} {'bins':>6} {'mean':>6} {'p95':>6}  "
-        "change in points"
+        "change in points (of CIDEr: out of ten)"
     ]
     for task, row in compared.items():
         shares = " ".join(f"{row[name]:6.3f}" for name in ("same_text", "same_words", "bins_same"))
@@ -120,18 +115,21 @@ def main() -> None:
 
 def _drift(arguments: argparse.Namespace, exam: Exam) -> None:
     began = time.monotonic()
-    answers = {}
+    answers, grades = {}, {}
     for dtype in dict.fromkeys(arguments.dtypes):
         with Florence2.load(arguments.checkpoint, dtype=dtype) as model:
             answers[dtype] = answers_of(model, exam.items)
+        grades[dtype] = exam.grade([answer.result for answer in answers[dtype]])
     first, *others = answers
-    report: dict[str, object] = {}
+    drift: dict[str, object] = {}
     for dtype in others:
-        compared, changed = measure(exam, answers[first], answers[dtype])
+        compared = compare_tasks(exam, answers[first], answers[dtype])
+        changed = changes(grades[first], grades[dtype])
         print(f"{dtype} against {first}", table(compared, changed), "", sep="\n")
-        report[dtype] = {"answers": finite(compared), "changes": finite(changed)}
+        drift[dtype] = {"answers": finite(compared), "changes": finite(changed)}
     print(f"{scenes_of(arguments)}, {time.monotonic() - began:.0f} s; text, words, bins: share of the same")
-    write_json(arguments, {"reference": first, "drift": report})
+    figures = {dtype: finite({task: one.figures for task, one in of.items()}) for dtype, of in grades.items()}
+    write_json(arguments, {"reference": first, "drift": drift, "figures": figures})
 
 
 if __name__ == "__main__":
