@@ -20,6 +20,7 @@ from florence.demo.shapes import unit_outline
 from florence.demo.truths import Question, questions
 from florence.demo.typeface import FACES, Typeface
 from florence.demo.vocabulary import SHAPES
+from florence.errors import MissingLibrary
 from florence.schemas import Detections, OcrRegions, Segmentation, Text
 from florence.tasks import TASKS, Kind
 
@@ -76,7 +77,7 @@ def test_words_are_printed_in_every_face(typeface: Typeface) -> None:
 def test_a_face_that_is_not_there_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the fonts' packages the error says what to install."""
     monkeypatch.setitem(sys.modules, "font_caladea", None)
-    with pytest.raises(ImportError, match=r"font_caladea is missing: pip install \"florence\[demo\]\""):
+    with pytest.raises(MissingLibrary, match=r"needs font-caladea.*\"florence\[demo\]\""):
         Typeface()
 
 

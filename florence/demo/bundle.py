@@ -23,7 +23,7 @@ _MAIN: Final = "from florence.demo.train import main\nmain()\n"
 
 
 def write_bundle(path: Path) -> None:
-    """Writes the file. ImportError where a package of fonts is missing."""
+    """Writes the file. ModuleNotFoundError where a package of fonts is missing."""
     packages = ["florence", *sorted({package for package, _ in FACES.values() if package})]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("__main__.py", _MAIN)

@@ -13,6 +13,8 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
+from florence.errors import MissingLibrary
+
 PLAIN: Final = "plain"  # Pillow's own
 FACES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
@@ -29,7 +31,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Typeface:
-    """Measures and draws words; one object serves one process. ImportError where a face's package is not."""
+    """Measures and draws words; one object serves one process. MissingLibrary where a face's package is not."""
 
     def __init__(self) -> None:
         self._files = {face: _read_face(*source) for face, source in FACES.items() if face != PLAIN}
@@ -71,5 +73,4 @@ def _read_face(package: str, file: str) -> bytes:
     try:
         return (resources.files(package) / "files" / file).read_bytes()
     except ModuleNotFoundError as missing:
-        raise ImportError(f'{package} is missing: pip install "florence[demo]" brings the fonts of '
-                          "the demo world") from missing  # fmt: skip
+        raise MissingLibrary("drawing the demo world", package.replace("_", "-"), "demo") from missing
