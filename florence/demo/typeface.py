@@ -31,7 +31,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Typeface:
-    """Measures and draws words; one object serves one process. MissingLibrary where a face's package is not."""
+    """Measures and draws words; one object serves one process. MissingLibrary without a face's package."""
 
     def __init__(self) -> None:
         self._files = {face: _read_face(*source) for face, source in FACES.items() if face != PLAIN}
