@@ -12,14 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import bentoml
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, limits_for
@@ -28,12 +23,12 @@ from florence.images import ImageLimits
 from florence.metrics import EngineMetrics, Labels
 from florence.packing.image import image_settings
 from florence.packing.weights import CheckpointModel, packed_settings
+from florence.protocol.about import create_about_app
 from florence.protocol.analyze import analyze_endpoint
 from florence.protocol.http import INFER_PATHS, create_v2_app
 from florence.protocol.inference import Inference
 from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
-from florence.protocol.openapi import openapi_document
-from florence.protocol.replies import Model, json_reply
+from florence.protocol.replies import Model
 from florence.protocol.typed import endpoint
 from florence.settings import Settings, read_settings
 
@@ -143,16 +138,6 @@ def worker_device(devices: Sequence[str]) -> str:
     """The device of this worker process. BentoML counts workers from 1; without workers there is one."""
     index = bentoml.server_context.worker_index or 1
     return devices[(index - 1) % len(devices)]
-
-
-async def _docs(request: Request) -> Response:
-    return json_reply(_document())
-
-
-@cache
-def _document() -> dict[str, Any]:
-    """The same for every service, and slow to make."""
-    return openapi_document()
 
 
 class TaskService:
@@ -265,7 +250,7 @@ def build_service(
         envs=variant.envs,
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
-    built.mount_asgi_app(Starlette(routes=[Route("/docs.json", _docs)]))
+    built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
     v2 = create_v2_app(inference, settings.max_body_bytes)
     built.add_asgi_middleware(V2Routes, v2=BodyLimit(v2, settings.max_body_bytes))
     built.add_asgi_middleware(ErrorBodies)

@@ -208,8 +208,8 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     timings: Timings
     checkpoint: str = Field(description="The checkpoint that answered, with its revision where it has one.")
 
-    # What the result holds, one step nearer. To a type checker only answers of that kind have it; others raise
-    # AttributeError.
+    # What the result holds, one step nearer. To a type checker only answers of that kind have it; of others
+    # it is an AttributeError.
 
     @property
     def text(self: TaskAnswer[Text]) -> str:

@@ -114,10 +114,12 @@ def test_nobody_at_the_url(florence: Run) -> None:
 
 @pytest.mark.slow
 def test_info_of_a_service(florence: Run, fake_server: Server) -> None:
+    """Where it is, whether it is ready, and what runs there."""
     status, out, _ = florence("info", "--url", fake_server.url)
     facts = json.loads(out)
     assert status == 0
-    assert (facts["name"], facts["version"], facts["ready"]) == ("florence", __version__, True)
+    assert (facts["url"], facts["version"], facts["ready"]) == (fake_server.url, __version__, True)
+    assert (facts["checkpoint"], facts["device"], facts["dtype"]) == ("fake", "cpu", "float32")
 
 
 @pytest.mark.slow

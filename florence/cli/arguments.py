@@ -117,7 +117,7 @@ def _add_bulk(commands: Commands) -> None:
 
 
 def _add_info(commands: Commands) -> None:
-    parser = _add(commands, "info", "say what runs: checkpoint, device, limits; or what a service is")
+    parser = _add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits")
     _add_where(parser)
 
 

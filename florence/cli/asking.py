@@ -47,7 +47,7 @@ def info(arguments: argparse.Namespace) -> int:
     """`florence info`."""
     if arguments.url:
         with Client(arguments.url) as client:
-            facts = {"url": arguments.url, **client.server(), "ready": client.ready()}
+            facts = {"url": arguments.url, "ready": client.ready(), **client.info().model_dump(mode="json")}
     else:
         with load_model(arguments) as model:
             facts = model.info()

@@ -3,7 +3,7 @@
 from florence.client import Client
 with Client("http://localhost:8000") as client:
     answer = client.object_detection("street.jpg")
-    answer.result.detections[0].box
+    answer.detections[0].box
 
 Answers are the service's own schemas. Knows HTTP and pictures as they are sent; needs no torch.
 """
