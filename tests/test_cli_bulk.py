@@ -70,6 +70,39 @@ def test_bulk_keeps_failures_in_a_file_of_their_own(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["r.jsonl", "r.parquet"])
+def test_answers_are_never_overwritten_by_failures(
+    florence: Run, fake_server: Server, tmp_path: Path, name: str
+) -> None:
+    """One file for both is refused, however it is named; the answers in it stay."""
+    copies(tmp_path / "in", 2)
+    out = tmp_path / name
+    command = ("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--url", fake_server.url)
+    assert florence(*command)[0] == 0
+    before = out.read_bytes()
+    for failures in (out, tmp_path / "in" / ".." / name, *([f"{out}.jsonl"] if "parquet" in name else [])):
+        status, _, err = florence(*command, "--failures", failures)
+        assert status == 2
+        assert "name another --failures" in err
+        assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("no/such/r.jsonl", "there is no directory"), ("", "is a directory")]
+)
+def test_a_file_that_cant_be_written_is_told_before_anything_is_asked(
+    florence: Run, tmp_path: Path, name: str, words: str
+) -> None:
+    """No service is needed to be told."""
+    for option in ("--out", "--failures"):
+        files = {"--out": tmp_path / "r.jsonl", "--failures": tmp_path / "f.jsonl", option: tmp_path / name}
+        pairs = [part for pair in files.items() for part in pair]
+        status, _, err = florence("bulk", PICTURE, "--task", "caption", *pairs, "--url", "http://127.0.0.1:9")
+        assert status == 2
+        assert words in err
+
+
+@pytest.mark.slow
 def test_bulk_tells_questions_apart(florence: Run, fake_server: Server, tmp_path: Path) -> None:
     """One file may hold several tasks, texts and regions; each is completed for itself."""
     copies(tmp_path / "in", 1)
