@@ -7,6 +7,7 @@ device.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -17,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 import bentoml
 
 from florence.engine.observer import Observer
-from florence.engine.scheduler import BatchLimits, limits_for
 from florence.errors import FlorenceError
-from florence.images import ImageLimits
+from florence.limits import batch_limits, image_limits
 from florence.metrics import EngineMetrics, Labels
 from florence.packing.image import image_settings
 from florence.packing.weights import CheckpointModel, packed_settings
@@ -75,33 +75,11 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
     return model
 
 
-def image_limits(settings: Settings) -> ImageLimits:
-    """The settings' limits on pictures."""
-    return ImageLimits(
-        max_bytes=settings.max_image_bytes,
-        max_pixels=settings.max_image_pixels,
-        max_frames=settings.max_image_frames,
-    )
-
-
 def let_threads_sleep() -> None:
     """Before torch is imported: have its threads wait for each other asleep rather than spinning, because the
     event loop and the readers of pictures need the same cores. OpenMP's own variables come first."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-
-
-def batch_limits(settings: Settings, device: str) -> BatchLimits:
-    """The settings' limits on batches and queue, for this device where they leave it open."""
-    usual = limits_for(device.partition(":")[0])
-    latency_ms = settings.max_latency_ms
-    return BatchLimits(
-        max_batch_size=settings.max_batch_size or usual.max_batch_size,
-        max_encode_batch=settings.max_encode_batch or usual.max_encode_batch,
-        max_queue=settings.max_queue,
-        max_latency_s=None if latency_ms is None else latency_ms / 1000,
-        encode_budget_s=settings.encode_budget_ms / 1000,
-    )
 
 
 def engine_metrics() -> EngineMetrics:
@@ -121,17 +99,27 @@ def count_gpus() -> int:
     """GPUs that CUDA will show to the workers, as the driver says: the supervisor has no use for torch."""
     import pynvml  # type: ignore[import-untyped]
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return 0
     try:
-        return int(pynvml.nvmlDeviceGetCount())
+        return count_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), int(pynvml.nvmlDeviceGetCount()))
     finally:
         pynvml.nvmlShutdown()
+
+
+def count_visible(visible: str | None, there: int) -> int:
+    """GPUs that a CUDA_VISIBLE_DEVICES leaves of those that are there: CUDA reads numbers, and names such as
+    GPU-... and MIG-..., up to the first number that is none of a GPU's."""
+    if visible is None:
+        return there
+    names = [name.strip() for name in visible.split(",")]
+    return len(list(itertools.takewhile(lambda name: _shows_gpu(name, there), names)))
+
+
+def _shows_gpu(name: str, there: int) -> bool:
+    return int(name) < there if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
 
 
 def worker_device(devices: Sequence[str]) -> str:

@@ -18,6 +18,8 @@ from serving import ROOT, STOP_S, Server, free_port
 
 from florence import __version__
 from florence.cli import main
+from florence.cli.serving import from_anywhere
+from florence.hub import DEMO
 from florence.tasks import TASKS, Input
 
 PICTURE = str(ROOT / "data" / "scene_02.png")
@@ -142,6 +144,27 @@ def test_the_bundled_checkpoint_here_and_a_picture_from_stdin(tmp_path: Path) ->
     assert json.loads(ran("info", "--model", "demo"))["device"] == "cpu"
     ran("bulk", PICTURE, "--task", "caption", "--out", "r.jsonl", "--num-beams", "1")
     assert json.loads((tmp_path / "r.jsonl").read_text())["result"]["kind"] == "text"
+
+
+def test_serve_finds_a_checkpoint_from_where_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative directory is made absolute, for the server runs elsewhere; other names stay."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert from_anywhere("mine") == str(tmp_path / "mine")
+    assert from_anywhere("demo") == DEMO == "demo"
+    assert from_anywhere("owner/name") == "owner/name"
+
+
+def test_a_model_here_keeps_the_settings_limits(florence: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those on pictures are the service's; of a list of devices it takes the first."""
+    monkeypatch.setenv("FLORENCE_MAX_IMAGE_PIXELS", "1000")
+    monkeypatch.setenv("FLORENCE_DEVICE", "cpu,cpu")
+    status, _, err = florence("run", PICTURE, "caption", "--model", "demo")
+    assert status == 2
+    assert "up to 1000 are allowed" in err
 
 
 @pytest.mark.slow
