@@ -50,10 +50,10 @@ def test_without_a_model_it_says_when_to_come_back() -> None:
     assert "not loaded" in reply.json()["error"]
 
 
-def test_the_service_has_it_at_its_root(shared_client: TestClient) -> None:
+def test_the_service_has_it_at_its_root(client: TestClient) -> None:
     """Beside its typed endpoints; the document of all endpoints describes it."""
-    facts = ServiceInfo.model_validate_json(shared_client.get("/info").content)
+    facts = ServiceInfo.model_validate_json(client.get("/info").content)
     assert (facts.checkpoint, facts.max_body_bytes) == ("fake", 200_000)
-    operation = shared_client.get("/docs.json").json()["paths"]["/info"]["get"]
+    operation = client.get("/docs.json").json()["paths"]["/info"]["get"]
     schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/ServiceInfo"}
