@@ -6,13 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from florence.cli.asking import Ask, open_asker, read_question
-from florence.cli.lines import Question, answer_line, question_of, read_rows, write_failures
+from florence.cli.lines import Question, answer_line, is_unicode, question_of, read_rows, write_failures
 from florence.cli.parquet import SUFFIX, check_parquet, lines_beside, pack, read_keys
 from florence.cli.sources import list_pictures
 from florence.client import Failure, PictureMap
 from florence.errors import RequestError
+from florence.schemas import TaskAnswer
 
 SOME_FAILED = 3
 
@@ -33,7 +35,7 @@ def bulk(arguments: argparse.Namespace) -> int:
     failures: list[Failure] = []
     if missing:
         with open_asker(arguments) as ask:
-            failures = ask_all(ask, missing, question, lines, arguments)
+            failures = ask_all(of_unicode(ask) if packed else ask, missing, question, lines, arguments)
     if packed and lines.exists():
         pack(lines, out)
     write_failures(failures_file, failures)
@@ -60,6 +62,17 @@ def read_done(lines: Path, parquet: Path | None, question: Question) -> set[str]
     if parquet is not None:
         done |= {picture for picture, asked in read_keys(parquet) if asked == question}
     return done
+
+
+def of_unicode(ask: Ask) -> Ask:
+    """Asks only about pictures whose names a Parquet file can hold."""
+
+    def asked(picture: str) -> TaskAnswer[Any]:
+        if not is_unicode(picture):
+            raise RequestError("its name is not UTF-8, which a Parquet file can't hold; JSON lines can")
+        return ask(picture)
+
+    return asked
 
 
 def ask_all(
