@@ -257,7 +257,8 @@ def end_serving() -> None:
 
 
 def end_worker() -> None:
-    """In a worker whose engine is broken: end the process, for BentoML's supervisor to start another."""
+    """In a worker whose engine is broken: end the process. BentoML starts another worker, or, in a container,
+    ends with it, for the orchestrator to start anew."""
     logger.critical("the engine can't recover: this worker ends")
     if bentoml.server_context.worker_index is not None:
         logging.shutdown()

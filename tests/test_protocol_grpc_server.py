@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,13 +20,6 @@ from florence.protocol.grpc_server import STREAM_AHEAD, GrpcServer
 from florence.protocol.inference import Inference
 
 Check = Callable[[Any, Inference], Awaitable[None]]
-
-
-@pytest.fixture
-def model() -> Iterator[FakeModel]:
-    fake = FakeModel()
-    yield fake
-    fake.close()
 
 
 @asynccontextmanager
