@@ -5,7 +5,50 @@ Plain types, shared by service and client; `Florence2.info` gives the model's pa
 
 from __future__ import annotations
 
+import types
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
+
+_EXAMPLE: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "checkpoint": "mrhendrey/Florence-2-large-ft-safetensors",
+        "revision": "0123456789abcdef0123456789abcdef01234567",
+        "parameters": 776_465_408,
+        "device": "cuda:0",
+        "dtype": "bfloat16",
+        "picture_size": [768, 768],
+        "limits": {
+            "max_new_tokens": 4096,
+            "max_prompt_tokens": 3519,
+            "max_bytes": 20_971_520,
+            "max_pixels": 64_000_000,
+            "max_frames": 1000,
+            "max_batch_size": 64,
+            "max_encode_batch": 16,
+            "max_queue": 256,
+            "max_latency_s": None,
+            "encode_budget_s": 0.25,
+        },
+        "generation": {
+            "num_beams": 3,
+            "no_repeat_ngram_size": 3,
+            "early_stopping": True,
+            "length_penalty": 1.0,
+            "forced_bos_id": 0,
+            "forced_eos_id": 2,
+        },
+        "tasks": ["<CAPTION>", "<OD>"],
+        "version": "0.1.0",
+        "timeout_s": 300.0,
+        "max_body_bytes": 67_108_864,
+    }
+)
+
+
+def _add_example(schema: dict[str, Any]) -> None:
+    schema["examples"] = [dict(_EXAMPLE)]
 
 
 class RequestLimits(BaseModel):
@@ -58,6 +101,8 @@ class ModelInfo(BaseModel):
 
 class ServiceInfo(ModelInfo):
     """What `GET /info` answers: the model of the worker that answers, and the service's own limits."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)
 
     version: str = Field(description="Of florence.")
     timeout_s: float = Field(description="Seconds after which a request is given up.")

@@ -116,7 +116,12 @@ def _info_operation(references: Mapping[Any, Any]) -> dict[str, Any]:
         "operationId": "info",
         "summary": "What runs: checkpoint, device, dtype, limits, generation settings.",
         "description": "Of the worker that answers; workers differ in their device.",
-        "responses": _responses({"schema": references[ServiceInfo, "serialization"]}),
+        "responses": _responses(
+            {
+                "schema": references[ServiceInfo, "serialization"],
+                "example": ServiceInfo.model_json_schema()["examples"][0],
+            }
+        ),
     }
 
 
