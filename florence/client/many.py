@@ -157,8 +157,8 @@ class PictureMap(_Tally[AnswerT]):
 
 
 class AsyncPictureMap(_Tally[AnswerT]):
-    """`PictureMap` for `async for`. Leaving early cancels what is under way; `aclose`, or `async with`, does so
-    at a known place."""
+    """`PictureMap` for `async for`. Leaving early cancels what is under way; `aclose`, or the end of
+    `async with`, does so at a known place."""
 
     def __init__(
         self,
