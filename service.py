@@ -7,33 +7,28 @@ device.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import bentoml
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from florence.engine.observer import Observer
-from florence.engine.scheduler import BatchLimits, limits_for
 from florence.errors import FlorenceError
-from florence.images import ImageLimits
+from florence.limits import batch_limits, image_limits
 from florence.metrics import EngineMetrics, Labels
 from florence.packing.image import image_settings
 from florence.packing.weights import CheckpointModel, packed_settings
+from florence.protocol.about import create_about_app
 from florence.protocol.analyze import analyze_endpoint
 from florence.protocol.http import INFER_PATHS, create_v2_app
 from florence.protocol.inference import Inference
 from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
-from florence.protocol.openapi import openapi_document
-from florence.protocol.replies import Model, json_reply
+from florence.protocol.replies import Model
 from florence.protocol.typed import endpoint
 from florence.settings import Settings, read_settings
 
@@ -80,33 +75,11 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
     return model
 
 
-def image_limits(settings: Settings) -> ImageLimits:
-    """The settings' limits on pictures."""
-    return ImageLimits(
-        max_bytes=settings.max_image_bytes,
-        max_pixels=settings.max_image_pixels,
-        max_frames=settings.max_image_frames,
-    )
-
-
 def let_threads_sleep() -> None:
     """Before torch is imported: have its threads wait for each other asleep rather than spinning, because the
     event loop and the readers of pictures need the same cores. OpenMP's own variables come first."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-
-
-def batch_limits(settings: Settings, device: str) -> BatchLimits:
-    """The settings' limits on batches and queue, for this device where they leave it open."""
-    usual = limits_for(device.partition(":")[0])
-    latency_ms = settings.max_latency_ms
-    return BatchLimits(
-        max_batch_size=settings.max_batch_size or usual.max_batch_size,
-        max_encode_batch=settings.max_encode_batch or usual.max_encode_batch,
-        max_queue=settings.max_queue,
-        max_latency_s=None if latency_ms is None else latency_ms / 1000,
-        encode_budget_s=settings.encode_budget_ms / 1000,
-    )
 
 
 def engine_metrics() -> EngineMetrics:
@@ -126,33 +99,33 @@ def count_gpus() -> int:
     """GPUs that CUDA will show to the workers, as the driver says: the supervisor has no use for torch."""
     import pynvml  # type: ignore[import-untyped]
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return 0
     try:
-        return int(pynvml.nvmlDeviceGetCount())
+        return count_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), int(pynvml.nvmlDeviceGetCount()))
     finally:
         pynvml.nvmlShutdown()
+
+
+def count_visible(visible: str | None, there: int) -> int:
+    """GPUs that a CUDA_VISIBLE_DEVICES leaves of those that are there: CUDA reads numbers, and names such as
+    GPU-... and MIG-..., up to the first number that is none of a GPU's."""
+    if visible is None:
+        return there
+    names = [name.strip() for name in visible.split(",")]
+    return len(list(itertools.takewhile(lambda name: _shows_gpu(name, there), names)))
+
+
+def _shows_gpu(name: str, there: int) -> bool:
+    return int(name) < there if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
 
 
 def worker_device(devices: Sequence[str]) -> str:
     """The device of this worker process. BentoML counts workers from 1; without workers there is one."""
     index = bentoml.server_context.worker_index or 1
     return devices[(index - 1) % len(devices)]
-
-
-async def _docs(request: Request) -> Response:
-    return json_reply(_document())
-
-
-@cache
-def _document() -> dict[str, Any]:
-    """The same for every service, and slow to make."""
-    return openapi_document()
 
 
 class TaskService:
@@ -265,7 +238,7 @@ def build_service(
         envs=variant.envs,
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
-    built.mount_asgi_app(Starlette(routes=[Route("/docs.json", _docs)]))
+    built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
     v2 = create_v2_app(inference, settings.max_body_bytes)
     built.add_asgi_middleware(V2Routes, v2=BodyLimit(v2, settings.max_body_bytes))
     built.add_asgi_middleware(ErrorBodies)
@@ -284,7 +257,8 @@ def end_serving() -> None:
 
 
 def end_worker() -> None:
-    """In a worker whose engine is broken: end the process, for BentoML's supervisor to start another."""
+    """In a worker whose engine is broken: end the process. BentoML starts another worker, or, in a container,
+    ends with it, for the orchestrator to start anew."""
     logger.critical("the engine can't recover: this worker ends")
     if bentoml.server_context.worker_index is not None:
         logging.shutdown()

@@ -109,8 +109,7 @@ class Pipeline:
         `task`: a token or an endpoint's name. `deadline`: a reading of `time.monotonic()`.
         `on_token`: as `engine.Request` has it, for the tasks that answer in text and requests with one beam.
 
-        Raises `TaskError`, `OptionError`, `RegionError`, `ImageError`, `ImageTooLarge`, and `OSError` for a
-        path that can't be read.
+        Raises `TaskError`, `OptionError`, `RegionError`, `ImageError` and `ImageTooLarge`.
         """
         known = get_task(task)
         # The task's rule first: cheaper than decoding a picture.

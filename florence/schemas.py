@@ -208,6 +208,29 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     timings: Timings
     checkpoint: str = Field(description="The checkpoint that answered, with its revision where it has one.")
 
+    # What the result holds, one step nearer. To a type checker only answers of that kind have it; of others
+    # it is an AttributeError.
+
+    @property
+    def text(self: TaskAnswer[Text]) -> str:
+        """The text of an answer in text."""
+        return self.result.text
+
+    @property
+    def detections(self: TaskAnswer[Detections]) -> list[Detection]:
+        """The boxes of an answer in boxes."""
+        return self.result.detections
+
+    @property
+    def regions(self: TaskAnswer[OcrRegions]) -> list[OcrRegion]:
+        """The pieces of text of an answer in quads."""
+        return self.result.regions
+
+    @property
+    def instances(self: TaskAnswer[Segmentation]) -> list[Instance]:
+        """The outlined things of an answer in polygons."""
+        return self.result.instances
+
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
         """`TaskAnswer[Text]` is called `TextAnswer`, also in OpenAPI."""

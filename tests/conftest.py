@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from fake_model import FakeModel
+from fake_runner import PATIENCE_S, TOKENS, FakeRunner
 from goldens import Goldens
 from serving import Server, serving_fake
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from florence import Florence2
 from florence.cli import main
+from florence.engine.loop import Engine
+from florence.engine.scheduler import BatchLimits
 from florence.protocol.http import create_v2_app
 from florence.protocol.inference import Inference
 from florence.settings import Settings
@@ -47,6 +51,34 @@ def evaluators() -> None:
         pytest.importorskip(package, reason='answers are measured with the extra "evaluate"')
 
 
+@pytest.fixture(scope="session")
+def library(goldens: Goldens) -> Iterator[Florence2]:
+    """That checkpoint as a Python object."""
+    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def picture(goldens: Goldens) -> Path:
+    """One of the goldens' pictures."""
+    return goldens.path("a0_rgb_640x480.png")
+
+
+@pytest.fixture
+def runner() -> FakeRunner:
+    """A device for `engine`, or for an engine that a test makes."""
+    return FakeRunner()
+
+
+@pytest.fixture
+def engine(runner: FakeRunner) -> Iterator[Engine]:
+    """It decodes one request at a time, and four may wait."""
+    engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=1, max_queue=4))  # type: ignore[arg-type]
+    yield engine
+    runner.gate.set()
+    engine.close(drain_s=PATIENCE_S)
+
+
 @pytest.fixture
 def model() -> Iterator[FakeModel]:
     """A fake model, for the modules that test what stands before a model and have none of their own."""
@@ -77,6 +109,20 @@ def shared_client(shared_model: FakeModel) -> Iterator[TestClient]:
     built = service.build_service(settings, 0, lambda _settings, _device, _observer: shared_model)
     with TestClient(built.to_asgi(), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def served(shared_model: FakeModel) -> FakeModel:
+    """The model of the one service, as if nothing had been asked yet."""
+    shared_model.calls.clear()
+    shared_model.error = None
+    return shared_model
+
+
+@pytest.fixture
+def client(shared_client: TestClient, served: FakeModel) -> TestClient:
+    """HTTP to the one service, with `served` behind it."""
+    return shared_client
 
 
 @pytest.fixture(scope="session")

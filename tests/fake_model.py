@@ -10,13 +10,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from florence.engine.loop import TokenLimits
 from florence.engine.observer import Observer
+from florence.engine.scheduler import BatchLimits
 from florence.errors import Closed
 from florence.images import ImageLimits, open_image
+from florence.model.config import GenerationDefaults
 from florence.regions import region_text
 from florence.schemas import (
     Answer,
@@ -33,7 +36,7 @@ from florence.schemas import (
     read_generation_parameters,
 )
 from florence.settings import Settings
-from florence.tasks import Kind, build_prompt, get_task
+from florence.tasks import TASKS, Kind, build_prompt, get_task
 
 PIECES = ("a", " fake")
 LOCATIONS = "<loc_100><loc_200><loc_300><loc_400>"
@@ -105,6 +108,20 @@ class FakeModel:
 
     def submit_all(self, image: bytes, asks: list[tuple[str, Any]], **options: Any) -> list[Future[Answer]]:
         return [self.submit(image, task, text, **options) for task, text in asks]
+
+    def info(self) -> dict[str, Any]:
+        """Of the same shape as the real one's."""
+        return {
+            "checkpoint": self.checkpoint,
+            "revision": None,
+            "parameters": 1,
+            "device": "cpu",
+            "dtype": "float32",
+            "picture_size": [32, 32],
+            "limits": asdict(TokenLimits(100, 10)) | asdict(ImageLimits()) | asdict(BatchLimits()),
+            "generation": asdict(GenerationDefaults(3, 3, True, 1.0, 0, 2)),
+            "tasks": list(TASKS),
+        }
 
     def close(self) -> None:
         self.note("close")

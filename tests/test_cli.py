@@ -18,6 +18,8 @@ from serving import ROOT, STOP_S, Server, free_port
 
 from florence import __version__
 from florence.cli import main
+from florence.cli.serving import from_anywhere
+from florence.hub import DEMO
 from florence.tasks import TASKS, Input
 
 PICTURE = str(ROOT / "data" / "scene_02.png")
@@ -91,6 +93,12 @@ def test_draw_writes_the_picture(florence: Run, fake_server: Server, tmp_path: P
         (["run", "no/such.png", "caption"], 2, "'no/such.png' can't be read"),
         (["run", PICTURE, "caption", "--draw", "a.txt"], 2, "must end in .png"),
         (["run", PICTURE, "caption", "--draw", "/no/such/dir/a.png"], 1, "No such file or directory"),
+        (["bulk", "a**b", "--task", "caption", "--out", "x.jsonl"], 2, "is no glob"),
+        (
+            ["bulk", PICTURE, "--task", "caption", "--out", "x", "--concurrency", "x"],
+            2,
+            "whole number from 1",
+        ),
         (["bulk", "no/such/*.png", "--task", "caption", "--out", "x.jsonl"], 2, "names no picture"),
     ],
 )
@@ -114,10 +122,12 @@ def test_nobody_at_the_url(florence: Run) -> None:
 
 @pytest.mark.slow
 def test_info_of_a_service(florence: Run, fake_server: Server) -> None:
+    """Where it is, whether it is ready, and what runs there."""
     status, out, _ = florence("info", "--url", fake_server.url)
     facts = json.loads(out)
     assert status == 0
-    assert (facts["name"], facts["version"], facts["ready"]) == ("florence", __version__, True)
+    assert (facts["url"], facts["version"], facts["ready"]) == (fake_server.url, __version__, True)
+    assert (facts["checkpoint"], facts["device"], facts["dtype"]) == ("fake", "cpu", "float32")
 
 
 @pytest.mark.slow
@@ -140,6 +150,27 @@ def test_the_bundled_checkpoint_here_and_a_picture_from_stdin(tmp_path: Path) ->
     assert json.loads(ran("info", "--model", "demo"))["device"] == "cpu"
     ran("bulk", PICTURE, "--task", "caption", "--out", "r.jsonl", "--num-beams", "1")
     assert json.loads((tmp_path / "r.jsonl").read_text())["result"]["kind"] == "text"
+
+
+def test_serve_finds_a_checkpoint_from_where_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative directory is made absolute, for the server runs elsewhere; other names stay."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert from_anywhere("mine") == str(tmp_path / "mine")
+    assert from_anywhere("demo") == DEMO == "demo"
+    assert from_anywhere("owner/name") == "owner/name"
+
+
+def test_a_model_here_keeps_the_settings_limits(florence: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those on pictures are the service's; of a list of devices it takes the first."""
+    monkeypatch.setenv("FLORENCE_MAX_IMAGE_PIXELS", "1000")
+    monkeypatch.setenv("FLORENCE_DEVICE", "cpu,cpu")
+    status, _, err = florence("run", PICTURE, "caption", "--model", "demo")
+    assert status == 2
+    assert "up to 1000 are allowed" in err
 
 
 @pytest.mark.slow

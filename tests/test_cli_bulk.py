@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,64 @@ def test_bulk_keeps_failures_in_a_file_of_their_own(
     assert florence(*command)[0] == 0
     assert len(rows(out)) == 2
     assert not failures.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["r.jsonl", "r.parquet"])
+def test_answers_are_never_overwritten_by_failures(
+    florence: Run, fake_server: Server, tmp_path: Path, name: str
+) -> None:
+    """One file for both is refused, however it is named; the answers in it stay."""
+    copies(tmp_path / "in", 2)
+    out = tmp_path / name
+    command = ("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--url", fake_server.url)
+    assert florence(*command)[0] == 0
+    before = out.read_bytes()
+    for failures in (out, tmp_path / "in" / ".." / name, *([f"{out}.jsonl"] if "parquet" in name else [])):
+        status, _, err = florence(*command, "--failures", failures)
+        assert status == 2
+        assert "name another --failures" in err
+        assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("no/such/r.jsonl", "there is no directory"), ("", "is a directory")]
+)
+def test_a_file_that_cant_be_written_is_told_before_anything_is_asked(
+    florence: Run, tmp_path: Path, name: str, words: str
+) -> None:
+    """No service is needed to be told."""
+    for option in ("--out", "--failures"):
+        files = {"--out": tmp_path / "r.jsonl", "--failures": tmp_path / "f.jsonl", option: tmp_path / name}
+        pairs = [part for pair in files.items() for part in pair]
+        status, _, err = florence("bulk", PICTURE, "--task", "caption", *pairs, "--url", "http://127.0.0.1:9")
+        assert status == 2
+        assert words in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "status", "answered"), [("r.jsonl", 0, 2), ("r.parquet", 3, 1)])
+def test_a_file_whose_name_is_no_text_does_not_end_the_run(
+    florence: Run, fake_server: Server, tmp_path: Path, name: str, status: int, answered: int
+) -> None:
+    """JSON lines hold it, escaped, and know it again; of a Parquet file, which can't, it is a failure."""
+    (good,) = copies(tmp_path / "in", 1)
+    odd = Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/\xff.png"))
+    try:
+        odd.write_bytes(Path(good).read_bytes())
+    except OSError:
+        pytest.skip("this file system has only names that are text")
+    command = ("bulk", tmp_path / "in", "--task", "caption", "--out", tmp_path / name)
+    ended, _, err = florence(*command, "--url", fake_server.url)
+    assert ended == status
+    assert f"florence: {answered} answered" in err
+    if status == 0:
+        assert {row["picture"] for row in rows(tmp_path / name)} == {good, str(odd)}
+        assert "0 answered, 2 were there before" in florence(*command, "--url", fake_server.url)[2]
+    else:
+        (failure,) = rows(tmp_path / "r.failures.jsonl")
+        assert failure["picture"] == str(odd)
+        assert "not UTF-8" in failure["error"]
 
 
 @pytest.mark.slow

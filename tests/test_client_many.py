@@ -151,8 +151,9 @@ def test_leaving_early_asks_no_more() -> None:
     assert asker.asked <= 3 * CONCURRENCY
 
 
-def test_leaving_early_cancels_what_is_awaited() -> None:
-    """After `aclose`, no task of the map is left."""
+@pytest.mark.parametrize("left_by", ["aclose", "async with"])
+def test_leaving_early_cancels_what_is_awaited(left_by: str) -> None:
+    """After `aclose`, or the end of `async with`, no task of the map is left."""
     stopped: list[str] = []
 
     async def ask(picture: Any) -> str:
@@ -167,8 +168,12 @@ def test_leaving_early_cancels_what_is_awaited() -> None:
 
     async def leave() -> None:
         mapped: AsyncPictureMap[str] = AsyncPictureMap(ask, ["slow", "quick", "slow"], concurrency=3)
-        assert await anext(mapped) == ("quick", "QUICK")
-        await mapped.aclose()
+        if left_by == "aclose":
+            assert await anext(mapped) == ("quick", "QUICK")
+            await mapped.aclose()
+        else:
+            async with mapped:
+                assert await anext(mapped) == ("quick", "QUICK")
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(leave())

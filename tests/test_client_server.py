@@ -90,6 +90,7 @@ def test_asyncio_gives_the_same(server: Server, client: Client) -> None:
         async with AsyncClient(server.url + "/") as waiting:
             assert await waiting.ready()
             assert (await waiting.server())["name"] == "florence"
+            assert await waiting.info() == client.info()
             calls = [getattr(waiting, task.name)(PICTURE, **given(task)) for task in TASKS.values()]
             return [answer.result for answer in await asyncio.gather(*calls)]
 
@@ -167,7 +168,7 @@ def test_a_starting_server_is_waited_for() -> None:
 
 def test_a_stopped_server_is_unreachable() -> None:
     with Client("http://127.0.0.1:9", retries=0) as client:
-        for call in (client.ready, client.server, lambda: client.caption(PICTURE)):
+        for call in (client.ready, client.server, client.info, lambda: client.caption(PICTURE)):
             with pytest.raises(FlorenceError, match=r"127\.0\.0\.1:9.*can't be reached"):
                 call()
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "florence"
 
-PURE = {"analysis", "answers", "regions", "tasks", "schemas", "settings", "errors"}
+PURE = {"analysis", "answers", "info", "regions", "tasks", "schemas", "settings", "errors"}
 # Room -> rooms of this package that it may import, itself apart. A room is a module or a folder.
 DOORS: dict[str, set[str]] = {
     "errors": set(),
@@ -23,6 +23,7 @@ DOORS: dict[str, set[str]] = {
     "schemas": {"errors", "answers", "tasks", "regions", "marks"},
     "answers": {"errors", "regions", "schemas", "tasks"},
     "analysis": {"errors", "schemas"},
+    "info": set(),
     "settings": {"errors"},
     "tiff_header": {"errors"},
     "image_headers": {"errors", "tiff_header"},
@@ -33,21 +34,22 @@ DOORS: dict[str, set[str]] = {
     "engine": {"model", "errors"},
     "pipeline": {"engine", "model", "images", "tokenizer", *PURE} - {"settings"},
     "metrics": {"engine"},
+    "limits": {"engine", "images", "settings"},
     "loading": {"pipeline", "engine", "model", "hub", "images", "tokenizer", "tasks", "errors"},
     "streams": {"schemas"},
     "florence2": {"loading", "pipeline", "engine", "images", "streams", *PURE} - {"settings"},
-    "client": {"analysis", "schemas", "errors", "tasks"},
-    "cli": {"florence", "client", "florence2", "schemas", "settings", "tasks", "errors"},
+    "client": {"analysis", "info", "schemas", "errors", "tasks"},
+    "cli": {"florence", "client", "florence2", "limits", "schemas", "settings", "tasks", "errors"},
     "packing": {"hub", "settings", "errors"},
     "protocol": {"florence", "florence2", "pipeline", "streams", *PURE} - {"settings"},
-    # images and engine: for the types of the limits that the settings fill in
+    # engine: for the type of what it tells
     "service": {
         "florence",
         "florence2",
         "protocol",
         "packing",
-        "images",
         "engine",
+        "limits",
         "metrics",
         "hub",
         "settings",

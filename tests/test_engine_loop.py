@@ -1,127 +1,19 @@
-"""Every request gets one outcome, whatever happens to its neighbours; nothing is lost and nothing hangs."""
+"""Requests are taken in order, share the device's steps, and each gets one outcome; too many are refused."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, wait
-from contextlib import suppress
+from concurrent.futures import wait
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from fake_runner import OPTIONS, PATIENCE_S, POISON_STEP, TOKENS, FakeRunner, hold, request
 
-from florence.engine.loop import MOST_FAULTS, Engine, TokenLimits
+from florence.engine.loop import Engine
 from florence.engine.observer import Ending, Observer
-from florence.engine.places import Places
-from florence.engine.reference import Hypothesis
-from florence.engine.request import Generation, GenerationOptions, Request
-from florence.engine.runner import Decoding
 from florence.engine.scheduler import BatchLimits
-from florence.errors import Closed, DeadlineExceeded, EngineError, Overloaded, RequestError
-
-TOKENS = TokenLimits(max_new_tokens=100, max_prompt_tokens=10)
-OPTIONS = GenerationOptions(3, 20, 0, 3, True, 1.0)
-PIXELS = np.zeros((32, 32, 3), np.uint8)
-PATIENCE_S = 10.0
-POISON_ENCODE, POISON_STEP = 666, 667
-SLOTS, ROWS = 8, 24
-
-
-def request(number: int = 1, **changes: object) -> Request:
-    return replace(Request(PIXELS, (0, number, 2), OPTIONS), **changes)  # type: ignore[arg-type]
-
-
-class FakeRunner:
-    """Answers a request with its own number; steps wait at a gate, which is open unless a test shuts it.
-
-    `parts`: of one encode. `broken`: whether steps fail; `lost`: whether building anew fails too.
-    """
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.started = threading.Event()
-        self.features = SimpleNamespace(misses=0)
-        self.order: list[int] = []
-        self.batches: list[int] = []
-        self.events: list[str] = []
-        self.parts = 1
-        self.part_s = 0.0
-        self.broken = self.lost = False
-        self.resets = 0
-        self.reset()
-        self.resets = 0
-
-    def reset(self) -> None:
-        self.resets += 1
-        if self.lost:
-            raise RuntimeError("the device is gone")
-        self.places = Places(SLOTS, ROWS)
-
-    def prepare(self) -> None:
-        pass
-
-    def encode_parts(self, requests: Sequence[Request]) -> Generator[None, None, list[Decoding]]:
-        numbers = [request.prompt_ids[1] for request in requests]
-        for _ in range(self.parts - 1):
-            self.events.append("part")
-            time.sleep(self.part_s)
-            yield
-        if POISON_ENCODE in numbers:
-            raise RuntimeError("a kernel failed")
-        self.order += numbers
-        self.features.misses += len(requests)
-        return [Decoding(request, self.places.take(request.options.num_beams), 5, 10) for request in requests]
-
-    def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Hypothesis | EngineError]]:
-        """One step, after which everybody is done; while the gate is shut, a short one that decides
-        nothing."""
-        self.started.set()
-        self.events.append("step")
-        if self.broken:
-            raise RuntimeError("a kernel failed")
-        if not self.gate.wait(0.001):
-            return []
-        self.batches.append(len(decodings))
-        for decoding in decodings:
-            self.drop(decoding)
-        return [(decoding, self._outcome(decoding.request.prompt_ids[1])) for decoding in decodings]
-
-    def drop(self, decoding: Decoding) -> None:
-        self.places.give_back(decoding.place)
-
-    def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
-        return False
-
-    def _outcome(self, number: int) -> Hypothesis | EngineError:
-        if number == POISON_STEP:
-            return EngineError("not numbers")
-        return Hypothesis([2, number, 2], [0.0, 0.0], 0.0)
-
-
-@pytest.fixture
-def runner() -> FakeRunner:
-    return FakeRunner()
-
-
-@pytest.fixture
-def engine(runner: FakeRunner) -> Iterator[Engine]:
-    engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=1, max_queue=4))  # type: ignore[arg-type]
-    yield engine
-    runner.gate.set()
-    engine.close(drain_s=PATIENCE_S)
-
-
-def hold(engine: Engine, runner: FakeRunner) -> Future[Generation]:
-    """A request that occupies the device until the gate opens."""
-    runner.gate.clear()
-    future = engine.submit(request(0))
-    assert runner.started.wait(PATIENCE_S)
-    return future
+from florence.errors import Overloaded, RequestError
 
 
 def test_requests_are_answered_in_the_order_of_arrival(engine: Engine, runner: FakeRunner) -> None:
@@ -141,72 +33,6 @@ def test_one_request_too_many_is_told_when_to_come_back(engine: Engine, runner: 
     assert error.value.retry_after_s >= 1
     runner.gate.set()
     assert len([future.result(PATIENCE_S) for future in taken]) == 4
-
-
-@pytest.mark.parametrize(
-    ("poison", "message"),
-    [(POISON_ENCODE, "failed on the device: RuntimeError"), (POISON_STEP, "not numbers")],
-)
-def test_a_fault_fails_its_request_alone(runner: FakeRunner, poison: int, message: str) -> None:
-    """Though it is encoded and decoded together with its neighbours."""
-    engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=8))  # type: ignore[arg-type]
-    held = hold(engine, runner)
-    good, bad, after = (engine.submit(request(number)) for number in (1, poison, 2))
-    runner.gate.set()
-    assert [future.result(PATIENCE_S).token_ids[1] for future in (held, good, after)] == [0, 1, 2]
-    with pytest.raises(EngineError, match=message):
-        bad.result(PATIENCE_S)
-    assert engine.ready
-    engine.close()
-
-
-def test_a_step_that_fails_fails_those_in_it_and_the_engine_goes_on_with_new_buffers(
-    engine: Engine, runner: FakeRunner
-) -> None:
-    running = hold(engine, runner)
-    waiting = engine.submit(request(2))
-    old_places = runner.places
-    runner.broken = True
-    with pytest.raises(EngineError, match="failed on the device"):
-        running.result(PATIENCE_S)
-    runner.broken = False
-    runner.gate.set()
-    with suppress(EngineError):  # it may have been in a step that failed, before the device came back
-        waiting.result(PATIENCE_S)
-    assert ask_until_ready(engine, 3).result(PATIENCE_S).token_ids[1] == 3
-    assert runner.places is not old_places
-    assert engine.ready
-
-
-def ask_until_ready(engine: Engine, number: int) -> Future[Generation]:
-    """A request, as soon as the engine takes one."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return engine.submit(request(number))
-        except Closed:
-            assert time.monotonic() < end
-            time.sleep(0.001)
-
-
-@pytest.mark.parametrize("lost", [True, False])
-def test_an_engine_that_cannot_recover_says_so_and_leaves_nobody_waiting(
-    runner: FakeRunner, lost: bool
-) -> None:
-    """The device is gone, or step after step fails: all futures get an error, and the supervisor a call."""
-    told = threading.Event()
-    limits = BatchLimits(max_batch_size=1)
-    engine = Engine(runner, TOKENS, limits, on_broken=told.set)  # type: ignore[arg-type]
-    futures = [hold(engine, runner), *(engine.submit(request(number)) for number in range(1, 6))]
-    runner.lost, runner.broken = lost, True
-    assert told.wait(PATIENCE_S)
-    assert all(isinstance(future.exception(PATIENCE_S), EngineError | Closed) for future in futures)
-    assert runner.resets == (1 if lost else MOST_FAULTS)
-    assert not engine.ready
-    assert not engine.alive
-    with pytest.raises(Closed):
-        engine.submit(request())
-    engine.close()
 
 
 def test_a_wait_that_would_be_too_long_is_refused_at_once(runner: FakeRunner) -> None:
@@ -300,52 +126,6 @@ def test_requests_share_steps_and_never_wait_for_each_other(runner: FakeRunner) 
     runner.gate.set()
     assert [future.result(PATIENCE_S).token_ids[1] for future in futures] == [0, 1, 2, 3]
     assert runner.batches == [4]
-    engine.close()
-
-
-def test_cancelling_frees_the_device(engine: Engine, runner: FakeRunner) -> None:
-    """Both the running request and one that waits; the gate stays shut, only the cancel can end the first."""
-    running = hold(engine, runner)
-    waiting, after = engine.submit(request(1)), engine.submit(request(2))
-    assert waiting.cancel()
-    assert running.cancel()
-    deadline = time.monotonic() + PATIENCE_S
-    while 2 not in runner.order and time.monotonic() < deadline:
-        time.sleep(0.001)
-    runner.gate.set()
-    assert after.result(PATIENCE_S).token_ids[1] == 2
-
-
-def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(engine: Engine, runner: FakeRunner) -> None:
-    runner.gate.clear()
-    soon = time.monotonic() + 0.05
-    futures = [engine.submit(request(number, deadline=soon)) for number in (1, 2)]
-    for future in futures:
-        with pytest.raises(DeadlineExceeded):
-            future.result(PATIENCE_S)
-
-
-def test_closing_finishes_what_came_and_takes_no_more(engine: Engine, runner: FakeRunner) -> None:
-    first = hold(engine, runner)
-    rest = [engine.submit(request(number)) for number in (1, 2)]
-    closer = threading.Thread(target=engine.close)
-    closer.start()
-    while engine.ready:
-        time.sleep(0.001)
-    with pytest.raises(Closed):
-        engine.submit(request())
-    runner.gate.set()
-    closer.join(PATIENCE_S)
-    assert all(future.done() and future.exception() is None for future in (first, *rest))
-
-
-def test_closing_with_a_time_limit_fails_what_is_left(engine: Engine, runner: FakeRunner) -> None:
-    """The gate never opens: the running request and the waiting ones get `Closed`, and close returns."""
-    futures = [hold(engine, runner), engine.submit(request(1))]
-    engine.close(drain_s=0.05)
-    done, _ = wait(futures, PATIENCE_S)
-    assert len(done) == 2
-    assert all(isinstance(future.exception(), Closed) for future in futures)
     engine.close()
 
 

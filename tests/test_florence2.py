@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
@@ -34,17 +33,6 @@ from florence.tasks import TASKS, Input
 PATIENCE_S = 60.0
 
 
-@pytest.fixture(scope="module")
-def model(goldens: Goldens) -> Iterator[Florence2]:
-    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", threads=1) as model:
-        yield model
-
-
-@pytest.fixture
-def picture(goldens: Goldens) -> Path:
-    return goldens.path("a0_rgb_640x480.png")
-
-
 def default_cases(goldens: Goldens) -> list[dict[str, Any]]:
     """Three-beam cases with the checkpoint's own settings, one for each task that has one."""
     return [
@@ -56,7 +44,7 @@ def default_cases(goldens: Goldens) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_answers_are_the_originals_from_picture_to_json(model: Florence2, goldens: Goldens) -> None:
+def test_answers_are_the_originals_from_picture_to_json(library: Florence2, goldens: Goldens) -> None:
     """Ids, text and JSON; options left out are the original's effective ones."""
     cases = default_cases(goldens)
     assert len(cases) == 7
@@ -65,7 +53,7 @@ def test_answers_are_the_originals_from_picture_to_json(model: Florence2, golden
         text = case["texts"][0].removeprefix(token) or None
         name = case["images"][0]
         # The goldens are of the stored pixels: a PIL picture is taken as it is, without an EXIF turn.
-        answer = model.run(
+        answer = library.run(
             Image.open(goldens.path(name)), token, text, max_new_tokens=case["params"]["max_new_tokens"]
         )
         assert answer.token_ids == sequence_of(case, 0), case["id"]
@@ -79,19 +67,19 @@ def test_answers_are_the_originals_from_picture_to_json(model: Florence2, golden
         assert parsed.florence() == answer.florence()
 
 
-def test_all_fifteen_tasks_answer_by_token_and_by_name(model: Florence2, picture: Path) -> None:
+def test_all_fifteen_tasks_answer_by_token_and_by_name(library: Florence2, picture: Path) -> None:
     for task in TASKS.values():
         text = task.example if task.input is not Input.NONE else None
-        by_token = model.run(picture, task.token, text, max_new_tokens=8)
-        by_name = model.run(picture, task.name, text, max_new_tokens=8)
+        by_token = library.run(picture, task.token, text, max_new_tokens=8)
+        by_name = library.run(picture, task.name, text, max_new_tokens=8)
         assert by_token.task == by_name.task == task.token
         assert by_token.token_ids == by_name.token_ids
         assert by_token.finish_reason == ("length" if len(by_token.token_ids) == 9 else "stop")
 
 
-def test_every_detection_has_a_score_between_0_and_1(model: Florence2, goldens: Goldens) -> None:
+def test_every_detection_has_a_score_between_0_and_1(library: Florence2, goldens: Goldens) -> None:
     case = next(case for case in goldens.values["generation"] if case["id"] == "A-beam3-boxes-od")
-    answer = model.run(
+    answer = library.run(
         Image.open(goldens.path(case["images"][0])),
         case["tasks"][0],
         max_new_tokens=case["params"]["max_new_tokens"],
@@ -102,46 +90,46 @@ def test_every_detection_has_a_score_between_0_and_1(model: Florence2, goldens: 
 
 
 def test_bytes_and_paths_are_turned_and_pil_pictures_are_taken_as_they_are(
-    model: Florence2, goldens: Goldens
+    library: Florence2, goldens: Goldens
 ) -> None:
     path = goldens.path("a4_exif6_500x375.jpg")
     with Image.open(path) as picture:
         width, height = picture.size
         answers = [
-            model.run(image, "<CAPTION>", max_new_tokens=2) for image in (path, path.read_bytes(), picture)
+            library.run(image, "<CAPTION>", max_new_tokens=2) for image in (path, path.read_bytes(), picture)
         ]
     sizes = [(answer.image_size.width, answer.image_size.height) for answer in answers]
     assert sizes == [(height, width), (height, width), (width, height)]
 
 
-def test_a_pil_picture_may_be_closed_once_it_is_submitted(model: Florence2, goldens: Goldens) -> None:
+def test_a_pil_picture_may_be_closed_once_it_is_submitted(library: Florence2, goldens: Goldens) -> None:
     with Image.open(goldens.path("a0_rgb_640x480.png")) as picture:
-        future = model.submit(picture, "<CAPTION>", max_new_tokens=2)
+        future = library.submit(picture, "<CAPTION>", max_new_tokens=2)
     assert future.result(PATIENCE_S).image_size.width == 640
 
 
-def test_a_damaged_pil_picture_fails_in_its_future(model: Florence2, goldens: Goldens) -> None:
+def test_a_damaged_pil_picture_fails_in_its_future(library: Florence2, goldens: Goldens) -> None:
     data = goldens.path("a0_rgb_640x480.png").read_bytes()
     with Image.open(io.BytesIO(data[: len(data) // 2])) as picture:
-        future = model.submit(picture, "<CAPTION>")
+        future = library.submit(picture, "<CAPTION>")
     with pytest.raises(ImageError):
         future.result(PATIENCE_S)
 
 
-def test_a_region_is_the_same_as_pixels_and_as_locations(model: Florence2, picture: Path) -> None:
+def test_a_region_is_the_same_as_pixels_and_as_locations(library: Florence2, picture: Path) -> None:
     """640 x 480 pixels; as `region`, as `text`, and as `<loc_n>` text."""
     locations = "<loc_100><loc_200><loc_500><loc_750>"
     box = (64.0, 96.0, 320.0, 360.0)
     answers = [
-        model.run(picture, "<REGION_TO_OCR>", region=box, max_new_tokens=8),
-        model.run(picture, "<REGION_TO_OCR>", box, max_new_tokens=8),
-        model.run(picture, "<REGION_TO_OCR>", locations, max_new_tokens=8),
+        library.run(picture, "<REGION_TO_OCR>", region=box, max_new_tokens=8),
+        library.run(picture, "<REGION_TO_OCR>", box, max_new_tokens=8),
+        library.run(picture, "<REGION_TO_OCR>", locations, max_new_tokens=8),
     ]
     assert len({tuple(answer.token_ids) for answer in answers}) == 1
 
 
-def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(model: Florence2, picture: Path) -> None:
-    answers = model.run_many(
+def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(library: Florence2, picture: Path) -> None:
+    answers = library.run_many(
         [
             (picture, "<CAPTION>"),
             (b"no picture", "<CAPTION>"),
@@ -209,32 +197,32 @@ def test_many_tasks_on_one_picture_see_it_once_and_answer_as_one_by_one(
     ],
 )
 def test_wrong_options_say_what_to_change(
-    model: Florence2, picture: Path, options: dict[str, Any], error: type[Exception], message: str
+    library: Florence2, picture: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        model.run(picture, "<CAPTION>", **options)
+        library.run(picture, "<CAPTION>", **options)
 
 
-def test_options_change_the_generation(model: Florence2, picture: Path) -> None:
-    few = model.run(picture, "<OD>", max_new_tokens=5)
+def test_options_change_the_generation(library: Florence2, picture: Path) -> None:
+    few = library.run(picture, "<OD>", max_new_tokens=5)
     assert (len(few.token_ids), few.finish_reason) == (6, "length")
-    many = model.run(picture, "<OD>", min_new_tokens=70, max_new_tokens=80)
+    many = library.run(picture, "<OD>", min_new_tokens=70, max_new_tokens=80)
     assert len(many.token_ids) > 70
-    greedy = model.run(picture, "<CAPTION>", num_beams=1, max_new_tokens=20)
-    wide = model.run(picture, "<CAPTION>", num_beams=5, max_new_tokens=20)
+    greedy = library.run(picture, "<CAPTION>", num_beams=1, max_new_tokens=20)
+    wide = library.run(picture, "<CAPTION>", num_beams=5, max_new_tokens=20)
     assert greedy.token_ids != wide.token_ids
 
 
-def test_a_deadline_that_passes_is_said(model: Florence2, picture: Path) -> None:
+def test_a_deadline_that_passes_is_said(library: Florence2, picture: Path) -> None:
     with pytest.raises(DeadlineExceeded):
-        model.run(picture, "<OD>", timeout_s=1e-6)
+        library.run(picture, "<OD>", timeout_s=1e-6)
 
 
-def test_a_cancelled_future_is_never_answered_and_later_ones_are(model: Florence2, picture: Path) -> None:
-    futures = [model.submit(picture, "<MORE_DETAILED_CAPTION>", min_new_tokens=1000) for _ in range(3)]
+def test_a_cancelled_future_is_never_answered_and_later_ones_are(library: Florence2, picture: Path) -> None:
+    futures = [library.submit(picture, "<MORE_DETAILED_CAPTION>", min_new_tokens=1000) for _ in range(3)]
     assert all(future.cancel() for future in futures)
     started = time.monotonic()
-    assert model.run(picture, "<CAPTION>", max_new_tokens=3).finish_reason == "length"
+    assert library.run(picture, "<CAPTION>", max_new_tokens=3).finish_reason == "length"
     assert time.monotonic() - started < PATIENCE_S
     with pytest.raises(CancelledError):
         futures[0].result(0)
@@ -263,15 +251,15 @@ def test_closing_answers_what_came_and_refuses_the_rest(goldens: Goldens, pictur
     model.close()
 
 
-def test_many_threads_get_their_own_answers(model: Florence2, goldens: Goldens) -> None:
+def test_many_threads_get_their_own_answers(library: Florence2, goldens: Goldens) -> None:
     """Each thread's answer is what the same request gets alone."""
     names = ["a0_rgb_640x480.png", "a2_l_1024x256.png", "a3_p_64x64.png"]
     requests = [(goldens.path(name), task) for name in names for task in ("<CAPTION>", "<OD>")]
-    alone = [model.run(path, task, max_new_tokens=6).token_ids for path, task in requests]
+    alone = [library.run(path, task, max_new_tokens=6).token_ids for path, task in requests]
     together: dict[int, Future[Answer]] = {}
 
     def ask(index: int) -> None:
-        together[index] = model.submit(*requests[index], max_new_tokens=6)
+        together[index] = library.submit(*requests[index], max_new_tokens=6)
 
     threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(requests))]
     for thread in threads:
@@ -281,14 +269,14 @@ def test_many_threads_get_their_own_answers(model: Florence2, goldens: Goldens) 
     assert [together[index].result(PATIENCE_S).token_ids for index in range(len(requests))] == alone
 
 
-def test_info_says_what_runs(model: Florence2, goldens: Goldens) -> None:
-    info = model.info()
+def test_info_says_what_runs(library: Florence2, goldens: Goldens) -> None:
+    info = library.info()
     assert info["checkpoint"] == str(goldens.checkpoint)
     assert (info["device"], info["dtype"]) == ("cpu", "float32")
     assert info["picture_size"] == [768, 768]
     assert info["generation"]["num_beams"] == 3
     assert len(info["tasks"]) == 15
-    assert model.run(Image.new("L", (9, 9)), "<CAPTION>", max_new_tokens=2).checkpoint == model.checkpoint
+    assert library.run(Image.new("L", (9, 9)), "<CAPTION>", max_new_tokens=2).checkpoint == library.checkpoint
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -19,32 +19,20 @@ PICTURE = saved(drawn(64, 48))
 BASE64 = base64.b64encode(PICTURE).decode()
 
 
-@pytest.fixture
-def model(shared_model: FakeModel) -> FakeModel:
-    shared_model.calls.clear()
-    shared_model.error = None
-    return shared_model
-
-
-@pytest.fixture
-def client(shared_client: TestClient, model: FakeModel) -> TestClient:
-    return shared_client
-
-
 def every_task() -> list[dict[str, Any]]:
     given = {Input.TEXT: {"text": "a green car"}, Input.REGION: {"region": [1, 2, 30, 40]}, Input.NONE: {}}
     return [{"task": task.name, **given[task.input]} for task in TASKS.values()]
 
 
-def test_all_tasks_of_one_picture_are_answered_in_their_order(client: TestClient, model: FakeModel) -> None:
+def test_all_tasks_of_one_picture_are_answered_in_their_order(client: TestClient, served: FakeModel) -> None:
     """Tokens and names both name a task; options hold for all; the body is the type that clients read."""
     asks = [*every_task(), {"task": "<CAPTION>"}]
     reply = client.post("/analyze", json={"image": BASE64, "tasks": asks, "num_beams": 2})
     assert reply.status_code == 200, reply.text
     analysis = Analysis.model_validate(reply.json())
     assert [answer.task for answer in analysis.answers] == [*TASKS, "<CAPTION>"]
-    assert {call.image for call in model.calls} == {PICTURE}
-    assert {call.options["num_beams"] for call in model.calls} == {2}
+    assert {call.image for call in served.calls} == {PICTURE}
+    assert {call.options["num_beams"] for call in served.calls} == {2}
 
 
 def test_a_form_holds_the_tasks_as_json(client: TestClient) -> None:
@@ -64,12 +52,12 @@ def test_a_task_that_fails_has_its_error_in_its_place(client: TestClient) -> Non
     assert "takes no" in reply.json()["answers"][1]["error"]
 
 
-def test_where_nothing_can_be_answered_the_reply_is_the_error(client: TestClient, model: FakeModel) -> None:
+def test_where_nothing_can_be_answered_the_reply_is_the_error(client: TestClient, served: FakeModel) -> None:
     """A picture that is none: 400; a full queue: 503 with Retry-After."""
     asks = [{"task": "caption"}, {"task": "ocr"}]
     no_picture = base64.b64encode(b"no picture").decode()
     assert client.post("/analyze", json={"image": no_picture, "tasks": asks}).status_code == 400
-    model.error = Overloaded("too many", retry_after_s=7)
+    served.error = Overloaded("too many", retry_after_s=7)
     reply = client.post("/analyze", json={"image": BASE64, "tasks": asks})
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "7")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,13 +20,6 @@ from florence.protocol.grpc_server import STREAM_AHEAD, GrpcServer
 from florence.protocol.inference import Inference
 
 Check = Callable[[Any, Inference], Awaitable[None]]
-
-
-@pytest.fixture
-def model() -> Iterator[FakeModel]:
-    fake = FakeModel()
-    yield fake
-    fake.close()
 
 
 @asynccontextmanager
@@ -296,3 +290,32 @@ def test_a_port_that_is_taken_is_a_settings_error(model: FakeModel) -> None:
         await first.stop(0)
 
     asyncio.run(checked())
+
+
+def test_an_ipv6_address_is_taken_without_brackets() -> None:
+    """As the setting for HTTP takes it."""
+
+    async def start() -> int:
+        server = GrpcServer(Inference(timeout_s=5.0), 1000, shared=False)
+        try:
+            return await server.start("::1", 0)
+        finally:
+            await server.stop(0)
+
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    assert asyncio.run(start()) > 0
+
+
+def test_a_compressed_message_counts_as_long_as_it_is_without(model: FakeModel) -> None:
+    """A small one that would become a huge one is refused before it is that."""
+
+    async def check(stub: Any, inference: Inference) -> None:
+        infer = caption(image=bytes(5_000_000))
+        code, words = await status(stub.ModelInfer(infer, compression=grpc.Compression.Gzip))
+        assert (code, "larger than max" in words) == ("RESOURCE_EXHAUSTED", True)
+
+    run(model, check, max_bytes=100_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image, ImageChops
 from serving import ROOT, Server
 
 from florence import Florence2
-from florence.schemas import Answer, Detections, OcrRegions, Segmentation, Text
+from florence.schemas import Answer, Detections, OcrRegions, Segmentation, TaskAnswer, Text
 from florence.settings import PREFIX, Settings
 from florence.tasks import TASKS, Input, Kind, Task
 
@@ -26,6 +27,7 @@ KINDS = {
     Kind.BOXES_OR_POLYGONS: "boxes or polygons",
 }
 EXAMPLE = ROOT / "data" / "scene_04.jpg"
+PICTURE = ROOT / "data" / "scene_02.png"
 HEART, WORD = (146, 222, 208, 283), (104, 177, 255, 222)
 GIVEN: dict[str, Any] = {
     "caption_to_phrase_grounding": "a green heart and an orange circle",
@@ -95,6 +97,26 @@ def test_the_picture_is_what_its_command_draws(readme: str, model: Florence2) ->
         assert committed.size == again.size
         assert np.asarray(ImageChops.difference(committed.convert("RGB"), again)).mean() < 1
     assert (ROOT / drawn).stat().st_size < 150_000
+
+
+def test_the_answers_that_are_shown_are_the_demo_checkpoints(readme: str, model: Florence2) -> None:
+    """The typed one, what the program that was written for Triton prints, and the end of the stream."""
+    answer = model.run(PICTURE, "<OD>")
+    (block,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    shown = TaskAnswer[Detections].model_validate_json(block)
+    assert isinstance(answer.result, Detections)
+    for one, other in zip(shown.detections, answer.result.detections, strict=True):
+        assert (one.label, one.box) == (other.label, other.box)
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+    assert (shown.usage, shown.image_size, shown.checkpoint) == (
+        answer.usage, answer.image_size, answer.checkpoint
+    )  # fmt: skip
+    original = answer.florence()["<OD>"]
+    assert (
+        f"{{'<OD>': {{'bboxes': [{original['bboxes'][0]}, ...], 'labels': {original['labels']}}}}}" in readme
+    )
+    caption = json.dumps(model.run(PICTURE, "<CAPTION>", num_beams=1).florence())
+    assert f'"PARSED_JSON":{json.dumps(caption)}}}' in readme
 
 
 def setting_row(name: str) -> str:

@@ -13,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from florence.client.exchange import CallOptions
 from florence.errors import OptionError
+from florence.florence2 import RunOptions
+from florence.info import ServiceInfo
 from florence.schemas import (
     Answer,
     Detection,
@@ -35,9 +38,10 @@ from florence.schemas import (
 MODELS: list[type[BaseModel]] = [
     *(Text, Detection, Detections, OcrRegion, OcrRegions, Instance, Segmentation, ImageSize, Usage, Timings),
     *(TaskAnswer[Text], TaskAnswer[Detections], TaskAnswer[OcrRegions], TaskAnswer[Segmentation]),
-    *(Answer, GenerationParameters),
+    *(Answer, GenerationParameters, ServiceInfo),
 ]
 PIXELS = st.floats(-1e6, 1e6)
+ANSWER = Answer.model_json_schema()["examples"][0]
 SCORES = st.none() | st.floats(0, 1)
 
 
@@ -159,3 +163,29 @@ def test_the_pure_rooms_import_nothing_heavy() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert printed == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("result", "name"),
+    [
+        (Text(text="a car"), "text"),
+        (Detections(detections=[Detection(label="car", box=(1, 2, 3, 4))]), "detections"),
+        (OcrRegions(regions=[OcrRegion(text="EXIT", quad=(1, 2, 3, 2, 3, 4, 1, 4))]), "regions"),
+        (Segmentation(instances=[Instance(label="", polygons=[[1, 2, 3, 2, 3, 4]])]), "instances"),
+    ],
+)
+def test_an_answer_gives_what_its_result_holds_and_nothing_else(result: Result, name: str) -> None:
+    """Under the same name; it is no field of its own."""
+    answer = TaskAnswer[Result].model_validate(ANSWER | {"result": result.model_dump()})
+    assert getattr(answer, name) == getattr(result, name)
+    assert name not in answer.model_dump()
+    for other in {"text", "detections", "regions", "instances"} - {name}:
+        with pytest.raises(AttributeError, match=f"has no attribute '{other}'"):
+            getattr(answer, other)
+
+
+def test_callers_options_are_the_generation_parameters() -> None:
+    """Library and client take each of them, a time limit, and the library a region; nothing is forgotten."""
+    parameters = set(GenerationParameters.model_fields)
+    assert set(CallOptions.__annotations__) == {*parameters, "timeout_s"}
+    assert set(RunOptions.__annotations__) == {*parameters, "timeout_s", "region"}

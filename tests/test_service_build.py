@@ -46,6 +46,19 @@ def test_workers_and_gpus_follow_the_devices(
 
 
 @pytest.mark.parametrize(
+    ("visible", "there", "count"),
+    [
+        (None, 2, 2), (None, 0, 0), ("0", 0, 0), ("", 2, 0), ("-1", 2, 0), ("1", 2, 1), ("1, 0", 2, 2),
+        ("0,-1,1", 2, 1), ("0,2,1", 2, 1), ("0,none", 2, 1), ("GPU-8932f937,GPU-5ed1e8e1", 4, 2),
+        ("MIG-1,MIG-2,MIG-3", 1, 3),
+    ],
+)  # fmt: skip
+def test_gpus_are_counted_as_cuda_shows_them(visible: str | None, there: int, count: int) -> None:
+    """CUDA_VISIBLE_DEVICES picks among those that are there, and ends at the first number that names none."""
+    assert service.count_visible(visible, there) == count
+
+
+@pytest.mark.parametrize(
     ("asked", "packed"), [({}, 0), ({"model": "demo"}, 1), ({"revision": "main"}, 1), ({"device": "cpu"}, 0)]
 )
 def test_a_build_packs_weights_only_where_they_are_named(asked: dict[str, str], packed: int) -> None:

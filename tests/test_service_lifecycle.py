@@ -12,9 +12,10 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
-from serving import ROOT, STOP_S, Server, serving, serving_fake
+from serving import ROOT, START_S, STOP_S, Server, serving, serving_fake
 
 pytestmark = pytest.mark.slow
 
@@ -140,3 +141,17 @@ def _send_and_leave(server: Server, path: str, content: object, trace: Path, cou
     while _events(trace).count("cancelled") < count:
         assert time.monotonic() < end, _events(trace)
         time.sleep(0.02)
+
+
+def test_a_worker_that_dies_is_replaced() -> None:
+    """By BentoML, where it does not run in a container."""
+    with serving_fake() as server:
+        server.wait_ready()
+        supervisor = psutil.Process(server.process.pid)
+        (worker,) = supervisor.children()
+        worker.kill()
+        end = time.monotonic() + START_S
+        while worker in (children := supervisor.children()) or not children:
+            assert time.monotonic() < end, server.log
+            time.sleep(0.1)
+        server.wait_ready()

@@ -28,18 +28,6 @@ PICTURE = _picture()
 BASE64 = base64.b64encode(PICTURE).decode()
 
 
-@pytest.fixture
-def model(shared_model: FakeModel) -> FakeModel:
-    shared_model.calls.clear()
-    shared_model.error = None
-    return shared_model
-
-
-@pytest.fixture
-def client(shared_client: TestClient, model: FakeModel) -> TestClient:
-    return shared_client
-
-
 def _input(task: Task) -> dict[str, Any]:
     if task.input is Input.TEXT:
         return {"text": "a green car"}
@@ -48,7 +36,7 @@ def _input(task: Task) -> dict[str, Any]:
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_each_task_answers_json_with_its_kind_of_result(
-    client: TestClient, model: FakeModel, task: Task
+    client: TestClient, served: FakeModel, task: Task
 ) -> None:
     """POST /<name> with a picture in base64 answers the task's own type of result, without tokens."""
     reply = client.post(f"/{task.name}", json={"image": BASE64, "num_beams": 2, **_input(task)})
@@ -60,20 +48,20 @@ def test_each_task_answers_json_with_its_kind_of_result(
     assert answer["checkpoint"] == "fake"
     assert answer["image_size"] == {"width": 64, "height": 48}
     assert set(answer) == set(TaskAnswer.model_fields)
-    (call,) = model.calls
+    (call,) = served.calls
     assert (call.image, call.task, call.options["num_beams"]) == (PICTURE, task.token, 2)
     assert call.text == _input(task).get("text")
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_each_task_takes_an_upload(client: TestClient, model: FakeModel, task: Task) -> None:
+def test_each_task_takes_an_upload(client: TestClient, served: FakeModel, task: Task) -> None:
     """The same as multipart/form-data, fields written as a form does."""
     fields = {name: str(value).strip("[]") for name, value in _input(task).items()}
     reply = client.post(
         f"/{task.name}", files={"image": ("a.png", PICTURE)}, data={**fields, "max_new_tokens": "7"}
     )
     assert reply.status_code == 200, reply.text
-    (call,) = model.calls
+    (call,) = served.calls
     assert (call.image, call.options["max_new_tokens"]) == (PICTURE, 7)
 
 
@@ -92,20 +80,20 @@ def test_the_bytes_tell_the_format(client: TestClient, content_type: str, kind: 
     "content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", None]
 )
 def test_json_is_taken_whatever_it_is_called(
-    client: TestClient, model: FakeModel, image: str, content_type: str | None
+    client: TestClient, served: FakeModel, image: str, content_type: str | None
 ) -> None:
     """`curl -d` says that it sends a form; data URIs and broken lines are base64 too."""
     headers = {"content-type": content_type} if content_type else {}
     reply = client.post("/caption", content=json.dumps({"image": image}), headers=headers)
     assert reply.status_code == 200, reply.text
-    assert model.calls[0].image == PICTURE
+    assert served.calls[0].image == PICTURE
 
 
-def test_base64_may_stand_in_a_form(client: TestClient, model: FakeModel) -> None:
+def test_base64_may_stand_in_a_form(client: TestClient, served: FakeModel) -> None:
     """A form without a file may hold the picture as text."""
     reply = client.post("/ocr", files={"image": (None, BASE64)})
     assert reply.status_code == 200, reply.text
-    assert model.calls[0].image == PICTURE
+    assert served.calls[0].image == PICTURE
 
 
 @pytest.mark.parametrize(
@@ -120,12 +108,12 @@ def test_base64_may_stand_in_a_form(client: TestClient, model: FakeModel) -> Non
         ("eine große Katze 猫", "eine große Katze 猫"),
     ],
 )
-def test_a_forms_text_is_taken_as_it_is(client: TestClient, model: FakeModel, sent: str, text: str) -> None:
+def test_a_forms_text_is_taken_as_it_is(client: TestClient, served: FakeModel, sent: str, text: str) -> None:
     """Only a JSON string is unquoted, as BentoML's clients write texts; numbers stay texts."""
     files = {"image": ("a.png", PICTURE)}
     reply = client.post("/caption_to_phrase_grounding", files=files, data={"text": sent})
     assert reply.status_code == 200, reply.text
-    assert model.calls[0].text == text
+    assert served.calls[0].text == text
 
 
 @pytest.mark.parametrize(
@@ -137,11 +125,11 @@ def test_a_forms_text_is_taken_as_it_is(client: TestClient, model: FakeModel, se
     ],
 )
 def test_regions_are_pixels_or_locations(
-    client: TestClient, model: FakeModel, region: Any, given: Any
+    client: TestClient, served: FakeModel, region: Any, given: Any
 ) -> None:
     """Four numbers or text, and both arrive as they were sent."""
     assert client.post("/region_to_ocr", json={"image": BASE64, "region": region}).status_code == 200
-    assert model.calls[0].options["region"] == given
+    assert served.calls[0].options["region"] == given
 
 
 MISTAKES: list[tuple[str, Any, int, str]] = [
@@ -243,9 +231,9 @@ def test_a_field_sent_twice_is_refused(client: TestClient) -> None:
     assert (reply.status_code, reply.json()["error"]) == (400, "image is sent 2 times; send it once")
 
 
-def test_overload_says_when_to_come_back(client: TestClient, model: FakeModel) -> None:
+def test_overload_says_when_to_come_back(client: TestClient, served: FakeModel) -> None:
     """503 with Retry-After, in the same shape as every error."""
-    model.error = Overloaded("256 requests wait already", retry_after_s=4)
+    served.error = Overloaded("256 requests wait already", retry_after_s=4)
     reply = client.post("/caption", json={"image": BASE64})
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "4")
     assert reply.json() == {"error": "256 requests wait already"}

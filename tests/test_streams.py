@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from pathlib import Path
 from typing import Any
 
 import pytest
-from goldens import Goldens
 
 from florence import Florence2
 from florence.errors import DeadlineExceeded, OptionError, TaskError
@@ -20,37 +18,26 @@ PATIENCE_S = 60.0
 MOST = 24  # tokens
 
 
-@pytest.fixture(scope="module")
-def model(goldens: Goldens) -> Iterator[Florence2]:
-    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", threads=1) as model:
-        yield model
-
-
-@pytest.fixture
-def picture(goldens: Goldens) -> Path:
-    return goldens.path("a0_rgb_640x480.png")
-
-
 def spoken(raw_text: str) -> str:
     return raw_text.replace("<s>", "").replace("</s>", "").replace("<pad>", "")
 
 
 @pytest.mark.parametrize("task", ["<CAPTION>", "ocr", "region_to_description"])
-def test_the_pieces_are_the_answers_text(model: Florence2, picture: Path, task: str) -> None:
+def test_the_pieces_are_the_answers_text(library: Florence2, picture: Path, task: str) -> None:
     """Several of them; the answer is the one that `run` gives with one beam."""
     text = "<loc_1><loc_2><loc_500><loc_600>" if task.startswith("region") else None
-    with model.stream(picture, task, text, max_new_tokens=MOST) as stream:
+    with library.stream(picture, task, text, max_new_tokens=MOST) as stream:
         pieces = list(stream)
         assert list(stream) == []
     assert len(pieces) > 5
     assert "".join(pieces) == spoken(stream.answer.raw_text)
-    whole = model.run(picture, task, text, max_new_tokens=MOST, num_beams=1)
+    whole = library.run(picture, task, text, max_new_tokens=MOST, num_beams=1)
     assert stream.answer.token_ids == whole.token_ids
 
 
-def test_pieces_come_while_the_answer_is_not_there(model: Florence2, picture: Path) -> None:
+def test_pieces_come_while_the_answer_is_not_there(library: Florence2, picture: Path) -> None:
     """The first one is told before the last token is decided: nobody could cancel afterwards."""
-    with model.stream(picture, "<CAPTION>", max_new_tokens=800, min_new_tokens=800) as stream:
+    with library.stream(picture, "<CAPTION>", max_new_tokens=800, min_new_tokens=800) as stream:
         assert next(stream)
     with pytest.raises(CancelledError):
         _ = stream.answer
@@ -58,11 +45,11 @@ def test_pieces_come_while_the_answer_is_not_there(model: Florence2, picture: Pa
         list(stream)
 
 
-def test_all_pieces_are_told_before_the_answer(model: Florence2, picture: Path) -> None:
+def test_all_pieces_are_told_before_the_answer(library: Florence2, picture: Path) -> None:
     """Also where others are answered at the same time."""
     told: list[list[str]] = [[] for _ in range(6)]
     futures = [
-        model.submit(picture, "<CAPTION>", num_beams=1, max_new_tokens=MOST, on_text=pieces.append)
+        library.submit(picture, "<CAPTION>", num_beams=1, max_new_tokens=MOST, on_text=pieces.append)
         for pieces in told
     ]
     for pieces, future in zip(told, futures, strict=True):
@@ -80,21 +67,21 @@ def test_all_pieces_are_told_before_the_answer(model: Florence2, picture: Path) 
     ],
 )
 def test_what_cant_be_streamed_says_why(
-    model: Florence2, picture: Path, task: str, options: Any, error: type[Exception], message: str
+    library: Florence2, picture: Path, task: str, options: Any, error: type[Exception], message: str
 ) -> None:
     """Before the first piece."""
     with pytest.raises(error, match=message):
-        next(model.stream(picture, task, **options))
+        next(library.stream(picture, task, **options))
 
 
-def test_on_text_without_asking_for_one_beam_is_refused(model: Florence2, picture: Path) -> None:
+def test_on_text_without_asking_for_one_beam_is_refused(library: Florence2, picture: Path) -> None:
     """`submit` does not change how the answer is searched for; the checkpoint's setting is three beams."""
     with pytest.raises(OptionError, match="num_beams=1"):
-        model.submit(picture, "<CAPTION>", on_text=print).result(PATIENCE_S)
+        library.submit(picture, "<CAPTION>", on_text=print).result(PATIENCE_S)
 
 
 @pytest.mark.parametrize("least", [0, 12])
-def test_each_token_is_told_as_it_is_decided(model: Florence2, picture: Path, least: int) -> None:
+def test_each_token_is_told_as_it_is_decided(library: Florence2, picture: Path, least: int) -> None:
     """By the engine, in its thread: the forced first and last ones and EOS too, the given start token not."""
     told: list[tuple[int, str]] = []
 
@@ -102,8 +89,8 @@ def test_each_token_is_told_as_it_is_decided(model: Florence2, picture: Path, le
         told.append((token_id, threading.current_thread().name))
 
     parameters = GenerationParameters(num_beams=1, max_new_tokens=12, min_new_tokens=least)
-    prepared = model._pipeline.prepare(picture, "<CAPTION>", None, parameters, on_token=on_token)
-    generation = model._engine.submit(prepared.request).result(PATIENCE_S)
+    prepared = library._pipeline.prepare(picture, "<CAPTION>", None, parameters, on_token=on_token)
+    generation = library._engine.submit(prepared.request).result(PATIENCE_S)
     assert tuple(token_id for token_id, _ in told) == generation.token_ids[1:]
     assert generation.token_ids[-1] == 2
     assert {name for _, name in told} == {"florence-engine"}
@@ -146,7 +133,7 @@ def test_a_callback_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture)
 
 
 def test_an_answer_is_not_lost_to_a_callback_that_fails(
-    model: Florence2, picture: Path, caplog: pytest.LogCaptureFixture
+    library: Florence2, picture: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither this one nor the next."""
     seen = threading.Event()
@@ -156,7 +143,7 @@ def test_an_answer_is_not_lost_to_a_callback_that_fails(
         raise ZeroDivisionError
 
     for _ in range(2):
-        future = model.submit(picture, "<CAPTION>", num_beams=1, max_new_tokens=4, on_text=on_text)
+        future = library.submit(picture, "<CAPTION>", num_beams=1, max_new_tokens=4, on_text=on_text)
         assert future.result(PATIENCE_S).finish_reason == "length"
     assert seen.is_set()
     assert "told no more" in caplog.text

@@ -117,7 +117,7 @@ def _add_bulk(commands: Commands) -> None:
 
 
 def _add_info(commands: Commands) -> None:
-    parser = _add(commands, "info", "say what runs: checkpoint, device, limits; or what a service is")
+    parser = _add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits")
     _add_where(parser)
 
 
@@ -150,7 +150,7 @@ def _add_serve(commands: Commands) -> None:
         commands, "serve", "start the service", "Runs `bentoml serve` in the checkout that holds service.py."
     )
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="address (default: 127.0.0.1)")
-    parser.add_argument("--port", metavar="PORT", type=_positive, default=8000, help="port (default: 8000)")
+    parser.add_argument("--port", metavar="PORT", type=_port, default=8000, help="port (default: 8000)")
     parser.add_argument("--model", metavar="NAME", help="in place of FLORENCE_MODEL")
 
 
@@ -184,10 +184,17 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
-    return number
+    return _whole(text, 2**31)
+
+
+def _port(text: str) -> int:
+    return _whole(text, 65_535)
+
+
+def _whole(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}, got {text!r}")
+    return int(text)
 
 
 def _drawn_file(text: str) -> Path:

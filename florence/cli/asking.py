@@ -47,7 +47,7 @@ def info(arguments: argparse.Namespace) -> int:
     """`florence info`."""
     if arguments.url:
         with Client(arguments.url) as client:
-            facts = {"url": arguments.url, **client.server(), "ready": client.ready()}
+            facts = {"url": arguments.url, "ready": client.ready(), **client.info().model_dump(mode="json")}
     else:
         with load_model(arguments) as model:
             facts = model.info()
@@ -97,14 +97,17 @@ def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str |
 def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
     from florence.florence2 import Florence2
+    from florence.limits import image_limits
 
     settings = read_settings()
     return Florence2.load(
         arguments.model or settings.model,
         revision=None if arguments.model else settings.revision,
-        device=settings.device,
+        device=settings.device.partition(",")[0],  # a list is for the service's workers
         dtype=settings.dtype,
+        limits=image_limits(settings),
         threads=settings.threads,
+        picture_cache_bytes=settings.picture_cache_bytes,
     )
 
 

@@ -29,7 +29,7 @@ def answer_json(answer: TaskAnswer[Any]) -> str:
 def answer_line(picture: str, question: Question, answer: TaskAnswer[Any]) -> str:
     """The line of one picture, its end included."""
     _, text, region = question
-    head = json.dumps({"picture": picture, "text": text, "region": region}, ensure_ascii=False)
+    head = _dumps({"picture": picture, "text": text, "region": region})
     return f"{head[:-1]}, {answer_json(answer)[1:]}\n"
 
 
@@ -66,7 +66,22 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
     with file.open("w", encoding="utf-8") as opened:
         for failure in failures:
             row = {"picture": str(failure.picture), "error": str(failure.error)}
-            opened.write(json.dumps(row, ensure_ascii=False) + "\n")
+            opened.write(_dumps(row) + "\n")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold it; the name of a file is bytes, which need not be text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _dumps(row: dict[str, Any]) -> str:
+    """Letters as they are; escaped where a file's name is not UTF-8, so that it reads as the same name."""
+    line = json.dumps(row, ensure_ascii=False)
+    return line if is_unicode(line) else json.dumps(row)
 
 
 def _read_row(file: Path, number: int, line: bytes) -> dict[str, Any]:

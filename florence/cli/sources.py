@@ -32,8 +32,14 @@ def _pictures_of(source: str) -> Iterator[str]:
     elif path.is_file():
         yield source
     elif path.name:
-        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        yield from (str(each) for each in found if each.is_file())
+        yield from (str(each) for each in _matches(path) if each.is_file())
+
+
+def _matches(pattern: Path) -> list[Path]:
+    try:
+        return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except ValueError as error:
+        raise RequestError(f"{str(pattern)!r} is no glob: {error}") from None
 
 
 def _listed(path: Path) -> Iterator[str]:

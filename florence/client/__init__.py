@@ -3,9 +3,10 @@
 from florence.client import Client
 with Client("http://localhost:8000") as client:
     answer = client.object_detection("street.jpg")
-    answer.result.detections[0].box
+    answer.detections[0].box
 
-Answers are the service's own schemas. Knows HTTP and pictures as they are sent; needs no torch.
+Answers are the service's own schemas; what calls raise is drawn in `errors`. Knows HTTP and pictures as they
+are sent; needs no torch.
 """
 
 from __future__ import annotations
@@ -14,15 +15,33 @@ from florence.client.clients import AsyncClient, Client
 from florence.client.errors import ConnectionLost, UnexpectedReply, Unreachable
 from florence.client.many import AsyncPictureMap, Failure, PictureMap
 from florence.client.pictures import Picture
+from florence.errors import (
+    DeadlineExceeded,
+    EngineError,
+    FlorenceError,
+    ImageError,
+    ImageTooLarge,
+    NotFound,
+    RequestError,
+    Unavailable,
+)
 
 __all__ = [
     "AsyncClient",
     "AsyncPictureMap",
     "Client",
     "ConnectionLost",
+    "DeadlineExceeded",
+    "EngineError",
     "Failure",
+    "FlorenceError",
+    "ImageError",
+    "ImageTooLarge",
+    "NotFound",
     "Picture",
     "PictureMap",
+    "RequestError",
+    "Unavailable",
     "UnexpectedReply",
     "Unreachable",
 ]

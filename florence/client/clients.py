@@ -27,11 +27,13 @@ from florence.client.exchange import (
     exchange,
     read_error,
     read_failure,
+    read_outcome,
 )
 from florence.client.many import AsyncPictureMap, PictureMap
 from florence.client.methods import TaskMethods
 from florence.client.pictures import Picture
 from florence.errors import SettingsError
+from florence.info import ServiceInfo
 from florence.schemas import Detections, OcrRegions, Result, Segmentation, TaskAnswer, Text
 from florence.tasks import get_task
 
@@ -41,6 +43,7 @@ CONCURRENCY = 32
 
 _READY = "v2/health/ready"
 _METADATA = "v2"
+_INFO = "info"
 _PROBE_S = 10.0
 
 
@@ -121,6 +124,10 @@ class Client(
     def server(self) -> dict[str, Any]:
         """What the service says of itself: name, version, extensions."""
         return _read_json(self._get(_METADATA))
+
+    def info(self) -> ServiceInfo:
+        """What runs there: checkpoint, device, dtype, limits; of the worker that answers."""
+        return read_outcome(self._get(_INFO), ServiceInfo, _PROBE_S)
 
     def close(self) -> None:
         """Close the connections."""
@@ -238,6 +245,10 @@ class AsyncClient(
     async def server(self) -> dict[str, Any]:
         """What the service says of itself: name, version, extensions."""
         return _read_json(await self._get(_METADATA))
+
+    async def info(self) -> ServiceInfo:
+        """As `Client.info`."""
+        return read_outcome(await self._get(_INFO), ServiceInfo, _PROBE_S)
 
     async def close(self) -> None:
         """Close the connections."""

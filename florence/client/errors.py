@@ -1,4 +1,5 @@
-"""What only a client meets. All else that it raises is in `florence.errors`, with the server's own words.
+"""What only a client meets. All else that it raises is of `florence.errors`, with the server's own words;
+`florence.client` has all of them.
 
 FlorenceError
 ├── RequestError              400: picture, task, text, region or option; the words say what to change

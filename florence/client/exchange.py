@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -44,6 +44,7 @@ AnyAsk = str | tuple[str, Region | None]
 CONNECT_S: Final = 10.0  # a server that is there takes a connection at once
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
 _LONGEST_QUOTE: Final = 300  # characters of a strange reply that a message repeats
 
 ANSWER_TYPES: Final[Mapping[Kind, type[TaskAnswer[Any]]]] = MappingProxyType(
@@ -171,7 +172,7 @@ def exchange(
     raise ValueError(f"retries must be 0 or more, got {retries}")
 
 
-def read_outcome(outcome: Outcome, answer: type[BaseModel], timeout_s: float) -> BaseModel:
+def read_outcome(outcome: Outcome, answer: type[AnswerT], timeout_s: float) -> AnswerT:
     """The answer that an attempt brought; the error of its kind, with the server's words, if it did not."""
     if isinstance(outcome, httpx.Response):
         if outcome.status_code != httpx.codes.OK:
@@ -182,7 +183,7 @@ def read_outcome(outcome: Outcome, answer: type[BaseModel], timeout_s: float) ->
             detail = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in detail["loc"]) or "the whole body"
             raise UnexpectedReply(
-                f"{outcome.url} answered 200 with what is no answer of this task: {place}: {detail['msg']}; "
+                f"{outcome.url} answered 200 with what is no answer to this: {place}: {detail['msg']}; "
                 f"it begins {_quote(outcome.text)}",
                 outcome.status_code,
             ) from None

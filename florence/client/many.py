@@ -157,7 +157,8 @@ class PictureMap(_Tally[AnswerT]):
 
 
 class AsyncPictureMap(_Tally[AnswerT]):
-    """`PictureMap` for `async for`. Leaving early cancels what is under way; `aclose` does so at once."""
+    """`PictureMap` for `async for`. Leaving early cancels what is under way; `aclose`, or the end of
+    `async with`, does so at a known place."""
 
     def __init__(
         self,
@@ -176,6 +177,14 @@ class AsyncPictureMap(_Tally[AnswerT]):
 
     async def __anext__(self) -> tuple[Picture, AnswerT]:
         return await anext(self._pairs)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     async def aclose(self) -> None:
         """Ask no more, and cancel what is under way."""

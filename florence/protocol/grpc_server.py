@@ -60,8 +60,9 @@ class GrpcServer:
 
     async def start(self, host: str, port: int) -> int:
         """Listen; gives the port, which the system chose where it was 0. SettingsError if that can't be."""
+        name = f"[{host}]" if ":" in host and not host.startswith("[") else host  # IPv6
         try:
-            bound: int = self._server.add_insecure_port(f"{host}:{port}")
+            bound: int = self._server.add_insecure_port(f"{name}:{port}")
         except RuntimeError as error:
             raise SettingsError(
                 f"can't listen for gRPC on {host}:{port} ({error}); FLORENCE_GRPC_PORT names another port, "

@@ -15,6 +15,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from florence import __version__
 from florence.analysis import Analysis
+from florence.info import ServiceInfo
 from florence.protocol.analyze import AnalyzeAnswer, AnalyzeInput
 from florence.protocol.generate import build_generate_answer
 from florence.protocol.http import MODEL_PATH
@@ -43,7 +44,8 @@ def openapi_document() -> dict[str, Any]:
     """The document, OpenAPI 3.1, as JSON can hold it."""
     types = {answer_type(task.kind) for task in TASKS.values()}
     wanted: list[tuple[Any, JsonSchemaMode]] = [
-        (model, "serialization") for model in (*INPUT_TYPES.values(), *types, AnalyzeInput, AnalyzeAnswer)
+        (model, "serialization")
+        for model in (*INPUT_TYPES.values(), *types, AnalyzeInput, AnalyzeAnswer, ServiceInfo)
     ]
     references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
     paths = {f"/{task.name}": {"post": _task_operation(task, references)} for task in TASKS.values()}
@@ -57,8 +59,8 @@ def openapi_document() -> dict[str, Any]:
             "inference protocol. Regions and answers are in pixels of the picture after its EXIF turn.",
         },
         "servers": [{"url": "."}],
-        "tags": [{"name": "Tasks"}, {"name": "v2 protocol"}, {"name": "Health"}],
-        "paths": {**paths, **_v2_paths(), **_health_paths()},
+        "tags": [{"name": "Tasks"}, {"name": "Service"}, {"name": "v2 protocol"}, {"name": "Health"}],
+        "paths": {**paths, "/info": {"get": _info_operation(references)}, **_v2_paths(), **_health_paths()},
         "components": {"schemas": {**definitions["$defs"], "Error": _ERROR}},
     }
 
@@ -103,6 +105,21 @@ def _analyze_operation(references: Mapping[Any, Any]) -> dict[str, Any]:
             {
                 "schema": references[AnalyzeAnswer, "serialization"],
                 "example": Analysis.model_json_schema()["examples"][0],
+            }
+        ),
+    }
+
+
+def _info_operation(references: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        "tags": ["Service"],
+        "operationId": "info",
+        "summary": "What runs: checkpoint, device, dtype, limits, generation settings.",
+        "description": "Of the worker that answers; workers differ in their device.",
+        "responses": _responses(
+            {
+                "schema": references[ServiceInfo, "serialization"],
+                "example": ServiceInfo.model_json_schema()["examples"][0],
             }
         ),
     }

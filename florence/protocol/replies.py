@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 from urllib.parse import quote
 
 import anyio.to_thread
@@ -51,6 +51,8 @@ class Model(Protocol):
     def alive(self) -> bool: ...
 
     def close(self) -> None: ...
+
+    def info(self) -> dict[str, Any]: ...
 
     def submit(
         self,

@@ -1,0 +1,109 @@
+"""What a running model says of itself, and the service around it.
+
+Plain types, shared by service and client; `Florence2.info` gives the model's part of it as a dict.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_EXAMPLE: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "checkpoint": "mrhendrey/Florence-2-large-ft-safetensors",
+        "revision": "0123456789abcdef0123456789abcdef01234567",
+        "parameters": 776_465_408,
+        "device": "cuda:0",
+        "dtype": "bfloat16",
+        "picture_size": [768, 768],
+        "limits": {
+            "max_new_tokens": 4096,
+            "max_prompt_tokens": 3519,
+            "max_bytes": 20_971_520,
+            "max_pixels": 64_000_000,
+            "max_frames": 1000,
+            "max_batch_size": 64,
+            "max_encode_batch": 16,
+            "max_queue": 256,
+            "max_latency_s": None,
+            "encode_budget_s": 0.25,
+        },
+        "generation": {
+            "num_beams": 3,
+            "no_repeat_ngram_size": 3,
+            "early_stopping": True,
+            "length_penalty": 1.0,
+            "forced_bos_id": 0,
+            "forced_eos_id": 2,
+        },
+        "tasks": ["<CAPTION>", "<OD>"],
+        "version": "0.1.0",
+        "timeout_s": 300.0,
+        "max_body_bytes": 67_108_864,
+    }
+)
+
+
+def _add_example(schema: dict[str, Any]) -> None:
+    schema["examples"] = [dict(_EXAMPLE)]
+
+
+class RequestLimits(BaseModel):
+    """What one request may ask, and how many are worked on at once, in one worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    max_new_tokens: int = Field(description="Most tokens of an answer: the decoder's positions.")
+    max_prompt_tokens: int = Field(description="Most tokens of a prompt, beside the picture's.")
+    max_bytes: int = Field(description="Most bytes of an encoded picture.")
+    max_pixels: int = Field(description="Most pixels of a picture.")
+    max_frames: int = Field(description="Most frames or pages of a picture.")
+    max_batch_size: int = Field(description="Requests that decode together.")
+    max_encode_batch: int = Field(description="Pictures that are encoded together.")
+    max_queue: int = Field(description="Requests that may wait.")
+    max_latency_s: float | None = Field(description="Longest wait, seconds; null: no limit.")
+    encode_budget_s: float = Field(description="For how long encoding holds up decoding, seconds.")
+
+
+class GenerationSettings(BaseModel):
+    """How the checkpoint generates where a request does not say."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_beams: int
+    no_repeat_ngram_size: int
+    early_stopping: bool
+    length_penalty: float
+    forced_bos_id: int | None = Field(description="Token that every answer begins with; null: none.")
+    forced_eos_id: int | None = Field(description="Token that a full answer ends with; null: none.")
+
+
+class ModelInfo(BaseModel):
+    """The checkpoint and how it runs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    checkpoint: str = Field(description="A hub id, a directory, or demo.")
+    revision: str | None = Field(description="The commit, of a checkpoint from the hub.")
+    parameters: int = Field(description="Numbers in the checkpoint.")
+    device: str = Field(description="cpu, or cuda:<n>.")
+    dtype: str = Field(description="Type of the weights.")
+    picture_size: tuple[int, int] = Field(
+        description="Height and width that pictures are resized to, pixels."
+    )
+    limits: RequestLimits
+    generation: GenerationSettings
+    tasks: list[str] = Field(description="The tasks' tokens.")
+
+
+class ServiceInfo(ModelInfo):
+    """What `GET /info` answers: the model of the worker that answers, and the service's own limits."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)
+
+    version: str = Field(description="Of florence.")
+    timeout_s: float = Field(description="Seconds after which a request is given up.")
+    max_body_bytes: int = Field(description="Most bytes of a request's body.")

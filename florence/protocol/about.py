@@ -1,0 +1,52 @@
+"""What the service says of itself beside the v2 protocol: `GET /docs.json` and `GET /info`, a Starlette app.
+
+Knows paths and bodies; what there is to say is the model's and `openapi`'s business.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from florence import __version__
+from florence.errors import Closed
+from florence.info import ServiceInfo
+from florence.protocol.inference import Inference
+from florence.protocol.openapi import openapi_document
+from florence.protocol.replies import json_reply, reply_or_error
+
+
+def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
+    """The two routes. max_body_bytes: the service's limit, which `/info` tells."""
+
+    async def info(request: Request) -> Response:
+        return await reply_or_error(_info(inference, max_body_bytes))
+
+    return Starlette(routes=[Route("/docs.json", _docs), Route("/info", info)])
+
+
+async def _docs(request: Request) -> Response:
+    return json_reply(_document())
+
+
+@cache
+def _document() -> dict[str, Any]:
+    """The same for every service, and slow to make."""
+    return openapi_document()
+
+
+async def _info(inference: Inference, max_body_bytes: int) -> Response:
+    if inference.model is None:
+        raise Closed("the model is not loaded")
+    facts = ServiceInfo(
+        version=__version__,
+        timeout_s=inference.timeout_s,
+        max_body_bytes=max_body_bytes,
+        **inference.model.info(),
+    )
+    return json_reply(facts.model_dump(mode="json"))

@@ -1,0 +1,64 @@
+"""What a type checker makes of the client: each task's method has its own type of answer."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from serving import ROOT
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+from PIL import Image
+from florence.client import AsyncClient, Client
+
+def ask(client: Client, picture: Image.Image) -> None:
+    answer = client.object_detection("street.jpg")
+    reveal_type(answer)  # TaskAnswer[Detections]
+    reveal_type(answer.detections)  # list[Detection]
+    reveal_type(answer.detections[0].box)  # tuple[float, float, float, float]
+    reveal_type(answer.draw(picture))  # Image
+    reveal_type(answer.to_coco())  # list[dict[str, Any]]
+    reveal_type(client.caption(picture).text)  # str
+    reveal_type(client.ocr_with_region(b"").regions)  # list[OcrRegion]
+    reveal_type(client.region_to_segmentation(b"", (1, 2, 3, 4)).instances)  # list[Instance]
+    reveal_type(client.open_vocabulary_detection(b"", "a car").result)  # Detections | Segmentation
+    reveal_type(client.info().device)  # str
+    client.caption(picture).detections  # error
+    client.open_vocabulary_detection(b"", "a car").detections  # error
+    client.run(picture, "<OD>").detections  # error
+    client.caption(picture, beams=1)  # error
+    client.region_to_ocr(picture)  # error
+
+async def wait(client: AsyncClient) -> None:
+    reveal_type((await client.object_detection("street.jpg")).detections)  # list[Detection]
+    async for _, answer in client.map(["street.jpg"], "caption"):
+        reveal_type(answer.task)  # str
+"""
+
+
+def test_mypy_sees_each_tasks_own_answer(tmp_path: Path) -> None:
+    """In strict mode; the comments say what it has to reveal, and where it has to refuse."""
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    ran = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seen: dict[int, str] = {}
+    for line, said in re.findall(r"^\S+program\.py:(\d+): (.*)$", ran.stdout, re.MULTILINE):
+        revealed = re.search(r'Revealed type is "(.*)"', said)
+        seen[int(line)] = "error" if revealed is None else re.sub(r"\b(?:\w+\.)+", "", revealed[1])
+    wanted = {
+        number: line.partition("  # ")[2]
+        for number, line in enumerate(PROGRAM.splitlines(), start=1)
+        if "  # " in line
+    }
+    assert seen == wanted, ran.stdout + ran.stderr

@@ -1,0 +1,59 @@
+"""What the service says of itself: the same that the model and the settings say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+from fake_model import FakeModel
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+from v2 import send
+
+from florence import Florence2, __version__
+from florence.engine.scheduler import BatchLimits
+from florence.images import ImageLimits
+from florence.info import ModelInfo, ServiceInfo
+from florence.protocol.about import create_about_app
+from florence.protocol.inference import Inference
+
+
+@pytest.fixture
+def about(model: FakeModel) -> Starlette:
+    inference = Inference(timeout_s=5.0)
+    inference.model = model
+    return create_about_app(inference, 10_000_000)
+
+
+def test_info_is_the_models_and_the_services(about: Starlette, model: FakeModel) -> None:
+    """Every fact of the model under its own name; version and limits of the service beside it."""
+    reply = send(about, "GET", "/info")
+    own = {"version": __version__, "timeout_s": 5.0, "max_body_bytes": 10_000_000}
+    assert reply.status_code == 200
+    assert reply.json() == {**model.info(), **own}
+    assert set(reply.json()) == set(ServiceInfo.model_fields)
+
+
+def test_the_type_holds_all_that_the_library_says() -> None:
+    """Nothing is left out, and nothing else is in it."""
+    with Florence2.load("demo", device="cpu", dtype="float32") as model:
+        info = model.info()
+    assert ModelInfo.model_validate(info).model_dump(mode="json") == info
+    assert set(ModelInfo.model_fields["limits"].annotation.model_fields) == set(info["limits"])  # type: ignore[union-attr]
+    assert info["limits"] == info["limits"] | asdict(ImageLimits()) | asdict(BatchLimits())
+
+
+def test_without_a_model_it_says_when_to_come_back() -> None:
+    reply = send(create_about_app(Inference(timeout_s=5.0), 1), "GET", "/info")
+    assert reply.status_code == 503
+    assert int(reply.headers["Retry-After"]) >= 1
+    assert "not loaded" in reply.json()["error"]
+
+
+def test_the_service_has_it_at_its_root(client: TestClient) -> None:
+    """Beside its typed endpoints; the document of all endpoints describes it."""
+    facts = ServiceInfo.model_validate_json(client.get("/info").content)
+    assert (facts.checkpoint, facts.max_body_bytes) == ("fake", 200_000)
+    operation = client.get("/docs.json").json()["paths"]["/info"]["get"]
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/ServiceInfo"}
