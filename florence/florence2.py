@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
+from weakref import ref
 
 from PIL import Image
 
@@ -86,6 +87,7 @@ class Florence2:
         batches: BatchLimits | None = None,
         threads: int | None = None,
         picture_cache_bytes: int = DEFAULT_FEATURE_BYTES,
+        reserved: bool = False,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
     ) -> Florence2:
@@ -95,7 +97,8 @@ class Florence2:
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
         layers, on a CPU with VNNI). `limits`: on pictures. `batches`: how many requests wait, are encoded and
         decode at once. `threads`: CPU threads of the model, None for torch's choice. `picture_cache_bytes`:
-        memory for what the tower saw in the latest pictures. `observer`: is told what the engine does.
+        memory for what the tower saw in the latest pictures. `reserved`: take the memory of a full engine at
+        once, as the service does, not as requests first need it. `observer`: is told what the engine does.
         `on_broken`: is called when the engine has failed and can't recover. On a CPU the process keeps from
         then on what memory it frees.
 
@@ -110,6 +113,7 @@ class Florence2:
             batches=batches,
             threads=threads,
             picture_cache_bytes=picture_cache_bytes,
+            reserved=reserved,
             observer=observer,
             on_broken=on_broken,
         )
@@ -265,8 +269,10 @@ class Florence2:
             return
         finally:
             self._leave()
-        outer.add_done_callback(lambda future: inner.cancel() if future.cancelled() else None)
-        inner.add_done_callback(lambda _: self._finishers.submit(self._finish, call, prepared, inner, outer))
+        # Futures keep their callbacks: two that held each other would keep the picture until the collector comes.
+        cancelled = ref(inner)
+        outer.add_done_callback(lambda future: _cancel(cancelled()) if future.cancelled() else None)
+        inner.add_done_callback(lambda done: self._finishers.submit(self._finish, call, prepared, done, outer))
 
     def _finish(
         self, call: _Call, prepared: Prepared, inner: Future[Generation], outer: Future[Answer]
@@ -311,6 +317,12 @@ class _Call:
             None if timeout_s is None else self.started + timeout_s,
             None if self.teller is None else self.teller.on_token,
         )
+
+
+def _cancel(future: Future[Generation] | None) -> None:
+    """Cancel a future that somebody still works on."""
+    if future is not None:
+        future.cancel()
 
 
 def _failed(error: Exception) -> Future[Answer]:
