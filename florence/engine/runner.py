@@ -124,7 +124,8 @@ class Runner:
         if isinstance(self._steps, BucketSteps):
             self._steps.prepare(self._picture_tokens)
         elif self._reserved:
-            for rows in range(1, self.sizes.rows + 1):
+            beams = self.model.config.generation.num_beams  # most requests have so many
+            for rows in range(beams, self.sizes.rows + 1, beams):
                 try_products(self.model.language, rows)
 
     def _buckets(self) -> Buckets:

@@ -30,9 +30,9 @@ MALLOC_OPTIONS = {  # mallopt's number of an option (malloc.h) -> value
 }
 
 
-KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "16"}
-"""Products that oneDNN and PyTorch's way to it remember how to compute. Room for those of a decode step of 1
-to 48 rows, five for each number of rows, and for those of the latest few lengths of prompts."""
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "1"}
+"""Products that oneDNN, and PyTorch on the way to it, remember how to compute. Room for five of each number of
+rows that up to 16 requests of three beams have, and for those of the latest dozen lengths of prompts."""
 
 
 def pick_device(name: str) -> torch.device:
