@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
 from weakref import ref
@@ -269,13 +270,13 @@ class Florence2:
             return
         finally:
             self._leave()
-        # Futures keep their callbacks: two that held each other would keep the picture until the collector comes.
-        cancelled = ref(inner)
-        outer.add_done_callback(lambda future: _cancel(cancelled()) if future.cancelled() else None)
-        inner.add_done_callback(lambda done: self._finishers.submit(self._finish, call, prepared, done, outer))
+        # Futures keep their callbacks. If each held the other, the collector alone could free the picture.
+        running, finish = ref(inner), partial(self._finish, call, prepared, outer)
+        outer.add_done_callback(lambda future: _cancel(running()) if future.cancelled() else None)
+        inner.add_done_callback(lambda done: self._finishers.submit(finish, done))
 
     def _finish(
-        self, call: _Call, prepared: Prepared, inner: Future[Generation], outer: Future[Answer]
+        self, call: _Call, prepared: Prepared, outer: Future[Answer], inner: Future[Generation]
     ) -> None:
         """In a finisher: make the typed answer, off the engine's thread."""
         if inner.cancelled():
@@ -320,8 +321,8 @@ class _Call:
 
 
 def _cancel(future: Future[Generation] | None) -> None:
-    """Cancel a future that somebody still works on."""
-    if future is not None:
+    """Cancel a future, if it is still there."""
+    if future:
         future.cancel()
 
 

@@ -155,7 +155,7 @@ def resident_bytes(pages: torch.Tensor) -> int:
     """How much of a tensor the process holds, as the kernel says of each page."""
     size = resource.getpagesize()
     first, last = pages.data_ptr() // size + 1, (pages.data_ptr() + pages.nbytes) // size
-    with open("/proc/self/pagemap", "rb") as pagemap:  # 64 bits for each page, the highest: it is there
+    with Path("/proc/self/pagemap").open("rb") as pagemap:  # 64 bits for each page, the highest: it is there
         pagemap.seek(8 * first)
         entries = np.frombuffer(pagemap.read(8 * (last - first)), np.uint64)
     return size * int((entries >> np.uint64(63)).sum())

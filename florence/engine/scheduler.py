@@ -29,10 +29,11 @@ KEPT_ENCODE = 0.5  # of the mean, at each encode
 class BatchLimits:
     """How much is done at once, and for how long a request may wait.
 
-    `max_batch_size`: requests that decode together. `max_encode_batch`: pictures that are encoded together, if
-    they take no longer than the budget. `max_queue`: requests that may wait. `max_latency_s`: a request that would wait longer is refused, None
-    for no such limit. `encode_budget_s`: for how long encoding may hold up those that are being decoded,
-    before their next step; exceeded by at most one part of an encode.
+    `max_batch_size`: requests that decode together. `max_encode_batch`: pictures that are encoded together,
+    where that takes no longer than the budget. `max_queue`: requests that may wait. `max_latency_s`: a
+    request that would wait longer is refused, None for no such limit. `encode_budget_s`: for how long
+    encoding may hold up those that are being decoded, before their next step; exceeded by at most one part of
+    an encode.
     """
 
     max_batch_size: int = 16

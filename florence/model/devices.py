@@ -31,8 +31,8 @@ MALLOC_OPTIONS = {  # mallopt's number of an option (malloc.h) -> value
 
 
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "1"}
-"""Products that oneDNN, and PyTorch on the way to it, remember how to compute. Room for five of each number of
-rows that up to 16 requests of three beams have, and for those of the latest dozen lengths of prompts."""
+"""Products that oneDNN, and PyTorch on the way to it, remember how to compute. Room for five of each number
+of rows that up to 16 requests of three beams have, and for those of the latest dozen lengths of prompts."""
 
 
 def pick_device(name: str) -> torch.device:
