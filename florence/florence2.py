@@ -321,8 +321,7 @@ class _Call:
 
 
 def _cancel(future: Future[Generation] | None) -> None:
-    """Cancel a future, if it is still there."""
-    if future:
+    if future is not None:
         future.cancel()
 
 
