@@ -105,8 +105,8 @@ def keep_freed_memory() -> bool:
 def bound_kernel_caches() -> None:
     """Let oneDNN remember how to compute fewer products; to be called before it has computed any.
 
-    For each shape it keeps what it made, about half a megabyte for a product, and PyTorch keeps it once more:
-    1,024 shapes each, which is a gigabyte once as many lengths have come. Variables of the environment come
+    For each shape it keeps what it made, about half a megabyte for a product, up to 1,024 of them, and
+    PyTorch holds as many: half a gigabyte once so many lengths have come. Variables of the environment come
     first.
     """
     for name, capacity in KERNEL_CACHES.items():
