@@ -68,6 +68,7 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
         batches=batch_limits(settings, device),
         threads=settings.threads,
         picture_cache_bytes=settings.picture_cache_bytes,
+        reserved=True,
         observer=observer,
         on_broken=end_worker,
     )

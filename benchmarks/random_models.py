@@ -24,10 +24,11 @@ from florence.model.vision import Normalize
 SIZES = {  # d_model, layers, heads, ffn_dim, tower dimensions
     "large": (1024, 12, 16, 4096, (256, 512, 1024, 2048)),
     "base": (768, 6, 12, 3072, (128, 256, 512, 1024)),
+    "small": (512, 6, 8, 2048, (96, 192, 384, 768)),
     "tiny": (64, 2, 4, 128, (16, 16, 32, 64)),
 }
 VOCAB = 51_289
-SIDE = {"large": 768, "base": 768, "tiny": 64}
+SIDE = {"large": 768, "base": 768, "small": 384, "tiny": 64}
 """Height and width of a picture, pixels."""
 
 RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)

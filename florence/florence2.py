@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
+from weakref import ref
 
 from PIL import Image
 
@@ -86,6 +88,7 @@ class Florence2:
         batches: BatchLimits | None = None,
         threads: int | None = None,
         picture_cache_bytes: int = DEFAULT_FEATURE_BYTES,
+        reserved: bool = False,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
     ) -> Florence2:
@@ -95,7 +98,8 @@ class Florence2:
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
         layers, on a CPU with VNNI). `limits`: on pictures. `batches`: how many requests wait, are encoded and
         decode at once. `threads`: CPU threads of the model, None for torch's choice. `picture_cache_bytes`:
-        memory for what the tower saw in the latest pictures. `observer`: is told what the engine does.
+        memory for what the tower saw in the latest pictures. `reserved`: take the memory of a full engine at
+        once, as the service does, not as requests first need it. `observer`: is told what the engine does.
         `on_broken`: is called when the engine has failed and can't recover. On a CPU the process keeps from
         then on what memory it frees.
 
@@ -110,6 +114,7 @@ class Florence2:
             batches=batches,
             threads=threads,
             picture_cache_bytes=picture_cache_bytes,
+            reserved=reserved,
             observer=observer,
             on_broken=on_broken,
         )
@@ -265,11 +270,13 @@ class Florence2:
             return
         finally:
             self._leave()
-        outer.add_done_callback(lambda future: inner.cancel() if future.cancelled() else None)
-        inner.add_done_callback(lambda _: self._finishers.submit(self._finish, call, prepared, inner, outer))
+        # Futures keep their callbacks. If each held the other, the collector alone could free the picture.
+        running, finish = ref(inner), partial(self._finish, call, prepared, outer)
+        outer.add_done_callback(lambda future: _cancel(running()) if future.cancelled() else None)
+        inner.add_done_callback(lambda done: self._finishers.submit(finish, done))
 
     def _finish(
-        self, call: _Call, prepared: Prepared, inner: Future[Generation], outer: Future[Answer]
+        self, call: _Call, prepared: Prepared, outer: Future[Answer], inner: Future[Generation]
     ) -> None:
         """In a finisher: make the typed answer, off the engine's thread."""
         if inner.cancelled():
@@ -311,6 +318,11 @@ class _Call:
             None if timeout_s is None else self.started + timeout_s,
             None if self.teller is None else self.teller.on_token,
         )
+
+
+def _cancel(future: Future[Generation] | None) -> None:
+    if future is not None:
+        future.cancel()
 
 
 def _failed(error: Exception) -> Future[Answer]:

@@ -22,7 +22,7 @@ from florence.model import cpu_attention
 from florence.model.checkpoint import count_parameters, load_model
 from florence.model.config import STRIDE, ModelConfig, read_config
 from florence.model.decode import Kernel
-from florence.model.devices import INT8, keep_freed_memory, pick_device, pick_dtype
+from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype
 from florence.model.florence2 import Florence2Model
 from florence.model.packing import pack, quantize
 from florence.model.vision import Normalize
@@ -44,6 +44,7 @@ class LoadOptions:
     batches: BatchLimits | None
     threads: int | None
     picture_cache_bytes: int
+    reserved: bool
     observer: Observer | None
     on_broken: Callable[[], None] | None
 
@@ -74,6 +75,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
     normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
     if device.type == "cpu":
         keep_freed_memory()
+        bound_kernel_caches()
     model = load_model(checkpoint.directory, normalize, tokenizer.size, device, dtype)
     parameters = count_parameters(model)
     if options.dtype == INT8:
@@ -126,6 +128,7 @@ def _runner(model: Florence2Model, slots: int, options: LoadOptions, preprocessi
         kernel=None if on_gpu else cpu_kernel(model, options.threads),
         recorder=CudaRecorder() if on_gpu else None,
         late=on_gpu,
+        reserved=options.reserved,
     )
 
 

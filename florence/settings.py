@@ -56,7 +56,8 @@ class Settings(BaseSettings):
     )
     max_encode_batch: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
-        description="Pictures that are encoded together in a worker; default: 4 on a CPU, 16 on a GPU.",
+        description="Most pictures that are encoded together in a worker; fewer where that takes longer than "
+        "the encode budget. Default: 4 on a CPU, 16 on a GPU.",
     )
     max_queue: int = Field(
         default=256, ge=1, le=100_000, description="Requests that may wait in a worker; more get a 503."

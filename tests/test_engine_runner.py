@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,3 +149,29 @@ def test_values_that_are_no_numbers_fail_their_request_alone(runner: Runner) -> 
             assert isinstance(outcome, Hypothesis)
             expected = generate_alone(runner.model, decoding.request, runner.rules)
             assert outcome.token_ids == expected.token_ids
+
+
+def resident_bytes(pages: torch.Tensor) -> int:
+    """How much of a tensor the process holds, as the kernel says of each page."""
+    size = resource.getpagesize()
+    first, last = pages.data_ptr() // size + 1, (pages.data_ptr() + pages.nbytes) // size
+    with Path("/proc/self/pagemap").open("rb") as pagemap:  # 64 bits for each page, the highest: it is there
+        pagemap.seek(8 * first)
+        entries = np.frombuffer(pagemap.read(8 * (last - first)), np.uint64)
+    return size * int((entries >> np.uint64(63)).sum())
+
+
+@pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="Linux says which pages are there")
+@pytest.mark.parametrize("reserved", [True, False])
+def test_reserved_caches_are_there_before_the_first_request(model: Florence2Model, reserved: bool) -> None:
+    """And after a fault too; otherwise memory is used as requests come to it."""
+    runner = Runner(model, SLOTS, reserved=reserved)
+    runner.prepare()
+    for _ in range(2):
+        caches = runner.caches
+        buffers = (caches.cross_keys, caches.cross_values, caches.own_keys, caches.own_values)
+        there = sum(map(resident_bytes, buffers))
+        if reserved:
+            assert there > 0.99 * (caches.nbytes - 8 * resource.getpagesize())
+        assert sum(int(buffer.count_nonzero()) for buffer in buffers) == 0
+        runner.reset()

@@ -87,6 +87,25 @@ def test_a_batch_of_pictures_waits_a_few_steps_to_fill() -> None:
     assert scheduler.take(4, everybody) == [4]
 
 
+def test_a_batch_holds_what_the_budget_suffices_for_and_one_at_least() -> None:
+    """Pictures that take long go one by one, without a wait for others; quick ones go in full batches; the
+    size follows when the time changes."""
+    scheduler: Scheduler[int] = Scheduler(BatchLimits(max_batch_size=100, encode_budget_s=0.25))
+    for number in range(100):
+        scheduler.add(number)
+    assert len(scheduler.take(0, everybody)) == 4  # nothing is known yet
+    for seconds, size in ((2.8, 1), (0.25, 1), (0.1, 2), (0.07, 3), (0.01, 4)):
+        for _ in range(12):
+            scheduler.encoded(3, 3 * seconds)
+        assert len(scheduler.take(3, everybody)) == size
+    lonely: Scheduler[int] = Scheduler(BatchLimits())
+    lonely.encoded(1, 2.8)
+    lonely.add(1)
+    lonely.take(0, everybody)
+    lonely.add(2)
+    assert lonely.take(1, everybody) == [2]  # a batch of one is full: no wait
+
+
 def test_an_idle_device_takes_a_request_at_once() -> None:
     scheduler: Scheduler[str] = Scheduler(BatchLimits())
     scheduler.add("first")

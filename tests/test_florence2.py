@@ -3,12 +3,14 @@ item."""
 
 from __future__ import annotations
 
+import gc
 import io
 import threading
 import time
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 from goldens import Goldens, sequence_of
@@ -296,3 +298,34 @@ def test_a_wrong_device_or_dtype_is_refused(goldens: Goldens) -> None:
         Florence2.load(str(goldens.checkpoint), dtype="int4")
     with pytest.raises(SettingsError, match="device 'tpu'"):
         Florence2.load(str(goldens.checkpoint), device="tpu")
+
+
+class Source:
+    """A picture's bytes, which one can see being let go."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __call__(self) -> bytes:
+        return self.data
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_picture_is_let_go_with_its_request(goldens: Goldens, picture: Path, cancelled: bool) -> None:
+    """Also while the caller keeps the future, and without Python's collector of cycles, which comes so seldom
+    that pictures by the hundred would wait for it."""
+    gc.collect()
+    gc.disable()
+    try:
+        with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", threads=1) as model:
+            source = Source(picture.read_bytes())
+            left = ref(source)
+            future = model.submit(source, "<CAPTION>", max_new_tokens=3)
+            del source
+            if cancelled:
+                future.cancel()
+            else:
+                future.result(PATIENCE_S)
+        assert left() is None
+    finally:
+        gc.enable()

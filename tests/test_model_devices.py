@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -11,7 +12,15 @@ import pytest
 import torch
 
 from florence.errors import SettingsError
-from florence.model.devices import has_fast_bf16, has_vnni, keep_freed_memory, pick_device, pick_dtype
+from florence.model.devices import (
+    KERNEL_CACHES,
+    bound_kernel_caches,
+    has_fast_bf16,
+    has_vnni,
+    keep_freed_memory,
+    pick_device,
+    pick_dtype,
+)
 
 CPU = torch.device("cpu")
 
@@ -123,3 +132,10 @@ def test_freed_memory_is_written_again_without_the_kernel() -> None:
 def test_elsewhere_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert keep_freed_memory() is False
+
+
+def test_kernel_caches_are_bounded_unless_the_environment_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"LRU_CACHE_CAPACITY": "77"}
+    monkeypatch.setattr(os, "environ", environ)
+    bound_kernel_caches()
+    assert environ == KERNEL_CACHES | {"LRU_CACHE_CAPACITY": "77"}

@@ -268,6 +268,7 @@ class Engine:
         for entry, decoding in zip(encoding.entries, decodings, strict=True):
             entry.encoded, entry.decoding = time.monotonic(), decoding
         pictures = self._runner.features.misses - encoding.pictures_before
+        self._scheduler.encoded(len(decodings), encoding.seconds)
         self._observer.encoded(len(decodings), pictures, encoding.seconds)
         self._active += encoding.entries
 

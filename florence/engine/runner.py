@@ -23,7 +23,7 @@ from florence.engine.search import DONE, FAULTY, RUNNING, SearchState
 from florence.engine.steps import DenseSteps, Stage, Steps, TightSteps
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
-from florence.model.decode import Kernel
+from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
 from florence.model.language import Cache
 from florence.model.parts import Parts, last_of
@@ -55,7 +55,8 @@ class Runner:
     latest pictures. `kernel`: attention for this CPU, or None for torch's. `recorder`: records steps and
     encodes of few shapes, None to run just what is there. `late`: look at what a step decided only when the
     next one has been sent, so that the device never waits for the host; whoever is done runs along for a
-    step, in vain.
+    step, in vain. `reserved`: take at the start all memory that a full engine needs, which on a CPU is else
+    taken as requests first come to it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Runner:
         kernel: Kernel | None = None,
         recorder: Recorder | None = None,
         late: bool = False,
+        reserved: bool = False,
         rules: TokenRules | None = None,
     ) -> None:
         text, generation = model.config.text, model.config.generation
@@ -85,6 +87,7 @@ class Runner:
         self.sizes = CacheSizes(slots, rows, text.max_positions, text.max_positions)
         self._picture_tokens = picture_tokens
         self._kernel, self._recorder, self._late = kernel, recorder, late
+        self._reserved = reserved
         self._dtype = weight.dtype
         self.reset()
 
@@ -96,7 +99,9 @@ class Runner:
         sizes, text = self.sizes, self.model.config.text
         self.places = Places(sizes.slots, sizes.rows)
         self.features.clear()
-        self.caches = Caches(sizes, text.decoder, text.d_model, self.device, self._dtype)
+        self.caches = Caches(
+            sizes, text.decoder, text.d_model, self.device, self._dtype, reserved=self._reserved
+        )
         self.state = SearchState(sizes.slots, sizes.decoder_room, self.rules, self.device)
         stage = Stage(self.model.language, self.caches, self.state)
         self._last: _Reading | None = None
@@ -118,6 +123,10 @@ class Runner:
             torch.cuda.set_device(self.device)
         if isinstance(self._steps, BucketSteps):
             self._steps.prepare(self._picture_tokens)
+        elif self._reserved:
+            beams = self.model.config.generation.num_beams  # most requests have so many
+            for rows in range(beams, self.sizes.rows + 1, beams):
+                try_products(self.model.language, rows)
 
     def _buckets(self) -> Buckets:
         sizes, config = self.sizes, self.model.config

@@ -3,7 +3,9 @@
 Requests are taken in the order of arrival, as many at once as there is room for, so none starves: one that
 needs much room is not overtaken by others that need less. While somebody is decoded, encoding gets a budget
 of time before each decode step, so that new pictures slow those in progress by a bounded amount and never
-stop them; and a batch of pictures that is not full waits a few steps for more of them.
+stop them. A batch holds as many pictures as that budget suffices for, one at least: where a picture takes
+longer, a batch gains nothing, and its first picture would wait for its last. One that is not full waits a few
+steps for more of them.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ STEPS_BETWEEN_ENCODES = 4
 """Decode steps for which an encode batch that is not full waits, while anyone is decoded."""
 
 KEPT = 0.9  # of the mean, at each new answer
+KEPT_ENCODE = 0.5  # of the mean, at each encode
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     """How much is done at once, and for how long a request may wait.
 
-    `max_batch_size`: requests that decode together. `max_encode_batch`: pictures that are encoded together.
-    `max_queue`: requests that may wait. `max_latency_s`: a request that would wait longer is refused, None
-    for no such limit. `encode_budget_s`: for how long encoding may hold up those that are being decoded,
-    before their next step; exceeded by at most one part of an encode.
+    `max_batch_size`: requests that decode together. `max_encode_batch`: pictures that are encoded together,
+    where that takes no longer than the budget. `max_queue`: requests that may wait. `max_latency_s`: a
+    request that would wait longer is refused, None for no such limit. `encode_budget_s`: for how long
+    encoding may hold up those that are being decoded, before their next step; exceeded by at most one part of
+    an encode.
     """
 
     max_batch_size: int = 16
@@ -51,6 +55,7 @@ class Scheduler(Generic[EntryT]):
         self.limits = limits
         self._waiting: deque[EntryT] = deque()
         self._steps = STEPS_BETWEEN_ENCODES  # decode steps since the last encode
+        self._encode_s = 0.0  # of one request, a running mean; 0 while nothing is known
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -68,7 +73,7 @@ class Scheduler(Generic[EntryT]):
         """The requests to encode now, while `decoding` others are being decoded; none if it is not the
         time. `fits` says how many of some requests, from the first on, there is room for."""
         room = self.limits.max_batch_size - decoding
-        most = self.limits.max_encode_batch
+        most = self._batch()
         count = min(room, most, len(self._waiting))
         if count < 1 or (count < most and decoding and self._steps < STEPS_BETWEEN_ENCODES):
             return []
@@ -76,6 +81,19 @@ class Scheduler(Generic[EntryT]):
         if count:
             self._steps = 0
         return [self._waiting.popleft() for _ in range(count)]
+
+    def _batch(self) -> int:
+        """Requests of a full encode batch."""
+        most, budget_s = self.limits.max_encode_batch, self.limits.encode_budget_s
+        if self._encode_s * most <= budget_s:
+            return most
+        return max(1, int(budget_s / self._encode_s))
+
+    def encoded(self, count: int, seconds: float) -> None:
+        """Say that `count` requests were encoded together in so many seconds."""
+        mean = seconds / count
+        kept = KEPT_ENCODE if self._encode_s else 0.0
+        self._encode_s = kept * self._encode_s + (1 - kept) * mean
 
     def budget_s(self, decoding: int) -> float:
         """Seconds for which encoding may go on before the next decode step."""

@@ -34,18 +34,29 @@ class CacheSizes:
 
 class Caches:
     """Buffers of all decoder layers: `cross_*` [layers, slots, heads, encoder_room, head_dim], `own_*`
-    [layers, rows, heads, decoder_room, head_dim]. On a CPU, memory that nobody has written to is not used.
+    [layers, rows, heads, decoder_room, head_dim]. On a CPU, memory that nobody has written to is not used,
+    unless it is `reserved`: then all of it is taken here.
     """
 
     def __init__(
-        self, sizes: CacheSizes, stack: StackConfig, d_model: int, device: torch.device, dtype: torch.dtype
+        self,
+        sizes: CacheSizes,
+        stack: StackConfig,
+        d_model: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        reserved: bool = False,
     ) -> None:
         head_dim = d_model // stack.heads
         cross = (stack.layers, sizes.slots, stack.heads, sizes.encoder_room, head_dim)
         own = (stack.layers, sizes.rows, stack.heads, sizes.decoder_room, head_dim)
+        buffers = [_zeros(shape, device, dtype) for shape in (cross, cross, own, own)]
+        if reserved:
+            for buffer in buffers:
+                buffer.zero_()  # writes to every page
         self.sizes = sizes
-        self.cross_keys, self.cross_values = (_zeros(cross, device, dtype) for _ in range(2))
-        self.own_keys, self.own_values = (_zeros(own, device, dtype) for _ in range(2))
+        self.cross_keys, self.cross_values, self.own_keys, self.own_values = buffers
 
     @property
     def nbytes(self) -> int:

@@ -82,6 +82,16 @@ def decode_step(
     return language.logits(states)
 
 
+def try_products(language: LanguageModel, rows: int) -> None:
+    """Compute each kind of product of a step of so many rows once: oneDNN makes what it needs for a shape at
+    its first use, and keeps it."""
+    layer = cast("DecoderLayer", language.decoder.layers[0])
+    states = language.shared.weight.new_zeros(rows, language.shared.embedding_dim)
+    own = layer.self_attn
+    own.out_proj.plus(own.q_proj(states), states)
+    language.logits(layer.feed_forward(states))
+
+
 class DenseAttention:
     """Both attentions as matrix products over the caches' first slots and rows, what is not a beam's past
     masked out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 from pathlib import Path
@@ -27,6 +28,11 @@ MALLOC_OPTIONS = {  # mallopt's number of an option (malloc.h) -> value
     -3: 2**31 - 1,  # M_MMAP_THRESHOLD: take large blocks from the heap too
     -8: 1,  # M_ARENA_MAX: one heap for all threads, since those of threads can't hold large blocks
 }
+
+
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "1"}
+"""Products that oneDNN, and PyTorch on the way to it, remember how to compute. Room for five of each number
+of rows that up to 16 requests of three beams have, and for those of the latest dozen lengths of prompts."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -94,6 +100,17 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     taken = [mallopt(option, value) == 1 for option, value in MALLOC_OPTIONS.items()]
     return all(taken)
+
+
+def bound_kernel_caches() -> None:
+    """Let oneDNN remember how to compute fewer products; to be called before it has computed any.
+
+    For each shape it keeps what it made, about half a megabyte for a product, up to 1,024 of them, and
+    PyTorch holds as many: half a gigabyte once so many lengths have come. Variables of the environment come
+    first.
+    """
+    for name, capacity in KERNEL_CACHES.items():
+        os.environ.setdefault(name, capacity)
 
 
 def _read_processor(cpuinfo: Path) -> dict[str, list[str]]:
