@@ -19,7 +19,7 @@ import bentoml
 
 from florence.engine.observer import Observer
 from florence.errors import FlorenceError
-from florence.limits import batch_limits, image_limits
+from florence.limits import batch_limits, image_limits, token_limits
 from florence.metrics import EngineMetrics, Labels
 from florence.packing.image import image_settings
 from florence.packing.weights import CheckpointModel, packed_settings
@@ -66,6 +66,7 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
         dtype=settings.dtype,
         limits=image_limits(settings),
         batches=batch_limits(settings, device),
+        tokens=token_limits(settings),
         threads=settings.threads,
         picture_cache_bytes=settings.picture_cache_bytes,
         reserved=True,

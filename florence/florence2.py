@@ -22,7 +22,7 @@ from PIL import Image
 from florence.engine.observer import Observer
 from florence.engine.request import Generation
 from florence.engine.runner import DEFAULT_FEATURE_BYTES
-from florence.engine.scheduler import BatchLimits
+from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed, ImageError, OptionError, Overloaded, TaskError
 from florence.images import ImageLimits, load_image
 from florence.loading import Loaded, LoadOptions, load
@@ -86,6 +86,7 @@ class Florence2:
         dtype: str = "auto",
         limits: ImageLimits | None = None,
         batches: BatchLimits | None = None,
+        tokens: TokenLimits | None = None,
         threads: int | None = None,
         picture_cache_bytes: int = DEFAULT_FEATURE_BYTES,
         reserved: bool = False,
@@ -97,11 +98,11 @@ class Florence2:
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:<n>". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
         layers, on a CPU with VNNI). `limits`: on pictures. `batches`: how many requests wait, are encoded and
-        decode at once. `threads`: CPU threads of the model, None for torch's choice. `picture_cache_bytes`:
-        memory for what the tower saw in the latest pictures. `reserved`: take the memory of a full engine at
-        once, as the service does, not as requests first need it. `observer`: is told what the engine does.
-        `on_broken`: is called when the engine has failed and can't recover. On a CPU the process keeps from
-        then on what memory it frees.
+        decode at once. `tokens`: longest answer and prompt; room is kept for them. `threads`: CPU threads of
+        the model, None for torch's choice. `picture_cache_bytes`: memory for what the tower saw in the latest
+        pictures. `reserved`: take the memory of a full engine at once, as the service does, not as requests
+        first need it. `observer`: is told what the engine does. `on_broken`: is called when the engine has
+        failed and can't recover. On a CPU the process keeps from then on what memory it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
@@ -112,6 +113,7 @@ class Florence2:
             dtype=dtype,
             limits=limits or ImageLimits(),
             batches=batches,
+            tokens=tokens or TokenLimits(),
             threads=threads,
             picture_cache_bytes=picture_cache_bytes,
             reserved=reserved,

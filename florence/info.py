@@ -20,8 +20,8 @@ _EXAMPLE: Mapping[str, Any] = types.MappingProxyType(
         "dtype": "bfloat16",
         "picture_size": [768, 768],
         "limits": {
-            "max_new_tokens": 4096,
-            "max_prompt_tokens": 3519,
+            "max_new_tokens": 1024,
+            "max_prompt_tokens": 512,
             "max_bytes": 20_971_520,
             "max_pixels": 64_000_000,
             "max_frames": 1000,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from florence.engine.scheduler import BatchLimits, limits_for
+from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
 from florence.images import ImageLimits
 from florence.settings import Settings
 
@@ -14,6 +14,11 @@ def image_limits(settings: Settings) -> ImageLimits:
         max_pixels=settings.max_image_pixels,
         max_frames=settings.max_image_frames,
     )
+
+
+def token_limits(settings: Settings) -> TokenLimits:
+    """How long answers and prompts may be."""
+    return TokenLimits(settings.max_new_tokens, settings.max_prompt_tokens)
 
 
 def batch_limits(settings: Settings, device: str) -> BatchLimits:

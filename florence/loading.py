@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from florence.engine.graphs import CudaRecorder
-from florence.engine.loop import Engine, TokenLimits
+from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.engine.runner import Runner
-from florence.engine.scheduler import BatchLimits, limits_for
+from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
 from florence.errors import CheckpointError
 from florence.hub import resolve_checkpoint
 from florence.images import ImageLimits, Preprocessing, read_preprocessing
@@ -42,6 +42,7 @@ class LoadOptions:
     dtype: str
     limits: ImageLimits
     batches: BatchLimits | None
+    tokens: TokenLimits
     threads: int | None
     picture_cache_bytes: int
     reserved: bool
@@ -70,7 +71,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
     checkpoint = resolve_checkpoint(name, options.revision)
     config = read_config(checkpoint.directory)
     preprocessing = read_preprocessing(checkpoint.directory)
-    limits = _token_limits(config, preprocessing)
+    tokens = _token_limits(config, preprocessing, options.tokens)
     tokenizer = load_tokenizer(checkpoint.directory, config.text.vocab_size)
     normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
     if device.type == "cpu":
@@ -87,7 +88,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
         preprocessing=preprocessing,
         defaults=config.generation,
         limits=options.limits,
-        max_new_tokens=limits.max_new_tokens,
+        max_new_tokens=tokens.max_new_tokens,
     )
     info = {
         "checkpoint": checkpoint.name,
@@ -96,14 +97,14 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "device": str(device),
         "dtype": INT8 if options.dtype == INT8 else str(dtype).removeprefix("torch."),
         "picture_size": [preprocessing.height, preprocessing.width],
-        "limits": asdict(limits) | asdict(options.limits) | asdict(batches),
+        "limits": asdict(tokens) | asdict(options.limits) | asdict(batches),
         "generation": asdict(config.generation),
         "tasks": list(TASKS),
     }
-    runner = _runner(model, batches.max_batch_size, options, preprocessing)
+    runner = _runner(model, batches.max_batch_size, options, tokens, _picture_tokens(preprocessing))
     engine = Engine(
         runner,
-        limits,
+        tokens,
         batches,
         threads=options.threads,
         observer=options.observer,
@@ -117,13 +118,17 @@ def load(name: str, options: LoadOptions) -> Loaded:
     return Loaded(pipeline, engine, info)
 
 
-def _runner(model: Florence2Model, slots: int, options: LoadOptions, preprocessing: Preprocessing) -> Runner:
+def _runner(
+    model: Florence2Model, slots: int, options: LoadOptions, tokens: TokenLimits, picture_tokens: int
+) -> Runner:
     """The way to run steps that suits the device."""
     on_gpu = model.language.shared.weight.is_cuda
     return Runner(
         model,
         slots,
-        picture_tokens=_picture_tokens(preprocessing),
+        picture_tokens=picture_tokens,
+        encoder_room=picture_tokens + tokens.max_prompt_tokens,
+        decoder_room=tokens.max_new_tokens,
         feature_bytes=options.picture_cache_bytes,
         kernel=None if on_gpu else cpu_kernel(model, options.threads),
         recorder=CudaRecorder() if on_gpu else None,
@@ -144,8 +149,9 @@ def _picture_tokens(preprocessing: Preprocessing) -> int:
     return 1 + (preprocessing.height // STRIDE) * (preprocessing.width // STRIDE)
 
 
-def _token_limits(config: ModelConfig, preprocessing: Preprocessing) -> TokenLimits:
-    """The longest prompt and output, and a check that the pictures' size fits the tower."""
+def _token_limits(config: ModelConfig, preprocessing: Preprocessing, wished: TokenLimits) -> TokenLimits:
+    """The longest prompt and output: as wished, or as there are positions for. Checks that pictures of this
+    size fit tower and encoder."""
     height, width = preprocessing.height, preprocessing.width
     most = STRIDE * config.vision.max_positions
     if height % STRIDE or width % STRIDE or max(height, width) > most:
@@ -160,4 +166,7 @@ def _token_limits(config: ModelConfig, preprocessing: Preprocessing) -> TokenLim
             f"a picture of {height}x{width} pixels is {picture_tokens} tokens, "
             f"the encoder has positions for {config.text.max_positions}"
         )
-    return TokenLimits(max_new_tokens=config.text.max_positions, max_prompt_tokens=room)
+    return TokenLimits(
+        max_new_tokens=min(wished.max_new_tokens, config.text.max_positions),
+        max_prompt_tokens=min(wished.max_prompt_tokens, room),
+    )

@@ -72,6 +72,20 @@ class Settings(BaseSettings):
         le=60_000,
         description="For how long new pictures may hold up the requests that are being decoded, at a time.",
     )
+    max_new_tokens: int = Field(
+        default=1024,
+        ge=1,
+        le=100_000,
+        description="Tokens of the longest answer: a worker keeps room for so many for each beam, and cuts "
+        "longer wishes to it (`finish_reason`: `length`). At most the checkpoint's positions.",
+    )
+    max_prompt_tokens: int = Field(
+        default=512,
+        ge=1,
+        le=100_000,
+        description="Tokens of the longest prompt, for which room is kept beside the picture; longer ones "
+        "get a 400. At most the checkpoint's positions.",
+    )
     picture_cache_bytes: int = Field(
         default=128 * MIB,
         ge=0,

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from florence.engine.loop import TokenLimits
 from florence.engine.observer import Observer
-from florence.engine.scheduler import BatchLimits
+from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed
 from florence.images import ImageLimits, open_image
 from florence.model.config import GenerationDefaults

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from florence.engine.loop import Engine, TokenLimits
+from florence.engine.loop import Engine
 from florence.engine.places import Places
 from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.runner import Decoding
+from florence.engine.scheduler import TokenLimits
 from florence.errors import EngineError
 
 TOKENS = TokenLimits(max_new_tokens=100, max_prompt_tokens=10)

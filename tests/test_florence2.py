@@ -8,6 +8,7 @@ import io
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -18,7 +19,7 @@ from PIL import Image
 
 from florence import Florence2, parse_answer
 from florence.engine.observer import Observer
-from florence.engine.scheduler import BatchLimits
+from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import (
     Closed,
     DeadlineExceeded,
@@ -26,6 +27,7 @@ from florence.errors import (
     OptionError,
     Overloaded,
     RegionError,
+    RequestError,
     SettingsError,
     TaskError,
 )
@@ -329,3 +331,20 @@ def test_a_picture_is_let_go_with_its_request(goldens: Goldens, picture: Path, c
         assert left() is None
     finally:
         gc.enable()
+
+
+def test_room_is_kept_for_so_many_tokens_as_are_asked_for(goldens: Goldens, picture: Path) -> None:
+    """A longer answer is cut to the room, with `length` as its reason; a longer prompt is refused; a shorter
+    one has the same answer as with room for all the checkpoint's positions."""
+    load = partial(Florence2.load, str(goldens.checkpoint), device="cpu", dtype="float32", threads=1)
+    with load(tokens=TokenLimits(12, 24)) as narrow, load(tokens=TokenLimits(10**6, 10**6)) as wide:
+        assert narrow.info()["limits"]["max_new_tokens"] == 12
+        assert wide.info()["limits"]["max_new_tokens"] == 4096  # the checkpoint's positions
+        cut = narrow.run(picture, "<CAPTION>", max_new_tokens=40, min_new_tokens=12)
+        assert (cut.finish_reason, len(cut.token_ids)) == ("length", 13)  # with the start token
+        short = [model.run(picture, "<OD>", max_new_tokens=12) for model in (narrow, wide)]
+        assert short[0].token_ids == short[1].token_ids
+        text = "word " * 30
+        with pytest.raises(RequestError, match="at most 24 fit"):
+            narrow.run(picture, "<CAPTION_TO_PHRASE_GROUNDING>", text)
+        assert wide.run(picture, "<CAPTION_TO_PHRASE_GROUNDING>", text, max_new_tokens=4)

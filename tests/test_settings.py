@@ -7,8 +7,10 @@ import os
 import pytest
 from pydantic import ValidationError
 
+from florence.engine.scheduler import TokenLimits
 from florence.errors import SettingsError
 from florence.images import ImageLimits
+from florence.limits import token_limits
 from florence.settings import Settings, read_settings
 
 
@@ -27,6 +29,7 @@ def test_defaults_are_those_of_the_replaced_deployment_and_of_the_picture_limits
     assert settings.max_image_bytes == limits.max_bytes
     assert settings.max_image_pixels == limits.max_pixels
     assert settings.max_image_frames == limits.max_frames
+    assert token_limits(settings) == TokenLimits()
 
 
 def test_variables_are_read_by_name_and_empty_ones_count_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

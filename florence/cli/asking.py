@@ -97,7 +97,7 @@ def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str |
 def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
     from florence.florence2 import Florence2
-    from florence.limits import image_limits
+    from florence.limits import image_limits, token_limits
 
     settings = read_settings()
     return Florence2.load(
@@ -106,6 +106,7 @@ def load_model(arguments: argparse.Namespace) -> Florence2:
         device=settings.device.partition(",")[0],  # a list is for the service's workers
         dtype=settings.dtype,
         limits=image_limits(settings),
+        tokens=token_limits(settings),
         threads=settings.threads,
         picture_cache_bytes=settings.picture_cache_bytes,
     )

@@ -26,7 +26,7 @@ from florence.engine.observer import Ending, Observer
 from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, Request
 from florence.engine.runner import Decoding, Runner
-from florence.engine.scheduler import BatchLimits, Pace, Scheduler
+from florence.engine.scheduler import BatchLimits, Pace, Scheduler, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, Overloaded, RequestError
 from florence.model.parts import Parts
 
@@ -34,14 +34,6 @@ log = logging.getLogger(__name__)
 
 MOST_FAULTS = 3
 """Steps that may fail one after another, none between them succeeding, before the engine gives up."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLimits:
-    """What one request may ask of this model, in tokens."""
-
-    max_new_tokens: int
-    max_prompt_tokens: int
 
 
 @dataclass(slots=True)
@@ -159,7 +151,7 @@ class Engine:
             )
         if most > self._tokens.max_new_tokens:
             raise RequestError(
-                f"max_new_tokens is {most}, this model has positions for {self._tokens.max_new_tokens}"
+                f"max_new_tokens is {most}, this engine has room for {self._tokens.max_new_tokens}"
             )
 
     def _serve(self) -> None:

@@ -51,12 +51,13 @@ class Runner:
     """A model on its device, and what it takes to decode many requests with it.
 
     `slots`: requests that are decoded together; as many rows as they need with the checkpoint's own number of
-    beams. `picture_tokens`: that a picture becomes. `feature_bytes`: memory for what the tower saw in the
-    latest pictures. `kernel`: attention for this CPU, or None for torch's. `recorder`: records steps and
-    encodes of few shapes, None to run just what is there. `late`: look at what a step decided only when the
-    next one has been sent, so that the device never waits for the host; whoever is done runs along for a
-    step, in vain. `reserved`: take at the start all memory that a full engine needs, which on a CPU is else
-    taken as requests first come to it.
+    beams. `picture_tokens`: that a picture becomes. `encoder_room`, `decoder_room`: positions that are kept
+    for a request and for a beam, None for as many as the checkpoint has. `feature_bytes`: memory for what the
+    tower saw in the latest pictures. `kernel`: attention for this CPU, or None for torch's. `recorder`:
+    records steps and encodes of few shapes, None to run just what is there. `late`: look at what a step
+    decided only when the next one has been sent, so that the device never waits for the host; whoever is done
+    runs along for a step, in vain. `reserved`: take at the start all memory that a full engine needs, which
+    on a CPU is else taken as requests first come to it.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class Runner:
         slots: int = 16,
         *,
         picture_tokens: int = 1,
+        encoder_room: int | None = None,
+        decoder_room: int | None = None,
         feature_bytes: int = DEFAULT_FEATURE_BYTES,
         kernel: Kernel | None = None,
         recorder: Recorder | None = None,
@@ -84,7 +87,8 @@ class Runner:
             forced_bos_id=generation.forced_bos_id,
             forced_eos_id=generation.forced_eos_id,
         )
-        self.sizes = CacheSizes(slots, rows, text.max_positions, text.max_positions)
+        most = text.max_positions
+        self.sizes = CacheSizes(slots, rows, encoder_room or most, decoder_room or most)
         self._picture_tokens = picture_tokens
         self._kernel, self._recorder, self._late = kernel, recorder, late
         self._reserved = reserved

@@ -48,6 +48,15 @@ def limits_for(device: str) -> BatchLimits:
     return BatchLimits(max_batch_size=64, max_encode_batch=16) if device == "cuda" else BatchLimits()
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """How long a request may be, in tokens: its answer, and its prompt beside the picture. The engine keeps
+    room for so many, for each beam and each request."""
+
+    max_new_tokens: int = 1024
+    max_prompt_tokens: int = 512
+
+
 class Scheduler(Generic[EntryT]):
     """A bounded queue, and the decision what to take from it. Not safe for threads: its owner locks."""
 
