@@ -28,14 +28,14 @@ KINDS = {
 }
 EXAMPLE = ROOT / "data" / "scene_04.jpg"
 PICTURE = ROOT / "data" / "scene_02.png"
-HEART, WORD = (146, 222, 208, 283), (104, 177, 255, 222)
+TRIANGLE, WORD = (221, 215, 284, 276), (110, 181, 252, 224)
 GIVEN: dict[str, Any] = {
-    "caption_to_phrase_grounding": "a green heart and an orange circle",
-    "referring_expression_segmentation": "a green heart",
-    "region_to_segmentation": HEART,
-    "open_vocabulary_detection": "an orange circle",
-    "region_to_category": HEART,
-    "region_to_description": HEART,
+    "caption_to_phrase_grounding": "a yellow triangle and a red moon",
+    "referring_expression_segmentation": "a yellow triangle",
+    "region_to_segmentation": TRIANGLE,
+    "open_vocabulary_detection": "an orange diamond",
+    "region_to_category": TRIANGLE,
+    "region_to_description": TRIANGLE,
     "region_to_ocr": WORD,
 }
 
