@@ -18,11 +18,23 @@ from florence.demo.scenes import Limits
 
 CHECKPOINT = Path(str(resources.files("florence.demo"))) / "checkpoint"
 SEED, SCENES = 41, 40
-# Floors for this seed, comfortably under what was measured (see the checkpoint's README).
+# What the checkpoint is to reach on scenes that it never saw; outlines on so few vary by a few points.
 LEAST = {
-    "<CAPTION>": ("exact", 0.85),
-    "<OD>": ("mAP@50", 0.88),
+    "<CAPTION>": {"exact": 0.9},
+    "<CAPTION_TO_PHRASE_GROUNDING>": {"right@50": 0.8},
+    "<OD>": {"mAP@50": 0.85},
+    "<DENSE_REGION_CAPTION>": {"mAP@50": 0.75},
+    "<REGION_PROPOSAL>": {"recall@50": 0.9},
+    "<OCR>": {"words": 0.9},
+    "<OCR_WITH_REGION>": {"words@50": 0.8},
+    "<REFERRING_EXPRESSION_SEGMENTATION>": {"mIoU": 0.7, "right@50": 0.75},
+    "<REGION_TO_SEGMENTATION>": {"mIoU": 0.7, "right@50": 0.75},
+    "<OPEN_VOCABULARY_DETECTION>": {"mAP@50": 0.8},
+    "<REGION_TO_CATEGORY>": {"exact": 0.85},
+    "<REGION_TO_DESCRIPTION>": {"exact": 0.85},
+    "<REGION_TO_OCR>": {"exact": 0.85},
 }
+MOST_INVENTED = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +61,11 @@ def test_the_bundle_is_small_and_whole() -> None:
 
 @pytest.mark.usefixtures("evaluators")
 def test_held_out_scenes_are_answered_well(demo: Florence2) -> None:
-    """Short captions and detections on unseen scenes of one to four things keep their floors."""
+    """Unseen scenes of one to four things, all tasks that have an aim."""
     figures = evaluate(ask_model(demo), SEED, SCENES, tuple(LEAST))
-    for task, (name, least) in LEAST.items():
-        assert figures[task][name] >= least, table(figures)
+    for task, floors in LEAST.items():
+        assert all(figures[task][name] >= least for name, least in floors.items()), table(figures)
+    assert figures["<OPEN_VOCABULARY_DETECTION>"]["invented"] < MOST_INVENTED, table(figures)
 
 
 @pytest.mark.usefixtures("evaluators")
