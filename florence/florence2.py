@@ -38,6 +38,7 @@ IN_FLIGHT = 32
 """Requests that `run_many` keeps in flight: enough to keep the device busy, few enough to keep memory
 flat."""
 
+_Running = Future[Generation]
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
 """Picture, task, and the task's text or region where it takes one."""
 
@@ -277,9 +278,7 @@ class Florence2:
         outer.add_done_callback(lambda future: _cancel(running()) if future.cancelled() else None)
         inner.add_done_callback(lambda done: self._finishers.submit(finish, done))
 
-    def _finish(
-        self, call: _Call, prepared: Prepared, outer: Future[Answer], inner: Future[Generation]
-    ) -> None:
+    def _finish(self, call: _Call, prepared: Prepared, outer: Future[Answer], inner: _Running) -> None:
         """In a finisher: make the typed answer, off the engine's thread."""
         if inner.cancelled():
             return
@@ -322,7 +321,7 @@ class _Call:
         )
 
 
-def _cancel(future: Future[Generation] | None) -> None:
+def _cancel(future: _Running | None) -> None:
     if future is not None:
         future.cancel()
 
