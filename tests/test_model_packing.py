@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from goldens import load_float32
+from goldens import imagenet_normalize, load_float32
 from tiny import make_native
 
+from florence.model.checkpoint import load_model
 from florence.model.packing import ACTIVATIONS, OPERATORS, Conv2d, Linear, can_pack, pack
 
 CPU = torch.device("cpu")
@@ -103,6 +104,31 @@ def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
         logits.append(model.language.logits(states))
     assert logits[0].std() > 0.1
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_best_scores_are_finer_than_their_product(tmp_path: Path) -> None:
+    """In bfloat16 the best of a row are what float32 makes of the same states and weights, packed or not, and
+    the others are the product's; the best one is float32's."""
+    vocab = make_native(tmp_path).config.text_config.vocab_size
+    language = load_model(tmp_path, imagenet_normalize(), vocab, CPU, torch.bfloat16).language
+    noise = torch.randn(20, 50, language.shared.embedding_dim, generator=torch.Generator().manual_seed(0))
+    states = 3 * noise.bfloat16()
+    right = F.linear(states.float(), language.shared.weight.float())
+    coarse = language.lm_head(states).float()
+    for is_packed in (False, True):
+        if is_packed:
+            pack(language)
+        scores = language.logits(states)
+        close = (scores - right).abs() < 1e-4
+        assert (close | (scores == coarse)).all()
+        best = right.topk(8, dim=-1).indices
+        assert close.gather(-1, best).all()
+        assert torch.equal(scores.argmax(-1), right.argmax(-1))
+    assert not torch.equal(coarse.argmax(-1), right.argmax(-1))  # which the product alone can miss
+    assert language.has_logits_bias is False
+    language.tied_head = False  # a head of its own: its product as it is
+    assert torch.equal(language.logits(states), language.lm_head(states).float())
 
 
 @pytest.mark.parametrize("name", OPERATORS)

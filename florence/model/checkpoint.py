@@ -69,6 +69,7 @@ def load_model(
         tensors[HEAD] = tensors[SHARED]
     model.load_state_dict(tensors, strict=True, assign=True)
     model.language.has_logits_bias = bool(tensors[BIAS].any())
+    model.language.tied_head = sources[HEAD] == sources[SHARED]
     model.vision.normalize = normalize.to(device, dtype)
     model.vision.tower = model.vision.tower.to(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)

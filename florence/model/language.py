@@ -23,6 +23,9 @@ from florence.model.parts import Parts, last_of
 POSITION_OFFSET = 2
 """BART's position table starts with two rows that no position uses."""
 
+FINE = 64
+"""Scores of a row that are computed again in float32: more than there are locations near a place."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeysValues:
@@ -229,6 +232,7 @@ class LanguageModel(nn.Module):
         # Zero in BART; the original adds it to the logits, so a fine-tune that holds another is honoured.
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
         self.has_logits_bias = True
+        self.tied_head = False  # whether the head's weight is the embedding, said by whoever fills them
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[rows, length] -> [rows, length, d_model]."""
@@ -263,7 +267,16 @@ class LanguageModel(nn.Module):
         return result
 
     def logits(self, states: Tensor) -> Tensor:
-        """[..., d_model] -> float32 [..., vocab]."""
-        scores: Tensor = self.lm_head(states).float()
+        """[..., d_model] -> float32 [..., vocab]; the best ones of a row are summed and kept in float32.
+
+        A product in bfloat16 rounds its results to eight bits: neighbouring locations, often nearly as good,
+        would come out equal and the first win. A head that is not the embedding is left at that.
+        """
+        product: Tensor = self.lm_head(states)
         # In place: a vocabulary of scores for each row is the largest tensor of a step.
+        scores = product.float()
+        if product.dtype is not torch.float32 and self.tied_head:
+            best = product.topk(min(FINE, product.shape[-1]), dim=-1).indices  # [..., best]
+            rows = self.shared.weight[best].float()  # [..., best, d_model]
+            scores.scatter_(-1, best, (rows @ states.float().unsqueeze(-1)).squeeze(-1))
         return scores.add_(self.final_logits_bias) if self.has_logits_bias else scores
