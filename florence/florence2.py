@@ -35,8 +35,7 @@ IMAGE_THREADS = 2
 cores."""
 
 IN_FLIGHT = 32
-"""Requests that `run_many` keeps in flight: enough to keep the device busy, few enough to keep memory
-flat."""
+"""Requests that `run_many` keeps in flight: enough for a busy device, few enough for flat memory."""
 
 _Running = Future[Generation]
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
@@ -275,7 +274,7 @@ class Florence2:
             self._leave()
         # Futures keep their callbacks. If each held the other, the collector alone could free the picture.
         running, finish = ref(inner), partial(self._finish, call, prepared, outer)
-        outer.add_done_callback(lambda future: _cancel(running()) if future.cancelled() else None)
+        outer.add_done_callback(partial(_pass_on, running))
         inner.add_done_callback(lambda done: self._finishers.submit(finish, done))
 
     def _finish(self, call: _Call, prepared: Prepared, outer: Future[Answer], inner: _Running) -> None:
@@ -321,9 +320,9 @@ class _Call:
         )
 
 
-def _cancel(future: _Running | None) -> None:
-    if future is not None:
-        future.cancel()
+def _pass_on(running: ref[_Running], outer: Future[Answer]) -> None:
+    if outer.cancelled() and (inner := running()) is not None:
+        inner.cancel()
 
 
 def _failed(error: Exception) -> Future[Answer]:

@@ -18,7 +18,7 @@ from florence.demo.lettering import make_tokenizer
 from florence.demo.losses import blur_table, picture_features
 from florence.demo.plan import PLAN, Plan, Sizes, Stage
 from florence.demo.scenes import Limits
-from florence.demo.train import Start, Trainer, train
+from florence.demo.train import Start, Trainer, main, train
 from florence.tasks import TASKS
 
 TINY = Plan(
@@ -110,6 +110,14 @@ def test_outlines_are_the_answers_polygons(tokenizer: Tokenizer) -> None:
     }  # fmt: skip
     assert answered
     assert {text.removeprefix("<s>").removesuffix("</s>") for text in answered} <= written
+
+
+def test_a_start_without_a_stage_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And a stage without a start, which would train from the very beginning instead."""
+    for option in (["--start", str(tmp_path)], ["--stage", "outline"]):
+        monkeypatch.setattr("sys.argv", ["train", "--state", str(tmp_path / "state"), *option])
+        with pytest.raises(SystemExit, match="2"):
+            main()
 
 
 def test_training_lowers_the_loss(tokenizer: Tokenizer) -> None:

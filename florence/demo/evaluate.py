@@ -135,7 +135,7 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, 
         tasks = [get_task(task).token for task in arguments.tasks]
         limits = Limits(things=(fewest, most))
         command(arguments, Exam.draw(arguments.seed, arguments.count, tasks, limits))
-    except (FlorenceError, ImportError, OSError) as error:
+    except (FlorenceError, OSError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
 
 

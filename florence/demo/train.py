@@ -207,8 +207,8 @@ def main() -> None:
         "--state", type=Path, required=True, help="directory of the state and of the checkpoint made"
     )
     parser.add_argument("--start", type=Path, help="directory of a checkpoint to begin from, with --stage")
-    parser.add_argument("--stage", choices=[stage.name for stage in PLAN.stages], default=PLAN.stages[0].name,
-                        help="stage of the plan to begin with from --start")  # fmt: skip
+    parser.add_argument("--stage", choices=[stage.name for stage in PLAN.stages],
+                        help="stage of the plan to begin with, from --start")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument(
@@ -221,6 +221,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
+    if (arguments.start is None) != (arguments.stage is None):
+        parser.error("--start and --stage go together: a checkpoint, and the stage to begin with from it")
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)
     keep_freed_memory()
     train(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,10 +52,9 @@ class Caches:
         head_dim = d_model // stack.heads
         cross = (stack.layers, sizes.slots, stack.heads, sizes.encoder_room, head_dim)
         own = (stack.layers, sizes.rows, stack.heads, sizes.decoder_room, head_dim)
-        buffers = [_zeros(shape, device, dtype) for shape in (cross, cross, own, own)]
-        if reserved:
-            for buffer in buffers:
-                buffer.zero_()  # writes to every page
+        untouched = device.type == "cpu" and not reserved
+        make = _untouched_zeros if untouched else partial(torch.zeros, device=device)
+        buffers = [make(shape, dtype=dtype) for shape in (cross, cross, own, own)]
         self.sizes = sizes
         self.cross_keys, self.cross_values, self.own_keys, self.own_values = buffers
 
@@ -81,9 +81,7 @@ class Caches:
             buffer[:, rows] = 0
 
 
-def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros which, on a CPU, are the system's own pages of zeros until they are written to."""
-    if device.type != "cpu":
-        return torch.zeros(shape, device=device, dtype=dtype)
+def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros on a CPU which are the system's own pages of zeros until they are written to."""
     untouched = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
     return torch.from_numpy(untouched).view(dtype).view(shape)
