@@ -106,7 +106,7 @@ def test_without_its_packages_the_evaluation_names_them(
         (["--things", "4", "1"], 2, "--things must lie between 1 and 6"),
         (["--count", "0"], 2, "--count must be 1 or more"),
         (["--tasks", "sing"], 1, "sing"),
-        (["--count", "1", "--url", "http://127.0.0.1:9"], 1, "no service answers at http://127.0.0.1:9"),
+        (["--count", "1", "--url", "http://127.0.0.1:9"], 1, "http://127.0.0.1:9/caption can't be reached"),
     ],
 )
 def test_mistakes_end_the_evaluation_in_a_line(

@@ -5,19 +5,14 @@ Both give the typed results in the order of the questions. Knows nothing about s
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from PIL import Image
-from pydantic import TypeAdapter
 
-from florence.errors import EngineError
+from florence.client import Client
 from florence.florence2 import Florence2
 from florence.schemas import Answer, Result
 from florence.tasks import Input, get_task
@@ -45,30 +40,20 @@ def answers_of(model: Florence2, items: Sequence[Item]) -> list[Answer]:
 
 
 def ask_service(url: str) -> Ask:
-    """Questions to the typed endpoints of a service. EngineError when it refuses one or is not there."""
-    read_result: TypeAdapter[Result] = TypeAdapter(Result)
-
-    def ask_one(item: Item) -> Result:
-        image, token, text = item
-        task = get_task(token)
-        data = io.BytesIO()
-        image.save(data, "PNG")
-        body = {"image": base64.b64encode(data.getvalue()).decode("ascii")}
-        if task.input is not Input.NONE and text is not None:
-            body[task.input.value] = text
-        request = urllib.request.Request(
-            f"{url.rstrip('/')}/{task.name}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=_PATIENCE_S) as reply:
-                return read_result.validate_python(json.load(reply)["result"])
-        except urllib.error.HTTPError as error:
-            raise EngineError(f"{task.name} answered {error.code}: {error.read().decode()}") from error
-        except urllib.error.URLError as error:
-            raise EngineError(f"no service answers at {url}: {error.reason}") from error
+    """Questions to the typed endpoints of a service. Raises what `florence.client.Client` raises."""
 
     def ask(items: Sequence[Item]) -> list[Result]:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(ask_one, items))
+        with (
+            Client(url, timeout_s=_PATIENCE_S, retries=0) as client,
+            ThreadPoolExecutor(_AT_ONCE) as pool,
+        ):
+            return list(pool.map(partial(_ask_one, client), items))
 
     return ask
+
+
+def _ask_one(client: Client, item: Item) -> Result:
+    image, task, given = item
+    if get_task(task).input is Input.REGION:
+        return client.run(image, task, region=given).result
+    return client.run(image, task, given).result
