@@ -12,13 +12,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 
 from florence.engine.observer import Observer
-from florence.errors import FlorenceError
+from florence.errors import Closed, EngineError, FlorenceError
 from florence.limits import batch_limits, image_limits, token_limits
 from florence.metrics import EngineMetrics, Labels
 from florence.packing.image import image_settings
@@ -41,6 +42,7 @@ Load = Callable[[Settings, str, Observer], Model]
 Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
 SPINS = "10000"  # some microseconds: as long as one operation of a step lasts
+ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
 GRACE_S = 10.0  # by which BentoML's time limit is longer than ours, whose message says more
 
 
@@ -148,7 +150,7 @@ class TaskService:
         try:
             self.model = self.load(self.settings, device, engine_metrics())
         except Exception as error:
-            foreseen = isinstance(error, FlorenceError)
+            foreseen = isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
             logger.error("can't serve %s: %s", self.settings.model, error, exc_info=not foreseen)
             end_serving()
             raise
@@ -259,12 +261,18 @@ def end_serving() -> None:
 
 
 def end_worker() -> None:
-    """In a worker whose engine is broken: end the process. BentoML starts another worker, or, in a container,
-    ends with it, for the orchestrator to start anew."""
+    """In a worker whose engine is broken: end the process, once those who waited have had their answers.
+    BentoML starts another worker, or, in a container, ends with it, for the orchestrator to start anew."""
     logger.critical("the engine can't recover: this worker ends")
     if bentoml.server_context.worker_index is not None:
-        logging.shutdown()
-        os._exit(1)
+        end = threading.Timer(ANSWERS_S, _exit)
+        end.daemon = True
+        end.start()
+
+
+def _exit() -> None:
+    logging.shutdown()
+    os._exit(1)
 
 
 def _resources(devices: Sequence[str]) -> dict[str, Any]:

@@ -264,6 +264,7 @@ class Florence2:
         """In a reader: prepare the request and hand it to the engine."""
         try:
             if outer.cancelled():
+                outer.set_running_or_notify_cancel()  # for those who wait for many futures at once
                 return
             prepared = call.prepare()
             inner = self._engine.submit(prepared.request)
@@ -280,6 +281,7 @@ class Florence2:
     def _finish(self, call: _Call, prepared: Prepared, outer: Future[Answer], inner: _Running) -> None:
         """In a finisher: make the typed answer, off the engine's thread."""
         if inner.cancelled():
+            outer.set_running_or_notify_cancel()  # as above
             return
         try:
             generation = inner.result()

@@ -34,7 +34,8 @@ def request(number: int = 1, **changes: object) -> Request:
 class FakeRunner:
     """Answers a request with its own number; steps wait at a gate, which is open unless a test shuts it.
 
-    `parts`: of one encode. `broken`: whether steps fail; `lost`: whether building anew fails too.
+    `parts`: of one encode. `broken`: whether steps fail, `blind`: whether encodes do; `lost`: whether
+    preparing and building anew fail.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,7 @@ class FakeRunner:
         self.events: list[str] = []
         self.parts = 1
         self.part_s = 0.0
-        self.broken = self.lost = False
+        self.broken = self.blind = self.lost = False
         self.resets = 0
         self.reset()
         self.resets = 0
@@ -59,7 +60,8 @@ class FakeRunner:
         self.places = Places(SLOTS, ROWS)
 
     def prepare(self) -> None:
-        pass
+        if self.lost:
+            raise RuntimeError("the device is gone")
 
     def encode_parts(self, requests: Sequence[Request]) -> Generator[None, None, list[Decoding]]:
         numbers = [request.prompt_ids[1] for request in requests]
@@ -67,7 +69,7 @@ class FakeRunner:
             self.events.append("part")
             time.sleep(self.part_s)
             yield
-        if POISON_ENCODE in numbers:
+        if self.blind or POISON_ENCODE in numbers:
             raise RuntimeError("a kernel failed")
         self.order += numbers
         self.features.misses += len(requests)

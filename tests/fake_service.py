@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from fake_model import load_fake
+from fake_model import Call, FakeModel, load_fake
 
 import service as real
-from florence.settings import read_settings
+from florence.engine.observer import Observer
+from florence.errors import EngineError
+from florence.schemas import Answer
+from florence.settings import Settings, read_settings
 
-service = real.build_service(read_settings(), 0, load_fake, lambda settings: None)
+
+@dataclass
+class BreakingModel(FakeModel):
+    """Its device breaks at the first request."""
+
+    def _answer(self, call: Call) -> Answer:
+        real.end_worker()
+        raise EngineError("the device is gone")
+
+
+def load(settings: Settings, device: str, observer: Observer) -> FakeModel:
+    """A fake, or for `"breaks"` the one that breaks."""
+    return BreakingModel() if settings.model == "breaks" else load_fake(settings, device, observer)
+
+
+service = real.build_service(read_settings(), 0, load, lambda settings: None)

@@ -8,9 +8,10 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 
 import pytest
-from fake_runner import PATIENCE_S, POISON_ENCODE, POISON_STEP, TOKENS, FakeRunner, hold, request
+from fake_runner import PATIENCE_S, POISON_ENCODE, POISON_STEP, SLOTS, TOKENS, FakeRunner, hold, request
 
 from florence.engine.loop import MOST_FAULTS, Engine
+from florence.engine.observer import Observer
 from florence.engine.request import Generation
 from florence.engine.scheduler import BatchLimits
 from florence.errors import Closed, DeadlineExceeded, EngineError
@@ -74,11 +75,104 @@ def test_an_engine_that_cannot_recover_says_so_and_leaves_nobody_waiting(
     runner.lost, runner.broken = lost, True
     assert told.wait(PATIENCE_S)
     assert all(isinstance(future.exception(PATIENCE_S), EngineError | Closed) for future in futures)
-    assert runner.resets == (1 if lost else MOST_FAULTS)
+    assert runner.resets == (1 if lost else MOST_FAULTS - 1)
     assert not engine.ready
     assert not engine.alive
     with pytest.raises(Closed):
         engine.submit(request())
+    engine.close()
+
+
+def test_encodes_that_always_fail_break_the_engine(runner: FakeRunner) -> None:
+    """Request after request: the engine is built anew, and anew, and then says that it is broken."""
+    told = threading.Event()
+    engine = Engine(runner, TOKENS, BatchLimits(), on_broken=told.set)  # type: ignore[arg-type]
+    runner.blind = True
+    for number in range(MOST_FAULTS**2):
+        assert not told.is_set()
+        with pytest.raises(EngineError, match="failed on the device"):
+            ask_until_ready(engine, number).result(PATIENCE_S)
+    assert told.wait(PATIENCE_S)
+    assert runner.resets == MOST_FAULTS - 1
+    assert not engine.alive
+    with pytest.raises(Closed) as refusal:
+        engine.submit(request())
+    assert str(refusal.value.__cause__) == "a kernel failed"
+    engine.close()
+
+
+def test_bad_requests_between_good_ones_leave_the_engine_alone(runner: FakeRunner) -> None:
+    """However many: what was built stays, and nobody else notices."""
+    engine = Engine(runner, TOKENS, BatchLimits())  # type: ignore[arg-type]
+    for _ in range(MOST_FAULTS**2):
+        for _ in range(MOST_FAULTS - 1):
+            with pytest.raises(EngineError):
+                engine.submit(request(POISON_ENCODE)).result(PATIENCE_S)
+        assert engine.submit(request(1)).result(PATIENCE_S).token_ids[1] == 1
+    assert runner.resets == 0
+    engine.close()
+
+
+def test_a_bad_request_does_not_hold_up_those_who_are_decoded(runner: FakeRunner) -> None:
+    """Those who were to be encoded with it are encoded one by one, with decode steps between."""
+    limits = BatchLimits(max_batch_size=8, max_encode_batch=8, encode_budget_s=0.0001)
+    runner.parts, runner.part_s = 2, 0.002
+    engine = Engine(runner, TOKENS, limits)  # type: ignore[arg-type]
+    held = hold(engine, runner)
+    runner.events.clear()
+    futures = [engine.submit(request(number)) for number in (1, POISON_ENCODE, 2, 3)]
+    with pytest.raises(EngineError):
+        futures[1].result(PATIENCE_S)
+    runner.gate.set()
+    assert [future.result(PATIENCE_S).token_ids[1] for future in (held, futures[0], *futures[2:])] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert all("step" in steps for steps in "".join(runner.events).split("part")[1:])
+    engine.close()
+
+
+def test_one_of_a_batch_that_goes_while_it_is_encoded_is_told_at_once(runner: FakeRunner) -> None:
+    """Its deadline ends it though the others' encode goes on, and it never takes a place among them."""
+    limits = BatchLimits(max_batch_size=8, max_encode_batch=8)
+    engine = Engine(runner, TOKENS, limits)  # type: ignore[arg-type]
+    held = hold(engine, runner)
+    runner.parts, runner.part_s = 200, 0.005
+    soon = time.monotonic() + 0.1
+    late, other = engine.submit(request(1, deadline=soon)), engine.submit(request(2))
+    with pytest.raises(DeadlineExceeded):
+        late.result(PATIENCE_S)
+    assert not other.done()
+    assert "part" in runner.events
+    assert runner.order == [0]  # the encode has not come to its end
+    runner.gate.set()
+    assert [future.result(PATIENCE_S).token_ids[1] for future in (held, other)] == [0, 2]
+    assert runner.places.fits([3] * 20) == SLOTS
+    engine.close()
+
+
+class BrokenObserver(Observer):
+    """Fails once it is told of an encode."""
+
+    def encoded(self, requests: int, pictures: int, seconds: float) -> None:
+        raise RuntimeError("no more numbers")
+
+
+@pytest.mark.parametrize("cause", ["the device is gone", "no more numbers"])
+def test_an_engine_that_ends_unforeseen_says_why_and_leaves_nobody_waiting(
+    runner: FakeRunner, cause: str
+) -> None:
+    """Whether it could not begin, or something failed that never should, between one list and the next."""
+    told = threading.Event()
+    runner.lost = cause == "the device is gone"
+    engine = Engine(runner, TOKENS, BatchLimits(), observer=BrokenObserver(), on_broken=told.set)  # type: ignore[arg-type]
+    with pytest.raises(Closed) as error:
+        engine.submit(request()).result(PATIENCE_S)
+    assert str(error.value.__cause__) == cause
+    assert told.wait(PATIENCE_S)
+    assert not engine.alive
     engine.close()
 
 

@@ -53,6 +53,19 @@ def test_a_wait_that_would_be_too_long_is_refused_at_once(runner: FakeRunner) ->
     engine.close()
 
 
+def test_what_encoding_takes_counts_for_the_wait(runner: FakeRunner) -> None:
+    """Also while few come, each after the former's answer: then nothing else says what a request costs."""
+    runner.parts, runner.part_s = 4, 0.05
+    limits = BatchLimits(max_batch_size=1, max_latency_s=1.0)
+    engine = Engine(runner, TOKENS, limits)  # type: ignore[arg-type]
+    for number in range(3):
+        engine.submit(request(number)).result(PATIENCE_S)
+    engine.check_load(2)
+    with pytest.raises(Overloaded, match=r"would wait for"):
+        engine.check_load(20)  # of 0.15 s each
+    engine.close()
+
+
 def test_an_encode_in_parts_lets_the_others_decode_between_them(runner: FakeRunner) -> None:
     """With no budget at all there is a step after each part."""
     runner.parts, runner.part_s = 4, 0.01

@@ -40,7 +40,7 @@ def test_nobody_is_lost_or_overtaken_and_no_limit_is_exceeded() -> None:
     while len(order) + refused < 2000 or active:
         for _ in range(dice.randint(0, 2)):
             if offered < 2000:
-                if scheduler.full:
+                if len(scheduler) >= scheduler.limits.max_queue:
                     refused += 1
                 else:
                     scheduler.add(offered)
@@ -125,9 +125,9 @@ def test_the_abandoned_leave_the_queue_and_the_rest_keep_their_order() -> None:
     scheduler: Scheduler[int] = Scheduler(BatchLimits(max_queue=5))
     for number in range(5):
         scheduler.add(number)
-    assert scheduler.full
+    assert len(scheduler) == 5
     assert scheduler.remove(lambda number: number % 2 == 1) == [1, 3]
-    assert not scheduler.full
+    assert len(scheduler) == 3
     assert scheduler.take(0, everybody) == [0, 2, 4]
 
 

@@ -7,7 +7,7 @@ import gc
 import io
 import threading
 import time
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,7 @@ def test_a_cancelled_future_is_never_answered_and_later_ones_are(library: Floren
     assert time.monotonic() - started < PATIENCE_S
     with pytest.raises(CancelledError):
         futures[0].result(0)
+    assert wait(futures, PATIENCE_S).not_done == set()  # also for who waits for many at once
 
 
 def test_more_than_the_queue_holds_is_refused_and_the_rest_answered(goldens: Goldens, picture: Path) -> None:

@@ -68,6 +68,20 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> N
         assert "Traceback" not in server.log
 
 
+def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
+    """Who was in flight is told, not cut off; then the process ends and BentoML starts another."""
+    with serving("fake_service:service", ROOT / "tests", FLORENCE_MODEL="breaks") as server:
+        server.wait_ready()
+        answer = httpx.post(f"{server.url}/caption", files={"image": _picture()})
+        assert answer.status_code == 500
+        assert "the device is gone" in answer.text
+        end = time.monotonic() + START_S
+        while server.log.count("ready: ") < 2:
+            assert time.monotonic() < end, server.log
+            time.sleep(0.1)
+        assert server.log.count("this worker ends") == 1
+
+
 def test_ready_comes_after_loading_and_with_every_worker_on_its_device(tmp_path: Path) -> None:
     """/readyz is not 200 before a model is loaded; two devices are two workers, each with its own."""
     load_s = 3.0

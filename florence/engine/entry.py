@@ -57,9 +57,11 @@ class Entry:
         return True
 
 
-def stopped() -> Closed:
-    """The error of a request that the engine's end overtook."""
-    return Closed("the engine stopped before the request was finished; send it to another instance")
+def stopped(cause: Exception | None = None) -> Closed:
+    """The error of a request that the engine's end overtook; `cause`: what ended it, if it was an error."""
+    error = Closed("the engine stopped before the request was finished; send it to another instance")
+    error.__cause__ = cause
+    return error
 
 
 def fault_of(error: Exception) -> FlorenceError:

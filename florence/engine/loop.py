@@ -5,9 +5,9 @@ leaves at its own end, and is freed at the next step when its future is cancelle
 Knows requests and futures; what runs on the device is the runner's, who runs when is the scheduler's.
 
 A fault of one request fails it alone. A step that fails fails all that were in it, since what the device
-holds can't be trusted any more; the engine is not ready while it builds its buffers anew, and goes on. When
-that fails, or step after step does, it is *broken*: it fails everybody, takes nobody, and says so to whoever
-supervises it.
+holds can't be trusted any more; the engine is not ready while it builds its buffers anew, and goes on. So it
+does when request after request can't be encoded. When building fails, or nothing succeeds any more, it is
+*broken*: it fails everybody, takes nobody, and says so to whoever supervises it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -33,7 +35,8 @@ from florence.model.parts import Parts
 log = logging.getLogger(__name__)
 
 MOST_FAULTS = 3
-"""Steps that may fail one after another, none between them succeeding, before the engine gives up."""
+"""Encodes of one request that may fail one after another before the engine is built anew; and how often it
+may have to be, no step between succeeding, before it gives up."""
 
 
 @dataclass(slots=True)
@@ -70,10 +73,13 @@ class Engine:
         self._on_broken = on_broken
         self._scheduler: Scheduler[Entry] = Scheduler(batches)
         self._encoding: _Encoding | None = None
+        self._alone: deque[Entry] = deque()  # to be encoded one by one: an encode of them together failed
         self._active: list[Entry] = []
         self._changed = threading.Condition()
-        self._closing = self._aborting = self._recovering = self._broken = False
-        self._faults = 0
+        self._unsettled: set[Entry] = set()  # all that came and have no outcome yet
+        self._closing = self._aborting = self._recovering = False
+        self._error: Exception | None = None  # what broke the engine
+        self._faults = self._encode_faults = 0
         self._pace = Pace()
         self._thread = threading.Thread(target=self._serve, name="florence-engine", daemon=True)
         self._thread.start()
@@ -86,7 +92,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the engine works, or will again; False once it is broken or closed."""
-        return self._thread.is_alive() and not self._broken
+        return self._thread.is_alive() and self._error is None
 
     @property
     def max_queue(self) -> int:
@@ -108,17 +114,22 @@ class Engine:
         self._check_lengths(request)
         entry = Entry(request, Future())
         with self._changed:
+            if self.alive and self._recovering:
+                raise Closed("the engine restarts; come back")
             if not self.ready:
-                raise Closed("the engine restarts; come back") if self._recovering else stopped()
+                raise stopped(self._error)
             self.check_load(len(self._scheduler))
             self._scheduler.add(entry)
+            self._unsettled.add(entry)
             self._changed.notify()
         return entry.future
 
     def check_load(self, waiting: int) -> None:
         """Raise `Overloaded`, with the time to come back, if one more request behind `waiting` others is one
         too many."""
-        limits, wait_s = self._scheduler.limits, self._pace.seconds_for(waiting)
+        limits = self._scheduler.limits
+        # While few come, answers are far apart for other reasons, and only encoding says what one costs.
+        wait_s = max(self._pace.seconds_for(waiting), waiting * self._scheduler.encode_s)
         if waiting >= limits.max_queue:
             reason, retry_after_s = f"{waiting} requests are waiting, as many as may", wait_s
         elif limits.max_latency_s is not None and wait_s > limits.max_latency_s:
@@ -164,15 +175,28 @@ class Engine:
                 self._encode()
                 if self._active:
                     self._step()
-        finally:  # nobody is left waiting, even after an error that this thread does not know
+        except Exception as error:
+            log.critical("the engine is broken", exc_info=error)
+            self._error = error
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Nobody is left waiting, whatever ended the thread; if it was an error, the supervisor is told."""
+        with self._changed:
             self._closing = self._aborting = True
-            self._drop_abandoned()
+            left = list(self._unsettled)
+        try:
+            self._fail(left, stopped(self._error), Ending.CLOSED)
             self._observer.load(0, 0)
+        finally:
+            if self._error is not None and self._on_broken is not None:
+                self._on_broken()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the thread shall end."""
         with self._changed:
-            busy = self._active or self._encoding
+            busy = self._active or self._encoding or self._alone
             if not busy and not len(self._scheduler):
                 self._observer.load(0, 0)
                 self._pace.rest()
@@ -183,17 +207,17 @@ class Engine:
     def _drop_abandoned(self) -> None:
         """Free the places of those whose callers have gone, or whose time is up."""
         with self._changed:
-            dropped = self._scheduler.remove(self._is_abandoned)
-        leaving = [entry for entry in self._active if self._is_abandoned(entry)]
-        self._active = [entry for entry in self._active if entry not in leaving]
-        if self._encoding and all(map(self._is_abandoned, self._encoding.entries)):
+            gone = self._scheduler.remove(self._is_abandoned)
+        encoding = self._encoding.entries if self._encoding else []
+        gone += filter(self._is_abandoned, (*self._active, *encoding, *self._alone))
+        self._let_go(gone)
+        self._active = [entry for entry in self._active if entry in self._unsettled]
+        if self._encoding and self._unsettled.isdisjoint(self._encoding.entries):
             self._encoding.parts.close()
-            dropped += self._encoding.entries
             self._encoding = None
-        self._let_go(dropped + leaving)
 
     def _let_go(self, entries: Iterable[Entry]) -> None:
-        """Free the places of abandoned requests and say why."""
+        """Free the places of abandoned requests and say why. What is being encoded goes on for the others."""
         for entry in entries:
             if entry.decoding is not None:
                 self._runner.drop(entry.decoding)
@@ -211,13 +235,20 @@ class Engine:
         started = time.monotonic()
         while time.monotonic() - started < self._scheduler.budget_s(len(self._active)):
             if self._encoding is None:
-                with self._changed:
-                    taken = self._scheduler.take(len(self._active), self._fits)
+                taken = self._take()
                 if not taken:
                     return
                 self._encoding = self._begin(taken)
             self._encode_part(self._encoding)
             self._drop_abandoned()
+
+    def _take(self) -> list[Entry]:
+        """Those to encode next."""
+        while self._alone:
+            if (entry := self._alone.popleft()) in self._unsettled:
+                return [entry]
+        with self._changed:
+            return self._scheduler.take(len(self._active), self._fits)
 
     def _fits(self, entries: Iterable[Entry]) -> int:
         return self._runner.places.fits(entry.request.options.num_beams for entry in entries)
@@ -230,8 +261,7 @@ class Engine:
         return _Encoding(entries, parts, self._runner.features.misses)
 
     def _encode_part(self, encoding: _Encoding) -> None:
-        """One part of an encode. If it fails, its requests are encoded one by one: a bad one must not take
-        its neighbours along."""
+        """One part of an encode."""
         started = time.monotonic()
         try:
             next(encoding.parts)
@@ -241,28 +271,34 @@ class Engine:
             self._join(encoding, end.value)
         except Exception as error:  # noqa: BLE001  (logged, and told to its callers)
             self._encoding = None
-            self._encode_apart(encoding.entries, error)
+            self._encode_failed(encoding.entries, error)
         else:
             encoding.seconds += time.monotonic() - started
 
-    def _encode_apart(self, entries: list[Entry], error: Exception) -> None:
-        if len(entries) == 1:
-            log.error("a request failed while it was encoded", exc_info=error)
-            self._fail(entries, fault_of(error), Ending.FAULT)
+    def _encode_failed(self, entries: list[Entry], error: Exception) -> None:
+        """Requests that failed together are encoded one by one: a bad one must not take its neighbours
+        along."""
+        if len(entries) > 1:
+            self._alone.extend(entries)
             return
-        for entry in entries:
-            self._encoding = self._begin([entry])
-            while self._encoding is not None:
-                self._encode_part(self._encoding)
+        log.error("a request failed while it was encoded", exc_info=error)
+        self._fail(entries, fault_of(error), Ending.FAULT)
+        self._encode_faults += 1
+        if self._encode_faults == MOST_FAULTS:
+            self._recover(error)
 
     def _join(self, encoding: _Encoding, decodings: Sequence[Decoding]) -> None:
         """Those who are encoded are decoded from now on, but for those who have gone meanwhile."""
         for entry, decoding in zip(encoding.entries, decodings, strict=True):
+            if entry not in self._unsettled:
+                self._runner.drop(decoding)
+                continue
             entry.encoded, entry.decoding = time.monotonic(), decoding
+            self._active.append(entry)
+        self._encode_faults = 0
         pictures = self._runner.features.misses - encoding.pictures_before
         self._scheduler.encoded(len(decodings), encoding.seconds)
         self._observer.encoded(len(decodings), pictures, encoding.seconds)
-        self._active += encoding.entries
 
     def _step(self) -> None:
         """One token for everyone who is being decoded; those who are done get their answers."""
@@ -270,7 +306,8 @@ class Engine:
         started = time.monotonic()
         try:
             outcomes = dict(self._runner.step(decodings))
-        except Exception as error:  # noqa: BLE001  (as above)
+        except Exception as error:
+            log.error("a decode step failed with %d requests", len(self._active), exc_info=error)
             self._recover(error)
             return
         rows = sum(len(decoding.place.rows) for decoding in decodings)
@@ -295,41 +332,34 @@ class Engine:
             picture_tokens=decoding.picture_tokens,
             timings=entry.timings(),
         )
-        taken = entry.settle(generation)
+        taken = self._settle(entry, generation)
         ending = Ending(generation.finish_reason) if taken else Ending.CANCELLED
         self._observer.ended(ending, len(generation.token_logprobs), entry.queue_s)
 
     def _fail(self, entries: Iterable[Entry], error: FlorenceError, ending: Ending) -> None:
-        for entry in entries:
-            gone = not entry.settle(error)
-            self._observer.ended(Ending.CANCELLED if gone else ending, queue_s=entry.queue_s)
+        """Those of them who have no outcome yet; all are told before anything else is done."""
+        told = [(entry, self._settle(entry, error)) for entry in entries if entry in self._unsettled]
+        for entry, waited in told:
+            self._observer.ended(ending if waited else Ending.CANCELLED, queue_s=entry.queue_s)
+
+    def _settle(self, entry: Entry, outcome: Generation | FlorenceError) -> bool:
+        self._unsettled.discard(entry)
+        return entry.settle(outcome)
 
     def _recover(self, error: Exception) -> None:
-        """After a step that failed: fail those who were in it, and start again with new buffers or give
-        up."""
-        log.error("a decode step failed with %d requests", len(self._active), exc_info=error)
+        """Fail those in flight, and start again with new buffers. Raises what the device does, or the error
+        itself once it came too often: the engine is broken then."""
         self._recovering = True
         in_flight, self._active = self._active, []
         if self._encoding is not None:
             self._encoding.parts.close()
             in_flight += self._encoding.entries
             self._encoding = None
-        self._faults += 1
-        try:
-            self._runner.reset()
-        except Exception:
-            log.exception("the engine can't be built anew")
-            self._faults = MOST_FAULTS
         self._fail(in_flight, fault_of(error), Ending.FAULT)
-        if self._faults >= MOST_FAULTS:
-            self._give_up()
+        self._faults += 1
+        self._encode_faults = 0
+        if self._faults == MOST_FAULTS:
+            raise error
+        traceback.clear_frames(error.__traceback__)  # whoever keeps the error would keep the old buffers
+        self._runner.reset()
         self._recovering = False
-
-    def _give_up(self) -> None:
-        """Broken: whoever waits is told, and so is the supervisor; the thread ends."""
-        log.critical("the engine is broken: %d steps failed in a row", self._faults)
-        with self._changed:
-            self._broken = self._closing = self._aborting = True
-        self._drop_abandoned()
-        if self._on_broken is not None:
-            self._on_broken()

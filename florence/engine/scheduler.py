@@ -64,15 +64,10 @@ class Scheduler(Generic[EntryT]):
         self.limits = limits
         self._waiting: deque[EntryT] = deque()
         self._steps = STEPS_BETWEEN_ENCODES  # decode steps since the last encode
-        self._encode_s = 0.0  # of one request, a running mean; 0 while nothing is known
+        self.encode_s = 0.0  # of one request, a running mean; 0 while nothing is known
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    @property
-    def full(self) -> bool:
-        """Whether one more request must be refused."""
-        return len(self._waiting) >= self.limits.max_queue
 
     def add(self, entry: EntryT) -> None:
         """Put a request at the end of the queue."""
@@ -94,15 +89,15 @@ class Scheduler(Generic[EntryT]):
     def _batch(self) -> int:
         """Requests of a full encode batch."""
         most, budget_s = self.limits.max_encode_batch, self.limits.encode_budget_s
-        if self._encode_s * most <= budget_s:
+        if self.encode_s * most <= budget_s:
             return most
-        return max(1, int(budget_s / self._encode_s))
+        return max(1, int(budget_s / self.encode_s))
 
     def encoded(self, count: int, seconds: float) -> None:
         """Say that `count` requests were encoded together in so many seconds."""
         mean = seconds / count
-        kept = KEPT_ENCODE if self._encode_s else 0.0
-        self._encode_s = kept * self._encode_s + (1 - kept) * mean
+        kept = KEPT_ENCODE if self.encode_s else 0.0
+        self.encode_s = kept * self.encode_s + (1 - kept) * mean
 
     def budget_s(self, decoding: int) -> float:
         """Seconds for which encoding may go on before the next decode step."""
@@ -114,9 +109,11 @@ class Scheduler(Generic[EntryT]):
 
     def remove(self, is_abandoned: Callable[[EntryT], bool]) -> list[EntryT]:
         """Take out of the queue those that nobody waits for any more."""
-        removed = [entry for entry in self._waiting if is_abandoned(entry)]
-        if removed:
-            self._waiting = deque(entry for entry in self._waiting if entry not in removed)
+        kept: deque[EntryT] = deque()
+        removed: list[EntryT] = []
+        for entry in self._waiting:
+            (removed if is_abandoned(entry) else kept).append(entry)
+        self._waiting = kept
         return removed
 
 
