@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from florence import parse_answer
+from florence.demo.backgrounds import background
 from florence.demo.batches import draw_lots
 from florence.demo.coco import polygon_area
 from florence.demo.drawing import draw_scene, thing_mask
@@ -19,7 +22,7 @@ from florence.demo.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, m
 from florence.demo.shapes import unit_outline
 from florence.demo.truths import Question, questions
 from florence.demo.typeface import FACES, Typeface
-from florence.demo.vocabulary import SHAPES
+from florence.demo.vocabulary import SHAPES, TEXTURES
 from florence.errors import MissingLibrary
 from florence.schemas import Detections, OcrRegions, Segmentation, Text
 from florence.tasks import TASKS, Kind
@@ -62,6 +65,27 @@ def test_a_seed_gives_the_same_picture_each_time() -> None:
             scene = make_scene(scene_rng(Split.HELD_OUT, 3, index), typeface, WIDE)
             pictures.append(np.asarray(draw_scene(scene, typeface)))
         assert np.array_equal(*pictures)
+
+
+def test_a_background_leaves_its_things_to_be_seen(typeface: Typeface) -> None:
+    """Each texture is another picture of the same scene, of the scene's tone; what it puts behind a thing is
+    another colour than the thing's, 60 of 441 apart, but for one in fifty."""
+    scenes = [make_scene(scene_rng(Split.HELD_OUT, 5, index), typeface, WIDE) for index in range(20)]
+    drawn: dict[str, list[NDArray[np.float32]]] = {}
+    for texture in TEXTURES:
+        distances = []
+        for scene in scenes:
+            rng = np.random.default_rng(scene.texture_seed)
+            empty = background(replace(scene, texture=texture), rng).clip(0, 255)
+            drawn.setdefault(texture, []).append(empty)
+            assert (empty.mean() > 128) == (scene.tone == "light")
+            for thing in scene.things:
+                left, top, right, bottom = map(int, thing.box)
+                behind = empty[top:bottom, left:right].mean(axis=(0, 1))
+                distances.append(np.linalg.norm(behind - np.array(thing.rgb)))
+        assert np.quantile(distances, 0.02) > 60, texture
+    for first, second in itertools.combinations(drawn.values(), 2):
+        assert not any(map(np.array_equal, first, second))
 
 
 def test_words_are_printed_in_every_face(typeface: Typeface) -> None:

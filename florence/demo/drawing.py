@@ -1,4 +1,4 @@
-"""Turns a scene into a picture: background, things from back to front, camera noise.
+"""Turns a scene into a picture: its background, things from back to front, a JPEG's noise.
 
 Knows nothing about tasks. The same scene gives the same pixels.
 """
@@ -10,21 +10,20 @@ import math
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from florence.demo.backgrounds import background
 from florence.demo.scenes import Scene, Thing
 from florence.demo.shapes import RING_HOLE, Points
 from florence.demo.typeface import Typeface
 
 _FINE: Final = 3  # shapes are drawn this many times larger and reduced: smooth edges
-Pixels = NDArray[np.float32]  # [H, W, 3]
 
 
 def draw_scene(scene: Scene, typeface: Typeface) -> Image.Image:
     """The picture of a scene, mode RGB."""
     rng = np.random.default_rng(scene.texture_seed)
-    image = Image.fromarray(_background(scene, rng).clip(0, 255).astype(np.uint8))
+    image = Image.fromarray(background(scene, rng).clip(0, 255).astype(np.uint8))
     for layer in scene.layers:
         thing = scene.things[layer]
         mask, corner = thing_mask(thing, typeface)
@@ -57,31 +56,3 @@ def thing_mask(thing: Thing, typeface: Typeface) -> tuple[Image.Image, tuple[int
 def _corners(outline: Points, corner: tuple[int, int]) -> list[tuple[float, float]]:
     # PIL's polygon covers its last row and column too: half a fine pixel less at each side.
     return [(float(x), float(y)) for x, y in (outline - np.array(corner)) * _FINE - 0.5]
-
-
-def _background(scene: Scene, rng: np.random.Generator) -> Pixels:
-    """[H, W, 3] the empty picture: base colour, a gradient of light, a texture, noise."""
-    width, height = scene.width, scene.height
-    x = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :]
-    y = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
-    slope = rng.uniform(-26, 26, 2).astype(np.float32)
-    light = x * slope[0] + y * slope[1]
-    if scene.texture == "striped":
-        angle, waves = rng.uniform(0, math.pi), rng.uniform(5, 11)
-        phase = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi * waves)
-        light = light + np.where(np.sin(phase + rng.uniform(0, 6)) > 0, 15, -15).astype(np.float32)
-    elif scene.texture == "cloudy":
-        light = light + _clouds(rng, width, height) * 30
-    grain = 22.0 if scene.texture == "grainy" else 3.0
-    noise = rng.standard_normal((height, width), dtype=np.float32) * grain
-    pixels: Pixels = (light + noise)[:, :, None] + np.array(scene.base, dtype=np.float32)
-    return pixels
-
-
-def _clouds(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float32]:
-    """[H, W] smooth noise of two scales, about -1 to 1."""
-    total = np.zeros((height, width), dtype=np.float32)
-    for cells, strength in ((4, 0.8), (9, 0.5)):
-        coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
-        total += strength * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
-    return total

@@ -114,7 +114,7 @@ class PlainHead(nn.Module):
         return parts
 
     def ground_logits(self, means: Tensor) -> tuple[Tensor, ...]:
-        """means [B, width] -> logits of tone [B, 2] and texture [B, 4] of the background."""
+        """means [B, width] -> logits of tone [B, 2] and texture [B, 7] of the background."""
         parts: tuple[Tensor, ...] = self.ground(means).split((len(TONES), len(TEXTURES)), dim=1)
         return parts
 

@@ -136,5 +136,6 @@ PLAN: Final = Plan(
         Stage("round", 32_000, _TO_SIX, 6, 4.0, 0.5, (0.8 * _MAIN, 0.15 * _MAIN), 2.0, False, OUTLINE_SHARES),
         Stage("polish", 8_000, _TO_SIX, 6, 1.5, 0.3, (0.15 * _MAIN, 0.0), 2.0, False, OUTLINE_SHARES),
         Stage("again", 16_000, _TO_SIX, 6, 2.5, 0.3, (0.5 * _MAIN, 0.0), 2.0, True, OUTLINE_SHARES),
+        Stage("places", 48_000, _TO_SIX, 6, 2.5, 0.4, (0.6 * _MAIN, 0.0), 2.0, True, OUTLINE_SHARES),
     )
 )

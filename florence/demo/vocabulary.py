@@ -39,7 +39,7 @@ SIZES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
 """Diameter of a thing over the square root of the picture's area; nothing is between small and large."""
 
 TONES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType({"dark": (34, 84), "light": (172, 220)})
-TEXTURES: Final = ("plain", "striped", "cloudy", "grainy")
+TEXTURES: Final = ("plain", "striped", "cloudy", "grainy", "hilly", "wooden", "blurry")
 
 WORDS: Final = (
     "OPEN", "EXIT", "STOP", "SALE", "TAXI", "CAFE", "HOTEL", "BANK", "PARK", "SHOP",
