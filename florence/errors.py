@@ -108,8 +108,8 @@ class MissingLibrary(FlorenceError):
 
     def __init__(self, what: str, library: str, extra: str) -> None:
         super().__init__(
-            f"{what} needs {library}: install it with `pip install {library}`, or with this package: "
-            f'`pip install "florence[{extra}]"`'
+            f"{what} needs {library}: install it with `pip install {library}`, or in this project's folder "
+            f'with `pip install ".[{extra}]"`'
         )
 
 

@@ -77,7 +77,7 @@ def test_words_are_printed_in_every_face(typeface: Typeface) -> None:
 def test_a_face_that_is_not_there_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the fonts' packages the error says what to install."""
     monkeypatch.setitem(sys.modules, "font_caladea", None)
-    with pytest.raises(MissingLibrary, match=r"needs font-caladea.*\"florence\[demo\]\""):
+    with pytest.raises(MissingLibrary, match=r"needs font-caladea.*\"\.\[demo\]\""):
         Typeface()
 
 
