@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import socket
-import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 import tritonclient.grpc as triton
 from serving import Server, free_port, serving_fake
 from v2 import picture
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -23,8 +24,14 @@ def port() -> int:
 
 
 @pytest.fixture
-def server(port: int) -> Iterator[Server]:
-    fake = {"delay_s": 0.5}
+def trace(tmp_path: Path) -> Path:
+    """What the fake model has begun and ended."""
+    return tmp_path / "trace"
+
+
+@pytest.fixture
+def server(port: int, trace: Path) -> Iterator[Server]:
+    fake = {"delay_s": 0.5, "trace": str(trace)}
     with serving_fake(fake, FLORENCE_GRPC_PORT=str(port), FLORENCE_GRPC_HOST="127.0.0.1") as started:
         started.wait_ready()
         yield started
@@ -40,7 +47,9 @@ def inputs() -> list[Any]:
     return made
 
 
-def test_tritons_client_is_served_and_a_stop_finishes_what_came(server: Server, port: int) -> None:
+def test_tritons_client_is_served_and_a_stop_finishes_what_came(
+    server: Server, port: int, trace: Path
+) -> None:
     """Metadata, one answer, a stream; and a request that is on its way at SIGTERM is answered."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
 
@@ -60,9 +69,7 @@ def test_tritons_client_is_served_and_a_stop_finishes_what_came(server: Server, 
         assert streamed.get_response().id == "2"
         client.stop_stream()
         client.async_infer("florence2", inputs(), keep, request_id="3")
-        while client.get_inference_statistics().model_stats[0].inference_stats.success.count < 2:
-            time.sleep(0.02)
-        time.sleep(0.2)  # half of what the third takes
+        wait_until(lambda: trace.read_text().split().count("start") == 3)
         server.terminate()
         last, error = answers.get(timeout=20)
         assert error is None
