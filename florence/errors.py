@@ -115,3 +115,9 @@ class MissingLibrary(FlorenceError):
 
 class SettingsError(FlorenceError):
     """A setting is unknown or out of range."""
+
+
+def quote(value: object, longest: int = 80) -> str:
+    """The value for a message: so many characters of it that a huge one can't fill a log."""
+    text = repr(value)
+    return text if len(text) <= longest else text[:longest] + "..."
