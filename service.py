@@ -41,7 +41,7 @@ logger = logging.getLogger("florence.service")
 Load = Callable[[Settings, str, Observer], Model]
 Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
-SPINS = "10000"  # some microseconds: as long as one operation of a step lasts
+SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
 ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
 GRACE_S = 10.0  # by which BentoML's time limit is longer than ours, whose message says more
 
@@ -81,7 +81,8 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
 
 def let_threads_sleep() -> None:
     """Before torch is imported: have its threads wait for each other asleep rather than spinning, because the
-    event loop and the readers of pictures need the same cores. OpenMP's own variables come first."""
+    event loop and the readers of pictures need the same cores. OpenMP's own variables take
+    precedence."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 

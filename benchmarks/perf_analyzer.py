@@ -17,11 +17,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from florence.tasks import TRITON_TASKS
+
 ROOT = Path(__file__).resolve().parents[1]
-TASKS = (
-    "CAPTION", "DETAILED_CAPTION", "MORE_DETAILED_CAPTION", "CAPTION_TO_PHRASE_GROUNDING", "OD",
-    "DENSE_REGION_CAPTION", "REGION_PROPOSAL", "OCR", "OCR_WITH_REGION",
-)  # fmt: skip
+TASKS = tuple(token.strip("<>") for token in TRITON_TASKS)
 # As perf_analyzer says it, after its name for it; times in microseconds.
 NUMBERS = {
     "Throughput": r"Throughput: ([\d.]+) infer/sec",

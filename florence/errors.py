@@ -108,10 +108,16 @@ class MissingLibrary(FlorenceError):
 
     def __init__(self, what: str, library: str, extra: str) -> None:
         super().__init__(
-            f"{what} needs {library}: install it with `pip install {library}`, or with this package: "
-            f'`pip install "florence[{extra}]"`'
+            f"{what} needs {library}: install it with `pip install {library}`, or in this project's folder "
+            f'with `pip install ".[{extra}]"`'
         )
 
 
 class SettingsError(FlorenceError):
     """A setting is unknown or out of range."""
+
+
+def quote(value: object, longest: int = 80) -> str:
+    """The value for a message: so many characters of it that a huge one can't fill a log."""
+    text = repr(value)
+    return text if len(text) <= longest else text[:longest] + "..."

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from florence.errors import RegionError
+from florence.errors import RegionError, quote
 
 BINS: Final = 1000
 LOCATION_PATTERN: Final = r"<loc_(0|[1-9][0-9]{0,2})>"  # exactly the vocabulary's thousand tokens
@@ -24,7 +24,6 @@ _EXAMPLES = (
     "write x1, y1, x2, y2 in pixels, for example '52, 332, 932, 774', "
     "or four locations, for example '<loc_52><loc_332><loc_932><loc_774>'"
 )
-_LONGEST_QUOTE = 80  # characters of a wrong value that a message repeats
 _LONGEST_TEXT = 1000  # characters; four numbers need far fewer
 
 
@@ -32,9 +31,7 @@ def read_image_size(image_size: Sequence[float]) -> tuple[float, float]:
     """(width, height) as floats; RegionError unless it is two positive finite numbers."""
     sizes = _read_floats(image_size)
     if sizes is None or len(sizes) != 2 or not all(0 < size < math.inf for size in sizes):
-        raise RegionError(
-            f"image_size must be (width, height), two numbers above 0, got {_quote(image_size)}"
-        )
+        raise RegionError(f"image_size must be (width, height), two numbers above 0, got {quote(image_size)}")
     return sizes[0], sizes[1]
 
 
@@ -49,10 +46,10 @@ def region_text(region: str | Sequence[float], image_size: Sequence[float]) -> s
     if "<" in text:
         return _check_locations(text)
     if len(text) > _LONGEST_TEXT:
-        raise RegionError(f"the region {_quote(region)} is too long; {_EXAMPLES}")
+        raise RegionError(f"the region {quote(region)} is too long; {_EXAMPLES}")
     parts = text.strip("()[]").replace(",", " ").split()
     if len(parts) != 4 or not all(_NUMBER.fullmatch(part) for part in parts):
-        raise RegionError(f"the region {_quote(region)} is not four numbers; {_EXAMPLES}")
+        raise RegionError(f"the region {quote(region)} is not four numbers; {_EXAMPLES}")
     return region_to_locations([float(part) for part in parts], image_size)
 
 
@@ -82,7 +79,7 @@ def _check_locations(text: str) -> str:
     match = _FOUR_LOCATIONS.fullmatch(text)
     if match is None:
         raise RegionError(
-            f"the region {_quote(text)} is not four locations from <loc_0> to <loc_{BINS - 1}>; {_EXAMPLES}"
+            f"the region {quote(text)} is not four locations from <loc_0> to <loc_{BINS - 1}>; {_EXAMPLES}"
         )
     x1, y1, x2, y2 = (int(bin_) for bin_ in match.groups())
     if x2 < x1 or y2 < y1:
@@ -93,15 +90,15 @@ def _check_locations(text: str) -> str:
 def _check_region(region: Sequence[float], width: float, height: float) -> Region:
     values = _read_floats(region)
     if values is None or len(values) != 4:
-        raise RegionError(f"the region {_quote(region)} is not four numbers; {_EXAMPLES}")
+        raise RegionError(f"the region {quote(region)} is not four numbers; {_EXAMPLES}")
     x1, y1, x2, y2 = values
     if not all(math.isfinite(value) for value in values):
-        raise RegionError(f"the region {_quote(region)} has a number that is not finite; {_EXAMPLES}")
+        raise RegionError(f"the region {quote(region)} has a number that is not finite; {_EXAMPLES}")
     if x2 <= x1 or y2 <= y1:
-        raise RegionError(f"the region {_quote(region)} is empty: x2 must be above x1, and y2 above y1")
+        raise RegionError(f"the region {quote(region)} is empty: x2 must be above x1, and y2 above y1")
     if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
         raise RegionError(
-            f"the region {_quote(region)} is not inside the picture, which is {width:g} pixels wide and "
+            f"the region {quote(region)} is not inside the picture, which is {width:g} pixels wide and "
             f"{height:g} high, 0, 0 being its top left corner"
         )
     return x1, y1, x2, y2
@@ -113,9 +110,3 @@ def _read_floats(values: Sequence[float]) -> list[float] | None:
         return [float(value) for value in values]
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _quote(value: object) -> str:
-    """The value for a message, cut so that a huge one can't fill a log."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "..."

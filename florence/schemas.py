@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from florence.errors import OptionError
+from florence.errors import OptionError, quote
 from florence.marks import Drawable, DrawableAnswer, Mark, box_outline
 
 Score = Annotated[
@@ -64,7 +64,7 @@ class Detections(Drawable, BaseModel):
     )
 
     def marks(self) -> list[Mark]:
-        return [Mark(d.label, d.score, [box_outline(d.box)], is_box=True) for d in self.detections]
+        return [Mark(d.label, d.score, [box_outline(d.box)], "box") for d in self.detections]
 
 
 class OcrRegion(BaseModel):
@@ -86,7 +86,7 @@ class OcrRegions(Drawable, BaseModel):
     regions: list[OcrRegion] = Field(description="All pieces of text.")
 
     def marks(self) -> list[Mark]:
-        return [Mark(r.text, r.score, [r.quad], category="text", is_quad=True) for r in self.regions]
+        return [Mark(r.text, r.score, [r.quad], "quad", category="text") for r in self.regions]
 
 
 class Instance(BaseModel):
@@ -110,7 +110,7 @@ class Segmentation(Drawable, BaseModel):
     instances: list[Instance] = Field(description="All things that were outlined.")
 
     def marks(self) -> list[Mark]:
-        return [Mark(i.label, i.score, i.polygons, is_area=True) for i in self.instances if any(i.polygons)]
+        return [Mark(i.label, i.score, i.polygons, "area") for i in self.instances if any(i.polygons)]
 
 
 class Text(Drawable, BaseModel):
@@ -327,7 +327,7 @@ def _explain(detail: dict[str, Any]) -> str:
     name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
         return f"unknown option {name[:60]!r}; the options are {', '.join(GenerationParameters.model_fields)}"
-    return f"{name} must be {_allowed(name)}, got {repr(detail['input'])[:60]}"
+    return f"{name} must be {_allowed(name)}, got {quote(detail['input'])}"
 
 
 def _allowed(name: str) -> str:

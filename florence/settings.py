@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from florence.errors import SettingsError
+from florence.errors import SettingsError, quote
 
 PREFIX = "FLORENCE_"
 MIB = 1024 * 1024
@@ -190,4 +190,4 @@ def _explain(detail: dict[str, object]) -> str:
     location = detail["loc"]
     name = str(location[0]) if isinstance(location, tuple) and location else ""
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{PREFIX}{name.upper()}: {message}, got {repr(detail['input'])[:80]}"
+    return f"{PREFIX}{name.upper()}: {message}, got {quote(detail['input'])}"

@@ -15,12 +15,11 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from florence.errors import TaskError
+from florence.errors import TaskError, quote
 
 INPUT_SLOT: Final = "{input}"
 _TEXT_EXAMPLE = "a green car"
 _REGION_EXAMPLE = "<loc_52><loc_332><loc_932><loc_774>"
-_LONGEST_QUOTE = 60  # characters of a wrong value that a message repeats
 
 
 class Input(StrEnum):
@@ -63,7 +62,7 @@ def get_task(token_or_name: str) -> Task:
     """The task called `<OD>` or `object_detection`; TaskError naming all fifteen when there is none."""
     task = TASKS.get(token_or_name) or TASKS_BY_NAME.get(token_or_name)
     if task is None:
-        raise TaskError(f"unknown task {_quote(token_or_name)}; the tasks are {', '.join(TASKS)}")
+        raise TaskError(f"unknown task {quote(token_or_name)}; the tasks are {', '.join(TASKS)}")
     return task
 
 
@@ -76,7 +75,7 @@ def build_prompt(task: Task, text: str | None = None) -> str:
     absent = text is None or not text.strip()
     if task.input is Input.NONE:
         if not absent:
-            raise TaskError(f"{task.token} takes no text, got {_quote(text or '')}; leave the text out")
+            raise TaskError(f"{task.token} takes no text, got {quote(text or '')}; leave the text out")
         return task.prompt
     if text is None or absent:
         raise TaskError(_missing_input(task))
@@ -97,11 +96,6 @@ def _missing_input(task: Task) -> str:
         f"{task.token} needs a region: x1, y1, x2, y2 in pixels, for example '52, 332, 932, 774', "
         f"or four locations, for example {task.example!r}"
     )
-
-
-def _quote(value: str) -> str:
-    """The value for a message, cut so that a huge one can't fill a log."""
-    return repr(value if len(value) <= _LONGEST_QUOTE else value[:_LONGEST_QUOTE] + "...")
 
 
 def _plain(token: str, name: str, prompt: str, kind: Kind, summary: str) -> Task:
@@ -181,3 +175,9 @@ _ALL = (
 
 TASKS: Final[Mapping[str, Task]] = MappingProxyType({task.token: task for task in _ALL})
 TASKS_BY_NAME: Final[Mapping[str, Task]] = MappingProxyType({task.name: task for task in _ALL})
+
+TRITON_TASKS: Final = (
+    "<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<CAPTION_TO_PHRASE_GROUNDING>", "<OD>",
+    "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OCR>", "<OCR_WITH_REGION>",
+)  # fmt: skip
+"""Those that deployments behind Triton have."""

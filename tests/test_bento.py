@@ -13,14 +13,13 @@ from pathlib import Path
 
 import bentoml
 import httpx
-import numpy as np
 import pytest
 import requests
-import tritonclient.grpc as triton
 import v2
 from bentos import DEMO, Bento, build, run_build
 from hub_server import HubServer, Repository
 from serving import ROOT, Server, free_port
+from triton_client import ask_triton
 
 from florence.client import Client
 from florence.hub import checkpoint_files
@@ -110,14 +109,7 @@ def test_a_v2_client_on_requests_is_answered(server: Server, caption: str) -> No
 
 def test_tritons_own_client_is_answered(server: Server, grpc_port: int, caption: str) -> None:
     """tritonclient over gRPC, with the picture's bytes."""
-    inputs = []
-    for name, value in (("INPUT_IMAGE", PICTURE.read_bytes()), ("TASK_PROMPT", b"<CAPTION>")):
-        tensor = triton.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
-        inputs.append(tensor)
-    with triton.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
-        answer = client.infer("florence2", inputs).as_numpy("PARSED_JSON")
-    assert json.loads(answer.flat[0]) == {"<CAPTION>": caption}
+    assert ask_triton(grpc_port, PICTURE.read_bytes()) == {"<CAPTION>": caption}
 
 
 def test_the_typed_client_is_answered(server: Server, caption: str) -> None:

@@ -257,5 +257,5 @@ def test_without_pyarrow_its_extra_is_named(
     status, _, err = florence("bulk", PICTURE, "--task", "caption", "--out", tmp_path / "r.parquet")
     assert status == 1
     assert "pip install pyarrow" in err
-    assert "florence[parquet]" in err
+    assert 'pip install ".[parquet]"' in err
     assert list(tmp_path.iterdir()) == []

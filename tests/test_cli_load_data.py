@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 from serving import ROOT
 
-from florence.cli.load_data import TASKS, load_data
-from florence.tasks import TASKS as ALL_TASKS
-from florence.tasks import Input, get_task
+from florence.cli.load_data import load_data
+from florence.tasks import TASKS, TRITON_TASKS, Input, get_task
 
 Run = Callable[..., tuple[int, str, str]]
 PICTURES = [b"\x89PNG some bytes", b"\xff\xd8 others"]
 
 
-@pytest.mark.parametrize("token", ALL_TASKS)
+@pytest.mark.parametrize("token", TASKS)
 def test_load_data_is_what_the_service_takes(token: str) -> None:
     """A request for each picture; each input has one value of shape [1]; only tasks that take one have a
     text."""
@@ -35,7 +34,7 @@ def test_a_file_for_each_task(florence: Run, tmp_path: Path) -> None:
     picture = ROOT / "data" / "scene_02.png"
     status, out, _ = florence("load-data", picture, "--out", tmp_path / "nine", "--text", "a red star")
     assert status == 0
-    names = [f"load_data_{token.strip('<>')}.json" for token in TASKS]
+    names = [f"load_data_{token.strip('<>')}.json" for token in TRITON_TASKS]
     assert out.splitlines() == [str(tmp_path / "nine" / name) for name in names]
     assert sorted(path.name for path in (tmp_path / "nine").iterdir()) == sorted(names)
     grounding = tmp_path / "nine" / "load_data_CAPTION_TO_PHRASE_GROUNDING.json"
@@ -57,7 +56,7 @@ def test_mistakes_write_nothing(florence: Run, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("token", TASKS)
+@pytest.mark.parametrize("token", TRITON_TASKS)
 def test_the_repositorys_load_data_hold_its_crowded_picture(token: str) -> None:
     """data/ has perf_analyzer's input for the nine tasks that can be compared."""
     content = json.loads((ROOT / "data" / f"load_data_{token.strip('<>')}.json").read_text())

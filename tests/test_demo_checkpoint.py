@@ -96,7 +96,7 @@ def test_without_its_packages_the_evaluation_names_them(
     monkeypatch.setattr("sys.argv", ["evaluate"])
     with pytest.raises(SystemExit, match="1"):
         main()
-    assert 'pip install "florence[evaluate]"' in capsys.readouterr().err
+    assert 'pip install ".[evaluate]"' in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("evaluators")

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from florence import parse_answer
 from florence.demo.backgrounds import background
 from florence.demo.batches import draw_lots
-from florence.demo.coco import polygon_area
 from florence.demo.drawing import draw_scene, thing_mask
 from florence.demo.lettering import make_tokenizer
 from florence.demo.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
@@ -24,6 +23,7 @@ from florence.demo.truths import Question, questions
 from florence.demo.typeface import FACES, Typeface
 from florence.demo.vocabulary import SHAPES, TEXTURES
 from florence.errors import MissingLibrary
+from florence.marks.coco import polygon_area
 from florence.schemas import Detections, OcrRegions, Segmentation, Text
 from florence.tasks import TASKS, Kind
 
@@ -101,7 +101,7 @@ def test_words_are_printed_in_every_face(typeface: Typeface) -> None:
 def test_a_face_that_is_not_there_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the fonts' packages the error says what to install."""
     monkeypatch.setitem(sys.modules, "font_caladea", None)
-    with pytest.raises(MissingLibrary, match=r"needs font-caladea.*\"florence\[demo\]\""):
+    with pytest.raises(MissingLibrary, match=r"needs font-caladea.*\"\.\[demo\]\""):
         Typeface()
 
 
@@ -120,7 +120,7 @@ def test_outlines_are_centred_polygons_with_area(shape: str) -> None:
     outline = unit_outline(shape)
     assert 0.85 <= np.hypot(*outline.T).max() <= 1.2
     width, height = np.ptp(outline, axis=0)
-    assert polygon_area(outline.tolist()) > 0.25 * width * height
+    assert polygon_area(outline.ravel().tolist()) > 0.25 * width * height
 
 
 def test_boxes_hold_the_drawn_pixels_tightly(

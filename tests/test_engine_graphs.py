@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,9 +18,20 @@ def test_sizes_ascend_to_the_most_there_can_be_and_waste_less_than_half(first: i
     sizes = doubling(first, last)
     assert list(sizes) == sorted(set(sizes))
     assert sizes[-1] == last
-    for size in range(1, last + 1, max(1, last // 50)):
-        assert round_up(size, sizes) >= size
-        assert round_up(size, sizes) <= max(2 * size, first, 1)
+    assert all(after <= 2 * before for before, after in pairwise(sizes))
+    assert sizes[0] == min(first, last)
+
+
+@given(st.sets(st.integers(1, 5000), min_size=1), st.data())
+def test_a_size_becomes_one_that_holds_it_and_no_larger_one(sizes: set[int], data: st.DataObject) -> None:
+    """One of the sizes stays itself, and none lies between a size and what it becomes."""
+    ascending = sorted(sizes)
+    size = data.draw(st.integers(1, ascending[-1]))
+    rounded = round_up(size, ascending)
+    assert rounded in sizes
+    assert rounded >= size
+    assert not sizes & set(range(size, rounded))
+    assert round_up(rounded, ascending) == rounded
 
 
 def test_buckets_hold_everything_that_the_caches_hold() -> None:

@@ -94,7 +94,7 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(runner: Runne
             active.remove(decoding)
         check_places(runner, active)
     assert len(finished) > 12
-    assert runner.features.misses <= 6 < runner.features.hits  # six pictures in all
+    assert 0 < runner.features.misses <= 6  # six pictures in all, far more requests
     for decoding, hypothesis in finished:
         expected = generate_alone(runner.model, decoding.request, runner.rules)
         assert hypothesis.token_ids == expected.token_ids, decoding.request.options

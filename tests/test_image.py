@@ -18,14 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
-import tritonclient.grpc as triton
 from bentos import DEMO, build, export
 from containers import OTHER_UID, Container, Docker, Engine, Scripts
 from manifests import health_command
 from seed import run_program, seed_program
 from serving import ROOT, STOP_S, free_port
+from triton_client import ask_triton
 
 from florence.client import Client
 from florence.packing.image import UID
@@ -114,15 +113,7 @@ def test_the_typed_client_works_with_it(container: Container) -> None:
 
 def test_tritons_client_works_with_it(container: Container, grpc_port: int) -> None:
     """The v2 protocol on the gRPC port."""
-    inputs = []
-    for name, value in (("INPUT_IMAGE", PICTURE.read_bytes()), ("TASK_PROMPT", b"<OD>")):
-        tensor = triton.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
-        inputs.append(tensor)
-    with triton.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
-        assert client.is_server_ready()
-        answer = client.infer("florence2", inputs).as_numpy("PARSED_JSON")
-    assert set(json.loads(answer.flat[0])) == {"<OD>"}
+    assert set(ask_triton(grpc_port, PICTURE.read_bytes(), b"<OD>")) == {"<OD>"}
 
 
 def test_sigterm_answers_what_came_and_ends(engine: Engine, image: str) -> None:

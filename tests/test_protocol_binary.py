@@ -10,11 +10,11 @@ import pytest
 from fake_model import FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
-from v2 import INFER, picture, request, send
+from v2 import INFER, parse_infer_request, picture, request, send
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.protocol.http import create_v2_app
-from florence.protocol.infer_body import build_binary_answer, parse_infer_request
+from florence.protocol.infer_body import build_binary_answer
 from florence.protocol.inference import Inference
 from florence.protocol.tensors import pack, read_rows, unpack
 

@@ -16,13 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_protocol_grpc_messages import message
-from v2 import picture
+from v2 import parse_infer_request, picture
 
 from florence.errors import FlorenceError
 from florence.protocol.compression import compress, decompress
 from florence.protocol.generate import parse_generate_request
 from florence.protocol.grpc_messages import read_infer_request
-from florence.protocol.infer_body import parse_infer_request
 from florence.protocol.tensors import pack, read_rows
 
 MIB = 1024 * 1024

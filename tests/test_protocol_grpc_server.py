@@ -14,6 +14,7 @@ from fake_model import FakeModel
 from test_protocol_grpc_messages import message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from v2 import picture
+from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
 from florence.protocol.grpc_server import STREAM_AHEAD, GrpcServer
@@ -184,11 +185,9 @@ def test_a_stream_that_is_left_cancels_its_requests(model: FakeModel) -> None:
         call = stub.ModelStreamInfer()
         for _ in range(3):
             await call.write(caption())
-        while inference.statistics.pending < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: inference.statistics.pending == 3)
         call.cancel()
-        while inference.statistics.pending:
-            await asyncio.sleep(0.01)
+        await until(lambda: not inference.statistics.pending)
         assert inference.statistics.failures["CANCELED"] == 3
 
     run(model, check)
@@ -201,13 +200,11 @@ def test_a_call_that_its_client_ends_frees_its_place(model: FakeModel, ending: s
 
     async def check(stub: Any, inference: Inference) -> None:
         call = stub.ModelInfer(caption(), timeout=0.3 if ending == "deadline" else None)
-        while not inference.statistics.pending:
-            await asyncio.sleep(0.01)
+        await until(lambda: inference.statistics.pending)
         if ending == "cancel":
             call.cancel()
         assert (await call.code()).name == {"deadline": "DEADLINE_EXCEEDED", "cancel": "CANCELLED"}[ending]
-        while inference.statistics.pending or not model.calls[0].future.cancelled():
-            await asyncio.sleep(0.01)
+        await until(lambda: not inference.statistics.pending and model.calls[0].future.cancelled())
         assert inference.statistics.failures == {"CANCELED": 1}
 
     run(model, check)
@@ -243,8 +240,7 @@ def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> 
             await idle.write(caption(id="i"))
             assert (await idle.read()).infer_response.id == "i"
             await busy.write(caption(id="b"))
-            while not inference.statistics.pending:
-                await asyncio.sleep(0.01)
+            await until(lambda: inference.statistics.pending)
             await asyncio.wait_for(server.stop(60), 5)
             assert (await busy.read()).infer_response.id == "b"
             assert await busy.read() is await idle.read() is grpc.aio.EOF

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from v2 import parse_infer_request
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.protocol.infer_body import build_infer_answer, parse_infer_request
+from florence.protocol.infer_body import build_infer_answer
 from florence.protocol.tensors import MAX_TEXT_CHARS, Row, read_rows
 from florence.protocol.v2_model import MAX_BATCH_SIZE
 

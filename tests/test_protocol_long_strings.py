@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from v2 import parse_infer_request
 
 from florence.errors import ProtocolError
-from florence.protocol.infer_body import parse_infer_request
 from florence.protocol.long_strings import LONG, Document, LongString, parse_json
 from florence.protocol.tensors import read_rows
 

@@ -140,6 +140,7 @@ class _Client:
 
     def __init__(self) -> None:
         self.leaves = asyncio.Event()
+        self.gone = asyncio.Event()  # whoever receives from it has been told that it left
         self.sent = False
         self.messages: list[Any] = []
 
@@ -148,6 +149,7 @@ class _Client:
             self.sent = True
             return {"type": "http.request", "body": b"", "more_body": False}
         await self.leaves.wait()
+        self.gone.set()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
@@ -191,10 +193,12 @@ def test_work_after_the_answer_is_not_cancelled() -> None:
             await receive()
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"x"})
-            await asyncio.sleep(0.05)
+            await client.gone.wait()
+            for _ in range(10):  # turns of the loop, in which it would be cancelled
+                await asyncio.sleep(0)
             finished = True
 
-        await CancelOnDisconnect(app)(SCOPE, client.receive, client.send)
+        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), 5)
         return finished
 
     assert asyncio.run(scenario())

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
-from v2 import INFER, PICTURE, request, send
+from v2 import INFER, PICTURE, parse_infer_request, request, send
+from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
-from florence.protocol.infer_body import parse_infer_request
 from florence.protocol.inference import Inference
 from florence.protocol.statistics import Reason, Spans, Statistics
 
@@ -113,7 +113,7 @@ def test_a_client_that_leaves_is_counted_and_no_longer_pending(model: FakeModel)
 
     async def left() -> None:
         task = asyncio.ensure_future(inference.answer(infer, len))
-        await asyncio.sleep(0.05)
+        await until(lambda: model.calls)
         assert metrics(inference.statistics)["nv_inference_pending_request_count", ""] == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

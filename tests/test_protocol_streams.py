@@ -11,6 +11,7 @@ import pytest
 from fake_model import FakeModel
 from starlette.applications import Starlette
 from v2 import INFER, PICTURE, request, send
+from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
 
@@ -110,11 +111,6 @@ async def converse(
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": []}
     await asyncio.wait_for(app(scope, receive, send_), PATIENCE_S)
     return sent
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 def test_a_client_that_leaves_its_stream_frees_its_place(app: Starlette, model: FakeModel) -> None:

@@ -150,14 +150,27 @@ def test_every_file_and_target_that_is_named_exists(readme: str) -> None:
     for path in re.findall(r"\b(?:data|florence|benchmarks)/[\w./]*\w", readme):
         assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"\bmake (\w+)`", readme):
+    targets = set(re.findall(r"\bmake ([\w-]+)`", readme))
+    assert "image-check" in targets
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def anchor(title: str) -> str:
+    """What a link to a section names."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
 def test_every_section_that_is_linked_exists(readme: str) -> None:
-    titles = re.findall(r"^#+ (.*)$", readme, re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    anchors = {anchor(title) for title in re.findall(r"^#+ (.*)$", readme, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([\w-]+)\)", readme)) <= anchors
+
+
+def test_the_contents_list_every_section_in_its_order(readme: str) -> None:
+    """By its title, and with a link to it."""
+    (contents,) = [part for part in readme.split("\n\n") if "](#" in part and " ·\n" in part]
+    titles = re.findall(r"^## (.*)$", readme, re.MULTILINE)
+    assert re.findall(r"\[(.+?)\]\(#([\w-]+)\)", contents) == [(title, anchor(title)) for title in titles]
 
 
 def test_the_library_example_runs(readme: str, monkeypatch: pytest.MonkeyPatch) -> None:

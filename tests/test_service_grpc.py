@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import queue
 import socket
-import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from serving import Server, free_port, serving_fake
+from triton_client import triton_inputs
 from v2 import picture
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -23,26 +24,25 @@ def port() -> int:
 
 
 @pytest.fixture
-def server(port: int) -> Iterator[Server]:
-    fake = {"delay_s": 0.5}
+def trace(tmp_path: Path) -> Path:
+    """What the fake model has begun and ended."""
+    return tmp_path / "trace"
+
+
+@pytest.fixture
+def server(port: int, trace: Path) -> Iterator[Server]:
+    fake = {"delay_s": 0.5, "trace": str(trace)}
     with serving_fake(fake, FLORENCE_GRPC_PORT=str(port), FLORENCE_GRPC_HOST="127.0.0.1") as started:
         started.wait_ready()
         yield started
 
 
-def inputs() -> list[Any]:
-    """A caption of a picture's own bytes, as tritonclient sends them."""
-    made = []
-    for name, value in (("INPUT_IMAGE", picture()), ("TASK_PROMPT", b"<CAPTION>")):
-        tensor = triton.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
-        made.append(tensor)
-    return made
-
-
-def test_tritons_client_is_served_and_a_stop_finishes_what_came(server: Server, port: int) -> None:
+def test_tritons_client_is_served_and_a_stop_finishes_what_came(
+    server: Server, port: int, trace: Path
+) -> None:
     """Metadata, one answer, a stream; and a request that is on its way at SIGTERM is answered."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    inputs = triton_inputs(picture())
 
     def keep(result: Any, error: Any) -> None:
         answers.put((result, error))
@@ -51,18 +51,16 @@ def test_tritons_client_is_served_and_a_stop_finishes_what_came(server: Server, 
         assert client.is_server_ready()
         assert client.is_model_ready("florence2")
         assert client.get_model_config("florence2").config.max_batch_size == 36
-        result = client.infer("florence2", inputs(), request_id="1", compression_algorithm="gzip")
+        result = client.infer("florence2", inputs, request_id="1", compression_algorithm="gzip")
         assert result.as_numpy("PARSED_JSON").tolist() == [[b'{"<CAPTION>": "a fake"}']]
         client.start_stream(keep)
-        client.async_stream_infer("florence2", inputs(), request_id="2")
+        client.async_stream_infer("florence2", inputs, request_id="2")
         streamed, error = answers.get(timeout=20)
         assert error is None
         assert streamed.get_response().id == "2"
         client.stop_stream()
-        client.async_infer("florence2", inputs(), keep, request_id="3")
-        while client.get_inference_statistics().model_stats[0].inference_stats.success.count < 2:
-            time.sleep(0.02)
-        time.sleep(0.2)  # half of what the third takes
+        client.async_infer("florence2", inputs, keep, request_id="3")
+        wait_until(lambda: trace.read_text().split().count("start") == 3)
         server.terminate()
         last, error = answers.get(timeout=20)
         assert error is None

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 from serving import ROOT, START_S, STOP_S, Server, serving, serving_fake
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -28,13 +29,6 @@ def _picture() -> bytes:
 
 def _events(trace: Path) -> list[str]:
     return trace.read_text().split() if trace.exists() else []
-
-
-def _wait_for(event: str, trace: Path) -> None:
-    end = time.monotonic() + STOP_S
-    while event not in _events(trace):
-        assert time.monotonic() < end, f"no {event!r} in {_events(trace)}"
-        time.sleep(0.02)
 
 
 def test_a_misspelt_setting_ends_the_start_with_one_sentence() -> None:
@@ -90,10 +84,7 @@ def test_ready_comes_after_loading_and_with_every_worker_on_its_device(tmp_path:
         server.wait_ready()
         assert time.monotonic() - started >= load_s
         assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
-        end = time.monotonic() + STOP_S
-        while server.log.count("ready: ") < 2:
-            assert time.monotonic() < end, server.log
-            time.sleep(0.1)
+        wait_until(lambda: server.log.count("ready: ") == 2)
         for worker in ("florence2:1]", "florence2:2]"):
             lines = [line for line in server.log.splitlines() if worker in line]
             assert "loading" in lines[0]
@@ -107,7 +98,7 @@ def test_sigterm_answers_what_is_in_flight_then_closes_the_model_and_ends(tmp_pa
         server.wait_ready()
         files = {"image": _picture()}
         reply = pool.submit(httpx.post, f"{server.url}/caption", files=files, timeout=STOP_S)
-        _wait_for("start", trace)
+        wait_until(lambda: "start" in _events(trace))
         server.terminate()
         assert reply.result().status_code == 200
         assert server.wait() == 0
@@ -147,14 +138,8 @@ def _send(server: Server, path: str, body: bytes, length: int) -> socket.socket:
 def _send_and_leave(server: Server, path: str, content: object, trace: Path, count: int) -> None:
     body = json.dumps(content).encode()
     with _send(server, path, body, len(body)):
-        end = time.monotonic() + STOP_S
-        while _events(trace).count("start") < count:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-    end = time.monotonic() + STOP_S
-    while _events(trace).count("cancelled") < count:
-        assert time.monotonic() < end, _events(trace)
-        time.sleep(0.02)
+        wait_until(lambda: _events(trace).count("start") == count)
+    wait_until(lambda: _events(trace).count("cancelled") == count)
 
 
 def test_a_worker_that_dies_is_replaced() -> None:
@@ -164,8 +149,5 @@ def test_a_worker_that_dies_is_replaced() -> None:
         supervisor = psutil.Process(server.process.pid)
         (worker,) = supervisor.children()
         worker.kill()
-        end = time.monotonic() + START_S
-        while worker in (children := supervisor.children()) or not children:
-            assert time.monotonic() < end, server.log
-            time.sleep(0.1)
+        wait_until(lambda: worker not in (children := supervisor.children()) and children, START_S)
         server.wait_ready()

@@ -11,6 +11,9 @@ import httpx
 from PIL import Image
 from starlette.applications import Starlette
 
+from florence.protocol.infer_body import read_infer_request, split_body
+from florence.protocol.tensors import InferRequest
+
 INFER = "/v2/models/florence2/infer"
 
 
@@ -26,6 +29,11 @@ def encoded(data: bytes) -> str:
 
 
 PICTURE = encoded(picture())
+
+
+def parse_infer_request(body: bytes, header_length: str | None = None) -> InferRequest:
+    """The request that a body holds, as the route for HTTP reads it; header_length: see `split_body`."""
+    return read_infer_request(*split_body(body, header_length))
 
 
 def send(app: Starlette, method: str, path: str, **options: Any) -> httpx.Response:

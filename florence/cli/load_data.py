@@ -12,21 +12,15 @@ import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from florence.cli.sources import list_pictures
-from florence.tasks import Input, Task, get_task
-
-TASKS: Final = (
-    "<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<CAPTION_TO_PHRASE_GROUNDING>", "<OD>",
-    "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OCR>", "<OCR_WITH_REGION>",
-)  # fmt: skip
-"""Those that deployments behind Triton have, whose figures can be compared."""
+from florence.tasks import TRITON_TASKS, Input, Task, get_task
 
 
 def write_load_data(arguments: argparse.Namespace) -> int:
     """`florence load-data`."""
-    tasks = [get_task(name) for name in arguments.task or TASKS]
+    tasks = [get_task(name) for name in arguments.task or TRITON_TASKS]  # whose figures can be compared
     pictures = [Path(path).read_bytes() for path in list_pictures(arguments.sources)]
     contents = {task: load_data(pictures, task, arguments.text) for task in tasks}
     arguments.out.mkdir(parents=True, exist_ok=True)

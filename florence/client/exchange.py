@@ -31,6 +31,7 @@ from florence.errors import (
     NotFound,
     RequestError,
     Unavailable,
+    quote,
 )
 from florence.schemas import Detections, OcrRegions, Segmentation, TaskAnswer, Text
 from florence.tasks import Input, Kind, get_task
@@ -80,7 +81,7 @@ class CallOptions(TypedDict, total=False):
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is posted. path: below the service's URL; fields: the form's, in JSON; answer: the type of what
-    comes back; timeout_s: None as ever."""
+    comes back; timeout_s: of this call; None: the client's default."""
 
     path: str
     picture: bytes
@@ -184,7 +185,7 @@ def read_outcome(outcome: Outcome, answer: type[AnswerT], timeout_s: float) -> A
             place = ".".join(str(part) for part in detail["loc"]) or "the whole body"
             raise UnexpectedReply(
                 f"{outcome.url} answered 200 with what is no answer to this: {place}: {detail['msg']}; "
-                f"it begins {_quote(outcome.text)}",
+                f"it begins {quote(outcome.text, _LONGEST_QUOTE)}",
                 outcome.status_code,
             ) from None
     raise read_failure(outcome, timeout_s)
@@ -201,7 +202,7 @@ def read_error(response: httpx.Response) -> FlorenceError:
     if status in _ERRORS and words:
         return _ERRORS[status](words)
     target = response.headers.get("location")
-    said = words or _quote(response.text) if target is None else f"it sends elsewhere, to {target}"
+    said = f"it sends elsewhere, to {target}" if target else words or quote(response.text, _LONGEST_QUOTE)
     return UnexpectedReply(f"{response.url} answered {status}: {said}", status)
 
 
@@ -264,7 +265,3 @@ def _field(name: str, value: object) -> str:
         return json.dumps(value, default=float)  # numpy's numbers are none of json's
     except (TypeError, ValueError) as error:
         raise RequestError(f"{name} can't be sent: {error}") from None
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "...")

@@ -74,18 +74,17 @@ class _Tally(Generic[AnswerT]):
                 len(self.failures), self._done, picture_name(first.picture), first.error,
             )  # fmt: skip
 
-    def _note(self, picture: Picture, outcome: AnswerT | FlorenceError) -> Iterator[tuple[Picture, AnswerT]]:
-        """The pair to hand out, if there is one."""
+    def _note(self, picture: Picture, outcome: AnswerT | FlorenceError) -> tuple[Picture, AnswerT] | None:
+        """The pair to hand out; None for a failure."""
         self._done += 1
-        failed = isinstance(outcome, FlorenceError)
-        if isinstance(outcome, FlorenceError):
-            self.failures.append(Failure(picture, outcome))
         if self._bar is not None:
             self._bar.update()
-            if failed:
-                self._bar.set_postfix(failed=len(self.failures))
         if not isinstance(outcome, FlorenceError):
-            yield picture, outcome
+            return picture, outcome
+        self.failures.append(Failure(picture, outcome))
+        if self._bar is not None:
+            self._bar.set_postfix(failed=len(self.failures))
+        return None
 
 
 class PictureMap(_Tally[AnswerT]):
@@ -153,7 +152,8 @@ class PictureMap(_Tally[AnswerT]):
         """What has finished, once something has."""
         done, _ = wait(under_way, return_when=FIRST_COMPLETED)
         for future in done:
-            yield from self._note(under_way.pop(future), future.result())
+            if pair := self._note(under_way.pop(future), future.result()):
+                yield pair
 
 
 class AsyncPictureMap(_Tally[AnswerT]):
@@ -219,5 +219,5 @@ class AsyncPictureMap(_Tally[AnswerT]):
     ) -> AsyncIterator[tuple[Picture, AnswerT]]:
         done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            for pair in self._note(under_way.pop(task), task.result()):
+            if pair := self._note(under_way.pop(task), task.result()):
                 yield pair

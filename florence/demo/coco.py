@@ -16,6 +16,7 @@ from florence.demo.scenes import Scene, Thing
 from florence.demo.shapes import RING_HOLE, Points
 from florence.demo.truths import caption, full
 from florence.demo.vocabulary import SHAPES, WORD
+from florence.marks.coco import polygon_area
 
 CATEGORIES = (*SHAPES, WORD)
 
@@ -59,7 +60,7 @@ def _annotation(thing: Thing) -> dict[str, Any]:
         "category_id": CATEGORIES.index(thing.shape) + 1,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "segmentation": [outline.ravel().tolist()],
-        "area": polygon_area(outline.tolist()),
+        "area": polygon_area(outline.ravel().tolist()),
         "iscrowd": 0,
         "description": full(thing),
         "text": thing.text,
@@ -72,9 +73,3 @@ def _with_hole(outline: Points, centre: tuple[float, float]) -> Points:
     middle = np.array(centre)
     hole = (outline - middle) * RING_HOLE + middle
     return np.concatenate([outline, outline[:1], hole[:1], hole[:0:-1], hole[:1]])
-
-
-def polygon_area(corners: Sequence[Sequence[float]]) -> float:
-    """Area of a polygon that does not cross itself, by the shoelace formula."""
-    turns = zip(corners, [*corners[1:], corners[0]], strict=True)
-    return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in turns)) / 2

@@ -2,7 +2,7 @@
 
 Scene i of a seed is drawn from the held-out stream, which shares no scene with training. Every task is asked
 once a scene (those on words only where a word stands). Boxes are measured by pycocotools, captions by
-pycocoevalcap: `pip install "florence[evaluate]"`. Knows nothing about training.
+pycocoevalcap: `pip install ".[evaluate]"` in the project's folder. Knows nothing about training.
 """
 
 from __future__ import annotations

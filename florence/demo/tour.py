@@ -27,20 +27,9 @@ from uuid import uuid4
 
 import httpx
 
-from florence.tasks import get_task
+from florence.tasks import TRITON_TASKS, get_task
 
 ROOT = Path(__file__).resolve().parents[2]
-TASKS = (
-    "<CAPTION>",
-    "<DETAILED_CAPTION>",
-    "<MORE_DETAILED_CAPTION>",
-    "<CAPTION_TO_PHRASE_GROUNDING>",
-    "<OD>",
-    "<DENSE_REGION_CAPTION>",
-    "<REGION_PROPOSAL>",
-    "<OCR>",
-    "<OCR_WITH_REGION>",
-)
 START_S, STOP_S, REQUEST_S = 300.0, 30.0, 120.0
 
 
@@ -57,7 +46,9 @@ def main() -> int:
                 _server(log.fileno()) as base_url,
                 httpx.Client(timeout=REQUEST_S, trust_env=False) as client,
             ):
-                answered = sum(_ask(client, base_url, number, task) for number, task in enumerate(TASKS))
+                answered = sum(
+                    _ask(client, base_url, number, task) for number, task in enumerate(TRITON_TASKS)
+                )
         except (TourError, httpx.HTTPError) as error:
             print(f"\nthe demo failed: {error}\n\nthe server's log:", file=sys.stderr)
             print(Path(log.name).read_text(encoding="utf-8", errors="replace"), file=sys.stderr)

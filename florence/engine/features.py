@@ -23,11 +23,10 @@ FeaturesT = TypeVar("FeaturesT", bound=Sized)
 class FeatureCache(Generic[FeaturesT]):
     """Features by the digest of the pixels they were made of, `max_bytes` of them at most.
 
-    `hits` and `misses` count pictures. Not safe for threads: the engine's own uses it.
+    `misses` counts pictures that were not remembered. Not safe for threads: the engine's own uses it.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.hits = 0
         self.misses = 0
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -39,14 +38,11 @@ class FeatureCache(Generic[FeaturesT]):
         self._bytes = 0
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, FeaturesT]:
-        """The features of those pictures that are remembered; each digest counts as a hit or a miss, but the
-        same picture is missed only once."""
+        """The features of those pictures that are remembered; the same picture is missed only once."""
         found = {digest: self._features[digest] for digest in digests if digest in self._features}
         for digest in found:
             self._features.move_to_end(digest)
-        missing = len(set(digests) - found.keys())
-        self.misses += missing
-        self.hits += len(digests) - missing
+        self.misses += len(set(digests) - found.keys())
         return found
 
     def keep(self, features: Mapping[bytes, FeaturesT]) -> None:

@@ -10,7 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import supervision
@@ -22,17 +22,15 @@ class Mark:
     """One place in a picture.
 
     outlines: its closed parts, each x1, y1, x2, y2, ... in pixels. category: what COCO files it under; the
-    label where nothing else is said. is_box: the outline is only the box around it. is_quad: it is one
-    quadrilateral, clockwise. is_area: what is inside the outline belongs to it, and is tinted.
+    label where nothing else is said. shape: "box", the outline is only the box around it; "quad", it is one
+    quadrilateral, clockwise; "area", what is inside the outlines belongs to it, and is tinted.
     """
 
     label: str
     score: float | None
     outlines: Sequence[Sequence[float]]
+    shape: Literal["box", "quad", "area"]
     category: str | None = None
-    is_box: bool = False
-    is_quad: bool = False
-    is_area: bool = False
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:

@@ -64,15 +64,16 @@ def coco_annotations(
     annotations: list[dict[str, Any]] = []
     for number, mark in enumerate(marks, start=first_id):
         left, top, right, bottom = mark.bounds
-        box_area = (right - left) * (bottom - top)
+        outlines = [] if mark.shape == "box" else [list(outline) for outline in mark.outlines]
+        area = sum(map(polygon_area, outlines)) if outlines else (right - left) * (bottom - top)
         annotation: dict[str, Any] = {
             "id": number,
             "image_id": image_id,
             "category_id": categories[category_name(mark)],
             "category_name": category_name(mark),
             "bbox": [left, top, right - left, bottom - top],
-            "area": box_area if mark.is_box else sum(_area(outline) for outline in mark.outlines),
-            "segmentation": [] if mark.is_box else [list(outline) for outline in mark.outlines],
+            "area": area,
+            "segmentation": outlines,
             "iscrowd": 0,
         }
         if mark.score is not None:
@@ -88,8 +89,8 @@ def category_name(mark: Mark) -> str:
     return mark.category or mark.label or UNNAMED
 
 
-def _area(outline: Sequence[float]) -> float:
-    """Of a simple polygon, by the shoelace formula."""
+def polygon_area(outline: Sequence[float]) -> float:
+    """Area of a polygon x1, y1, x2, y2, ... that does not cross itself, by the shoelace formula."""
     points = list(zip(outline[0::2], outline[1::2], strict=True))
     following = [*points[1:], points[0]]
     return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(points, following, strict=True))) / 2

@@ -30,12 +30,12 @@ def to_detections(
     library = _supervision()
     made: supervision.Detections = library.Detections(
         xyxy=np.array([mark.bounds for mark in marks], np.float32).reshape(-1, 4),
-        mask=_masks(marks, image_size) if any(mark.is_area for mark in marks) else None,
+        mask=_masks(marks, image_size) if any(mark.shape == "area" for mark in marks) else None,
         confidence=_scores(marks),
         class_id=_class_ids(marks, categories),
         data={"class_name": np.array([mark.label or category_name(mark) for mark in marks], str)},
     )
-    if marks and all(mark.is_quad for mark in marks):
+    if marks and all(mark.shape == "quad" for mark in marks):
         corners = np.array([mark.outlines[0] for mark in marks], np.float32)
         made.data["xyxyxyxy"] = corners.reshape(-1, 4, 2)  # supervision's name for turned boxes
     return made

@@ -76,10 +76,10 @@ def _colours(marks: Sequence[Mark]) -> list[Rgb]:
 
 
 def _tint_areas(picture: Image.Image, marks: Sequence[Mark], colours: Sequence[Rgb]) -> Image.Image:
-    if not any(mark.is_area for mark in marks):
+    if not any(mark.shape == "area" for mark in marks):
         return picture
     for mark, colour in zip(marks, colours, strict=True):
-        if mark.is_area:
+        if mark.shape == "area":
             mask = Image.new("L", picture.size)
             pen = ImageDraw.Draw(mask)
             for outline in mark.outlines:

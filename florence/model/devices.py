@@ -88,26 +88,26 @@ def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
     return any(flag in flags for flag in VNNI_FLAGS)
 
 
-def keep_freed_memory() -> bool:
-    """Let the process keep the memory that it frees, for the next tensors; False where that can't be set.
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that it frees, for the next tensors; a setting of glibc.
 
     By default glibc returns each large block to the kernel, which hands it out again page by page, zeroed: a
-    tensor of 150 MB costs four times as much to write. It is a setting of the whole process: its memory stays
-    at the highest need so far.
+    tensor of 150 MB costs four times as much to write. It holds for the whole process, whose memory stays at
+    the highest need so far.
     """
     if platform.libc_ver()[0] != "glibc":
-        return False
+        return
     mallopt = ctypes.CDLL(None).mallopt
-    taken = [mallopt(option, value) == 1 for option, value in MALLOC_OPTIONS.items()]
-    return all(taken)
+    for option, value in MALLOC_OPTIONS.items():
+        mallopt(option, value)
 
 
 def bound_kernel_caches() -> None:
     """Let oneDNN remember how to compute fewer products; to be called before it has computed any.
 
     For each shape it keeps what it made, about half a megabyte for a product, up to 1,024 of them, and
-    PyTorch holds as many: half a gigabyte once so many lengths have come. Variables of the environment come
-    first.
+    PyTorch holds as many: half a gigabyte once so many lengths have come. Variables of the environment take
+    precedence.
     """
     for name, capacity in KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)

@@ -129,14 +129,13 @@ class DecoderLayer(Layer):
         past: KeysValues | None,
         cross: KeysValues,
         mask: Tensor | None,
-        cross_mask: Tensor | None,
     ) -> tuple[Tensor, KeysValues]:
         """One block over `states` [rows, length, d_model] behind `past`; returns the states and the longer
         cache."""
         present = self.self_attn.keys_values(states)
         memory = past.append(present) if past else present
         states = self.self_attn_layer_norm(self.self_attn(states, memory, mask))
-        states = self.encoder_attn_layer_norm(self.encoder_attn(states, cross, cross_mask))
+        states = self.encoder_attn_layer_norm(self.encoder_attn(states, cross))
         return self.feed_forward(states), memory
 
 
@@ -197,22 +196,18 @@ class Decoder(Stack):
         layers = cast("Iterable[DecoderLayer]", self.layers)
         return tuple(layer.encoder_attn.keys_values(encoded) for layer in layers)
 
-    def forward(
-        self, embeddings: Tensor, past: Cache | None, cross: Cache, cross_mask: Tensor | None = None
-    ) -> tuple[Tensor, Cache]:
-        """Run `embeddings` [rows, length, d_model] behind `past`.
+    def forward(self, embeddings: Tensor, past: Cache | None, cross: Cache) -> tuple[Tensor, Cache]:
+        """Run `embeddings` [rows, length, d_model] behind `past`; `cross` has no padding.
 
-        `cross_mask` [rows, encoder length] is false on padding. Returns the last states [rows, length,
-        d_model] and the cache with the new positions in it.
+        Returns the last states [rows, length, d_model] and the cache with the new positions in it.
         """
         length = embeddings.shape[1]
         before = past[0].keys.shape[2] if past else 0
         causal = torch.ones(length, before + length, dtype=torch.bool, device=embeddings.device).tril(before)
         mask = causal if length > 1 else None  # a single query may see everything before it
-        allowed = None if cross_mask is None else cross_mask[:, None, None, :]
         states, present = self.place(embeddings, before), []
         for index, layer in enumerate(self.layers):
-            states, memory = layer(states, past[index] if past else None, cross[index], mask, allowed)
+            states, memory = layer(states, past[index] if past else None, cross[index], mask)
             present.append(memory)
         return states, tuple(present)
 
@@ -258,12 +253,10 @@ class LanguageModel(nn.Module):
         # `scale_embedding` scales the prompt's embeddings only: the original hands both to BART as they are.
         return torch.cat([picture_tokens, self.embed(prompt_ids)], dim=1)
 
-    def decode(
-        self, token_ids: Tensor, past: Cache | None, cross: Cache, cross_mask: Tensor | None = None
-    ) -> tuple[Tensor, Cache]:
+    def decode(self, token_ids: Tensor, past: Cache | None, cross: Cache) -> tuple[Tensor, Cache]:
         """Decoder states [rows, length, d_model] of `token_ids` [rows, length] behind `past`, and the longer
         cache."""
-        result: tuple[Tensor, Cache] = self.decoder(self.embed(token_ids), past, cross, cross_mask)
+        result: tuple[Tensor, Cache] = self.decoder(self.embed(token_ids), past, cross)
         return result
 
     def logits(self, states: Tensor) -> Tensor:
@@ -273,10 +266,10 @@ class LanguageModel(nn.Module):
         would come out equal and the first win. A head that is not the embedding is left at that.
         """
         product: Tensor = self.lm_head(states)
-        # In place: a vocabulary of scores for each row is the largest tensor of a step.
         scores = product.float()
         if product.dtype is not torch.float32 and self.tied_head:
             best = product.topk(min(FINE, product.shape[-1]), dim=-1).indices  # [..., best]
             rows = self.shared.weight[best].float()  # [..., best, d_model]
             scores.scatter_(-1, best, (rows @ states.float().unsqueeze(-1)).squeeze(-1))
+        # In place: a vocabulary of scores for each row is the largest tensor of a step.
         return scores.add_(self.final_logits_bias) if self.has_logits_bias else scores

@@ -45,7 +45,7 @@ _CODES: Final = (
 
 class GrpcServer:
     """A gRPC server on one port. max_message_bytes: of a request; shared: whether other processes listen on
-    the same port, and the system deals out the connections."""
+    the same port, and the kernel balances connections (SO_REUSEPORT)."""
 
     def __init__(self, inference: Inference, max_message_bytes: int, *, shared: bool) -> None:
         self._server = grpc.aio.server(
@@ -132,8 +132,13 @@ def _code(error: FlorenceError) -> Any:
 
 def _details(text: str) -> str:
     """The text as a status can carry it: UTF-8, percent-encoded, at most 12 bytes a character."""
-    text = text[:_MOST_DETAILS].encode("utf-8", "replace").decode("utf-8")
+    text = _scrub(text[:_MOST_DETAILS])
     return text if len(quote(text)) <= _MOST_DETAILS else text[: _MOST_DETAILS // 12]
+
+
+def _scrub(text: str) -> str:
+    """The text without halves of surrogate pairs, which UTF-8 can't carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class _Calls:
@@ -228,7 +233,7 @@ class _Calls:
             return messages.stream_response(await self.model_infer(request))
         except FlorenceError as error:
             log_failure(error)
-            return messages.stream_error(request.id, str(error).encode("utf-8", "replace").decode("utf-8"))
+            return messages.stream_error(request.id, _scrub(str(error)))
         except Exception:
             logger.exception("a call failed unexpectedly")
             return messages.stream_error(request.id, INTERNAL_ERROR)

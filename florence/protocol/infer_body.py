@@ -37,17 +37,11 @@ _ONE_OF: Final = (
 _HEADER_LENGTH: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
-def parse_infer_request(body: bytes, header_length: str | None = None) -> InferRequest:
-    """The request that a body holds. header_length: bytes of its JSON, as the header
-    Inference-Header-Content-Length says; None: all.
+def read_infer_request(document: Document, tail: memoryview) -> InferRequest:
+    """The request of both parts of a body. Its pictures are views into the body.
 
     Takes memory within a small multiple of the body's size. Raises ProtocolError.
     """
-    return read_infer_request(*split_body(body, header_length))
-
-
-def read_infer_request(document: Document, tail: memoryview) -> InferRequest:
-    """The request of both parts of a body. Its pictures are views into the body. Raises ProtocolError."""
     content = document.parse()
     if not isinstance(content, dict):
         raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
@@ -87,7 +81,10 @@ def answer_head(request_id: str) -> dict[str, Any]:
 
 
 def split_body(body: bytes, header_length: str | None) -> tuple[Document, memoryview]:
-    """The body's JSON, not parsed, and the packed tensors behind it; ProtocolError for a wrong length."""
+    """The body's JSON, not parsed, and the packed tensors behind it; ProtocolError for a wrong length.
+
+    header_length: bytes of the JSON, as the header Inference-Header-Content-Length says; None: all.
+    """
     number = None
     if header_length is not None:
         number = int(header_length) if _HEADER_LENGTH.fullmatch(header_length) else 0
