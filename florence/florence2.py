@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 from weakref import ref
 
 from PIL import Image
@@ -56,7 +56,7 @@ class RunOptions(TypedDict, total=False):
     max_new_tokens: int | None
     min_new_tokens: int | None
     no_repeat_ngram_size: int | None
-    early_stopping: bool | None
+    early_stopping: bool | Literal["never"] | None
     length_penalty: float | None
     timeout_s: float | None
 

@@ -20,7 +20,7 @@ from florence.answers import Piece, parse_answer
 from florence.engine.request import Generation, GenerationOptions, Request, digest_of
 from florence.errors import OptionError, TaskError
 from florence.images import ImageLimits, Preprocessing, load_image, resize_pixels
-from florence.model.config import GenerationDefaults
+from florence.model.generation import GenerationDefaults
 from florence.regions import region_text
 from florence.schemas import Answer, GenerationParameters, ImageSize, Timings, Usage
 from florence.tasks import Input, Kind, Task, build_prompt, get_task

@@ -102,6 +102,7 @@ def test_parameters_are_all_optional() -> None:
     assert set(read_generation_parameters({}).model_dump().values()) == {None}
     taken = read_generation_parameters({"num_beams": "5", "length_penalty": -0.5, "early_stopping": False})
     assert taken == GenerationParameters(num_beams=5, length_penalty=-0.5, early_stopping=False)
+    assert read_generation_parameters({"early_stopping": "never"}).early_stopping == "never"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_parameters_are_all_optional() -> None:
         ({"max_new_tokens": 5000}, "max_new_tokens must be an integer from 1 to 4096, got 5000"),
         ({"min_new_tokens": -1}, "min_new_tokens must be an integer from 0 to 4096, got -1"),
         ({"no_repeat_ngram_size": None, "max_new_tokens": 0}, "max_new_tokens must be an integer from 1"),
-        ({"early_stopping": "perhaps"}, "early_stopping must be true or false, got 'perhaps'"),
+        ({"early_stopping": "perhaps"}, "early_stopping must be true, false or \"never\", got 'perhaps'"),
         ({"length_penalty": math.nan}, "length_penalty must be a number from -10 to 10, got nan"),
         ({"length_penalty": math.inf}, "length_penalty must be a number from -10 to 10, got inf"),
         ({"length_penalty": 10**400}, "length_penalty must be a number from -10 to 10, got 1000"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, Literal, TypedDict, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -72,7 +72,7 @@ class CallOptions(TypedDict, total=False):
     max_new_tokens: int | None
     min_new_tokens: int | None
     no_repeat_ngram_size: int | None
-    early_stopping: bool | None
+    early_stopping: bool | Literal["never"] | None
     length_penalty: float | None
     timeout_s: float | None
 
