@@ -79,7 +79,7 @@ class CallOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is posted. path: below the service's URL; fields: the form's, in JSON; answer: the type of what
+    """What is posted. path: below the service's URL; fields: the form's; answer: the type of what
     comes back; timeout_s: None as ever."""
 
     path: str
@@ -141,7 +141,6 @@ def _question(
     path: str, picture: Picture, given: dict[str, Any], options: CallOptions, answer: type[BaseModel]
 ) -> Question:
     given |= {name: value for name, value in options.items() if name != "timeout_s"}
-    # In JSON, because a text such as `null` or `12` would be read as what it means there.
     fields = {name: _field(name, value) for name, value in given.items() if value is not None}
     timeout_s = options.get("timeout_s")
     if timeout_s is not None and not 0 < timeout_s < math.inf:
@@ -260,7 +259,13 @@ def _plain_region(region: Region | None) -> list[float] | str | None:
 
 
 def _field(name: str, value: object) -> str:
+    """A form's field: the text as it is, all else in JSON."""
     try:
+        if name == "text":
+            if not isinstance(value, str):
+                raise TypeError(f"expected a str, got {value!r}")
+            value.encode()  # half of a surrogate pair has no bytes
+            return value
         return json.dumps(value, default=float)  # numpy's numbers are none of json's
     except (TypeError, ValueError) as error:
         raise RequestError(f"{name} can't be sent: {error}") from None
