@@ -24,6 +24,10 @@ Score = Annotated[
         "own tokens), 0 to 1. It ranks items, it is not calibrated. null: no log-probabilities.",
     ),
 ]
+MAX_TEXT_CHARS = 65_536
+"""Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
+the limit on its tokens, which so long a text always exceeds: in English it has about 10,000."""
+
 Box = tuple[float, float, float, float]
 Quad = tuple[float, float, float, float, float, float, float, float]
 

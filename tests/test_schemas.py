@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from florence.analysis import Ask
 from florence.client.exchange import CallOptions
 from florence.errors import OptionError
 from florence.florence2 import RunOptions
 from florence.info import ServiceInfo
+from florence.protocol.typed import TextInput
 from florence.schemas import (
+    MAX_TEXT_CHARS,
     Answer,
     Detection,
     Detections,
@@ -190,3 +193,12 @@ def test_callers_options_are_the_generation_parameters() -> None:
     parameters = set(GenerationParameters.model_fields)
     assert set(CallOptions.__annotations__) == {*parameters, "timeout_s"}
     assert set(RunOptions.__annotations__) == {*parameters, "timeout_s", "region"}
+
+
+def test_a_text_is_as_long_at_every_door() -> None:
+    """The typed endpoints and the call of many tasks announce the same limit."""
+    announced = [
+        TextInput.model_json_schema()["properties"]["text"]["maxLength"],
+        Ask.model_json_schema()["properties"]["text"]["anyOf"][0]["maxLength"],
+    ]
+    assert announced == [MAX_TEXT_CHARS, MAX_TEXT_CHARS]

@@ -28,8 +28,8 @@ from florence.errors import FlorenceError, OptionError, ProtocolError, RequestEr
 from florence.protocol.long_strings import parse_json
 from florence.protocol.picture import Picture
 from florence.protocol.replies import Model, off_loop, reply_or_error, settle
-from florence.protocol.tensors import MAX_TEXT_CHARS
 from florence.schemas import (
+    MAX_TEXT_CHARS,
     Answer,
     Detections,
     GenerationParameters,
