@@ -47,8 +47,9 @@ class RunOptions(TypedDict, total=False):
     settings).
 
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
-    `num_beams`: 1 to 8. `max_new_tokens`: 1024 unless said, and never more than the model has positions.
-    `timeout_s`: seconds until `DeadlineExceeded`.
+    `num_beams`: 1 to 8. `max_new_tokens`: 1024 unless said, and cut to what the model was loaded for.
+    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
+    `DeadlineExceeded`.
     """
 
     region: TaskText

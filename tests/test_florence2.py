@@ -334,14 +334,16 @@ def test_a_picture_is_let_go_with_its_request(goldens: Goldens, picture: Path, c
 
 
 def test_room_is_kept_for_so_many_tokens_as_are_asked_for(goldens: Goldens, picture: Path) -> None:
-    """A longer answer is cut to the room, with `length` as its reason; a longer prompt is refused; a shorter
-    one has the same answer as with room for all the checkpoint's positions."""
+    """A longer answer is cut to the room, with `length` as its reason; one that must be longer is refused,
+    and so is a longer prompt; a shorter one has the same answer as with room for all positions there are."""
     load = partial(Florence2.load, str(goldens.checkpoint), device="cpu", dtype="float32", threads=1)
     with load(tokens=TokenLimits(12, 24)) as narrow, load(tokens=TokenLimits(10**6, 10**6)) as wide:
         assert narrow.info()["limits"]["max_new_tokens"] == 12
         assert wide.info()["limits"]["max_new_tokens"] == 4096  # the checkpoint's positions
         cut = narrow.run(picture, "<CAPTION>", max_new_tokens=40, min_new_tokens=12)
         assert (cut.finish_reason, len(cut.token_ids)) == ("length", 13)  # with the start token
+        with pytest.raises(OptionError, match=r"min_new_tokens must be at most 12, .* got 13"):
+            narrow.run(picture, "<CAPTION>", max_new_tokens=40, min_new_tokens=13)
         short = [model.run(picture, "<OD>", max_new_tokens=12) for model in (narrow, wide)]
         assert short[0].token_ids == short[1].token_ids
         text = "word " * 30

@@ -64,8 +64,9 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
 class CallOptions(TypedDict, total=False):
     """Options of one call; one that is left out, or None, is as the service's checkpoint says.
 
-    `num_beams`: 1 to 8. `max_new_tokens`: at most as many as the model has positions. `timeout_s`: seconds
-    until `DeadlineExceeded`, tries and waits between them included; left out, as the client says.
+    `num_beams`: 1 to 8. `max_new_tokens`: more than the service's limit (`info().limits`) are cut to it.
+    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
+    `DeadlineExceeded`, tries and waits between them included; left out, as the client says.
     """
 
     num_beams: int | None
