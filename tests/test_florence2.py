@@ -150,6 +150,31 @@ def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(library: Florenc
     assert answers[5].task == "<CAPTION_TO_PHRASE_GROUNDING>"
 
 
+@pytest.mark.parametrize(("queue", "most"), [(256, 40 + 9), (5, 5)])
+def test_run_many_keeps_the_engine_full_and_the_queue_from_overflowing(
+    goldens: Goldens, monkeypatch: pytest.MonkeyPatch, queue: int, most: int
+) -> None:
+    """In flight are as many as decode at once and the next ones to be encoded, never more than may wait."""
+    open_futures: list[Future[int]] = []
+    counts: list[int] = []
+
+    class Counted(Future[int]):
+        def result(self, timeout: float | None = None) -> int:
+            counts.append(len(open_futures))
+            open_futures.remove(self)
+            return len(counts)
+
+    def submit(*item: object) -> Future[int]:
+        open_futures.append(Counted())
+        return open_futures[-1]
+
+    batches = BatchLimits(max_batch_size=40, max_encode_batch=9, max_queue=queue)
+    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", batches=batches) as model:
+        monkeypatch.setattr(model, "submit", submit)
+        answers = model.run_many((b"", "<CAPTION>") for _ in range(100))
+    assert (max(counts), answers) == (most, [*range(1, 101)])
+
+
 class CountingObserver(Observer):
     """How many pictures went through the tower, and how many requests were encoded."""
 
