@@ -229,7 +229,7 @@ class TypedUser(FlorenceUser):
     def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
         fields: dict[str, Any] = {"image": ("picture", question.picture)}
         if question.text is not None:
-            fields["text" if question.task.input is Input.TEXT else "region"] = json.dumps(question.text)
+            fields["text" if question.task.input is Input.TEXT else "region"] = question.text
         body, kind = encode_multipart_formdata(fields)
         return f"/{question.task.name}", body, {"Content-Type": kind}
 

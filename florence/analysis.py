@@ -12,12 +12,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from florence.errors import TaskError
-from florence.schemas import Result, TaskAnswer
+from florence.schemas import MAX_TEXT_CHARS, Result, TaskAnswer
 
 MOST_TASKS = 64
 """Tasks of one call."""
-
-MOST_TEXT_CHARS = 16_384  # 4096 tokens, the longest prompt, have fewer
 
 
 class Ask(BaseModel):
@@ -31,7 +29,7 @@ class Ask(BaseModel):
 
     task: str = Field(max_length=100, description="A task's token or name: <OD> or object_detection.")
     text: str | None = Field(
-        default=None, max_length=MOST_TEXT_CHARS, description="For a task that takes a text."
+        default=None, max_length=MAX_TEXT_CHARS, description="For a task that takes a text."
     )
     region: (
         Annotated[list[float], Field(min_length=4, max_length=4)]

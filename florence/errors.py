@@ -9,8 +9,11 @@ FlorenceError
 │   ├── OptionError 400       a generation option out of range
 │   └── ProtocolError 400     a malformed v2 request
 ├── NotFound 404              unknown model or version
+├── BodyTooLarge 413          a body longer than the service takes, also once it is decompressed
+├── ClientLeft 499            nobody waits for the answer any more
+├── UnknownEncoding 501       a body in an encoding that can't be undone
 ├── Unavailable 503           come back later; `retry_after_s` says when
-│   ├── Overloaded 503        the waiting queue is full
+│   ├── Overloaded 503        the waiting queue is full, or the wait would be too long
 │   └── Closed 503            starting, stopping or stopped
 ├── DeadlineExceeded 504      not finished in the time given
 ├── EngineError 500           the device or the model failed on this request
@@ -68,8 +71,34 @@ class NotFound(FlorenceError):
     status = 404
 
 
+class BodyTooLarge(FlorenceError):
+    """The request's body is longer than the service takes, as it is sent or once it is decompressed."""
+
+    status = 413
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"the request's body is larger than the {max_bytes} bytes allowed (FLORENCE_MAX_BODY_BYTES)"
+        )
+
+
+class ClientLeft(FlorenceError):
+    """The client left before its answer, which nobody would read; 499, as nginx calls it."""
+
+    status = 499
+
+    def __init__(self) -> None:
+        super().__init__("the client left before the answer")
+
+
+class UnknownEncoding(FlorenceError):
+    """The body's encoding is none that the service can undo."""
+
+    status = 501
+
+
 class Unavailable(FlorenceError):
-    """The request was not taken and may be sent again.
+    """The request was not taken, or not finished by a model that closed; it may be sent again.
 
     `retry_after_s`: seconds after which another try makes sense.
     """
@@ -82,11 +111,11 @@ class Unavailable(FlorenceError):
 
 
 class Overloaded(Unavailable):
-    """The waiting queue is full."""
+    """The waiting queue is full, or a request would wait longer than is allowed."""
 
 
 class Closed(Unavailable):
-    """The engine is starting, stopping or stopped."""
+    """The engine is starting, stopping or stopped; what it took and can't finish ends so too."""
 
 
 class DeadlineExceeded(FlorenceError):

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 from weakref import ref
 
 from PIL import Image
@@ -34,9 +34,6 @@ IMAGE_THREADS = 2
 """Threads that read pictures: decoders release the interpreter's lock, and the engine needs the other
 cores."""
 
-IN_FLIGHT = 32
-"""Requests that `run_many` keeps in flight: enough for a busy device, few enough for flat memory."""
-
 _Running = Future[Generation]
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
 """Picture, task, and the task's text or region where it takes one."""
@@ -47,8 +44,9 @@ class RunOptions(TypedDict, total=False):
     settings).
 
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
-    `num_beams`: 1 to 8. `max_new_tokens`: 1024 unless said, and never more than the model has positions.
-    `timeout_s`: seconds until `DeadlineExceeded`.
+    `num_beams`: 1 to 8. `max_new_tokens`: 1024 unless said, and cut to what the model was loaded for.
+    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
+    `DeadlineExceeded`.
     """
 
     region: TaskText
@@ -56,7 +54,7 @@ class RunOptions(TypedDict, total=False):
     max_new_tokens: int | None
     min_new_tokens: int | None
     no_repeat_ngram_size: int | None
-    early_stopping: bool | None
+    early_stopping: bool | Literal["never"] | None
     length_penalty: float | None
     timeout_s: float | None
 
@@ -71,6 +69,10 @@ class Florence2:
         self._pipeline = loaded.pipeline
         self._engine = loaded.engine
         self._info = loaded.info
+        limits = loaded.info["limits"]
+        # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
+        busy = limits["max_batch_size"] + limits["max_encode_batch"]
+        self._in_flight = min(busy, loaded.engine.max_queue)
         self._readers = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="florence-reader")
         self._finishers = ThreadPoolExecutor(1, thread_name_prefix="florence-finisher")
         self._reading = 0
@@ -205,7 +207,7 @@ class Florence2:
         answers: list[Answer | Exception] = []
         in_flight: deque[Future[Answer]] = deque()
         for item in items:
-            if len(in_flight) >= min(IN_FLIGHT, self._engine.max_queue):
+            if len(in_flight) >= self._in_flight:
                 answers.append(_outcome(in_flight.popleft()))
             in_flight.append(self.submit(*item, **options))
         return answers + [_outcome(future) for future in in_flight]

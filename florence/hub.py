@@ -1,8 +1,9 @@
 """A checkpoint's name to a directory that holds its files.
 
 A name is `demo` (the small checkpoint that comes with the package), a directory, or a repository of the hub
-(`owner/name`, with a revision). Of a repository only JSON and safetensors files are asked for: never code,
-never pickle. The hub's own variables are honoured: HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
+(`owner/name`, with a revision). Of a repository only JSON and safetensors files and `merges.txt` are asked
+for: never code, never pickle. The hub's own variables are honoured: HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT,
+HF_TOKEN.
 
 Knows which files there are, not what is in them (the shards' names apart).
 """
@@ -32,6 +33,7 @@ from florence.errors import CheckpointError
 DEMO = "demo"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+MERGES = "merges.txt"  # the tokenizer's, beside vocab.json
 ORIGIN = "florence_origin.json"  # in a packed copy: where it came from
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -39,7 +41,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Each row: files of which one set has to be there.
 _NEEDED: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("config.json",),),
-    (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    (("tokenizer.json",), ("vocab.json", MERGES)),
     (("preprocessor_config.json",), ("processor_config.json",)),
 )
 
@@ -69,7 +71,7 @@ class Checkpoint:
         return self.name if self.revision is None else f"{self.name}@{self.revision[:12]}"
 
 
-def resolve_checkpoint(name: str, revision: str | None = None, *, token: str | None = None) -> Checkpoint:
+def resolve_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """The checkpoint of this name, downloaded to the hub's cache if it is not there.
 
     `demo` always means the packaged one; a directory of that name is `./demo`. A copy by `copy_checkpoint`
@@ -77,7 +79,7 @@ def resolve_checkpoint(name: str, revision: str | None = None, *, token: str | N
     fetched, lacks a file, or has its weights as pickle only, and says what to do.
     """
     if name != DEMO and not (name and Path(name).is_dir()):
-        return _from_hub(name, revision, token)
+        return _from_hub(name, revision)
     if revision is not None:
         raise CheckpointError(
             f"{name!r} has no revisions: only repositories of the hub have ({revision!r} was asked)"
@@ -97,7 +99,7 @@ def resolve_checkpoint(name: str, revision: str | None = None, *, token: str | N
 def checkpoint_files(directory: Path) -> list[Path]:
     """The files of a checkpoint that are read, in the order of their names."""
     weights = [WEIGHTS] if (directory / WEIGHTS).is_file() else _shards(directory)
-    kept = [*weights, "merges.txt"]
+    kept = [*weights, MERGES]
     return sorted(
         file
         for file in directory.iterdir()
@@ -122,32 +124,28 @@ def _of_origin(directory: Path) -> Checkpoint:
     return Checkpoint(str(name), revision and str(revision), directory)
 
 
-def _from_hub(name: str, revision: str | None, token: str | None) -> Checkpoint:
+def _from_hub(name: str, revision: str | None) -> Checkpoint:
     if not _HUB_ID.fullmatch(name):
         raise CheckpointError(
             f"there is no checkpoint {name!r}: expected a directory, a repository of the hub such as "
             f"florence-community/Florence-2-large-ft, or {DEMO}"
         )
     # First the small files: a repository that is no Florence-2 is found out before its weights are fetched.
-    directory = _fetch(name, revision, token, ["*.json"])
+    directory = _fetch(name, revision, ["*.json", MERGES])
     _check_described(directory, name)
     commit = directory.name  # so that both calls get the same commit
-    _fetch(name, commit, token, _shards(directory) or [WEIGHTS])
+    _fetch(name, commit, _shards(directory) or [WEIGHTS])
     if not _check_weights(directory, name):
         with _hub_errors(name, revision):
-            pickled = any(
-                file.endswith(".bin") for file in HfApi(token=token).list_repo_files(name, revision=commit)
-            )
+            pickled = any(file.endswith(".bin") for file in HfApi().list_repo_files(name, revision=commit))
         raise CheckpointError(_without_weights(name, pickled=pickled))
     return Checkpoint(name, commit, directory)
 
 
-def _fetch(name: str, revision: str | None, token: str | None, patterns: list[str]) -> Path:
+def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     with _hub_errors(name, revision):
         return Path(
-            snapshot_download(
-                name, revision=revision, token=token, allow_patterns=patterns, ignore_patterns=["*/*"]
-            )
+            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
         )
 
 

@@ -1,9 +1,11 @@
 """What a picture's own bytes say about it: format, size, frames, orientation, and the part that is decoded.
 
-Everything is read without decoding a pixel, so limits can be checked first. `Header.data` holds only what the
-decoder needs: no EXIF, text, colour profiles, thumbnails or further frames. So the decoder never parses them:
-broken metadata can't fail a picture, compressed text can't fill the memory, Pillow has nothing to warn about,
-and no second size can hide behind the one that was checked.
+Everything is read without decoding a pixel, so limits can be checked first. Of PNG, JPEG and GIF
+`Header.data` holds only what the decoder needs: no EXIF, text, colour profiles, thumbnails or further frames;
+of TIFF its directory names nothing else. So the decoder never parses them: broken metadata can't fail a
+picture, compressed text can't fill the memory, Pillow has nothing to warn about, and no second size can hide
+behind the one that was checked. WebP and BMP are left as they came: Pillow hands their metadata on unread,
+and they take no more memory than in the file.
 
 Knows nothing about Pillow, limits or models. TIFF has a file of its own, `tiff_header`.
 """
@@ -27,7 +29,7 @@ MAX_JPEG_SCANS = 100
 class Header:
     """`width` and `height` are the stored ones, before the EXIF turn; `orientation` is EXIF's 1 to 8.
 
-    `data`: bytes of the same format that hold the first frame and no metadata.
+    `data`: bytes of the same format, in which the decoder finds the first frame; the module says what else.
     """
 
     format: str
@@ -145,8 +147,8 @@ def _gif(data: bytes, max_frames: int) -> Header:
         if kind == 0x2C:
             frames += 1
             if frames == 1:
-                left, top, right, bottom = struct.unpack_from("<4H", data, start + 1)
-                width, height = max(width, left + right), max(height, top + bottom)
+                left, top, frame_width, frame_height = struct.unpack_from("<4H", data, start + 1)
+                width, height = max(width, left + frame_width), max(height, top + frame_height)
                 kept.append(data[start:end])
             if frames > max_frames:
                 break

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -56,7 +56,7 @@ class RequestLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    max_new_tokens: int = Field(description="Most tokens of an answer: the decoder's positions.")
+    max_new_tokens: int = Field(description="Most tokens of an answer; longer wishes are cut to it.")
     max_prompt_tokens: int = Field(description="Most tokens of a prompt, beside the picture's.")
     max_bytes: int = Field(description="Most bytes of an encoded picture.")
     max_pixels: int = Field(description="Most pixels of a picture.")
@@ -75,7 +75,7 @@ class GenerationSettings(BaseModel):
 
     num_beams: int
     no_repeat_ngram_size: int
-    early_stopping: bool
+    early_stopping: bool | Literal["never"]
     length_penalty: float
     forced_bos_id: int | None = Field(description="Token that every answer begins with; null: none.")
     forced_eos_id: int | None = Field(description="Token that a full answer ends with; null: none.")

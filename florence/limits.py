@@ -22,7 +22,12 @@ def token_limits(settings: Settings) -> TokenLimits:
 
 
 def batch_limits(settings: Settings, device: str) -> BatchLimits:
-    """Batches and queue; where the settings leave them open, as it suits this device ("cpu", "cuda:0")."""
+    """Batches and queue; where the settings leave them open, as it suits this device ("auto", "cpu",
+    "cuda:0")."""
+    if device == "auto":
+        from florence.model.devices import pick_device  # torch comes with it
+
+        device = pick_device(device).type
     usual = limits_for(device.partition(":")[0])
     latency_ms = settings.max_latency_ms
     return BatchLimits(

@@ -20,7 +20,7 @@ from florence.answers import Piece, parse_answer
 from florence.engine.request import Generation, GenerationOptions, Request, digest_of
 from florence.errors import OptionError, TaskError
 from florence.images import ImageLimits, Preprocessing, load_image, resize_pixels
-from florence.model.config import GenerationDefaults
+from florence.model.generation import GenerationDefaults
 from florence.regions import region_text
 from florence.schemas import Answer, GenerationParameters, ImageSize, Timings, Usage
 from florence.tasks import Input, Kind, Task, build_prompt, get_task
@@ -83,8 +83,8 @@ class Prepared:
 class Pipeline:
     """Turns pictures and tasks into requests, and generations into answers, for one checkpoint.
 
-    `max_new_tokens`: positions of the checkpoint's decoder; longer wishes are cut to it. `checkpoint`: its
-    name, said in every answer.
+    `max_new_tokens`: of the longest answer there is room for (FLORENCE_MAX_NEW_TOKENS, at most the decoder's
+    positions); longer wishes are cut to it. `checkpoint`: its name, said in every answer.
     """
 
     checkpoint: str
@@ -137,9 +137,17 @@ class Pipeline:
         return ReadPicture(picture.size, pixels, digest_of(pixels))
 
     def options(self, parameters: GenerationParameters) -> GenerationOptions:
-        """The parameters with the checkpoint's own settings in place of those that are None."""
+        """The parameters with the checkpoint's own settings in place of those that are None.
+
+        Raises OptionError where more tokens are demanded than an answer may have.
+        """
         wished, defaults = parameters, self.defaults
         fewest = wished.min_new_tokens or 0
+        if fewest > self.max_new_tokens:
+            raise OptionError(
+                f"min_new_tokens must be at most {self.max_new_tokens}, the most tokens of an answer here "
+                f"(FLORENCE_MAX_NEW_TOKENS), got {fewest}"
+            )
         most = wished.max_new_tokens or max(DEFAULT_MAX_NEW_TOKENS, fewest)
         return GenerationOptions(
             num_beams=_either(wished.num_beams, defaults.num_beams),

@@ -24,6 +24,10 @@ Score = Annotated[
         "own tokens), 0 to 1. It ranks items, it is not calibrated. null: no log-probabilities.",
     ),
 ]
+MAX_TEXT_CHARS = 65_536
+"""Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
+the limit on its tokens, which so long a text always exceeds: in English it has about 10,000."""
+
 Box = tuple[float, float, float, float]
 Quad = tuple[float, float, float, float, float, float, float, float]
 
@@ -284,9 +288,10 @@ class GenerationParameters(BaseModel):
         le=4096,
         description="Length of the token sequences that may not occur twice; 0 allows all.",
     )
-    early_stopping: bool | None = Field(
+    early_stopping: bool | Literal["never"] | None = Field(
         default=None,
-        description="Whether the search ends as soon as it has as many finished answers as beams.",
+        description="Whether the search ends as soon as it has as many finished answers as beams; never: not "
+        "until no open beam can beat them even at full length.",
     )
     # Within 10 even 4096 ** length_penalty is a float32.
     length_penalty: float | None = Field(
@@ -317,7 +322,8 @@ def read_generation_parameters(options: Mapping[str, object]) -> GenerationParam
     try:
         return GenerationParameters.model_validate(dict(options))
     except ValidationError as error:
-        raise OptionError("; ".join(_explain(dict(detail)) for detail in error.errors())) from error
+        reasons = (_explain(dict(detail)) for detail in error.errors())
+        raise OptionError("; ".join(dict.fromkeys(reasons))) from error  # each type of a union has its own
 
 
 def _explain(detail: dict[str, Any]) -> str:
@@ -333,6 +339,6 @@ def _explain(detail: dict[str, Any]) -> str:
 def _allowed(name: str) -> str:
     schema = GenerationParameters.model_json_schema()["properties"][name]["anyOf"][0]
     if schema["type"] == "boolean":
-        return "true or false"
+        return 'true, false or "never"'
     noun = "an integer" if schema["type"] == "integer" else "a number"
     return f"{noun} from {schema['minimum']} to {schema['maximum']}"

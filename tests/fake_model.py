@@ -18,7 +18,7 @@ from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed
 from florence.images import ImageLimits, open_image
-from florence.model.config import GenerationDefaults
+from florence.model.generation import GenerationDefaults
 from florence.regions import region_text
 from florence.schemas import (
     Answer,

@@ -173,6 +173,21 @@ def test_a_model_here_keeps_the_settings_limits(florence: Run, monkeypatch: pyte
     assert "up to 1000 are allowed" in err
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_model_here_keeps_the_settings_batches(
+    florence: Run, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """A limit on the wait apart, which would refuse pictures of one's own."""
+    for name, value in (("BATCH_SIZE", "3"), ("ENCODE_BATCH", "2"), ("QUEUE", "7"), ("LATENCY_MS", "1")):
+        monkeypatch.setenv(f"FLORENCE_MAX_{name}", value)
+    monkeypatch.setenv("FLORENCE_DEVICE", device)
+    status, out, _ = florence("info", "--model", "demo")
+    assert status == 0
+    limits = json.loads(out)["limits"]
+    names = ("max_batch_size", "max_encode_batch", "max_queue", "max_latency_s")
+    assert [limits[name] for name in names] == [3, 2, 7, None]
+
+
 @pytest.mark.slow
 def test_serve_is_the_service_and_stops_when_told(tmp_path: Path) -> None:
     """The process becomes the server: SIGTERM to it ends the service."""

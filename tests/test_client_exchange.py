@@ -269,3 +269,16 @@ def test_an_attempt_has_only_the_time_that_is_left() -> None:
     attempts, _ = steps_until([busy(**{"Retry-After": "0"}), httpx.Response(200, json=ANSWER)], timeout_s=5)
     assert [attempt.timeout.connect is not None for attempt in attempts] == [True, True]
     assert all(attempt.timeout.read is not None and attempt.timeout.read <= 5 for attempt in attempts)
+
+
+@pytest.mark.parametrize("text", ['"EXIT"', "null", " 12 ", "two\nlines", "eine große Katze 猫"])
+def test_a_text_is_sent_as_it_is(text: str) -> None:
+    """A form's text is not read as JSON, so it is not written so."""
+    question = build_question(b"picture", "caption_to_phrase_grounding", text, None, {"num_beams": 2})
+    assert question.fields == {"text": text, "num_beams": "2"}
+
+
+@pytest.mark.parametrize("text", ["half \ud800", 5])
+def test_a_text_that_has_no_bytes_is_refused_before_it_is_sent(text: Any) -> None:
+    with pytest.raises(RequestError, match="text can't be sent"):
+        build_question(b"picture", "caption_to_phrase_grounding", text, None, {})

@@ -34,7 +34,7 @@ DOORS: dict[str, set[str]] = {
     "engine": {"model", "errors"},
     "pipeline": {"engine", "model", "images", "tokenizer", *PURE} - {"settings"},
     "metrics": {"engine"},
-    "limits": {"engine", "images", "settings"},
+    "limits": {"engine", "images", "model", "settings"},
     "loading": {"pipeline", "engine", "model", "hub", "images", "tokenizer", "tasks", "errors"},
     "streams": {"schemas"},
     "florence2": {"loading", "pipeline", "engine", "images", "streams", *PURE} - {"settings"},

@@ -150,6 +150,31 @@ def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(library: Florenc
     assert answers[5].task == "<CAPTION_TO_PHRASE_GROUNDING>"
 
 
+@pytest.mark.parametrize(("queue", "most"), [(256, 40 + 9), (5, 5)])
+def test_run_many_keeps_the_engine_full_and_the_queue_from_overflowing(
+    goldens: Goldens, monkeypatch: pytest.MonkeyPatch, queue: int, most: int
+) -> None:
+    """In flight are as many as decode at once and the next ones to be encoded, never more than may wait."""
+    open_futures: list[Future[int]] = []
+    counts: list[int] = []
+
+    class Counted(Future[int]):
+        def result(self, timeout: float | None = None) -> int:
+            counts.append(len(open_futures))
+            open_futures.remove(self)
+            return len(counts)
+
+    def submit(*item: object) -> Future[int]:
+        open_futures.append(Counted())
+        return open_futures[-1]
+
+    batches = BatchLimits(max_batch_size=40, max_encode_batch=9, max_queue=queue)
+    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", batches=batches) as model:
+        monkeypatch.setattr(model, "submit", submit)
+        answers = model.run_many((b"", "<CAPTION>") for _ in range(100))
+    assert (max(counts), answers) == (most, [*range(1, 101)])
+
+
 class CountingObserver(Observer):
     """How many pictures went through the tower, and how many requests were encoded."""
 
@@ -335,14 +360,16 @@ def test_a_picture_is_let_go_with_its_request(goldens: Goldens, picture: Path, c
 
 
 def test_room_is_kept_for_so_many_tokens_as_are_asked_for(goldens: Goldens, picture: Path) -> None:
-    """A longer answer is cut to the room, with `length` as its reason; a longer prompt is refused; a shorter
-    one has the same answer as with room for all the checkpoint's positions."""
+    """A longer answer is cut to the room, with `length` as its reason; one that must be longer is refused,
+    and so is a longer prompt; a shorter one has the same answer as with room for all positions there are."""
     load = partial(Florence2.load, str(goldens.checkpoint), device="cpu", dtype="float32", threads=1)
     with load(tokens=TokenLimits(12, 24)) as narrow, load(tokens=TokenLimits(10**6, 10**6)) as wide:
         assert narrow.info()["limits"]["max_new_tokens"] == 12
         assert wide.info()["limits"]["max_new_tokens"] == 4096  # the checkpoint's positions
         cut = narrow.run(picture, "<CAPTION>", max_new_tokens=40, min_new_tokens=12)
         assert (cut.finish_reason, len(cut.token_ids)) == ("length", 13)  # with the start token
+        with pytest.raises(OptionError, match=r"min_new_tokens must be at most 12, .* got 13"):
+            narrow.run(picture, "<CAPTION>", max_new_tokens=40, min_new_tokens=13)
         short = [model.run(picture, "<OD>", max_new_tokens=12) for model in (narrow, wide)]
         assert short[0].token_ids == short[1].token_ids
         text = "word " * 30

@@ -101,7 +101,7 @@ def serve(files: dict[str, bytes], **more: Repository) -> HubServer:
     return HubServer({NAME: Repository({"main": files}), **more})
 
 
-def test_first_download_brings_only_json_and_safetensors(tmp_path: Path) -> None:
+def test_first_download_brings_only_what_is_read(tmp_path: Path) -> None:
     """A repository comes whole but for code, pickle, subfolders and texts; progress is shown."""
     with serve(FILES) as hub:
         found = Machine(tmp_path, hub.endpoint).resolve()
@@ -115,6 +115,17 @@ def test_first_download_brings_only_json_and_safetensors(tmp_path: Path) -> None
         assert found.label == f"{NAME}@{found.revision[:12]}"
         assert tmp_path in found.directory.parents
         assert "100%" in found.progress
+
+
+def test_a_tokenizer_in_two_files_comes_whole(tmp_path: Path) -> None:
+    """vocab.json with merges.txt in tokenizer.json's place: the one text that is asked for."""
+    files = {name: data for name, data in FILES.items() if name != "tokenizer.json"}
+    files |= {"vocab.json": b"{}", "merges.txt": b"#version: 0.2", "LICENSE.txt": b"not asked for"}
+    with serve(files) as hub:
+        found = Machine(tmp_path, hub.endpoint).resolve()
+        assert not found.error
+        assert (found.directory / "merges.txt").read_bytes() == b"#version: 0.2"
+        assert "LICENSE.txt" not in hub.downloads()
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])

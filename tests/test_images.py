@@ -167,6 +167,19 @@ def test_broken_exif_does_not_fail_the_picture(format: str, block: bytes) -> Non
     assert same(open_image(data), pillows(data))
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_decoder_finds_no_exif_but_a_webps(format: str) -> None:
+    """A WebP goes to it as it came; its metadata change no pixel."""
+    tags = Image.Exif()
+    tags[0x010E] = "a description"
+    data = saved(drawn(), format, exif=tags.tobytes(), **({"lossless": True} if format == "WEBP" else {}))
+    kept = read_header(data, 1).data
+    with Image.open(io.BytesIO(data)) as sent, Image.open(io.BytesIO(kept)) as decoded:
+        assert sent.getexif()[0x010E] == "a description"
+        assert (0x010E in decoded.getexif()) == (kept == data) == (format == "WEBP")
+    assert same(open_image(data), pillows(data))
+
+
 ASKED: dict[str, Any] = {
     "do_center_crop": False,
     "image_mean": [0.485, 0.456, 0.406],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,24 @@ import pytest
 from tiny import make_native
 
 from florence.errors import CheckpointError
-from florence.model.config import GenerationDefaults, StackConfig, read_config
+from florence.model.config import StackConfig, read_config
+from florence.model.generation import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY, GenerationDefaults
+from florence.schemas import GenerationParameters
 
 
 @pytest.fixture(scope="session")
 def large(shared: Path) -> dict[str, Any]:
     """The real config.json of Florence-2-large, in the original schema."""
     values: dict[str, Any] = json.loads((shared / "florence2-large" / "config.json").read_text())
+    return values
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The config.json of a small checkpoint in the native schema."""
+    directory = tmp_path_factory.mktemp("native")
+    make_native(directory)
+    values: dict[str, Any] = json.loads((directory / "config.json").read_text())
     return values
 
 
@@ -118,3 +130,96 @@ def test_a_missing_or_broken_file_is_refused(tmp_path: Path, content: str | None
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
         read_config(tmp_path)
+
+
+NATIVE_SETTINGS = [
+    ("num_beams", 12, "expected an integer from 1 to 8"),
+    ("num_beams", 0, "expected an integer from 1 to 8"),
+    ("num_beams", "3", "expected an integer from 1 to 8"),
+    ("num_beams", True, "expected an integer from 1 to 8"),
+    ("no_repeat_ngram_size", -1, "expected an integer from 0 to 4096"),
+    ("early_stopping", "always", 'expected true, false or "never"'),
+    ("early_stopping", 1, 'expected true, false or "never"'),
+    ("length_penalty", float("nan"), "expected a number from -10.0 to 10.0"),
+    ("length_penalty", "1", "expected a number from -10.0 to 10.0"),
+    ("forced_eos_token_id", "2", "expected a token id from 0 to"),
+    ("forced_bos_token_id", [0], "expected a token id from 0 to"),
+    ("forced_bos_token_id", 10**6, "expected a token id from 0 to"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), NATIVE_SETTINGS)
+@pytest.mark.parametrize("where", ["config.json, text_config", "generation_config.json"])
+def test_a_setting_that_no_request_may_have_is_refused_with_file_field_and_value(
+    native: dict[str, Any], tmp_path: Path, where: str, name: str, value: object, allowed: str
+) -> None:
+    if where == "generation_config.json":
+        write(tmp_path, changed(native, f"text_config.{name}", None))
+        write(tmp_path, {name: value}, where)
+    else:
+        write(tmp_path, changed(native, f"text_config.{name}", value))
+    with pytest.raises(CheckpointError) as refused:
+        read_config(tmp_path)
+    assert f"{where}: {name} is {value!r}, {allowed}" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id"])
+@pytest.mark.parametrize("value", [[2], "2", -1, 10**6, 2.0])
+def test_a_token_id_outside_the_vocabulary_is_refused(
+    large: dict[str, Any], tmp_path: Path, name: str, value: object
+) -> None:
+    message = re.escape(f"text_config.{name} is {value!r}, expected a token id from 0 to 51288")
+    with pytest.raises(CheckpointError, match=message):
+        read_config(write(tmp_path, changed(large, f"text_config.{name}", value)))
+
+
+def test_null_is_as_if_nothing_was_written(large: dict[str, Any], tmp_path: Path) -> None:
+    """A forced id apart, where it says that nothing is forced."""
+    names = ("num_beams", "no_repeat_ngram_size", "early_stopping", "length_penalty", "eos_token_id")
+    nulls = dict.fromkeys((*names, "pad_token_id", "tie_word_embeddings", "forced_eos_token_id"))
+    config = read_config(write(tmp_path, large | {"text_config": large["text_config"] | nulls}))
+    assert config.generation == GenerationDefaults(3, 3, True, 1.0, 0, None)
+    assert (config.text.eos_id, config.text.pad_id, config.text.tied_head) == (2, 1, True)
+
+
+def test_null_in_one_file_leaves_the_other_its_say(native: dict[str, Any], tmp_path: Path) -> None:
+    silent = native | {"text_config": native["text_config"] | {"num_beams": None}}
+    write(write(tmp_path, silent), {"num_beams": 5, "length_penalty": None}, "generation_config.json")
+    generation = read_config(tmp_path).generation
+    assert (generation.num_beams, generation.length_penalty) == (5, 1.0)
+
+
+@pytest.mark.parametrize("value", [True, False, "never"])
+def test_early_stopping_has_the_three_values_of_transformers(
+    large: dict[str, Any], tmp_path: Path, value: bool | str
+) -> None:
+    config = read_config(write(tmp_path, changed(large, "text_config.early_stopping", value)))
+    assert config.generation.early_stopping == value
+
+
+def test_a_checkpoint_may_say_what_a_request_may() -> None:
+    """The bounds are written twice, since the model knows no requests; they are the same."""
+    bounds = GenerationParameters.model_json_schema()["properties"]
+    for name, least, most in (
+        ("num_beams", 1, MAX_BEAMS),
+        ("no_repeat_ngram_size", 0, MAX_NGRAM),
+        ("length_penalty", -MAX_PENALTY, MAX_PENALTY),
+    ):
+        allowed = bounds[name]["anyOf"][0]
+        assert (allowed["minimum"], allowed["maximum"]) == (least, most)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("vision_config.qkv_bias", "false", "vision_config.qkv_bias is 'false', expected true or false"),
+        ("vision_config.mlp_ratio", "4", "vision_config.mlp_ratio is '4', expected a positive number"),
+        ("text_config.tie_word_embeddings", 1, "text_config.tie_word_embeddings is 1, expected true or"),
+        ("tie_word_embeddings", "no", "config.json.tie_word_embeddings is 'no', expected true or false"),
+    ],
+)
+def test_flags_and_ratios_are_taken_as_json_has_them(
+    large: dict[str, Any], tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_config(write(tmp_path, changed(large, path, value)))

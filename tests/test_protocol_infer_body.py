@@ -13,8 +13,9 @@ from v2 import parse_infer_request
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.protocol.infer_body import build_infer_answer
-from florence.protocol.tensors import MAX_TEXT_CHARS, Row, read_rows
+from florence.protocol.tensors import Row, read_rows
 from florence.protocol.v2_model import MAX_BATCH_SIZE
+from florence.schemas import MAX_TEXT_CHARS
 
 PICTURE = base64.b64encode(b"picture").decode()
 JSON_VALUES = st.recursive(
@@ -252,7 +253,7 @@ REFUSED: list[tuple[Any, str]] = [
     ),
     (_inputs(IMAGE | {"parameters": {"shared_memory_region": "x"}}, TASK), "no shared memory"),
     (_inputs(IMAGE, tensor("TASK_PROMPT", ["\ud800"])), "TASK_PROMPT is not valid Unicode"),
-    (_inputs(IMAGE, TASK, tensor("TEXT_PROMPT", ["x" * (MAX_TEXT_CHARS + 1)])), "at most 16384 are allowed"),
+    (_inputs(IMAGE, TASK, tensor("TEXT_PROMPT", ["x" * (MAX_TEXT_CHARS + 1)])), "at most 65536 are allowed"),
 ]
 
 
@@ -261,6 +262,25 @@ def test_what_is_malformed_is_refused_in_tritons_words(content: Any, message: st
     """Each mistake has the text that clients of Triton know, always as a client's mistake."""
     with pytest.raises(ProtocolError, match=message):
         rows_of(content if isinstance(content, bytes) else body(content))
+
+
+@pytest.mark.parametrize("character", ["x", "é", "猫", "\U0001f408", '"'])
+@pytest.mark.parametrize("escaped", [True, False])
+def test_the_longest_text_is_taken_however_it_is_written(character: str, escaped: bool) -> None:
+    """The limit counts characters: neither the bytes of UTF-8 nor those of JSON's escapes."""
+    text = character * MAX_TEXT_CHARS
+    tensors = _inputs(IMAGE, tensor("TASK_PROMPT", ["<OD>"]), tensor("TEXT_PROMPT", [text]))
+    assert rows_of(json.dumps(tensors, ensure_ascii=escaped).encode())[0].text == text
+    tensors["inputs"][2]["data"] = [text + character]
+    with pytest.raises(ProtocolError, match=r"has \d+ (characters|bytes); at most 65536 "):
+        rows_of(json.dumps(tensors, ensure_ascii=escaped).encode())
+
+
+def test_a_text_far_too_long_is_refused_by_its_bytes() -> None:
+    """Before it is parsed."""
+    tensors = _inputs(IMAGE, tensor("TASK_PROMPT", ["<OD>"]), tensor("TEXT_PROMPT", ["x" * 10**6]))
+    with pytest.raises(ProtocolError, match=r"has 1000000 bytes; at most 65536 characters are allowed"):
+        rows_of(body(tensors))
 
 
 def test_a_bad_text_in_a_batch_is_named_by_its_row() -> None:

@@ -66,6 +66,7 @@ def test_an_answered_request_counts_once_and_its_rows_apart(app: Starlette) -> N
         (None, request(["%%%"]), Reason.BACKEND),
         (None, request([NO_PICTURE]), Reason.BACKEND),
         (None, request(tasks=["<NOPE>"]), Reason.BACKEND),
+        (None, request(texts=["x" * 70_000]), Reason.BACKEND),
         (EngineError("failed"), request(), Reason.BACKEND),
         (Overloaded("full"), request(), Reason.REJECTED),
         (DeadlineExceeded("late"), request(), Reason.REJECTED),
@@ -75,7 +76,7 @@ def test_an_answered_request_counts_once_and_its_rows_apart(app: Starlette) -> N
 def test_a_failure_counts_with_its_reason(
     app: Starlette, model: FakeModel, error: Exception | None, body: Any, reason: Reason
 ) -> None:
-    """Bad base64 too, which with Triton is the model's own error; nothing else moves."""
+    """Bad base64 and bad text too, which with Triton is the model's own error; nothing else moves."""
     model.error = error
     assert send(app, "POST", INFER, json=body).status_code >= 400
     assert counts(app) == {"fail": 1}

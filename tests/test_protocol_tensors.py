@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from florence.errors import FlorenceError, ImageError, ProtocolError
-from florence.protocol.tensors import MAX_TEXT_CHARS, Tensor, pack, read_columns, read_rows, unpack
+from florence.protocol.tensors import Tensor, pack, read_columns, read_rows, unpack
+from florence.schemas import MAX_TEXT_CHARS
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 
@@ -85,8 +86,8 @@ def test_pictures_in_binary_are_taken_raw_and_in_base64(kind: str, encoding: str
         (b"\x00\x01\xff", b"<OD>", ImageError, r"neither base64 nor .* \(its first bytes are 00 01 ff\)"),
         (b"%%%", b"<OD>", ImageError, "not valid base64"),
         (picture("PNG"), b"\xff", ProtocolError, "TASK_PROMPT is not valid UTF-8"),
-        (picture("PNG"), b"x" * (4 * MAX_TEXT_CHARS + 1), ProtocolError, "at most 16384 characters"),
-        (picture("PNG"), b"x" * (MAX_TEXT_CHARS + 1), ProtocolError, "at most 16384 are allowed"),
+        (picture("PNG"), b"x" * (4 * MAX_TEXT_CHARS + 1), ProtocolError, "at most 65536 characters"),
+        (picture("PNG"), b"x" * (MAX_TEXT_CHARS + 1), ProtocolError, "at most 65536 are allowed"),
     ],
 )
 def test_bytes_that_are_no_row_are_refused(

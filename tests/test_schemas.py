@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from florence.analysis import Ask
 from florence.client.exchange import CallOptions
 from florence.errors import OptionError
 from florence.florence2 import RunOptions
 from florence.info import ServiceInfo
+from florence.protocol.typed import TextInput
 from florence.schemas import (
+    MAX_TEXT_CHARS,
     Answer,
     Detection,
     Detections,
@@ -102,6 +105,7 @@ def test_parameters_are_all_optional() -> None:
     assert set(read_generation_parameters({}).model_dump().values()) == {None}
     taken = read_generation_parameters({"num_beams": "5", "length_penalty": -0.5, "early_stopping": False})
     assert taken == GenerationParameters(num_beams=5, length_penalty=-0.5, early_stopping=False)
+    assert read_generation_parameters({"early_stopping": "never"}).early_stopping == "never"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_parameters_are_all_optional() -> None:
         ({"max_new_tokens": 5000}, "max_new_tokens must be an integer from 1 to 4096, got 5000"),
         ({"min_new_tokens": -1}, "min_new_tokens must be an integer from 0 to 4096, got -1"),
         ({"no_repeat_ngram_size": None, "max_new_tokens": 0}, "max_new_tokens must be an integer from 1"),
-        ({"early_stopping": "perhaps"}, "early_stopping must be true or false, got 'perhaps'"),
+        ({"early_stopping": "perhaps"}, "early_stopping must be true, false or \"never\", got 'perhaps'"),
         ({"length_penalty": math.nan}, "length_penalty must be a number from -10 to 10, got nan"),
         ({"length_penalty": math.inf}, "length_penalty must be a number from -10 to 10, got inf"),
         ({"length_penalty": 10**400}, "length_penalty must be a number from -10 to 10, got 1000"),
@@ -189,3 +193,12 @@ def test_callers_options_are_the_generation_parameters() -> None:
     parameters = set(GenerationParameters.model_fields)
     assert set(CallOptions.__annotations__) == {*parameters, "timeout_s"}
     assert set(RunOptions.__annotations__) == {*parameters, "timeout_s", "region"}
+
+
+def test_a_text_is_as_long_at_every_door() -> None:
+    """The typed endpoints and the call of many tasks announce the same limit."""
+    announced = [
+        TextInput.model_json_schema()["properties"]["text"]["maxLength"],
+        Ask.model_json_schema()["properties"]["text"]["anyOf"][0]["maxLength"],
+    ]
+    assert announced == [MAX_TEXT_CHARS, MAX_TEXT_CHARS]

@@ -100,20 +100,45 @@ def test_base64_may_stand_in_a_form(client: TestClient, served: FakeModel) -> No
     ("sent", "text"),
     [
         ("a cat", "a cat"),
-        ('"a cat"', "a cat"),
+        ('"EXIT"', '"EXIT"'),
         ("123", "123"),
+        ("null", "null"),
         ("true", "true"),
+        (" two\nlines ", " two\nlines "),
         ("[1]", "[1]"),
         ('say "hi"', 'say "hi"'),
         ("eine große Katze 猫", "eine große Katze 猫"),
     ],
 )
 def test_a_forms_text_is_taken_as_it_is(client: TestClient, served: FakeModel, sent: str, text: str) -> None:
-    """Only a JSON string is unquoted, as BentoML's clients write texts; numbers stay texts."""
+    """Also where it would mean something in JSON."""
     files = {"image": ("a.png", PICTURE)}
     reply = client.post("/caption_to_phrase_grounding", files=files, data={"text": sent})
     assert reply.status_code == 200, reply.text
     assert served.calls[0].text == text
+
+
+@pytest.mark.parametrize("text", ["a cat", '"EXIT"', "null", "123"])
+def test_bentomls_client_writes_a_forms_text_in_json(
+    client: TestClient, served: FakeModel, text: str
+) -> None:
+    """It says so nowhere but in its name."""
+    reply = client.post(
+        "/caption_to_phrase_grounding",
+        files={"image": ("a.png", PICTURE)},
+        data={"text": json.dumps(text)},
+        headers={"User-Agent": "BentoML HTTP Client/1.4.0"},
+    )
+    assert reply.status_code == 200, reply.text
+    assert served.calls[0].text == text
+
+
+def test_a_form_may_say_that_the_search_never_stops_early(client: TestClient, served: FakeModel) -> None:
+    for value in ("never", '"never"'):  # bare, as curl writes it, and in JSON, as our client does
+        files = {"image": ("a.png", PICTURE)}
+        reply = client.post("/ocr", files=files, data={"early_stopping": value})
+        assert reply.status_code == 200, reply.text
+        assert served.calls.pop().options["early_stopping"] == "never"
 
 
 @pytest.mark.parametrize(
@@ -169,9 +194,9 @@ MISTAKES: list[tuple[str, Any, int, str]] = [
     ),
     (
         "caption_to_phrase_grounding",
-        {"image": BASE64, "text": "x" * 20_000},
+        {"image": BASE64, "text": "x" * 65_537},
         400,
-        "text: String should have at most",
+        "text: String should have at most 65536 characters",
     ),
     ("caption_to_phrase_grounding", {"image": BASE64, "text": "\ud800"}, 400, "text: "),
     ("caption_to_phrase_grounding", {"image": BASE64, "text": "a <OD>"}, 400, "must not hold a task token"),

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
@@ -97,15 +98,17 @@ def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str |
 def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
     from florence.florence2 import Florence2
-    from florence.limits import image_limits, token_limits
+    from florence.limits import batch_limits, image_limits, token_limits
 
     settings = read_settings()
+    device = settings.device.partition(",")[0]  # a list is for the service's workers
     return Florence2.load(
         arguments.model or settings.model,
         revision=None if arguments.model else settings.revision,
-        device=settings.device.partition(",")[0],  # a list is for the service's workers
+        device=device,
         dtype=settings.dtype,
         limits=image_limits(settings),
+        batches=replace(batch_limits(settings, device), max_latency_s=None),  # nobody else is kept waiting
         tokens=token_limits(settings),
         threads=settings.threads,
         picture_cache_bytes=settings.picture_cache_bytes,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, Literal, TypedDict, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -65,23 +65,24 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
 class CallOptions(TypedDict, total=False):
     """Options of one call; one that is left out, or None, is as the service's checkpoint says.
 
-    `num_beams`: 1 to 8. `max_new_tokens`: at most as many as the model has positions. `timeout_s`: seconds
-    until `DeadlineExceeded`, tries and waits between them included; left out, as the client says.
+    `num_beams`: 1 to 8. `max_new_tokens`: more than the service's limit (`info().limits`) are cut to it.
+    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
+    `DeadlineExceeded`, tries and waits between them included; left out, as the client says.
     """
 
     num_beams: int | None
     max_new_tokens: int | None
     min_new_tokens: int | None
     no_repeat_ngram_size: int | None
-    early_stopping: bool | None
+    early_stopping: bool | Literal["never"] | None
     length_penalty: float | None
     timeout_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is posted. path: below the service's URL; fields: the form's, in JSON; answer: the type of what
-    comes back; timeout_s: of this call; None: the client's default."""
+    """What is posted. path: below the service's URL; fields: the form's; answer: the type of what comes back;
+    timeout_s: of this call; None: the client's default."""
 
     path: str
     picture: bytes
@@ -142,7 +143,6 @@ def _question(
     path: str, picture: Picture, given: dict[str, Any], options: CallOptions, answer: type[BaseModel]
 ) -> Question:
     given |= {name: value for name, value in options.items() if name != "timeout_s"}
-    # In JSON, because a text such as `null` or `12` would be read as what it means there.
     fields = {name: _field(name, value) for name, value in given.items() if value is not None}
     timeout_s = options.get("timeout_s")
     if timeout_s is not None and not 0 < timeout_s < math.inf:
@@ -261,7 +261,13 @@ def _plain_region(region: Region | None) -> list[float] | str | None:
 
 
 def _field(name: str, value: object) -> str:
+    """A form's field: the text as it is, all else in JSON."""
     try:
+        if name == "text":
+            if not isinstance(value, str):
+                raise TypeError(f"expected a str, got {value!r}")
+            value.encode()  # half of a surrogate pair has no bytes
+            return value
         return json.dumps(value, default=float)  # numpy's numbers are none of json's
     except (TypeError, ValueError) as error:
         raise RequestError(f"{name} can't be sent: {error}") from None

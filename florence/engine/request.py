@@ -10,8 +10,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_BEAMS = 8
-
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:

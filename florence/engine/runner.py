@@ -18,13 +18,14 @@ from florence.engine.features import FeatureCache
 from florence.engine.graphs import Buckets, BucketSteps, Recorder
 from florence.engine.places import Place, Places
 from florence.engine.reference import Hypothesis, TokenRules
-from florence.engine.request import MAX_BEAMS, Request
+from florence.engine.request import Request
 from florence.engine.search import DONE, FAULTY, RUNNING, SearchState
 from florence.engine.steps import DenseSteps, Stage, Steps, TightSteps
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
 from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
+from florence.model.generation import MAX_BEAMS
 from florence.model.language import Cache
 from florence.model.parts import Parts, last_of
 

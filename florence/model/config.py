@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from florence.errors import CheckpointError
+from florence.model.generation import GenerationDefaults, Source, read_generation
 
 STAGES = 4
 """Stages of every DaViT."""
@@ -67,23 +68,6 @@ class TextConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """How a checkpoint wants its beams searched when the caller does not say.
-
-    The original runs `language_model.generate`, so `text_config` rules there and its `generation_config.json`
-    is never used; native checkpoints keep the same settings in `generation_config.json`. Where neither
-    names one, the value of Microsoft's checkpoints holds. A forced id of None forces nothing.
-    """
-
-    num_beams: int
-    no_repeat_ngram_size: int
-    early_stopping: bool
-    length_penalty: float
-    forced_bos_id: int | None
-    forced_eos_id: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """All that `config.json` and `generation_config.json` say of a checkpoint."""
 
@@ -106,8 +90,10 @@ def read_config(directory: Path) -> ModelConfig:
     native = "embed_dim" in vision.values
     config = ModelConfig(
         vision=_vision_config(vision, native),
-        text=_text_config(text, tied_default=bool(raw.get("tie_word_embeddings", True))),
-        generation=_generation_defaults(text.values, directory if native else None),
+        text=_text_config(
+            text, tied_default=_Section({"config.json": raw}, "config.json").flag("tie_word_embeddings", True)
+        ),
+        generation=read_generation(_generation_sources(directory, text, native), text.integer("vocab_size")),
     )
     projection = vision.integer("projection_dim")
     if projection != config.text.d_model:
@@ -151,8 +137,8 @@ def _vision_config(section: _Section, native: bool) -> VisionConfig:
         heads=heads,
         groups=groups,
         window=section.integer("window_size"),
-        mlp_ratio=float(section.values.get("mlp_ratio", 4.0)),
-        qkv_bias=bool(section.values.get("qkv_bias", True)),
+        mlp_ratio=section.ratio("mlp_ratio", 4.0),
+        qkv_bias=section.flag("qkv_bias", True),
         max_positions=positions,
         max_frames=frames,
     )
@@ -186,38 +172,24 @@ def _text_config(section: _Section, tied_default: bool) -> TextConfig:
         d_model=d_model,
         max_positions=section.integer("max_position_embeddings"),
         activation=activation,
-        scale_embedding=bool(section.values.get("scale_embedding", False)),
-        tied_head=bool(section.values.get("tie_word_embeddings", tied_default)),
+        scale_embedding=section.flag("scale_embedding", False),
+        tied_head=section.flag("tie_word_embeddings", tied_default),
         encoder=stacks["encoder"],
         decoder=stacks["decoder"],
-        start_id=int(section.values.get("decoder_start_token_id", 2)),
-        bos_id=int(section.values.get("bos_token_id", 0)),
-        pad_id=int(section.values.get("pad_token_id", 1)),
-        eos_id=int(section.values.get("eos_token_id", 2)),
+        start_id=section.token_id("decoder_start_token_id", 2),
+        bos_id=section.token_id("bos_token_id", 0),
+        pad_id=section.token_id("pad_token_id", 1),
+        eos_id=section.token_id("eos_token_id", 2),
     )
 
 
-def _generation_defaults(text: Mapping[str, Any], native_directory: Path | None) -> GenerationDefaults:
-    settings: dict[str, Any] = {
-        "num_beams": 3,
-        "no_repeat_ngram_size": 3,
-        "early_stopping": True,
-        "length_penalty": 1.0,
-        "forced_bos_token_id": 0,
-        "forced_eos_token_id": 2,
-    }
-    path = native_directory / "generation_config.json" if native_directory else None
-    if path and path.is_file():
-        settings |= {name: value for name, value in _read_json(path).items() if name in settings}
-    settings |= {name: text[name] for name in settings if name in text}
-    return GenerationDefaults(
-        num_beams=int(settings["num_beams"]),
-        no_repeat_ngram_size=int(settings["no_repeat_ngram_size"]),
-        early_stopping=bool(settings["early_stopping"]),
-        length_penalty=float(settings["length_penalty"]),
-        forced_bos_id=settings["forced_bos_token_id"],
-        forced_eos_id=settings["forced_eos_token_id"],
-    )
+def _generation_sources(directory: Path, text: _Section, native: bool) -> list[Source]:
+    """Where a checkpoint's settings for generation are written; the first rules."""
+    sources: list[Source] = [(f"{directory / 'config.json'}, {text.name}", text.values)]
+    path = directory / "generation_config.json"
+    if native and path.is_file():
+        sources.append((str(path), _read_json(path)))
+    return sources
 
 
 class _Section:
@@ -235,6 +207,29 @@ class _Section:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a positive integer")
         return value
+
+    def token_id(self, key: str, default: int) -> int:
+        value, size = self._given(key, default), self.integer("vocab_size")
+        if type(value) is not int or not 0 <= value < size:
+            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a token id from 0 to {size - 1}")
+        return value
+
+    def ratio(self, key: str, default: float) -> float:
+        value = self._given(key, default)
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._given(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected true or false")
+        return value
+
+    def _given(self, key: str, default: object) -> Any:
+        """The value; the default for none, or null."""
+        value = self.values.get(key)
+        return default if value is None else value
 
     def stages(self, key: str) -> tuple[int, ...]:
         value = self.values.get(key)

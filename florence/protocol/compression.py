@@ -10,28 +10,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from florence.errors import FlorenceError, ProtocolError
+from florence.errors import BodyTooLarge, ProtocolError, UnknownEncoding
 
 _WINDOWS: Mapping[str, int] = MappingProxyType({"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS})
 ENCODINGS: Final = ", ".join(_WINDOWS)
 
 
-class UnknownEncoding(FlorenceError):
-    """The body's encoding is none that the service can undo."""
-
-    status = 501
-
-
-class DecompressedTooLarge(FlorenceError):
-    """The body would be longer than the service takes."""
-
-    status = 413
-
-
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     """The body without its encoding, at most `max_bytes` of it. encoding: "" or "identity" for none.
 
-    Raises UnknownEncoding, DecompressedTooLarge, and ProtocolError for a body that is not so encoded, is cut
+    Raises UnknownEncoding, BodyTooLarge, and ProtocolError for a body that is not so encoded, is cut
     short, or goes on after its end.
     """
     if encoding in ("", "identity"):
@@ -44,9 +32,7 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     except zlib.error as error:
         raise ProtocolError(f"the body is not valid {encoding}: {error}") from None
     if len(plain) > max_bytes:
-        raise DecompressedTooLarge(
-            f"the request's body is larger than the {max_bytes} bytes allowed (FLORENCE_MAX_BODY_BYTES)"
-        )
+        raise BodyTooLarge(max_bytes)
     if not stream.eof:
         raise ProtocolError(f"the body is not valid {encoding}: it is cut short")
     if stream.unused_data:

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from florence.protocol.compression import ENCODINGS, UnknownEncoding, choose_encoding, compress, decompress
+from florence.errors import UnknownEncoding
+from florence.protocol.compression import ENCODINGS, choose_encoding, compress, decompress
 from florence.protocol.infer_body import (
     build_binary_answer,
     build_infer_answer,

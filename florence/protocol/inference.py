@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
-from florence.errors import Closed, DeadlineExceeded, FlorenceError, Unavailable
-from florence.protocol.replies import ClientLeft, Model, log_answer, stopped
+from florence.errors import ClientLeft, Closed, DeadlineExceeded, FlorenceError, Unavailable
+from florence.protocol.replies import Model, log_answer, stopped
 from florence.protocol.statistics import Reason, Spans, Statistics
 from florence.protocol.tensors import InferRequest, Row, of_row, read_rows
 from florence.schemas import Answer, GenerationParameters, read_generation_parameters
@@ -117,7 +117,7 @@ async def _answer_rows(
         await asyncio.wait(waiting, timeout=options["timeout_s"], return_when=asyncio.FIRST_EXCEPTION)
         if watch is not None and watch.done():
             watch.result()
-            raise ClientLeft("the client left before the answer")
+            raise ClientLeft
         return _answers_of(waiting, options["timeout_s"])
     finally:
         if watch is not None:

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 from florence.errors import ProtocolError
 
 LONG: Final = 65_536
-"""Bytes of a string above which it stays where it is. No text that a task takes is so long."""
+"""Bytes of a string above which it stays where it is. Few texts that a task takes are so long."""
 
 _MOST_STRINGS: Final = 512  # that are looked at: a request of 36 rows has fewer
 _BACKSLASH: Final = ord("\\")

@@ -13,16 +13,10 @@ from http import HTTPStatus
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from florence.errors import FlorenceError
+from florence.errors import BodyTooLarge, ClientLeft, FlorenceError
 from florence.protocol.replies import error_reply, json_reply, unforeseen_reply
 
 logger = logging.getLogger("florence.service")
-
-
-class BodyTooLarge(FlorenceError):
-    """The request's body is longer than the service takes."""
-
-    status = 413
 
 
 class V2Routes:
@@ -78,7 +72,7 @@ class BodyLimit:
             if received > self.max_bytes:
                 if message.get("more_body", False):
                     await self._discard(receive)
-                raise self._error()
+                raise BodyTooLarge(self.max_bytes)
             return message
 
         async def closing(message: Message) -> None:
@@ -88,13 +82,8 @@ class BodyLimit:
 
         await self.app(scope, counted, closing)
 
-    def _error(self) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"the request's body is larger than the {self.max_bytes} bytes allowed (FLORENCE_MAX_BODY_BYTES)"
-        )
-
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = error_reply(self._error())
+        reply = error_reply(BodyTooLarge(self.max_bytes))
         reply.headers["Connection"] = "close"
         await reply(scope, receive, send)
 
@@ -151,7 +140,8 @@ class CancelOnDisconnect:
             work.cancel()
         logger.info("the client of %s left before the answer", scope["path"])
         if not started:
-            await json_reply({"error": "the client left before the answer"}, 499)(scope, receive, send)
+            error = ClientLeft()
+            await json_reply({"error": str(error)}, error.status)(scope, receive, send)
 
 
 class ErrorBodies:

@@ -19,7 +19,7 @@ import anyio.to_thread
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from florence.errors import Closed, DeadlineExceeded, FlorenceError, Unavailable
+from florence.errors import ClientLeft, Closed, DeadlineExceeded, FlorenceError, Unavailable
 from florence.schemas import Answer
 from florence.streams import OnText
 
@@ -33,12 +33,6 @@ INTERNAL_ERROR = "internal error: the server's log says more"
 CHECKPOINT_HEADER = "florence-checkpoint"
 MOST_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop longer than a thread's start
 T = TypeVar("T")
-
-
-class ClientLeft(FlorenceError):
-    """The client left before its answer, which nobody would read; 499, as nginx calls it."""
-
-    status = 499
 
 
 class Model(Protocol):

@@ -23,7 +23,7 @@ class Reason(StrEnum):
 
     REJECTED = "REJECTED"  # no room in the queue, or not in time
     CANCELED = "CANCELED"  # its client left
-    BACKEND = "BACKEND"  # the picture or the task is wrong, or the model failed
+    BACKEND = "BACKEND"  # the picture, the task or the text is wrong, or the model failed
     OTHER = "OTHER"
 
 
@@ -77,7 +77,8 @@ class _Compute:
 class Statistics:
     """Counters of one model. A request counts once, however many rows it has; rows are counted apart.
 
-    Requests that are refused before their pictures are read change nothing, as with Triton.
+    Requests that are refused by their form (body, inputs, outputs, options) change nothing, as with Triton.
+    What is in a picture, a task or a text is, as there, the model's to judge: one that is wrong is a failure.
     """
 
     rows: int = 0
@@ -91,7 +92,7 @@ class Statistics:
     failures: Counter[Reason] = field(default_factory=Counter)
 
     def begin(self) -> None:
-        """A request came that is not refused."""
+        """A request came whose form is right."""
         self.pending += 1
 
     def succeed(self, rows: int, spans: Spans) -> None:

@@ -17,8 +17,8 @@ from florence.errors import FlorenceError, ProtocolError
 from florence.protocol.long_strings import LongString
 from florence.protocol.picture import decode_base64, decode_picture, decode_plain_base64
 from florence.protocol.v2_model import INPUTS, MAX_BATCH_SIZE, MODEL_NAME, OUTPUT, REQUIRED_INPUTS
+from florence.schemas import MAX_TEXT_CHARS
 
-MAX_TEXT_CHARS: Final = 16_384  # of a task or a text; 4096 tokens, the longest prompt, have fewer
 DATATYPES: Final = frozenset(
     {"BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"}
     | {"FP16", "BF16", "FP32", "FP64", "BYTES"}
@@ -254,12 +254,13 @@ def _picture(element: Element) -> bytes:
 def _text(element: Element, what: str) -> str:
     if isinstance(element, str):
         return check_text(element, what)
-    if (
-        isinstance(element, LongString) or len(element) > 4 * MAX_TEXT_CHARS
-    ):  # bytes that one character takes at most
+    # Bytes that one character takes at most: in UTF-8, and in JSON as two escapes.
+    if len(element) > (12 if isinstance(element, LongString) else 4) * MAX_TEXT_CHARS:
         raise ProtocolError(
             f"{what} has {len(element)} bytes; at most {MAX_TEXT_CHARS} characters are allowed"
         )
+    if isinstance(element, LongString):
+        return check_text(str(element), what)
     try:
         return check_text(str(element, "utf-8"), what)
     except UnicodeDecodeError:

@@ -28,8 +28,8 @@ from florence.errors import FlorenceError, OptionError, ProtocolError, RequestEr
 from florence.protocol.long_strings import parse_json
 from florence.protocol.picture import Picture
 from florence.protocol.replies import Model, off_loop, reply_or_error, settle
-from florence.protocol.tensors import MAX_TEXT_CHARS
 from florence.schemas import (
+    MAX_TEXT_CHARS,
     Answer,
     Detections,
     GenerationParameters,
@@ -44,6 +44,9 @@ from florence.tasks import Input, Kind, Task, get_task
 
 MULTIPART: Final = "multipart/form-data"
 _MOST_PARTS: Final = 32
+_BENTOML_CLIENT: Final = (
+    "BentoML HTTP Client/"  # it writes all of a form's values in JSON, and says so nowhere
+)
 
 RESULT_TYPES: Mapping[Kind, Any] = MappingProxyType(
     {
@@ -228,14 +231,15 @@ async def _read_form(request: Request) -> dict[str, Any]:
     except MultiPartException as error:
         raise RequestError(f"the body is not valid multipart/form-data: {error.message}") from None
     try:
-        return {name: await _read_part(form, name) for name in form}
+        in_json = request.headers.get("user-agent", "").startswith(_BENTOML_CLIENT)
+        return {name: await _read_part(form, name, in_json=in_json) for name in form}
     finally:
         await form.close()
 
 
-async def _read_part(form: FormData, name: str) -> Any:
-    """One part's value: a file's bytes, or text. Numbers and lists are written as in JSON; BentoML's
-    clients write all values so, a form writes texts bare."""
+async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
+    """One part's value: a file's bytes, or text. Numbers and lists are written as in JSON; a text is as it
+    is, unless `in_json` says that it is written so too."""
     parts = form.getlist(name)
     if len(parts) > 1:
         raise RequestError(f"{name[:60]} is sent {len(parts)} times; send it once")
@@ -245,11 +249,12 @@ async def _read_part(form: FormData, name: str) -> Any:
         if name == "image":
             return data
         part = data.decode("utf-8", "replace")
+    if name == "image" or (name == "text" and not in_json):
+        return part
     try:
-        value = json.loads(part)
+        return json.loads(part)
     except (ValueError, RecursionError):
         return part
-    return value if name not in ("image", "text") or value is None or isinstance(value, str) else part
 
 
 def explain(error: ValidationError, task: Task | None, input_type: type[BaseModel]) -> RequestError:

@@ -1,0 +1,94 @@
+"""How a checkpoint wants its beams searched, read from its files within the bounds that requests have too.
+
+Knows values that were read as JSON, not files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from florence.errors import CheckpointError
+
+MAX_BEAMS: Final = 8
+MAX_NGRAM: Final = 4096
+MAX_PENALTY: Final = 10.0  # within it even 4096 ** length_penalty is a float32
+
+Source = tuple[str, Mapping[str, Any]]
+"""Where settings are written, for errors, and the settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """How a checkpoint wants its beams searched when the caller does not say.
+
+    The original runs `language_model.generate`, so `text_config` rules there and its `generation_config.json`
+    is never used; native checkpoints keep the same settings in `generation_config.json`. Where neither
+    names one, or it is null, the value of Microsoft's checkpoints holds. `early_stopping`: as
+    `engine.GenerationOptions` has it. A forced id of None forces nothing; null says so.
+    """
+
+    num_beams: int
+    no_repeat_ngram_size: int
+    early_stopping: bool | Literal["never"]
+    length_penalty: float
+    forced_bos_id: int | None
+    forced_eos_id: int | None
+
+
+def read_generation(sources: Sequence[Source], vocab_size: int) -> GenerationDefaults:
+    """The settings that the first of the sources names. CheckpointError for a value that no request may have
+    either, saying where it is written."""
+    settings = _Settings(sources)
+    return GenerationDefaults(
+        num_beams=settings.integer("num_beams", 3, least=1, most=MAX_BEAMS),
+        no_repeat_ngram_size=settings.integer("no_repeat_ngram_size", 3, least=0, most=MAX_NGRAM),
+        early_stopping=settings.early_stopping(),
+        length_penalty=settings.penalty(),
+        forced_bos_id=settings.forced_id("forced_bos_token_id", 0, vocab_size),
+        forced_eos_id=settings.forced_id("forced_eos_token_id", 2, vocab_size),
+    )
+
+
+class _Settings:
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+
+    def integer(self, name: str, default: int, *, least: int, most: int) -> int:
+        place, value = self._find(name, default)
+        if type(value) is not int or not least <= value <= most:
+            raise _refused(place, name, value, f"an integer from {least} to {most}")
+        return value
+
+    def early_stopping(self) -> bool | Literal["never"]:
+        place, value = self._find("early_stopping", True)
+        if value == "never":
+            return "never"
+        if not isinstance(value, bool):
+            raise _refused(place, "early_stopping", value, 'true, false or "never"')
+        return value
+
+    def penalty(self) -> float:
+        place, value = self._find("length_penalty", 1.0)
+        if type(value) not in (int, float) or not -MAX_PENALTY <= value <= MAX_PENALTY:
+            raise _refused(place, "length_penalty", value, f"a number from {-MAX_PENALTY} to {MAX_PENALTY}")
+        return float(value)
+
+    def forced_id(self, name: str, default: int, vocab_size: int) -> int | None:
+        place, value = self._find(name, default, null_counts=True)
+        if value is None:
+            return None
+        if type(value) is not int or not 0 <= value < vocab_size:
+            raise _refused(place, name, value, f"a token id from 0 to {vocab_size - 1}, or null")
+        return value
+
+    def _find(self, name: str, default: Any, *, null_counts: bool = False) -> tuple[str, Any]:
+        for place, values in self.sources:
+            if name in values and (null_counts or values[name] is not None):
+                return place, values[name]
+        return "the default", default
+
+
+def _refused(place: str, name: str, value: object, allowed: str) -> CheckpointError:
+    return CheckpointError(f"{place}: {name} is {value!r}, expected {allowed}")
