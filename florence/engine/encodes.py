@@ -22,8 +22,8 @@ Prompts = Sequence[Sequence[int]]
 class Encodes(Protocol):
     """`look`: uint8 pixels [pictures, height, width, 3] -> tokens [pictures, tokens, d_model]. `cross`: such
     tokens, a row for each request, and its prompt's ids -> encoder keys and values, each [at least requests,
-    heads, length, head_dim]; what is behind a request's own length means nothing. What they return holds
-    until their next call."""
+    heads, length, head_dim]; what is behind a request's own length means nothing. What they return may lie in
+    memory that any other recorded work writes to: use it before anything else runs."""
 
     def look(self, pixels: Tensor) -> Parts[Tensor]: ...
 
@@ -52,7 +52,11 @@ class PlainEncodes:
 
 
 class BucketEncodes:
-    """Batches and prompts padded to one of a few sizes, each recorded the second time that it comes."""
+    """Batches and prompts padded to one of a few sizes, each recorded the second time that it comes.
+
+    Recorded results lie in memory that all recordings share, so a part ends before a replay and never between
+    it and the use of its results: a decode step would write over them.
+    """
 
     def __init__(self, model: Florence2Model, buckets: Buckets, recorder: Recorder) -> None:
         self._model, self._buckets, self._recorder = model, buckets, recorder
@@ -68,7 +72,7 @@ class BucketEncodes:
         if self._device.type == "cuda":
             pixels = pixels.pin_memory()
         (tokens,) = self._run(("look", size), lambda pixels: [self._model.look(pixels)], pixels, rows=size)
-        yield
+        yield from ()  # all of it is one part
         return tokens[:count]
 
     def cross(self, pictures: Tensor, prompts: Prompts) -> Parts[Cache]:
@@ -76,8 +80,8 @@ class BucketEncodes:
         longest = round_up(max(map(len, prompts)), self._buckets.prompts)
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
         mask = mask_of(prompts, pictures.shape[1], longest)
-        found = self._run(("cross", size, longest), self._cross, pictures, ids, mask, rows=size)
         yield
+        found = self._run(("cross", size, longest), self._cross, pictures, ids, mask, rows=size)
         layers = len(self._model.language.decoder.layers)
         keys, values = found[:layers], found[layers:]
         count = len(prompts)

@@ -105,8 +105,11 @@ def doubling(first: int, last: int) -> tuple[int, ...]:
 
 
 def round_up(size: int, sizes: Sequence[int]) -> int:
-    """The smallest of `sizes` that holds `size`."""
-    return next(candidate for candidate in sizes if candidate >= size)
+    """The smallest of `sizes` that holds `size`. Raises `ValueError` where none does."""
+    for candidate in sizes:
+        if candidate >= size:
+            return candidate
+    raise ValueError(f"{size} fits none of the sizes {list(sizes)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class BucketSteps:
         return first
 
     def _key(self, decodings: Sequence[Decoding]) -> _Key:
-        sizes, shape = self._buckets, shape_of(decodings)
+        sizes, shape = self._buckets, shape_of(decodings, self._stage.state.places)
         slots, rows = extent_of(decodings)
         return _Key(
             round_up(slots, sizes.slots),

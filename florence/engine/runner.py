@@ -34,13 +34,14 @@ DEFAULT_FEATURE_BYTES = 128 * 2**20
 
 @dataclass(slots=True, eq=False)
 class Decoding:
-    """One request that is being decoded."""
+    """One request that is being decoded. `sound`: whether all that it has written is known to be numbers."""
 
     request: Request
     place: Place
     picture_tokens: int
     encoder_length: int
     steps: int = 0
+    sound: bool = False
     gone: bool = False
 
 
@@ -92,6 +93,8 @@ class Runner:
         self._picture_tokens = picture_tokens
         self._kernel, self._recorder, self._late = kernel, recorder, late
         self._reserved = reserved
+        # The kernel reads what a request itself has written; other steps read whole places, and mask them.
+        self._shared = recorder is not None or kernel is None
         self._dtype = weight.dtype
         self.reset()
 
@@ -102,6 +105,7 @@ class Runner:
         """
         sizes, text = self.sizes, self.model.config.text
         self.places = Places(sizes.slots, sizes.rows)
+        self._unsound: list[Place] = []  # free, but perhaps with values that are no numbers
         self.features.clear()
         self.caches = Caches(
             sizes, text.decoder, text.d_model, self.device, self._dtype, reserved=self._reserved
@@ -176,6 +180,9 @@ class Runner:
     def _place(self, requests: Sequence[Request], cross: Cache, picture_tokens: int) -> list[Decoding]:
         """Give each request its place and what it needs there; all of them, or none if something fails."""
         decodings: list[Decoding] = []
+        while self._unsound:  # here and not when they are freed, which must not fail if the device does
+            left = self._unsound.pop()
+            self.caches.wipe(left.slot, left.rows)
         try:
             for request in requests:
                 place = self.places.take(request.options.num_beams)
@@ -208,6 +215,7 @@ class Runner:
         for decoding, status, token in zip(reading.decodings, statuses, tokens, strict=True):
             if decoding.gone:
                 continue
+            decoding.sound = status != FAULTY and not self._late  # late: it has taken another step since
             if decoding.request.on_token is not None and status != FAULTY:
                 decoding.request.on_token(token)
             if status != RUNNING:
@@ -218,6 +226,8 @@ class Runner:
         """Free the places of a request that nobody waits for any more."""
         decoding.gone = True
         self.places.give_back(decoding.place)
+        if self._shared and not decoding.sound:
+            self._unsound.append(decoding.place)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
         """Whether the length limit, not the model, ended the sequence."""
@@ -231,7 +241,6 @@ class Runner:
             outcome = self.state.best(decoding.place.slot)
         else:
             outcome = EngineError("the model gave values that are not numbers for this request")
-            self.caches.wipe(decoding.place.slot, list(decoding.place.rows))
         self.drop(decoding)
         return outcome
 

@@ -55,7 +55,8 @@ class SearchState:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
 
-        places = (MAX_BEAMS, room + 1)
+        self.places = room + 1  # of a sequence: the start token's, and one for each token generated
+        places = (MAX_BEAMS, self.places)
         self.sequences, self.runs = zeros(*places), zeros(*places)
         self.ancestry = zeros(*places)
         self.logprobs = zeros(*places, dtype=torch.float32)

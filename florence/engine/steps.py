@@ -84,7 +84,7 @@ class TightSteps:
         self._seats: list[tuple[Place, int]] = []
 
     def run(self, decodings: Sequence[Decoding]) -> None:
-        shape = shape_of(decodings)
+        shape = shape_of(decodings, self._stage.state.places)
         seats = seats_of(decodings)
         if self._members is None or seats != self._seats:  # somebody came or went
             self._members, self._seats = tight_members(decodings, self._stage.state.device), seats
@@ -98,19 +98,20 @@ class DenseSteps:
         self._stage = stage
 
     def run(self, decodings: Sequence[Decoding]) -> None:
-        shape = shape_of(decodings)
+        shape = shape_of(decodings, self._stage.state.places)
         slots, rows = extent_of(decodings)
         self._stage.dense_step(
             dense_members(decodings, slots, rows, shape.beams, self._stage.state.device), shape
         )
 
 
-def shape_of(decodings: Sequence[Decoding]) -> StepShape:
-    """The smallest sizes in which these requests can take their next step."""
+def shape_of(decodings: Sequence[Decoding], most: int) -> StepShape:
+    """The smallest sizes in which these requests can take their next step, sequences of `most` places."""
     beams = [len(decoding.place.rows) for decoding in decodings]
     return StepShape(
         beams=max(beams),
-        length=max(decoding.steps for decoding in decodings) + 2,  # the token read, and the one chosen
+        # The token read, and the one chosen; one that has filled its room and runs along chooses none.
+        length=min(max(decoding.steps for decoding in decodings) + 2, most),
         greedy=min(beams) == 1,
         encoder_length=max(decoding.encoder_length for decoding in decodings),
     )
@@ -151,9 +152,11 @@ def dense_members(
 ) -> Members:
     """The first `slots` and `rows` of the caches; those that nobody has run along idly.
 
-    An idle row reads what the first request's first beam reads, and is read by nobody.
+    An idle row does once more what the first request's first beam does, writes it to the same place of the
+    caches, and is read by nobody. Nothing is written where nobody lies: what is no number would stay there.
     """
-    owners = [(decodings[0].place.slot, 0)] * rows
+    first = decodings[0].place
+    owners, written = [(first.slot, 0)] * rows, [first.rows[0]] * rows
     rows_of = [[0] * beams for _ in range(slots)]
     counts, lengths = [0] * slots, [1] * slots
     for decoding in decodings:
@@ -161,10 +164,10 @@ def dense_members(
         counts[slot], lengths[slot] = len(taken), decoding.encoder_length
         rows_of[slot][: len(taken)] = taken
         for beam, row in enumerate(taken):
-            owners[row] = slot, beam
+            owners[row], written[row] = (slot, beam), row
     return make_members(
         slots=list(range(slots)),
-        rows=list(range(rows)),
+        rows=written,
         owners=owners,
         rows_of=rows_of,
         beams=counts,

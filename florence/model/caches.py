@@ -8,6 +8,7 @@ leaves its past where it lies: its *ancestry* says in which row each position of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -72,13 +73,14 @@ class Caches:
             self.cross_keys[layer][where, :, :length] = memory.keys
             self.cross_values[layer][where, :, :length] = memory.values
 
-    def wipe(self, slot: int, rows: list[int]) -> None:
-        """Set a request's places to zero. For one that left values which are no numbers: a masked position
-        counts zero times its value, and zero times NaN is NaN."""
+    def wipe(self, slot: int, rows: Sequence[int]) -> None:
+        """Set a request's places to zero. For one that may have left values which are no numbers: a masked
+        position counts zero times its value, and zero times NaN is NaN."""
         for buffer in (self.cross_keys, self.cross_values):
-            buffer[:, slot] = 0
+            buffer[:, slot].zero_()
         for buffer in (self.own_keys, self.own_values):
-            buffer[:, rows] = 0
+            for row in rows:
+                buffer[:, row].zero_()
 
 
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

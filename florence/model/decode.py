@@ -97,8 +97,9 @@ class DenseAttention:
     masked out.
 
     Shapes depend on those of `members` and `ancestry` and on `encoder_length` only, never on values, so that
-    a CUDA graph can hold it. `members.slots` and `members.rows` must be 0, 1, 2, ... `ancestry` [requests,
-    beams, length]: the row that holds each position of a beam's past; `positions` [rows] as in `decode_step`.
+    a CUDA graph can hold it. `members.slots` must be 0, 1, 2, ..., and so must `members.rows`, but for those
+    that no request has. `ancestry` [requests, beams, length]: the row that holds each position of a beam's
+    past; `positions` [rows] as in `decode_step`.
     """
 
     def __init__(
