@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from florence.engine.graphs import Buckets, Recorder, Replay, round_up
+from florence.engine.graphs import MOST_RECORDED, Buckets, Recorder, Replay, round_up, warn_once
+from florence.model.devices import pinned
 from florence.model.florence2 import Florence2Model
 from florence.model.language import Cache, KeysValues
 from florence.model.parts import Parts
@@ -62,6 +63,7 @@ class BucketEncodes:
         self._model, self._buckets, self._recorder = model, buckets, recorder
         self._device = model.language.shared.weight.device
         self._seen: dict[tuple[object, ...], _Recorded] = {}
+        self._full = warn_once("encodes")
 
     def look(self, pixels: Tensor) -> Parts[Tensor]:
         count = len(pixels)
@@ -69,8 +71,6 @@ class BucketEncodes:
         if count > most:
             raise ValueError(f"{count} pictures at once, buffers hold {most}")
         size = round_up(count, self._buckets.pictures)
-        if self._device.type == "cuda":
-            pixels = pixels.pin_memory()
         (tokens,) = self._run(("look", size), lambda pixels: [self._model.look(pixels)], pixels, rows=size)
         yield from ()  # all of it is one part
         return tokens[:count]
@@ -99,7 +99,10 @@ class BucketEncodes:
         if key in self._seen:
             return self._seen[key].run(inputs)
         buffers = [fixed_input(value, rows, self._device) for value in inputs]
-        self._seen[key] = _Recorded(lambda: work(*buffers), buffers, self._recorder)
+        if len(self._seen) < MOST_RECORDED:
+            self._seen[key] = _Recorded(lambda: work(*buffers), buffers, self._recorder)
+        else:
+            self._full()
         return work(*buffers)
 
 
@@ -115,7 +118,7 @@ class _Recorded:
     def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """The results, in fixed tensors. Rows that the inputs don't fill keep what they had."""
         for buffer, value in zip(self._buffers, inputs, strict=True):
-            buffer[: len(value)].copy_(value, non_blocking=True)
+            buffer[: len(value)].copy_(pinned(value, buffer.device), non_blocking=True)
         if self._replay is None:
             self._replay = self._recorder.record(self._work)
         replay, results = self._replay

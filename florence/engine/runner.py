@@ -6,6 +6,7 @@ or time limits.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from florence.model.caches import Caches, CacheSizes
 from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
 from florence.model.language import Cache
-from florence.model.parts import Parts, last_of
+from florence.model.parts import Parts, last_of, waiting
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20
 """Room for about a hundred pictures of Florence-2-large in bfloat16."""
@@ -96,23 +97,40 @@ class Runner:
         # The kernel reads what a request itself has written; other steps read whole places, and mask them.
         self._shared = recorder is not None or kernel is None
         self._dtype = weight.dtype
-        self.reset()
+        self._last: _Reading | None = None
+        self._prepared = False
+        self._build()
 
     def reset(self) -> None:
-        """Forget everybody, with new buffers: after a fault of the device the old ones can't be trusted.
+        """Forget everybody, with new buffers: after a fault of the device the old ones can't be trusted. What
+        `prepare` did is done again.
 
         Raises whatever the device raises, if it is gone for good.
         """
+        # The old ones go first: a device has no room for both.
+        for name in ("caches", "state", "_steps", "_encodes"):
+            vars(self).pop(name, None)
+        self.features.clear()
+        gc.collect()  # what was recorded refers to itself
+        if self._recorder is not None:
+            self._recorder.reset()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._build()
+        if self._prepared:
+            self.prepare()
+
+    def _build(self) -> None:
+        """Buffers for everybody there is room for, and nobody in them."""
         sizes, text = self.sizes, self.model.config.text
         self.places = Places(sizes.slots, sizes.rows)
         self._unsound: list[Place] = []  # free, but perhaps with values that are no numbers
-        self.features.clear()
         self.caches = Caches(
             sizes, text.decoder, text.d_model, self.device, self._dtype, reserved=self._reserved
         )
         self.state = SearchState(sizes.slots, sizes.decoder_room, self.rules, self.device)
         stage = Stage(self.model.language, self.caches, self.state)
-        self._last: _Reading | None = None
+        self._last = None
         self._encodes: Encodes = PlainEncodes(self.model)
         if self._recorder is not None:
             buckets = self._buckets()
@@ -135,6 +153,7 @@ class Runner:
             beams = self.model.config.generation.num_beams  # most requests have so many
             for rows in range(beams, self.sizes.rows + 1, beams):
                 try_products(self.model.language, rows)
+        self._prepared = True
 
     def _buckets(self) -> Buckets:
         sizes, config = self.sizes, self.model.config
@@ -152,13 +171,20 @@ class Runner:
         """All parts of `encode_parts`."""
         return last_of(self.encode_parts(requests))
 
-    @torch.inference_mode()
     def encode_parts(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
         """Encode pictures and prompts together and give each request its place, for which there must be room.
 
         What each gets is what it would get alone. Yields between the parts of the work, so that others need
-        not wait for all of it.
+        not wait for all of it. A part ends when the device has done it: whoever gives encodes a budget of
+        time measures that of the work, not that of sending it.
         """
+        parts = self._encode(requests)
+        if self.device.type == "cuda":
+            return waiting(parts, lambda: torch.cuda.current_stream(self.device).synchronize())
+        return parts
+
+    @torch.inference_mode()
+    def _encode(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
         pictures = yield from self._look(requests)  # [requests, tokens, d_model]
         cross = yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests])
         return self._place(requests, cross, pictures.shape[1])
@@ -212,7 +238,8 @@ class Runner:
         """What a step decided for those who have not gone meanwhile."""
         statuses, tokens = reading.values()
         outcomes = []
-        for decoding, status, token in zip(reading.decodings, statuses, tokens, strict=True):
+        for decoding in reading.decodings:
+            status, token = statuses[decoding.place.slot], tokens[decoding.place.slot]
             if decoding.gone:
                 continue
             decoding.sound = status != FAULTY and not self._late  # late: it has taken another step since
@@ -246,23 +273,22 @@ class Runner:
 
 
 class _Reading:
-    """What a step decided, on its way from the device: each member's status and first beam's token."""
+    """What a step decided, on its way from the device: each slot's status and first beam's token."""
 
     def __init__(self, state: SearchState, decodings: Sequence[Decoding]) -> None:
         self.decodings = list(decodings)
-        slots = torch.tensor([decoding.place.slot for decoding in decodings], device=state.device)
-        found = torch.stack([state.status[slots], state.last_token[slots]])
+        decided = state.decided  # [2, slots]
         self._event: torch.cuda.Event | None = None
-        if found.is_cuda:
-            self._values = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-            self._values.copy_(found, non_blocking=True)
+        if decided.is_cuda:  # nothing here waits; PyTorch uses pinned memory again and again
+            self._values = torch.empty(decided.shape, dtype=decided.dtype, pin_memory=True)
+            self._values.copy_(decided, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no type for it
             self._event.record()
         else:
-            self._values = found
+            self._values = decided.clone()
 
     def values(self) -> tuple[list[int], list[int]]:
-        """Statuses and tokens, once they have come."""
+        """Statuses and tokens of all slots, once they have come."""
         if self._event is not None:
             self._event.synchronize()
         statuses, tokens = self._values.tolist()

@@ -87,7 +87,7 @@ class TightSteps:
         shape = shape_of(decodings, self._stage.state.places)
         seats = seats_of(decodings)
         if self._members is None or seats != self._seats:  # somebody came or went
-            self._members, self._seats = tight_members(decodings, self._stage.state.device), seats
+            self._members, self._seats = tight_members(decodings), seats
         self._stage.tight_step(self._members, shape, self._kernel)
 
 
@@ -100,9 +100,8 @@ class DenseSteps:
     def run(self, decodings: Sequence[Decoding]) -> None:
         shape = shape_of(decodings, self._stage.state.places)
         slots, rows = extent_of(decodings)
-        self._stage.dense_step(
-            dense_members(decodings, slots, rows, shape.beams, self._stage.state.device), shape
-        )
+        members = dense_members(decodings, slots, rows, shape.beams)
+        self._stage.dense_step(members.to(self._stage.state.device), shape)
 
 
 def shape_of(decodings: Sequence[Decoding], most: int) -> StepShape:
@@ -129,7 +128,7 @@ def extent_of(decodings: Sequence[Decoding]) -> tuple[int, int]:
     return slots + 1, rows + 1
 
 
-def tight_members(decodings: Sequence[Decoding], device: torch.device) -> Members:
+def tight_members(decodings: Sequence[Decoding]) -> Members:
     """Just these requests, the beams of each one after another."""
     beams = [len(decoding.place.rows) for decoding in decodings]
     rows_of, first = [], 0
@@ -143,13 +142,10 @@ def tight_members(decodings: Sequence[Decoding], device: torch.device) -> Member
         rows_of=rows_of,
         beams=beams,
         encoder_lengths=[decoding.encoder_length for decoding in decodings],
-        device=device,
     )
 
 
-def dense_members(
-    decodings: Sequence[Decoding], slots: int, rows: int, beams: int, device: torch.device
-) -> Members:
+def dense_members(decodings: Sequence[Decoding], slots: int, rows: int, beams: int) -> Members:
     """The first `slots` and `rows` of the caches; those that nobody has run along idly.
 
     An idle row does once more what the first request's first beam does, writes it to the same place of the
@@ -172,7 +168,6 @@ def dense_members(
         rows_of=rows_of,
         beams=counts,
         encoder_lengths=lengths,
-        device=device,
     )
 
 
@@ -184,12 +179,11 @@ def make_members(
     rows_of: list[list[int]],
     beams: list[int],
     encoder_lengths: list[int],
-    device: torch.device,
 ) -> Members:
-    """Lists to tensors; `owners` [rows]: the request and beam of each row."""
+    """Lists to tensors of the host; `owners` [rows]: the request and beam of each row."""
 
     def tensor(values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
+        return torch.tensor(values, dtype=torch.int64)
 
     counts = tensor(beams)
     return Members(
@@ -198,7 +192,7 @@ def make_members(
         request_of=tensor([request for request, _ in owners]),
         beam_of=tensor([beam for _, beam in owners]),
         rows_of=tensor(rows_of),
-        is_beam=torch.arange(len(rows_of[0]), device=device) < counts[:, None],
+        is_beam=torch.arange(len(rows_of[0])) < counts[:, None],
         beams=counts,
         encoder_lengths=tensor(encoder_lengths),
     )

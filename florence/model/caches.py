@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from florence.model.config import StackConfig
+from florence.model.devices import pinned
 from florence.model.language import Cache
 
 
@@ -68,7 +69,8 @@ class Caches:
     def write_cross(self, slots: list[int], cross: Cache) -> None:
         """Put the rows of a batch's encoder keys and values, padding and all, into these slots."""
         length = cross[0].keys.shape[2]
-        where = torch.tensor(slots, device=self.cross_keys.device)
+        device = self.cross_keys.device
+        where = pinned(torch.tensor(slots), device).to(device, non_blocking=True)
         for layer, memory in enumerate(cross):
             self.cross_keys[layer][where, :, :length] = memory.keys
             self.cross_values[layer][where, :, :length] = memory.values
