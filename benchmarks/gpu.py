@@ -64,7 +64,7 @@ class Bench:
 
     def runner(self, model: Florence2Model, slots: int) -> Runner:
         on_gpu = self.device.type == "cuda"
-        recorder = CudaRecorder() if on_gpu else PlainRecorder()
+        recorder = CudaRecorder(self.device) if on_gpu else PlainRecorder()
         return Runner(
             model,
             slots,

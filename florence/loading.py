@@ -131,7 +131,7 @@ def _runner(
         decoder_room=tokens.max_new_tokens,
         feature_bytes=options.picture_cache_bytes,
         kernel=None if on_gpu else cpu_kernel(model, options.threads),
-        recorder=CudaRecorder() if on_gpu else None,
+        recorder=CudaRecorder(model.language.shared.weight.device) if on_gpu else None,
         late=on_gpu,
         reserved=options.reserved,
     )

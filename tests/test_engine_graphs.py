@@ -64,7 +64,7 @@ def test_a_cuda_graph_does_too() -> None:
     buffer = torch.zeros(3, device="cuda")
     work = lambda: [buffer * 2]  # noqa: E731
     work()
-    replay, (result,) = CudaRecorder().record(work)
+    replay, (result,) = CudaRecorder(torch.device("cuda")).record(work)
     buffer.fill_(5.0)
     replay()
     assert result.tolist() == [10.0] * 3

@@ -151,6 +151,58 @@ def test_values_that_are_no_numbers_fail_their_request_alone(runner: Runner) -> 
             assert outcome.token_ids == expected.token_ids
 
 
+def hypotheses(runner: Runner, left: list[Decoding]) -> dict[Decoding, Outcome]:
+    """What came of these requests."""
+    outcomes: dict[Decoding, Outcome] = {}
+    while left:
+        outcomes |= dict(runner.step(left))
+        left = [decoding for decoding in left if decoding not in outcomes]
+    return outcomes
+
+
+def long_request(seed: int, prompt: int = 28) -> Request:
+    """One that takes twenty steps."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    options = GenerationOptions(3, 20, 20, 3, True, 1.0)
+    return Request(pixels, (0, *range(10 + seed, 10 + seed + prompt), 2), options)
+
+
+def check_sound(runner: Runner, decodings: list[Decoding]) -> None:
+    for decoding, outcome in hypotheses(runner, decodings).items():
+        assert isinstance(outcome, Hypothesis)
+        assert outcome.token_ids == generate_alone(runner.model, decoding.request, runner.rules).token_ids
+
+
+@torch.inference_mode()
+def test_values_that_are_no_numbers_stay_out_of_places_that_nobody_has(runner: Runner) -> None:
+    """Rows between those in use run along idly; whoever gets them later finds nothing in them."""
+    left = runner.encode([long_request(seed) for seed in range(4)])
+    for _ in range(4):
+        runner.step(left)
+    runner.drop(left.pop(1))  # its rows lie idle from now on
+    runner.caches.cross_values[:, left[0].place.slot] = torch.nan
+    outcomes = list(hypotheses(runner, left).values())
+    assert [isinstance(outcome, EngineError) for outcome in outcomes].count(True) == 1
+    check_sound(runner, runner.encode([long_request(10 + seed) for seed in range(6)]))
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+@torch.inference_mode()
+def test_one_that_goes_before_its_fault_is_known_leaves_nothing_behind(runner: Runner, steps: int) -> None:
+    """Its encoder states were no numbers from the start, or from its last step on, whose outcome is late."""
+    if steps and not runner._late:
+        pytest.skip("what a step decided is known when it ends")
+    (neighbour,) = runner.encode([long_request(3)])
+    (gone,) = runner.encode([long_request(0)])
+    for _ in range(steps):
+        runner.step([neighbour, gone])
+    runner.caches.cross_values[:, gone.place.slot] = torch.nan
+    if steps:
+        runner.step([neighbour, gone])
+    runner.drop(gone)
+    check_sound(runner, [neighbour, *runner.encode([long_request(1, prompt=3)])])
+
+
 def resident_bytes(pages: torch.Tensor) -> int:
     """How much of a tensor the process holds, as the kernel says of each page."""
     size = resource.getpagesize()

@@ -7,7 +7,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from florence.model.devices import (
     has_fast_bf16,
     has_vnni,
     keep_freed_memory,
+    keep_full_float32,
     pick_device,
     pick_dtype,
 )
@@ -141,3 +144,24 @@ def test_kernel_caches_are_bounded_unless_the_environment_says_how(monkeypatch: 
     monkeypatch.setattr(os, "environ", environ)
     bound_kernel_caches()
     assert environ == KERNEL_CACHES | {"LRU_CACHE_CAPACITY": "77"}
+
+
+@pytest.fixture
+def precisions() -> Iterator[list[Any]]:
+    """Whose `fp32_precision` is TF32, and what it was before after the test."""
+    settings = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "tf32"
+    yield settings
+    for setting, value in zip(settings, before, strict=True):
+        setting.fp32_precision = value
+
+
+def test_float32_on_a_gpu_is_float32_in_convolutions_and_products(precisions: list[Any]) -> None:
+    """Where cuDNN would round to TF32 by default; other devices and dtypes change no setting."""
+    keep_full_float32(CPU, torch.float32)
+    keep_full_float32(torch.device("cuda"), torch.bfloat16)
+    assert [setting.fp32_precision for setting in precisions] == ["tf32", "tf32"]
+    keep_full_float32(torch.device("cuda:0"), torch.float32)
+    assert [setting.fp32_precision for setting in precisions] == ["ieee", "ieee"]

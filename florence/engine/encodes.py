@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from florence.engine.graphs import Buckets, Recorder, Replay, round_up
+from florence.engine.graphs import MOST_RECORDED, Buckets, Recorder, Replay, round_up, warn_once
+from florence.model.devices import pinned
 from florence.model.florence2 import Florence2Model
 from florence.model.language import Cache, KeysValues
 from florence.model.parts import Parts
@@ -22,8 +23,8 @@ Prompts = Sequence[Sequence[int]]
 class Encodes(Protocol):
     """`look`: uint8 pixels [pictures, height, width, 3] -> tokens [pictures, tokens, d_model]. `cross`: such
     tokens, a row for each request, and its prompt's ids -> encoder keys and values, each [at least requests,
-    heads, length, head_dim]; what is behind a request's own length means nothing. What they return holds
-    until their next call."""
+    heads, length, head_dim]; what is behind a request's own length means nothing. What they return may lie in
+    memory that any other recorded work writes to: use it before anything else runs."""
 
     def look(self, pixels: Tensor) -> Parts[Tensor]: ...
 
@@ -52,12 +53,17 @@ class PlainEncodes:
 
 
 class BucketEncodes:
-    """Batches and prompts padded to one of a few sizes, each recorded the second time that it comes."""
+    """Batches and prompts padded to one of a few sizes, each recorded the second time that it comes.
+
+    Recorded results lie in memory that all recordings share, so a part ends before a replay and never between
+    it and the use of its results: a decode step would write over them.
+    """
 
     def __init__(self, model: Florence2Model, buckets: Buckets, recorder: Recorder) -> None:
         self._model, self._buckets, self._recorder = model, buckets, recorder
         self._device = model.language.shared.weight.device
         self._seen: dict[tuple[object, ...], _Recorded] = {}
+        self._full = warn_once("encodes")
 
     def look(self, pixels: Tensor) -> Parts[Tensor]:
         count = len(pixels)
@@ -65,10 +71,8 @@ class BucketEncodes:
         if count > most:
             raise ValueError(f"{count} pictures at once, buffers hold {most}")
         size = round_up(count, self._buckets.pictures)
-        if self._device.type == "cuda":
-            pixels = pixels.pin_memory()
         (tokens,) = self._run(("look", size), lambda pixels: [self._model.look(pixels)], pixels, rows=size)
-        yield
+        yield from ()  # all of it is one part
         return tokens[:count]
 
     def cross(self, pictures: Tensor, prompts: Prompts) -> Parts[Cache]:
@@ -76,8 +80,8 @@ class BucketEncodes:
         longest = round_up(max(map(len, prompts)), self._buckets.prompts)
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
         mask = mask_of(prompts, pictures.shape[1], longest)
-        found = self._run(("cross", size, longest), self._cross, pictures, ids, mask, rows=size)
         yield
+        found = self._run(("cross", size, longest), self._cross, pictures, ids, mask, rows=size)
         layers = len(self._model.language.decoder.layers)
         keys, values = found[:layers], found[layers:]
         count = len(prompts)
@@ -95,7 +99,10 @@ class BucketEncodes:
         if key in self._seen:
             return self._seen[key].run(inputs)
         buffers = [fixed_input(value, rows, self._device) for value in inputs]
-        self._seen[key] = _Recorded(lambda: work(*buffers), buffers, self._recorder)
+        if len(self._seen) < MOST_RECORDED:
+            self._seen[key] = _Recorded(lambda: work(*buffers), buffers, self._recorder)
+        else:
+            self._full()
         return work(*buffers)
 
 
@@ -111,7 +118,7 @@ class _Recorded:
     def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """The results, in fixed tensors. Rows that the inputs don't fill keep what they had."""
         for buffer, value in zip(self._buffers, inputs, strict=True):
-            buffer[: len(value)].copy_(value, non_blocking=True)
+            buffer[: len(value)].copy_(pinned(value, buffer.device), non_blocking=True)
         if self._replay is None:
             self._replay = self._recorder.record(self._work)
         replay, results = self._replay

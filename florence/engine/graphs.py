@@ -7,8 +7,10 @@ it can be run, and is tested, on a CPU as well: there `PlainRecorder` does it ag
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -19,11 +21,16 @@ from florence.engine.search import StepShape
 from florence.engine.steps import Decoding, Stage, dense_members, extent_of, seats_of, shape_of
 from florence.model.decode import Members
 
+log = logging.getLogger(__name__)
+
 SHORTEST = 64
 """Positions of the smallest bucket of lengths."""
 
 MOST_PREPARED = 256
 """Positions of the longest sequences whose steps are recorded at the start; others when they first come."""
+
+MOST_RECORDED = 256
+"""Shapes of steps, and of encodes, that are recorded; each takes some megabytes of the device for good."""
 
 Work = Callable[[], Sequence[Tensor]]
 Replay = Callable[[], None]
@@ -31,20 +38,29 @@ Replay = Callable[[], None]
 
 class Recorder(Protocol):
     """Makes a replay of work that reads and writes fixed buffers, without doing it; its results lie in fixed
-    tensors too, which may be there only after the first replay."""
+    tensors too, which may be there only after the first replay. After `reset` nothing that was recorded is
+    replayed any more."""
 
     def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]: ...
 
+    def reset(self) -> None: ...
+
 
 class CudaRecorder:
-    """Records CUDA graphs; all share one pool of memory, so the largest should come first."""
+    """Records CUDA graphs on one device; all share one pool of memory, so the largest should come first."""
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, device: torch.device) -> None:
+        # Its own: torch's for recordings is one of whichever device came first in this process.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.reset()
+
+    def reset(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()  # one whose graphs are all gone takes no new ones
 
     def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads may call CUDA meanwhile, for instance an engine of another device.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             results = work()
         return graph.replay, results
 
@@ -64,10 +80,18 @@ class PlainRecorder:
 
         return replay, results
 
+    def reset(self) -> None:
+        pass
+
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """The sizes that shapes are rounded up to, each list ascending and ending with the most there can be."""
+    """The sizes that shapes are rounded up to, each list ascending and ending with the most there can be.
+
+    `usual_beams`: how many most requests have.
+    """
+
+    usual_beams: int
 
     slots: tuple[int, ...]
     rows: tuple[int, ...]
@@ -85,6 +109,7 @@ class Buckets:
         pictures of `picture_tokens` in an encoder with `room` for them and a prompt."""
         prompts = doubling(16, room - picture_tokens)
         return cls(
+            usual_beams=beams,
             slots=doubling(1, slots),
             rows=tuple(sorted({*(min(rows, beams * count) for count in doubling(1, slots)), rows})),
             beams=tuple(sorted({1, beams, most_beams})),
@@ -105,8 +130,23 @@ def doubling(first: int, last: int) -> tuple[int, ...]:
 
 
 def round_up(size: int, sizes: Sequence[int]) -> int:
-    """The smallest of `sizes` that holds `size`."""
-    return next(candidate for candidate in sizes if candidate >= size)
+    """The smallest of `sizes` that holds `size`. Raises `ValueError` where none does."""
+    for candidate in sizes:
+        if candidate >= size:
+            return candidate
+    raise ValueError(f"{size} fits none of the sizes {list(sizes)}")
+
+
+def warn_once(what: str) -> Callable[[], None]:
+    """Says at its first call that no more shapes are recorded."""
+
+    @cache
+    def warn() -> None:
+        log.warning(
+            "%d shapes of %s are recorded, as many as may; others run unrecorded", MOST_RECORDED, what
+        )
+
+    return warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +166,22 @@ class _Key:
 
 
 class BucketSteps:
-    """Steps of few shapes, each recorded the second time that it comes: the first time warms it up."""
+    """Steps of few shapes, each recorded the second time that it comes: the first time warms it up. Shapes
+    beyond `MOST_RECORDED` run as they are."""
 
     def __init__(self, stage: Stage, buckets: Buckets, recorder: Recorder) -> None:
         self._stage, self._buckets, self._recorder = stage, buckets, recorder
         self._members: dict[_Key, Members] = {}
         self._replays: dict[_Key, Replay] = {}
         self._present: tuple[_Key, list[tuple[Place, int]]] | None = None
+        self._full = warn_once("steps")
 
     def run(self, decodings: Sequence[Decoding]) -> None:
         key = self._key(decodings)
+        if key not in self._members and len(self._members) >= MOST_RECORDED:
+            self._full()
+            self._stage.dense_step(self._seats(key, decodings).to(self._stage.state.device), key.shape)
+            return
         seats = seats_of(decodings)
         if self._present != (key, seats):  # somebody came or went: others read and write from now on
             self._seat(key, decodings)
@@ -157,7 +203,7 @@ class BucketSteps:
 
         Nobody is in a slot yet: the steps move no search.
         """
-        beams = self._buckets.beams[1 if len(self._buckets.beams) > 2 else 0]
+        beams = self._buckets.usual_beams
         for slots in reversed(self._buckets.slots):
             for length in (length for length in reversed(self._buckets.lengths) if length <= MOST_PREPARED):
                 rows = range(0, min(slots * beams, self._buckets.rows[-1]) // beams * beams, beams)
@@ -179,7 +225,7 @@ class BucketSteps:
         return first
 
     def _key(self, decodings: Sequence[Decoding]) -> _Key:
-        sizes, shape = self._buckets, shape_of(decodings)
+        sizes, shape = self._buckets, shape_of(decodings, self._stage.state.places)
         slots, rows = extent_of(decodings)
         return _Key(
             round_up(slots, sizes.slots),
@@ -194,9 +240,11 @@ class BucketSteps:
 
     def _seat(self, key: _Key, decodings: Sequence[Decoding]) -> None:
         """Write who takes part into the fixed buffers of this shape."""
-        device = self._stage.state.device
-        members = dense_members(decodings, key.slots, key.rows, key.shape.beams, device)
+        members = self._seats(key, decodings)
         if key in self._members:
             self._members[key].copy_(members)
         else:
-            self._members[key] = members
+            self._members[key] = members.to(self._stage.state.device)
+
+    def _seats(self, key: _Key, decodings: Sequence[Decoding]) -> Members:
+        return dense_members(decodings, key.slots, key.rows, key.shape.beams)

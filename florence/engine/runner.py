@@ -6,6 +6,7 @@ or time limits.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
 from florence.model.generation import MAX_BEAMS
 from florence.model.language import Cache
-from florence.model.parts import Parts, last_of
+from florence.model.parts import Parts, last_of, waiting
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20
 """Room for about a hundred pictures of Florence-2-large in bfloat16."""
@@ -35,13 +36,14 @@ DEFAULT_FEATURE_BYTES = 128 * 2**20
 
 @dataclass(slots=True, eq=False)
 class Decoding:
-    """One request that is being decoded."""
+    """One request that is being decoded. `sound`: whether all that it has written is known to be numbers."""
 
     request: Request
     place: Place
     picture_tokens: int
     encoder_length: int
     steps: int = 0
+    sound: bool = False
     gone: bool = False
 
 
@@ -93,23 +95,43 @@ class Runner:
         self._picture_tokens = picture_tokens
         self._kernel, self._recorder, self._late = kernel, recorder, late
         self._reserved = reserved
+        # The kernel reads what a request itself has written; other steps read whole places, and mask them.
+        self._shared = recorder is not None or kernel is None
         self._dtype = weight.dtype
-        self.reset()
+        self._last: _Reading | None = None
+        self._prepared = False
+        self._build()
 
     def reset(self) -> None:
-        """Forget everybody, with new buffers: after a fault of the device the old ones can't be trusted.
+        """Forget everybody, with new buffers: after a fault of the device the old ones can't be trusted. What
+        `prepare` did is done again.
 
         Raises whatever the device raises, if it is gone for good.
         """
+        # The old ones go first: a device has no room for both.
+        for name in ("caches", "state", "_steps", "_encodes"):
+            vars(self).pop(name, None)
+        self.features.clear()
+        gc.collect()  # what was recorded refers to itself
+        if self._recorder is not None:
+            self._recorder.reset()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._build()
+        if self._prepared:
+            self.prepare()
+
+    def _build(self) -> None:
+        """Buffers for everybody there is room for, and nobody in them."""
         sizes, text = self.sizes, self.model.config.text
         self.places = Places(sizes.slots, sizes.rows)
-        self.features.clear()
+        self._unsound: list[Place] = []  # free, but perhaps with values that are no numbers
         self.caches = Caches(
             sizes, text.decoder, text.d_model, self.device, self._dtype, reserved=self._reserved
         )
         self.state = SearchState(sizes.slots, sizes.decoder_room, self.rules, self.device)
         stage = Stage(self.model.language, self.caches, self.state)
-        self._last: _Reading | None = None
+        self._last = None
         self._encodes: Encodes = PlainEncodes(self.model)
         if self._recorder is not None:
             buckets = self._buckets()
@@ -132,6 +154,7 @@ class Runner:
             beams = self.model.config.generation.num_beams  # most requests have so many
             for rows in range(beams, self.sizes.rows + 1, beams):
                 try_products(self.model.language, rows)
+        self._prepared = True
 
     def _buckets(self) -> Buckets:
         sizes, config = self.sizes, self.model.config
@@ -149,13 +172,20 @@ class Runner:
         """All parts of `encode_parts`."""
         return last_of(self.encode_parts(requests))
 
-    @torch.inference_mode()
     def encode_parts(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
         """Encode pictures and prompts together and give each request its place, for which there must be room.
 
         What each gets is what it would get alone. Yields between the parts of the work, so that others need
-        not wait for all of it.
+        not wait for all of it. A part ends when the device has done it: whoever gives encodes a budget of
+        time measures that of the work, not that of sending it.
         """
+        parts = self._encode(requests)
+        if self.device.type == "cuda":
+            return waiting(parts, lambda: torch.cuda.current_stream(self.device).synchronize())
+        return parts
+
+    @torch.inference_mode()
+    def _encode(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
         pictures = yield from self._look(requests)  # [requests, tokens, d_model]
         cross = yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests])
         return self._place(requests, cross, pictures.shape[1])
@@ -177,6 +207,9 @@ class Runner:
     def _place(self, requests: Sequence[Request], cross: Cache, picture_tokens: int) -> list[Decoding]:
         """Give each request its place and what it needs there; all of them, or none if something fails."""
         decodings: list[Decoding] = []
+        while self._unsound:  # here and not when they are freed, which must not fail if the device does
+            left = self._unsound.pop()
+            self.caches.wipe(left.slot, left.rows)
         try:
             for request in requests:
                 place = self.places.take(request.options.num_beams)
@@ -206,9 +239,11 @@ class Runner:
         """What a step decided for those who have not gone meanwhile."""
         statuses, tokens = reading.values()
         outcomes = []
-        for decoding, status, token in zip(reading.decodings, statuses, tokens, strict=True):
+        for decoding in reading.decodings:
+            status, token = statuses[decoding.place.slot], tokens[decoding.place.slot]
             if decoding.gone:
                 continue
+            decoding.sound = status != FAULTY and not self._late  # late: it has taken another step since
             if decoding.request.on_token is not None and status != FAULTY:
                 decoding.request.on_token(token)
             if status != RUNNING:
@@ -219,6 +254,8 @@ class Runner:
         """Free the places of a request that nobody waits for any more."""
         decoding.gone = True
         self.places.give_back(decoding.place)
+        if self._shared and not decoding.sound:
+            self._unsound.append(decoding.place)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
         """Whether the length limit, not the model, ended the sequence."""
@@ -232,29 +269,27 @@ class Runner:
             outcome = self.state.best(decoding.place.slot)
         else:
             outcome = EngineError("the model gave values that are not numbers for this request")
-            self.caches.wipe(decoding.place.slot, list(decoding.place.rows))
         self.drop(decoding)
         return outcome
 
 
 class _Reading:
-    """What a step decided, on its way from the device: each member's status and first beam's token."""
+    """What a step decided, on its way from the device: each slot's status and first beam's token."""
 
     def __init__(self, state: SearchState, decodings: Sequence[Decoding]) -> None:
         self.decodings = list(decodings)
-        slots = torch.tensor([decoding.place.slot for decoding in decodings], device=state.device)
-        found = torch.stack([state.status[slots], state.last_token[slots]])
+        decided = state.decided  # [2, slots]
         self._event: torch.cuda.Event | None = None
-        if found.is_cuda:
-            self._values = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-            self._values.copy_(found, non_blocking=True)
+        if decided.is_cuda:  # nothing here waits; PyTorch uses pinned memory again and again
+            self._values = torch.empty(decided.shape, dtype=decided.dtype, pin_memory=True)
+            self._values.copy_(decided, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no type for it
             self._event.record()
         else:
-            self._values = found
+            self._values = decided.clone()
 
     def values(self) -> tuple[list[int], list[int]]:
-        """Statuses and tokens, once they have come."""
+        """Statuses and tokens of all slots, once they have come."""
         if self._event is not None:
             self._event.synchronize()
         statuses, tokens = self._values.tolist()

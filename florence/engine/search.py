@@ -56,13 +56,16 @@ class SearchState:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
 
-        places = (MAX_BEAMS, room + 1)
+        self.places = room + 1  # of a sequence: the start token's, and one for each token generated
+        places = (MAX_BEAMS, self.places)
         self.sequences, self.runs = zeros(*places), zeros(*places)
         self.ancestry = zeros(*places)
         self.logprobs = zeros(*places, dtype=torch.float32)
         self.totals = zeros(MAX_BEAMS, dtype=torch.float32)
-        self.generated, self.last_token = zeros(), zeros()
-        self.status = zeros() + DONE  # nobody is there yet
+        self.generated = zeros()
+        self.decided = torch.zeros(2, slots, dtype=torch.int64, device=device)  # read together, by the host
+        self.status, self.last_token = self.decided
+        self.status.fill_(DONE)  # nobody is there yet
         self.finished_sequences = zeros(*places)
         self.finished_logprobs = zeros(*places, dtype=torch.float32)
         self.finished_scores = zeros(MAX_BEAMS, dtype=torch.float64)
@@ -74,20 +77,26 @@ class SearchState:
 
     def start(self, slot: int, rows: Sequence[int], options: GenerationOptions) -> None:
         """Begin the search of a new request in a slot, its beams in these rows of the caches."""
-        self.sequences[slot, :, 0] = self.rules.start_id
-        self.ancestry[slot, : len(rows), 0] = torch.tensor(rows, device=self.device)
-        self.runs[slot, :, 0] = 0
-        self.totals[slot] = -torch.inf
-        self.totals[slot, : options.num_beams] = UNREACHABLE
-        self.totals[slot, 0] = 0.0
-        for counter in (self.generated, self.status, self.finished_count):
-            counter[slot] = 0
-        self.beams[slot] = options.num_beams
-        self.most[slot] = options.max_new_tokens
-        self.fewest[slot] = options.min_new_tokens
-        self.ngram[slot] = options.no_repeat_ngram_size
-        self.early[slot] = _EARLY[options.early_stopping]
-        self.penalty[slot] = options.length_penalty
+        # Filled and not assigned, which on a GPU would be a copy from the host that waits for the device.
+        self.sequences[slot, :, 0].fill_(self.rules.start_id)
+        for beam, row in enumerate(rows):
+            self.ancestry[slot, beam, 0].fill_(row)
+        self.runs[slot, :, 0].fill_(0)
+        self.totals[slot].fill_(-torch.inf)
+        self.totals[slot, : options.num_beams].fill_(UNREACHABLE)
+        for value, buffer in (
+            (0.0, self.totals[:, 0]),
+            (0, self.generated),
+            (RUNNING, self.status),
+            (0, self.finished_count),
+            (options.num_beams, self.beams),
+            (options.max_new_tokens, self.most),
+            (options.min_new_tokens, self.fewest),
+            (options.no_repeat_ngram_size, self.ngram),
+            (_EARLY[options.early_stopping], self.early),
+            (options.length_penalty, self.penalty),
+        ):
+            buffer[slot].fill_(value)
 
     def tokens(self, members: Members) -> tuple[Tensor, Tensor]:
         """What each row reads next, and at which position; int64 [rows]."""
@@ -98,11 +107,12 @@ class SearchState:
 
     def best(self, slot: int) -> Hypothesis:
         """The best finished hypothesis of a slot that is done; of equal scores the last one kept."""
-        kept = int(self.finished_count[slot])
-        scores = self.finished_scores[slot, :kept].tolist()
-        order = self.finished_order[slot, :kept].tolist()
-        index = max(range(kept), key=lambda place: (scores[place], order[place]))
-        length = int(self.finished_lengths[slot, index])
+        counts = self.finished_count[slot].expand(MAX_BEAMS)
+        facts = (self.finished_scores[slot], self.finished_order[slot], self.finished_lengths[slot], counts)
+        # Together, since each look at the device waits for it; float64 holds such integers exactly.
+        scores, order, lengths, (kept, *_) = torch.stack([fact.double() for fact in facts]).tolist()
+        index = max(range(int(kept)), key=lambda place: (scores[place], order[place]))
+        length = int(lengths[index])
         return Hypothesis(
             token_ids=self.finished_sequences[slot, index, : length + 1].tolist(),
             token_logprobs=self.finished_logprobs[slot, index, 1 : length + 1].tolist(),

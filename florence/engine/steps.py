@@ -84,10 +84,10 @@ class TightSteps:
         self._seats: list[tuple[Place, int]] = []
 
     def run(self, decodings: Sequence[Decoding]) -> None:
-        shape = shape_of(decodings)
+        shape = shape_of(decodings, self._stage.state.places)
         seats = seats_of(decodings)
         if self._members is None or seats != self._seats:  # somebody came or went
-            self._members, self._seats = tight_members(decodings, self._stage.state.device), seats
+            self._members, self._seats = tight_members(decodings), seats
         self._stage.tight_step(self._members, shape, self._kernel)
 
 
@@ -98,19 +98,19 @@ class DenseSteps:
         self._stage = stage
 
     def run(self, decodings: Sequence[Decoding]) -> None:
-        shape = shape_of(decodings)
+        shape = shape_of(decodings, self._stage.state.places)
         slots, rows = extent_of(decodings)
-        self._stage.dense_step(
-            dense_members(decodings, slots, rows, shape.beams, self._stage.state.device), shape
-        )
+        members = dense_members(decodings, slots, rows, shape.beams)
+        self._stage.dense_step(members.to(self._stage.state.device), shape)
 
 
-def shape_of(decodings: Sequence[Decoding]) -> StepShape:
-    """The smallest sizes in which these requests can take their next step."""
+def shape_of(decodings: Sequence[Decoding], most: int) -> StepShape:
+    """The smallest sizes in which these requests can take their next step, sequences of `most` places."""
     beams = [len(decoding.place.rows) for decoding in decodings]
     return StepShape(
         beams=max(beams),
-        length=max(decoding.steps for decoding in decodings) + 2,  # the token read, and the one chosen
+        # The token read, and the one chosen; one that has filled its room and runs along chooses none.
+        length=min(max(decoding.steps for decoding in decodings) + 2, most),
         greedy=min(beams) == 1,
         encoder_length=max(decoding.encoder_length for decoding in decodings),
     )
@@ -128,7 +128,7 @@ def extent_of(decodings: Sequence[Decoding]) -> tuple[int, int]:
     return slots + 1, rows + 1
 
 
-def tight_members(decodings: Sequence[Decoding], device: torch.device) -> Members:
+def tight_members(decodings: Sequence[Decoding]) -> Members:
     """Just these requests, the beams of each one after another."""
     beams = [len(decoding.place.rows) for decoding in decodings]
     rows_of, first = [], 0
@@ -142,18 +142,17 @@ def tight_members(decodings: Sequence[Decoding], device: torch.device) -> Member
         rows_of=rows_of,
         beams=beams,
         encoder_lengths=[decoding.encoder_length for decoding in decodings],
-        device=device,
     )
 
 
-def dense_members(
-    decodings: Sequence[Decoding], slots: int, rows: int, beams: int, device: torch.device
-) -> Members:
+def dense_members(decodings: Sequence[Decoding], slots: int, rows: int, beams: int) -> Members:
     """The first `slots` and `rows` of the caches; those that nobody has run along idly.
 
-    An idle row reads what the first request's first beam reads, and is read by nobody.
+    An idle row does once more what the first request's first beam does, writes it to the same place of the
+    caches, and is read by nobody. Nothing is written where nobody lies: what is no number would stay there.
     """
-    owners = [(decodings[0].place.slot, 0)] * rows
+    first = decodings[0].place
+    owners, written = [(first.slot, 0)] * rows, [first.rows[0]] * rows
     rows_of = [[0] * beams for _ in range(slots)]
     counts, lengths = [0] * slots, [1] * slots
     for decoding in decodings:
@@ -161,15 +160,14 @@ def dense_members(
         counts[slot], lengths[slot] = len(taken), decoding.encoder_length
         rows_of[slot][: len(taken)] = taken
         for beam, row in enumerate(taken):
-            owners[row] = slot, beam
+            owners[row], written[row] = (slot, beam), row
     return make_members(
         slots=list(range(slots)),
-        rows=list(range(rows)),
+        rows=written,
         owners=owners,
         rows_of=rows_of,
         beams=counts,
         encoder_lengths=lengths,
-        device=device,
     )
 
 
@@ -181,12 +179,11 @@ def make_members(
     rows_of: list[list[int]],
     beams: list[int],
     encoder_lengths: list[int],
-    device: torch.device,
 ) -> Members:
-    """Lists to tensors; `owners` [rows]: the request and beam of each row."""
+    """Lists to tensors of the host; `owners` [rows]: the request and beam of each row."""
 
     def tensor(values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
+        return torch.tensor(values, dtype=torch.int64)
 
     counts = tensor(beams)
     return Members(
@@ -195,7 +192,7 @@ def make_members(
         request_of=tensor([request for request, _ in owners]),
         beam_of=tensor([beam for _, beam in owners]),
         rows_of=tensor(rows_of),
-        is_beam=torch.arange(len(rows_of[0]), device=device) < counts[:, None],
+        is_beam=torch.arange(len(rows_of[0])) < counts[:, None],
         beams=counts,
         encoder_lengths=tensor(encoder_lengths),
     )

@@ -8,6 +8,7 @@ leaves its past where it lies: its *ancestry* says in which row each position of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from florence.model.config import StackConfig
+from florence.model.devices import pinned
 from florence.model.language import Cache
 
 
@@ -67,18 +69,20 @@ class Caches:
     def write_cross(self, slots: list[int], cross: Cache) -> None:
         """Put the rows of a batch's encoder keys and values, padding and all, into these slots."""
         length = cross[0].keys.shape[2]
-        where = torch.tensor(slots, device=self.cross_keys.device)
+        device = self.cross_keys.device
+        where = pinned(torch.tensor(slots), device).to(device, non_blocking=True)
         for layer, memory in enumerate(cross):
             self.cross_keys[layer][where, :, :length] = memory.keys
             self.cross_values[layer][where, :, :length] = memory.values
 
-    def wipe(self, slot: int, rows: list[int]) -> None:
-        """Set a request's places to zero. For one that left values which are no numbers: a masked position
-        counts zero times its value, and zero times NaN is NaN."""
+    def wipe(self, slot: int, rows: Sequence[int]) -> None:
+        """Set a request's places to zero. For one that may have left values which are no numbers: a masked
+        position counts zero times its value, and zero times NaN is NaN."""
         for buffer in (self.cross_keys, self.cross_values):
-            buffer[:, slot] = 0
+            buffer[:, slot].zero_()
         for buffer in (self.own_keys, self.own_values):
-            buffer[:, rows] = 0
+            for row in rows:
+                buffer[:, row].zero_()
 
 
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from florence.errors import CheckpointError
 from florence.model.config import ModelConfig, read_config
+from florence.model.devices import keep_full_float32
 from florence.model.florence2 import Florence2Model
 from florence.model.layout import (
     BIAS,
@@ -38,12 +39,14 @@ def load_model(
 ) -> Florence2Model:
     """Build the model that `config.json` describes and fill it from the directory's safetensors.
 
+    In float32 on a GPU it turns TF32 off (`keep_full_float32`).
     `vocab_size` is the tokenizer's number of tokens. Rows behind it, which native checkpoints add for their
     picture token and as padding, are left out: the original has none, and they must not take probability.
 
     Raises `CheckpointError`: one error that names every missing, unexpected or misshapen tensor.
     """
     config = read_config(directory)
+    keep_full_float32(device, dtype)
     with torch.device("meta"):
         model = Florence2Model(replace(config, text=replace(config.text, vocab_size=vocab_size)), normalize)
     with ExitStack() as files:

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from florence.model.caches import Caches
+from florence.model.devices import pinned
 from florence.model.language import POSITION_OFFSET, DecoderLayer, LanguageModel
 
 
@@ -40,10 +41,16 @@ class Members:
     beams: Tensor
     encoder_lengths: Tensor
 
+    def to(self, device: torch.device) -> Members:
+        """These tensors on a device, which the host does not wait for."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return Members(*(pinned(value, device).to(device, non_blocking=True) for value in values))
+
     def copy_(self, others: Members) -> None:
-        """Let these tensors hold the values of `others`, which have the same shapes."""
+        """Let these tensors hold the values of `others`, which have the same shapes and may be the host's."""
         for field in fields(self):
-            getattr(self, field.name).copy_(getattr(others, field.name))
+            mine: Tensor = getattr(self, field.name)
+            mine.copy_(pinned(getattr(others, field.name), mine.device), non_blocking=True)
 
 
 class StepAttention(Protocol):
@@ -97,8 +104,9 @@ class DenseAttention:
     masked out.
 
     Shapes depend on those of `members` and `ancestry` and on `encoder_length` only, never on values, so that
-    a CUDA graph can hold it. `members.slots` and `members.rows` must be 0, 1, 2, ... `ancestry` [requests,
-    beams, length]: the row that holds each position of a beam's past; `positions` [rows] as in `decode_step`.
+    a CUDA graph can hold it. `members.slots` must be 0, 1, 2, ..., and so must `members.rows`, but for those
+    that no request has. `ancestry` [requests, beams, length]: the row that holds each position of a beam's
+    past; `positions` [rows] as in `decode_step`.
     """
 
     def __init__(

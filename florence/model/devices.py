@@ -1,4 +1,4 @@
-"""Which device and which dtype "auto" means here, and what a CPU's memory needs."""
+"""Which device and which dtype "auto" means here, and what the process has to set for them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from florence.errors import SettingsError
 from florence.model.int8 import can_quantize
@@ -86,6 +87,23 @@ def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
     """Whether this CPU has instructions for products of bytes; False where the system does not say."""
     flags = _read_processor(cpuinfo).get("flags", [])
     return any(flag in flags for flag in VNNI_FLAGS)
+
+
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """`values`, in memory that a GPU reads by itself if they come from the host and go to one: with
+    `non_blocking` the host does not wait for such a copy. PyTorch keeps the memory until it is read."""
+    return values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
+
+
+def keep_full_float32(device: torch.device, dtype: torch.dtype) -> None:
+    """Let a model in float32 compute in float32 on a GPU; a setting of the whole process.
+
+    By default cuDNN rounds what its convolutions multiply to the ten bits of TF32. Products of matrices do
+    not by default, and it is said here that they shall not.
+    """
+    if device.type == "cuda" and dtype is torch.float32:
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at import
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def keep_freed_memory() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,3 +17,19 @@ def last_of(parts: Parts[T]) -> T:
         except StopIteration as end:
             result: T = end.value
             return result
+
+
+def waiting(parts: Parts[T], wait: Callable[[], None]) -> Parts[T]:
+    """The same parts, each of which ends with `wait`."""
+    try:
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                wait()
+                result: T = end.value
+                return result
+            wait()
+            yield
+    finally:
+        parts.close()
