@@ -59,6 +59,7 @@ def throughput(
     """
     source: Iterator[Request] = cycle(asked)
     lock, over, done = threading.Lock(), threading.Event(), []
+    failed: list[BaseException] = []
     idle, under_way = threading.Event(), 0
 
     def send() -> None:
@@ -69,7 +70,9 @@ def throughput(
 
     def finish(future: Future[Generation]) -> None:
         nonlocal under_way
-        future.result()
+        if (error := future.exception()) is not None:  # raised where somebody sees it
+            failed.append(error)
+            over.set()
         done.append(time.perf_counter())
         with lock:
             under_way -= 1
@@ -80,11 +83,13 @@ def throughput(
 
     for _ in range(concurrency):
         send()
-    while len(done) < first:
+    while len(done) < first and not failed:
         time.sleep(0.01)
     started = time.perf_counter()
-    while time.perf_counter() - started < window_s or len(done) < first + count:
+    while (time.perf_counter() - started < window_s or len(done) < first + count) and not failed:
         time.sleep(0.01)
+    if failed:
+        raise failed[0]
     last = len(done)
     rate = (last - first) / (done[last - 1] - done[first - 1])
     over.set()

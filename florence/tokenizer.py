@@ -58,7 +58,8 @@ class Tokenizer:
     def encode(self, prompt: str) -> list[int]:
         """`<s>` + the tokens of `prompt` + `</s>`; nothing is stripped and nothing is cut.
 
-        Raises TaskError when the text is no valid Unicode (JSON can spell half of a surrogate pair).
+        Raises TaskError when the text is no valid Unicode (JSON can spell half of a surrogate pair), and for the
+        token that stands for the picture in some checkpoints: the model has no embedding of it.
         """
         try:
             prompt.encode("utf-8")
@@ -67,7 +68,10 @@ class Tokenizer:
                 f"the text holds half of a surrogate pair, U+{ord(prompt[error.start]):04X}, at character "
                 f"{error.start}: send whole Unicode characters"
             ) from error
-        return list(self._backend.encode(prompt).ids)
+        ids: list[int] = self._backend.encode(prompt).ids
+        if ids and max(ids) >= self.size:
+            raise TaskError(f"the text holds {IMAGE}, which stands for the picture itself; leave it out")
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The raw text of `ids`, special tokens written out and spaces as they are.

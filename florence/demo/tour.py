@@ -66,6 +66,8 @@ def _server(log: int) -> Iterator[str]:
     command = ["serve", "service:service", "--host", "127.0.0.1", "--port", str(port)]
     variables = {**os.environ, "FLORENCE_MODEL": "demo", "BENTOML_DO_NOT_TRACK": "True"}
     variables["FLORENCE_GRPC_PORT"] = "0"
+    home = tempfile.TemporaryDirectory(prefix="florence-demo-")  # noqa: SIM115  (until the server has stopped)
+    variables["BENTOML_HOME"] = home.name  # another service's metrics lie in the usual one
     variables.pop("FLORENCE_REVISION", None)
     print(f"$ FLORENCE_MODEL=demo bentoml {' '.join(command)}", flush=True)
     process = subprocess.Popen(
@@ -82,6 +84,7 @@ def _server(log: int) -> Iterator[str]:
         yield base_url
     finally:
         _stop(process)
+        home.cleanup()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], base_url: str) -> None:

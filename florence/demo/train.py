@@ -141,6 +141,7 @@ def batches_from(trainer: Trainer, workers: int, worker_core: int | None) -> Ite
 
     def settle(worker: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the trainer ends its workers
         torch.set_num_threads(1)
         os.nice(10)
         if worker_core is not None:
@@ -163,9 +164,10 @@ def train(
     workers: int = 1,
     worker_core: int | None = None,
 ) -> None:
-    """Trains until the plan ends, the minutes are over or SIGTERM comes, saving as it goes."""
+    """Trains until the plan ends, the minutes are over or SIGTERM or Ctrl-C comes, saving as it goes."""
     asked_to_stop: list[int] = []
-    former = signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop.append(number))
+    former = {number: signal.signal(number, lambda number, frame: asked_to_stop.append(number))
+              for number in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
     trainer = Trainer.resume(plan, device, directory, start)
     began, last, first_step = time.monotonic(), time.monotonic(), trainer.step
     means: dict[str, float] = {}
@@ -183,7 +185,8 @@ def train(
         if asked_to_stop or time.monotonic() - began > minutes * 60:
             break
     trainer.save(directory)
-    signal.signal(signal.SIGTERM, former)
+    for number, handler in former.items():
+        signal.signal(number, handler)
     print(
         f"stopped at step {trainer.step} of {plan.steps}, {trainer.step - first_step} steps in this run",
         flush=True,
@@ -223,6 +226,10 @@ def main() -> None:
     device = torch.device(arguments.device)
     if (arguments.start is None) != (arguments.stage is None):
         parser.error("--start and --stage go together: a checkpoint, and the stage to begin with from it")
+    if arguments.start is not None and (arguments.state / "state.safetensors").exists():
+        parser.error(
+            f"{arguments.state} holds a state to go on from; leave out --start, or name another folder"
+        )
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)
     keep_freed_memory()
     train(

@@ -133,7 +133,8 @@ class Pace:
         if not count:
             return
         spent = (now - self._last) / count
-        self._seconds = KEPT * self._seconds + (1 - KEPT) * spent if self._seconds else spent
+        kept = KEPT**count if self._seconds else 0.0
+        self._seconds = kept * self._seconds + (1 - kept) * spent
         self._last = now
 
     def rest(self) -> None:
