@@ -58,8 +58,8 @@ class Tokenizer:
     def encode(self, prompt: str) -> list[int]:
         """`<s>` + the tokens of `prompt` + `</s>`; nothing is stripped and nothing is cut.
 
-        Raises TaskError when the text is no valid Unicode (JSON can spell half of a surrogate pair), and for the
-        token that stands for the picture in some checkpoints: the model has no embedding of it.
+        Raises TaskError when the text is no valid Unicode (JSON can spell half of a surrogate pair), and for
+        the token that stands for the picture in some checkpoints: the model has no embedding of it.
         """
         try:
             prompt.encode("utf-8")

@@ -66,7 +66,7 @@ def _server(log: int) -> Iterator[str]:
     command = ["serve", "service:service", "--host", "127.0.0.1", "--port", str(port)]
     variables = {**os.environ, "FLORENCE_MODEL": "demo", "BENTOML_DO_NOT_TRACK": "True"}
     variables["FLORENCE_GRPC_PORT"] = "0"
-    home = tempfile.TemporaryDirectory(prefix="florence-demo-")  # noqa: SIM115  (until the server has stopped)
+    home = tempfile.TemporaryDirectory(prefix="florence-demo-")
     variables["BENTOML_HOME"] = home.name  # another service's metrics lie in the usual one
     variables.pop("FLORENCE_REVISION", None)
     print(f"$ FLORENCE_MODEL=demo bentoml {' '.join(command)}", flush=True)
