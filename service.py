@@ -238,7 +238,8 @@ def build_service(
         workers=len(devices),
         resources=_resources(devices),
         traffic={"timeout": settings.timeout_s + GRACE_S},
-        logging={"access": {"skip_paths": [*PROBES, *INFER_PATHS]}},  # infer writes a line of its own
+        # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
+        logging={"access": {"skip_paths": [*PROBES, *INFER_PATHS], "request_content_type": False}},
         image=variant.image,
         envs=variant.envs,
     )

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 from fake_runner import PATIENCE_S, POISON_ENCODE, POISON_STEP, SLOTS, TOKENS, FakeRunner, hold, request
+from waiting import wait_until
 
 from florence.engine.loop import MOST_FAULTS, Engine
 from florence.engine.observer import Observer
@@ -182,9 +183,7 @@ def test_cancelling_frees_the_device(engine: Engine, runner: FakeRunner) -> None
     waiting, after = engine.submit(request(1)), engine.submit(request(2))
     assert waiting.cancel()
     assert running.cancel()
-    deadline = time.monotonic() + PATIENCE_S
-    while 2 not in runner.order and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: 2 in runner.order)
     runner.gate.set()
     assert after.result(PATIENCE_S).token_ids[1] == 2
 
@@ -203,8 +202,7 @@ def test_closing_finishes_what_came_and_takes_no_more(engine: Engine, runner: Fa
     rest = [engine.submit(request(number)) for number in (1, 2)]
     closer = threading.Thread(target=engine.close)
     closer.start()
-    while engine.ready:
-        time.sleep(0.001)
+    wait_until(lambda: not engine.ready)
     with pytest.raises(Closed):
         engine.submit(request())
     runner.gate.set()

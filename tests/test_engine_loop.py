@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from fake_runner import OPTIONS, PATIENCE_S, POISON_STEP, TOKENS, FakeRunner, hold, request
+from waiting import wait_until
 
 from florence.engine.loop import Engine
 from florence.engine.observer import Ending, Observer
@@ -74,8 +75,7 @@ def test_an_encode_in_parts_lets_the_others_decode_between_them(runner: FakeRunn
     running = hold(engine, runner)
     runner.events.clear()
     joining = engine.submit(request(1))
-    while len(runner.order) < 2:
-        time.sleep(0.001)
+    wait_until(lambda: len(runner.order) >= 2)
     runner.gate.set()
     assert {future.result(PATIENCE_S).token_ids[1] for future in (running, joining)} == {0, 1}
     between = "".join(runner.events).split("part")
@@ -88,8 +88,7 @@ def test_an_encode_that_everybody_has_left_is_broken_off(runner: FakeRunner) -> 
     runner.parts, runner.part_s = 1000, 0.005
     engine = Engine(runner, TOKENS, BatchLimits())  # type: ignore[arg-type]
     future = engine.submit(request(1))
-    while "part" not in runner.events:
-        time.sleep(0.001)
+    wait_until(lambda: "part" in runner.events)
     assert future.cancel()
     runner.parts = 1
     assert engine.submit(request(2)).result(PATIENCE_S).token_ids[1] == 2
@@ -104,8 +103,7 @@ def test_every_request_is_told_to_the_observer_once_with_its_end(runner: FakeRun
     hold(engine, runner)
     bad, gone = engine.submit(request(POISON_STEP)), engine.submit(request(2))
     late = engine.submit(request(3, deadline=time.monotonic()))
-    while observer.endings[Ending.DEADLINE] == 0:
-        time.sleep(0.001)
+    wait_until(lambda: observer.endings[Ending.DEADLINE] > 0)
     gone.cancel()
     runner.gate.set()
     wait([bad, late], PATIENCE_S)
@@ -134,8 +132,7 @@ def test_requests_share_steps_and_never_wait_for_each_other(runner: FakeRunner) 
     """Those that come while one is decoded join it, and all end in the same step."""
     engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=8, max_encode_batch=8))  # type: ignore[arg-type]
     futures = [hold(engine, runner), *(engine.submit(request(number)) for number in (1, 2, 3))]
-    while len(runner.order) < 4:
-        time.sleep(0.001)
+    wait_until(lambda: len(runner.order) >= 4)
     runner.gate.set()
     assert [future.result(PATIENCE_S).token_ids[1] for future in futures] == [0, 1, 2, 3]
     assert runner.batches == [4]

@@ -62,6 +62,16 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> N
         assert "Traceback" not in server.log
 
 
+def test_a_header_that_is_no_text_gets_its_whole_answer() -> None:
+    """Also where the access log can't write it."""
+    with serving_fake() as server:
+        server.wait_ready()
+        headers = {"content-type": b"application/json; x=\xe9"}
+        answer = httpx.post(f"{server.url}/caption", content=b"{}", headers=headers)
+        assert answer.status_code == 400
+        assert "image" in answer.json()["error"]
+
+
 def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
     """Who was in flight is told, not cut off; then the process ends and BentoML starts another."""
     with serving("fake_service:service", ROOT / "tests", FLORENCE_MODEL="breaks") as server:

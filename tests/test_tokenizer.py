@@ -142,8 +142,8 @@ def test_threads_share_a_tokenizer(small: Tokenizer) -> None:
         assert list(pool.map(small.encode, texts)) == [small.encode(text) for text in texts]
 
 
-def test_the_picture_s_own_token_is_no_text(tmp_path: Path, small: Tokenizer) -> None:
-    """Where a checkpoint has one, nobody can write it: the model has no embedding of it. Else it is a word."""
+def test_the_own_token_of_pictures_is_no_text(tmp_path: Path, small: Tokenizer) -> None:
+    """Where a checkpoint has one, nobody can write it: the model has no embedding of it. Else it is text."""
     native = load(tmp_path, with_added(small_files(), [*ADDED_TOKENS, "<image>"]), SMALL_SIZE + 1)
     with pytest.raises(TaskError, match="the text holds <image>"):
         native.encode("find <image> in it")
