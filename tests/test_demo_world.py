@@ -19,7 +19,7 @@ from florence.demo.drawing import draw_scene, thing_mask
 from florence.demo.lettering import make_tokenizer
 from florence.demo.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.shapes import unit_outline
-from florence.demo.truths import Question, questions
+from florence.demo.truths import Question, brief, full, questions
 from florence.demo.typeface import FACES, Typeface
 from florence.demo.vocabulary import SHAPES, TEXTURES
 from florence.errors import MissingLibrary
@@ -225,3 +225,50 @@ def test_tokenizer_writes_every_answer_back(
     assert [tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
     base = tokenizer.token_to_id("<mask>")
     assert tokenizer.token_to_id("<loc_999>") == base + 1 + 4 + 999
+
+
+def _named(scene: Scene, phrase: str) -> tuple[int, ...]:
+    """The things that a phrase without a relation names."""
+    return tuple(
+        index
+        for index, thing in enumerate(scene.things)
+        if phrase in (thing.shape, brief(thing), full(thing))
+    )
+
+
+def _told(scene: Scene, phrase: str) -> tuple[int, ...]:
+    """The things that a referring expression names, its relation looked up in the scene."""
+    found = re.fullmatch(r"the (.+) (left of|right of|above|below) the (.+)", phrase)
+    if found is None:
+        return _named(scene, phrase.removeprefix("the "))
+    first, where, second = found.groups()
+    (other,) = _named(scene, second)
+    axis, side = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[where]
+    edge = scene.things[other].centre[axis]
+    return tuple(
+        index
+        for index in _named(scene, first)
+        if index != other and side * (scene.things[index].centre[axis] - edge) > 0
+    )
+
+
+def test_what_is_asked_for_is_just_what_the_answer_is_about(
+    asked: list[tuple[Scene, list[Question]]],
+) -> None:
+    """An expression tells one thing from all others, also by where it stands; a phrase of open vocabulary
+    names all that it boxes and, absent, nothing. Every direction and every kind of absence occurs."""
+    directions: set[str] = set()
+    absences: set[int] = set()
+    for scene, about in asked:
+        for question in about:
+            text = question.text or ""
+            if question.task == "<REFERRING_EXPRESSION_SEGMENTATION>":
+                assert _told(scene, text) == question.things, (text, scene)
+                directions.update(re.findall(r" (left|right|above|below) ", text))
+            elif question.task == "<OPEN_VOCABULARY_DETECTION>":
+                assert _named(scene, text) == question.things, (text, scene)
+                assert bool(question.answer) == bool(question.things)
+                if not question.things:
+                    absences.add(len(text.split()))
+    assert directions == {"left", "right", "above", "below"}
+    assert absences == {1, 2, 3}

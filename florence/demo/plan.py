@@ -46,6 +46,11 @@ OUTLINE_SHARES: Final[Mapping[str, float]] = MappingProxyType(
 )
 """The same while outlines are learned."""
 
+ASKED_SHARES: Final[Mapping[str, float]] = MappingProxyType(
+    {**OUTLINE_SHARES, "<REFERRING_EXPRESSION_SEGMENTATION>": 8.0, "<OPEN_VOCABULARY_DETECTION>": 6.0}
+)
+"""The same while it is learned what can be asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -137,5 +142,6 @@ PLAN: Final = Plan(
         Stage("polish", 8_000, _TO_SIX, 6, 1.5, 0.3, (0.15 * _MAIN, 0.0), 2.0, False, OUTLINE_SHARES),
         Stage("again", 16_000, _TO_SIX, 6, 2.5, 0.3, (0.5 * _MAIN, 0.0), 2.0, True, OUTLINE_SHARES),
         Stage("places", 48_000, _TO_SIX, 6, 2.5, 0.4, (0.6 * _MAIN, 0.0), 2.0, True, OUTLINE_SHARES),
+        Stage("ask", 14_400, _TO_SIX, 6, 2.5, 0.3, (0.5 * _MAIN, 0.0), 2.0, True, ASKED_SHARES),
     )
 )

@@ -17,11 +17,12 @@ import numpy as np
 
 from florence.demo.scenes import Box, Scene, Thing
 from florence.demo.shapes import Points
-from florence.demo.vocabulary import COLOURS, NUMBERS, SHAPES
+from florence.demo.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORD, WORDS
 from florence.regions import BINS
 
 _JITTER: Final = 6  # bins by which a region in a question may be off the true box
-_NEAR: Final = 0.05  # of the width: less than this is neither left nor right
+_NEAR: Final = 0.05  # of the width or height: less than this is neither left nor right, above nor below
+_SIDES: Final = (("left of", "right of"), ("above", "below"))
 _PIECE = re.compile(r"<[^<>]+>|\w+|[^\w\s]")
 _ZONES: Final = (("On the left", 0.0, 1 / 3), ("In the middle", 1 / 3, 2 / 3), ("To the right", 2 / 3, 1.0))
 
@@ -177,38 +178,53 @@ def _referring(scene: Scene, rng: np.random.Generator) -> _Asked:
 
 
 def _relation(scene: Scene, index: int, rng: np.random.Generator) -> str | None:
-    """`star left of the blue ring`, where just one star stands so; None where that is unclear."""
+    """`small red star left of the word OPEN`, where just one star stands so; None where that is unclear."""
     thing = scene.things[index]
     others = [other for place, other in _each(scene) if place != index]
     if not others:
         return None
     other = others[int(rng.integers(len(others)))]
-    side = 1 if thing.centre[0] > other.centre[0] else -1
-    near = _NEAR * scene.width
+    axis = int(rng.integers(2))  # across, or down
+    side = 1 if thing.centre[axis] > other.centre[axis] else -1
+    near = _NEAR * (scene.width, scene.height)[axis]
     same = [one for one in others if one.shape == thing.shape and one is not other]
-    clear = abs(thing.centre[0] - other.centre[0]) > near
-    if not clear or any(side * (one.centre[0] - other.centre[0]) > -near for one in same):
+    clear = abs(thing.centre[axis] - other.centre[axis]) > near
+    if not clear or any(side * (one.centre[axis] - other.centre[axis]) > -near for one in same):
         return None
-    return f"{thing.shape} {'right' if side > 0 else 'left'} of the {brief(other)}"
+    where = _SIDES[axis][side > 0]
+    first = (thing.shape, thing.shape, brief(thing), full(thing))[int(rng.integers(4))]
+    return f"{first} {where} the {(full if rng.random() < 0.3 else brief)(other)}"
 
 
 def _open_vocabulary(scene: Scene, rng: np.random.Generator) -> _Asked:
     """The boxes of whatever a phrase names: one thing, all of a shape, or nothing (an empty answer)."""
     lot = rng.random()
-    if lot < 0.25:
-        present = {brief(thing) for thing in scene.things}
-        while (absent := f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}") in present:
-            pass
-        return absent, "", ()
+    if lot < 0.3:
+        return _absent(scene, rng), "", ()
     place = int(rng.integers(len(scene.things)))
     first = scene.things[place]
-    if lot < 0.5:
+    if lot < 0.55:
         chosen = tuple(index for index, thing in _each(scene) if thing.shape == first.shape)
         phrase = first.shape
     else:
         phrase = (full if rng.random() < 0.5 else brief)(first)
         chosen = (place,)
     return phrase, "".join(phrase + box_text(scene.things[index].box, scene) for index in chosen), chosen
+
+
+def _absent(scene: Scene, rng: np.random.Generator) -> str:
+    """What could be there and is not: a shape, a shape of a colour, a word, or a thing of the other size."""
+    present = {name for thing in scene.things for name in (thing.shape, brief(thing), full(thing))}
+    while True:
+        colour, size = rng.choice(list(COLOURS)), rng.choice(list(SIZES))
+        shape, thing = rng.choice((*SHAPES, WORD)), scene.things[int(rng.integers(len(scene.things)))]
+        other_size = (
+            f"{size} {thing.colour} {thing.shape}"  # of a word not a name that it has, but none of it
+        )
+        names = (str(shape), f"{colour} {shape}", f"{WORD} {rng.choice(WORDS)}", other_size)
+        name = names[int(rng.choice(4, p=(0.3, 0.4, 0.15, 0.15)))]
+        if name not in present and not (name == other_size and thing.text):
+            return name
 
 
 def _region(answer: Callable[[Thing, Scene], str], words_only: bool = False) -> _Ask:
