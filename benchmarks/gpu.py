@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -48,6 +49,7 @@ REPLACED = {  # pictures/s of the replaced Triton ensemble, RTX 4090, float16, 3
     "OCR_WITH_REGION": 21.6,
 }
 ENCODE_BATCH = 16
+TABLE_S, PEER_S = 330.0, 480.0  # from the start, by which the engine's table and transformers' are done
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Bench:
     concurrencies: tuple[int, ...]
     static_batches: tuple[int, ...]
     tokens_of: dict[str, int]
+    until: float = math.inf  # a reading of `time.monotonic()` by which the tables shall be done
 
     def runner(self, model: Florence2Model, slots: int) -> Runner:
         on_gpu = self.device.type == "cuda"
@@ -74,8 +77,8 @@ class Bench:
             late=on_gpu,
         )
 
-    def engine(self, model: Florence2Model, slots: int) -> Engine:
-        limits = BatchLimits(slots, min(slots, ENCODE_BATCH), max_queue=4 * slots, encode_budget_s=0.05)
+    def engine(self, model: Florence2Model, slots: int, budget_s: float = 0.05) -> Engine:
+        limits = BatchLimits(slots, min(slots, ENCODE_BATCH), max_queue=4 * slots, encode_budget_s=budget_s)
         tokens = TokenLimits(1024, 1024 - picture_tokens(self.size))
         return Engine(self.runner(model, slots), tokens, limits)
 
@@ -97,26 +100,29 @@ class Bench:
 
 
 def exactness(bench: Bench) -> dict[str, object]:
-    """Ids in a crowd against the plain search alone, float32, tiny and base sizes."""
+    """Ids in a crowd against the plain search alone, float32, tiny and base sizes.
+
+    Twice, so that what the first round recorded is what the second one runs, with decode steps between all
+    parts of all encodes.
+    """
     report: dict[str, object] = {}
     for size in ("tiny", "base") if bench.size == "large" else ("tiny",):
         small = replace(bench, size=size, dtype=torch.float32)
         model = convert(make_native(size, torch.float32), bench.device, torch.float32)
-        runner = small.runner(model, 16)
-        runner.prepare()
         asked = [
             replace(request, options=replace(options(24, 1 + index % 5), min_new_tokens=0))
             for index, request in enumerate(requests(size, 24, 15))
         ]
-        left, ids = runner.encode(asked), {}
-        while left:
-            for decoding, outcome in runner.step(left):
-                ids[decoding.request.digest] = outcome.token_ids
-                left = [other for other in left if other is not decoding]
         with torch.inference_mode():
-            alone = [generate_alone(model, request, runner.rules).token_ids for request in asked]
-        same = sum(ids[request.digest] == own for request, own in zip(asked, alone, strict=True))
-        report[size] = {"requests": len(asked), "same ids": same}
+            rules = small.runner(model, 1).rules
+            alone = [tuple(generate_alone(model, request, rules).token_ids) for request in asked]
+        engine = small.engine(model, 16, budget_s=1e-4)
+        same = 0
+        for _ in range(2):
+            futures = [engine.submit(request) for request in asked]
+            same += sum(future.result().token_ids == own for future, own in zip(futures, alone, strict=True))
+        engine.close()
+        report[size] = {"requests": 2 * len(asked), "same ids": same}
     return report
 
 
@@ -191,30 +197,40 @@ def shares_of_peak(bench: Bench, model: Florence2Model) -> dict[str, object]:
 def nine_tasks(bench: Bench, model: Florence2Model) -> dict[str, dict[str, float]]:
     """Pictures/s of each task at each concurrency."""
     table: dict[str, dict[str, float]] = {task: {} for task in bench.tokens_of}
+    windows = len(bench.concurrencies) * len(bench.tokens_of)
     for concurrency in bench.concurrencies:
         engine = bench.engine(model, concurrency)
         for task, tokens in bench.tokens_of.items():
             asked = requests(bench.size, tokens)
+            window_s = min(bench.window_s, max(0.5, (bench.until - time.monotonic()) / windows))
+            windows -= 1
             rate = throughput(
-                engine, asked, concurrency, first=concurrency, count=concurrency, window_s=bench.window_s
+                engine, asked, concurrency, first=concurrency, count=concurrency, window_s=window_s
             )
             table[task][str(concurrency)] = rate
             print(f"  {task:28} {concurrency:3} at once: {rate:8.1f} pictures/s", flush=True)
         engine.close()
+        del engine  # before the next one takes its memory
     return table
 
 
 def through_transformers(bench: Bench, native: Florence2ForConditionalGeneration) -> dict[str, float]:
-    """Pictures/s of `generate` on the best of some static batches."""
+    """Pictures/s of `generate` on the best of some static batches; nan where no batch fits the memory, or
+    no time is left."""
     native = native.to(bench.device)
     table: dict[str, float] = {}
     for task, tokens in bench.tokens_of.items():
-        rates = []
+        rates = [math.nan]
         for batch in bench.static_batches:
             asked = requests(bench.size, tokens, batch)
             work = partial(generate_static, native, asked, bench.dtype, bench.device)
-            rates.append(batch / bench.timed(work, repeats=1))
-        table[task] = max(rates)
+            if time.monotonic() > bench.until:
+                break
+            try:
+                rates.append(batch / bench.timed(work, repeats=1))
+            except torch.OutOfMemoryError as error:
+                print(f"  {task:28} transformers, batch of {batch}: {error}", flush=True)
+        table[task] = max(rates[1:], default=math.nan)
         print(f"  {task:28} transformers: {table[task]:8.1f} pictures/s", flush=True)
     return table
 
@@ -257,6 +273,8 @@ def main() -> None:
 
     def section(name: str, value: object) -> None:
         figures[name] = value
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
         print(f"{name} ({time.monotonic() - started:.0f} s)", flush=True)
         print(json.dumps(value, indent=2), flush=True)
 
@@ -265,15 +283,16 @@ def main() -> None:
     native = make_native(bench.size, bench.dtype)
     model = convert(native, bench.device, bench.dtype)
     section("shares of peak", shares_of_peak(bench, model))
-    rows = nine_tasks(bench, model)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    rows = nine_tasks(replace(bench, until=started + TABLE_S), model)
+    section("nine tasks", rows)
     if on_gpu:
         section("most memory in use, GiB", torch.cuda.max_memory_allocated() / 2**30)
-    peer = through_transformers(bench, native)
-    figures |= {"nine tasks": rows, "transformers": peer}
+    peer = through_transformers(replace(bench, until=started + PEER_S), native)
+    section("transformers", peer)
     print(report_table(rows, peer))
     print(f"{device_name}, {bench.size}, {bench.dtype}: {time.monotonic() - started:.0f} s in all")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

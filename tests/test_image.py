@@ -108,7 +108,7 @@ def test_the_typed_client_works_with_it(container: Container) -> None:
     """A detection, in pixels and with types."""
     with Client(container.url) as client:
         found = client.object_detection(PICTURE).result.detections
-    assert {detection.label for detection in found} == {"circle", "heart", "diamond"}
+    assert {detection.label for detection in found} == {"circle", "heart", "diamond", "triangle"}
 
 
 def test_tritons_client_works_with_it(container: Container, grpc_port: int) -> None:

@@ -30,7 +30,7 @@ MOST_PREPARED = 256
 """Positions of the longest sequences whose steps are recorded at the start; others when they first come."""
 
 MOST_RECORDED = 256
-"""Shapes of steps, and of encodes, that are recorded; each takes some megabytes of the device for good."""
+"""Shapes of steps, and of encodes, that are recorded; each keeps memory of the device until a reset."""
 
 Work = Callable[[], Sequence[Tensor]]
 Replay = Callable[[], None]
