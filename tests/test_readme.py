@@ -33,7 +33,7 @@ GIVEN: dict[str, Any] = {
     "caption_to_phrase_grounding": "a yellow triangle and a red moon",
     "referring_expression_segmentation": "a yellow triangle",
     "region_to_segmentation": TRIANGLE,
-    "open_vocabulary_detection": "an orange diamond",
+    "open_vocabulary_detection": "orange diamond",
     "region_to_category": TRIANGLE,
     "region_to_description": TRIANGLE,
     "region_to_ocr": WORD,
