@@ -218,9 +218,7 @@ def _absent(scene: Scene, rng: np.random.Generator) -> str:
     while True:
         colour, size = rng.choice(list(COLOURS)), rng.choice(list(SIZES))
         shape, thing = rng.choice((*SHAPES, WORD)), scene.things[int(rng.integers(len(scene.things)))]
-        other_size = (
-            f"{size} {thing.colour} {thing.shape}"  # of a word not a name that it has, but none of it
-        )
+        other_size = f"{size} {thing.colour} {thing.shape}"  # words have no size
         names = (str(shape), f"{colour} {shape}", f"{WORD} {rng.choice(WORDS)}", other_size)
         name = names[int(rng.choice(4, p=(0.3, 0.4, 0.15, 0.15)))]
         if name not in present and not (name == other_size and thing.text):

@@ -29,7 +29,7 @@ from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, Request
 from florence.engine.runner import Decoding, Runner
 from florence.engine.scheduler import BatchLimits, Pace, Scheduler, TokenLimits
-from florence.errors import Closed, DeadlineExceeded, FlorenceError, Overloaded, RequestError
+from florence.errors import Closed, DeadlineExceeded, FlorenceError
 from florence.model.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -109,9 +109,9 @@ class Engine:
 
         Raises `Overloaded` when the queue is full or the wait would be longer than `max_latency_s`, `Closed`
         after `close` and while the engine is not ready, `RequestError` for a prompt or an output longer than
-        the model's position tables. The future raises `DeadlineExceeded`, `EngineError` or `Closed`.
+        this engine has room for. The future raises `DeadlineExceeded`, `EngineError` or `Closed`.
         """
-        self._check_lengths(request)
+        self._tokens.check(len(request.prompt_ids), request.options.max_new_tokens)
         entry = Entry(request, Future())
         with self._changed:
             if self.alive and self._recovering:
@@ -127,19 +127,12 @@ class Engine:
     def check_load(self, waiting: int) -> None:
         """Raise `Overloaded`, with the time to come back, if one more request behind `waiting` others is one
         too many."""
-        limits = self._scheduler.limits
         # While few come, answers are far apart for other reasons, and only encoding says what one costs.
         wait_s = max(self._pace.seconds_for(waiting), waiting * self._scheduler.encode_s)
-        if waiting >= limits.max_queue:
-            reason, retry_after_s = f"{waiting} requests are waiting, as many as may", wait_s
-        elif limits.max_latency_s is not None and wait_s > limits.max_latency_s:
-            reason = f"this request would wait for {wait_s:.1f} s, {limits.max_latency_s:g} s are allowed"
-            retry_after_s = wait_s - limits.max_latency_s
-        else:
-            return
-        self._observer.ended(Ending.REFUSED)
-        retry_after_s = max(1.0, retry_after_s)
-        raise Overloaded(f"{reason}; come back in {retry_after_s:.0f} s", retry_after_s=retry_after_s)
+        refusal = self._scheduler.limits.refusal(waiting, wait_s)
+        if refusal is not None:
+            self._observer.ended(Ending.REFUSED)
+            raise refusal
 
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish those that came (for at most `drain_s` seconds), and end the thread.
@@ -152,18 +145,6 @@ class Engine:
         self._thread.join(drain_s)
         self._aborting = True
         self._thread.join()
-
-    def _check_lengths(self, request: Request) -> None:
-        prompt, most = len(request.prompt_ids), request.options.max_new_tokens
-        if prompt > self._tokens.max_prompt_tokens:
-            raise RequestError(
-                f"the text has {prompt} tokens with the task's own words, at most "
-                f"{self._tokens.max_prompt_tokens} fit beside the picture; shorten it"
-            )
-        if most > self._tokens.max_new_tokens:
-            raise RequestError(
-                f"max_new_tokens is {most}, this engine has room for {self._tokens.max_new_tokens}"
-            )
 
     def _serve(self) -> None:
         if self._threads:

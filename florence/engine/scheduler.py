@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from florence.errors import Overloaded, RequestError
+
 EntryT = TypeVar("EntryT")
 
 STEPS_BETWEEN_ENCODES = 4
@@ -42,6 +44,19 @@ class BatchLimits:
     max_latency_s: float | None = None
     encode_budget_s: float = 0.25
 
+    def refusal(self, waiting: int, wait_s: float) -> Overloaded | None:
+        """Why one more request, behind `waiting` others and for `wait_s` seconds, is one too many; None if it
+        is not."""
+        if waiting >= self.max_queue:
+            reason, retry_after_s = f"{waiting} requests are waiting, as many as may", wait_s
+        elif self.max_latency_s is not None and wait_s > self.max_latency_s:
+            reason = f"this request would wait for {wait_s:.1f} s, {self.max_latency_s:g} s are allowed"
+            retry_after_s = wait_s - self.max_latency_s
+        else:
+            return None
+        retry_after_s = max(1.0, retry_after_s)
+        return Overloaded(f"{reason}; come back in {retry_after_s:.0f} s", retry_after_s=retry_after_s)
+
 
 def limits_for(device: str) -> BatchLimits:
     """The limits that suit a kind of device: a GPU computes for many in the time that it takes for a few."""
@@ -55,6 +70,16 @@ class TokenLimits:
 
     max_new_tokens: int = 1024
     max_prompt_tokens: int = 512
+
+    def check(self, prompt: int, most: int) -> None:
+        """Raises RequestError where there is no room for such a prompt, or for an answer of at `most` so many."""
+        if prompt > self.max_prompt_tokens:
+            raise RequestError(
+                f"the text has {prompt} tokens with the task's own words, at most "
+                f"{self.max_prompt_tokens} fit beside the picture; shorten it"
+            )
+        if most > self.max_new_tokens:
+            raise RequestError(f"max_new_tokens is {most}, this engine has room for {self.max_new_tokens}")
 
 
 class Scheduler(Generic[EntryT]):
