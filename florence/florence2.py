@@ -24,6 +24,7 @@ from florence.engine.request import Generation
 from florence.engine.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed, ImageError, OptionError, Overloaded, TaskError
+from florence.futures import settle
 from florence.images import ImageLimits, load_image
 from florence.loading import Loaded, LoadOptions, load
 from florence.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
@@ -271,7 +272,7 @@ class Florence2:
             prepared = call.prepare()
             inner = self._engine.submit(prepared.request)
         except Exception as error:  # noqa: BLE001  (it is the answer, and goes into the future)
-            _settle(outer, error)
+            settle(outer, error)
             return
         finally:
             self._leave()
@@ -289,9 +290,9 @@ class Florence2:
             generation = inner.result()
             if call.teller is not None:
                 call.teller.end()
-            _settle(outer, self._pipeline.answer(prepared, generation, time.monotonic() - call.started))
+            settle(outer, self._pipeline.answer(prepared, generation, time.monotonic() - call.started))
         except Exception as error:  # noqa: BLE001  (as above)
-            _settle(outer, error)
+            settle(outer, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +333,7 @@ def _pass_on(running: ref[_Running], outer: Future[Answer]) -> None:
 def _failed(error: Exception) -> Future[Answer]:
     """A future that has its exception already."""
     future: Future[Answer] = Future()
-    future.set_exception(error)
+    settle(future, error)
     return future
 
 
@@ -342,13 +343,3 @@ def _outcome(future: Future[Answer]) -> Answer | Exception:
         return future.result()
     except Exception as error:  # noqa: BLE001  (handed to the caller, item by item)
         return error
-
-
-def _settle(future: Future[Answer], outcome: Answer | Exception) -> None:
-    """Put the outcome into the future, unless it was cancelled meanwhile."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

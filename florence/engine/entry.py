@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from florence.engine.request import EngineTimings, Generation, Request
 from florence.engine.runner import Decoding
 from florence.errors import Closed, EngineError, FlorenceError
+from florence.futures import settle
 
 
 @dataclass(slots=True, eq=False)
@@ -48,13 +49,7 @@ class Entry:
 
     def settle(self, outcome: Generation | FlorenceError) -> bool:
         """Put the outcome into the future; False if it was cancelled meanwhile."""
-        if not self.future.set_running_or_notify_cancel():
-            return False
-        if isinstance(outcome, FlorenceError):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
-        return True
+        return settle(self.future, outcome)
 
 
 def stopped(cause: Exception | None = None) -> Closed:

@@ -72,7 +72,7 @@ class TokenLimits:
     max_prompt_tokens: int = 512
 
     def check(self, prompt: int, most: int) -> None:
-        """Raises RequestError where there is no room for such a prompt, or for an answer of at `most` so many."""
+        """Raises RequestError where so long a prompt, or an answer of `most` tokens, has no room."""
         if prompt > self.max_prompt_tokens:
             raise RequestError(
                 f"the text has {prompt} tokens with the task's own words, at most "
