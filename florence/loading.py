@@ -21,6 +21,7 @@ from florence.images import ImageLimits, Preprocessing, read_preprocessing
 from florence.model import cpu_attention
 from florence.model.checkpoint import count_parameters, load_model
 from florence.model.config import STRIDE, ModelConfig, read_config
+from florence.model.cpu_team import available
 from florence.model.decode import Kernel
 from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype
 from florence.model.florence2 import Florence2Model
@@ -81,7 +82,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
     parameters = count_parameters(model)
     if options.dtype == INT8:
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
-    pack(model)
+    pack(model, options.threads)
     pipeline = Pipeline(
         checkpoint=checkpoint.label,
         tokenizer=tokenizer,
@@ -140,7 +141,7 @@ def _runner(
 def cpu_kernel(model: Florence2Model, threads: int | None = None) -> Kernel | None:
     """The attention kernel for a model on a CPU; None where there is none, and torch's own is used."""
     dtype, text = model.language.shared.weight.dtype, model.config.text
-    if not cpu_attention.available(dtype):
+    if not available(dtype):
         return None
     return cpu_attention.CpuAttention(dtype, text.d_model // text.decoder.heads, threads)
 

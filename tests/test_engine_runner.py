@@ -20,7 +20,8 @@ from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Decoding, Outcome, Runner
 from florence.errors import EngineError
-from florence.model.cpu_attention import CpuAttention, available
+from florence.model.cpu_attention import CpuAttention
+from florence.model.cpu_team import available
 from florence.model.florence2 import Florence2Model
 
 SLOTS = 16

@@ -13,7 +13,8 @@ from tiny import make_native
 
 from florence.model.devices import has_vnni
 from florence.model.int8 import Int8Weight, can_quantize
-from florence.model.packing import ACTIVATIONS, Linear, pack, quantize
+from florence.model.onednn import ACTIVATIONS
+from florence.model.packing import Linear, pack, quantize
 
 CPU = torch.device("cpu")
 needs_int8 = pytest.mark.skipif(not (can_quantize(CPU) and has_vnni()), reason="no int8 here")
@@ -65,7 +66,7 @@ def test_integers_within_the_steps_are_exact() -> None:
     """Where the largest values are 127, every step is a whole number: nothing is rounded."""
     weight, states = (torch.randint(-127, 128, (size, 64)).float() for size in (48, 9))
     weight[:, 0] = states[:, 1] = 127
-    assert torch.equal(Int8Weight(weight).product(states, None), states @ weight.T)
+    assert torch.equal(Int8Weight(weight, None).product(states), states @ weight.T)
 
 
 @needs_int8

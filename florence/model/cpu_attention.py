@@ -1,61 +1,38 @@
 """Attention of single decoder steps on a CPU: a request's keys and values are read once, for all its beams.
 
 A step has 1 to 8 query rows over hundreds of keys, so its time is that of reading them. PyTorch's kernels are
-made for many rows: they copy or widen in passes of their own. Knows tensors and addresses; `cpu_kernels` is
-what runs. Needs numba; nothing here imports it before a `CpuAttention` is made.
+made for many rows: they copy or widen in passes of their own. Knows tensors and addresses;
+`cpu_attention_kernel` is what runs. Needs numba; nothing here imports it before a `CpuAttention` is made.
 """
 
 from __future__ import annotations
 
-import ctypes
-import platform
-import sys
-from importlib.util import find_spec
-from typing import Any
-
 import torch
 from torch import Tensor
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from florence.model.cpu_team import DTYPES, Team, rows_of
 
 BUNDLE = 8
 """Rows that are done one behind the other in `own`: beams share most of their past, which stays cached."""
 
 
-def available(dtype: torch.dtype) -> bool:
-    """Whether a `CpuAttention` can be made here for a dtype and is faster than PyTorch's own attention."""
-    return (
-        dtype in DTYPES
-        and platform.machine() == "x86_64"
-        and torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512"))  # with them FMA and F16C
-        and find_spec("numba") is not None
-        and _parallel() is not None
-    )
-
-
 class CpuAttention:
     """The kernel for one dtype and head_dim, compiled when it is made (about two seconds).
 
-    `threads`: how many work on a call, PyTorch's number where it is None. They are the threads of PyTorch's
-    own OpenMP team, so the two never wait for each other's cores. Calls from several threads don't meet.
-    Gradients are not followed.
+    `threads` as for `Team`. Calls from several threads don't meet. Gradients are not followed.
     """
 
     def __init__(self, dtype: torch.dtype, head_dim: int, threads: int | None) -> None:
-        from florence.model import cpu_kernels
+        from florence.model import cpu_attention_kernel
 
         if dtype not in DTYPES:
             raise ValueError(f"no kernel for {dtype}; there are ones for {', '.join(map(str, DTYPES))}")
         if head_dim < 2 or head_dim % 2:
             raise ValueError(f"head_dim must be even, not {head_dim}")
-        parallel = _parallel()
-        if parallel is None:
-            raise ValueError("this PyTorch has no OpenMP threads that others can use")
-        self._parallel = parallel
         self._dtype, self._head_dim = dtype, head_dim
-        self._threads = threads or torch.get_num_threads()
-        self._kernels = cpu_kernels
-        self._kernel = cpu_kernels.compile_kernel(dtype, head_dim)
+        self._team = Team(threads)
+        self._kernels = cpu_attention_kernel
+        self._kernel = cpu_attention_kernel.compile_kernel(dtype, head_dim)
 
     def cross(
         self, queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor
@@ -105,43 +82,22 @@ class CpuAttention:
         self._check(queries, keys, values, (indices, starts, lengths))
         slots, heads, room, _ = keys.shape
         output = queries.new_empty(queries.shape)
-        scratch_bytes = self._kernels.scratch_bytes(self._head_dim, room)
-        scratch = torch.empty(self._threads * scratch_bytes, dtype=torch.uint8)
-        counters = self._kernels.Counters()
         size = self._dtype.itemsize
         key_slot, key_head, key_place, _ = (stride * size for stride in keys.stride())
         value_slot, value_head, value_place, _ = (stride * size for stride in values.stride())
-        job = self._kernels.Job(
-            counters=ctypes.addressof(counters),
-            scratch=scratch.data_ptr(),
-            scratch_bytes=scratch_bytes,
-            groups=lengths.shape[0],
-            heads=heads,
-            rows=queries.shape[0],
-            slots=slots,
-            room=room,
-            bundle=bundle,
-            queries=queries.data_ptr(),
-            query_row=queries.stride(0) * size,
-            keys=keys.data_ptr(),
-            key_slot=key_slot,
-            key_head=key_head,
-            key_place=key_place,
-            values=values.data_ptr(),
-            value_slot=value_slot,
-            value_head=value_head,
-            value_place=value_place,
-            output=output.data_ptr(),
-            output_row=output.stride(0) * size,
-            chosen=indices.data_ptr(),
-            group_step=group_step,
-            place_step=place_step,
-            starts=starts.data_ptr(),
-            lengths=lengths.data_ptr(),
-        )
-        packed = (ctypes.c_int64 * len(job))(*job)
-        self._parallel(self._kernel.address, ctypes.addressof(packed), self._threads, 0)
-        if counters.faults:
+        faults = self._team.run(
+            self._kernel.address,
+            self._kernels.scratch_bytes(self._head_dim, room),
+            lengths.shape[0], heads, queries.shape[0], slots, room, bundle,
+            *rows_of(queries),
+            keys.data_ptr(), key_slot, key_head, key_place,
+            values.data_ptr(), value_slot, value_head, value_place,
+            *rows_of(output),
+            indices.data_ptr(), group_step, place_step,
+            starts.data_ptr(),
+            lengths.data_ptr(),
+        )  # fmt: skip
+        if faults:
             raise ValueError("a slot, a row or a length leads out of the tensors that were given")
         return output
 
@@ -159,14 +115,3 @@ class CpuAttention:
                 )
         if any(index.dtype != torch.int32 or index.device.type != "cpu" for index in indices):
             raise ValueError("slots, sources, starts and lengths must be int32, in memory")
-
-
-def _parallel() -> Any:
-    """OpenMP's "run this on so many threads", of the runtime that PyTorch has loaded; None without it."""
-    if sys.platform != "linux":
-        return None
-    run = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    if run is not None:
-        run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        run.restype = None
-    return run

@@ -1,7 +1,7 @@
 """Products with weights in int8: a scale for each output, and for each row of the input at the time it comes.
 
 Each row is quantised by its own largest value, so that an answer does not depend on what else is computed
-with it. Like packing (`packing.py`), it uses oneDNN operators of PyTorch's quantiser that are not a
+with it. Like `onednn.py`, it uses operators of PyTorch's quantiser that are not a
 documented interface; where they are missing, there is no int8.
 """
 
@@ -11,6 +11,8 @@ import platform
 
 import torch
 from torch import Tensor
+
+from florence.model.activations import activate
 
 STEPS = 127
 """Steps from zero to the largest value of a row or of an output's weights."""
@@ -23,17 +25,20 @@ SMALLEST = 1e-12
 
 
 class Int8Weight:
-    """A weight [out_features, in_features], symmetric in int8, laid out for oneDNN's kernel."""
+    """A weight [out_features, in_features], symmetric in int8, laid out for oneDNN's kernel, and its bias."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.float()
+        self.bias = None if bias is None else bias.float()
         self.scales = weight.abs().amax(dim=1).clamp_min(SMALLEST) / STEPS  # [out_features]
         steps = (weight / self.scales[:, None]).round_().to(torch.int8)
         self.packed: Tensor = torch.ops.onednn.qlinear_prepack(steps, None)
         self.zeros = torch.zeros(len(steps), dtype=torch.int64)
         self.rounding = torch.tensor(ZERO + 0.5)  # a cast to a byte cuts, so a half more rounds
 
-    def product(self, states: Tensor, bias: Tensor | None) -> Tensor:
+    def product(
+        self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
         """[..., in_features] -> [..., out_features] of the same type, summed up in int32 and float32."""
         rows = states.reshape(-1, states.shape[-1]).float()
         least, most = rows.aminmax(dim=1, keepdim=True)
@@ -43,8 +48,9 @@ class Int8Weight:
             steps, 1.0, ZERO, self.packed, self.scales, self.zeros,
             None, 1.0, 0, torch.float32, "none", [], "none",
         )  # fmt: skip
-        result = sums.mul_(scales) if bias is None else torch.addcmul(bias.float(), sums, scales)
-        return result.to(states.dtype).view(*states.shape[:-1], -1)
+        total = sums.mul_(scales) if self.bias is None else torch.addcmul(self.bias, sums, scales)
+        result = activate(total.to(states.dtype).view(*states.shape[:-1], -1), activation)
+        return result if residual is None else result.add_(residual)
 
 
 def can_quantize(device: torch.device) -> bool:

@@ -260,16 +260,23 @@ class LanguageModel(nn.Module):
         return result
 
     def logits(self, states: Tensor) -> Tensor:
-        """[..., d_model] -> float32 [..., vocab]; the best ones of a row are summed and kept in float32.
+        """[..., d_model] -> float32 [..., vocab]; at least the best ones of a row are summed and kept in
+        float32, unless the head is not the embedding."""
+        scores = self.lm_head.sums(states)
+        if scores is None:
+            scores = self._refined(self.lm_head(states), states)
+        # In place: a vocabulary of scores for each row is the largest tensor of a step.
+        return scores.add_(self.final_logits_bias) if self.has_logits_bias else scores
+
+    def _refined(self, product: Tensor, states: Tensor) -> Tensor:
+        """`product` [..., vocab] in float32, the best ones of a row computed again in it.
 
         A product in bfloat16 rounds its results to eight bits: neighbouring locations, often nearly as good,
-        would come out equal and the first win. A head that is not the embedding is left at that.
+        would come out equal and the first win.
         """
-        product: Tensor = self.lm_head(states)
         scores = product.float()
         if product.dtype is not torch.float32 and self.tied_head:
             best = product.topk(min(FINE, product.shape[-1]), dim=-1).indices  # [..., best]
             rows = self.shared.weight[best].float()  # [..., best, d_model]
             scores.scatter_(-1, best, (rows @ states.float().unsqueeze(-1)).squeeze(-1))
-        # In place: a vocabulary of scores for each row is the largest tensor of a step.
-        return scores.add_(self.final_logits_bias) if self.has_logits_bias else scores
+        return scores

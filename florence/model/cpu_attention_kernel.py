@@ -9,14 +9,15 @@ Nothing here allocates, raises or holds the GIL; numbers that lead out of the po
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import carray, cfunc, from_dtype, njit, types
+from numba import carray, cfunc, from_dtype, types
 
-from florence.model.cpu_tiles import FLOAT_BYTES, TILE, Operation, Tiles, as_pointer, take_next
+from florence.model.cpu_team import FAULTS, NEXT_TASK, NEXT_THREAD
+from florence.model.cpu_tiles import TILE, Tiles
+from florence.model.cpu_vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
 
 ROWS = 8
 """Query rows that share a tile's widening; a group of more is done in parts."""
@@ -28,17 +29,6 @@ TASKS = 4
 """Heads of a bundle that a thread takes at once: what lies ahead in memory is then its own next."""
 
 INDEX_BYTES = 4
-
-
-class Counters(ctypes.Structure):
-    """What the threads of a job count together, from zero."""
-
-    _fields_ = (("next_task", ctypes.c_int64), ("next_thread", ctypes.c_int64), ("faults", ctypes.c_int64))
-
-
-NEXT_TASK, NEXT_THREAD, FAULTS = (
-    getattr(Counters, name).offset for name in ("next_task", "next_thread", "faults")
-)
 
 
 class Job(NamedTuple):
@@ -152,7 +142,7 @@ def _make_attend(tiles: Tiles, head_dim: int, item_bytes: int) -> Operation:
         for row in range(rows):
             store(mixed + row * row_bytes, total + row * lanes_bytes, target + row * job.output_row)
 
-    return _compiled(attend)
+    return compiled(attend)
 
 
 def _make_gather(tiles: Tiles) -> Operation:
@@ -183,8 +173,4 @@ def _make_gather(tiles: Tiles) -> Operation:
         for index in range(count, TILE):
             clear(block + index * row_bytes)
 
-    return _compiled(gather)
-
-
-def _compiled(function: Any) -> Operation:
-    return njit(function, nogil=True, error_model="numpy")
+    return compiled(gather)

@@ -1,0 +1,191 @@
+"""Vector instructions for products with weights on a CPU: a panel of outputs at a time, as LLVM code.
+
+A panel holds the weights of `width` outputs, [in_features, width], so that the sums of a few rows stay in
+registers while the panel streams by: each weight is read, and widened to float32, once for all these rows.
+Sums are float32, one product after another in the order of the input, however many rows there are: a row's
+result does not depend on its neighbours. Imports numba.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+
+from florence.model.cpu_vectors import (
+    F16,
+    F32,
+    FLOAT_BYTES,
+    HIGH_HALF,
+    I16,
+    I32,
+    I64,
+    Builder,
+    Operation,
+    Value,
+    bfloat16_bits,
+    constant,
+    exponential,
+    floats,
+    fma,
+    operation,
+    prefetch,
+    read,
+    splat,
+    write,
+)
+
+LOAD = 16
+"""Numbers of a row that are widened at once; rows are whole multiples of it."""
+
+CHUNK = 256
+"""Numbers of a row that lie together in working memory, so that rows are a constant distance apart. Each
+chunk has a sum of its own: what is added up in one go loses the less the shorter it is."""
+
+ROW_BYTES = CHUNK * FLOAT_BYTES + 64
+"""That distance; not a multiple of 4,096, or the cache would hold all rows in the same few places."""
+
+AHEAD_BYTES = 4096
+"""How far ahead of what is read memory is asked for more: a page, at whose end hardware stops of itself."""
+
+ERFC = (  # W. H. Press et al., Numerical Recipes, section 6.2: relative error below 1.2e-7 everywhere
+    0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
+    -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223,
+)  # fmt: skip
+
+
+class Panels:
+    """The operations for one dtype of states and weights, with registers of `lanes` float32.
+
+    `rows`: how many rows' sums the registers hold, the most first.
+    """
+
+    def __init__(self, dtype: torch.dtype, lanes: int) -> None:
+        self._dtype, self._lanes = dtype, lanes
+        self.width = 2 * lanes
+        self.rows = (12, 8, 4) if lanes == 16 else (6, 4, 2)
+        self.weight_bytes = self.width * dtype.itemsize  # of one input
+        address, nothing = types.int64, types.void
+        one, two = nothing, (address, address)
+        self.load = operation(self._load, one, two)
+        self.clear = operation(self._clear, nothing, (address,))
+        self.copy = operation(self._copy, nothing, two)
+        self.gelu = operation(self._gelu, nothing, (address,))
+        self.add = operation(self._add, nothing, two)
+        self.store = operation(self._store, nothing, two)
+
+    def accumulate(self, rows: int) -> Operation:
+        """An operation: sums [rows, width] += states [rows, count] @ weights [count, width]; float32 states
+        are ROW_BYTES apart."""
+        address = types.int64
+
+        def emit(builder: Builder, states: Value, weights: Value, sums: Value, count: Value) -> None:
+            self._accumulate(builder, rows, states, weights, sums, count)
+
+        return operation(emit, types.void, (address, address, address, types.int64))
+
+    def _accumulate(
+        self, builder: Builder, rows: int, states: Value, weights: Value, sums: Value, count: Value
+    ) -> None:
+        kind, before = floats(self._lanes), builder.block
+        half_bytes = self._lanes * FLOAT_BYTES
+        nothing = constant(F32, self._lanes, 0.0)
+        loop, done = builder.append_basic_block("inputs"), builder.append_basic_block("done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        index, state = builder.phi(I64), builder.phi(I64)
+        weight = builder.phi(I64)
+        totals = [builder.phi(kind) for _ in range(2 * rows)]
+        halves = self._weights(builder, weight)
+        for line in range(0, self.weight_bytes, 64):
+            prefetch(builder, weight, AHEAD_BYTES + line)
+        new = []
+        for row in range(rows):
+            number = splat(builder, read(builder, F32, state, row * ROW_BYTES), self._lanes)
+            new += [fma(builder, half, number, totals[2 * row + side]) for side, half in enumerate(halves)]
+        following = builder.add(index, I64(1))
+        next_state = builder.add(state, I64(FLOAT_BYTES))
+        next_weight = builder.add(weight, I64(self.weight_bytes))
+        carried = [(index, I64(0), following), (state, states, next_state), (weight, weights, next_weight)]
+        carried += [(total, nothing, later) for total, later in zip(totals, new, strict=True)]
+        for phi, first, later in carried:
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, loop)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+        builder.position_at_end(done)
+        for place, total in enumerate(new):
+            before_it = read(builder, kind, sums, place * half_bytes)
+            write(builder, builder.fadd(before_it, total), sums, place * half_bytes)
+
+    def _weights(self, builder: Builder, source: Value) -> tuple[Value, Value]:
+        """The weights of one input: those of the first half of the outputs, and of the second."""
+        lanes = self._lanes
+        if self._dtype == torch.bfloat16:  # pairs of an output of each half
+            pairs = read(builder, ir.VectorType(I32, lanes), source)
+            low = builder.shl(pairs, constant(I32, lanes, 16))
+            high = builder.and_(pairs, constant(I32, lanes, HIGH_HALF))
+            return builder.bitcast(low, floats(lanes)), builder.bitcast(high, floats(lanes))
+        if self._dtype == torch.float16:
+            kind = ir.VectorType(F16, lanes)
+            low, high = (read(builder, kind, source, place, align=2) for place in (0, lanes * 2))
+            return builder.fpext(low, floats(lanes)), builder.fpext(high, floats(lanes))
+        low, high = (read(builder, floats(lanes), source, place) for place in (0, lanes * FLOAT_BYTES))
+        return low, high
+
+    def _load(self, builder: Builder, source: Value, target: Value) -> None:
+        """float32 target[0:16] = source[0:16] of the dtype."""
+        write(builder, self._widened(builder, source, LOAD), target)
+
+    def _clear(self, builder: Builder, target: Value) -> None:
+        """float32 target[0:16] = 0."""
+        write(builder, constant(F32, LOAD, 0.0), target)
+
+    def _copy(self, builder: Builder, source: Value, target: Value) -> None:
+        """float32 target[0:width] = source[0:width]."""
+        write(builder, read(builder, floats(self.width), source), target)
+
+    def _add(self, builder: Builder, source: Value, target: Value) -> None:
+        """float32 target[0:width] += source[0:width] of the dtype."""
+        total = read(builder, floats(self.width), target)
+        write(builder, builder.fadd(total, self._widened(builder, source, self.width)), target)
+
+    def _store(self, builder: Builder, source: Value, target: Value) -> None:
+        """target[0:width] of the dtype = float32 source[0:width], rounded to nearest even."""
+        row = read(builder, floats(self.width), source)
+        if self._dtype == torch.bfloat16:
+            bits = builder.lshr(bfloat16_bits(builder, row), constant(I32, self.width, 16))
+            row = builder.trunc(bits, ir.VectorType(I16, self.width))
+        elif self._dtype == torch.float16:
+            row = builder.fptrunc(row, ir.VectorType(F16, self.width))
+        write(builder, row, target, align=self._dtype.itemsize)
+
+    def _gelu(self, builder: Builder, target: Value) -> None:
+        """float32 target[0:width] = x * erfc(-x / sqrt(2)) / 2 of each x there."""
+
+        def number(value: float) -> Value:
+            return constant(F32, self.width, float(np.float32(value)))
+
+        x = read(builder, floats(self.width), target)
+        negative = builder.fcmp_ordered("<", x, number(0))
+        size = builder.select(negative, builder.fsub(number(0), x), x)
+        z = builder.fmul(size, number(0.5**0.5))
+        t = builder.fdiv(number(2), builder.fadd(z, number(2)))
+        exponent = number(ERFC[0])
+        for factor in ERFC[1:]:
+            exponent = fma(builder, exponent, t, number(factor))
+        exponent = fma(builder, builder.fsub(number(0), z), z, exponent)
+        tail = builder.fmul(t, exponential(builder, exponent))  # erfc of what is not negative
+        share = builder.select(negative, tail, builder.fsub(number(2), tail))
+        write(builder, builder.fmul(builder.fmul(x, number(0.5)), share), target)
+
+    def _widened(self, builder: Builder, source: Value, count: int) -> Value:
+        """`count` numbers of the dtype as float32."""
+        if self._dtype == torch.bfloat16:
+            halves = read(builder, ir.VectorType(I16, count), source, align=2)
+            bits = builder.zext(halves, ir.VectorType(I32, count))
+            return builder.bitcast(builder.shl(bits, constant(I32, count, 16)), floats(count))
+        if self._dtype == torch.float16:
+            halves = read(builder, ir.VectorType(F16, count), source, align=2)
+            return builder.fpext(halves, floats(count))
+        return read(builder, floats(count), source)

@@ -1,0 +1,190 @@
+"""The kernel of products with weights on a CPU, compiled by numba.
+
+It is a C function of one address, that of a `Job`. Every thread that calls it takes tasks until none is left:
+some panels of outputs for a block of rows, which it widens to float32 once, into its second cache. Nothing
+here allocates, raises or holds the GIL.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import carray, cfunc, from_dtype, types
+
+from florence.model.cpu_panels import CHUNK, LOAD, ROW_BYTES, Panels
+from florence.model.cpu_team import NEXT_TASK, NEXT_THREAD
+from florence.model.cpu_vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
+
+BLOCK_BYTES = 800 * 1024
+"""The most working memory of a block: it stays in the second cache while the panels pass."""
+
+MOST_ROWS = 96
+"""Rows of a block, the most."""
+
+
+class Job(NamedTuple):
+    """One call: addresses, sizes, and strides in bytes."""
+
+    counters: int
+    scratch: int
+    scratch_bytes: int  # of each thread
+    rows: int
+    inner: int  # numbers of a row
+    outputs: int
+    panels: int
+    block_rows: int
+    group: int  # panels of a task
+    states: int
+    state_row: int
+    weights: int
+    bias: int  # float32, of every panel's outputs
+    residual: int  # 0 for none
+    residual_row: int
+    output: int
+    output_row: int
+    gelu: int
+    wide: int  # whether the output is float32 whatever the states are
+
+
+JOB = np.dtype([(name, np.int64) for name in Job._fields])
+
+
+def block_rows(panels: Panels, rows: int, inner: int) -> int:
+    """How many of these rows are done together: as many as the cache has room for, registers full."""
+    most = panels.rows[0]
+    fitting = BLOCK_BYTES // (-(-inner // CHUNK) * ROW_BYTES) // most * most
+    return max(most, min(-(-rows // most) * most, fitting, MOST_ROWS))
+
+
+def scratch_bytes(panels: Panels, rows: int, inner: int) -> int:
+    """Working memory of a thread for blocks of so many rows, in whole cache lines."""
+    return rows * -(-inner // CHUNK) * ROW_BYTES + (rows + 1) * panels.width * FLOAT_BYTES
+
+
+def compile_kernel(panels: Panels, itemsize: int) -> Any:
+    """The kernel for these panels; its `address` is the C function's, valid as long as this object."""
+    load_block = _make_load_block(panels, itemsize)
+    multiply = _make_multiply(panels, itemsize)
+    take = take_next()
+
+    def work(address: Any) -> None:
+        job = carray(address, 1)[0]
+        scratch = job.scratch + take(job.counters + NEXT_THREAD) * job.scratch_bytes
+        groups = (job.panels + job.group - 1) // job.group
+        blocks = (job.rows + job.block_rows - 1) // job.block_rows
+        loaded = -1
+        task = take(job.counters + NEXT_TASK)
+        while task < blocks * groups:
+            block, first = task // groups, task % groups * job.group
+            row = block * job.block_rows
+            rows = min(job.rows - row, job.block_rows)
+            if block != loaded:
+                load_block(job, row, rows, scratch)
+                loaded = block
+            for panel in range(first, min(first + job.group, job.panels)):
+                multiply(job, panel, row, rows, scratch)
+            task = take(job.counters + NEXT_TASK)
+
+    return cfunc(types.void(types.CPointer(from_dtype(JOB))), error_model="numpy")(work)
+
+
+def _make_load_block(panels: Panels, itemsize: int) -> Operation:
+    """Rows of a block as float32, chunk by chunk; those that the last registers have beyond them are zero."""
+    load, clear, least = panels.load, panels.clear, panels.rows[-1]
+
+    def load_block(job: Any, first: int, rows: int, scratch: int) -> None:
+        padded = (rows + least - 1) // least * least
+        for row in range(padded):
+            source = job.states + (first + row) * job.state_row
+            for index in range(0, job.inner, LOAD):
+                place = index // CHUNK * job.block_rows + row
+                target = scratch + place * ROW_BYTES + index % CHUNK * FLOAT_BYTES
+                if row < rows:
+                    load(source + index * itemsize, target)
+                else:
+                    clear(target)
+
+    return compiled(load_block)
+
+
+def _make_multiply(panels: Panels, itemsize: int) -> Operation:
+    """One panel's outputs of a block of rows, chunk by chunk: the weights of a chunk stay in the first cache
+    while all rows pass."""
+    most, middle, least = panels.rows
+    add_most, add_middle, add_least = (panels.accumulate(rows) for rows in panels.rows)
+    copy, row_bytes, weight_bytes = panels.copy, panels.width * FLOAT_BYTES, panels.weight_bytes
+    finish = _make_finish(panels, itemsize)
+
+    def multiply(job: Any, panel: int, first: int, rows: int, scratch: int) -> None:
+        chunks = (job.inner + CHUNK - 1) // CHUNK
+        sums = scratch + chunks * job.block_rows * ROW_BYTES
+        for row in range((rows + least - 1) // least * least):
+            copy(job.bias + panel * row_bytes, sums + row * row_bytes)
+        for chunk in range(chunks):
+            weights = job.weights + (panel * job.inner + chunk * CHUNK) * weight_bytes
+            count = min(CHUNK, job.inner - chunk * CHUNK)
+            row = 0
+            while row < rows:
+                states = scratch + (chunk * job.block_rows + row) * ROW_BYTES
+                here = sums + row * row_bytes
+                if rows - row > middle:
+                    add_most(states, weights, here, count)
+                    row += most
+                elif rows - row > least:
+                    add_middle(states, weights, here, count)
+                    row += middle
+                else:
+                    add_least(states, weights, here, count)
+                    row += least
+        for row in range(rows):
+            finish(job, panel, first + row, sums + row * row_bytes, sums + job.block_rows * row_bytes)
+
+    return compiled(multiply)
+
+
+def _make_finish(panels: Panels, itemsize: int) -> Operation:
+    """Activation, residual and rounding of one row of a panel; `spare`: working memory of two rows."""
+    gelu, add, copy, store, width = panels.gelu, panels.add, panels.copy, panels.store, panels.width
+    pointer = as_pointer()
+
+    def move(source: int, target: int, count: int) -> None:
+        there, here = carray(pointer(target), count, np.uint8), carray(pointer(source), count, np.uint8)
+        for index in range(count):
+            there[index] = here[index]
+
+    move = compiled(move)
+
+    def finish(job: Any, panel: int, row: int, sums: int, spare: int) -> None:
+        size = FLOAT_BYTES if job.wide else itemsize
+        target = job.output + row * job.output_row + panel * width * size
+        residual = job.residual + row * job.residual_row + panel * width * itemsize
+        count = min(width, job.outputs - panel * width)
+        if job.gelu:
+            gelu(sums)
+        if job.residual:
+            if count < width:
+                move(residual, spare, count * itemsize)
+                residual = spare
+            add(residual, sums)
+        place = target if count == width else spare
+        if job.wide:
+            copy(sums, place)
+        else:
+            store(sums, place)
+        if count < width:
+            move(spare, target, count * size)
+
+    return compiled(finish)
+
+
+def lay_out(weight: torch.Tensor, panels: Panels) -> torch.Tensor:
+    """[outputs, inner] as panels, one behind the other, outputs that are not there zero."""
+    outputs, inner = weight.shape
+    count = -(-outputs // panels.width)
+    padded = weight.new_zeros(count * panels.width, inner)
+    padded[:outputs] = weight
+    halves = padded.view(count, 2, panels.width // 2, inner)  # [panels, half, lanes, inner]
+    order = (0, 3, 2, 1) if weight.dtype == torch.bfloat16 else (0, 3, 1, 2)
+    return halves.permute(order).contiguous()

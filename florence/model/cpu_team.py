@@ -1,0 +1,78 @@
+"""The threads that PyTorch computes with on a CPU, for kernels that PyTorch doesn't have.
+
+They are those of its own OpenMP team, so that the two never wait for each other's cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Counters(ctypes.Structure):
+    """What the threads of a job count together, from zero."""
+
+    _fields_ = (("next_task", ctypes.c_int64), ("next_thread", ctypes.c_int64), ("faults", ctypes.c_int64))
+
+
+NEXT_TASK, NEXT_THREAD, FAULTS = (
+    getattr(Counters, name).offset for name in ("next_task", "next_thread", "faults")
+)
+
+
+class Team:
+    """Some of these threads, PyTorch's number of them where it is None. Raises `ValueError` where this
+    PyTorch has none that others can use."""
+
+    def __init__(self, threads: int | None) -> None:
+        parallel = _parallel()
+        if parallel is None:
+            raise ValueError("this PyTorch has no OpenMP threads that others can use")
+        self._parallel = parallel
+        self.threads = threads or torch.get_num_threads()
+
+    def run(self, kernel: int, scratch_bytes: int, *job: int) -> int:
+        """Call the C function at address `kernel` in every thread, with one address: that of the `Counters`'
+        address, that of working memory, its bytes for each thread, and the numbers of `job`, all int64.
+        Returns how many faults were counted."""
+        counters = Counters()
+        scratch = torch.empty(self.threads * scratch_bytes, dtype=torch.uint8)
+        numbers = (ctypes.addressof(counters), scratch.data_ptr(), scratch_bytes, *job)
+        packed = (ctypes.c_int64 * len(numbers))(*numbers)
+        self._parallel(kernel, ctypes.addressof(packed), self.threads, 0)
+        return int(counters.faults)
+
+
+def available(dtype: torch.dtype) -> bool:
+    """Whether kernels for a dtype can be made here, and are faster than PyTorch's own."""
+    return (
+        dtype in DTYPES
+        and platform.machine() == "x86_64"
+        and torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512"))  # with them FMA and F16C
+        and find_spec("numba") is not None
+        and _parallel() is not None
+    )
+
+
+def rows_of(tensor: Tensor) -> tuple[int, int]:
+    """Address of the first row of [rows, numbers], and bytes from row to row."""
+    return tensor.data_ptr(), tensor.stride(0) * tensor.itemsize
+
+
+def _parallel() -> Any:
+    """OpenMP's "run this on so many threads", of the runtime that PyTorch has loaded; None without it."""
+    if sys.platform != "linux":
+        return None
+    run = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if run is not None:
+        run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        run.restype = None
+    return run

@@ -1,0 +1,164 @@
+"""Vector instructions as LLVM code, and how numba calls them from a kernel.
+
+LLVM splits a vector of any length into the registers that the machine has, so nothing here names an
+instruction set. Addresses are int64 and in bytes. Imports numba: only what makes a kernel imports this
+module, when it is asked for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+FLOAT_BYTES = 4
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F16, F32 = ir.HalfType(), ir.FloatType()
+HIGH_HALF = 0xFFFF0000
+ROUNDER = 1.5 * 2**23
+LOG2_HIGH = 0.693359375  # log(2) in so few bits that its products with whole numbers are exact
+
+Value = Any  # llvmlite has no type information
+Builder = Any
+Operation = Any  # a function that numba can compile into a kernel
+
+
+def floats(count: int) -> Any:
+    """The type of a vector of float32."""
+    return ir.VectorType(F32, count)
+
+
+def compiled(function: Any) -> Operation:
+    """A function of numba that a kernel can call: no GIL, no exceptions."""
+    return njit(function, nogil=True, error_model="numpy")
+
+
+def take_next() -> Operation:
+    """An operation: the int64 at an address, which then is one greater, for one of many threads."""
+
+    def emit(builder: Builder, counter: Value) -> Value:
+        return builder.atomic_rmw("add", pointer(builder, counter, I64), I64(1), "monotonic")
+
+    return operation(emit, types.int64, (types.int64,))
+
+
+def as_pointer() -> Operation:
+    """An operation: an address as a pointer that `numba.carray` takes."""
+
+    def emit(builder: Builder, address: Value) -> Value:
+        return builder.inttoptr(address, ir.IntType(8).as_pointer())
+
+    return operation(emit, types.voidptr, (types.int64,))
+
+
+def operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ...]) -> Operation:
+    """What `emit(builder, *values)` builds, as a function for numba."""
+
+    def generate(context: Any, builder: Builder, _signature: Any, values: Any) -> Value:
+        value = emit(builder, *values)
+        return context.get_dummy_value() if value is None else value
+
+    made = result(*arguments), generate
+    takers: list[Callable[..., Any]] = [  # numba reads the names of a function's arguments
+        lambda typing_context, a: made,
+        lambda typing_context, a, b: made,
+        lambda typing_context, a, b, c: made,
+        lambda typing_context, a, b, c, d: made,
+    ]
+    return intrinsic(takers[len(arguments) - 1])
+
+
+def exponential(builder: Builder, x: Value) -> Value:
+    """exp of float32 that are not above zero: 2 ** n * exp(rest) with |rest| <= log(2) / 2.
+
+    Adding 1.5 * 2 ** 23 rounds to a whole number n, and leaves it in the last bits. Scores so far below the
+    greatest that n would be too small for float32 weigh exp(-87); what is not a number stays so.
+    """
+
+    count = x.type.count
+
+    def number(value: float) -> Value:
+        return constant(F32, count, float(np.float32(value)))
+
+    x = builder.select(builder.fcmp_ordered("<", x, number(-87)), number(-87), x)
+    shifted = fma(builder, x, number(1 / math.log(2)), number(ROUNDER))
+    n = builder.fsub(number(ROUNDER), shifted)  # negative
+    rest = fma(builder, n, number(LOG2_HIGH), x)
+    rest = fma(builder, n, number(math.log(2) - LOG2_HIGH), rest)
+    result = number(1 / math.factorial(7))
+    for power in range(6, -1, -1):
+        result = fma(builder, result, rest, number(1 / math.factorial(power)))
+    exponent = builder.shl(builder.bitcast(shifted, ir.VectorType(I32, count)), constant(I32, count, 23))
+    scale = builder.add(exponent, constant(I32, count, 127 << 23))
+    return builder.fmul(result, builder.bitcast(scale, floats(count)))
+
+
+def bfloat16_bits(builder: Builder, row: Value) -> Value:
+    """float32 numbers rounded to the nearest bfloat16, ties to even: int32 whose upper half is that."""
+    width = row.type.count
+    bits = builder.bitcast(row, ir.VectorType(I32, width))
+    last = builder.and_(builder.lshr(bits, constant(I32, width, 16)), constant(I32, width, 1))
+    rounded = builder.add(bits, builder.add(last, constant(I32, width, 0x7FFF)))
+    not_a_number = builder.fcmp_unordered("uno", row, row)
+    return builder.select(not_a_number, constant(I32, width, 0x7FC00000), rounded)
+
+
+def prefetch(builder: Builder, address: Value, offset: int) -> None:
+    """Ask memory for the line `offset` bytes behind `address`; it may lie anywhere."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    call = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    place = pointer(builder, address, ir.IntType(8), offset)
+    builder.call(call, [place, I32(0), I32(2), I32(1)])  # to read, into the second cache, data
+
+
+def fma(builder: Builder, left: Value, right: Value, addend: Value) -> Value:
+    """left * right + addend, rounded once; llvmlite's own takes no vectors."""
+    name, kind = f"llvm.fma.v{left.type.count}f32", ir.FunctionType(left.type, [left.type] * 3)
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, [left, right, addend])
+
+
+def greater(builder: Builder, new: Value, old: Value) -> Value:
+    return builder.select(builder.fcmp_ordered(">", new, old), new, old)
+
+
+def fold(builder: Builder, lanes: Value, combine: Callable[[Builder, Value, Value], Value]) -> Value:
+    """One number of 16, by halves."""
+    for count in (8, 4, 2, 1):
+        low, high = (pick(builder, (lanes, lanes), range(at, at + count)) for at in (0, count))
+        lanes = combine(builder, low, high)
+    return builder.extract_element(lanes, I32(0))
+
+
+def pointer(builder: Builder, address: Value, kind: Any, offset: int = 0) -> Value:
+    return builder.inttoptr(builder.add(address, I64(offset)), kind.as_pointer())
+
+
+def read(builder: Builder, kind: Any, address: Value, offset: int = 0, align: int = FLOAT_BYTES) -> Value:
+    return builder.load(pointer(builder, address, kind, offset), align=align)
+
+
+def write(builder: Builder, value: Value, address: Value, offset: int = 0, align: int = FLOAT_BYTES) -> None:
+    builder.store(value, pointer(builder, address, value.type, offset), align=align)
+
+
+def constant(kind: Any, count: int, value: float) -> Value:
+    return ir.Constant(ir.VectorType(kind, count), [value] * count)
+
+
+def splat(builder: Builder, number: Value, count: int) -> Value:
+    empty = ir.Constant(ir.VectorType(number.type, count), ir.Undefined)
+    one = builder.insert_element(empty, number, I32(0))
+    return pick(builder, (one, one), [0] * count)
+
+
+def pick(builder: Builder, pair: tuple[Value, Value], indices: Iterable[int]) -> Value:
+    """Numbers of two vectors, counted through both, as one vector."""
+    chosen = list(indices)
+    return builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, len(chosen)), chosen))
