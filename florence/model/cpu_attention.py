@@ -7,6 +7,8 @@ made for many rows: they copy or widen in passes of their own. Knows tensors and
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,10 @@ from florence.model.cpu_team import DTYPES, Team, rows_of
 
 BUNDLE = 8
 """Rows that are done one behind the other in `own`: beams share most of their past, which stays cached."""
+
+
+MOST_STARTS = 128
+"""Numbers of rows for which `own` remembers that each row is a group."""
 
 
 class CpuAttention:
@@ -33,6 +39,8 @@ class CpuAttention:
         self._team = Team(threads)
         self._kernels = cpu_attention_kernel
         self._kernel = cpu_attention_kernel.compile_kernel(dtype, head_dim)
+        self._address: int = self._kernel.address
+        self._one_each = lru_cache(MOST_STARTS)(_one_each)
 
     def cross(
         self, queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor
@@ -65,8 +73,8 @@ class CpuAttention:
             raise ValueError("lengths and the sources of a row must be contiguous")
         room = min(keys.shape[2], sources.shape[1])
         chosen = sources, sources.stride(0), 1
-        starts = torch.arange(rows + 1, dtype=torch.int32)
-        return self._run(queries, keys[:, :, :room], values[:, :, :room], chosen, starts, lengths, BUNDLE)
+        one_each = self._one_each(rows)
+        return self._run(queries, keys[:, :, :room], values[:, :, :room], chosen, one_each, lengths, BUNDLE)
 
     def _run(
         self,
@@ -86,7 +94,7 @@ class CpuAttention:
         key_slot, key_head, key_place, _ = (stride * size for stride in keys.stride())
         value_slot, value_head, value_place, _ = (stride * size for stride in values.stride())
         faults = self._team.run(
-            self._kernel.address,
+            self._address,
             self._kernels.scratch_bytes(self._head_dim, room),
             lengths.shape[0], heads, queries.shape[0], slots, room, bundle,
             *rows_of(queries),
@@ -109,9 +117,14 @@ class CpuAttention:
         if queries.ndim != 2 or queries.shape[1] != keys.shape[1] * head_dim:
             raise ValueError(f"queries must be [rows, {keys.shape[1]} * {head_dim}]")
         for tensor in (queries, keys, values):
-            if tensor.dtype != self._dtype or tensor.device.type != "cpu" or tensor.stride(-1) != 1:
+            if tensor.dtype != self._dtype or not tensor.is_cpu or tensor.stride(-1) != 1:
                 raise ValueError(
                     f"queries, keys and values must be {self._dtype} with adjacent numbers, in memory"
                 )
-        if any(index.dtype != torch.int32 or index.device.type != "cpu" for index in indices):
+        if any(index.dtype != torch.int32 or not index.is_cpu for index in indices):
             raise ValueError("slots, sources, starts and lengths must be int32, in memory")
+
+
+def _one_each(rows: int) -> Tensor:
+    """Starts of groups of one row each."""
+    return torch.arange(rows + 1, dtype=torch.int32)

@@ -34,7 +34,10 @@ INDEX_BYTES = 4
 class Job(NamedTuple):
     """One call: addresses, sizes, and strides in bytes."""
 
-    counters: int  # address of a `Counters`
+    next_task: int
+    next_thread: int
+    faults: int
+    address: int  # of all this, whose first three numbers the threads count up
     scratch: int
     scratch_bytes: int  # of each thread
     groups: int
@@ -78,11 +81,11 @@ def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
 
     def work(address: Any) -> None:
         job = carray(address, 1)[0]
-        scratch = job.scratch + take(job.counters + NEXT_THREAD) * job.scratch_bytes
+        scratch = job.scratch + take(job.address + NEXT_THREAD) * job.scratch_bytes
         starts = carray(pointer(job.starts), job.groups + 1, np.int32)
         lengths = carray(pointer(job.lengths), job.groups, np.int32)
         bundles = (job.groups + job.bundle - 1) // job.bundle
-        first = take(job.counters + NEXT_TASK) * TASKS
+        first = take(job.address + NEXT_TASK) * TASKS
         while first < bundles * job.heads:
             for task in range(first, min(first + TASKS, bundles * job.heads)):
                 bundle, head = task // job.heads * job.bundle, task % job.heads
@@ -92,8 +95,8 @@ def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
                         for row in range(start, end, ROWS):
                             attend(job, head, group, row, min(end - row, ROWS), length, scratch)
                     else:
-                        take(job.counters + FAULTS)
-            first = take(job.counters + NEXT_TASK) * TASKS
+                        take(job.address + FAULTS)
+            first = take(job.address + NEXT_TASK) * TASKS
 
     return cfunc(types.void(types.CPointer(from_dtype(JOB))), error_model="numpy")(work)
 
@@ -165,7 +168,7 @@ def _make_gather(tiles: Tiles) -> Operation:
         for index in range(count):
             slot = slot_of[(first + index) * step]
             if slot < 0 or slot >= job.slots:
-                take(job.counters + FAULTS)
+                take(job.address + FAULTS)
                 slot = 0
             source = pool + slot * slot_bytes + (first + index) * place_bytes
             fetch(source)

@@ -27,7 +27,10 @@ MOST_ROWS = 96
 class Job(NamedTuple):
     """One call: addresses, sizes, and strides in bytes."""
 
-    counters: int
+    next_task: int
+    next_thread: int
+    faults: int
+    address: int  # of all this, whose first three numbers the threads count up
     scratch: int
     scratch_bytes: int  # of each thread
     rows: int
@@ -71,11 +74,11 @@ def compile_kernel(panels: Panels, itemsize: int) -> Any:
 
     def work(address: Any) -> None:
         job = carray(address, 1)[0]
-        scratch = job.scratch + take(job.counters + NEXT_THREAD) * job.scratch_bytes
+        scratch = job.scratch + take(job.address + NEXT_THREAD) * job.scratch_bytes
         groups = (job.panels + job.group - 1) // job.group
         blocks = (job.rows + job.block_rows - 1) // job.block_rows
         loaded = -1
-        task = take(job.counters + NEXT_TASK)
+        task = take(job.address + NEXT_TASK)
         while task < blocks * groups:
             block, first = task // groups, task % groups * job.group
             row = block * job.block_rows
@@ -85,7 +88,7 @@ def compile_kernel(panels: Panels, itemsize: int) -> Any:
                 loaded = block
             for panel in range(first, min(first + job.group, job.panels)):
                 multiply(job, panel, row, rows, scratch)
-            task = take(job.counters + NEXT_TASK)
+            task = take(job.address + NEXT_TASK)
 
     return cfunc(types.void(types.CPointer(from_dtype(JOB))), error_model="numpy")(work)
 

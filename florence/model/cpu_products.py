@@ -9,6 +9,8 @@ Needs numba; nothing here imports it before `Products` are made.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,10 @@ from florence.model.cpu_team import DTYPES, Team, rows_of
 
 TASKS = 16
 """Tasks of each thread that a product is cut into: whoever is done first takes what is left."""
+
+
+MOST_PLANS = 1024
+"""Shapes for which it is remembered how they are cut."""
 
 
 class Products:
@@ -34,13 +40,24 @@ class Products:
         self.dtype = dtype
         self.panels = cpu_panels.Panels(dtype, lanes or (16 if wide else 8))
         self.team = Team(threads)
-        self.kernels = cpu_product_kernel
-        self.kernel = cpu_product_kernel.compile_kernel(self.panels, dtype.itemsize)
-        self._multiple = cpu_panels.LOAD
+        self.plan = lru_cache(MOST_PLANS)(self._plan)
+        self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
+        self._kernel = cpu_product_kernel.compile_kernel(self.panels, dtype.itemsize)
+        self.address: int = self._kernel.address
 
     def fit(self, weight: Tensor) -> bool:
         """Whether a weight can be laid out for them."""
         return weight.dtype == self.dtype and weight.shape[1] % self._multiple == 0
+
+    def lay_out(self, weight: Tensor) -> Tensor:
+        """[outputs, inner] as panels, one behind the other."""
+        return self._kernels.lay_out(weight, self.panels)
+
+    def _plan(self, rows: int, inner: int, panels: int) -> tuple[int, int, int]:
+        """Rows of a block, panels of a task, and working memory of a thread in bytes."""
+        block = self._kernels.block_rows(self.panels, rows, inner)
+        group = max(1, min(panels, panels * -(-rows // block) // (TASKS * self.team.threads)))
+        return block, group, self._kernels.scratch_bytes(self.panels, block, inner)
 
 
 class PanelWeight:
@@ -49,11 +66,12 @@ class PanelWeight:
     def __init__(self, products: Products, weight: Tensor, bias: Tensor | None) -> None:
         self._products = products
         self.outputs, self.inner = weight.shape
-        self.packed = products.kernels.lay_out(weight, products.panels)
-        padded = len(self.packed) * products.panels.width
-        self.bias = torch.zeros(padded)
+        self._packed = products.lay_out(weight)
+        self._panels = self._packed.shape[0]
+        self._bias = torch.zeros(self._panels * products.panels.width)
         if bias is not None:
-            self.bias[: self.outputs] = bias.detach()
+            self._bias[: self.outputs] = bias.detach()
+        self._weights, self._biases = self._packed.data_ptr(), self._bias.data_ptr()
 
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
@@ -75,33 +93,29 @@ class PanelWeight:
     def _run(
         self, states: Tensor, residual: Tensor | None, dtype: torch.dtype, *, gelu: bool = False
     ) -> Tensor:
-        products, panels = self._products, self._products.panels
+        products = self._products
         rows = _as_rows(states, self.inner, products.dtype)
-        output = torch.empty(len(rows), self.outputs, dtype=dtype)
-        added = None if residual is None else _as_rows(residual, self.outputs, products.dtype)
-        if added is not None and len(added) != len(rows):
-            raise ValueError(f"{len(added)} rows of a residual for {len(rows)} rows")
-        block = products.kernels.block_rows(panels, len(rows), self.inner)
-        blocks, count = -(-len(rows) // block), len(self.packed)
-        group = max(1, min(count, count * blocks // (TASKS * products.team.threads)))
+        count = rows.shape[0]
+        output = torch.empty(count, self.outputs, dtype=dtype)
+        added = (0, 0)
+        if residual is not None:
+            residual = _as_rows(residual, self.outputs, products.dtype)
+            added = rows_of(residual)
+            if residual.shape[0] != count:
+                raise ValueError(f"{residual.shape[0]} rows of a residual for {count} rows")
+        block, group, scratch_bytes = products.plan(count, self.inner, self._panels)
         products.team.run(
-            products.kernel.address,
-            products.kernels.scratch_bytes(panels, block, self.inner),
-            len(rows), self.inner, self.outputs, count, block, group,
-            *rows_of(rows),
-            self.packed.data_ptr(),
-            self.bias.data_ptr(),
-            *((0, 0) if added is None else rows_of(added)),
-            *rows_of(output),
-            gelu,
-            dtype is torch.float32,
+            products.address, scratch_bytes,
+            count, self.inner, self.outputs, self._panels, block, group,
+            *rows_of(rows), self._weights, self._biases, *added, *rows_of(output),
+            gelu, dtype is torch.float32,
         )  # fmt: skip
-        return output.view(*states.shape[:-1], self.outputs)
+        return output if states.dim() == 2 else output.view(*states.shape[:-1], self.outputs)
 
 
 def _as_rows(states: Tensor, numbers: int, dtype: torch.dtype) -> Tensor:
     """[..., numbers] as [rows, numbers]. Raises `ValueError` for another shape, dtype or device."""
-    if states.shape[-1] != numbers or states.dtype != dtype or states.device.type != "cpu":
+    if states.shape[-1] != numbers or states.dtype != dtype or not states.is_cpu:
         raise ValueError(f"states must be [..., {numbers}] of {dtype} in memory")
-    rows = states.reshape(-1, numbers)
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
+    rows = states if states.dim() == 2 else states.reshape(-1, numbers)
+    return rows if rows.stride(1) == 1 else rows.contiguous()

@@ -17,15 +17,10 @@ from torch import Tensor
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-class Counters(ctypes.Structure):
-    """What the threads of a job count together, from zero."""
+COUNTERS = 3
+"""Numbers at the start of a job that its threads count up together, from zero."""
 
-    _fields_ = (("next_task", ctypes.c_int64), ("next_thread", ctypes.c_int64), ("faults", ctypes.c_int64))
-
-
-NEXT_TASK, NEXT_THREAD, FAULTS = (
-    getattr(Counters, name).offset for name in ("next_task", "next_thread", "faults")
-)
+NEXT_TASK, NEXT_THREAD, FAULTS = (8 * index for index in range(COUNTERS))  # bytes
 
 
 class Team:
@@ -40,15 +35,15 @@ class Team:
         self.threads = threads or torch.get_num_threads()
 
     def run(self, kernel: int, scratch_bytes: int, *job: int) -> int:
-        """Call the C function at address `kernel` in every thread, with one address: that of the `Counters`'
-        address, that of working memory, its bytes for each thread, and the numbers of `job`, all int64.
+        """Call the C function at address `kernel` in every thread, with the address of int64 numbers: the
+        counters, that address itself, the address of working memory, its bytes for each thread, and `job`.
         Returns how many faults were counted."""
-        counters = Counters()
         scratch = torch.empty(self.threads * scratch_bytes, dtype=torch.uint8)
-        numbers = (ctypes.addressof(counters), scratch.data_ptr(), scratch_bytes, *job)
-        packed = (ctypes.c_int64 * len(numbers))(*numbers)
-        self._parallel(kernel, ctypes.addressof(packed), self.threads, 0)
-        return int(counters.faults)
+        count = COUNTERS + 3 + len(job)
+        numbers = (ctypes.c_int64 * count)(0, 0, 0, 0, scratch.data_ptr(), scratch_bytes, *job)
+        address = numbers[COUNTERS] = ctypes.addressof(numbers)
+        self._parallel(kernel, address, self.threads, 0)
+        return numbers[FAULTS // 8]
 
 
 def available(dtype: torch.dtype) -> bool:
