@@ -15,7 +15,7 @@ from florence.engine.loop import MOST_FAULTS, Engine
 from florence.engine.observer import Observer
 from florence.engine.request import Generation
 from florence.engine.scheduler import BatchLimits
-from florence.errors import Closed, DeadlineExceeded, EngineError
+from florence.errors import Closed, DeadlineExceeded, EngineError, Overloaded
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,51 @@ def test_cancelling_frees_the_device(engine: Engine, runner: FakeRunner) -> None
     wait_until(lambda: 2 in runner.order)
     runner.gate.set()
     assert after.result(PATIENCE_S).token_ids[1] == 2
+
+
+def test_a_request_that_waits_and_is_cancelled_gives_its_place_back(
+    engine: Engine, runner: FakeRunner
+) -> None:
+    """The queue is full, and takes another one, though nobody who runs has ended."""
+    hold(engine, runner)
+    waiting = [engine.submit(request(number)) for number in range(4)]
+    with pytest.raises(Overloaded):
+        engine.submit(request())
+    assert waiting[1].cancel()
+    wait_until(lambda: engine.waiting == 3)
+    added = engine.submit(request(9))
+    runner.gate.set()
+    assert added.result(PATIENCE_S).token_ids[1] == 9
+
+
+class BlockingObserver(Observer):
+    """Holds up the engine where it tells its load."""
+
+    def __init__(self) -> None:
+        self.blocking, self.blocked, self.released = (threading.Event() for _ in range(3))
+
+    def load(self, *counts: int) -> None:
+        if self.blocking.is_set():
+            self.blocked.set()
+            assert self.released.wait(PATIENCE_S)
+
+
+def test_cancelling_waits_for_no_lock_of_the_engine(runner: FakeRunner) -> None:
+    """Whoever cancels may hold locks that the engine's thread wants."""
+    observer = BlockingObserver()
+    engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=1), observer=observer)  # type: ignore[arg-type]
+    held = hold(engine, runner)
+    futures = [held, engine.submit(request(1))]
+    observer.blocking.set()
+    assert observer.blocked.wait(PATIENCE_S)
+    canceller = threading.Thread(target=lambda: [future.cancel() for future in futures], daemon=True)
+    canceller.start()
+    canceller.join(PATIENCE_S)
+    assert not canceller.is_alive()
+    observer.released.set()
+    runner.gate.set()
+    engine.close()
+    assert runner.order == [0]
 
 
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(engine: Engine, runner: FakeRunner) -> None:

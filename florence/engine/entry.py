@@ -1,15 +1,19 @@
-"""A request on its way through the engine, from its arrival to the outcome in its future."""
+"""A request on its way through the engine, from arrival to the outcome in its future. Imports no torch."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING
 
 from florence.engine.request import EngineTimings, Generation, Request
-from florence.engine.runner import Decoding
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.futures import settle
+
+if TYPE_CHECKING:
+    from florence.engine.runner import Decoding  # torch comes with it
 
 
 @dataclass(slots=True, eq=False)
@@ -24,15 +28,9 @@ class Entry:
     decoding: Decoding | None = None
 
     @property
-    def late(self) -> bool:
-        """Whether its deadline has passed."""
-        deadline = self.request.deadline
-        return deadline is not None and time.monotonic() > deadline
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether nobody waits for the answer any more."""
-        return self.late or self.future.cancelled()
+    def deadline(self) -> float:
+        """When nobody waits for the answer any more."""
+        return inf if self.request.deadline is None else self.request.deadline
 
     @property
     def queue_s(self) -> float:

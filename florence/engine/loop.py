@@ -25,6 +25,7 @@ import torch
 
 from florence.engine.entry import Entry, fault_of, stopped
 from florence.engine.observer import Ending, Observer
+from florence.engine.pending import Pending
 from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, Request
 from florence.engine.runner import Decoding, Runner
@@ -76,7 +77,7 @@ class Engine:
         self._alone: deque[Entry] = deque()  # to be encoded one by one: an encode of them together failed
         self._active: list[Entry] = []
         self._changed = threading.Condition()
-        self._unsettled: set[Entry] = set()  # all that came and have no outcome yet
+        self._pending = Pending()  # all that came and have no outcome yet
         self._closing = self._aborting = self._recovering = False
         self._error: Exception | None = None  # what broke the engine
         self._faults = self._encode_faults = 0
@@ -120,7 +121,7 @@ class Engine:
                 raise stopped(self._error)
             self.check_load(len(self._scheduler))
             self._scheduler.add(entry)
-            self._unsettled.add(entry)
+            self._pending.add(entry)
             self._changed.notify()
         return entry.future
 
@@ -166,7 +167,7 @@ class Engine:
         """Nobody is left waiting, whatever ended the thread; if it was an error, the supervisor is told."""
         with self._changed:
             self._closing = self._aborting = True
-            left = list(self._unsettled)
+            left = list(self._pending)
         try:
             self._fail(left, stopped(self._error), Ending.CLOSED)
             self._observer.load(0, 0)
@@ -186,19 +187,21 @@ class Engine:
             return bool(busy or len(self._scheduler))
 
     def _drop_abandoned(self) -> None:
-        """Free the places of those whose callers have gone, or whose time is up."""
+        """Free the places of those whose callers have gone, or whose time is up; of everybody when it is
+        time to end. What is being encoded goes on while one of its requests is left."""
         with self._changed:
-            gone = self._scheduler.remove(self._is_abandoned)
-        encoding = self._encoding.entries if self._encoding else []
-        gone += filter(self._is_abandoned, (*self._active, *encoding, *self._alone))
+            gone = set(self._pending) if self._aborting else self._pending.gone()
+            if not gone:
+                return
+            self._scheduler.remove(gone.__contains__)
         self._let_go(gone)
-        self._active = [entry for entry in self._active if entry in self._unsettled]
-        if self._encoding and self._unsettled.isdisjoint(self._encoding.entries):
+        self._active = [entry for entry in self._active if entry in self._pending]
+        if self._encoding and not any(entry in self._pending for entry in self._encoding.entries):
             self._encoding.parts.close()
             self._encoding = None
 
     def _let_go(self, entries: Iterable[Entry]) -> None:
-        """Free the places of abandoned requests and say why. What is being encoded goes on for the others."""
+        """Free the places of abandoned requests and say why."""
         for entry in entries:
             if entry.decoding is not None:
                 self._runner.drop(entry.decoding)
@@ -207,9 +210,6 @@ class Engine:
             else:
                 late = DeadlineExceeded("the request was not finished in the time given for it")
                 self._fail([entry], late, Ending.DEADLINE)
-
-    def _is_abandoned(self, entry: Entry) -> bool:
-        return self._aborting or entry.abandoned
 
     def _encode(self) -> None:
         """Encode those who wait, for as long as those who are being decoded can spare."""
@@ -226,7 +226,7 @@ class Engine:
     def _take(self) -> list[Entry]:
         """Those to encode next."""
         while self._alone:
-            if (entry := self._alone.popleft()) in self._unsettled:
+            if (entry := self._alone.popleft()) in self._pending:
                 return [entry]
         with self._changed:
             return self._scheduler.take(len(self._active), self._fits)
@@ -271,7 +271,7 @@ class Engine:
     def _join(self, encoding: _Encoding, decodings: Sequence[Decoding]) -> None:
         """Those who are encoded are decoded from now on, but for those who have gone meanwhile."""
         for entry, decoding in zip(encoding.entries, decodings, strict=True):
-            if entry not in self._unsettled:
+            if entry not in self._pending:
                 self._runner.drop(decoding)
                 continue
             entry.encoded, entry.decoding = time.monotonic(), decoding
@@ -319,12 +319,12 @@ class Engine:
 
     def _fail(self, entries: Iterable[Entry], error: FlorenceError, ending: Ending) -> None:
         """Those of them who have no outcome yet; all are told before anything else is done."""
-        told = [(entry, self._settle(entry, error)) for entry in entries if entry in self._unsettled]
+        told = [(entry, self._settle(entry, error)) for entry in entries if entry in self._pending]
         for entry, waited in told:
             self._observer.ended(ending if waited else Ending.CANCELLED, queue_s=entry.queue_s)
 
     def _settle(self, entry: Entry, outcome: Generation | FlorenceError) -> bool:
-        self._unsettled.discard(entry)
+        self._pending.remove(entry)
         return entry.settle(outcome)
 
     def _recover(self, error: Exception) -> None:
