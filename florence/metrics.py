@@ -77,6 +77,7 @@ class EngineMetrics(Observer):
         self._encode = seconds("encode", "Encoding one batch of pictures and prompts")
         self._step = seconds("step", "One decode step of all that are decoded")
         self._waiting = gauge("queue_requests", "Requests that wait for a place")
+        self._encoding = gauge("encoding_requests", "Requests that are being encoded, or were taken for it")
         self._decoding = gauge("decoding_requests", "Requests that are being decoded: slots in use")
         self._requests = Counter("florence_requests", "Requests by end", ["outcome"], registry=registry)
         self._tokens = Counter("florence_tokens", "Tokens generated", registry=registry)
@@ -87,8 +88,9 @@ class EngineMetrics(Observer):
         for ending in Ending:  # so that each is there from the start
             self._requests.labels(ending.value)
 
-    def load(self, waiting: int, decoding: int) -> None:
+    def load(self, waiting: int, encoding: int, decoding: int) -> None:
         self._waiting.set(waiting)
+        self._encoding.set(encoding)
         self._decoding.set(decoding)
 
     def encoded(self, requests: int, pictures: int, seconds: float) -> None:

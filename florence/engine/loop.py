@@ -170,7 +170,7 @@ class Engine:
             left = list(self._pending)
         try:
             self._fail(left, stopped(self._error), Ending.CLOSED)
-            self._observer.load(0, 0)
+            self._observer.load(0, 0, 0)
         finally:
             if self._error is not None and self._on_broken is not None:
                 self._on_broken()
@@ -180,11 +180,16 @@ class Engine:
         with self._changed:
             busy = self._active or self._encoding or self._alone
             if not busy and not len(self._scheduler):
-                self._observer.load(0, 0)
+                self._tell_load()
                 self._pace.rest()
                 self._changed.wait_for(lambda: len(self._scheduler) or self._closing)
-            self._observer.load(len(self._scheduler), len(self._active))
+            self._tell_load()
             return bool(busy or len(self._scheduler))
+
+    def _tell_load(self) -> None:
+        encoding = (*self._encoding.entries, *self._alone) if self._encoding else self._alone
+        count = sum(entry in self._pending for entry in encoding)
+        self._observer.load(len(self._scheduler), count, len(self._active))
 
     def _drop_abandoned(self) -> None:
         """Free the places of those whose callers have gone, or whose time is up; of everybody when it is
@@ -220,6 +225,7 @@ class Engine:
                 if not taken:
                     return
                 self._encoding = self._begin(taken)
+            self._tell_load()
             self._encode_part(self._encoding)
             self._drop_abandoned()
 

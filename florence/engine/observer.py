@@ -21,8 +21,9 @@ class Observer:
     """Gets every event; this one ignores them. Called on the engine's thread, but `ended` with
     `Ending.REFUSED` on the caller's; must be quick and must not raise."""
 
-    def load(self, waiting: int, decoding: int) -> None:
-        """How many requests wait, and how many are being decoded; at each turn of the engine."""
+    def load(self, waiting: int, encoding: int, decoding: int) -> None:
+        """How many requests wait, are being encoded, and are being decoded: together all that the engine has.
+        At each turn of the engine and each part of an encode."""
 
     def encoded(self, requests: int, pictures: int, seconds: float) -> None:
         """Requests were encoded together; `pictures` of theirs went through the tower, the others were
