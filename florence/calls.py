@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -173,19 +172,23 @@ class Calls:
     def _read(self, futures: Sequence[Future[Answer]]) -> None:
         """In a reader."""
         for future in futures:
-            try:
-                self._hand_over(future)
-            except Exception as error:  # noqa: BLE001  (it is the answer, and goes into the future)
-                _clear_frames(error)
-                if self._reading.take(future):
-                    self._reading.fail(future, error)
+            error = self._prepare(future)
+            if error is not None and self._reading.take(future):
+                self._reading.fail(future, error)
 
-    def _hand_over(self, future: Future[Answer]) -> None:
-        """Prepare the request and give it to the engine, unless the caller goes meanwhile."""
+    def _prepare(self, future: Future[Answer]) -> Exception | None:
+        """Read the picture and give the request to the engine; what went wrong, if anything did."""
         call = self._reading.find(future)
         if call is None:
-            return
-        prepared = call.prepare(self._pipeline)
+            return None
+        try:
+            self._hand_over(call, call.prepare(self._pipeline), future)
+        except Exception as error:  # noqa: BLE001  (it is the answer, and goes into the future)
+            return error
+        return None
+
+    def _hand_over(self, call: Call, prepared: Prepared, future: Future[Answer]) -> None:
+        """To the engine, unless the caller goes meanwhile."""
         # Futures keep their callbacks. If each held the other, the collector alone could free the picture.
         finish = partial(self._finish, prepared, call.teller, call.started, future)
         with self._lock:  # so that whoever counts finds it in one of the two queues
@@ -209,14 +212,20 @@ class Calls:
         """In a finisher: make the typed answer, off the engine's thread."""
         if done.cancelled():
             future.set_running_or_notify_cancel()  # as above
-            return
+        elif isinstance(error := done.exception(), Exception):  # not raised: its traceback would hold pixels
+            settle(future, error)
+        else:
+            settle(future, self._answer(prepared, teller, started, done.result()))
+
+    def _answer(
+        self, prepared: Prepared, teller: Teller | None, started: float, generation: Generation
+    ) -> Answer | Exception:
         try:
-            generation = done.result()
             if teller is not None:
                 teller.end()
-            settle(future, self._pipeline.answer(prepared, generation, time.monotonic() - started))
+            return self._pipeline.answer(prepared, generation, time.monotonic() - started)
         except Exception as error:  # noqa: BLE001  (as above)
-            settle(future, error)
+            return error
 
 
 def failed(error: Exception) -> Future[Answer]:
@@ -229,13 +238,6 @@ def failed(error: Exception) -> Future[Answer]:
 def _pass_on(running: ref[_Running], future: Future[Answer]) -> None:
     if future.cancelled() and (inner := running()) is not None:
         inner.cancel()
-
-
-def _clear_frames(error: BaseException | None) -> None:
-    """Whoever keeps the error would keep its picture, which the frames of its traceback hold."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
 
 
 def _shut(pool: ThreadPoolExecutor, seconds: float | None) -> None:

@@ -6,6 +6,7 @@ The pipeline is real, the device is the engine's tests' own.
 from __future__ import annotations
 
 import gc
+import random
 import threading
 import time
 from collections import Counter
@@ -182,18 +183,27 @@ def test_a_call_that_is_cancelled_while_its_picture_is_read_never_comes_to_the_d
     assert len(runner.order) == 1
 
 
-@pytest.mark.parametrize("image", [b"no picture", b"\x89PNG\r\n\x1a\n" + b"damaged" * 9])
-def test_a_failed_call_keeps_no_picture(started: Calls, image: bytes) -> None:
-    """Also while the caller keeps the future with its error, and without Python's collector of cycles."""
+@pytest.mark.parametrize("image", [b"no picture", b"\x89PNG\r\n\x1a\n" + b"damaged" * 9, None])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_failed_call_keeps_no_picture(started: Calls, image: bytes | None, many: bool) -> None:
+    """Also while the caller keeps the future with its error, which may be its own cause, and without Python's
+    collector of cycles."""
+
+    class Source:
+        def __call__(self) -> bytes:
+            if image is None:
+                error = ValueError("no bytes")
+                raise error from error
+            return image
+
     gc.collect()
     gc.disable()
     try:
-        source = SlowPicture(image)
-        source.release.set()
+        source = Source()
         left = ref(source)
-        (future,) = started.start([call(source)])
+        (future,) = started.start([call(SharedPicture(source) if many else source)])
         del source
-        assert isinstance(future.exception(PATIENCE_S), ImageError)
+        assert isinstance(future.exception(PATIENCE_S), ImageError | ValueError)
         wait_until(lambda: left() is None)
     finally:
         gc.enable()
@@ -250,3 +260,47 @@ def test_closing_with_a_limit_does_not_wait_for_a_callback_that_hangs(
     assert not closing.is_alive()
     release.set()
     started.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_call_ends_once_whatever_comes_together(
+    started: Calls, gauges: Gauges, picture: Path, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """Threads that ask and cancel at random moments, with bad pictures and short deadlines, until the model
+    is closed: each future gets its outcome, once, and each place is given back."""
+    data, futures, closed = picture.read_bytes(), list[Future[Answer]](), threading.Event()
+
+    def ask(dice: random.Random) -> None:
+        while not closed.is_set():
+            image = dice.choice([data, data, b"no picture"])
+            timeout_s = dice.choice([None, None, 0.02])
+            tasks = [call(image, timeout_s=timeout_s) for _ in range(dice.choice([1, 1, 3]))]
+            futures.extend(asked := started.start(tasks))
+            wait(asked[:1], dice.choice([0, 0.001, 0.01, PATIENCE_S]))
+            for future in asked:
+                if dice.random() < 0.5:
+                    future.cancel()
+
+    threads = [threading.Thread(target=ask, args=(random.Random(10 * seed + k),)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: gauges.endings[Ending.STOP] > 20)
+    started.close(drain_s=0.01)
+    closed.set()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert wait(futures, PATIENCE_S).not_done == set()
+    started.close()
+    assert gauges.read == 0
+    assert not [record for record in caplog.records if record.name.startswith("concurrent")]
+    ends = Counter(outcome_of(future) for future in futures)
+    assert ends[Answer] <= gauges.endings[Ending.STOP]  # some were cancelled while their answers were made
+    assert ends[Overloaded] == gauges.endings[Ending.REFUSED]
+    assert ends[Answer] > 10
+
+
+def outcome_of(future: Future[Answer]) -> type:
+    if future.cancelled():
+        return CancelledError
+    error = future.exception(0)
+    return Answer if error is None else type(error)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from weakref import ref
 
+import numpy as np
 import pytest
 from fake_runner import PATIENCE_S, POISON_ENCODE, POISON_STEP, SLOTS, TOKENS, FakeRunner, hold, request
 from waiting import wait_until
@@ -82,6 +86,47 @@ def test_an_engine_that_cannot_recover_says_so_and_leaves_nobody_waiting(
     with pytest.raises(Closed):
         engine.submit(request())
     engine.close()
+
+
+@pytest.mark.parametrize("step", [False, True])
+def test_a_failed_request_is_let_go_though_its_error_is_kept(
+    runner: FakeRunner, caplog: pytest.LogCaptureFixture, step: bool
+) -> None:
+    """Its pixels, and what the device held for it; without Python's collector of cycles, which comes
+    seldom."""
+    caplog.set_level(logging.CRITICAL, "florence.engine.loop")  # the tests' log keeps tracebacks
+    engine = Engine(runner, TOKENS, BatchLimits())  # type: ignore[arg-type]
+    gc.collect()
+    gc.disable()
+    try:
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        left = ref(pixels)
+        runner.broken = step
+        future = engine.submit(request(1 if step else POISON_ENCODE, pixels=pixels))
+        del pixels
+        error = future.exception(PATIENCE_S)
+        assert isinstance(error, EngineError)
+        wait_until(lambda: left() is None)
+        assert isinstance(error.__cause__, RuntimeError)
+    finally:
+        gc.enable()
+        engine.close()
+
+
+def test_a_broken_engine_may_be_closed_by_whom_it_tells(runner: FakeRunner) -> None:
+    closed = threading.Event()
+
+    def close() -> None:
+        engine.close()
+        closed.set()
+
+    engine = Engine(runner, TOKENS, BatchLimits(), on_broken=close)  # type: ignore[arg-type]
+    running = hold(engine, runner)
+    runner.lost = runner.broken = True
+    assert isinstance(running.exception(PATIENCE_S), EngineError)
+    assert closed.wait(PATIENCE_S)
+    engine.close()
+    assert not engine.alive
 
 
 def test_encodes_that_always_fail_break_the_engine(runner: FakeRunner) -> None:

@@ -14,6 +14,7 @@ from florence.futures import settle
 
 if TYPE_CHECKING:
     from florence.engine.runner import Decoding  # torch comes with it
+    from florence.model.parts import Parts
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +51,17 @@ class Entry:
         return settle(self.future, outcome)
 
 
+@dataclass(slots=True)
+class Encoding:
+    """Requests that are being encoded together, part by part. `pictures_before`: that went through the tower
+    before theirs; `seconds`: that it took so far."""
+
+    entries: list[Entry]
+    parts: Parts[list[Decoding]]
+    pictures_before: int
+    seconds: float = 0.0
+
+
 def stopped(cause: Exception | None = None) -> Closed:
     """The error of a request that the engine's end overtook; `cause`: what ended it, if it was an error."""
     error = Closed("the engine stopped before the request was finished; send it to another instance")
@@ -58,7 +70,9 @@ def stopped(cause: Exception | None = None) -> Closed:
 
 
 def fault_of(error: Exception) -> FlorenceError:
-    """What the caller sees of an exception; the log has all of it."""
+    """What the caller sees of an exception; the log has all of it. Whoever keeps it keeps no request and no
+    tensor, which the frames of its traceback hold."""
+    error.__traceback__ = error.__context__ = None
     if isinstance(error, FlorenceError):
         return error
     fault = EngineError(f"the request failed on the device: {type(error).__name__}")

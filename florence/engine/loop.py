@@ -15,15 +15,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import torch
 
-from florence.engine.entry import Entry, fault_of, stopped
+from florence.engine.entry import Encoding, Entry, fault_of, stopped
 from florence.engine.observer import Ending, Observer
 from florence.engine.pending import Pending
 from florence.engine.reference import Hypothesis
@@ -31,23 +29,12 @@ from florence.engine.request import Generation, Request
 from florence.engine.runner import Decoding, Runner
 from florence.engine.scheduler import BatchLimits, Pace, Scheduler, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
-from florence.model.parts import Parts
 
 log = logging.getLogger(__name__)
 
 MOST_FAULTS = 3
 """Encodes of one request that may fail one after another before the engine is built anew; and how often it
 may have to be, no step between succeeding, before it gives up."""
-
-
-@dataclass(slots=True)
-class _Encoding:
-    """Requests that are being encoded, part by part."""
-
-    entries: list[Entry]
-    parts: Parts[list[Decoding]]
-    pictures_before: int
-    seconds: float = 0.0
 
 
 class Engine:
@@ -73,7 +60,7 @@ class Engine:
         self._observer = observer or Observer()
         self._on_broken = on_broken
         self._scheduler: Scheduler[Entry] = Scheduler(batches)
-        self._encoding: _Encoding | None = None
+        self._encoding: Encoding | None = None
         self._alone: deque[Entry] = deque()  # to be encoded one by one: an encode of them together failed
         self._active: list[Entry] = []
         self._changed = threading.Condition()
@@ -138,19 +125,22 @@ class Engine:
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish those that came (for at most `drain_s` seconds), and end the thread.
 
-        Requests that are not finished by then fail with `Closed`. Closing twice does nothing.
+        Requests that are not finished by then fail with `Closed`, at the end of the step in progress. Closing
+        twice does nothing. `on_broken` may close too, and waits for nothing: the thread ends by itself.
         """
         with self._changed:
             self._closing = True
             self._changed.notify()
+        if threading.current_thread() is self._thread:
+            return
         self._thread.join(drain_s)
         self._aborting = True
         self._thread.join()
 
     def _serve(self) -> None:
-        if self._threads:
-            torch.set_num_threads(self._threads)  # holds for the calling thread's operations: this one
         try:
+            if self._threads:
+                torch.set_num_threads(self._threads)  # holds for the calling thread's operations: this one
             self._runner.prepare()
             while self._wait_for_work():
                 self._drop_abandoned()
@@ -240,14 +230,14 @@ class Engine:
     def _fits(self, entries: Iterable[Entry]) -> int:
         return self._runner.places.fits(entry.request.options.num_beams for entry in entries)
 
-    def _begin(self, entries: list[Entry]) -> _Encoding:
+    def _begin(self, entries: list[Entry]) -> Encoding:
         started = time.monotonic()
         for entry in entries:
             entry.taken = entry.taken or started
         parts = self._runner.encode_parts([entry.request for entry in entries])
-        return _Encoding(entries, parts, self._runner.features.misses)
+        return Encoding(entries, parts, self._runner.features.misses)
 
-    def _encode_part(self, encoding: _Encoding) -> None:
+    def _encode_part(self, encoding: Encoding) -> None:
         """One part of an encode."""
         started = time.monotonic()
         try:
@@ -274,7 +264,7 @@ class Engine:
         if self._encode_faults == MOST_FAULTS:
             self._recover(error)
 
-    def _join(self, encoding: _Encoding, decodings: Sequence[Decoding]) -> None:
+    def _join(self, encoding: Encoding, decodings: Sequence[Decoding]) -> None:
         """Those who are encoded are decoded from now on, but for those who have gone meanwhile."""
         for entry, decoding in zip(encoding.entries, decodings, strict=True):
             if entry not in self._pending:
@@ -347,6 +337,5 @@ class Engine:
         self._encode_faults = 0
         if self._faults == MOST_FAULTS:
             raise error
-        traceback.clear_frames(error.__traceback__)  # whoever keeps the error would keep the old buffers
         self._runner.reset()
         self._recovering = False
