@@ -102,7 +102,7 @@ class Reading:
         """The futures of all calls that were still here."""
         return [future for future in list(self._calls) if self.take(future)]
 
-    def fail(self, future: Future[Answer], error: Exception) -> None:
+    def fail(self, future: Future[Answer], error: BaseException) -> None:
         """End a call that was taken out of here."""
         if isinstance(error, DeadlineExceeded | Closed):
             self._observer.ended(Ending.CLOSED if isinstance(error, Closed) else Ending.DEADLINE)
@@ -176,14 +176,14 @@ class Calls:
             if error is not None and self._reading.take(future):
                 self._reading.fail(future, error)
 
-    def _prepare(self, future: Future[Answer]) -> Exception | None:
+    def _prepare(self, future: Future[Answer]) -> BaseException | None:
         """Read the picture and give the request to the engine; what went wrong, if anything did."""
         call = self._reading.find(future)
         if call is None:
             return None
         try:
             self._hand_over(call, call.prepare(self._pipeline), future)
-        except Exception as error:  # noqa: BLE001  (it is the answer, and goes into the future)
+        except BaseException as error:  # noqa: BLE001  (it is the answer, as of any executor)
             return error
         return None
 
@@ -212,7 +212,7 @@ class Calls:
         """In a finisher: make the typed answer, off the engine's thread."""
         if done.cancelled():
             future.set_running_or_notify_cancel()  # as above
-        elif isinstance(error := done.exception(), Exception):  # not raised: its traceback would hold pixels
+        elif (error := done.exception()) is not None:  # not raised: its traceback would hold pixels
             settle(future, error)
         else:
             settle(future, self._answer(prepared, teller, started, done.result()))

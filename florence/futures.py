@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def settle(future: Future[T], outcome: T | Exception) -> bool:
+def settle(future: Future[T], outcome: T | BaseException) -> bool:
     """Put the outcome into the future; False if it was cancelled meanwhile.
 
     Whoever keeps the future keeps its error, but not what the frames of the error's traceback held: pictures,
@@ -17,7 +17,7 @@ def settle(future: Future[T], outcome: T | Exception) -> bool:
     """
     if not future.set_running_or_notify_cancel():
         return False
-    if isinstance(outcome, Exception):
+    if isinstance(outcome, BaseException):
         _clear_frames(outcome)
         future.set_exception(outcome)
     else:

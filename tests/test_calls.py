@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -114,6 +115,7 @@ def test_many_tasks_on_one_picture_leave_a_reader_to_others(
     [
         ({"image": b"no picture"}, ImageError, None),
         ({"image": lambda: 1 / 0}, ZeroDivisionError, None),
+        ({"image": sys.exit}, SystemExit, None),
         ({"task": "nonsense"}, TaskError, None),
         ({"timeout_s": 1e-6}, DeadlineExceeded, Ending.DEADLINE),
         ({}, CancelledError, Ending.CANCELLED),
