@@ -188,11 +188,12 @@ class TaskService:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # as above
     async def close(self) -> None:
-        """All HTTP requests have been answered by now: the server waits for them before it ends."""
+        """All HTTP requests have been answered by now: the server waits for them before it ends. What is left
+        has nobody who waits longer than the time limit."""
         if self.grpc is not None:
             await self.grpc.stop(self.timeout_s)
         self.inference.model = None
-        self.model.close()
+        self.model.close(drain_s=self.timeout_s)
 
     caption = endpoint("caption")
     detailed_caption = endpoint("detailed_caption")

@@ -1,41 +1,31 @@
 """Florence-2 as a Python object: load a checkpoint, run tasks on pictures, get typed answers.
 
-Pictures are read in a small thread pool and handed to the engine's thread, so `submit` returns at once from
-any thread or event loop. Knows nothing about HTTP.
+Pictures are read in threads of their own and requests answered in the engine's, so `submit` returns at once
+in any thread or event loop. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, TypedDict, Unpack
-from weakref import ref
 
 from PIL import Image
 
+from florence.calls import Call, Calls, failed
 from florence.engine.observer import Observer
-from florence.engine.request import Generation
 from florence.engine.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.scheduler import BatchLimits, TokenLimits
-from florence.errors import Closed, ImageError, OptionError, Overloaded, TaskError
-from florence.futures import settle
+from florence.errors import ImageError
 from florence.images import ImageLimits, load_image
 from florence.loading import Loaded, LoadOptions, load
-from florence.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
-from florence.schemas import Answer, read_generation_parameters
-from florence.streams import AnswerStream, OnText, Teller
+from florence.pipeline import Picture, SharedPicture, TaskText
+from florence.schemas import Answer
+from florence.streams import AnswerStream, OnText
 
-IMAGE_THREADS = 2
-"""Threads that read pictures: decoders release the interpreter's lock, and the engine needs the other
-cores."""
-
-_Running = Future[Generation]
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
 """Picture, task, and the task's text or region where it takes one."""
 
@@ -74,10 +64,7 @@ class Florence2:
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
         busy = limits["max_batch_size"] + limits["max_encode_batch"]
         self._in_flight = min(busy, loaded.engine.max_queue)
-        self._readers = ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="florence-reader")
-        self._finishers = ThreadPoolExecutor(1, thread_name_prefix="florence-finisher")
-        self._reading = 0
-        self._lock = threading.Lock()
+        self._calls = Calls(loaded.pipeline, loaded.engine, loaded.observer)
 
     @classmethod
     def load(
@@ -127,7 +114,7 @@ class Florence2:
 
     def submit(
         self,
-        image: Picture | SharedPicture,
+        image: Picture,
         task: str,
         text: TaskText = None,
         *,
@@ -136,8 +123,9 @@ class Florence2:
     ) -> Future[Answer]:
         """Start one task on one picture; the answer comes in the future.
 
-        `image`: a PIL picture, taken as it is, or bytes, a path, or a function that gives the bytes (called
-        where pictures are read, in another thread), turned by their EXIF orientation first.
+        `image`: a PIL picture, taken as it is now (it is copied, and may be changed or closed afterwards), or
+        bytes, a path, or a function that gives the bytes (called where pictures are read, in another thread),
+        turned by their EXIF orientation first.
         `task`: a token such as "<OD>" or a name such as "object_detection". `text`: what the task reads
         besides the picture. `on_text`: is told the answer's text piece by piece while it is generated, in
         another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future frees
@@ -146,21 +134,12 @@ class Florence2:
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
         """
-        outer: Future[Answer] = Future()
         try:
-            if isinstance(image, Image.Image):  # its file may be closed before a reader comes to it
-                image = load_image(image, self._pipeline.limits)
-            self._admit()
-        except (ImageError, Overloaded) as error:
-            return _failed(error)
-        teller = on_text and Teller(self._pipeline.tokenizer.reader(), on_text, self._finishers)
-        call = _Call(self._pipeline, image, task, text, options, time.monotonic(), teller)
-        try:
-            self._readers.submit(self._start, call, outer)
-        except RuntimeError:  # the pool's way to say that it was shut down
-            self._leave()
-            outer.set_exception(Closed("this model was closed"))
-        return outer
+            image = self._own(image)
+        except ImageError as error:
+            return failed(error)
+        teller = on_text and self._calls.teller(on_text)
+        return self._calls.start([Call(image, task, text, options, time.monotonic(), teller)])[0]
 
     def run(self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]) -> Answer:
         """`submit` and wait for the answer; raises what the future has."""
@@ -174,13 +153,12 @@ class Florence2:
         `asks`: tasks, or pairs of a task and its text or region.
         """
         pairs = [(ask, None) if isinstance(ask, str) else ask for ask in asks]
-        if isinstance(image, Image.Image):
-            try:
-                image = load_image(image, self._pipeline.limits)
-            except ImageError as error:
-                return [_failed(error) for _ in pairs]
-        shared = SharedPicture(image)
-        return [self.submit(shared, task, text, **options) for task, text in pairs]
+        try:
+            shared = SharedPicture(self._own(image))
+        except ImageError as error:
+            return [failed(error) for _ in pairs]
+        started = time.monotonic()
+        return self._calls.start([Call(shared, task, text, options, started) for task, text in pairs])
 
     def analyze(
         self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
@@ -220,7 +198,7 @@ class Florence2:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._engine.ready
+        return self._engine.ready and not self._calls.closed
 
     @property
     def alive(self) -> bool:
@@ -239,11 +217,11 @@ class Florence2:
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish those that came (for at most `drain_s` seconds), and free the device.
 
-        Requests that are not finished by then fail with `Closed`. Closing twice does nothing.
+        Requests that are not finished by then fail with `Closed`, also those whose picture is still being
+        read. It returns after the decode step in progress, and a few seconds more where a callback for text
+        holds up the last answers. Closing twice does nothing.
         """
-        self._readers.shutdown(wait=True)
-        self._engine.close(drain_s=drain_s)
-        self._finishers.shutdown(wait=True)
+        self._calls.close(drain_s)
 
     def __enter__(self) -> Florence2:
         return self
@@ -253,88 +231,12 @@ class Florence2:
     ) -> None:
         self.close()
 
-    def _admit(self) -> None:
-        """Count a picture that will be read, unless as many as may wait are waiting already."""
-        with self._lock:
-            self._engine.check_load(self._reading + self._engine.waiting)
-            self._reading += 1
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._reading -= 1
-
-    def _start(self, call: _Call, outer: Future[Answer]) -> None:
-        """In a reader: prepare the request and hand it to the engine."""
-        try:
-            if outer.cancelled():
-                outer.set_running_or_notify_cancel()  # for those who wait for many futures at once
-                return
-            prepared = call.prepare()
-            inner = self._engine.submit(prepared.request)
-        except Exception as error:  # noqa: BLE001  (it is the answer, and goes into the future)
-            settle(outer, error)
-            return
-        finally:
-            self._leave()
-        # Futures keep their callbacks. If each held the other, the collector alone could free the picture.
-        running, finish = ref(inner), partial(self._finish, call, prepared, outer)
-        outer.add_done_callback(partial(_pass_on, running))
-        inner.add_done_callback(lambda done: self._finishers.submit(finish, done))
-
-    def _finish(self, call: _Call, prepared: Prepared, outer: Future[Answer], inner: _Running) -> None:
-        """In a finisher: make the typed answer, off the engine's thread."""
-        if inner.cancelled():
-            outer.set_running_or_notify_cancel()  # as above
-            return
-        try:
-            generation = inner.result()
-            if call.teller is not None:
-                call.teller.end()
-            settle(outer, self._pipeline.answer(prepared, generation, time.monotonic() - call.started))
-        except Exception as error:  # noqa: BLE001  (as above)
-            settle(outer, error)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call of `submit`, until its picture is read."""
-
-    pipeline: Pipeline
-    image: Picture | SharedPicture
-    task: str
-    text: TaskText
-    options: RunOptions
-    started: float
-    teller: Teller | None
-
-    def prepare(self) -> Prepared:
-        """Check and read everything that the call holds."""
-        options: dict[str, Any] = dict(self.options)
-        region, timeout_s = options.pop("region", None), options.pop("timeout_s", None)
-        if self.text is not None and region is not None:
-            raise TaskError("both text and region are given; a task takes one of them")
-        if timeout_s is not None and not 0 < timeout_s < float("inf"):
-            raise OptionError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
-        return self.pipeline.prepare(
-            self.image,
-            self.task,
-            self.text if region is None else region,
-            read_generation_parameters(options),
-            None if timeout_s is None else self.started + timeout_s,
-            None if self.teller is None else self.teller.on_token,
-        )
-
-
-def _pass_on(running: ref[_Running], outer: Future[Answer]) -> None:
-    if outer.cancelled() and (inner := running()) is not None:
-        inner.cancel()
-
-
-def _failed(error: Exception) -> Future[Answer]:
-    """A future that has its exception already."""
-    future: Future[Answer] = Future()
-    settle(future, error)
-    return future
+    def _own(self, image: Picture) -> Picture:
+        """The picture as nobody else can change or close it. Raises `ImageError` for a PIL picture."""
+        if not isinstance(image, Image.Image):
+            return image
+        picture = load_image(image, self._pipeline.limits)
+        return picture.copy() if picture is image else picture
 
 
 def _outcome(future: Future[Answer]) -> Answer | Exception:

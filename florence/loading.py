@@ -57,6 +57,7 @@ class Loaded:
 
     pipeline: Pipeline
     engine: Engine
+    observer: Observer
     info: dict[str, Any]
 
 
@@ -103,12 +104,13 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "tasks": list(TASKS),
     }
     runner = _runner(model, batches.max_batch_size, options, tokens, _picture_tokens(preprocessing))
+    observer = options.observer or Observer()
     engine = Engine(
         runner,
         tokens,
         batches,
         threads=options.threads,
-        observer=options.observer,
+        observer=observer,
         on_broken=options.on_broken,
     )
     log.info(
@@ -116,7 +118,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
         checkpoint.label, info["device"], info["dtype"],
         runner.caches.nbytes / 2**20, runner.sizes.slots, runner.sizes.rows,
     )  # fmt: skip
-    return Loaded(pipeline, engine, info)
+    return Loaded(pipeline, engine, observer, info)
 
 
 def _runner(

@@ -76,7 +76,9 @@ class EngineMetrics(Observer):
         self._queue = seconds("queue", "Waiting for a place")
         self._encode = seconds("encode", "Encoding one batch of pictures and prompts")
         self._step = seconds("step", "One decode step of all that are decoded")
+        self._reading = gauge("reading_requests", "Requests whose pictures wait to be read, or are read")
         self._waiting = gauge("queue_requests", "Requests that wait for a place")
+        self._encoding = gauge("encoding_requests", "Requests that are being encoded, or were taken for it")
         self._decoding = gauge("decoding_requests", "Requests that are being decoded: slots in use")
         self._requests = Counter("florence_requests", "Requests by end", ["outcome"], registry=registry)
         self._tokens = Counter("florence_tokens", "Tokens generated", registry=registry)
@@ -87,8 +89,12 @@ class EngineMetrics(Observer):
         for ending in Ending:  # so that each is there from the start
             self._requests.labels(ending.value)
 
-    def load(self, waiting: int, decoding: int) -> None:
+    def reading(self, change: int) -> None:
+        self._reading.inc(change)
+
+    def load(self, waiting: int, encoding: int, decoding: int) -> None:
         self._waiting.set(waiting)
+        self._encoding.set(encoding)
         self._decoding.set(decoding)
 
     def encoded(self, requests: int, pictures: int, seconds: float) -> None:

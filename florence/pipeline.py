@@ -6,7 +6,6 @@ devices or HTTP.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,21 +45,20 @@ class ReadPicture:
 
 
 class SharedPicture:
-    """One picture of many requests: read by the first of them that comes to it, once. Safe for threads."""
+    """One picture of many requests: read by the first of them that comes to it, once. Not safe for
+    threads."""
 
     def __init__(self, image: Picture) -> None:
         self._image = image
-        self._lock = threading.Lock()
         self._outcome: ReadPicture | Exception | None = None
 
     def read(self, read: Callable[[Picture], ReadPicture]) -> ReadPicture:
         """The picture; raises what reading it raised, each time."""
-        with self._lock:
-            if self._outcome is None:
-                try:
-                    self._outcome = read(self._image)
-                except Exception as error:  # noqa: BLE001  (raised below, to all who ask)
-                    self._outcome = error
+        if self._outcome is None:
+            try:
+                self._outcome = read(self._image)
+            except Exception as error:  # noqa: BLE001  (raised below, to all who ask)
+                self._outcome = error
         if isinstance(self._outcome, Exception):
             raise self._outcome
         return self._outcome

@@ -60,7 +60,11 @@ class Settings(BaseSettings):
         "the encode budget. Default: 4 on a CPU, 16 on a GPU.",
     )
     max_queue: int = Field(
-        default=256, ge=1, le=100_000, description="Requests that may wait in a worker; more get a 503."
+        default=256,
+        ge=1,
+        le=100_000,
+        description="Requests that may wait in a worker, those whose pictures are still being read "
+        "among them; more get a 503.",
     )
     max_latency_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = Field(
         default=None,

@@ -122,7 +122,7 @@ class FakeModel:
             "tasks": list(TASKS),
         }
 
-    def close(self) -> None:
+    def close(self, *, drain_s: float | None = None) -> None:
         self.note("close")
         self.closed = True
         self.release.set()

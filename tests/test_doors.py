@@ -38,7 +38,8 @@ DOORS: dict[str, set[str]] = {
     "limits": {"engine", "images", "model", "settings"},
     "loading": {"pipeline", "engine", "model", "hub", "images", "tokenizer", "tasks", "errors"},
     "streams": {"schemas"},
-    "florence2": {"loading", "pipeline", "engine", "images", "streams", "futures", *PURE} - {"settings"},
+    "calls": {"pipeline", "engine", "streams", "futures", "schemas", "errors"},
+    "florence2": {"calls", "loading", "pipeline", "engine", "images", "streams", "schemas", "errors"},
     "client": {"analysis", "info", "schemas", "errors", "tasks"},
     "cli": {"florence", "client", "florence2", "limits", "schemas", "settings", "tasks", "errors"},
     "packing": {"hub", "settings", "errors"},
@@ -79,6 +80,7 @@ LIBRARIES: dict[str, set[str]] = {
     "marks": {"PIL", "numpy", "supervision"},
     "cli": {"pyarrow"},
     "client": {"httpx", "PIL", "pydantic", "tqdm"},
+    "calls": set(),
     "florence2": {"PIL"},
 }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from weakref import ref
 
+import numpy as np
 import pytest
 from fake_runner import PATIENCE_S, POISON_ENCODE, POISON_STEP, SLOTS, TOKENS, FakeRunner, hold, request
 from waiting import wait_until
@@ -15,7 +19,7 @@ from florence.engine.loop import MOST_FAULTS, Engine
 from florence.engine.observer import Observer
 from florence.engine.request import Generation
 from florence.engine.scheduler import BatchLimits
-from florence.errors import Closed, DeadlineExceeded, EngineError
+from florence.errors import Closed, DeadlineExceeded, EngineError, Overloaded
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,47 @@ def test_an_engine_that_cannot_recover_says_so_and_leaves_nobody_waiting(
     with pytest.raises(Closed):
         engine.submit(request())
     engine.close()
+
+
+@pytest.mark.parametrize("step", [False, True])
+def test_a_failed_request_is_let_go_though_its_error_is_kept(
+    runner: FakeRunner, caplog: pytest.LogCaptureFixture, step: bool
+) -> None:
+    """Its pixels, and what the device held for it; without Python's collector of cycles, which comes
+    seldom."""
+    caplog.set_level(logging.CRITICAL, "florence.engine.loop")  # the tests' log keeps tracebacks
+    engine = Engine(runner, TOKENS, BatchLimits())  # type: ignore[arg-type]
+    gc.collect()
+    gc.disable()
+    try:
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        left = ref(pixels)
+        runner.broken = step
+        future = engine.submit(request(1 if step else POISON_ENCODE, pixels=pixels))
+        del pixels
+        error = future.exception(PATIENCE_S)
+        assert isinstance(error, EngineError)
+        wait_until(lambda: left() is None)
+        assert isinstance(error.__cause__, RuntimeError)
+    finally:
+        gc.enable()
+        engine.close()
+
+
+def test_a_broken_engine_may_be_closed_by_whom_it_tells(runner: FakeRunner) -> None:
+    closed = threading.Event()
+
+    def close() -> None:
+        engine.close()
+        closed.set()
+
+    engine = Engine(runner, TOKENS, BatchLimits(), on_broken=close)  # type: ignore[arg-type]
+    running = hold(engine, runner)
+    runner.lost = runner.broken = True
+    assert isinstance(running.exception(PATIENCE_S), EngineError)
+    assert closed.wait(PATIENCE_S)
+    engine.close()
+    assert not engine.alive
 
 
 def test_encodes_that_always_fail_break_the_engine(runner: FakeRunner) -> None:
@@ -186,6 +231,51 @@ def test_cancelling_frees_the_device(engine: Engine, runner: FakeRunner) -> None
     wait_until(lambda: 2 in runner.order)
     runner.gate.set()
     assert after.result(PATIENCE_S).token_ids[1] == 2
+
+
+def test_a_request_that_waits_and_is_cancelled_gives_its_place_back(
+    engine: Engine, runner: FakeRunner
+) -> None:
+    """The queue is full, and takes another one, though nobody who runs has ended."""
+    hold(engine, runner)
+    waiting = [engine.submit(request(number)) for number in range(4)]
+    with pytest.raises(Overloaded):
+        engine.submit(request())
+    assert waiting[1].cancel()
+    wait_until(lambda: engine.waiting == 3)
+    added = engine.submit(request(9))
+    runner.gate.set()
+    assert added.result(PATIENCE_S).token_ids[1] == 9
+
+
+class BlockingObserver(Observer):
+    """Holds up the engine where it tells its load."""
+
+    def __init__(self) -> None:
+        self.blocking, self.blocked, self.released = (threading.Event() for _ in range(3))
+
+    def load(self, *counts: int) -> None:
+        if self.blocking.is_set():
+            self.blocked.set()
+            assert self.released.wait(PATIENCE_S)
+
+
+def test_cancelling_waits_for_no_lock_of_the_engine(runner: FakeRunner) -> None:
+    """Whoever cancels may hold locks that the engine's thread wants."""
+    observer = BlockingObserver()
+    engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=1), observer=observer)  # type: ignore[arg-type]
+    held = hold(engine, runner)
+    futures = [held, engine.submit(request(1))]
+    observer.blocking.set()
+    assert observer.blocked.wait(PATIENCE_S)
+    canceller = threading.Thread(target=lambda: [future.cancel() for future in futures], daemon=True)
+    canceller.start()
+    canceller.join(PATIENCE_S)
+    assert not canceller.is_alive()
+    observer.released.set()
+    runner.gate.set()
+    engine.close()
+    assert runner.order == [0]
 
 
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(engine: Engine, runner: FakeRunner) -> None:

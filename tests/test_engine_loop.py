@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from concurrent.futures import wait
 from dataclasses import replace
 
 import pytest
-from fake_runner import OPTIONS, PATIENCE_S, POISON_STEP, TOKENS, FakeRunner, hold, request
+from fake_runner import OPTIONS, PATIENCE_S, POISON_ENCODE, POISON_STEP, TOKENS, FakeRunner, hold, request
 from waiting import wait_until
 
 from florence.engine.loop import Engine
@@ -113,16 +114,40 @@ def test_every_request_is_told_to_the_observer_once_with_its_end(runner: FakeRun
     assert observer.endings == {
         Ending.STOP: 1, Ending.FAULT: 1, Ending.CANCELLED: 1, Ending.DEADLINE: 1, Ending.REFUSED: 1,
     }  # fmt: skip
-    assert observer.loads[-1] == (0, 0)
+    assert observer.loads[-1] == (0, 0, 0)
+
+
+@pytest.mark.parametrize("third", [2, POISON_ENCODE])
+def test_a_request_is_in_one_of_the_gauges_from_its_arrival_to_its_end(
+    runner: FakeRunner, monkeypatch: pytest.MonkeyPatch, third: int
+) -> None:
+    """Also while it is encoded, in a batch, or alone because the batch failed."""
+    observer, all_came = CountingObserver(), threading.Event()
+    monkeypatch.setattr(runner, "prepare", all_came.wait)
+    runner.gate.clear()
+    runner.parts = 3
+    limits = BatchLimits(max_batch_size=4, max_encode_batch=4, encode_budget_s=0.0001)
+    engine = Engine(runner, TOKENS, limits, observer=observer)  # type: ignore[arg-type]
+    futures = [engine.submit(request(number)) for number in (0, 1, third, 3, 4)]
+    all_came.set()
+    wait_until(lambda: len(runner.order) == 4)
+    runner.gate.set()
+    wait(futures, PATIENCE_S)
+    engine.close()
+    sums = [sum(load) for load in observer.loads]
+    assert sums[0] == 5
+    assert sums == sorted(sums, reverse=True)  # who leaves one for another is never in none
+    assert (1, 4, 0) in observer.loads
+    assert observer.loads[-1] == (0, 0, 0)
 
 
 class CountingObserver(Observer):
     def __init__(self) -> None:
         self.endings: Counter[Ending] = Counter()
-        self.loads: list[tuple[int, int]] = []
+        self.loads: list[tuple[int, int, int]] = []
 
-    def load(self, waiting: int, decoding: int) -> None:
-        self.loads.append((waiting, decoding))
+    def load(self, waiting: int, encoding: int, decoding: int) -> None:
+        self.loads.append((waiting, encoding, decoding))
 
     def ended(self, ending: Ending, tokens: int = 0, queue_s: float = 0.0) -> None:
         self.endings[ending] += 1

@@ -14,7 +14,9 @@ from florence.engine.places import Place, Places
 from florence.engine.scheduler import STEPS_BETWEEN_ENCODES, BatchLimits, Pace, Scheduler
 
 
-@pytest.mark.parametrize("module", ["scheduler", "features", "request", "places", "observer"])
+@pytest.mark.parametrize(
+    "module", ["scheduler", "features", "request", "places", "observer", "entry", "pending"]
+)
 def test_policy_imports_no_torch(module: str) -> None:
     code = f"import sys, florence.engine.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -112,6 +112,37 @@ def test_a_pil_picture_may_be_closed_once_it_is_submitted(library: Florence2, go
     assert future.result(PATIENCE_S).image_size.width == 640
 
 
+@pytest.mark.parametrize("change", ["paste", "close"])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_pil_picture_may_be_changed_once_it_is_submitted(
+    library: Florence2, goldens: Goldens, change: str, many: bool
+) -> None:
+    """An RGB one too, which needs no conversion: the answer is that of what it was. Readers are held up until
+    it is changed."""
+    release = threading.Event()
+    original = Image.open(goldens.path("a0_rgb_640x480.png"))
+    expected = library.run(original, "<OD>", max_new_tokens=12)
+    picture = original.copy()
+    assert picture.mode == "RGB"
+
+    def blocking() -> bytes:
+        assert release.wait(PATIENCE_S)
+        return b""
+
+    held = [library.submit(blocking, "<CAPTION>") for _ in range(2)]
+    if many:
+        (future,) = library.submit_all(picture, ["<OD>"], max_new_tokens=12)
+    else:
+        future = library.submit(picture, "<OD>", max_new_tokens=12)
+    if change == "close":
+        picture.close()
+    else:
+        picture.paste("white", (0, 0, *picture.size))
+    release.set()
+    wait(held, PATIENCE_S)
+    assert future.result(PATIENCE_S).token_ids == expected.token_ids
+
+
 def test_a_damaged_pil_picture_fails_in_its_future(library: Florence2, goldens: Goldens) -> None:
     data = goldens.path("a0_rgb_640x480.png").read_bytes()
     with Image.open(io.BytesIO(data[: len(data) // 2])) as picture:

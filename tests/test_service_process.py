@@ -197,7 +197,8 @@ def test_metrics_say_what_the_engine_did(server: Server) -> None:
     assert steps > 3
     assert encodes >= 2
     assert grown("florence_tokens_total") > 12
-    assert after["florence_queue_requests"] == after["florence_decoding_requests"] == 0
+    for state in ("reading", "queue", "encoding", "decoding"):
+        assert after[f"florence_{state}_requests"] == 0
 
 
 def metrics(server: Server) -> dict[str, float]:

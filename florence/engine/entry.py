@@ -1,15 +1,20 @@
-"""A request on its way through the engine, from its arrival to the outcome in its future."""
+"""A request on its way through the engine, from arrival to the outcome in its future. Imports no torch."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING
 
 from florence.engine.request import EngineTimings, Generation, Request
-from florence.engine.runner import Decoding
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.futures import settle
+
+if TYPE_CHECKING:
+    from florence.engine.runner import Decoding  # torch comes with it
+    from florence.model.parts import Parts
 
 
 @dataclass(slots=True, eq=False)
@@ -24,15 +29,9 @@ class Entry:
     decoding: Decoding | None = None
 
     @property
-    def late(self) -> bool:
-        """Whether its deadline has passed."""
-        deadline = self.request.deadline
-        return deadline is not None and time.monotonic() > deadline
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether nobody waits for the answer any more."""
-        return self.late or self.future.cancelled()
+    def deadline(self) -> float:
+        """When nobody waits for the answer any more."""
+        return inf if self.request.deadline is None else self.request.deadline
 
     @property
     def queue_s(self) -> float:
@@ -52,6 +51,17 @@ class Entry:
         return settle(self.future, outcome)
 
 
+@dataclass(slots=True)
+class Encoding:
+    """Requests that are being encoded together, part by part. `pictures_before`: that went through the tower
+    before theirs; `seconds`: that it took so far."""
+
+    entries: list[Entry]
+    parts: Parts[list[Decoding]]
+    pictures_before: int
+    seconds: float = 0.0
+
+
 def stopped(cause: Exception | None = None) -> Closed:
     """The error of a request that the engine's end overtook; `cause`: what ended it, if it was an error."""
     error = Closed("the engine stopped before the request was finished; send it to another instance")
@@ -60,7 +70,9 @@ def stopped(cause: Exception | None = None) -> Closed:
 
 
 def fault_of(error: Exception) -> FlorenceError:
-    """What the caller sees of an exception; the log has all of it."""
+    """What the caller sees of an exception; the log has all of it. Whoever keeps it keeps no request and no
+    tensor, which the frames of its traceback hold."""
+    error.__traceback__ = error.__context__ = None
     if isinstance(error, FlorenceError):
         return error
     fault = EngineError(f"the request failed on the device: {type(error).__name__}")

@@ -15,38 +15,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import torch
 
-from florence.engine.entry import Entry, fault_of, stopped
+from florence.engine.entry import Encoding, Entry, fault_of, stopped
 from florence.engine.observer import Ending, Observer
+from florence.engine.pending import Pending
 from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, Request
 from florence.engine.runner import Decoding, Runner
 from florence.engine.scheduler import BatchLimits, Pace, Scheduler, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
-from florence.model.parts import Parts
 
 log = logging.getLogger(__name__)
 
 MOST_FAULTS = 3
 """Encodes of one request that may fail one after another before the engine is built anew; and how often it
 may have to be, no step between succeeding, before it gives up."""
-
-
-@dataclass(slots=True)
-class _Encoding:
-    """Requests that are being encoded, part by part."""
-
-    entries: list[Entry]
-    parts: Parts[list[Decoding]]
-    pictures_before: int
-    seconds: float = 0.0
 
 
 class Engine:
@@ -72,11 +60,11 @@ class Engine:
         self._observer = observer or Observer()
         self._on_broken = on_broken
         self._scheduler: Scheduler[Entry] = Scheduler(batches)
-        self._encoding: _Encoding | None = None
+        self._encoding: Encoding | None = None
         self._alone: deque[Entry] = deque()  # to be encoded one by one: an encode of them together failed
         self._active: list[Entry] = []
         self._changed = threading.Condition()
-        self._unsettled: set[Entry] = set()  # all that came and have no outcome yet
+        self._pending = Pending()  # all that came and have no outcome yet
         self._closing = self._aborting = self._recovering = False
         self._error: Exception | None = None  # what broke the engine
         self._faults = self._encode_faults = 0
@@ -120,7 +108,7 @@ class Engine:
                 raise stopped(self._error)
             self.check_load(len(self._scheduler))
             self._scheduler.add(entry)
-            self._unsettled.add(entry)
+            self._pending.add(entry)
             self._changed.notify()
         return entry.future
 
@@ -137,19 +125,22 @@ class Engine:
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish those that came (for at most `drain_s` seconds), and end the thread.
 
-        Requests that are not finished by then fail with `Closed`. Closing twice does nothing.
+        Requests that are not finished by then fail with `Closed`, at the end of the step in progress. Closing
+        twice does nothing. `on_broken` may close too, and waits for nothing: the thread ends by itself.
         """
         with self._changed:
             self._closing = True
             self._changed.notify()
+        if threading.current_thread() is self._thread:
+            return
         self._thread.join(drain_s)
         self._aborting = True
         self._thread.join()
 
     def _serve(self) -> None:
-        if self._threads:
-            torch.set_num_threads(self._threads)  # holds for the calling thread's operations: this one
         try:
+            if self._threads:
+                torch.set_num_threads(self._threads)  # holds for the calling thread's operations: this one
             self._runner.prepare()
             while self._wait_for_work():
                 self._drop_abandoned()
@@ -166,10 +157,10 @@ class Engine:
         """Nobody is left waiting, whatever ended the thread; if it was an error, the supervisor is told."""
         with self._changed:
             self._closing = self._aborting = True
-            left = list(self._unsettled)
+            left = list(self._pending)
         try:
             self._fail(left, stopped(self._error), Ending.CLOSED)
-            self._observer.load(0, 0)
+            self._observer.load(0, 0, 0)
         finally:
             if self._error is not None and self._on_broken is not None:
                 self._on_broken()
@@ -179,26 +170,33 @@ class Engine:
         with self._changed:
             busy = self._active or self._encoding or self._alone
             if not busy and not len(self._scheduler):
-                self._observer.load(0, 0)
+                self._tell_load()
                 self._pace.rest()
                 self._changed.wait_for(lambda: len(self._scheduler) or self._closing)
-            self._observer.load(len(self._scheduler), len(self._active))
+            self._tell_load()
             return bool(busy or len(self._scheduler))
 
+    def _tell_load(self) -> None:
+        encoding = (*self._encoding.entries, *self._alone) if self._encoding else self._alone
+        count = sum(entry in self._pending for entry in encoding)
+        self._observer.load(len(self._scheduler), count, len(self._active))
+
     def _drop_abandoned(self) -> None:
-        """Free the places of those whose callers have gone, or whose time is up."""
+        """Free the places of those whose callers have gone, or whose time is up; of everybody when it is
+        time to end. What is being encoded goes on while one of its requests is left."""
         with self._changed:
-            gone = self._scheduler.remove(self._is_abandoned)
-        encoding = self._encoding.entries if self._encoding else []
-        gone += filter(self._is_abandoned, (*self._active, *encoding, *self._alone))
+            gone = set(self._pending) if self._aborting else self._pending.gone()
+            if not gone:
+                return
+            self._scheduler.remove(gone.__contains__)
         self._let_go(gone)
-        self._active = [entry for entry in self._active if entry in self._unsettled]
-        if self._encoding and self._unsettled.isdisjoint(self._encoding.entries):
+        self._active = [entry for entry in self._active if entry in self._pending]
+        if self._encoding and not any(entry in self._pending for entry in self._encoding.entries):
             self._encoding.parts.close()
             self._encoding = None
 
     def _let_go(self, entries: Iterable[Entry]) -> None:
-        """Free the places of abandoned requests and say why. What is being encoded goes on for the others."""
+        """Free the places of abandoned requests and say why."""
         for entry in entries:
             if entry.decoding is not None:
                 self._runner.drop(entry.decoding)
@@ -207,9 +205,6 @@ class Engine:
             else:
                 late = DeadlineExceeded("the request was not finished in the time given for it")
                 self._fail([entry], late, Ending.DEADLINE)
-
-    def _is_abandoned(self, entry: Entry) -> bool:
-        return self._aborting or entry.abandoned
 
     def _encode(self) -> None:
         """Encode those who wait, for as long as those who are being decoded can spare."""
@@ -220,13 +215,14 @@ class Engine:
                 if not taken:
                     return
                 self._encoding = self._begin(taken)
+            self._tell_load()
             self._encode_part(self._encoding)
             self._drop_abandoned()
 
     def _take(self) -> list[Entry]:
         """Those to encode next."""
         while self._alone:
-            if (entry := self._alone.popleft()) in self._unsettled:
+            if (entry := self._alone.popleft()) in self._pending:
                 return [entry]
         with self._changed:
             return self._scheduler.take(len(self._active), self._fits)
@@ -234,14 +230,14 @@ class Engine:
     def _fits(self, entries: Iterable[Entry]) -> int:
         return self._runner.places.fits(entry.request.options.num_beams for entry in entries)
 
-    def _begin(self, entries: list[Entry]) -> _Encoding:
+    def _begin(self, entries: list[Entry]) -> Encoding:
         started = time.monotonic()
         for entry in entries:
             entry.taken = entry.taken or started
         parts = self._runner.encode_parts([entry.request for entry in entries])
-        return _Encoding(entries, parts, self._runner.features.misses)
+        return Encoding(entries, parts, self._runner.features.misses)
 
-    def _encode_part(self, encoding: _Encoding) -> None:
+    def _encode_part(self, encoding: Encoding) -> None:
         """One part of an encode."""
         started = time.monotonic()
         try:
@@ -268,10 +264,10 @@ class Engine:
         if self._encode_faults == MOST_FAULTS:
             self._recover(error)
 
-    def _join(self, encoding: _Encoding, decodings: Sequence[Decoding]) -> None:
+    def _join(self, encoding: Encoding, decodings: Sequence[Decoding]) -> None:
         """Those who are encoded are decoded from now on, but for those who have gone meanwhile."""
         for entry, decoding in zip(encoding.entries, decodings, strict=True):
-            if entry not in self._unsettled:
+            if entry not in self._pending:
                 self._runner.drop(decoding)
                 continue
             entry.encoded, entry.decoding = time.monotonic(), decoding
@@ -319,12 +315,12 @@ class Engine:
 
     def _fail(self, entries: Iterable[Entry], error: FlorenceError, ending: Ending) -> None:
         """Those of them who have no outcome yet; all are told before anything else is done."""
-        told = [(entry, self._settle(entry, error)) for entry in entries if entry in self._unsettled]
+        told = [(entry, self._settle(entry, error)) for entry in entries if entry in self._pending]
         for entry, waited in told:
             self._observer.ended(ending if waited else Ending.CANCELLED, queue_s=entry.queue_s)
 
     def _settle(self, entry: Entry, outcome: Generation | FlorenceError) -> bool:
-        self._unsettled.discard(entry)
+        self._pending.remove(entry)
         return entry.settle(outcome)
 
     def _recover(self, error: Exception) -> None:
@@ -341,6 +337,5 @@ class Engine:
         self._encode_faults = 0
         if self._faults == MOST_FAULTS:
             raise error
-        traceback.clear_frames(error.__traceback__)  # whoever keeps the error would keep the old buffers
         self._runner.reset()
         self._recovering = False

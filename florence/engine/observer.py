@@ -18,11 +18,15 @@ class Ending(StrEnum):
 
 
 class Observer:
-    """Gets every event; this one ignores them. Called on the engine's thread, but `ended` with
-    `Ending.REFUSED` on the caller's; must be quick and must not raise."""
+    """Gets every event; this one ignores them. Called on the engine's thread, but `reading` on any, and so is
+    `ended` for a request that has not come to the engine; must be quick and must not raise."""
 
-    def load(self, waiting: int, decoding: int) -> None:
-        """How many requests wait, and how many are being decoded; at each turn of the engine."""
+    def reading(self, change: int) -> None:
+        """The requests whose pictures wait to be read, or are read, are so many more; 1 or -1."""
+
+    def load(self, waiting: int, encoding: int, decoding: int) -> None:
+        """How many requests wait, are being encoded, and are being decoded: together all that the engine has.
+        At each turn of the engine and each part of an encode."""
 
     def encoded(self, requests: int, pictures: int, seconds: float) -> None:
         """Requests were encoded together; `pictures` of theirs went through the tower, the others were

@@ -32,10 +32,10 @@ class BatchLimits:
     """How much is done at once, and for how long a request may wait.
 
     `max_batch_size`: requests that decode together. `max_encode_batch`: pictures that are encoded together,
-    where that takes no longer than the budget. `max_queue`: requests that may wait. `max_latency_s`: a
-    request that would wait longer is refused, None for no such limit. `encode_budget_s`: for how long
-    encoding may hold up those that are being decoded, before their next step; exceeded by at most one part of
-    an encode.
+    where that takes no longer than the budget. `max_queue`: requests that may wait, those whose pictures are
+    still being read among them. `max_latency_s`: a request that would wait longer is refused, None for no
+    such limit. `encode_budget_s`: for how long encoding may hold up those that are being decoded, before
+    their next step; exceeded by at most one part of an encode.
     """
 
     max_batch_size: int = 16
