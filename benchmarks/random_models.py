@@ -34,6 +34,9 @@ SIDE = {"large": 768, "base": 768, "small": 384, "tiny": 64}
 RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
 MEAN, STD, RESCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255
 
+GAINS = {"q_proj": 2.0, "k_proj": 2.0, "out_proj": 0.3, "fc1": 0.7, "fc2": 0.7}
+"""How wide `decide` draws the language model's weights; others 1.5, all over the root of what they sum."""
+
 
 def picture_tokens(size: str) -> int:
     """Tokens that a picture becomes."""
@@ -70,3 +73,24 @@ def convert(
         model = load_model(Path(folder), Normalize(MEAN, STD, RESCALE), VOCAB, device, dtype)
     pack(model)
     return model
+
+
+@torch.no_grad()
+def decide(native: Florence2ForConditionalGeneration, seed: int = 0) -> None:
+    """Draw the weights anew, so that picture, prompt, and former tokens decide what comes next.
+
+    Wide weights alone give each picture one list of likely tokens, the same at every step: attention that
+    looks everywhere and strong layers make all states alike. So here attention is narrow, its result and the
+    layers are weak, and the head is not tied to the embedding, which would have each token repeat itself. The
+    end token's row is three times as long as others, so that it is the likeliest now and then.
+    """
+    native.config.tie_word_embeddings = native.config.text_config.tie_word_embeddings = False
+    native.lm_head.weight = torch.nn.Parameter(native.lm_head.weight.clone())
+    torch.manual_seed(seed)
+    for name, tensor in native.named_parameters():
+        if tensor.dim() > 1:
+            gains = [gain for part, gain in GAINS.items() if "language_model" in name and part in name]
+            tensor.normal_(0, (gains or [1.5])[0] * tensor[0].numel() ** -0.5)
+        elif name.endswith("bias"):
+            tensor.normal_(0, 0.1)
+    native.lm_head.weight[RULES.eos_id] *= 3

@@ -35,3 +35,11 @@ def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
     assert len(figures["nine tasks"]) == 9
     assert all(rate > 0 for rates in figures["nine tasks"].values() for rate in rates.values())
     assert "| OCR_WITH_REGION |" in printed
+
+
+def test_the_exactness_script_finds_all_ids_equal_at_tiny_sizes() -> None:
+    """Fifteen tasks, each with 1, 3 and 5 beams; some answers end before their limit."""
+    printed = run("exactness.py", "--size", "tiny")
+    for beams in (1, 3, 5):
+        assert f"{beams} beams: 15 of 15 with the same token ids" in printed
+    assert "lengths 20 to 20" not in printed

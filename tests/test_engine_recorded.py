@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from goldens import load_float32
+from shared_pool import SharedPool
 from tiny import make_native
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from florence.engine import encodes, graphs
-from florence.engine.graphs import BucketSteps, PlainRecorder, Replay, Work
+from florence.engine.graphs import BucketSteps, PlainRecorder
 from florence.engine.loop import Engine
 from florence.engine.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
@@ -29,34 +29,6 @@ from florence.model.florence2 import Florence2Model
 from florence.model.parts import Parts, last_of, waiting
 
 PICTURE_TOKENS, PROMPT_ROOM, PATIENCE_S = 5, 30, 60
-
-
-class SharedPool:
-    """Does what graphs of one pool do: whoever is replayed writes over the results of all others."""
-
-    def __init__(self) -> None:
-        self.resets = -1
-        self.reset()
-
-    def reset(self) -> None:
-        self.resets += 1
-        self._all: list[list[Tensor]] = []
-
-    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
-        results: list[Tensor] = []
-        self._all.append(results)
-
-        def replay() -> None:
-            made = [result.clone() for result in work()]
-            for other in self._all:
-                for result in other:
-                    result.fill_(-1 if result.dtype == torch.int64 else torch.nan)
-            if not results:
-                results.extend(made)
-            for result, new in zip(results, made, strict=True):
-                result.copy_(new)
-
-        return replay, results
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +129,20 @@ def test_steps_of_the_checkpoints_own_number_of_beams_are_recorded_first(
     runner = Runner(model, 2, picture_tokens=PICTURE_TOKENS, decoder_room=20, recorder=PlainRecorder())
     runner.prepare()
     assert recorded_beams(runner) == {beams}
+
+
+def test_recording_before_the_first_request_leaves_the_caches_empty(model: Florence2Model) -> None:
+    """Its steps are of nobody, whose attention sees nothing and gives no numbers; so too where somebody
+    was."""
+    runner = Runner(model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=20, recorder=PlainRecorder())
+    for _ in range(2):
+        runner.prepare()
+        assert sum(int(buffer.count_nonzero()) for buffer in runner.caches.buffers) == 0
+        left = runner.encode([request(0), request(1)])
+        for _ in range(3):
+            runner.step(left)
+        for decoding in left:
+            runner.drop(decoding)
 
 
 def test_shapes_beyond_the_most_run_unrecorded_and_give_the_same(

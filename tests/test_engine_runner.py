@@ -222,9 +222,8 @@ def test_reserved_caches_are_there_before_the_first_request(model: Florence2Mode
     runner.prepare()
     for _ in range(2):
         caches = runner.caches
-        buffers = (caches.cross_keys, caches.cross_values, caches.own_keys, caches.own_values)
-        there = sum(map(resident_bytes, buffers))
+        there = sum(map(resident_bytes, caches.buffers))
         if reserved:
             assert there > 0.99 * (caches.nbytes - 8 * resource.getpagesize())
-        assert sum(int(buffer.count_nonzero()) for buffer in buffers) == 0
+        assert sum(int(buffer.count_nonzero()) for buffer in caches.buffers) == 0
         runner.reset()

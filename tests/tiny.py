@@ -33,12 +33,13 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def make_native(
-    directory: Path, seed: int = 0, **changes: dict[str, Any]
+    directory: Path, seed: int = 0, end: float = 1.0, **changes: dict[str, Any]
 ) -> Florence2ForConditionalGeneration:
     """Save a native checkpoint of `SIZES` (with `changes` to its sections) and return transformers' model of
     it.
 
-    Weights are drawn wide, so that a wrong mapping shows and the output is not one token for ever.
+    Weights are drawn wide, so that a wrong mapping shows and the output is not one token for ever. The end
+    token's row is `end` times as long as others: if it is long, sequences end before their limit.
     """
     torch.manual_seed(seed)
     sections = {name: sizes | changes.get(name, {}) for name, sizes in SIZES.items()}
@@ -51,5 +52,6 @@ def make_native(
                 tensor.normal_(0, 1.5 * tensor[0].numel() ** -0.5)
             elif name.endswith("bias"):
                 tensor.normal_(0, 0.1)
+        model.get_input_embeddings().weight[2] *= end
     model.save_pretrained(directory)
     return model

@@ -4,6 +4,10 @@ It does what Microsoft's original code gets from transformers 4.46's `generate` 
 `BeamSearchScorer`, `_sample` without sampling), in the order that code does it, with Python lists where it
 has tensors. Every faster path is tested against it. It knows scores and token ids; where the scores come from
 is the caller's `advance`.
+
+transformers 5 gives the same but for one setting: with `early_stopping` False and a length penalty above 0 it
+may end a search earlier, since it no longer counts a candidate that has just ended among those that could
+still win.
 """
 
 from __future__ import annotations

@@ -150,6 +150,7 @@ class Runner:
             torch.cuda.set_device(self.device)
         if isinstance(self._steps, BucketSteps):
             self._steps.prepare(self._picture_tokens)
+            self.caches.clear()  # steps of nobody read no past, and write what may be no numbers
         elif self._reserved:
             beams = self.model.config.generation.num_beams  # most requests have so many
             for rows in range(beams, self.sizes.rows + 1, beams):

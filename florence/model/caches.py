@@ -61,10 +61,19 @@ class Caches:
         self.cross_keys, self.cross_values, self.own_keys, self.own_values = buffers
 
     @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return self.cross_keys, self.cross_values, self.own_keys, self.own_values
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        buffers = (self.cross_keys, self.cross_values, self.own_keys, self.own_values)
-        return sum(buffer.nbytes for buffer in buffers)
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def clear(self) -> None:
+        """Set everybody's places to zero."""
+        for buffer in self.buffers:
+            buffer.zero_()
 
     def write_cross(self, slots: list[int], cross: Cache) -> None:
         """Put the rows of a batch's encoder keys and values, padding and all, into these slots."""

@@ -1,0 +1,38 @@
+"""A recorder for machines without a GPU that is as hard on its users as graphs of one pool are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from florence.engine.graphs import Replay, Work
+
+
+class SharedPool:
+    """Does what graphs of one pool do: whoever is replayed writes over the results of all others."""
+
+    def __init__(self) -> None:
+        self.resets = -1
+        self.reset()
+
+    def reset(self) -> None:
+        self.resets += 1
+        self._all: list[list[Tensor]] = []
+
+    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        results: list[Tensor] = []
+        self._all.append(results)
+
+        def replay() -> None:
+            made = [result.clone() for result in work()]
+            for other in self._all:
+                for result in other:
+                    result.fill_(-1 if result.dtype == torch.int64 else torch.nan)
+            if not results:
+                results.extend(made)
+            for result, new in zip(results, made, strict=True):
+                result.copy_(new)
+
+        return replay, results

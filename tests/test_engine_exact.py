@@ -1,0 +1,279 @@
+"""The whole engine is exact: whoever comes, goes, or is encoded meanwhile, each answer is the one given
+alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+from goldens import load_float32
+from shared_pool import SharedPool
+from tiny import make_native
+from waiting import PATIENCE_S, wait_until
+
+from florence.engine.loop import Engine
+from florence.engine.observer import Ending, Observer
+from florence.engine.reference import Hypothesis, generate_alone
+from florence.engine.request import Generation, GenerationOptions, Request
+from florence.engine.runner import Runner
+from florence.engine.scheduler import BatchLimits, TokenLimits
+from florence.errors import DeadlineExceeded
+from florence.model.cpu_attention import CpuAttention, available
+from florence.model.florence2 import Florence2Model
+
+SLOTS, ROOM, LONGEST_PROMPT, PICTURE_TOKENS = 6, 24, 32, 5
+PICTURES, REMEMBERED = 6, 3
+"""Pictures that are asked about, and that there is memory for: some are encoded again."""
+EOS_BIAS = 3.0
+STAGES = ("waiting", "encoding", "decoding")
+ENDINGS = {Ending.STOP, Ending.LENGTH, Ending.CANCELLED, Ending.DEADLINE}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request, and what the plain search gives for it alone."""
+
+    request: Request
+    alone: Hypothesis
+
+
+@dataclass(eq=False, slots=True)
+class Sent:
+    """An ask that was sent, and the tokens told on the way."""
+
+    ask: Ask
+    future: Future[Generation]
+    told: list[int]
+
+
+def random_request(dice: random.Random) -> Request:
+    """Any of six pictures, any prompt, number of beams, length, and settings."""
+    least = dice.choice([0, 0, 7])
+    options = GenerationOptions(
+        num_beams=dice.randint(1, 8),
+        max_new_tokens=dice.randint(max(1, least), ROOM),
+        min_new_tokens=least,
+        no_repeat_ngram_size=dice.choice([0, 2, 3, 3]),
+        early_stopping=dice.choice([True, True, False, "never"]),
+        length_penalty=dice.choice([0.0, 1.0, 1.0, 2.0, -1.0]),
+    )
+    pixels = np.random.default_rng(dice.randrange(PICTURES)).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    prompt = (0, *(dice.randint(3, 1000) for _ in range(dice.randint(1, LONGEST_PROMPT - 2))), 2)
+    return Request(pixels, prompt, options)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
+    """Sequences end at their limit, or before it."""
+    directory: Path = tmp_path_factory.mktemp("tiny")
+    model = load_float32(directory, make_native(directory).config.text_config.vocab_size)
+    model.language.final_logits_bias[0, model.config.text.eos_id] = EOS_BIAS
+    model.language.has_logits_bias = True
+    return model
+
+
+@pytest.fixture(scope="module")
+def asks(model: Florence2Model) -> list[Ask]:
+    rules, dice = Runner(model, 1).rules, random.Random(0)
+    with torch.inference_mode():
+        requests = [random_request(dice) for _ in range(60)]
+        return [Ask(request, generate_alone(model, request, rules)) for request in requests]
+
+
+@pytest.fixture(params=["kernel", "dense", "buckets"])
+def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
+    """Each way to lay out a step: by the CPU's kernel, masked, or as a GPU would, in fixed shapes whose
+    results come a step late."""
+    make = partial(Runner, model, SLOTS, decoder_room=ROOM)
+    make = partial(make, picture_tokens=PICTURE_TOKENS, feature_bytes=REMEMBERED * picture_bytes(model))
+    if request.param == "dense":
+        return make()
+    if request.param == "buckets":
+        return make(recorder=SharedPool(), late=True)
+    if not available(torch.float32):
+        pytest.skip("no kernel for this machine")
+    return make(kernel=CpuAttention(torch.float32, 12, 1))
+
+
+def picture_bytes(model: Florence2Model) -> int:
+    """What the tower sees in one picture."""
+    return PICTURE_TOKENS * model.config.text.d_model * model.language.shared.weight.element_size()
+
+
+class Ticks:
+    """A clock that goes on by one at each reading: the engine's budgets and deadlines are then the same
+    however fast the machine is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+
+@dataclass
+class Crowd(Observer):
+    """Clients that come and go on the engine's own thread, at its turns: a seed decides all that happens.
+
+    `stages`: where those were who were cancelled. `interleaved`: steps taken between two parts of an encode.
+    """
+
+    dice: random.Random
+    coming: deque[Ask]
+    clock: Ticks
+    engine: Engine = field(init=False)
+    sent: list[Sent] = field(default_factory=list)
+    endings: Counter[Ending] = field(default_factory=Counter)
+    stages: Counter[str] = field(default_factory=Counter)
+    encodes: Counter[int] = field(default_factory=Counter)
+    interleaved: int = 0
+
+    def load(self, waiting: int, decoding: int) -> None:
+        if self.sent and (waiting == decoding == 0 or self.dice.random() < 0.2):
+            self.come()
+        self._leave()
+
+    def encoded(self, requests: int, pictures: int, seconds: float) -> None:
+        self.encodes[requests] += 1
+        self._leave()
+
+    def stepped(self, requests: int, rows: int, seconds: float) -> None:
+        self.interleaved += self.engine._encoding is not None
+        self._leave()
+
+    def ended(self, ending: Ending, tokens: int = 0, queue_s: float = 0.0) -> None:
+        self.endings[ending] += 1
+
+    def come(self) -> None:
+        """Some more send their requests, at once."""
+        for _ in range(min(self.dice.choice([1, 2, 5]), len(self.coming))):
+            within = self.dice.choice([None, None, None, 100, 400])
+            deadline = within and self.clock.now + within
+            self.sent.append(send(self.engine, self.coming.popleft(), deadline))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all have come, and gone."""
+        return not self.coming and all(sent.future.done() for sent in self.sent)
+
+    def _leave(self) -> None:
+        """Now and then somebody who has no answer yet goes away."""
+        if self.dice.random() < 0.08:
+            stage = self.dice.choice(STAGES)
+            there = [future for future in futures_in(self.engine, stage) if not future.done()]
+            if there:
+                self.dice.choice(there).cancel()
+                self.stages[stage] += 1
+
+
+def futures_in(engine: Engine, stage: str) -> list[Future[Generation]]:
+    encoding = engine._encoding.entries if engine._encoding else []
+    entries = {"waiting": engine._scheduler._waiting, "encoding": encoding, "decoding": engine._active}
+    return [entry.future for entry in entries[stage]]
+
+
+def send(engine: Engine, ask: Ask, deadline: float | None = None) -> Sent:
+    told: list[int] = []
+    request = replace(ask.request, deadline=deadline, on_token=told.append)
+    return Sent(ask, engine.submit(request), told)
+
+
+def sum_of(counters: Iterable[Counter[T]]) -> Counter[T]:
+    return sum(counters, Counter())
+
+
+def start(runner: Runner, limits: BatchLimits, observer: Observer | None = None) -> Engine:
+    return Engine(runner, TokenLimits(ROOM, LONGEST_PROMPT), limits, observer=observer)
+
+
+def check(sent: Sent) -> Ending:
+    """An answer is the one given alone, each token of a search with one beam told once; whoever gets none
+    has gone."""
+    if sent.future.cancelled():
+        return Ending.CANCELLED
+    if sent.future.exception() is not None:
+        assert isinstance(sent.future.exception(), DeadlineExceeded)
+        return Ending.DEADLINE
+    answer, alone = sent.future.result(), sent.ask.alone
+    assert answer.token_ids == tuple(alone.token_ids), sent.ask.request.options
+    assert answer.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-3)
+    assert answer.score == pytest.approx(alone.score, rel=1e-3, abs=1e-4)
+    if sent.ask.request.options.num_beams == 1:
+        assert sent.told == alone.token_ids[1:]
+    return Ending(answer.finish_reason)
+
+
+def check_empty(engine: Engine, runner: Runner) -> None:
+    """Nobody is left anywhere, and nothing that could spoil whoever comes next."""
+    runner.places.check([], runner.sizes.slots, runner.sizes.rows)
+    assert not engine._unsettled
+    assert not engine._active
+    assert not engine._alone
+    assert engine._encoding is None
+    assert engine.waiting == 0
+    assert all(buffer.isfinite().all() for buffer in runner.caches.buffers)
+
+
+@pytest.mark.parametrize(("budget", "most"), [(2, 1), (6, 4)])
+def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(
+    runner: Runner, asks: list[Ask], monkeypatch: pytest.MonkeyPatch, budget: int, most: int
+) -> None:
+    """Random arrivals, pictures, prompts, beams, lengths, cancels and deadlines; encoded one by one with a
+    step after each part, or together with a step after each two."""
+    clock = Ticks()
+    for module in ("loop", "entry"):
+        monkeypatch.setattr(f"florence.engine.{module}.time", clock)
+    crowds = []
+    for seed in range(3):
+        crowd = Crowd(random.Random(seed), deque(random.Random(seed).sample(asks, len(asks))), clock)
+        crowd.engine = start(runner, BatchLimits(SLOTS, most, encode_budget_s=budget), crowd)
+        crowd.come()
+        wait_until(lambda crowd=crowd: crowd.is_over)
+        crowd.engine.close()
+        check_empty(crowd.engine, runner)
+        endings = Counter(check(sent) for sent in crowd.sent)
+        assert endings == crowd.endings
+        assert endings.total() == len(asks)
+        crowds.append(crowd)
+    # All that is meant to happen did.
+    assert sum_of(crowd.endings for crowd in crowds).keys() == ENDINGS
+    assert sum_of(crowd.stages for crowd in crowds).keys() == set(STAGES)
+    encodes = sum_of(crowd.encodes for crowd in crowds)
+    assert (max(encodes) > 1) is (most > 1)
+    assert sum(crowd.interleaved for crowd in crowds) > 20
+    assert PICTURES < runner.features.misses < encodes.total()  # some were forgotten, others were not
+
+
+def test_clients_in_threads_of_their_own_get_what_they_would_get_alone(
+    runner: Runner, asks: list[Ask]
+) -> None:
+    """Each asks again when it has its answer, or has cancelled; with next to no budget for encodes."""
+    engine = start(runner, BatchLimits(SLOTS, 2, encode_budget_s=1e-4))
+
+    def client(number: int) -> list[Sent]:
+        dice, sent = random.Random(number), []
+        for ask in dice.sample(asks, 12):
+            sent.append(send(engine, ask))
+            if dice.random() < 0.2:
+                sent[-1].future.cancel()
+            else:
+                sent[-1].future.exception(PATIENCE_S)
+        return sent
+
+    with ThreadPoolExecutor(8) as clients:
+        everybody = [sent for found in clients.map(client, range(8)) for sent in found]
+    engine.close()
+    check_empty(engine, runner)
+    assert Counter(check(sent) for sent in everybody).keys() == ENDINGS - {Ending.DEADLINE}
