@@ -27,7 +27,6 @@ from florence.model.caches import Caches, CacheSizes
 from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
 from florence.model.generation import MAX_BEAMS
-from florence.model.language import Cache
 from florence.model.parts import Parts, last_of, waiting
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20
@@ -132,11 +131,11 @@ class Runner:
         self.state = SearchState(sizes.slots, sizes.decoder_room, self.rules, self.device)
         stage = Stage(self.model.language, self.caches, self.state)
         self._last = None
-        self._encodes: Encodes = PlainEncodes(self.model)
+        self._encodes: Encodes = PlainEncodes(self.model, self.caches)
         if self._recorder is not None:
             buckets = self._buckets()
             self._steps: Steps = BucketSteps(stage, buckets, self._recorder)
-            self._encodes = BucketEncodes(self.model, buckets, self._recorder)
+            self._encodes = BucketEncodes(self.model, self.caches, buckets, self._recorder)
         elif self._kernel is not None:
             self._steps = TightSteps(stage, self._kernel)
         else:
@@ -187,8 +186,17 @@ class Runner:
     @torch.inference_mode()
     def _encode(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
         pictures = yield from self._look(requests)  # [requests, tokens, d_model]
-        cross = yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests])
-        return self._place(requests, cross, pictures.shape[1])
+        decodings = self._place(requests, pictures.shape[1])
+        try:
+            slots = [decoding.place.slot for decoding in decodings]
+            yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests], slots)
+            # Not before: a step between two parts would move a search that has begun.
+            for decoding in decodings:
+                self.state.start(decoding.place.slot, decoding.place.rows, decoding.request.options)
+        except BaseException:  # or these parts are closed
+            self._drop_all(decodings)
+            raise
+        return decodings
 
     def _look(self, requests: Sequence[Request]) -> Parts[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model]; those seen lately from memory, and
@@ -204,24 +212,25 @@ class Runner:
             known |= made
         return torch.stack([known[request.digest] for request in requests])
 
-    def _place(self, requests: Sequence[Request], cross: Cache, picture_tokens: int) -> list[Decoding]:
-        """Give each request its place and what it needs there; all of them, or none if something fails."""
-        decodings: list[Decoding] = []
+    def _place(self, requests: Sequence[Request], picture_tokens: int) -> list[Decoding]:
+        """Give each request its place, all of them or none."""
         while self._unsound:  # here and not when they are freed, which must not fail if the device does
-            left = self._unsound.pop()
-            self.caches.wipe(left.slot, left.rows)
+            self.caches.wipe(self._unsound[-1].slot, self._unsound[-1].rows)
+            self._unsound.pop()
+        decodings: list[Decoding] = []
         try:
             for request in requests:
                 place = self.places.take(request.options.num_beams)
                 length = picture_tokens + len(request.prompt_ids)
                 decodings.append(Decoding(request, place, picture_tokens, length))
-                self.state.start(place.slot, place.rows, request.options)
-            self.caches.write_cross([decoding.place.slot for decoding in decodings], cross)
-        except BaseException:
-            for decoding in decodings:
-                self.drop(decoding)
+        except IndexError:
+            self._drop_all(decodings)
             raise
         return decodings
+
+    def _drop_all(self, decodings: Sequence[Decoding]) -> None:
+        for decoding in decodings:
+            self.drop(decoding)
 
     @torch.inference_mode()
     def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Outcome]]:
