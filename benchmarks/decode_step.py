@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
+from florence.engine.decoding import Decoding
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Decoding, Runner
+from florence.engine.runner import Runner
 from florence.loading import cpu_kernel
 from florence.model.florence2 import Florence2Model
 

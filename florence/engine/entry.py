@@ -6,8 +6,8 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from florence.engine.decoding import Decoding
 from florence.engine.request import EngineTimings, Generation, Request
-from florence.engine.runner import Decoding
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.futures import settle
 

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 
 import torch
 
+from florence.engine.decoding import Decoding
 from florence.engine.entry import Entry, fault_of, stopped
 from florence.engine.observer import Ending, Observer
 from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, Request
-from florence.engine.runner import Decoding, Runner
+from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, Pace, Scheduler, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
 from florence.model.parts import Parts
@@ -284,6 +285,7 @@ class Engine:
     def _step(self) -> None:
         """One token for everyone who is being decoded; those who are done get their answers."""
         decodings = [entry.decoding for entry in self._active if entry.decoding]
+        moved = [decoding for decoding in decodings if not decoding.ended]
         started = time.monotonic()
         try:
             outcomes = dict(self._runner.step(decodings))
@@ -291,8 +293,9 @@ class Engine:
             log.error("a decode step failed with %d requests", len(self._active), exc_info=error)
             self._recover(error)
             return
-        rows = sum(len(decoding.place.rows) for decoding in decodings)
-        self._observer.stepped(len(decodings), rows, time.monotonic() - started)
+        if moved:  # those that have ended only wait for their answers
+            rows = sum(len(decoding.place.rows) for decoding in moved)
+            self._observer.stepped(len(moved), rows, time.monotonic() - started)
         self._scheduler.stepped()
         self._faults = 0
         ended = [entry for entry in self._active if entry.decoding in outcomes]

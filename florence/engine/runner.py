@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from florence.engine.decoding import Decoding
 from florence.engine.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.features import FeatureCache
 from florence.engine.graphs import Buckets, BucketSteps, Recorder
 from florence.engine.places import Place, Places
+from florence.engine.readings import Reading
 from florence.engine.reference import Hypothesis, TokenRules
 from florence.engine.request import Request
 from florence.engine.search import DONE, FAULTY, RUNNING, SearchState
@@ -31,19 +32,6 @@ from florence.model.parts import Parts, last_of, waiting
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20
 """Room for about a hundred pictures of Florence-2-large in bfloat16."""
-
-
-@dataclass(slots=True, eq=False)
-class Decoding:
-    """One request that is being decoded. `sound`: whether all that it has written is known to be numbers."""
-
-    request: Request
-    place: Place
-    picture_tokens: int
-    encoder_length: int
-    steps: int = 0
-    sound: bool = False
-    gone: bool = False
 
 
 Outcome = Hypothesis | EngineError
@@ -97,7 +85,7 @@ class Runner:
         # The kernel reads what a request itself has written; other steps read whole places, and mask them.
         self._shared = recorder is not None or kernel is None
         self._dtype = weight.dtype
-        self._last: _Reading | None = None
+        self._last: Reading | None = None
         self._prepared = False
         self._build()
 
@@ -108,6 +96,7 @@ class Runner:
         Raises whatever the device raises, if it is gone for good.
         """
         # The old ones go first: a device has no room for both.
+        self._last = None
         for name in ("caches", "state", "_steps", "_encodes"):
             vars(self).pop(name, None)
         self.features.clear()
@@ -236,27 +225,37 @@ class Runner:
     def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Outcome]]:
         """One decoder step for all of them; those that are known to have ended, each with what came of it.
         Their places are free again."""
-        self._steps.run(decodings)
-        for decoding in decodings:
+        running = [decoding for decoding in decodings if not decoding.ended]
+        if running:
+            self._steps.run(running)
+        for decoding in running:
             decoding.steps += 1
-        reading: _Reading | None = _Reading(self.state, decodings)
-        if self._late:
-            reading, self._last = self._last, reading
-        return [] if reading is None else self._settle(reading)
+        latest = Reading(self.state, running)
+        due, self._last = (self._last, latest) if self._late else (latest, None)
+        return [] if due is None else self._settle(due, latest)
 
-    def _settle(self, reading: _Reading) -> list[tuple[Decoding, Outcome]]:
-        """What a step decided for those who have not gone meanwhile."""
-        statuses, tokens = reading.values()
-        outcomes = []
-        for decoding in reading.decodings:
+    def _settle(self, due: Reading, latest: Reading) -> list[tuple[Decoding, Outcome]]:
+        """What a reading says of those who have not gone meanwhile. Where it says that the search of some is
+        done, their hypotheses come with the latest one: another look, now, would wait for its step."""
+        statuses, tokens = due.decided()
+        outcomes: list[tuple[Decoding, Outcome]] = []
+        done = []
+        for decoding in due.decodings:
             status, token = statuses[decoding.place.slot], tokens[decoding.place.slot]
-            if decoding.gone:
+            if decoding.gone or decoding.ended:
                 continue
             decoding.sound = status != FAULTY and not self._late  # late: it has taken another step since
+            decoding.ended = status != RUNNING
             if decoding.request.on_token is not None and status != FAULTY:
                 decoding.request.on_token(token)
-            if status != RUNNING:
-                outcomes.append((decoding, self._end(decoding, status)))
+            if status == DONE:
+                done.append(decoding)
+            elif status == FAULTY:
+                fault = EngineError("the model gave values that are not numbers for this request")
+                outcomes.append((decoding, fault))
+        latest.bring(done)
+        outcomes += ((decoding, best) for decoding, best in due.hypotheses() if not decoding.gone)
+        self._drop_all([decoding for decoding, _ in outcomes])
         return outcomes
 
     def drop(self, decoding: Decoding) -> None:
@@ -271,35 +270,3 @@ class Runner:
         if len(hypothesis.token_ids) < request.options.max_length:
             return False
         return self.rules.forced_eos_id is not None or hypothesis.token_ids[-1] != self.rules.eos_id
-
-    def _end(self, decoding: Decoding, status: int) -> Outcome:
-        outcome: Outcome
-        if status == DONE:
-            outcome = self.state.best(decoding.place.slot)
-        else:
-            outcome = EngineError("the model gave values that are not numbers for this request")
-        self.drop(decoding)
-        return outcome
-
-
-class _Reading:
-    """What a step decided, on its way from the device: each slot's status and first beam's token."""
-
-    def __init__(self, state: SearchState, decodings: Sequence[Decoding]) -> None:
-        self.decodings = list(decodings)
-        decided = state.decided  # [2, slots]
-        self._event: torch.cuda.Event | None = None
-        if decided.is_cuda:  # nothing here waits; PyTorch uses pinned memory again and again
-            self._values = torch.empty(decided.shape, dtype=decided.dtype, pin_memory=True)
-            self._values.copy_(decided, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no type for it
-            self._event.record()
-        else:
-            self._values = decided.clone()
-
-    def values(self) -> tuple[list[int], list[int]]:
-        """Statuses and tokens of all slots, once they have come."""
-        if self._event is not None:
-            self._event.synchronize()
-        statuses, tokens = self._values.tolist()
-        return statuses, tokens
