@@ -13,7 +13,7 @@ from tiny import make_native
 from torch import Tensor
 
 from florence.engine.encodes import BucketEncodes, PlainEncodes
-from florence.engine.graphs import Buckets, PlainRecorder, Recorder, Replay, Work
+from florence.engine.graphs import Buckets, BucketSteps, PlainRecorder, Recorder, Replay, Work
 from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Runner
@@ -23,7 +23,7 @@ from florence.model.parts import last_of
 
 PICTURE_TOKENS, SLOTS = 5, 8
 SIZES = CacheSizes(SLOTS, 3 * SLOTS, encoder_room=60, decoder_room=20)
-BUCKETS = Buckets.of(SLOTS, 3 * SLOTS, 3, 8, 21, PICTURE_TOKENS, SIZES.encoder_room)
+BUCKETS = Buckets.of(SLOTS, 3 * SLOTS, 3, 8, 21, PICTURE_TOKENS, SIZES.encoder_room, SLOTS)
 UNTOUCHED = 7.0
 
 
@@ -99,10 +99,10 @@ def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2M
 
 def test_prompts_of_the_tasks_meet_few_shapes() -> None:
     """Large's sizes: the tasks' own sentences have a bucket for themselves, and any prompt has one."""
-    buckets = Buckets.of(64, 192, 3, 8, 1025, 577, 1024)
+    buckets = Buckets.of(64, 192, 3, 8, 1025, 577, 1024, 16)
     assert buckets.prompts == (16, 32, 64, 256, 447)
-    assert Buckets.of(4, 12, 3, 8, 21, 5, 25).prompts == (16, 20)
-    assert Buckets.of(4, 12, 3, 8, 21, 5, 15).prompts == (10,)
+    assert Buckets.of(4, 12, 3, 8, 21, 5, 25, 4).prompts == (16, 20)
+    assert Buckets.of(4, 12, 3, 8, 21, 5, 15, 4).prompts == (10,)
 
 
 def request(seed: int) -> Request:
@@ -158,3 +158,34 @@ def test_an_encode_that_fails_or_is_given_up_gives_all_places_back(
         runner.encode([request(seed) for seed in range(SLOTS + 1)])
     check_alone(runner, asked)
     runner.places.check([], runner.sizes.slots, runner.sizes.rows)
+
+
+@torch.inference_mode()
+def test_encodes_of_all_sizes_are_recorded_before_anybody_comes(model: Florence2Model) -> None:
+    """Largest first, since all share one memory; batches of short prompts are replayed from then on, after a
+    fault too."""
+    recorder = Watched()
+    runner = Runner(
+        model, 4, picture_tokens=PICTURE_TOKENS, encode_batch=3, picture_size=(64, 64), recorder=recorder
+    )
+    runner.prepare()
+    for _ in range(2):
+        pictures = [len(results[0]) for results in recorder.results if results]
+        assert pictures == [3, 2, 1]
+        steps = recorded_steps(runner)
+        assert len(recorder.results) == 2 * len(pictures) + steps
+        for count in (1, 3, 2):
+            check_alone(runner, [request(seed) for seed in range(count)])
+        assert len(recorder.results) - recorded_steps(runner) == 2 * len(pictures)
+        recorder.results.clear()
+        runner.reset()
+    with pytest.raises(ValueError, match="4 fits none"):
+        runner.encode([request(seed) for seed in range(4)])
+    runner.places.check([], runner.sizes.slots, runner.sizes.rows)
+    assert len(Runner(model, 4, encode_batch=9, recorder=recorder)._buckets().pictures) == 3
+
+
+def recorded_steps(runner: Runner) -> int:
+    """Shapes of steps that are recorded."""
+    assert isinstance(runner._steps, BucketSteps)
+    return sum(1 for replay in runner._steps._replays.values() if "first" not in replay.__qualname__)

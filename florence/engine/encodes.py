@@ -16,7 +16,7 @@ from florence.engine.graphs import MOST_RECORDED, Buckets, Recorder, Replay, rou
 from florence.model.caches import Caches
 from florence.model.devices import pinned
 from florence.model.florence2 import Florence2Model
-from florence.model.parts import Parts
+from florence.model.parts import Parts, last_of
 
 Prompts = Sequence[Sequence[int]]
 
@@ -81,6 +81,15 @@ class BucketEncodes:
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
         mask = mask_of(prompts, pictures.shape[1], longest)
         self._run("cross", self._cross, pictures, ids, mask, torch.tensor(slots))
+
+    def prepare(self, height: int, width: int) -> None:
+        """Record batches of all sizes, of pictures of this size and prompts of the shortest, largest first.
+        Writes to the first slot, which nobody may have yet."""
+        for rows in reversed(self._buckets.pictures):
+            pixels = torch.zeros(rows, height, width, 3, dtype=torch.uint8)
+            for _ in range(2):
+                pictures = last_of(self.look(pixels)).clone()
+                last_of(self.cross(pictures, [[self._model.config.text.eos_id]] * rows, [0] * rows))
 
     def _look(self, pixels: Tensor) -> Sequence[Tensor]:
         return [self._model.look(pixels)]

@@ -107,10 +107,18 @@ class Buckets:
 
     @classmethod
     def of(
-        cls, slots: int, rows: int, beams: int, most_beams: int, length: int, picture_tokens: int, room: int
+        cls,
+        slots: int,
+        rows: int,
+        beams: int,
+        most_beams: int,
+        length: int,
+        picture_tokens: int,
+        room: int,
+        pictures: int,
     ) -> Buckets:
         """For caches of `slots` and `rows`, requests with mostly `beams` beams, sequences of `length`, and
-        pictures of `picture_tokens` in an encoder with `room` for them and a prompt."""
+        `pictures` at once of `picture_tokens` in an encoder with `room` for them and a prompt."""
         most_prompt = room - picture_tokens
         return cls(
             usual_beams=beams,
@@ -119,7 +127,7 @@ class Buckets:
             beams=tuple(sorted({1, beams, most_beams})),
             lengths=doubling(SHORTEST, length),
             encoder_lengths=tuple(picture_tokens + prompt for prompt in doubling(PROMPTS[0], most_prompt)),
-            pictures=doubling(1, slots),
+            pictures=doubling(1, pictures),
             prompts=(*(prompt for prompt in PROMPTS if prompt < most_prompt), most_prompt),
         )
 

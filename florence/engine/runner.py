@@ -41,13 +41,15 @@ class Runner:
     """A model on its device, and what it takes to decode many requests with it.
 
     `slots`: requests that are decoded together; as many rows as they need with the checkpoint's own number of
-    beams. `picture_tokens`: that a picture becomes. `encoder_room`, `decoder_room`: positions that are kept
-    for a request and for a beam, None for as many as the checkpoint has. `feature_bytes`: memory for what the
-    tower saw in the latest pictures. `kernel`: attention for this CPU, or None for torch's. `recorder`:
-    records steps and encodes of few shapes, None to run just what is there. `late`: look at what a step
-    decided only when the next one has been sent, so that the device never waits for the host; whoever is done
-    runs along for a step, in vain. `reserved`: take at the start all memory that a full engine needs, which
-    on a CPU is else taken as requests first come to it.
+    beams. `picture_tokens`: that a picture becomes. `encode_batch`: the most requests that are encoded
+    together, None for as many as slots. `picture_size`: height and width of pictures for which encodes are
+    recorded at the start, None to record them as they come. `encoder_room`, `decoder_room`: positions that
+    are kept for a request and for a beam, None for as many as the checkpoint has. `feature_bytes`: memory for
+    what the tower saw in the latest pictures. `kernel`: attention for this CPU, or None for torch's.
+    `recorder`: records steps and encodes of few shapes, None to run just what is there. `late`: look at what
+    a step decided only when the next one has been sent, so that the device never waits for the host; whoever
+    is done runs along for a step, in vain. `reserved`: take at the start all memory that a full engine needs,
+    which on a CPU is else taken as requests first come to it.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Runner:
         slots: int = 16,
         *,
         picture_tokens: int = 1,
+        encode_batch: int | None = None,
+        picture_size: tuple[int, int] | None = None,
         encoder_room: int | None = None,
         decoder_room: int | None = None,
         feature_bytes: int = DEFAULT_FEATURE_BYTES,
@@ -79,7 +83,8 @@ class Runner:
         )
         most = text.max_positions
         self.sizes = CacheSizes(slots, rows, encoder_room or most, decoder_room or most)
-        self._picture_tokens = picture_tokens
+        self._picture_tokens, self._picture_size = picture_tokens, picture_size
+        self._encode_batch = min(encode_batch or slots, slots)
         self._kernel, self._recorder, self._late = kernel, recorder, late
         self._reserved = reserved
         # The kernel reads what a request itself has written; other steps read whole places, and mask them.
@@ -136,6 +141,8 @@ class Runner:
         first request comes."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        if isinstance(self._encodes, BucketEncodes) and self._picture_size is not None:
+            self._encodes.prepare(*self._picture_size)
         if isinstance(self._steps, BucketSteps):
             self._steps.prepare(self._picture_tokens)
         elif self._reserved:
@@ -154,6 +161,7 @@ class Runner:
             length=sizes.decoder_room + 1,
             picture_tokens=self._picture_tokens,
             room=sizes.encoder_room,
+            pictures=self._encode_batch,
         )
 
     def encode(self, requests: Sequence[Request]) -> list[Decoding]:
