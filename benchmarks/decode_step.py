@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
+from florence.engine.decoding import Decoding
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Decoding, Runner
+from florence.engine.runner import Runner
 from florence.loading import cpu_kernel
 from florence.model.florence2 import Florence2Model
 
@@ -77,7 +78,8 @@ def steps_of_engine(runner: Runner, encoded: Tensor, beams: int) -> list[Cost]:
     options = GenerationOptions(beams, LAST + 2, LAST + 2, 3, True, 1.0)
     request = Request(np.zeros((32, 32, 3), np.uint8), (0, 2), options)
     places = [runner.places.take(beams) for _ in encoded]
-    runner.caches.write_cross([place.slot for place in places], runner.model.language.decoder.cross(encoded))
+    slots = torch.tensor([place.slot for place in places])
+    runner.caches.write_cross(slots, runner.model.language.decoder.cross_by_layer(encoded))
     for place in places:
         runner.state.start(place.slot, place.rows, options)
     decodings = [Decoding(request, place, 577, ENCODER_LENGTH) for place in places]

@@ -11,6 +11,7 @@ from request to request and nothing is remembered of them, so each goes through 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import statistics
@@ -24,16 +25,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from closed_loop import PROMPT_TOKENS, TASKS, generate_static, options, requests, throughput
-from random_models import SIZES, VOCAB, convert, make_native, picture_tokens
+from random_models import SIDE, SIZES, VOCAB, convert, make_native, picture_tokens
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from florence.engine.decoding import Decoding
 from florence.engine.graphs import CudaRecorder, PlainRecorder
 from florence.engine.loop import Engine
 from florence.engine.reference import generate_alone
-from florence.engine.runner import Decoding, Runner
+from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.florence2 import Florence2Model
 
@@ -72,6 +74,8 @@ class Bench:
             model,
             slots,
             picture_tokens=picture_tokens(self.size),
+            encode_batch=min(slots, ENCODE_BATCH),
+            picture_size=(SIDE[self.size], SIDE[self.size]),
             feature_bytes=0,
             recorder=recorder,
             late=on_gpu,
@@ -210,7 +214,8 @@ def nine_tasks(bench: Bench, model: Florence2Model) -> dict[str, dict[str, float
             table[task][str(concurrency)] = rate
             print(f"  {task:28} {concurrency:3} at once: {rate:8.1f} pictures/s", flush=True)
         engine.close()
-        del engine  # before the next one takes its memory
+        del engine
+        forget()
     return table
 
 
@@ -233,6 +238,13 @@ def through_transformers(bench: Bench, native: Florence2ForConditionalGeneration
         table[task] = max(rates[1:], default=math.nan)
         print(f"  {task:28} transformers: {table[task]:8.1f} pictures/s", flush=True)
     return table
+
+
+def forget() -> None:
+    """Free what nobody uses any more, before the next ones take their memory: recordings refer to themselves,
+    and PyTorch keeps what it has freed."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def report_table(rows: dict[str, dict[str, float]], peer: dict[str, float]) -> str:
@@ -283,6 +295,7 @@ def main() -> None:
     native = make_native(bench.size, bench.dtype)
     model = convert(native, bench.device, bench.dtype)
     section("shares of peak", shares_of_peak(bench, model))
+    forget()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     rows = nine_tasks(replace(bench, until=started + TABLE_S), model)

@@ -103,7 +103,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "generation": asdict(config.generation),
         "tasks": list(TASKS),
     }
-    runner = _runner(model, batches.max_batch_size, options, tokens, _picture_tokens(preprocessing))
+    runner = _runner(model, batches, options, tokens, preprocessing)
     observer = options.observer or Observer()
     engine = Engine(
         runner,
@@ -122,14 +122,21 @@ def load(name: str, options: LoadOptions) -> Loaded:
 
 
 def _runner(
-    model: Florence2Model, slots: int, options: LoadOptions, tokens: TokenLimits, picture_tokens: int
+    model: Florence2Model,
+    batches: BatchLimits,
+    options: LoadOptions,
+    tokens: TokenLimits,
+    preprocessing: Preprocessing,
 ) -> Runner:
     """The way to run steps that suits the device."""
     on_gpu = model.language.shared.weight.is_cuda
+    picture_tokens = _picture_tokens(preprocessing)
     return Runner(
         model,
-        slots,
+        batches.max_batch_size,
         picture_tokens=picture_tokens,
+        encode_batch=batches.max_encode_batch,
+        picture_size=(preprocessing.height, preprocessing.width),
         encoder_room=picture_tokens + tokens.max_prompt_tokens,
         decoder_room=tokens.max_new_tokens,
         feature_bytes=options.picture_cache_bytes,

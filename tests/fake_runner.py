@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from florence.engine.decoding import Decoding
 from florence.engine.loop import Engine
 from florence.engine.places import Places
 from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, GenerationOptions, Request
-from florence.engine.runner import Decoding
 from florence.engine.scheduler import TokenLimits
 from florence.errors import EngineError
 

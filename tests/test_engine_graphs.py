@@ -36,7 +36,7 @@ def test_a_size_becomes_one_that_holds_it_and_no_larger_one(sizes: set[int], dat
 
 def test_buckets_hold_everything_that_the_caches_hold() -> None:
     """Large's sizes on a GPU: any request fits, and there are few shapes."""
-    buckets = Buckets.of(64, 192, 3, 8, 1025, 577, 1024)
+    buckets = Buckets.of(64, 192, 3, 8, 1025, 577, 1024, 16)
     assert (buckets.slots[-1], buckets.rows[-1], buckets.beams) == (64, 192, (1, 3, 8))
     assert (buckets.lengths[-1], buckets.encoder_lengths[-1]) == (1025, 1024)
     assert len(buckets.slots) <= 12

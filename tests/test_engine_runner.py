@@ -15,10 +15,11 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 
+from florence.engine.decoding import Decoding
 from florence.engine.graphs import PlainRecorder
 from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Decoding, Outcome, Runner
+from florence.engine.runner import Outcome, Runner
 from florence.errors import EngineError
 from florence.model.cpu_attention import CpuAttention
 from florence.model.cpu_team import available

@@ -12,9 +12,10 @@ import torch
 from goldens import Goldens, load_float32, options_of, remember_pictures, rules_of, sequence_of
 from safetensors.torch import load_file, save_file
 
+from florence.engine.decoding import Decoding
 from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import Request
-from florence.engine.runner import Decoding, Runner
+from florence.engine.runner import Runner
 
 
 def request_of(goldens: Goldens, case: dict[str, Any], row: int) -> Request:

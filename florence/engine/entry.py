@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
+from florence.engine.decoding import Decoding
 from florence.engine.request import EngineTimings, Generation, Request
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.futures import settle
 
 if TYPE_CHECKING:
-    from florence.engine.runner import Decoding  # torch comes with it
+    from florence.engine.decoding import Decoding  # torch comes with it
     from florence.model.parts import Parts
 
 

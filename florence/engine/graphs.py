@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 SHORTEST = 64
 """Positions of the smallest bucket of lengths."""
 
+PROMPTS = (16, 32, 64, 256)
+"""Tokens of the prompts that encodes are recorded for, beside the longest: up to 14 have the sentences of the
+tasks, 24 to 27 those with a region, about 40 those with a sentence of the caller's."""
+
 MOST_PREPARED = 256
 """Positions of the longest sequences whose steps are recorded at the start; others when they first come."""
 
@@ -103,20 +107,28 @@ class Buckets:
 
     @classmethod
     def of(
-        cls, slots: int, rows: int, beams: int, most_beams: int, length: int, picture_tokens: int, room: int
+        cls,
+        slots: int,
+        rows: int,
+        beams: int,
+        most_beams: int,
+        length: int,
+        picture_tokens: int,
+        room: int,
+        pictures: int,
     ) -> Buckets:
         """For caches of `slots` and `rows`, requests with mostly `beams` beams, sequences of `length`, and
-        pictures of `picture_tokens` in an encoder with `room` for them and a prompt."""
-        prompts = doubling(16, room - picture_tokens)
+        `pictures` at once of `picture_tokens` in an encoder with `room` for them and a prompt."""
+        most_prompt = room - picture_tokens
         return cls(
             usual_beams=beams,
             slots=doubling(1, slots),
             rows=tuple(sorted({*(min(rows, beams * count) for count in doubling(1, slots)), rows})),
             beams=tuple(sorted({1, beams, most_beams})),
             lengths=doubling(SHORTEST, length),
-            encoder_lengths=tuple(picture_tokens + prompt for prompt in prompts),
-            pictures=doubling(1, slots),
-            prompts=prompts,
+            encoder_lengths=tuple(picture_tokens + prompt for prompt in doubling(PROMPTS[0], most_prompt)),
+            pictures=doubling(1, pictures),
+            prompts=(*(prompt for prompt in PROMPTS if prompt < most_prompt), most_prompt),
         )
 
 

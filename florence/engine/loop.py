@@ -21,12 +21,13 @@ from concurrent.futures import Future
 
 import torch
 
+from florence.engine.decoding import Decoding
 from florence.engine.entry import Encoding, Entry, fault_of, stopped
 from florence.engine.observer import Ending, Observer
 from florence.engine.pending import Pending
 from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, Request
-from florence.engine.runner import Decoding, Runner
+from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, Pace, Scheduler, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
 
@@ -280,6 +281,7 @@ class Engine:
     def _step(self) -> None:
         """One token for everyone who is being decoded; those who are done get their answers."""
         decodings = [entry.decoding for entry in self._active if entry.decoding]
+        moved = [decoding for decoding in decodings if not decoding.ended]
         started = time.monotonic()
         try:
             outcomes = dict(self._runner.step(decodings))
@@ -287,8 +289,9 @@ class Engine:
             log.error("a decode step failed with %d requests", len(self._active), exc_info=error)
             self._recover(error)
             return
-        rows = sum(len(decoding.place.rows) for decoding in decodings)
-        self._observer.stepped(len(decodings), rows, time.monotonic() - started)
+        if moved:  # those that have ended only wait for their answers
+            rows = sum(len(decoding.place.rows) for decoding in moved)
+            self._observer.stepped(len(moved), rows, time.monotonic() - started)
         self._scheduler.stepped()
         self._faults = 0
         ended = [entry for entry in self._active if entry.decoding in outcomes]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from florence.engine.decoding import Decoding
 from florence.engine.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.features import FeatureCache
 from florence.engine.graphs import Buckets, BucketSteps, Recorder
 from florence.engine.places import Place, Places
+from florence.engine.readings import Reading
 from florence.engine.reference import Hypothesis, TokenRules
 from florence.engine.request import Request
 from florence.engine.search import DONE, FAULTY, RUNNING, SearchState
@@ -27,24 +28,10 @@ from florence.model.caches import Caches, CacheSizes
 from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
 from florence.model.generation import MAX_BEAMS
-from florence.model.language import Cache
 from florence.model.parts import Parts, last_of, waiting
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20
 """Room for about a hundred pictures of Florence-2-large in bfloat16."""
-
-
-@dataclass(slots=True, eq=False)
-class Decoding:
-    """One request that is being decoded. `sound`: whether all that it has written is known to be numbers."""
-
-    request: Request
-    place: Place
-    picture_tokens: int
-    encoder_length: int
-    steps: int = 0
-    sound: bool = False
-    gone: bool = False
 
 
 Outcome = Hypothesis | EngineError
@@ -54,13 +41,15 @@ class Runner:
     """A model on its device, and what it takes to decode many requests with it.
 
     `slots`: requests that are decoded together; as many rows as they need with the checkpoint's own number of
-    beams. `picture_tokens`: that a picture becomes. `encoder_room`, `decoder_room`: positions that are kept
-    for a request and for a beam, None for as many as the checkpoint has. `feature_bytes`: memory for what the
-    tower saw in the latest pictures. `kernel`: attention for this CPU, or None for torch's. `recorder`:
-    records steps and encodes of few shapes, None to run just what is there. `late`: look at what a step
-    decided only when the next one has been sent, so that the device never waits for the host; whoever is done
-    runs along for a step, in vain. `reserved`: take at the start all memory that a full engine needs, which
-    on a CPU is else taken as requests first come to it.
+    beams. `picture_tokens`: that a picture becomes. `encode_batch`: the most requests that are encoded
+    together, None for as many as slots. `picture_size`: height and width of pictures for which encodes are
+    recorded at the start, None to record them as they come. `encoder_room`, `decoder_room`: positions that
+    are kept for a request and for a beam, None for as many as the checkpoint has. `feature_bytes`: memory for
+    what the tower saw in the latest pictures. `kernel`: attention for this CPU, or None for torch's.
+    `recorder`: records steps and encodes of few shapes, None to run just what is there. `late`: look at what
+    a step decided only when the next one has been sent, so that the device never waits for the host; whoever
+    is done runs along for a step, in vain. `reserved`: take at the start all memory that a full engine needs,
+    which on a CPU is else taken as requests first come to it.
     """
 
     def __init__(
@@ -69,6 +58,8 @@ class Runner:
         slots: int = 16,
         *,
         picture_tokens: int = 1,
+        encode_batch: int | None = None,
+        picture_size: tuple[int, int] | None = None,
         encoder_room: int | None = None,
         decoder_room: int | None = None,
         feature_bytes: int = DEFAULT_FEATURE_BYTES,
@@ -92,13 +83,14 @@ class Runner:
         )
         most = text.max_positions
         self.sizes = CacheSizes(slots, rows, encoder_room or most, decoder_room or most)
-        self._picture_tokens = picture_tokens
+        self._picture_tokens, self._picture_size = picture_tokens, picture_size
+        self._encode_batch = min(encode_batch or slots, slots)
         self._kernel, self._recorder, self._late = kernel, recorder, late
         self._reserved = reserved
         # The kernel reads what a request itself has written; other steps read whole places, and mask them.
         self._shared = recorder is not None or kernel is None
         self._dtype = weight.dtype
-        self._last: _Reading | None = None
+        self._last: Reading | None = None
         self._prepared = False
         self._build()
 
@@ -109,6 +101,7 @@ class Runner:
         Raises whatever the device raises, if it is gone for good.
         """
         # The old ones go first: a device has no room for both.
+        self._last = None
         for name in ("caches", "state", "_steps", "_encodes"):
             vars(self).pop(name, None)
         self.features.clear()
@@ -132,11 +125,11 @@ class Runner:
         self.state = SearchState(sizes.slots, sizes.decoder_room, self.rules, self.device)
         stage = Stage(self.model.language, self.caches, self.state)
         self._last = None
-        self._encodes: Encodes = PlainEncodes(self.model)
+        self._encodes: Encodes = PlainEncodes(self.model, self.caches)
         if self._recorder is not None:
             buckets = self._buckets()
             self._steps: Steps = BucketSteps(stage, buckets, self._recorder)
-            self._encodes = BucketEncodes(self.model, buckets, self._recorder)
+            self._encodes = BucketEncodes(self.model, self.caches, buckets, self._recorder)
         elif self._kernel is not None:
             self._steps = TightSteps(stage, self._kernel)
         else:
@@ -148,6 +141,8 @@ class Runner:
         first request comes."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        if isinstance(self._encodes, BucketEncodes) and self._picture_size is not None:
+            self._encodes.prepare(*self._picture_size)
         if isinstance(self._steps, BucketSteps):
             self._steps.prepare(self._picture_tokens)
             self.caches.clear()  # steps of nobody read no past, and write what may be no numbers
@@ -167,6 +162,7 @@ class Runner:
             length=sizes.decoder_room + 1,
             picture_tokens=self._picture_tokens,
             room=sizes.encoder_room,
+            pictures=self._encode_batch,
         )
 
     def encode(self, requests: Sequence[Request]) -> list[Decoding]:
@@ -188,8 +184,17 @@ class Runner:
     @torch.inference_mode()
     def _encode(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
         pictures = yield from self._look(requests)  # [requests, tokens, d_model]
-        cross = yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests])
-        return self._place(requests, cross, pictures.shape[1])
+        decodings = self._place(requests, pictures.shape[1])
+        try:
+            slots = [decoding.place.slot for decoding in decodings]
+            yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests], slots)
+            # Not before: a step between two parts would move a search that has begun.
+            for decoding in decodings:
+                self.state.start(decoding.place.slot, decoding.place.rows, decoding.request.options)
+        except BaseException:  # or these parts are closed
+            self._drop_all(decodings)
+            raise
+        return decodings
 
     def _look(self, requests: Sequence[Request]) -> Parts[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model]; those seen lately from memory, and
@@ -205,50 +210,61 @@ class Runner:
             known |= made
         return torch.stack([known[request.digest] for request in requests])
 
-    def _place(self, requests: Sequence[Request], cross: Cache, picture_tokens: int) -> list[Decoding]:
-        """Give each request its place and what it needs there; all of them, or none if something fails."""
-        decodings: list[Decoding] = []
+    def _place(self, requests: Sequence[Request], picture_tokens: int) -> list[Decoding]:
+        """Give each request its place, all of them or none."""
         while self._unsound:  # here and not when they are freed, which must not fail if the device does
-            left = self._unsound.pop()
-            self.caches.wipe(left.slot, left.rows)
+            self.caches.wipe(self._unsound[-1].slot, self._unsound[-1].rows)
+            self._unsound.pop()
+        decodings: list[Decoding] = []
         try:
             for request in requests:
                 place = self.places.take(request.options.num_beams)
                 length = picture_tokens + len(request.prompt_ids)
                 decodings.append(Decoding(request, place, picture_tokens, length))
-                self.state.start(place.slot, place.rows, request.options)
-            self.caches.write_cross([decoding.place.slot for decoding in decodings], cross)
-        except BaseException:
-            for decoding in decodings:
-                self.drop(decoding)
+        except IndexError:
+            self._drop_all(decodings)
             raise
         return decodings
+
+    def _drop_all(self, decodings: Sequence[Decoding]) -> None:
+        for decoding in decodings:
+            self.drop(decoding)
 
     @torch.inference_mode()
     def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Outcome]]:
         """One decoder step for all of them; those that are known to have ended, each with what came of it.
         Their places are free again."""
-        self._steps.run(decodings)
-        for decoding in decodings:
+        running = [decoding for decoding in decodings if not decoding.ended]
+        if running:
+            self._steps.run(running)
+        for decoding in running:
             decoding.steps += 1
-        reading: _Reading | None = _Reading(self.state, decodings)
-        if self._late:
-            reading, self._last = self._last, reading
-        return [] if reading is None else self._settle(reading)
+        latest = Reading(self.state, running)
+        due, self._last = (self._last, latest) if self._late else (latest, None)
+        return [] if due is None else self._settle(due, latest)
 
-    def _settle(self, reading: _Reading) -> list[tuple[Decoding, Outcome]]:
-        """What a step decided for those who have not gone meanwhile."""
-        statuses, tokens = reading.values()
-        outcomes = []
-        for decoding in reading.decodings:
+    def _settle(self, due: Reading, latest: Reading) -> list[tuple[Decoding, Outcome]]:
+        """What a reading says of those who have not gone meanwhile. Where it says that the search of some is
+        done, their hypotheses come with the latest one: another look, now, would wait for its step."""
+        statuses, tokens = due.decided()
+        outcomes: list[tuple[Decoding, Outcome]] = []
+        done = []
+        for decoding in due.decodings:
             status, token = statuses[decoding.place.slot], tokens[decoding.place.slot]
-            if decoding.gone:
+            if decoding.gone or decoding.ended:
                 continue
             decoding.sound = status != FAULTY and not self._late  # late: it has taken another step since
+            decoding.ended = status != RUNNING
             if decoding.request.on_token is not None and status != FAULTY:
                 decoding.request.on_token(token)
-            if status != RUNNING:
-                outcomes.append((decoding, self._end(decoding, status)))
+            if status == DONE:
+                done.append(decoding)
+            elif status == FAULTY:
+                fault = EngineError("the model gave values that are not numbers for this request")
+                outcomes.append((decoding, fault))
+        latest.bring(done)
+        outcomes += ((decoding, best) for decoding, best in due.hypotheses() if not decoding.gone)
+        self._drop_all([decoding for decoding, _ in outcomes])
         return outcomes
 
     def drop(self, decoding: Decoding) -> None:
@@ -263,35 +279,3 @@ class Runner:
         if len(hypothesis.token_ids) < request.options.max_length:
             return False
         return self.rules.forced_eos_id is not None or hypothesis.token_ids[-1] != self.rules.eos_id
-
-    def _end(self, decoding: Decoding, status: int) -> Outcome:
-        outcome: Outcome
-        if status == DONE:
-            outcome = self.state.best(decoding.place.slot)
-        else:
-            outcome = EngineError("the model gave values that are not numbers for this request")
-        self.drop(decoding)
-        return outcome
-
-
-class _Reading:
-    """What a step decided, on its way from the device: each slot's status and first beam's token."""
-
-    def __init__(self, state: SearchState, decodings: Sequence[Decoding]) -> None:
-        self.decodings = list(decodings)
-        decided = state.decided  # [2, slots]
-        self._event: torch.cuda.Event | None = None
-        if decided.is_cuda:  # nothing here waits; PyTorch uses pinned memory again and again
-            self._values = torch.empty(decided.shape, dtype=decided.dtype, pin_memory=True)
-            self._values.copy_(decided, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no type for it
-            self._event.record()
-        else:
-            self._values = decided.clone()
-
-    def values(self) -> tuple[list[int], list[int]]:
-        """Statuses and tokens of all slots, once they have come."""
-        if self._event is not None:
-            self._event.synchronize()
-        statuses, tokens = self._values.tolist()
-        return statuses, tokens

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from florence.engine.reference import UNREACHABLE, Hypothesis, TokenRules
+from florence.engine.reference import UNREACHABLE, TokenRules
 from florence.engine.request import GenerationOptions
 from florence.model.decode import Members
 from florence.model.generation import MAX_BEAMS
@@ -104,20 +104,6 @@ class SearchState:
         # One that is done and still runs along may stand behind its last position.
         positions = self.generated[slots].clamp(max=self.sequences.shape[-1] - 2)
         return self.sequences[slots, members.beam_of, positions], positions
-
-    def best(self, slot: int) -> Hypothesis:
-        """The best finished hypothesis of a slot that is done; of equal scores the last one kept."""
-        counts = self.finished_count[slot].expand(MAX_BEAMS)
-        facts = (self.finished_scores[slot], self.finished_order[slot], self.finished_lengths[slot], counts)
-        # Together, since each look at the device waits for it; float64 holds such integers exactly.
-        scores, order, lengths, (kept, *_) = torch.stack([fact.double() for fact in facts]).tolist()
-        index = max(range(int(kept)), key=lambda place: (scores[place], order[place]))
-        length = int(lengths[index])
-        return Hypothesis(
-            token_ids=self.finished_sequences[slot, index, : length + 1].tolist(),
-            token_logprobs=self.finished_logprobs[slot, index, 1 : length + 1].tolist(),
-            score=scores[index],
-        )
 
 
 def advance(state: SearchState, members: Members, shape: StepShape, logits: Tensor) -> None:

@@ -8,7 +8,7 @@ leaves its past where it lies: its *ancestry* says in which row each position of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from florence.model.config import StackConfig
-from florence.model.devices import pinned
-from florence.model.language import Cache
+from florence.model.language import KeysValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +74,13 @@ class Caches:
         for buffer in self.buffers:
             buffer.zero_()
 
-    def write_cross(self, slots: list[int], cross: Cache) -> None:
-        """Put the rows of a batch's encoder keys and values, padding and all, into these slots."""
-        length = cross[0].keys.shape[2]
-        device = self.cross_keys.device
-        where = pinned(torch.tensor(slots), device).to(device, non_blocking=True)
+    def write_cross(self, slots: Tensor, cross: Iterable[KeysValues]) -> None:
+        """Put the rows of a batch's encoder keys and values, padding and all, into `slots` int64 [rows],
+        layer by layer. A slot may be there more than once, with equal rows."""
         for layer, memory in enumerate(cross):
-            self.cross_keys[layer][where, :, :length] = memory.keys
-            self.cross_values[layer][where, :, :length] = memory.values
+            length = memory.keys.shape[2]
+            self.cross_keys[layer, :, :, :length][slots] = memory.keys
+            self.cross_values[layer, :, :, :length][slots] = memory.values
 
     def wipe(self, slot: int, rows: Sequence[int]) -> None:
         """Set a request's places to zero. For one that may have left values which are no numbers: a masked

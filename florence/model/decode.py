@@ -158,9 +158,8 @@ class DenseAttention:
         sums = self._over_rows(weights.sum(-1).transpose(1, 2), 0.0).sum(1)  # [requests, beams, heads]
         parts = (weights.to(values.dtype) @ values).float().transpose(1, 2)  # [rows, beams, heads, head_dim]
         mixed = self._over_rows(parts.flatten(2), 0.0).sum(1)  # [requests, beams, d_model]
-        head_dim = keys.shape[-1]
-        mixed = mixed / sums.repeat_interleave(head_dim, dim=-1)
-        return mixed[members.request_of, members.beam_of].to(queries.dtype)
+        mixed = mixed.view(*sums.shape, -1) / sums[..., None]  # [requests, beams, heads, head_dim]
+        return mixed[members.request_of, members.beam_of].flatten(1).to(queries.dtype)
 
     def _over_rows(self, parts: Tensor, absent: float) -> Tensor:
         """Parts of the rows [rows, beams, any] by request: [requests, rows of it, beams, any]."""

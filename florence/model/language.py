@@ -7,7 +7,7 @@ in BART (arXiv 1910.13461); module names are those of the checkpoints, so that l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -193,8 +193,12 @@ class Decoder(Stack):
 
     def cross(self, encoded: Tensor) -> Cache:
         """Cross-attention keys and values of every layer for encoder states [rows, length, d_model]."""
-        layers = cast("Iterable[DecoderLayer]", self.layers)
-        return tuple(layer.encoder_attn.keys_values(encoded) for layer in layers)
+        return tuple(self.cross_by_layer(encoded))
+
+    def cross_by_layer(self, encoded: Tensor) -> Iterator[KeysValues]:
+        """`cross`, each layer's made when it is asked for."""
+        for layer in cast("Iterable[DecoderLayer]", self.layers):
+            yield layer.encoder_attn.keys_values(encoded)
 
     def forward(self, embeddings: Tensor, past: Cache | None, cross: Cache) -> tuple[Tensor, Cache]:
         """Run `embeddings` [rows, length, d_model] behind `past`; `cross` has no padding.

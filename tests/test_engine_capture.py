@@ -1,0 +1,183 @@
+"""What is recorded for a GPU could be captured there: no look at a value, no tensor of the host, no shape
+that depends on values.
+
+Without a GPU: on tensors that have shapes, types and a device, but no memory. Whatever would have to know a
+value of theirs raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_native
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from florence.engine import encodes, readings
+from florence.engine import runner as runners
+from florence.engine.graphs import BucketSteps, Replay, Work
+from florence.engine.readings import best_of
+from florence.engine.request import GenerationOptions, Request
+from florence.engine.runner import Runner
+from florence.model import decode
+from florence.model.config import ModelConfig, read_config
+from florence.model.florence2 import Florence2Model
+from florence.model.parts import last_of
+from florence.model.vision import Normalize
+
+PICTURE_TOKENS, SIDE = 5, 64
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Every tensor that comes or goes lies on the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, result)):
+            if isinstance(leaf, Tensor) and leaf.device.type != "cuda":
+                raise AssertionError(f"{func} has a tensor of the host: {tuple(leaf.shape)}")
+        self.operations.add(str(func))
+        return result
+
+
+class Capture:
+    """Runs what a CUDA graph would capture, and refuses what it could not hold."""
+
+    def __init__(self) -> None:
+        self.captured = 0
+        self.operations: set[str] = set()
+
+    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        # Not in inference mode, where an operation that is made of others would hide them.
+        with torch.inference_mode(False), torch.no_grad(), OnTheDevice() as watched:
+            results = work()
+        self.captured += 1
+        self.operations |= watched.operations
+        return lambda: None, results
+
+    def reset(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    directory: Path = tmp_path_factory.mktemp("tiny")
+    make_native(directory)
+    return read_config(directory)
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def runner(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Runner]:
+    """One on a GPU that isn't there, whose readings never come."""
+    for module in (encodes, readings, decode):
+        # There is no such memory without a GPU; and a tensor that knows its values could not be moved.
+        monkeypatch.setattr(
+            module, "pinned", lambda values, device: torch.empty(values.shape, dtype=values.dtype)
+        )
+    monkeypatch.setattr(runners, "Reading", lambda *given: None)
+    with torch.device("meta"):
+        model = Florence2Model(config, Normalize([0.5] * 3, [0.25] * 3, 1 / 255))
+    model.language.tied_head, model.language.has_logits_bias = True, False
+    with FakeTensorMode(), torch.no_grad():
+        move(model, request.param)
+        runner = Runner(
+            model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=90, recorder=Capture(), late=True
+        )
+        with torch.inference_mode():
+            yield runner
+
+
+def move(model: Florence2Model, dtype: torch.dtype) -> None:
+    """Onto the device."""
+    for module in model.modules():
+        for owned in (module._parameters, module._buffers):
+            for name, value in owned.items():
+                if value is not None:
+                    kind = dtype if value.is_floating_point() else value.dtype
+                    moved = torch.empty(value.shape, dtype=kind, device="cuda")
+                    owned[name] = torch.nn.Parameter(moved) if owned is module._parameters else moved
+
+
+def asked(beams: Sequence[int]) -> list[Request]:
+    return [
+        Request(
+            np.full((SIDE, SIDE, 3), number, np.uint8),
+            (0, *range(10, 14 + 9 * number), 2),
+            GenerationOptions(count, 20, 0, 3, True, 1.0),
+        )
+        for number, count in enumerate(beams)
+    ]
+
+
+def captured(runner: Runner) -> Capture:
+    assert isinstance(runner._recorder, Capture)
+    return runner._recorder
+
+
+def test_steps_can_be_captured(runner: Runner) -> None:
+    """Of all shapes that are recorded at the start, and of a crowd with one beam, three and eight."""
+    assert isinstance(runner._steps, BucketSteps)
+    runner._steps.prepare(PICTURE_TOKENS)
+    prepared = captured(runner).captured
+    assert prepared == len(runner._steps._replays) == 6
+    left = last_of(runner._encode(asked([1, 3, 8])))
+    for _ in range(3):
+        runner._last = None
+        runner.step(left)
+    assert captured(runner).captured == prepared + 1
+    assert {"aten.scatter_reduce_.two", "aten.topk.default"} <= captured(runner).operations
+
+
+def test_encodes_can_be_captured(runner: Runner) -> None:
+    """Of one request, and of three whose prompts are longer; tower and encoder each."""
+    for count, total in ((1, 2), (3, 4)):
+        for _ in range(3):
+            runner.features.clear()
+            for decoding in last_of(runner._encode(asked([3] * count))):
+                runner.drop(decoding)
+        assert captured(runner).captured == total
+    assert "aten.convolution.default" in captured(runner).operations
+
+
+def test_what_comes_between_steps_never_waits(runner: Runner) -> None:
+    """A search that begins, places that are wiped, and answers that are looked up."""
+    slots = torch.zeros(3, dtype=torch.int64, device="cuda")
+    with torch.inference_mode(False), OnTheDevice():
+        runner.state.start(1, (0, 3, 4), asked([3])[0].options)
+        runner.caches.wipe(1, (0, 3, 4))
+        found = best_of(runner.state, slots)
+    assert found.dtype is torch.float64
+    assert found.shape == (3, 2 + 2 * (runner.sizes.decoder_room + 1))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda values: values[values > 0],
+        lambda values: values.sum().item(),
+        lambda values: values + torch.ones(3),
+        lambda values: values[torch.tensor([0, 1])],
+        lambda values: values.repeat_interleave(torch.tensor([1, 2, 3], device="cuda")),
+        lambda values: bool(values.any()),
+        lambda values: torch.tensor([1.0], device="cuda"),
+    ],
+)
+def test_work_that_no_graph_could_hold_is_found(work: Any) -> None:
+    """The check itself can fail."""
+    with FakeTensorMode():
+        values = torch.zeros(3, device="cuda")
+        with pytest.raises((AssertionError, RuntimeError)):
+            Capture().record(lambda: [work(values)])

@@ -1,0 +1,150 @@
+"""What a step decided comes to the host late, all of it together, and is what the device holds."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from goldens import load_float32
+from tiny import make_native
+from torch import Tensor
+
+from florence.engine import runner as runners
+from florence.engine.decoding import Decoding
+from florence.engine.graphs import PlainRecorder
+from florence.engine.places import Place
+from florence.engine.readings import Reading
+from florence.engine.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.request import GenerationOptions, Request
+from florence.engine.runner import Runner
+from florence.engine.search import SearchState
+
+RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
+ROOM, SLOTS = 12, 6
+
+
+def request(seed: int, most: int = 10, least: int = 0) -> Request:
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return Request(pixels, (0, 10 + seed, 2), GenerationOptions(3, most, least, 3, True, 1.0))
+
+
+def decoding(slot: int) -> Decoding:
+    return Decoding(request(0), Place(slot, (slot,)), 5, 8)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hypotheses_are_the_best_that_were_kept_of_equals_the_last(seed: int) -> None:
+    """Against the same choice made slot by slot in plain Python."""
+    dice = random.Random(seed)
+    state = SearchState(SLOTS, ROOM, RULES, torch.device("cpu"))
+    state.finished_sequences.random_(0, 51_289)
+    state.finished_logprobs.uniform_(-20, 0)
+    expected = []
+    asked = dice.sample(range(SLOTS), 4)
+    for slot in asked:
+        kept = dice.randint(1, 8)
+        facts = [
+            (dice.choice([-1.5, -0.25, -1e9, float("-inf")]), order)
+            for order in dice.sample(range(99), state.finished_scores.shape[1])
+        ]
+        lengths = [dice.randint(1, ROOM) for _ in facts]
+        state.finished_count[slot] = kept
+        state.finished_scores[slot] = torch.tensor([score for score, _ in facts])
+        state.finished_order[slot] = torch.tensor([order for _, order in facts])
+        state.finished_lengths[slot] = torch.tensor(lengths)
+        best = facts.index(max(facts[:kept]))
+        length = lengths[best]
+        expected.append(
+            Hypothesis(
+                state.finished_sequences[slot, best, : length + 1].tolist(),
+                state.finished_logprobs[slot, best, 1 : length + 1].tolist(),
+                facts[best][0],
+            )
+        )
+    reading = Reading(state, [])
+    reading.bring([decoding(slot) for slot in asked])
+    found = reading.hypotheses()
+    assert [each.place.slot for each, _ in found] == asked
+    assert [hypothesis for _, hypothesis in found] == expected
+
+
+def test_a_reading_holds_what_was_there_when_it_was_made() -> None:
+    """Though the next step writes over it, and the next request gets the place."""
+    state = SearchState(SLOTS, ROOM, RULES, torch.device("cpu"))
+    state.finished_count.fill_(1)
+    state.finished_lengths.fill_(3)
+    state.finished_sequences.fill_(7)
+    reading = Reading(state, [])
+    reading.bring([decoding(1)])
+    before = state.decided.tolist()
+    state.decided.fill_(5)
+    state.finished_sequences.zero_()
+    assert list(reading.decided()) == before
+    ((_, hypothesis),) = reading.hypotheses()
+    assert hypothesis.token_ids == [7] * 4
+    assert Reading(state, []).hypotheses() == []
+
+
+class Distant(Reading):
+    """As from a device: what was sent has come only when it has been waited for."""
+
+    made = 0
+    waits: list[tuple[int, int]] = []  # noqa: RUF012  (which reading was waited for, how many there were)
+
+    def __init__(self, *given: object) -> None:
+        self._under_way: list[tuple[Tensor, Tensor]] = []
+        super().__init__(*given)  # type: ignore[arg-type]
+        Distant.made += 1
+        self._number = Distant.made
+
+    def _send(self, values: Tensor) -> Tensor:
+        arriving = torch.full_like(values, 99)
+        self._under_way.append((arriving, values.clone()))
+        return arriving
+
+    def _wait(self) -> None:
+        if (self._number, Distant.made) not in Distant.waits:
+            Distant.waits.append((self._number, Distant.made))
+        for arriving, values in self._under_way:
+            arriving.copy_(values)
+        self._under_way.clear()
+
+
+@torch.inference_mode()
+def test_a_late_step_waits_once_for_the_step_before_however_many_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some end together, some are cancelled between their end and their answer, some are alone at last; the
+    answers are those given alone, and all places come back."""
+    model = load_float32(tmp_path, make_native(tmp_path).config.text_config.vocab_size)
+    monkeypatch.setattr(runners, "Reading", Distant)
+    Distant.made, Distant.waits = 0, []
+    runner = Runner(model, SLOTS, picture_tokens=5, decoder_room=20, recorder=PlainRecorder(), late=True)
+    lengths = [4, 4, 4, 7, 9, 9, 12, 5, 5, 3, 3, 16]
+    coming = [request(seed, length, length) for seed, length in enumerate(lengths)]
+    active: list[Decoding] = []
+    steps = answered = cancelled = 0
+    while coming or active:
+        count = min(len(coming), runner.places.fits([3] * len(coming)))
+        active += runner.encode(coming[:count]) if count else []
+        coming = coming[count:]
+        steps += 1
+        outcomes = dict(runner.step(active))
+        ended = [each for each in active if each.ended and each not in outcomes]
+        if ended and steps % 3 == 0:  # its answer is on the way
+            runner.drop(ended[0])
+            active.remove(ended[0])
+            cancelled += 1
+        active = [each for each in active if each not in outcomes]
+        runner.places.check([each.place for each in active], runner.sizes.slots, runner.sizes.rows)
+        for each, outcome in outcomes.items():
+            answered += 1
+            assert isinstance(outcome, Hypothesis)
+            assert outcome.token_ids == generate_alone(model, each.request, runner.rules).token_ids
+    assert answered + cancelled == len(lengths)
+    assert cancelled > 0
+    # One at each step but the first, for the reading before the one that the step has just made.
+    assert Distant.waits == [(number, number + 1) for number in range(1, steps)]
