@@ -27,7 +27,8 @@ from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import DeadlineExceeded
-from florence.model.cpu_attention import CpuAttention, available
+from florence.model.cpu_attention import CpuAttention
+from florence.model.cpu_team import available
 from florence.model.florence2 import Florence2Model
 
 SLOTS, ROOM, LONGEST_PROMPT, PICTURE_TOKENS = 6, 24, 32, 5
@@ -140,8 +141,8 @@ class Crowd(Observer):
     encodes: Counter[int] = field(default_factory=Counter)
     interleaved: int = 0
 
-    def load(self, waiting: int, decoding: int) -> None:
-        if self.sent and (waiting == decoding == 0 or self.dice.random() < 0.2):
+    def load(self, waiting: int, encoding: int, decoding: int) -> None:
+        if self.sent and (waiting == encoding == decoding == 0 or self.dice.random() < 0.2):
             self.come()
         self._leave()
 
@@ -218,7 +219,7 @@ def check(sent: Sent) -> Ending:
 def check_empty(engine: Engine, runner: Runner) -> None:
     """Nobody is left anywhere, and nothing that could spoil whoever comes next."""
     runner.places.check([], runner.sizes.slots, runner.sizes.rows)
-    assert not engine._unsettled
+    assert not list(engine._pending)
     assert not engine._active
     assert not engine._alone
     assert engine._encoding is None

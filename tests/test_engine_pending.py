@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from weakref import ref
@@ -96,7 +97,7 @@ def test_a_future_that_is_kept_keeps_no_request() -> None:
     gc.disable()
     try:
         pixels = np.zeros((32, 32, 3), np.uint8)
-        kept, pending = ref(pixels), Pending()
+        kept, pending = ref(pixels), Pending(time.monotonic)
         one = Entry(request(pixels=pixels, deadline=1.0), Future())
         future = one.future
         pending.add(one)

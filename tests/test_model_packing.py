@@ -11,23 +11,28 @@ import torch
 import torch.nn.functional as F
 from goldens import imagenet_normalize, load_float32
 from tiny import make_native
+from torch import nn
 
+from florence.model import cpu_team, onednn, packing
 from florence.model.checkpoint import load_model
-from florence.model.packing import ACTIVATIONS, OPERATORS, Conv2d, Linear, can_pack, pack
+from florence.model.cpu_products import PanelWeight
+from florence.model.language import LanguageModel
+from florence.model.onednn import ACTIVATIONS, OPERATORS, OneDnnWeight
+from florence.model.packing import Conv2d, Linear, pack
 
 CPU = torch.device("cpu")
-DTYPES = [
-    pytest.param(dtype, id=str(dtype), marks=pytest.mark.skipif(not can_pack(CPU, dtype), reason="not here"))
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-]
+HERE = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if onednn.available(CPU, dtype)]
+DTYPES = [pytest.param(dtype, id=str(dtype)) for dtype in HERE]
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 def both(layer: Linear | Conv2d, dtype: torch.dtype) -> tuple[Linear | Conv2d, Linear | Conv2d]:
-    """The layer in a type, plain and packed."""
+    """The layer in a type, plain and packed for oneDNN."""
     plain = layer.to(dtype).requires_grad_(False)
     packed = copy.deepcopy(plain)
-    assert pack(packed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "make_products", lambda *_: None)
+        assert pack(packed)
     assert packed.weight is None  # one copy is held, not two
     return plain, packed
 
@@ -85,7 +90,7 @@ def test_a_packed_convolution_is_the_plain_one(
 
 
 @torch.inference_mode()
-@pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="nothing is packed here")
+@pytest.mark.skipif(not HERE, reason="nothing is packed here")
 def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
     """From pixels to logits; the embedding that the head was tied to stays."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
@@ -107,33 +112,50 @@ def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_the_best_scores_are_finer_than_their_product(tmp_path: Path) -> None:
-    """In bfloat16 the best of a row are what float32 makes of the same states and weights, packed or not, and
-    the others are the product's; the best one is float32's."""
+@pytest.mark.parametrize("kind", ["plain", "onednn", "kernel"])
+def test_the_best_scores_are_finer_than_their_product(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 the best of a row are what float32 makes of the same states and weights, whatever lays them
+    out; the others are the product's, or as fine; the best one is float32's."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     language = load_model(tmp_path, imagenet_normalize(), vocab, CPU, torch.bfloat16).language
     noise = torch.randn(20, 50, language.shared.embedding_dim, generator=torch.Generator().manual_seed(0))
     states = 3 * noise.bfloat16()
     right = F.linear(states.float(), language.shared.weight.float())
     coarse = language.lm_head(states).float()
-    for is_packed in (False, True):
-        if is_packed:
-            pack(language)
-        scores = language.logits(states)
-        close = (scores - right).abs() < 1e-4
-        assert (close | (scores == coarse)).all()
-        best = right.topk(8, dim=-1).indices
-        assert close.gather(-1, best).all()
-        assert torch.equal(scores.argmax(-1), right.argmax(-1))
+    if kind != "plain":
+        lay_out(language, kind, monkeypatch)
+    scores = language.logits(states)
+    close = (scores - right).abs() < 1e-4
+    assert (close | (scores == coarse)).all()
+    assert bool(close.all()) is (kind == "kernel")
+    best = right.topk(8, dim=-1).indices
+    assert close.gather(-1, best).all()
+    assert torch.equal(scores.argmax(-1), right.argmax(-1))
     assert not torch.equal(coarse.argmax(-1), right.argmax(-1))  # which the product alone can miss
     assert language.has_logits_bias is False
-    language.tied_head = False  # a head of its own: its product as it is
-    assert torch.equal(language.logits(states), language.lm_head(states).float())
+    if kind != "kernel":
+        language.tied_head = False  # a head of its own: its product as it is
+        assert torch.equal(language.logits(states), language.lm_head(states).float())
+
+
+def lay_out(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack a model for oneDNN or for the package's own kernel, whatever suits this processor."""
+    if kind == "kernel" and not cpu_team.available(torch.bfloat16):
+        pytest.skip("no kernels here")
+    if kind == "onednn" and not onednn.available(CPU, torch.bfloat16):
+        pytest.skip("no such operators here")
+    monkeypatch.setattr(packing, "has_fast_bf16", lambda: kind == "onednn")
+    pack(model)
+    wanted = {"kernel": PanelWeight, "onednn": OneDnnWeight}[kind]
+    assert isinstance(model.lm_head.laid_out, wanted)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another PyTorch may not have them: the layers stay as they are."""
+    """Another PyTorch may not have them, and no kernel be there: the layers stay as they are."""
+    monkeypatch.setattr(packing, "make_products", lambda *_: None)
     present = {other: None for other in OPERATORS if other != name}
     monkeypatch.setattr(torch.ops, "mkldnn", type("Namespace", (), present)())
     layer = Linear(4, 4)
@@ -142,7 +164,25 @@ def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: 
 
 
 def test_nothing_is_packed_on_other_machines_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not can_pack(torch.device("cuda"), torch.float32)
-    assert not can_pack(CPU, torch.float64)
+    gpu = torch.device("cuda")
+    assert not onednn.available(gpu, torch.float32)
+    assert packing.make_products(gpu, torch.float32, None) is None
+    assert not onednn.available(CPU, torch.float64)
+    assert packing.make_products(CPU, torch.float64, None) is None
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert not can_pack(CPU, torch.float32)
+    assert not onednn.available(CPU, torch.float32)
+    assert packing.make_products(CPU, torch.float32, None) is None
+
+
+@pytest.mark.skipif(not cpu_team.available(torch.float32), reason="no kernels here")
+def test_the_kernel_computes_where_nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but bfloat16 on a processor that multiplies it faster than float32, and layers of odd
+    widths."""
+    for fast in (True, False):
+        monkeypatch.setattr(packing, "has_fast_bf16", lambda fast=fast: fast)
+        assert (packing.make_products(CPU, torch.bfloat16, None) is None) is fast
+        assert packing.make_products(CPU, torch.float32, None) is not None
+    fitting, odd = Linear(32, 8), Linear(24, 8)
+    pack(nn.Sequential(fitting, odd))
+    assert isinstance(fitting.laid_out, PanelWeight)
+    assert not isinstance(odd.laid_out, PanelWeight)

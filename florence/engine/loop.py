@@ -65,7 +65,7 @@ class Engine:
         self._alone: deque[Entry] = deque()  # to be encoded one by one: an encode of them together failed
         self._active: list[Entry] = []
         self._changed = threading.Condition()
-        self._pending = Pending()  # all that came and have no outcome yet
+        self._pending = Pending(time.monotonic)  # all that came and have no outcome yet
         self._closing = self._aborting = self._recovering = False
         self._error: Exception | None = None  # what broke the engine
         self._faults = self._encode_faults = 0

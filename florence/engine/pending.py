@@ -6,7 +6,6 @@ goes, it costs nothing to ask who has gone, however many wait.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -20,7 +19,7 @@ class Pending:
     """Not safe for threads, so its owner locks; but futures may be cancelled in any thread, whatever locks
     that holds."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._entries: dict[Future[Generation], Entry] = {}
         self._cancelled: deque[Future[Generation]] = deque()
