@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,12 @@ SERVICE_ONLY = ["bentoml", "grpc", "httpx", "numba", "prometheus_client", "pydan
 pytestmark = pytest.mark.slow
 
 
-def run(script: str, *options: str, without: list[str]) -> str:
+def run(script: str, *options: str, without: Sequence[str] = ()) -> str:
     """What the script prints where some packages are not installed."""
     path = str(SCRIPTS / script)
     program = (
         "import runpy, sys\n"
-        f"sys.modules |= dict.fromkeys({without})\n"  # importing one of them is an error
+        f"sys.modules |= dict.fromkeys({list(without)})\n"  # importing one of them is an error
         f"sys.path.insert(0, {str(SCRIPTS)!r})\n"
         f"runpy.run_path({path!r}, run_name='__main__')"
     )

@@ -1,0 +1,84 @@
+"""Products of rows with weights: this package's kernel against oneDNN's packed product, in turns.
+
+    python benchmarks/products.py [--width 1024] [--dtype bfloat16] [--rows 3 12 48 590] [--threads 2]
+
+The layers are those of a decoder: width to width, to four times that, and back. There are so many of each
+that no cache holds their weights (512 MB), as in a model. Rates are GFLOP a CPU-second, and what is read of
+weights in GB/s of wall time; the best of three turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from florence.model.cpu_products import PanelWeight, Products
+from florence.model.onednn import OneDnnWeight
+from florence.model.packing import LaidOut
+
+WEIGHT_BYTES = 2**29
+TURNS = 3
+
+
+def make_layers(
+    lay_out: Callable[[Tensor, Tensor], LaidOut], inner: int, outputs: int, dtype: torch.dtype
+) -> list[LaidOut]:
+    """As many layers as fill WEIGHT_BYTES."""
+    count = max(1, WEIGHT_BYTES // (inner * outputs * dtype.itemsize))
+    bias = torch.randn(outputs).to(dtype)
+    return [lay_out((torch.randn(outputs, inner) * inner**-0.5).to(dtype), bias) for _ in range(count)]
+
+
+def cost(layers: list[LaidOut], states: Tensor) -> tuple[float, float]:
+    """CPU seconds and wall seconds of all layers, one after the other."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    for layer in layers:
+        layer.product(states)
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")
+    parser.add_argument("--rows", type=int, nargs="+", default=[3, 12, 48, 590])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    dtype: torch.dtype = getattr(torch, arguments.dtype)
+    products, width = Products(dtype, arguments.threads), arguments.width
+    kinds: dict[str, Callable[[Tensor, Tensor], LaidOut]] = {
+        "oneDNN": OneDnnWeight,
+        "florence": lambda weight, bias: PanelWeight(products, weight, bias),
+    }
+    print(f"{arguments.dtype}, {arguments.threads} threads; GFLOP a CPU-second, GB/s of weights")
+    for inner, outputs in ((width, width), (width, 4 * width), (4 * width, width)):
+        layers = {name: make_layers(lay_out, inner, outputs, dtype) for name, lay_out in kinds.items()}
+        for rows in arguments.rows:
+            states = torch.randn(rows, inner).to(dtype)
+            best = dict.fromkeys(kinds, (float("inf"), float("inf")))
+            for _ in range(TURNS):
+                for name, these in layers.items():
+                    best[name] = min(best[name], cost(these, states))
+            count = len(layers["oneDNN"]) * inner * outputs
+            rates = "  ".join(
+                f"{name} {2e-9 * rows * count / cpu:6.1f} {1e-9 * dtype.itemsize * count / wall:6.1f}"
+                for name, (cpu, wall) in best.items()
+            )
+            ratio = best["oneDNN"][0] / best["florence"][0]
+            print(f"{inner:5} to {outputs:5}, {rows:4} rows  {rates}  CPU-s ratio {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
