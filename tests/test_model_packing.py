@@ -186,3 +186,7 @@ def test_the_kernel_computes_where_nothing_is_faster(monkeypatch: pytest.MonkeyP
     pack(nn.Sequential(fitting, odd))
     assert isinstance(fitting.laid_out, PanelWeight)
     assert not isinstance(odd.laid_out, PanelWeight)
+    monkeypatch.setattr(onednn, "available", lambda *_: False)
+    left = Linear(24, 8)
+    assert not pack(left)
+    assert left.laid_out is None

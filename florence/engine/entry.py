@@ -6,16 +6,12 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING
 
 from florence.engine.decoding import Decoding
 from florence.engine.request import EngineTimings, Generation, Request
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.futures import settle
-
-if TYPE_CHECKING:
-    from florence.engine.decoding import Decoding  # torch comes with it
-    from florence.model.parts import Parts
+from florence.model.parts import Parts
 
 
 @dataclass(slots=True, eq=False)

@@ -93,18 +93,34 @@ class CpuAttention:
         size = self._dtype.itemsize
         key_slot, key_head, key_place, _ = (stride * size for stride in keys.stride())
         value_slot, value_head, value_place, _ = (stride * size for stride in values.stride())
-        faults = self._team.run(
-            self._address,
-            self._kernels.scratch_bytes(self._head_dim, room),
-            lengths.shape[0], heads, queries.shape[0], slots, room, bundle,
-            *rows_of(queries),
-            keys.data_ptr(), key_slot, key_head, key_place,
-            values.data_ptr(), value_slot, value_head, value_place,
-            *rows_of(output),
-            indices.data_ptr(), group_step, place_step,
-            starts.data_ptr(),
-            lengths.data_ptr(),
-        )  # fmt: skip
+        query, query_row = rows_of(queries)
+        target, target_row = rows_of(output)
+        job = self._kernels.Job(
+            groups=lengths.shape[0],
+            heads=heads,
+            rows=queries.shape[0],
+            slots=slots,
+            room=room,
+            bundle=bundle,
+            queries=query,
+            query_row=query_row,
+            keys=keys.data_ptr(),
+            key_slot=key_slot,
+            key_head=key_head,
+            key_place=key_place,
+            values=values.data_ptr(),
+            value_slot=value_slot,
+            value_head=value_head,
+            value_place=value_place,
+            output=target,
+            output_row=target_row,
+            chosen=indices.data_ptr(),
+            group_step=group_step,
+            place_step=place_step,
+            starts=starts.data_ptr(),
+            lengths=lengths.data_ptr(),
+        )
+        faults = self._team.run(self._address, self._kernels.scratch_bytes(self._head_dim, room), job)
         if faults:
             raise ValueError("a slot, a row or a length leads out of the tensors that were given")
         return output

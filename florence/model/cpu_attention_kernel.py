@@ -15,15 +15,12 @@ import numpy as np
 import torch
 from numba import carray, cfunc, from_dtype, types
 
-from florence.model.cpu_team import FAULTS, NEXT_TASK, NEXT_THREAD
+from florence.model.cpu_team import FAULTS, NEXT_TASK, NEXT_THREAD, job_type
 from florence.model.cpu_tiles import TILE, Tiles
 from florence.model.cpu_vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
 
 ROWS = 8
 """Query rows that share a tile's widening; a group of more is done in parts."""
-
-AHEAD_BYTES = 4096
-"""How far ahead of what is read memory is asked for more: a page, at whose end hardware stops of itself."""
 
 TASKS = 4
 """Heads of a bundle that a thread takes at once: what lies ahead in memory is then its own next."""
@@ -32,14 +29,8 @@ INDEX_BYTES = 4
 
 
 class Job(NamedTuple):
-    """One call: addresses, sizes, and strides in bytes."""
+    """One call, behind HEAD: addresses, sizes, and strides in bytes."""
 
-    next_task: int
-    next_thread: int
-    faults: int
-    address: int  # of all this, whose first three numbers the threads count up
-    scratch: int
-    scratch_bytes: int  # of each thread
     groups: int
     heads: int
     rows: int
@@ -65,9 +56,6 @@ class Job(NamedTuple):
     lengths: int  # int32 [groups]: keys in use
 
 
-JOB = np.dtype([(name, np.int64) for name in Job._fields])
-
-
 def scratch_bytes(head_dim: int, room: int) -> int:
     """Working memory of a thread for keys of up to `room` places, in whole cache lines."""
     width, places = (-(-size // TILE) * TILE for size in (head_dim, room))
@@ -76,7 +64,7 @@ def scratch_bytes(head_dim: int, room: int) -> int:
 
 def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
     """The kernel for one dtype and size; its `address` is the C function's, valid as long as this object."""
-    attend = _make_attend(Tiles(dtype, head_dim, AHEAD_BYTES), head_dim, dtype.itemsize)
+    attend = _make_attend(Tiles(dtype, head_dim), head_dim, dtype.itemsize)
     take, pointer = take_next(), as_pointer()
 
     def work(address: Any) -> None:
@@ -98,7 +86,7 @@ def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
                         take(job.address + FAULTS)
             first = take(job.address + NEXT_TASK) * TASKS
 
-    return cfunc(types.void(types.CPointer(from_dtype(JOB))), error_model="numpy")(work)
+    return cfunc(types.void(types.CPointer(from_dtype(job_type(Job._fields)))), error_model="numpy")(work)
 
 
 def _make_attend(tiles: Tiles, head_dim: int, item_bytes: int) -> Operation:

@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import types
 
 from florence.model.cpu_vectors import (
+    AHEAD_BYTES,
     F16,
     F32,
     FLOAT_BYTES,
@@ -46,9 +47,6 @@ chunk has a sum of its own: what is added up in one go loses the less the shorte
 ROW_BYTES = CHUNK * FLOAT_BYTES + 64
 """That distance; not a multiple of 4,096, or the cache would hold all rows in the same few places."""
 
-AHEAD_BYTES = 4096
-"""How far ahead of what is read memory is asked for more: a page, at whose end hardware stops of itself."""
-
 ERFC = (  # W. H. Press et al., Numerical Recipes, section 6.2: relative error below 1.2e-7 everywhere
     0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
     -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223,
@@ -67,13 +65,12 @@ class Panels:
         self.rows = (12, 8, 4) if lanes == 16 else (6, 4, 2)
         self.weight_bytes = self.width * dtype.itemsize  # of one input
         address, nothing = types.int64, types.void
-        one, two = nothing, (address, address)
-        self.load = operation(self._load, one, two)
+        self.load = operation(self._load, nothing, (address, address))
         self.clear = operation(self._clear, nothing, (address,))
-        self.copy = operation(self._copy, nothing, two)
+        self.copy = operation(self._copy, nothing, (address, address))
         self.gelu = operation(self._gelu, nothing, (address,))
-        self.add = operation(self._add, nothing, two)
-        self.store = operation(self._store, nothing, two)
+        self.add = operation(self._add, nothing, (address, address))
+        self.store = operation(self._store, nothing, (address, address))
 
     def accumulate(self, rows: int) -> Operation:
         """An operation: sums [rows, width] += states [rows, count] @ weights [count, width]; float32 states

@@ -14,7 +14,7 @@ import torch
 from numba import carray, cfunc, from_dtype, types
 
 from florence.model.cpu_panels import CHUNK, LOAD, ROW_BYTES, Panels
-from florence.model.cpu_team import NEXT_TASK, NEXT_THREAD
+from florence.model.cpu_team import NEXT_TASK, NEXT_THREAD, job_type
 from florence.model.cpu_vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
 
 BLOCK_BYTES = 800 * 1024
@@ -25,14 +25,8 @@ MOST_ROWS = 96
 
 
 class Job(NamedTuple):
-    """One call: addresses, sizes, and strides in bytes."""
+    """One call, behind HEAD: addresses, sizes, and strides in bytes."""
 
-    next_task: int
-    next_thread: int
-    faults: int
-    address: int  # of all this, whose first three numbers the threads count up
-    scratch: int
-    scratch_bytes: int  # of each thread
     rows: int
     inner: int  # numbers of a row
     outputs: int
@@ -49,9 +43,6 @@ class Job(NamedTuple):
     output_row: int
     gelu: int
     wide: int  # whether the output is float32 whatever the states are
-
-
-JOB = np.dtype([(name, np.int64) for name in Job._fields])
 
 
 def block_rows(panels: Panels, rows: int, inner: int) -> int:
@@ -90,7 +81,7 @@ def compile_kernel(panels: Panels, itemsize: int) -> Any:
                 multiply(job, panel, row, rows, scratch)
             task = take(job.address + NEXT_TASK)
 
-    return cfunc(types.void(types.CPointer(from_dtype(JOB))), error_model="numpy")(work)
+    return cfunc(types.void(types.CPointer(from_dtype(job_type(Job._fields)))), error_model="numpy")(work)
 
 
 def _make_load_block(panels: Panels, itemsize: int) -> Operation:

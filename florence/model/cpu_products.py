@@ -20,7 +20,6 @@ from florence.model.cpu_team import DTYPES, Team, rows_of
 TASKS = 16
 """Tasks of each thread that a product is cut into: whoever is done first takes what is left."""
 
-
 MOST_PLANS = 1024
 """Shapes for which it is remembered how they are cut."""
 
@@ -41,6 +40,7 @@ class Products:
         self.panels = cpu_panels.Panels(dtype, lanes or (16 if wide else 8))
         self.team = Team(threads)
         self.plan = lru_cache(MOST_PLANS)(self._plan)
+        self.job = cpu_product_kernel.Job
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
         self._kernel = cpu_product_kernel.compile_kernel(self.panels, dtype.itemsize)
         self.address: int = self._kernel.address
@@ -71,14 +71,13 @@ class PanelWeight:
         self._bias = torch.zeros(self._panels * products.panels.width)
         if bias is not None:
             self._bias[: self.outputs] = bias.detach()
-        self._weights, self._biases = self._packed.data_ptr(), self._bias.data_ptr()
 
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """[..., inner] -> [..., outputs], summed up in float32; then the activation, then `residual` is
-        added, then it is rounded to the dtype.
+        """[..., inner] -> [..., outputs]: the activation of the sums, or `residual` added to them.
 
+        Sums are float32, and rounded to the dtype at the end; other activations than GELU see them rounded.
         Raises `ValueError` for a shape, a dtype or a device that does not fit.
         """
         if activation not in (None, "gelu"):
@@ -97,19 +96,34 @@ class PanelWeight:
         rows = _as_rows(states, self.inner, products.dtype)
         count = rows.shape[0]
         output = torch.empty(count, self.outputs, dtype=dtype)
-        added = (0, 0)
+        added = 0, 0
         if residual is not None:
             residual = _as_rows(residual, self.outputs, products.dtype)
             added = rows_of(residual)
             if residual.shape[0] != count:
                 raise ValueError(f"{residual.shape[0]} rows of a residual for {count} rows")
         block, group, scratch_bytes = products.plan(count, self.inner, self._panels)
-        products.team.run(
-            products.address, scratch_bytes,
-            count, self.inner, self.outputs, self._panels, block, group,
-            *rows_of(rows), self._weights, self._biases, *added, *rows_of(output),
-            gelu, dtype is torch.float32,
-        )  # fmt: skip
+        state, state_row = rows_of(rows)
+        target, target_row = rows_of(output)
+        job = products.job(
+            rows=count,
+            inner=self.inner,
+            outputs=self.outputs,
+            panels=self._panels,
+            block_rows=block,
+            group=group,
+            states=state,
+            state_row=state_row,
+            weights=self._packed.data_ptr(),
+            bias=self._bias.data_ptr(),
+            residual=added[0],
+            residual_row=added[1],
+            output=target,
+            output_row=target_row,
+            gelu=gelu,
+            wide=dtype is torch.float32,
+        )
+        products.team.run(products.address, scratch_bytes, job)
         return output if states.dim() == 2 else output.view(*states.shape[:-1], self.outputs)
 
 

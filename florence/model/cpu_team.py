@@ -8,19 +8,23 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
+HEAD = ("next_task", "next_thread", "faults", "address", "scratch", "scratch_bytes")
+"""What each job begins with, all int64: three counters, which its threads count up from zero; the address of
+all this; that of working memory, and its bytes for each thread."""
 
-COUNTERS = 3
-"""Numbers at the start of a job that its threads count up together, from zero."""
+NUMBER_BYTES = 8
 
-NEXT_TASK, NEXT_THREAD, FAULTS = (8 * index for index in range(COUNTERS))  # bytes
+NEXT_TASK, NEXT_THREAD, FAULTS = (NUMBER_BYTES * place for place in range(3))
 
 
 class Team:
@@ -34,16 +38,21 @@ class Team:
         self._parallel = parallel
         self.threads = threads or torch.get_num_threads()
 
-    def run(self, kernel: int, scratch_bytes: int, *job: int) -> int:
-        """Call the C function at address `kernel` in every thread, with the address of int64 numbers: the
-        counters, that address itself, the address of working memory, its bytes for each thread, and `job`.
-        Returns how many faults were counted."""
+    def run(self, kernel: int, scratch_bytes: int, job: tuple[int, ...]) -> int:
+        """Call the C function at address `kernel` in every thread, with the address of the numbers of HEAD
+        and of `job`, which are those that `job_type` made the kernel for. Returns how many faults were
+        counted."""
         scratch = torch.empty(self.threads * scratch_bytes, dtype=torch.uint8)
-        count = COUNTERS + 3 + len(job)
+        count = len(HEAD) + len(job)
         numbers = (ctypes.c_int64 * count)(0, 0, 0, 0, scratch.data_ptr(), scratch_bytes, *job)
-        address = numbers[COUNTERS] = ctypes.addressof(numbers)
+        address = numbers[3] = ctypes.addressof(numbers)
         self._parallel(kernel, address, self.threads, 0)
-        return numbers[FAULTS // 8]
+        return numbers[FAULTS // NUMBER_BYTES]
+
+
+def job_type(names: Sequence[str]) -> np.dtype[np.void]:
+    """A job as its kernel sees it: HEAD, and numbers of these names."""
+    return np.dtype([(name, np.int64) for name in (*HEAD, *names)])
 
 
 def available(dtype: torch.dtype) -> bool:

@@ -20,6 +20,7 @@ from llvmlite import ir
 from numba import types
 
 from florence.model.cpu_vectors import (
+    AHEAD_BYTES,
     F16,
     F32,
     FLOAT_BYTES,
@@ -52,8 +53,8 @@ LANES = floats(TILE)
 class Tiles:
     """The operations; each attribute is called from a kernel with addresses in bytes."""
 
-    def __init__(self, dtype: torch.dtype, head_dim: int, ahead_bytes: int) -> None:
-        self._dtype, self._head_dim, self._ahead_bytes = dtype, head_dim, ahead_bytes
+    def __init__(self, dtype: torch.dtype, head_dim: int) -> None:
+        self._dtype, self._head_dim = dtype, head_dim
         self._width = -(-head_dim // TILE) * TILE
         self.row_bytes = self._width * FLOAT_BYTES
         address, number, nothing = types.int64, types.float32, types.void
@@ -80,9 +81,9 @@ class Tiles:
         write(builder, builder.fmul(row, splat(builder, scale, self._width)), target)
 
     def _fetch(self, builder: Builder, source: Value) -> None:
-        """Ask memory for the row that lies `ahead_bytes` behind `source`; it may lie anywhere."""
+        """Ask memory for the row that lies AHEAD_BYTES behind `source`; it may lie anywhere."""
         for line in range(0, self._head_dim * self._dtype.itemsize, 64):
-            prefetch(builder, source, self._ahead_bytes + line)
+            prefetch(builder, source, AHEAD_BYTES + line)
 
     def _clear(self, builder: Builder, target: Value) -> None:
         """float32 row `target` = 0."""

@@ -17,6 +17,10 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 FLOAT_BYTES = 4
+
+AHEAD_BYTES = 4096
+"""How far ahead of what is read memory is asked for more: a page, at whose end hardware stops of itself."""
+
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32 = ir.HalfType(), ir.FloatType()
 HIGH_HALF = 0xFFFF0000

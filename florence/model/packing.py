@@ -60,6 +60,10 @@ class Linear(nn.Linear):
         kernel rounds."""
         return self.laid_out.sums(states) if isinstance(self.laid_out, PanelWeight) else None
 
+    def pack(self) -> None:
+        """Lay the weight out for oneDNN and let go of the plain one."""
+        self.lay_out(onednn.OneDnnWeight(self.weight.detach(), self.bias))
+
     def lay_out(self, weight: LaidOut) -> None:
         """Compute with this weight, and let go of the plain one."""
         self.laid_out = weight
@@ -101,17 +105,17 @@ def pack(model: nn.Module, threads: int | None = None) -> bool:
     weight = next(model.parameters())
     products = make_products(weight.device, weight.dtype, threads)
     has_onednn = onednn.available(weight.device, weight.dtype)
+    packed = False
     with torch.no_grad():
         for module in model.modules():
             if not isinstance(module, Linear | Conv2d) or module.weight is None:
                 continue
             if isinstance(module, Linear) and products is not None and products.fit(module.weight):
                 module.lay_out(PanelWeight(products, module.weight.detach(), module.bias))
-            elif isinstance(module, Linear) and has_onednn:
-                module.lay_out(onednn.OneDnnWeight(module.weight.detach(), module.bias))
-            elif has_onednn and isinstance(module, Conv2d):
+            elif has_onednn:
                 module.pack()
-    return has_onednn or products is not None
+            packed |= module.weight is None
+    return packed
 
 
 def make_products(device: torch.device, dtype: torch.dtype, threads: int | None) -> Products | None:
