@@ -33,7 +33,7 @@ from urllib3 import encode_multipart_formdata
 
 from florence.client.exchange import ANSWER_TYPES
 from florence.errors import TaskError
-from florence.tasks import TASKS, Input, Kind, Task, get_task
+from florence.types.tasks import TASKS, Input, Kind, Task, get_task
 
 INFER: Final = "/v2/models/florence2/infer"
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")

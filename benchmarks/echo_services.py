@@ -17,8 +17,10 @@ from starlette.routing import Route
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import service
-from florence.schemas import Answer, ImageSize, Text, Timings, Usage
+from florence.answers.answer import Answer
 from florence.settings import read_settings
+from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.results import Text
 
 ANSWER = Answer(
     task="<CAPTION>",

@@ -25,10 +25,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence import Florence2
+from florence.answers.answer import Answer
 from florence.demo.evaluate import held_out
 from florence.demo.scenes import Limits
 from florence.engine.scheduler import BatchLimits
-from florence.schemas import Answer
 
 Ask = tuple[Image.Image, str, str | None]
 

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence.tasks import TRITON_TASKS
+from florence.types.tasks import TRITON_TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = tuple(token.strip("<>") for token in TRITON_TASKS)

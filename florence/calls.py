@@ -15,14 +15,15 @@ from functools import partial
 from typing import Any
 from weakref import ref
 
+from florence.answers.answer import Answer
 from florence.engine.loop import Engine
 from florence.engine.observer import Ending, Observer
 from florence.engine.request import Generation
 from florence.errors import Closed, DeadlineExceeded, OptionError, Overloaded, TaskError
 from florence.futures import settle
 from florence.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
-from florence.schemas import Answer, read_generation_parameters
 from florence.streams import OnText, Teller
+from florence.types.options import read_generation_parameters
 
 IMAGE_THREADS = 2
 """Threads that read pictures: decoders release the interpreter's lock, and the engine needs the other

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from PIL import Image
 
+from florence.answers.answer import Answer
 from florence.calls import Call, Calls, failed
 from florence.engine.observer import Observer
 from florence.engine.runner import DEFAULT_FEATURE_BYTES
@@ -23,7 +24,6 @@ from florence.errors import ImageError
 from florence.images import ImageLimits, load_image
 from florence.loading import Loaded, LoadOptions, load
 from florence.pipeline import Picture, SharedPicture, TaskText
-from florence.schemas import Answer
 from florence.streams import AnswerStream, OnText
 
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]

@@ -28,8 +28,8 @@ from florence.model.florence2 import Florence2Model
 from florence.model.packing import pack, quantize
 from florence.model.vision import Normalize
 from florence.pipeline import Pipeline
-from florence.tasks import TASKS
 from florence.tokenizer import load_tokenizer
+from florence.types.tasks import TASKS
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from florence.answers import Piece, parse_answer
+from florence.answers.answer import Answer
 from florence.engine.request import Generation, GenerationOptions, Request, digest_of
 from florence.errors import OptionError, TaskError
 from florence.images import ImageLimits, Preprocessing, load_image, resize_pixels
 from florence.model.generation import GenerationDefaults
-from florence.regions import region_text
-from florence.schemas import Answer, GenerationParameters, ImageSize, Timings, Usage
-from florence.tasks import Input, Kind, Task, build_prompt, get_task
 from florence.tokenizer import Tokenizer
+from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.options import GenerationParameters
+from florence.types.regions import region_text
+from florence.types.tasks import Input, Kind, Task, build_prompt, get_task
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 """What Microsoft's examples and the deployments in use ask for; the original's own limit would be 20

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Protocol
 
-from florence.schemas import Answer
+from florence.answers.answer import Answer
 
 log = logging.getLogger(__name__)
 

@@ -14,28 +14,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from florence.answers.answer import Answer
 from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed
 from florence.images import ImageLimits, open_image
 from florence.model.generation import GenerationDefaults
-from florence.regions import region_text
-from florence.schemas import (
-    Answer,
-    Detection,
-    Detections,
-    ImageSize,
-    Instance,
-    OcrRegion,
-    OcrRegions,
-    Segmentation,
-    Text,
-    Timings,
-    Usage,
-    read_generation_parameters,
-)
 from florence.settings import Settings
-from florence.tasks import TASKS, Kind, build_prompt, get_task
+from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.options import read_generation_parameters
+from florence.types.regions import region_text
+from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
+from florence.types.tasks import TASKS, Kind, build_prompt, get_task
 
 PIECES = ("a", " fake")
 LOCATIONS = "<loc_100><loc_200><loc_300><loc_400>"

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from florence.answers import post_process_sequence, post_process_text
 from florence.errors import RequestError
-from florence.tasks import TASKS
+from florence.types.tasks import TASKS
 
 ADDED_TOKENS = [
     *("<od>", "</od>", "<ocr>", "</ocr>"),

@@ -10,7 +10,7 @@ import pytest
 
 from florence.answers import Piece, parse_answer
 from florence.errors import RequestError
-from florence.schemas import Detection, Detections, Text
+from florence.types.results import Detection, Detections, Text
 
 SIZE = (1000, 1000)
 

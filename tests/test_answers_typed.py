@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from florence.answers import parse_answer
 from florence.errors import RequestError
-from florence.schemas import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
-from florence.tasks import TASKS, Kind
+from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
+from florence.types.tasks import TASKS, Kind
 
 SIZE = (1000, 1000)  # the middle of bin n is pixel n + 0.5
 IMAGE_SIZES = st.tuples(st.integers(1, 8000), st.integers(1, 8000))

@@ -24,7 +24,7 @@ from triton_client import ask_triton
 from florence.client import Client
 from florence.hub import checkpoint_files
 from florence.packing.image import UID
-from florence.schemas import Detections
+from florence.types.results import Detections
 
 pytestmark = pytest.mark.slow
 

@@ -22,13 +22,13 @@ from fake_runner import PATIENCE_S, FakeRunner
 from waiting import wait_until
 
 from florence import Florence2, calls
+from florence.answers.answer import Answer
 from florence.calls import IMAGE_THREADS, Call, Calls
 from florence.engine.loop import Engine
 from florence.engine.observer import Ending, Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, ImageError, Overloaded, TaskError
 from florence.pipeline import Picture, SharedPicture
-from florence.schemas import Answer
 
 MAX_QUEUE = 4
 

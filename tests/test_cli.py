@@ -20,7 +20,7 @@ from florence import __version__
 from florence.cli import main
 from florence.cli.serving import from_anywhere
 from florence.hub import DEMO
-from florence.tasks import TASKS, Input
+from florence.types.tasks import TASKS, Input
 
 PICTURE = str(ROOT / "data" / "scene_02.png")
 Run = Callable[..., tuple[int, str, str]]

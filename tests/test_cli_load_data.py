@@ -11,7 +11,7 @@ import pytest
 from serving import ROOT
 
 from florence.cli.load_data import load_data
-from florence.tasks import TASKS, TRITON_TASKS, Input, get_task
+from florence.types.tasks import TASKS, TRITON_TASKS, Input, get_task
 
 Run = Callable[..., tuple[int, str, str]]
 PICTURES = [b"\x89PNG some bytes", b"\xff\xd8 others"]

@@ -26,7 +26,8 @@ from florence.errors import (
     TaskError,
     Unavailable,
 )
-from florence.schemas import TaskAnswer, Text
+from florence.types.answer import TaskAnswer
+from florence.types.results import Text
 
 URL = "http://florence.test/prefix"
 ANSWER = {

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 from serving import ROOT, Server, serving, serving_fake
 
-from florence.analysis import TaskFailure
 from florence.client import AsyncClient, Client
 from florence.errors import FlorenceError, ImageTooLarge, RequestError
-from florence.schemas import Detections, OcrRegions, Segmentation, TaskAnswer, Text
-from florence.tasks import TASKS, Input, Kind, Task
+from florence.types.analysis import TaskFailure
+from florence.types.answer import TaskAnswer
+from florence.types.results import Detections, OcrRegions, Segmentation, Text
+from florence.types.tasks import TASKS, Input, Kind, Task
 
 pytestmark = pytest.mark.slow
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from florence import Florence2
+from florence.answers.answer import Answer
 from florence.demo.asking import answers_of
 from florence.demo.drift import ALL, changes, compare, compare_tasks, main
 from florence.demo.evaluate import Exam
@@ -18,8 +19,7 @@ from florence.demo.scenes import Limits
 from florence.demo.truths import full
 from florence.model.devices import has_vnni
 from florence.model.int8 import can_quantize
-from florence.schemas import Answer
-from florence.tasks import TASKS, Kind
+from florence.types.tasks import TASKS, Kind
 
 pytestmark = pytest.mark.usefixtures("evaluators")
 

@@ -19,8 +19,8 @@ from florence.demo.metrics import area_overlap, box_overlap, word_accuracy
 from florence.demo.scenes import Limits, Scene, Split, scene_rng
 from florence.demo.truths import Question, caption, detailed_caption, more_detailed_caption, questions
 from florence.demo.typeface import Typeface
-from florence.schemas import Detection, Detections, Text
-from florence.tasks import TASKS
+from florence.types.results import Detection, Detections, Text
+from florence.types.tasks import TASKS
 
 pytestmark = pytest.mark.usefixtures("evaluators")
 

@@ -12,8 +12,8 @@ from florence.demo.asking import ask_model, ask_service
 from florence.demo.evaluate import Exam
 from florence.demo.report import table
 from florence.demo.scenes import Limits
-from florence.schemas import Result
-from florence.tasks import TASKS
+from florence.types.results import Result
+from florence.types.tasks import TASKS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("evaluators")]
 

@@ -19,7 +19,7 @@ from florence.demo.losses import blur_table, picture_features
 from florence.demo.plan import PLAN, Plan, Sizes, Stage
 from florence.demo.scenes import Limits
 from florence.demo.train import Start, Trainer, main, train
-from florence.tasks import TASKS
+from florence.types.tasks import TASKS
 
 TINY = Plan(
     sizes=Sizes(side=64, dims=(8, 16, 16, 32), heads=(1, 2, 2, 2), depths=(1, 1, 1, 1), window=2, width=32,

@@ -24,8 +24,8 @@ from florence.demo.typeface import FACES, Typeface
 from florence.demo.vocabulary import SHAPES, TEXTURES
 from florence.errors import MissingLibrary
 from florence.marks.coco import polygon_area
-from florence.schemas import Detections, OcrRegions, Segmentation, Text
-from florence.tasks import TASKS, Kind
+from florence.types.results import Detections, OcrRegions, Segmentation, Text
+from florence.types.tasks import TASKS, Kind
 
 WIDE = Limits(things=(1, 6), word_share=0.6)
 

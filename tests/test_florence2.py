@@ -14,6 +14,7 @@ from goldens import Goldens, sequence_of
 from PIL import Image
 
 from florence import Florence2, parse_answer
+from florence.answers.answer import Answer
 from florence.engine.observer import Observer
 from florence.engine.scheduler import TokenLimits
 from florence.errors import (
@@ -23,8 +24,8 @@ from florence.errors import (
     SettingsError,
     TaskError,
 )
-from florence.schemas import Answer, Detections, Text
-from florence.tasks import TASKS, Input
+from florence.types.results import Detections, Text
+from florence.types.tasks import TASKS, Input
 
 PATIENCE_S = 60.0
 

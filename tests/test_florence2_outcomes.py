@@ -13,6 +13,7 @@ import pytest
 from goldens import Goldens
 
 from florence import Florence2
+from florence.answers.answer import Answer
 from florence.engine.scheduler import BatchLimits
 from florence.errors import (
     Closed,
@@ -22,7 +23,6 @@ from florence.errors import (
     RegionError,
     TaskError,
 )
-from florence.schemas import Answer
 
 PATIENCE_S = 60.0
 

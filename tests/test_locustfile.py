@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from serving import ROOT, Server
 
-from florence.tasks import TASKS
+from florence.types.tasks import TASKS
 
 pytestmark = pytest.mark.slow
 

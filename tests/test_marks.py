@@ -16,19 +16,8 @@ from florence.errors import ImageError, MissingLibrary, RequestError
 from florence.marks import Drawable
 from florence.marks.coco import coco_dataset
 from florence.marks.drawing import COLOURS
-from florence.schemas import (
-    Detection,
-    Detections,
-    ImageSize,
-    Instance,
-    OcrRegion,
-    OcrRegions,
-    Segmentation,
-    TaskAnswer,
-    Text,
-    Timings,
-    Usage,
-)
+from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
+from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
 
 SIZE = (240, 160)
 BOXES = Detections(
@@ -259,6 +248,8 @@ def test_an_answer_draws_and_files_as_its_result() -> None:
 
 
 def test_results_need_no_pillow_until_they_are_drawn() -> None:
-    program = "import sys, florence.schemas as s; s.Text(text='a').to_coco(); print('PIL' in sys.modules)"
+    program = (
+        "import sys, florence.types.results as s; s.Text(text='a').to_coco(); print('PIL' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"

@@ -13,7 +13,7 @@ from tiny import make_native
 from florence.errors import CheckpointError
 from florence.model.config import StackConfig, read_config
 from florence.model.generation import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY, GenerationDefaults
-from florence.schemas import GenerationParameters
+from florence.types.options import GenerationParameters
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ from v2 import send
 from florence import Florence2, __version__
 from florence.engine.scheduler import BatchLimits
 from florence.images import ImageLimits
-from florence.info import ModelInfo, ServiceInfo
 from florence.protocol.about import create_about_app
 from florence.protocol.inference import Inference
+from florence.types.info import ModelInfo, ServiceInfo
 
 
 @pytest.fixture

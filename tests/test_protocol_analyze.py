@@ -11,9 +11,9 @@ from fake_model import FakeModel
 from pictures import drawn, saved
 from starlette.testclient import TestClient
 
-from florence.analysis import MOST_TASKS, Analysis, TaskFailure
 from florence.errors import Overloaded
-from florence.tasks import TASKS, Input
+from florence.types.analysis import MOST_TASKS, Analysis, TaskFailure
+from florence.types.tasks import TASKS, Input
 
 PICTURE = saved(drawn(64, 48))
 BASE64 = base64.b64encode(PICTURE).decode()

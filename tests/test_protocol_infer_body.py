@@ -15,7 +15,7 @@ from florence.errors import FlorenceError, ProtocolError
 from florence.protocol.infer_body import build_infer_answer
 from florence.protocol.tensors import Row, read_rows
 from florence.protocol.v2_model import MAX_BATCH_SIZE
-from florence.schemas import MAX_TEXT_CHARS
+from florence.types.options import MAX_TEXT_CHARS
 
 PICTURE = base64.b64encode(b"picture").decode()
 JSON_VALUES = st.recursive(

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from florence.answers.answer import Answer
 from florence.errors import Closed
 from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
 from florence.protocol.replies import reply_or_error, settle
-from florence.schemas import Answer
 
 LIMIT = 1024
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from florence.errors import FlorenceError, ImageError, ProtocolError
 from florence.protocol.tensors import Tensor, pack, read_columns, read_rows, unpack
-from florence.schemas import MAX_TEXT_CHARS
+from florence.types.options import MAX_TEXT_CHARS
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 

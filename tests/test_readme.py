@@ -14,9 +14,11 @@ from PIL import Image, ImageChops
 from serving import ROOT, Server
 
 from florence import Florence2
-from florence.schemas import Answer, Detections, OcrRegions, Segmentation, TaskAnswer, Text
+from florence.answers.answer import Answer
 from florence.settings import PREFIX, Settings
-from florence.tasks import TASKS, Input, Kind, Task
+from florence.types.answer import TaskAnswer
+from florence.types.results import Detections, OcrRegions, Segmentation, Text
+from florence.types.tasks import TASKS, Input, Kind, Task
 
 INPUTS = {Input.NONE: "–", Input.TEXT: "`text`", Input.REGION: "`region`"}
 KINDS = {

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from florence.errors import RegionError, RequestError
-from florence.regions import (
+from florence.types.regions import (
     BINS,
     LOCATION_PATTERN,
     locations_to_pixels,

@@ -7,7 +7,7 @@ from fake_model import FakeModel
 
 import service
 from florence.settings import Settings
-from florence.tasks import TASKS
+from florence.types.tasks import TASKS
 
 
 def test_bentomls_own_documents_can_be_made() -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from florence.errors import Overloaded
-from florence.schemas import Detections, Segmentation, TaskAnswer
-from florence.tasks import TASKS, Input, Kind, Task
+from florence.types.answer import TaskAnswer
+from florence.types.results import Detections, Segmentation
+from florence.types.tasks import TASKS, Input, Kind, Task
 
 
 def _picture(size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:

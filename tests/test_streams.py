@@ -11,8 +11,8 @@ import pytest
 
 from florence import Florence2
 from florence.errors import DeadlineExceeded, OptionError, TaskError
-from florence.schemas import GenerationParameters
 from florence.streams import Teller
+from florence.types.options import GenerationParameters
 
 PATIENCE_S = 60.0
 MOST = 24  # tokens

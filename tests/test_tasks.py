@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from florence.errors import TaskError
-from florence.tasks import INPUT_SLOT, TASKS, TASKS_BY_NAME, Input, Kind, Task, build_prompt, get_task
+from florence.types.tasks import INPUT_SLOT, TASKS, TASKS_BY_NAME, Input, Kind, Task, build_prompt, get_task
 
 WITH_INPUT = [task for task in TASKS.values() if task.input is not Input.NONE]
 WITHOUT_INPUT = [task for task in TASKS.values() if task.input is Input.NONE]

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Final
 
 from florence.errors import RequestError
-from florence.regions import LOCATION_PATTERN
+from florence.types.regions import LOCATION_PATTERN
 
 PADDING: Final = ("<s>", "</s>", "<pad>")
 _PAIRED = "poly od ocr cap ncap dcap grounding seg region_cap region_to_desciption proposal"

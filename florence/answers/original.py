@@ -22,8 +22,8 @@ from typing import Any, Final
 from florence.answers.banned import BANNED_PHRASES
 from florence.answers.outlines import LOCATION, read_outlines
 from florence.errors import RequestError
-from florence.regions import BINS, read_image_size
-from florence.tasks import TASKS, Kind
+from florence.types.regions import BINS, read_image_size
+from florence.types.tasks import TASKS, Kind
 
 _LOCATION = re.compile(LOCATION)
 _RUN = re.compile(rf"(?:{LOCATION})+")

@@ -9,9 +9,9 @@ from typing import Any
 from florence.answers.lexemes import Piece, Scorer
 from florence.answers.original import post_process_text, read_text
 from florence.answers.typed import parse_result
-from florence.regions import read_image_size
-from florence.schemas import Result
-from florence.tasks import TASKS_BY_NAME
+from florence.types.regions import read_image_size
+from florence.types.results import Result
+from florence.types.tasks import TASKS_BY_NAME
 
 
 @dataclass(frozen=True, slots=True)

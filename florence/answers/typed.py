@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from florence.answers.banned import BANNED_PHRASES
 from florence.answers.lexemes import PADDING, Lexeme, LexemeKind, Scorer, read_lexemes
 from florence.errors import RequestError
-from florence.regions import locations_to_pixels
-from florence.schemas import (
+from florence.types.regions import locations_to_pixels
+from florence.types.results import (
     Detection,
     Detections,
     Instance,
@@ -26,7 +26,7 @@ from florence.schemas import (
     Segmentation,
     Text,
 )
-from florence.tasks import TASKS, Kind
+from florence.types.tasks import TASKS, Kind
 
 _UNLABELLED = frozenset(
     {"<REGION_PROPOSAL>", "<REFERRING_EXPRESSION_SEGMENTATION>", "<REGION_TO_SEGMENTATION>"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from florence import __version__
-from florence.tasks import TASKS_BY_NAME, Input
+from florence.types.tasks import TASKS_BY_NAME, Input
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

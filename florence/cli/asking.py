@@ -18,9 +18,10 @@ from florence.cli.lines import answer_json
 from florence.client import Client
 from florence.client.exchange import CallOptions
 from florence.errors import TaskError
-from florence.schemas import Detections, OcrRegions, Result, Segmentation, TaskAnswer, Text
 from florence.settings import read_settings
-from florence.tasks import Input, get_task
+from florence.types.answer import TaskAnswer
+from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
+from florence.types.tasks import Input, get_task
 
 if TYPE_CHECKING:
     from florence.florence2 import Florence2

@@ -14,7 +14,7 @@ from florence.cli.parquet import SUFFIX, check_parquet, lines_beside, pack, read
 from florence.cli.sources import list_pictures
 from florence.client import Failure, PictureMap
 from florence.errors import RequestError
-from florence.schemas import TaskAnswer
+from florence.types.answer import TaskAnswer
 
 SOME_FAILED = 3
 

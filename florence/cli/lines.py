@@ -13,7 +13,7 @@ from typing import Any
 
 from florence.client import Failure
 from florence.errors import RequestError
-from florence.schemas import TaskAnswer
+from florence.types.answer import TaskAnswer
 
 Question = tuple[str, str | None, str | None]
 """The task's token, its text, its region."""

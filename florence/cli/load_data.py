@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from florence.cli.sources import list_pictures
-from florence.tasks import TRITON_TASKS, Input, Task, get_task
+from florence.types.tasks import TRITON_TASKS, Input, Task, get_task
 
 
 def write_load_data(arguments: argparse.Namespace) -> int:

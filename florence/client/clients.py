@@ -14,7 +14,6 @@ from typing import Any, Self, Unpack
 
 import httpx
 
-from florence.analysis import Analysis, TaskFailure
 from florence.client.exchange import (
     AnyAsk,
     Attempt,
@@ -33,9 +32,11 @@ from florence.client.many import AsyncPictureMap, PictureMap
 from florence.client.methods import TaskMethods
 from florence.client.pictures import Picture
 from florence.errors import SettingsError
-from florence.info import ServiceInfo
-from florence.schemas import Detections, OcrRegions, Result, Segmentation, TaskAnswer, Text
-from florence.tasks import get_task
+from florence.types.analysis import Analysis, TaskFailure
+from florence.types.answer import TaskAnswer
+from florence.types.info import ServiceInfo
+from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
+from florence.types.tasks import get_task
 
 TIMEOUT_S = 310.0  # a little more than the service's own default, whose message says more
 RETRIES = 4

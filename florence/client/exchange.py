@@ -20,7 +20,6 @@ from typing import Any, Final, Literal, TypedDict, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from florence.analysis import Analysis
 from florence.client.errors import ConnectionLost, UnexpectedReply, Unreachable
 from florence.client.pictures import Picture, picture_bytes
 from florence.errors import (
@@ -33,8 +32,10 @@ from florence.errors import (
     Unavailable,
     quote,
 )
-from florence.schemas import Detections, OcrRegions, Segmentation, TaskAnswer, Text
-from florence.tasks import Input, Kind, get_task
+from florence.types.analysis import Analysis
+from florence.types.answer import TaskAnswer
+from florence.types.results import Detections, OcrRegions, Segmentation, Text
+from florence.types.tasks import Input, Kind, get_task
 
 Region = Sequence[float] | str
 """x1, y1, x2, y2 in pixels of the picture after its EXIF turn, or four `<loc_n>` as text."""

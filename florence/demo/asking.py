@@ -12,10 +12,11 @@ from typing import Final
 
 from PIL import Image
 
+from florence.answers.answer import Answer
 from florence.client import Client
 from florence.florence2 import Florence2
-from florence.schemas import Answer, Result
-from florence.tasks import Input, get_task
+from florence.types.results import Result
+from florence.types.tasks import Input, get_task
 
 Item = tuple[Image.Image, str, str | None]  # picture, task, its text or region (as `<loc_n>`)
 Ask = Callable[[Sequence[Item]], list[Result]]

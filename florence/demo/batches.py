@@ -24,8 +24,8 @@ from florence.demo.shapes import MOST_CORNERS
 from florence.demo.truths import Question, questions, sayable
 from florence.demo.typeface import Typeface
 from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS
-from florence.regions import BINS
-from florence.tasks import TASKS, build_prompt
+from florence.types.regions import BINS
+from florence.types.tasks import TASKS, build_prompt
 
 PAD: Final = 1
 START: Final = 2  # the decoder's first input, </s>

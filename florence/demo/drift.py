@@ -16,13 +16,13 @@ from typing import Final
 
 import numpy as np
 
+from florence.answers.answer import Answer
 from florence.demo.asking import answers_of
 from florence.demo.evaluate import Exam, exam_parser, run, scenes_of, write_json
 from florence.demo.grading import Grade
 from florence.demo.metrics import Figures, mean
 from florence.demo.report import finite
 from florence.florence2 import Florence2
-from florence.schemas import Answer
 
 ALL: Final = "all tasks"
 _LOCATION = re.compile(r"<loc_(\d+)>")

@@ -29,8 +29,8 @@ from florence.demo.truths import Question, questions
 from florence.demo.typeface import Typeface
 from florence.errors import FlorenceError
 from florence.florence2 import Florence2
-from florence.schemas import Result
-from florence.tasks import TASKS, get_task
+from florence.types.results import Result
+from florence.types.tasks import TASKS, get_task
 
 
 def held_out(seed: int, count: int, limits: Limits) -> list[tuple[Scene, Image.Image, list[Question]]]:

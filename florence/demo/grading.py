@@ -26,7 +26,7 @@ from florence.demo.metrics import (
 )
 from florence.demo.scenes import Scene, Thing
 from florence.demo.truths import Question, brief, full
-from florence.schemas import Detection, Detections, OcrRegion, OcrRegions, Result, Segmentation, Text
+from florence.types.results import Detection, Detections, OcrRegion, OcrRegions, Result, Segmentation, Text
 
 
 @dataclass(frozen=True)

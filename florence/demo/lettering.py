@@ -17,8 +17,8 @@ from florence.demo.scenes import Limits, Split, make_scene, scene_rng
 from florence.demo.truths import questions
 from florence.demo.typeface import Typeface
 from florence.demo.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORDS
-from florence.tasks import TASKS, build_prompt
 from florence.tokenizer import ADDED_TOKENS, IMAGE
+from florence.types.tasks import TASKS, build_prompt
 
 SPECIAL: Final = ("<s>", "<pad>", "</s>", "<unk>")
 _LARGEST_BASE: Final = 1400

@@ -12,7 +12,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence.demo.batches import IGNORED, PAD, Batch, Group
 from florence.demo.network import PlainHead
-from florence.regions import BINS
+from florence.types.regions import BINS
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

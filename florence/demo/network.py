@@ -18,7 +18,7 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 from florence.demo.plan import Sizes
 from florence.demo.shapes import MOST_CORNERS
 from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORDS
-from florence.regions import BINS
+from florence.types.regions import BINS
 
 
 def make_config(sizes: Sizes, vocab_size: int) -> Florence2Config:

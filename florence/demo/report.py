@@ -11,7 +11,7 @@ from typing import Any
 from florence.demo.calibration import Judged, expected_calibration_error, reliability
 from florence.demo.grading import Grade
 from florence.demo.metrics import Figures
-from florence.tasks import Kind, get_task
+from florence.types.tasks import Kind, get_task
 
 
 def table(figures: Mapping[str, Figures]) -> str:

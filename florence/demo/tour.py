@@ -27,7 +27,7 @@ from uuid import uuid4
 
 import httpx
 
-from florence.tasks import TRITON_TASKS, get_task
+from florence.types.tasks import TRITON_TASKS, get_task
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, STOP_S, REQUEST_S = 300.0, 30.0, 120.0

@@ -30,7 +30,7 @@ from florence.demo.network import PlainHead, make_config, make_network
 from florence.demo.plan import PLAN, Plan
 from florence.demo.state import load_state, load_weights, named_parameters, save_state
 from florence.model.devices import keep_freed_memory, pick_dtype
-from florence.regions import BINS
+from florence.types.regions import BINS
 
 _SAVE_EVERY: Final = 500  # steps
 _TELL_EVERY: Final = 50

@@ -18,7 +18,7 @@ import numpy as np
 from florence.demo.scenes import Box, Scene, Thing
 from florence.demo.shapes import Points
 from florence.demo.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORD, WORDS
-from florence.regions import BINS
+from florence.types.regions import BINS
 
 _JITTER: Final = 6  # bins by which a region in a question may be off the true box
 _NEAR: Final = 0.05  # of the width or height: less than this is neither left nor right, above nor below

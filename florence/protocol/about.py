@@ -15,10 +15,10 @@ from starlette.routing import Route
 
 from florence import __version__
 from florence.errors import Closed
-from florence.info import ServiceInfo
 from florence.protocol.inference import Inference
 from florence.protocol.openapi import openapi_document
 from florence.protocol.replies import json_reply, reply_or_error
+from florence.types.info import ServiceInfo
 
 
 def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:

@@ -15,11 +15,12 @@ import bentoml
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
-from florence.analysis import MOST_TASKS, Analysis, Ask, TaskFailure
+from florence.answers.answer import Answer
 from florence.errors import FlorenceError, RequestError, TaskError
 from florence.protocol.replies import INTERNAL_ERROR, reply_or_error, settle
 from florence.protocol.typed import Endpoints, Output, PictureInput, explain, task_answer
-from florence.schemas import Answer, GenerationParameters
+from florence.types.analysis import MOST_TASKS, Analysis, Ask, TaskFailure
+from florence.types.options import GenerationParameters
 
 logger = logging.getLogger("florence.service")
 

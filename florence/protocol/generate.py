@@ -15,7 +15,7 @@ from florence.protocol.inference import generation_options
 from florence.protocol.long_strings import parse_json
 from florence.protocol.tensors import InferRequest, Tensor, check_parameters, check_text, read_columns
 from florence.protocol.v2_model import INPUTS, OUTPUT
-from florence.tasks import Kind, get_task
+from florence.types.tasks import Kind, get_task
 
 TEXT_KEY: Final = "text_output"
 """Where Triton's text backends put the text of an event; our output is there in the last event only."""

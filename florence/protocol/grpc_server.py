@@ -16,6 +16,7 @@ from urllib.parse import quote
 import grpc
 from tritonclient.grpc import service_pb2
 
+from florence.answers.answer import Answer
 from florence.errors import (
     DeadlineExceeded,
     FlorenceError,
@@ -28,7 +29,6 @@ from florence.protocol import grpc_messages as messages
 from florence.protocol.inference import Inference
 from florence.protocol.replies import INTERNAL_ERROR, log_failure, retry_after_s
 from florence.protocol.v2_model import check_model, check_statistics
-from florence.schemas import Answer
 
 logger = logging.getLogger("florence.service")
 

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from florence.answers.answer import Answer
 from florence.errors import ProtocolError
 from florence.protocol.events import Texts, open_stream
 from florence.protocol.generate import (
@@ -24,7 +25,6 @@ from florence.protocol.generate import (
 from florence.protocol.replies import checkpoint_header, json_reply, off_loop
 from florence.protocol.tensors import InferRequest
 from florence.protocol.v2_request import answering, check_path, inference_of, left, read_body
-from florence.schemas import Answer
 from florence.streams import OnText
 
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+from florence.answers.answer import Answer
 from florence.errors import UnknownEncoding
 from florence.protocol.compression import ENCODINGS, choose_encoding, compress, decompress
 from florence.protocol.infer_body import (
@@ -33,7 +34,6 @@ from florence.protocol.replies import (
 )
 from florence.protocol.tensors import InferRequest
 from florence.protocol.v2_request import check_path, inference_of, left, read_body
-from florence.schemas import Answer
 
 logger = logging.getLogger("florence.service")
 

@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
+from florence.answers.answer import Answer
 from florence.errors import ClientLeft, Closed, DeadlineExceeded, FlorenceError, Unavailable
 from florence.protocol.replies import Model, log_answer, stopped
 from florence.protocol.statistics import Reason, Spans, Statistics
 from florence.protocol.tensors import InferRequest, Row, of_row, read_rows
-from florence.schemas import Answer, GenerationParameters, read_generation_parameters
 from florence.streams import OnText
+from florence.types.options import GenerationParameters, read_generation_parameters
 
 LEAST_TIMEOUT_US: Final = 1000
 T = TypeVar("T")

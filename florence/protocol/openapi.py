@@ -14,16 +14,16 @@ from typing import Any, Final
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from florence import __version__
-from florence.analysis import Analysis
-from florence.info import ServiceInfo
 from florence.protocol.analyze import AnalyzeAnswer, AnalyzeInput
 from florence.protocol.generate import build_generate_answer
 from florence.protocol.http import MODEL_PATH
 from florence.protocol.infer_body import build_infer_answer
 from florence.protocol.typed import INPUT_TYPES, MULTIPART, answer_type
 from florence.protocol.v2_model import MODEL_NAME
-from florence.schemas import Text
-from florence.tasks import TASKS, Input, Task
+from florence.types.analysis import Analysis
+from florence.types.info import ServiceInfo
+from florence.types.results import Text
+from florence.types.tasks import TASKS, Input, Task
 
 JSON: Final = "application/json"
 _REFERENCE = "#/components/schemas/{model}"

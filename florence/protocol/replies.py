@@ -19,8 +19,8 @@ import anyio.to_thread
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from florence.answers.answer import Answer
 from florence.errors import ClientLeft, Closed, DeadlineExceeded, FlorenceError, Unavailable
-from florence.schemas import Answer
 from florence.streams import OnText
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from florence.errors import FlorenceError, ProtocolError
 from florence.protocol.long_strings import LongString
 from florence.protocol.picture import decode_base64, decode_picture, decode_plain_base64
 from florence.protocol.v2_model import INPUTS, MAX_BATCH_SIZE, MODEL_NAME, OUTPUT, REQUIRED_INPUTS
-from florence.schemas import MAX_TEXT_CHARS
+from florence.types.options import MAX_TEXT_CHARS
 
 DATATYPES: Final = frozenset(
     {"BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"}

@@ -24,23 +24,15 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from florence.answers.answer import Answer
 from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
 from florence.protocol.long_strings import parse_json
 from florence.protocol.picture import Picture
 from florence.protocol.replies import Model, off_loop, reply_or_error, settle
-from florence.schemas import (
-    MAX_TEXT_CHARS,
-    Answer,
-    Detections,
-    GenerationParameters,
-    OcrRegions,
-    Result,
-    Segmentation,
-    TaskAnswer,
-    Text,
-    read_generation_parameters,
-)
-from florence.tasks import Input, Kind, Task, get_task
+from florence.types.answer import TaskAnswer
+from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
+from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
+from florence.types.tasks import Input, Kind, Task, get_task
 
 MULTIPART: Final = "multipart/form-data"
 _MOST_PARTS: Final = 32

@@ -13,29 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from florence.analysis import Ask
+from florence.answers.answer import Answer
 from florence.client.exchange import CallOptions
 from florence.errors import OptionError
 from florence.florence2 import RunOptions
-from florence.info import ServiceInfo
 from florence.protocol.typed import TextInput
-from florence.schemas import (
-    MAX_TEXT_CHARS,
-    Answer,
+from florence.types.analysis import Ask
+from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
+from florence.types.info import ServiceInfo
+from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
+from florence.types.results import (
     Detection,
     Detections,
-    GenerationParameters,
-    ImageSize,
     Instance,
     OcrRegion,
     OcrRegions,
     Result,
     Segmentation,
-    TaskAnswer,
     Text,
-    Timings,
-    Usage,
-    read_generation_parameters,
 )
 
 MODELS: list[type[BaseModel]] = [
@@ -161,8 +156,8 @@ def test_scores_out_of_range_are_refused() -> None:
 def test_the_pure_rooms_import_nothing_heavy() -> None:
     """Parsing an answer needs neither torch nor numpy nor a tokenizer."""
     code = (
-        "import sys; from florence.schemas import Answer; from florence.answers import parse_answer;"
-        "import florence.tasks, florence.regions;"
+        "import sys; from florence.answers.answer import Answer; from florence.answers import parse_answer;"
+        "import florence.types.tasks, florence.types.regions;"
         "print({'torch', 'numpy', 'transformers', 'PIL', 'bentoml'} & set(sys.modules))"
     )
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

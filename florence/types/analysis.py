@@ -12,7 +12,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from florence.errors import TaskError
-from florence.schemas import MAX_TEXT_CHARS, Result, TaskAnswer
+from florence.types.answer import TaskAnswer
+from florence.types.options import MAX_TEXT_CHARS
+from florence.types.results import Result
 
 MOST_TASKS = 64
 """Tasks of one call."""

@@ -1,0 +1,125 @@
+"""The answer of one task on one picture, as the typed endpoints send it. Times are seconds."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from florence.marks import DrawableAnswer
+from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
+
+
+class ImageSize(BaseModel):
+    """Width and height of the picture after its EXIF turn."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [{"width": 640, "height": 480}]})
+
+    width: int = Field(ge=1, description="Pixels from left to right.")
+    height: int = Field(ge=1, description="Pixels from top to bottom.")
+
+
+class Usage(BaseModel):
+    """How many tokens a request took."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={
+            "examples": [{"picture_tokens": 577, "prompt_tokens": 13, "generated_tokens": 19}]
+        },
+    )
+
+    picture_tokens: int = Field(ge=0, description="Tokens that the picture became.")
+    prompt_tokens: int = Field(ge=0, description="Tokens of the prompt, <s> and </s> counted.")
+    generated_tokens: int = Field(ge=0, description="Tokens generated, <s> and </s> counted.")
+
+
+class Timings(BaseModel):
+    """Where the time went, in seconds."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={
+            "examples": [{"queue_s": 0.004, "encode_s": 0.031, "decode_s": 0.12, "total_s": 0.158}]
+        },
+    )
+
+    queue_s: float = Field(ge=0, description="Waiting for the device, seconds.")
+    encode_s: float = Field(ge=0, description="Picture and prompt through the encoders, seconds.")
+    decode_s: float = Field(ge=0, description="Generating the answer's tokens, seconds.")
+    total_s: float = Field(ge=0, description="From the request's arrival to its answer, seconds.")
+
+
+ResultT = TypeVar("ResultT")
+
+_ANSWER_EXAMPLE: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "image_size": {"width": 640, "height": 480},
+        "finish_reason": "stop",
+        "usage": {"picture_tokens": 577, "prompt_tokens": 13, "generated_tokens": 7},
+        "timings": {"queue_s": 0.004, "encode_s": 0.031, "decode_s": 0.12, "total_s": 0.158},
+        "checkpoint": "microsoft/Florence-2-large-ft",
+    }
+)
+
+
+def _add_example(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """An example whose `result` is of the kind that this answer's type names; boxes where it is any kind."""
+    result_type = model.model_fields["result"].annotation
+    if not (isinstance(result_type, type) and issubclass(result_type, BaseModel)):
+        result_type = Detections
+    result = result_type.model_json_schema()["examples"][0]
+    tasks = {"text": "<CAPTION>", "boxes": "<OD>", "quads": "<OCR_WITH_REGION>"}
+    example = {
+        "task": tasks.get(result["kind"], "<REGION_TO_SEGMENTATION>"),
+        "result": result,
+        **_ANSWER_EXAMPLE,
+    }
+    schema.setdefault("description", TaskAnswer.__doc__)  # a class made by TaskAnswer[...] has no docstring
+    schema["examples"] = [example | getattr(model, "example_extra", {})]
+
+
+class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
+    """The answer of one task on one picture: the body that the typed endpoints send."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)
+
+    task: str = Field(description="The task's token, such as <OD>.")
+    result: ResultT = Field(description="The typed result; its `kind` says which.")
+    image_size: ImageSize
+    finish_reason: Literal["stop", "length"] = Field(
+        description="stop: the model ended its answer; length: it was cut at the limit on new tokens."
+    )
+    usage: Usage
+    timings: Timings
+    checkpoint: str = Field(description="The checkpoint that answered, with its revision where it has one.")
+
+    # What the result holds, one step nearer. To a type checker only answers of that kind have it; of others
+    # it is an AttributeError.
+
+    @property
+    def text(self: TaskAnswer[Text]) -> str:
+        """The text of an answer in text."""
+        return self.result.text
+
+    @property
+    def detections(self: TaskAnswer[Detections]) -> list[Detection]:
+        """The boxes of an answer in boxes."""
+        return self.result.detections
+
+    @property
+    def regions(self: TaskAnswer[OcrRegions]) -> list[OcrRegion]:
+        """The pieces of text of an answer in quads."""
+        return self.result.regions
+
+    @property
+    def instances(self: TaskAnswer[Segmentation]) -> list[Instance]:
+        """The outlined things of an answer in polygons."""
+        return self.result.instances
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """`TaskAnswer[Text]` is called `TextAnswer`, also in OpenAPI."""
+        return f"{getattr(params[0], '__name__', 'Task')}Answer"

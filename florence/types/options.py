@@ -1,0 +1,90 @@
+"""The options of a request: what may be asked of the generation, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from florence.errors import OptionError, quote
+
+MAX_TEXT_CHARS = 65_536
+"""Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
+the limit on its tokens, which so long a text always exceeds: in English it has about 10,000."""
+
+
+class GenerationParameters(BaseModel):
+    """How to generate. Whatever is left out is as the checkpoint says."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"num_beams": 3, "max_new_tokens": 1024}]},
+    )
+
+    num_beams: int | None = Field(default=None, ge=1, le=8, description="Beams of the search; 1 is greedy.")
+    max_new_tokens: int | None = Field(default=None, ge=1, le=4096, description="Most tokens to generate.")
+    min_new_tokens: int | None = Field(
+        default=None, ge=0, le=4096, description="Fewest tokens before the end."
+    )
+    no_repeat_ngram_size: int | None = Field(
+        default=None,
+        ge=0,
+        le=4096,
+        description="Length of the token sequences that may not occur twice; 0 allows all.",
+    )
+    early_stopping: bool | Literal["never"] | None = Field(
+        default=None,
+        description="Whether the search ends as soon as it has as many finished answers as beams; never: not "
+        "until no open beam can beat them even at full length.",
+    )
+    # Within 10 even 4096 ** length_penalty is a float32.
+    length_penalty: float | None = Field(
+        default=None,
+        ge=-10,
+        le=10,
+        allow_inf_nan=False,
+        description="Above 0 favours long answers, below 0 short ones.",
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: object, info: Any) -> object:
+        if isinstance(value, bool) and info.field_name != "early_stopping":
+            raise ValueError("true and false are not numbers")
+        return value
+
+    @model_validator(mode="after")
+    def _order_limits(self) -> GenerationParameters:
+        fewest, most = self.min_new_tokens, self.max_new_tokens
+        if fewest is not None and most is not None and fewest > most:
+            raise ValueError(f"min_new_tokens must not be above max_new_tokens, got {fewest} and {most}")
+        return self
+
+
+def read_generation_parameters(options: Mapping[str, object]) -> GenerationParameters:
+    """The options as parameters; OptionError naming the option, what it may be and what it was."""
+    try:
+        return GenerationParameters.model_validate(dict(options))
+    except ValidationError as error:
+        reasons = (_explain(dict(detail)) for detail in error.errors())
+        raise OptionError("; ".join(dict.fromkeys(reasons))) from error  # each type of a union has its own
+
+
+def _explain(detail: dict[str, Any]) -> str:
+    """One pydantic error in words that say what to change."""
+    if not detail["loc"]:
+        return str(detail["ctx"]["error"])
+    name = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown option {name[:60]!r}; the options are {', '.join(GenerationParameters.model_fields)}"
+    return f"{name} must be {_allowed(name)}, got {quote(detail['input'])}"
+
+
+def _allowed(name: str) -> str:
+    schema = GenerationParameters.model_json_schema()["properties"][name]["anyOf"][0]
+    if schema["type"] == "boolean":
+        return 'true, false or "never"'
+    noun = "an integer" if schema["type"] == "integer" else "a number"
+    return f"{noun} from {schema['minimum']} to {schema['maximum']}"

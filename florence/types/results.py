@@ -1,0 +1,132 @@
+"""The typed results of a task: text, boxes, quadrilaterals or polygons.
+
+Pixels are those of the picture after its EXIF rotation, floats, x to the right and y down from the top left
+corner. Knows nothing about how an answer is generated or parsed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from florence.marks import Drawable, Mark, box_outline
+
+Score = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        description="exp of the mean log-probability of the item's own location tokens (of a text: of its "
+        "own tokens), 0 to 1. It ranks items, it is not calibrated. null: no log-probabilities.",
+    ),
+]
+
+Box = tuple[float, float, float, float]
+Quad = tuple[float, float, float, float, float, float, float, float]
+
+
+def _config(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
+
+
+_DETECTION = {"label": "car", "box": [34.2, 160.1, 597.4, 371.8], "score": 0.93}
+_OCR_REGION = {"text": "EXIT", "quad": [12.5, 8.1, 80.3, 8.4, 80.2, 30.9, 12.4, 30.6], "score": 0.88}
+_INSTANCE = {
+    "label": "car",
+    "polygons": [[34.2, 300.5, 60.1, 180.3, 590.7, 210.9, 597.4, 371.8]],
+    "score": 0.81,
+}
+
+
+class Detection(BaseModel):
+    """One box with its label."""
+
+    model_config = _config(_DETECTION)
+
+    label: str = Field(description="What is in the box; empty where the task gives no labels.")
+    box: Box = Field(
+        description="x1, y1, x2, y2 in pixels, as the model wrote them: neither sorted nor clipped."
+    )
+    score: Score = None
+
+
+class Detections(Drawable, BaseModel):
+    """Boxes with labels, in the order in which the model wrote them."""
+
+    model_config = _config({"kind": "boxes", "detections": [_DETECTION]})
+
+    kind: Literal["boxes"] = "boxes"
+    detections: list[Detection] = Field(
+        description="All boxes, one entry each, also where they share a label."
+    )
+
+    def marks(self) -> list[Mark]:
+        return [Mark(d.label, d.score, [box_outline(d.box)], "box") for d in self.detections]
+
+
+class OcrRegion(BaseModel):
+    """One piece of text in the picture, with the quadrilateral around it."""
+
+    model_config = _config(_OCR_REGION)
+
+    text: str = Field(description="The text as read, without white space around it.")
+    quad: Quad = Field(description="x1, y1, ... x4, y4 in pixels, clockwise from the text's top left corner.")
+    score: Score = None
+
+
+class OcrRegions(Drawable, BaseModel):
+    """Pieces of text with their places, in reading order."""
+
+    model_config = _config({"kind": "quads", "regions": [_OCR_REGION]})
+
+    kind: Literal["quads"] = "quads"
+    regions: list[OcrRegion] = Field(description="All pieces of text.")
+
+    def marks(self) -> list[Mark]:
+        return [Mark(r.text, r.score, [r.quad], "quad", category="text") for r in self.regions]
+
+
+class Instance(BaseModel):
+    """One thing with its outline."""
+
+    model_config = _config(_INSTANCE)
+
+    label: str = Field(description="What it is; empty where the task gives no labels.")
+    polygons: list[list[float]] = Field(
+        description="The outline's parts, each x1, y1, x2, y2, ... in pixels, with three points or more."
+    )
+    score: Score = None
+
+
+class Segmentation(Drawable, BaseModel):
+    """Things with their outlines, in the order in which the model wrote them."""
+
+    model_config = _config({"kind": "polygons", "instances": [_INSTANCE]})
+
+    kind: Literal["polygons"] = "polygons"
+    instances: list[Instance] = Field(description="All things that were outlined.")
+
+    def marks(self) -> list[Mark]:
+        return [Mark(i.label, i.score, i.polygons, "area") for i in self.instances if any(i.polygons)]
+
+
+class Text(Drawable, BaseModel):
+    """A caption, a category, a description, or text that was read."""
+
+    model_config = _config(
+        {"kind": "text", "text": "A green car in front of a yellow building.", "score": 0.64}
+    )
+
+    kind: Literal["text"] = "text"
+    text: str = Field(description="The text, without white space around it.")
+    score: Score = None
+
+    def marks(self) -> list[Mark]:
+        return []
+
+    def caption(self) -> str:
+        return self.text
+
+
+Result = Annotated[Text | Detections | OcrRegions | Segmentation, Field(discriminator="kind")]
