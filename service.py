@@ -48,7 +48,7 @@ GRACE_S = 10.0  # by which BentoML's time limit is longer than ours, whose messa
 
 def fetch_checkpoint(settings: Settings) -> None:
     """Have the checkpoint's files here: one download for all workers. Ends the process if that can't be."""
-    from florence.hub import resolve_checkpoint
+    from florence.checkpoint.hub import resolve_checkpoint
 
     try:
         resolve_checkpoint(settings.model, settings.revision)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from random_models import RULES, SIDE, SIZES, VOCAB, make_native
 
+from florence.checkpoint.weights import load_model
 from florence.engine.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
-from florence.model.checkpoint import load_model
 from florence.model.devices import keep_freed_memory
 from florence.model.florence2 import Florence2Model
 from florence.model.packing import pack, quantize

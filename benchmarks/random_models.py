@@ -15,8 +15,8 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from florence.checkpoint.weights import load_model
 from florence.engine.reference import TokenRules
-from florence.model.checkpoint import load_model
 from florence.model.florence2 import Florence2Model
 from florence.model.packing import pack
 from florence.model.vision import Normalize

@@ -21,7 +21,7 @@ from florence.engine.observer import Observer
 from florence.engine.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import ImageError
-from florence.images import ImageLimits, load_image
+from florence.images.decode import ImageLimits, load_image
 from florence.loading import Loaded, LoadOptions, load
 from florence.pipeline import Picture, SharedPicture, TaskText
 from florence.streams import AnswerStream, OnText

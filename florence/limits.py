@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
-from florence.images import ImageLimits
+from florence.images.decode import ImageLimits
 from florence.settings import Settings
 
 

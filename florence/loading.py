@@ -10,16 +10,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from florence.checkpoint.hub import resolve_checkpoint
+from florence.checkpoint.tokenizer import load_tokenizer
+from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.graphs import CudaRecorder
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
 from florence.errors import CheckpointError
-from florence.hub import resolve_checkpoint
-from florence.images import ImageLimits, Preprocessing, read_preprocessing
+from florence.images.decode import ImageLimits, Preprocessing, read_preprocessing
 from florence.model import cpu_attention
-from florence.model.checkpoint import count_parameters, load_model
 from florence.model.config import STRIDE, ModelConfig, read_config
 from florence.model.cpu_team import available
 from florence.model.decode import Kernel
@@ -28,7 +29,6 @@ from florence.model.florence2 import Florence2Model
 from florence.model.packing import pack, quantize
 from florence.model.vision import Normalize
 from florence.pipeline import Pipeline
-from florence.tokenizer import load_tokenizer
 from florence.types.tasks import TASKS
 
 log = logging.getLogger(__name__)

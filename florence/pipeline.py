@@ -17,11 +17,11 @@ from PIL import Image
 
 from florence.answers import Piece, parse_answer
 from florence.answers.answer import Answer
+from florence.checkpoint.tokenizer import Tokenizer
 from florence.engine.request import Generation, GenerationOptions, Request, digest_of
 from florence.errors import OptionError, TaskError
-from florence.images import ImageLimits, Preprocessing, load_image, resize_pixels
+from florence.images.decode import ImageLimits, Preprocessing, load_image, resize_pixels
 from florence.model.generation import GenerationDefaults
-from florence.tokenizer import Tokenizer
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text

@@ -18,7 +18,7 @@ from florence.answers.answer import Answer
 from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed
-from florence.images import ImageLimits, open_image
+from florence.images.decode import ImageLimits, open_image
 from florence.model.generation import GenerationDefaults
 from florence.settings import Settings
 from florence.types.answer import ImageSize, Timings, Usage

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from florence.checkpoint.weights import load_model
 from florence.engine.reference import TokenRules
 from florence.engine.request import GenerationOptions
-from florence.model.checkpoint import load_model
 from florence.model.florence2 import Florence2Model
 from florence.model.packing import pack
 from florence.model.vision import Normalize

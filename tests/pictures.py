@@ -1,4 +1,4 @@
-"""Small pictures, drawn and encoded, that the tests of `florence.images` share."""
+"""Small pictures, drawn and encoded, that the tests of `florence.images.decode` share."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from hub_server import HubServer, Repository
 from serving import ROOT, Server, free_port
 from triton_client import ask_triton
 
+from florence.checkpoint.hub import checkpoint_files
 from florence.client import Client
-from florence.hub import checkpoint_files
 from florence.packing.image import UID
 from florence.types.results import Detections
 

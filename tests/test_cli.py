@@ -17,9 +17,9 @@ from PIL import Image
 from serving import ROOT, STOP_S, Server, free_port
 
 from florence import __version__
+from florence.checkpoint.hub import DEMO
 from florence.cli import main
 from florence.cli.serving import from_anywhere
-from florence.hub import DEMO
 from florence.types.tasks import TASKS, Input
 
 PICTURE = str(ROOT / "data" / "scene_02.png")

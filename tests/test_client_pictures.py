@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 
 from florence.client.pictures import picture_bytes, picture_name
 from florence.errors import ImageError
-from florence.images import load_image, open_image
+from florence.images.decode import load_image, open_image
 
 
 @pytest.mark.parametrize("mode", MODES)

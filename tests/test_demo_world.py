@@ -23,7 +23,7 @@ from florence.demo.truths import Question, brief, full, questions
 from florence.demo.typeface import FACES, Typeface
 from florence.demo.vocabulary import SHAPES, TEXTURES
 from florence.errors import MissingLibrary
-from florence.marks.coco import polygon_area
+from florence.export.coco import polygon_area
 from florence.types.results import Detections, OcrRegions, Segmentation, Text
 from florence.types.tasks import TASKS, Kind
 

@@ -17,34 +17,31 @@ PACKAGE = ROOT / "florence"
 DOORS: dict[str, set[str]] = {
     "errors": set(),
     "futures": set(),
-    "hub": {"errors"},
+    "images": {"errors"},
     "model": {"errors"},
     "settings": {"errors"},
-    "tiff_header": {"errors"},
-    "tokenizer": {"errors"},
+    "checkpoint": {"errors", "model"},
     "engine": {"errors", "futures", "model"},
-    "image_headers": {"errors", "tiff_header"},
-    "packing": {"errors", "hub", "settings"},
-    "images": {"errors", "image_headers"},
-    "metrics": {"engine"},
+    "export": {"errors", "images"},
     "limits": {"engine", "images", "model", "settings"},
-    "marks": {"errors", "images"},
-    "types": {"errors", "marks"},
+    "metrics": {"engine"},
+    "packing": {"checkpoint", "errors", "settings"},
+    "types": {"errors", "export"},
     "answers": {"errors", "types"},
     "client": {"errors", "types"},
-    "pipeline": {"answers", "engine", "errors", "images", "model", "tokenizer", "types"},
+    "pipeline": {"answers", "checkpoint", "engine", "errors", "images", "model", "types"},
     "streams": {"answers"},
     "calls": {"answers", "engine", "errors", "futures", "pipeline", "streams", "types"},
-    "loading": {"engine", "errors", "hub", "images", "model", "pipeline", "tokenizer", "types"},
+    "loading": {"checkpoint", "engine", "errors", "images", "model", "pipeline", "types"},
     "florence2": {"answers", "calls", "engine", "errors", "images", "loading", "pipeline", "streams"},
     "cli": {"client", "errors", "florence", "florence2", "limits", "settings", "types"},
     "florence": {"answers", "florence2"},
     "protocol": {"answers", "errors", "florence", "florence2", "pipeline", "streams", "types"},
     "service": {
+        "checkpoint",
         "engine",
         "errors",
         "florence",
-        "hub",
         "limits",
         "metrics",
         "packing",
@@ -56,18 +53,15 @@ DOORS: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "futures": set(),
-    "hub": {"huggingface_hub"},
-    "model": {"einops", "llvmlite", "numba", "numpy", "safetensors", "torch"},
-    "settings": {"pydantic", "pydantic_settings"},
-    "tiff_header": set(),
-    "tokenizer": {"tokenizers"},
-    "engine": {"numpy", "torch"},
-    "image_headers": set(),
-    "packing": {"bentoml"},
     "images": {"PIL", "numpy", "pydantic"},
-    "metrics": {"prometheus_client"},
+    "model": {"einops", "llvmlite", "numba", "numpy", "torch"},
+    "settings": {"pydantic", "pydantic_settings"},
+    "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
+    "engine": {"numpy", "torch"},
+    "export": {"PIL", "numpy", "supervision"},
     "limits": set(),
-    "marks": {"PIL", "numpy", "supervision"},
+    "metrics": {"prometheus_client"},
+    "packing": {"bentoml"},
     "types": {"pydantic"},
     "answers": {"pydantic"},
     "client": {"PIL", "httpx", "pydantic", "tqdm"},
@@ -94,7 +88,7 @@ LIBRARIES: dict[str, set[str]] = {
 
 
 def room_of(path: Path) -> str:
-    """`florence/model/vision.py` is in "model", `florence/hub.py` in "hub", `florence/__init__.py` in
+    """`florence/model/vision.py` is in "model", `florence/checkpoint/hub.py` in "hub", `florence/__init__.py` in
     "florence"."""
     parts = path.relative_to(PACKAGE).parts if path.is_relative_to(PACKAGE) else (path.name,)
     return "florence" if parts == ("__init__.py",) else parts[0].removesuffix(".py")
@@ -186,7 +180,7 @@ def test_the_client_needs_no_torch() -> None:
 def test_the_edges_need_no_torch() -> None:
     """Reading pictures, tokens and names needs their own libraries only."""
     assert not {"torch", "transformers"} & loaded_after(
-        "import florence.hub, florence.images, florence.tokenizer"
+        "import florence.checkpoint.hub, florence.images.decode, florence.checkpoint.tokenizer"
     )
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from hub_server import Cut, HubServer, Repository
 
+from florence.checkpoint.hub import resolve_checkpoint
 from florence.errors import CheckpointError
-from florence.hub import resolve_checkpoint
 
 NAME = "someone/small-florence"
 MEGABYTE = 2**20
@@ -45,7 +45,7 @@ SHARDED = {
 _PROGRAM = """
 import json, sys
 from florence.errors import CheckpointError
-from florence.hub import resolve_checkpoint
+from florence.checkpoint.hub import resolve_checkpoint
 try:
     found = resolve_checkpoint(sys.argv[1], sys.argv[2] or None)
 except CheckpointError as error:

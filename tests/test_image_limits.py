@@ -17,8 +17,8 @@ from pictures import FORMATS, drawn, header_only, pillows, same, saved
 from PIL import Image, ImageFile, PngImagePlugin
 
 from florence.errors import ImageError, ImageTooLarge, SettingsError
-from florence.image_headers import read_header
-from florence.images import ImageLimits, load_image, open_image
+from florence.images.decode import ImageLimits, load_image, open_image
+from florence.images.headers import read_header
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from pictures import MODES, STORABLE, digest, drawn, pillows, same, saved
 from PIL import Image, ImageOps
 
 from florence.errors import CheckpointError
-from florence.image_headers import read_header
-from florence.images import load_image, open_image, read_preprocessing, resize_pixels
+from florence.images.decode import load_image, open_image, read_preprocessing, resize_pixels
+from florence.images.headers import read_header
 
 
 @pytest.fixture(autouse=True)

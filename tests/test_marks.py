@@ -13,9 +13,9 @@ from pictures import saved
 from PIL import Image, ImageChops
 
 from florence.errors import ImageError, MissingLibrary, RequestError
-from florence.marks import Drawable
-from florence.marks.coco import coco_dataset
-from florence.marks.drawing import COLOURS
+from florence.export.annotation import Drawable
+from florence.export.coco import coco_dataset
+from florence.export.drawing import COLOURS
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
 

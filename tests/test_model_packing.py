@@ -13,8 +13,8 @@ from goldens import imagenet_normalize, load_float32
 from tiny import make_native
 from torch import nn
 
+from florence.checkpoint.weights import load_model
 from florence.model import cpu_team, onednn, packing
-from florence.model.checkpoint import load_model
 from florence.model.cpu_products import PanelWeight
 from florence.model.language import LanguageModel
 from florence.model.onednn import ACTIVATIONS, OPERATORS, OneDnnWeight

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from bentos import DEMO
 
+from florence.checkpoint.hub import ORIGIN, Checkpoint, checkpoint_files, copy_checkpoint, resolve_checkpoint
 from florence.errors import CheckpointError
-from florence.hub import ORIGIN, Checkpoint, checkpoint_files, copy_checkpoint, resolve_checkpoint
 from florence.packing import weights
 from florence.packing.weights import packed_settings
 from florence.settings import Settings

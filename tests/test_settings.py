@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from florence.engine.scheduler import TokenLimits
 from florence.errors import SettingsError
-from florence.images import ImageLimits
+from florence.images.decode import ImageLimits
 from florence.limits import token_limits
 from florence.settings import Settings, read_settings
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
+from florence.checkpoint.tokenizer import ADDED_TOKENS, Tokenizer, load_tokenizer
 from florence.errors import CheckpointError, TaskError
-from florence.tokenizer import ADDED_TOKENS, Tokenizer, load_tokenizer
 
 ORIGINAL_SIZE = 51289
 # A base vocabulary as small as can be: four special tokens and the 256 bytes.

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
 
-from florence.answers.banned import BANNED_PHRASES
 from florence.answers.outlines import LOCATION, read_outlines
+from florence.answers.stop_phrases import BANNED_PHRASES
 from florence.errors import RequestError
 from florence.types.regions import BINS, read_image_size
 from florence.types.tasks import TASKS, Kind

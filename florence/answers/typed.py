@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from florence.answers.banned import BANNED_PHRASES
 from florence.answers.lexemes import PADDING, Lexeme, LexemeKind, Scorer, read_lexemes
+from florence.answers.stop_phrases import BANNED_PHRASES
 from florence.errors import RequestError
 from florence.types.regions import locations_to_pixels
 from florence.types.results import (

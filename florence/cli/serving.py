@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 from florence.errors import SettingsError
 
-_DEMO: Final = "demo"  # as in florence.hub, whose import takes long
+_DEMO: Final = "demo"  # as in florence.checkpoint.hub, whose import takes long
 
 
 def serve(arguments: argparse.Namespace) -> NoReturn:

@@ -16,7 +16,7 @@ from florence.demo.scenes import Scene, Thing
 from florence.demo.shapes import RING_HOLE, Points
 from florence.demo.truths import caption, full
 from florence.demo.vocabulary import SHAPES, WORD
-from florence.marks.coco import polygon_area
+from florence.export.coco import polygon_area
 
 CATEGORIES = (*SHAPES, WORD)
 

@@ -15,8 +15,8 @@ from typing import Any
 import bentoml
 from bentoml.exceptions import BentoMLException, NotFound
 
+from florence.checkpoint.hub import Checkpoint, checkpoint_files, copy_checkpoint, resolve_checkpoint
 from florence.errors import CheckpointError
-from florence.hub import Checkpoint, checkpoint_files, copy_checkpoint, resolve_checkpoint
 from florence.settings import Settings
 
 ALIAS = "florence-packed-checkpoint"

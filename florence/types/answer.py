@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from florence.marks import DrawableAnswer
+from florence.export.annotation import DrawableAnswer
 from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
 
 

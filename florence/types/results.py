@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from florence.marks import Drawable, Mark, box_outline
+from florence.export.annotation import Drawable, Mark, box_outline
 
 Score = Annotated[
     float | None,

@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from florence.errors import CheckpointError, ImageError, ImageTooLarge, SettingsError
-from florence.image_headers import Header, read_header
+from florence.images.headers import Header, read_header
 
 # Pillow warns of "decompression bombs" above this many, and can only be told otherwise for a whole process.
 PILLOW_MAX_PIXELS = 89_478_485

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from florence.errors import MissingLibrary, RequestError
-from florence.marks import Mark
-from florence.marks.coco import category_name
+from florence.export.annotation import Mark
+from florence.export.coco import category_name
 
 if TYPE_CHECKING:
     import supervision

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from florence.errors import ImageError
-from florence.tiff_header import exif_orientation, read_tiff
+from florence.images.tiff import exif_orientation, read_tiff
 
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.
 MAX_BLOCKS = 500_000

@@ -14,8 +14,8 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 
 from florence.errors import ImageError
-from florence.images import load_image
-from florence.marks import Mark
+from florence.export.annotation import Mark
+from florence.images.decode import load_image
 
 Rgb = tuple[int, int, int]
 Place = tuple[float, float, float, float]  # left, top, right, bottom

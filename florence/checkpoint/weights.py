@@ -17,11 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from florence.errors import CheckpointError
-from florence.model.config import ModelConfig, read_config
-from florence.model.devices import keep_full_float32
-from florence.model.florence2 import Florence2Model
-from florence.model.layout import (
+from florence.checkpoint.layout import (
     BIAS,
     HEAD,
     SHARED,
@@ -31,6 +27,10 @@ from florence.model.layout import (
     is_transposed,
     shared_aliases,
 )
+from florence.errors import CheckpointError
+from florence.model.config import ModelConfig, read_config
+from florence.model.devices import keep_full_float32
+from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
 

@@ -69,7 +69,7 @@ class Drawable(ABC):
         path. `font`: a TrueType file for labels beyond Latin letters, which Pillow's own font lacks. Raises
         ImageError.
         """
-        from florence.marks.drawing import draw_marks
+        from florence.export.drawing import draw_marks
 
         return draw_marks(image, self.marks(), self.caption(), font)
 
@@ -79,9 +79,9 @@ class Drawable(ABC):
         """The marks as COCO annotations, numbered from 1; a text gives none.
 
         `categories`: ids by name. Without it they are numbered from 1 as they come; each annotation says its
-        `category_name`. `florence.marks.coco.coco_dataset` makes a whole data set of many answers.
+        `category_name`. `florence.export.coco.coco_dataset` makes a whole data set of many answers.
         """
-        from florence.marks.coco import coco_annotations, number_categories
+        from florence.export.coco import coco_annotations, number_categories
 
         marks = self.marks()
         if categories is None:
@@ -99,7 +99,7 @@ class Drawable(ABC):
         [N, H, W]; an answer's own `to_supervision` knows it. Raises MissingLibrary without the extra
         "supervision", RequestError without a needed size.
         """
-        from florence.marks.detections import to_detections
+        from florence.export.detections import to_detections
 
         return to_detections(self.marks(), image_size, categories)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from florence.marks import Drawable, Mark
+from florence.export.annotation import Drawable, Mark
 
 UNNAMED: Final = "object"  # the category of things without a label
 

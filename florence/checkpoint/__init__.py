@@ -1,0 +1,1 @@
+"""From a checkpoint's name to its files, configuration, tokenizer and weights."""

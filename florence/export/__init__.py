@@ -1,0 +1,1 @@
+"""Answers drawn on their picture, as COCO, or as supervision's detections."""

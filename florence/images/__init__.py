@@ -1,0 +1,1 @@
+"""Encoded pictures to the model's pixels. Knows nothing about tasks or models."""
