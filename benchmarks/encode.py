@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2ForConditionalGeneration
 
+from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
-from florence.model.config import read_config
 from florence.model.devices import keep_freed_memory
 from florence.model.florence2 import Florence2Model
 from florence.model.packing import Linear, pack

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from florence.checkpoint.config import read_config
 from florence.checkpoint.hub import resolve_checkpoint
 from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
@@ -21,7 +22,7 @@ from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
 from florence.errors import CheckpointError
 from florence.images.decode import ImageLimits, Preprocessing, read_preprocessing
 from florence.model import cpu_attention
-from florence.model.config import STRIDE, ModelConfig, read_config
+from florence.model.config import STRIDE, ModelConfig
 from florence.model.cpu_team import available
 from florence.model.decode import Kernel
 from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype

@@ -21,7 +21,7 @@ from florence.checkpoint.tokenizer import Tokenizer
 from florence.engine.request import Generation, GenerationOptions, Request, digest_of
 from florence.errors import OptionError, TaskError
 from florence.images.decode import ImageLimits, Preprocessing, load_image, resize_pixels
-from florence.model.generation import GenerationDefaults
+from florence.model.config import GenerationDefaults
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text

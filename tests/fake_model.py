@@ -19,7 +19,7 @@ from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed
 from florence.images.decode import ImageLimits, open_image
-from florence.model.generation import GenerationDefaults
+from florence.model.config import GenerationDefaults
 from florence.settings import Settings
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import read_generation_parameters

@@ -20,15 +20,15 @@ DOORS: dict[str, set[str]] = {
     "images": {"errors"},
     "model": {"errors"},
     "settings": {"errors"},
-    "checkpoint": {"errors", "model"},
-    "engine": {"errors", "futures", "model"},
     "export": {"errors", "images"},
+    "types": {"errors", "export"},
+    "answers": {"errors", "types"},
+    "checkpoint": {"errors", "model", "types"},
+    "client": {"errors", "types"},
+    "engine": {"errors", "futures", "model", "types"},
     "limits": {"engine", "images", "model", "settings"},
     "metrics": {"engine"},
     "packing": {"checkpoint", "errors", "settings"},
-    "types": {"errors", "export"},
-    "answers": {"errors", "types"},
-    "client": {"errors", "types"},
     "pipeline": {"answers", "checkpoint", "engine", "errors", "images", "model", "types"},
     "streams": {"answers"},
     "calls": {"answers", "engine", "errors", "futures", "pipeline", "streams", "types"},
@@ -56,15 +56,15 @@ LIBRARIES: dict[str, set[str]] = {
     "images": {"PIL", "numpy", "pydantic"},
     "model": {"einops", "llvmlite", "numba", "numpy", "torch"},
     "settings": {"pydantic", "pydantic_settings"},
-    "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
-    "engine": {"numpy", "torch"},
     "export": {"PIL", "numpy", "supervision"},
+    "types": {"pydantic"},
+    "answers": {"pydantic"},
+    "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
+    "client": {"PIL", "httpx", "pydantic", "tqdm"},
+    "engine": {"numpy", "torch"},
     "limits": set(),
     "metrics": {"prometheus_client"},
     "packing": {"bentoml"},
-    "types": {"pydantic"},
-    "answers": {"pydantic"},
-    "client": {"PIL", "httpx", "pydantic", "tqdm"},
     "pipeline": {"PIL", "numpy"},
     "streams": set(),
     "calls": set(),
@@ -88,7 +88,7 @@ LIBRARIES: dict[str, set[str]] = {
 
 
 def room_of(path: Path) -> str:
-    """`florence/model/vision.py` is in "model", `florence/checkpoint/hub.py` in "hub", `florence/__init__.py` in
+    """`florence/model/vision.py` is in "model", `florence/errors.py` in "errors", `florence/__init__.py` in
     "florence"."""
     parts = path.relative_to(PACKAGE).parts if path.is_relative_to(PACKAGE) else (path.name,)
     return "florence" if parts == ("__init__.py",) else parts[0].removesuffix(".py")

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from florence.checkpoint.config import read_config
 from florence.engine import encodes, readings
 from florence.engine import runner as runners
 from florence.engine.graphs import BucketSteps, Replay, Work
@@ -27,7 +28,7 @@ from florence.engine.readings import best_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Runner
 from florence.model import decode
-from florence.model.config import ModelConfig, read_config
+from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
 from florence.model.parts import last_of
 from florence.model.vision import Normalize

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tiny import make_native
 
+from florence.checkpoint.config import read_config
 from florence.errors import CheckpointError
-from florence.model.config import StackConfig, read_config
-from florence.model.generation import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY, GenerationDefaults
+from florence.model.config import GenerationDefaults, StackConfig
+from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY
 from florence.types.options import GenerationParameters
 
 

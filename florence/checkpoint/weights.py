@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from florence.checkpoint.config import read_config
 from florence.checkpoint.layout import (
     BIAS,
     HEAD,
@@ -28,7 +29,7 @@ from florence.checkpoint.layout import (
     shared_aliases,
 )
 from florence.errors import CheckpointError
-from florence.model.config import ModelConfig, read_config
+from florence.model.config import ModelConfig
 from florence.model.devices import keep_full_float32
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize

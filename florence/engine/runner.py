@@ -27,8 +27,8 @@ from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
 from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
-from florence.model.generation import MAX_BEAMS
 from florence.model.parts import Parts, last_of, waiting
+from florence.types.bounds import MAX_BEAMS
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20
 """Room for about a hundred pictures of Florence-2-large in bfloat16."""

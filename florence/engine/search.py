@@ -17,7 +17,7 @@ from torch import Tensor
 from florence.engine.reference import UNREACHABLE, TokenRules
 from florence.engine.request import GenerationOptions
 from florence.model.decode import Members
-from florence.model.generation import MAX_BEAMS
+from florence.types.bounds import MAX_BEAMS
 
 RUNNING, DONE, FAULTY = 0, 1, 2
 """What `SearchState.status` says of a slot; FAULTY: its logits were no numbers."""

@@ -1,20 +1,9 @@
-"""The sizes of a Florence-2 model, read from its `config.json`.
-
-Both schemas are read: the one of Microsoft's original repositories and the native one of `transformers`.
-What the code does not honour is refused here by name, before a tensor is touched. Knows nothing about
-tensors.
-"""
+"""What a checkpoint's files say: sizes and settings. Knows nothing about files or tensors."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from florence.errors import CheckpointError
-from florence.model.generation import GenerationDefaults, Source, read_generation
+from typing import Literal
 
 STAGES = 4
 """Stages of every DaViT."""
@@ -68,194 +57,27 @@ class TextConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """How a checkpoint wants its beams searched when the caller does not say.
+
+    The original runs `language_model.generate`, so `text_config` rules there and its `generation_config.json`
+    is never used; native checkpoints keep the same settings in `generation_config.json`. Where neither
+    names one, or it is null, the value of Microsoft's checkpoints holds. `early_stopping`: as
+    `engine.GenerationOptions` has it. A forced id of None forces nothing; null says so.
+    """
+
+    num_beams: int
+    no_repeat_ngram_size: int
+    early_stopping: bool | Literal["never"]
+    length_penalty: float
+    forced_bos_id: int | None
+    forced_eos_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """All that `config.json` and `generation_config.json` say of a checkpoint."""
 
     vision: VisionConfig
     text: TextConfig
     generation: GenerationDefaults
-
-
-def read_config(directory: Path) -> ModelConfig:
-    """Read `config.json` (and `generation_config.json` where it rules) of a checkpoint's directory.
-
-    Raises `CheckpointError` for a missing or malformed file and for anything that is not honoured.
-    """
-    raw = _read_json(directory / "config.json")
-    if raw.get("model_type") != "florence2":
-        raise CheckpointError(
-            f"{directory}: config.json has model_type {raw.get('model_type')!r}, expected 'florence2'"
-        )
-    vision, text = _Section(raw, "vision_config"), _Section(raw, "text_config")
-    native = "embed_dim" in vision.values
-    config = ModelConfig(
-        vision=_vision_config(vision, native),
-        text=_text_config(
-            text, tied_default=_Section({"config.json": raw}, "config.json").flag("tie_word_embeddings", True)
-        ),
-        generation=read_generation(_generation_sources(directory, text, native), text.integer("vocab_size")),
-    )
-    projection = vision.integer("projection_dim")
-    if projection != config.text.d_model:
-        raise CheckpointError(
-            f"vision_config.projection_dim is {projection}, but text_config.d_model is {config.text.d_model}"
-        )
-    return config
-
-
-def _vision_config(section: _Section, native: bool) -> VisionConfig:
-    section.require("patch_size", [7, 3, 3, 3])
-    section.require("patch_stride", [4, 2, 2, 2])
-    section.require("patch_padding", [3, 1, 1, 1])
-    section.require("patch_prenorm", [False, True, True, True])
-    section.require("image_feature_source", ["spatial_avg_pool", "temporal_avg_pool"])
-    section.require("activation_function", "gelu")
-    section.require("in_channels", 3)
-    if native:
-        positions, frames = (
-            section.integer("max_position_embeddings"),
-            section.integer("max_temporal_embeddings"),
-        )
-    else:
-        learned, cosine = (
-            _Section(section.values, "image_pos_embed"),
-            _Section(section.values, "visual_temporal_embedding"),
-        )
-        learned.require("type", "learned_abs_2d")
-        cosine.require("type", "COSINE")
-        positions, frames = learned.integer("max_pos_embeddings"), cosine.integer("max_temporal_embeddings")
-    dims = section.stages("embed_dim" if native else "dim_embed")
-    heads, groups = section.stages("num_heads"), section.stages("num_groups")
-    for name, counts in (("num_heads", heads), ("num_groups", groups)):
-        if any(dim % count for dim, count in zip(dims, counts, strict=True)):
-            raise CheckpointError(
-                f"vision_config.{name} {list(counts)} does not divide the dimensions {list(dims)}"
-            )
-    return VisionConfig(
-        dims=dims,
-        depths=section.stages("depths"),
-        heads=heads,
-        groups=groups,
-        window=section.integer("window_size"),
-        mlp_ratio=section.ratio("mlp_ratio", 4.0),
-        qkv_bias=section.flag("qkv_bias", True),
-        max_positions=positions,
-        max_frames=frames,
-    )
-
-
-def _text_config(section: _Section, tied_default: bool) -> TextConfig:
-    section.require("normalize_before", False)
-    section.require("add_final_layer_norm", False)
-    section.require("add_bias_logits", False)
-    activation = section.values.get("activation_function", "gelu")
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f"text_config.activation_function is {activation!r}, supported: {', '.join(ACTIVATIONS)}"
-        )
-    d_model = section.integer("d_model")
-    stacks = {
-        side: StackConfig(
-            layers=section.integer(f"{side}_layers"),
-            heads=section.integer(f"{side}_attention_heads"),
-            ffn_dim=section.integer(f"{side}_ffn_dim"),
-        )
-        for side in ("encoder", "decoder")
-    }
-    for side, stack in stacks.items():
-        if d_model % stack.heads:
-            raise CheckpointError(
-                f"text_config.{side}_attention_heads {stack.heads} does not divide d_model {d_model}"
-            )
-    return TextConfig(
-        vocab_size=section.integer("vocab_size"),
-        d_model=d_model,
-        max_positions=section.integer("max_position_embeddings"),
-        activation=activation,
-        scale_embedding=section.flag("scale_embedding", False),
-        tied_head=section.flag("tie_word_embeddings", tied_default),
-        encoder=stacks["encoder"],
-        decoder=stacks["decoder"],
-        start_id=section.token_id("decoder_start_token_id", 2),
-        bos_id=section.token_id("bos_token_id", 0),
-        pad_id=section.token_id("pad_token_id", 1),
-        eos_id=section.token_id("eos_token_id", 2),
-    )
-
-
-def _generation_sources(directory: Path, text: _Section, native: bool) -> list[Source]:
-    """Where a checkpoint's settings for generation are written; the first rules."""
-    sources: list[Source] = [(f"{directory / 'config.json'}, {text.name}", text.values)]
-    path = directory / "generation_config.json"
-    if native and path.is_file():
-        sources.append((str(path), _read_json(path)))
-    return sources
-
-
-class _Section:
-    """One object of `config.json`, with errors that say where in the file they are."""
-
-    def __init__(self, parent: Mapping[str, Any], name: str) -> None:
-        values = parent.get(name)
-        if not isinstance(values, dict):
-            raise CheckpointError(f"config.json has no object {name!r}")
-        self.name = name
-        self.values: dict[str, Any] = values
-
-    def integer(self, key: str) -> int:
-        value = self.values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a positive integer")
-        return value
-
-    def token_id(self, key: str, default: int) -> int:
-        value, size = self._given(key, default), self.integer("vocab_size")
-        if type(value) is not int or not 0 <= value < size:
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a token id from 0 to {size - 1}")
-        return value
-
-    def ratio(self, key: str, default: float) -> float:
-        value = self._given(key, default)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a positive number")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._given(key, default)
-        if not isinstance(value, bool):
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected true or false")
-        return value
-
-    def _given(self, key: str, default: object) -> Any:
-        """The value; the default for none, or null."""
-        value = self.values.get(key)
-        return default if value is None else value
-
-    def stages(self, key: str) -> tuple[int, ...]:
-        value = self.values.get(key)
-        if (
-            not isinstance(value, Sequence)
-            or len(value) != STAGES
-            or any(not isinstance(item, int) or item < 1 for item in value)
-        ):
-            raise CheckpointError(
-                f"{self.name}.{key} is {value!r}, expected {STAGES} positive integers, one a stage"
-            )
-        return tuple(value)
-
-    def require(self, key: str, supported: object) -> None:
-        value = self.values.get(key, supported)
-        if value != supported:
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, supported is only {supported!r}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds {type(values).__name__}, expected an object")
-    return values

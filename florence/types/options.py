@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from florence.errors import OptionError, quote
+from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY, MAX_TOKENS
 
 MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
@@ -23,15 +24,19 @@ class GenerationParameters(BaseModel):
         json_schema_extra={"examples": [{"num_beams": 3, "max_new_tokens": 1024}]},
     )
 
-    num_beams: int | None = Field(default=None, ge=1, le=8, description="Beams of the search; 1 is greedy.")
-    max_new_tokens: int | None = Field(default=None, ge=1, le=4096, description="Most tokens to generate.")
+    num_beams: int | None = Field(
+        default=None, ge=1, le=MAX_BEAMS, description="Beams of the search; 1 is greedy."
+    )
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_TOKENS, description="Most tokens to generate."
+    )
     min_new_tokens: int | None = Field(
-        default=None, ge=0, le=4096, description="Fewest tokens before the end."
+        default=None, ge=0, le=MAX_TOKENS, description="Fewest tokens before the end."
     )
     no_repeat_ngram_size: int | None = Field(
         default=None,
         ge=0,
-        le=4096,
+        le=MAX_NGRAM,
         description="Length of the token sequences that may not occur twice; 0 allows all.",
     )
     early_stopping: bool | Literal["never"] | None = Field(
@@ -39,11 +44,10 @@ class GenerationParameters(BaseModel):
         description="Whether the search ends as soon as it has as many finished answers as beams; never: not "
         "until no open beam can beat them even at full length.",
     )
-    # Within 10 even 4096 ** length_penalty is a float32.
     length_penalty: float | None = Field(
         default=None,
-        ge=-10,
-        le=10,
+        ge=-MAX_PENALTY,
+        le=MAX_PENALTY,
         allow_inf_nan=False,
         description="Above 0 favours long answers, below 0 short ones.",
     )

@@ -6,35 +6,14 @@ Knows values that were read as JSON, not files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from florence.errors import CheckpointError
-
-MAX_BEAMS: Final = 8
-MAX_NGRAM: Final = 4096
-MAX_PENALTY: Final = 10.0  # within it even 4096 ** length_penalty is a float32
+from florence.model.config import GenerationDefaults
+from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY
 
 Source = tuple[str, Mapping[str, Any]]
 """Where settings are written, for errors, and the settings."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """How a checkpoint wants its beams searched when the caller does not say.
-
-    The original runs `language_model.generate`, so `text_config` rules there and its `generation_config.json`
-    is never used; native checkpoints keep the same settings in `generation_config.json`. Where neither
-    names one, or it is null, the value of Microsoft's checkpoints holds. `early_stopping`: as
-    `engine.GenerationOptions` has it. A forced id of None forces nothing; null says so.
-    """
-
-    num_beams: int
-    no_repeat_ngram_size: int
-    early_stopping: bool | Literal["never"]
-    length_penalty: float
-    forced_bos_id: int | None
-    forced_eos_id: int | None
 
 
 def read_generation(sources: Sequence[Source], vocab_size: int) -> GenerationDefaults:
