@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from florence.model.cpu_attention import CpuAttention
+from florence.model.kernels.cpu.attention import CpuAttention
 
 LAYERS, HEADS, HEAD_DIM, ENCODED, GENERATED = 12, 16, 64, 590, 100
 ROUNDS = 9

@@ -29,7 +29,7 @@ from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.model.devices import keep_freed_memory
 from florence.model.florence2 import Florence2Model
-from florence.model.packing import Linear, pack
+from florence.model.kernels.linear import Linear, pack
 from florence.model.vision import Normalize
 
 PROMPT_LENGTH = 13

@@ -24,7 +24,7 @@ from florence.engine.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.model.devices import keep_freed_memory
 from florence.model.florence2 import Florence2Model
-from florence.model.packing import pack, quantize
+from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 
 PRECISIONS = ("bfloat16", "float32", "int8")

@@ -20,9 +20,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from florence.model.cpu_products import PanelWeight, Products
-from florence.model.onednn import OneDnnWeight
-from florence.model.packing import LaidOut
+from florence.model.kernels.cpu.products import PanelWeight, Products
+from florence.model.kernels.linear import LaidOut
+from florence.model.kernels.onednn import OneDnnWeight
 
 WEIGHT_BYTES = 2**29
 TURNS = 3

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from florence.checkpoint.weights import load_model
 from florence.engine.reference import TokenRules
 from florence.model.florence2 import Florence2Model
-from florence.model.packing import pack
+from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize
 
 SIZES = {  # d_model, layers, heads, ffn_dim, tower dimensions

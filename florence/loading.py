@@ -21,13 +21,13 @@ from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
 from florence.errors import CheckpointError
 from florence.images.decode import ImageLimits, Preprocessing, read_preprocessing
-from florence.model import cpu_attention
 from florence.model.config import STRIDE, ModelConfig
-from florence.model.cpu_team import available
 from florence.model.decode import Kernel
 from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype
 from florence.model.florence2 import Florence2Model
-from florence.model.packing import pack, quantize
+from florence.model.kernels.cpu import attention as cpu_attention
+from florence.model.kernels.cpu.openmp import available
+from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.pipeline import Pipeline
 from florence.types.tasks import TASKS

@@ -19,7 +19,7 @@ from florence.checkpoint.weights import load_model
 from florence.engine.reference import TokenRules
 from florence.engine.request import GenerationOptions
 from florence.model.florence2 import Florence2Model
-from florence.model.packing import pack
+from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

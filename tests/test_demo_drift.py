@@ -18,7 +18,7 @@ from florence.demo.evaluate import Exam
 from florence.demo.scenes import Limits
 from florence.demo.truths import full
 from florence.model.devices import has_vnni
-from florence.model.int8 import can_quantize
+from florence.model.kernels.int8 import can_quantize
 from florence.types.tasks import TASKS, Kind
 
 pytestmark = pytest.mark.usefixtures("evaluators")

@@ -28,9 +28,9 @@ from florence.engine.readings import best_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Runner
 from florence.model import decode
+from florence.model.chunks import last_of
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
-from florence.model.parts import last_of
 from florence.model.vision import Normalize
 
 PICTURE_TOKENS, SIDE = 5, 64

@@ -18,8 +18,8 @@ from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Runner
 from florence.model.caches import Caches, CacheSizes
+from florence.model.chunks import last_of
 from florence.model.florence2 import Florence2Model
-from florence.model.parts import last_of
 
 PICTURE_TOKENS, SLOTS = 5, 8
 SIZES = CacheSizes(SLOTS, 3 * SLOTS, encoder_room=60, decoder_room=20)

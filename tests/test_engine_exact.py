@@ -27,9 +27,9 @@ from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import DeadlineExceeded
-from florence.model.cpu_attention import CpuAttention
-from florence.model.cpu_team import available
 from florence.model.florence2 import Florence2Model
+from florence.model.kernels.cpu.attention import CpuAttention
+from florence.model.kernels.cpu.openmp import available
 
 SLOTS, ROOM, LONGEST_PROMPT, PICTURE_TOKENS = 6, 24, 32, 5
 PICTURES, REMEMBERED = 6, 3

@@ -25,8 +25,8 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.caches import Caches
+from florence.model.chunks import Parts, last_of, waiting
 from florence.model.florence2 import Florence2Model
-from florence.model.parts import Parts, last_of, waiting
 
 PICTURE_TOKENS, PROMPT_ROOM, PATIENCE_S = 5, 30, 60
 

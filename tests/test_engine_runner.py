@@ -21,9 +21,9 @@ from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.runner import Outcome, Runner
 from florence.errors import EngineError
-from florence.model.cpu_attention import CpuAttention
-from florence.model.cpu_team import available
 from florence.model.florence2 import Florence2Model
+from florence.model.kernels.cpu.attention import CpuAttention
+from florence.model.kernels.cpu.openmp import available
 
 SLOTS = 16
 

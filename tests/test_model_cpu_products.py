@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from florence.model.cpu_products import PanelWeight, Products
-from florence.model.cpu_team import DTYPES, available
-from florence.model.onednn import ACTIVATIONS
+from florence.model.kernels.cpu.openmp import DTYPES, available
+from florence.model.kernels.cpu.products import PanelWeight, Products
+from florence.model.kernels.onednn import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(not available(torch.float32), reason="no kernels here")
 
@@ -166,5 +166,5 @@ def test_what_does_not_fit_is_refused(products: Products) -> None:
 
 def test_numba_is_loaded_only_for_a_kernel() -> None:
     """A client of the model that never makes one needs no compiler."""
-    code = "import sys, florence.model.packing; assert 'numba' not in sys.modules"
+    code = "import sys, florence.model.kernels.linear; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,7 @@ from timm.models.davit import ChannelAttentionV2, DaVit
 
 from florence.model.config import VisionConfig
 from florence.model.davit import DaViT
-from florence.model.packing import pack
+from florence.model.kernels.linear import pack
 
 
 def make_config(window: int = 4, qkv_bias: bool = True) -> VisionConfig:

@@ -12,9 +12,9 @@ from goldens import load_float32
 from tiny import make_native
 
 from florence.model.devices import has_vnni
-from florence.model.int8 import Int8Weight, can_quantize
-from florence.model.onednn import ACTIVATIONS
-from florence.model.packing import Linear, pack, quantize
+from florence.model.kernels.int8 import Int8Weight, can_quantize
+from florence.model.kernels.linear import Linear, pack, quantize
+from florence.model.kernels.onednn import ACTIVATIONS
 
 CPU = torch.device("cpu")
 needs_int8 = pytest.mark.skipif(not (can_quantize(CPU) and has_vnni()), reason="no int8 here")

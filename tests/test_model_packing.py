@@ -14,11 +14,13 @@ from tiny import make_native
 from torch import nn
 
 from florence.checkpoint.weights import load_model
-from florence.model import cpu_team, onednn, packing
-from florence.model.cpu_products import PanelWeight
+from florence.model.kernels import linear as packing
+from florence.model.kernels import onednn
+from florence.model.kernels.cpu import openmp as cpu_team
+from florence.model.kernels.cpu.products import PanelWeight
+from florence.model.kernels.linear import Conv2d, Linear, pack
+from florence.model.kernels.onednn import ACTIVATIONS, OPERATORS, OneDnnWeight
 from florence.model.language import LanguageModel
-from florence.model.onednn import ACTIVATIONS, OPERATORS, OneDnnWeight
-from florence.model.packing import Conv2d, Linear, pack
 
 CPU = torch.device("cpu")
 HERE = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if onednn.available(CPU, dtype)]

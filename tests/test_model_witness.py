@@ -20,7 +20,7 @@ from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.loading import cpu_kernel
 from florence.model.florence2 import Florence2Model
-from florence.model.packing import pack
+from florence.model.kernels.linear import pack
 
 SIDES = {"tiny": 64, "base": 768}  # of a picture, pixels
 END = 1.5  # so long is the end token's row

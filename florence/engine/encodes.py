@@ -14,9 +14,9 @@ from torch import Tensor
 
 from florence.engine.graphs import MOST_RECORDED, Buckets, Recorder, Replay, round_up, warn_once
 from florence.model.caches import Caches
+from florence.model.chunks import Parts, last_of
 from florence.model.devices import pinned
 from florence.model.florence2 import Florence2Model
-from florence.model.parts import Parts, last_of
 
 Prompts = Sequence[Sequence[int]]
 

@@ -11,7 +11,7 @@ from florence.engine.decoding import Decoding
 from florence.engine.request import EngineTimings, Generation, Request
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.futures import settle
-from florence.model.parts import Parts
+from florence.model.chunks import Parts
 
 
 @dataclass(slots=True, eq=False)

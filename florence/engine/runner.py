@@ -25,9 +25,9 @@ from florence.engine.search import DONE, FAULTY, RUNNING, SearchState
 from florence.engine.steps import DenseSteps, Stage, Steps, TightSteps
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
+from florence.model.chunks import Parts, last_of, waiting
 from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
-from florence.model.parts import Parts, last_of, waiting
 from florence.types.bounds import MAX_BEAMS
 
 DEFAULT_FEATURE_BYTES = 128 * 2**20

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from florence.model.chunks import Parts, last_of
 from florence.model.config import VisionConfig
-from florence.model.packing import Conv2d, Linear
-from florence.model.parts import Parts, last_of
+from florence.model.kernels.linear import Conv2d, Linear
 
 
 class WindowAttention(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from florence.errors import SettingsError
-from florence.model.int8 import can_quantize
+from florence.model.kernels.int8 import can_quantize
 
 CPUINFO = Path("/proc/cpuinfo")
 

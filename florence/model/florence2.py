@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from florence.model.chunks import Parts
 from florence.model.config import ModelConfig
 from florence.model.language import LanguageModel
-from florence.model.parts import Parts
 from florence.model.vision import Normalize, VisionEncoder
 
 

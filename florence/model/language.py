@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from florence.model.chunks import Parts, last_of
 from florence.model.config import StackConfig, TextConfig
-from florence.model.packing import Linear
-from florence.model.parts import Parts, last_of
+from florence.model.kernels.linear import Linear
 
 POSITION_OFFSET = 2
 """BART's position table starts with two rows that no position uses."""

@@ -12,10 +12,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from florence.model.chunks import Parts, last_of
 from florence.model.config import VisionConfig
 from florence.model.davit import DaViT
-from florence.model.packing import Linear
-from florence.model.parts import Parts, last_of
+from florence.model.kernels.linear import Linear
 
 LEVELS = 256
 

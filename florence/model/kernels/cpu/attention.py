@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from florence.model.cpu_team import DTYPES, Team, rows_of
+from florence.model.kernels.cpu.openmp import DTYPES, Team, rows_of
 
 BUNDLE = 8
 """Rows that are done one behind the other in `own`: beams share most of their past, which stays cached."""
@@ -29,7 +29,7 @@ class CpuAttention:
     """
 
     def __init__(self, dtype: torch.dtype, head_dim: int, threads: int | None) -> None:
-        from florence.model import cpu_attention_kernel
+        from florence.model.kernels.cpu import attention_kernel as cpu_attention_kernel
 
         if dtype not in DTYPES:
             raise ValueError(f"no kernel for {dtype}; there are ones for {', '.join(map(str, DTYPES))}")

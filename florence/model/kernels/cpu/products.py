@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from florence.model.activations import activate
-from florence.model.cpu_team import DTYPES, Team, rows_of
+from florence.model.kernels.activations import activate
+from florence.model.kernels.cpu.openmp import DTYPES, Team, rows_of
 
 TASKS = 16
 """Tasks of each thread that a product is cut into: whoever is done first takes what is left."""
@@ -31,7 +31,8 @@ class Products:
     """
 
     def __init__(self, dtype: torch.dtype, threads: int | None = None, lanes: int | None = None) -> None:
-        from florence.model import cpu_panels, cpu_product_kernel
+        from florence.model.kernels.cpu import panels as cpu_panels
+        from florence.model.kernels.cpu import product_kernel as cpu_product_kernel
 
         if dtype not in DTYPES:
             raise ValueError(f"no kernel for {dtype}; there are ones for {', '.join(map(str, DTYPES))}")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numba import carray, cfunc, from_dtype, types
 
-from florence.model.cpu_panels import CHUNK, LOAD, ROW_BYTES, Panels
-from florence.model.cpu_team import NEXT_TASK, NEXT_THREAD, job_type
-from florence.model.cpu_vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
+from florence.model.kernels.cpu.openmp import NEXT_TASK, NEXT_THREAD, job_type
+from florence.model.kernels.cpu.panels import CHUNK, LOAD, ROW_BYTES, Panels
+from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
 
 BLOCK_BYTES = 800 * 1024
 """The most working memory of a block: it stays in the second cache while the panels pass."""

@@ -13,7 +13,7 @@ import torch
 from llvmlite import ir
 from numba import types
 
-from florence.model.cpu_vectors import (
+from florence.model.kernels.cpu.vectors import (
     AHEAD_BYTES,
     F16,
     F32,

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence.model import cpu_team, onednn
-from florence.model.activations import activate
-from florence.model.cpu_products import PanelWeight, Products
 from florence.model.devices import has_fast_bf16
-from florence.model.int8 import Int8Weight
+from florence.model.kernels import onednn
+from florence.model.kernels.activations import activate
+from florence.model.kernels.cpu import openmp as cpu_team
+from florence.model.kernels.cpu.products import PanelWeight, Products
+from florence.model.kernels.int8 import Int8Weight
 
 
 class LaidOut(Protocol):

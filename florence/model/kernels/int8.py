@@ -12,7 +12,7 @@ import platform
 import torch
 from torch import Tensor
 
-from florence.model.activations import activate
+from florence.model.kernels.activations import activate
 
 STEPS = 127
 """Steps from zero to the largest value of a row or of an output's weights."""

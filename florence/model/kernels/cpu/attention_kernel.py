@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numba import carray, cfunc, from_dtype, types
 
-from florence.model.cpu_team import FAULTS, NEXT_TASK, NEXT_THREAD, job_type
-from florence.model.cpu_tiles import TILE, Tiles
-from florence.model.cpu_vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
+from florence.model.kernels.cpu.openmp import FAULTS, NEXT_TASK, NEXT_THREAD, job_type
+from florence.model.kernels.cpu.tiles import TILE, Tiles
+from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
 
 ROWS = 8
 """Query rows that share a tile's widening; a group of more is done in parts."""
