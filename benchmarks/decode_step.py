@@ -22,8 +22,8 @@ from transformers import Florence2ForConditionalGeneration, StoppingCriteria, St
 from transformers.modeling_outputs import BaseModelOutput
 
 from florence.engine.decoding import Decoding
+from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Runner
 from florence.loading import cpu_kernel
 from florence.model.florence2 import Florence2Model
 

@@ -31,9 +31,9 @@ from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, GenerationOptions, Request
-from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.loading import cpu_kernel
 from florence.model.devices import bound_kernel_caches, keep_freed_memory

@@ -32,10 +32,10 @@ from transformers import Florence2ForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence.engine.decoding import Decoding
-from florence.engine.graphs import CudaRecorder, PlainRecorder
+from florence.engine.device.graphs import CudaRecorder, PlainRecorder
+from florence.engine.device.reference import generate_alone
+from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
-from florence.engine.reference import generate_alone
-from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.florence2 import Florence2Model
 

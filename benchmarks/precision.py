@@ -20,7 +20,7 @@ import torch
 from random_models import RULES, SIDE, SIZES, VOCAB, make_native
 
 from florence.checkpoint.weights import load_model
-from florence.engine.reference import generate_alone
+from florence.engine.device.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.model.devices import keep_freed_memory
 from florence.model.florence2 import Florence2Model

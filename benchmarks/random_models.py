@@ -16,7 +16,7 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence.checkpoint.weights import load_model
-from florence.engine.reference import TokenRules
+from florence.engine.device.reference import TokenRules
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize

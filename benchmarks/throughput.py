@@ -35,9 +35,9 @@ from closed_loop import TASKS, generate_static, options, requests, throughput
 from random_models import SIZES, convert, make_native, picture_tokens
 from transformers import Florence2ForConditionalGeneration
 
+from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import Request
-from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.loading import cpu_kernel
 from florence.model.devices import bound_kernel_caches, keep_freed_memory

@@ -17,8 +17,8 @@ from PIL import Image
 
 from florence.answers.answer import Answer
 from florence.calls import Call, Calls, failed
+from florence.engine.device.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.observer import Observer
-from florence.engine.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import ImageError
 from florence.images.decode import ImageLimits, load_image

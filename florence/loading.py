@@ -14,10 +14,10 @@ from florence.checkpoint.config import read_config
 from florence.checkpoint.hub import resolve_checkpoint
 from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
-from florence.engine.graphs import CudaRecorder
+from florence.engine.device.graphs import CudaRecorder
+from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
-from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
 from florence.errors import CheckpointError
 from florence.images.decode import ImageLimits, Preprocessing, read_preprocessing

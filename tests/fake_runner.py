@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from florence.engine.decoding import Decoding
+from florence.engine.device.reference import Hypothesis
 from florence.engine.loop import Engine
-from florence.engine.places import Places
-from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.scheduler import TokenLimits
+from florence.engine.slots import Places
 from florence.errors import EngineError
 
 TOKENS = TokenLimits(max_new_tokens=100, max_prompt_tokens=10)

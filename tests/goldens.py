@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from florence.checkpoint.weights import load_model
-from florence.engine.reference import TokenRules
+from florence.engine.device.reference import TokenRules
 from florence.engine.request import GenerationOptions
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack

@@ -21,12 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from florence.checkpoint.config import read_config
-from florence.engine import encodes, readings
-from florence.engine import runner as runners
-from florence.engine.graphs import BucketSteps, Replay, Work
-from florence.engine.readings import best_of
+from florence.engine.device import encodes
+from florence.engine.device import readback as readings
+from florence.engine.device import runner as runners
+from florence.engine.device.graphs import BucketSteps, Replay, Work
+from florence.engine.device.readback import best_of
+from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Runner
 from florence.model import decode
 from florence.model.chunks import last_of
 from florence.model.config import ModelConfig

@@ -12,11 +12,11 @@ from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
-from florence.engine.encodes import BucketEncodes, PlainEncodes
-from florence.engine.graphs import Buckets, BucketSteps, PlainRecorder, Recorder, Replay, Work
-from florence.engine.reference import Hypothesis, generate_alone
+from florence.engine.device.encodes import BucketEncodes, PlainEncodes
+from florence.engine.device.graphs import Buckets, BucketSteps, PlainRecorder, Recorder, Replay, Work
+from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Runner
 from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import last_of
 from florence.model.florence2 import Florence2Model

@@ -20,11 +20,11 @@ from shared_pool import SharedPool
 from tiny import make_native
 from waiting import PATIENCE_S, wait_until
 
+from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import Ending, Observer
-from florence.engine.reference import Hypothesis, generate_alone
 from florence.engine.request import Generation, GenerationOptions, Request
-from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import DeadlineExceeded
 from florence.model.florence2 import Florence2Model

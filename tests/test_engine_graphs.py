@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence.engine.graphs import Buckets, PlainRecorder, doubling, round_up
+from florence.engine.device.graphs import Buckets, PlainRecorder, doubling, round_up
 
 
 @given(first=st.integers(1, 64), last=st.integers(1, 5000))
@@ -59,7 +59,7 @@ def test_recorded_work_gives_what_the_buffers_hold_at_each_replay() -> None:
 
 @pytest.mark.gpu
 def test_a_cuda_graph_does_too() -> None:
-    from florence.engine.graphs import CudaRecorder
+    from florence.engine.device.graphs import CudaRecorder
 
     buffer = torch.zeros(3, device="cuda")
     work = lambda: [buffer * 2]  # noqa: E731

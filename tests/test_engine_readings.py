@@ -12,15 +12,15 @@ from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
-from florence.engine import runner as runners
 from florence.engine.decoding import Decoding
-from florence.engine.graphs import PlainRecorder
-from florence.engine.places import Place
-from florence.engine.readings import Reading
-from florence.engine.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device import runner as runners
+from florence.engine.device.graphs import PlainRecorder
+from florence.engine.device.readback import Reading
+from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device.runner import Runner
+from florence.engine.device.search import SearchState
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Runner
-from florence.engine.search import SearchState
+from florence.engine.slots import Place
 
 RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
 ROOM, SLOTS = 12, 6

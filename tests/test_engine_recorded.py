@@ -17,12 +17,12 @@ from shared_pool import SharedPool
 from tiny import make_native
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from florence.engine import encodes, graphs
-from florence.engine.graphs import BucketSteps, PlainRecorder
+from florence.engine.device import encodes, graphs
+from florence.engine.device.graphs import BucketSteps, PlainRecorder
+from florence.engine.device.reference import generate_alone
+from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
-from florence.engine.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.caches import Caches
 from florence.model.chunks import Parts, last_of, waiting

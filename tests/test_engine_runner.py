@@ -16,10 +16,10 @@ from goldens import load_float32
 from tiny import make_native
 
 from florence.engine.decoding import Decoding
-from florence.engine.graphs import PlainRecorder
-from florence.engine.reference import Hypothesis, generate_alone
+from florence.engine.device.graphs import PlainRecorder
+from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.runner import Outcome, Runner
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Outcome, Runner
 from florence.errors import EngineError
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention

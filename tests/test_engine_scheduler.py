@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from florence.engine.places import Place, Places
 from florence.engine.scheduler import STEPS_BETWEEN_ENCODES, BatchLimits, Pace, Scheduler
+from florence.engine.slots import Place, Places
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from goldens import Goldens, load_float32, options_of, remember_pictures, rules_
 from safetensors.torch import load_file, save_file
 
 from florence.engine.decoding import Decoding
-from florence.engine.reference import Hypothesis, generate_alone
+from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.runner import Runner
 from florence.engine.request import Request
-from florence.engine.runner import Runner
 
 
 def request_of(goldens: Goldens, case: dict[str, Any], row: int) -> Request:

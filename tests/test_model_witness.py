@@ -13,10 +13,10 @@ from goldens import load_float32
 from tiny import make_native
 from transformers import Florence2ForConditionalGeneration
 
+from florence.engine.device.reference import TokenRules, generate_alone
+from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
-from florence.engine.reference import TokenRules, generate_alone
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.loading import cpu_kernel
 from florence.model.florence2 import Florence2Model

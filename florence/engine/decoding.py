@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from florence.engine.places import Place
 from florence.engine.request import Request
+from florence.engine.slots import Place
 
 
 @dataclass(slots=True, eq=False)

@@ -22,12 +22,12 @@ from concurrent.futures import Future
 import torch
 
 from florence.engine.decoding import Decoding
+from florence.engine.device.reference import Hypothesis
+from florence.engine.device.runner import Runner
 from florence.engine.entry import Encoding, Entry, fault_of, stopped
 from florence.engine.observer import Ending, Observer
 from florence.engine.pending import Pending
-from florence.engine.reference import Hypothesis
 from florence.engine.request import Generation, Request
-from florence.engine.runner import Runner
 from florence.engine.scheduler import BatchLimits, Pace, Scheduler, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from florence.engine.reference import UNREACHABLE, TokenRules
+from florence.engine.device.reference import UNREACHABLE, TokenRules
 from florence.engine.request import GenerationOptions
 from florence.model.decode import Members
 from florence.types.bounds import MAX_BEAMS

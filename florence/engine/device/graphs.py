@@ -16,9 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from florence.engine.places import Place
-from florence.engine.search import StepShape
-from florence.engine.steps import Decoding, Stage, dense_members, extent_of, seats_of, shape_of
+from florence.engine.device.search import StepShape
+from florence.engine.device.steps import Decoding, Stage, dense_members, extent_of, seats_of, shape_of
+from florence.engine.slots import Place
 from florence.model.decode import Members
 
 log = logging.getLogger(__name__)

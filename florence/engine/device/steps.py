@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from florence.engine.places import Place
-from florence.engine.search import SearchState, StepShape, advance
+from florence.engine.device.search import SearchState, StepShape, advance
+from florence.engine.slots import Place
 from florence.model.caches import Caches
 from florence.model.decode import DenseAttention, Kernel, KernelAttention, Members, decode_step
 from florence.model.language import LanguageModel

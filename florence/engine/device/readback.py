@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from florence.engine.decoding import Decoding
-from florence.engine.reference import Hypothesis
-from florence.engine.search import SearchState
+from florence.engine.device.reference import Hypothesis
+from florence.engine.device.search import SearchState
 from florence.model.devices import pinned
 
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from florence.engine.decoding import Decoding
-from florence.engine.encodes import BucketEncodes, Encodes, PlainEncodes
-from florence.engine.features import FeatureCache
-from florence.engine.graphs import Buckets, BucketSteps, Recorder
-from florence.engine.places import Place, Places
-from florence.engine.readings import Reading
-from florence.engine.reference import Hypothesis, TokenRules
+from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
+from florence.engine.device.features import FeatureCache
+from florence.engine.device.graphs import Buckets, BucketSteps, Recorder
+from florence.engine.device.readback import Reading
+from florence.engine.device.reference import Hypothesis, TokenRules
+from florence.engine.device.search import DONE, FAULTY, RUNNING, SearchState
+from florence.engine.device.steps import DenseSteps, Stage, Steps, TightSteps
 from florence.engine.request import Request
-from florence.engine.search import DONE, FAULTY, RUNNING, SearchState
-from florence.engine.steps import DenseSteps, Stage, Steps, TightSteps
+from florence.engine.slots import Place, Places
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import Parts, last_of, waiting

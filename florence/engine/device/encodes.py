@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from florence.engine.graphs import MOST_RECORDED, Buckets, Recorder, Replay, round_up, warn_once
+from florence.engine.device.graphs import MOST_RECORDED, Buckets, Recorder, Replay, round_up, warn_once
 from florence.model.caches import Caches
 from florence.model.chunks import Parts, last_of
 from florence.model.devices import pinned
