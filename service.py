@@ -20,7 +20,6 @@ import bentoml
 
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.limits import batch_limits, image_limits, token_limits
 from florence.metrics import EngineMetrics, Labels
 from florence.packing.image import image_settings
 from florence.packing.weights import CheckpointModel, packed_settings
@@ -31,6 +30,7 @@ from florence.protocol.inference import Inference
 from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
 from florence.protocol.replies import Model
 from florence.protocol.typed import endpoint
+from florence.runtime.limits import batch_limits, image_limits, token_limits
 from florence.settings import Settings, read_settings
 
 if TYPE_CHECKING:

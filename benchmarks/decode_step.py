@@ -24,8 +24,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from florence.engine.decoding import Decoding
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
-from florence.loading import cpu_kernel
 from florence.model.florence2 import Florence2Model
+from florence.runtime.loading import cpu_kernel
 
 ENCODER_LENGTH = 590
 FIRST, LAST = 8, 24

@@ -35,9 +35,9 @@ from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.scheduler import BatchLimits, TokenLimits
-from florence.loading import cpu_kernel
 from florence.model.devices import bound_kernel_caches, keep_freed_memory
 from florence.model.florence2 import Florence2Model
+from florence.runtime.loading import cpu_kernel
 
 PROMPT_TOKENS = {
     "CAPTION": 8,

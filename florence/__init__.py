@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from florence.answers import parse_answer
-    from florence.florence2 import Florence2
+    from florence.runtime.florence2 import Florence2
 
 __all__ = ["Florence2", "parse_answer"]
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "Florence2":
-        from florence.florence2 import Florence2
+        from florence.runtime.florence2 import Florence2
 
         return Florence2
     if name == "parse_answer":

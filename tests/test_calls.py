@@ -21,14 +21,15 @@ import pytest
 from fake_runner import PATIENCE_S, FakeRunner
 from waiting import wait_until
 
-from florence import Florence2, calls
+from florence import Florence2
 from florence.answers.answer import Answer
-from florence.calls import IMAGE_THREADS, Call, Calls
 from florence.engine.loop import Engine
 from florence.engine.observer import Ending, Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, ImageError, Overloaded, TaskError
-from florence.pipeline import Picture, SharedPicture
+from florence.runtime import dispatcher as calls
+from florence.runtime.dispatcher import IMAGE_THREADS, Call, Calls
+from florence.runtime.pipeline import Picture, SharedPicture
 
 MAX_QUEUE = 4
 

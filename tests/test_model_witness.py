@@ -18,9 +18,9 @@ from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.scheduler import BatchLimits, TokenLimits
-from florence.loading import cpu_kernel
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
+from florence.runtime.loading import cpu_kernel
 
 SIDES = {"tiny": 64, "base": 768}  # of a picture, pixels
 END = 1.5  # so long is the end token's row

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from florence.engine.scheduler import TokenLimits
 from florence.errors import SettingsError
 from florence.images.decode import ImageLimits
-from florence.limits import token_limits
+from florence.runtime.limits import token_limits
 from florence.settings import Settings, read_settings
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from florence import Florence2
 from florence.errors import DeadlineExceeded, OptionError, TaskError
-from florence.streams import Teller
+from florence.runtime.streaming import Teller
 from florence.types.options import GenerationParameters
 
 PATIENCE_S = 60.0

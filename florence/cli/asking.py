@@ -24,7 +24,7 @@ from florence.types.results import Detections, OcrRegions, Result, Segmentation,
 from florence.types.tasks import Input, get_task
 
 if TYPE_CHECKING:
-    from florence.florence2 import Florence2
+    from florence.runtime.florence2 import Florence2
 
 Ask = Callable[[Any], TaskAnswer[Any]]
 """From a picture (a path or bytes) to its answer."""
@@ -98,8 +98,8 @@ def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str |
 
 def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
-    from florence.florence2 import Florence2
-    from florence.limits import batch_limits, image_limits, token_limits
+    from florence.runtime.florence2 import Florence2
+    from florence.runtime.limits import batch_limits, image_limits, token_limits
 
     settings = read_settings()
     device = settings.device.partition(",")[0]  # a list is for the service's workers

@@ -14,7 +14,7 @@ from PIL import Image
 
 from florence.answers.answer import Answer
 from florence.client import Client
-from florence.florence2 import Florence2
+from florence.runtime.florence2 import Florence2
 from florence.types.results import Result
 from florence.types.tasks import Input, get_task
 

@@ -22,7 +22,7 @@ from florence.demo.evaluate import Exam, exam_parser, run, scenes_of, write_json
 from florence.demo.grading import Grade
 from florence.demo.metrics import Figures, mean
 from florence.demo.report import finite
-from florence.florence2 import Florence2
+from florence.runtime.florence2 import Florence2
 
 ALL: Final = "all tasks"
 _LOCATION = re.compile(r"<loc_(\d+)>")

@@ -28,7 +28,7 @@ from florence.demo.scenes import MOST_THINGS, Limits, Scene, Split, scene_rng
 from florence.demo.truths import Question, questions
 from florence.demo.typeface import Typeface
 from florence.errors import FlorenceError
-from florence.florence2 import Florence2
+from florence.runtime.florence2 import Florence2
 from florence.types.results import Result
 from florence.types.tasks import TASKS, get_task
 

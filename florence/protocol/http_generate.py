@@ -25,7 +25,7 @@ from florence.protocol.generate import (
 from florence.protocol.replies import checkpoint_header, json_reply, off_loop
 from florence.protocol.tensors import InferRequest
 from florence.protocol.v2_request import answering, check_path, inference_of, left, read_body
-from florence.streams import OnText
+from florence.runtime.streaming import OnText
 
 
 @answering

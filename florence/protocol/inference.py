@@ -17,7 +17,7 @@ from florence.errors import ClientLeft, Closed, DeadlineExceeded, FlorenceError,
 from florence.protocol.replies import Model, log_answer, stopped
 from florence.protocol.statistics import Reason, Spans, Statistics
 from florence.protocol.tensors import InferRequest, Row, of_row, read_rows
-from florence.streams import OnText
+from florence.runtime.streaming import OnText
 from florence.types.options import GenerationParameters, read_generation_parameters
 
 LEAST_TIMEOUT_US: Final = 1000

@@ -21,11 +21,11 @@ from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import ClientLeft, Closed, DeadlineExceeded, FlorenceError, Unavailable
-from florence.streams import OnText
+from florence.runtime.streaming import OnText
 
 if TYPE_CHECKING:
-    from florence.florence2 import RunOptions
-    from florence.pipeline import TaskText
+    from florence.runtime.florence2 import RunOptions
+    from florence.runtime.pipeline import TaskText
 
 logger = logging.getLogger("florence.service")
 

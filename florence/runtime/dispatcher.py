@@ -20,9 +20,9 @@ from florence.engine.loop import Engine
 from florence.engine.observer import Ending, Observer
 from florence.engine.request import Generation
 from florence.errors import Closed, DeadlineExceeded, OptionError, Overloaded, TaskError
-from florence.futures import settle
-from florence.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
-from florence.streams import OnText, Teller
+from florence.runtime.futures import settle
+from florence.runtime.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
+from florence.runtime.streaming import OnText, Teller
 from florence.types.options import read_generation_parameters
 
 IMAGE_THREADS = 2

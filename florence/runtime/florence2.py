@@ -16,15 +16,15 @@ from typing import Any, Literal, TypedDict, Unpack
 from PIL import Image
 
 from florence.answers.answer import Answer
-from florence.calls import Call, Calls, failed
 from florence.engine.device.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import ImageError
 from florence.images.decode import ImageLimits, load_image
-from florence.loading import Loaded, LoadOptions, load
-from florence.pipeline import Picture, SharedPicture, TaskText
-from florence.streams import AnswerStream, OnText
+from florence.runtime.dispatcher import Call, Calls, failed
+from florence.runtime.loading import Loaded, LoadOptions, load
+from florence.runtime.pipeline import Picture, SharedPicture, TaskText
+from florence.runtime.streaming import AnswerStream, OnText
 
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
 """Picture, task, and the task's text or region where it takes one."""

@@ -29,7 +29,7 @@ from florence.model.kernels.cpu import attention as cpu_attention
 from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
-from florence.pipeline import Pipeline
+from florence.runtime.pipeline import Pipeline
 from florence.types.tasks import TASKS
 
 log = logging.getLogger(__name__)

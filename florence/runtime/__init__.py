@@ -1,0 +1,1 @@
+"""Florence-2 as a Python library."""
