@@ -1,7 +1,7 @@
 """The BentoML service: settings to a loaded model, the typed endpoints, the v2 routes, start and stop.
 
 `bentoml serve` finds `service` in here. Knows BentoML and the settings; HTTP bodies are
-`florence.protocol`'s and models `florence.Florence2`'s business. One worker process holds one model on one
+`florence.server`'s and models `florence.Florence2`'s business. One worker process holds one model on one
 device.
 """
 
@@ -20,21 +20,21 @@ import bentoml
 
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.metrics import EngineMetrics, Labels
 from florence.packing.image import image_settings
 from florence.packing.weights import CheckpointModel, packed_settings
-from florence.protocol.about import create_about_app
-from florence.protocol.analyze import analyze_endpoint
-from florence.protocol.http import INFER_PATHS, create_v2_app
-from florence.protocol.inference import Inference
-from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
-from florence.protocol.replies import Model
-from florence.protocol.typed import endpoint
 from florence.runtime.limits import batch_limits, image_limits, token_limits
+from florence.server.metrics import EngineMetrics, Labels
+from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
+from florence.server.replies import Model
+from florence.server.typed.about import create_about_app
+from florence.server.typed.analyze import analyze_endpoint
+from florence.server.typed.endpoints import endpoint
+from florence.server.v2.http_app import INFER_PATHS, create_v2_app
+from florence.server.v2.inference import Inference
 from florence.settings import Settings, read_settings
 
 if TYPE_CHECKING:
-    from florence.protocol.grpc_server import GrpcServer
+    from florence.server.v2.grpc_server import GrpcServer
 
 logger = logging.getLogger("florence.service")
 
@@ -163,7 +163,7 @@ class TaskService:
         """The v2 protocol on a port of its own, on this process's event loop."""
         if self.settings.grpc_port == 0:
             return
-        from florence.protocol.grpc_server import GrpcServer
+        from florence.server.v2.grpc_server import GrpcServer
 
         host, port = self.settings.grpc_host, self.settings.grpc_port
         server = GrpcServer(self.inference, self.settings.max_body_bytes, shared=len(self.devices) > 1)

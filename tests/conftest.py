@@ -18,8 +18,8 @@ from florence import Florence2
 from florence.cli import main
 from florence.engine.loop import Engine
 from florence.engine.scheduler import BatchLimits
-from florence.protocol.http import create_v2_app
-from florence.protocol.inference import Inference
+from florence.server.v2.http_app import create_v2_app
+from florence.server.v2.inference import Inference
 from florence.settings import Settings
 
 

@@ -13,8 +13,8 @@ from v2 import send
 from florence import Florence2, __version__
 from florence.engine.scheduler import BatchLimits
 from florence.images.decode import ImageLimits
-from florence.protocol.about import create_about_app
-from florence.protocol.inference import Inference
+from florence.server.typed.about import create_about_app
+from florence.server.v2.inference import Inference
 from florence.types.info import ModelInfo, ServiceInfo
 
 

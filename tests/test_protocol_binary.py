@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from v2 import INFER, parse_infer_request, picture, request, send
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.protocol.http import create_v2_app
-from florence.protocol.infer_body import build_binary_answer
-from florence.protocol.inference import Inference
-from florence.protocol.tensors import pack, read_rows, unpack
+from florence.server.v2.http_app import create_v2_app
+from florence.server.v2.infer_body import build_binary_answer
+from florence.server.v2.inference import Inference
+from florence.server.v2.tensors import pack, read_rows, unpack
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
 

@@ -16,13 +16,13 @@ from starlette.applications import Starlette
 from v2 import INFER, request, send
 
 from florence.errors import BodyTooLarge, FlorenceError, ProtocolError, UnknownEncoding
-from florence.protocol.compression import (
+from florence.server.v2.compression import (
     choose_encoding,
     compress,
     decompress,
 )
-from florence.protocol.http import create_v2_app
-from florence.protocol.inference import Inference
+from florence.server.v2.http_app import create_v2_app
+from florence.server.v2.inference import Inference
 
 MAX_BYTES = 100_000
 ENCODINGS = st.sampled_from(["gzip", "deflate"])

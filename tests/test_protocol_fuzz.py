@@ -19,10 +19,10 @@ from test_protocol_grpc_messages import message
 from v2 import parse_infer_request, picture
 
 from florence.errors import FlorenceError
-from florence.protocol.compression import compress, decompress
-from florence.protocol.generate import parse_generate_request
-from florence.protocol.grpc_messages import read_infer_request
-from florence.protocol.tensors import pack, read_rows
+from florence.server.v2.compression import compress, decompress
+from florence.server.v2.generate import parse_generate_request
+from florence.server.v2.grpc_messages import read_infer_request
+from florence.server.v2.tensors import pack, read_rows
 
 MIB = 1024 * 1024
 ROOM = 200_000  # bytes that any request may take

@@ -15,8 +15,8 @@ from starlette.applications import Starlette
 from v2 import PICTURE, picture, send
 
 from florence.errors import FlorenceError
-from florence.protocol.generate import build_event, build_generate_answer, parse_generate_request
-from florence.protocol.tensors import read_rows
+from florence.server.v2.generate import build_event, build_generate_answer, parse_generate_request
+from florence.server.v2.tensors import read_rows
 
 GENERATE = "/v2/models/florence2/generate"
 JSON_VALUES = st.recursive(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.protocol.grpc_messages import infer_response, read_infer_request
-from florence.protocol.tensors import pack, read_rows, unpack
+from florence.server.v2.grpc_messages import infer_response, read_infer_request
+from florence.server.v2.tensors import pack, read_rows, unpack
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
 

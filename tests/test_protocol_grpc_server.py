@@ -17,8 +17,8 @@ from v2 import picture
 from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
-from florence.protocol.grpc_server import STREAM_AHEAD, GrpcServer
-from florence.protocol.inference import Inference
+from florence.server.v2.grpc_server import STREAM_AHEAD, GrpcServer
+from florence.server.v2.inference import Inference
 
 Check = Callable[[Any, Inference], Awaitable[None]]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from v2 import parse_infer_request
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.protocol.infer_body import build_infer_answer
-from florence.protocol.tensors import Row, read_rows
-from florence.protocol.v2_model import MAX_BATCH_SIZE
+from florence.server.v2.infer_body import build_infer_answer
+from florence.server.v2.model import MAX_BATCH_SIZE
+from florence.server.v2.tensors import Row, read_rows
 from florence.types.options import MAX_TEXT_CHARS
 
 PICTURE = base64.b64encode(b"picture").decode()

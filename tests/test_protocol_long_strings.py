@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from v2 import parse_infer_request
 
 from florence.errors import ProtocolError
-from florence.protocol.long_strings import LONG, Document, LongString, parse_json
-from florence.protocol.tensors import read_rows
+from florence.server.long_strings import LONG, Document, LongString, parse_json
+from florence.server.v2.tensors import read_rows
 
 STRINGS = st.one_of(
     st.text(max_size=12),

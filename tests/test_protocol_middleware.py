@@ -18,8 +18,8 @@ from starlette.routing import Route
 
 from florence.answers.answer import Answer
 from florence.errors import Closed
-from florence.protocol.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
-from florence.protocol.replies import reply_or_error, settle
+from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
+from florence.server.replies import reply_or_error, settle
 
 LIMIT = 1024
 

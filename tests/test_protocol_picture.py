@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from florence.errors import ImageError
-from florence.protocol.picture import decode_base64, decode_plain_base64
+from florence.server.picture import decode_base64, decode_plain_base64
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 80), st.sampled_from(["\n", "\r\n", " ", "\t"]))

@@ -17,8 +17,8 @@ from v2 import INFER, PICTURE, parse_infer_request, request, send
 from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
-from florence.protocol.inference import Inference
-from florence.protocol.statistics import Reason, Spans, Statistics
+from florence.server.v2.inference import Inference
+from florence.server.v2.statistics import Reason, Spans, Statistics
 
 NO_PICTURE = base64.b64encode(b"no picture").decode()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from florence.errors import FlorenceError, ImageError, ProtocolError
-from florence.protocol.tensors import Tensor, pack, read_columns, read_rows, unpack
+from florence.server.v2.tensors import Tensor, pack, read_columns, read_rows, unpack
 from florence.types.options import MAX_TEXT_CHARS
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]

@@ -16,8 +16,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from florence.answers.answer import Answer
 from florence.client.exchange import CallOptions
 from florence.errors import OptionError
-from florence.protocol.typed import TextInput
 from florence.runtime.florence2 import RunOptions
+from florence.server.typed.endpoints import TextInput
 from florence.types.analysis import Ask
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.info import ServiceInfo

@@ -11,8 +11,8 @@ import httpx
 from PIL import Image
 from starlette.applications import Starlette
 
-from florence.protocol.infer_body import read_infer_request, split_body
-from florence.protocol.tensors import InferRequest
+from florence.server.v2.infer_body import read_infer_request, split_body
+from florence.server.v2.tensors import InferRequest
 
 INFER = "/v2/models/florence2/infer"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from math import inf
 
 from florence.engine.decoding import Decoding
+from florence.engine.futures import settle
 from florence.engine.request import EngineTimings, Generation, Request
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.model.chunks import Parts
-from florence.runtime.futures import settle
 
 
 @dataclass(slots=True, eq=False)

@@ -16,11 +16,11 @@ from typing import Any
 from weakref import ref
 
 from florence.answers.answer import Answer
+from florence.engine.futures import settle
 from florence.engine.loop import Engine
 from florence.engine.observer import Ending, Observer
 from florence.engine.request import Generation
 from florence.errors import Closed, DeadlineExceeded, OptionError, Overloaded, TaskError
-from florence.runtime.futures import settle
 from florence.runtime.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
 from florence.runtime.streaming import OnText, Teller
 from florence.types.options import read_generation_parameters

@@ -15,17 +15,17 @@ from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import ProtocolError
-from florence.protocol.events import Texts, open_stream
-from florence.protocol.generate import (
+from florence.runtime.streaming import OnText
+from florence.server.replies import checkpoint_header, json_reply, off_loop
+from florence.server.v2.events import Texts, open_stream
+from florence.server.v2.generate import (
     build_event,
     build_generate_answer,
     is_token_stream,
     parse_generate_request,
 )
-from florence.protocol.replies import checkpoint_header, json_reply, off_loop
-from florence.protocol.tensors import InferRequest
-from florence.protocol.v2_request import answering, check_path, inference_of, left, read_body
-from florence.runtime.streaming import OnText
+from florence.server.v2.requests import answering, check_path, inference_of, left, read_body
+from florence.server.v2.tensors import InferRequest
 
 
 @answering

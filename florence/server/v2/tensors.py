@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.protocol.long_strings import LongString
-from florence.protocol.picture import decode_base64, decode_picture, decode_plain_base64
-from florence.protocol.v2_model import INPUTS, MAX_BATCH_SIZE, MODEL_NAME, OUTPUT, REQUIRED_INPUTS
+from florence.server.long_strings import LongString
+from florence.server.picture import decode_base64, decode_picture, decode_plain_base64
+from florence.server.v2.model import INPUTS, MAX_BATCH_SIZE, MODEL_NAME, OUTPUT, REQUIRED_INPUTS
 from florence.types.options import MAX_TEXT_CHARS
 
 DATATYPES: Final = frozenset(

@@ -14,12 +14,12 @@ from typing import Any, Final
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from florence import __version__
-from florence.protocol.analyze import AnalyzeAnswer, AnalyzeInput
-from florence.protocol.generate import build_generate_answer
-from florence.protocol.http import MODEL_PATH
-from florence.protocol.infer_body import build_infer_answer
-from florence.protocol.typed import INPUT_TYPES, MULTIPART, answer_type
-from florence.protocol.v2_model import MODEL_NAME
+from florence.server.typed.analyze import AnalyzeAnswer, AnalyzeInput
+from florence.server.typed.endpoints import INPUT_TYPES, MULTIPART, answer_type
+from florence.server.v2.generate import build_generate_answer
+from florence.server.v2.http_app import MODEL_PATH
+from florence.server.v2.infer_body import build_infer_answer
+from florence.server.v2.model import MODEL_NAME
 from florence.types.analysis import Analysis
 from florence.types.info import ServiceInfo
 from florence.types.results import Text

@@ -14,8 +14,16 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from florence.errors import ProtocolError
-from florence.protocol.infer_body import answer_tensor
-from florence.protocol.tensors import (
+from florence.server.v2.infer_body import answer_tensor
+from florence.server.v2.model import (
+    MODEL_NAME,
+    MODEL_VERSION,
+    model_config,
+    model_metadata,
+    repository_index,
+    server_metadata,
+)
+from florence.server.v2.tensors import (
     DATATYPES,
     InferRequest,
     Tensor,
@@ -25,14 +33,6 @@ from florence.protocol.tensors import (
     check_text,
     pack,
     read_columns,
-)
-from florence.protocol.v2_model import (
-    MODEL_NAME,
-    MODEL_VERSION,
-    model_config,
-    model_metadata,
-    repository_index,
-    server_metadata,
 )
 
 

@@ -12,9 +12,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from florence.errors import NotFound
-from florence.protocol.inference import Inference
-from florence.protocol.replies import reply_or_error
-from florence.protocol.v2_model import MODEL_VERSION, check_model
+from florence.server.replies import reply_or_error
+from florence.server.v2.inference import Inference
+from florence.server.v2.model import MODEL_VERSION, check_model
 
 Handler = Callable[[Request], Awaitable[Response]]
 

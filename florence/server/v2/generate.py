@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from florence.errors import OptionError, ProtocolError
-from florence.protocol.infer_body import answer_head, flatten, member
-from florence.protocol.inference import generation_options
-from florence.protocol.long_strings import parse_json
-from florence.protocol.tensors import InferRequest, Tensor, check_parameters, check_text, read_columns
-from florence.protocol.v2_model import INPUTS, OUTPUT
+from florence.server.long_strings import parse_json
+from florence.server.v2.infer_body import answer_head, flatten, member
+from florence.server.v2.inference import generation_options
+from florence.server.v2.model import INPUTS, OUTPUT
+from florence.server.v2.tensors import InferRequest, Tensor, check_parameters, check_text, read_columns
 from florence.types.tasks import Kind, get_task
 
 TEXT_KEY: Final = "text_output"

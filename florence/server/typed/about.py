@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 from florence import __version__
 from florence.errors import Closed
-from florence.protocol.inference import Inference
-from florence.protocol.openapi import openapi_document
-from florence.protocol.replies import json_reply, reply_or_error
+from florence.server.replies import json_reply, reply_or_error
+from florence.server.typed.openapi import openapi_document
+from florence.server.v2.inference import Inference
 from florence.types.info import ServiceInfo
 
 

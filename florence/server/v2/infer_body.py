@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from florence.errors import ProtocolError
-from florence.protocol.long_strings import Document, LongString
-from florence.protocol.tensors import (
+from florence.server.long_strings import Document, LongString
+from florence.server.v2.model import INPUTS, MODEL_NAME, MODEL_VERSION, OUTPUT
+from florence.server.v2.tensors import (
     DATATYPES,
     Element,
     InferRequest,
@@ -26,7 +27,6 @@ from florence.protocol.tensors import (
     read_columns,
     refuse,
 )
-from florence.protocol.v2_model import INPUTS, MODEL_NAME, MODEL_VERSION, OUTPUT
 
 _END: Final = object()
 _KINDS: Mapping[type, str] = MappingProxyType({dict: "object", list: "array", str: "string", bool: "boolean"})

@@ -25,10 +25,10 @@ from florence.errors import (
     SettingsError,
     Unavailable,
 )
-from florence.protocol import grpc_messages as messages
-from florence.protocol.inference import Inference
-from florence.protocol.replies import INTERNAL_ERROR, log_failure, retry_after_s
-from florence.protocol.v2_model import check_model, check_statistics
+from florence.server.replies import INTERNAL_ERROR, log_failure, retry_after_s
+from florence.server.v2 import grpc_messages as messages
+from florence.server.v2.inference import Inference
+from florence.server.v2.model import check_model, check_statistics
 
 logger = logging.getLogger("florence.service")
 

@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar
 
 from florence.answers.answer import Answer
 from florence.errors import ClientLeft, Closed, DeadlineExceeded, FlorenceError, Unavailable
-from florence.protocol.replies import Model, log_answer, stopped
-from florence.protocol.statistics import Reason, Spans, Statistics
-from florence.protocol.tensors import InferRequest, Row, of_row, read_rows
 from florence.runtime.streaming import OnText
+from florence.server.replies import Model, log_answer, stopped
+from florence.server.v2.statistics import Reason, Spans, Statistics
+from florence.server.v2.tensors import InferRequest, Row, of_row, read_rows
 from florence.types.options import GenerationParameters, read_generation_parameters
 
 LEAST_TIMEOUT_US: Final = 1000

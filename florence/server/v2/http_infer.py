@@ -17,14 +17,7 @@ from starlette.types import Scope
 
 from florence.answers.answer import Answer
 from florence.errors import UnknownEncoding
-from florence.protocol.compression import ENCODINGS, choose_encoding, compress, decompress
-from florence.protocol.infer_body import (
-    build_binary_answer,
-    build_infer_answer,
-    read_infer_request,
-    split_body,
-)
-from florence.protocol.replies import (
+from florence.server.replies import (
     checkpoint_header,
     error_reply,
     json_reply,
@@ -32,8 +25,15 @@ from florence.protocol.replies import (
     off_loop,
     reply_or_error,
 )
-from florence.protocol.tensors import InferRequest
-from florence.protocol.v2_request import check_path, inference_of, left, read_body
+from florence.server.v2.compression import ENCODINGS, choose_encoding, compress, decompress
+from florence.server.v2.infer_body import (
+    build_binary_answer,
+    build_infer_answer,
+    read_infer_request,
+    split_body,
+)
+from florence.server.v2.requests import check_path, inference_of, left, read_body
+from florence.server.v2.tensors import InferRequest
 
 logger = logging.getLogger("florence.service")
 

@@ -16,12 +16,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from florence.errors import NotFound, ProtocolError
-from florence.protocol.http_generate import generate, generate_stream
-from florence.protocol.http_infer import infer
-from florence.protocol.inference import Inference
-from florence.protocol.long_strings import parse_json
-from florence.protocol.replies import json_reply, off_loop
-from florence.protocol.v2_model import (
+from florence.server.long_strings import parse_json
+from florence.server.replies import json_reply, off_loop
+from florence.server.v2.http_generate import generate, generate_stream
+from florence.server.v2.http_infer import infer
+from florence.server.v2.inference import Inference
+from florence.server.v2.model import (
     MODEL_NAME,
     MODEL_VERSION,
     check_statistics,
@@ -30,7 +30,7 @@ from florence.protocol.v2_model import (
     repository_index,
     server_metadata,
 )
-from florence.protocol.v2_request import Handler, answering, check_path, inference_of, read_body, version_of
+from florence.server.v2.requests import Handler, answering, check_path, inference_of, read_body, version_of
 
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"

@@ -26,9 +26,9 @@ from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
-from florence.protocol.long_strings import parse_json
-from florence.protocol.picture import Picture
-from florence.protocol.replies import Model, off_loop, reply_or_error, settle
+from florence.server.long_strings import parse_json
+from florence.server.picture import Picture
+from florence.server.replies import Model, off_loop, reply_or_error, settle
 from florence.types.answer import TaskAnswer
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
 from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from florence.errors import BodyTooLarge, ClientLeft, FlorenceError
-from florence.protocol.replies import error_reply, json_reply, unforeseen_reply
+from florence.server.replies import error_reply, json_reply, unforeseen_reply
 
 logger = logging.getLogger("florence.service")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from florence.protocol.v2_model import MODEL_NAME, MODEL_VERSION
+from florence.server.v2.model import MODEL_NAME, MODEL_VERSION
 
 _LABELS: Final = f'model="{MODEL_NAME}",version="{MODEL_VERSION}"'
 

@@ -10,8 +10,8 @@ import asyncio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from florence.protocol.generate import build_text_event
-from florence.protocol.replies import reply_or_error
+from florence.server.replies import reply_or_error
+from florence.server.v2.generate import build_text_event
 
 Texts = asyncio.Queue[str | None]
 """Pieces of a text as they are generated; None when there are no more."""

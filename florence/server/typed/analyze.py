@@ -17,8 +17,8 @@ from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import FlorenceError, RequestError, TaskError
-from florence.protocol.replies import INTERNAL_ERROR, reply_or_error, settle
-from florence.protocol.typed import Endpoints, Output, PictureInput, explain, task_answer
+from florence.server.replies import INTERNAL_ERROR, reply_or_error, settle
+from florence.server.typed.endpoints import Endpoints, Output, PictureInput, explain, task_answer
 from florence.types.analysis import MOST_TASKS, Analysis, Ask, TaskFailure
 from florence.types.options import GenerationParameters
 
