@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 
+from florence.bento.image import image_settings
+from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.packing.image import image_settings
-from florence.packing.weights import CheckpointModel, packed_settings
 from florence.runtime.limits import batch_limits, image_limits, token_limits
 from florence.server.metrics import EngineMetrics, Labels
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes

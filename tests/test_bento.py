@@ -21,9 +21,9 @@ from hub_server import HubServer, Repository
 from serving import ROOT, Server, free_port
 from triton_client import ask_triton
 
+from florence.bento.image import UID
 from florence.checkpoint.hub import checkpoint_files
 from florence.client import Client
-from florence.packing.image import UID
 from florence.types.results import Detections
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ import yaml
 from kubernetes_validate import ValidationError
 from manifests import compose, kubernetes
 
-from florence.packing.image import MODELS, UID
+from florence.bento.image import MODELS, UID
 from florence.settings import Settings
 from service import PROBES
 

@@ -25,12 +25,12 @@ DOORS: dict[str, set[str]] = {
     "checkpoint": {"errors", "model", "types"},
     "client": {"errors", "types"},
     "engine": {"errors", "model", "types"},
-    "packing": {"checkpoint", "errors", "settings"},
+    "bento": {"checkpoint", "errors", "settings"},
     "runtime": {"answers", "checkpoint", "engine", "errors", "images", "model", "settings", "types"},
     "cli": {"client", "errors", "florence", "runtime", "settings", "types"},
     "florence": {"answers", "runtime"},
     "server": {"answers", "engine", "errors", "florence", "runtime", "types"},
-    "service": {"checkpoint", "engine", "errors", "florence", "packing", "runtime", "server", "settings"},
+    "service": {"bento", "checkpoint", "engine", "errors", "florence", "runtime", "server", "settings"},
 }
 # Room -> what it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
@@ -44,7 +44,7 @@ LIBRARIES: dict[str, set[str]] = {
     "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
     "client": {"PIL", "httpx", "pydantic", "tqdm"},
     "engine": {"numpy", "torch"},
-    "packing": {"bentoml"},
+    "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
     "cli": {"pyarrow"},
     "florence": set(),

@@ -26,8 +26,8 @@ from seed import run_program, seed_program
 from serving import ROOT, STOP_S, free_port
 from triton_client import ask_triton
 
+from florence.bento.image import UID
 from florence.client import Client
-from florence.packing.image import UID
 
 pytestmark = pytest.mark.image
 

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 from serving import ROOT
 
-from florence.packing.image import LOCK, Variant, image_settings, read_lock
+from florence.bento.image import LOCK, Variant, image_settings, read_lock
 
 WHOLE_LOCK = ROOT / "requirements.lock"
 PIN = re.compile(r"([a-z0-9-]+)==\S+")

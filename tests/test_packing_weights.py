@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from bentos import DEMO
 
+from florence.bento import weights
+from florence.bento.weights import packed_settings
 from florence.checkpoint.hub import ORIGIN, Checkpoint, checkpoint_files, copy_checkpoint, resolve_checkpoint
 from florence.errors import CheckpointError
-from florence.packing import weights
-from florence.packing.weights import packed_settings
 from florence.settings import Settings
 
 NAME, COMMIT = "Someone/Small-Florence", "0123456789abcdef0123456789abcdef01234567"
