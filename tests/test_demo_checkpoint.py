@@ -12,9 +12,9 @@ import pytest
 from safetensors import safe_open
 
 from florence import Florence2
-from florence.demo.asking import ask_model
 from florence.demo.evaluate import evaluate, held_out, main, table
-from florence.demo.scenes import Limits
+from florence.demo.evaluation.answering import ask_model
+from florence.demo.world.scenes import Limits
 
 CHECKPOINT = Path(str(resources.files("florence.demo"))) / "checkpoint"
 SEED, SCENES = 41, 40

@@ -12,13 +12,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from florence.demo.batches import draw_lots
-from florence.demo.coco import CATEGORIES, coco_instances
 from florence.demo.draw import draw
-from florence.demo.drawing import thing_mask
-from florence.demo.scenes import Limits, Scene, Split, Thing, scene_rng
-from florence.demo.typeface import Typeface
-from florence.demo.vocabulary import SHAPES, WORD
+from florence.demo.training.batches import draw_lots
+from florence.demo.world.coco import CATEGORIES, coco_instances
+from florence.demo.world.drawing import thing_mask
+from florence.demo.world.scenes import Limits, Scene, Split, Thing, scene_rng
+from florence.demo.world.typeface import Typeface
+from florence.demo.world.vocabulary import SHAPES, WORD
 
 WIDE = Limits(things=(1, 6), word_share=0.6)
 COUNT = 8

@@ -12,11 +12,11 @@ import torch
 
 from florence import Florence2
 from florence.answers.answer import Answer
-from florence.demo.asking import answers_of
 from florence.demo.drift import ALL, changes, compare, compare_tasks, main
 from florence.demo.evaluate import Exam
-from florence.demo.scenes import Limits
-from florence.demo.truths import full
+from florence.demo.evaluation.answering import answers_of
+from florence.demo.world.ground_truth import full
+from florence.demo.world.scenes import Limits
 from florence.model.devices import has_vnni
 from florence.model.kernels.int8 import can_quantize
 from florence.types.tasks import TASKS, Kind

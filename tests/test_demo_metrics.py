@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 
 from florence import parse_answer
-from florence.demo.batches import draw_lots
-from florence.demo.boxes import Found, evaluate_boxes
-from florence.demo.calibration import GROUPS, Judged, expected_calibration_error, reliability
-from florence.demo.captions import Words, cider, tokenize, words_here
-from florence.demo.grading import Graded, grade
-from florence.demo.metrics import area_overlap, box_overlap, word_accuracy
-from florence.demo.scenes import Limits, Scene, Split, scene_rng
-from florence.demo.truths import Question, caption, detailed_caption, more_detailed_caption, questions
-from florence.demo.typeface import Typeface
+from florence.demo.evaluation.calibration import GROUPS, Judged, expected_calibration_error, reliability
+from florence.demo.evaluation.grading import Graded, grade
+from florence.demo.evaluation.metrics import area_overlap, box_overlap, word_accuracy
+from florence.demo.training.batches import draw_lots
+from florence.demo.world.boxes import Found, evaluate_boxes
+from florence.demo.world.captions import Words, cider, tokenize, words_here
+from florence.demo.world.ground_truth import (
+    Question,
+    caption,
+    detailed_caption,
+    more_detailed_caption,
+    questions,
+)
+from florence.demo.world.scenes import Limits, Scene, Split, scene_rng
+from florence.demo.world.typeface import Typeface
 from florence.types.results import Detection, Detections, Text
 from florence.types.tasks import TASKS
 

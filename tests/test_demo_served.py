@@ -8,10 +8,10 @@ import pytest
 from serving import Server, serving
 
 from florence import Florence2
-from florence.demo.asking import ask_model, ask_service
 from florence.demo.evaluate import Exam
-from florence.demo.report import table
-from florence.demo.scenes import Limits
+from florence.demo.evaluation.answering import ask_model, ask_service
+from florence.demo.evaluation.report import table
+from florence.demo.world.scenes import Limits
 from florence.types.results import Result
 from florence.types.tasks import TASKS
 

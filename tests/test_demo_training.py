@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from transformers import Florence2ForConditionalGeneration
 
 from florence import Florence2
-from florence.demo.batches import IGNORED, START, Batches
-from florence.demo.lettering import make_tokenizer
-from florence.demo.losses import blur_table, picture_features
-from florence.demo.plan import PLAN, Plan, Sizes, Stage
-from florence.demo.scenes import Limits
 from florence.demo.train import Start, Trainer, main, train
+from florence.demo.training.batches import IGNORED, START, Batches
+from florence.demo.training.config import PLAN, Plan, Sizes, Stage
+from florence.demo.training.losses import blur_table, picture_features
+from florence.demo.world.scenes import Limits
+from florence.demo.world.tokenizer import make_tokenizer
 from florence.types.tasks import TASKS
 
 TINY = Plan(

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from florence import parse_answer
-from florence.demo.backgrounds import background
-from florence.demo.batches import draw_lots
-from florence.demo.drawing import draw_scene, thing_mask
-from florence.demo.lettering import make_tokenizer
-from florence.demo.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
-from florence.demo.shapes import unit_outline
-from florence.demo.truths import Question, brief, full, questions
-from florence.demo.typeface import FACES, Typeface
-from florence.demo.vocabulary import SHAPES, TEXTURES
+from florence.demo.training.batches import draw_lots
+from florence.demo.world.backgrounds import background
+from florence.demo.world.drawing import draw_scene, thing_mask
+from florence.demo.world.ground_truth import Question, brief, full, questions
+from florence.demo.world.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
+from florence.demo.world.shapes import unit_outline
+from florence.demo.world.tokenizer import make_tokenizer
+from florence.demo.world.typeface import FACES, Typeface
+from florence.demo.world.vocabulary import SHAPES, TEXTURES
 from florence.errors import MissingLibrary
 from florence.export.coco import polygon_area
 from florence.types.results import Detections, OcrRegions, Segmentation, Text

@@ -17,7 +17,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
-from florence.demo.typeface import FACES
+from florence.demo.world.typeface import FACES
 
 _MAIN: Final = "from florence.demo.train import main\nmain()\n"
 

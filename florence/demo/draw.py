@@ -15,12 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from florence.demo.batches import draw_lots
-from florence.demo.coco import coco_captions, coco_instances
-from florence.demo.drawing import draw_scene
-from florence.demo.scenes import MOST_CROWDED, MOST_THINGS, Limits, Scene, Split, make_scene, scene_rng
-from florence.demo.truths import questions
-from florence.demo.typeface import Typeface
+from florence.demo.training.batches import draw_lots
+from florence.demo.world.coco import coco_captions, coco_instances
+from florence.demo.world.drawing import draw_scene
+from florence.demo.world.ground_truth import questions
+from florence.demo.world.scenes import MOST_CROWDED, MOST_THINGS, Limits, Scene, Split, make_scene, scene_rng
+from florence.demo.world.typeface import Typeface
 
 
 def draw(out: Path, seed: int, count: int, limits: Limits, name: str = "scene") -> None:

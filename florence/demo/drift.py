@@ -17,11 +17,11 @@ from typing import Final
 import numpy as np
 
 from florence.answers.answer import Answer
-from florence.demo.asking import answers_of
 from florence.demo.evaluate import Exam, exam_parser, run, scenes_of, write_json
-from florence.demo.grading import Grade
-from florence.demo.metrics import Figures, mean
-from florence.demo.report import finite
+from florence.demo.evaluation.answering import answers_of
+from florence.demo.evaluation.grading import Grade
+from florence.demo.evaluation.metrics import Figures, mean
+from florence.demo.evaluation.report import finite
 from florence.runtime.florence2 import Florence2
 
 ALL: Final = "all tasks"

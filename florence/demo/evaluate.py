@@ -16,17 +16,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from florence.demo.asking import Ask, Item, ask_model, ask_service
-from florence.demo.batches import draw_lots
-from florence.demo.captions import words_here
-from florence.demo.drawing import draw_scene
-from florence.demo.evaluators import check_evaluators
-from florence.demo.grading import Grade, Graded, grade
-from florence.demo.metrics import Figures
-from florence.demo.report import as_json, reliability_table, table
-from florence.demo.scenes import MOST_THINGS, Limits, Scene, Split, scene_rng
-from florence.demo.truths import Question, questions
-from florence.demo.typeface import Typeface
+from florence.demo.evaluation.answering import Ask, Item, ask_model, ask_service
+from florence.demo.evaluation.evaluators import check_evaluators
+from florence.demo.evaluation.grading import Grade, Graded, grade
+from florence.demo.evaluation.metrics import Figures
+from florence.demo.evaluation.report import as_json, reliability_table, table
+from florence.demo.training.batches import draw_lots
+from florence.demo.world.captions import words_here
+from florence.demo.world.drawing import draw_scene
+from florence.demo.world.ground_truth import Question, questions
+from florence.demo.world.scenes import MOST_THINGS, Limits, Scene, Split, scene_rng
+from florence.demo.world.typeface import Typeface
 from florence.errors import FlorenceError
 from florence.runtime.florence2 import Florence2
 from florence.types.results import Result

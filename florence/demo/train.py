@@ -22,13 +22,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from florence.demo.batches import Batch, Batches, Group
-from florence.demo.checkpoint_files import write_checkpoint
-from florence.demo.lettering import make_tokenizer
-from florence.demo.losses import answer_loss, blur_table, head_loss, picture_features
-from florence.demo.network import PlainHead, make_config, make_network
-from florence.demo.plan import PLAN, Plan
-from florence.demo.state import load_state, load_weights, named_parameters, save_state
+from florence.demo.training.batches import Batch, Batches, Group
+from florence.demo.training.checkpoint_files import write_checkpoint
+from florence.demo.training.config import PLAN, Plan
+from florence.demo.training.losses import answer_loss, blur_table, head_loss, picture_features
+from florence.demo.training.network import PlainHead, make_config, make_network
+from florence.demo.training.state import load_state, load_weights, named_parameters, save_state
+from florence.demo.world.tokenizer import make_tokenizer
 from florence.model.devices import keep_freed_memory, pick_dtype
 from florence.types.regions import BINS
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from florence.demo.evaluators import evaluator, quietly
-from florence.demo.metrics import Box, Figures, coco_box
+from florence.demo.evaluation.evaluators import evaluator, quietly
+from florence.demo.evaluation.metrics import Box, Figures, coco_box
 
 Picture = int | tuple[int, str]
 

@@ -17,13 +17,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from florence.demo.drawing import draw_scene
-from florence.demo.plan import Plan, Stage
-from florence.demo.scenes import Limits, Scene, Split, Thing, make_scene, scene_rng
-from florence.demo.shapes import MOST_CORNERS
-from florence.demo.truths import Question, questions, sayable
-from florence.demo.typeface import Typeface
-from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS
+from florence.demo.training.config import Plan, Stage
+from florence.demo.world.drawing import draw_scene
+from florence.demo.world.ground_truth import Question, questions, sayable
+from florence.demo.world.scenes import Limits, Scene, Split, Thing, make_scene, scene_rng
+from florence.demo.world.shapes import MOST_CORNERS
+from florence.demo.world.typeface import Typeface
+from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS
 from florence.types.regions import BINS
 from florence.types.tasks import TASKS, build_prompt
 

@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw
 
-from florence.demo.backgrounds import background
-from florence.demo.scenes import Scene, Thing
-from florence.demo.shapes import RING_HOLE, Points
-from florence.demo.typeface import Typeface
+from florence.demo.world.backgrounds import background
+from florence.demo.world.scenes import Scene, Thing
+from florence.demo.world.shapes import RING_HOLE, Points
+from florence.demo.world.typeface import Typeface
 
 _FINE: Final = 3  # shapes are drawn this many times larger and reduced: smooth edges
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Florence2ForConditionalGeneration
 
-from florence.demo.batches import IGNORED, PAD, Batch, Group
-from florence.demo.network import PlainHead
+from florence.demo.training.batches import IGNORED, PAD, Batch, Group
+from florence.demo.training.network import PlainHead
 from florence.types.regions import BINS
 
 MEAN = (0.485, 0.456, 0.406)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from florence.demo.metrics import mean
+from florence.demo.evaluation.metrics import mean
 
 GROUPS: Final = 10
 

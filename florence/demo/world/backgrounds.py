@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from florence.demo.scenes import Scene
+from florence.demo.world.scenes import Scene
 
 Light = NDArray[np.float32]  # [H, W], or [H, W, 3] where colours differ: what is added to the base colour
 _Texture = Callable[[np.random.Generator, int, int], Light]  # random numbers, width, height

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any
 
-from florence.demo.calibration import Judged, expected_calibration_error, reliability
-from florence.demo.grading import Grade
-from florence.demo.metrics import Figures
+from florence.demo.evaluation.calibration import Judged, expected_calibration_error, reliability
+from florence.demo.evaluation.grading import Grade
+from florence.demo.evaluation.metrics import Figures
 from florence.types.tasks import Kind, get_task
 
 

@@ -14,10 +14,10 @@ from typing import Final
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from florence.checkpoint.tokenizer import ADDED_TOKENS, IMAGE
-from florence.demo.scenes import Limits, Split, make_scene, scene_rng
-from florence.demo.truths import questions
-from florence.demo.typeface import Typeface
-from florence.demo.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORDS
+from florence.demo.world.ground_truth import questions
+from florence.demo.world.scenes import Limits, Split, make_scene, scene_rng
+from florence.demo.world.typeface import Typeface
+from florence.demo.world.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORDS
 from florence.types.tasks import TASKS, build_prompt
 
 SPECIAL: Final = ("<s>", "<pad>", "</s>", "<unk>")

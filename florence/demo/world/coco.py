@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from florence.demo.scenes import Scene, Thing
-from florence.demo.shapes import RING_HOLE, Points
-from florence.demo.truths import caption, full
-from florence.demo.vocabulary import SHAPES, WORD
+from florence.demo.world.ground_truth import caption, full
+from florence.demo.world.scenes import Scene, Thing
+from florence.demo.world.shapes import RING_HOLE, Points
+from florence.demo.world.vocabulary import SHAPES, WORD
 from florence.export.coco import polygon_area
 
 CATEGORIES = (*SHAPES, WORD)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from florence.demo.scenes import Limits
+from florence.demo.world.scenes import Limits
 
 SHARES: Final[Mapping[str, float]] = MappingProxyType(
     {

@@ -13,9 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from florence.demo.shapes import TURN, Points, answer_polygon, turned, unit_outline
-from florence.demo.typeface import FACES, Typeface
-from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
+from florence.demo.world.shapes import TURN, Points, answer_polygon, turned, unit_outline
+from florence.demo.world.typeface import FACES, Typeface
+from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 

@@ -12,9 +12,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import Florence2ForConditionalGeneration
 
-from florence.demo.lettering import save_tokenizer
-from florence.demo.plan import Sizes
-from florence.demo.state import save_weights
+from florence.demo.training.config import Sizes
+from florence.demo.training.state import save_weights
+from florence.demo.world.tokenizer import save_tokenizer
 
 _STRIDE = 32
 # Florence-2's own; transformers keeps them out of a model's config, the original reads them from text_config.

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from florence.demo.boxes import Found, evaluate_boxes
-from florence.demo.calibration import Judged, expected_calibration_error
-from florence.demo.captions import cider
-from florence.demo.metrics import (
+from florence.demo.evaluation.calibration import Judged, expected_calibration_error
+from florence.demo.evaluation.metrics import (
     RIGHT_OVERLAP,
     Figures,
     Polygon,
@@ -24,8 +22,10 @@ from florence.demo.metrics import (
     mean,
     word_accuracy,
 )
-from florence.demo.scenes import Scene, Thing
-from florence.demo.truths import Question, brief, full
+from florence.demo.world.boxes import Found, evaluate_boxes
+from florence.demo.world.captions import cider
+from florence.demo.world.ground_truth import Question, brief, full
+from florence.demo.world.scenes import Scene, Thing
 from florence.types.results import Detection, Detections, OcrRegion, OcrRegions, Result, Segmentation, Text
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from florence.demo.evaluators import evaluator
+from florence.demo.evaluation.evaluators import evaluator
 
 Box = Sequence[float]  # x1, y1, x2, y2
 Polygon = Sequence[float]  # x1, y1, x2, y2, ...

@@ -15,9 +15,9 @@ from typing import Final
 
 import numpy as np
 
-from florence.demo.scenes import Box, Scene, Thing
-from florence.demo.shapes import Points
-from florence.demo.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORD, WORDS
+from florence.demo.world.scenes import Box, Scene, Thing
+from florence.demo.world.shapes import Points
+from florence.demo.world.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORD, WORDS
 from florence.types.regions import BINS
 
 _JITTER: Final = 6  # bins by which a region in a question may be off the true box

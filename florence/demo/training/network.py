@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
-from florence.demo.plan import Sizes
-from florence.demo.shapes import MOST_CORNERS
-from florence.demo.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORDS
+from florence.demo.training.config import Sizes
+from florence.demo.world.shapes import MOST_CORNERS
+from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORDS
 from florence.types.regions import BINS
 
 

@@ -1,0 +1,1 @@
+"""Evaluation against the drawn world's ground truth."""
