@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
-from florence.engine.decoding import Decoding
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
+from florence.engine.sequence import SequenceState
 from florence.model.florence2 import Florence2Model
 from florence.runtime.loading import cpu_kernel
 
@@ -77,15 +77,15 @@ def steps_of_engine(runner: Runner, encoded: Tensor, beams: int) -> list[Cost]:
     """The engine's step, the searches of all requests in it."""
     options = GenerationOptions(beams, LAST + 2, LAST + 2, 3, True, 1.0)
     request = Request(np.zeros((32, 32, 3), np.uint8), (0, 2), options)
-    places = [runner.places.take(beams) for _ in encoded]
-    slots = torch.tensor([place.slot for place in places])
+    places = [runner.slots.take(beams) for _ in encoded]
+    slots = torch.tensor([slot.index for slot in places])
     runner.caches.write_cross(slots, runner.model.language.decoder.cross_by_layer(encoded))
-    for place in places:
-        runner.state.start(place.slot, place.rows, options)
-    decodings = [Decoding(request, place, 577, ENCODER_LENGTH) for place in places]
+    for slot in places:
+        runner.state.start(slot.index, slot.rows, options)
+    sequences = [SequenceState(request, slot, 577, ENCODER_LENGTH) for slot in places]
     clock = Clock()
     for _ in range(LAST + 2):
-        runner.step(decodings)
+        runner.step(sequences)
         clock.marks.append((time.process_time(), time.perf_counter()))
     return clock.costs()
 

@@ -31,12 +31,12 @@ from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from florence.engine.decoding import Decoding
 from florence.engine.device.graphs import CudaRecorder, PlainRecorder
 from florence.engine.device.reference import generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.scheduler import BatchLimits, TokenLimits
+from florence.engine.sequence import SequenceState
 from florence.model.florence2 import Florence2Model
 
 REPLACED = {  # pictures/s of the replaced Triton ensemble, RTX 4090, float16, 3 beams, concurrency 36
@@ -174,13 +174,13 @@ def shares_of_peak(bench: Bench, model: Florence2Model) -> dict[str, object]:
     slots = max(*bench.concurrencies, ENCODE_BATCH)
     runner = bench.runner(model, slots)
     runner.prepare()
-    encode_s = bench.timed(lambda: [runner.drop(decoding) for decoding in runner.encode(asked)])
-    decodings: list[Decoding] = []
-    while len(decodings) < slots:
-        decodings += runner.encode(asked[: min(ENCODE_BATCH, slots - len(decodings))])
+    encode_s = bench.timed(lambda: [runner.drop(sequence) for sequence in runner.encode(asked)])
+    sequences: list[SequenceState] = []
+    while len(sequences) < slots:
+        sequences += runner.encode(asked[: min(ENCODE_BATCH, slots - len(sequences))])
     for _ in range(4):
-        runner.step(decodings)
-    step_s = bench.timed(lambda: runner.step(decodings), repeats=9)
+        runner.step(sequences)
+    step_s = bench.timed(lambda: runner.step(sequences), repeats=9)
     text = model.config.text
     layer = 6 * text.d_model**2 + 2 * text.d_model * text.decoder.ffn_dim
     weights = (text.decoder.layers * layer + text.d_model * text.vocab_size) * bench.dtype.itemsize

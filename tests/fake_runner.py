@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from florence.engine.decoding import Decoding
 from florence.engine.device.reference import Hypothesis
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.scheduler import TokenLimits
-from florence.engine.slots import Places
+from florence.engine.sequence import SequenceState
+from florence.engine.slots import SlotAllocator
 from florence.errors import EngineError
 
 TOKENS = TokenLimits(max_new_tokens=100, max_prompt_tokens=10)
@@ -57,13 +57,13 @@ class FakeRunner:
         self.resets += 1
         if self.lost:
             raise RuntimeError("the device is gone")
-        self.places = Places(SLOTS, ROWS)
+        self.slots = SlotAllocator(SLOTS, ROWS)
 
     def prepare(self) -> None:
         if self.lost:
             raise RuntimeError("the device is gone")
 
-    def encode_parts(self, requests: Sequence[Request]) -> Generator[None, None, list[Decoding]]:
+    def encode_parts(self, requests: Sequence[Request]) -> Generator[None, None, list[SequenceState]]:
         numbers = [request.prompt_ids[1] for request in requests]
         for _ in range(self.parts - 1):
             self.events.append("part")
@@ -73,9 +73,13 @@ class FakeRunner:
             raise RuntimeError("a kernel failed")
         self.order += numbers
         self.features.misses += len(requests)
-        return [Decoding(request, self.places.take(request.options.num_beams), 5, 10) for request in requests]
+        return [
+            SequenceState(request, self.slots.take(request.options.num_beams), 5, 10) for request in requests
+        ]
 
-    def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Hypothesis | EngineError]]:
+    def step(
+        self, sequences: Sequence[SequenceState]
+    ) -> list[tuple[SequenceState, Hypothesis | EngineError]]:
         """One step, after which everybody is done; while the gate is shut, a short one that decides
         nothing."""
         self.started.set()
@@ -84,13 +88,13 @@ class FakeRunner:
             raise RuntimeError("a kernel failed")
         if not self.gate.wait(0.001):
             return []
-        self.batches.append(len(decodings))
-        for decoding in decodings:
-            self.drop(decoding)
-        return [(decoding, self._outcome(decoding.request.prompt_ids[1])) for decoding in decodings]
+        self.batches.append(len(sequences))
+        for sequence in sequences:
+            self.drop(sequence)
+        return [(sequence, self._outcome(sequence.request.prompt_ids[1])) for sequence in sequences]
 
-    def drop(self, decoding: Decoding) -> None:
-        self.places.give_back(decoding.place)
+    def drop(self, sequence: SequenceState) -> None:
+        self.slots.give_back(sequence.slot)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
         return False

@@ -24,7 +24,7 @@ from waiting import wait_until
 from florence import Florence2
 from florence.answers.answer import Answer
 from florence.engine.loop import Engine
-from florence.engine.observer import Ending, Observer
+from florence.engine.observer import FinishReason, Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, ImageError, Overloaded, TaskError
 from florence.runtime import dispatcher as calls
@@ -39,14 +39,14 @@ class Gauges(Observer):
 
     def __init__(self) -> None:
         self.read = 0
-        self.endings: Counter[Ending] = Counter()
+        self.endings: Counter[FinishReason] = Counter()
         self._lock = threading.Lock()
 
     def reading(self, change: int) -> None:
         with self._lock:
             self.read += change
 
-    def ended(self, ending: Ending, tokens: int = 0, queue_s: float = 0.0) -> None:
+    def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
         with self._lock:
             self.endings[ending] += 1
 
@@ -118,13 +118,18 @@ def test_many_tasks_on_one_picture_leave_a_reader_to_others(
         ({"image": lambda: 1 / 0}, ZeroDivisionError, None),
         ({"image": sys.exit}, SystemExit, None),
         ({"task": "nonsense"}, TaskError, None),
-        ({"timeout_s": 1e-6}, DeadlineExceeded, Ending.DEADLINE),
-        ({}, CancelledError, Ending.CANCELLED),
-        ({}, None, Ending.STOP),
+        ({"timeout_s": 1e-6}, DeadlineExceeded, FinishReason.DEADLINE),
+        ({}, CancelledError, FinishReason.CANCELLED),
+        ({}, None, FinishReason.STOP),
     ],
 )
 def test_a_call_gives_its_place_in_the_queue_back_whatever_becomes_of_it(
-    started: Calls, gauges: Gauges, picture: Path, changes: dict[str, Any], error: Any, ending: Ending | None
+    started: Calls,
+    gauges: Gauges,
+    picture: Path,
+    changes: dict[str, Any],
+    error: Any,
+    ending: FinishReason | None,
 ) -> None:
     """More of them than the queue holds, one after the other; each is counted once, but for bad input."""
     turns = MAX_QUEUE + 2
@@ -144,7 +149,7 @@ def test_a_call_gives_its_place_in_the_queue_back_whatever_becomes_of_it(
         else:
             with pytest.raises(error):
                 futures[-1].result()
-    expected = Counter({Ending.STOP: turns * IMAGE_THREADS})
+    expected = Counter({FinishReason.STOP: turns * IMAGE_THREADS})
     expected.update([ending] * turns if ending else [])
     wait_until(lambda: gauges.endings == expected)
 
@@ -223,10 +228,10 @@ def test_closing_waits_for_a_picture_no_longer_than_it_is_told(
     assert not closing.is_alive()
     assert all(isinstance(future.exception(0), Closed) for future in futures)
     assert isinstance(started.start([call(picture)])[0].exception(0), Closed)
-    assert (gauges.read, gauges.endings) == (0, {Ending.CLOSED: 4})
+    assert (gauges.read, gauges.endings) == (0, {FinishReason.CLOSED: 4})
     slow.release.set()
     started.close()  # waits for the readers now
-    assert gauges.endings == {Ending.CLOSED: 4}
+    assert gauges.endings == {FinishReason.CLOSED: 4}
 
 
 def test_closing_without_a_limit_waits_for_pictures_and_answers_them(
@@ -253,9 +258,9 @@ def test_closing_with_a_limit_does_not_wait_for_a_callback_that_hangs(
         told.set()
         assert release.wait(PATIENCE_S)
 
-    teller = started.teller(on_text)
-    teller.on_token(713)
-    teller.on_token(713)
+    streamer = started.streamer(on_text)
+    streamer.on_token(713)
+    streamer.on_token(713)
     assert told.wait(PATIENCE_S)
     closing = threading.Thread(target=started.close, args=(0.0,), daemon=True)
     closing.start()
@@ -287,7 +292,7 @@ def test_every_call_ends_once_whatever_comes_together(
     threads = [threading.Thread(target=ask, args=(random.Random(10 * seed + k),)) for k in range(4)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: gauges.endings[Ending.STOP] > 20)
+    wait_until(lambda: gauges.endings[FinishReason.STOP] > 20)
     started.close(drain_s=0.01)
     closed.set()
     for thread in threads:
@@ -297,8 +302,10 @@ def test_every_call_ends_once_whatever_comes_together(
     assert gauges.read == 0
     assert not [record for record in caplog.records if record.name.startswith("concurrent")]
     ends = Counter(outcome_of(future) for future in futures)
-    assert ends[Answer] <= gauges.endings[Ending.STOP]  # some were cancelled while their answers were made
-    assert ends[Overloaded] == gauges.endings[Ending.REFUSED]
+    assert (
+        ends[Answer] <= gauges.endings[FinishReason.STOP]
+    )  # some were cancelled while their answers were made
+    assert ends[Overloaded] == gauges.endings[FinishReason.REFUSED]
     assert ends[Answer] > 10
 
 

@@ -29,7 +29,7 @@ from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.model import decode
-from florence.model.chunks import last_of
+from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
@@ -135,7 +135,7 @@ def test_steps_can_be_captured(runner: Runner) -> None:
     runner._steps.prepare(PICTURE_TOKENS)
     prepared = captured(runner).captured
     assert prepared == len(runner._steps._replays) == 6
-    left = last_of(runner._encode(asked([1, 3, 8])))
+    left = run_to_end(runner._encode(asked([1, 3, 8])))
     for _ in range(3):
         runner._last = None
         runner.step(left)
@@ -148,8 +148,8 @@ def test_encodes_can_be_captured(runner: Runner) -> None:
     for count, total in ((1, 2), (3, 4)):
         for _ in range(3):
             runner.features.clear()
-            for decoding in last_of(runner._encode(asked([3] * count))):
-                runner.drop(decoding)
+            for sequence in run_to_end(runner._encode(asked([3] * count))):
+                runner.drop(sequence)
         assert captured(runner).captured == total
     assert "aten.convolution.default" in captured(runner).operations
 

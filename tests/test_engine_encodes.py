@@ -18,7 +18,7 @@ from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.model.caches import Caches, CacheSizes
-from florence.model.chunks import last_of
+from florence.model.chunks import run_to_end
 from florence.model.florence2 import Florence2Model
 
 PICTURE_TOKENS, SLOTS = 5, 8
@@ -71,8 +71,8 @@ def test_a_recorded_encode_fills_its_slots_as_the_plain_one_and_no_others(model:
         pictures = torch.randn(count, PICTURE_TOKENS, model.config.text.d_model)
         for buffer in (*buffers(caches), *buffers(expected)):
             buffer.fill_(UNTOUCHED)
-        last_of(recorded.cross(pictures, prompts_of(lengths), slots))
-        last_of(plain.cross(pictures, prompts_of(lengths), slots))
+        run_to_end(recorded.cross(pictures, prompts_of(lengths), slots))
+        run_to_end(plain.cross(pictures, prompts_of(lengths), slots))
         for mine, other in zip(buffers(caches), buffers(expected), strict=True):
             for slot, length in zip(slots, lengths, strict=True):
                 own = PICTURE_TOKENS + length
@@ -92,9 +92,9 @@ def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2M
     recorded = BucketEncodes(model, caches_of(model), BUCKETS, PlainRecorder())
     for count in (4, 3, 4, 3):
         pixels = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
-        torch.testing.assert_close(last_of(recorded.look(pixels)), model.look(pixels))
+        torch.testing.assert_close(run_to_end(recorded.look(pixels)), model.look(pixels))
     with pytest.raises(ValueError, match="9 fits none"):
-        last_of(recorded.look(torch.zeros(SLOTS + 1, 64, 64, 3, dtype=torch.uint8)))
+        run_to_end(recorded.look(torch.zeros(SLOTS + 1, 64, 64, 3, dtype=torch.uint8)))
 
 
 def test_prompts_of_the_tasks_meet_few_shapes() -> None:
@@ -122,10 +122,10 @@ def check_alone(runner: Runner, asked: Sequence[Request]) -> None:
     left = runner.encode(asked)
     while left:
         outcomes = dict(runner.step(left))
-        left = [decoding for decoding in left if decoding not in outcomes]
-        for decoding, outcome in outcomes.items():
+        left = [sequence for sequence in left if sequence not in outcomes]
+        for sequence, outcome in outcomes.items():
             assert isinstance(outcome, Hypothesis)
-            expected = generate_alone(runner.model, decoding.request, runner.rules)
+            expected = generate_alone(runner.model, sequence.request, runner.rules)
             assert outcome.token_ids == expected.token_ids
 
 
@@ -146,18 +146,18 @@ def test_an_encode_that_fails_or_is_given_up_gives_all_places_back(
         patched.setattr(Caches, "write_cross", broken)
         with pytest.raises(RuntimeError, match="a kernel failed"):
             runner.encode(asked)
-    runner.places.check([], runner.sizes.slots, runner.sizes.rows)
+    runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
     for stop in range(1, 1 + sum(1 for _ in runner.encode_parts([request(9)]))):
         runner.reset()
         parts = runner.encode_parts(asked)
         for _ in range(stop):
             next(parts)
         parts.close()
-        runner.places.check([], runner.sizes.slots, runner.sizes.rows)
-    with pytest.raises(IndexError, match="no free place"):
+        runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
+    with pytest.raises(IndexError, match="no free slot"):
         runner.encode([request(seed) for seed in range(SLOTS + 1)])
     check_alone(runner, asked)
-    runner.places.check([], runner.sizes.slots, runner.sizes.rows)
+    runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
 
 
 @torch.inference_mode()
@@ -181,7 +181,7 @@ def test_encodes_of_all_sizes_are_recorded_before_anybody_comes(model: Florence2
         runner.reset()
     with pytest.raises(ValueError, match="4 fits none"):
         runner.encode([request(seed) for seed in range(4)])
-    runner.places.check([], runner.sizes.slots, runner.sizes.rows)
+    runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
     assert len(Runner(model, 4, encode_batch=9, recorder=recorder)._buckets().pictures) == 3
 
 

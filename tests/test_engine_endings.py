@@ -44,7 +44,7 @@ def test_a_step_that_fails_fails_those_in_it_and_the_engine_goes_on_with_new_buf
 ) -> None:
     running = hold(engine, runner)
     waiting = engine.submit(request(2))
-    old_places = runner.places
+    old_places = runner.slots
     runner.broken = True
     with pytest.raises(EngineError, match="failed on the device"):
         running.result(PATIENCE_S)
@@ -53,7 +53,7 @@ def test_a_step_that_fails_fails_those_in_it_and_the_engine_goes_on_with_new_buf
     with suppress(EngineError):  # it may have been in a step that failed, before the device came back
         waiting.result(PATIENCE_S)
     assert ask_until_ready(engine, 3).result(PATIENCE_S).token_ids[1] == 3
-    assert runner.places is not old_places
+    assert runner.slots is not old_places
     assert engine.ready
 
 
@@ -195,7 +195,7 @@ def test_one_of_a_batch_that_goes_while_it_is_encoded_is_told_at_once(runner: Fa
     assert runner.order == [0]  # the encode has not come to its end
     runner.gate.set()
     assert [future.result(PATIENCE_S).token_ids[1] for future in (held, other)] == [0, 2]
-    assert runner.places.fits([3] * 20) == SLOTS
+    assert runner.slots.fits([3] * 20) == SLOTS
     engine.close()
 
 

@@ -23,7 +23,7 @@ from waiting import PATIENCE_S, wait_until
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
-from florence.engine.observer import Ending, Observer
+from florence.engine.observer import FinishReason, Observer
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import DeadlineExceeded
@@ -36,7 +36,7 @@ PICTURES, REMEMBERED = 6, 3
 """Pictures that are asked about, and that there is memory for: some are encoded again."""
 EOS_BIAS = 3.0
 STAGES = ("waiting", "encoding", "decoding")
-ENDINGS = {Ending.STOP, Ending.LENGTH, Ending.CANCELLED, Ending.DEADLINE}
+ENDINGS = {FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.DEADLINE}
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ class Crowd(Observer):
     clock: Ticks
     engine: Engine = field(init=False)
     sent: list[Sent] = field(default_factory=list)
-    endings: Counter[Ending] = field(default_factory=Counter)
+    endings: Counter[FinishReason] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=Counter)
     encodes: Counter[int] = field(default_factory=Counter)
     interleaved: int = 0
@@ -154,7 +154,7 @@ class Crowd(Observer):
         self.interleaved += self.engine._encoding is not None
         self._leave()
 
-    def ended(self, ending: Ending, tokens: int = 0, queue_s: float = 0.0) -> None:
+    def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
         self.endings[ending] += 1
 
     def come(self) -> None:
@@ -199,26 +199,26 @@ def start(runner: Runner, limits: BatchLimits, observer: Observer | None = None)
     return Engine(runner, TokenLimits(ROOM, LONGEST_PROMPT), limits, observer=observer)
 
 
-def check(sent: Sent) -> Ending:
+def check(sent: Sent) -> FinishReason:
     """An answer is the one given alone, each token of a search with one beam told once; whoever gets none
     has gone."""
     if sent.future.cancelled():
-        return Ending.CANCELLED
+        return FinishReason.CANCELLED
     if sent.future.exception() is not None:
         assert isinstance(sent.future.exception(), DeadlineExceeded)
-        return Ending.DEADLINE
+        return FinishReason.DEADLINE
     answer, alone = sent.future.result(), sent.ask.alone
     assert answer.token_ids == tuple(alone.token_ids), sent.ask.request.options
     assert answer.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-3)
     assert answer.score == pytest.approx(alone.score, rel=1e-3, abs=1e-4)
     if sent.ask.request.options.num_beams == 1:
         assert sent.told == alone.token_ids[1:]
-    return Ending(answer.finish_reason)
+    return FinishReason(answer.finish_reason)
 
 
 def check_empty(engine: Engine, runner: Runner) -> None:
     """Nobody is left anywhere, and nothing that could spoil whoever comes next."""
-    runner.places.check([], runner.sizes.slots, runner.sizes.rows)
+    runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
     assert not list(engine._pending)
     assert not engine._active
     assert not engine._alone
@@ -277,4 +277,4 @@ def test_clients_in_threads_of_their_own_get_what_they_would_get_alone(
         everybody = [sent for found in clients.map(client, range(8)) for sent in found]
     engine.close()
     check_empty(engine, runner)
-    assert Counter(check(sent) for sent in everybody).keys() == ENDINGS - {Ending.DEADLINE}
+    assert Counter(check(sent) for sent in everybody).keys() == ENDINGS - {FinishReason.DEADLINE}

@@ -13,7 +13,7 @@ from fake_runner import OPTIONS, PATIENCE_S, POISON_ENCODE, POISON_STEP, TOKENS,
 from waiting import wait_until
 
 from florence.engine.loop import Engine
-from florence.engine.observer import Ending, Observer
+from florence.engine.observer import FinishReason, Observer
 from florence.engine.scheduler import BatchLimits
 from florence.errors import Overloaded, RequestError
 
@@ -104,7 +104,7 @@ def test_every_request_is_told_to_the_observer_once_with_its_end(runner: FakeRun
     hold(engine, runner)
     bad, gone = engine.submit(request(POISON_STEP)), engine.submit(request(2))
     late = engine.submit(request(3, deadline=time.monotonic()))
-    wait_until(lambda: observer.endings[Ending.DEADLINE] > 0)
+    wait_until(lambda: observer.endings[FinishReason.DEADLINE] > 0)
     gone.cancel()
     runner.gate.set()
     wait([bad, late], PATIENCE_S)
@@ -112,8 +112,12 @@ def test_every_request_is_told_to_the_observer_once_with_its_end(runner: FakeRun
         engine.check_load(3)
     engine.close()
     assert observer.endings == {
-        Ending.STOP: 1, Ending.FAULT: 1, Ending.CANCELLED: 1, Ending.DEADLINE: 1, Ending.REFUSED: 1,
-    }  # fmt: skip
+        FinishReason.STOP: 1,
+        FinishReason.FAULT: 1,
+        FinishReason.CANCELLED: 1,
+        FinishReason.DEADLINE: 1,
+        FinishReason.REFUSED: 1,
+    }
     assert observer.loads[-1] == (0, 0, 0)
 
 
@@ -143,13 +147,13 @@ def test_a_request_is_in_one_of_the_gauges_from_its_arrival_to_its_end(
 
 class CountingObserver(Observer):
     def __init__(self) -> None:
-        self.endings: Counter[Ending] = Counter()
+        self.endings: Counter[FinishReason] = Counter()
         self.loads: list[tuple[int, int, int]] = []
 
     def load(self, waiting: int, encoding: int, decoding: int) -> None:
         self.loads.append((waiting, encoding, decoding))
 
-    def ended(self, ending: Ending, tokens: int = 0, queue_s: float = 0.0) -> None:
+    def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
         self.endings[ending] += 1
 
 

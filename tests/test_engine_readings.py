@@ -12,7 +12,6 @@ from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
-from florence.engine.decoding import Decoding
 from florence.engine.device import runner as runners
 from florence.engine.device.graphs import PlainRecorder
 from florence.engine.device.readback import Reading
@@ -20,7 +19,8 @@ from florence.engine.device.reference import Hypothesis, TokenRules, generate_al
 from florence.engine.device.runner import Runner
 from florence.engine.device.search import SearchState
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.slots import Place
+from florence.engine.sequence import SequenceState
+from florence.engine.slots import Slot
 
 RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
 ROOM, SLOTS = 12, 6
@@ -31,8 +31,8 @@ def request(seed: int, most: int = 10, least: int = 0) -> Request:
     return Request(pixels, (0, 10 + seed, 2), GenerationOptions(3, most, least, 3, True, 1.0))
 
 
-def decoding(slot: int) -> Decoding:
-    return Decoding(request(0), Place(slot, (slot,)), 5, 8)
+def sequence(slot: int) -> SequenceState:
+    return SequenceState(request(0), Slot(slot, (slot,)), 5, 8)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -65,9 +65,9 @@ def test_hypotheses_are_the_best_that_were_kept_of_equals_the_last(seed: int) ->
             )
         )
     reading = Reading(state, [])
-    reading.bring([decoding(slot) for slot in asked])
+    reading.bring([sequence(slot) for slot in asked])
     found = reading.hypotheses()
-    assert [each.place.slot for each, _ in found] == asked
+    assert [each.slot.index for each, _ in found] == asked
     assert [hypothesis for _, hypothesis in found] == expected
 
 
@@ -78,7 +78,7 @@ def test_a_reading_holds_what_was_there_when_it_was_made() -> None:
     state.finished_lengths.fill_(3)
     state.finished_sequences.fill_(7)
     reading = Reading(state, [])
-    reading.bring([decoding(1)])
+    reading.bring([sequence(1)])
     before = state.decided.tolist()
     state.decided.fill_(5)
     state.finished_sequences.zero_()
@@ -125,10 +125,10 @@ def test_a_late_step_waits_once_for_the_step_before_however_many_end(
     runner = Runner(model, SLOTS, picture_tokens=5, decoder_room=20, recorder=PlainRecorder(), late=True)
     lengths = [4, 4, 4, 7, 9, 9, 12, 5, 5, 3, 3, 16]
     coming = [request(seed, length, length) for seed, length in enumerate(lengths)]
-    active: list[Decoding] = []
+    active: list[SequenceState] = []
     steps = answered = cancelled = 0
     while coming or active:
-        count = min(len(coming), runner.places.fits([3] * len(coming)))
+        count = min(len(coming), runner.slots.fits([3] * len(coming)))
         active += runner.encode(coming[:count]) if count else []
         coming = coming[count:]
         steps += 1
@@ -139,7 +139,7 @@ def test_a_late_step_waits_once_for_the_step_before_however_many_end(
             active.remove(ended[0])
             cancelled += 1
         active = [each for each in active if each not in outcomes]
-        runner.places.check([each.place for each in active], runner.sizes.slots, runner.sizes.rows)
+        runner.slots.check([each.slot for each in active], runner.sizes.slots, runner.sizes.rows)
         for each, outcome in outcomes.items():
             answered += 1
             assert isinstance(outcome, Hypothesis)

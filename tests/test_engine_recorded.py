@@ -25,7 +25,7 @@ from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.caches import Caches
-from florence.model.chunks import Parts, last_of, waiting
+from florence.model.chunks import Chunks, run_to_end, waiting
 from florence.model.florence2 import Florence2Model
 
 PICTURE_TOKENS, PROMPT_ROOM, PATIENCE_S = 5, 30, 60
@@ -141,8 +141,8 @@ def test_recording_before_the_first_request_leaves_the_caches_empty(model: Flore
         left = runner.encode([request(0), request(1)])
         for _ in range(3):
             runner.step(left)
-        for decoding in left:
-            runner.drop(decoding)
+        for sequence in left:
+            runner.drop(sequence)
 
 
 def test_shapes_beyond_the_most_run_unrecorded_and_give_the_same(
@@ -188,7 +188,7 @@ def test_each_part_ends_when_the_device_has_done_it() -> None:
     """The last one too, and the parts are closed with those that wait for them."""
     events: list[str] = []
 
-    def parts() -> Parts[int]:
+    def parts() -> Chunks[int]:
         try:
             for number in range(2):
                 events.append(f"part {number}")
@@ -197,7 +197,7 @@ def test_each_part_ends_when_the_device_has_done_it() -> None:
         finally:
             events.append("closed")
 
-    assert last_of(waiting(parts(), lambda: events.append("waited"))) == 7
+    assert run_to_end(waiting(parts(), lambda: events.append("waited"))) == 7
     assert events == ["part 0", "waited", "part 1", "waited", "closed", "waited"]
     events.clear()
     begun = waiting(parts(), lambda: events.append("waited"))

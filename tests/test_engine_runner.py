@@ -15,11 +15,11 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 
-from florence.engine.decoding import Decoding
 from florence.engine.device.graphs import PlainRecorder
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Outcome, Runner
 from florence.engine.request import GenerationOptions, Request
+from florence.engine.sequence import SequenceState
 from florence.errors import EngineError
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
@@ -66,9 +66,9 @@ def random_request(dice: random.Random) -> Request:
     return Request(pixels, prompt, options)
 
 
-def check_places(runner: Runner, active: Sequence[Decoding]) -> None:
-    places = [decoding.place for decoding in active]
-    runner.places.check(places, runner.sizes.slots, runner.sizes.rows)
+def check_places(runner: Runner, active: Sequence[SequenceState]) -> None:
+    places = [sequence.slot for sequence in active]
+    runner.slots.check(places, runner.sizes.slots, runner.sizes.rows)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -78,10 +78,10 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(runner: Runne
     path."""
     dice = random.Random(seed)
     coming = [random_request(dice) for _ in range(24)]
-    active: list[Decoding] = []
-    finished: list[tuple[Decoding, Hypothesis]] = []
+    active: list[SequenceState] = []
+    finished: list[tuple[SequenceState, Hypothesis]] = []
     while coming or active:
-        fitting = runner.places.fits(request.options.num_beams for request in coming)
+        fitting = runner.slots.fits(request.options.num_beams for request in coming)
         if fitting and (not active or dice.random() < 0.4):
             count = min(fitting, dice.randint(1, 4))
             active += runner.encode(coming[:count])
@@ -90,16 +90,16 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(runner: Runne
         if active and dice.random() < 0.1:
             runner.drop(active.pop(dice.randrange(len(active))))  # cancelled
             continue
-        for decoding, outcome in runner.step(active) if active else ():
+        for sequence, outcome in runner.step(active) if active else ():
             assert isinstance(outcome, Hypothesis)
-            finished.append((decoding, outcome))
-            active.remove(decoding)
+            finished.append((sequence, outcome))
+            active.remove(sequence)
         check_places(runner, active)
     assert len(finished) > 12
     assert 0 < runner.features.misses <= 6  # six pictures in all, far more requests
-    for decoding, hypothesis in finished:
-        expected = generate_alone(runner.model, decoding.request, runner.rules)
-        assert hypothesis.token_ids == expected.token_ids, decoding.request.options
+    for sequence, hypothesis in finished:
+        expected = generate_alone(runner.model, sequence.request, runner.rules)
+        assert hypothesis.token_ids == expected.token_ids, sequence.request.options
         assert hypothesis.token_logprobs == pytest.approx(expected.token_logprobs, abs=1e-3)
         assert hypothesis.score == pytest.approx(expected.score, rel=1e-3, abs=1e-4)
 
@@ -131,34 +131,34 @@ def test_values_that_are_no_numbers_fail_their_request_alone(runner: Runner) -> 
     requests = [random_request(dice) for _ in range(3)]
     left = runner.encode(requests)
     spoilt = left[1]
-    runner.caches.cross_values[:, spoilt.place.slot] = torch.nan
+    runner.caches.cross_values[:, spoilt.slot.index] = torch.nan
     outcomes = {}
     while left:
-        for decoding, outcome in runner.step(left):
-            outcomes[decoding] = outcome
-            left = [other for other in left if other is not decoding]
-    for decoding, outcome in outcomes.items():
-        if decoding is spoilt:
+        for sequence, outcome in runner.step(left):
+            outcomes[sequence] = outcome
+            left = [other for other in left if other is not sequence]
+    for sequence, outcome in outcomes.items():
+        if sequence is spoilt:
             assert isinstance(outcome, EngineError)
             continue
         assert isinstance(outcome, Hypothesis)
-        assert outcome.token_ids == generate_alone(runner.model, decoding.request, runner.rules).token_ids
+        assert outcome.token_ids == generate_alone(runner.model, sequence.request, runner.rules).token_ids
     check_places(runner, [])
     again = runner.encode([request for request in requests for _ in range(3)])
     while again:
-        for decoding, outcome in runner.step(again):
-            again = [other for other in again if other is not decoding]
+        for sequence, outcome in runner.step(again):
+            again = [other for other in again if other is not sequence]
             assert isinstance(outcome, Hypothesis)
-            expected = generate_alone(runner.model, decoding.request, runner.rules)
+            expected = generate_alone(runner.model, sequence.request, runner.rules)
             assert outcome.token_ids == expected.token_ids
 
 
-def hypotheses(runner: Runner, left: list[Decoding]) -> dict[Decoding, Outcome]:
+def hypotheses(runner: Runner, left: list[SequenceState]) -> dict[SequenceState, Outcome]:
     """What came of these requests."""
-    outcomes: dict[Decoding, Outcome] = {}
+    outcomes: dict[SequenceState, Outcome] = {}
     while left:
         outcomes |= dict(runner.step(left))
-        left = [decoding for decoding in left if decoding not in outcomes]
+        left = [sequence for sequence in left if sequence not in outcomes]
     return outcomes
 
 
@@ -169,10 +169,10 @@ def long_request(seed: int, prompt: int = 28) -> Request:
     return Request(pixels, (0, *range(10 + seed, 10 + seed + prompt), 2), options)
 
 
-def check_sound(runner: Runner, decodings: list[Decoding]) -> None:
-    for decoding, outcome in hypotheses(runner, decodings).items():
+def check_sound(runner: Runner, sequences: list[SequenceState]) -> None:
+    for sequence, outcome in hypotheses(runner, sequences).items():
         assert isinstance(outcome, Hypothesis)
-        assert outcome.token_ids == generate_alone(runner.model, decoding.request, runner.rules).token_ids
+        assert outcome.token_ids == generate_alone(runner.model, sequence.request, runner.rules).token_ids
 
 
 @torch.inference_mode()
@@ -182,7 +182,7 @@ def test_values_that_are_no_numbers_stay_out_of_places_that_nobody_has(runner: R
     for _ in range(4):
         runner.step(left)
     runner.drop(left.pop(1))  # its rows lie idle from now on
-    runner.caches.cross_values[:, left[0].place.slot] = torch.nan
+    runner.caches.cross_values[:, left[0].slot.index] = torch.nan
     outcomes = list(hypotheses(runner, left).values())
     assert [isinstance(outcome, EngineError) for outcome in outcomes].count(True) == 1
     check_sound(runner, runner.encode([long_request(10 + seed) for seed in range(6)]))
@@ -198,7 +198,7 @@ def test_one_that_goes_before_its_fault_is_known_leaves_nothing_behind(runner: R
     (gone,) = runner.encode([long_request(0)])
     for _ in range(steps):
         runner.step([neighbour, gone])
-    runner.caches.cross_values[:, gone.place.slot] = torch.nan
+    runner.caches.cross_values[:, gone.slot.index] = torch.nan
     if steps:
         runner.step([neighbour, gone])
     runner.drop(gone)

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 import pytest
 
 from florence.engine.scheduler import STEPS_BETWEEN_ENCODES, BatchLimits, Pace, Scheduler
-from florence.engine.slots import Place, Places
+from florence.engine.slots import Slot, SlotAllocator
 
 
 @pytest.mark.parametrize(
-    "module", ["scheduler", "features", "request", "places", "observer", "entry", "pending"]
+    "module", ["scheduler", "device.features", "request", "slots", "observer", "entry", "pending"]
 )
 def test_policy_imports_no_torch(module: str) -> None:
     code = f"import sys, florence.engine.{module}; sys.exit('torch' in sys.modules)"
@@ -33,11 +33,11 @@ def test_nobody_is_lost_or_overtaken_and_no_limit_is_exceeded() -> None:
     dice = random.Random(5)
     limits = BatchLimits(max_batch_size=7, max_encode_batch=3, max_queue=50)
     scheduler: Scheduler[int] = Scheduler(limits)
-    places = Places(7, 15)
+    places = SlotAllocator(7, 15)
     beams = [dice.choice([1, 3, 3, 8]) for _ in range(2000)]
     order: list[int] = []
     active: dict[int, int] = {}  # request -> steps left
-    taken_places: dict[int, Place] = {}
+    taken_places: dict[int, Slot] = {}
     offered = refused = 0
     while len(order) + refused < 2000 or active:
         for _ in range(dice.randint(0, 2)):
@@ -67,7 +67,7 @@ def test_nobody_is_lost_or_overtaken_and_no_limit_is_exceeded() -> None:
 def test_a_wide_request_is_not_overtaken_by_narrow_ones() -> None:
     """It waits until enough beams are free, and those behind it wait with it."""
     scheduler: Scheduler[int] = Scheduler(BatchLimits(max_encode_batch=2))
-    places = Places(16, 8)
+    places = SlotAllocator(16, 8)
     held = places.take(4)
     for beams in (8, 1, 1):
         scheduler.add(beams)

@@ -12,10 +12,10 @@ import torch
 from goldens import Goldens, load_float32, options_of, remember_pictures, rules_of, sequence_of
 from safetensors.torch import load_file, save_file
 
-from florence.engine.decoding import Decoding
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.request import Request
+from florence.engine.sequence import SequenceState
 
 
 def request_of(goldens: Goldens, case: dict[str, Any], row: int) -> Request:
@@ -42,14 +42,14 @@ def test_every_case_alone_is_the_originals(goldens: Goldens) -> None:
         check(case, row, generate_alone(goldens.model, request_of(goldens, case, row), rules_of(case)))
 
 
-def finish(runner: Runner, decodings: Iterable[Decoding]) -> dict[Decoding, Hypothesis]:
+def finish(runner: Runner, sequences: Iterable[SequenceState]) -> dict[SequenceState, Hypothesis]:
     """Decode all of them together, each leaving at its own end."""
-    left, outcomes = list(decodings), {}
+    left, outcomes = list(sequences), {}
     while left:
-        for decoding, outcome in runner.step(left):
+        for sequence, outcome in runner.step(left):
             assert isinstance(outcome, Hypothesis)
-            outcomes[decoding] = outcome
-            left.remove(decoding)
+            outcomes[sequence] = outcome
+            left.remove(sequence)
     return outcomes
 
 
@@ -62,14 +62,14 @@ def test_every_case_in_a_crowd_is_the_originals(goldens: Goldens) -> None:
         runner = Runner(goldens.model, slots=60, rules=rules)
         for start in range(0, len(cases), 40):
             crowd = cases[start : start + 40]
-            decodings = runner.encode([request_of(goldens, case, row) for case, row in crowd])
-            outcomes = finish(runner, decodings)
-            for (case, row), decoding in zip(crowd, decodings, strict=True):
-                check(case, row, outcomes[decoding])
+            sequences = runner.encode([request_of(goldens, case, row) for case, row in crowd])
+            outcomes = finish(runner, sequences)
+            for (case, row), sequence in zip(crowd, sequences, strict=True):
+                check(case, row, outcomes[sequence])
                 at_limit = len(sequence_of(case, row)) == case["effective"]["max_length"]
                 forced = case["effective"]["forced_eos_token_id"] is not None
                 if forced:
-                    assert runner.was_cut(outcomes[decoding], decoding.request) is at_limit
+                    assert runner.was_cut(outcomes[sequence], sequence.request) is at_limit
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import pytest
 
 from florence import Florence2
 from florence.errors import DeadlineExceeded, OptionError, TaskError
-from florence.runtime.streaming import Teller
+from florence.runtime.streaming import TextStreamer
 from florence.types.options import GenerationParameters
 
 PATIENCE_S = 60.0
@@ -124,10 +124,10 @@ def test_a_callback_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture)
         if text == "b":
             raise ZeroDivisionError("on b")
 
-    teller = Teller(Letters(), on_text, AtOnce())
+    streamer = TextStreamer(Letters(), on_text, AtOnce())
     for token_id in range(4):
-        teller.on_token(token_id)
-    teller.end()
+        streamer.on_token(token_id)
+    streamer.end()
     assert told == ["a", "b"]
     assert caplog.text.count("ZeroDivisionError: on b") == 1
 

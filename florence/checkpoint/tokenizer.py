@@ -95,9 +95,9 @@ class Tokenizer:
             for start, stop in self._spans(ids)
         ]
 
-    def reader(self) -> TextReader:
+    def reader(self) -> IncrementalDetokenizer:
         """A reader of the text of one sequence while it is generated."""
-        return TextReader(self._backend, frozenset((self.bos_id, self.pad_id, self.eos_id)))
+        return IncrementalDetokenizer(self._backend, frozenset((self.bos_id, self.pad_id, self.eos_id)))
 
     def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         start = 0
@@ -111,7 +111,7 @@ class Tokenizer:
             yield start, len(ids)
 
 
-class TextReader:
+class IncrementalDetokenizer:
     """Reads tokens one by one and gives their text as soon as it is certain; for one thread at a time.
 
     A character of several bytes can be spread over tokens: it comes with the last of them. `silent`: ids that

@@ -7,11 +7,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import inf
 
-from florence.engine.decoding import Decoding
 from florence.engine.futures import settle
 from florence.engine.request import EngineTimings, Generation, Request
+from florence.engine.sequence import SequenceState
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.model.chunks import Parts
+from florence.model.chunks import Chunks
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +23,7 @@ class Entry:
     arrived: float = field(default_factory=time.monotonic)
     taken: float = 0.0
     encoded: float = 0.0
-    decoding: Decoding | None = None
+    sequence: SequenceState | None = None
 
     @property
     def deadline(self) -> float:
@@ -36,7 +36,7 @@ class Entry:
         return (self.taken or time.monotonic()) - self.arrived
 
     def timings(self) -> EngineTimings:
-        """Of an entry whose decoding ends now."""
+        """Of an entry whose sequence ends now."""
         return EngineTimings(
             queue_s=self.queue_s,
             encode_s=self.encoded - self.taken,
@@ -54,7 +54,7 @@ class Encoding:
     before theirs; `seconds`: that it took so far."""
 
     entries: list[Entry]
-    parts: Parts[list[Decoding]]
+    parts: Chunks[list[SequenceState]]
     pictures_before: int
     seconds: float = 0.0
 

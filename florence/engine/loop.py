@@ -21,14 +21,14 @@ from concurrent.futures import Future
 
 import torch
 
-from florence.engine.decoding import Decoding
 from florence.engine.device.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.entry import Encoding, Entry, fault_of, stopped
-from florence.engine.observer import Ending, Observer
+from florence.engine.observer import FinishReason, Observer
 from florence.engine.pending import Pending
 from florence.engine.request import Generation, Request
 from florence.engine.scheduler import BatchLimits, Pace, Scheduler, TokenLimits
+from florence.engine.sequence import SequenceState
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Engine:
         wait_s = max(self._pace.seconds_for(waiting), waiting * self._scheduler.encode_s)
         refusal = self._scheduler.limits.refusal(waiting, wait_s)
         if refusal is not None:
-            self._observer.ended(Ending.REFUSED)
+            self._observer.ended(FinishReason.REFUSED)
             raise refusal
 
     def close(self, *, drain_s: float | None = None) -> None:
@@ -160,7 +160,7 @@ class Engine:
             self._closing = self._aborting = True
             left = list(self._pending)
         try:
-            self._fail(left, stopped(self._error), Ending.CLOSED)
+            self._fail(left, stopped(self._error), FinishReason.CLOSED)
             self._observer.load(0, 0, 0)
         finally:
             if self._error is not None and self._on_broken is not None:
@@ -199,13 +199,13 @@ class Engine:
     def _let_go(self, entries: Iterable[Entry]) -> None:
         """Free the places of abandoned requests and say why."""
         for entry in entries:
-            if entry.decoding is not None:
-                self._runner.drop(entry.decoding)
+            if entry.sequence is not None:
+                self._runner.drop(entry.sequence)
             if self._aborting:
-                self._fail([entry], stopped(), Ending.CLOSED)
+                self._fail([entry], stopped(), FinishReason.CLOSED)
             else:
                 late = DeadlineExceeded("the request was not finished in the time given for it")
-                self._fail([entry], late, Ending.DEADLINE)
+                self._fail([entry], late, FinishReason.DEADLINE)
 
     def _encode(self) -> None:
         """Encode those who wait, for as long as those who are being decoded can spare."""
@@ -229,7 +229,7 @@ class Engine:
             return self._scheduler.take(len(self._active), self._fits)
 
     def _fits(self, entries: Iterable[Entry]) -> int:
-        return self._runner.places.fits(entry.request.options.num_beams for entry in entries)
+        return self._runner.slots.fits(entry.request.options.num_beams for entry in entries)
 
     def _begin(self, entries: list[Entry]) -> Encoding:
         started = time.monotonic()
@@ -260,67 +260,67 @@ class Engine:
             self._alone.extend(entries)
             return
         log.error("a request failed while it was encoded", exc_info=error)
-        self._fail(entries, fault_of(error), Ending.FAULT)
+        self._fail(entries, fault_of(error), FinishReason.FAULT)
         self._encode_faults += 1
         if self._encode_faults == MOST_FAULTS:
             self._recover(error)
 
-    def _join(self, encoding: Encoding, decodings: Sequence[Decoding]) -> None:
+    def _join(self, encoding: Encoding, sequences: Sequence[SequenceState]) -> None:
         """Those who are encoded are decoded from now on, but for those who have gone meanwhile."""
-        for entry, decoding in zip(encoding.entries, decodings, strict=True):
+        for entry, sequence in zip(encoding.entries, sequences, strict=True):
             if entry not in self._pending:
-                self._runner.drop(decoding)
+                self._runner.drop(sequence)
                 continue
-            entry.encoded, entry.decoding = time.monotonic(), decoding
+            entry.encoded, entry.sequence = time.monotonic(), sequence
             self._active.append(entry)
         self._encode_faults = 0
         pictures = self._runner.features.misses - encoding.pictures_before
-        self._scheduler.encoded(len(decodings), encoding.seconds)
-        self._observer.encoded(len(decodings), pictures, encoding.seconds)
+        self._scheduler.encoded(len(sequences), encoding.seconds)
+        self._observer.encoded(len(sequences), pictures, encoding.seconds)
 
     def _step(self) -> None:
         """One token for everyone who is being decoded; those who are done get their answers."""
-        decodings = [entry.decoding for entry in self._active if entry.decoding]
-        moved = [decoding for decoding in decodings if not decoding.ended]
+        sequences = [entry.sequence for entry in self._active if entry.sequence]
+        moved = [sequence for sequence in sequences if not sequence.ended]
         started = time.monotonic()
         try:
-            outcomes = dict(self._runner.step(decodings))
+            outcomes = dict(self._runner.step(sequences))
         except Exception as error:
             log.error("a decode step failed with %d requests", len(self._active), exc_info=error)
             self._recover(error)
             return
         if moved:  # those that have ended only wait for their answers
-            rows = sum(len(decoding.place.rows) for decoding in moved)
+            rows = sum(len(sequence.slot.rows) for sequence in moved)
             self._observer.stepped(len(moved), rows, time.monotonic() - started)
         self._scheduler.stepped()
         self._faults = 0
-        ended = [entry for entry in self._active if entry.decoding in outcomes]
+        ended = [entry for entry in self._active if entry.sequence in outcomes]
         self._active = [entry for entry in self._active if entry not in ended]
-        for entry, decoding in ((entry, entry.decoding) for entry in ended if entry.decoding):
-            self._finish(entry, decoding, outcomes[decoding])
+        for entry, sequence in ((entry, entry.sequence) for entry in ended if entry.sequence):
+            self._finish(entry, sequence, outcomes[sequence])
         self._pace.finished(len(ended))
 
-    def _finish(self, entry: Entry, decoding: Decoding, outcome: Hypothesis | FlorenceError) -> None:
+    def _finish(self, entry: Entry, sequence: SequenceState, outcome: Hypothesis | FlorenceError) -> None:
         if isinstance(outcome, FlorenceError):
-            self._fail([entry], outcome, Ending.FAULT)
+            self._fail([entry], outcome, FinishReason.FAULT)
             return
         generation = Generation(
             token_ids=tuple(outcome.token_ids),
             token_logprobs=tuple(outcome.token_logprobs),
             score=outcome.score,
             finish_reason="length" if self._runner.was_cut(outcome, entry.request) else "stop",
-            picture_tokens=decoding.picture_tokens,
+            picture_tokens=sequence.picture_tokens,
             timings=entry.timings(),
         )
         taken = self._settle(entry, generation)
-        ending = Ending(generation.finish_reason) if taken else Ending.CANCELLED
+        ending = FinishReason(generation.finish_reason) if taken else FinishReason.CANCELLED
         self._observer.ended(ending, len(generation.token_logprobs), entry.queue_s)
 
-    def _fail(self, entries: Iterable[Entry], error: FlorenceError, ending: Ending) -> None:
+    def _fail(self, entries: Iterable[Entry], error: FlorenceError, ending: FinishReason) -> None:
         """Those of them who have no outcome yet; all are told before anything else is done."""
         told = [(entry, self._settle(entry, error)) for entry in entries if entry in self._pending]
         for entry, waited in told:
-            self._observer.ended(ending if waited else Ending.CANCELLED, queue_s=entry.queue_s)
+            self._observer.ended(ending if waited else FinishReason.CANCELLED, queue_s=entry.queue_s)
 
     def _settle(self, entry: Entry, outcome: Generation | FlorenceError) -> bool:
         self._pending.remove(entry)
@@ -335,7 +335,7 @@ class Engine:
             self._encoding.parts.close()
             in_flight += self._encoding.entries
             self._encoding = None
-        self._fail(in_flight, fault_of(error), Ending.FAULT)
+        self._fail(in_flight, fault_of(error), FinishReason.FAULT)
         self._faults += 1
         self._encode_faults = 0
         if self._faults == MOST_FAULTS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Ending(StrEnum):
+class FinishReason(StrEnum):
     """How a request ended."""
 
     STOP = "stop"  # the model ended its answer
@@ -35,5 +35,5 @@ class Observer:
     def stepped(self, requests: int, rows: int, seconds: float) -> None:
         """One decode step of so many requests with so many beams in all."""
 
-    def ended(self, ending: Ending, tokens: int = 0, queue_s: float = 0.0) -> None:
+    def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
         """A request ended, with so many generated tokens, after waiting for `queue_s`."""

@@ -8,14 +8,14 @@ from heapq import heappop, heappush
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Slot:
     """Where one request lies: a slot, and a row for each of its beams."""
 
-    slot: int
+    index: int
     rows: tuple[int, ...]
 
 
-class Places:
+class SlotAllocator:
     """Free slots and rows, the lowest given first, so that those in use stay close together."""
 
     def __init__(self, slots: int, rows: int) -> None:
@@ -31,24 +31,24 @@ class Places:
             count += 1
         return count
 
-    def take(self, beams: int) -> Place:
+    def take(self, beams: int) -> Slot:
         """A place for a request. Raises `IndexError` where there is none."""
         if not self._slots or len(self._rows) < beams:
-            raise IndexError("no free place")
-        return Place(heappop(self._slots), tuple(heappop(self._rows) for _ in range(beams)))
+            raise IndexError("no free slot")
+        return Slot(heappop(self._slots), tuple(heappop(self._rows) for _ in range(beams)))
 
-    def give_back(self, place: Place) -> None:
+    def give_back(self, slot: Slot) -> None:
         """Free a place that was taken."""
-        heappush(self._slots, place.slot)
-        for row in place.rows:
+        heappush(self._slots, slot.index)
+        for row in slot.rows:
             heappush(self._rows, row)
 
-    def check(self, taken: Iterable[Place], slots: int, rows: int) -> None:
+    def check(self, taken: Iterable[Slot], slots: int, rows: int) -> None:
         """Raise `RuntimeError` unless free and taken places are all there are, each once."""
         places = list(taken)
         everything = (
-            sorted([*self._slots, *(place.slot for place in places)]),
-            sorted([*self._rows, *(row for place in places for row in place.rows)]),
+            sorted([*self._slots, *(slot.index for slot in places)]),
+            sorted([*self._rows, *(row for slot in places for row in slot.rows)]),
         )
         if everything != (list(range(slots)), list(range(rows))):
             raise RuntimeError(f"places were lost or given twice: {everything}")

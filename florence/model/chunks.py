@@ -6,10 +6,10 @@ from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
-Parts = Generator[None, None, T]
+Chunks = Generator[None, None, T]
 
 
-def last_of(parts: Parts[T]) -> T:
+def run_to_end(parts: Chunks[T]) -> T:
     """The result of work in parts, done without a pause."""
     while True:
         try:
@@ -19,7 +19,7 @@ def last_of(parts: Parts[T]) -> T:
             return result
 
 
-def waiting(parts: Parts[T], wait: Callable[[], None]) -> Parts[T]:
+def waiting(parts: Chunks[T], wait: Callable[[], None]) -> Chunks[T]:
     """The same parts, each of which ends with `wait`."""
     try:
         while True:

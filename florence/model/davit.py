@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from florence.model.chunks import Parts, last_of
+from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import VisionConfig
 from florence.model.kernels.linear import Conv2d, Linear
 
@@ -206,9 +206,9 @@ class DaViT(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """[pictures, 3, height, width] -> [pictures, dim, height / 32, width / 32]; sizes are multiples of
         32."""
-        return last_of(self.parts(values))
+        return run_to_end(self.parts(values))
 
-    def parts(self, values: Tensor) -> Parts[Tensor]:
+    def parts(self, values: Tensor) -> Chunks[Tensor]:
         """`forward` in parts: yields between blocks."""
         cells: Tensor = self.stem(values.permute(0, 2, 3, 1))
         for stage in cast("Iterable[Stage]", self.stages):

@@ -23,7 +23,7 @@ from florence.model.language import POSITION_OFFSET, DecoderLayer, LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class DecodeBatch:
     """Who takes part in a step: some slots of the caches, and the rows of their beams.
 
     `slots` [requests] and `rows` [beams of all requests] index the caches. `request_of`, `beam_of` [rows]:
@@ -41,12 +41,12 @@ class Members:
     beams: Tensor
     encoder_lengths: Tensor
 
-    def to(self, device: torch.device) -> Members:
+    def to(self, device: torch.device) -> DecodeBatch:
         """These tensors on a device, which the host does not wait for."""
         values = [getattr(self, field.name) for field in fields(self)]
-        return Members(*(pinned(value, device).to(device, non_blocking=True) for value in values))
+        return DecodeBatch(*(pinned(value, device).to(device, non_blocking=True) for value in values))
 
-    def copy_(self, others: Members) -> None:
+    def copy_(self, others: DecodeBatch) -> None:
         """Let these tensors hold the values of `others`, which have the same shapes and may be the host's."""
         for field in fields(self):
             mine: Tensor = getattr(self, field.name)
@@ -112,7 +112,7 @@ class DenseAttention:
     def __init__(
         self,
         caches: Caches,
-        members: Members,
+        members: DecodeBatch,
         ancestry: Tensor,
         positions: Tensor,
         encoder_length: int,
@@ -162,7 +162,7 @@ class DenseAttention:
         return mixed[members.request_of, members.beam_of].flatten(1).to(queries.dtype)
 
     def _over_rows(self, parts: Tensor, absent: float) -> Tensor:
-        """Parts of the rows [rows, beams, any] by request: [requests, rows of it, beams, any]."""
+        """Chunks of the rows [rows, beams, any] by request: [requests, rows of it, beams, any]."""
         return parts[self._members.rows_of].masked_fill(self._absent, absent)
 
 
@@ -186,7 +186,7 @@ class KernelAttention:
     """
 
     def __init__(
-        self, kernel: Kernel, caches: Caches, members: Members, ancestry: Tensor, positions: Tensor
+        self, kernel: Kernel, caches: Caches, members: DecodeBatch, ancestry: Tensor, positions: Tensor
     ) -> None:
         self._kernel, self._caches = kernel, caches
         self._slots = members.slots.int()

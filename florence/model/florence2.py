@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from florence.model.chunks import Parts
+from florence.model.chunks import Chunks
 from florence.model.config import ModelConfig
 from florence.model.language import LanguageModel
 from florence.model.vision import Normalize, VisionEncoder
@@ -28,7 +28,7 @@ class Florence2Model(nn.Module):
         tokens: Tensor = self.vision(pixels)
         return tokens
 
-    def look_parts(self, pixels: Tensor) -> Parts[Tensor]:
+    def look_parts(self, pixels: Tensor) -> Chunks[Tensor]:
         """`look` in parts: yields between the blocks of the tower."""
         tokens = yield from self.vision.parts(pixels)
         return tokens

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from florence.model.chunks import Parts, last_of
+from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
 from florence.model.kernels.linear import Linear
 
@@ -169,9 +169,9 @@ class Encoder(Stack):
 
     def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
         """[rows, length, d_model] -> the same shape; `mask` [rows, length] is false on padding."""
-        return last_of(self.parts(embeddings, mask))
+        return run_to_end(self.parts(embeddings, mask))
 
-    def parts(self, embeddings: Tensor, mask: Tensor | None = None) -> Parts[Tensor]:
+    def parts(self, embeddings: Tensor, mask: Tensor | None = None) -> Chunks[Tensor]:
         """`forward` in parts: yields between layers."""
         states = self.place(embeddings, 0)
         allowed = None if mask is None else mask[:, None, None, :]  # [rows, 1, 1, length]
@@ -248,7 +248,7 @@ class LanguageModel(nn.Module):
 
     def encode_parts(
         self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None
-    ) -> Parts[Tensor]:
+    ) -> Chunks[Tensor]:
         """`encode` in parts: yields between layers."""
         states = yield from self.encoder.parts(self._join(picture_tokens, prompt_ids), mask)
         return states

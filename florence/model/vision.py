@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from florence.model.chunks import Parts, last_of
+from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import VisionConfig
 from florence.model.davit import DaViT
 from florence.model.kernels.linear import Linear
@@ -87,9 +87,9 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[pictures, height, width, 3] uint8 -> [pictures, picture tokens, d_model]."""
-        return last_of(self.parts(pixels))
+        return run_to_end(self.parts(pixels))
 
-    def parts(self, pixels: Tensor) -> Parts[Tensor]:
+    def parts(self, pixels: Tensor) -> Chunks[Tensor]:
         """`forward` in parts: yields between the blocks of the tower."""
         features = yield from self.tower.parts(self.normalize(pixels))
         tokens: Tensor = self.projector(features)

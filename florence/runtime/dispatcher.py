@@ -18,11 +18,11 @@ from weakref import ref
 from florence.answers.answer import Answer
 from florence.engine.futures import settle
 from florence.engine.loop import Engine
-from florence.engine.observer import Ending, Observer
+from florence.engine.observer import FinishReason, Observer
 from florence.engine.request import Generation
 from florence.errors import Closed, DeadlineExceeded, OptionError, Overloaded, TaskError
 from florence.runtime.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
-from florence.runtime.streaming import OnText, Teller
+from florence.runtime.streaming import OnText, TextStreamer
 from florence.types.options import read_generation_parameters
 
 IMAGE_THREADS = 2
@@ -44,7 +44,7 @@ class Call:
     text: TaskText
     options: Mapping[str, Any]
     started: float
-    teller: Teller | None = None
+    streamer: TextStreamer | None = None
 
     def prepare(self, pipeline: Pipeline) -> Prepared:
         """Check and read everything that the call holds."""
@@ -63,7 +63,7 @@ class Call:
             self.text if region is None else region,
             read_generation_parameters(options),
             deadline,
-            None if self.teller is None else self.teller.on_token,
+            None if self.streamer is None else self.streamer.on_token,
         )
 
 
@@ -106,12 +106,12 @@ class Reading:
     def fail(self, future: Future[Answer], error: BaseException) -> None:
         """End a call that was taken out of here."""
         if isinstance(error, DeadlineExceeded | Closed):
-            self._observer.ended(Ending.CLOSED if isinstance(error, Closed) else Ending.DEADLINE)
+            self._observer.ended(FinishReason.CLOSED if isinstance(error, Closed) else FinishReason.DEADLINE)
         settle(future, error)
 
     def _left(self, future: Future[Answer]) -> None:
         if future.cancelled() and self.take(future):
-            self._observer.ended(Ending.CANCELLED)
+            self._observer.ended(FinishReason.CANCELLED)
             future.set_running_or_notify_cancel()  # for those who wait for many futures at once
 
 
@@ -132,9 +132,9 @@ class Calls:
         """Whether no more calls are taken."""
         return self._closed
 
-    def teller(self, on_text: OnText) -> Teller:
+    def streamer(self, on_text: OnText) -> TextStreamer:
         """Tells one call's text, in the finishers' thread."""
-        return Teller(self._pipeline.tokenizer.reader(), on_text, self._finishers)
+        return TextStreamer(self._pipeline.tokenizer.reader(), on_text, self._finishers)
 
     def start(self, calls: Sequence[Call]) -> list[Future[Answer]]:
         """Start calls, which one reader prepares one after the other; a future for each.
@@ -191,7 +191,7 @@ class Calls:
     def _hand_over(self, call: Call, prepared: Prepared, future: Future[Answer]) -> None:
         """To the engine, unless the caller goes meanwhile."""
         # Futures keep their callbacks. If each held the other, the collector alone could free the picture.
-        finish = partial(self._finish, prepared, call.teller, call.started, future)
+        finish = partial(self._finish, prepared, call.streamer, call.started, future)
         with self._lock:  # so that whoever counts finds it in one of the two queues
             if self._reading.find(future) is None:
                 return
@@ -205,7 +205,7 @@ class Calls:
     def _finish(
         self,
         prepared: Prepared,
-        teller: Teller | None,
+        streamer: TextStreamer | None,
         started: float,
         future: Future[Answer],
         done: _Running,
@@ -216,14 +216,14 @@ class Calls:
         elif (error := done.exception()) is not None:  # not raised: its traceback would hold pixels
             settle(future, error)
         else:
-            settle(future, self._answer(prepared, teller, started, done.result()))
+            settle(future, self._answer(prepared, streamer, started, done.result()))
 
     def _answer(
-        self, prepared: Prepared, teller: Teller | None, started: float, generation: Generation
+        self, prepared: Prepared, streamer: TextStreamer | None, started: float, generation: Generation
     ) -> Answer | Exception:
         try:
-            if teller is not None:
-                teller.end()
+            if streamer is not None:
+                streamer.end()
             return self._pipeline.answer(prepared, generation, time.monotonic() - started)
         except Exception as error:  # noqa: BLE001  (as above)
             return error

@@ -138,8 +138,8 @@ class Florence2:
             image = self._own(image)
         except ImageError as error:
             return failed(error)
-        teller = on_text and self._calls.teller(on_text)
-        return self._calls.start([Call(image, task, text, options, time.monotonic(), teller)])[0]
+        streamer = on_text and self._calls.streamer(on_text)
+        return self._calls.start([Call(image, task, text, options, time.monotonic(), streamer)])[0]
 
     def run(self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]) -> Answer:
         """`submit` and wait for the answer; raises what the future has."""

@@ -22,21 +22,21 @@ OnText = Callable[[str], None]
 quick, for other answers wait behind it."""
 
 
-class TextReader(Protocol):
-    """What is needed of `tokenizer.TextReader`."""
+class IncrementalDetokenizer(Protocol):
+    """What is needed of `tokenizer.IncrementalDetokenizer`."""
 
     def take(self, token_id: int) -> str: ...
 
     def rest(self) -> str: ...
 
 
-class Teller:
+class TextStreamer:
     """Tells one caller the text of its tokens, in a thread other than the one that decides them.
 
     A callback that raises is told no more; the log says why, and the answer comes all the same.
     """
 
-    def __init__(self, reader: TextReader, on_text: OnText, executor: Executor) -> None:
+    def __init__(self, reader: IncrementalDetokenizer, on_text: OnText, executor: Executor) -> None:
         self._reader = reader
         self._on_text: OnText | None = on_text
         self._executor = executor

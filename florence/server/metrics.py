@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from florence.engine.observer import Ending, Observer
+from florence.engine.observer import FinishReason, Observer
 
 _SECONDS: Final = (
     0.001,
@@ -86,7 +86,7 @@ class EngineMetrics(Observer):
             "florence_pictures", "Pictures by where they came from", ["source"], registry=registry
         )
         self._from_tower, self._from_memory = pictures.labels("tower"), pictures.labels("memory")
-        for ending in Ending:  # so that each is there from the start
+        for ending in FinishReason:  # so that each is there from the start
             self._requests.labels(ending.value)
 
     def reading(self, change: int) -> None:
@@ -108,8 +108,8 @@ class EngineMetrics(Observer):
         self._rows.observe(rows)
         self._step.observe(seconds)
 
-    def ended(self, ending: Ending, tokens: int = 0, queue_s: float = 0.0) -> None:
+    def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
         self._requests.labels(ending.value).inc()
         self._tokens.inc(tokens)
-        if ending is not Ending.REFUSED:
+        if ending is not FinishReason.REFUSED:
             self._queue.observe(queue_s)

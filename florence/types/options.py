@@ -91,4 +91,4 @@ def _allowed(name: str) -> str:
     if schema["type"] == "boolean":
         return 'true, false or "never"'
     noun = "an integer" if schema["type"] == "integer" else "a number"
-    return f"{noun} from {schema['minimum']} to {schema['maximum']}"
+    return f"{noun} from {schema['minimum']:g} to {schema['maximum']:g}"

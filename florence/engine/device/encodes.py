@@ -14,7 +14,7 @@ from torch import Tensor
 
 from florence.engine.device.graphs import MOST_RECORDED, Buckets, Recorder, Replay, round_up, warn_once
 from florence.model.caches import Caches
-from florence.model.chunks import Parts, last_of
+from florence.model.chunks import Chunks, run_to_end
 from florence.model.devices import pinned
 from florence.model.florence2 import Florence2Model
 
@@ -27,9 +27,9 @@ class Encodes(Protocol):
     tokens, a row for each request, its prompt's ids, and its slot of the caches, in which its encoder keys
     and values lie then; what is behind its own length means nothing."""
 
-    def look(self, pixels: Tensor) -> Parts[Tensor]: ...
+    def look(self, pixels: Tensor) -> Chunks[Tensor]: ...
 
-    def cross(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Parts[None]: ...
+    def cross(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]: ...
 
 
 class PlainEncodes:
@@ -39,11 +39,11 @@ class PlainEncodes:
         self._model, self._caches = model, caches
         self._device = model.language.shared.weight.device
 
-    def look(self, pixels: Tensor) -> Parts[Tensor]:
+    def look(self, pixels: Tensor) -> Chunks[Tensor]:
         tokens = yield from self._model.look_parts(pixels.to(self._device))
         return tokens
 
-    def cross(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Parts[None]:
+    def cross(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
         language, longest = self._model.language, max(map(len, prompts))
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
         mask = None
@@ -70,12 +70,12 @@ class BucketEncodes:
         self._seen: dict[tuple[object, ...], _Recorded] = {}
         self._full = warn_once("encodes")
 
-    def look(self, pixels: Tensor) -> Parts[Tensor]:
+    def look(self, pixels: Tensor) -> Chunks[Tensor]:
         (tokens,) = self._run("look", self._look, pixels)
         yield from ()  # all of it is one part
         return tokens[: len(pixels)]
 
-    def cross(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Parts[None]:
+    def cross(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
         yield  # the pictures were a part
         longest = round_up(max(map(len, prompts)), self._buckets.prompts)
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
@@ -88,8 +88,8 @@ class BucketEncodes:
         for rows in reversed(self._buckets.pictures):
             pixels = torch.zeros(rows, height, width, 3, dtype=torch.uint8)
             for _ in range(2):
-                pictures = last_of(self.look(pixels)).clone()
-                last_of(self.cross(pictures, [[self._model.config.text.eos_id]] * rows, [0] * rows))
+                pictures = run_to_end(self.look(pixels)).clone()
+                run_to_end(self.cross(pictures, [[self._model.config.text.eos_id]] * rows, [0] * rows))
 
     def _look(self, pixels: Tensor) -> Sequence[Tensor]:
         return [self._model.look(pixels)]

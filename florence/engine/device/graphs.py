@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.search import StepShape
-from florence.engine.device.steps import Decoding, Stage, dense_members, extent_of, seats_of, shape_of
-from florence.engine.slots import Place
-from florence.model.decode import Members
+from florence.engine.device.steps import Stage, StepSequence, dense_members, extent_of, seats_of, shape_of
+from florence.engine.slots import Slot
+from florence.model.decode import DecodeBatch
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +162,10 @@ def warn_once(what: str) -> Callable[[], None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class DummySequence:
     """A place in a step, whoever is in it."""
 
-    place: Place
+    slot: Slot
     encoder_length: int
     steps: int
 
@@ -183,20 +183,20 @@ class BucketSteps:
 
     def __init__(self, stage: Stage, buckets: Buckets, recorder: Recorder) -> None:
         self._stage, self._buckets, self._recorder = stage, buckets, recorder
-        self._members: dict[_Key, Members] = {}
+        self._members: dict[_Key, DecodeBatch] = {}
         self._replays: dict[_Key, Replay] = {}
-        self._present: tuple[_Key, list[tuple[Place, int]]] | None = None
+        self._present: tuple[_Key, list[tuple[Slot, int]]] | None = None
         self._full = warn_once("steps")
 
-    def run(self, decodings: Sequence[Decoding]) -> None:
-        key = self._key(decodings)
+    def run(self, sequences: Sequence[StepSequence]) -> None:
+        key = self._key(sequences)
         if key not in self._members and len(self._members) >= MOST_RECORDED:
             self._full()
-            self._stage.dense_step(self._seats(key, decodings).to(self._stage.state.device), key.shape)
+            self._stage.dense_step(self._seats(key, sequences).to(self._stage.state.device), key.shape)
             return
-        seats = seats_of(decodings)
+        seats = seats_of(sequences)
         if self._present != (key, seats):  # somebody came or went: others read and write from now on
-            self._seat(key, decodings)
+            self._seat(key, sequences)
             self._present = key, seats
         if key in self._replays:
             self._replays[key]()
@@ -220,7 +220,7 @@ class BucketSteps:
             for length in (length for length in reversed(self._buckets.lengths) if length <= MOST_PREPARED):
                 rows = range(0, min(slots * beams, self._buckets.rows[-1]) // beams * beams, beams)
                 seats = [
-                    Seat(Place(slot, tuple(range(row, row + beams))), encoder_length + 1, length - 2)
+                    DummySequence(Slot(slot, tuple(range(row, row + beams))), encoder_length + 1, length - 2)
                     for slot, row in enumerate(rows)
                 ]
                 self.run(seats)
@@ -236,9 +236,9 @@ class BucketSteps:
 
         return first
 
-    def _key(self, decodings: Sequence[Decoding]) -> _Key:
-        sizes, shape = self._buckets, shape_of(decodings, self._stage.state.places)
-        slots, rows = extent_of(decodings)
+    def _key(self, sequences: Sequence[StepSequence]) -> _Key:
+        sizes, shape = self._buckets, shape_of(sequences, self._stage.state.places)
+        slots, rows = extent_of(sequences)
         return _Key(
             round_up(slots, sizes.slots),
             round_up(rows, sizes.rows),
@@ -250,13 +250,13 @@ class BucketSteps:
             ),
         )
 
-    def _seat(self, key: _Key, decodings: Sequence[Decoding]) -> None:
+    def _seat(self, key: _Key, sequences: Sequence[StepSequence]) -> None:
         """Write who takes part into the fixed buffers of this shape."""
-        members = self._seats(key, decodings)
+        members = self._seats(key, sequences)
         if key in self._members:
             self._members[key].copy_(members)
         else:
             self._members[key] = members.to(self._stage.state.device)
 
-    def _seats(self, key: _Key, decodings: Sequence[Decoding]) -> Members:
-        return dense_members(decodings, key.slots, key.rows, key.shape.beams)
+    def _seats(self, key: _Key, sequences: Sequence[StepSequence]) -> DecodeBatch:
+        return dense_members(sequences, key.slots, key.rows, key.shape.beams)

@@ -7,30 +7,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from florence.engine.decoding import Decoding
 from florence.engine.device.reference import Hypothesis
 from florence.engine.device.search import SearchState
+from florence.engine.sequence import SequenceState
 from florence.model.devices import pinned
 
 
 class Reading:
-    """Each slot's status and first beam's token after a step of `decodings`, and the hypotheses of those that
+    """Each slot's status and first beam's token after a step of `sequences`, and the hypotheses of those that
     were found to have ended since. The host waits for the device when it asks for them: once, for all.
     """
 
-    def __init__(self, state: SearchState, decodings: Sequence[Decoding]) -> None:
-        self.decodings = list(decodings)
+    def __init__(self, state: SearchState, sequences: Sequence[SequenceState]) -> None:
+        self.sequences = list(sequences)
         self._state = state
         on_gpu = state.decided.is_cuda
         self._event = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
         self._decided = self._send(state.decided)
-        self._ended: list[Decoding] = []
+        self._ended: list[SequenceState] = []
         self._best: Tensor | None = None
 
-    def bring(self, ended: Sequence[Decoding]) -> None:
+    def bring(self, ended: Sequence[SequenceState]) -> None:
         """Let the best hypotheses of these come too, whose places nobody gets before. To be said once."""
         if ended:
-            slots = torch.tensor([decoding.place.slot for decoding in ended])
+            slots = torch.tensor([sequence.slot.index for sequence in ended])
             device = self._state.device
             best = best_of(self._state, pinned(slots, device).to(device, non_blocking=True))
             self._ended, self._best = list(ended), self._send(best)
@@ -41,14 +41,14 @@ class Reading:
         statuses, tokens = self._decided.tolist()
         return statuses, tokens
 
-    def hypotheses(self) -> list[tuple[Decoding, Hypothesis]]:
+    def hypotheses(self) -> list[tuple[SequenceState, Hypothesis]]:
         """What those who had ended have found, once it has come."""
         if self._best is None:
             return []
         self._wait()
         return [
-            (decoding, _hypothesis(found))
-            for decoding, found in zip(self._ended, self._best.tolist(), strict=True)
+            (sequence, _hypothesis(found))
+            for sequence, found in zip(self._ended, self._best.tolist(), strict=True)
         ]
 
     def _send(self, values: Tensor) -> Tensor:

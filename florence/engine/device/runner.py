@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from florence.engine.decoding import Decoding
 from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.device.features import FeatureCache
 from florence.engine.device.graphs import Buckets, BucketSteps, Recorder
@@ -22,10 +21,11 @@ from florence.engine.device.reference import Hypothesis, TokenRules
 from florence.engine.device.search import DONE, FAULTY, RUNNING, SearchState
 from florence.engine.device.steps import DenseSteps, Stage, Steps, TightSteps
 from florence.engine.request import Request
-from florence.engine.slots import Place, Places
+from florence.engine.sequence import SequenceState
+from florence.engine.slots import Slot, SlotAllocator
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
-from florence.model.chunks import Parts, last_of, waiting
+from florence.model.chunks import Chunks, run_to_end, waiting
 from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
@@ -117,8 +117,8 @@ class Runner:
     def _build(self) -> None:
         """Buffers for everybody there is room for, and nobody in them."""
         sizes, text = self.sizes, self.model.config.text
-        self.places = Places(sizes.slots, sizes.rows)
-        self._unsound: list[Place] = []  # free, but perhaps with values that are no numbers
+        self.slots = SlotAllocator(sizes.slots, sizes.rows)
+        self._unsound: list[Slot] = []  # free, but perhaps with values that are no numbers
         self.caches = Caches(
             sizes, text.decoder, text.d_model, self.device, self._dtype, reserved=self._reserved
         )
@@ -165,11 +165,11 @@ class Runner:
             pictures=self._encode_batch,
         )
 
-    def encode(self, requests: Sequence[Request]) -> list[Decoding]:
+    def encode(self, requests: Sequence[Request]) -> list[SequenceState]:
         """All parts of `encode_parts`."""
-        return last_of(self.encode_parts(requests))
+        return run_to_end(self.encode_parts(requests))
 
-    def encode_parts(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
+    def encode_parts(self, requests: Sequence[Request]) -> Chunks[list[SequenceState]]:
         """Encode pictures and prompts together and give each request its place, for which there must be room.
 
         What each gets is what it would get alone. Yields between the parts of the work, so that others need
@@ -182,21 +182,21 @@ class Runner:
         return parts
 
     @torch.inference_mode()
-    def _encode(self, requests: Sequence[Request]) -> Parts[list[Decoding]]:
+    def _encode(self, requests: Sequence[Request]) -> Chunks[list[SequenceState]]:
         pictures = yield from self._look(requests)  # [requests, tokens, d_model]
-        decodings = self._place(requests, pictures.shape[1])
+        sequences = self._place(requests, pictures.shape[1])
         try:
-            slots = [decoding.place.slot for decoding in decodings]
+            slots = [sequence.slot.index for sequence in sequences]
             yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests], slots)
             # Not before: a step between two parts would move a search that has begun.
-            for decoding in decodings:
-                self.state.start(decoding.place.slot, decoding.place.rows, decoding.request.options)
+            for sequence in sequences:
+                self.state.start(sequence.slot.index, sequence.slot.rows, sequence.request.options)
         except BaseException:  # or these parts are closed
-            self._drop_all(decodings)
+            self._drop_all(sequences)
             raise
-        return decodings
+        return sequences
 
-    def _look(self, requests: Sequence[Request]) -> Parts[Tensor]:
+    def _look(self, requests: Sequence[Request]) -> Chunks[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model]; those seen lately from memory, and
         each only once."""
         known = self.features.find([request.digest for request in requests])
@@ -210,69 +210,69 @@ class Runner:
             known |= made
         return torch.stack([known[request.digest] for request in requests])
 
-    def _place(self, requests: Sequence[Request], picture_tokens: int) -> list[Decoding]:
+    def _place(self, requests: Sequence[Request], picture_tokens: int) -> list[SequenceState]:
         """Give each request its place, all of them or none."""
         while self._unsound:  # here and not when they are freed, which must not fail if the device does
-            self.caches.wipe(self._unsound[-1].slot, self._unsound[-1].rows)
+            self.caches.wipe(self._unsound[-1].index, self._unsound[-1].rows)
             self._unsound.pop()
-        decodings: list[Decoding] = []
+        sequences: list[SequenceState] = []
         try:
             for request in requests:
-                place = self.places.take(request.options.num_beams)
+                slot = self.slots.take(request.options.num_beams)
                 length = picture_tokens + len(request.prompt_ids)
-                decodings.append(Decoding(request, place, picture_tokens, length))
+                sequences.append(SequenceState(request, slot, picture_tokens, length))
         except IndexError:
-            self._drop_all(decodings)
+            self._drop_all(sequences)
             raise
-        return decodings
+        return sequences
 
-    def _drop_all(self, decodings: Sequence[Decoding]) -> None:
-        for decoding in decodings:
-            self.drop(decoding)
+    def _drop_all(self, sequences: Sequence[SequenceState]) -> None:
+        for sequence in sequences:
+            self.drop(sequence)
 
     @torch.inference_mode()
-    def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Outcome]]:
+    def step(self, sequences: Sequence[SequenceState]) -> list[tuple[SequenceState, Outcome]]:
         """One decoder step for all of them; those that are known to have ended, each with what came of it.
         Their places are free again."""
-        running = [decoding for decoding in decodings if not decoding.ended]
+        running = [sequence for sequence in sequences if not sequence.ended]
         if running:
             self._steps.run(running)
-        for decoding in running:
-            decoding.steps += 1
+        for sequence in running:
+            sequence.steps += 1
         latest = Reading(self.state, running)
         due, self._last = (self._last, latest) if self._late else (latest, None)
         return [] if due is None else self._settle(due, latest)
 
-    def _settle(self, due: Reading, latest: Reading) -> list[tuple[Decoding, Outcome]]:
+    def _settle(self, due: Reading, latest: Reading) -> list[tuple[SequenceState, Outcome]]:
         """What a reading says of those who have not gone meanwhile. Where it says that the search of some is
         done, their hypotheses come with the latest one: another look, now, would wait for its step."""
         statuses, tokens = due.decided()
-        outcomes: list[tuple[Decoding, Outcome]] = []
+        outcomes: list[tuple[SequenceState, Outcome]] = []
         done = []
-        for decoding in due.decodings:
-            status, token = statuses[decoding.place.slot], tokens[decoding.place.slot]
-            if decoding.gone or decoding.ended:
+        for sequence in due.sequences:
+            status, token = statuses[sequence.slot.index], tokens[sequence.slot.index]
+            if sequence.gone or sequence.ended:
                 continue
-            decoding.sound = status != FAULTY and not self._late  # late: it has taken another step since
-            decoding.ended = status != RUNNING
-            if decoding.request.on_token is not None and status != FAULTY:
-                decoding.request.on_token(token)
+            sequence.sound = status != FAULTY and not self._late  # late: it has taken another step since
+            sequence.ended = status != RUNNING
+            if sequence.request.on_token is not None and status != FAULTY:
+                sequence.request.on_token(token)
             if status == DONE:
-                done.append(decoding)
+                done.append(sequence)
             elif status == FAULTY:
                 fault = EngineError("the model gave values that are not numbers for this request")
-                outcomes.append((decoding, fault))
+                outcomes.append((sequence, fault))
         latest.bring(done)
-        outcomes += ((decoding, best) for decoding, best in due.hypotheses() if not decoding.gone)
-        self._drop_all([decoding for decoding, _ in outcomes])
+        outcomes += ((sequence, best) for sequence, best in due.hypotheses() if not sequence.gone)
+        self._drop_all([sequence for sequence, _ in outcomes])
         return outcomes
 
-    def drop(self, decoding: Decoding) -> None:
+    def drop(self, sequence: SequenceState) -> None:
         """Free the places of a request that nobody waits for any more."""
-        decoding.gone = True
-        self.places.give_back(decoding.place)
-        if self._shared and not decoding.sound:
-            self._unsound.append(decoding.place)
+        sequence.gone = True
+        self.slots.give_back(sequence.slot)
+        if self._shared and not sequence.sound:
+            self._unsound.append(sequence.slot)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
         """Whether the length limit, not the model, ended the sequence."""

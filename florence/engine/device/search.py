@@ -16,7 +16,7 @@ from torch import Tensor
 
 from florence.engine.device.reference import UNREACHABLE, TokenRules
 from florence.engine.request import GenerationOptions
-from florence.model.decode import Members
+from florence.model.decode import DecodeBatch
 from florence.types.bounds import MAX_BEAMS
 
 RUNNING, DONE, FAULTY = 0, 1, 2
@@ -98,7 +98,7 @@ class SearchState:
         ):
             buffer[slot].fill_(value)
 
-    def tokens(self, members: Members) -> tuple[Tensor, Tensor]:
+    def tokens(self, members: DecodeBatch) -> tuple[Tensor, Tensor]:
         """What each row reads next, and at which position; int64 [rows]."""
         slots = members.slots[members.request_of]
         # One that is done and still runs along may stand behind its last position.
@@ -106,7 +106,7 @@ class SearchState:
         return self.sequences[slots, members.beam_of, positions], positions
 
 
-def advance(state: SearchState, members: Members, shape: StepShape, logits: Tensor) -> None:
+def advance(state: SearchState, members: DecodeBatch, shape: StepShape, logits: Tensor) -> None:
     """Let every member's search choose its next tokens by float32 `logits` [rows, vocab], which are
     overwritten.
 
@@ -124,7 +124,7 @@ class _Step:
     `n` stands for requests, `k` for `shape.beams`, `r` for rows, `t` for `shape.length`.
     """
 
-    def __init__(self, state: SearchState, members: Members, shape: StepShape) -> None:
+    def __init__(self, state: SearchState, members: DecodeBatch, shape: StepShape) -> None:
         self.state, self.members, self.shape = state, members, shape
         slots = members.slots
         self.running = state.status[slots] == RUNNING  # [n]
@@ -257,7 +257,7 @@ class _Step:
         state.status[slots] = torch.where(self.running & done, DONE, state.status[slots])
 
     def _of_requests(self, parts: Tensor, fill: float) -> Tensor:
-        """Parts of the rows [r, any] by request [n, k, any]; `fill` where a request has fewer beams."""
+        """Chunks of the rows [r, any] by request [n, k, any]; `fill` where a request has fewer beams."""
         return parts[self.members.rows_of].masked_fill(~self.members.is_beam[..., None], fill)
 
 

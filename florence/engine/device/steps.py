@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.search import SearchState, StepShape, advance
-from florence.engine.slots import Place
+from florence.engine.slots import Slot
 from florence.model.caches import Caches
-from florence.model.decode import DenseAttention, Kernel, KernelAttention, Members, decode_step
+from florence.model.decode import DecodeBatch, DenseAttention, Kernel, KernelAttention, decode_step
 from florence.model.language import LanguageModel
 
 
-class Decoding(Protocol):
+class StepSequence(Protocol):
     """One request that is being decoded, as far as a step cares; `steps`: how many it has taken."""
 
     @property
-    def place(self) -> Place: ...
+    def slot(self) -> Slot: ...
 
     @property
     def encoder_length(self) -> int: ...
@@ -38,7 +38,7 @@ class Decoding(Protocol):
 class Steps(Protocol):
     """Runs one step for some requests; what comes of it lies in the `SearchState`."""
 
-    def run(self, decodings: Sequence[Decoding]) -> None: ...
+    def run(self, sequences: Sequence[StepSequence]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Stage:
     caches: Caches
     state: SearchState
 
-    def dense_step(self, members: Members, shape: StepShape) -> None:
+    def dense_step(self, members: DecodeBatch, shape: StepShape) -> None:
         """One step over the first slots and rows of the caches."""
         tokens, positions = self.state.tokens(members)
         length = min(shape.length, self.caches.sizes.decoder_room)
@@ -63,7 +63,7 @@ class Stage:
         logits = decode_step(self.language, self.caches, members.rows, tokens, positions, attention)
         advance(self.state, members, shape, logits)
 
-    def tight_step(self, members: Members, shape: StepShape, kernel: Kernel) -> None:
+    def tight_step(self, members: DecodeBatch, shape: StepShape, kernel: Kernel) -> None:
         """One step over just the rows of the members."""
         tokens, positions = self.state.tokens(members)
         ancestry = self._ancestry(members, shape.beams, shape.length)
@@ -71,7 +71,7 @@ class Stage:
         logits = decode_step(self.language, self.caches, members.rows, tokens, positions, attention)
         advance(self.state, members, shape, logits)
 
-    def _ancestry(self, members: Members, beams: int, length: int) -> Tensor:
+    def _ancestry(self, members: DecodeBatch, beams: int, length: int) -> Tensor:
         return self.state.ancestry[members.slots, :beams, :length]
 
 
@@ -80,14 +80,14 @@ class TightSteps:
 
     def __init__(self, stage: Stage, kernel: Kernel) -> None:
         self._stage, self._kernel = stage, kernel
-        self._members: Members | None = None
-        self._seats: list[tuple[Place, int]] = []
+        self._members: DecodeBatch | None = None
+        self._seats: list[tuple[Slot, int]] = []
 
-    def run(self, decodings: Sequence[Decoding]) -> None:
-        shape = shape_of(decodings, self._stage.state.places)
-        seats = seats_of(decodings)
+    def run(self, sequences: Sequence[StepSequence]) -> None:
+        shape = shape_of(sequences, self._stage.state.places)
+        seats = seats_of(sequences)
         if self._members is None or seats != self._seats:  # somebody came or went
-            self._members, self._seats = tight_members(decodings), seats
+            self._members, self._seats = tight_members(sequences), seats
         self._stage.tight_step(self._members, shape, self._kernel)
 
 
@@ -97,67 +97,67 @@ class DenseSteps:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
 
-    def run(self, decodings: Sequence[Decoding]) -> None:
-        shape = shape_of(decodings, self._stage.state.places)
-        slots, rows = extent_of(decodings)
-        members = dense_members(decodings, slots, rows, shape.beams)
+    def run(self, sequences: Sequence[StepSequence]) -> None:
+        shape = shape_of(sequences, self._stage.state.places)
+        slots, rows = extent_of(sequences)
+        members = dense_members(sequences, slots, rows, shape.beams)
         self._stage.dense_step(members.to(self._stage.state.device), shape)
 
 
-def shape_of(decodings: Sequence[Decoding], most: int) -> StepShape:
+def shape_of(sequences: Sequence[StepSequence], most: int) -> StepShape:
     """The smallest sizes in which these requests can take their next step, sequences of `most` places."""
-    beams = [len(decoding.place.rows) for decoding in decodings]
+    beams = [len(sequence.slot.rows) for sequence in sequences]
     return StepShape(
         beams=max(beams),
         # The token read, and the one chosen; one that has filled its room and runs along chooses none.
-        length=min(max(decoding.steps for decoding in decodings) + 2, most),
+        length=min(max(sequence.steps for sequence in sequences) + 2, most),
         greedy=min(beams) == 1,
-        encoder_length=max(decoding.encoder_length for decoding in decodings),
+        encoder_length=max(sequence.encoder_length for sequence in sequences),
     )
 
 
-def seats_of(decodings: Sequence[Decoding]) -> list[tuple[Place, int]]:
-    """All that `Members` depend on: places, and the encoder lengths of those who have them now."""
-    return [(decoding.place, decoding.encoder_length) for decoding in decodings]
+def seats_of(sequences: Sequence[StepSequence]) -> list[tuple[Slot, int]]:
+    """All that `DecodeBatch` depend on: places, and the encoder lengths of those who have them now."""
+    return [(sequence.slot, sequence.encoder_length) for sequence in sequences]
 
 
-def extent_of(decodings: Sequence[Decoding]) -> tuple[int, int]:
+def extent_of(sequences: Sequence[StepSequence]) -> tuple[int, int]:
     """How many slots and rows from the first on hold all these requests."""
-    slots = max(decoding.place.slot for decoding in decodings)
-    rows = max(max(decoding.place.rows) for decoding in decodings)
+    slots = max(sequence.slot.index for sequence in sequences)
+    rows = max(max(sequence.slot.rows) for sequence in sequences)
     return slots + 1, rows + 1
 
 
-def tight_members(decodings: Sequence[Decoding]) -> Members:
+def tight_members(sequences: Sequence[StepSequence]) -> DecodeBatch:
     """Just these requests, the beams of each one after another."""
-    beams = [len(decoding.place.rows) for decoding in decodings]
+    beams = [len(sequence.slot.rows) for sequence in sequences]
     rows_of, first = [], 0
     for count in beams:
         rows_of.append([first + beam for beam in range(count)] + [0] * (max(beams) - count))
         first += count
     return make_members(
-        slots=[decoding.place.slot for decoding in decodings],
-        rows=[row for decoding in decodings for row in decoding.place.rows],
+        slots=[sequence.slot.index for sequence in sequences],
+        rows=[row for sequence in sequences for row in sequence.slot.rows],
         owners=[(index, beam) for index, count in enumerate(beams) for beam in range(count)],
         rows_of=rows_of,
         beams=beams,
-        encoder_lengths=[decoding.encoder_length for decoding in decodings],
+        encoder_lengths=[sequence.encoder_length for sequence in sequences],
     )
 
 
-def dense_members(decodings: Sequence[Decoding], slots: int, rows: int, beams: int) -> Members:
+def dense_members(sequences: Sequence[StepSequence], slots: int, rows: int, beams: int) -> DecodeBatch:
     """The first `slots` and `rows` of the caches; those that nobody has run along idly.
 
     An idle row does once more what the first request's first beam does, writes it to the same place of the
     caches, and is read by nobody. Nothing is written where nobody lies: what is no number would stay there.
     """
-    first = decodings[0].place
-    owners, written = [(first.slot, 0)] * rows, [first.rows[0]] * rows
+    first = sequences[0].slot
+    owners, written = [(first.index, 0)] * rows, [first.rows[0]] * rows
     rows_of = [[0] * beams for _ in range(slots)]
     counts, lengths = [0] * slots, [1] * slots
-    for decoding in decodings:
-        slot, taken = decoding.place.slot, decoding.place.rows
-        counts[slot], lengths[slot] = len(taken), decoding.encoder_length
+    for sequence in sequences:
+        slot, taken = sequence.slot.index, sequence.slot.rows
+        counts[slot], lengths[slot] = len(taken), sequence.encoder_length
         rows_of[slot][: len(taken)] = taken
         for beam, row in enumerate(taken):
             owners[row], written[row] = (slot, beam), row
@@ -179,14 +179,14 @@ def make_members(
     rows_of: list[list[int]],
     beams: list[int],
     encoder_lengths: list[int],
-) -> Members:
+) -> DecodeBatch:
     """Lists to tensors of the host; `owners` [rows]: the request and beam of each row."""
 
     def tensor(values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64)
 
     counts = tensor(beams)
-    return Members(
+    return DecodeBatch(
         slots=tensor(slots),
         rows=tensor(rows),
         request_of=tensor([request for request, _ in owners]),

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from florence.engine.request import Request
-from florence.engine.slots import Place
+from florence.engine.slots import Slot
 
 
 @dataclass(slots=True, eq=False)
-class Decoding:
+class SequenceState:
     """One request that is being decoded. `sound`: whether all that it has written is known to be numbers.
     `ended`: whether its search is known to be done; its answer is on the way from the device. `gone`:
     whether its place is another's."""
 
     request: Request
-    place: Place
+    slot: Slot
     picture_tokens: int
     encoder_length: int
     steps: int = 0
