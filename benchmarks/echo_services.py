@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import service
 from florence.answers.answer import Answer
+from florence.server import service
 from florence.settings import read_settings
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.results import Text

@@ -103,7 +103,7 @@ def shared_model() -> FakeModel:
 
 @pytest.fixture(scope="session")
 def shared_client(shared_model: FakeModel) -> Iterator[TestClient]:
-    import service
+    from florence.server import service
 
     settings = Settings(max_body_bytes=200_000, grpc_port=0)
     built = service.build_service(settings, 0, lambda _settings, _device, _observer: shared_model)

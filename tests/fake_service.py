@@ -11,10 +11,10 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from fake_model import Call, FakeModel, load_fake
 
-import service as real
 from florence.answers.answer import Answer
 from florence.engine.observer import Observer
 from florence.errors import EngineError
+from florence.server import service as real
 from florence.settings import Settings, read_settings
 
 

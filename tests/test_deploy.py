@@ -14,8 +14,8 @@ from kubernetes_validate import ValidationError
 from manifests import compose, kubernetes
 
 from florence.bento.image import MODELS, UID
+from florence.server.service import PROBES
 from florence.settings import Settings
-from service import PROBES
 
 VERSIONS = ("1.30", "1.37")  # the first with the `sleep` of preStop, and the latest that the validator has
 KINDS = {

@@ -29,8 +29,18 @@ DOORS: dict[str, set[str]] = {
     "runtime": {"answers", "checkpoint", "engine", "errors", "images", "model", "settings", "types"},
     "cli": {"client", "errors", "florence", "runtime", "settings", "types"},
     "florence": {"answers", "runtime"},
-    "server": {"answers", "engine", "errors", "florence", "runtime", "types"},
-    "service": {"bento", "checkpoint", "engine", "errors", "florence", "runtime", "server", "settings"},
+    "server": {
+        "answers",
+        "bento",
+        "checkpoint",
+        "engine",
+        "errors",
+        "florence",
+        "runtime",
+        "settings",
+        "types",
+    },
+    "service": {"server"},
 }
 # Room -> what it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
@@ -57,10 +67,11 @@ LIBRARIES: dict[str, set[str]] = {
         "pybase64",
         "pydantic",
         "pydantic_core",
+        "pynvml",
         "starlette",
         "tritonclient",
     },
-    "service": {"bentoml", "pynvml"},
+    "service": set(),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_model import FakeModel
 
-import service
+from florence.server import service
 from florence.settings import Settings
 from florence.types.tasks import TASKS
 

@@ -1,0 +1,292 @@
+"""The BentoML service: settings to a loaded model, the typed endpoints, the v2 routes, start and stop.
+
+Knows BentoML and the settings; HTTP bodies are
+`florence.server`'s and models `florence.Florence2`'s business. One worker process holds one model on one
+device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import bentoml
+
+from florence.bento.image import image_settings
+from florence.bento.weights import CheckpointModel, packed_settings
+from florence.engine.observer import Observer
+from florence.errors import Closed, EngineError, FlorenceError
+from florence.runtime.limits import batch_limits, image_limits, token_limits
+from florence.server.metrics import EngineMetrics, Labels
+from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
+from florence.server.replies import Model
+from florence.server.typed.about import create_about_app
+from florence.server.typed.analyze import analyze_endpoint
+from florence.server.typed.endpoints import endpoint
+from florence.server.v2.http_app import INFER_PATHS, create_v2_app
+from florence.server.v2.inference import Inference
+from florence.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from florence.server.v2.grpc_server import GrpcServer
+
+logger = logging.getLogger("florence.service")
+
+Load = Callable[[Settings, str, Observer], Model]
+Fetch = Callable[[Settings], None]
+PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
+SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
+ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
+GRACE_S = 10.0  # by which BentoML's time limit is longer than ours, whose message says more
+
+
+def fetch_checkpoint(settings: Settings) -> None:
+    """Have the checkpoint's files here: one download for all workers. Ends the process if that can't be."""
+    from florence.checkpoint.hub import resolve_checkpoint
+
+    try:
+        resolve_checkpoint(settings.model, settings.revision)
+    except FlorenceError as error:
+        sys.exit(f"florence: {error}")
+
+
+def load_model(settings: Settings, device: str, observer: Observer) -> Model:
+    """The checkpoint that the settings name, loaded on a device and warm."""
+    let_threads_sleep()
+    from florence import Florence2  # torch comes with it
+
+    model = Florence2.load(
+        settings.model,
+        revision=settings.revision,
+        device=device,
+        dtype=settings.dtype,
+        limits=image_limits(settings),
+        batches=batch_limits(settings, device),
+        tokens=token_limits(settings),
+        threads=settings.threads,
+        picture_cache_bytes=settings.picture_cache_bytes,
+        reserved=True,
+        observer=observer,
+        on_broken=end_worker,
+    )
+    model.warm_up()
+    return model
+
+
+def let_threads_sleep() -> None:
+    """Before torch is imported: have its threads wait for each other asleep rather than spinning, because the
+    event loop and the readers of pictures need the same cores. OpenMP's own variables take
+    precedence."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def engine_metrics() -> EngineMetrics:
+    """Metrics with the labels of this worker."""
+    context = bentoml.server_context
+    return EngineMetrics(
+        Labels(
+            runner_name="florence2",
+            worker_index=str(context.worker_index or 1),
+            service_version=context.bento_version,
+            service_name=context.bento_name,
+        )
+    )
+
+
+def count_gpus() -> int:
+    """GPUs that CUDA will show to the workers, as the driver says: the supervisor has no use for torch."""
+    import pynvml  # type: ignore[import-untyped]
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        return count_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), int(pynvml.nvmlDeviceGetCount()))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def count_visible(visible: str | None, there: int) -> int:
+    """GPUs that a CUDA_VISIBLE_DEVICES leaves of those that are there: CUDA reads numbers, and names such as
+    GPU-... and MIG-..., up to the first number that is none of a GPU's."""
+    if visible is None:
+        return there
+    names = [name.strip() for name in visible.split(",")]
+    return len(list(itertools.takewhile(lambda name: _shows_gpu(name, there), names)))
+
+
+def _shows_gpu(name: str, there: int) -> bool:
+    return int(name) < there if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
+
+
+def worker_device(devices: Sequence[str]) -> str:
+    """The device of this worker process. BentoML counts workers from 1; without workers there is one."""
+    index = bentoml.server_context.worker_index or 1
+    return devices[(index - 1) % len(devices)]
+
+
+class TaskService:
+    """Florence-2: captions, detection, grounding, segmentation and OCR. Paths are the tasks' names."""
+
+    # Set by `build_service`: BentoML makes the instance without arguments.
+    settings: Settings
+    devices: Sequence[str]
+    inference: Inference
+    load: Load
+
+    def __init__(self) -> None:
+        logging.getLogger("florence").setLevel(self.settings.log_level.upper())
+        device = worker_device(self.devices)
+        logger.info("loading %s on %s", self.settings.model, device)
+        self.timeout_s = self.settings.timeout_s
+        self.grpc: GrpcServer | None = None
+        try:
+            self.model = self.load(self.settings, device, engine_metrics())
+        except Exception as error:
+            foreseen = isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
+            logger.error("can't serve %s: %s", self.settings.model, error, exc_info=not foreseen)
+            end_serving()
+            raise
+        self.inference.model = self.model
+        logger.info("ready: %s on %s", self.settings.model, device)
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's types are not exported
+    async def open_grpc(self) -> None:
+        """The v2 protocol on a port of its own, on this process's event loop."""
+        if self.settings.grpc_port == 0:
+            return
+        from florence.server.v2.grpc_server import GrpcServer
+
+        host, port = self.settings.grpc_host, self.settings.grpc_port
+        server = GrpcServer(self.inference, self.settings.max_body_bytes, shared=len(self.devices) > 1)
+        try:
+            await server.start(host, port)
+        except FlorenceError as error:
+            logger.error("%s", error)
+            end_serving()
+            raise
+        self.grpc = server
+        logger.info("gRPC on %s:%d", host, port)
+
+    async def __is_ready__(self) -> bool:
+        return self.model.ready
+
+    async def __is_alive__(self) -> bool:
+        return self.model.alive
+
+    async def __metrics__(self, content: str) -> str:
+        """BentoML's own metrics, and Triton's beside them."""
+        return content + self.inference.statistics.as_metrics()
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # as above
+    async def close(self) -> None:
+        """All HTTP requests have been answered by now: the server waits for them before it ends. What is left
+        has nobody who waits longer than the time limit."""
+        if self.grpc is not None:
+            await self.grpc.stop(self.timeout_s)
+        self.inference.model = None
+        self.model.close(drain_s=self.timeout_s)
+
+    caption = endpoint("caption")
+    detailed_caption = endpoint("detailed_caption")
+    more_detailed_caption = endpoint("more_detailed_caption")
+    caption_to_phrase_grounding = endpoint("caption_to_phrase_grounding")
+    object_detection = endpoint("object_detection")
+    dense_region_caption = endpoint("dense_region_caption")
+    region_proposal = endpoint("region_proposal")
+    ocr = endpoint("ocr")
+    ocr_with_region = endpoint("ocr_with_region")
+    referring_expression_segmentation = endpoint("referring_expression_segmentation")
+    region_to_segmentation = endpoint("region_to_segmentation")
+    open_vocabulary_detection = endpoint("open_vocabulary_detection")
+    region_to_category = endpoint("region_to_category")
+    region_to_description = endpoint("region_to_description")
+    region_to_ocr = endpoint("region_to_ocr")
+    analyze = analyze_endpoint()
+
+
+def build_service(
+    settings: Settings, gpus: int, load: Load = load_model, fetch: Fetch = fetch_checkpoint
+) -> Any:
+    """The service for these settings, on a machine with that many GPUs.
+
+    `fetch` runs once, before the workers start; `load` makes a worker's model.
+    """
+    devices = settings.devices(gpus)
+    inference = Inference(settings.timeout_s)
+    members = {
+        "settings": settings,
+        "devices": devices,
+        "inference": inference,
+        "load": staticmethod(load),
+        "fetch_checkpoint": bentoml.on_deployment(lambda: fetch(settings)),
+        "__doc__": TaskService.__doc__,
+    }
+    if {"model", "revision"} & settings.model_fields_set:
+        members["checkpoint"] = CheckpointModel(settings.model, settings.revision)  # for `bentoml build`
+    variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
+    decorate: Any = bentoml.service(
+        name="florence2",
+        http={"port": 8000},
+        workers=len(devices),
+        resources=_resources(devices),
+        traffic={"timeout": settings.timeout_s + GRACE_S},
+        # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
+        logging={"access": {"skip_paths": [*PROBES, *INFER_PATHS], "request_content_type": False}},
+        image=variant.image,
+        envs=variant.envs,
+    )
+    built = decorate(type("Florence2Service", (TaskService,), members))
+    built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
+    v2 = create_v2_app(inference, settings.max_body_bytes)
+    built.add_asgi_middleware(V2Routes, v2=BodyLimit(v2, settings.max_body_bytes))
+    built.add_asgi_middleware(ErrorBodies)
+    built.add_asgi_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    built.add_asgi_middleware(CancelOnDisconnect)
+    return built
+
+
+def end_serving() -> None:
+    """In a worker that can't load its model: end `bentoml serve`, which would start it again and again, and
+    this process without the three tracebacks that would hide the reason. Elsewhere nothing."""
+    if bentoml.server_context.worker_index is not None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        logging.shutdown()
+        os._exit(1)
+
+
+def end_worker() -> None:
+    """In a worker whose engine is broken: end the process, once those who waited have had their answers.
+    BentoML starts another worker, or, in a container, ends with it, for the orchestrator to start anew."""
+    logger.critical("the engine can't recover: this worker ends")
+    if bentoml.server_context.worker_index is not None:
+        end = threading.Timer(ANSWERS_S, _exit)
+        end.daemon = True
+        end.start()
+
+
+def _exit() -> None:
+    logging.shutdown()
+    os._exit(1)
+
+
+def _resources(devices: Sequence[str]) -> dict[str, Any]:
+    """What BentoML reserves. It shows the first GPUs to the workers, so the highest index counts."""
+    gpus = [int(device.removeprefix("cuda:")) + 1 for device in devices if device != "cpu"]
+    return {"gpu": max(gpus)} if gpus else {}
+
+
+def service_of_environment() -> Any:
+    """The service for the settings in the environment. Ends the process where they are wrong."""
+    try:
+        return build_service(packed_settings(read_settings()), count_gpus())
+    except FlorenceError as error:
+        sys.exit(f"florence: {error}")
