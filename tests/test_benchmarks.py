@@ -1,8 +1,10 @@
-"""The benchmark scripts run from start to end at tiny sizes."""
+"""Each command of a benchmark that the documents name runs from start to end, at a tiny size."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,27 +12,88 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
 SERVICE_ONLY = ["bentoml", "grpc", "httpx", "numba", "prometheus_client", "pydantic", "starlette"]
+PATIENCE_S = 900  # of a script on a machine that does other work too
+COMMAND = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
+
+TINY = {
+    "attention.py": "--requests 1 --beams 1 --threads 1",
+    "decode_step.py": "--size tiny --requests 1 --turns 1",
+    "encode.py": "--size tiny --rounds 1 --threads 1",
+    "endurance.py": "--few 4 --many 8 --turns 1 --threads 1",
+    "exactness.py": "--size tiny",
+    "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",
+    "precision.py": "--size tiny --rounds 1 --threads 1",
+    "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
+    "throughput.py": "--size tiny --dtype float32 --window-s 0 --captions 1 --concurrency 2 --static-batches 1",
+    "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
+}
+"""Options, put behind those of the documents, which make a script small. Those that need more have tests of
+their own below, or need what this machine lacks."""
+
+ELSEWHERE = {"gpu.py", "perf_analyzer.py"}
 
 pytestmark = pytest.mark.slow
 
 
+def documents() -> list[Path]:
+    return [
+        BENCHMARKS / "README.md",
+        BENCHMARKS / "RESULTS.md",
+        ROOT / "README.md",
+        *ROOT.glob("docs/**/*.md"),
+    ]
+
+
+def named_options(script: str) -> list[str]:
+    """All options with which documents and the script's own text call it, one after the other."""
+    texts = [path.read_text(encoding="utf-8") for path in [*documents(), BENCHMARKS / script]]
+    calls = [found[2] for text in texts for found in COMMAND.finditer(text) if found[1] == script]
+    return [word for call in calls for word in shlex.split(re.sub(r"[][]", " ", call))]
+
+
 def run(script: str, *options: str, without: Sequence[str] = ()) -> str:
     """What the script prints where some packages are not installed."""
-    path = str(SCRIPTS / script)
-    program = (
-        "import runpy, sys\n"
-        f"sys.modules |= dict.fromkeys({list(without)})\n"  # importing one of them is an error
-        f"sys.path.insert(0, {str(SCRIPTS)!r})\n"
-        f"runpy.run_path({path!r}, run_name='__main__')"
-    )
+    command = [str(BENCHMARKS / script), *options]
+    if without:
+        program = (
+            "import runpy, sys\n"
+            f"sys.modules |= dict.fromkeys({list(without)})\n"  # importing one of them is an error
+            f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+            f"runpy.run_path({command[0]!r}, run_name='__main__')"
+        )
+        command[:1] = ["-c", program]
     ran = subprocess.run(
-        [sys.executable, "-c", program, *options],
-        capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, *command],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-4000:]
     return ran.stdout
+
+
+@pytest.mark.parametrize("script", sorted(TINY))
+def test_a_script_runs_with_every_option_that_the_documents_name(script: str) -> None:
+    """It takes them all and prints figures."""
+    printed = run(script, *named_options(script), *TINY[script].split())
+    assert re.search(r"\d", printed)
+
+
+def test_every_script_is_run_by_a_test() -> None:
+    """A script is a module with a command of its own."""
+    scripts = {
+        path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+    }
+    assert scripts == TINY.keys() | ELSEWHERE
+
+
+def test_the_documents_name_scripts_that_are_there() -> None:
+    """And the list of scripts in benchmarks/README.md is complete."""
+    named = {found[1] for path in documents() for found in COMMAND.finditer(path.read_text(encoding="utf-8"))}
+    assert named <= TINY.keys() | ELSEWHERE
+    table = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert {name for name in TINY.keys() | ELSEWHERE if f"`{name}`" not in table} == set()
 
 
 def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
