@@ -27,7 +27,7 @@ TINY = {
     "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",
     "precision.py": "--size tiny --rounds 1 --threads 1",
     "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
-    "throughput.py": "--size tiny --dtype float32 --window-s 0 --captions 1 --concurrency 2 --static-batches 1",
+    "throughput.py": "--size tiny --window-s 0 --captions 1 --concurrency 2 --static-batches 1 --only caption latency",
     "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
 }
 """Options, put behind those of the documents, which make a script small. Those that need more have tests of
@@ -38,20 +38,16 @@ ELSEWHERE = {"gpu.py", "perf_analyzer.py"}
 pytestmark = pytest.mark.slow
 
 
-def documents() -> list[Path]:
-    return [
-        BENCHMARKS / "README.md",
-        BENCHMARKS / "RESULTS.md",
-        ROOT / "README.md",
-        *ROOT.glob("docs/**/*.md"),
-    ]
+def documents() -> list[str]:
+    """The texts that name commands."""
+    paths = [*BENCHMARKS.glob("*.md"), ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    return [path.read_text(encoding="utf-8") for path in paths]
 
 
 def named_options(script: str) -> list[str]:
-    """All options with which documents and the script's own text call it, one after the other."""
-    texts = [path.read_text(encoding="utf-8") for path in [*documents(), BENCHMARKS / script]]
-    calls = [found[2] for text in texts for found in COMMAND.finditer(text) if found[1] == script]
-    return [word for call in calls for word in shlex.split(re.sub(r"[][]", " ", call))]
+    """All options with which the documents call it, one after the other."""
+    calls = [found[2] for text in documents() for found in COMMAND.finditer(text) if found[1] == script]
+    return [word for call in calls for word in shlex.split(call)]
 
 
 def run(script: str, *options: str, without: Sequence[str] = ()) -> str:
@@ -80,17 +76,22 @@ def test_a_script_runs_with_every_option_that_the_documents_name(script: str) ->
     assert re.search(r"\d", printed)
 
 
+def test_a_time_limit_is_measured_on_every_door() -> None:
+    """Six doors, each with the seconds until it told that the time is over."""
+    printed = run("under_load.py", "--deadline", "0.001", "--side", "64")
+    told = re.compile(r"^(.*?) +[\d.]+ s  (?:504|DEADLINE_EXCEEDED|DeadlineExceeded)$", re.MULTILINE)
+    assert told.findall(printed) == ["library", "typed", "analyze", "v2", "v2 generate", "v2 over gRPC"]
+
+
 def test_every_script_is_run_by_a_test() -> None:
     """A script is a module with a command of its own."""
-    scripts = {
-        path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
-    }
-    assert scripts == TINY.keys() | ELSEWHERE
+    scripts = [path for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert {path.name for path in scripts} == TINY.keys() | ELSEWHERE
 
 
-def test_the_documents_name_scripts_that_are_there() -> None:
-    """And the list of scripts in benchmarks/README.md is complete."""
-    named = {found[1] for path in documents() for found in COMMAND.finditer(path.read_text(encoding="utf-8"))}
+def test_the_documents_name_the_scripts_that_are_there() -> None:
+    """No others, and the list in benchmarks/README.md is complete."""
+    named = {found[1] for text in documents() for found in COMMAND.finditer(text)}
     assert named <= TINY.keys() | ELSEWHERE
     table = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert {name for name in TINY.keys() | ELSEWHERE if f"`{name}`" not in table} == set()
