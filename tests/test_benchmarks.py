@@ -27,7 +27,7 @@ TINY = {
     "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",
     "precision.py": "--size tiny --rounds 1 --threads 1",
     "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
-    "throughput.py": "--size tiny --window-s 0 --captions 1 --concurrency 2 --static-batches 1 --only caption latency",
+    "throughput.py": "--size tiny --window-s 0 --concurrency 2 --static-batches 1 --only caption",
     "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
 }
 """Options, put behind those of the documents, which make a script small. Those that need more have tests of

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from florence.demo.evaluation.answering import Ask, Item, ask_model, ask_service
+from florence.demo.evaluation.answering import Answerer, Item, ask_model, ask_service
 from florence.demo.evaluation.evaluators import check_evaluators
 from florence.demo.evaluation.grading import Grade, Graded, grade
 from florence.demo.evaluation.metrics import Figures
@@ -77,7 +77,7 @@ class Exam:
 
 
 def evaluate(
-    ask: Ask, seed: int, count: int, tasks: Sequence[str] = tuple(TASKS), limits: Limits | None = None
+    ask: Answerer, seed: int, count: int, tasks: Sequence[str] = tuple(TASKS), limits: Limits | None = None
 ) -> dict[str, Figures]:
     """Figures by task, with the number of questions. Raises what `ask` raises, and MissingLibrary."""
     exam = Exam.draw(seed, count, tasks, limits or Limits())
@@ -104,8 +104,8 @@ def _evaluate(arguments: argparse.Namespace, exam: Exam) -> None:
     print(table(figures), reliability_table(grades), sep="\n\n")
     print(f"\n{scenes_of(arguments)}, {time.monotonic() - began:.0f} s")
     print(f"average precision by pycocotools, CIDEr by pycocoevalcap after {words}")
-    who = {"url": arguments.url} if arguments.url else {"dtype": arguments.dtype}
-    write_json(arguments, {**who, "caption_tokenizer": words, **as_json(figures, grades)})
+    answered_by = {"url": arguments.url} if arguments.url else {"dtype": arguments.dtype}
+    write_json(arguments, {**answered_by, "caption_tokenizer": words, **as_json(figures, grades)})
 
 
 def exam_parser(description: str | None) -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from florence.demo.training.config import Plan, Stage
+from florence.demo.training.config import TrainingConfig, TrainingStage
 from florence.demo.world.drawing import draw_scene
 from florence.demo.world.ground_truth import Question, questions, sayable
 from florence.demo.world.scenes import Limits, Scene, Split, Thing, make_scene, scene_rng
@@ -73,7 +73,7 @@ def draw_lots(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> S
 class Batches(Dataset[Batch]):
     """The training batches of a plan by step."""
 
-    def __init__(self, plan: Plan, tokenizer: Tokenizer) -> None:
+    def __init__(self, plan: TrainingConfig, tokenizer: Tokenizer) -> None:
         self._plan = plan
         self._tokenizer = tokenizer
         self._typeface = Typeface()
@@ -100,7 +100,7 @@ class Batches(Dataset[Batch]):
             torch.stack(pixels), torch.tensor(grounds), torch.tensor(things), torch.tensor(outlines), groups
         )
 
-    def _choose(self, scene: Scene, rng: np.random.Generator, stage: Stage) -> list[Question]:
+    def _choose(self, scene: Scene, rng: np.random.Generator, stage: TrainingStage) -> list[Question]:
         if not stage.answers:
             return []
         possible = questions(scene, rng)
