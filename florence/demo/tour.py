@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,12 @@ from florence.types.tasks import TRITON_TASKS, get_task
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, STOP_S, REQUEST_S = 300.0, 30.0, 120.0
+WIDTH = 100
+"""Characters of an answer that are printed."""
+
+NEXT = """
+To go on: `FLORENCE_MODEL=demo make serve` keeps such a service running, with a page at http://localhost:8000/;
+`.venv/bin/florence run data/scene_02.png object_detection --model demo --draw seen.png` draws what it sees."""
 
 
 class TourError(Exception):
@@ -53,7 +60,7 @@ def main() -> int:
             print(f"\nthe demo failed: {error}\n\nthe server's log:", file=sys.stderr)
             print(Path(log.name).read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
             return 1
-    print(f"\n{answered} requests answered. The service has stopped.")
+    print(f"\n{answered} requests answered. The service has stopped.\n{NEXT}")
     return 0
 
 
@@ -163,7 +170,7 @@ def _answer(response: httpx.Response) -> Any:
 
 def _show(endpoint: str, result: object) -> None:
     text = result if isinstance(result, str) else json.dumps(_rounded(result), ensure_ascii=False)
-    print(f"  {endpoint:>30}  {text}", flush=True)
+    print(f"  {endpoint:>30}  {textwrap.shorten(text, WIDTH, placeholder=' ...')}", flush=True)
 
 
 def _rounded(value: Any) -> Any:
