@@ -36,8 +36,8 @@ WIDTH = 100
 """Characters of an answer that are printed."""
 
 NEXT = """
-To go on: `FLORENCE_MODEL=demo make serve` keeps such a service running, with a page at http://localhost:8000/;
-`.venv/bin/florence run data/scene_02.png object_detection --model demo --draw seen.png` draws what it sees."""
+To go on: `FLORENCE_MODEL=demo make serve` keeps it running, with a page at http://localhost:8000/;
+`.venv/bin/florence run data/scene_02.png object_detection --model demo --draw seen.png` draws an answer."""
 
 
 class TourError(Exception):
