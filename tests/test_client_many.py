@@ -73,6 +73,15 @@ def test_every_picture_is_answered_once(mapping: Any) -> None:
     assert answers == {name: name.upper() for name in names}
 
 
+def test_answers_can_come_in_the_pictures_order(mapping: Any) -> None:
+    """With `ordered`, however long each takes; failures are left out, and no more are asked at once."""
+    asker = Asker()
+    names = [f"p{number}" if number % 7 else f"bad{number}" for number in range(40)]
+    answers = list(mapping(asker, names, concurrency=CONCURRENCY, ordered=True))
+    assert answers == [(name, name.upper()) for name in names if not name.startswith("bad")]
+    assert asker.most <= CONCURRENCY
+
+
 def test_no_more_at_once_than_was_said(mapping: Any) -> None:
     """As many as allowed, and never more: so no more files are open."""
     asker = Asker()

@@ -74,6 +74,12 @@ def test_what_is_no_picture_is_refused_with_words(picture: Any) -> None:
         picture_bytes(picture)
 
 
+def test_a_url_is_refused_as_such() -> None:
+    """With all its slashes, and what to do in its place."""
+    with pytest.raises(ImageError, match=r"'http://x/y\.jpg' can't be read: it is a URL; download it"):
+        picture_bytes("http://x/y.jpg")
+
+
 def test_a_damaged_file_behind_a_pil_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
     path.write_bytes(saved(drawn(200, 200), "PNG")[:-200])

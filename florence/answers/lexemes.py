@@ -17,8 +17,8 @@ from florence.types.regions import LOCATION_PATTERN
 
 PADDING: Final = ("<s>", "</s>", "<pad>")
 _PAIRED = "poly od ocr cap ncap dcap grounding seg region_cap region_to_desciption proposal"
-_MARKS = ["<sep>", "<and>", *(mark for name in _PAIRED.split() for mark in (f"<{name}>", f"</{name}>"))]
-_TOKEN = re.compile("|".join([f"(?P<location>{LOCATION_PATTERN})", *PADDING, *_MARKS]))
+_MARKUP = ["<sep>", "<and>", *(mark for name in _PAIRED.split() for mark in (f"<{name}>", f"</{name}>"))]
+_TOKEN = re.compile("|".join([f"(?P<location>{LOCATION_PATTERN})", *PADDING, *_MARKUP]))
 
 
 class LexemeKind(Enum):
@@ -26,7 +26,7 @@ class LexemeKind(Enum):
 
     TEXT = auto()
     LOCATION = auto()
-    MARK = auto()
+    MARKUP = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def read_lexemes(text: str) -> Iterator[Lexeme]:
         if match["location"]:
             yield Lexeme(LexemeKind.LOCATION, match.group(), match.start(), int(match.group(2)))
         elif match.group() not in PADDING:
-            yield Lexeme(LexemeKind.MARK, match.group(), match.start())
+            yield Lexeme(LexemeKind.MARKUP, match.group(), match.start())
     if cursor < len(text):
         yield Lexeme(LexemeKind.TEXT, text[cursor:], cursor)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from florence.cli.sources import list_pictures
-from florence.types.tasks import TRITON_TASKS, Input, Task, get_task
+from florence.types.tasks import TASKS, TRITON_TASKS, Input, Task
 
 
 def write_load_data(arguments: argparse.Namespace) -> int:
     """`florence load-data`."""
-    tasks = [get_task(name) for name in arguments.task or TRITON_TASKS]  # whose figures can be compared
+    tasks = [TASKS.resolve(name) for name in arguments.task or TRITON_TASKS]  # whose figures can be compared
     pictures = [Path(path).read_bytes() for path in list_pictures(arguments.sources)]
     contents = {task: load_data(pictures, task, arguments.text) for task in tasks}
     arguments.out.mkdir(parents=True, exist_ok=True)

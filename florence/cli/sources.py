@@ -47,4 +47,5 @@ def _listed(path: Path) -> Iterator[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is no list of paths in UTF-8: {error}") from None
-    yield from (line.strip() for line in lines if line.strip())
+    paths = (line.strip() for line in lines)
+    yield from (path for path in paths if path and not path.startswith("#"))

@@ -1,7 +1,7 @@
 """Pictures as callers have them, made the bytes that are uploaded.
 
-A file and bytes go as they are: the service tells their format and turns them by their EXIF orientation. A
-PIL image and an array are taken as they are seen and go as PNG, which loses nothing.
+Files and bytes are sent as they are: the service recognises their format and rotates them by their EXIF
+orientation. PIL images and arrays are sent as PNG, which loses nothing, in the orientation they have.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def picture_bytes(picture: Picture) -> bytes:
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
     if isinstance(picture, str | os.PathLike):
-        return _read_file(Path(picture))
+        return _read_file(os.fspath(picture))
     if isinstance(picture, Image.Image):
         return _png(picture)
     if hasattr(picture, "__array_interface__"):
@@ -56,11 +56,12 @@ def picture_name(picture: Picture) -> str:
     return f"<{type(picture).__name__}>"
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: str) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise ImageError(f"the picture {str(path)!r} can't be read: {error}") from error
+        reason = "it is a URL; download it, and give its bytes" if "://" in path else error
+        raise ImageError(f"the picture {path!r} can't be read: {reason}") from error
 
 
 def _array_image(array: PixelArray) -> Image.Image:

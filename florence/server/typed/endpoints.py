@@ -1,10 +1,10 @@
 """The typed endpoints: one BentoML API for each task, its input and answer as pydantic types.
 
 Knows HTTP bodies (multipart or JSON) and BentoML's io types; the picture's format, the tasks' rules on text
-and regions and the ranges of options are checked by `images`, `tasks`, `regions` and `schemas`.
+and regions and the ranges of options are checked by `images` and `types`.
 
-BentoML turns whatever its io types raise into error bodies of its own and logs a traceback for each; so an
-input that is refused goes on to the endpoint as a value, `Refused`, and becomes a reply there.
+BentoML turns any exception of its io types into an error body of its own and logs a traceback; so an invalid
+input is passed to the endpoint as a value, `Refused`, and becomes a reply there.
 """
 
 from __future__ import annotations
@@ -29,25 +29,16 @@ from florence.errors import FlorenceError, OptionError, ProtocolError, RequestEr
 from florence.server.long_strings import parse_json
 from florence.server.picture import Picture
 from florence.server.replies import Model, off_loop, reply_or_error, settle
-from florence.types.answer import TaskAnswer
+from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
-from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
-from florence.types.tasks import Input, Kind, Task, get_task
+from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
+from florence.types.results import Result
+from florence.types.tasks import Input, Kind, Task
 
 MULTIPART: Final = "multipart/form-data"
 _MOST_PARTS: Final = 32
 _BENTOML_CLIENT: Final = (
     "BentoML HTTP Client/"  # it writes all of a form's values in JSON, and says so nowhere
-)
-
-RESULT_TYPES: Mapping[Kind, Any] = MappingProxyType(
-    {
-        Kind.TEXT: Text,
-        Kind.BOXES: Detections,
-        Kind.QUADS: OcrRegions,
-        Kind.POLYGONS: Segmentation,
-        Kind.BOXES_OR_POLYGONS: Annotated[Detections | Segmentation, Field(discriminator="kind")],
-    }
 )
 
 
@@ -60,7 +51,7 @@ def _bentoml_components(model: type[BaseModel]) -> dict[str, Any]:
 
 
 class Refused:
-    """In the place of an input that can't be read: why not. BentoML passes on what `model_fields` names."""
+    """Stands for an input that can't be read, with the reason. BentoML passes on the `model_fields`."""
 
     model_fields: ClassVar[Mapping[str, None]] = MappingProxyType({"error": None})
 
@@ -69,7 +60,7 @@ class Refused:
 
 
 class PictureInput(IODescriptor):  # type: ignore[misc]  # BentoML's types are not exported
-    """What every task takes: the picture. Other fields than those named are refused."""
+    """The input of every task: the picture. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -134,7 +125,7 @@ class _RegionField(PictureInput):
     region: (
         Annotated[list[float], Field(min_length=4, max_length=4)] | Annotated[str, Field(max_length=200)]
     ) = Field(
-        description="x1, y1, x2, y2 in pixels of the picture after its EXIF turn, or as text <loc_x1><loc_y1>"
+        description="x1, y1, x2, y2 in pixels of the picture after EXIF rotation, or as text <loc_x1><loc_y1>"
         "<loc_x2><loc_y2> in thousandths of it."
     )
 
@@ -157,11 +148,11 @@ class Output(IODescriptor):  # type: ignore[misc]  # as above
 
 
 @cache
-def answer_type(kind: Kind) -> type[BaseModel]:
+def output_type(kind: Kind) -> type[BaseModel]:
     """The type of an endpoint's answer, by the kind of its task's result."""
     name = "".join(word.title() for word in kind.split("_")) + "Answer"
-    parametrized: Any = TaskAnswer.__class_getitem__(RESULT_TYPES[kind])
-    made: type[BaseModel] = create_model(name, __base__=(Output, parametrized), __doc__=TaskAnswer.__doc__)
+    bases: Any = (Output, answer_type(kind))
+    made: type[BaseModel] = create_model(name, __base__=bases, __doc__=TaskAnswer.__doc__)
     return made
 
 
@@ -172,9 +163,8 @@ class Endpoints(Protocol):
     timeout_s: float
 
 
-def endpoint(name: str) -> Any:
-    """The BentoML API of the task of that name: `POST /<name>`."""
-    task = get_task(name)
+def endpoint(task: Task) -> Any:
+    """The BentoML API of a task: `POST /<name>`."""
 
     async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
         return await reply_or_error(_answer(service, task, fields))
@@ -182,7 +172,7 @@ def endpoint(name: str) -> Any:
     call.__name__ = task.name
     call.__doc__ = f"{task.summary} Task {task.token}."
     api: Callable[..., Any] = bentoml.api(
-        input_spec=INPUT_TYPES[task.input], output_spec=answer_type(task.kind)
+        input_spec=INPUT_TYPES[task.input], output_spec=output_type(task.kind)
     )
     return api(call)
 
@@ -287,6 +277,6 @@ def _input_rule(task: Task, name: str) -> str:
     if task.input is Input.TEXT:
         return f'{task.token} needs a text and takes nothing else: "text": {json.dumps(task.example)}'
     return (
-        f'{task.token} needs a region and takes nothing else: "region": [52, 332, 932, 774] in pixels, '
-        f'or "region": {json.dumps(task.example)}'
+        f'{task.token} needs a region and takes nothing else: "region": {list(PIXELS_EXAMPLE)} in pixels, '
+        f'or "region": {json.dumps(LOCATIONS_EXAMPLE)} in thousandths of the picture\'s width and height'
     )

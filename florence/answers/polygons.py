@@ -19,7 +19,7 @@ _LABEL_STOP = re.compile("<loc_|<poly>")
 _REST_OF_LOCATION = re.compile(r"loc_\d+>")
 
 
-def read_outlines(text: str, *, labelled: bool) -> Iterator[tuple[str, list[str]]]:
+def read_polygons(text: str, *, labelled: bool) -> Iterator[tuple[str, list[str]]]:
     """Each instance's label and its runs of locations, one run for each polygon.
 
     text: without `<s>`, `</s>` and `<pad>`. labelled: whether a group needs a text before it, its label.
