@@ -109,7 +109,7 @@ def test_task_tokens_inside_the_text_are_refused(token: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["<od>", "OD", "Object_detection", "", "<TAGS>", "<OD> ", "x" * 10_000])
 def test_unknown_tasks_list_all_fifteen(wrong: str) -> None:
-    """An unknown task is refused by a message that names the tokens and names of all fifteen, and stays short."""
+    """An unknown task is refused by a message that names tokens and names of all fifteen, and is short."""
     with pytest.raises(TaskError) as caught:
         TASKS.resolve(wrong)
     message = str(caught.value)

@@ -57,6 +57,11 @@ class Drawable(ABC):
         """The text under the picture."""
         return ""
 
+    @property
+    def pixel_size(self) -> tuple[int, int] | None:
+        """Width and height of the picture; None where they are not known."""
+        return None
+
     def draw(
         self,
         image: Image.Image | bytes | str | os.PathLike[str],
@@ -97,18 +102,18 @@ class Drawable(ABC):
         read: the words), `data["xyxyxyxy"]` quads. `class_id` comes from `categories`, as in `to_coco`;
         without it each call counts its labels from 0, so before merging pictures, tracking or building a data
         set pass one `coco.Categories(first=0)` to all calls. `image_size`: width and height of the picture,
-        needed where polygons become masks [N, H, W]; an answer's own `to_supervision` knows it. Raises
+        needed where polygons become masks [N, H, W]; an answer knows it. Raises
         MissingLibrary without the extra "supervision", RequestError without a needed size.
         """
         from florence.export.coco import Categories
         from florence.export.detections import to_detections
 
         ids = Categories(first=0) if categories is None else categories
-        return to_detections(self.annotations(), image_size, ids)
+        return to_detections(self.annotations(), image_size or self.pixel_size, ids)
 
 
-class DrawableAnswer:
-    """An answer, which knows its picture's size beside its result, does what the result does."""
+class DrawableAnswer(Drawable):
+    """An answer is drawn and exported as its result; it knows the picture's size."""
 
     if TYPE_CHECKING:
         result: Any  # a Drawable; typed by the answer
@@ -116,30 +121,12 @@ class DrawableAnswer:
 
     @property
     def pixel_size(self) -> tuple[int, int] | None:
-        """Width and height of the picture; None where they are not known."""
         return self.image_size.width, self.image_size.height
 
-    def draw(
-        self,
-        image: Image.Image | bytes | str | os.PathLike[str],
-        *,
-        font: str | os.PathLike[str] | None = None,
-    ) -> Image.Image:
-        """The result on its picture: see `Drawable.draw`."""
-        drawn: Image.Image = self.result.draw(image, font=font)
-        return drawn
-
-    def to_coco(
-        self, *, image_id: int = 1, categories: Mapping[str, int] | None = None
-    ) -> list[dict[str, Any]]:
-        """The result as COCO annotations: see `Drawable.to_coco`."""
-        annotations: list[dict[str, Any]] = self.result.to_coco(image_id=image_id, categories=categories)
+    def annotations(self) -> list[Annotation]:
+        annotations: list[Annotation] = self.result.annotations()
         return annotations
 
-    def to_supervision(self, *, categories: Mapping[str, int] | None = None) -> supervision.Detections:
-        """The result as `supervision.Detections`, masks in the picture's size: see
-        `Drawable.to_supervision`."""
-        detections: supervision.Detections = self.result.to_supervision(
-            image_size=self.pixel_size, categories=categories
-        )
-        return detections
+    def caption(self) -> str:
+        text: str = self.result.caption()
+        return text

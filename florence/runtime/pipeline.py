@@ -113,8 +113,7 @@ class Pipeline:
         Raises `TaskError`, `OptionError`, `RegionError`, `ImageError` and `ImageTooLarge`.
         """
         known = self.tasks.resolve(task)
-        # The task's rule first: cheaper than decoding a picture.
-        self.tasks.build_prompt(known, text if text is None or isinstance(text, str) else str(tuple(text)))
+        self.tasks.check_input(known, text)  # first: cheaper than decoding a picture
         options = self.options(parameters)
         if on_token is not None:
             _check_streamed(known, options)
@@ -198,9 +197,7 @@ def _input_text(task: Task, text: TaskText, image_size: tuple[int, int]) -> str 
         return None
     if task.input is Input.REGION:
         return region_text(text, image_size)
-    if not isinstance(text, str):
-        raise TaskError(f"{task.token} takes a text, not a region, for example {task.example!r}")
-    return text
+    return str(text)  # `check_input` refuses all else
 
 
 def _check_streamed(task: Task, options: GenerationOptions) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from florence.errors import TaskError
 from florence.types.answer import TaskAnswer
 from florence.types.options import MAX_TEXT_CHARS
-from florence.types.results import Result
+from florence.types.results import Result, Text
 
 MOST_TASKS = 64
 """Tasks of one call."""
@@ -64,21 +64,11 @@ class TaskFailure(BaseModel):
 _FAILURE = types.MappingProxyType(
     {"task": "<OCR>", "error": "<OCR> takes no text, got 'a car'; leave the text out", "status": 400}
 )
-_ANSWER = types.MappingProxyType(
-    {
-        "task": "<CAPTION>",
-        "result": {"kind": "text", "text": "A green car in front of a yellow building.", "score": 0.91},
-        "image_size": {"width": 640, "height": 480},
-        "finish_reason": "stop",
-        "usage": {"picture_tokens": 577, "prompt_tokens": 13, "generated_tokens": 12},
-        "timings": {"queue_s": 0.004, "encode_s": 0.031, "decode_s": 0.12, "total_s": 0.158},
-        "checkpoint": "microsoft/Florence-2-large-ft",
-    }
-)
 
 
 def _add_example(schema: dict[str, Any]) -> None:
-    schema["examples"] = [{"answers": [dict(_ANSWER), dict(_FAILURE)]}]
+    answer = TaskAnswer[Text].model_json_schema()["examples"][0]
+    schema["examples"] = [{"answers": [answer, dict(_FAILURE)]}]
 
 
 class Analysis(BaseModel):

@@ -118,26 +118,32 @@ class TaskTable(Mapping[str, Task]):
             raise TaskError(self._unknown(str(task)))
         return found
 
-    def build_prompt(self, task: Task, text: str | None = None) -> str:
-        """The sentence the model reads for a task; the text, or the region as `<loc_n>`, goes in unstripped.
+    def check_input(self, task: Task, given: Region | None) -> None:
+        """Check what is given beside the picture: a text, or a region as numbers or text. Blank text counts
+        as none.
 
-        Blank text counts as none. Raises TaskError when the task needs text or a region and there is none,
-        when it takes none and there is some, or when the token of a task stands inside the text.
+        Raises TaskError when the task needs text or a region and there is none, when it takes none and there
+        is some, when it takes a text and gets numbers, or when the token of a task stands inside the text.
         """
-        absent = text is None or not text.strip()
-        if task.input is Input.NONE:
-            if not absent:
-                raise TaskError(f"{task.token} takes no text, got {quote(text or '')}; leave the text out")
-            return task.prompt
-        if text is None or absent:
-            raise TaskError(_missing_input(task))
-        inside = next((token for token in self if token in text), None)
+        absent = given is None or (isinstance(given, str) and not given.strip())
+        if task.input is Input.NONE and not absent:
+            raise TaskError(f"{task.token} takes no text, got {quote(given)}; leave the text out")
+        if task.input is Input.TEXT and (absent or not isinstance(given, str)):
+            raise TaskError(f"{task.token} needs a text, for example {task.example!r}, got {quote(given)}")
+        if task.input is Input.REGION and absent:
+            raise TaskError(f"{task.token} needs a region: {REGION_EXAMPLES}")
+        inside = next((token for token in self if isinstance(given, str) and token in given), None)
         if inside is not None:
             raise TaskError(
                 f"the text of {task.token} must not hold a task token, but {inside} stands in it; "
                 f"send only the input, for example {task.example!r}"
             )
-        return task.prompt.replace(INPUT_SLOT, text)
+
+    def build_prompt(self, task: Task, text: str | None = None) -> str:
+        """The sentence the model reads for a task; the text, or the region as `<loc_n>`, goes in unstripped.
+        Raises as `check_input`."""
+        self.check_input(task, text)
+        return task.prompt if task.input is Input.NONE else task.prompt.replace(INPUT_SLOT, str(text))
 
     def _unknown(self, wanted: str) -> str:
         plain = {_plain_key(key): task for key, task in self._by_key.items()}
@@ -152,96 +158,55 @@ def _plain_key(key: str) -> str:
 
 
 def _check_task(task: Task) -> None:
+    token, slots = quote(task.token), int(task.input is not Input.NONE)
     if not task.token.strip():
         raise SettingsError(f"the task {quote(task.name)} has no token")
     if not task.name.isidentifier():
-        raise SettingsError(
-            f"the name of {quote(task.token)} must be letters, digits and _, got {quote(task.name)}"
-        )
-    if task.prompt.count(INPUT_SLOT) != (task.input is not Input.NONE):
-        slots = "no" if task.input is Input.NONE else "one"
-        raise SettingsError(f"the prompt of {quote(task.token)} must hold {slots} {INPUT_SLOT}")
-
-
-def _missing_input(task: Task) -> str:
-    if task.input is Input.TEXT:
-        return f"{task.token} needs a text, for example {task.example!r}"
-    return f"{task.token} needs a region: {REGION_EXAMPLES}"
+        raise SettingsError(f"the name of {token} must be letters, digits and _, got {quote(task.name)}")
+    if task.prompt.count(INPUT_SLOT) != slots:
+        raise SettingsError(f"the prompt of {token} must hold {('no', 'one')[slots]} {INPUT_SLOT}")
 
 
 _ALL = (
-    Task(
-        "<CAPTION>", "caption", "What does the image describe?", Input.NONE, Kind.TEXT,
-        "A short caption of the picture.",
-    ),
-    Task(
-        "<DETAILED_CAPTION>", "detailed_caption", "Describe in detail what is shown in the image.",
-        Input.NONE, Kind.TEXT,
-        "A caption of a few sentences.",
-    ),
-    Task(
-        "<MORE_DETAILED_CAPTION>", "more_detailed_caption",
-        "Describe with a paragraph what is shown in the image.", Input.NONE, Kind.TEXT,
-        "A paragraph about the picture.",
-    ),
-    Task(
-        "<CAPTION_TO_PHRASE_GROUNDING>", "caption_to_phrase_grounding",
-        "Locate the phrases in the caption: {input}", Input.TEXT, Kind.BOXES,
-        "A box for each thing that a given caption names.",
-        "A green car parked in front of a yellow building.", drops_stop_phrases=True,
-    ),
-    Task(
-        "<OD>", "object_detection", "Locate the objects with category name in the image.",
-        Input.NONE, Kind.BOXES,
-        "A box and a category for each object.", scored_by_original=True,
-    ),
-    Task(
-        "<DENSE_REGION_CAPTION>", "dense_region_caption",
-        "Locate the objects in the image, with their descriptions.", Input.NONE, Kind.BOXES,
-        "A box and a short description for each object.", scored_by_original=True,
-    ),
-    Task(
-        "<REGION_PROPOSAL>", "region_proposal", "Locate the region proposals in the image.",
-        Input.NONE, Kind.BOXES,
-        "Boxes around whatever stands out, without labels.", labelled=False,
-    ),
-    Task(
-        "<OCR>", "ocr", "What is the text in the image?", Input.NONE, Kind.TEXT,
-        "The text that stands in the picture.",
-    ),
-    Task(
-        "<OCR_WITH_REGION>", "ocr_with_region", "What is the text in the image, with regions?",
-        Input.NONE, Kind.QUADS,
-        "The text that stands in the picture, piece by piece, with a quadrilateral around each.",
-    ),
-    Task(
-        "<REFERRING_EXPRESSION_SEGMENTATION>", "referring_expression_segmentation",
-        "Locate {input} in the image with mask", Input.TEXT, Kind.POLYGONS,
-        "The polygons of the thing that a given text describes.", _TEXT_EXAMPLE, labelled=False,
-    ),
-    Task(
-        "<REGION_TO_SEGMENTATION>", "region_to_segmentation",
-        "What is the polygon mask of region {input}", Input.REGION, Kind.POLYGONS,
-        "The polygons of the thing in a given region.", LOCATIONS_EXAMPLE, labelled=False,
-    ),
-    Task(
-        "<OPEN_VOCABULARY_DETECTION>", "open_vocabulary_detection",
-        "Locate {input} in the image.", Input.TEXT, Kind.BOXES_OR_POLYGONS,
-        "Boxes, or polygons, of the things that a given text names.", _TEXT_EXAMPLE,
-    ),
-    Task(
-        "<REGION_TO_CATEGORY>", "region_to_category", "What is the region {input}?", Input.REGION, Kind.TEXT,
-        "The category of the thing in a given region.", LOCATIONS_EXAMPLE, example_answer="car",
-    ),
-    Task(
-        "<REGION_TO_DESCRIPTION>", "region_to_description",
-        "What does the region {input} describe?", Input.REGION, Kind.TEXT,
-        "A description of the thing in a given region.", LOCATIONS_EXAMPLE,
-    ),
-    Task(
-        "<REGION_TO_OCR>", "region_to_ocr", "What text is in the region {input}?", Input.REGION, Kind.TEXT,
-        "The text that stands in a given region.", LOCATIONS_EXAMPLE,
-    ),
+    Task("<CAPTION>", "caption", "What does the image describe?", Input.NONE, Kind.TEXT,
+         "A short caption of the picture."),
+    Task("<DETAILED_CAPTION>", "detailed_caption", "Describe in detail what is shown in the image.",
+         Input.NONE, Kind.TEXT, "A caption of a few sentences."),
+    Task("<MORE_DETAILED_CAPTION>", "more_detailed_caption",
+         "Describe with a paragraph what is shown in the image.", Input.NONE, Kind.TEXT,
+         "A paragraph about the picture."),
+    Task("<CAPTION_TO_PHRASE_GROUNDING>", "caption_to_phrase_grounding",
+         "Locate the phrases in the caption: {input}", Input.TEXT, Kind.BOXES,
+         "A box for each thing that a given caption names.",
+         "A green car parked in front of a yellow building.", drops_stop_phrases=True),
+    Task("<OD>", "object_detection", "Locate the objects with category name in the image.", Input.NONE,
+         Kind.BOXES, "A box and a category for each object.", scored_by_original=True),
+    Task("<DENSE_REGION_CAPTION>", "dense_region_caption",
+         "Locate the objects in the image, with their descriptions.", Input.NONE, Kind.BOXES,
+         "A box and a short description for each object.", scored_by_original=True),
+    Task("<REGION_PROPOSAL>", "region_proposal", "Locate the region proposals in the image.", Input.NONE,
+         Kind.BOXES, "Boxes around whatever stands out, without labels.", labelled=False),
+    Task("<OCR>", "ocr", "What is the text in the image?", Input.NONE, Kind.TEXT,
+         "The text that stands in the picture."),
+    Task("<OCR_WITH_REGION>", "ocr_with_region", "What is the text in the image, with regions?", Input.NONE,
+         Kind.QUADS,
+         "The text that stands in the picture, piece by piece, with a quadrilateral around each."),
+    Task("<REFERRING_EXPRESSION_SEGMENTATION>", "referring_expression_segmentation",
+         "Locate {input} in the image with mask", Input.TEXT, Kind.POLYGONS,
+         "The polygons of the thing that a given text describes.", _TEXT_EXAMPLE, labelled=False),
+    Task("<REGION_TO_SEGMENTATION>", "region_to_segmentation", "What is the polygon mask of region {input}",
+         Input.REGION, Kind.POLYGONS, "The polygons of the thing in a given region.", LOCATIONS_EXAMPLE,
+         labelled=False),
+    Task("<OPEN_VOCABULARY_DETECTION>", "open_vocabulary_detection", "Locate {input} in the image.",
+         Input.TEXT, Kind.BOXES_OR_POLYGONS, "Boxes, or polygons, of the things that a given text names.",
+         _TEXT_EXAMPLE),
+    Task("<REGION_TO_CATEGORY>", "region_to_category", "What is the region {input}?", Input.REGION,
+         Kind.TEXT, "The category of the thing in a given region.", LOCATIONS_EXAMPLE,
+         example_answer="car"),
+    Task("<REGION_TO_DESCRIPTION>", "region_to_description", "What does the region {input} describe?",
+         Input.REGION, Kind.TEXT, "A description of the thing in a given region.", LOCATIONS_EXAMPLE),
+    Task("<REGION_TO_OCR>", "region_to_ocr", "What text is in the region {input}?", Input.REGION, Kind.TEXT,
+         "The text that stands in a given region.", LOCATIONS_EXAMPLE),
 )  # fmt: skip
 
 TASKS: Final = TaskTable(_ALL)

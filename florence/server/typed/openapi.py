@@ -187,46 +187,40 @@ def _v2_paths() -> dict[str, Any]:
             for name, value in values.items()
         ],
     }
-    answer = build_infer_answer("42", [row])
-    infer = _v2(
-        "Answer a task on a picture, as Triton does.", {"schema": {"type": "object"}, "example": answer}
-    )
-    infer["requestBody"] = {
-        "required": True,
-        "content": {JSON: {"schema": {"type": "object"}, "example": json.loads(json.dumps(request))}},
-    }
+    infer = _v2("Answer a task on a picture, as Triton does.", example=build_infer_answer("42", [row]))
     generate = _v2(
-        "Answer a task on a picture, with one key for each input.",
-        {"schema": {"type": "object"}, "example": build_generate_answer("", [row])},
+        "Answer a task on a picture, with one key for each input.", example=build_generate_answer("", [row])
     )
-    generate["requestBody"] = {
-        "required": True,
-        "content": {JSON: {"schema": {"type": "object"}, "example": values}},
-    }
     stream = _v2(
-        "The same, its text token by token before it where num_beams is 1 and the task answers in text.", None
+        "The same, its text token by token before it where num_beams is 1 and the task answers in text."
     )
     stream["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-    stream["requestBody"] = {
-        "required": True,
-        "content": {JSON: {"schema": {"type": "object"}, "example": {**values, "num_beams": 1}}},
-    }
+    for operation, body in ((infer, request), (generate, values), (stream, {**values, "num_beams": 1})):
+        operation["requestBody"] = {
+            "required": True,
+            "content": {JSON: {"schema": {"type": "object"}, "example": body}},
+        }
     return {
         f"{model}/infer": {"post": infer},
         f"{model}/generate": {"post": generate},
         f"{model}/generate_stream": {"post": stream},
-        f"{model}/ready": {"get": _v2("Whether the model takes requests.", None)},
-        model: {"get": _v2("Inputs and outputs of the model.", {"schema": {"type": "object"}})},
-        f"{model}/config": {"get": _v2("Configuration of the model.", {"schema": {"type": "object"}})},
-        f"{model}/stats": {"get": _v2("Counts and durations of requests.", {"schema": {"type": "object"}})},
-        "/v2/repository/index": {"post": _v2("The models that there are.", {"schema": {"type": "array"}})},
-        "/v2": {"get": _v2("Name and version of the server.", {"schema": {"type": "object"}})},
-        "/v2/health/live": {"get": _v2("Whether the process answers.", None)},
-        "/v2/health/ready": {"get": _v2("Whether the model takes requests.", None)},
+        f"{model}/ready": {"get": _v2("Whether the model takes requests.")},
+        model: {"get": _v2("Inputs and outputs of the model.", type="object")},
+        f"{model}/config": {"get": _v2("Configuration of the model.", type="object")},
+        f"{model}/stats": {"get": _v2("Counts and durations of requests.", type="object")},
+        "/v2/repository/index": {"post": _v2("The models that there are.", type="array")},
+        "/v2": {"get": _v2("Name and version of the server.", type="object")},
+        "/v2/health/live": {"get": _v2("Whether the process answers.")},
+        "/v2/health/ready": {"get": _v2("Whether the model takes requests.")},
     }
 
 
-def _v2(summary: str, content: Mapping[str, Any] | None) -> dict[str, Any]:
+def _v2(summary: str, *, type: str | None = None, example: Any = None) -> dict[str, Any]:
+    content = None
+    if example is not None:
+        content = {"schema": {"type": "object"}, "example": example}
+    elif type is not None:
+        content = {"schema": {"type": type}}
     return {"tags": ["v2 protocol"], "summary": summary, "responses": _responses(content)}
 
 
