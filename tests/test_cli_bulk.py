@@ -37,7 +37,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_bulk_answers_each_picture_once_over_two_runs(
     florence: Run, fake_server: Server, tmp_path: Path
 ) -> None:
-    """A run that was killed in the middle of a line is completed: only what is missing is asked."""
+    """A run that was killed in the middle of a line is completed: only missing pictures are sent."""
     pictures = copies(tmp_path / "in", 6)
     out = tmp_path / "results.jsonl"
     command = ("bulk", tmp_path / "in", "--task", "<OD>", "--out", out, "--url", fake_server.url)
@@ -95,7 +95,7 @@ def test_answers_are_never_overwritten_by_failures(
 @pytest.mark.parametrize(
     ("name", "words"), [("no/such/r.jsonl", "there is no directory"), ("", "is a directory")]
 )
-def test_a_file_that_cant_be_written_is_told_before_anything_is_asked(
+def test_a_file_that_cant_be_written_is_an_error_before_any_request(
     florence: Run, tmp_path: Path, name: str, words: str
 ) -> None:
     """No service is needed to be told."""
@@ -133,7 +133,7 @@ def test_a_file_whose_name_is_no_text_does_not_end_the_run(
 
 
 @pytest.mark.slow
-def test_bulk_tells_questions_apart(florence: Run, fake_server: Server, tmp_path: Path) -> None:
+def test_a_file_may_hold_several_tasks(florence: Run, fake_server: Server, tmp_path: Path) -> None:
     """One file may hold several tasks, texts and regions, which is told; each is completed for itself."""
     copies(tmp_path / "in", 1)
     command = ("bulk", tmp_path / "in", "--out", tmp_path / "r.jsonl", "--url", fake_server.url)
@@ -282,7 +282,7 @@ def test_parquet_is_never_written_into_a_strange_file(florence: Run, tmp_path: P
 def test_without_pyarrow_its_extra_is_named(
     florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is asked."""
+    """Before any request."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     status, _, err = florence("bulk", PICTURE, "--task", "caption", "--out", tmp_path / "r.parquet")
     assert status == 1

@@ -100,7 +100,7 @@ def test_the_answer_is_of_the_tasks_own_type(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_what_was_not_taken_is_asked_again(ask: Ask, status: int) -> None:
+def test_a_request_that_was_not_accepted_is_sent_again(ask: Ask, status: int) -> None:
     """Busy replies with Retry-After, then the answer: the caller sees only the answer."""
     later = {"Retry-After": "0"}
     replies = Replies(busy(status, **later), busy(status, **later), httpx.Response(200, json=ANSWER))
@@ -144,7 +144,7 @@ def test_no_wait_beyond_the_time_given(ask: Ask) -> None:
 def test_each_status_has_its_exception_with_the_servers_words(
     ask: Ask, status: int, kind: type[FlorenceError]
 ) -> None:
-    """And is asked once: the server has said its last word."""
+    """And the request is not sent again: the answer would be the same."""
     replies = Replies(httpx.Response(status, json={"error": "what to change"}))
     with pytest.raises(kind, match="what to change"):
         ask(replies, {})
@@ -162,7 +162,7 @@ def test_each_status_has_its_exception_with_the_servers_words(
         (httpx.Response(200, json={**ANSWER, "result": {"kind": "boxes"}}), "200.*result"),
     ],
 )
-def test_a_stranger_at_the_url_is_told_apart(ask: Ask, reply: httpx.Response, words: str) -> None:
+def test_another_program_at_the_url_is_recognised(ask: Ask, reply: httpx.Response, words: str) -> None:
     """Replies that this service never gives are quoted, with their status."""
     with pytest.raises(UnexpectedReply, match=words) as caught:
         ask(Replies(reply), {})
@@ -187,7 +187,7 @@ def test_a_request_that_may_have_been_taken_is_not_sent_again(
     assert len(replies.requests) == 1
 
 
-def test_nobody_there(ask: Ask) -> None:
+def test_a_missing_server_is_unreachable(ask: Ask) -> None:
     """Unreachable is an Unavailable: a program that comes back later need not tell them apart."""
     with pytest.raises(Unreachable, match=r"florence\.test.*can't be reached: nobody there"):
         ask(Replies(httpx.ConnectError), {}, retries=0)

@@ -141,7 +141,7 @@ def test_the_bar_counts_all_and_names_failures(mapping: Any, capsys: pytest.Capt
 def test_the_bar_is_for_a_terminal(
     mapping: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless it is asked for or refused, it is shown where somebody sees it."""
+    """Unless it is asked for or refused, it is shown in a terminal only."""
     list(mapping(Asker(), ["a", "b"], concurrency=1))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -152,7 +152,7 @@ def test_the_bar_is_for_a_terminal(
 
 
 def test_leaving_early_asks_no_more() -> None:
-    """After `close`, nothing is under way and the rest is not asked."""
+    """After `close`, no request is in flight and no further one is sent."""
     asker = Asker()
     with PictureMap(asker, [f"p{number}" for number in range(100)], concurrency=CONCURRENCY) as mapped:
         next(mapped)

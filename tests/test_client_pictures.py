@@ -25,7 +25,7 @@ def test_a_pil_image_loses_nothing_on_its_way(mode: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])  # Pillow turns TIFF itself
 def test_a_pil_image_is_not_turned_again(tmp_path: Path, kind: str) -> None:
-    """Its EXIF turn is the caller's business, as in the library; the object itself stays as it was."""
+    """Its EXIF orientation is left to the caller, as in the library; the object itself is not changed."""
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / f"picture.{kind.lower()}"

@@ -1,11 +1,11 @@
 """The JSON that Microsoft's `post_process_generation` gives for a generated text, quirks included.
 
-It is kept for clients of the original, bit for bit; `typed` is what a new client wants. Its quirks:
-coordinates are float32, labels of boxes lose their non-ASCII characters and whatever stands before their last
-`<`, a newline in a label loses its boxes, OCR labels keep `</s>`, and scores drift behind text without boxes.
+It is the same bit for bit, for clients of the original; new clients use `typed`. Its quirks: coordinates are
+float32, labels of boxes lose their non-ASCII characters and all before their last `<`, a newline in a label
+loses its boxes, OCR labels keep `</s>`, and scores are off after text without boxes.
 
-The patterns take any text apart in linear time: where the original's would try each place of a long text
-anew, an optional group here says that nothing follows. Knows nothing about tokenizers or tensors.
+The patterns match any text in linear time: where the original's would retry at each position of a long text,
+an optional group here matches the absence of locations. Knows nothing about tokenizers or tensors.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def post_process_sequence(
 ) -> dict[str, Any]:
     """What the original gives for `sequence=`: like `post_process_text`, with `scores` where it has them.
 
-    token_texts: each token of the sequence decoded alone; the first one is dropped, whatever it is.
+    token_texts: each token of the sequence decoded alone; the first one is always dropped.
     transition_beam_score: the log-probability of each token but the first; used by `<OD>` and
     `<DENSE_REGION_CAPTION>` alone. Raises RequestError where the original raises.
     """

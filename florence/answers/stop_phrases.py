@@ -1,4 +1,4 @@
-"""Phrases that Florence-2's phrase grounding leaves out: they name nothing that could be seen."""
+"""Stop phrases: phrase grounding leaves them out because they name nothing visible."""
 
 from __future__ import annotations
 

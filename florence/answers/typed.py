@@ -1,8 +1,8 @@
-"""Typed results from a generated text: what the model meant, without the quirks of the original's parser.
+"""Typed results from a generated text, without the quirks of the original's parser.
 
 Labels keep all their characters, `<`, newlines and non-ASCII letters too. Locations that make no whole box,
-quad or polygon of three points are left out. Phrase grounding drops the same phrases as the original, those
-like pronouns, since they name nothing that could be seen. Coordinates are pixels in double precision, the
+quad or polygon of three points are left out. Phrase grounding drops the same stop phrases as the original,
+pronouns and the like, since they name nothing visible. Coordinates are pixels in double precision, the
 middle of each bin. Any text can be parsed, in linear time. Knows nothing about tokenizers or tensors.
 """
 
@@ -34,7 +34,7 @@ _PADDING = re.compile("|".join(PADDING))
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Locations with nothing but `<sep>` among them, cut at each `<sep>`; and the text before them.
+    """Consecutive locations, cut at each `<sep>`, with the text before them.
 
     enclosed: whether a `<poly>` opens the group.
     """
@@ -73,7 +73,7 @@ def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled:
 
 
 def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegions:
-    """A second quad without text of its own has none: unlike a label, a text stands for one place."""
+    """A second quad without text of its own has none: unlike a label, a text belongs to one quad."""
     regions = []
     for group in _read_groups(text):
         content = group.text
@@ -86,7 +86,7 @@ def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegio
 
 
 def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> Segmentation:
-    """labelled: things have labels, and what no `<poly>` encloses are boxes, given as their four corners."""
+    """labelled: things have labels, and groups without `<poly>` are boxes, given as their four corners."""
     instances = []
     for label, group in _label_groups(text):
         if labelled and not group.enclosed:
@@ -109,7 +109,7 @@ def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelle
 
 
 def _label_groups(text: str) -> Iterator[tuple[str, _Group]]:
-    """Each group with its label; one without text of its own has the label before it."""
+    """Each group with its label; a group without text of its own has the previous label."""
     label = ""
     for group in _read_groups(text):
         label = group.text or label

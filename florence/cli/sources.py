@@ -12,7 +12,7 @@ PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".t
 
 
 def list_pictures(sources: Sequence[str]) -> list[str]:
-    """The paths that the sources name, each once, in their order; RequestError where one names nothing."""
+    """The paths that the sources name, each once, in their order; RequestError where one names no picture."""
     found: dict[str, None] = {}
     for source in sources:
         paths = list(_pictures_of(source))

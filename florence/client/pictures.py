@@ -1,4 +1,4 @@
-"""Pictures as callers have them, made the bytes that are uploaded.
+"""From the pictures that callers have to the bytes that are uploaded.
 
 Files and bytes are sent as they are: the service recognises their format and rotates them by their EXIF
 orientation. PIL images and arrays are sent as PNG, which loses nothing, in the orientation they have.
@@ -31,7 +31,7 @@ RGBA)."""
 
 
 def picture_bytes(picture: Picture) -> bytes:
-    """The encoded picture. Raises ImageError where it can't be read or is of no kind that is known.
+    """The encoded picture. Raises ImageError where it can't be read or is of an unknown type.
 
     A file is open only while it is read.
     """
@@ -50,7 +50,7 @@ def picture_bytes(picture: Picture) -> bytes:
 
 
 def picture_name(picture: Picture) -> str:
-    """How a message names the picture: its path, or what kind of thing it is."""
+    """The picture's name in a message: its path, or its type."""
     if isinstance(picture, str | os.PathLike):
         return os.fspath(picture)
     return f"<{type(picture).__name__}>"
@@ -77,11 +77,11 @@ def _array_image(array: PixelArray) -> Image.Image:
 
 
 def _png(image: Image.Image) -> bytes:
-    """The picture in RGB, without what it brings along: an EXIF turn in it would be made a second time."""
+    """The picture in RGB without metadata: its EXIF orientation would be applied a second time."""
     try:
         image.load()
         plain = image.copy()
-        plain.info.clear()  # transparency too: the service shows it on nothing
+        plain.info.clear()  # transparency too: the service ignores it
         if plain.mode != "RGB":
             plain = plain.convert("RGB")
         plain.getexif().clear()
@@ -89,6 +89,6 @@ def _png(image: Image.Image) -> bytes:
         plain.save(file, "PNG", compress_level=_FAST)
     except MemoryError:
         raise
-    except Exception as error:  # a picture that is opened here is decoded here, and Pillow raises any type
+    except Exception as error:  # decoding happens here, and Pillow raises any type
         raise ImageError(f"the picture (mode {image.mode}) can't be read: {error}") from error
     return file.getvalue()

@@ -34,7 +34,7 @@ class Annotation:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom; sorted, whatever the model wrote."""
+        """Left, top, right, bottom; sorted, also where the model swapped corners."""
         xs = [x for polygon in self.polygons for x in polygon[0::2]]
         ys = [y for polygon in self.polygons for y in polygon[1::2]]
         return min(xs), min(ys), max(xs), max(ys)

@@ -1,4 +1,4 @@
-"""Marks as `supervision.Detections`: for its annotators, trackers, zones and metrics.
+"""Annotations as `supervision.Detections`: for its annotators, trackers, zones and metrics.
 
 The only module that imports the library supervision, which comes with the extra "supervision".
 """

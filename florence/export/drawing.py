@@ -65,7 +65,7 @@ def _font(path: str | os.PathLike[str] | None, size: int) -> Font:
 
 
 def _colours(annotations: Sequence[Annotation]) -> list[Colour]:
-    """One for each category; without any, one after the other."""
+    """One colour for each category; without categories, one after the other."""
     names: dict[object, int] = {}
     for number, annotation in enumerate(annotations):
         names.setdefault(annotation.category or annotation.label or number, len(names))
@@ -94,13 +94,13 @@ def _draw_polygon(
     pen: ImageDraw.ImageDraw, polygon: Sequence[float], colour: Colour, line: int, size: tuple[int, int]
 ) -> None:
     points = _points(polygon, size)
-    closed = [*points, *points[:2]]  # the second point again, so that the last corner is joined too
+    closed = [*points, *points[:2]]  # the second point again, so that the last corner is joined as well
     pen.line(closed, fill=DARK, width=line + 2 * max(1, line // 2), joint="curve")
     pen.line(closed, fill=colour, width=line, joint="curve")
 
 
 def _points(polygon: Sequence[float], size: tuple[int, int]) -> list[tuple[float, float]]:
-    """Within the picture: the line of a box that ends at its edge is seen."""
+    """Clipped to the picture, so that the line of a box at its edge is visible."""
     return [
         (min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1))
         for x, y in zip(polygon[0::2], polygon[1::2], strict=True)
@@ -113,7 +113,7 @@ def _words(annotation: Annotation) -> str:
 
 
 def _fit(words: str, font: Font, width: int) -> str:
-    """The words, cut in their middle where the picture is narrower: the score stays."""
+    """The words, cut in the middle where the picture is too narrow, so that the score stays."""
     if font.getlength(words) <= width * 0.9:
         return words
     for kept in range(len(words) - 1, 1, -1):
@@ -157,7 +157,7 @@ def _places(annotation: Annotation, width: float, height: float, size: tuple[int
 
 
 def _overlap(one: Rectangle, other: Rectangle) -> float:
-    """Square pixels that both cover."""
+    """The area that both cover, in square pixels."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(width, 0) * max(height, 0)
@@ -179,7 +179,7 @@ def _add_caption(picture: Image.Image, caption: str, font: Font) -> Image.Image:
 
 
 def _wrap(text: str, font: Font, width: float) -> list[str]:
-    """Lines that are no wider, broken between words, and within a word only where it is wider itself."""
+    """Lines of at most that width, broken between words, and within a word only if it is too wide itself."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

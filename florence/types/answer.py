@@ -47,7 +47,7 @@ class Usage(BaseModel):
 
 
 class Timings(BaseModel):
-    """Where the time went, in seconds."""
+    """Durations of the parts of a request, in seconds."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -102,8 +102,8 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     timings: Timings
     checkpoint: str = Field(description="The checkpoint that answered, with its revision where it has one.")
 
-    # What the result holds, one step nearer. To a type checker only answers of that kind have it; of others
-    # it is an AttributeError.
+    # The result's own content. For a type checker only answers of that kind have it; on others it is an
+    # AttributeError.
 
     @property
     def text(self: TaskAnswer[Text]) -> str:

@@ -1,4 +1,4 @@
-"""Pixels, and the thousand bins on each axis that the model has words for: `<loc_0>` to `<loc_999>`.
+"""Regions in pixels, and in the thousand bins of each axis that the model has tokens for: `<loc_0>` ... .
 
 Pixels are those of the picture after EXIF rotation: x to the right, y down, (0, 0) the top left corner,
 (width, height) the bottom right one. Knows nothing about tasks, prompts or answers.

@@ -185,7 +185,7 @@ _ALL = (
          "Locate the objects in the image, with their descriptions.", Input.NONE, Kind.BOXES,
          "A box and a short description for each object.", scored_by_original=True),
     Task("<REGION_PROPOSAL>", "region_proposal", "Locate the region proposals in the image.", Input.NONE,
-         Kind.BOXES, "Boxes around whatever stands out, without labels.", labelled=False),
+         Kind.BOXES, "Boxes around all that stands out, without labels.", labelled=False),
     Task("<OCR>", "ocr", "What is the text in the image?", Input.NONE, Kind.TEXT,
          "The text that stands in the picture."),
     Task("<OCR_WITH_REGION>", "ocr_with_region", "What is the text in the image, with regions?", Input.NONE,

@@ -37,13 +37,11 @@ from florence.types.tasks import Input, Kind, Task
 
 MULTIPART: Final = "multipart/form-data"
 _MOST_PARTS: Final = 32
-_BENTOML_CLIENT: Final = (
-    "BentoML HTTP Client/"  # it writes all of a form's values in JSON, and says so nowhere
-)
+_BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 
 
 def _bentoml_components(model: type[BaseModel]) -> dict[str, Any]:
-    """The model's schema and those inside it, of which BentoML's document can't hold every key."""
+    """The model's schema and those inside it, without the keys that BentoML's document can't hold."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
     schemas = {**schema.pop("$defs", {}), model.__name__: schema}
     known = {field.name for field in Schema.__attrs_attrs__}
@@ -72,11 +70,11 @@ class PictureInput(IODescriptor):  # type: ignore[misc]  # BentoML's types are n
     @classmethod
     def __pydantic_init_subclass__(cls) -> None:
         super().__pydantic_init_subclass__()
-        cls.multipart_fields = ["image"]  # BentoML finds only paths and PIL images by itself
+        cls.multipart_fields = ["image"]  # BentoML detects only paths and PIL images
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> PictureInput | Refused:
-        """The input that a request's body holds. BentoML's own reader would fetch URLs found in it."""
+        """The input in a request's body. BentoML's own reader would fetch URLs in it."""
         try:
             if request.headers.get("content-type", "").lower().startswith(MULTIPART):
                 fields = await _read_form(request)
@@ -140,7 +138,7 @@ INPUT_TYPES: Mapping[Input, type[PictureInput]] = MappingProxyType(
 
 
 class Output(IODescriptor):  # type: ignore[misc]  # as above
-    """An answer as BentoML's own OpenAPI document can hold it."""
+    """An answer that BentoML's own OpenAPI document can hold."""
 
     @classmethod
     def openapi_components(cls, name: str) -> dict[str, Any]:
@@ -157,7 +155,7 @@ def output_type(kind: Kind) -> type[BaseModel]:
 
 
 class Endpoints(Protocol):
-    """What an endpoint needs of the service that it is part of."""
+    """What an endpoint needs of its service."""
 
     model: Model
     timeout_s: float
@@ -197,17 +195,17 @@ async def _answer(service: Endpoints, task: Task, fields: dict[str, Any]) -> Bas
 
 
 def task_answer(answer: Answer) -> BaseModel:
-    """The part of the answer that an endpoint's type has: without text and tokens as generated."""
+    """The answer without the generated text and tokens, which endpoints don't send."""
     fields = {name: getattr(answer, name) for name in TaskAnswer.model_fields}
     return TaskAnswer[Result].model_construct(**fields)
 
 
 async def _read_form(request: Request) -> dict[str, Any]:
-    """The fields of a multipart body; all stays in memory, the service's limit on bodies bounds it."""
+    """The fields of a multipart body, in memory; the service's limit on bodies bounds it."""
     parser = MultiPartParser(
         request.headers, request.stream(), max_files=_MOST_PARTS, max_fields=_MOST_PARTS, max_part_size=2**31
     )
-    parser.spool_max_size = 2**31  # no temporary file, so that a read-only disk does
+    parser.spool_max_size = 2**31  # no temporary file: the disk may be read-only
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -220,8 +218,8 @@ async def _read_form(request: Request) -> dict[str, Any]:
 
 
 async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
-    """One part's value: a file's bytes, or text. Numbers and lists are written as in JSON; a text is as it
-    is, unless `in_json` says that it is written so too."""
+    """One part's value: a file's bytes, or text. Numbers and lists are JSON; a text is plain, unless
+    `in_json`."""
     parts = form.getlist(name)
     if len(parts) > 1:
         raise RequestError(f"{name[:60]} is sent {len(parts)} times; send it once")
@@ -240,7 +238,7 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
 
 
 def explain(error: ValidationError, task: Task | None, input_type: type[BaseModel]) -> RequestError:
-    """What is wrong with which field of an input, and what is allowed."""
+    """Which field of an input is wrong, and what is allowed."""
     allowed = ", ".join(input_type.model_fields)
     reasons: list[str] = []
     for detail in error.errors(include_url=False):
@@ -263,7 +261,7 @@ def explain(error: ValidationError, task: Task | None, input_type: type[BaseMode
 
 
 def _option_rule(name: str, value: object) -> str:
-    """What an option may be, in the words that all doors use."""
+    """The allowed values of an option, in the words that all interfaces use."""
     try:
         read_generation_parameters({name: value})
     except OptionError as error:
