@@ -162,10 +162,10 @@ MISTAKES: list[tuple[str, Any, int, str]] = [
     ("caption", {}, 400, "image is missing"),
     ("caption", {"image": None}, 400, "image: must be base64 text"),
     ("caption", {"image": 5}, 400, "image: must be base64 text"),
-    ("caption", {"image": ""}, 400, "image: the picture is empty"),
-    ("caption", {"image": "%%%"}, 400, "image: the picture is not valid base64"),
+    ("caption", {"image": ""}, 400, "the picture is empty"),
+    ("caption", {"image": "%%%"}, 400, "the picture is not valid base64"),
     ("caption", {"image": "http://127.0.0.1:1/a.png"}, 400, "not fetched from a URL"),
-    ("caption", {"image": "/etc/passwd"}, 400, "image: the picture is not valid base64"),
+    ("caption", {"image": "/etc/passwd"}, 400, "the picture is not valid base64"),
     ("caption", {"image": base64.b64encode(b"no picture").decode()}, 400, "not a picture in a known format"),
     ("caption", {"image": base64.b64encode(PICTURE[:60]).decode()}, 400, ""),
     (

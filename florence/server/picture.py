@@ -125,4 +125,4 @@ def _encode(value: bytes | Path) -> str:
     return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
-Picture = Annotated[bytes, _PictureSchema()]
+EncodedPicture = Annotated[bytes, _PictureSchema()]

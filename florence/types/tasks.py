@@ -148,9 +148,9 @@ class TaskTable(Mapping[str, Task]):
     def _unknown(self, wanted: str) -> str:
         plain = {_plain_key(key): task for key, task in self._by_key.items()}
         close = get_close_matches(_plain_key(wanted[:100]), plain, n=1)
-        hint = "".join(f"; did you mean {plain[key].token} or {plain[key].name}?" for key in close)
+        hint = "".join(f"; did you mean {plain[key].token} or {plain[key].name}? The" for key in close)
         known = ", ".join(f"{task.token} or {task.name}" for task in self.values())
-        return f"unknown task {quote(wanted)}{hint or ';'} the tasks are {known}"
+        return f"unknown task {quote(wanted)}{hint or '; the'} tasks are {known}"
 
 
 def _plain_key(key: str) -> str:

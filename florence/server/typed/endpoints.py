@@ -27,7 +27,7 @@ from starlette.responses import Response
 from florence.answers.answer import Answer
 from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
 from florence.server.long_strings import parse_json
-from florence.server.picture import Picture
+from florence.server.picture import EncodedPicture
 from florence.server.replies import Model, off_loop, reply_or_error, settle
 from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
@@ -62,7 +62,7 @@ class PictureInput(IODescriptor):  # type: ignore[misc]  # BentoML's types are n
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image: Picture = Field(
+    image: EncodedPicture = Field(
         description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
         "PNG, JPEG, WebP, GIF, BMP or TIFF, told by its bytes."
     )
@@ -256,7 +256,8 @@ def explain(error: ValidationError, task: Task | None, input_type: type[BaseMode
         else:
             message = detail["msg"].removeprefix("Value error, ")
             got = "" if name in ("", "image") else f", got {repr(detail['input'])[:60]}"
-            reasons.append(f"{name}: {message}{got}" if name else message)
+            named = name and "picture" not in message  # a message on the picture names it itself
+            reasons.append(f"{name}: {message}{got}" if named else message)
     return RequestError("; ".join(dict.fromkeys(reasons)))
 
 

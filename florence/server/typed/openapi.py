@@ -24,7 +24,7 @@ from florence.server.v2.model import MODEL_NAME
 from florence.types.analysis import Analysis
 from florence.types.info import ServiceInfo
 from florence.types.results import Text
-from florence.types.tasks import TASKS, Input, Task, TaskTable
+from florence.types.tasks import TASKS, Input, Task
 
 JSON: Final = "application/json"
 _REFERENCE = "#/components/schemas/{model}"
@@ -49,15 +49,15 @@ _FAILURES: Final = (  # status, meaning, an example of its message
 )
 
 
-def openapi_document(tasks: TaskTable = TASKS) -> dict[str, Any]:
-    """The document, OpenAPI 3.1, as JSON can hold it. tasks: those that have an endpoint."""
-    types = {output_type(task.kind) for task in tasks.values()}
+def openapi_document() -> dict[str, Any]:
+    """The document, OpenAPI 3.1, as JSON can hold it."""
+    types = {output_type(task.kind) for task in TASKS.values()}
     wanted: list[tuple[Any, JsonSchemaMode]] = [
         (model, "serialization")
         for model in (*INPUT_TYPES.values(), *types, AnalyzeInput, AnalyzeAnswer, ServiceInfo)
     ]
     references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
-    paths = {f"/{task.name}": {"post": _task_operation(task, references)} for task in tasks.values()}
+    paths = {f"/{task.name}": {"post": _task_operation(task, references)} for task in TASKS.values()}
     paths["/analyze"] = {"post": _analyze_operation(references)}
     return {
         "openapi": "3.1.0",
