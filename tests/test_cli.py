@@ -87,7 +87,7 @@ def test_draw_writes_the_picture(florence: Run, fake_server: Server, tmp_path: P
         (
             ["run", PICTURE, "captions"],
             2,
-            "unknown task 'captions'; did you mean <CAPTION> or caption? The tasks",
+            "unknown task 'captions'; did you mean <CAPTION> or caption?",
         ),
         (["run", PICTURE, "caption", "a text"], 2, "<CAPTION> takes no text"),
         (["run", PICTURE, "caption", "--region", "1,2,3,4"], 2, "<CAPTION> takes no region"),
