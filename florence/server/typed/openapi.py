@@ -43,7 +43,7 @@ _FAILURES: Final = (  # status, meaning, an example of its message
     (
         503,
         "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
-        "256 requests wait already, and no more than 256 may",
+        "256 requests are waiting, as many as may; come back in 3 s",
     ),
     (504, "Not finished in the time allowed.", "the request was not finished within 300 s"),
 )
