@@ -25,7 +25,7 @@ from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import read_generation_parameters
 from florence.types.regions import region_text
 from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
-from florence.types.tasks import TASKS, Kind, build_prompt, get_task
+from florence.types.tasks import TASKS, Kind, TaskTable
 
 PIECES = ("a", " fake")
 LOCATIONS = "<loc_100><loc_200><loc_300><loc_400>"
@@ -78,6 +78,10 @@ class FakeModel:
     release: threading.Event = field(default_factory=threading.Event)
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     closed: bool = False
+
+    @property
+    def tasks(self) -> TaskTable:
+        return TASKS
 
     def submit(
         self,
@@ -149,12 +153,12 @@ class FakeModel:
             call.image = call.image()
         if self.closed:
             raise Closed("the model is closed")
-        task = get_task(call.task)
+        task = TASKS.resolve(call.task)
         options = {name: value for name, value in call.options.items() if name not in ("region", "timeout_s")}
         read_generation_parameters(options)
         size = open_image(call.image, ImageLimits()).size
         given = call.options.get("region") or call.text
-        build_prompt(task, region_text(given, size) if task.input == "region" and given else given)
+        TASKS.build_prompt(task, region_text(given, size) if task.input == "region" and given else given)
         return Answer(
             task=task.token,
             result=RESULT[task.kind],

@@ -84,7 +84,11 @@ def test_draw_writes_the_picture(florence: Run, fake_server: Server, tmp_path: P
 @pytest.mark.parametrize(
     ("argv", "status", "words"),
     [
-        (["run", PICTURE, "captions"], 2, "unknown task 'captions'; the tasks are <CAPTION>"),
+        (
+            ["run", PICTURE, "captions"],
+            2,
+            "unknown task 'captions'; did you mean <CAPTION> or caption?",
+        ),
         (["run", PICTURE, "caption", "a text"], 2, "<CAPTION> takes no text"),
         (["run", PICTURE, "caption", "--region", "1,2,3,4"], 2, "<CAPTION> takes no region"),
         (["run", PICTURE, "region_to_ocr", "a", "--region", "1,2,3,4"], 2, "takes one of them"),

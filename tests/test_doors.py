@@ -21,7 +21,7 @@ DOORS: dict[str, set[str]] = {
     "settings": {"errors"},
     "export": {"errors", "images"},
     "types": {"errors", "export"},
-    "answers": {"errors", "types"},
+    "answers": {"errors", "export", "types"},
     "checkpoint": {"errors", "model", "types"},
     "client": {"errors", "types"},
     "engine": {"errors", "model", "types"},

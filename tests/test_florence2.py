@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from concurrent.futures import wait
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from florence.errors import (
     TaskError,
 )
 from florence.types.results import Detections, Text
-from florence.types.tasks import TASKS, Input
+from florence.types.tasks import TASKS, Input, Kind, Task
 
 PATIENCE_S = 60.0
 
@@ -72,6 +73,28 @@ def test_all_fifteen_tasks_answer_by_token_and_by_name(library: Florence2, pictu
         assert by_token.task == by_name.task == task.token
         assert by_token.token_ids == by_name.token_ids
         assert by_token.finish_reason == ("length" if len(by_token.token_ids) == 9 else "stop")
+
+
+def test_a_checkpoint_can_be_loaded_with_tasks_of_its_own(goldens: Goldens, picture: Path) -> None:
+    """A declared task answers by token, by name and as such, with the result of its kind, and is among the
+    tasks that the model names; a task that is given as such need not be declared."""
+    scan = Task("<SCAN>", "scan", "Locate the objects with category name in the image.", Input.NONE,
+                Kind.BOXES, "Boxes.", labelled=False)  # fmt: skip
+    with Florence2.load(
+        str(goldens.checkpoint), device="cpu", dtype="float32", threads=1, tasks=[scan]
+    ) as model:
+        answers = [model.run(picture, task, max_new_tokens=20) for task in ("<SCAN>", "scan", scan)]
+        labelled = model.run(picture, "<OD>", max_new_tokens=20)
+        said = model.run(picture, replace(scan, kind=Kind.TEXT, token="raw", name="raw"), max_new_tokens=20)
+        assert model.info()["tasks"] == [*TASKS, "<SCAN>"]
+        (analyzed,) = model.analyze(picture, [scan], max_new_tokens=20)
+    for answer in [*answers, analyzed]:
+        assert isinstance(answer, Answer)
+        assert isinstance(answer.result, Detections)
+        assert answer.task == "<SCAN>"
+        assert answer.token_ids == labelled.token_ids == said.token_ids  # the same prompt
+        assert {found.label for found in answer.result.detections} <= {""}
+    assert (said.task, said.result.kind) == ("raw", "text")
 
 
 def test_every_detection_has_a_score_between_0_and_1(library: Florence2, goldens: Goldens) -> None:

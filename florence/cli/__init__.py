@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"florence: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print("florence: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"florence: {stop or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
 
 

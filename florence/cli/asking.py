@@ -21,12 +21,12 @@ from florence.errors import TaskError
 from florence.settings import read_settings
 from florence.types.answer import TaskAnswer
 from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
-from florence.types.tasks import Input, get_task
+from florence.types.tasks import TASKS, Input
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
 
-Ask = Callable[[Any], TaskAnswer[Any]]
+Asker = Callable[[Any], TaskAnswer[Any]]
 """From a picture (a path or bytes) to its answer."""
 
 
@@ -58,7 +58,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
+def open_asker(arguments: argparse.Namespace) -> Iterator[Asker]:
     """What answers the arguments' task about a picture, wherever they say, until the context ends."""
     task, text, region = read_question(arguments)
     options: CallOptions = {
@@ -85,7 +85,7 @@ def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
 
 def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str | None]:
     """The task's token, its text, and its region, which may stand in the text's place."""
-    task = get_task(arguments.task)
+    task = TASKS.resolve(arguments.task)
     text, region = arguments.text, arguments.region
     if text is not None and region is not None:
         raise TaskError("both a text and a region are given; a task takes one of them")

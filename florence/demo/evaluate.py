@@ -30,7 +30,7 @@ from florence.demo.world.typeface import Typeface
 from florence.errors import FlorenceError
 from florence.runtime.florence2 import Florence2
 from florence.types.results import Result
-from florence.types.tasks import TASKS, get_task
+from florence.types.tasks import TASKS
 
 
 def held_out(seed: int, count: int, limits: Limits) -> list[tuple[Scene, Image.Image, list[Question]]]:
@@ -132,7 +132,7 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, 
         parser.error("--count must be 1 or more, --seed 0 or more")
     try:
         check_evaluators()
-        tasks = [get_task(task).token for task in arguments.tasks]
+        tasks = [TASKS.resolve(task).token for task in arguments.tasks]
         limits = Limits(things=(fewest, most))
         command(arguments, Exam.draw(arguments.seed, arguments.count, tasks, limits))
     except (FlorenceError, OSError) as error:

@@ -28,7 +28,7 @@ from uuid import uuid4
 
 import httpx
 
-from florence.types.tasks import TRITON_TASKS, get_task
+from florence.types.tasks import TASKS, TRITON_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, STOP_S, REQUEST_S = 300.0, 30.0, 120.0
@@ -124,7 +124,7 @@ def _ask(client: httpx.Client, base_url: str, number: int, task: str) -> int:
     print(f"\n{picture.name}  {wanted}", flush=True)
     v2 = _answer(client.post(f"{base_url}/v2/models/florence2/infer", json=_v2_request(picture, task, text)))
     _show("v2", json.loads(v2["outputs"][0]["data"][0])[task])
-    path = get_task(task).name
+    path = TASKS.resolve(task).name
     fields = {} if text is None else {"text": text}
     upload = {"image": (picture.name, picture.read_bytes())}
     typed = _answer(client.post(f"{base_url}/{path}", files=upload, data=fields))

@@ -24,6 +24,7 @@ from florence.errors import Closed, DeadlineExceeded, OptionError, Overloaded, T
 from florence.runtime.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
 from florence.runtime.streaming import OnText, TextStreamer
 from florence.types.options import read_generation_parameters
+from florence.types.tasks import Task
 
 IMAGE_THREADS = 2
 """Threads that read pictures: decoders release the interpreter's lock, and the engine needs the other
@@ -40,7 +41,7 @@ class Call:
     """One task on one picture, as it was asked. `started`: a reading of `time.monotonic()`."""
 
     image: Picture | SharedPicture
-    task: str
+    task: str | Task
     text: TaskText
     options: Mapping[str, Any]
     started: float

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, TypedDict, Unpack
@@ -25,8 +25,9 @@ from florence.runtime.dispatcher import Call, Calls, failed
 from florence.runtime.loading import Loaded, LoadOptions, load
 from florence.runtime.pipeline import Picture, SharedPicture, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
+from florence.types.tasks import Task, TaskSpec, TaskTable
 
-Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
+Item = tuple[Picture, str | Task] | tuple[Picture, str | Task, TaskText]
 """Picture, task, and the task's text or region where it takes one."""
 
 
@@ -82,6 +83,7 @@ class Florence2:
         reserved: bool = False,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
+        tasks: Sequence[Task] = (),
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
@@ -92,7 +94,8 @@ class Florence2:
         the model, None for torch's choice. `picture_cache_bytes`: memory for what the tower saw in the latest
         pictures. `reserved`: take the memory of a full engine at once, as the service does, not as requests
         first need it. `observer`: is told what the engine does. `on_broken`: is called when the engine has
-        failed and can't recover. On a CPU the process keeps from then on what memory it frees.
+        failed and can't recover. `tasks`: the checkpoint's tasks beside the built-in ones. On a CPU the
+        process keeps from then on what memory it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
@@ -109,13 +112,14 @@ class Florence2:
             reserved=reserved,
             observer=observer,
             on_broken=on_broken,
+            tasks=tasks,
         )
         return cls(load(name, options))
 
     def submit(
         self,
         image: Picture,
-        task: str,
+        task: str | Task,
         text: TaskText = None,
         *,
         on_text: OnText | None = None,
@@ -126,10 +130,10 @@ class Florence2:
         `image`: a PIL picture, taken as it is now (it is copied, and may be changed or closed afterwards), or
         bytes, a path, or a function that gives the bytes (called where pictures are read, in another thread),
         turned by their EXIF orientation first.
-        `task`: a token such as "<OD>" or a name such as "object_detection". `text`: what the task reads
-        besides the picture. `on_text`: is told the answer's text piece by piece while it is generated, in
-        another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future frees
-        the device at its next step.
+        `task`: a token such as "<OD>", a name such as "object_detection", or a `Task`. `text`: what the task
+        reads besides the picture. `on_text`: is told the answer's text piece by piece while it is generated,
+        in another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future
+        frees the device at its next step.
 
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
@@ -141,18 +145,23 @@ class Florence2:
         streamer = on_text and self._calls.streamer(on_text)
         return self._calls.start([Call(image, task, text, options, time.monotonic(), streamer)])[0]
 
-    def run(self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]) -> Answer:
+    def run(
+        self, image: Picture, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
+    ) -> Answer:
         """`submit` and wait for the answer; raises what the future has."""
         return self.submit(image, task, text, **options).result()
 
     def submit_all(
-        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+        self,
+        image: Picture,
+        asks: Iterable[TaskSpec],
+        **options: Unpack[RunOptions],
     ) -> list[Future[Answer]]:
         """Start many tasks on one picture, which is read and seen once; a future for each, as from `submit`.
 
         `asks`: tasks, or pairs of a task and its text or region.
         """
-        pairs = [(ask, None) if isinstance(ask, str) else ask for ask in asks]
+        pairs = [ask if isinstance(ask, tuple) else (ask, None) for ask in asks]
         try:
             shared = SharedPicture(self._own(image))
         except ImageError as error:
@@ -161,13 +170,16 @@ class Florence2:
         return self._calls.start([Call(shared, task, text, options, started) for task, text in pairs])
 
     def analyze(
-        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+        self,
+        image: Picture,
+        asks: Iterable[TaskSpec],
+        **options: Unpack[RunOptions],
     ) -> list[Answer | Exception]:
         """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
         return [_outcome(future) for future in self.submit_all(image, asks, **options)]
 
     def stream(
-        self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]
+        self, image: Picture, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
     ) -> AnswerStream:
         """Like `submit`, to iterate over the answer's text while it is generated; then its `answer` is there.
 
@@ -209,6 +221,11 @@ class Florence2:
     def checkpoint(self) -> str:
         """The name that every answer says, with the revision where the checkpoint has one."""
         return self._pipeline.checkpoint
+
+    @property
+    def tasks(self) -> TaskTable:
+        """The tasks that this checkpoint answers: the built-in ones, and those that it was loaded with."""
+        return self._pipeline.tasks
 
     def info(self) -> dict[str, Any]:
         """What runs, and how: checkpoint, revision, device, dtype, limits, generation settings, tasks."""

@@ -6,7 +6,7 @@ The one place that reads all files of a checkpoint and checks that they fit each
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.runtime.pipeline import Pipeline
-from florence.types.tasks import TASKS
+from florence.types.tasks import TASKS, Task
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class LoadOptions:
     reserved: bool
     observer: Observer | None
     on_broken: Callable[[], None] | None
+    tasks: Sequence[Task] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
         defaults=config.generation,
         limits=options.limits,
         max_new_tokens=tokens.max_new_tokens,
+        tasks=TASKS.extended(options.tasks),
     )
     info = {
         "checkpoint": checkpoint.name,
@@ -102,7 +104,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
         "picture_size": [preprocessing.height, preprocessing.width],
         "limits": asdict(tokens) | asdict(options.limits) | asdict(batches),
         "generation": asdict(config.generation),
-        "tasks": list(TASKS),
+        "tasks": list(pipeline.tasks),
     }
     runner = _runner(model, batches, options, tokens, preprocessing)
     observer = options.observer or Observer()

@@ -27,11 +27,12 @@ from florence.server.metrics import EngineMetrics, Labels
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
 from florence.server.replies import Model
 from florence.server.typed.about import create_about_app
-from florence.server.typed.analyze import analyze_endpoint
+from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
 from florence.server.v2.http_app import INFER_PATHS, create_v2_app
 from florence.server.v2.inference import Inference
 from florence.settings import Settings, read_settings
+from florence.types.tasks import TASKS
 
 if TYPE_CHECKING:
     from florence.server.v2.grpc_server import GrpcServer
@@ -195,21 +196,6 @@ class TaskService:
         self.inference.model = None
         self.model.close(drain_s=self.timeout_s)
 
-    caption = endpoint("caption")
-    detailed_caption = endpoint("detailed_caption")
-    more_detailed_caption = endpoint("more_detailed_caption")
-    caption_to_phrase_grounding = endpoint("caption_to_phrase_grounding")
-    object_detection = endpoint("object_detection")
-    dense_region_caption = endpoint("dense_region_caption")
-    region_proposal = endpoint("region_proposal")
-    ocr = endpoint("ocr")
-    ocr_with_region = endpoint("ocr_with_region")
-    referring_expression_segmentation = endpoint("referring_expression_segmentation")
-    region_to_segmentation = endpoint("region_to_segmentation")
-    open_vocabulary_detection = endpoint("open_vocabulary_detection")
-    region_to_category = endpoint("region_to_category")
-    region_to_description = endpoint("region_to_description")
-    region_to_ocr = endpoint("region_to_ocr")
     analyze = analyze_endpoint()
 
 
@@ -223,6 +209,7 @@ def build_service(
     devices = settings.devices(gpus)
     inference = Inference(settings.timeout_s)
     members = {
+        **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
         "devices": devices,
         "inference": inference,

@@ -16,7 +16,7 @@ from florence.answers.answer import Answer
 from florence.client import Client
 from florence.runtime.florence2 import Florence2
 from florence.types.results import Result
-from florence.types.tasks import Input, get_task
+from florence.types.tasks import TASKS, Input
 
 Item = tuple[Image.Image, str, str | None]  # picture, task, its text or region (as `<loc_n>`)
 Answerer = Callable[[Sequence[Item]], list[Result]]
@@ -55,6 +55,6 @@ def ask_service(url: str) -> Answerer:
 
 def _ask_one(client: Client, item: Item) -> Result:
     image, task, given = item
-    if get_task(task).input is Input.REGION:
+    if TASKS.resolve(task).input is Input.REGION:
         return client.run(image, task, region=given).result
     return client.run(image, task, given).result

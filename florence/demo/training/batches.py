@@ -25,7 +25,7 @@ from florence.demo.world.shapes import MOST_CORNERS
 from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS
 from florence.types.regions import BINS
-from florence.types.tasks import TASKS, build_prompt
+from florence.types.tasks import TASKS
 
 PAD: Final = 1
 START: Final = 2  # the decoder's first input, </s>
@@ -111,7 +111,7 @@ class Batches(Dataset[Batch]):
     def _groups(self, asked: list[tuple[int, Question]]) -> tuple[Group, ...]:
         encoded = []
         for owner, question in asked:
-            prompt = build_prompt(TASKS[question.task], question.text)
+            prompt = TASKS.build_prompt(TASKS[question.task], question.text)
             pair = self._tokenizer.encode_batch([prompt, question.answer])
             encoded.append((owner, pair[0].ids, pair[1].ids))
         encoded.sort(key=lambda row: len(row[2]))
