@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypedDict, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -34,6 +34,7 @@ from florence.errors import (
 )
 from florence.types.analysis import Analysis
 from florence.types.answer import TaskAnswer
+from florence.types.options import GenerationKeywords
 from florence.types.results import Detections, OcrRegions, Segmentation, Text
 from florence.types.tasks import Input, Kind, get_task
 
@@ -63,7 +64,7 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
 )
 
 
-class CallOptions(TypedDict, total=False):
+class CallOptions(GenerationKeywords, total=False):
     """Options of one call; one that is left out, or None, is as the service's checkpoint says.
 
     `num_beams`: 1 to 8. `max_new_tokens`: more than the service's limit (`info().limits`) are cut to it.
@@ -71,12 +72,6 @@ class CallOptions(TypedDict, total=False):
     `DeadlineExceeded`, tries and waits between them included; left out, as the client says.
     """
 
-    num_beams: int | None
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    no_repeat_ngram_size: int | None
-    early_stopping: bool | Literal["never"] | None
-    length_penalty: float | None
     timeout_s: float | None
 
 

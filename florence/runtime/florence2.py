@@ -10,27 +10,31 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
 from PIL import Image
 
 from florence.answers.answer import Answer
-from florence.engine.device.runner import DEFAULT_FEATURE_BYTES
+from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import ImageError
-from florence.images.decode import ImageLimits, load_image
+from florence.images.decode import load_image
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.runtime.dispatcher import Call, Calls, failed
-from florence.runtime.loading import Loaded, LoadOptions, load
+from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import Picture, SharedPicture, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
+from florence.settings import Settings
+from florence.types.options import GenerationKeywords
 
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
 """Picture, task, and the task's text or region where it takes one."""
 
 
-class RunOptions(TypedDict, total=False):
+class RunOptions(GenerationKeywords, total=False):
     """Options of one request; one that is left out, or None, is as the checkpoint says (the original's
     settings).
 
@@ -41,12 +45,6 @@ class RunOptions(TypedDict, total=False):
     """
 
     region: TaskText
-    num_beams: int | None
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    no_repeat_ngram_size: int | None
-    early_stopping: bool | Literal["never"] | None
-    length_penalty: float | None
     timeout_s: float | None
 
 
@@ -75,11 +73,8 @@ class Florence2:
         device: str = "auto",
         dtype: str = "auto",
         limits: ImageLimits | None = None,
-        batches: BatchLimits | None = None,
-        tokens: TokenLimits | None = None,
+        config: EngineConfig | None = None,
         threads: int | None = None,
-        picture_cache_bytes: int = DEFAULT_FEATURE_BYTES,
-        reserved: bool = False,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
     ) -> Florence2:
@@ -87,30 +82,56 @@ class Florence2:
 
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:<n>". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
-        layers, on a CPU with VNNI). `limits`: on pictures. `batches`: how many requests wait, are encoded and
-        decode at once. `tokens`: longest answer and prompt; room is kept for them. `threads`: CPU threads of
-        the model, None for torch's choice. `picture_cache_bytes`: memory for what the tower saw in the latest
-        pictures. `reserved`: take the memory of a full engine at once, as the service does, not as requests
-        first need it. `observer`: is told what the engine does. `on_broken`: is called when the engine has
-        failed and can't recover. On a CPU the process keeps from then on what memory it frees.
+        layers, on a CPU with VNNI). `limits`: on pictures. `config`: of the engine; its default suits the
+        device. `threads`: CPU threads of the model, in place of the configuration's. `observer`: gets the
+        engine's events. `on_broken`: is called when the engine has failed and can't recover. On a CPU the
+        process keeps from then on what memory it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
         """
-        options = LoadOptions(
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            limits=limits or ImageLimits(),
-            batches=batches,
-            tokens=tokens or TokenLimits(),
-            threads=threads,
-            picture_cache_bytes=picture_cache_bytes,
-            reserved=reserved,
-            observer=observer,
-            on_broken=on_broken,
+
+        def configure(kind: str) -> EngineConfig:
+            chosen = config or EngineConfig.for_device(kind)
+            return chosen if threads is None else replace(chosen, threads=threads)
+
+        return cls(
+            load(
+                name,
+                revision=revision,
+                device=device,
+                dtype=dtype,
+                limits=limits or DEFAULT_LIMITS,
+                configure=configure,
+                observer=observer or Observer(),
+                on_broken=on_broken,
+            )
         )
-        return cls(load(name, options))
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: Settings,
+        device: str,
+        *,
+        reserved: bool = False,
+        observer: Observer | None = None,
+        on_broken: Callable[[], None] | None = None,
+    ) -> Florence2:
+        """`load` what the service's settings name, on one of their devices; `reserved`: as `EngineConfig` has
+        it."""
+        return cls(
+            load(
+                settings.model,
+                revision=settings.revision,
+                device=device,
+                dtype=settings.dtype,
+                limits=settings.image_limits,
+                configure=partial(settings.engine_config, reserved=reserved),
+                observer=observer or Observer(),
+                on_broken=on_broken,
+            )
+        )
 
     def submit(
         self,
