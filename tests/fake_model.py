@@ -92,6 +92,8 @@ class FakeModel:
         **options: Any,
     ) -> Future[Answer]:
         future: Future[Answer] = Future()
+        parameters = options.pop("parameters", None)
+        options |= parameters.model_dump(exclude_none=True) if parameters else {}
         call = Call(image, task, text, options, future, on_text)
         self.calls.append(call)
         future.add_done_callback(lambda done: self.note("cancelled" if done.cancelled() else "done"))

@@ -28,7 +28,7 @@ from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import Picture, SharedPicture, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.options import GenerationKeywords
+from florence.types.options import GenerationKeywords, GenerationParameters
 
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
 """Picture, task, and the task's text or region where it takes one."""
@@ -41,11 +41,12 @@ class RunOptions(GenerationKeywords, total=False):
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
     `num_beams`: 1 to 8. `max_new_tokens`: 1024 unless said, and cut to what the model was loaded for.
     `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
-    `DeadlineExceeded`.
+    `DeadlineExceeded`. `parameters`: all generation options as one validated object, in place of single ones.
     """
 
     region: TaskText
     timeout_s: float | None
+    parameters: GenerationParameters | None
 
 
 class Florence2:
@@ -194,7 +195,7 @@ class Florence2:
 
         With one beam, since beams compete until the last token; for tasks that answer in text.
         """
-        if options.get("num_beams") is None:
+        if options.get("num_beams") is None and options.get("parameters") is None:
             options["num_beams"] = 1
         return AnswerStream(lambda on_text: self.submit(image, task, text, on_text=on_text, **options))
 

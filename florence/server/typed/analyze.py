@@ -60,9 +60,9 @@ async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
     if refused is not None:
         raise refused
     image, asks = fields.pop("image"), [Ask.model_validate(ask) for ask in fields.pop("tasks")]
-    options = {name: value for name, value in fields.items() if value is not None}
+    parameters = GenerationParameters.model_construct(**fields)  # validated with the input
     given = [(ask.task, ask.given) for ask in asks]
-    futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, **options)
+    futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, parameters=parameters)
     outcomes = await asyncio.gather(*map(settle, futures), return_exceptions=True)
     return _analysis(asks, outcomes)
 
