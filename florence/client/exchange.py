@@ -65,11 +65,10 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
 
 
 class CallOptions(GenerationKeywords, total=False):
-    """Options of one call; one that is left out, or None, is as the service's checkpoint says.
+    """Options of one call: those of `GenerationKeywords`, and a time limit.
 
-    `num_beams`: 1 to 8. `max_new_tokens`: more than the service's limit (`info().limits`) are cut to it.
-    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
-    `DeadlineExceeded`, tries and waits between them included; left out, as the client says.
+    `timeout_s`: seconds until `DeadlineExceeded`, with all tries and the waits between them; left out, it is
+    the client's.
     """
 
     timeout_s: float | None

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -23,6 +22,7 @@ from florence.engine.observer import Observer
 from florence.errors import ImageError
 from florence.images.decode import load_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.model.devices import pick_device
 from florence.runtime.dispatcher import Call, Calls, failed
 from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import Picture, SharedPicture, TaskText
@@ -35,13 +35,11 @@ Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
 
 
 class RunOptions(GenerationKeywords, total=False):
-    """Options of one request; one that is left out, or None, is as the checkpoint says (the original's
-    settings).
+    """Options of one request: those of `GenerationKeywords`, and what is no generation option.
 
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
-    `num_beams`: 1 to 8. `max_new_tokens`: 1024 unless said, and cut to what the model was loaded for.
-    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
-    `DeadlineExceeded`. `parameters`: all generation options as one validated object, in place of single ones.
+    `timeout_s`: seconds until `DeadlineExceeded`. `parameters`: all generation options as one object that is
+    validated already, in place of single ones.
     """
 
     region: TaskText
@@ -91,23 +89,18 @@ class Florence2:
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
         """
-
-        def configure(kind: str) -> EngineConfig:
-            chosen = config or EngineConfig.for_device(kind)
-            return chosen if threads is None else replace(chosen, threads=threads)
-
-        return cls(
-            load(
-                name,
-                revision=revision,
-                device=device,
-                dtype=dtype,
-                limits=limits or DEFAULT_LIMITS,
-                configure=configure,
-                observer=observer or Observer(),
-                on_broken=on_broken,
-            )
+        config = config or EngineConfig.for_device(pick_device(device).type)
+        loaded = load(
+            name,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            limits=limits or DEFAULT_LIMITS,
+            config=config if threads is None else replace(config, threads=threads),
+            observer=observer or Observer(),
+            on_broken=on_broken,
         )
+        return cls(loaded)
 
     @classmethod
     def from_settings(
@@ -121,17 +114,15 @@ class Florence2:
     ) -> Florence2:
         """`load` what the service's settings name, on one of their devices; `reserved`: as `EngineConfig` has
         it."""
-        return cls(
-            load(
-                settings.model,
-                revision=settings.revision,
-                device=device,
-                dtype=settings.dtype,
-                limits=settings.image_limits,
-                configure=partial(settings.engine_config, reserved=reserved),
-                observer=observer or Observer(),
-                on_broken=on_broken,
-            )
+        return cls.load(
+            settings.model,
+            revision=settings.revision,
+            device=device,
+            dtype=settings.dtype,
+            limits=settings.image_limits,
+            config=settings.engine_config(pick_device(device).type, reserved=reserved),
+            observer=observer,
+            on_broken=on_broken,
         )
 
     def submit(

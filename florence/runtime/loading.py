@@ -55,22 +55,21 @@ def load(
     device: str,
     dtype: str,
     limits: ImageLimits,
-    configure: Callable[[str], EngineConfig],
+    config: EngineConfig,
     observer: Observer,
     on_broken: Callable[[], None] | None,
 ) -> Loaded:
     """Find, read, check and place a checkpoint, and start its engine's thread.
 
-    `configure`: from the kind of the device, "cpu" or "cuda", to the engine's configuration. The other
-    arguments and the errors are those of `Florence2.load`.
+    Arguments and errors are those of `Florence2.load`.
     """
     placed = pick_device(device)
     weights_dtype = pick_dtype(dtype, placed)
     checkpoint = resolve_checkpoint(name, revision)
-    config = read_config(checkpoint.directory)
+    files = read_config(checkpoint.directory)
     preprocessing = read_preprocessing(checkpoint.directory)
-    engine_config = _fit_tokens(config, preprocessing, configure(placed.type))
-    tokenizer = load_tokenizer(checkpoint.directory, config.text.vocab_size)
+    config = _fit_tokens(files, preprocessing, config)
+    tokenizer = load_tokenizer(checkpoint.directory, files.text.vocab_size)
     normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
     if placed.type == "cpu":
         keep_freed_memory()
@@ -79,17 +78,17 @@ def load(
     parameters = count_parameters(model)
     if dtype == INT8:
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
-    pack(model, engine_config.threads)
+    pack(model, config.threads)
     pipeline = Pipeline(
         checkpoint=checkpoint.label,
         tokenizer=tokenizer,
         preprocessing=preprocessing,
-        defaults=config.generation,
+        defaults=files.generation,
         limits=limits,
-        max_new_tokens=engine_config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens,
     )
     image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
-    declared = asdict(engine_config) | image_limits
+    declared = asdict(config) | image_limits
     info = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,
@@ -98,11 +97,11 @@ def load(
         "dtype": INT8 if dtype == INT8 else str(weights_dtype).removeprefix("torch."),
         "picture_size": [preprocessing.height, preprocessing.width],
         "limits": {name: declared[name] for name in RequestLimits.model_fields},
-        "generation": asdict(config.generation) | asdict(pipeline.options(GenerationParameters())),
+        "generation": asdict(files.generation) | asdict(pipeline.options(GenerationParameters())),
         "tasks": list(TASKS),
     }
-    runner = _runner(model, engine_config, preprocessing)
-    engine = Engine(runner, engine_config, observer=observer, on_broken=on_broken)
+    runner = _runner(model, config, preprocessing)
+    engine = Engine(runner, config, observer=observer, on_broken=on_broken)
     log.info(
         "loaded %s on %s as %s, with caches of %.0f MiB for %d requests of %d beams in all",
         checkpoint.label, info["device"], info["dtype"],

@@ -16,9 +16,13 @@ the limit on its tokens, which so long a text always exceeds: in English it has 
 
 
 class GenerationKeywords(TypedDict, total=False):
-    """`GenerationParameters`' fields as keyword arguments, for type checkers. A new option is declared here
-    and there, resolved in `florence.engine.request` and `florence.runtime.pipeline`, and offered by all
-    doors."""
+    """Generation options as keyword arguments: `GenerationParameters`' fields, which have their ranges.
+
+    One that is left out, or None, is as the checkpoint says; `max_new_tokens` is 1024 then, and is cut to the
+    model's limit (`info()["limits"]`). `early_stopping` is as in transformers. A new option is declared in
+    these two classes, resolved in `florence.engine.request` and `florence.runtime.pipeline`, and offered by
+    HTTP, client, library and command line without more.
+    """
 
     num_beams: int | None
     max_new_tokens: int | None
