@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from florence.answers.answer import Answer
+from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.engine.scheduler import BatchLimits, TokenLimits
+from florence.engine.request import GenerationOptions
 from florence.errors import Closed
-from florence.images.decode import ImageLimits, open_image
+from florence.images.decode import open_image
+from florence.images.limits import ImageLimits
 from florence.model.config import GenerationDefaults
 from florence.settings import Settings
 from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.info import RequestLimits
 from florence.types.options import read_generation_parameters
 from florence.types.regions import region_text
 from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
@@ -93,6 +96,8 @@ class FakeModel:
         **options: Any,
     ) -> Future[Answer]:
         future: Future[Answer] = Future()
+        parameters = options.pop("parameters", None)
+        options |= parameters.model_dump(exclude_none=True) if parameters else {}
         call = Call(image, task, text, options, future, on_text)
         self.calls.append(call)
         future.add_done_callback(lambda done: self.note("cancelled" if done.cancelled() else "done"))
@@ -111,8 +116,9 @@ class FakeModel:
             "device": "cpu",
             "dtype": "float32",
             "picture_size": [32, 32],
-            "limits": asdict(TokenLimits(100, 10)) | asdict(ImageLimits()) | asdict(BatchLimits()),
-            "generation": asdict(GenerationDefaults(3, 3, True, 1.0, 0, 2)),
+            "limits": RequestLimits(**{**Settings().model_dump(), **asdict(EngineConfig())}).model_dump(),
+            "generation": asdict(GenerationDefaults(3, 3, True, 1.0, 0, 2))
+            | asdict(GenerationOptions(3, 1024, 0, 3, True, 1.0)),
             "tasks": list(TASKS),
         }
 

@@ -188,7 +188,7 @@ def test_a_model_here_keeps_the_settings_batches(
     status, out, _ = florence("info", "--model", "demo")
     assert status == 0
     limits = json.loads(out)["limits"]
-    names = ("max_batch_size", "max_encode_batch", "max_queue", "max_latency_s")
+    names = ("max_batch_size", "max_encode_batch", "max_queue", "max_latency_ms")
     assert [limits[name] for name in names] == [3, 2, 7, None]
 
 

@@ -18,7 +18,7 @@ DOORS: dict[str, set[str]] = {
     "errors": set(),
     "images": {"errors"},
     "model": {"errors"},
-    "settings": {"errors"},
+    "settings": {"engine", "errors", "images"},
     "export": {"errors", "images"},
     "types": {"errors", "export"},
     "answers": {"errors", "export", "types"},

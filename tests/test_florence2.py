@@ -16,8 +16,8 @@ from PIL import Image
 
 from florence import Florence2, parse_answer
 from florence.answers.answer import Answer
+from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.engine.scheduler import TokenLimits
 from florence.errors import (
     ImageError,
     OptionError,
@@ -279,7 +279,9 @@ def test_room_is_kept_for_so_many_tokens_as_are_asked_for(goldens: Goldens, pict
     """A longer answer is cut to the room, with `length` as its reason; one that must be longer is refused,
     and so is a longer prompt; a shorter one has the same answer as with room for all positions there are."""
     load = partial(Florence2.load, str(goldens.checkpoint), device="cpu", dtype="float32", threads=1)
-    with load(tokens=TokenLimits(12, 24)) as narrow, load(tokens=TokenLimits(10**6, 10**6)) as wide:
+    few = EngineConfig(max_new_tokens=12, max_prompt_tokens=24)
+    many = EngineConfig(max_new_tokens=10**5, max_prompt_tokens=10**5)
+    with load(config=few) as narrow, load(config=many) as wide:
         assert narrow.info()["limits"]["max_new_tokens"] == 12
         assert wide.info()["limits"]["max_new_tokens"] == 4096  # the checkpoint's positions
         cut = narrow.run(picture, "<CAPTION>", max_new_tokens=40, min_new_tokens=12)

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from florence.answers.answer import Answer
-from florence.client.exchange import CallOptions
 from florence.errors import OptionError
-from florence.runtime.florence2 import RunOptions
 from florence.server.typed.endpoints import TextInput
 from florence.types.analysis import TaskRequest
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
@@ -189,13 +187,6 @@ def test_an_answer_gives_what_its_result_holds_and_nothing_else(result: Result, 
     for other in {"text", "detections", "regions", "instances"} - {name}:
         with pytest.raises(AttributeError, match=f"has no attribute '{other}'"):
             getattr(answer, other)
-
-
-def test_callers_options_are_the_generation_parameters() -> None:
-    """Library and client take each of them, a time limit, and the library a region; nothing is forgotten."""
-    parameters = set(GenerationParameters.model_fields)
-    assert set(CallOptions.__annotations__) == {*parameters, "timeout_s"}
-    assert set(RunOptions.__annotations__) == {*parameters, "timeout_s", "region"}
 
 
 def test_a_text_is_as_long_at_every_door() -> None:

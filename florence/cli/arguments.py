@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from florence import __version__
+from florence.types.options import GenerationParameters, allowed_values
 from florence.types.tasks import TASKS, Input
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -170,8 +171,14 @@ def _add_region(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-beams", metavar="N", type=int, help="beams of the search, 1 to 8")
-    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="most tokens to generate")
+    options = parser.add_argument_group("generation options (default: as the checkpoint says)")
+    for name, field in GenerationParameters.model_fields.items():
+        words, allowed = str(field.description).removesuffix("."), allowed_values(name)
+        options.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="N" if "integer" in allowed else "VALUE",
+            help=f"{words[0].lower()}{words[1:]} ({allowed})",
+        )
     parser.add_argument("--timeout-s", metavar="S", type=float, help="seconds until a picture is given up")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypedDict, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -34,6 +34,7 @@ from florence.errors import (
 )
 from florence.types.analysis import Analysis
 from florence.types.answer import answer_type
+from florence.types.options import GenerationKeywords
 from florence.types.regions import PIXELS_EXAMPLE, Region
 from florence.types.tasks import TASKS, Input, Task, TaskSpec
 
@@ -48,20 +49,13 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
 )
 
 
-class CallOptions(TypedDict, total=False):
-    """Options of one call; one that is left out, or None, is as the service's checkpoint says.
+class CallOptions(GenerationKeywords, total=False):
+    """Options of one call: those of `GenerationKeywords`, and a time limit.
 
-    `num_beams`: 1 to 8. `max_new_tokens`: more than the service's limit (`info().limits`) are cut to it.
-    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
-    `DeadlineExceeded`, tries and waits between them included; left out, as the client says.
+    `timeout_s`: seconds until `DeadlineExceeded`, with all tries and the waits between them; left out, it is
+    the client's.
     """
 
-    num_beams: int | None
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    no_repeat_ngram_size: int | None
-    early_stopping: bool | Literal["never"] | None
-    length_penalty: float | None
     timeout_s: float | None
 
 

@@ -51,6 +51,7 @@ class Call:
         """Check and read everything that the call holds."""
         options = dict(self.options)
         region, timeout_s = options.pop("region", None), options.pop("timeout_s", None)
+        parameters = options.pop("parameters", None)
         if self.text is not None and region is not None:
             raise TaskError("both text and region are given; a task takes one of them")
         if timeout_s is not None and not 0 < timeout_s < float("inf"):
@@ -62,7 +63,7 @@ class Call:
             self.image,
             self.task,
             self.text if region is None else region,
-            read_generation_parameters(options),
+            read_generation_parameters(options) if parameters is None else parameters,
             deadline,
             None if self.streamer is None else self.streamer.on_token,
         )

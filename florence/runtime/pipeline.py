@@ -18,18 +18,16 @@ from PIL import Image
 from florence.answers import Piece, parse_answer
 from florence.answers.answer import Answer
 from florence.checkpoint.tokenizer import Tokenizer
+from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
 from florence.engine.request import Generation, GenerationOptions, Request, digest_of
 from florence.errors import OptionError, TaskError
-from florence.images.decode import ImageLimits, Preprocessing, load_image, resize_pixels
+from florence.images.decode import Preprocessing, load_image, resize_pixels
+from florence.images.limits import ImageLimits
 from florence.model.config import GenerationDefaults
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
 from florence.types.tasks import TASKS, Input, Kind, Task, TaskTable
-
-DEFAULT_MAX_NEW_TOKENS = 1024
-"""What Microsoft's examples and the deployments in use ask for; the original's own limit would be 20
-tokens."""
 
 T = TypeVar("T")
 Picture = Image.Image | bytes | str | Path | Callable[[], bytes]

@@ -22,7 +22,6 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.runtime.limits import batch_limits, image_limits, token_limits
 from florence.server.metrics import EngineMetrics, Labels
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
 from florence.server.replies import Model
@@ -62,20 +61,7 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
     let_threads_sleep()
     from florence import Florence2  # torch comes with it
 
-    model = Florence2.load(
-        settings.model,
-        revision=settings.revision,
-        device=device,
-        dtype=settings.dtype,
-        limits=image_limits(settings),
-        batches=batch_limits(settings, device),
-        tokens=token_limits(settings),
-        threads=settings.threads,
-        picture_cache_bytes=settings.picture_cache_bytes,
-        reserved=True,
-        observer=observer,
-        on_broken=end_worker,
-    )
+    model = Florence2.from_settings(settings, device, reserved=True, observer=observer, on_broken=end_worker)
     model.warm_up()
     return model
 
@@ -272,8 +258,9 @@ def _resources(devices: Sequence[str]) -> dict[str, Any]:
 
 
 def service_of_environment() -> Any:
-    """The service for the settings in the environment. Ends the process where they are wrong."""
+    """The service for the settings in BentoML's arguments (`--arg device=cpu`) and, for the others, in the
+    environment. Ends the process where they are wrong."""
     try:
-        return build_service(packed_settings(read_settings()), count_gpus())
+        return build_service(packed_settings(read_settings(bentoml.use_arguments)), count_gpus())
     except FlorenceError as error:
         sys.exit(f"florence: {error}")

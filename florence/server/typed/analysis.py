@@ -70,9 +70,9 @@ async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
     if refused is not None:
         raise refused
     image, tasks = fields.pop("image"), [_read_task(task) for task in fields.pop("tasks")]
-    options = {name: value for name, value in fields.items() if value is not None}
+    parameters = GenerationParameters.model_construct(**fields)  # validated with the input
     given = [(task.task, task.given) for task in tasks]
-    futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, **options)
+    futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, parameters=parameters)
     outcomes = await asyncio.gather(*map(settle, futures), return_exceptions=True)
     return _analysis(tasks, outcomes)
 

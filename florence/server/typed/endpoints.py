@@ -182,14 +182,13 @@ async def _answer(service: Endpoints, task: Task, fields: dict[str, Any]) -> Bas
     if refused is not None:
         raise refused
     image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
-    options = {name: value for name, value in fields.items() if value is not None}
     future = service.model.submit(
         image,
         task.token,
         text,
         region=region,
         timeout_s=service.timeout_s,
-        **options,
+        parameters=GenerationParameters.model_construct(**fields),  # validated with the input
     )
     return task_answer(await settle(future))
 
