@@ -16,7 +16,7 @@ NAMES: Final = tuple(str(page.relative_to(ROOT)) for page in PAGES)
 RUNNABLE: Final = ("sh", "python")
 
 _BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$",
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
