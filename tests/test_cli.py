@@ -36,15 +36,6 @@ def test_version(florence: Run) -> None:
     assert florence("--version") == (0, f"florence {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("bulk",), ("info",), ("load-data",), ("serve",)])
-def test_the_readmes_help_is_the_programs(florence: Run, command: tuple[str, ...]) -> None:
-    """The README holds what the program and each of its commands print."""
-    status, out, _ = florence(*command, "--help")
-    assert status == 0
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"```\n$ {' '.join(('florence', *command))} --help\n{out}```\n" in readme
-
-
 def test_help_names_every_task_with_its_input(florence: Run) -> None:
     inputs = {Input.NONE: "", Input.TEXT: " TEXT", Input.REGION: " --region"}
     lines = florence("run", "--help")[1].splitlines()
