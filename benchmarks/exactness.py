@@ -37,6 +37,7 @@ from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.devices import bound_kernel_caches, keep_freed_memory
 from florence.model.florence2 import Florence2Model
+from florence.runtime.futures import generate
 from florence.runtime.loading import cpu_kernel
 
 PROMPT_TOKENS = {
@@ -94,7 +95,7 @@ def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> li
     bound_kernel_caches()
     tokens = TokenLimits(1023, 1024 - picture_tokens(size))
     engine = Engine(Runner(model, SLOTS, kernel=cpu_kernel(model)), tokens, BatchLimits(SLOTS))
-    futures = [engine.submit(request) for request in asked]
+    futures = [generate(engine, request) for request in asked]
     answers = [future.result() for future in futures]
     engine.close()
     return answers

@@ -20,6 +20,7 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
+from florence.runtime.futures import generate
 from florence.runtime.loading import cpu_kernel
 
 SIDES = {"tiny": 64, "base": 768}  # of a picture, pixels
@@ -148,7 +149,7 @@ def test_the_engine_gives_transformers_ids_at_real_sizes(pair_of: PairOf) -> Non
     ]
     runner = Runner(model, 4, kernel=cpu_kernel(model))
     engine = Engine(runner, TokenLimits(100, 100), BatchLimits(4, encode_budget_s=1e-3))
-    answers = [future.result() for future in [engine.submit(each) for each in asked]]
+    answers = [future.result() for future in [generate(engine, each) for each in asked]]
     engine.close()
     for each, answer in zip(asked, answers, strict=True):
         assert list(answer.token_ids) == native_ids(native, model, each)

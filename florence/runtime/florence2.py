@@ -1,14 +1,13 @@
 """Florence-2 as a Python object: load a checkpoint, run tasks on pictures, get typed answers.
 
-Pictures are read in threads of their own and requests answered in the engine's, so `submit` returns at once
+Pictures are read in threads of their own and answers generated in the engine's, so `submit` returns at once
 in any thread or event loop. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, TypedDict, Unpack
@@ -19,35 +18,43 @@ from florence.answers.answer import Answer
 from florence.engine.device.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
-from florence.errors import ImageError
+from florence.errors import FlorenceError, OptionError
 from florence.images.decode import ImageLimits, load_image
-from florence.runtime.dispatcher import Call, Calls, failed
+from florence.runtime.dispatcher import Dispatcher, TaskRequest
+from florence.runtime.futures import failed
 from florence.runtime.loading import Loaded, LoadOptions, load
-from florence.runtime.pipeline import Picture, SharedPicture, TaskText
+from florence.runtime.pipeline import TaskText
+from florence.runtime.readers import Picture, ThreadReaders
 from florence.runtime.streaming import AnswerStream, OnText
+from florence.types.options import GenerationParameters, read_generation_parameters
 
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
 """Picture, task, and the task's text or region where it takes one."""
 
+Ask = str | tuple[str, TaskText]
+"""A task, or a task and its text or region."""
+
 
 class RunOptions(TypedDict, total=False):
-    """Options of one request; one that is left out, or None, is as the checkpoint says (the original's
-    settings).
+    """Options of one request; what is left out, or None, is as the checkpoint's own settings have it.
 
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
-    `num_beams`: 1 to 8. `max_new_tokens`: 1024 unless said, and cut to what the model was loaded for.
-    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
-    `DeadlineExceeded`.
+    `timeout_s`: seconds until `DeadlineExceeded`, no limit if left out. `parameters`: all generation options
+    as one object that is validated already, in place of the single ones. The single ones are
+    `GenerationParameters`' fields, where their ranges stand: beams, the fewest and most new tokens (1024
+    unless said, and cut to what the model was loaded for), the size of n-grams that may not occur twice, when
+    the search stops (as transformers' `early_stopping`), and the exponent of the length in a score.
     """
 
     region: TaskText
+    timeout_s: float | None
+    parameters: GenerationParameters | None
     num_beams: int | None
     max_new_tokens: int | None
     min_new_tokens: int | None
     no_repeat_ngram_size: int | None
     early_stopping: bool | Literal["never"] | None
     length_penalty: float | None
-    timeout_s: float | None
 
 
 class Florence2:
@@ -64,7 +71,9 @@ class Florence2:
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
         busy = limits["max_batch_size"] + limits["max_encode_batch"]
         self._in_flight = min(busy, loaded.engine.max_queue)
-        self._calls = Calls(loaded.pipeline, loaded.engine, loaded.observer)
+        self._dispatcher = Dispatcher(
+            loaded.pipeline, loaded.engine, ThreadReaders(loaded.pipeline.read), loaded.observer
+        )
 
     @classmethod
     def load(
@@ -127,41 +136,28 @@ class Florence2:
         bytes, a path, or a function that gives the bytes (called where pictures are read, in another thread),
         turned by their EXIF orientation first.
         `task`: a token such as "<OD>" or a name such as "object_detection". `text`: what the task reads
-        besides the picture. `on_text`: is told the answer's text piece by piece while it is generated, in
+        besides the picture. `on_text`: gets the answer's text piece by piece while it is generated, in
         another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future frees
         the device at its next step.
 
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
         """
-        try:
-            image = self._own(image)
-        except ImageError as error:
-            return failed(error)
-        streamer = on_text and self._calls.streamer(on_text)
-        return self._calls.start([Call(image, task, text, options, time.monotonic(), streamer)])[0]
+        return self._start(image, [(task, text)], options, on_text)[0]
 
     def run(self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]) -> Answer:
         """`submit` and wait for the answer; raises what the future has."""
         return self.submit(image, task, text, **options).result()
 
     def submit_all(
-        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+        self, image: Picture, asks: Iterable[Ask], **options: Unpack[RunOptions]
     ) -> list[Future[Answer]]:
-        """Start many tasks on one picture, which is read and seen once; a future for each, as from `submit`.
-
-        `asks`: tasks, or pairs of a task and its text or region.
-        """
-        pairs = [(ask, None) if isinstance(ask, str) else ask for ask in asks]
-        try:
-            shared = SharedPicture(self._own(image))
-        except ImageError as error:
-            return [failed(error) for _ in pairs]
-        started = time.monotonic()
-        return self._calls.start([Call(shared, task, text, options, started) for task, text in pairs])
+        """Start many tasks on one picture, which is read and encoded once; a future for each, as from
+        `submit`."""
+        return self._start(image, [(ask, None) if isinstance(ask, str) else ask for ask in asks], options)
 
     def analyze(
-        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+        self, image: Picture, asks: Iterable[Ask], **options: Unpack[RunOptions]
     ) -> list[Answer | Exception]:
         """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
         return [_outcome(future) for future in self.submit_all(image, asks, **options)]
@@ -173,7 +169,7 @@ class Florence2:
 
         With one beam, since beams compete until the last token; for tasks that answer in text.
         """
-        if options.get("num_beams") is None:
+        if options.get("num_beams") is None and options.get("parameters") is None:
             options["num_beams"] = 1
         return AnswerStream(lambda on_text: self.submit(image, task, text, on_text=on_text, **options))
 
@@ -192,13 +188,13 @@ class Florence2:
         return answers + [_outcome(future) for future in in_flight]
 
     def warm_up(self) -> None:
-        """Run a grey picture through every part, so that the first caller does not wait for it."""
+        """Run a grey picture through every part, so that the first request is not slower than the next."""
         self.run(Image.new("RGB", (64, 64), "grey"), "<CAPTION>", max_new_tokens=4)
 
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._engine.ready and not self._calls.closed
+        return self._engine.ready and not self._dispatcher.closed
 
     @property
     def alive(self) -> bool:
@@ -221,7 +217,7 @@ class Florence2:
         read. It returns after the decode step in progress, and a few seconds more where a callback for text
         holds up the last answers. Closing twice does nothing.
         """
-        self._calls.close(drain_s)
+        self._dispatcher.close(drain_s)
 
     def __enter__(self) -> Florence2:
         return self
@@ -231,12 +227,41 @@ class Florence2:
     ) -> None:
         self.close()
 
+    def _start(
+        self,
+        image: Picture,
+        asks: Sequence[tuple[str, TaskText]],
+        options: RunOptions,
+        on_text: OnText | None = None,
+    ) -> list[Future[Answer]]:
+        """Start tasks on one picture; what is wrong with the picture or the options fails them all."""
+        try:
+            image, parameters = self._own(image), _parameters_of(options)
+        except FlorenceError as error:
+            return [failed(error) for _ in asks]
+        region, timeout_s = options.get("region"), options.get("timeout_s")
+        return self._dispatcher.submit(
+            image, [TaskRequest(task, text, parameters, region, timeout_s, on_text) for task, text in asks]
+        )
+
     def _own(self, image: Picture) -> Picture:
-        """The picture as nobody else can change or close it. Raises `ImageError` for a PIL picture."""
+        """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
         if not isinstance(image, Image.Image):
             return image
         picture = load_image(image, self._pipeline.limits)
         return picture.copy() if picture is image else picture
+
+
+def _parameters_of(options: RunOptions) -> GenerationParameters:
+    """The generation options as one object. Raises `OptionError`."""
+    others = ("region", "timeout_s", "parameters")
+    single = {name: value for name, value in options.items() if name not in others}
+    parameters = options.get("parameters")
+    if parameters is None:
+        return read_generation_parameters(single)
+    if single:
+        raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
+    return parameters
 
 
 def _outcome(future: Future[Answer]) -> Answer | Exception:

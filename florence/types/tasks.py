@@ -9,7 +9,7 @@ task token, or lets another one win, without a word; here every task token insid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -66,27 +66,40 @@ def get_task(token_or_name: str) -> Task:
     return task
 
 
-def build_prompt(task: Task, text: str | None = None) -> str:
-    """The sentence the model reads for a task; the text, or the region as `<loc_n>`, goes in unstripped.
+def check_input(task: Task, given: str | Sequence[float] | None) -> None:
+    """Check what is given beside the picture: a text, or a region as numbers or text. Blank text counts as
+    none.
 
-    Blank text counts as none. Raises TaskError when the task needs text or a region and there is none,
-    when it takes none and there is some, or when a task token stands inside the text.
+    Raises TaskError when the task needs text or a region and there is none, when it takes none and there is
+    some, when it takes a text and gets numbers, or when a task token stands inside the text.
     """
-    absent = text is None or not text.strip()
+    absent = given is None or (isinstance(given, str) and not given.strip())
     if task.input is Input.NONE:
         if not absent:
-            raise TaskError(f"{task.token} takes no text, got {quote(text or '')}; leave the text out")
-        return task.prompt
-    if text is None or absent:
+            raise TaskError(f"{task.token} takes no text, got {quote(given)}; leave the text out")
+        return
+    if absent:
         raise TaskError(_missing_input(task))
-    inside = next((token for token in TASKS if token in text), None)
+    if not isinstance(given, str):
+        if task.input is Input.TEXT:
+            raise TaskError(f"{task.token} takes a text, not a region, for example {task.example!r}")
+        return
+    inside = next((token for token in TASKS if token in given), None)
     if inside is not None:
         raise TaskError(
             f"the text of {task.token} must not hold a task token, but {inside} stands in it; "
             f"send only the input, for example {task.example!r}"
         )
+
+
+def build_prompt(task: Task, text: str | None = None) -> str:
+    """The sentence the model reads for a task; the text, or the region as `<loc_n>`, goes in unstripped.
+    Raises as `check_input`."""
+    check_input(task, text)
+    if task.input is Input.NONE:
+        return task.prompt
     before, after = task.prompt.split(INPUT_SLOT)
-    return before + text + after
+    return before + str(text) + after
 
 
 def _missing_input(task: Task) -> str:
