@@ -150,8 +150,8 @@ class FakeModel:
         if self.closed:
             raise Closed("the model is closed")
         task = get_task(call.task)
-        options = {name: value for name, value in call.options.items() if name not in ("region", "timeout_s")}
-        read_generation_parameters(options)
+        others = ("region", "timeout_s", "parameters")
+        read_generation_parameters({name: each for name, each in call.options.items() if name not in others})
         size = open_image(call.image, ImageLimits()).size
         given = call.options.get("region") or call.text
         build_prompt(task, region_text(given, size) if task.input == "region" and given else given)

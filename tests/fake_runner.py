@@ -105,6 +105,8 @@ class FakeRunner:
         self.batches.append(len(sequences))
         for sequence in sequences:
             self.drop(sequence)
+            if sequence.request.on_token is not None:
+                sequence.request.on_token(sequence.request.prompt_ids[1])
         return [(sequence, self._outcome(sequence.request.prompt_ids[1])) for sequence in sequences]
 
     def drop(self, sequence: SequenceState) -> None:

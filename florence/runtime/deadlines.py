@@ -24,8 +24,7 @@ class DeadlineWatch(Generic[KeyT]):
         self._earliest = inf  # no later than the earliest of them
         self._closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="florence-deadlines", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="florence-deadlines", daemon=True).start()
 
     def add(self, key: KeyT, deadline: float) -> None:
         """Watch a key until `deadline`, a reading of the clock."""
@@ -40,12 +39,10 @@ class DeadlineWatch(Generic[KeyT]):
         self._deadlines.pop(key, None)
 
     def close(self) -> None:
-        """End the thread; what is left never expires. `expire` may close too."""
+        """End the thread, without waiting for it; what is left never expires."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
 
     def _run(self) -> None:
         while True:

@@ -73,7 +73,7 @@ class Waiting:
 
 
 class PreprocessQueue:
-    """Requests whose pictures are not read yet; here they expire and are cancelled.
+    """Requests whose pictures are not read yet. Here they can expire or be cancelled.
 
     Safe for threads without a lock, since a future may be cancelled in a thread that holds any lock.
     """
@@ -118,15 +118,12 @@ class PreprocessQueue:
             self._observer.ended(FinishReason.CLOSED if isinstance(error, Closed) else FinishReason.DEADLINE)
         complete(future, error)
 
-    def fail_all(self, error: BaseException) -> None:
-        """End all requests that are still here."""
+    def close(self) -> None:
+        """End all requests that are still here, and the watch for deadlines."""
+        self._watch.close()
         for future in list(self._waiting):
             if self.take(future):
-                self.fail(future, error)
-
-    def close(self) -> None:
-        """End the watch for deadlines."""
-        self._watch.close()
+                self.fail(future, Closed("this model was closed before the picture was read"))
 
     def _expire(self, future: Future[Answer]) -> None:
         if self.take(future):
@@ -186,10 +183,9 @@ class Dispatcher:
         self._readers.close(drain_s)
         with self._lock:  # no request is between queue and engine now
             pass
-        self._queue.fail_all(Closed("this model was closed before the picture was read"))
+        self._queue.close()
         self._engine.close(drain_s=None if end is None else max(0.0, end - time.monotonic()))
         shut_down(self._finisher, None if end is None else LAST_ANSWERS_S)
-        self._queue.close()
 
     def _accept(self, request: TaskRequest, started: float) -> Accepted | Exception:
         try:
