@@ -25,10 +25,10 @@ from florence.answers.answer import Answer
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
-from florence.errors import Closed, DeadlineExceeded, ImageError, Overloaded, TaskError
+from florence.errors import Closed, DeadlineExceeded, ImageError, Overloaded, RequestError, TaskError
 from florence.runtime import dispatcher as module
 from florence.runtime.dispatcher import Dispatcher, TaskRequest
-from florence.runtime.readers import READER_THREADS, Picture, ThreadReaders
+from florence.runtime.readers import READER_THREADS, Picture, ReadPicture, ThreadReaders
 from florence.types.options import GenerationParameters
 
 MAX_QUEUE = 4
@@ -280,6 +280,32 @@ def test_a_failed_request_keeps_no_picture(
         wait_until(lambda: left() is None)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("task", "region"), [("<REGION_TO_OCR>", (0.0, 0.0, 9000.0, 9.0)), ("<OCR>", None)])
+def test_a_request_that_fails_after_its_picture_was_read_keeps_no_pixels(
+    library: Florence2, runner: FakeRunner, gauges: Gauges, picture: Path, task: str, region: Any
+) -> None:
+    """A region outside the picture, a prompt for which the engine has no room; the future is kept."""
+    pipeline, pixels = library._pipeline, list[ref[Any]]()
+
+    def read(image: Picture) -> ReadPicture:
+        outcome = pipeline.read(image)
+        pixels.append(ref(outcome.pixels))
+        return outcome
+
+    engine = Engine(runner, TokenLimits(max_prompt_tokens=3), BatchLimits())
+    dispatcher = Dispatcher(pipeline, engine, ThreadReaders(read), gauges)
+    gc.collect()
+    gc.disable()
+    try:
+        request = TaskRequest(task, None, GenerationParameters(), region)
+        (future,) = dispatcher.submit(picture, [request])
+        assert isinstance(future.exception(PATIENCE_S), RequestError)
+        wait_until(lambda: pixels[0]() is None)
+    finally:
+        gc.enable()
+        dispatcher.close()
 
 
 def test_closing_waits_for_a_picture_no_longer_than_it_is_told(

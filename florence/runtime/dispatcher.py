@@ -8,6 +8,7 @@ about HTTP.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from florence.answers.answer import Answer
+from florence.engine.faults import strip_tracebacks
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.engine.request import Generation
+from florence.engine.sequence import SequenceState
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, OptionError, TaskError
 from florence.runtime.deadlines import DeadlineWatch
 from florence.runtime.futures import cancel_with, complete, failed, shut_down
@@ -26,6 +29,8 @@ from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskText
 from florence.runtime.readers import Picture, Readers, ReadPicture
 from florence.runtime.streaming import OnText, TextStreamer
 from florence.types.options import GenerationParameters
+
+log = logging.getLogger(__name__)
 
 LAST_ANSWERS_S = 5.0
 """For the last answers of a model that is closed with a time limit: a callback for text may hold them up."""
@@ -240,20 +245,26 @@ class Dispatcher:
         waiting = self._queue.find(future)
         if waiting is None:
             return
-        request, taken = waiting.request, False
+        outcome = self._submit(future, waiting.request, picture)
+        if isinstance(outcome, Exception):
+            self._queue.fail(future, outcome)
+        elif outcome is not None:
+            cancel_with(future, outcome)
+
+    def _submit(
+        self, future: Future[Answer], request: Accepted, picture: ReadPicture
+    ) -> SequenceState | Exception | None:
+        """The request in the engine, or why it is not there; None if it has ended meanwhile."""
         on_token = None if request.streamer is None else request.streamer.on_token
+        taken = False
         try:
             prepared = self._pipeline.prepare(request.task, picture, request.deadline, on_token)
             on_done = partial(self._generated, future, request, prepared)
             with self._lock:  # so that `_refusal` finds it either here or in the engine
-                if not (taken := self._queue.take(future)):
-                    return
-                sequence = self._engine.submit(prepared.request, on_done)
+                taken = self._queue.take(future)
+                return self._engine.submit(prepared.request, on_done) if taken else None
         except Exception as error:  # noqa: BLE001  (as above)
-            if taken or self._queue.take(future):
-                self._queue.fail(future, error)
-            return
-        cancel_with(future, sequence)
+            return _without_frames(error) if taken or self._queue.take(future) else None
 
     def _generated(
         self,
@@ -274,12 +285,21 @@ class Dispatcher:
     ) -> None:
         if isinstance(outcome, FlorenceError):
             complete(future, outcome)
-            return
+        else:
+            complete(future, self._answer(request, prepared, outcome))
+
+    def _answer(self, request: Accepted, prepared: Prepared, generation: Generation) -> Answer | Exception:
         try:
             if request.streamer is not None:
                 request.streamer.end()
-            answer = self._pipeline.answer(prepared, outcome, self._clock() - request.started)
+            return self._pipeline.answer(prepared, generation, self._clock() - request.started)
         except Exception as error:  # noqa: BLE001  (as above)
-            complete(future, error)
-        else:
-            complete(future, answer)
+            return _without_frames(error)
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error for a caller, who may keep it: the frames in its traceback, and those above, have pixels."""
+    if not isinstance(error, FlorenceError):
+        log.error("a request failed unforeseen", exc_info=error)
+    strip_tracebacks(error)
+    return error

@@ -31,9 +31,6 @@ from florence.types.options import GenerationParameters, read_generation_paramet
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
 """Picture, task, and the task's text or region where it takes one."""
 
-Ask = str | tuple[str, TaskText]
-"""A task, or a task and its text or region."""
-
 
 class RunOptions(TypedDict, total=False):
     """Options of one request; what is left out, or None, is as the checkpoint's own settings have it.
@@ -150,14 +147,17 @@ class Florence2:
         return self.submit(image, task, text, **options).result()
 
     def submit_all(
-        self, image: Picture, asks: Iterable[Ask], **options: Unpack[RunOptions]
+        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
     ) -> list[Future[Answer]]:
         """Start many tasks on one picture, which is read and encoded once; a future for each, as from
-        `submit`."""
+        `submit`.
+
+        `asks`: tasks, or pairs of a task and its text or region.
+        """
         return self._start(image, [(ask, None) if isinstance(ask, str) else ask for ask in asks], options)
 
     def analyze(
-        self, image: Picture, asks: Iterable[Ask], **options: Unpack[RunOptions]
+        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
     ) -> list[Answer | Exception]:
         """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
         return [_outcome(future) for future in self.submit_all(image, asks, **options)]
@@ -169,9 +169,9 @@ class Florence2:
 
         With one beam, since beams compete until the last token; for tasks that answer in text.
         """
-        if options.get("num_beams") is None and options.get("parameters") is None:
-            options["num_beams"] = 1
-        return AnswerStream(lambda on_text: self.submit(image, task, text, on_text=on_text, **options))
+        return AnswerStream(
+            lambda on_text: self._start(image, [(task, text)], options, on_text, one_beam=True)[0]
+        )
 
     def run_many(self, items: Iterable[Item], **options: Unpack[RunOptions]) -> list[Answer | Exception]:
         """Answers of many (picture, task) or (picture, task, text) items, in their order.
@@ -233,12 +233,17 @@ class Florence2:
         asks: Sequence[tuple[str, TaskText]],
         options: RunOptions,
         on_text: OnText | None = None,
+        *,
+        one_beam: bool = False,
     ) -> list[Future[Answer]]:
-        """Start tasks on one picture; what is wrong with the picture or the options fails them all."""
+        """Start tasks on one picture; what is wrong with the picture or the options fails them all.
+        `one_beam`: unless the options say another number."""
         try:
             image, parameters = self._own(image), _parameters_of(options)
         except FlorenceError as error:
-            return [failed(error) for _ in asks]
+            return [failed(error.with_traceback(None)) for _ in asks]  # this frame holds the picture
+        if one_beam and parameters.num_beams is None:
+            parameters = parameters.model_copy(update={"num_beams": 1})
         region, timeout_s = options.get("region"), options.get("timeout_s")
         return self._dispatcher.submit(
             image, [TaskRequest(task, text, parameters, region, timeout_s, on_text) for task, text in asks]
@@ -255,7 +260,7 @@ class Florence2:
 def _parameters_of(options: RunOptions) -> GenerationParameters:
     """The generation options as one object. Raises `OptionError`."""
     others = ("region", "timeout_s", "parameters")
-    single = {name: value for name, value in options.items() if name not in others}
+    single = {name: value for name, value in options.items() if name not in others and value is not None}
     parameters = options.get("parameters")
     if parameters is None:
         return read_generation_parameters(single)
