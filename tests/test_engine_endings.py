@@ -73,12 +73,12 @@ def ask_until_ready(engine: Engine, number: int) -> Future[Generation]:
 @pytest.mark.parametrize("lost", [True, False])
 def test_an_engine_that_cannot_recover_fails_all_requests_and_says_so(runner: FakeRunner, lost: bool) -> None:
     """The device is gone, or step after step fails: all futures get an error, and the supervisor a call."""
-    told = threading.Event()
+    called = threading.Event()
     limits = BatchLimits(max_batch_size=1)
-    engine = Engine(runner, TOKENS, limits, on_broken=told.set)
+    engine = Engine(runner, TOKENS, limits, on_broken=called.set)
     futures = [hold(engine, runner), *(generate(engine, request(number)) for number in range(1, 6))]
     runner.lost, runner.broken = lost, True
-    assert told.wait(PATIENCE_S)
+    assert called.wait(PATIENCE_S)
     assert all(isinstance(future.exception(PATIENCE_S), EngineError | Closed) for future in futures)
     assert runner.resets == (1 if lost else MAX_FAULTS - 1)
     assert not engine.ready
@@ -131,14 +131,14 @@ def test_on_broken_may_close_the_engine(runner: FakeRunner) -> None:
 
 def test_encodes_that_always_fail_break_the_engine(runner: FakeRunner) -> None:
     """Request after request: the engine is built anew, and anew, and then says that it is broken."""
-    told = threading.Event()
-    engine = Engine(runner, TOKENS, BatchLimits(), on_broken=told.set)
+    called = threading.Event()
+    engine = Engine(runner, TOKENS, BatchLimits(), on_broken=called.set)
     runner.blind = True
     for number in range(MAX_FAULTS**2):
-        assert not told.is_set()
+        assert not called.is_set()
         with pytest.raises(EngineError, match="failed on the device"):
             ask_until_ready(engine, number).result(PATIENCE_S)
-    assert told.wait(PATIENCE_S)
+    assert called.wait(PATIENCE_S)
     assert runner.resets == MAX_FAULTS - 1
     assert not engine.alive
     with pytest.raises(Closed) as refusal:
@@ -213,13 +213,13 @@ def test_an_engine_that_ends_unforeseen_says_why_and_fails_all_requests(
     runner: FakeRunner, cause: str
 ) -> None:
     """Whether it could not begin, or something failed that never should, between one list and the next."""
-    told = threading.Event()
+    called = threading.Event()
     runner.lost = cause == "the device is gone"
-    engine = Engine(runner, TOKENS, BatchLimits(), observer=BrokenObserver(), on_broken=told.set)
+    engine = Engine(runner, TOKENS, BatchLimits(), observer=BrokenObserver(), on_broken=called.set)
     with pytest.raises(Closed) as error:
         generate(engine, request()).result(PATIENCE_S)
     assert str(error.value.__cause__) == cause
-    assert told.wait(PATIENCE_S)
+    assert called.wait(PATIENCE_S)
     assert not engine.alive
     engine.close()
 

@@ -250,7 +250,7 @@ class Engine:
             self._encoding = None
             batch.seconds += self._clock() - started
             self._join(batch, end.value)
-        except Exception as error:  # noqa: BLE001  (logged, and told to its callers)
+        except Exception as error:  # noqa: BLE001  (logged, and the outcome of its requests)
             self._encoding = None
             self._encode_failed(batch.sequences, error)
         else:

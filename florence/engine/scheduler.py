@@ -119,7 +119,7 @@ class Scheduler(Generic[RequestT]):
         return max(1, int(budget_s / self.encode_s))
 
     def encoded(self, count: int, seconds: float) -> None:
-        """Say that `count` requests were encoded together in so many seconds."""
+        """Record that `count` requests were encoded together in so many seconds."""
         mean = seconds / count
         kept = ENCODE_EMA_DECAY if self.encode_s else 0.0
         self.encode_s = kept * self.encode_s + (1 - kept) * mean
@@ -129,7 +129,7 @@ class Scheduler(Generic[RequestT]):
         return self.limits.encode_budget_s if decoding else float("inf")
 
     def stepped(self) -> None:
-        """Say that one decode step has run."""
+        """Record one decode step."""
         self._steps += 1
 
     def remove(self, unwanted: Collection[RequestT]) -> None:
@@ -146,7 +146,7 @@ class ThroughputEstimate:
         self._seconds = 0.0
 
     def finished(self, count: int) -> None:
-        """Say that `count` requests are finished now."""
+        """Record that `count` requests are finished now."""
         now = self._clock()
         if self._last is None:
             self._last = now
@@ -158,7 +158,7 @@ class ThroughputEstimate:
         self._last = now
 
     def rest(self) -> None:
-        """Say that the engine is idle: the time until the next request does not count."""
+        """Record that the engine is idle: the time until the next request does not count."""
         self._last = None
 
     def seconds_for(self, count: int) -> float:
