@@ -133,7 +133,7 @@ def test_a_late_step_waits_once_for_the_step_before_however_many_end(
         coming = coming[count:]
         steps += 1
         outcomes = dict(runner.step(active))
-        ended = [each for each in active if each.search_done and each not in outcomes]
+        ended = [each for each in active if each.ended and each not in outcomes]
         if ended and steps % 3 == 0:  # its answer is on the way
             runner.drop(ended[0])
             active.remove(ended[0])

@@ -1,8 +1,8 @@
 """The engine's thread: it owns the device, takes requests from a bounded queue, and gives each one outcome.
 
 Continuous batching (Orca, OSDI 2022) at the grain of one decode step: a request joins the batch as soon as
-there is room, leaves at its own end, and is freed at the next step when it is cancelled or expires. What runs
-on the device is the runner's business, which requests run when is the scheduler's. Imports no torch.
+there is room, leaves at its own end, and is dropped at the next step when it is cancelled or expires. The
+runner decides how the device works, the scheduler which requests run when. Imports no torch.
 
 A fault of one request fails it alone. A step that fails fails all requests in it, since what the device holds
 can't be trusted any more; the engine is not ready while it makes new buffers, and goes on. It does the same
@@ -281,7 +281,7 @@ class Engine:
 
     def _step(self) -> None:
         """One decode step for the whole batch; finished requests get their outcomes."""
-        moved = [sequence for sequence in self._decoding if not sequence.search_done]
+        moved = [sequence for sequence in self._decoding if not sequence.ended]
         started = self._clock()
         try:
             outcomes = self._runner.step(self._decoding)

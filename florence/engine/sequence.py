@@ -35,10 +35,10 @@ class SequenceState:
     """A request in the engine. The engine's thread alone changes it, but for `cancel`.
 
     Of the runner: `slot`; `picture_tokens` and `encoder_length`, of the picture and of picture and prompt
-    together; `steps` taken; `finite`: all that it wrote to the caches is known to be finite; `search_done`:
-    its search is known to have ended, and its answer is on the way from the device; `freed`: its slot may be
+    together; `steps` taken; `finite`: all that it wrote to the caches is known to be finite; `ended`: its
+    search is known to have ended, and its answer is on the way from the device; `dropped`: its slot may be
     another's. Of the engine: `phase`; `cancelled`; times by the engine's clock; `cancellations`: where
-    `cancel` tells the engine.
+    `cancel` leaves word for it.
     """
 
     request: Request
@@ -47,8 +47,8 @@ class SequenceState:
     encoder_length: int = 0
     steps: int = 0
     finite: bool = False
-    search_done: bool = False
-    freed: bool = False
+    ended: bool = False
+    dropped: bool = False
 
     on_done: OnDone = _ignore
     phase: Phase = Phase.WAITING
@@ -72,7 +72,7 @@ class SequenceState:
     def place(self, slot: Slot, picture_tokens: int, encoder_length: int) -> None:
         """Give it a slot."""
         self.slot, self.picture_tokens, self.encoder_length = slot, picture_tokens, encoder_length
-        self.freed = False
+        self.dropped = False
 
     def queue_s(self, now: float) -> float:
         """Seconds it waited in the queue, until `now` if it still does."""

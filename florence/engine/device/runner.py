@@ -218,7 +218,7 @@ class Runner:
 
     def _place(self, sequences: Sequence[SequenceState], picture_tokens: int) -> None:
         """Give each request its slot, all of them or none."""
-        while self._unsound:  # here and not when they are freed, which must not fail if the device does
+        while self._unsound:  # here and not when they are dropped, which must not fail if the device does
             self.caches.wipe(self._unsound[-1].index, self._unsound[-1].rows)
             self._unsound.pop()
         for count, sequence in enumerate(sequences):
@@ -238,7 +238,7 @@ class Runner:
     def step(self, sequences: Sequence[SequenceState]) -> list[tuple[SequenceState, Outcome]]:
         """One decoder step for all of them; those that are known to have ended, each with what came of it.
         Their places are free again."""
-        running = [sequence for sequence in sequences if not sequence.search_done]
+        running = [sequence for sequence in sequences if not sequence.ended]
         if running:
             self._steps.run(running)
         for sequence in running:
@@ -255,10 +255,10 @@ class Runner:
         done = []
         for sequence in due.sequences:
             status, token = statuses[sequence.slot.index], tokens[sequence.slot.index]
-            if sequence.freed or sequence.search_done:
+            if sequence.dropped or sequence.ended:
                 continue
             sequence.finite = status != FAULTY and not self._late  # late: it has taken another step since
-            sequence.search_done = status != RUNNING
+            sequence.ended = status != RUNNING
             if sequence.request.on_token is not None and status != FAULTY:
                 sequence.request.on_token(token)
             if status == DONE:
@@ -267,13 +267,13 @@ class Runner:
                 fault = EngineError("the model gave values that are not numbers for this request")
                 outcomes.append((sequence, fault))
         latest.bring(done)
-        outcomes += ((sequence, best) for sequence, best in due.hypotheses() if not sequence.freed)
+        outcomes += ((sequence, best) for sequence, best in due.hypotheses() if not sequence.dropped)
         self._drop_all([sequence for sequence, _ in outcomes])
         return outcomes
 
     def drop(self, sequence: SequenceState) -> None:
         """Free the places of a request that nobody waits for any more."""
-        sequence.freed = True
+        sequence.dropped = True
         self.slots.give_back(sequence.slot)
         if self._shared and not sequence.finite:
             self._unsound.append(sequence.slot)
