@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, GenerationOptions, Request
+from florence.runtime.futures import generate
 
 TASKS = {  # tokens generated
     "CAPTION": 12,
@@ -66,7 +67,7 @@ def throughput(
         nonlocal under_way
         with lock:
             request, under_way = next(source), under_way + 1
-        engine.submit(request).add_done_callback(finish)
+        generate(engine, request).add_done_callback(finish)
 
     def finish(future: Future[Generation]) -> None:
         nonlocal under_way

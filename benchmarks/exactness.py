@@ -37,6 +37,7 @@ from florence.engine.loop import Engine
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.model.devices import bound_kernel_caches, keep_freed_memory
 from florence.model.florence2 import Florence2Model
+from florence.runtime.futures import generate
 from florence.runtime.loading import cpu_kernel
 
 PROMPT_TOKENS = {
@@ -96,7 +97,7 @@ def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> li
         max_batch_size=SLOTS, max_new_tokens=1023, max_prompt_tokens=1024 - picture_tokens(size)
     )
     engine = Engine(Runner(model, SLOTS, kernel=cpu_kernel(model)), config)
-    futures = [engine.submit(request) for request in asked]
+    futures = [generate(engine, request) for request in asked]
     answers = [future.result() for future in futures]
     engine.close()
     return answers

@@ -41,6 +41,7 @@ from florence.engine.loop import Engine
 from florence.engine.request import Request
 from florence.model.devices import bound_kernel_caches, keep_freed_memory
 from florence.model.florence2 import Florence2Model
+from florence.runtime.futures import generate
 from florence.runtime.loading import cpu_kernel
 
 SLOTS = 16
@@ -128,7 +129,7 @@ def one_picture_theirs(bench: Bench, native: Florence2ForConditionalGeneration) 
 def one_picture_ours(bench: Bench, model: Florence2Model) -> float:
     engine = start_engine(bench, model, feature_bytes=2**27)
     started = time.perf_counter()
-    for future in [engine.submit(request) for request in nine_of_one(bench)]:
+    for future in [generate(engine, request) for request in nine_of_one(bench)]:
         future.result()
     seconds = time.perf_counter() - started
     engine.close()
@@ -154,7 +155,7 @@ def latency_ours(bench: Bench, model: Florence2Model) -> float:
     def client(name: str, number: int) -> None:
         for request in cycle(asked[name][number:] + asked[name][:number]):
             started, is_warm = time.perf_counter(), not cold
-            engine.submit(request).result()
+            generate(engine, request).result()
             if over.is_set():
                 return
             with lock:

@@ -72,7 +72,8 @@ def runner() -> FakeRunner:
 @pytest.fixture
 def engine(runner: FakeRunner) -> Iterator[Engine]:
     """It decodes one request at a time, and four may wait."""
-    engine = Engine(runner, config(max_batch_size=1, max_queue=4))  # type: ignore[arg-type]
+    limits = config(max_batch_size=1, max_queue=4)
+    engine = Engine(runner, limits, clock=runner.clock)
     yield engine
     runner.gate.set()
     engine.close(drain_s=PATIENCE_S)

@@ -160,8 +160,8 @@ class FakeModel:
         if self.closed:
             raise Closed("the model is closed")
         task = TASKS.resolve(call.task)
-        options = {name: value for name, value in call.options.items() if name not in ("region", "timeout_s")}
-        read_generation_parameters(options)
+        others = ("region", "timeout_s", "parameters")
+        read_generation_parameters({name: each for name, each in call.options.items() if name not in others})
         size = open_image(call.image, ImageLimits()).size
         given = call.options.get("region") or call.text
         TASKS.build_prompt(task, region_text(given, size) if task.input == "region" and given else given)

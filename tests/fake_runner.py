@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +17,11 @@ from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import SlotAllocator
 from florence.errors import EngineError
+from florence.runtime.futures import generate
 
 OPTIONS = GenerationOptions(3, 20, 0, 3, True, 1.0)
 PIXELS = np.zeros((32, 32, 3), np.uint8)
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 POISON_ENCODE, POISON_STEP = 666, 667
 SLOTS, ROWS = 8, 24
 
@@ -36,23 +35,36 @@ def request(number: int = 1, **changes: object) -> Request:
     return replace(Request(PIXELS, (0, number, 2), OPTIONS), **changes)  # type: ignore[arg-type]
 
 
+@dataclass
+class Clock:
+    """Stands still unless it is moved."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class FakeRunner:
     """Answers a request with its own number; steps wait at a gate, which is open unless a test shuts it.
 
-    `parts`: of one encode. `broken`: whether steps fail, `blind`: whether encodes do; `lost`: whether
-    preparing and building anew fail.
+    `clock`: stands still, but each part of an encode takes `part_s`. `parts`: of one encode; each waits for
+    one of the `permits`, where there are any. `before`: called before the engine takes requests. `broken`:
+    steps fail, `blind`: encodes fail; `lost`: `prepare` and `reset` fail.
     """
 
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
         self.started = threading.Event()
-        self.features = SimpleNamespace(misses=0)
         self.order: list[int] = []
         self.batches: list[int] = []
         self.events: list[str] = []
         self.parts = 1
+        self.before: Callable[[], object] = bool
         self.part_s = 0.0
+        self.clock = Clock()
+        self.permits: threading.Semaphore | None = None
         self.broken = self.blind = self.lost = False
         self.resets = 0
         self.reset()
@@ -64,28 +76,30 @@ class FakeRunner:
             raise RuntimeError("the device is gone")
         self.slots = SlotAllocator(SLOTS, ROWS)
 
-    def prepare(self) -> None:
+    def prepare(self, threads: int | None = None) -> None:
+        self.before()
         if self.lost:
             raise RuntimeError("the device is gone")
 
-    def encode_parts(self, requests: Sequence[Request]) -> Generator[None, None, list[SequenceState]]:
-        numbers = [request.prompt_ids[1] for request in requests]
+    def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[None, None, int]:
+        numbers = [sequence.request.prompt_ids[1] for sequence in sequences]
         for _ in range(self.parts - 1):
             self.events.append("part")
-            time.sleep(self.part_s)
+            if self.permits is not None:
+                assert self.permits.acquire(timeout=PATIENCE_S)
+            self.clock.now += self.part_s
             yield
         if self.blind or POISON_ENCODE in numbers:
             raise RuntimeError("a kernel failed")
         self.order += numbers
-        self.features.misses += len(requests)
-        return [
-            SequenceState(request, self.slots.take(request.options.num_beams), 5, 10) for request in requests
-        ]
+        for sequence in sequences:
+            sequence.place(self.slots.take(sequence.request.options.num_beams), 5, 10)
+        return len(sequences)
 
     def step(
         self, sequences: Sequence[SequenceState]
     ) -> list[tuple[SequenceState, Hypothesis | EngineError]]:
-        """One step, after which everybody is done; while the gate is shut, a short one that decides
+        """One step, after which all are finished; while the gate is shut, a short one that decides
         nothing."""
         self.started.set()
         self.events.append("step")
@@ -96,6 +110,8 @@ class FakeRunner:
         self.batches.append(len(sequences))
         for sequence in sequences:
             self.drop(sequence)
+            if sequence.request.on_token is not None:
+                sequence.request.on_token(sequence.request.prompt_ids[1])
         return [(sequence, self._outcome(sequence.request.prompt_ids[1])) for sequence in sequences]
 
     def drop(self, sequence: SequenceState) -> None:
@@ -113,6 +129,7 @@ class FakeRunner:
 def hold(engine: Engine, runner: FakeRunner) -> Future[Generation]:
     """A request that occupies the device until the gate opens."""
     runner.gate.clear()
-    future = engine.submit(request(0))
+    runner.started.clear()
+    future = generate(engine, request(0))
     assert runner.started.wait(PATIENCE_S)
     return future

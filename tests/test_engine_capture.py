@@ -28,6 +28,7 @@ from florence.engine.device.graphs import BucketSteps, Replay, Work
 from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
+from florence.engine.sequence import SequenceState
 from florence.model import decode
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
@@ -124,6 +125,13 @@ def asked(beams: Sequence[int]) -> list[Request]:
     ]
 
 
+def encode(runner: Runner, beams: Sequence[int]) -> list[SequenceState]:
+    """Without a wait for the device, which is not there."""
+    sequences = [SequenceState(request) for request in asked(beams)]
+    run_to_end(runner._encode(sequences))
+    return sequences
+
+
 def captured(runner: Runner) -> Capture:
     assert isinstance(runner._recorder, Capture)
     return runner._recorder
@@ -135,7 +143,7 @@ def test_steps_can_be_captured(runner: Runner) -> None:
     runner._steps.prepare(PICTURE_TOKENS)
     prepared = captured(runner).captured
     assert prepared == len(runner._steps._replays) == 6
-    left = run_to_end(runner._encode(asked([1, 3, 8])))
+    left = encode(runner, [1, 3, 8])
     for _ in range(3):
         runner._last = None
         runner.step(left)
@@ -148,7 +156,7 @@ def test_encodes_can_be_captured(runner: Runner) -> None:
     for count, total in ((1, 2), (3, 4)):
         for _ in range(3):
             runner.features.clear()
-            for sequence in run_to_end(runner._encode(asked([3] * count))):
+            for sequence in encode(runner, [3] * count):
                 runner.drop(sequence)
         assert captured(runner).captured == total
     assert "aten.convolution.default" in captured(runner).operations

@@ -17,6 +17,7 @@ from florence.engine.device.graphs import Buckets, BucketSteps, PlainRecorder, R
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
+from florence.engine.sequence import SequenceState
 from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import run_to_end
 from florence.model.florence2 import Florence2Model
@@ -147,9 +148,9 @@ def test_an_encode_that_fails_or_is_given_up_gives_all_places_back(
         with pytest.raises(RuntimeError, match="a kernel failed"):
             runner.encode(asked)
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
-    for stop in range(1, 1 + sum(1 for _ in runner.encode_parts([request(9)]))):
+    for stop in range(1, 1 + sum(1 for _ in runner.encode_parts([SequenceState(request(9))]))):
         runner.reset()
-        parts = runner.encode_parts(asked)
+        parts = runner.encode_parts([SequenceState(one) for one in asked])
         for _ in range(stop):
             next(parts)
         parts.close()

@@ -1,11 +1,10 @@
-"""Requests that end without an answer, one of them or all: nobody is left waiting, and the device goes on."""
+"""Requests that end without an answer, one or all: each gets an outcome, and the device goes on."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import threading
-import time
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from weakref import ref
@@ -15,10 +14,11 @@ import pytest
 from fake_runner import PATIENCE_S, POISON_ENCODE, POISON_STEP, SLOTS, FakeRunner, config, hold, request
 from waiting import wait_until
 
-from florence.engine.loop import MOST_FAULTS, Engine
-from florence.engine.observer import Observer
+from florence.engine.loop import MAX_FAULTS, Engine
+from florence.engine.observer import EngineSnapshot, Observer
 from florence.engine.request import Generation
 from florence.errors import Closed, DeadlineExceeded, EngineError, Overloaded
+from florence.runtime.futures import generate
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,9 @@ from florence.errors import Closed, DeadlineExceeded, EngineError, Overloaded
 )
 def test_a_fault_fails_its_request_alone(runner: FakeRunner, poison: int, message: str) -> None:
     """Though it is encoded and decoded together with its neighbours."""
-    engine = Engine(runner, config(max_batch_size=8))  # type: ignore[arg-type]
+    engine = Engine(runner, config(max_batch_size=8))
     held = hold(engine, runner)
-    good, bad, after = (engine.submit(request(number)) for number in (1, poison, 2))
+    good, bad, after = (generate(engine, request(number)) for number in (1, poison, 2))
     runner.gate.set()
     assert [future.result(PATIENCE_S).token_ids[1] for future in (held, good, after)] == [0, 1, 2]
     with pytest.raises(EngineError, match=message):
@@ -42,7 +42,7 @@ def test_a_step_that_fails_fails_those_in_it_and_the_engine_goes_on_with_new_buf
     engine: Engine, runner: FakeRunner
 ) -> None:
     running = hold(engine, runner)
-    waiting = engine.submit(request(2))
+    waiting = generate(engine, request(2))
     old_places = runner.slots
     runner.broken = True
     with pytest.raises(EngineError, match="failed on the device"):
@@ -58,32 +58,32 @@ def test_a_step_that_fails_fails_those_in_it_and_the_engine_goes_on_with_new_buf
 
 def ask_until_ready(engine: Engine, number: int) -> Future[Generation]:
     """A request, as soon as the engine takes one."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return engine.submit(request(number))
-        except Closed:
-            assert time.monotonic() < end
-            time.sleep(0.001)
+    taken: list[Future[Generation]] = []
+
+    def ask() -> bool:
+        with suppress(Closed):
+            taken.append(generate(engine, request(number)))
+        return bool(taken)
+
+    wait_until(ask)
+    return taken[0]
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_an_engine_that_cannot_recover_says_so_and_leaves_nobody_waiting(
-    runner: FakeRunner, lost: bool
-) -> None:
+def test_an_engine_that_cannot_recover_fails_all_requests_and_says_so(runner: FakeRunner, lost: bool) -> None:
     """The device is gone, or step after step fails: all futures get an error, and the supervisor a call."""
-    told = threading.Event()
+    called = threading.Event()
     limits = config(max_batch_size=1)
-    engine = Engine(runner, limits, on_broken=told.set)  # type: ignore[arg-type]
-    futures = [hold(engine, runner), *(engine.submit(request(number)) for number in range(1, 6))]
+    engine = Engine(runner, limits, on_broken=called.set)
+    futures = [hold(engine, runner), *(generate(engine, request(number)) for number in range(1, 6))]
     runner.lost, runner.broken = lost, True
-    assert told.wait(PATIENCE_S)
+    assert called.wait(PATIENCE_S)
     assert all(isinstance(future.exception(PATIENCE_S), EngineError | Closed) for future in futures)
-    assert runner.resets == (1 if lost else MOST_FAULTS - 1)
+    assert runner.resets == (1 if lost else MAX_FAULTS - 1)
     assert not engine.ready
     assert not engine.alive
     with pytest.raises(Closed):
-        engine.submit(request())
+        generate(engine, request())
     engine.close()
 
 
@@ -94,14 +94,14 @@ def test_a_failed_request_is_let_go_though_its_error_is_kept(
     """Its pixels, and what the device held for it; without Python's collector of cycles, which comes
     seldom."""
     caplog.set_level(logging.CRITICAL, "florence.engine.loop")  # the tests' log keeps tracebacks
-    engine = Engine(runner, config())  # type: ignore[arg-type]
+    engine = Engine(runner, config())
     gc.collect()
     gc.disable()
     try:
         pixels = np.zeros((32, 32, 3), np.uint8)
         left = ref(pixels)
         runner.broken = step
-        future = engine.submit(request(1 if step else POISON_ENCODE, pixels=pixels))
+        future = generate(engine, request(1 if step else POISON_ENCODE, pixels=pixels))
         del pixels
         error = future.exception(PATIENCE_S)
         assert isinstance(error, EngineError)
@@ -112,14 +112,14 @@ def test_a_failed_request_is_let_go_though_its_error_is_kept(
         engine.close()
 
 
-def test_a_broken_engine_may_be_closed_by_whom_it_tells(runner: FakeRunner) -> None:
+def test_on_broken_may_close_the_engine(runner: FakeRunner) -> None:
     closed = threading.Event()
 
     def close() -> None:
         engine.close()
         closed.set()
 
-    engine = Engine(runner, config(), on_broken=close)  # type: ignore[arg-type]
+    engine = Engine(runner, config(), on_broken=close)
     running = hold(engine, runner)
     runner.lost = runner.broken = True
     assert isinstance(running.exception(PATIENCE_S), EngineError)
@@ -130,42 +130,42 @@ def test_a_broken_engine_may_be_closed_by_whom_it_tells(runner: FakeRunner) -> N
 
 def test_encodes_that_always_fail_break_the_engine(runner: FakeRunner) -> None:
     """Request after request: the engine is built anew, and anew, and then says that it is broken."""
-    told = threading.Event()
-    engine = Engine(runner, config(), on_broken=told.set)  # type: ignore[arg-type]
+    called = threading.Event()
+    engine = Engine(runner, config(), on_broken=called.set)
     runner.blind = True
-    for number in range(MOST_FAULTS**2):
-        assert not told.is_set()
+    for number in range(MAX_FAULTS**2):
+        assert not called.is_set()
         with pytest.raises(EngineError, match="failed on the device"):
             ask_until_ready(engine, number).result(PATIENCE_S)
-    assert told.wait(PATIENCE_S)
-    assert runner.resets == MOST_FAULTS - 1
+    assert called.wait(PATIENCE_S)
+    assert runner.resets == MAX_FAULTS - 1
     assert not engine.alive
     with pytest.raises(Closed) as refusal:
-        engine.submit(request())
+        generate(engine, request())
     assert str(refusal.value.__cause__) == "a kernel failed"
     engine.close()
 
 
 def test_bad_requests_between_good_ones_leave_the_engine_alone(runner: FakeRunner) -> None:
-    """However many: what was built stays, and nobody else notices."""
-    engine = Engine(runner, config())  # type: ignore[arg-type]
-    for _ in range(MOST_FAULTS**2):
-        for _ in range(MOST_FAULTS - 1):
+    """However many: the buffers stay, and other requests are answered."""
+    engine = Engine(runner, config())
+    for _ in range(MAX_FAULTS**2):
+        for _ in range(MAX_FAULTS - 1):
             with pytest.raises(EngineError):
-                engine.submit(request(POISON_ENCODE)).result(PATIENCE_S)
-        assert engine.submit(request(1)).result(PATIENCE_S).token_ids[1] == 1
+                generate(engine, request(POISON_ENCODE)).result(PATIENCE_S)
+        assert generate(engine, request(1)).result(PATIENCE_S).token_ids[1] == 1
     assert runner.resets == 0
     engine.close()
 
 
-def test_a_bad_request_does_not_hold_up_those_who_are_decoded(runner: FakeRunner) -> None:
-    """Those who were to be encoded with it are encoded one by one, with decode steps between."""
+def test_a_bad_request_does_not_hold_up_those_that_are_decoded(runner: FakeRunner) -> None:
+    """The requests of its encode batch are encoded one by one, with decode steps between."""
     limits = config(max_batch_size=8, max_encode_batch=8, encode_budget_ms=0.1)
-    runner.parts, runner.part_s = 2, 0.002
-    engine = Engine(runner, limits)  # type: ignore[arg-type]
+    runner.parts, runner.part_s = 2, 1.0
+    engine = Engine(runner, limits, clock=runner.clock)
     held = hold(engine, runner)
     runner.events.clear()
-    futures = [engine.submit(request(number)) for number in (1, POISON_ENCODE, 2, 3)]
+    futures = [generate(engine, request(number)) for number in (1, POISON_ENCODE, 2, 3)]
     with pytest.raises(EngineError):
         futures[1].result(PATIENCE_S)
     runner.gate.set()
@@ -179,19 +179,21 @@ def test_a_bad_request_does_not_hold_up_those_who_are_decoded(runner: FakeRunner
     engine.close()
 
 
-def test_one_of_a_batch_that_goes_while_it_is_encoded_is_told_at_once(runner: FakeRunner) -> None:
-    """Its deadline ends it though the others' encode goes on, and it never takes a place among them."""
+def test_one_of_a_batch_that_expires_while_it_is_encoded_fails_at_once(runner: FakeRunner) -> None:
+    """Though the encode of the others goes on; and it never takes a slot."""
     limits = config(max_batch_size=8, max_encode_batch=8)
-    engine = Engine(runner, limits)  # type: ignore[arg-type]
+    engine = Engine(runner, limits, clock=runner.clock)
     held = hold(engine, runner)
-    runner.parts, runner.part_s = 200, 0.005
-    soon = time.monotonic() + 0.1
-    late, other = engine.submit(request(1, deadline=soon)), engine.submit(request(2))
+    runner.parts, runner.permits = 3, threading.Semaphore(0)
+    late, other = generate(engine, request(1, deadline=1.0)), generate(engine, request(2))
+    wait_until(lambda: "part" in runner.events)
+    runner.clock.now = 2.0
+    runner.permits.release()
     with pytest.raises(DeadlineExceeded):
         late.result(PATIENCE_S)
     assert not other.done()
-    assert "part" in runner.events
     assert runner.order == [0]  # the encode has not come to its end
+    runner.permits.release(9)
     runner.gate.set()
     assert [future.result(PATIENCE_S).token_ids[1] for future in (held, other)] == [0, 2]
     assert runner.slots.fits([3] * 20) == SLOTS
@@ -199,24 +201,24 @@ def test_one_of_a_batch_that_goes_while_it_is_encoded_is_told_at_once(runner: Fa
 
 
 class BrokenObserver(Observer):
-    """Fails once it is told of an encode."""
+    """Fails at the first encode."""
 
     def encoded(self, requests: int, pictures: int, seconds: float) -> None:
         raise RuntimeError("no more numbers")
 
 
 @pytest.mark.parametrize("cause", ["the device is gone", "no more numbers"])
-def test_an_engine_that_ends_unforeseen_says_why_and_leaves_nobody_waiting(
+def test_an_engine_that_ends_unforeseen_says_why_and_fails_all_requests(
     runner: FakeRunner, cause: str
 ) -> None:
     """Whether it could not begin, or something failed that never should, between one list and the next."""
-    told = threading.Event()
+    called = threading.Event()
     runner.lost = cause == "the device is gone"
-    engine = Engine(runner, config(), observer=BrokenObserver(), on_broken=told.set)  # type: ignore[arg-type]
+    engine = Engine(runner, config(), observer=BrokenObserver(), on_broken=called.set)
     with pytest.raises(Closed) as error:
-        engine.submit(request()).result(PATIENCE_S)
+        generate(engine, request()).result(PATIENCE_S)
     assert str(error.value.__cause__) == cause
-    assert told.wait(PATIENCE_S)
+    assert called.wait(PATIENCE_S)
     assert not engine.alive
     engine.close()
 
@@ -224,7 +226,7 @@ def test_an_engine_that_ends_unforeseen_says_why_and_leaves_nobody_waiting(
 def test_cancelling_frees_the_device(engine: Engine, runner: FakeRunner) -> None:
     """Both the running request and one that waits; the gate stays shut, only the cancel can end the first."""
     running = hold(engine, runner)
-    waiting, after = engine.submit(request(1)), engine.submit(request(2))
+    waiting, after = generate(engine, request(1)), generate(engine, request(2))
     assert waiting.cancel()
     assert running.cancel()
     wait_until(lambda: 2 in runner.order)
@@ -232,23 +234,21 @@ def test_cancelling_frees_the_device(engine: Engine, runner: FakeRunner) -> None
     assert after.result(PATIENCE_S).token_ids[1] == 2
 
 
-def test_a_request_that_waits_and_is_cancelled_gives_its_place_back(
-    engine: Engine, runner: FakeRunner
-) -> None:
-    """The queue is full, and takes another one, though nobody who runs has ended."""
+def test_a_request_that_waits_and_is_cancelled_leaves_the_queue(engine: Engine, runner: FakeRunner) -> None:
+    """A full queue takes another one then, though none of those that run has ended."""
     hold(engine, runner)
-    waiting = [engine.submit(request(number)) for number in range(4)]
+    waiting = [generate(engine, request(number)) for number in range(4)]
     with pytest.raises(Overloaded):
-        engine.submit(request())
+        generate(engine, request())
     assert waiting[1].cancel()
-    wait_until(lambda: engine.waiting == 3)
-    added = engine.submit(request(9))
+    wait_until(lambda: engine.snapshot().waiting == 3)
+    added = generate(engine, request(9))
     runner.gate.set()
     assert added.result(PATIENCE_S).token_ids[1] == 9
 
 
 class BlockingObserver(Observer):
-    """Holds up the engine where it tells its load."""
+    """Holds up the engine where it reports its load."""
 
     def __init__(self) -> None:
         self.blocking, self.blocked, self.released = (threading.Event() for _ in range(3))
@@ -260,11 +260,11 @@ class BlockingObserver(Observer):
 
 
 def test_cancelling_waits_for_no_lock_of_the_engine(runner: FakeRunner) -> None:
-    """Whoever cancels may hold locks that the engine's thread wants."""
+    """The thread that cancels may hold locks that the engine's thread wants."""
     observer = BlockingObserver()
-    engine = Engine(runner, config(max_batch_size=1), observer=observer)  # type: ignore[arg-type]
+    engine = Engine(runner, config(max_batch_size=1), observer=observer)
     held = hold(engine, runner)
-    futures = [held, engine.submit(request(1))]
+    futures = [held, generate(engine, request(1))]
     observer.blocking.set()
     assert observer.blocked.wait(PATIENCE_S)
     canceller = threading.Thread(target=lambda: [future.cancel() for future in futures], daemon=True)
@@ -279,8 +279,9 @@ def test_cancelling_waits_for_no_lock_of_the_engine(runner: FakeRunner) -> None:
 
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(engine: Engine, runner: FakeRunner) -> None:
     runner.gate.clear()
-    soon = time.monotonic() + 0.05
-    futures = [engine.submit(request(number, deadline=soon)) for number in (1, 2)]
+    futures = [generate(engine, request(number, deadline=1.0)) for number in (1, 2)]
+    wait_until(lambda: engine.snapshot() == EngineSnapshot(waiting=1, encoding=0, decoding=1))
+    runner.clock.now = 2.0
     for future in futures:
         with pytest.raises(DeadlineExceeded):
             future.result(PATIENCE_S)
@@ -288,12 +289,12 @@ def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(engine: Engine, 
 
 def test_closing_finishes_what_came_and_takes_no_more(engine: Engine, runner: FakeRunner) -> None:
     first = hold(engine, runner)
-    rest = [engine.submit(request(number)) for number in (1, 2)]
+    rest = [generate(engine, request(number)) for number in (1, 2)]
     closer = threading.Thread(target=engine.close)
     closer.start()
     wait_until(lambda: not engine.ready)
     with pytest.raises(Closed):
-        engine.submit(request())
+        generate(engine, request())
     runner.gate.set()
     closer.join(PATIENCE_S)
     assert all(future.done() and future.exception() is None for future in (first, *rest))
@@ -301,7 +302,7 @@ def test_closing_finishes_what_came_and_takes_no_more(engine: Engine, runner: Fa
 
 def test_closing_with_a_time_limit_fails_what_is_left(engine: Engine, runner: FakeRunner) -> None:
     """The gate never opens: the running request and the waiting ones get `Closed`, and close returns."""
-    futures = [hold(engine, runner), engine.submit(request(1))]
+    futures = [hold(engine, runner), generate(engine, request(1))]
     engine.close(drain_s=0.05)
     done, _ = wait(futures, PATIENCE_S)
     assert len(done) == 2

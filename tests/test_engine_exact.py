@@ -1,12 +1,13 @@
-"""The whole engine is exact: whoever comes, goes, or is encoded meanwhile, each answer is the one given
-alone."""
+"""The whole engine is exact: whatever else comes, ends, or is encoded, each answer is the one given alone."""
 
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,10 @@ from florence.engine.config import EngineConfig
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
-from florence.engine.observer import FinishReason, Observer
+from florence.engine.observer import EngineSnapshot, FinishReason, Observer
 from florence.engine.request import Generation, GenerationOptions, Request
-from florence.errors import DeadlineExceeded
+from florence.engine.sequence import Phase, SequenceState
+from florence.errors import ClientLeft, DeadlineExceeded, FlorenceError
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -35,7 +37,7 @@ SLOTS, ROOM, LONGEST_PROMPT, PICTURE_TOKENS = 6, 24, 32, 5
 PICTURES, REMEMBERED = 6, 3
 """Pictures that are asked about, and that there is memory for: some are encoded again."""
 EOS_BIAS = 3.0
-STAGES = ("waiting", "encoding", "decoding")
+PHASES = (Phase.WAITING, Phase.ENCODING, Phase.DECODING)
 ENDINGS = {FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.DEADLINE}
 
 T = TypeVar("T")
@@ -51,11 +53,18 @@ class Ask:
 
 @dataclass(eq=False, slots=True)
 class Sent:
-    """An ask that was sent, and the tokens told on the way."""
+    """An ask that was sent, its state in the engine, the tokens it got on the way, and its outcomes."""
 
     ask: Ask
-    future: Future[Generation]
-    told: list[int]
+    sequence: SequenceState = field(init=False)
+    tokens: list[int] = field(default_factory=list)
+    outcomes: list[Generation | FlorenceError] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def take(self, outcome: Generation | FlorenceError) -> None:
+        """Its `on_done`."""
+        self.outcomes.append(outcome)
+        self.done.set()
 
 
 def random_request(dice: random.Random) -> Request:
@@ -119,7 +128,7 @@ class Ticks:
     def __init__(self) -> None:
         self.now = 0.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         self.now += 1
         return self.now
 
@@ -128,7 +137,8 @@ class Ticks:
 class Crowd(Observer):
     """Clients that come and go on the engine's own thread, at its turns: a seed decides all that happens.
 
-    `stages`: where those were who were cancelled. `interleaved`: steps taken between two parts of an encode.
+    `phases`: where requests were when they were cancelled. `interleaved`: steps taken
+    between two parts of an encode.
     """
 
     dice: random.Random
@@ -137,7 +147,7 @@ class Crowd(Observer):
     engine: Engine = field(init=False)
     sent: list[Sent] = field(default_factory=list)
     endings: Counter[FinishReason] = field(default_factory=Counter)
-    stages: Counter[str] = field(default_factory=Counter)
+    phases: Counter[Phase] = field(default_factory=Counter)
     encodes: Counter[int] = field(default_factory=Counter)
     interleaved: int = 0
 
@@ -151,14 +161,14 @@ class Crowd(Observer):
         self._leave()
 
     def stepped(self, requests: int, rows: int, seconds: float) -> None:
-        self.interleaved += self.engine._encoding is not None
+        self.interleaved += self.engine.snapshot().encoding > 0
         self._leave()
 
     def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
         self.endings[ending] += 1
 
     def come(self) -> None:
-        """Some more send their requests, at once."""
+        """Send some more requests at once."""
         for _ in range(min(self.dice.choice([1, 2, 5]), len(self.coming))):
             within = self.dice.choice([None, None, None, 100, 400])
             deadline = within and self.clock.now + within
@@ -166,29 +176,25 @@ class Crowd(Observer):
 
     @property
     def is_over(self) -> bool:
-        """Whether all have come, and gone."""
-        return not self.coming and all(sent.future.done() for sent in self.sent)
+        """Whether all have come, and have their outcomes."""
+        return not self.coming and all(sent.sequence.phase is Phase.DONE for sent in self.sent)
 
     def _leave(self) -> None:
-        """Now and then somebody who has no answer yet goes away."""
+        """Now and then cancel a request that has no outcome yet."""
         if self.dice.random() < 0.08:
-            stage = self.dice.choice(STAGES)
-            there = [future for future in futures_in(self.engine, stage) if not future.done()]
+            phase = self.dice.choice(PHASES)
+            there = [sent.sequence for sent in self.sent if sent.sequence.phase is phase]
+            there = [sequence for sequence in there if not sequence.cancelled]
             if there:
                 self.dice.choice(there).cancel()
-                self.stages[stage] += 1
-
-
-def futures_in(engine: Engine, stage: str) -> list[Future[Generation]]:
-    encoding = engine._encoding.entries if engine._encoding else []
-    entries = {"waiting": engine._scheduler._waiting, "encoding": encoding, "decoding": engine._active}
-    return [entry.future for entry in entries[stage]]
+                self.phases[phase] += 1
 
 
 def send(engine: Engine, ask: Ask, deadline: float | None = None) -> Sent:
-    told: list[int] = []
-    request = replace(ask.request, deadline=deadline, on_token=told.append)
-    return Sent(ask, engine.submit(request), told)
+    sent = Sent(ask)
+    request = replace(ask.request, deadline=deadline, on_token=sent.tokens.append)
+    sent.sequence = engine.submit(request, sent.take)
+    return sent
 
 
 def sum_of(counters: Iterable[Counter[T]]) -> Counter[T]:
@@ -206,51 +212,48 @@ def sized(most: int, budget_s: float) -> EngineConfig:
     )
 
 
-def start(runner: Runner, config: EngineConfig, observer: Observer | None = None) -> Engine:
-    return Engine(runner, config, observer=observer)
+def start(
+    runner: Runner, config: EngineConfig, observer: Observer | None = None, clock: Ticks | None = None
+) -> Engine:
+    return Engine(runner, config, observer=observer, clock=clock or time.monotonic)
 
 
 def check(sent: Sent) -> FinishReason:
-    """An answer is the one given alone, each token of a search with one beam told once; whoever gets none
-    has gone."""
-    if sent.future.cancelled():
+    """It has one outcome; an answer is the one given alone, with each token of a search with one beam given
+    once on the way."""
+    (answer,), alone = sent.outcomes, sent.ask.alone
+    if isinstance(answer, ClientLeft):
+        assert sent.sequence.cancelled
         return FinishReason.CANCELLED
-    if sent.future.exception() is not None:
-        assert isinstance(sent.future.exception(), DeadlineExceeded)
+    if not isinstance(answer, Generation):
+        assert isinstance(answer, DeadlineExceeded)
         return FinishReason.DEADLINE
-    answer, alone = sent.future.result(), sent.ask.alone
     assert answer.token_ids == tuple(alone.token_ids), sent.ask.request.options
     assert answer.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-3)
     assert answer.score == pytest.approx(alone.score, rel=1e-3, abs=1e-4)
     if sent.ask.request.options.num_beams == 1:
-        assert sent.told == alone.token_ids[1:]
+        assert sent.tokens == alone.token_ids[1:]
     return FinishReason(answer.finish_reason)
 
 
 def check_empty(engine: Engine, runner: Runner) -> None:
-    """Nobody is left anywhere, and nothing that could spoil whoever comes next."""
+    """No request is left anywhere, and nothing that could spoil the next one."""
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
-    assert not list(engine._pending)
-    assert not engine._active
-    assert not engine._alone
-    assert engine._encoding is None
-    assert engine.waiting == 0
+    assert engine.snapshot() == EngineSnapshot(0, 0, 0)
     assert all(buffer.isfinite().all() for buffer in runner.caches.buffers)
 
 
 @pytest.mark.parametrize(("budget", "most"), [(2, 1), (6, 4)])
-def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(
-    runner: Runner, asks: list[Ask], monkeypatch: pytest.MonkeyPatch, budget: int, most: int
+def test_whatever_comes_and_goes_each_answer_is_the_one_given_alone(
+    runner: Runner, asks: list[Ask], budget: int, most: int
 ) -> None:
     """Random arrivals, pictures, prompts, beams, lengths, cancels and deadlines; encoded one by one with a
     step after each part, or together with a step after each two."""
     clock = Ticks()
-    for module in ("loop", "entry"):
-        monkeypatch.setattr(f"florence.engine.{module}.time", clock)
     crowds = []
     for seed in range(3):
         crowd = Crowd(random.Random(seed), deque(random.Random(seed).sample(asks, len(asks))), clock)
-        crowd.engine = start(runner, sized(most, budget), crowd)
+        crowd.engine = start(runner, sized(most, budget), crowd, clock)
         crowd.come()
         wait_until(lambda crowd=crowd: crowd.is_over)
         crowd.engine.close()
@@ -261,7 +264,7 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(
         crowds.append(crowd)
     # All that is meant to happen did.
     assert sum_of(crowd.endings for crowd in crowds).keys() == ENDINGS
-    assert sum_of(crowd.stages for crowd in crowds).keys() == set(STAGES)
+    assert sum_of(crowd.phases for crowd in crowds).keys() == set(PHASES)
     encodes = sum_of(crowd.encodes for crowd in crowds)
     assert (max(encodes) > 1) is (most > 1)
     assert sum(crowd.interleaved for crowd in crowds) > 20
@@ -279,13 +282,13 @@ def test_clients_in_threads_of_their_own_get_what_they_would_get_alone(
         for ask in dice.sample(asks, 12):
             sent.append(send(engine, ask))
             if dice.random() < 0.2:
-                sent[-1].future.cancel()
+                sent[-1].sequence.cancel()
             else:
-                sent[-1].future.exception(PATIENCE_S)
+                assert sent[-1].done.wait(PATIENCE_S)
         return sent
 
     with ThreadPoolExecutor(8) as clients:
-        everybody = [sent for found in clients.map(client, range(8)) for sent in found]
+        all_sent = [sent for found in clients.map(client, range(8)) for sent in found]
     engine.close()
     check_empty(engine, runner)
-    assert Counter(check(sent) for sent in everybody).keys() == ENDINGS - {FinishReason.DEADLINE}
+    assert Counter(check(sent) for sent in all_sent).keys() == ENDINGS - {FinishReason.DEADLINE}

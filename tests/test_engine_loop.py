@@ -1,9 +1,8 @@
-"""Requests are taken in order, share the device's steps, and each gets one outcome; too many are refused."""
+"""Requests are taken in order and share the device's steps; each gets one outcome; too many are refused."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from concurrent.futures import wait
 from dataclasses import replace
@@ -15,22 +14,23 @@ from waiting import wait_until
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.errors import Overloaded, RequestError
+from florence.runtime.futures import generate
 
 
 def test_requests_are_answered_in_the_order_of_arrival(engine: Engine, runner: FakeRunner) -> None:
     first = hold(engine, runner)
-    futures = [engine.submit(request(number)) for number in (1, 2, 3, 4)]
+    futures = [generate(engine, request(number)) for number in (1, 2, 3, 4)]
     runner.gate.set()
     assert [future.result(PATIENCE_S).token_ids[1] for future in (first, *futures)] == [0, 1, 2, 3, 4]
     assert runner.order == [0, 1, 2, 3, 4]
     assert runner.batches == [1] * 5  # max_batch_size
 
 
-def test_one_request_too_many_is_told_when_to_come_back(engine: Engine, runner: FakeRunner) -> None:
+def test_one_request_too_many_is_refused_with_a_time_to_retry(engine: Engine, runner: FakeRunner) -> None:
     hold(engine, runner)
-    taken = [engine.submit(request(number)) for number in range(4)]
+    taken = [generate(engine, request(number)) for number in range(4)]
     with pytest.raises(Overloaded, match="4 requests are waiting") as error:
-        engine.submit(request())
+        generate(engine, request())
     assert error.value.retry_after_s >= 1
     runner.gate.set()
     assert len([future.result(PATIENCE_S) for future in taken]) == 4
@@ -38,16 +38,18 @@ def test_one_request_too_many_is_told_when_to_come_back(engine: Engine, runner: 
 
 def test_a_wait_that_would_be_too_long_is_refused_at_once(runner: FakeRunner) -> None:
     """With the time to come back; the limit is on the time of waiting, not on the number of requests."""
-    limits = config(max_batch_size=1, max_latency_ms=50)
-    engine = Engine(runner, limits)  # type: ignore[arg-type]
-    first = engine.submit(request(1))  # nothing is known yet: it is taken
+    limits = config(max_batch_size=1, max_latency_ms=1000)
+    engine = Engine(runner, limits, clock=runner.clock)
+    first = generate(engine, request(1))  # nothing is known yet: it is taken
     first.result(PATIENCE_S)
     hold(engine, runner)
-    time.sleep(0.5)  # so long takes a request here
+    steps = len(runner.events)
+    wait_until(lambda: len(runner.events) > steps + 1)  # so that the estimate's time runs
+    runner.clock.now += 5.0  # so long takes a request here
     runner.gate.set()
-    engine.submit(request(2)).result(PATIENCE_S)
+    generate(engine, request(2)).result(PATIENCE_S)
     hold(engine, runner)
-    with pytest.raises(Overloaded, match=r"would wait for .* 0\.05 s are allowed") as error:
+    with pytest.raises(Overloaded, match=r"would wait for .* 1 s are allowed") as error:
         engine.check_load(10)
     assert error.value.retry_after_s >= 1
     runner.gate.set()
@@ -55,12 +57,12 @@ def test_a_wait_that_would_be_too_long_is_refused_at_once(runner: FakeRunner) ->
 
 
 def test_what_encoding_takes_counts_for_the_wait(runner: FakeRunner) -> None:
-    """Also while few come, each after the former's answer: then nothing else says what a request costs."""
+    """Also where each request comes after the answer before it, so that nothing else tells what one costs."""
     runner.parts, runner.part_s = 4, 0.05
     limits = config(max_batch_size=1, max_latency_ms=1000)
-    engine = Engine(runner, limits)  # type: ignore[arg-type]
+    engine = Engine(runner, limits, clock=runner.clock)
     for number in range(3):
-        engine.submit(request(number)).result(PATIENCE_S)
+        generate(engine, request(number)).result(PATIENCE_S)
     engine.check_load(2)
     with pytest.raises(Overloaded, match=r"would wait for"):
         engine.check_load(20)  # of 0.15 s each
@@ -71,10 +73,10 @@ def test_an_encode_in_parts_lets_the_others_decode_between_them(runner: FakeRunn
     """With no budget at all there is a step after each part."""
     runner.parts, runner.part_s = 4, 0.01
     limits = config(max_batch_size=8, max_encode_batch=1, encode_budget_ms=0.1)
-    engine = Engine(runner, limits)  # type: ignore[arg-type]
+    engine = Engine(runner, limits, clock=runner.clock)
     running = hold(engine, runner)
     runner.events.clear()
-    joining = engine.submit(request(1))
+    joining = generate(engine, request(1))
     wait_until(lambda: len(runner.order) >= 2)
     runner.gate.set()
     assert {future.result(PATIENCE_S).token_ids[1] for future in (running, joining)} == {0, 1}
@@ -84,25 +86,26 @@ def test_an_encode_in_parts_lets_the_others_decode_between_them(runner: FakeRunn
     engine.close()
 
 
-def test_an_encode_that_everybody_has_left_is_broken_off(runner: FakeRunner) -> None:
-    runner.parts, runner.part_s = 1000, 0.005
-    engine = Engine(runner, config())  # type: ignore[arg-type]
-    future = engine.submit(request(1))
+def test_an_encode_whose_requests_are_all_cancelled_is_broken_off(runner: FakeRunner) -> None:
+    runner.parts, runner.permits = 1000, threading.Semaphore(0)
+    engine = Engine(runner, config(), clock=runner.clock)
+    future = generate(engine, request(1))
     wait_until(lambda: "part" in runner.events)
     assert future.cancel()
     runner.parts = 1
-    assert engine.submit(request(2)).result(PATIENCE_S).token_ids[1] == 2
+    runner.permits.release()
+    assert generate(engine, request(2)).result(PATIENCE_S).token_ids[1] == 2
     assert runner.order == [2]
     engine.close()
 
 
-def test_every_request_is_told_to_the_observer_once_with_its_end(runner: FakeRunner) -> None:
+def test_every_request_is_reported_to_the_observer_once_with_its_end(runner: FakeRunner) -> None:
     observer = CountingObserver()
     limits = config(max_batch_size=1, max_queue=3)
-    engine = Engine(runner, limits, observer=observer)  # type: ignore[arg-type]
+    engine = Engine(runner, limits, observer=observer, clock=runner.clock)
     hold(engine, runner)
-    bad, gone = engine.submit(request(POISON_STEP)), engine.submit(request(2))
-    late = engine.submit(request(3, deadline=time.monotonic()))
+    bad, gone = generate(engine, request(POISON_STEP)), generate(engine, request(2))
+    late = generate(engine, request(3, deadline=-1.0))
     wait_until(lambda: observer.endings[FinishReason.DEADLINE] > 0)
     gone.cancel()
     runner.gate.set()
@@ -122,16 +125,16 @@ def test_every_request_is_told_to_the_observer_once_with_its_end(runner: FakeRun
 
 @pytest.mark.parametrize("third", [2, POISON_ENCODE])
 def test_a_request_is_in_one_of_the_gauges_from_its_arrival_to_its_end(
-    runner: FakeRunner, monkeypatch: pytest.MonkeyPatch, third: int
+    runner: FakeRunner, third: int
 ) -> None:
     """Also while it is encoded, in a batch, or alone because the batch failed."""
     observer, all_came = CountingObserver(), threading.Event()
-    monkeypatch.setattr(runner, "prepare", all_came.wait)
+    runner.before = all_came.wait
     runner.gate.clear()
-    runner.parts = 3
+    runner.parts, runner.part_s = 3, 1.0
     limits = config(max_batch_size=4, max_encode_batch=4, encode_budget_ms=0.1)
-    engine = Engine(runner, limits, observer=observer)  # type: ignore[arg-type]
-    futures = [engine.submit(request(number)) for number in (0, 1, third, 3, 4)]
+    engine = Engine(runner, limits, observer=observer, clock=runner.clock)
+    futures = [generate(engine, request(number)) for number in (0, 1, third, 3, 4)]
     all_came.set()
     wait_until(lambda: len(runner.order) == 4)
     runner.gate.set()
@@ -139,7 +142,7 @@ def test_a_request_is_in_one_of_the_gauges_from_its_arrival_to_its_end(
     engine.close()
     sums = [sum(load) for load in observer.loads]
     assert sums[0] == 5
-    assert sums == sorted(sums, reverse=True)  # who leaves one for another is never in none
+    assert sums == sorted(sums, reverse=True)  # a request that goes from one to another is never in none
     assert (1, 4, 0) in observer.loads
     assert observer.loads[-1] == (0, 0, 0)
 
@@ -156,10 +159,10 @@ class CountingObserver(Observer):
         self.endings[ending] += 1
 
 
-def test_requests_share_steps_and_never_wait_for_each_other(runner: FakeRunner) -> None:
+def test_requests_share_steps_and_do_not_wait_for_each_other(runner: FakeRunner) -> None:
     """Those that come while one is decoded join it, and all end in the same step."""
-    engine = Engine(runner, config(max_batch_size=8, max_encode_batch=8))  # type: ignore[arg-type]
-    futures = [hold(engine, runner), *(engine.submit(request(number)) for number in (1, 2, 3))]
+    engine = Engine(runner, config(max_batch_size=8, max_encode_batch=8))
+    futures = [hold(engine, runner), *(generate(engine, request(number)) for number in (1, 2, 3))]
     wait_until(lambda: len(runner.order) >= 4)
     runner.gate.set()
     assert [future.result(PATIENCE_S).token_ids[1] for future in futures] == [0, 1, 2, 3]
@@ -169,6 +172,6 @@ def test_requests_share_steps_and_never_wait_for_each_other(runner: FakeRunner) 
 
 def test_what_does_not_fit_the_model_is_refused_at_once(engine: Engine) -> None:
     with pytest.raises(RequestError, match=r"11 tokens .* at most 10 fit"):
-        engine.submit(request(prompt_ids=tuple(range(11))))
+        generate(engine, request(prompt_ids=tuple(range(11))))
     with pytest.raises(RequestError, match="max_new_tokens is 101"):
-        engine.submit(request(options=replace(OPTIONS, max_new_tokens=101)))
+        generate(engine, request(options=replace(OPTIONS, max_new_tokens=101)))

@@ -1,57 +1,46 @@
-"""Who of those that wait has gone: found as by looking at each of them, without looking at each of them."""
+"""Which requests were cancelled or expired: found as by looking at each of them, without looking at each."""
 
 from __future__ import annotations
 
 import gc
 import random
-import time
-from concurrent.futures import Future
-from dataclasses import dataclass
 from weakref import ref
 
 import numpy as np
 import pytest
-from fake_runner import request
+from fake_runner import Clock, request
 
-from florence.engine.entry import Entry
 from florence.engine.pending import Pending
+from florence.engine.sequence import SequenceState
 from florence.errors import Closed
 
 
-def entry(deadline: float | None = None) -> Entry:
-    return Entry(request(1, deadline=deadline), Future())
+def sequence(deadline: float | None = None) -> SequenceState:
+    return SequenceState(request(1, deadline=deadline))
 
 
-@dataclass
-class Clock:
-    """Stands still unless it is moved."""
-
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_the_gone_are_those_that_looking_at_everyone_would_find() -> None:
-    """Thousands of turns in which requests come, are cancelled, end, and run out of time, at random."""
+def test_a_look_finds_what_looking_at_each_request_would() -> None:
+    """Thousands of turns in which requests come, are cancelled, end, and expire, at random."""
     dice, clock = random.Random(3), Clock()
-    pending, waiting = Pending(clock), set[Entry]()
+    pending, waiting = Pending(clock), set[SequenceState]()
     found = 0
     for _ in range(3000):
         clock.now += dice.random()
         for _ in range(dice.randint(0, 2)):
-            new = entry(dice.choice([None, clock.now + 30 * dice.random()]))
+            new = sequence(dice.choice([None, clock.now + 30 * dice.random()]))
             pending.add(new)
             waiting.add(new)
         some = dice.sample(sorted(waiting, key=id), min(2, len(waiting)))
         if some and dice.random() < 0.3:
-            some[0].future.cancel()
+            some[0].cancel()
         elif some and dice.random() < 0.9:
             pending.remove(some[-1])
             waiting.remove(some[-1])
-            some[-1].settle(Closed("enough"))
-        expected = {one for one in waiting if one.future.cancelled() or clock.now > one.deadline}
-        assert pending.gone() == expected
+            some[-1].complete(Closed("enough"))
+            if dice.random() < 0.3:
+                some[-1].cancel()  # too late
+        expected = {one for one in waiting if one.cancelled or clock.now > one.deadline}
+        assert pending.cancelled_or_expired() == expected
         for one in expected:
             pending.remove(one)
         waiting -= expected
@@ -60,51 +49,53 @@ def test_the_gone_are_those_that_looking_at_everyone_would_find() -> None:
     assert found > 300
 
 
-def test_while_nobody_goes_nobody_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_none_is_cancelled_or_expires_none_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many wait; one scan when a deadline has passed, and then none until the next one has."""
     looks = 0
 
-    def deadline(self: Entry) -> float:
+    def deadline(self: SequenceState) -> float:
         nonlocal looks
         looks += 1
         assert self.request.deadline is not None
         return self.request.deadline
 
-    monkeypatch.setattr(Entry, "deadline", property(deadline))
+    monkeypatch.setattr(SequenceState, "deadline", property(deadline))
     clock = Clock()
     pending = Pending(clock)
-    entries = [entry(10.0 + number) for number in range(1000)]
-    for one in entries:
+    sequences = [sequence(10.0 + number) for number in range(1000)]
+    for one in sequences:
         pending.add(one)
     looks = 0
-    assert [pending.gone() for _ in range(100)] == [set()] * 100
-    entries[500].future.cancel()
-    assert pending.gone() == {entries[500]}
-    pending.remove(entries[500])
+    assert [pending.cancelled_or_expired() for _ in range(100)] == [set()] * 100
+    sequences[500].cancel()
+    assert pending.cancelled_or_expired() == {sequences[500]}
+    pending.remove(sequences[500])
     assert looks == 0
     clock.now = 10.5
-    assert pending.gone() == {entries[0]}
-    pending.remove(entries[0])
+    assert pending.cancelled_or_expired() == {sequences[0]}
+    pending.remove(sequences[0])
     assert 0 < looks <= 2000
     looks = 0
-    assert [pending.gone() for _ in range(100)] == [set()] * 100
+    assert [pending.cancelled_or_expired() for _ in range(100)] == [set()] * 100
     assert looks == 0
 
 
-def test_a_future_that_is_kept_keeps_no_request() -> None:
-    """Nor needs Python's collector of cycles, which comes seldom, and pictures are large."""
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_request_that_has_its_outcome_is_not_kept(cancelled: bool) -> None:
+    """Not until Python's collector of cycles comes, which is seldom, and pictures are large; nor until the
+    next look, which an idle engine does not take."""
     gc.collect()
     gc.disable()
     try:
         pixels = np.zeros((32, 32, 3), np.uint8)
-        kept, pending = ref(pixels), Pending(time.monotonic)
-        one = Entry(request(pixels=pixels, deadline=1.0), Future())
-        future = one.future
+        kept, pending = ref(pixels), Pending(Clock())
+        one = SequenceState(request(pixels=pixels, deadline=1.0))
         pending.add(one)
+        if cancelled:
+            one.cancel()
         pending.remove(one)
-        one.settle(Closed("enough"))
+        one.complete(Closed("enough"))
         del one, pixels
-        assert future.done()
         assert kept() is None
     finally:
         gc.enable()

@@ -27,6 +27,7 @@ from florence.engine.request import GenerationOptions, Request
 from florence.model.caches import Caches
 from florence.model.chunks import Chunks, run_to_end, waiting
 from florence.model.florence2 import Florence2Model
+from florence.runtime.futures import generate
 
 PICTURE_TOKENS, PROMPT_ROOM, PATIENCE_S = 5, 30, 60
 
@@ -66,7 +67,7 @@ def test_a_step_between_two_parts_of_an_encode_spoils_nothing(
     )
     expected = [alone(runner, request(seed, least=12)) for seed in range(6)]
     with engine(runner, max_encode_batch=2, encode_budget_ms=0.1) as running:
-        futures = [running.submit(request(number % 6, least=12)) for number in range(30)]
+        futures = [generate(running, request(number % 6, least=12)) for number in range(30)]
         for number, future in enumerate(futures):
             assert future.result(PATIENCE_S).token_ids == expected[number % 6]
 
@@ -80,7 +81,7 @@ def test_one_that_fills_its_room_runs_along_for_a_step_and_writes_nothing(
     runner = Runner(model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=12, recorder=recorder, late=True)
     asked = [request(0, most=12, least=12), request(1, most=12), request(2, most=12, least=12)] * 3
     with engine(runner) as running:
-        futures = [running.submit(each) for each in asked]
+        futures = [generate(running, each) for each in asked]
         for each, future in zip(asked, futures, strict=True):
             assert future.result(PATIENCE_S).token_ids == alone(runner, each)
 
@@ -117,7 +118,7 @@ def test_old_buffers_go_before_new_ones_are_made_and_steps_are_recorded_again(
     assert recorder.resets == 1
     assert recorded_beams(runner) == prepared
     with engine(runner) as running:
-        assert running.submit(request(1)).result(PATIENCE_S).token_ids == expected
+        assert generate(running, request(1)).result(PATIENCE_S).token_ids == expected
 
 
 @pytest.mark.parametrize("beams", [1, 3, 8])
@@ -154,7 +155,7 @@ def test_shapes_beyond_the_most_run_unrecorded_and_give_the_same(
     runner = Runner(model, 8, picture_tokens=PICTURE_TOKENS, recorder=SharedPool(), late=True)
     asked = [request(number % 6, beams=1 + number % 5) for number in range(16)]
     with engine(runner, max_encode_batch=3) as running:
-        futures = [running.submit(each) for each in asked]
+        futures = [generate(running, each) for each in asked]
         for each, future in zip(asked, futures, strict=True):
             assert future.result(PATIENCE_S).token_ids == alone(runner, each)
     assert isinstance(runner._steps, BucketSteps)

@@ -25,6 +25,7 @@ from florence.errors import (
     SettingsError,
     TaskError,
 )
+from florence.types.options import GenerationParameters
 from florence.types.results import Detections, Text
 from florence.types.tasks import TASKS, Input, Kind, Task
 
@@ -225,6 +226,7 @@ def test_many_tasks_on_one_picture_see_it_once_and_answer_as_one_by_one(
         ({"num_beams": 9}, OptionError, "num_beams must be an integer from 1 to 8"),
         ({"temperature": 1.0}, OptionError, "unknown option 'temperature'"),
         ({"timeout_s": 0}, OptionError, "timeout_s must be"),
+        ({"parameters": GenerationParameters(), "num_beams": 2}, OptionError, "leave out num_beams"),
         ({"region": (1, 2, 3, 4)}, TaskError, "takes no"),
         ({"text": "a", "region": (1, 2, 3, 4)}, TaskError, "both text and region"),
     ],
@@ -244,6 +246,17 @@ def test_options_change_the_generation(library: Florence2, picture: Path) -> Non
     greedy = library.run(picture, "<CAPTION>", num_beams=1, max_new_tokens=20)
     wide = library.run(picture, "<CAPTION>", num_beams=5, max_new_tokens=20)
     assert greedy.token_ids != wide.token_ids
+
+
+def test_options_may_come_as_one_validated_object(library: Florence2, picture: Path) -> None:
+    """With the same answers as single options; a stream takes one beam unless the object says otherwise."""
+    parameters = GenerationParameters(num_beams=2, max_new_tokens=6)
+    single = library.run(picture, "<CAPTION>", num_beams=2, max_new_tokens=6)
+    assert library.run(picture, "<CAPTION>", parameters=parameters).token_ids == single.token_ids
+    with library.stream(picture, "<CAPTION>", parameters=GenerationParameters(max_new_tokens=6)) as stream:
+        assert list(stream)
+    with pytest.raises(OptionError, match="num_beams=1"):
+        next(library.stream(picture, "<CAPTION>", parameters=parameters))
 
 
 def test_info_says_what_runs(library: Florence2, goldens: Goldens) -> None:

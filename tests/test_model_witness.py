@@ -20,6 +20,7 @@ from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
+from florence.runtime.futures import generate
 from florence.runtime.loading import cpu_kernel
 
 SIDES = {"tiny": 64, "base": 768}  # of a picture, pixels
@@ -151,7 +152,7 @@ def test_the_engine_gives_transformers_ids_at_real_sizes(pair_of: PairOf) -> Non
         runner,
         EngineConfig(max_batch_size=4, encode_budget_ms=1, max_new_tokens=100, max_prompt_tokens=100),
     )
-    answers = [future.result() for future in [engine.submit(each) for each in asked]]
+    answers = [future.result() for future in [generate(engine, each) for each in asked]]
     engine.close()
     for each, answer in zip(asked, answers, strict=True):
         assert list(answer.token_ids) == native_ids(native, model, each)

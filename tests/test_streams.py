@@ -11,6 +11,7 @@ import pytest
 
 from florence import Florence2
 from florence.errors import DeadlineExceeded, OptionError, TaskError
+from florence.runtime.futures import generate
 from florence.runtime.streaming import TextStreamer
 from florence.types.options import GenerationParameters
 
@@ -36,7 +37,7 @@ def test_the_pieces_are_the_answers_text(library: Florence2, picture: Path, task
 
 
 def test_pieces_come_while_the_answer_is_not_there(library: Florence2, picture: Path) -> None:
-    """The first one is told before the last token is decided: nobody could cancel afterwards."""
+    """The first one comes before the last token is decided: no cancel could succeed afterwards."""
     with library.stream(picture, "<CAPTION>", max_new_tokens=800, min_new_tokens=800) as stream:
         assert next(stream)
     with pytest.raises(CancelledError):
@@ -45,14 +46,14 @@ def test_pieces_come_while_the_answer_is_not_there(library: Florence2, picture: 
         list(stream)
 
 
-def test_all_pieces_are_told_before_the_answer(library: Florence2, picture: Path) -> None:
-    """Also where others are answered at the same time."""
-    told: list[list[str]] = [[] for _ in range(6)]
+def test_all_pieces_come_before_the_answer(library: Florence2, picture: Path) -> None:
+    """Also where other requests are answered at the same time."""
+    received: list[list[str]] = [[] for _ in range(6)]
     futures = [
         library.submit(picture, "<CAPTION>", num_beams=1, max_new_tokens=MOST, on_text=pieces.append)
-        for pieces in told
+        for pieces in received
     ]
-    for pieces, future in zip(told, futures, strict=True):
+    for pieces, future in zip(received, futures, strict=True):
         answer = future.result(PATIENCE_S)
         assert "".join(pieces) == spoken(answer.raw_text)
 
@@ -81,19 +82,21 @@ def test_on_text_without_asking_for_one_beam_is_refused(library: Florence2, pict
 
 
 @pytest.mark.parametrize("least", [0, 12])
-def test_each_token_is_told_as_it_is_decided(library: Florence2, picture: Path, least: int) -> None:
+def test_on_token_gets_each_token_as_it_is_decided(library: Florence2, picture: Path, least: int) -> None:
     """By the engine, in its thread: the forced first and last ones and EOS too, the given start token not."""
-    told: list[tuple[int, str]] = []
+    received: list[tuple[int, str]] = []
 
     def on_token(token_id: int) -> None:
-        told.append((token_id, threading.current_thread().name))
+        received.append((token_id, threading.current_thread().name))
 
     parameters = GenerationParameters(num_beams=1, max_new_tokens=12, min_new_tokens=least)
-    prepared = library._pipeline.prepare(picture, "<CAPTION>", None, parameters, on_token=on_token)
-    generation = library._engine.submit(prepared.request).result(PATIENCE_S)
-    assert tuple(token_id for token_id, _ in told) == generation.token_ids[1:]
+    pipeline = library._pipeline
+    checked = pipeline.check("<CAPTION>", None, parameters, streamed=True)
+    prepared = pipeline.prepare(checked, pipeline.read(picture), on_token=on_token)
+    generation = generate(library._engine, prepared.request).result(PATIENCE_S)
+    assert tuple(token_id for token_id, _ in received) == generation.token_ids[1:]
     assert generation.token_ids[-1] == 2
-    assert {name for _, name in told} == {"florence-engine"}
+    assert {name for _, name in received} == {"florence-engine"}
 
 
 class AtOnce(Executor):
@@ -115,12 +118,12 @@ class Letters:
         return "z"
 
 
-def test_a_callback_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_fails_is_called_no_more(caplog: pytest.LogCaptureFixture) -> None:
     """And its failure is in the log, once."""
-    told = []
+    received = []
 
     def on_text(text: str) -> None:
-        told.append(text)
+        received.append(text)
         if text == "b":
             raise ZeroDivisionError("on b")
 
@@ -128,7 +131,7 @@ def test_a_callback_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture)
     for token_id in range(4):
         streamer.on_token(token_id)
     streamer.end()
-    assert told == ["a", "b"]
+    assert received == ["a", "b"]
     assert caplog.text.count("ZeroDivisionError: on b") == 1
 
 
@@ -146,4 +149,4 @@ def test_an_answer_is_not_lost_to_a_callback_that_fails(
         future = library.submit(picture, "<CAPTION>", num_beams=1, max_new_tokens=4, on_text=on_text)
         assert future.result(PATIENCE_S).finish_reason == "length"
     assert seen.is_set()
-    assert "told no more" in caplog.text
+    assert "called no more" in caplog.text

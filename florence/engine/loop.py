@@ -1,13 +1,13 @@
-"""The engine thread: owns the device, takes requests from a bounded queue, settles a future for each.
+"""The engine's thread: it owns the device, takes requests from a bounded queue, and gives each one outcome.
 
-Continuous batching at the grain of one decode step: a request joins the others as soon as there is room,
-leaves at its own end, and is freed at the next step when its future is cancelled or its deadline passes.
-Knows requests and futures; what runs on the device is the runner's, who runs when is the scheduler's.
+Continuous batching (Orca, OSDI 2022) at the grain of one decode step: a request joins the batch as soon as
+there is room, leaves at its own end, and is dropped at the next step when it is cancelled or expires. The
+runner decides how the device works, the scheduler which requests run when. Imports no torch.
 
-A fault of one request fails it alone. A step that fails fails all that were in it, since what the device
-holds can't be trusted any more; the engine is not ready while it builds its buffers anew, and goes on. So it
-does when request after request can't be encoded. When building fails, or nothing succeeds any more, it is
-*broken*: it fails everybody, takes nobody, and says so to whoever supervises it.
+A fault of one request fails it alone. A step that fails fails all requests in it, since what the device holds
+can't be trusted any more; the engine is not ready while it makes new buffers, and goes on. It does the same
+when several encodes of single requests fail one after another. When that fails too, or no step succeeds any
+more, the engine is *broken*: it fails all requests, takes no more, and calls `on_broken`.
 """
 
 from __future__ import annotations
@@ -16,58 +16,62 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-
-import torch
+from collections.abc import Callable, Iterable
+from dataclasses import astuple
+from typing import TYPE_CHECKING
 
 from florence.engine.admission import check_tokens, refusal
 from florence.engine.config import EngineConfig
-from florence.engine.device.reference import Hypothesis
-from florence.engine.device.runner import Runner
-from florence.engine.entry import Encoding, Entry, fault_of, stopped
-from florence.engine.observer import FinishReason, Observer
+from florence.engine.faults import fault_of, stopped
+from florence.engine.observer import EngineSnapshot, FinishReason, Observer
 from florence.engine.pending import Pending
 from florence.engine.request import Generation, Request
-from florence.engine.scheduler import Pace, Scheduler
-from florence.engine.sequence import SequenceState
+from florence.engine.runner import StepRunner
+from florence.engine.scheduler import Scheduler, ThroughputEstimate
+from florence.engine.sequence import EncodeBatch, OnDone, Phase, SequenceState
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
+
+if TYPE_CHECKING:
+    from florence.engine.device.reference import Hypothesis
 
 log = logging.getLogger(__name__)
 
-MOST_FAULTS = 3
-"""Encodes of one request that may fail one after another before the engine is built anew; and how often it
-may have to be, no step between succeeding, before it gives up."""
+MAX_FAULTS = 3
+"""Encodes of one request that may fail one after another before the buffers are made anew; and how often that
+may happen, no step between succeeding, before the engine gives up."""
 
 
 class Engine:
     """Serves requests on one device from one thread of its own.
 
-    `on_broken` is called once, on the engine's thread, when it gives up.
+    `on_broken` is called once, on the engine's thread, when it gives up. `clock`: seconds, for deadlines and
+    budgets.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        runner: StepRunner,
         config: EngineConfig,
         *,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._config = config
         self._observer = observer or Observer()
         self._on_broken = on_broken
-        self._scheduler: Scheduler[Entry] = Scheduler(config)
-        self._encoding: Encoding | None = None
-        self._alone: deque[Entry] = deque()  # to be encoded one by one: an encode of them together failed
-        self._active: list[Entry] = []
+        self._clock = clock
+        self._scheduler: Scheduler[SequenceState] = Scheduler(config)
+        self._encoding: EncodeBatch | None = None
+        self._retries: deque[SequenceState] = deque()  # encoded one by one: an encode of them together failed
+        self._decoding: list[SequenceState] = []
         self._changed = threading.Condition()
-        self._pending = Pending(time.monotonic)  # all that came and have no outcome yet
+        self._pending = Pending(clock)
         self._closing = self._aborting = self._recovering = False
         self._error: Exception | None = None  # what broke the engine
         self._faults = self._encode_faults = 0
-        self._pace = Pace()
+        self._throughput = ThroughputEstimate(clock)
         self._thread = threading.Thread(target=self._serve, name="florence-engine", daemon=True)
         self._thread.start()
 
@@ -86,36 +90,44 @@ class Engine:
         """Requests that may wait."""
         return self._config.max_queue
 
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue; those being encoded or decoded are not counted."""
-        return len(self._scheduler)
+    def snapshot(self) -> EngineSnapshot:
+        """How many requests are in the engine now. In any thread."""
+        batch = self._encoding
+        encoding = [*(batch.sequences if batch else ()), *self._retries]
+        return EngineSnapshot(
+            waiting=len(self._scheduler),
+            encoding=sum(sequence.phase is Phase.ENCODING for sequence in encoding),
+            decoding=len(self._decoding),
+        )
 
-    def submit(self, request: Request) -> Future[Generation]:
-        """Queue `request`. Cancelling the future frees its place at the next step.
+    def submit(self, request: Request, on_done: OnDone) -> SequenceState:
+        """Queue `request`; its `cancel` frees its slot at the next step.
+
+        `on_done` gets a `Generation`, or `DeadlineExceeded`, `EngineError` or `Closed`, or `ClientLeft` after
+        a cancel; perhaps before `submit` returns.
 
         Raises `Overloaded` when the queue is full or the wait would be longer than `max_latency_ms`, `Closed`
         after `close` and while the engine is not ready, `RequestError` for a prompt or an output longer than
-        this engine has room for. The future raises `DeadlineExceeded`, `EngineError` or `Closed`.
+        this engine has room for.
         """
         check_tokens(self._config, len(request.prompt_ids), request.options.max_new_tokens)
-        entry = Entry(request, Future())
+        sequence = SequenceState(request, on_done=on_done, arrived_s=self._clock())
         with self._changed:
             if self.alive and self._recovering:
                 raise Closed("the engine restarts; come back")
             if not self.ready:
                 raise stopped(self._error)
             self.check_load(len(self._scheduler))
-            self._scheduler.add(entry)
-            self._pending.add(entry)
+            self._scheduler.add(sequence)
+            self._pending.add(sequence)
             self._changed.notify()
-        return entry.future
+        return sequence
 
     def check_load(self, waiting: int) -> None:
         """Raise `Overloaded`, with the time to come back, if one more request behind `waiting` others is one
         too many."""
-        # While few come, answers are far apart for other reasons, and only encoding says what one costs.
-        wait_s = max(self._pace.seconds_for(waiting), waiting * self._scheduler.encode_s)
+        # With few requests, answers are far apart for other reasons, and only encoding tells the cost of one.
+        wait_s = max(self._throughput.seconds_for(waiting), waiting * self._scheduler.encode_s)
         refused = refusal(self._config, waiting, wait_s)
         if refused is not None:
             self._observer.ended(FinishReason.REFUSED)
@@ -138,13 +150,11 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            if self._config.threads:
-                torch.set_num_threads(self._config.threads)  # of this thread only
-            self._runner.prepare()
+            self._runner.prepare(self._config.threads)
             while self._wait_for_work():
-                self._drop_abandoned()
+                self._drop_unwanted()
                 self._encode()
-                if self._active:
+                if self._decoding:
                     self._step()
         except Exception as error:
             log.critical("the engine is broken", exc_info=error)
@@ -153,7 +163,7 @@ class Engine:
             self._end()
 
     def _end(self) -> None:
-        """Nobody is left waiting, whatever ended the thread; if it was an error, the supervisor is told."""
+        """Fail what is left, whatever ended the thread; if it was an error, call `on_broken`."""
         with self._changed:
             self._closing = self._aborting = True
             left = list(self._pending)
@@ -167,176 +177,170 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the thread shall end."""
         with self._changed:
-            busy = self._active or self._encoding or self._alone
+            busy = self._decoding or self._encoding or self._retries
             if not busy and not len(self._scheduler):
-                self._tell_load()
-                self._pace.rest()
+                self._report_load()
+                self._throughput.rest()
                 self._changed.wait_for(lambda: len(self._scheduler) or self._closing)
-            self._tell_load()
+            self._report_load()
             return bool(busy or len(self._scheduler))
 
-    def _tell_load(self) -> None:
-        encoding = (*self._encoding.entries, *self._alone) if self._encoding else self._alone
-        count = sum(entry in self._pending for entry in encoding)
-        self._observer.load(len(self._scheduler), count, len(self._active))
+    def _report_load(self) -> None:
+        self._observer.load(*astuple(self.snapshot()))
 
-    def _drop_abandoned(self) -> None:
-        """Free the places of those whose callers have gone, or whose time is up; of everybody when it is
-        time to end. What is being encoded goes on while one of its requests is left."""
+    def _drop_unwanted(self) -> None:
+        """End requests that were cancelled or expired, all of them when it is time to abort. An encode goes
+        on while one of its requests is left."""
         with self._changed:
-            gone = set(self._pending) if self._aborting else self._pending.gone()
-            if not gone:
+            unwanted = set(self._pending) if self._aborting else self._pending.cancelled_or_expired()
+            if not unwanted:
                 return
-            self._scheduler.remove(gone.__contains__)
-        self._let_go(gone)
-        self._active = [entry for entry in self._active if entry in self._pending]
-        if self._encoding and not any(entry in self._pending for entry in self._encoding.entries):
+            self._scheduler.remove(unwanted)
+        for sequence in unwanted:
+            if sequence.phase is Phase.DECODING:
+                self._runner.drop(sequence)
+            if self._aborting:
+                self._fail([sequence], stopped(), FinishReason.CLOSED)
+            else:
+                late = DeadlineExceeded("the request was not finished in the time given for it")
+                self._fail([sequence], late, FinishReason.DEADLINE)
+        self._decoding = [sequence for sequence in self._decoding if sequence.phase is Phase.DECODING]
+        if self._encoding and self._encoding.is_done:
             self._encoding.parts.close()
             self._encoding = None
 
-    def _let_go(self, entries: Iterable[Entry]) -> None:
-        """Free the places of abandoned requests and say why."""
-        for entry in entries:
-            if entry.sequence is not None:
-                self._runner.drop(entry.sequence)
-            if self._aborting:
-                self._fail([entry], stopped(), FinishReason.CLOSED)
-            else:
-                late = DeadlineExceeded("the request was not finished in the time given for it")
-                self._fail([entry], late, FinishReason.DEADLINE)
-
     def _encode(self) -> None:
-        """Encode those who wait, for as long as those who are being decoded can spare."""
-        started = time.monotonic()
-        while time.monotonic() - started < self._scheduler.budget_s(len(self._active)):
+        """Encode waiting requests, within the budget that those in the decode batch leave."""
+        started = self._clock()
+        while self._clock() - started < self._scheduler.budget_s(len(self._decoding)):
             if self._encoding is None:
                 taken = self._take()
                 if not taken:
                     return
                 self._encoding = self._begin(taken)
-            self._tell_load()
+            self._report_load()
             self._encode_part(self._encoding)
-            self._drop_abandoned()
+            self._drop_unwanted()
 
-    def _take(self) -> list[Entry]:
-        """Those to encode next."""
-        while self._alone:
-            if (entry := self._alone.popleft()) in self._pending:
-                return [entry]
+    def _take(self) -> list[SequenceState]:
+        """The requests to encode next."""
+        while self._retries:
+            if (sequence := self._retries.popleft()).phase is not Phase.DONE:
+                return [sequence]
         with self._changed:
-            return self._scheduler.take(len(self._active), self._fits)
+            return self._scheduler.take(len(self._decoding), self._fits)
 
-    def _fits(self, entries: Iterable[Entry]) -> int:
-        return self._runner.slots.fits(entry.request.options.num_beams for entry in entries)
+    def _fits(self, sequences: Iterable[SequenceState]) -> int:
+        return self._runner.slots.fits(sequence.request.options.num_beams for sequence in sequences)
 
-    def _begin(self, entries: list[Entry]) -> Encoding:
-        started = time.monotonic()
-        for entry in entries:
-            entry.taken = entry.taken or started
-        parts = self._runner.encode_parts([entry.request for entry in entries])
-        return Encoding(entries, parts, self._runner.features.misses)
+    def _begin(self, sequences: list[SequenceState]) -> EncodeBatch:
+        started = self._clock()
+        for sequence in sequences:
+            if sequence.phase is Phase.WAITING:
+                sequence.phase, sequence.taken_s = Phase.ENCODING, started
+        return EncodeBatch(sequences, self._runner.encode_parts(sequences))
 
-    def _encode_part(self, encoding: Encoding) -> None:
+    def _encode_part(self, batch: EncodeBatch) -> None:
         """One part of an encode."""
-        started = time.monotonic()
+        started = self._clock()
         try:
-            next(encoding.parts)
+            next(batch.parts)
         except StopIteration as end:
             self._encoding = None
-            encoding.seconds += time.monotonic() - started
-            self._join(encoding, end.value)
-        except Exception as error:  # noqa: BLE001  (logged, and told to its callers)
+            batch.seconds += self._clock() - started
+            self._join(batch, end.value)
+        except Exception as error:  # noqa: BLE001  (logged, and the outcome of its requests)
             self._encoding = None
-            self._encode_failed(encoding.entries, error)
+            self._encode_failed(batch.sequences, error)
         else:
-            encoding.seconds += time.monotonic() - started
+            batch.seconds += self._clock() - started
 
-    def _encode_failed(self, entries: list[Entry], error: Exception) -> None:
-        """Requests that failed together are encoded one by one: a bad one must not take its neighbours
-        along."""
-        if len(entries) > 1:
-            self._alone.extend(entries)
+    def _encode_failed(self, sequences: list[SequenceState], error: Exception) -> None:
+        """Requests that failed together are encoded again one by one: a bad one must fail alone."""
+        if len(sequences) > 1:
+            self._retries.extend(sequences)
             return
         log.error("a request failed while it was encoded", exc_info=error)
-        self._fail(entries, fault_of(error), FinishReason.FAULT)
+        self._fail(sequences, fault_of(error), FinishReason.FAULT)
         self._encode_faults += 1
-        if self._encode_faults == MOST_FAULTS:
+        if self._encode_faults == MAX_FAULTS:
             self._recover(error)
 
-    def _join(self, encoding: Encoding, sequences: Sequence[SequenceState]) -> None:
-        """Those who are encoded are decoded from now on, but for those who have gone meanwhile."""
-        for entry, sequence in zip(encoding.entries, sequences, strict=True):
-            if entry not in self._pending:
+    def _join(self, batch: EncodeBatch, pictures: int) -> None:
+        """Move encoded requests into the decode batch, except those that ended meanwhile."""
+        for sequence in batch.sequences:
+            if sequence.phase is Phase.DONE:
                 self._runner.drop(sequence)
                 continue
-            entry.encoded, entry.sequence = time.monotonic(), sequence
-            self._active.append(entry)
+            sequence.phase, sequence.encoded_s = Phase.DECODING, self._clock()
+            self._decoding.append(sequence)
         self._encode_faults = 0
-        pictures = self._runner.features.misses - encoding.pictures_before
-        self._scheduler.encoded(len(sequences), encoding.seconds)
-        self._observer.encoded(len(sequences), pictures, encoding.seconds)
+        self._scheduler.encoded(len(batch.sequences), batch.seconds)
+        self._observer.encoded(len(batch.sequences), pictures, batch.seconds)
 
     def _step(self) -> None:
-        """One token for everyone who is being decoded; those who are done get their answers."""
-        sequences = [entry.sequence for entry in self._active if entry.sequence]
-        moved = [sequence for sequence in sequences if not sequence.ended]
-        started = time.monotonic()
+        """One decode step for the whole batch; finished requests get their outcomes."""
+        moved = [sequence for sequence in self._decoding if not sequence.ended]
+        started = self._clock()
         try:
-            outcomes = dict(self._runner.step(sequences))
+            outcomes = self._runner.step(self._decoding)
         except Exception as error:
-            log.error("a decode step failed with %d requests", len(self._active), exc_info=error)
+            log.error("a decode step failed with %d requests", len(self._decoding), exc_info=error)
             self._recover(error)
             return
-        if moved:  # those that have ended only wait for their answers
+        if moved:  # those whose search is done only wait for their answers
             rows = sum(len(sequence.slot.rows) for sequence in moved)
-            self._observer.stepped(len(moved), rows, time.monotonic() - started)
+            self._observer.stepped(len(moved), rows, self._clock() - started)
         self._scheduler.stepped()
         self._faults = 0
-        ended = [entry for entry in self._active if entry.sequence in outcomes]
-        self._active = [entry for entry in self._active if entry not in ended]
-        for entry, sequence in ((entry, entry.sequence) for entry in ended if entry.sequence):
-            self._finish(entry, sequence, outcomes[sequence])
-        self._pace.finished(len(ended))
+        for sequence, outcome in outcomes:
+            self._finish(sequence, outcome)
+        if outcomes:
+            self._decoding = [sequence for sequence in self._decoding if sequence.phase is Phase.DECODING]
+        self._throughput.finished(len(outcomes))
 
-    def _finish(self, entry: Entry, sequence: SequenceState, outcome: Hypothesis | FlorenceError) -> None:
+    def _finish(self, sequence: SequenceState, outcome: Hypothesis | FlorenceError) -> None:
         if isinstance(outcome, FlorenceError):
-            self._fail([entry], outcome, FinishReason.FAULT)
+            self._fail([sequence], outcome, FinishReason.FAULT)
             return
+        now = self._clock()
         generation = Generation(
             token_ids=tuple(outcome.token_ids),
             token_logprobs=tuple(outcome.token_logprobs),
             score=outcome.score,
-            finish_reason="length" if self._runner.was_cut(outcome, entry.request) else "stop",
+            finish_reason="length" if self._runner.was_cut(outcome, sequence.request) else "stop",
             picture_tokens=sequence.picture_tokens,
-            timings=entry.timings(),
+            timings=sequence.timings(now),
         )
-        taken = self._settle(entry, generation)
-        ending = FinishReason(generation.finish_reason) if taken else FinishReason.CANCELLED
-        self._observer.ended(ending, len(generation.token_logprobs), entry.queue_s)
+        wanted = self._complete(sequence, generation)
+        ending = FinishReason(generation.finish_reason) if wanted else FinishReason.CANCELLED
+        self._observer.ended(ending, len(generation.token_logprobs), sequence.queue_s(now))
 
-    def _fail(self, entries: Iterable[Entry], error: FlorenceError, ending: FinishReason) -> None:
-        """Those of them who have no outcome yet; all are told before anything else is done."""
-        told = [(entry, self._settle(entry, error)) for entry in entries if entry in self._pending]
-        for entry, waited in told:
-            self._observer.ended(ending if waited else FinishReason.CANCELLED, queue_s=entry.queue_s)
+    def _fail(self, sequences: Iterable[SequenceState], error: FlorenceError, ending: FinishReason) -> None:
+        """Fail those that have no outcome yet, all of them before anything is reported."""
+        failed = [(one, self._complete(one, error)) for one in sequences if one.phase is not Phase.DONE]
+        now = self._clock()
+        for sequence, wanted in failed:
+            queue_s = sequence.queue_s(now)
+            self._observer.ended(ending if wanted else FinishReason.CANCELLED, queue_s=queue_s)
 
-    def _settle(self, entry: Entry, outcome: Generation | FlorenceError) -> bool:
-        self._pending.remove(entry)
-        return entry.settle(outcome)
+    def _complete(self, sequence: SequenceState, outcome: Generation | FlorenceError) -> bool:
+        self._pending.remove(sequence)
+        return sequence.complete(outcome)
 
     def _recover(self, error: Exception) -> None:
         """Fail those in flight, and start again with new buffers. Raises what the device does, or the error
         itself once it came too often: the engine is broken then."""
         self._recovering = True
-        in_flight, self._active = self._active, []
+        in_flight, self._decoding = self._decoding, []
         if self._encoding is not None:
             self._encoding.parts.close()
-            in_flight += self._encoding.entries
+            in_flight += self._encoding.sequences
             self._encoding = None
         self._fail(in_flight, fault_of(error), FinishReason.FAULT)
         self._faults += 1
         self._encode_faults = 0
-        if self._faults == MOST_FAULTS:
+        if self._faults == MAX_FAULTS:
             raise error
         self._runner.reset()
         self._recovering = False

@@ -1,7 +1,8 @@
-"""What the engine tells whoever counts: batches, times, outcomes. Plain Python: imports no torch."""
+"""What the engine reports, for metrics: batches, times, outcomes. Plain Python: imports no torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -10,11 +11,20 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # the model ended its answer
     LENGTH = "length"  # the answer was cut at max_new_tokens
-    CANCELLED = "cancelled"  # its caller has gone
+    CANCELLED = "cancelled"  # its answer was no longer wanted
     DEADLINE = "deadline"  # not finished in the time given
     FAULT = "fault"  # the request or the device failed
     REFUSED = "refused"  # the queue was full, or the wait too long
     CLOSED = "closed"  # the engine stopped first
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """How many requests wait, are being encoded, and are being decoded: together all that the engine has."""
+
+    waiting: int
+    encoding: int
+    decoding: int
 
 
 class Observer:
@@ -22,15 +32,14 @@ class Observer:
     `ended` for a request that has not come to the engine; must be quick and must not raise."""
 
     def reading(self, change: int) -> None:
-        """The requests whose pictures wait to be read, or are read, are so many more; 1 or -1."""
+        """The number of requests whose pictures are unread or being read changed by 1 or -1."""
 
     def load(self, waiting: int, encoding: int, decoding: int) -> None:
-        """How many requests wait, are being encoded, and are being decoded: together all that the engine has.
-        At each turn of the engine and each part of an encode."""
+        """The numbers of an `EngineSnapshot`, at each turn of the engine and each part of an encode."""
 
     def encoded(self, requests: int, pictures: int, seconds: float) -> None:
-        """Requests were encoded together; `pictures` of theirs went through the tower, the others were
-        remembered."""
+        """Requests were encoded together; `pictures` of theirs went through the tower, the others were in the
+        feature cache."""
 
     def stepped(self, requests: int, rows: int, seconds: float) -> None:
         """One decode step of so many requests with so many beams in all."""

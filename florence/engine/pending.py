@@ -1,58 +1,52 @@
-"""Requests that have no outcome yet, and which of them nobody waits for any more. Imports no torch.
+"""Requests that have no outcome yet, and which of them were cancelled or expired. Imports no torch.
 
-A cancel is noted when it happens, and deadlines are looked at when the first of them has passed: while nobody
-goes, it costs nothing to ask who has gone, however many wait.
+A cancellation is noted when it happens, and deadlines are compared when the earliest has passed: a look costs
+nothing, however many requests wait, while none of them is cancelled or expires.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from math import inf
+from weakref import ref
 
-from florence.engine.entry import Entry
-from florence.engine.request import Generation
+from florence.engine.sequence import SequenceState
 
 
 class Pending:
-    """Not safe for threads, so its owner locks; but futures may be cancelled in any thread, whatever locks
+    """Not safe for threads, so its owner locks; but requests may be cancelled in any thread, whatever locks
     that holds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._entries: dict[Future[Generation], Entry] = {}
-        self._cancelled: deque[Future[Generation]] = deque()
-        self._next_deadline = inf  # no later than the first of theirs
+        self._sequences: dict[SequenceState, None] = {}  # a set in order of arrival
+        self._cancelled: deque[ref[SequenceState]] = deque()
+        self._next_deadline = inf  # no later than the earliest of theirs
 
-    def __contains__(self, entry: Entry) -> bool:
-        return entry.future in self._entries
+    def __iter__(self) -> Iterator[SequenceState]:
+        return iter(self._sequences)
 
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries.values())
+    def add(self, sequence: SequenceState) -> None:
+        """Watch a new request."""
+        self._sequences[sequence] = None
+        self._next_deadline = min(self._next_deadline, sequence.deadline)
+        sequence.cancellations = self._cancelled
 
-    def add(self, entry: Entry) -> None:
-        """Watch over a request that came."""
-        self._entries[entry.future] = entry
-        self._next_deadline = min(self._next_deadline, entry.deadline)
-        entry.future.add_done_callback(self._note)  # not of the entry: futures keep their callbacks
+    def remove(self, sequence: SequenceState) -> None:
+        """Stop watching a request, which gets its outcome now."""
+        self._sequences.pop(sequence, None)
 
-    def remove(self, entry: Entry) -> None:
-        """Forget a request that gets its outcome now."""
-        self._entries.pop(entry.future, None)
-
-    def gone(self) -> set[Entry]:
-        """Those whose callers have gone, and those whose time is up."""
-        gone = set()
+    def cancelled_or_expired(self) -> set[SequenceState]:
+        """Requests that were cancelled since the last look, and those whose deadline has passed."""
+        found = set()
         while self._cancelled:
-            if entry := self._entries.get(self._cancelled.popleft()):
-                gone.add(entry)
+            sequence = self._cancelled.popleft()()
+            if sequence is not None and sequence in self._sequences:
+                found.add(sequence)
         now = self._clock()
         if now > self._next_deadline:
-            gone |= {entry for entry in self if now > entry.deadline}
-            self._next_deadline = min((entry.deadline for entry in self if entry not in gone), default=inf)
-        return gone
-
-    def _note(self, future: Future[Generation]) -> None:
-        if future.cancelled():
-            self._cancelled.append(future)
+            found |= {sequence for sequence in self if now > sequence.deadline}
+            left = (sequence.deadline for sequence in self if sequence not in found)
+            self._next_deadline = min(left, default=inf)
+        return found

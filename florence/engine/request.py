@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """How one request is decoded; everything is decided, nothing left to defaults.
+    """How one request is decoded: the resolved options, without defaults.
 
     `early_stopping`: True stops once `num_beams` hypotheses are finished, False once no open beam can beat
     them as it stands, "never" once none can even at full length (the three meanings of transformers'
@@ -34,7 +34,7 @@ class GenerationOptions:
 
 
 def digest_of(pixels: NDArray[np.uint8]) -> bytes:
-    """What names a picture: pictures with the same digest have the same pixels."""
+    """SHA-256 of the pixels: pictures with the same digest are the same."""
     return sha256(np.ascontiguousarray(pixels).data).digest()
 
 
@@ -43,11 +43,10 @@ class Request:
     """One picture and one prompt.
 
     `pixels`: uint8 [height, width, 3] at the model's input size. `prompt_ids`: with `<s>` and `</s>`.
-    `deadline`: a reading of `time.monotonic()` after which nobody waits for the answer. `digest`: of the
-    pixels, made by whoever makes the request, off the engine's thread (here, if it was not given); requests
-    with the same one share what the tower saw. `on_token`: called on the engine's thread with each token of a
-    request with one beam as soon as it is decided, forced ones and EOS too; it must be quick and must not
-    raise.
+    `deadline`: a reading of the engine's clock (`time.monotonic()`) after which the request fails. `digest`:
+    of the pixels, computed here if it is not given; requests with the same digest share the tower's features.
+    `on_token`: called on the engine's thread with each token of a request with one beam as soon as it is
+    decided, forced ones and EOS too; it must be quick and must not raise.
     """
 
     pixels: NDArray[np.uint8]

@@ -1,52 +1,52 @@
-"""Who is encoded when: the policy of the engine, in plain Python. Imports no torch.
+"""Which requests are encoded when: the policy of the engine, in plain Python. Imports no torch.
 
-Requests are taken in the order of arrival, as many at once as there is room for, so none starves: one that
-needs much room is not overtaken by others that need less. While somebody is decoded, encoding gets a budget
-of time before each decode step, so that new pictures slow those in progress by a bounded amount and never
-stop them. A batch holds as many pictures as that budget suffices for, one at least: where a picture takes
-longer, a batch gains nothing, and its first picture would wait for its last. One that is not full waits a few
-steps for more of them.
+Requests leave the queue in order of arrival, as many at once as there is room for, so none starves: one with
+many beams is not overtaken by others with fewer. While requests are decoded, encoding gets a time budget
+before each decode step, so that new pictures slow down the answers in progress by a bounded amount. An encode
+batch holds as many pictures as fit into that budget, at least one: where one picture takes longer, batching
+gains nothing, and the first picture would wait for the last. A batch that is not full waits a few steps for
+more pictures.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Generic, TypeVar
 
 from florence.engine.config import EngineConfig
 
-EntryT = TypeVar("EntryT")
+RequestT = TypeVar("RequestT")
 
 STEPS_BETWEEN_ENCODES = 4
-"""Decode steps for which an encode batch that is not full waits, while anyone is decoded."""
+"""Decode steps for which an encode batch that is not full waits, while requests are decoded."""
 
-KEPT = 0.9  # of the mean, at each new answer
-KEPT_ENCODE = 0.5  # of the mean, at each encode
+EMA_DECAY = 0.9  # of the mean time between answers, at each answer
+ENCODE_EMA_DECAY = 0.5  # of the mean time of an encode, at each encode
 
 
-class Scheduler(Generic[EntryT]):
+class Scheduler(Generic[RequestT]):
     """A bounded queue, and the decision what to take from it. Not safe for threads: its owner locks."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self._waiting: deque[EntryT] = deque()
+        self._waiting: deque[RequestT] = deque()
         self._steps = STEPS_BETWEEN_ENCODES  # decode steps since the last encode
-        self.encode_s = 0.0  # of one request, a running mean; 0 while nothing is known
+        self.encode_s = 0.0  # of one request, a moving average; 0 while nothing is known
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, entry: EntryT) -> None:
+    def add(self, request: RequestT) -> None:
         """Put a request at the end of the queue."""
-        self._waiting.append(entry)
+        self._waiting.append(request)
 
-    def take(self, decoding: int, fits: Callable[[Iterable[EntryT]], int]) -> list[EntryT]:
-        """The requests to encode now, while `decoding` others are being decoded; none if it is not the
-        time. `fits` says how many of some requests, from the first on, there is room for."""
+    def take(self, decoding: int, fits: Callable[[Iterable[RequestT]], int]) -> list[RequestT]:
+        """Take the requests to encode now, while `decoding` others are decoded; none if it is too early.
+        `fits` says how many of some requests, from the first on, there is room for."""
         room = self.config.max_batch_size - decoding
-        most = self._batch()
+        most = self._full_batch()
         count = min(room, most, len(self._waiting))
         if count < 1 or (count < most and decoding and self._steps < STEPS_BETWEEN_ENCODES):
             return []
@@ -55,7 +55,7 @@ class Scheduler(Generic[EntryT]):
             self._steps = 0
         return [self._waiting.popleft() for _ in range(count)]
 
-    def _batch(self) -> int:
+    def _full_batch(self) -> int:
         """Requests of a full encode batch."""
         most, budget_s = self.config.max_encode_batch, self.config.encode_budget_ms / 1000
         if self.encode_s * most <= budget_s:
@@ -63,9 +63,9 @@ class Scheduler(Generic[EntryT]):
         return max(1, int(budget_s / self.encode_s))
 
     def encoded(self, count: int, seconds: float) -> None:
-        """Say that `count` requests were encoded together in so many seconds."""
+        """Record that `count` requests were encoded together in so many seconds."""
         mean = seconds / count
-        kept = KEPT_ENCODE if self.encode_s else 0.0
+        kept = ENCODE_EMA_DECAY if self.encode_s else 0.0
         self.encode_s = kept * self.encode_s + (1 - kept) * mean
 
     def budget_s(self, decoding: int) -> float:
@@ -73,21 +73,16 @@ class Scheduler(Generic[EntryT]):
         return self.config.encode_budget_ms / 1000 if decoding else float("inf")
 
     def stepped(self) -> None:
-        """Say that one decode step has run."""
+        """Record one decode step."""
         self._steps += 1
 
-    def remove(self, is_abandoned: Callable[[EntryT], bool]) -> list[EntryT]:
-        """Take out of the queue those that nobody waits for any more."""
-        kept: deque[EntryT] = deque()
-        removed: list[EntryT] = []
-        for entry in self._waiting:
-            (removed if is_abandoned(entry) else kept).append(entry)
-        self._waiting = kept
-        return removed
+    def remove(self, unwanted: Collection[RequestT]) -> None:
+        """Take these requests out of the queue, as far as they are in it."""
+        self._waiting = deque(request for request in self._waiting if request not in unwanted)
 
 
-class Pace:
-    """How long an answer takes while the device is busy: a running mean of the time between two of them."""
+class ThroughputEstimate:
+    """How fast a busy engine answers: a moving average of the time between two answers."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -95,19 +90,19 @@ class Pace:
         self._seconds = 0.0
 
     def finished(self, count: int) -> None:
-        """Say that `count` requests are finished now."""
+        """Record that `count` requests are finished now."""
         now = self._clock()
         if self._last is None:
             self._last = now
         if not count:
             return
         spent = (now - self._last) / count
-        kept = KEPT**count if self._seconds else 0.0
+        kept = EMA_DECAY**count if self._seconds else 0.0
         self._seconds = kept * self._seconds + (1 - kept) * spent
         self._last = now
 
     def rest(self) -> None:
-        """Say that there is nothing to do: the time until the next request does not count."""
+        """Record that the engine is idle: the time until the next request does not count."""
         self._last = None
 
     def seconds_for(self, count: int) -> float:

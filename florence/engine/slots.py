@@ -9,20 +9,24 @@ from heapq import heappop, heappush
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one request lies: a slot, and a row for each of its beams."""
+    """Where one request lies in the caches: a slot, and a row for each of its beams."""
 
     index: int
     rows: tuple[int, ...]
 
 
+UNPLACED = Slot(-1, ())
+"""Of a request that has no slot yet."""
+
+
 class SlotAllocator:
-    """Free slots and rows, the lowest given first, so that those in use stay close together."""
+    """Free slots and rows. The lowest are taken first, so that those in use stay close together."""
 
     def __init__(self, slots: int, rows: int) -> None:
         self._slots, self._rows = list(range(slots)), list(range(rows))
 
     def fits(self, beams: Iterable[int]) -> int:
-        """How many of these requests, each with its number of beams, in this order, there is room for."""
+        """How many of these requests, from the first on, there is room for; given their numbers of beams."""
         slots, rows, count = len(self._slots), len(self._rows), 0
         for wanted in beams:
             slots, rows = slots - 1, rows - wanted
@@ -32,23 +36,23 @@ class SlotAllocator:
         return count
 
     def take(self, beams: int) -> Slot:
-        """A place for a request. Raises `IndexError` where there is none."""
+        """A slot for a request with so many beams. Raises `IndexError` where there is none."""
         if not self._slots or len(self._rows) < beams:
             raise IndexError("no free slot")
         return Slot(heappop(self._slots), tuple(heappop(self._rows) for _ in range(beams)))
 
     def give_back(self, slot: Slot) -> None:
-        """Free a place that was taken."""
+        """Free a slot that was taken."""
         heappush(self._slots, slot.index)
         for row in slot.rows:
             heappush(self._rows, row)
 
     def check(self, taken: Iterable[Slot], slots: int, rows: int) -> None:
-        """Raise `RuntimeError` unless free and taken places are all there are, each once."""
-        places = list(taken)
+        """Raise `RuntimeError` unless free and taken ones are all `slots` and `rows`, each once."""
+        held = list(taken)
         everything = (
-            sorted([*self._slots, *(slot.index for slot in places)]),
-            sorted([*self._rows, *(row for slot in places for row in slot.rows)]),
+            sorted([*self._slots, *(slot.index for slot in held)]),
+            sorted([*self._rows, *(row for slot in held for row in slot.rows)]),
         )
         if everything != (list(range(slots)), list(range(rows))):
-            raise RuntimeError(f"places were lost or given twice: {everything}")
+            raise RuntimeError(f"slots were lost or taken twice: {everything}")

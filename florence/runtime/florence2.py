@@ -1,12 +1,11 @@
 """Florence-2 as a Python object: load a checkpoint, run tasks on pictures, get typed answers.
 
-Pictures are read in threads of their own and requests answered in the engine's, so `submit` returns at once
+Pictures are read in threads of their own and answers generated in the engine's, so `submit` returns at once
 in any thread or event loop. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -19,16 +18,18 @@ from PIL import Image
 from florence.answers.answer import Answer
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.errors import ImageError
+from florence.errors import FlorenceError, OptionError
 from florence.images.decode import load_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.model.devices import pick_device
-from florence.runtime.dispatcher import Call, Calls, failed
+from florence.runtime.dispatcher import Dispatcher, TaskRequest
+from florence.runtime.futures import failed
 from florence.runtime.loading import Loaded, load
-from florence.runtime.pipeline import Picture, SharedPicture, TaskText
+from florence.runtime.pipeline import TaskText
+from florence.runtime.readers import Picture, ThreadReaders
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.options import GenerationKeywords, GenerationParameters
+from florence.types.options import GenerationKeywords, GenerationParameters, read_generation_parameters
 from florence.types.tasks import Task, TaskSpec, TaskTable
 
 Item = tuple[Picture, str | Task] | tuple[Picture, str | Task, TaskText]
@@ -62,7 +63,9 @@ class Florence2:
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
         busy = limits["max_batch_size"] + limits["max_encode_batch"]
         self._in_flight = min(busy, loaded.engine.max_queue)
-        self._calls = Calls(loaded.pipeline, loaded.engine, loaded.observer)
+        self._dispatcher = Dispatcher(
+            loaded.pipeline, loaded.engine, ThreadReaders(loaded.pipeline.read), loaded.observer
+        )
 
     @classmethod
     def load(
@@ -151,12 +154,7 @@ class Florence2:
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
         """
-        try:
-            image = self._own(image)
-        except ImageError as error:
-            return failed(error)
-        streamer = on_text and self._calls.streamer(on_text)
-        return self._calls.start([Call(image, task, text, options, time.monotonic(), streamer)])[0]
+        return self._start(image, [(task, text)], options, on_text)[0]
 
     def run(
         self, image: Picture, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
@@ -170,17 +168,13 @@ class Florence2:
         asks: Iterable[TaskSpec],
         **options: Unpack[RunOptions],
     ) -> list[Future[Answer]]:
-        """Start many tasks on one picture, which is read and seen once; a future for each, as from `submit`.
+        """Start many tasks on one picture, which is read and encoded once; a future for each, as from
+        `submit`.
 
         `asks`: tasks, or pairs of a task and its text or region.
         """
         pairs = [ask if isinstance(ask, tuple) else (ask, None) for ask in asks]
-        try:
-            shared = SharedPicture(self._own(image))
-        except ImageError as error:
-            return [failed(error) for _ in pairs]
-        started = time.monotonic()
-        return self._calls.start([Call(shared, task, text, options, started) for task, text in pairs])
+        return self._start(image, pairs, options)
 
     def analyze(
         self,
@@ -198,9 +192,9 @@ class Florence2:
 
         With one beam, since beams compete until the last token; for tasks that answer in text.
         """
-        if options.get("num_beams") is None and options.get("parameters") is None:
-            options["num_beams"] = 1
-        return AnswerStream(lambda on_text: self.submit(image, task, text, on_text=on_text, **options))
+        return AnswerStream(
+            lambda on_text: self._start(image, [(task, text)], options, on_text, one_beam=True)[0]
+        )
 
     def run_many(self, items: Iterable[Item], **options: Unpack[RunOptions]) -> list[Answer | Exception]:
         """Answers of many (picture, task) or (picture, task, text) items, in their order.
@@ -217,13 +211,13 @@ class Florence2:
         return answers + [_outcome(future) for future in in_flight]
 
     def warm_up(self) -> None:
-        """Run a grey picture through every part, so that the first caller does not wait for it."""
+        """Run a grey picture through every part, so that the first request is not slower than the next."""
         self.run(Image.new("RGB", (64, 64), "grey"), "<CAPTION>", max_new_tokens=4)
 
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._engine.ready and not self._calls.closed
+        return self._engine.ready and not self._dispatcher.closed
 
     @property
     def alive(self) -> bool:
@@ -251,7 +245,7 @@ class Florence2:
         read. It returns after the decode step in progress, and a few seconds more where a callback for text
         holds up the last answers. Closing twice does nothing.
         """
-        self._calls.close(drain_s)
+        self._dispatcher.close(drain_s)
 
     def __enter__(self) -> Florence2:
         return self
@@ -261,12 +255,46 @@ class Florence2:
     ) -> None:
         self.close()
 
+    def _start(
+        self,
+        image: Picture,
+        asks: Sequence[tuple[str | Task, TaskText]],
+        options: RunOptions,
+        on_text: OnText | None = None,
+        *,
+        one_beam: bool = False,
+    ) -> list[Future[Answer]]:
+        """Start tasks on one picture; what is wrong with the picture or the options fails them all.
+        `one_beam`: unless the options say another number."""
+        try:
+            image, parameters = self._own(image), _parameters_of(options)
+        except FlorenceError as error:
+            return [failed(error.with_traceback(None)) for _ in asks]  # this frame holds the picture
+        if one_beam and parameters.num_beams is None:
+            parameters = parameters.model_copy(update={"num_beams": 1})
+        region, timeout_s = options.get("region"), options.get("timeout_s")
+        return self._dispatcher.submit(
+            image, [TaskRequest(task, text, parameters, region, timeout_s, on_text) for task, text in asks]
+        )
+
     def _own(self, image: Picture) -> Picture:
-        """The picture as nobody else can change or close it. Raises `ImageError` for a PIL picture."""
+        """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
         if not isinstance(image, Image.Image):
             return image
         picture = load_image(image, self._pipeline.limits)
         return picture.copy() if picture is image else picture
+
+
+def _parameters_of(options: RunOptions) -> GenerationParameters:
+    """The generation options as one object. Raises `OptionError`."""
+    others = ("region", "timeout_s", "parameters")
+    single = {name: value for name, value in options.items() if name not in others and value is not None}
+    parameters = options.get("parameters")
+    if parameters is None:
+        return read_generation_parameters(single)
+    if single:
+        raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
+    return parameters
 
 
 def _outcome(future: Future[Answer]) -> Answer | Exception:

@@ -8,64 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from florence.answers import Piece, parse_answer
 from florence.answers.answer import Answer
 from florence.checkpoint.tokenizer import Tokenizer
 from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
-from florence.engine.request import Generation, GenerationOptions, Request, digest_of
+from florence.engine.request import Generation, GenerationOptions, Request
 from florence.errors import OptionError, TaskError
-from florence.images.decode import Preprocessing, load_image, resize_pixels
+from florence.images.decode import Preprocessing
 from florence.images.limits import ImageLimits
 from florence.model.config import GenerationDefaults
+from florence.runtime.readers import Picture, ReadPicture, read_picture
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
 from florence.types.tasks import TASKS, Input, Kind, Task, TaskTable
 
 T = TypeVar("T")
-Picture = Image.Image | bytes | str | Path | Callable[[], bytes]
-"""A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
+TaskText = str | Sequence[float] | None
+"""A text, or a region: four numbers in pixels or `<loc_n>` text."""
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPicture:
-    """A picture as the model takes it. `size`: width and height of the original; `pixels`: uint8 [height,
-    width, 3] at the model's input size; `digest`: of the pixels."""
+class CheckedTask:
+    """A task with its text or region and its resolved options; a region is not compared with a picture."""
 
-    size: tuple[int, int]
-    pixels: NDArray[np.uint8]
-    digest: bytes
-
-
-class SharedPicture:
-    """One picture of many requests: read by the first of them that comes to it, once. Not safe for
-    threads."""
-
-    def __init__(self, image: Picture) -> None:
-        self._image = image
-        self._outcome: ReadPicture | Exception | None = None
-
-    def read(self, read: Callable[[Picture], ReadPicture]) -> ReadPicture:
-        """The picture; raises what reading it raised, each time."""
-        if self._outcome is None:
-            try:
-                self._outcome = read(self._image)
-            except Exception as error:  # noqa: BLE001  (raised below, to all who ask)
-                self._outcome = error
-        if isinstance(self._outcome, Exception):
-            raise self._outcome
-        return self._outcome
-
-
-TaskText = str | Sequence[float] | None
-"""A text, or a region: four numbers in pixels or `<loc_n>` text."""
+    task: Task
+    given: TaskText
+    options: GenerationOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +53,7 @@ class Pipeline:
     """Turns pictures and tasks into requests, and generations into answers, for one checkpoint.
 
     `max_new_tokens`: of the longest answer there is room for (FLORENCE_MAX_NEW_TOKENS, at most the decoder's
-    positions); longer wishes are cut to it. `checkpoint`: its name, said in every answer.
+    positions); longer requests are cut to it. `checkpoint`: its name, said in every answer.
     """
 
     checkpoint: str
@@ -93,67 +64,64 @@ class Pipeline:
     max_new_tokens: int
     tasks: TaskTable = TASKS
 
+    def check(
+        self, task: str | Task, given: TaskText, parameters: GenerationParameters, *, streamed: bool = False
+    ) -> CheckedTask:
+        """All checks that need no picture. `task`: a token, a name, or a `Task`; `streamed`: its text is
+        wanted while it is generated. Raises `TaskError` and `OptionError`."""
+        known, options = self.tasks.resolve(task), self.options(parameters)
+        self.tasks.check_input(known, given)
+        if streamed:
+            _check_streamed(known, options)
+        return CheckedTask(known, given, options)
+
     def prepare(
         self,
-        image: Picture | SharedPicture,
-        task: str | Task,
-        text: TaskText,
-        parameters: GenerationParameters,
+        checked: CheckedTask,
+        picture: ReadPicture,
         deadline: float | None = None,
         on_token: Callable[[int], None] | None = None,
     ) -> Prepared:
-        """Check and read everything that a request holds.
+        """The engine's request. `deadline`: a reading of its clock; `on_token`: as `engine.Request` has it.
 
-        `image`: a PIL picture as it is; all else is turned by its EXIF orientation.
-        `task`: a token, a name, or a `Task`. `deadline`: a reading of `time.monotonic()`.
-        `on_token`: as `engine.Request` has it, for the tasks that answer in text and requests with one beam.
-
-        Raises `TaskError`, `OptionError`, `RegionError`, `ImageError` and `ImageTooLarge`.
+        Raises `RegionError` for a region that is written wrongly or lies outside the picture.
         """
-        known = self.tasks.resolve(task)
-        self.tasks.check_input(known, text)  # first: cheaper than decoding a picture
-        options = self.options(parameters)
-        if on_token is not None:
-            _check_streamed(known, options)
-        picture = image.read(self.read) if isinstance(image, SharedPicture) else self.read(image)
-        prompt = self.tasks.build_prompt(known, _input_text(known, text, picture.size))
+        text = _input_text(checked.task, checked.given, picture.size)
+        prompt = self.tasks.build_prompt(checked.task, text)
         request = Request(
             pixels=picture.pixels,
             prompt_ids=tuple(self.tokenizer.encode(prompt)),
-            options=options,
+            options=checked.options,
             deadline=deadline,
             on_token=on_token,
             digest=picture.digest,
         )
-        return Prepared(known, picture.size, request)
+        return Prepared(checked.task, picture.size, request)
 
     def read(self, image: Picture) -> ReadPicture:
-        """The picture at the model's input size. Raises as `prepare` does for its picture."""
-        picture = load_image(image() if callable(image) else image, self.limits)
-        size = self.preprocessing
-        pixels = resize_pixels(picture, size.height, size.width, size.resample)
-        return ReadPicture(picture.size, pixels, digest_of(pixels))
+        """As `read_picture`, with this checkpoint's sizes and limits."""
+        return read_picture(image, self.limits, self.preprocessing)
 
     def options(self, parameters: GenerationParameters) -> GenerationOptions:
         """The parameters with the checkpoint's own settings in place of those that are None.
 
         Raises OptionError where more tokens are demanded than an answer may have.
         """
-        wished, defaults = parameters, self.defaults
-        fewest = wished.min_new_tokens or 0
+        requested, defaults = parameters, self.defaults
+        fewest = requested.min_new_tokens or 0
         if fewest > self.max_new_tokens:
             raise OptionError(
                 f"min_new_tokens must be at most {self.max_new_tokens}, the most tokens of an answer here "
                 f"(FLORENCE_MAX_NEW_TOKENS), got {fewest}"
             )
-        most = wished.max_new_tokens or max(DEFAULT_MAX_NEW_TOKENS, fewest)
+        most = requested.max_new_tokens or max(DEFAULT_MAX_NEW_TOKENS, fewest)
         return GenerationOptions(
-            num_beams=_either(wished.num_beams, defaults.num_beams),
+            num_beams=_either(requested.num_beams, defaults.num_beams),
             max_new_tokens=min(most, self.max_new_tokens),
             min_new_tokens=fewest,
-            no_repeat_ngram_size=_either(wished.no_repeat_ngram_size, defaults.no_repeat_ngram_size),
-            early_stopping=_either(wished.early_stopping, defaults.early_stopping),
-            length_penalty=_either(wished.length_penalty, defaults.length_penalty),
+            no_repeat_ngram_size=_either(requested.no_repeat_ngram_size, defaults.no_repeat_ngram_size),
+            early_stopping=_either(requested.early_stopping, defaults.early_stopping),
+            length_penalty=_either(requested.length_penalty, defaults.length_penalty),
         )
 
     def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
@@ -208,5 +176,5 @@ def _check_streamed(task: Task, options: GenerationOptions) -> None:
         )
 
 
-def _either(wished: T | None, default: T) -> T:
-    return default if wished is None else wished
+def _either(requested: T | None, default: T) -> T:
+    return default if requested is None else requested

@@ -1,7 +1,7 @@
-"""The text of an answer while it is generated: told to a callback, or iterated over.
+"""The text of an answer while it is generated: given to a callback, or iterated over.
 
-Only what one beam has decided is final, and only text reads as it comes, so streams are for one beam and the
-tasks that answer in text. Knows tokens as numbers and futures; nothing about engines, devices or HTTP.
+With several beams no token is final before the last, and only text can be read in pieces, so streams are for
+one beam and the tasks that answer in text. Knows nothing about engines, devices or HTTP.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from florence.answers.answer import Answer
 log = logging.getLogger(__name__)
 
 OnText = Callable[[str], None]
-"""Is told the next piece of an answer's text. Pieces come in order, all of them before the answer; it must be
-quick, for other answers wait behind it."""
+"""Gets the next piece of an answer's text. Pieces come in order, all of them before the answer; it must be
+quick, since other answers wait behind it."""
 
 
-class IncrementalDetokenizer(Protocol):
-    """What is needed of `tokenizer.IncrementalDetokenizer`."""
+class Detokenizer(Protocol):
+    """Text of tokens as they come; `checkpoint.tokenizer` has the real one."""
 
     def take(self, token_id: int) -> str: ...
 
@@ -31,31 +31,31 @@ class IncrementalDetokenizer(Protocol):
 
 
 class TextStreamer:
-    """Tells one caller the text of its tokens, in a thread other than the one that decides them.
+    """Gives a callback the text of one request's tokens, in another thread than the engine's.
 
-    A callback that raises is told no more; the log says why, and the answer comes all the same.
+    A callback that raises is called no more; the log says why, and the answer is not affected.
     """
 
-    def __init__(self, reader: IncrementalDetokenizer, on_text: OnText, executor: Executor) -> None:
-        self._reader = reader
+    def __init__(self, detokenizer: Detokenizer, on_text: OnText, executor: Executor) -> None:
+        self._detokenizer = detokenizer
         self._on_text: OnText | None = on_text
         self._executor = executor
 
     def on_token(self, token_id: int) -> None:
-        """Returns at once, for the engine's thread calls it."""
-        self._executor.submit(lambda: self._tell(self._reader.take(token_id)))
+        """Called on the engine's thread; returns at once."""
+        self._executor.submit(lambda: self._give(self._detokenizer.take(token_id)))
 
     def end(self) -> None:
-        """Tell what was held back. In the executor, after the last token."""
-        self._tell(self._reader.rest())
+        """Give the text that was held back. In the executor, after the last token."""
+        self._give(self._detokenizer.rest())
 
-    def _tell(self, text: str) -> None:
+    def _give(self, text: str) -> None:
         if not text or self._on_text is None:
             return
         try:
             self._on_text(text)
         except Exception:
-            log.exception("a callback for text failed; it is told no more")
+            log.exception("a callback for text failed; it is called no more")
             self._on_text = None
 
 
@@ -87,7 +87,7 @@ class AnswerStream:
         piece = self._pieces.get()
         if piece is not None:
             return piece
-        self._pieces.put(None)  # for whoever asks again
+        self._pieces.put(None)  # for the next call
         self._future.result()
         raise StopIteration
 

@@ -133,9 +133,11 @@ class Runner:
             self._steps = DenseSteps(stage)
 
     @torch.inference_mode()
-    def prepare(self) -> None:
-        """Make the thread that calls this ready to run steps, and record what can be recorded before the
-        first request comes."""
+    def prepare(self, threads: int | None = None) -> None:
+        """Make the thread that calls this ready to run steps, with so many CPU threads for one operation
+        (None: torch's choice), and record what can be recorded before the first request comes."""
+        if threads:
+            torch.set_num_threads(threads)  # holds for operations of the calling thread
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if isinstance(self._encodes, BucketEncodes) and self._picture_size is not None:
@@ -163,25 +165,29 @@ class Runner:
         )
 
     def encode(self, requests: Sequence[Request]) -> list[SequenceState]:
-        """All parts of `encode_parts`."""
-        return run_to_end(self.encode_parts(requests))
+        """All parts of `encode_parts`, for requests that come from no engine."""
+        sequences = [SequenceState(request) for request in requests]
+        run_to_end(self.encode_parts(sequences))
+        return sequences
 
-    def encode_parts(self, requests: Sequence[Request]) -> Chunks[list[SequenceState]]:
-        """Encode pictures and prompts together and give each request its place, for which there must be room.
+    def encode_parts(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
+        """Encode pictures and prompts together and give each request its slot, for which there must be room.
+        Returns how many pictures went through the tower; the others were in the feature cache.
 
         What each gets is what it would get alone. Yields between the parts of the work, so that others need
         not wait for all of it. A part ends when the device has done it: whoever gives encodes a budget of
         time measures that of the work, not that of sending it.
         """
-        parts = self._encode(requests)
+        parts = self._encode(sequences)
         if self.device.type == "cuda":
             return waiting(parts, lambda: torch.cuda.current_stream(self.device).synchronize())
         return parts
 
     @torch.inference_mode()
-    def _encode(self, requests: Sequence[Request]) -> Chunks[list[SequenceState]]:
+    def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
+        requests, misses = [sequence.request for sequence in sequences], self.features.misses
         pictures = yield from self._look(requests)  # [requests, tokens, d_model]
-        sequences = self._place(requests, pictures.shape[1])
+        self._place(sequences, pictures.shape[1])
         try:
             slots = [sequence.slot.index for sequence in sequences]
             yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests], slots)
@@ -191,7 +197,7 @@ class Runner:
         except BaseException:  # or these parts are closed
             self._drop_all(sequences)
             raise
-        return sequences
+        return self.features.misses - misses
 
     def _look(self, requests: Sequence[Request]) -> Chunks[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model]; those seen lately from memory, and
@@ -207,21 +213,19 @@ class Runner:
             known |= made
         return torch.stack([known[request.digest] for request in requests])
 
-    def _place(self, requests: Sequence[Request], picture_tokens: int) -> list[SequenceState]:
-        """Give each request its place, all of them or none."""
-        while self._unsound:  # here and not when they are freed, which must not fail if the device does
+    def _place(self, sequences: Sequence[SequenceState], picture_tokens: int) -> None:
+        """Give each request its slot, all of them or none."""
+        while self._unsound:  # here and not when they are dropped, which must not fail if the device does
             self.caches.wipe(self._unsound[-1].index, self._unsound[-1].rows)
             self._unsound.pop()
-        sequences: list[SequenceState] = []
-        try:
-            for request in requests:
-                slot = self.slots.take(request.options.num_beams)
-                length = picture_tokens + len(request.prompt_ids)
-                sequences.append(SequenceState(request, slot, picture_tokens, length))
-        except IndexError:
-            self._drop_all(sequences)
-            raise
-        return sequences
+        for count, sequence in enumerate(sequences):
+            try:
+                slot = self.slots.take(sequence.request.options.num_beams)
+            except IndexError:
+                self._drop_all(sequences[:count])
+                raise
+            length = picture_tokens + len(sequence.request.prompt_ids)
+            sequence.place(slot, picture_tokens, length)
 
     def _drop_all(self, sequences: Sequence[SequenceState]) -> None:
         for sequence in sequences:
@@ -248,9 +252,9 @@ class Runner:
         done = []
         for sequence in due.sequences:
             status, token = statuses[sequence.slot.index], tokens[sequence.slot.index]
-            if sequence.gone or sequence.ended:
+            if sequence.dropped or sequence.ended:
                 continue
-            sequence.sound = status != FAULTY and not self._late  # late: it has taken another step since
+            sequence.finite = status != FAULTY and not self._late  # late: it has taken another step since
             sequence.ended = status != RUNNING
             if sequence.request.on_token is not None and status != FAULTY:
                 sequence.request.on_token(token)
@@ -260,15 +264,15 @@ class Runner:
                 fault = EngineError("the model gave values that are not numbers for this request")
                 outcomes.append((sequence, fault))
         latest.bring(done)
-        outcomes += ((sequence, best) for sequence, best in due.hypotheses() if not sequence.gone)
+        outcomes += ((sequence, best) for sequence, best in due.hypotheses() if not sequence.dropped)
         self._drop_all([sequence for sequence, _ in outcomes])
         return outcomes
 
     def drop(self, sequence: SequenceState) -> None:
         """Free the places of a request that nobody waits for any more."""
-        sequence.gone = True
+        sequence.dropped = True
         self.slots.give_back(sequence.slot)
-        if self._shared and not sequence.sound:
+        if self._shared and not sequence.finite:
             self._unsound.append(sequence.slot)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:

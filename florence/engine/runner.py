@@ -1,0 +1,43 @@
+"""What the engine's loop needs of a device. Imports no torch: `device.runner.Runner` is the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from florence.engine.request import Request
+from florence.engine.sequence import SequenceState
+from florence.engine.slots import SlotAllocator
+from florence.errors import FlorenceError
+
+if TYPE_CHECKING:
+    from florence.engine.device.reference import Hypothesis
+
+
+class StepRunner(Protocol):
+    """Encodes requests and takes decode steps. All methods are called on the engine's thread."""
+
+    @property
+    def slots(self) -> SlotAllocator:
+        """What is free; another object after `reset`."""
+
+    def prepare(self, threads: int | None = None) -> None:
+        """Make this thread ready, with so many CPU threads for one operation (None: torch's choice)."""
+
+    def reset(self) -> None:
+        """Make new buffers after a fault; raises what the device raises if it is gone for good."""
+
+    def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[None, None, int]:
+        """Encode requests together and place them, yielding between parts of the work; returns the number of
+        pictures that were not in the feature cache. Closing it gives all slots back."""
+
+    def step(
+        self, sequences: Sequence[SequenceState]
+    ) -> Sequence[tuple[SequenceState, Hypothesis | FlorenceError]]:
+        """One decode step; those that are finished, each with its outcome. Their slots are free again."""
+
+    def drop(self, sequence: SequenceState) -> None:
+        """Free the slot of a request that is not finished."""
+
+    def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
+        """Whether the length limit, not the model, ended the sequence."""

@@ -1,0 +1,76 @@
+"""Futures of requests: they get one outcome, cancelled or not, and keep no picture. Imports no torch."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+from weakref import ref
+
+from florence.engine.loop import Engine
+from florence.engine.request import Generation, Request
+from florence.engine.sequence import SequenceState
+
+T = TypeVar("T")
+
+
+def complete(future: Future[T], outcome: T | BaseException) -> None:
+    """Put the outcome into the future, unless it was cancelled before.
+
+    An error's traceback keeps its frames but not what they held: pictures, for example.
+    """
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, BaseException):
+        _clear_frames(outcome)
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Empty the frames of an exception and of its causes; those that still run are left alone."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error may be its own cause
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def failed(error: Exception) -> Future[T]:
+    """A future that has its exception already."""
+    future: Future[T] = Future()
+    complete(future, error)
+    return future
+
+
+def generate(engine: Engine, request: Request) -> Future[Generation]:
+    """The engine's answer as a future, for programs that use an engine without `Florence2`. Cancelling the
+    future cancels the request. Raises as `Engine.submit`."""
+    future: Future[Generation] = Future()
+    cancel_with(future, engine.submit(request, partial(complete, future)))
+    return future
+
+
+def cancel_with(future: Future[T], sequence: SequenceState) -> None:
+    """Cancel the request when the future is cancelled."""
+    # Futures keep their callbacks for ever: this one must not keep the request, which has the picture.
+    future.add_done_callback(partial(_cancel, ref(sequence)))
+
+
+def _cancel(sequence: ref[SequenceState], future: Future[T]) -> None:
+    if future.cancelled() and (found := sequence()) is not None:
+        found.cancel()
+
+
+def shut_down(pool: ThreadPoolExecutor, seconds: float | None) -> None:
+    """Let the pool finish what it has, for at most so many seconds; it takes no more."""
+    if seconds is None:
+        pool.shutdown()
+        return
+    pool.shutdown(wait=False)
+    waiting = threading.Thread(target=pool.shutdown, daemon=True)  # which has no time limit itself
+    waiting.start()
+    waiting.join(seconds)
