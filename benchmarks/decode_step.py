@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 import torch
-from random_models import SIZES, convert, make_native
+from random_models import SIZES, backend_of, convert, make_native
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
@@ -25,7 +25,6 @@ from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.florence2 import Florence2Model
-from florence.runtime.loading import cpu_kernel
 
 ENCODER_LENGTH = 590
 FIRST, LAST = 8, 24
@@ -79,7 +78,7 @@ def steps_of_engine(runner: Runner, encoded: Tensor, beams: int) -> list[Cost]:
     request = Request(np.zeros((32, 32, 3), np.uint8), (0, 2), options)
     places = [runner.slots.take(beams) for _ in encoded]
     slots = torch.tensor([slot.index for slot in places])
-    runner.caches.write_cross(slots, runner.model.language.decoder.cross_by_layer(encoded))
+    runner.caches.write_cross_kv(slots, runner.model.language.decoder.cross_kv_by_layer(encoded))
     for slot in places:
         runner.state.start(slot.index, slot.rows, options)
     sequences = [SequenceState(request, slot, 577, ENCODER_LENGTH) for slot in places]
@@ -126,7 +125,7 @@ def main() -> None:
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     native = make_native(arguments.size, dtype)
     model = convert(native, torch.device("cpu"), dtype)
-    runner = Runner(model, arguments.requests, kernel=cpu_kernel(model))
+    runner = Runner(model, arguments.requests, backend=backend_of(model))
     width = SIZES[arguments.size][0]
     encoded = torch.randn(arguments.requests, ENCODER_LENGTH, width).to(dtype)
     rate = rate_of_products(arguments.requests * arguments.beams, width, dtype)

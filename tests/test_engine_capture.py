@@ -21,14 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from florence.checkpoint.config import read_config
-from florence.engine.device import encodes
-from florence.engine.device import readback as readings
-from florence.engine.device import runner as runners
-from florence.engine.device.graphs import BucketSteps, Replay, Work
+from florence.engine.device.backend import Backend
+from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.memory import Download, HostMemory
 from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
-from florence.model import decode
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
@@ -60,7 +59,7 @@ class Capture:
         self.captured = 0
         self.operations: set[str] = set()
 
-    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         # Not in inference mode, where an operation that is made of others would hide them.
         with torch.inference_mode(False), torch.no_grad(), OnTheDevice() as watched:
             results = work()
@@ -72,6 +71,22 @@ class Capture:
         pass
 
 
+class AbsentMemory(HostMemory):
+    """Of a GPU that isn't there: tensors that know their values can't move to it, and no copy arrives."""
+
+    def upload(self, values: Tensor) -> Tensor:
+        return torch.empty(values.shape, dtype=values.dtype, device="cuda")
+
+    def store(self, values: Tensor, buffer: Tensor) -> None:
+        assert values.shape == buffer.shape
+
+    def download(self, values: Tensor) -> Download:
+        def never() -> Tensor:
+            raise AssertionError("the host waits for a copy")
+
+        return never
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     directory: Path = tmp_path_factory.mktemp("tiny")
@@ -80,24 +95,21 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-def runner(
-    config: ModelConfig, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Runner]:
+def runner(config: ModelConfig, request: pytest.FixtureRequest) -> Iterator[Runner]:
     """One on a GPU that isn't there, whose readings never come."""
-    for module in (encodes, readings, decode):
-        # There is no such memory without a GPU; and a tensor that knows its values could not be moved.
-        monkeypatch.setattr(
-            module, "pinned", lambda values, device: torch.empty(values.shape, dtype=values.dtype)
-        )
-    monkeypatch.setattr(runners, "Reading", lambda *given: None)
     with torch.device("meta"):
         model = Florence2Model(config, Normalize([0.5] * 3, [0.25] * 3, 1 / 255))
     model.language.tied_head, model.language.has_logits_bias = True, False
     with FakeTensorMode(), torch.no_grad():
         move(model, request.param)
-        runner = Runner(
-            model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=90, recorder=Capture(), late=True
+        backend = Backend(
+            memory=AbsentMemory(),
+            capturer=Capture(),
+            delayed_readback=True,
+            free_host_reads=False,
+            lazy_pages=False,
         )
+        runner = Runner(model, 4, backend=backend, picture_tokens=PICTURE_TOKENS, decoder_room=90)
         with torch.inference_mode():
             yield runner
 
@@ -125,19 +137,20 @@ def asked(beams: Sequence[int]) -> list[Request]:
 
 
 def captured(runner: Runner) -> Capture:
-    assert isinstance(runner._recorder, Capture)
-    return runner._recorder
+    assert isinstance(runner.backend.capturer, Capture)
+    return runner.backend.capturer
 
 
 def test_steps_can_be_captured(runner: Runner) -> None:
     """Of all shapes that are recorded at the start, and of a crowd with one beam, three and eight."""
-    assert isinstance(runner._steps, BucketSteps)
-    runner._steps.prepare(PICTURE_TOKENS)
+    steps = runner._buffers.steps
+    assert isinstance(steps, BucketSteps)
+    steps.prepare(PICTURE_TOKENS)
     prepared = captured(runner).captured
-    assert prepared == len(runner._steps._replays) == 6
+    assert prepared == len(steps.captured) == 6
     left = run_to_end(runner._encode(asked([1, 3, 8])))
     for _ in range(3):
-        runner._last = None
+        runner._buffers.latest = None
         runner.step(left)
     assert captured(runner).captured == prepared + 1
     assert {"aten.scatter_reduce_.two", "aten.topk.default"} <= captured(runner).operations
@@ -182,4 +195,4 @@ def test_work_that_no_graph_could_hold_is_found(work: Any) -> None:
     with FakeTensorMode():
         values = torch.zeros(3, device="cuda")
         with pytest.raises((AssertionError, RuntimeError)):
-            Capture().record(lambda: [work(values)])
+            Capture().capture(lambda: [work(values)])

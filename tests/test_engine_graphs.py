@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence.engine.device.graphs import Buckets, PlainRecorder, doubling, round_up
+from florence.engine.device.graphs import Buckets, EagerCapturer, doubling, round_up
 
 
 @given(first=st.integers(1, 64), last=st.integers(1, 5000))
@@ -36,7 +36,16 @@ def test_a_size_becomes_one_that_holds_it_and_no_larger_one(sizes: set[int], dat
 
 def test_buckets_hold_everything_that_the_caches_hold() -> None:
     """Large's sizes on a GPU: any request fits, and there are few shapes."""
-    buckets = Buckets.of(64, 192, 3, 8, 1025, 577, 1024, 16)
+    buckets = Buckets.of(
+        slots=64,
+        rows=192,
+        beams=3,
+        max_beams=8,
+        length=1025,
+        picture_tokens=577,
+        encoder_room=1024,
+        pictures=16,
+    )
     assert (buckets.slots[-1], buckets.rows[-1], buckets.beams) == (64, 192, (1, 3, 8))
     assert (buckets.lengths[-1], buckets.encoder_lengths[-1]) == (1025, 1024)
     assert len(buckets.slots) <= 12
@@ -46,7 +55,7 @@ def test_buckets_hold_everything_that_the_caches_hold() -> None:
 
 def test_recorded_work_gives_what_the_buffers_hold_at_each_replay() -> None:
     buffer, dice = torch.zeros(3), random.Random(0)
-    replay, results = PlainRecorder().record(lambda: [buffer * 2])
+    replay, results = EagerCapturer().capture(lambda: [buffer * 2])
     kept = None
     for _ in range(3):
         values = torch.tensor([dice.random() for _ in range(3)])
@@ -59,12 +68,12 @@ def test_recorded_work_gives_what_the_buffers_hold_at_each_replay() -> None:
 
 @pytest.mark.gpu
 def test_a_cuda_graph_does_too() -> None:
-    from florence.engine.device.graphs import CudaRecorder
+    from florence.engine.device.graphs import CudaGraphCapturer
 
     buffer = torch.zeros(3, device="cuda")
     work = lambda: [buffer * 2]  # noqa: E731
     work()
-    replay, (result,) = CudaRecorder(torch.device("cuda")).record(work)
+    replay, (result,) = CudaGraphCapturer(torch.device("cuda")).capture(work)
     buffer.fill_(5.0)
     replay()
     assert result.tolist() == [10.0] * 3

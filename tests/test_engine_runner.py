@@ -15,12 +15,14 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 
-from florence.engine.device.graphs import PlainRecorder
+from florence.engine.device.backend import Backend
+from florence.engine.device.graphs import EagerCapturer
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Outcome, Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.errors import EngineError
+from florence.model.attention import KernelAttention
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -34,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
 
-@pytest.fixture(params=["dense", "kernel", "buckets", "late"])
+@pytest.fixture(params=["dense", "kernel", "buckets", "delayed"])
 def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
     """Each way to lay out a step: masked, by the CPU's kernel, or in fixed shapes that a graph could hold,
     whose results may come a step late."""
@@ -43,9 +45,11 @@ def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
     if request.param == "kernel":
         if not available(torch.float32):
             pytest.skip("no kernel for this machine")
-        return Runner(model, SLOTS, kernel=CpuAttention(torch.float32, 12, 1))
-    late = request.param == "late"
-    runner = Runner(model, SLOTS, picture_tokens=5, recorder=PlainRecorder(), late=late)
+        return Runner(model, SLOTS, backend=Backend(KernelAttention(CpuAttention(torch.float32, 12, 1))))
+    backend = Backend(
+        capturer=EagerCapturer(), delayed_readback=request.param == "delayed", free_host_reads=False
+    )
+    runner = Runner(model, SLOTS, backend=backend, picture_tokens=5)
     runner.prepare()
     return runner
 
@@ -192,7 +196,7 @@ def test_values_that_are_no_numbers_stay_out_of_places_that_nobody_has(runner: R
 @torch.inference_mode()
 def test_one_that_goes_before_its_fault_is_known_leaves_nothing_behind(runner: Runner, steps: int) -> None:
     """Its encoder states were no numbers from the start, or from its last step on, whose outcome is late."""
-    if steps and not runner._late:
+    if steps and not runner.backend.delayed_readback:
         pytest.skip("what a step decided is known when it ends")
     (neighbour,) = runner.encode([long_request(3)])
     (gone,) = runner.encode([long_request(0)])

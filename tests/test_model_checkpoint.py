@@ -72,7 +72,7 @@ def test_shards_load_as_one_file_does(
 
     index.write_text(json.dumps({"weight_map": weight_map | {HEAD: "../model.safetensors"}}))
     with pytest.raises(
-        CheckpointError, match=r"names \.\./model\.safetensors, which is not in the directory"
+        CheckpointError, match=r"names files other than safetensors files beside it: \.\./model\.safetensors"
     ):
         load_float32(directory)
 
@@ -115,7 +115,7 @@ def test_tensors_of_another_model_are_refused(directory: Path) -> None:
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": 3}', "{"])
 def test_an_index_that_is_none_is_refused(directory: Path, index: str) -> None:
     (directory / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(CheckpointError, match="is not an index of safetensors files"):
+    with pytest.raises(CheckpointError, match="can't be read as an index of safetensors files"):
         load_float32(directory)
 
 

@@ -105,7 +105,7 @@ def test_cross_equals_attention_request_by_request(
     queries = fused[:, HEADS * case.head_dim :]
     slots, starts = torch.randperm(requests + 2)[:requests].int(), starts_of(case.beams)
     kernel = kernels[case.dtype, case.head_dim]
-    result = kernel.cross(queries, keys, values, slots, starts, int32(case.lengths))
+    result = kernel.cross_attention(queries, keys, values, slots, starts, int32(case.lengths))
     assert (result.dtype, result.shape) == (queries.dtype, queries.shape)
     for request, (slot, length) in enumerate(zip(slots.tolist(), case.lengths, strict=True)):
         own = slice(*starts[request : request + 2].tolist())
@@ -125,7 +125,7 @@ def test_own_equals_attention_over_each_rows_ancestry(
     queries = torch.randn(rows, HEADS * case.head_dim).to(case.dtype)
     sources = torch.randint(rows + 1, (rows, case.room + 3), dtype=torch.int32)
     kernel = kernels[case.dtype, case.head_dim]
-    result = kernel.own(queries, keys, values, sources, int32(case.lengths))
+    result = kernel.self_attention(queries, keys, values, sources, int32(case.lengths))
     for row, length in enumerate(case.lengths):
         places = torch.arange(length)
         past = [part[sources[row, :length].long(), :, places].transpose(0, 1) for part in (keys, values)]
@@ -199,11 +199,11 @@ def test_calls_from_several_threads_do_not_meet(
     keys, values = torch.randn(2, 4, HEADS, 200, 64)
     arguments = keys, values, int32([3, 1, 2, 0]), int32([0, 2, 4, 6, 8]), int32([200, 150, 90, 1])
     inputs = [torch.randn(8, HEADS * 64) for _ in range(4)]
-    wanted = [kernel.cross(queries, *arguments) for queries in inputs]
+    wanted = [kernel.cross_attention(queries, *arguments) for queries in inputs]
     found: list[list[Tensor]] = [[] for _ in inputs]
 
     def ask(index: int) -> None:
-        found[index] = [kernel.cross(inputs[index], *arguments) for _ in range(50)]
+        found[index] = [kernel.cross_attention(inputs[index], *arguments) for _ in range(50)]
 
     threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(inputs))]
     for thread in threads:
@@ -237,11 +237,11 @@ def test_numbers_that_lead_out_of_the_tensors_are_refused(
     keys, values = torch.randn(2, 2, HEADS, 9, 64)
     kernel, queries = kernels[torch.float32, 64], torch.randn(2, HEADS * 64)
     with pytest.raises(ValueError, match="leads out of the tensors"):
-        kernel.cross(queries, keys, values, int32(slots), int32(starts), int32(lengths))
+        kernel.cross_attention(queries, keys, values, int32(slots), int32(starts), int32(lengths))
     sources = torch.zeros(2, 9, dtype=torch.int32)
     sources[1, 4] = 2
     with pytest.raises(ValueError, match="leads out of the tensors"):
-        kernel.own(queries, keys, values, sources, int32([9, 9]))
+        kernel.self_attention(queries, keys, values, sources, int32([9, 9]))
 
 
 def test_tensors_that_do_not_fit_together_are_refused(
@@ -262,11 +262,11 @@ def test_tensors_that_do_not_fit_together_are_refused(
     ]
     for message, arguments in wrong:
         with pytest.raises(ValueError, match=message):
-            kernel.cross(*arguments)
+            kernel.cross_attention(*arguments)
     with pytest.raises(ValueError, match="sources must be"):
-        kernel.own(queries, keys, keys, int32([0, 0]), int32([9, 9]))
+        kernel.self_attention(queries, keys, keys, int32([0, 0]), int32([9, 9]))
     with pytest.raises(ValueError, match="must be contiguous"):
-        kernel.own(queries, keys, keys, torch.zeros(9, 2, dtype=torch.int32).T, int32([9, 9]))
+        kernel.self_attention(queries, keys, keys, torch.zeros(9, 2, dtype=torch.int32).T, int32([9, 9]))
 
 
 def test_what_has_no_kernel_is_said() -> None:

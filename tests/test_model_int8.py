@@ -90,10 +90,12 @@ def test_a_quantised_model_runs_from_pixels_to_logits(tmp_path: Path) -> None:
     quantize(model.vision.tower, model.language.encoder, model.language.decoder)
     pack(model)
     pixels = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
-    tokens, expected = model.look(pixels), plain.look(pixels)
+    tokens, expected = model.encode_images(pixels), plain.encode_images(pixels)
     assert (tokens - expected).norm() < 0.1 * expected.norm()
     encoded = plain.encode(expected, torch.tensor([[0, 71, 2]]))
-    states, _ = model.language.decode(torch.tensor([[2, 0, 17]]), None, model.language.decoder.cross(encoded))
+    states, _ = model.language.decode(
+        torch.tensor([[2, 0, 17]]), None, model.language.decoder.cross_kv(encoded)
+    )
     assert model.language.logits(states).isfinite().all()
 
 

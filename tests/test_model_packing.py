@@ -13,10 +13,10 @@ from goldens import imagenet_normalize, load_float32
 from tiny import make_native
 from torch import nn
 
+from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
-from florence.model.kernels import linear as packing
-from florence.model.kernels import onednn
-from florence.model.kernels.cpu import openmp as cpu_team
+from florence.model.kernels import linear, onednn
+from florence.model.kernels.cpu import openmp, products
 from florence.model.kernels.cpu.products import PanelWeight
 from florence.model.kernels.linear import Conv2d, Linear, pack
 from florence.model.kernels.onednn import ACTIVATIONS, OPERATORS, OneDnnWeight
@@ -33,7 +33,7 @@ def both(layer: Linear | Conv2d, dtype: torch.dtype) -> tuple[Linear | Conv2d, L
     plain = layer.to(dtype).requires_grad_(False)
     packed = copy.deepcopy(plain)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "make_products", lambda *_: None)
+        patch.setattr(linear, "make_products", lambda *_: None)
         assert pack(packed)
     assert packed.weight is None  # one copy is held, not two
     return plain, packed
@@ -106,8 +106,8 @@ def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
     prompt, forced = torch.tensor([[0, 71, 412, 2]] * 2), torch.tensor([[2, 0, 17]] * 2)
     logits = []
     for model in (plain, packed):
-        encoded = model.encode(model.look(pixels), prompt)
-        states, _ = model.language.decode(forced, None, model.language.decoder.cross(encoded))
+        encoded = model.encode(model.encode_images(pixels), prompt)
+        states, _ = model.language.decode(forced, None, model.language.decoder.cross_kv(encoded))
         logits.append(model.language.logits(states))
     assert logits[0].std() > 0.1
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
@@ -121,7 +121,9 @@ def test_the_best_scores_are_finer_than_their_product(
     """In bfloat16 the best of a row are what float32 makes of the same states and weights, whatever lays them
     out; the others are the product's, or as fine; the best one is float32's."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
-    language = load_model(tmp_path, imagenet_normalize(), vocab, CPU, torch.bfloat16).language
+    language = load_model(
+        tmp_path, read_config(tmp_path), imagenet_normalize(), vocab, CPU, torch.bfloat16
+    ).language
     noise = torch.randn(20, 50, language.shared.embedding_dim, generator=torch.Generator().manual_seed(0))
     states = 3 * noise.bfloat16()
     right = F.linear(states.float(), language.shared.weight.float())
@@ -144,20 +146,20 @@ def test_the_best_scores_are_finer_than_their_product(
 
 def lay_out(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack a model for oneDNN or for the package's own kernel, whatever suits this processor."""
-    if kind == "kernel" and not cpu_team.available(torch.bfloat16):
+    if kind == "kernel" and not openmp.available(torch.bfloat16):
         pytest.skip("no kernels here")
     if kind == "onednn" and not onednn.available(CPU, torch.bfloat16):
         pytest.skip("no such operators here")
-    monkeypatch.setattr(packing, "has_fast_bf16", lambda: kind == "onednn")
+    monkeypatch.setattr(products, "has_fast_bf16", lambda: kind == "onednn")
     pack(model)
     wanted = {"kernel": PanelWeight, "onednn": OneDnnWeight}[kind]
-    assert isinstance(model.lm_head.laid_out, wanted)
+    assert isinstance(model.lm_head.packed, wanted)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another PyTorch may not have them, and no kernel be there: the layers stay as they are."""
-    monkeypatch.setattr(packing, "make_products", lambda *_: None)
+    monkeypatch.setattr(linear, "make_products", lambda *_: None)
     present = {other: None for other in OPERATORS if other != name}
     monkeypatch.setattr(torch.ops, "mkldnn", type("Namespace", (), present)())
     layer = Linear(4, 4)
@@ -168,27 +170,27 @@ def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: 
 def test_nothing_is_packed_on_other_machines_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     assert not onednn.available(gpu, torch.float32)
-    assert packing.make_products(gpu, torch.float32, None) is None
+    assert linear.make_products(gpu, torch.float32, None) is None
     assert not onednn.available(CPU, torch.float64)
-    assert packing.make_products(CPU, torch.float64, None) is None
+    assert linear.make_products(CPU, torch.float64, None) is None
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert not onednn.available(CPU, torch.float32)
-    assert packing.make_products(CPU, torch.float32, None) is None
+    assert linear.make_products(CPU, torch.float32, None) is None
 
 
-@pytest.mark.skipif(not cpu_team.available(torch.float32), reason="no kernels here")
+@pytest.mark.skipif(not openmp.available(torch.float32), reason="no kernels here")
 def test_the_kernel_computes_where_nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but bfloat16 on a processor that multiplies it faster than float32, and layers of odd
     widths."""
     for fast in (True, False):
-        monkeypatch.setattr(packing, "has_fast_bf16", lambda fast=fast: fast)
-        assert (packing.make_products(CPU, torch.bfloat16, None) is None) is fast
-        assert packing.make_products(CPU, torch.float32, None) is not None
+        monkeypatch.setattr(products, "has_fast_bf16", lambda fast=fast: fast)
+        assert (linear.make_products(CPU, torch.bfloat16, None) is None) is fast
+        assert linear.make_products(CPU, torch.float32, None) is not None
     fitting, odd = Linear(32, 8), Linear(24, 8)
     pack(nn.Sequential(fitting, odd))
-    assert isinstance(fitting.laid_out, PanelWeight)
-    assert not isinstance(odd.laid_out, PanelWeight)
+    assert isinstance(fitting.packed, PanelWeight)
+    assert not isinstance(odd.packed, PanelWeight)
     monkeypatch.setattr(onednn, "available", lambda *_: False)
     left = Linear(24, 8)
     assert not pack(left)
-    assert left.laid_out is None
+    assert left.packed is None

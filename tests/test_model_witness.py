@@ -13,6 +13,7 @@ from goldens import load_float32
 from tiny import make_native
 from transformers import Florence2ForConditionalGeneration
 
+from florence.engine.device.backend import Backend
 from florence.engine.device.reference import TokenRules, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
@@ -20,7 +21,6 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
-from florence.runtime.loading import cpu_kernel
 
 SIDES = {"tiny": 64, "base": 768}  # of a picture, pixels
 END = 1.5  # so long is the end token's row
@@ -79,8 +79,8 @@ def test_logits_are_those_of_transformers(pair_of: PairOf, size: str) -> None:
     prompt, forced = [0, 71, 412, 33, 9, 2], [2, 0, 17, 300, 999, 5]
     expected = native_logits(native, model.vision.normalize(pixels).contiguous(), prompt, forced)
 
-    encoded = model.encode(model.look(pixels), torch.tensor([prompt]))
-    states, _ = model.language.decode(torch.tensor([forced]), None, model.language.decoder.cross(encoded))
+    encoded = model.encode(model.encode_images(pixels), torch.tensor([prompt]))
+    states, _ = model.language.decode(torch.tensor([forced]), None, model.language.decoder.cross_kv(encoded))
     ours = model.language.logits(states)
     assert expected.std() > 0.1  # weights that say something
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
@@ -146,7 +146,8 @@ def test_the_engine_gives_transformers_ids_at_real_sizes(pair_of: PairOf) -> Non
         Request(random_pixels(768, seed=int(beams > 1)), prompt, GenerationOptions(beams, 8, 0, 3, True, 1.0))
         for beams, prompt in zip((1, 3, 5), PROMPTS, strict=True)
     ]
-    runner = Runner(model, 4, kernel=cpu_kernel(model))
+    head_dim = model.config.text.decoder_head_dim
+    runner = Runner(model, 4, backend=Backend.for_device(model.device, model.dtype, head_dim))
     engine = Engine(runner, TokenLimits(100, 100), BatchLimits(4, encode_budget_s=1e-3))
     answers = [future.result() for future in [engine.submit(each) for each in asked]]
     engine.close()

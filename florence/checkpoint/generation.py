@@ -1,6 +1,6 @@
-"""How a checkpoint wants its beams searched, read from its files within the bounds that requests have too.
+"""A checkpoint's settings for beam search, within the bounds that a request's options have too.
 
-Knows values that were read as JSON, not files.
+Knows JSON values, not files.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from florence.model.config import GenerationDefaults
 from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY
 
 Source = tuple[str, Mapping[str, Any]]
-"""Where settings are written, for errors, and the settings."""
+"""Where settings are written, for error messages, and the settings."""
 
 
 def read_generation(sources: Sequence[Source], vocab_size: int) -> GenerationDefaults:
-    """The settings that the first of the sources names. CheckpointError for a value that no request may have
-    either, saying where it is written."""
+    """The settings, each from the first source that has it. Raises `CheckpointError` for a value that no
+    request may have either, with the place where it is written."""
     settings = _Settings(sources)
     return GenerationDefaults(
         num_beams=settings.integer("num_beams", 3, least=1, most=MAX_BEAMS),

@@ -10,15 +10,15 @@ from florence.engine.slots import Slot
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """One request that is being decoded. `sound`: whether all that it has written is known to be numbers.
-    `ended`: whether its search is known to be done; its answer is on the way from the device. `gone`:
-    whether its place is another's."""
+    """One request that is being decoded. `finite`: whether all values that it has written are known to be
+    finite. `ended`: whether its search is known to have ended; its answer is on the way from the device.
+    `dropped`: whether its slot has been freed."""
 
     request: Request
     slot: Slot
     picture_tokens: int
     encoder_length: int
     steps: int = 0
-    sound: bool = False
+    finite: bool = False
     ended: bool = False
-    gone: bool = False
+    dropped: bool = False
