@@ -53,7 +53,7 @@ class Clock(StoppingCriteria):
 def steps_of_transformers(
     native: Florence2ForConditionalGeneration, encoded: Tensor, beams: int
 ) -> list[Cost]:
-    """`generate` over a static batch, nobody leaving."""
+    """`generate` over a static batch."""
     clock = Clock()
     native.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -76,12 +76,12 @@ def steps_of_engine(runner: Runner, encoded: Tensor, beams: int) -> list[Cost]:
     """The engine's step, the searches of all requests in it."""
     options = GenerationOptions(beams, LAST + 2, LAST + 2, 3, True, 1.0)
     request = Request(np.zeros((32, 32, 3), np.uint8), (0, 2), options)
-    places = [runner.slots.take(beams) for _ in encoded]
-    slots = torch.tensor([slot.index for slot in places])
+    taken = [runner.slots.take(beams) for _ in encoded]
+    slots = torch.tensor([slot.index for slot in taken])
     runner.caches.write_cross_kv(slots, runner.model.language.decoder.cross_kv_by_layer(encoded))
-    for slot in places:
+    for slot in taken:
         runner.state.start(slot.index, slot.rows, options)
-    sequences = [SequenceState(request, slot, 577, ENCODER_LENGTH) for slot in places]
+    sequences = [SequenceState(request, slot, 577, ENCODER_LENGTH) for slot in taken]
     clock = Clock()
     for _ in range(LAST + 2):
         runner.step(sequences)

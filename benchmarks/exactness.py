@@ -1,4 +1,4 @@
-"""Token ids at real sizes: this engine, everybody at once, against `transformers.generate`, one by one.
+"""Token ids at real sizes: this engine, all requests at once, against `transformers.generate`, one by one.
 
     python benchmarks/exactness.py [--size base|large|small|tiny] [--tokens 20] [--beams 1 3 5] [--seed 0]
 

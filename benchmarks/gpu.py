@@ -106,8 +106,8 @@ class Bench:
 def exactness(bench: Bench) -> dict[str, object]:
     """Ids in a crowd against the plain search alone, float32, tiny and base sizes.
 
-    Twice, so that what the first round recorded is what the second one runs, with decode steps between all
-    parts of all encodes.
+    Twice, so that the second round runs what the first one captured, with decode steps between all chunks of
+    all encodes.
     """
     report: dict[str, object] = {}
     for size in ("tiny", "base") if bench.size == "large" else ("tiny",):
@@ -243,8 +243,8 @@ def through_transformers(bench: Bench, native: Florence2ForConditionalGeneration
 
 
 def forget() -> None:
-    """Free what nobody uses any more, before the next ones take their memory: recordings refer to themselves,
-    and PyTorch keeps what it has freed."""
+    """Free the memory of engines that are closed: captured work refers to itself, and PyTorch keeps freed
+    memory."""
     gc.collect()
     torch.cuda.empty_cache()
 

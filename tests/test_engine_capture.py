@@ -1,8 +1,8 @@
-"""What is recorded for a GPU could be captured there: no look at a value, no tensor of the host, no shape
-that depends on values.
+"""Work that is captured for a GPU is legal in a CUDA graph: it reads no value on the host, has no tensor of
+the host, and no shape depends on values.
 
-Without a GPU: on tensors that have shapes, types and a device, but no memory. Whatever would have to know a
-value of theirs raises.
+Tested without a GPU on fake tensors, which have shapes, dtypes and a device but no memory. An operation that
+needs a value of theirs raises.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PICTURE_TOKENS, SIDE = 5, 64
 
 
 class OnTheDevice(TorchDispatchMode):
-    """Every tensor that comes or goes lies on the device."""
+    """Every input and output of an operation is a tensor of the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class OnTheDevice(TorchDispatchMode):
 
 
 class Capture:
-    """Runs what a CUDA graph would capture, and refuses what it could not hold."""
+    """Runs work that a CUDA graph would capture, and refuses operations that it could not hold."""
 
     def __init__(self) -> None:
         self.captured = 0
         self.operations: set[str] = set()
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
-        # Not in inference mode, where an operation that is made of others would hide them.
+        # Not in inference mode, in which a composite operation hides those that it consists of.
         with torch.inference_mode(False), torch.no_grad(), OnTheDevice() as watched:
             results = work()
         self.captured += 1
@@ -72,7 +72,7 @@ class Capture:
 
 
 class AbsentMemory(HostMemory):
-    """Of a GPU that isn't there: tensors that know their values can't move to it, and no copy arrives."""
+    """Memory of a GPU that isn't there: uploads are fake tensors, and no download arrives."""
 
     def upload(self, values: Tensor) -> Tensor:
         return torch.empty(values.shape, dtype=values.dtype, device="cuda")
@@ -96,7 +96,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 def runner(config: ModelConfig, request: pytest.FixtureRequest) -> Iterator[Runner]:
-    """One on a GPU that isn't there, whose readings never come."""
+    """A runner on a GPU that isn't there, whose readbacks never arrive."""
     with torch.device("meta"):
         model = Florence2Model(config, Normalize([0.5] * 3, [0.25] * 3, 1 / 255))
     model.language.tied_head, model.language.has_logits_bias = True, False
@@ -142,7 +142,7 @@ def captured(runner: Runner) -> Capture:
 
 
 def test_steps_can_be_captured(runner: Runner) -> None:
-    """Of all shapes that are recorded at the start, and of a crowd with one beam, three and eight."""
+    """All shapes that are captured at the start, and requests with one, three and eight beams together."""
     steps = runner._buffers.steps
     assert isinstance(steps, BucketSteps)
     steps.prepare(PICTURE_TOKENS)
@@ -157,7 +157,7 @@ def test_steps_can_be_captured(runner: Runner) -> None:
 
 
 def test_encodes_can_be_captured(runner: Runner) -> None:
-    """Of one request, and of three whose prompts are longer; tower and encoder each."""
+    """One request, and three with longer prompts; tower and encoder each."""
     for count, total in ((1, 2), (3, 4)):
         for _ in range(3):
             runner.features.clear()
@@ -167,8 +167,8 @@ def test_encodes_can_be_captured(runner: Runner) -> None:
     assert "aten.convolution.default" in captured(runner).operations
 
 
-def test_what_comes_between_steps_never_waits(runner: Runner) -> None:
-    """A search that begins, places that are wiped, and answers that are looked up."""
+def test_work_between_steps_never_waits(runner: Runner) -> None:
+    """The start of a search, a wipe of caches and the choice of the best hypotheses."""
     slots = torch.zeros(3, dtype=torch.int64, device="cuda")
     with torch.inference_mode(False), OnTheDevice():
         runner.state.start(1, (0, 3, 4), asked([3])[0].options)

@@ -1,4 +1,4 @@
-"""Encodes write into the places of their requests, and nowhere else, whatever the batch was padded to."""
+"""Encodes write into the slots of their requests and nowhere else, whatever the padding of the batch."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def prompts_of(lengths: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 @torch.inference_mode()
-def test_a_recorded_encode_fills_its_slots_as_the_plain_one_and_no_others(model: Florence2Model) -> None:
-    """Batches that fill their bucket and others that don't, by turns, so that the rows which pad one have
-    been somebody's; each as it warms up, is recorded, and is replayed."""
+def test_a_captured_encode_fills_its_slots_as_the_plain_one_and_no_others(model: Florence2Model) -> None:
+    """Full and partly filled buckets by turns, so that padding rows have held other requests; each while it
+    warms up, is captured, and is replayed."""
     dice = np.random.default_rng(0)
     capturer = Watched()
     caches, expected = caches_of(model), caches_of(model)
@@ -94,7 +94,7 @@ def test_a_recorded_encode_fills_its_slots_as_the_plain_one_and_no_others(model:
             absent = sorted(set(range(SLOTS)) - set(slots))
             assert (mine[:, absent] == UNTOUCHED).all()
     assert len(capturer.results) >= 3
-    assert not any(capturer.results)  # a recording keeps nothing beside the caches
+    assert not any(capturer.results)  # captured work has no results beside the caches
 
 
 def buffers(caches: Caches) -> tuple[Tensor, Tensor]:
@@ -103,6 +103,7 @@ def buffers(caches: Caches) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2Model) -> None:
+    """And more pictures than the largest bucket has are refused."""
     captured = BucketEncodes(model, caches_of(model), HostMemory(), BUCKETS, EagerCapturer())
     for count in (4, 3, 4, 3):
         pixels = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
@@ -126,7 +127,7 @@ def prompts_for(picture_tokens: int, encoder_room: int) -> tuple[int, ...]:
 
 
 def test_prompts_of_the_tasks_meet_few_shapes() -> None:
-    """Large's sizes: the tasks' own sentences have a bucket for themselves, and any prompt has one."""
+    """With large's sizes the tasks' own sentences have a bucket of their own, and any prompt fits one."""
     assert prompts_for(577, 1024) == (16, 32, 64, 256, 447)
     assert prompts_for(5, 25) == (16, 20)
     assert prompts_for(5, 15) == (10,)
@@ -157,10 +158,10 @@ def check_alone(runner: Runner, asked: Sequence[Request]) -> None:
 
 
 @torch.inference_mode()
-def test_an_encode_that_fails_or_is_given_up_gives_all_places_back(
+def test_an_encode_that_fails_or_is_closed_frees_all_slots(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it was; and what it left in them, were it no numbers, harms nobody who gets them next."""
+    """After any chunk; NaN that it has left there does not reach the next requests in these slots."""
     write = Caches.write_cross_kv
 
     def broken(self: Caches, slots: Tensor, cross: object) -> None:
@@ -176,10 +177,10 @@ def test_an_encode_that_fails_or_is_given_up_gives_all_places_back(
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
     for stop in range(1, 1 + sum(1 for _ in runner.encode_parts([request(9)]))):
         runner.reset()
-        parts = runner.encode_parts(asked)
+        chunks = runner.encode_parts(asked)
         for _ in range(stop):
-            next(parts)
-        parts.close()
+            next(chunks)
+        chunks.close()
         runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
     with pytest.raises(IndexError, match="no free slot"):
         runner.encode([request(seed) for seed in range(SLOTS + 1)])
@@ -188,9 +189,9 @@ def test_an_encode_that_fails_or_is_given_up_gives_all_places_back(
 
 
 @torch.inference_mode()
-def test_encodes_of_all_sizes_are_recorded_before_anybody_comes(model: Florence2Model) -> None:
-    """Largest first, since all share one memory; batches of short prompts are replayed from then on, after a
-    fault too."""
+def test_encodes_of_all_sizes_are_captured_before_the_first_request(model: Florence2Model) -> None:
+    """Largest first, since all share one memory pool; batches of short prompts are replayed from then on,
+    also after a reset."""
     capturer = Watched()
     backend = Backend(capturer=capturer)
     runner = Runner(

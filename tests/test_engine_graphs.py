@@ -1,4 +1,4 @@
-"""Work of fixed shapes: few of them whatever comes, and the same results from recorded work."""
+"""Any request fits one of a few shapes, and captured work gives the same results as plain work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from florence.engine.device.graphs import Buckets, EagerCapturer, doubling, roun
 
 
 @given(first=st.integers(1, 64), last=st.integers(1, 5000))
-def test_sizes_ascend_to_the_most_there_can_be_and_waste_less_than_half(first: int, last: int) -> None:
+def test_sizes_ascend_to_the_largest_and_waste_less_than_half(first: int, last: int) -> None:
+    """Each is at most twice the one before."""
     sizes = doubling(first, last)
     assert list(sizes) == sorted(set(sizes))
     assert sizes[-1] == last
@@ -23,8 +24,8 @@ def test_sizes_ascend_to_the_most_there_can_be_and_waste_less_than_half(first: i
 
 
 @given(st.sets(st.integers(1, 5000), min_size=1), st.data())
-def test_a_size_becomes_one_that_holds_it_and_no_larger_one(sizes: set[int], data: st.DataObject) -> None:
-    """One of the sizes stays itself, and none lies between a size and what it becomes."""
+def test_a_size_is_rounded_up_to_the_next_bucket(sizes: set[int], data: st.DataObject) -> None:
+    """A bucket's own size stays as it is, and no bucket is between a size and its bucket."""
     ascending = sorted(sizes)
     size = data.draw(st.integers(1, ascending[-1]))
     rounded = round_up(size, ascending)
@@ -34,7 +35,7 @@ def test_a_size_becomes_one_that_holds_it_and_no_larger_one(sizes: set[int], dat
     assert round_up(rounded, ascending) == rounded
 
 
-def test_buckets_hold_everything_that_the_caches_hold() -> None:
+def test_buckets_cover_the_caches() -> None:
     """Large's sizes on a GPU: any request fits, and there are few shapes."""
     buckets = Buckets.of(
         slots=64,
@@ -53,7 +54,8 @@ def test_buckets_hold_everything_that_the_caches_hold() -> None:
     assert min(buckets.encoder_lengths) == 577 + 16
 
 
-def test_recorded_work_gives_what_the_buffers_hold_at_each_replay() -> None:
+def test_captured_work_reads_its_buffers_at_each_replay() -> None:
+    """And writes its results to the same tensors."""
     buffer, dice = torch.zeros(3), random.Random(0)
     replay, results = EagerCapturer().capture(lambda: [buffer * 2])
     kept = None
@@ -67,7 +69,8 @@ def test_recorded_work_gives_what_the_buffers_hold_at_each_replay() -> None:
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_does_too() -> None:
+def test_a_cuda_graph_reads_its_buffers_at_each_replay() -> None:
+    """As the eager capturer does."""
     from florence.engine.device.graphs import CudaGraphCapturer
 
     buffer = torch.zeros(3, device="cuda")

@@ -1,4 +1,4 @@
-"""Packed layers compute what plain ones do, within the rounding of their type."""
+"""Packed layers compute what plain ones do, within the rounding of their dtype."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 def both(layer: Linear | Conv2d, dtype: torch.dtype) -> tuple[Linear | Conv2d, Linear | Conv2d]:
-    """The layer in a type, plain and packed for oneDNN."""
+    """The layer in a dtype, plain and packed for oneDNN."""
     plain = layer.to(dtype).requires_grad_(False)
     packed = copy.deepcopy(plain)
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,7 @@ def test_a_packed_linear_layer_is_the_plain_one(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.inference_mode()
-def test_views_are_read_as_what_they_show(dtype: torch.dtype) -> None:
+def test_views_give_the_result_of_their_values(dtype: torch.dtype) -> None:
     """Rows of a larger tensor, transposed and cut ones: what a caller need not copy first."""
     plain, packed = both(Linear(48, 80), dtype)
     states, residual = torch.randn(96, 5, 2, dtype=dtype), torch.randn(80, 9, dtype=dtype)
@@ -115,11 +115,11 @@ def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", ["plain", "onednn", "kernel"])
-def test_the_best_scores_are_finer_than_their_product(
+def test_the_highest_logits_are_those_of_float32(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bfloat16 the best of a row are what float32 makes of the same states and weights, whatever lays them
-    out; the others are the product's, or as fine; the best one is float32's."""
+    """In bfloat16, whichever kernel computes the product: the highest logits of a row are those of float32
+    products of the same states and weights, and so is the highest one's index; others are the product's."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     language = load_model(
         tmp_path, read_config(tmp_path), imagenet_normalize(), vocab, CPU, torch.bfloat16
@@ -129,7 +129,7 @@ def test_the_best_scores_are_finer_than_their_product(
     right = F.linear(states.float(), language.shared.weight.float())
     coarse = language.lm_head(states).float()
     if kind != "plain":
-        lay_out(language, kind, monkeypatch)
+        pack_for(language, kind, monkeypatch)
     scores = language.logits(states)
     close = (scores - right).abs() < 1e-4
     assert (close | (scores == coarse)).all()
@@ -144,8 +144,8 @@ def test_the_best_scores_are_finer_than_their_product(
         assert torch.equal(language.logits(states), language.lm_head(states).float())
 
 
-def lay_out(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack a model for oneDNN or for the package's own kernel, whatever suits this processor."""
+def pack_for(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack a model for oneDNN or for the project's kernel, whichever this processor would use."""
     if kind == "kernel" and not openmp.available(torch.bfloat16):
         pytest.skip("no kernels here")
     if kind == "onednn" and not onednn.available(CPU, torch.bfloat16):
@@ -158,7 +158,7 @@ def lay_out(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another PyTorch may not have them, and no kernel be there: the layers stay as they are."""
+    """With another PyTorch and without a kernel of the project, layers stay plain."""
     monkeypatch.setattr(linear, "make_products", lambda *_: None)
     present = {other: None for other in OPERATORS if other != name}
     monkeypatch.setattr(torch.ops, "mkldnn", type("Namespace", (), present)())
@@ -167,7 +167,8 @@ def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: 
     assert layer(torch.ones(1, 4)).shape == (1, 4)
 
 
-def test_nothing_is_packed_on_other_machines_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_packed_on_other_machines_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for oneDNN nor for the project's kernel."""
     gpu = torch.device("cuda")
     assert not onednn.available(gpu, torch.float32)
     assert linear.make_products(gpu, torch.float32, None) is None

@@ -115,7 +115,7 @@ def native_ids(native: Florence2ForConditionalGeneration, model: Florence2Model,
 @pytest.mark.parametrize("num_beams", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize(
-    ("length_penalty", "ngram", "fewest"), [(1.0, 3, 0), (0.0, 0, 5), (2.0, 2, 0), (-1.0, 3, 4)]
+    ("length_penalty", "ngram", "min_new_tokens"), [(1.0, 3, 0), (0.0, 0, 5), (2.0, 2, 0), (-1.0, 3, 4)]
 )
 def test_generated_ids_are_those_of_transformers(
     pair_of: PairOf,
@@ -123,7 +123,7 @@ def test_generated_ids_are_those_of_transformers(
     early_stopping: bool,
     length_penalty: float,
     ngram: int,
-    fewest: int,
+    min_new_tokens: int,
 ) -> None:
     """By the plain search, one request at a time.
 
@@ -132,7 +132,7 @@ def test_generated_ids_are_those_of_transformers(
     still win. There, sequences end at their limit.
     """
     native, model = pair_of("tiny, without end" if early_stopping is False and length_penalty > 0 else "tiny")
-    options = GenerationOptions(num_beams, 20, fewest, ngram, early_stopping, length_penalty)  # type: ignore[arg-type]
+    options = GenerationOptions(num_beams, 20, min_new_tokens, ngram, early_stopping, length_penalty)  # type: ignore[arg-type]
     for prompt in PROMPTS:
         asked = Request(random_pixels(SIDES["tiny"]), prompt, options)
         assert generate_alone(model, asked, RULES).token_ids == native_ids(native, model, asked)

@@ -35,39 +35,39 @@ class _Settings:
         self.sources = sources
 
     def integer(self, name: str, default: int, *, least: int, most: int) -> int:
-        place, value = self._find(name, default)
+        source, value = self._find(name, default)
         if type(value) is not int or not least <= value <= most:
-            raise _refused(place, name, value, f"an integer from {least} to {most}")
+            raise _refused(source, name, value, f"an integer from {least} to {most}")
         return value
 
     def early_stopping(self) -> bool | Literal["never"]:
-        place, value = self._find("early_stopping", True)
+        source, value = self._find("early_stopping", True)
         if value == "never":
             return "never"
         if not isinstance(value, bool):
-            raise _refused(place, "early_stopping", value, 'true, false or "never"')
+            raise _refused(source, "early_stopping", value, 'true, false or "never"')
         return value
 
     def penalty(self) -> float:
-        place, value = self._find("length_penalty", 1.0)
+        source, value = self._find("length_penalty", 1.0)
         if type(value) not in (int, float) or not -MAX_PENALTY <= value <= MAX_PENALTY:
-            raise _refused(place, "length_penalty", value, f"a number from {-MAX_PENALTY} to {MAX_PENALTY}")
+            raise _refused(source, "length_penalty", value, f"a number from {-MAX_PENALTY} to {MAX_PENALTY}")
         return float(value)
 
     def forced_id(self, name: str, default: int, vocab_size: int) -> int | None:
-        place, value = self._find(name, default, null_counts=True)
+        source, value = self._find(name, default, null_counts=True)
         if value is None:
             return None
         if type(value) is not int or not 0 <= value < vocab_size:
-            raise _refused(place, name, value, f"a token id from 0 to {vocab_size - 1}, or null")
+            raise _refused(source, name, value, f"a token id from 0 to {vocab_size - 1}, or null")
         return value
 
     def _find(self, name: str, default: Any, *, null_counts: bool = False) -> tuple[str, Any]:
-        for place, values in self.sources:
+        for source, values in self.sources:
             if name in values and (null_counts or values[name] is not None):
-                return place, values[name]
+                return source, values[name]
         return "the default", default
 
 
-def _refused(place: str, name: str, value: object, allowed: str) -> CheckpointError:
-    return CheckpointError(f"{place}: {name} is {value!r}, expected {allowed}")
+def _refused(source: str, name: str, value: object, allowed: str) -> CheckpointError:
+    return CheckpointError(f"{source}: {name} is {value!r}, expected {allowed}")

@@ -87,9 +87,9 @@ class BucketSteps:
         lengths = [length for length in self._buckets.lengths if length <= MAX_PREPARED_LENGTH]
         for slots in reversed(self._buckets.slots):
             rows = range(0, min(slots * beams, self._buckets.rows[-1]) // beams * beams, beams)
-            places = [Slot(slot, tuple(range(row, row + beams))) for slot, row in enumerate(rows)]
+            occupied = [Slot(slot, tuple(range(row, row + beams))) for slot, row in enumerate(rows)]
             for length in reversed(lengths):
-                sequences = [StepSequence(slot, encoder_length + 1, length - 2) for slot in places]
+                sequences = [StepSequence(slot, encoder_length + 1, length - 2) for slot in occupied]
                 self.run(sequences)
                 self.run(sequences)
 

@@ -92,13 +92,13 @@ class CpuAttention:
         lengths: Tensor,
         bundle: int,
     ) -> Tensor:
-        indices, group_step, place_step = chosen
+        indices, group_step, position_step = chosen
         self._check(queries, keys, values, (indices, starts, lengths))
         slots, heads, room, _ = keys.shape
         output = queries.new_empty(queries.shape)
         size = self._dtype.itemsize
-        key_slot, key_head, key_place, _ = (stride * size for stride in keys.stride())
-        value_slot, value_head, value_place, _ = (stride * size for stride in values.stride())
+        key_slot, key_head, key_position, _ = (stride * size for stride in keys.stride())
+        value_slot, value_head, value_position, _ = (stride * size for stride in values.stride())
         query, query_row = rows_of(queries)
         target, target_row = rows_of(output)
         job = self._kernels.Job(
@@ -113,16 +113,16 @@ class CpuAttention:
             keys=keys.data_ptr(),
             key_slot=key_slot,
             key_head=key_head,
-            key_place=key_place,
+            key_position=key_position,
             values=values.data_ptr(),
             value_slot=value_slot,
             value_head=value_head,
-            value_place=value_place,
+            value_position=value_position,
             output=target,
             output_row=target_row,
             chosen=indices.data_ptr(),
             group_step=group_step,
-            place_step=place_step,
+            position_step=position_step,
             starts=starts.data_ptr(),
             lengths=lengths.data_ptr(),
         )

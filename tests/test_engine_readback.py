@@ -1,4 +1,4 @@
-"""What a step decided comes to the host late, all of it together, and is what the device holds."""
+"""A readback gives the host what a step decided, also when its copies arrive late."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def sequence(slot: int) -> SequenceState:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_hypotheses_are_the_best_that_were_kept_of_equals_the_last(seed: int) -> None:
-    """Against the same choice made slot by slot in plain Python."""
+def test_hypotheses_are_the_best_ones_and_of_equals_the_newest(seed: int) -> None:
+    """Compared with the same choice in plain Python, slot by slot."""
     dice = random.Random(seed)
     state = SearchState(SLOTS, ROOM, RULES, torch.device("cpu"))
     state.finished_sequences.random_(0, 51_289)
@@ -72,8 +72,8 @@ def test_hypotheses_are_the_best_that_were_kept_of_equals_the_last(seed: int) ->
     assert [hypothesis for _, hypothesis in found] == expected
 
 
-def test_a_reading_holds_what_was_there_when_it_was_made() -> None:
-    """Though the next step writes over it, and the next request gets the place."""
+def test_a_readback_holds_the_values_of_its_step() -> None:
+    """Though the next step overwrites them, and the next request gets the slot."""
     state = SearchState(SLOTS, ROOM, RULES, torch.device("cpu"))
     state.finished_count.fill_(1)
     state.finished_lengths.fill_(3)
@@ -114,11 +114,11 @@ class DistantMemory(HostMemory):
 
 
 @torch.inference_mode()
-def test_a_late_step_waits_once_for_the_step_before_however_many_end(
+def test_a_delayed_step_waits_once_for_the_previous_step_however_many_requests_end(
     tmp_path: Path,
 ) -> None:
-    """Some end together, some are cancelled between their end and their answer, some are alone at last; the
-    answers are those given alone, and all places come back."""
+    """Some requests end together, some are cancelled between their end and their answer, the last run alone.
+    The answers are those given alone, and all slots are freed."""
     model = load_float32(tmp_path, make_native(tmp_path).config.text_config.vocab_size)
     memory = DistantMemory()
     backend = Backend(memory=memory, capturer=EagerCapturer(), delayed_readback=True)
@@ -146,5 +146,5 @@ def test_a_late_step_waits_once_for_the_step_before_however_many_end(
             assert outcome.token_ids == generate_alone(model, each.request, runner.rules).token_ids
     assert answered + cancelled == len(lengths)
     assert cancelled > 0
-    # One at each step but the first, for the reading before the one that the step has just made.
+    # One wait in each step but the first, for the readback of the step before.
     assert memory.waits == [(number, number + 1) for number in range(1, steps)]

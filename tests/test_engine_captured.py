@@ -1,4 +1,4 @@
-"""What recorded work must bear: recordings share their memory, and results may come a step late."""
+"""Captured work shares memory, and results may arrive one step late: answers stay the same."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def gpu_like(capturer: GraphCapturer | None) -> Backend:
 
 
 @pytest.mark.parametrize("feature_bytes", [0, 2**27])
-def test_a_step_between_two_parts_of_an_encode_spoils_nothing(
+def test_a_step_between_two_chunks_of_an_encode_changes_no_answer(
     model: Florence2Model, feature_bytes: int
 ) -> None:
-    """With next to no budget for encodes, a step is taken after each part of them."""
+    """With a tiny encode budget, a step is taken after each chunk."""
     runner = Runner(
         model, 8, picture_tokens=PICTURE_TOKENS, backend=gpu_like(SharedPool()), feature_bytes=feature_bytes
     )
@@ -79,10 +79,10 @@ def test_a_step_between_two_parts_of_an_encode_spoils_nothing(
 
 
 @pytest.mark.parametrize("captured", [True, False])
-def test_one_that_fills_its_room_runs_along_for_a_step_and_writes_nothing(
+def test_a_finished_request_that_has_filled_its_room_writes_nothing_in_its_extra_step(
     model: Florence2Model, captured: bool
 ) -> None:
-    """Its neighbours get what they would get alone, and so does whoever has the place next."""
+    """Other requests, and the next one in its slot, get the answers that they get alone."""
     backend = gpu_like(EagerCapturer() if captured else None)
     runner = Runner(model, 4, backend=backend, picture_tokens=PICTURE_TOKENS, decoder_room=12)
     asked = [request(0, most=12, least=12), request(1, most=12), request(2, most=12, least=12)] * 3
@@ -102,10 +102,10 @@ def bucket_steps_of(runner: Runner) -> BucketSteps:
     return steps
 
 
-def test_old_buffers_go_before_new_ones_are_made_and_steps_are_recorded_again(
+def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device has no room for two sets of caches, and a pool whose graphs are gone takes no new ones."""
+    """A device has no room for two sets of caches, and a pool that has lost its graphs takes no new ones."""
     capturer = SharedPool()
     runner = Runner(model, 4, picture_tokens=PICTURE_TOKENS, backend=gpu_like(capturer))
     runner.prepare()
@@ -133,7 +133,7 @@ def test_old_buffers_go_before_new_ones_are_made_and_steps_are_recorded_again(
 
 
 @pytest.mark.parametrize("beams", [1, 3, 8])
-def test_steps_of_the_checkpoints_own_number_of_beams_are_recorded_first(
+def test_steps_of_the_checkpoints_own_number_of_beams_are_captured_at_the_start(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch, beams: int
 ) -> None:
     generation = replace(model.config.generation, num_beams=beams)
@@ -145,9 +145,8 @@ def test_steps_of_the_checkpoints_own_number_of_beams_are_recorded_first(
     assert captured_beams(runner) == {beams}
 
 
-def test_recording_before_the_first_request_leaves_the_caches_empty(model: Florence2Model) -> None:
-    """Its steps are of nobody, whose attention sees nothing and gives no numbers; so too where somebody
-    was."""
+def test_capturing_before_the_first_request_leaves_the_caches_empty(model: Florence2Model) -> None:
+    """Steps without requests attend to nothing and compute NaN; also after other requests have run."""
     runner = Runner(
         model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=20, backend=Backend(capturer=EagerCapturer())
     )
@@ -161,10 +160,10 @@ def test_recording_before_the_first_request_leaves_the_caches_empty(model: Flore
             runner.drop(sequence)
 
 
-def test_shapes_beyond_the_most_run_unrecorded_and_give_the_same(
+def test_shapes_beyond_the_maximum_run_uncaptured_and_give_the_same_answers(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said once, for steps and for encodes."""
+    """It is logged once for steps and once for encodes."""
     monkeypatch.setattr(bucket_steps, "MAX_GRAPHS", 2)
     monkeypatch.setattr(encodes, "MAX_GRAPHS", 1)
     runner = Runner(model, 8, picture_tokens=PICTURE_TOKENS, backend=gpu_like(SharedPool()))
@@ -178,11 +177,11 @@ def test_shapes_beyond_the_most_run_unrecorded_and_give_the_same(
     assert sorted(message.split()[3] for message in said) == ["encodes", "steps"]
 
 
-def test_a_search_begins_without_a_copy_from_the_host(model: Florence2Model) -> None:
-    """On a GPU each would wait for all steps that have been sent."""
+def test_a_search_starts_without_a_copy_from_the_host(model: Florence2Model) -> None:
+    """On a GPU such a copy would wait for all steps that have been sent."""
 
     class Copies(TorchDispatchMode):
-        seen: list[str] = []  # noqa: RUF012  (of this one test)
+        seen: list[str] = []  # noqa: RUF012  (used by this test only)
 
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -199,23 +198,23 @@ def test_a_search_begins_without_a_copy_from_the_host(model: Florence2Model) -> 
     assert runner.state.beam_indirection[1, :3, 0].tolist() == [0, 3, 4]
 
 
-def test_each_part_ends_when_the_device_has_done_it() -> None:
-    """The last one too, and the parts are closed with those that wait for them."""
+def test_a_barrier_follows_each_chunk() -> None:
+    """The last one too; closing the generator with barriers closes the chunks."""
     events: list[str] = []
 
-    def parts() -> Chunks[int]:
+    def chunks() -> Chunks[int]:
         try:
             for number in range(2):
-                events.append(f"part {number}")
+                events.append(f"chunk {number}")
                 yield
             return 7
         finally:
             events.append("closed")
 
-    assert run_to_end(with_barrier(parts(), lambda: events.append("waited"))) == 7
-    assert events == ["part 0", "waited", "part 1", "waited", "closed", "waited"]
+    assert run_to_end(with_barrier(chunks(), lambda: events.append("barrier"))) == 7
+    assert events == ["chunk 0", "barrier", "chunk 1", "barrier", "closed", "barrier"]
     events.clear()
-    begun = with_barrier(parts(), lambda: events.append("waited"))
+    begun = with_barrier(chunks(), lambda: events.append("barrier"))
     next(begun)
     begun.close()
-    assert events == ["part 0", "waited", "closed"]
+    assert events == ["chunk 0", "barrier", "closed"]
