@@ -18,7 +18,7 @@ from florence.engine.device.memory import Download, HostMemory
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
 from florence.engine.device.runner import Runner
-from florence.engine.device.search import SearchState
+from florence.engine.device.search_state import SearchState
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot

@@ -50,6 +50,22 @@ class DecodeBatch:
         return DecodeBatch(*map(move, self.tensors()))
 
 
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What the attentions of one step read besides queries.
+
+    `beam_indirection` int32 [requests, beams, length]: the cache row that holds each position of a beam's
+    past. `positions` int64 [rows]: each row's position in this step. `encoder_length`: at least the longest
+    of the batch.
+    """
+
+    caches: Caches
+    batch: DecodeBatch
+    beam_indirection: Tensor
+    positions: Tensor
+    encoder_length: int
+
+
 class StepAttention(Protocol):
     """Both attentions of any layer in one step."""
 
@@ -75,65 +91,36 @@ class AttentionBackend(Protocol):
     @property
     def masked(self) -> bool: ...
 
-    def begin(
-        self,
-        caches: Caches,
-        batch: DecodeBatch,
-        beam_indirection: Tensor,
-        positions: Tensor,
-        encoder_length: int,
-    ) -> StepAttention:
-        """The attentions of one step.
-
-        `beam_indirection` int32 [requests, beams, length]: the cache row that holds each position of a beam's
-        past. `positions` int64 [rows]: each row's position in this step. `encoder_length`: at least the
-        longest of the batch. No result may depend on a value that the host would have to read: a CUDA graph
-        holds this call too.
-        """
+    def begin(self, step: StepInputs) -> StepAttention:
+        """The attentions of one step, prepared for all layers. Where steps are captured as graphs, so is this
+        call: it must not read a value on the host."""
         ...
 
 
 class DenseAttention:
     """Both attentions with PyTorch's operations; whatever is not a beam's past is masked.
 
-    Shapes depend on those of `batch` and `beam_indirection` and on `encoder_length` only, never on values, so
-    that a CUDA graph can hold them.
+    Shapes depend on those of the batch and of `beam_indirection` and on `encoder_length` only, never on
+    values, so that a CUDA graph can hold them.
     """
 
     masked = True
 
-    def begin(
-        self,
-        caches: Caches,
-        batch: DecodeBatch,
-        beam_indirection: Tensor,
-        positions: Tensor,
-        encoder_length: int,
-    ) -> StepAttention:
-        return _DenseStep(caches, batch, beam_indirection, positions, encoder_length)
+    def begin(self, step: StepInputs) -> StepAttention:
+        return _DenseStep(step)
 
 
 class _DenseStep:
-    """The masks of one step, used by all layers."""
-
-    def __init__(
-        self,
-        caches: Caches,
-        batch: DecodeBatch,
-        beam_indirection: Tensor,
-        positions: Tensor,
-        encoder_length: int,
-    ) -> None:
-        self._caches, self._batch = caches, batch
-        length = beam_indirection.shape[-1]
-        self._encoder_length, self._length = encoder_length, length
+    def __init__(self, step: StepInputs) -> None:
+        self._caches, self._batch = step.caches, step.batch
+        batch, indirection, device = step.batch, step.beam_indirection, step.positions.device
+        self._encoder_length, self._length = step.encoder_length, indirection.shape[-1]
         self._rows, self._requests = len(batch.rows), len(batch.slots)
-        device = batch.slots.device
-        seen = torch.arange(encoder_length, device=device) < batch.encoder_lengths[:, None]
+        seen = torch.arange(self._encoder_length, device=device) < batch.encoder_lengths[:, None]
         self._cross_mask = seen[:, None, None]  # [requests, 1, 1, encoder_length]
         # Which positions of a row each beam of its request owns: [rows, beams, length].
-        owned = beam_indirection[batch.request_of] == batch.rows[:, None, None]
-        past = torch.arange(length, device=device) <= positions[:, None]
+        owned = indirection[batch.request_of] == batch.rows[:, None, None]
+        past = torch.arange(self._length, device=device) <= step.positions[:, None]
         self._self_mask = (owned & past[:, None])[:, None]  # [rows, 1, beams, length]
         self._absent = ~batch.is_beam[:, :, None, None]  # [requests, beams, 1, 1]
 
@@ -177,40 +164,25 @@ class _DenseStep:
 
 
 class KernelAttention:
-    """Both attentions by the CPU kernel, which reads each beam's keys where they lie, and no others."""
+    """Both attentions by the CPU kernel, which reads each beam's keys where they are, and no others."""
 
     masked = False
 
     def __init__(self, kernel: CpuAttention) -> None:
         self._kernel = kernel
 
-    def begin(
-        self,
-        caches: Caches,
-        batch: DecodeBatch,
-        beam_indirection: Tensor,
-        positions: Tensor,
-        encoder_length: int,
-    ) -> StepAttention:
-        return _KernelStep(self._kernel, caches, batch, beam_indirection, positions)
+    def begin(self, step: StepInputs) -> StepAttention:
+        return _KernelStep(self._kernel, step)
 
 
 class _KernelStep:
-    """The kernel's arguments of one step, used by all layers."""
-
-    def __init__(
-        self,
-        kernel: CpuAttention,
-        caches: Caches,
-        batch: DecodeBatch,
-        beam_indirection: Tensor,
-        positions: Tensor,
-    ) -> None:
-        self._kernel, self._caches = kernel, caches
+    def __init__(self, kernel: CpuAttention, step: StepInputs) -> None:
+        batch = step.batch
+        self._kernel, self._caches = kernel, step.caches
         self._slots, self._encoder_lengths = batch.slots.int(), batch.encoder_lengths
         self._starts = F.pad(batch.beams.cumsum(0, dtype=torch.int32), (1, 0))
-        self._sources = beam_indirection[batch.request_of, batch.beam_of]  # [rows, length]
-        self._lengths = (positions + 1).int()
+        self._sources = step.beam_indirection[batch.request_of, batch.beam_of]  # [rows, length]
+        self._lengths = (step.positions + 1).int()
 
     def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
         keys, values = self._caches.cross_keys[layer], self._caches.cross_values[layer]

@@ -12,25 +12,18 @@ from typing import cast
 
 from torch import Tensor
 
-from florence.model.attention import StepAttention, split_heads
-from florence.model.caches import Caches
+from florence.model.attention import StepAttention, StepInputs, split_heads
 from florence.model.language import POSITION_OFFSET, DecoderLayer, LanguageModel
 
 
 def decode_step(
-    language: LanguageModel,
-    caches: Caches,
-    rows: Tensor,
-    tokens: Tensor,
-    positions: Tensor,
-    attention: StepAttention,
+    language: LanguageModel, step: StepInputs, tokens: Tensor, attention: StepAttention
 ) -> Tensor:
-    """Advance every row by one token and write its keys and values at its position.
+    """Advance every row by one of `tokens` int64 [rows], and write its keys and values at its position.
 
-    `rows`: cache rows; `tokens`: what each row reads; `positions`: how many it has read before; all int64
-    [rows]. Returns float32 logits [rows, vocab].
+    Returns float32 logits [rows, vocab].
     """
-    decoder = language.decoder
+    decoder, caches, rows, positions = language.decoder, step.caches, step.batch.rows, step.positions
     embedded = decoder.embed_positions.weight[positions + POSITION_OFFSET]
     states = decoder.layernorm_embedding(language.embed(tokens) + embedded)  # [rows, d_model]
     for index, layer in enumerate(cast("Iterable[DecoderLayer]", decoder.layers)):

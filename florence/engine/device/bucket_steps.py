@@ -9,7 +9,7 @@ from torch import Tensor
 
 from florence.engine.device.graphs import MAX_GRAPHS, Buckets, GraphCapturer, Replay, round_up, warn_once
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.search import StepShape
+from florence.engine.device.search_state import StepShape
 from florence.engine.device.steps import (
     Occupancy,
     StepContext,

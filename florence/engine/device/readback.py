@@ -9,7 +9,7 @@ from torch import Tensor
 
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.reference import Hypothesis
-from florence.engine.device.search import SearchState
+from florence.engine.device.search_state import SearchState
 from florence.engine.sequence import SequenceState
 
 

@@ -21,7 +21,7 @@ from florence.engine.device.features import FeatureCache
 from florence.engine.device.graphs import Buckets
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
-from florence.engine.device.search import DONE, FAULTY, RUNNING, SearchState
+from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState
 from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps, StepSequence
 from florence.engine.request import Request
 from florence.engine.sequence import SequenceState

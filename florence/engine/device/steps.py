@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.search import SearchState, StepShape, advance
+from florence.engine.device.search import advance
+from florence.engine.device.search_state import SearchState, StepShape
 from florence.engine.slots import Slot
-from florence.model.attention import AttentionBackend, DecodeBatch
+from florence.model.attention import AttentionBackend, DecodeBatch, StepInputs
 from florence.model.caches import Caches
 from florence.model.decode import decode_step
 from florence.model.language import LanguageModel
@@ -56,8 +57,8 @@ class StepContext:
         tokens, positions = self.state.tokens(batch)
         length = min(shape.length, self.caches.sizes.decoder_room)
         indirection = self.state.beam_indirection[batch.slots, : shape.beams, :length]
-        attention = self.attention.begin(self.caches, batch, indirection, positions, shape.encoder_length)
-        logits = decode_step(self.language, self.caches, batch.rows, tokens, positions, attention)
+        inputs = StepInputs(self.caches, batch, indirection, positions, shape.encoder_length)
+        logits = decode_step(self.language, inputs, tokens, self.attention.begin(inputs))
         advance(self.state, batch, shape, logits)
 
 
