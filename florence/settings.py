@@ -50,6 +50,11 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads of one worker's model; default: PyTorch's choice."
     )
+    cpu_kernels: Literal["auto", "off"] = Field(
+        default="auto",
+        description="`off`: compute with PyTorch's own operations only, not with the project's kernels for "
+        "CPUs. In float32 token ids are the same.",
+    )
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
         description="Requests that decode together in a worker; default: 16 on a CPU, 64 on a GPU.",

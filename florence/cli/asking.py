@@ -112,6 +112,7 @@ def load_model(arguments: argparse.Namespace) -> Florence2:
         batches=replace(batch_limits(settings, device), max_latency_s=None),  # nobody else is kept waiting
         tokens=token_limits(settings),
         threads=settings.threads,
+        cpu_kernels=settings.cpu_kernels,
         picture_cache_bytes=settings.picture_cache_bytes,
     )
 

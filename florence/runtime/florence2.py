@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from PIL import Image
 
 from florence.answers.answer import Answer
+from florence.engine.device.backend import CpuKernels
 from florence.engine.device.runner import DEFAULT_FEATURE_BYTES
 from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
@@ -84,6 +85,7 @@ class Florence2:
         batches: BatchLimits | None = None,
         tokens: TokenLimits | None = None,
         threads: int | None = None,
+        cpu_kernels: CpuKernels = "auto",
         picture_cache_bytes: int = DEFAULT_FEATURE_BYTES,
         reserved: bool = False,
         observer: Observer | None = None,
@@ -95,10 +97,11 @@ class Florence2:
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
         layers, on a CPU with VNNI). `limits`: on pictures. `batches`: how many requests wait, are encoded and
         decode at once. `tokens`: longest answer and prompt; room is kept for them. `threads`: CPU threads of
-        the model, None for torch's choice. `picture_cache_bytes`: memory for what the tower saw in the latest
-        pictures. `reserved`: take the memory of a full engine at once, as the service does, not as requests
-        first need it. `observer`: is told what the engine does. `on_broken`: is called when the engine has
-        failed and can't recover. On a CPU the process keeps from then on what memory it frees.
+        the model, None for torch's choice. `cpu_kernels`: "off" computes with PyTorch's own operations only.
+        `picture_cache_bytes`: memory for what the tower saw in the latest pictures. `reserved`: take the
+        memory of a full engine at once, as the service does, not as requests first need it. `observer`: is
+        told what the engine does. `on_broken`: is called when the engine has failed and can't recover. On a
+        CPU the process keeps from then on what memory it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
@@ -111,6 +114,7 @@ class Florence2:
             batches=batches,
             tokens=tokens or TokenLimits(),
             threads=threads,
+            cpu_kernels=cpu_kernels,
             picture_cache_bytes=picture_cache_bytes,
             reserved=reserved,
             observer=observer,

@@ -12,21 +12,19 @@ from typing import Any
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.hub import resolve_checkpoint
+from florence.checkpoint.preprocessing import read_preprocessing
 from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
-from florence.engine.device.graphs import CudaRecorder
+from florence.engine.device.backend import Backend, CpuKernels
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
 from florence.errors import CheckpointError
-from florence.images.decode import ImageLimits, Preprocessing, read_preprocessing
+from florence.images.decode import ImageLimits, Preprocessing
 from florence.model.config import STRIDE, ModelConfig
-from florence.model.decode import Kernel
 from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype
 from florence.model.florence2 import Florence2Model
-from florence.model.kernels.cpu import attention as cpu_attention
-from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.runtime.pipeline import Pipeline
@@ -46,6 +44,7 @@ class LoadOptions:
     batches: BatchLimits | None
     tokens: TokenLimits
     threads: int | None
+    cpu_kernels: CpuKernels
     picture_cache_bytes: int
     reserved: bool
     observer: Observer | None
@@ -80,11 +79,12 @@ def load(name: str, options: LoadOptions) -> Loaded:
     if device.type == "cpu":
         keep_freed_memory()
         bound_kernel_caches()
-    model = load_model(checkpoint.directory, normalize, tokenizer.size, device, dtype)
+    model = load_model(checkpoint.directory, config, normalize, tokenizer.size, device, dtype)
     parameters = count_parameters(model)
     if options.dtype == INT8:
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
-    pack(model, options.threads)
+    if options.cpu_kernels == "auto":
+        pack(model, options.threads)
     pipeline = Pipeline(
         checkpoint=checkpoint.label,
         tokenizer=tokenizer,
@@ -130,30 +130,26 @@ def _runner(
     preprocessing: Preprocessing,
 ) -> Runner:
     """The way to run steps that suits the device."""
-    on_gpu = model.language.shared.weight.is_cuda
+    backend = Backend.for_device(
+        model.device,
+        model.dtype,
+        model.config.text.decoder_head_dim,
+        cpu_kernels=options.cpu_kernels,
+        threads=options.threads,
+    )
     picture_tokens = _picture_tokens(preprocessing)
     return Runner(
         model,
         batches.max_batch_size,
+        backend=backend,
         picture_tokens=picture_tokens,
         encode_batch=batches.max_encode_batch,
         picture_size=(preprocessing.height, preprocessing.width),
         encoder_room=picture_tokens + tokens.max_prompt_tokens,
         decoder_room=tokens.max_new_tokens,
         feature_bytes=options.picture_cache_bytes,
-        kernel=None if on_gpu else cpu_kernel(model, options.threads),
-        recorder=CudaRecorder(model.language.shared.weight.device) if on_gpu else None,
-        late=on_gpu,
         reserved=options.reserved,
     )
-
-
-def cpu_kernel(model: Florence2Model, threads: int | None = None) -> Kernel | None:
-    """The attention kernel for a model on a CPU; None where there is none, and torch's own is used."""
-    dtype, text = model.language.shared.weight.dtype, model.config.text
-    if not available(dtype):
-        return None
-    return cpu_attention.CpuAttention(dtype, text.d_model // text.decoder.heads, threads)
 
 
 def _picture_tokens(preprocessing: Preprocessing) -> int:

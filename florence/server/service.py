@@ -70,6 +70,7 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
         batches=batch_limits(settings, device),
         tokens=token_limits(settings),
         threads=settings.threads,
+        cpu_kernels=settings.cpu_kernels,
         picture_cache_bytes=settings.picture_cache_bytes,
         reserved=True,
         observer=observer,
