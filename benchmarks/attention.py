@@ -79,11 +79,11 @@ def make_work(requests: int, beams: int, dtype: torch.dtype) -> Work:
 
 
 def kernel_cross(work: Work, kernel: CpuAttention, layer: int) -> Tensor:
-    return kernel.cross(work.queries, *work.cross[layer], work.slots, work.starts, work.lengths)
+    return kernel.cross_attention(work.queries, *work.cross[layer], work.slots, work.starts, work.lengths)
 
 
 def kernel_own(work: Work, kernel: CpuAttention, layer: int) -> Tensor:
-    return kernel.own(work.queries, *work.own[layer], work.sources, work.own_lengths)
+    return kernel.self_attention(work.queries, *work.own[layer], work.sources, work.own_lengths)
 
 
 def split_heads(rows: Tensor, beams: int) -> Tensor:

@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 import torch
-from random_models import SIZES, convert, make_native
+from random_models import SIZES, backend_of, convert, make_native
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
@@ -25,7 +25,6 @@ from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.florence2 import Florence2Model
-from florence.runtime.loading import cpu_kernel
 
 ENCODER_LENGTH = 590
 FIRST, LAST = 8, 24
@@ -54,7 +53,7 @@ class Clock(StoppingCriteria):
 def steps_of_transformers(
     native: Florence2ForConditionalGeneration, encoded: Tensor, beams: int
 ) -> list[Cost]:
-    """`generate` over a static batch, nobody leaving."""
+    """`generate` over a static batch."""
     clock = Clock()
     native.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -77,12 +76,12 @@ def steps_of_engine(runner: Runner, encoded: Tensor, beams: int) -> list[Cost]:
     """The engine's step, the searches of all requests in it."""
     options = GenerationOptions(beams, LAST + 2, LAST + 2, 3, True, 1.0)
     request = Request(np.zeros((32, 32, 3), np.uint8), (0, 2), options)
-    places = [runner.slots.take(beams) for _ in encoded]
-    slots = torch.tensor([slot.index for slot in places])
-    runner.caches.write_cross(slots, runner.model.language.decoder.cross_by_layer(encoded))
-    for slot in places:
+    taken = [runner.slots.take(beams) for _ in encoded]
+    slots = torch.tensor([slot.index for slot in taken])
+    runner.caches.write_cross_kv(slots, runner.model.language.decoder.cross_kv_by_layer(encoded))
+    for slot in taken:
         runner.state.start(slot.index, slot.rows, options)
-    sequences = [SequenceState(request, slot, 577, ENCODER_LENGTH) for slot in places]
+    sequences = [SequenceState(request, slot, 577, ENCODER_LENGTH) for slot in taken]
     clock = Clock()
     for _ in range(LAST + 2):
         runner.step(sequences)
@@ -126,7 +125,7 @@ def main() -> None:
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     native = make_native(arguments.size, dtype)
     model = convert(native, torch.device("cpu"), dtype)
-    runner = Runner(model, arguments.requests, kernel=cpu_kernel(model))
+    runner = Runner(model, arguments.requests, backend=backend_of(model))
     width = SIZES[arguments.size][0]
     encoded = torch.randn(arguments.requests, ENCODER_LENGTH, width).to(dtype)
     rate = rate_of_products(arguments.requests * arguments.beams, width, dtype)

@@ -55,7 +55,7 @@ def count_flop(folder: Path, normalize: Normalize, pixels: Tensor, prompts: Tens
         model = Florence2Model(read_config(folder), normalize)
     model.vision.normalize = Normalize((0.5,) * 3, (0.5,) * 3, 1 / 255).to("meta")
     with FlopCounterMode(display=False) as counter:
-        model.encode(model.look(pixels.to("meta")), prompts.to("meta"))
+        model.encode(model.encode_images(pixels.to("meta")), prompts.to("meta"))
     return counter.get_total_flops()
 
 
@@ -97,14 +97,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         native.save_pretrained(folder)
         flop = count_flop(Path(folder), normalize, pixels, prompts)
-        model = load_model(Path(folder), normalize, VOCAB, torch.device("cpu"), dtype)
+        model = load_model(
+            Path(folder), read_config(Path(folder)), normalize, VOCAB, torch.device("cpu"), dtype
+        )
     packed = pack(model)
     values = model.vision.normalize(pixels)
     gemms = products(dtype)
     runs: dict[str, Callable[[], object]] = {name: run for name, (run, _) in gemms.items()}
-    runs["florence"] = lambda: model.encode(model.look(pixels), prompts)
+    runs["florence"] = lambda: model.encode(model.encode_images(pixels), prompts)
     runs["transformers"] = lambda: encode_natively(native, values, prompts)
-    ours, theirs = model.encode(model.look(pixels), prompts), encode_natively(native, values, prompts)
+    ours, theirs = (
+        model.encode(model.encode_images(pixels), prompts),
+        encode_natively(native, values, prompts),
+    )
     drift = (ours - theirs).float().abs().mean() / theirs.float().abs().mean()
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(arguments.rounds):

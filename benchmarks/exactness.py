@@ -1,4 +1,4 @@
-"""Token ids at real sizes: this engine, everybody at once, against `transformers.generate`, one by one.
+"""Token ids at real sizes: this engine, all requests at once, against `transformers.generate`, one by one.
 
     python benchmarks/exactness.py [--size base|large|small|tiny] [--tokens 20] [--beams 1 3 5] [--seed 0]
 
@@ -26,7 +26,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from random_models import MEAN, RESCALE, SIDE, SIZES, STD, VOCAB, convert, decide, make_native, picture_tokens
+from random_models import (
+    MEAN,
+    RESCALE,
+    SIDE,
+    SIZES,
+    STD,
+    VOCAB,
+    backend_of,
+    convert,
+    decide,
+    make_native,
+    picture_tokens,
+)
 from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,7 +50,6 @@ from florence.engine.request import Generation, GenerationOptions, Request
 from florence.model.devices import bound_kernel_caches, keep_freed_memory
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
-from florence.runtime.loading import cpu_kernel
 
 PROMPT_TOKENS = {
     "CAPTION": 8,
@@ -96,7 +107,7 @@ def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> li
     config = EngineConfig(
         max_batch_size=SLOTS, max_new_tokens=1023, max_prompt_tokens=1024 - picture_tokens(size)
     )
-    engine = Engine(Runner(model, SLOTS, kernel=cpu_kernel(model)), config)
+    engine = Engine(Runner(model, SLOTS, backend=backend_of(model)), config)
     futures = [generate(engine, request) for request in asked]
     answers = [future.result() for future in futures]
     engine.close()

@@ -25,14 +25,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from closed_loop import PROMPT_TOKENS, TASKS, generate_static, options, requests, throughput
-from random_models import SIDE, SIZES, VOCAB, convert, make_native, picture_tokens
+from random_models import SIDE, SIZES, VOCAB, backend_of, convert, make_native, picture_tokens
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence.engine.config import EngineConfig
-from florence.engine.device.graphs import CudaRecorder, PlainRecorder
+from florence.engine.device.backend import Backend
+from florence.engine.device.graphs import EagerCapturer
 from florence.engine.device.reference import generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
@@ -70,16 +71,15 @@ class Bench:
 
     def runner(self, model: Florence2Model, slots: int) -> Runner:
         on_gpu = self.device.type == "cuda"
-        recorder = CudaRecorder(self.device) if on_gpu else PlainRecorder()
+        backend = backend_of(model) if on_gpu else Backend(capturer=EagerCapturer())
         return Runner(
             model,
             slots,
+            backend=backend,
             picture_tokens=picture_tokens(self.size),
             encode_batch=min(slots, ENCODE_BATCH),
             picture_size=(SIDE[self.size], SIDE[self.size]),
             feature_bytes=0,
-            recorder=recorder,
-            late=on_gpu,
         )
 
     def engine(self, model: Florence2Model, slots: int, budget_s: float = 0.05) -> Engine:
@@ -112,8 +112,8 @@ class Bench:
 def exactness(bench: Bench) -> dict[str, object]:
     """Ids in a crowd against the plain search alone, float32, tiny and base sizes.
 
-    Twice, so that what the first round recorded is what the second one runs, with decode steps between all
-    parts of all encodes.
+    Twice, so that the second round runs what the first one captured, with decode steps between all chunks of
+    all encodes.
     """
     report: dict[str, object] = {}
     for size in ("tiny", "base") if bench.size == "large" else ("tiny",):
@@ -146,8 +146,10 @@ def drift(bench: Bench) -> dict[str, object]:
     def logits(dtype: torch.dtype) -> torch.Tensor:
         model = convert(native, bench.device, dtype)
         prompt = torch.tensor([[0, 100, 101, 2]] * 2, device=bench.device)
-        encoded = model.encode(model.look(pixels.to(bench.device)), prompt)
-        states, _ = model.language.decode(ids.to(bench.device), None, model.language.decoder.cross(encoded))
+        encoded = model.encode(model.encode_images(pixels.to(bench.device)), prompt)
+        states, _ = model.language.decode(
+            ids.to(bench.device), None, model.language.decoder.cross_kv(encoded)
+        )
         return model.language.logits(states)
 
     exact = logits(torch.float32)
@@ -176,7 +178,7 @@ def shares_of_peak(bench: Bench, model: Florence2Model) -> dict[str, object]:
     pixels = torch.from_numpy(np.stack([request.pixels for request in asked])).to(bench.device)
     prompts = torch.tensor([request.prompt_ids for request in asked], device=bench.device)
     with FlopCounterMode(display=False) as counter:
-        model.encode(model.look(pixels), prompts)
+        model.encode(model.encode_images(pixels), prompts)
     slots = max(*bench.concurrencies, ENCODE_BATCH)
     runner = bench.runner(model, slots)
     runner.prepare()
@@ -247,8 +249,8 @@ def through_transformers(bench: Bench, native: Florence2ForConditionalGeneration
 
 
 def forget() -> None:
-    """Free what nobody uses any more, before the next ones take their memory: recordings refer to themselves,
-    and PyTorch keeps what it has freed."""
+    """Free the memory of engines that are closed: captured work refers to itself, and PyTorch keeps freed
+    memory."""
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from random_models import RULES, SIDE, SIZES, VOCAB, make_native
 
+from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.device.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
@@ -34,7 +35,7 @@ def load(folder: Path, precision: str) -> Florence2Model:
     """A model as the service would run it; int8 with float32 around it."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     normalize = Normalize((0.5,) * 3, (0.5,) * 3, 1 / 255)
-    model = load_model(folder, normalize, VOCAB, torch.device("cpu"), dtype)
+    model = load_model(folder, read_config(folder), normalize, VOCAB, torch.device("cpu"), dtype)
     if precision == "int8":
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
     pack(model)

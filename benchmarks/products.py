@@ -21,7 +21,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence.model.kernels.cpu.products import PanelWeight, Products
-from florence.model.kernels.linear import LaidOut
+from florence.model.kernels.linear import PackedWeight
 from florence.model.kernels.onednn import OneDnnWeight
 
 WEIGHT_BYTES = 2**29
@@ -29,15 +29,15 @@ TURNS = 3
 
 
 def make_layers(
-    lay_out: Callable[[Tensor, Tensor], LaidOut], inner: int, outputs: int, dtype: torch.dtype
-) -> list[LaidOut]:
+    pack: Callable[[Tensor, Tensor], PackedWeight], inner: int, outputs: int, dtype: torch.dtype
+) -> list[PackedWeight]:
     """As many layers as fill WEIGHT_BYTES."""
     count = max(1, WEIGHT_BYTES // (inner * outputs * dtype.itemsize))
     bias = torch.randn(outputs).to(dtype)
-    return [lay_out((torch.randn(outputs, inner) * inner**-0.5).to(dtype), bias) for _ in range(count)]
+    return [pack((torch.randn(outputs, inner) * inner**-0.5).to(dtype), bias) for _ in range(count)]
 
 
-def cost(layers: list[LaidOut], states: Tensor) -> tuple[float, float]:
+def cost(layers: list[PackedWeight], states: Tensor) -> tuple[float, float]:
     """CPU seconds and wall seconds of all layers, one after the other."""
     cpu, wall = time.process_time(), time.perf_counter()
     for layer in layers:
@@ -58,13 +58,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     products, width = Products(dtype, arguments.threads), arguments.width
-    kinds: dict[str, Callable[[Tensor, Tensor], LaidOut]] = {
+    kinds: dict[str, Callable[[Tensor, Tensor], PackedWeight]] = {
         "oneDNN": OneDnnWeight,
         "florence": lambda weight, bias: PanelWeight(products, weight, bias),
     }
     print(f"{arguments.dtype}, {arguments.threads} threads; GFLOP a CPU-second, GB/s of weights")
     for inner, outputs in ((width, width), (width, 4 * width), (4 * width, width)):
-        layers = {name: make_layers(lay_out, inner, outputs, dtype) for name, lay_out in kinds.items()}
+        layers = {name: make_layers(pack, inner, outputs, dtype) for name, pack in kinds.items()}
         for rows in arguments.rows:
             states = torch.randn(rows, inner).to(dtype)
             best = dict.fromkeys(kinds, (float("inf"), float("inf")))

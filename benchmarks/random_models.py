@@ -15,7 +15,9 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
+from florence.engine.device.backend import Backend
 from florence.engine.device.reference import TokenRules
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
@@ -70,9 +72,15 @@ def convert(
     """The same weights in this package's model, through its own loading code."""
     with tempfile.TemporaryDirectory() as folder:
         native.save_pretrained(folder)
-        model = load_model(Path(folder), Normalize(MEAN, STD, RESCALE), VOCAB, device, dtype)
+        config, normalize = read_config(Path(folder)), Normalize(MEAN, STD, RESCALE)
+        model = load_model(Path(folder), config, normalize, VOCAB, device, dtype)
     pack(model)
     return model
+
+
+def backend_of(model: Florence2Model) -> Backend:
+    """How the service would run the model on its device."""
+    return Backend.for_device(model.device, model.dtype, model.config.text.decoder_head_dim)
 
 
 @torch.no_grad()

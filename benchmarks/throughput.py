@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from closed_loop import TASKS, generate_static, options, requests, throughput
-from random_models import SIZES, convert, make_native, picture_tokens
+from random_models import SIZES, backend_of, convert, make_native, picture_tokens
 from transformers import Florence2ForConditionalGeneration
 
 from florence.engine.config import EngineConfig
@@ -42,7 +42,6 @@ from florence.engine.request import Request
 from florence.model.devices import bound_kernel_caches, keep_freed_memory
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
-from florence.runtime.loading import cpu_kernel
 
 SLOTS = 16
 """Requests that decode together, the default on a CPU."""
@@ -70,7 +69,7 @@ class Part:
 
 
 def start_engine(bench: Bench, model: Florence2Model, feature_bytes: int = 0) -> Engine:
-    runner = Runner(model, SLOTS, feature_bytes=feature_bytes, kernel=cpu_kernel(model))
+    runner = Runner(model, SLOTS, feature_bytes=feature_bytes, backend=backend_of(model))
     config = EngineConfig(
         max_batch_size=SLOTS, max_queue=512, max_prompt_tokens=1024 - picture_tokens(bench.size)
     )

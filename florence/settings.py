@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from florence.engine.config import EngineConfig
+from florence.engine.config import CpuKernels, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
 
@@ -63,6 +63,7 @@ class Settings(BaseSettings):
         "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI.",
     )
     threads: int | None = _engine("threads")
+    cpu_kernels: CpuKernels = _engine("cpu_kernels")
     max_batch_size: int | None = _engine("max_batch_size")
     max_encode_batch: int | None = _engine("max_encode_batch")
     max_queue: int = _engine("max_queue")

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.device.reference import TokenRules
 from florence.engine.request import GenerationOptions
@@ -33,21 +34,22 @@ def imagenet_normalize() -> Normalize:
 
 def load_float32(directory: Path, vocab_size: int = GOLDEN_VOCAB) -> Florence2Model:
     """A checkpoint on the CPU in float32."""
-    return load_model(directory, imagenet_normalize(), vocab_size, torch.device("cpu"), torch.float32)
+    config, cpu = read_config(directory), torch.device("cpu")
+    return load_model(directory, config, imagenet_normalize(), vocab_size, cpu, torch.float32)
 
 
 def remember_pictures(model: Florence2Model) -> Florence2Model:
-    """Let `model.look` run each picture through the tower once."""
-    look, seen = model.look, dict[bytes, Tensor]()
+    """Let `model.encode_images` run each picture through the tower once."""
+    encode, seen = model.encode_images, dict[bytes, Tensor]()
 
     def remembered(pixels: Tensor) -> Tensor:
         digests = [hashlib.sha256(picture.numpy().tobytes()).digest() for picture in pixels]
         for digest, picture in zip(digests, pixels, strict=True):
             if digest not in seen:
-                seen[digest] = look(picture[None])
+                seen[digest] = encode(picture[None])
         return torch.cat([seen[digest] for digest in digests])
 
-    model.look = remembered  # type: ignore[method-assign]
+    model.encode_images = remembered  # type: ignore[method-assign]
     return model
 
 
@@ -71,7 +73,7 @@ class Goldens:
     def model(self) -> Florence2Model:
         """The checkpoint, packed as it is served.
 
-        Its `look` remembers pictures, since the tower is slow and has tests of its own.
+        Its `encode_images` remembers pictures, since the tower is slow and has tests of its own.
         """
         model = load_float32(self.checkpoint)
         pack(model)

@@ -1,4 +1,4 @@
-"""A recorder for machines without a GPU that is as hard on its users as graphs of one pool are."""
+"""A graph capturer for machines without a GPU whose replays overwrite results as graphs of one pool do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from florence.engine.device.graphs import Replay, Work
 
 
 class SharedPool:
-    """Does what graphs of one pool do: whoever is replayed writes over the results of all others."""
+    """Each replay overwrites the results of all other captured work, as graphs that share a memory pool
+    may."""
 
     def __init__(self) -> None:
         self.resets = -1
@@ -21,7 +22,7 @@ class SharedPool:
         self.resets += 1
         self._all: list[list[Tensor]] = []
 
-    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         results: list[Tensor] = []
         self._all.append(results)
 

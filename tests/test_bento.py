@@ -22,7 +22,7 @@ from serving import ROOT, Server, free_port
 from triton_client import ask_triton
 
 from florence.bento.image import UID
-from florence.checkpoint.hub import checkpoint_files
+from florence.checkpoint.files import checkpoint_files
 from florence.client import Client
 from florence.types.results import Detections
 

@@ -22,7 +22,7 @@ DOORS: dict[str, set[str]] = {
     "export": {"errors", "images"},
     "types": {"errors", "export"},
     "answers": {"errors", "export", "types"},
-    "checkpoint": {"errors", "model", "types"},
+    "checkpoint": {"errors", "images", "model", "types"},
     "client": {"errors", "types"},
     "engine": {"errors", "model", "types"},
     "bento": {"checkpoint", "errors", "settings"},
@@ -45,7 +45,7 @@ DOORS: dict[str, set[str]] = {
 # Room -> what it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
-    "images": {"PIL", "numpy", "pydantic"},
+    "images": {"PIL", "numpy"},
     "model": {"einops", "llvmlite", "numba", "numpy", "torch"},
     "settings": {"pydantic", "pydantic_settings"},
     "export": {"PIL", "numpy", "supervision"},
@@ -170,6 +170,16 @@ def test_the_edges_need_no_torch() -> None:
     assert not {"torch", "transformers"} & loaded_after(
         "import florence.checkpoint.hub, florence.images.decode, florence.checkpoint.tokenizer"
     )
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["engine", "engine.device.runner", "model.florence2", "checkpoint.weights", "checkpoint.preprocessing"],
+)
+def test_a_model_runs_without_the_services_packages(module: str) -> None:
+    """Engine, model and checkpoint load neither pydantic nor BentoML: a machine with a GPU that has neither
+    can run them."""
+    assert not {"pydantic", "bentoml"} & loaded_after(f"import florence.{module}")
 
 
 @pytest.mark.parametrize("path", [*PACKAGE.rglob("*.py")], ids=lambda path: str(path.relative_to(ROOT)))

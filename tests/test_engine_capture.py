@@ -1,8 +1,8 @@
-"""What is recorded for a GPU could be captured there: no look at a value, no tensor of the host, no shape
-that depends on values.
+"""Work that is captured for a GPU is legal in a CUDA graph: it reads no value on the host, has no tensor of
+the host, and no shape depends on values.
 
-Without a GPU: on tensors that have shapes, types and a device, but no memory. Whatever would have to know a
-value of theirs raises.
+Tested without a GPU on fake tensors, which have shapes, dtypes and a device but no memory. An operation that
+needs a value of theirs raises.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from florence.checkpoint.config import read_config
-from florence.engine.device import encodes
-from florence.engine.device import readback as readings
-from florence.engine.device import runner as runners
-from florence.engine.device.graphs import BucketSteps, Replay, Work
+from florence.engine.device.backend import Backend
+from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.memory import Download, HostMemory
 from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
-from florence.model import decode
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
@@ -39,7 +38,7 @@ PICTURE_TOKENS, SIDE = 5, 64
 
 
 class OnTheDevice(TorchDispatchMode):
-    """Every tensor that comes or goes lies on the device."""
+    """Every input and output of an operation is a tensor of the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,14 +54,14 @@ class OnTheDevice(TorchDispatchMode):
 
 
 class Capture:
-    """Runs what a CUDA graph would capture, and refuses what it could not hold."""
+    """Runs work that a CUDA graph would capture, and refuses operations that it could not hold."""
 
     def __init__(self) -> None:
         self.captured = 0
         self.operations: set[str] = set()
 
-    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
-        # Not in inference mode, where an operation that is made of others would hide them.
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        # Not in inference mode, in which a composite operation hides those that it consists of.
         with torch.inference_mode(False), torch.no_grad(), OnTheDevice() as watched:
             results = work()
         self.captured += 1
@@ -73,6 +72,22 @@ class Capture:
         pass
 
 
+class AbsentMemory(HostMemory):
+    """Memory of a GPU that isn't there: uploads are fake tensors, and no download arrives."""
+
+    def upload(self, values: Tensor) -> Tensor:
+        return torch.empty(values.shape, dtype=values.dtype, device="cuda")
+
+    def store(self, values: Tensor, buffer: Tensor) -> None:
+        assert values.shape == buffer.shape
+
+    def download(self, values: Tensor) -> Download:
+        def never() -> Tensor:
+            raise AssertionError("the host waits for a copy")
+
+        return never
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     directory: Path = tmp_path_factory.mktemp("tiny")
@@ -81,24 +96,21 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-def runner(
-    config: ModelConfig, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Runner]:
-    """One on a GPU that isn't there, whose readings never come."""
-    for module in (encodes, readings, decode):
-        # There is no such memory without a GPU; and a tensor that knows its values could not be moved.
-        monkeypatch.setattr(
-            module, "pinned", lambda values, device: torch.empty(values.shape, dtype=values.dtype)
-        )
-    monkeypatch.setattr(runners, "Reading", lambda *given: None)
+def runner(config: ModelConfig, request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """A runner on a GPU that isn't there, whose readbacks never arrive."""
     with torch.device("meta"):
         model = Florence2Model(config, Normalize([0.5] * 3, [0.25] * 3, 1 / 255))
     model.language.tied_head, model.language.has_logits_bias = True, False
     with FakeTensorMode(), torch.no_grad():
         move(model, request.param)
-        runner = Runner(
-            model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=90, recorder=Capture(), late=True
+        backend = Backend(
+            memory=AbsentMemory(),
+            capturer=Capture(),
+            delayed_readback=True,
+            free_host_reads=False,
+            lazy_pages=False,
         )
+        runner = Runner(model, 4, backend=backend, picture_tokens=PICTURE_TOKENS, decoder_room=90)
         with torch.inference_mode():
             yield runner
 
@@ -133,26 +145,27 @@ def encode(runner: Runner, beams: Sequence[int]) -> list[SequenceState]:
 
 
 def captured(runner: Runner) -> Capture:
-    assert isinstance(runner._recorder, Capture)
-    return runner._recorder
+    assert isinstance(runner.backend.capturer, Capture)
+    return runner.backend.capturer
 
 
 def test_steps_can_be_captured(runner: Runner) -> None:
-    """Of all shapes that are recorded at the start, and of a crowd with one beam, three and eight."""
-    assert isinstance(runner._steps, BucketSteps)
-    runner._steps.prepare(PICTURE_TOKENS)
+    """All shapes that are captured at the start, and requests with one, three and eight beams together."""
+    steps = runner._buffers.steps
+    assert isinstance(steps, BucketSteps)
+    steps.prepare(PICTURE_TOKENS)
     prepared = captured(runner).captured
-    assert prepared == len(runner._steps._replays) == 6
+    assert prepared == len(steps.captured) == 6
     left = encode(runner, [1, 3, 8])
     for _ in range(3):
-        runner._last = None
+        runner._buffers.latest = None
         runner.step(left)
     assert captured(runner).captured == prepared + 1
     assert {"aten.scatter_reduce_.two", "aten.topk.default"} <= captured(runner).operations
 
 
 def test_encodes_can_be_captured(runner: Runner) -> None:
-    """Of one request, and of three whose prompts are longer; tower and encoder each."""
+    """One request, and three with longer prompts; tower and encoder each."""
     for count, total in ((1, 2), (3, 4)):
         for _ in range(3):
             runner.features.clear()
@@ -162,8 +175,8 @@ def test_encodes_can_be_captured(runner: Runner) -> None:
     assert "aten.convolution.default" in captured(runner).operations
 
 
-def test_what_comes_between_steps_never_waits(runner: Runner) -> None:
-    """A search that begins, places that are wiped, and answers that are looked up."""
+def test_work_between_steps_never_waits(runner: Runner) -> None:
+    """The start of a search, a wipe of caches and the choice of the best hypotheses."""
     slots = torch.zeros(3, dtype=torch.int64, device="cuda")
     with torch.inference_mode(False), OnTheDevice():
         runner.state.start(1, (0, 3, 4), asked([3])[0].options)
@@ -190,4 +203,4 @@ def test_work_that_no_graph_could_hold_is_found(work: Any) -> None:
     with FakeTensorMode():
         values = torch.zeros(3, device="cuda")
         with pytest.raises((AssertionError, RuntimeError)):
-            Capture().record(lambda: [work(values)])
+            Capture().capture(lambda: [work(values)])

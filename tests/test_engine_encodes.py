@@ -1,4 +1,4 @@
-"""Encodes write into the places of their requests, and nowhere else, whatever the batch was padded to."""
+"""Encodes write into the slots of their requests and nowhere else, whatever the padding of the batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
+from florence.engine.device.backend import Backend
+from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.encodes import BucketEncodes, PlainEncodes
-from florence.engine.device.graphs import Buckets, BucketSteps, PlainRecorder, Recorder, Replay, Work
+from florence.engine.device.graphs import Buckets, EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.memory import HostMemory
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
@@ -24,7 +27,16 @@ from florence.model.florence2 import Florence2Model
 
 PICTURE_TOKENS, SLOTS = 5, 8
 SIZES = CacheSizes(SLOTS, 3 * SLOTS, encoder_room=60, decoder_room=20)
-BUCKETS = Buckets.of(SLOTS, 3 * SLOTS, 3, 8, 21, PICTURE_TOKENS, SIZES.encoder_room, SLOTS)
+BUCKETS = Buckets.of(
+    slots=SLOTS,
+    rows=3 * SLOTS,
+    beams=3,
+    max_beams=8,
+    length=21,
+    picture_tokens=PICTURE_TOKENS,
+    encoder_room=SIZES.encoder_room,
+    pictures=SLOTS,
+)
 UNTOUCHED = 7.0
 
 
@@ -34,16 +46,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
 
-class Watched(PlainRecorder):
-    """Says what recorded work returned."""
+class Watched(EagerCapturer):
+    """Keeps the results of captured work."""
 
     def __init__(self) -> None:
         self.results: list[Sequence[Tensor]] = []
 
-    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
-        recorded = super().record(work)
-        self.results.append(recorded[1])
-        return recorded
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        captured = super().capture(work)
+        self.results.append(captured[1])
+        return captured
 
 
 def caches_of(model: Florence2Model) -> Caches:
@@ -59,29 +71,31 @@ def prompts_of(lengths: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 @torch.inference_mode()
-def test_a_recorded_encode_fills_its_slots_as_the_plain_one_and_no_others(model: Florence2Model) -> None:
-    """Batches that fill their bucket and others that don't, by turns, so that the rows which pad one have
-    been somebody's; each as it warms up, is recorded, and is replayed."""
+def test_a_captured_encode_fills_its_slots_as_the_plain_one_and_no_others(model: Florence2Model) -> None:
+    """Full and partly filled buckets by turns, so that padding rows have held other requests; each while it
+    warms up, is captured, and is replayed."""
     dice = np.random.default_rng(0)
-    recorder = Watched()
+    capturer = Watched()
     caches, expected = caches_of(model), caches_of(model)
-    recorded, plain = BucketEncodes(model, caches, BUCKETS, recorder), PlainEncodes(model, expected)
+    memory = HostMemory()
+    captured = BucketEncodes(model, caches, memory, BUCKETS, capturer)
+    plain = PlainEncodes(model, expected, memory)
     for number, count in enumerate((4, 3, 4, 3, 8, 6, 5, 6, 1, 1, 1)):
         slots = [int(slot) for slot in dice.permutation(SLOTS)[:count]]
         lengths = [int(length) for length in dice.integers(2, 50 if number % 2 else 16, count)]
         pictures = torch.randn(count, PICTURE_TOKENS, model.config.text.d_model)
         for buffer in (*buffers(caches), *buffers(expected)):
             buffer.fill_(UNTOUCHED)
-        run_to_end(recorded.cross(pictures, prompts_of(lengths), slots))
-        run_to_end(plain.cross(pictures, prompts_of(lengths), slots))
+        run_to_end(captured.write_cross_kv(pictures, prompts_of(lengths), slots))
+        run_to_end(plain.write_cross_kv(pictures, prompts_of(lengths), slots))
         for mine, other in zip(buffers(caches), buffers(expected), strict=True):
             for slot, length in zip(slots, lengths, strict=True):
                 own = PICTURE_TOKENS + length
                 torch.testing.assert_close(mine[:, slot, :, :own], other[:, slot, :, :own])
             absent = sorted(set(range(SLOTS)) - set(slots))
             assert (mine[:, absent] == UNTOUCHED).all()
-    assert len(recorder.results) >= 3
-    assert not any(recorder.results)  # a recording keeps nothing beside the caches
+    assert len(capturer.results) >= 3
+    assert not any(capturer.results)  # captured work has no results beside the caches
 
 
 def buffers(caches: Caches) -> tuple[Tensor, Tensor]:
@@ -90,20 +104,34 @@ def buffers(caches: Caches) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2Model) -> None:
-    recorded = BucketEncodes(model, caches_of(model), BUCKETS, PlainRecorder())
+    """And more pictures than the largest bucket has are refused."""
+    captured = BucketEncodes(model, caches_of(model), HostMemory(), BUCKETS, EagerCapturer())
     for count in (4, 3, 4, 3):
         pixels = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
-        torch.testing.assert_close(run_to_end(recorded.look(pixels)), model.look(pixels))
+        torch.testing.assert_close(run_to_end(captured.encode_images(pixels)), model.encode_images(pixels))
     with pytest.raises(ValueError, match="9 fits none"):
-        run_to_end(recorded.look(torch.zeros(SLOTS + 1, 64, 64, 3, dtype=torch.uint8)))
+        run_to_end(captured.encode_images(torch.zeros(SLOTS + 1, 64, 64, 3, dtype=torch.uint8)))
+
+
+def prompts_for(picture_tokens: int, encoder_room: int) -> tuple[int, ...]:
+    """The buckets of prompts beside a picture."""
+    return Buckets.of(
+        slots=4,
+        rows=12,
+        beams=3,
+        max_beams=8,
+        length=21,
+        picture_tokens=picture_tokens,
+        encoder_room=encoder_room,
+        pictures=4,
+    ).prompts
 
 
 def test_prompts_of_the_tasks_meet_few_shapes() -> None:
-    """Large's sizes: the tasks' own sentences have a bucket for themselves, and any prompt has one."""
-    buckets = Buckets.of(64, 192, 3, 8, 1025, 577, 1024, 16)
-    assert buckets.prompts == (16, 32, 64, 256, 447)
-    assert Buckets.of(4, 12, 3, 8, 21, 5, 25, 4).prompts == (16, 20)
-    assert Buckets.of(4, 12, 3, 8, 21, 5, 15, 4).prompts == (10,)
+    """With large's sizes the tasks' own sentences have a bucket of their own, and any prompt fits one."""
+    assert prompts_for(577, 1024) == (16, 32, 64, 256, 447)
+    assert prompts_for(5, 25) == (16, 20)
+    assert prompts_for(5, 15) == (10,)
 
 
 def request(seed: int) -> Request:
@@ -113,10 +141,10 @@ def request(seed: int) -> Request:
     )
 
 
-@pytest.fixture(params=[None, PlainRecorder()], ids=["plain", "recorded"])
+@pytest.fixture(params=[None, EagerCapturer()], ids=["plain", "captured"])
 def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
-    recorder: Recorder | None = request.param
-    return Runner(model, SLOTS, picture_tokens=PICTURE_TOKENS, recorder=recorder)
+    capturer: GraphCapturer | None = request.param
+    return Runner(model, SLOTS, backend=Backend(capturer=capturer), picture_tokens=PICTURE_TOKENS)
 
 
 def check_alone(runner: Runner, asked: Sequence[Request]) -> None:
@@ -131,11 +159,11 @@ def check_alone(runner: Runner, asked: Sequence[Request]) -> None:
 
 
 @torch.inference_mode()
-def test_an_encode_that_fails_or_is_given_up_gives_all_places_back(
+def test_an_encode_that_fails_or_is_closed_frees_all_slots(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it was; and what it left in them, were it no numbers, harms nobody who gets them next."""
-    write = Caches.write_cross
+    """After any chunk; NaN that it has left there does not reach the next requests in these slots."""
+    write = Caches.write_cross_kv
 
     def broken(self: Caches, slots: Tensor, cross: object) -> None:
         write(self, slots, cross)  # type: ignore[arg-type]
@@ -144,16 +172,16 @@ def test_an_encode_that_fails_or_is_given_up_gives_all_places_back(
 
     asked = [request(seed) for seed in range(5)]
     with monkeypatch.context() as patched:
-        patched.setattr(Caches, "write_cross", broken)
+        patched.setattr(Caches, "write_cross_kv", broken)
         with pytest.raises(RuntimeError, match="a kernel failed"):
             runner.encode(asked)
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
     for stop in range(1, 1 + sum(1 for _ in runner.encode_parts([SequenceState(request(9))]))):
         runner.reset()
-        parts = runner.encode_parts([SequenceState(one) for one in asked])
+        chunks = runner.encode_parts([SequenceState(one) for one in asked])
         for _ in range(stop):
-            next(parts)
-        parts.close()
+            next(chunks)
+        chunks.close()
         runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
     with pytest.raises(IndexError, match="no free slot"):
         runner.encode([request(seed) for seed in range(SLOTS + 1)])
@@ -162,31 +190,33 @@ def test_an_encode_that_fails_or_is_given_up_gives_all_places_back(
 
 
 @torch.inference_mode()
-def test_encodes_of_all_sizes_are_recorded_before_anybody_comes(model: Florence2Model) -> None:
-    """Largest first, since all share one memory; batches of short prompts are replayed from then on, after a
-    fault too."""
-    recorder = Watched()
+def test_encodes_of_all_sizes_are_captured_before_the_first_request(model: Florence2Model) -> None:
+    """Largest first, since all share one memory pool; batches of short prompts are replayed from then on,
+    also after a reset."""
+    capturer = Watched()
+    backend = Backend(capturer=capturer)
     runner = Runner(
-        model, 4, picture_tokens=PICTURE_TOKENS, encode_batch=3, picture_size=(64, 64), recorder=recorder
+        model, 4, picture_tokens=PICTURE_TOKENS, encode_batch=3, picture_size=(64, 64), backend=backend
     )
     runner.prepare()
     for _ in range(2):
-        pictures = [len(results[0]) for results in recorder.results if results]
+        pictures = [len(results[0]) for results in capturer.results if results]
         assert pictures == [3, 2, 1]
-        steps = recorded_steps(runner)
-        assert len(recorder.results) == 2 * len(pictures) + steps
+        steps = captured_steps(runner)
+        assert len(capturer.results) == 2 * len(pictures) + steps
         for count in (1, 3, 2):
             check_alone(runner, [request(seed) for seed in range(count)])
-        assert len(recorder.results) - recorded_steps(runner) == 2 * len(pictures)
-        recorder.results.clear()
+        assert len(capturer.results) - captured_steps(runner) == 2 * len(pictures)
+        capturer.results.clear()
         runner.reset()
     with pytest.raises(ValueError, match="4 fits none"):
         runner.encode([request(seed) for seed in range(4)])
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
-    assert len(Runner(model, 4, encode_batch=9, recorder=recorder)._buckets().pictures) == 3
+    assert len(Runner(model, 4, encode_batch=9, backend=backend)._buckets().pictures) == 3
 
 
-def recorded_steps(runner: Runner) -> int:
-    """Shapes of steps that are recorded."""
-    assert isinstance(runner._steps, BucketSteps)
-    return sum(1 for replay in runner._steps._replays.values() if "first" not in replay.__qualname__)
+def captured_steps(runner: Runner) -> int:
+    """Shapes of steps that are captured."""
+    steps = runner._buffers.steps
+    assert isinstance(steps, BucketSteps)
+    return len(steps.captured)

@@ -22,6 +22,7 @@ from tiny import make_native
 from waiting import PATIENCE_S, wait_until
 
 from florence.engine.config import EngineConfig
+from florence.engine.device.backend import Backend
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
@@ -29,6 +30,7 @@ from florence.engine.observer import EngineSnapshot, FinishReason, Observer
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.sequence import Phase, SequenceState
 from florence.errors import ClientLeft, DeadlineExceeded, FlorenceError
+from florence.model.attention import KernelAttention
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -110,10 +112,10 @@ def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
     if request.param == "dense":
         return make()
     if request.param == "buckets":
-        return make(recorder=SharedPool(), late=True)
+        return make(backend=Backend(capturer=SharedPool(), delayed_readback=True, free_host_reads=False))
     if not available(torch.float32):
         pytest.skip("no kernel for this machine")
-    return make(kernel=CpuAttention(torch.float32, 12, 1))
+    return make(backend=Backend(KernelAttention(CpuAttention(torch.float32, 12, 1))))
 
 
 def picture_bytes(model: Florence2Model) -> int:

@@ -1,4 +1,4 @@
-"""A picture is encoded once while it is remembered, and the memory stays bounded."""
+"""A picture is encoded once while it is cached, and the cache stays bounded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Tower:
         return [Features(picture) for picture in pictures]
 
 
-def look(cache: FeatureCache[Features], tower: Tower, pictures: list[int]) -> list[int]:
+def encode(cache: FeatureCache[Features], tower: Tower, pictures: list[int]) -> list[int]:
     """What the engine does: find, encode what is new, keep it."""
     digests = {picture: str(picture).encode() for picture in pictures}
     found = cache.find([digests[picture] for picture in pictures])
@@ -34,31 +34,33 @@ def look(cache: FeatureCache[Features], tower: Tower, pictures: list[int]) -> li
     return [found[digests[picture]].of for picture in pictures]
 
 
-def test_a_picture_that_comes_again_or_twice_at_once_is_encoded_once() -> None:
+def test_a_repeated_picture_is_encoded_once() -> None:
+    """In the same batch and in later ones."""
     cache, tower = FeatureCache[Features](100), Tower()
-    assert look(cache, tower, [1, 2, 1]) == [1, 2, 1]
-    assert look(cache, tower, [2, 3]) == [2, 3]
+    assert encode(cache, tower, [1, 2, 1]) == [1, 2, 1]
+    assert encode(cache, tower, [2, 3]) == [2, 3]
     assert tower.seen == [1, 2, 3]
     assert cache.misses == 3
 
 
-def test_the_least_recently_used_go_first() -> None:
+def test_the_least_recently_used_are_dropped_first() -> None:
+    """A picture that was found counts as used."""
     cache, tower = FeatureCache[Features](30), Tower()
-    look(cache, tower, [1, 2, 3])
-    look(cache, tower, [1])
-    look(cache, tower, [4])
-    assert look(cache, tower, [1, 3, 4]) == [1, 3, 4]
+    encode(cache, tower, [1, 2, 3])
+    encode(cache, tower, [1])
+    encode(cache, tower, [4])
+    assert encode(cache, tower, [1, 3, 4]) == [1, 3, 4]
     assert tower.seen == [1, 2, 3, 4]
-    look(cache, tower, [2])
+    encode(cache, tower, [2])
     assert tower.seen[-1] == 2
 
 
-def test_answers_are_right_and_memory_is_bounded_whatever_comes() -> None:
-    """Random streams, batches larger than the memory, and a memory of nothing."""
+def test_features_are_right_and_bytes_bounded_for_random_pictures() -> None:
+    """Also for batches larger than the cache, and for a cache of zero bytes."""
     dice = random.Random(3)
     for limit in (0, 10, 70):
         cache, tower = FeatureCache[Features](limit), Tower()
         for _ in range(200):
             batch = [dice.randint(0, 12) for _ in range(dice.randint(1, 12))]
-            assert look(cache, tower, batch) == batch
+            assert encode(cache, tower, batch) == batch
             assert sum(features.nbytes for features in cache._features.values()) == cache._bytes <= limit

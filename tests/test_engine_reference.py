@@ -1,4 +1,4 @@
-"""The plain beam search: its rules against transformers' own, its bookkeeping on tables of made-up scores."""
+"""The plain beam search: its rules against transformers', its bookkeeping on tables of made-up scores."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def options(**changes: object) -> GenerationOptions:
 @given(
     sequence=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9),
     size=st.integers(1, 4),
-    fewest=st.integers(0, 4),
+    min_new_tokens=st.integers(0, 4),
 )
 def test_rules_are_those_of_transformers_in_the_originals_order(
-    sequence: list[int], size: int, fewest: int
+    sequence: list[int], size: int, min_new_tokens: int
 ) -> None:
     sequence[0] = RULES.start_id
-    chosen = options(no_repeat_ngram_size=size, min_new_tokens=fewest, max_new_tokens=8)
+    chosen = options(no_repeat_ngram_size=size, min_new_tokens=min_new_tokens, max_new_tokens=8)
     processors = LogitsProcessorList(
         [
             NoRepeatNGramLogitsProcessor(size),
-            MinNewTokensLengthLogitsProcessor(1, fewest, RULES.eos_id, device="cpu"),
+            MinNewTokensLengthLogitsProcessor(1, min_new_tokens, RULES.eos_id, device="cpu"),
             ForcedBOSTokenLogitsProcessor(0),
             ForcedEOSTokenLogitsProcessor(chosen.max_length, 2, device="cpu"),
         ]
@@ -79,7 +79,7 @@ def test_a_banned_token_and_only_it_would_repeat_an_ngram(sequence: list[int], s
 
 
 def table(rows: dict[tuple[int, ...], dict[int, float]]) -> Advance:
-    """An `advance` that looks each beam's tokens up in `rows`; tokens that are not named are very
+    """An `advance` with the probabilities in `rows` for each beam's tokens; tokens without an entry are very
     unlikely."""
     beams: list[list[int]] = []
 
@@ -96,8 +96,8 @@ def table(rows: dict[tuple[int, ...], dict[int, float]]) -> Advance:
     return advance
 
 
-def test_a_longer_sequence_wins_that_greedy_misses() -> None:
-    """3 looks better at first, 4 is better in the end: two beams find it, one does not."""
+def test_two_beams_find_a_sequence_that_greedy_search_misses() -> None:
+    """Token 3 is likelier first, but the best sequence starts with 4."""
     by_total = {"early_stopping": False, "length_penalty": 0.0}
     rows = {(2,): {3: 0.6, 4: 0.4}, (2, 3): {2: 0.5, 5: 0.5}, (2, 4): {2: 1.0}}
     advance = table(rows)
@@ -106,7 +106,8 @@ def test_a_longer_sequence_wins_that_greedy_misses() -> None:
     assert generate(advance, options(num_beams=1), FREE).token_ids[:2] == [2, 3]
 
 
-def test_an_eos_that_ranks_behind_the_open_beams_is_dropped() -> None:
+def test_an_eos_that_ranks_after_the_open_beams_is_dropped() -> None:
+    """As in transformers: only the first `num_beams` candidates may end."""
     rows = {(2,): {3: 0.5, 4: 0.3, 2: 0.2}, (2, 3): {2: 1.0}, (2, 4): {2: 1.0}}
     advance = table(rows)
     hypothesis = generate(advance, options(num_beams=2), FREE)
@@ -144,7 +145,7 @@ def test_logits_that_are_not_numbers_fail_the_request(num_beams: int) -> None:
         generate(advance, options(num_beams=num_beams), RULES)
 
 
-def test_of_equal_scores_the_last_finished_is_best_and_the_first_goes_first() -> None:
+def test_of_equal_scores_the_newest_is_best_and_the_oldest_is_replaced() -> None:
     """The order of transformers' `BeamHypotheses`, which decides ties."""
     finished = FinishedHypotheses(options(num_beams=2))
     for token, total in ((3, -2.0), (4, -2.0), (5, -1.0)):

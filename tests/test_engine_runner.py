@@ -1,4 +1,4 @@
-"""Continuous batching changes when things are computed, never what: every answer is that of
+"""Continuous batching changes when values are computed, not which: every answer is that of
 `generate_alone`."""
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 
-from florence.engine.device.graphs import PlainRecorder
+from florence.engine.device.backend import Backend
+from florence.engine.device.graphs import EagerCapturer
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Outcome, Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.errors import EngineError
+from florence.model.attention import KernelAttention
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -34,18 +36,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
 
-@pytest.fixture(params=["dense", "kernel", "buckets", "late"])
+@pytest.fixture(params=["dense", "kernel", "buckets", "delayed"])
 def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
-    """Each way to lay out a step: masked, by the CPU's kernel, or in fixed shapes that a graph could hold,
-    whose results may come a step late."""
+    """Each layout of a step: masked, by the CPU kernel, or in fixed shapes as in a graph, whose results may
+    arrive one step late."""
     if request.param == "dense":
         return Runner(model, SLOTS)
     if request.param == "kernel":
         if not available(torch.float32):
             pytest.skip("no kernel for this machine")
-        return Runner(model, SLOTS, kernel=CpuAttention(torch.float32, 12, 1))
-    late = request.param == "late"
-    runner = Runner(model, SLOTS, picture_tokens=5, recorder=PlainRecorder(), late=late)
+        return Runner(model, SLOTS, backend=Backend(KernelAttention(CpuAttention(torch.float32, 12, 1))))
+    backend = Backend(
+        capturer=EagerCapturer(), delayed_readback=request.param == "delayed", free_host_reads=False
+    )
+    runner = Runner(model, SLOTS, backend=backend, picture_tokens=5)
     runner.prepare()
     return runner
 
@@ -66,14 +70,13 @@ def random_request(dice: random.Random) -> Request:
     return Request(pixels, prompt, options)
 
 
-def check_places(runner: Runner, active: Sequence[SequenceState]) -> None:
-    places = [sequence.slot for sequence in active]
-    runner.slots.check(places, runner.sizes.slots, runner.sizes.rows)
+def check_slots(runner: Runner, active: Sequence[SequenceState]) -> None:
+    runner.slots.check([sequence.slot for sequence in active], runner.sizes.slots, runner.sizes.rows)
 
 
 @pytest.mark.parametrize("seed", range(8))
 @torch.inference_mode()
-def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(runner: Runner, seed: int) -> None:
+def test_each_answer_is_the_one_given_alone_whatever_else_is_decoded(runner: Runner, seed: int) -> None:
     """Random arrivals, encode batches, cancels and lengths; ids and log-probabilities against the plain
     path."""
     dice = random.Random(seed)
@@ -94,7 +97,7 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(runner: Runne
             assert isinstance(outcome, Hypothesis)
             finished.append((sequence, outcome))
             active.remove(sequence)
-        check_places(runner, active)
+        check_slots(runner, active)
     assert len(finished) > 12
     assert 0 < runner.features.misses <= 6  # six pictures in all, far more requests
     for sequence, hypothesis in finished:
@@ -105,9 +108,9 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(runner: Runne
 
 
 @torch.inference_mode()
-def test_one_after_another_in_the_same_place(runner: Runner) -> None:
-    """Whoever had the slot before left nothing behind: prompts get longer and shorter, beams more and fewer,
-    and each token of a search with one beam is told, EOS too."""
+def test_requests_one_after_another_in_the_same_slot(runner: Runner) -> None:
+    """A request in a used slot gets its own answer: prompts get longer and shorter, beams more and fewer.
+    Each token of a search with one beam is reported, EOS too."""
     dice = random.Random(9)
     for number in range(16):
         told: list[int] = []
@@ -125,25 +128,25 @@ def test_one_after_another_in_the_same_place(runner: Runner) -> None:
 
 
 @torch.inference_mode()
-def test_values_that_are_no_numbers_fail_their_request_alone(runner: Runner) -> None:
-    """And leave nothing behind for those who get the place after it."""
+def test_nan_fails_its_request_alone(runner: Runner) -> None:
+    """And does not reach the next request in its slot."""
     dice = random.Random(2)
     requests = [random_request(dice) for _ in range(3)]
     left = runner.encode(requests)
-    spoilt = left[1]
-    runner.caches.cross_values[:, spoilt.slot.index] = torch.nan
+    broken = left[1]
+    runner.caches.cross_values[:, broken.slot.index] = torch.nan
     outcomes = {}
     while left:
         for sequence, outcome in runner.step(left):
             outcomes[sequence] = outcome
             left = [other for other in left if other is not sequence]
     for sequence, outcome in outcomes.items():
-        if sequence is spoilt:
+        if sequence is broken:
             assert isinstance(outcome, EngineError)
             continue
         assert isinstance(outcome, Hypothesis)
         assert outcome.token_ids == generate_alone(runner.model, sequence.request, runner.rules).token_ids
-    check_places(runner, [])
+    check_slots(runner, [])
     again = runner.encode([request for request in requests for _ in range(3)])
     while again:
         for sequence, outcome in runner.step(again):
@@ -154,7 +157,7 @@ def test_values_that_are_no_numbers_fail_their_request_alone(runner: Runner) -> 
 
 
 def hypotheses(runner: Runner, left: list[SequenceState]) -> dict[SequenceState, Outcome]:
-    """What came of these requests."""
+    """The outcomes of these requests."""
     outcomes: dict[SequenceState, Outcome] = {}
     while left:
         outcomes |= dict(runner.step(left))
@@ -163,37 +166,39 @@ def hypotheses(runner: Runner, left: list[SequenceState]) -> dict[SequenceState,
 
 
 def long_request(seed: int, prompt: int = 28) -> Request:
-    """One that takes twenty steps."""
+    """A request that takes twenty steps."""
     pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     options = GenerationOptions(3, 20, 20, 3, True, 1.0)
     return Request(pixels, (0, *range(10 + seed, 10 + seed + prompt), 2), options)
 
 
-def check_sound(runner: Runner, sequences: list[SequenceState]) -> None:
+def check_alone(runner: Runner, sequences: list[SequenceState]) -> None:
     for sequence, outcome in hypotheses(runner, sequences).items():
         assert isinstance(outcome, Hypothesis)
         assert outcome.token_ids == generate_alone(runner.model, sequence.request, runner.rules).token_ids
 
 
 @torch.inference_mode()
-def test_values_that_are_no_numbers_stay_out_of_places_that_nobody_has(runner: Runner) -> None:
-    """Rows between those in use run along idly; whoever gets them later finds nothing in them."""
+def test_nan_is_never_written_to_free_rows(runner: Runner) -> None:
+    """Free rows between used ones are padding of a step; the next request in them gets its own answer."""
     left = runner.encode([long_request(seed) for seed in range(4)])
     for _ in range(4):
         runner.step(left)
-    runner.drop(left.pop(1))  # its rows lie idle from now on
+    runner.drop(left.pop(1))  # its rows are padding from now on
     runner.caches.cross_values[:, left[0].slot.index] = torch.nan
     outcomes = list(hypotheses(runner, left).values())
     assert [isinstance(outcome, EngineError) for outcome in outcomes].count(True) == 1
-    check_sound(runner, runner.encode([long_request(10 + seed) for seed in range(6)]))
+    check_alone(runner, runner.encode([long_request(10 + seed) for seed in range(6)]))
 
 
 @pytest.mark.parametrize("steps", [0, 5])
 @torch.inference_mode()
-def test_one_that_goes_before_its_fault_is_known_leaves_nothing_behind(runner: Runner, steps: int) -> None:
-    """Its encoder states were no numbers from the start, or from its last step on, whose outcome is late."""
-    if steps and not runner._late:
-        pytest.skip("what a step decided is known when it ends")
+def test_a_request_that_is_dropped_before_its_fault_is_known_leaves_no_nan(
+    runner: Runner, steps: int
+) -> None:
+    """Its encoder states are NaN from the start, or from its last step on, whose outcome is delayed."""
+    if steps and not runner.backend.delayed_readback:
+        pytest.skip("only with a delayed readback")
     (neighbour,) = runner.encode([long_request(3)])
     (gone,) = runner.encode([long_request(0)])
     for _ in range(steps):
@@ -202,23 +207,23 @@ def test_one_that_goes_before_its_fault_is_known_leaves_nothing_behind(runner: R
     if steps:
         runner.step([neighbour, gone])
     runner.drop(gone)
-    check_sound(runner, [neighbour, *runner.encode([long_request(1, prompt=3)])])
+    check_alone(runner, [neighbour, *runner.encode([long_request(1, prompt=3)])])
 
 
 def resident_bytes(pages: torch.Tensor) -> int:
-    """How much of a tensor the process holds, as the kernel says of each page."""
+    """Bytes of a tensor in physical memory, as the system reports for each page."""
     size = resource.getpagesize()
     first, last = pages.data_ptr() // size + 1, (pages.data_ptr() + pages.nbytes) // size
-    with Path("/proc/self/pagemap").open("rb") as pagemap:  # 64 bits for each page, the highest: it is there
+    with Path("/proc/self/pagemap").open("rb") as pagemap:  # 64 bits for each page, the highest: resident
         pagemap.seek(8 * first)
         entries = np.frombuffer(pagemap.read(8 * (last - first)), np.uint64)
     return size * int((entries >> np.uint64(63)).sum())
 
 
-@pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="Linux says which pages are there")
+@pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="needs Linux' pagemap")
 @pytest.mark.parametrize("reserved", [True, False])
 def test_reserved_caches_are_there_before_the_first_request(model: Florence2Model, reserved: bool) -> None:
-    """And after a fault too; otherwise memory is used as requests come to it."""
+    """Also after a reset; otherwise pages are allocated on first write."""
     runner = Runner(model, SLOTS, reserved=reserved)
     runner.prepare()
     for _ in range(2):

@@ -40,17 +40,17 @@ def test_encoder_and_logits_are_the_originals(goldens: Goldens, index: int) -> N
     encoded = language.encode(goldens.tensors[f"image_features.{index}"][None], prompt)
     torch.testing.assert_close(encoded, goldens.tensors[f"encoder.single.{index}"], atol=15e-5, rtol=0)
 
-    cross = language.decoder.cross(encoded)
+    cross_kv = language.decoder.cross_kv(encoded)
     forced = torch.tensor([facts["teacher_forced_decoder_input_ids"]])
-    states, _ = language.decode(forced, None, cross)
+    states, _ = language.decode(forced, None, cross_kv)
     torch.testing.assert_close(
         states, goldens.tensors[f"decoder.tf_hidden.single.{index}"], atol=3e-4, rtol=0
     )
     logits = language.logits(states)[:, :, ::37]
     torch.testing.assert_close(logits, goldens.tensors[f"logits.tf_sample.single.{index}"], atol=3e-4, rtol=0)
 
-    first, past = language.decode(forced[:, :1], None, cross)
-    second, _ = language.decode(forced[:, 1:2], past, cross)
+    first, past = language.decode(forced[:, :1], None, cross_kv)
+    second, _ = language.decode(forced[:, 1:2], past, cross_kv)
     for name, states in (("first", first), ("second", second)):
         expected = goldens.tensors[f"logits.{name}.single.{index}"]
         torch.testing.assert_close(language.logits(states)[:, -1], expected, atol=3e-4, rtol=0)
@@ -72,5 +72,5 @@ def test_a_masked_batch_is_the_originals_single_requests(goldens: Goldens) -> No
         torch.testing.assert_close(encoded[row, : len(alone)], alone, atol=15e-5, rtol=0)
         expected = goldens.tensors[f"decoder.tf_hidden.single.{row}"][0]
         own = encoded[row : row + 1, : int(mask[row].sum())]
-        states, _ = language.decode(forced, None, language.decoder.cross(own))
+        states, _ = language.decode(forced, None, language.decoder.cross_kv(own))
         torch.testing.assert_close(states[0], expected, atol=3e-4, rtol=0)

@@ -118,7 +118,7 @@ def test_first_download_brings_only_what_is_read(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_in_two_files_comes_whole(tmp_path: Path) -> None:
-    """vocab.json with merges.txt in tokenizer.json's place: the one text that is asked for."""
+    """vocab.json with merges.txt in tokenizer.json's place: the only text file that is downloaded."""
     files = {name: data for name, data in FILES.items() if name != "tokenizer.json"}
     files |= {"vocab.json": b"{}", "merges.txt": b"#version: 0.2", "LICENSE.txt": b"not asked for"}
     with serve(files) as hub:

@@ -15,8 +15,9 @@ import pytest
 from pictures import MODES, STORABLE, digest, drawn, pillows, same, saved
 from PIL import Image, ImageOps
 
+from florence.checkpoint.preprocessing import read_preprocessing
 from florence.errors import CheckpointError
-from florence.images.decode import load_image, open_image, read_preprocessing, resize_pixels
+from florence.images.decode import load_image, open_image, resize_pixels
 from florence.images.headers import read_header
 
 

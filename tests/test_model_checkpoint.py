@@ -1,4 +1,4 @@
-"""Checkpoints load whole or not at all, whichever tool saved them."""
+"""Checkpoints load completely or not at all, whichever tool saved them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def same_weights(one: Florence2Model, other: Florence2Model) -> bool:
 @pytest.mark.parametrize(
     "names", [[SHARED, HEAD], [SHARED], [HEAD], [SHARED, HEAD, *EMBEDDINGS], [EMBEDDINGS[0]]]
 )
-def test_tied_weights_load_under_whichever_names_the_file_kept(
+def test_tied_weights_load_under_any_of_their_names(
     plain: Florence2Model, original: dict[str, Tensor], directory: Path, names: list[str]
 ) -> None:
     tensors = {name: tensor for name, tensor in original.items() if name not in (SHARED, HEAD)}
@@ -72,7 +72,7 @@ def test_shards_load_as_one_file_does(
 
     index.write_text(json.dumps({"weight_map": weight_map | {HEAD: "../model.safetensors"}}))
     with pytest.raises(
-        CheckpointError, match=r"names \.\./model\.safetensors, which is not in the directory"
+        CheckpointError, match=r"names files other than safetensors files beside it: \.\./model\.safetensors"
     ):
         load_float32(directory)
 
@@ -113,13 +113,14 @@ def test_tensors_of_another_model_are_refused(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": 3}', "{"])
-def test_an_index_that_is_none_is_refused(directory: Path, index: str) -> None:
+def test_a_malformed_index_is_refused(directory: Path, index: str) -> None:
+    """With an error that names it."""
     (directory / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(CheckpointError, match="is not an index of safetensors files"):
+    with pytest.raises(CheckpointError, match="can't be read as an index of safetensors files"):
         load_float32(directory)
 
 
-def test_rows_behind_the_vocabulary_take_no_part(tmp_path: Path) -> None:
+def test_rows_after_the_vocabulary_are_dropped(tmp_path: Path) -> None:
     """A native checkpoint's picture token and padding rows never compete with real tokens."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     whole, cut = load_float32(tmp_path, vocab), load_float32(tmp_path, vocab - 37)

@@ -94,7 +94,7 @@ def assert_rounded(actual: Tensor, exact: Tensor) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
-def test_cross_equals_attention_request_by_request(
+def test_cross_attention_equals_attention_request_by_request(
     kernels: dict[tuple[torch.dtype, int], CpuAttention], case: Case
 ) -> None:
     """Any beams, lengths and slots, in any layout whose last dimension is contiguous."""
@@ -105,7 +105,7 @@ def test_cross_equals_attention_request_by_request(
     queries = fused[:, HEADS * case.head_dim :]
     slots, starts = torch.randperm(requests + 2)[:requests].int(), starts_of(case.beams)
     kernel = kernels[case.dtype, case.head_dim]
-    result = kernel.cross(queries, keys, values, slots, starts, int32(case.lengths))
+    result = kernel.cross_attention(queries, keys, values, slots, starts, int32(case.lengths))
     assert (result.dtype, result.shape) == (queries.dtype, queries.shape)
     for request, (slot, length) in enumerate(zip(slots.tolist(), case.lengths, strict=True)):
         own = slice(*starts[request : request + 2].tolist())
@@ -115,20 +115,20 @@ def test_cross_equals_attention_request_by_request(
 
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
-def test_own_equals_attention_over_each_rows_ancestry(
+def test_self_attention_follows_the_beam_indirection(
     kernels: dict[tuple[torch.dtype, int], CpuAttention], case: Case
 ) -> None:
-    """Every place of a row's past may lie in another row of the pool."""
+    """Every position of a row's past may be in another row of the cache."""
     torch.manual_seed(case.seed)
     rows = len(case.lengths)
     keys, values = (pool(rows + 1, case.room, case.head_dim, case.dtype) for _ in range(2))
     queries = torch.randn(rows, HEADS * case.head_dim).to(case.dtype)
     sources = torch.randint(rows + 1, (rows, case.room + 3), dtype=torch.int32)
     kernel = kernels[case.dtype, case.head_dim]
-    result = kernel.own(queries, keys, values, sources, int32(case.lengths))
+    result = kernel.self_attention(queries, keys, values, sources, int32(case.lengths))
     for row, length in enumerate(case.lengths):
-        places = torch.arange(length)
-        past = [part[sources[row, :length].long(), :, places].transpose(0, 1) for part in (keys, values)]
+        positions = torch.arange(length)
+        past = [part[sources[row, :length].long(), :, positions].transpose(0, 1) for part in (keys, values)]
         assert_rounded(result[row : row + 1], expected(queries[row : row + 1], *past))
 
 
@@ -136,7 +136,7 @@ def test_many_rows_of_one_request(kernels: dict[tuple[torch.dtype, int], CpuAtte
     """More rows than share a tile, and more keys than a picture has."""
     keys, values = torch.randn(2, 1, HEADS, 1500, 64)
     queries = torch.randn(21, HEADS * 64)
-    result = kernels[torch.float32, 64].cross(
+    result = kernels[torch.float32, 64].cross_attention(
         queries, keys, values, int32([0]), int32([0, 21]), int32([1500])
     )
     assert_rounded(result, expected(queries, keys[0], values[0]))
@@ -148,31 +148,33 @@ def test_scores_of_any_size(kernels: dict[tuple[torch.dtype, int], CpuAttention]
     keys = torch.randn(1, HEADS, 40, 64)
     for sign in (-1, 1):
         queries = sign * scale * keys[0, :, 7].reshape(1, -1)
-        result = kernels[torch.float32, 64].cross(queries, keys, keys, int32([0]), int32([0, 1]), int32([40]))
+        result = kernels[torch.float32, 64].cross_attention(
+            queries, keys, keys, int32([0]), int32([0, 1]), int32([40])
+        )
         exact = expected(queries, keys[0], keys[0])
         torch.testing.assert_close(result.double(), exact, rtol=1e-3, atol=1e-4 if scale > 1 else 1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_request_that_is_broken_breaks_no_other(
+def test_nan_in_one_request_affects_no_other(
     kernels: dict[tuple[torch.dtype, int], CpuAttention], bad: float
 ) -> None:
-    """What is no number in one request's keys or values, or behind the keys in use, stays there."""
+    """NaN or infinity in one request's keys or values, or after the keys in use, affects no other request."""
     for dtype in TOLERANCES:
         keys, values = torch.randn(2, 3, HEADS, 40, 64).to(dtype)
         queries = torch.randn(6, HEADS * 64).to(dtype)
         queries[2, 5] = 1  # so that an infinite key has a score of plus infinity
         arguments = int32([0, 1, 2]), int32([0, 2, 4, 6]), int32([33, 37, 5])
-        whole = kernels[dtype, 64].cross(queries, keys, values, *arguments)
+        whole = kernels[dtype, 64].cross_attention(queries, keys, values, *arguments)
         keys[1, :, 3, 5] = bad
         values[0, :, 33:] = bad
         keys[2, :, 5:] = bad
-        broken = kernels[dtype, 64].cross(queries, keys, values, *arguments)
+        broken = kernels[dtype, 64].cross_attention(queries, keys, values, *arguments)
         assert torch.equal(broken[:2], whole[:2])
         assert torch.equal(broken[4:], whole[4:])
         assert broken[2:4].isnan().any()
         values[1, :, 4, 5] = float("nan")
-        assert kernels[dtype, 64].cross(queries, keys, values, *arguments)[2:4].isnan().any()
+        assert kernels[dtype, 64].cross_attention(queries, keys, values, *arguments)[2:4].isnan().any()
 
 
 def test_neighbours_and_threads_change_no_bit(
@@ -183,15 +185,17 @@ def test_neighbours_and_threads_change_no_bit(
     queries = torch.randn(27, HEADS * 64).bfloat16()
     lengths = torch.randint(1, 61, (9,), dtype=torch.int32)
     many = kernels[torch.bfloat16, 64]
-    together = many.cross(queries, keys, values, torch.arange(9).int(), starts_of([3] * 9), lengths)
+    together = many.cross_attention(queries, keys, values, torch.arange(9).int(), starts_of([3] * 9), lengths)
     one = CpuAttention(torch.bfloat16, 64, threads=1)
     for slot in range(9):
         rows = queries[3 * slot : 3 * slot + 3]
-        alone = one.cross(rows, keys, values, int32([slot]), int32([0, 3]), lengths[slot : slot + 1])
+        alone = one.cross_attention(
+            rows, keys, values, int32([slot]), int32([0, 3]), lengths[slot : slot + 1]
+        )
         assert torch.equal(alone, together[3 * slot : 3 * slot + 3])
 
 
-def test_calls_from_several_threads_do_not_meet(
+def test_calls_from_several_threads_are_independent(
     kernels: dict[tuple[torch.dtype, int], CpuAttention],
 ) -> None:
     """An engine for each device may share one kernel."""
@@ -199,11 +203,11 @@ def test_calls_from_several_threads_do_not_meet(
     keys, values = torch.randn(2, 4, HEADS, 200, 64)
     arguments = keys, values, int32([3, 1, 2, 0]), int32([0, 2, 4, 6, 8]), int32([200, 150, 90, 1])
     inputs = [torch.randn(8, HEADS * 64) for _ in range(4)]
-    wanted = [kernel.cross(queries, *arguments) for queries in inputs]
+    wanted = [kernel.cross_attention(queries, *arguments) for queries in inputs]
     found: list[list[Tensor]] = [[] for _ in inputs]
 
     def ask(index: int) -> None:
-        found[index] = [kernel.cross(inputs[index], *arguments) for _ in range(50)]
+        found[index] = [kernel.cross_attention(inputs[index], *arguments) for _ in range(50)]
 
     threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(inputs))]
     for thread in threads:
@@ -227,7 +231,7 @@ def test_calls_from_several_threads_do_not_meet(
         ([0], [0, 2], [0]),
     ],
 )
-def test_numbers_that_lead_out_of_the_tensors_are_refused(
+def test_indices_out_of_range_are_refused(
     kernels: dict[tuple[torch.dtype, int], CpuAttention],
     slots: list[int],
     starts: list[int],
@@ -236,12 +240,12 @@ def test_numbers_that_lead_out_of_the_tensors_are_refused(
     """A wrong slot, row or length is an error and reads no other memory."""
     keys, values = torch.randn(2, 2, HEADS, 9, 64)
     kernel, queries = kernels[torch.float32, 64], torch.randn(2, HEADS * 64)
-    with pytest.raises(ValueError, match="leads out of the tensors"):
-        kernel.cross(queries, keys, values, int32(slots), int32(starts), int32(lengths))
+    with pytest.raises(ValueError, match="out of range of the tensors"):
+        kernel.cross_attention(queries, keys, values, int32(slots), int32(starts), int32(lengths))
     sources = torch.zeros(2, 9, dtype=torch.int32)
     sources[1, 4] = 2
-    with pytest.raises(ValueError, match="leads out of the tensors"):
-        kernel.own(queries, keys, values, sources, int32([9, 9]))
+    with pytest.raises(ValueError, match="out of range of the tensors"):
+        kernel.self_attention(queries, keys, values, sources, int32([9, 9]))
 
 
 def test_tensors_that_do_not_fit_together_are_refused(
@@ -262,14 +266,15 @@ def test_tensors_that_do_not_fit_together_are_refused(
     ]
     for message, arguments in wrong:
         with pytest.raises(ValueError, match=message):
-            kernel.cross(*arguments)
+            kernel.cross_attention(*arguments)
     with pytest.raises(ValueError, match="sources must be"):
-        kernel.own(queries, keys, keys, int32([0, 0]), int32([9, 9]))
+        kernel.self_attention(queries, keys, keys, int32([0, 0]), int32([9, 9]))
     with pytest.raises(ValueError, match="must be contiguous"):
-        kernel.own(queries, keys, keys, torch.zeros(9, 2, dtype=torch.int32).T, int32([9, 9]))
+        kernel.self_attention(queries, keys, keys, torch.zeros(9, 2, dtype=torch.int32).T, int32([9, 9]))
 
 
-def test_what_has_no_kernel_is_said() -> None:
+def test_dtypes_and_sizes_without_a_kernel_are_refused() -> None:
+    """With an error that names them."""
     assert not available(torch.float64)
     with pytest.raises(ValueError, match=r"no kernel for torch\.float64"):
         CpuAttention(torch.float64, 64, None)

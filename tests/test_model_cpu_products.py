@@ -1,4 +1,4 @@
-"""The kernel for products with weights: the numbers are those of float64, and each row's are its own."""
+"""The kernel for products with weights: exact to float32 rounding, and each row independent of others."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_gelu_is_gelu_everywhere(products: Products) -> None:
 
 
 @every_kernel
-def test_a_row_is_the_same_whatever_rows_are_beside_it(products: Products) -> None:
-    """To the last bit, for each place among neighbours and any number of them."""
+def test_a_row_does_not_depend_on_other_rows(products: Products) -> None:
+    """Bit for bit, at each index and for any number of rows."""
     weight = drawn(products.dtype, 96, 544)
     layer = PanelWeight(products, weight, drawn(products.dtype, 96, seed=1))
     states = drawn(products.dtype, 110, 544, seed=2)
@@ -111,7 +111,8 @@ def test_a_row_is_the_same_whatever_rows_are_beside_it(products: Products) -> No
 
 
 @every_kernel
-def test_what_is_no_number_stays_in_its_row(products: Products) -> None:
+def test_nan_stays_in_its_row(products: Products) -> None:
+    """With and without an activation."""
     layer = PanelWeight(products, drawn(products.dtype, 40, 32), None)
     states = drawn(products.dtype, 5, 32, seed=1)
     expected = layer.product(states)
@@ -124,6 +125,7 @@ def test_what_is_no_number_stays_in_its_row(products: Products) -> None:
 
 @one_kernel
 def test_any_number_of_threads_gives_the_same(products: Products) -> None:
+    """Bit for bit."""
     weight, states = drawn(torch.bfloat16, 700, 320), drawn(torch.bfloat16, 30, 320, seed=1)
     expected = PanelWeight(products, weight, None).sums(states)
     for threads in (1, 3, 5):
@@ -132,7 +134,7 @@ def test_any_number_of_threads_gives_the_same(products: Products) -> None:
 
 
 @one_kernel
-def test_views_are_read_as_what_they_show(products: Products) -> None:
+def test_views_give_the_result_of_their_values(products: Products) -> None:
     """Rows of a wider tensor, transposed and cut ones, as states and as a residual."""
     layer = PanelWeight(products, drawn(torch.bfloat16, 48, 32), None)
     wide, deep = drawn(torch.bfloat16, 9, 80, seed=1), drawn(torch.bfloat16, 48, 9, 2, seed=2)
@@ -147,12 +149,14 @@ def test_views_are_read_as_what_they_show(products: Products) -> None:
 
 
 @one_kernel
-def test_what_does_not_fit_is_refused(products: Products) -> None:
-    """Nothing that would lead out of a tensor reaches the kernel."""
+def test_shapes_and_dtypes_that_do_not_match_are_refused(products: Products) -> None:
+    """So that the kernel never reads outside a tensor."""
     layer = PanelWeight(products, drawn(torch.bfloat16, 48, 32), None)
     states = drawn(torch.bfloat16, 4, 32)
     for wrong in (states[:, :16], states.float(), states.to("meta")):
-        with pytest.raises(ValueError, match=r"states must be \[\.\.\., 32\] of torch.bfloat16 in memory"):
+        with pytest.raises(
+            ValueError, match=r"states must be \[\.\.\., 32\] of torch.bfloat16 in host memory"
+        ):
             layer.product(wrong)
     with pytest.raises(ValueError, match="3 rows of a residual for 4 rows"):
         layer.product(states, residual=drawn(torch.bfloat16, 3, 48))

@@ -1,4 +1,4 @@
-"""int8 layers: near the plain ones, and each row by itself."""
+"""int8 layers are near the plain ones, and their rows independent of each other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def quantised(plain: Linear) -> Linear:
 def test_a_quantised_layer_is_near_the_plain_one(
     dtype: torch.dtype, shape: tuple[int, ...], bias: bool, activation: str | None
 ) -> None:
-    """Within the steps of its inputs and weights, whatever the size of a row."""
+    """Within the quantisation error of inputs and weights, for rows of any magnitude."""
     plain = Linear(256, 80, bias, activation).to(dtype)
     layer = quantised(plain)
     states = torch.randn(shape, dtype=dtype) * torch.logspace(-2, 1, shape[-2])[:, None].to(dtype)
@@ -71,7 +71,8 @@ def test_integers_within_the_steps_are_exact() -> None:
 
 @needs_int8
 @torch.inference_mode()
-def test_zeros_stay_zeros_and_what_is_no_number_stays_none() -> None:
+def test_zeros_stay_zeros_and_nan_stays_nan() -> None:
+    """Each in its own row."""
     layer = quantised(Linear(64, 48))
     states = torch.zeros(3, 64)
     states[1, 5] = torch.nan
@@ -84,20 +85,23 @@ def test_zeros_stay_zeros_and_what_is_no_number_stays_none() -> None:
 @needs_int8
 @torch.inference_mode()
 def test_a_quantised_model_runs_from_pixels_to_logits(tmp_path: Path) -> None:
-    """Tower, encoder and decoder in int8, what remains packed; the numbers are near those of float32."""
+    """Tower, encoder and decoder in int8, other layers packed; picture tokens are near those of float32."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     plain, model = (load_float32(tmp_path, vocab) for _ in range(2))
     quantize(model.vision.tower, model.language.encoder, model.language.decoder)
     pack(model)
     pixels = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
-    tokens, expected = model.look(pixels), plain.look(pixels)
+    tokens, expected = model.encode_images(pixels), plain.encode_images(pixels)
     assert (tokens - expected).norm() < 0.1 * expected.norm()
     encoded = plain.encode(expected, torch.tensor([[0, 71, 2]]))
-    states, _ = model.language.decode(torch.tensor([[2, 0, 17]]), None, model.language.decoder.cross(encoded))
+    states, _ = model.language.decode(
+        torch.tensor([[2, 0, 17]]), None, model.language.decoder.cross_kv(encoded)
+    )
     assert model.language.logits(states).isfinite().all()
 
 
-def test_there_is_no_int8_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_needs_an_x86_cpu_and_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not offered on a GPU, with another PyTorch, or on another architecture."""
     assert not can_quantize(torch.device("cuda"))
     monkeypatch.setattr(torch.ops, "onednn", object())
     assert not can_quantize(CPU)

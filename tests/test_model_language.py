@@ -21,18 +21,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
 @torch.inference_mode()
 @pytest.mark.parametrize("cuts", [[1] * 9, [4, 1, 3, 1], [2, 7]])
 def test_decoding_in_parts_equals_decoding_at_once(model: Florence2Model, cuts: list[int]) -> None:
-    cross = model.language.decoder.cross(torch.randn(2, 11, 48))
+    """Any division of the tokens gives the same states."""
+    cross_kv = model.language.decoder.cross_kv(torch.randn(2, 11, 48))
     ids = torch.randint(0, 1000, (2, 9))
-    whole, _ = model.language.decode(ids, None, cross)
+    whole, _ = model.language.decode(ids, None, cross_kv)
     past, parts = None, []
     for part in ids.split(cuts, dim=1):
-        states, past = model.language.decode(part, past, cross)
+        states, past = model.language.decode(part, past, cross_kv)
         parts.append(states)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-4)
 
 
 @torch.inference_mode()
-def test_what_a_mask_hides_has_no_effect(model: Florence2Model) -> None:
+def test_masked_positions_have_no_effect(model: Florence2Model) -> None:
     """Padding may hold anything: prompts of different lengths can share a batch."""
     picture, prompt = torch.randn(1, 5, 48), torch.tensor([[0, 70, 31, 2]])
     alone = model.encode(picture, prompt)

@@ -1,4 +1,4 @@
-"""Packed layers compute what plain ones do, within the rounding of their type."""
+"""Packed layers compute what plain ones do, within the rounding of their dtype."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from goldens import imagenet_normalize, load_float32
 from tiny import make_native
 from torch import nn
 
+from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
-from florence.model.kernels import linear as packing
-from florence.model.kernels import onednn
-from florence.model.kernels.cpu import openmp as cpu_team
+from florence.model.kernels import linear, onednn
+from florence.model.kernels.cpu import openmp, products
 from florence.model.kernels.cpu.products import PanelWeight
 from florence.model.kernels.linear import Conv2d, Linear, pack
 from florence.model.kernels.onednn import ACTIVATIONS, OPERATORS, OneDnnWeight
@@ -29,11 +29,11 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 def both(layer: Linear | Conv2d, dtype: torch.dtype) -> tuple[Linear | Conv2d, Linear | Conv2d]:
-    """The layer in a type, plain and packed for oneDNN."""
+    """The layer in a dtype, plain and packed for oneDNN."""
     plain = layer.to(dtype).requires_grad_(False)
     packed = copy.deepcopy(plain)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "make_products", lambda *_: None)
+        patch.setattr(linear, "make_products", lambda *_: None)
         assert pack(packed)
     assert packed.weight is None  # one copy is held, not two
     return plain, packed
@@ -63,7 +63,7 @@ def test_a_packed_linear_layer_is_the_plain_one(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.inference_mode()
-def test_views_are_read_as_what_they_show(dtype: torch.dtype) -> None:
+def test_views_give_the_result_of_their_values(dtype: torch.dtype) -> None:
     """Rows of a larger tensor, transposed and cut ones: what a caller need not copy first."""
     plain, packed = both(Linear(48, 80), dtype)
     states, residual = torch.randn(96, 5, 2, dtype=dtype), torch.randn(80, 9, dtype=dtype)
@@ -106,8 +106,8 @@ def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
     prompt, forced = torch.tensor([[0, 71, 412, 2]] * 2), torch.tensor([[2, 0, 17]] * 2)
     logits = []
     for model in (plain, packed):
-        encoded = model.encode(model.look(pixels), prompt)
-        states, _ = model.language.decode(forced, None, model.language.decoder.cross(encoded))
+        encoded = model.encode(model.encode_images(pixels), prompt)
+        states, _ = model.language.decode(forced, None, model.language.decoder.cross_kv(encoded))
         logits.append(model.language.logits(states))
     assert logits[0].std() > 0.1
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
@@ -115,19 +115,21 @@ def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", ["plain", "onednn", "kernel"])
-def test_the_best_scores_are_finer_than_their_product(
+def test_the_highest_logits_are_those_of_float32(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bfloat16 the best of a row are what float32 makes of the same states and weights, whatever lays them
-    out; the others are the product's, or as fine; the best one is float32's."""
+    """In bfloat16, whichever kernel computes the product: the highest logits of a row are those of float32
+    products of the same states and weights, and so is the highest one's index; others are the product's."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
-    language = load_model(tmp_path, imagenet_normalize(), vocab, CPU, torch.bfloat16).language
+    language = load_model(
+        tmp_path, read_config(tmp_path), imagenet_normalize(), vocab, CPU, torch.bfloat16
+    ).language
     noise = torch.randn(20, 50, language.shared.embedding_dim, generator=torch.Generator().manual_seed(0))
     states = 3 * noise.bfloat16()
     right = F.linear(states.float(), language.shared.weight.float())
     coarse = language.lm_head(states).float()
     if kind != "plain":
-        lay_out(language, kind, monkeypatch)
+        pack_for(language, kind, monkeypatch)
     scores = language.logits(states)
     close = (scores - right).abs() < 1e-4
     assert (close | (scores == coarse)).all()
@@ -142,22 +144,22 @@ def test_the_best_scores_are_finer_than_their_product(
         assert torch.equal(language.logits(states), language.lm_head(states).float())
 
 
-def lay_out(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack a model for oneDNN or for the package's own kernel, whatever suits this processor."""
-    if kind == "kernel" and not cpu_team.available(torch.bfloat16):
+def pack_for(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack a model for oneDNN or for the project's kernel, whichever this processor would use."""
+    if kind == "kernel" and not openmp.available(torch.bfloat16):
         pytest.skip("no kernels here")
     if kind == "onednn" and not onednn.available(CPU, torch.bfloat16):
         pytest.skip("no such operators here")
-    monkeypatch.setattr(packing, "has_fast_bf16", lambda: kind == "onednn")
+    monkeypatch.setattr(products, "has_fast_bf16", lambda: kind == "onednn")
     pack(model)
     wanted = {"kernel": PanelWeight, "onednn": OneDnnWeight}[kind]
-    assert isinstance(model.lm_head.laid_out, wanted)
+    assert isinstance(model.lm_head.packed, wanted)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another PyTorch may not have them, and no kernel be there: the layers stay as they are."""
-    monkeypatch.setattr(packing, "make_products", lambda *_: None)
+    """With another PyTorch and without a kernel of the project, layers stay plain."""
+    monkeypatch.setattr(linear, "make_products", lambda *_: None)
     present = {other: None for other in OPERATORS if other != name}
     monkeypatch.setattr(torch.ops, "mkldnn", type("Namespace", (), present)())
     layer = Linear(4, 4)
@@ -165,30 +167,31 @@ def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: 
     assert layer(torch.ones(1, 4)).shape == (1, 4)
 
 
-def test_nothing_is_packed_on_other_machines_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_packed_on_other_machines_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for oneDNN nor for the project's kernel."""
     gpu = torch.device("cuda")
     assert not onednn.available(gpu, torch.float32)
-    assert packing.make_products(gpu, torch.float32, None) is None
+    assert linear.make_products(gpu, torch.float32, None) is None
     assert not onednn.available(CPU, torch.float64)
-    assert packing.make_products(CPU, torch.float64, None) is None
+    assert linear.make_products(CPU, torch.float64, None) is None
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert not onednn.available(CPU, torch.float32)
-    assert packing.make_products(CPU, torch.float32, None) is None
+    assert linear.make_products(CPU, torch.float32, None) is None
 
 
-@pytest.mark.skipif(not cpu_team.available(torch.float32), reason="no kernels here")
+@pytest.mark.skipif(not openmp.available(torch.float32), reason="no kernels here")
 def test_the_kernel_computes_where_nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but bfloat16 on a processor that multiplies it faster than float32, and layers of odd
     widths."""
     for fast in (True, False):
-        monkeypatch.setattr(packing, "has_fast_bf16", lambda fast=fast: fast)
-        assert (packing.make_products(CPU, torch.bfloat16, None) is None) is fast
-        assert packing.make_products(CPU, torch.float32, None) is not None
+        monkeypatch.setattr(products, "has_fast_bf16", lambda fast=fast: fast)
+        assert (linear.make_products(CPU, torch.bfloat16, None) is None) is fast
+        assert linear.make_products(CPU, torch.float32, None) is not None
     fitting, odd = Linear(32, 8), Linear(24, 8)
     pack(nn.Sequential(fitting, odd))
-    assert isinstance(fitting.laid_out, PanelWeight)
-    assert not isinstance(odd.laid_out, PanelWeight)
+    assert isinstance(fitting.packed, PanelWeight)
+    assert not isinstance(odd.packed, PanelWeight)
     monkeypatch.setattr(onednn, "available", lambda *_: False)
     left = Linear(24, 8)
     assert not pack(left)
-    assert left.laid_out is None
+    assert left.packed is None

@@ -14,6 +14,7 @@ from tiny import make_native
 from transformers import Florence2ForConditionalGeneration
 
 from florence.engine.config import EngineConfig
+from florence.engine.device.backend import Backend
 from florence.engine.device.reference import TokenRules, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
@@ -21,7 +22,6 @@ from florence.engine.request import GenerationOptions, Request
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
 from florence.runtime.futures import generate
-from florence.runtime.loading import cpu_kernel
 
 SIDES = {"tiny": 64, "base": 768}  # of a picture, pixels
 END = 1.5  # so long is the end token's row
@@ -80,8 +80,8 @@ def test_logits_are_those_of_transformers(pair_of: PairOf, size: str) -> None:
     prompt, forced = [0, 71, 412, 33, 9, 2], [2, 0, 17, 300, 999, 5]
     expected = native_logits(native, model.vision.normalize(pixels).contiguous(), prompt, forced)
 
-    encoded = model.encode(model.look(pixels), torch.tensor([prompt]))
-    states, _ = model.language.decode(torch.tensor([forced]), None, model.language.decoder.cross(encoded))
+    encoded = model.encode(model.encode_images(pixels), torch.tensor([prompt]))
+    states, _ = model.language.decode(torch.tensor([forced]), None, model.language.decoder.cross_kv(encoded))
     ours = model.language.logits(states)
     assert expected.std() > 0.1  # weights that say something
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
@@ -116,7 +116,7 @@ def native_ids(native: Florence2ForConditionalGeneration, model: Florence2Model,
 @pytest.mark.parametrize("num_beams", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize(
-    ("length_penalty", "ngram", "fewest"), [(1.0, 3, 0), (0.0, 0, 5), (2.0, 2, 0), (-1.0, 3, 4)]
+    ("length_penalty", "ngram", "min_new_tokens"), [(1.0, 3, 0), (0.0, 0, 5), (2.0, 2, 0), (-1.0, 3, 4)]
 )
 def test_generated_ids_are_those_of_transformers(
     pair_of: PairOf,
@@ -124,7 +124,7 @@ def test_generated_ids_are_those_of_transformers(
     early_stopping: bool,
     length_penalty: float,
     ngram: int,
-    fewest: int,
+    min_new_tokens: int,
 ) -> None:
     """By the plain search, one request at a time.
 
@@ -133,7 +133,7 @@ def test_generated_ids_are_those_of_transformers(
     still win. There, sequences end at their limit.
     """
     native, model = pair_of("tiny, without end" if early_stopping is False and length_penalty > 0 else "tiny")
-    options = GenerationOptions(num_beams, 20, fewest, ngram, early_stopping, length_penalty)  # type: ignore[arg-type]
+    options = GenerationOptions(num_beams, 20, min_new_tokens, ngram, early_stopping, length_penalty)  # type: ignore[arg-type]
     for prompt in PROMPTS:
         asked = Request(random_pixels(SIDES["tiny"]), prompt, options)
         assert generate_alone(model, asked, RULES).token_ids == native_ids(native, model, asked)
@@ -147,7 +147,8 @@ def test_the_engine_gives_transformers_ids_at_real_sizes(pair_of: PairOf) -> Non
         Request(random_pixels(768, seed=int(beams > 1)), prompt, GenerationOptions(beams, 8, 0, 3, True, 1.0))
         for beams, prompt in zip((1, 3, 5), PROMPTS, strict=True)
     ]
-    runner = Runner(model, 4, kernel=cpu_kernel(model))
+    head_dim = model.config.text.decoder_head_dim
+    runner = Runner(model, 4, backend=Backend.for_device(model.device, model.dtype, head_dim))
     engine = Engine(
         runner,
         EngineConfig(max_batch_size=4, encode_budget_ms=1, max_new_tokens=100, max_prompt_tokens=100),

@@ -9,7 +9,8 @@ from bentos import DEMO
 
 from florence.bento import weights
 from florence.bento.weights import packed_settings
-from florence.checkpoint.hub import ORIGIN, Checkpoint, checkpoint_files, copy_checkpoint, resolve_checkpoint
+from florence.checkpoint.files import ORIGIN, checkpoint_files
+from florence.checkpoint.hub import Checkpoint, copy_checkpoint, resolve_checkpoint
 from florence.errors import CheckpointError
 from florence.settings import Settings
 

@@ -130,7 +130,7 @@ def test_text_survives_the_round_trip(small: Tokenizer, text: str) -> None:
 
 
 def test_half_a_surrogate_pair_is_the_callers_mistake(small: Tokenizer) -> None:
-    """A string that JSON can spell and UTF-8 cannot is refused with its place."""
+    """A string that JSON allows and UTF-8 does not is refused; the error gives the position."""
     with pytest.raises(TaskError, match=r"U\+D83D, at character 4"):
         small.encode("cat \ud83d")
 
@@ -143,7 +143,8 @@ def test_threads_share_a_tokenizer(small: Tokenizer) -> None:
 
 
 def test_the_own_token_of_pictures_is_no_text(tmp_path: Path, small: Tokenizer) -> None:
-    """Where a checkpoint has one, nobody can write it: the model has no embedding of it. Else it is text."""
+    """A text with `<image>` is refused where the checkpoint has that token, since the model has no embedding
+    of it; otherwise it is plain text."""
     native = load(tmp_path, with_added(small_files(), [*ADDED_TOKENS, "<image>"]), SMALL_SIZE + 1)
     with pytest.raises(TaskError, match="the text holds <image>"):
         native.encode("find <image> in it")

@@ -15,7 +15,8 @@ from typing import Any
 import bentoml
 from bentoml.exceptions import BentoMLException, NotFound
 
-from florence.checkpoint.hub import Checkpoint, checkpoint_files, copy_checkpoint, resolve_checkpoint
+from florence.checkpoint.files import checkpoint_files
+from florence.checkpoint.hub import Checkpoint, copy_checkpoint, resolve_checkpoint
 from florence.errors import CheckpointError
 from florence.settings import Settings
 

@@ -1,28 +1,27 @@
 """The sizes of a Florence-2 model, read from its `config.json`.
 
-Both schemas are read: the one of Microsoft's original repositories and the native one of `transformers`.
-What the code does not honour is refused here by name, before a tensor is touched. Knows nothing about
-tensors.
+Reads both schemas: that of Microsoft's original repositories and the native one of `transformers`. Settings
+that are not supported are refused by name, before a tensor is read. Knows nothing about tensors.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from florence.checkpoint.files import CONFIG, GENERATION_CONFIG, read_json
 from florence.checkpoint.generation import Source, read_generation
 from florence.errors import CheckpointError
 from florence.model.config import ACTIVATIONS, STAGES, ModelConfig, StackConfig, TextConfig, VisionConfig
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """Read `config.json` (and `generation_config.json` where it rules) of a checkpoint's directory.
+    """Read `config.json` (and `generation_config.json` of a native checkpoint) of a checkpoint's directory.
 
-    Raises `CheckpointError` for a missing or malformed file and for anything that is not honoured.
+    Raises `CheckpointError` for a missing or malformed file and for settings that are not supported.
     """
-    raw = _read_json(directory / "config.json")
+    raw = read_json(directory / CONFIG)
     if raw.get("model_type") != "florence2":
         raise CheckpointError(
             f"{directory}: config.json has model_type {raw.get('model_type')!r}, expected 'florence2'"
@@ -125,16 +124,16 @@ def _text_config(section: _Section, tied_default: bool) -> TextConfig:
 
 
 def _generation_sources(directory: Path, text: _Section, native: bool) -> list[Source]:
-    """Where a checkpoint's settings for generation are written; the first rules."""
-    sources: list[Source] = [(f"{directory / 'config.json'}, {text.name}", text.values)]
-    path = directory / "generation_config.json"
+    """Where a checkpoint's settings for generation are written; the first one has precedence."""
+    sources: list[Source] = [(f"{directory / CONFIG}, {text.name}", text.values)]
+    path = directory / GENERATION_CONFIG
     if native and path.is_file():
-        sources.append((str(path), _read_json(path)))
+        sources.append((str(path), read_json(path)))
     return sources
 
 
 class _Section:
-    """One object of `config.json`, with errors that say where in the file they are."""
+    """One object of `config.json`, with errors that name the section and key."""
 
     def __init__(self, parent: Mapping[str, Any], name: str) -> None:
         values = parent.get(name)
@@ -168,7 +167,7 @@ class _Section:
         return value
 
     def _given(self, key: str, default: object) -> Any:
-        """The value; the default for none, or null."""
+        """The value; the default where it is missing or null."""
         value = self.values.get(key)
         return default if value is None else value
 
@@ -188,15 +187,3 @@ class _Section:
         value = self.values.get(key, supported)
         if value != supported:
             raise CheckpointError(f"{self.name}.{key} is {value!r}, supported is only {supported!r}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds {type(values).__name__}, expected an object")
-    return values

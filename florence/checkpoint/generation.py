@@ -1,6 +1,6 @@
-"""How a checkpoint wants its beams searched, read from its files within the bounds that requests have too.
+"""A checkpoint's settings for beam search, within the bounds that a request's options have too.
 
-Knows values that were read as JSON, not files.
+Knows JSON values, not files.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from florence.model.config import GenerationDefaults
 from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY
 
 Source = tuple[str, Mapping[str, Any]]
-"""Where settings are written, for errors, and the settings."""
+"""Where settings are written, for error messages, and the settings."""
 
 
 def read_generation(sources: Sequence[Source], vocab_size: int) -> GenerationDefaults:
-    """The settings that the first of the sources names. CheckpointError for a value that no request may have
-    either, saying where it is written."""
+    """The settings, each from the first source that has it. Raises `CheckpointError` for a value that no
+    request may have either, with the place where it is written."""
     settings = _Settings(sources)
     return GenerationDefaults(
         num_beams=settings.integer("num_beams", 3, least=1, most=MAX_BEAMS),
@@ -35,39 +35,39 @@ class _Settings:
         self.sources = sources
 
     def integer(self, name: str, default: int, *, least: int, most: int) -> int:
-        place, value = self._find(name, default)
+        source, value = self._find(name, default)
         if type(value) is not int or not least <= value <= most:
-            raise _refused(place, name, value, f"an integer from {least} to {most}")
+            raise _refused(source, name, value, f"an integer from {least} to {most}")
         return value
 
     def early_stopping(self) -> bool | Literal["never"]:
-        place, value = self._find("early_stopping", True)
+        source, value = self._find("early_stopping", True)
         if value == "never":
             return "never"
         if not isinstance(value, bool):
-            raise _refused(place, "early_stopping", value, 'true, false or "never"')
+            raise _refused(source, "early_stopping", value, 'true, false or "never"')
         return value
 
     def penalty(self) -> float:
-        place, value = self._find("length_penalty", 1.0)
+        source, value = self._find("length_penalty", 1.0)
         if type(value) not in (int, float) or not -MAX_PENALTY <= value <= MAX_PENALTY:
-            raise _refused(place, "length_penalty", value, f"a number from {-MAX_PENALTY} to {MAX_PENALTY}")
+            raise _refused(source, "length_penalty", value, f"a number from {-MAX_PENALTY} to {MAX_PENALTY}")
         return float(value)
 
     def forced_id(self, name: str, default: int, vocab_size: int) -> int | None:
-        place, value = self._find(name, default, null_counts=True)
+        source, value = self._find(name, default, null_counts=True)
         if value is None:
             return None
         if type(value) is not int or not 0 <= value < vocab_size:
-            raise _refused(place, name, value, f"a token id from 0 to {vocab_size - 1}, or null")
+            raise _refused(source, name, value, f"a token id from 0 to {vocab_size - 1}, or null")
         return value
 
     def _find(self, name: str, default: Any, *, null_counts: bool = False) -> tuple[str, Any]:
-        for place, values in self.sources:
+        for source, values in self.sources:
             if name in values and (null_counts or values[name] is not None):
-                return place, values[name]
+                return source, values[name]
         return "the default", default
 
 
-def _refused(place: str, name: str, value: object, allowed: str) -> CheckpointError:
-    return CheckpointError(f"{place}: {name} is {value!r}, expected {allowed}")
+def _refused(source: str, name: str, value: object, allowed: str) -> CheckpointError:
+    return CheckpointError(f"{source}: {name} is {value!r}, expected {allowed}")

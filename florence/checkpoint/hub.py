@@ -1,11 +1,9 @@
-"""A checkpoint's name to a directory that holds its files.
+"""A checkpoint's name to a directory with its files.
 
-A name is `demo` (the small checkpoint that comes with the package), a directory, or a repository of the hub
-(`owner/name`, with a revision). Of a repository only JSON and safetensors files and `merges.txt` are asked
-for: never code, never pickle. The hub's own variables are honoured: HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT,
+A name is `demo` (the small checkpoint in the package), a directory, or a repository of the hub (`owner/name`,
+with an optional revision). Of a repository only JSON and safetensors files and `merges.txt` are downloaded:
+never code, never pickle. The hub library's own variables apply: HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT,
 HF_TOKEN.
-
-Knows which files there are, not what is in them (the shards' names apart).
 """
 
 from __future__ import annotations
@@ -28,21 +26,31 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from florence.checkpoint.files import (
+    CONFIG,
+    MERGES,
+    ORIGIN,
+    PREPROCESSOR,
+    PROCESSOR,
+    TOKENIZER,
+    VOCAB,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    checkpoint_files,
+    missing_weights,
+    weight_files,
+)
 from florence.errors import CheckpointError
 
 DEMO = "demo"
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-MERGES = "merges.txt"  # the tokenizer's, beside vocab.json
-ORIGIN = "florence_origin.json"  # in a packed copy: where it came from
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-# Each row: files of which one set has to be there.
+# Each row: alternative sets of files, one of which has to be there.
 _NEEDED: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("config.json",),),
-    (("tokenizer.json",), ("vocab.json", MERGES)),
-    (("preprocessor_config.json",), ("processor_config.json",)),
+    ((CONFIG,),),
+    ((TOKENIZER,), (VOCAB, MERGES)),
+    ((PREPROCESSOR,), (PROCESSOR,)),
 )
 
 _CONVERT = (
@@ -54,7 +62,7 @@ _CONVERT = (
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a checkpoint lies. `revision`: the commit, for those from the hub."""
+    """Where a checkpoint's files are. `revision`: the commit, for a repository of the hub."""
 
     name: str
     revision: str | None
@@ -62,21 +70,22 @@ class Checkpoint:
 
     @property
     def short_name(self) -> str:
-        """The name without the folders that a directory lies in."""
+        """The name; of a directory the last part of its path."""
         return self.name if self.revision or self.name == DEMO else Path(self.name).resolve().name
 
     @property
     def label(self) -> str:
-        """What answers and log lines call it: `owner/name@1a2b3c4d5e6f`, `demo`, or the directory's name."""
+        """The name in answers and log lines: `owner/name@1a2b3c4d5e6f`, `demo`, or the directory."""
         return self.name if self.revision is None else f"{self.name}@{self.revision[:12]}"
 
 
 def resolve_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """The checkpoint of this name, downloaded to the hub's cache if it is not there.
 
-    `demo` always means the packaged one; a directory of that name is `./demo`. A copy by `copy_checkpoint`
-    goes by the name and revision of what it was made of. Raises CheckpointError when it can't be found or
-    fetched, lacks a file, or has its weights as pickle only, and says what to do.
+    `demo` always means the one in the package; a directory of that name is `./demo`. A directory made by
+    `copy_checkpoint` has the name and revision of its original. Raises `CheckpointError` when the checkpoint
+    can't be found or downloaded, lacks a file, or has its weights as pickle only; the message says what to
+    do.
     """
     if name != DEMO and not (name and Path(name).is_dir()):
         return _from_hub(name, revision)
@@ -96,21 +105,10 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     return Checkpoint(name, None, directory)
 
 
-def checkpoint_files(directory: Path) -> list[Path]:
-    """The files of a checkpoint that are read, in the order of their names."""
-    weights = [WEIGHTS] if (directory / WEIGHTS).is_file() else _shards(directory)
-    kept = [*weights, MERGES]
-    return sorted(
-        file
-        for file in directory.iterdir()
-        if file.name in kept or (file.suffix == ".json" and file.name != ORIGIN)
-    )
-
-
 def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
-    """Copy what is read of a checkpoint into a directory, with a note of where it came from."""
+    """Copy the files of a checkpoint that are read into a directory, and note its name and revision there."""
     for file in checkpoint_files(checkpoint.directory):
-        shutil.copyfile(file, target / file.name)  # a hub's cache has links in its place
+        shutil.copyfile(file, target / file.name)  # the hub's cache holds links
     origin = {"name": checkpoint.short_name, "revision": checkpoint.revision}
     (target / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
 
@@ -130,11 +128,11 @@ def _from_hub(name: str, revision: str | None) -> Checkpoint:
             f"there is no checkpoint {name!r}: expected a directory, a repository of the hub such as "
             f"florence-community/Florence-2-large-ft, or {DEMO}"
         )
-    # First the small files: a repository that is no Florence-2 is found out before its weights are fetched.
+    # First the small files: other repositories than Florence-2 are refused before weights are downloaded.
     directory = _fetch(name, revision, ["*.json", MERGES])
     _check_described(directory, name)
     commit = directory.name  # so that both calls get the same commit
-    _fetch(name, commit, _shards(directory) or [WEIGHTS])
+    _fetch(name, commit, weight_files(directory) or [WEIGHTS])
     if not _check_weights(directory, name):
         with _hub_errors(name, revision):
             pickled = any(file.endswith(".bin") for file in HfApi().list_repo_files(name, revision=commit))
@@ -151,7 +149,7 @@ def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
 
 @contextmanager
 def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """What the hub's library raises, told in terms of what the user can do."""
+    """Turn the hub library's errors into a `CheckpointError` that says what the user can do."""
     try:
         yield
     except GatedRepoError as error:
@@ -184,7 +182,7 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
 
 
 def _check_described(directory: Path, name: str) -> None:
-    """Whether the small files are there: configuration, tokenizer, preprocessing."""
+    """Raise `CheckpointError` unless configuration, tokenizer and preprocessing are there."""
     missing = [
         " or ".join(" with ".join(files) for files in choices)
         for choices in _NEEDED
@@ -195,34 +193,13 @@ def _check_described(directory: Path, name: str) -> None:
 
 
 def _check_weights(directory: Path, name: str) -> bool:
-    """Whether there are weights; raises CheckpointError when some of several shards are missing."""
-    shards = _shards(directory)
-    if not shards or (directory / WEIGHTS).is_file():
-        return (directory / WEIGHTS).is_file()
-    missing = [shard for shard in shards if not (directory / shard).is_file()]
-    if missing:
+    """Whether there are weights. Raises `CheckpointError` when a shard is missing."""
+    if missing := missing_weights(directory):
         raise CheckpointError(
             f"{name} is not a whole Florence-2 checkpoint: it lacks {', '.join(missing)}, "
             f"which {WEIGHTS_INDEX} names"
         )
-    return True
-
-
-def _shards(directory: Path) -> list[str]:
-    """The files that the index of a sharded checkpoint names; none when there is no index."""
-    index = directory / WEIGHTS_INDEX
-    if not index.is_file():
-        return []
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({str(shard) for shard in shards})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} can't be read: {error}") from error
-    if any(Path(shard).name != shard or not shard.endswith(".safetensors") for shard in names):
-        raise CheckpointError(
-            f"{index} names files other than safetensors files beside it: {', '.join(names)}"
-        )
-    return names
+    return bool(weight_files(directory))
 
 
 def _without_weights(name: str, *, pickled: bool) -> str:

@@ -1,7 +1,7 @@
-"""Names of tensors: from the names of `Florence2Model` to those of the two checkpoint layouts.
+"""Names of tensors: from those of `Florence2Model` to those of the two checkpoint layouts.
 
 The original layout is that of Microsoft's repositories, the native one that of `transformers`. Pure functions
-on names; nothing is loaded here.
+on names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Layout = Literal["original", "native"]
 
 SHARED, HEAD, BIAS = "language.shared.weight", "language.lm_head.weight", "language.final_logits_bias"
 
-_MARKS: dict[Layout, str] = {
+_TELLTALES: dict[Layout, str] = {
     "original": "vision_tower.convs.0.proj.weight",
     "native": "model.vision_tower.convs.0.conv.weight",
 }
@@ -41,7 +41,8 @@ _PREFIXES: dict[Layout, dict[str, str]] = {
         "vision.projector.norm.": "model.multi_modal_projector.image_proj_norm.",
     },
 }
-# The names inside the tower, which are timm's, to those of the layouts, applied one after another.
+# Regular expressions from names inside the tower, which are timm's, to the layout's; all are applied in
+# order.
 _TOWER: dict[Layout, tuple[tuple[str, str], ...]] = {
     "original": (
         (r"\.stem\.", r".stages.0.downsample."),
@@ -69,13 +70,13 @@ _TOWER: dict[Layout, tuple[tuple[str, str], ...]] = {
 
 
 def find_layout(names: Iterable[str]) -> Layout | None:
-    """The layout of a file with these tensors, or None where they are not a Florence-2."""
+    """The layout of a file with these tensors; None if it is not a Florence-2."""
     present = set(names)
-    return next((layout for layout, mark in _MARKS.items() if mark in present), None)
+    return next((layout for layout, telltale in _TELLTALES.items() if telltale in present), None)
 
 
 def checkpoint_name(name: str, layout: Layout) -> str:
-    """What a checkpoint of this layout calls the model's tensor `name`."""
+    """The name of the model's tensor `name` in a checkpoint of this layout."""
     prefixes = _PREFIXES[layout]
     prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len)
     renamed = prefixes[prefix] + name.removeprefix(prefix)
@@ -86,7 +87,7 @@ def checkpoint_name(name: str, layout: Layout) -> str:
 
 
 def shared_aliases(layout: Layout) -> frozenset[str]:
-    """Further names under which a file may hold the shared embedding: encoder's and decoder's."""
+    """Other names of the shared embedding in a file: the encoder's and the decoder's."""
     stem = checkpoint_name("language.", layout)
     return frozenset(f"{stem}{side}.embed_tokens.weight" for side in ("encoder", "decoder"))
 

@@ -1,12 +1,12 @@
 """Text to token ids and back, exactly as Florence-2's original processor does it.
 
 The original adds 1024 tokens to BART's byte-level BPE when it is loaded; their ids follow the base
-vocabulary, in the order of `ADDED_TOKENS`. Files in the native layout hold them already. Both are read here,
-and both are checked: a model that gets `<loc_0>` under another id writes nonsense and no error.
+vocabulary, in the order of `ADDED_TOKENS`. Files in the native layout hold them already. Both are
+read and checked here: with a wrong id for `<loc_0>` a model would write nonsense without an error.
 
-The files are read by `tokenizers`, the library under transformers' fast tokenizers: same ids, without the
-second that importing transformers takes, and without its class, which changes the shared tokenizer at each
-call and so fails ("Already borrowed") when two threads encode at once.
+The files are read by `tokenizers`, the library under transformers' fast tokenizers. Ids are the same;
+importing transformers takes a second, and its class changes the shared tokenizer at each call, so that two
+threads that encode at once fail ("Already borrowed").
 
 Knows nothing about tasks, prompts, pictures or tensors. Does not cover: truncation (the original never does),
 tokenizers other than byte-level BPE with `<s>`, `<pad>` and `</s>`.
@@ -23,9 +23,9 @@ from tokenizers import Tokenizer as Backend
 from florence.errors import CheckpointError, TaskError
 
 BOS, PAD, EOS = "<s>", "<pad>", "</s>"
-IMAGE = "<image>"  # only native files have it: stands for a picture position in transformers' own prompts
+IMAGE = "<image>"  # in native files only: a placeholder for picture tokens in transformers' prompts
 
-# The order is the original processor's and gives the ids; "desciption" is its spelling.
+# In the original processor's order, which determines the ids; "desciption" is its spelling.
 ADDED_TOKENS: tuple[str, ...] = (
     *("<od>", "</od>", "<ocr>", "</ocr>"),
     *(f"<loc_{bin_index}>" for bin_index in range(1000)),
@@ -40,7 +40,7 @@ MAX_SPARE_ROWS = 1 + 64
 
 
 class Tokenizer:
-    """Encodes prompts and decodes answers; safe to use from several threads at once.
+    """Encodes prompts and decodes answers; thread-safe.
 
     `size`: tokens of the base vocabulary and `ADDED_TOKENS`, without `<image>`.
     `bos_id`, `pad_id`, `eos_id`: ids of `<s>`, `<pad>` and `</s>`.
@@ -58,8 +58,8 @@ class Tokenizer:
     def encode(self, prompt: str) -> list[int]:
         """`<s>` + the tokens of `prompt` + `</s>`; nothing is stripped and nothing is cut.
 
-        Raises TaskError when the text is no valid Unicode (JSON can spell half of a surrogate pair), and for
-        the token that stands for the picture in some checkpoints: the model has no embedding of it.
+        Raises `TaskError` for text that is not valid Unicode (JSON can contain half of a surrogate pair), and
+        for `<image>`: the model has no embedding of it.
         """
         try:
             prompt.encode("utf-8")
@@ -96,7 +96,7 @@ class Tokenizer:
         ]
 
     def reader(self) -> IncrementalDetokenizer:
-        """A reader of the text of one sequence while it is generated."""
+        """A detokenizer for one sequence while it is generated."""
         return IncrementalDetokenizer(self._backend, frozenset((self.bos_id, self.pad_id, self.eos_id)))
 
     def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -112,11 +112,10 @@ class Tokenizer:
 
 
 class IncrementalDetokenizer:
-    """Reads tokens one by one and gives their text as soon as it is certain; for one thread at a time.
+    """Turns tokens into text one by one, each piece as soon as it is certain. Not thread-safe.
 
-    A character of several bytes can be spread over tokens: it comes with the last of them. `silent`: ids that
-    have no text here. All that `take` and `rest` give, joined, is what `Tokenizer.decode` gives for the other
-    ids.
+    A character of several bytes can be spread over tokens; it is returned with the last of them. `silent`:
+    ids without text. The results of `take` and `rest` joined equal `Tokenizer.decode` of the other ids.
     """
 
     def __init__(self, backend: Backend, silent: frozenset[int]) -> None:
@@ -127,7 +126,7 @@ class IncrementalDetokenizer:
         self._given = 0  # characters
 
     def take(self, token_id: int) -> str:
-        """The text that this token makes certain; "" where it makes none."""
+        """The text that is certain with this token; "" if none is."""
         if token_id in self._silent:
             return ""
         self._ids.append(token_id)
@@ -136,19 +135,19 @@ class IncrementalDetokenizer:
         return text
 
     def rest(self) -> str:
-        """The text of bytes at the end that form no character; call it once, after the last token."""
+        """The text of incomplete bytes at the end; call it once, after the last token."""
         return self._backend.decode(self._ids, skip_special_tokens=False)[self._given :]
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer of a checkpoint directory: `tokenizer.json`, or `vocab.json` with `merges.txt`.
 
-    `vocab_size`: rows of the model's embedding. Raises CheckpointError, saying what was expected and what was
-    found, when files are missing or unreadable, the added tokens stand elsewhere than in the original, or the
-    vocabulary does not fit the embedding.
+    `vocab_size`: rows of the model's embedding. Raises `CheckpointError` when files are missing or
+    unreadable, when the added tokens have other ids than in the original, and when the vocabulary does not
+    fit the embedding.
     """
     backend = _read_backend(directory)
-    # A file may carry settings of the training run; the original encodes whole prompts.
+    # A file may have the training's settings; the original encodes whole prompts.
     backend.no_truncation()
     backend.no_padding()
     _complete_added_tokens(backend, directory)
@@ -166,7 +165,7 @@ def _read_backend(directory: Path) -> Backend:
             return Backend.from_file(str(file))
         if vocab.is_file() and merges.is_file():
             return _bart_backend(vocab, merges)
-    except Exception as error:  # the Rust library raises bare Exception for a file that it can't parse
+    except Exception as error:  # the Rust library raises plain Exception for a file that it can't parse
         raise CheckpointError(f"the tokenizer in {directory} can't be read: {error}") from error
     raise CheckpointError(
         f"{directory} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt; "
@@ -195,7 +194,7 @@ def _required_id(backend: Backend, content: str) -> int:
 
 
 def _complete_added_tokens(backend: Backend, directory: Path) -> None:
-    """Adds `ADDED_TOKENS` behind the base vocabulary, or checks that they stand there already."""
+    """Add `ADDED_TOKENS` after the base vocabulary, or check that they are there already."""
     found = {content: backend.token_to_id(content) for content in ADDED_TOKENS}
     if all(token_id is None for token_id in found.values()):
         backend.add_special_tokens(
@@ -224,7 +223,7 @@ def _check_size(tokenizer: Tokenizer, vocab_size: int, directory: Path) -> None:
 
 
 def _check_round_trip(tokenizer: Tokenizer, directory: Path) -> None:
-    """Whether the added tokens are recognised in text, and framed by `<s>` and `</s>`."""
+    """Raise `CheckpointError` unless the added tokens are recognised in text, between `<s>` and `</s>`."""
     text = "".join(ADDED_TOKENS)
     first = tokenizer.size - len(ADDED_TOKENS)
     expected = [tokenizer.bos_id, *range(first, tokenizer.size), tokenizer.eos_id]

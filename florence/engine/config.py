@@ -10,9 +10,12 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from florence.errors import SettingsError
+
+CpuKernels = Literal["auto", "off"]
+"""Whether the project's kernels for CPUs are used where they can be, or PyTorch's operations everywhere."""
 
 DEFAULT_MAX_NEW_TOKENS: Final = 1024
 """What Microsoft's examples and the deployments in use ask for; the original's own limit is 20 tokens."""
@@ -92,6 +95,11 @@ class EngineConfig:
     )
     threads: int | None = _declare(
         None, "CPU threads of one worker's model; default: PyTorch's choice.", ge=1, le=1024
+    )
+    cpu_kernels: CpuKernels = _declare(  # noqa: RUF009  (a field)
+        "auto",
+        "`off`: compute with PyTorch's own operations only, not with the project's kernels for CPUs. In "
+        "float32 token ids are the same.",
     )
     picture_cache_bytes: int = _declare(
         DEFAULT_PICTURE_CACHE_BYTES,

@@ -1,8 +1,10 @@
-"""The keys and values of everybody who is decoded: buffers sized once, written in place, never moved.
+"""Keys and values of all requests that are being decoded: buffers allocated once, written in place, never
+moved.
 
-A request has one *slot*, which holds its encoder's keys and values once for all its beams, and one *row* for
-each beam, which holds what that beam's place wrote at each position. A beam that goes on from another one
-leaves its past where it lies: its *ancestry* says in which row each position of it is found.
+A request has one *slot*, which holds the keys and values of its encoder states once for all its beams, and
+one *row* for each beam, which holds the keys and values that this beam wrote at each position. A beam that
+continues another one copies nothing: its *beam indirection* names the row that holds each position of its
+past (TensorRT-LLM's cache indirection).
 """
 
 from __future__ import annotations
@@ -35,9 +37,8 @@ class CacheSizes:
 
 
 class Caches:
-    """Buffers of all decoder layers: `cross_*` [layers, slots, heads, encoder_room, head_dim], `own_*`
-    [layers, rows, heads, decoder_room, head_dim]. On a CPU, memory that nobody has written to is not used,
-    unless it is `reserved`: then all of it is taken here.
+    """Buffers of all decoder layers: `cross_*` [layers, slots, heads, encoder_room, head_dim], `self_*`
+    [layers, rows, heads, decoder_room, head_dim]. `lazy`: allocate pages on first write, on a CPU only.
     """
 
     def __init__(
@@ -48,21 +49,20 @@ class Caches:
         device: torch.device,
         dtype: torch.dtype,
         *,
-        reserved: bool = False,
+        lazy: bool = False,
     ) -> None:
         head_dim = d_model // stack.heads
         cross = (stack.layers, sizes.slots, stack.heads, sizes.encoder_room, head_dim)
         own = (stack.layers, sizes.rows, stack.heads, sizes.decoder_room, head_dim)
-        untouched = device.type == "cpu" and not reserved
-        make = _untouched_zeros if untouched else partial(torch.zeros, device=device)
+        make = _lazy_zeros if lazy else partial(torch.zeros, device=device)
         buffers = [make(shape, dtype=dtype) for shape in (cross, cross, own, own)]
         self.sizes = sizes
-        self.cross_keys, self.cross_values, self.own_keys, self.own_values = buffers
+        self.cross_keys, self.cross_values, self.self_keys, self.self_values = buffers
 
     @property
     def buffers(self) -> tuple[Tensor, ...]:
-        """All of them."""
-        return self.cross_keys, self.cross_values, self.own_keys, self.own_values
+        """All buffers."""
+        return self.cross_keys, self.cross_values, self.self_keys, self.self_values
 
     @property
     def nbytes(self) -> int:
@@ -70,29 +70,29 @@ class Caches:
         return sum(buffer.nbytes for buffer in self.buffers)
 
     def clear(self) -> None:
-        """Set everybody's places to zero."""
+        """Set all slots and rows to zero."""
         for buffer in self.buffers:
             buffer.zero_()
 
-    def write_cross(self, slots: Tensor, cross: Iterable[KeysValues]) -> None:
-        """Put the rows of a batch's encoder keys and values, padding and all, into `slots` int64 [rows],
-        layer by layer. A slot may be there more than once, with equal rows."""
-        for layer, memory in enumerate(cross):
+    def write_cross_kv(self, slots: Tensor, cross_kv: Iterable[KeysValues]) -> None:
+        """Write a batch's encoder keys and values, padding included, into `slots` int64 [requests], layer by
+        layer. A slot may be listed more than once, with equal values."""
+        for layer, memory in enumerate(cross_kv):
             length = memory.keys.shape[2]
             self.cross_keys[layer, :, :, :length][slots] = memory.keys
             self.cross_values[layer, :, :, :length][slots] = memory.values
 
     def wipe(self, slot: int, rows: Sequence[int]) -> None:
-        """Set a request's places to zero. For one that may have left values which are no numbers: a masked
-        position counts zero times its value, and zero times NaN is NaN."""
+        """Set a request's slot and rows to zero, after a request that may have left NaN there: a masked
+        position has weight zero, and zero times NaN is NaN."""
         for buffer in (self.cross_keys, self.cross_values):
             buffer[:, slot].zero_()
-        for buffer in (self.own_keys, self.own_values):
+        for buffer in (self.self_keys, self.self_values):
             for row in rows:
                 buffer[:, row].zero_()
 
 
-def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros on a CPU which are the system's own pages of zeros until they are written to."""
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in host memory whose pages the system allocates on first write."""
     untouched = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
     return torch.from_numpy(untouched).view(dtype).view(shape)

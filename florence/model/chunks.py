@@ -1,4 +1,5 @@
-"""Work in parts: a generator that yields between them and returns its result, so that others may go first."""
+"""Work in chunks: a generator that yields between them and returns its result, so that other work can run in
+between."""
 
 from __future__ import annotations
 
@@ -9,27 +10,27 @@ T = TypeVar("T")
 Chunks = Generator[None, None, T]
 
 
-def run_to_end(parts: Chunks[T]) -> T:
-    """The result of work in parts, done without a pause."""
+def run_to_end(chunks: Chunks[T]) -> T:
+    """The result of work in chunks, done without a pause."""
     while True:
         try:
-            next(parts)
+            next(chunks)
         except StopIteration as end:
             result: T = end.value
             return result
 
 
-def waiting(parts: Chunks[T], wait: Callable[[], None]) -> Chunks[T]:
-    """The same parts, each of which ends with `wait`."""
+def with_barrier(chunks: Chunks[T], barrier: Callable[[], None]) -> Chunks[T]:
+    """The same chunks, each followed by a call of `barrier`."""
     try:
         while True:
             try:
-                next(parts)
+                next(chunks)
             except StopIteration as end:
-                wait()
+                barrier()
                 result: T = end.value
                 return result
-            wait()
+            barrier()
             yield
     finally:
-        parts.close()
+        chunks.close()

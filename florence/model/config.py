@@ -1,4 +1,4 @@
-"""What a checkpoint's files say: sizes and settings. Knows nothing about files or tensors."""
+"""Sizes and generation settings of a checkpoint, as values. Knows nothing about files or tensors."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ STAGES = 4
 """Stages of every DaViT."""
 
 STRIDE = 32
-"""Pixels of the picture for one step of the tower's last stage: 4 * 2 * 2 * 2."""
+"""Pixels of the picture for one cell of the tower's last stage: 4 * 2 * 2 * 2."""
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
 
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """Sizes of the DaViT tower (arXiv 2204.03645) and of the projector behind it; one entry a stage."""
+    """Sizes of the DaViT tower (arXiv 2204.03645) and of the projector after it; tuples have one entry a
+    stage."""
 
     dims: tuple[int, ...]
     depths: tuple[int, ...]
@@ -55,15 +56,20 @@ class TextConfig:
     pad_id: int
     eos_id: int
 
+    @property
+    def decoder_head_dim(self) -> int:
+        """Numbers of one head of the decoder's attention."""
+        return self.d_model // self.decoder.heads
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """How a checkpoint wants its beams searched when the caller does not say.
+    """A checkpoint's settings for beam search, for options that a request leaves out.
 
-    The original runs `language_model.generate`, so `text_config` rules there and its `generation_config.json`
-    is never used; native checkpoints keep the same settings in `generation_config.json`. Where neither
-    names one, or it is null, the value of Microsoft's checkpoints holds. `early_stopping`: as
-    `engine.GenerationOptions` has it. A forced id of None forces nothing; null says so.
+    The original calls `language_model.generate`, which reads `text_config` and never its
+    `generation_config.json`; native checkpoints keep the same settings in `generation_config.json`. A setting
+    that is missing or null has the value of Microsoft's checkpoints. `early_stopping`: as in
+    `engine.request.GenerationOptions`. A forced id that is null is None, and forces nothing.
     """
 
     num_beams: int
@@ -76,7 +82,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """All that `config.json` and `generation_config.json` say of a checkpoint."""
+    """The contents of a checkpoint's `config.json` and `generation_config.json`."""
 
     vision: VisionConfig
     text: TextConfig

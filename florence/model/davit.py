@@ -1,10 +1,10 @@
-"""DaViT, the vision tower (arXiv 2204.03645), for inference: windows of cells and groups of channels attend
-in turn.
+"""DaViT, the vision tower (arXiv 2204.03645), for inference: attention within windows of cells and attention
+between channels alternate.
 
-Cells lie as [pictures, height, width, dim] from the stem to the end, so that linear layers, norms and
-convolutions read them as they are; sums with residuals run in the operation before them (`packing.py`).
-Modules have the names of timm's `DaVit`, which the tests compare with. Not covered: strides other than
-4, 2, 2, 2, and training.
+Cells are [pictures, height, width, dim] from the stem to the end, so that linear layers, norms and
+convolutions need no transposition; residuals are added by the product before them
+(`kernels/linear.py`). Modules have the names of timm's `DaVit`, against which they are tested. Not covered:
+strides other than 4, 2, 2, 2, and training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from florence.model.kernels.linear import Conv2d, Linear
 
 
 class WindowAttention(nn.Module):
-    """Cells attend to the cells of their own window."""
+    """Attention of cells to the cells of their window."""
 
     def __init__(self, dim: int, heads: int, window: int, qkv_bias: bool) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class WindowAttention(nn.Module):
     def forward(self, cells: Tensor, residual: Tensor) -> Tensor:
         """[pictures, height, width, dim] -> the same shape, `residual` added."""
         (height, width), side = cells.shape[1:3], self.window
-        if height % side or width % side:  # zeros that are attended to, as in the original
+        if height % side or width % side:  # zeros that take part in the attention, as in the original
             cells = F.pad(cells, (0, 0, 0, -width % side, 0, -height % side))
         sizes = {"rows": cells.shape[1] // side, "columns": cells.shape[2] // side, "y": side, "x": side}
         windows = rearrange(
@@ -55,20 +55,23 @@ class WindowAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Channels attend to the channels of their own group, over all cells of a picture."""
+    """Attention of channels to the channels of their group, over all cells of a picture.
+
+    `per_picture`: compute in float32, one picture at a time. On a CPU this is faster: products then read
+    their views in place, and its bfloat16 products of many small matrices cost more than the conversion.
+    """
 
     def __init__(self, dim: int, groups: int, qkv_bias: bool) -> None:
         super().__init__()
         self.groups = groups
+        self.per_picture = False
         self.qkv = Linear(dim, 3 * dim, qkv_bias)
         self.proj = Linear(dim, dim)
 
     def forward(self, cells: Tensor, residual: Tensor) -> Tensor:
         """[pictures, height, width, dim] -> the same shape, `residual` added."""
         qkv = self.qkv(cells).flatten(1, 2)  # [pictures, cells, 3 * dim]
-        if qkv.device.type == "cpu":
-            # In float32 and picture by picture the products read their views in place; a CPU's products of
-            # many small matrices in bfloat16 cost more than the conversion.
+        if self.per_picture:
             mixed = torch.cat([self._mix(picture.float()).to(qkv.dtype) for picture in qkv.split(1)])
         else:
             mixed = self._mix(qkv)
@@ -82,16 +85,17 @@ class ChannelAttention(nn.Module):
             three=3,
             groups=self.groups,
         )
-        # Scaled before the product, as in the original: its rounding is what the goldens hold.
+        # Scaled before the product, as in the original: the goldens depend on this rounding.
         scores = (queries * qkv.shape[1] ** -0.5).transpose(-1, -2) @ keys  # [pictures, groups, dim, dim]
         weights = scores.softmax(dim=-1).transpose(-1, -2)
-        # Denormal weights count for nothing in the sum, but a CPU multiplies them fifty times slower.
+        # Denormal weights do not change the sum, but a CPU multiplies them fifty times slower.
         mixed: Tensor = values @ weights.masked_fill(weights < torch.finfo(weights.dtype).tiny, 0)
         return rearrange(mixed, "pictures groups cells dim -> pictures cells (groups dim)")
 
 
-class PositionConv(nn.Module):
-    """A depthwise convolution that tells a cell its neighbours, added to it."""
+class ConvPositionalEncoding(nn.Module):
+    """Conditional positional encoding (CPVT, arXiv 2102.10882): a depthwise 3x3 convolution, added to its
+    input."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -103,7 +107,7 @@ class PositionConv(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, cell by cell."""
+    """Two linear layers, applied to each cell."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -120,10 +124,10 @@ class Block(nn.Module):
 
     def __init__(self, attention: WindowAttention | ChannelAttention, dim: int, hidden: int) -> None:
         super().__init__()
-        self.cpe1 = PositionConv(dim)
+        self.cpe1 = ConvPositionalEncoding(dim)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = attention
-        self.cpe2 = PositionConv(dim)
+        self.cpe2 = ConvPositionalEncoding(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = FeedForward(dim, hidden)
 
@@ -203,13 +207,19 @@ class DaViT(nn.Module):
         self.stem = Stem(config.dims[0])
         self.stages = nn.Sequential(*(Stage(config, stage) for stage in range(len(config.dims))))
 
+    def attend_per_picture(self) -> None:
+        """Let channel attention compute one picture at a time, as is faster on a CPU."""
+        for module in self.modules():
+            if isinstance(module, ChannelAttention):
+                module.per_picture = True
+
     def forward(self, values: Tensor) -> Tensor:
         """[pictures, 3, height, width] -> [pictures, dim, height / 32, width / 32]; sizes are multiples of
         32."""
-        return run_to_end(self.parts(values))
+        return run_to_end(self.chunks(values))
 
-    def parts(self, values: Tensor) -> Chunks[Tensor]:
-        """`forward` in parts: yields between blocks."""
+    def chunks(self, values: Tensor) -> Chunks[Tensor]:
+        """`forward` in chunks: yields between blocks."""
         cells: Tensor = self.stem(values.permute(0, 2, 3, 1))
         for stage in cast("Iterable[Stage]", self.stages):
             cells = stage.downsample(cells)

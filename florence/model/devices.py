@@ -1,4 +1,4 @@
-"""Which device and which dtype "auto" means here, and what the process has to set for them."""
+"""The device and dtype that "auto" stands for, and the process-wide settings that suit them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from florence.errors import SettingsError
 from florence.model.kernels.int8 import can_quantize
@@ -17,23 +16,22 @@ from florence.model.kernels.int8 import can_quantize
 CPUINFO = Path("/proc/cpuinfo")
 
 INT8 = "int8"
-"""No dtype, but a choice beside them: linear layers multiply in int8, everything else is as "auto" says."""
+"""A choice beside the dtypes: linear layers multiply in int8, everything else has the dtype of "auto"."""
 
 VNNI_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
-"""Flags of processors that multiply and add bytes in one instruction, without overflow on the way."""
+"""Flags of processors that multiply and add bytes in one instruction, without overflow."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 MALLOC_OPTIONS = {  # mallopt's number of an option (malloc.h) -> value
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: keep what is free at the heap's end
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: keep free memory at the end of the heap
     -3: 2**31 - 1,  # M_MMAP_THRESHOLD: take large blocks from the heap too
-    -8: 1,  # M_ARENA_MAX: one heap for all threads, since those of threads can't hold large blocks
+    -8: 1,  # M_ARENA_MAX: one heap for all threads, since thread arenas can't hold large blocks
 }
 
-
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "1"}
-"""Products that oneDNN, and PyTorch on the way to it, remember how to compute. Room for five of each number
-of rows that up to 16 requests of three beams have, and for those of the latest dozen lengths of prompts."""
+"""Capacity of the caches of prepared products in oneDNN and PyTorch: five products for each number of rows of
+up to 16 requests with three beams, and those of the latest dozen prompt lengths."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -57,7 +55,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """One of `DTYPES` by name, or "auto": on a GPU bfloat16, or float16 where it has none; on a CPU bfloat16
     where the processor multiplies it faster than float32 (`has_fast_bf16`), else float32.
 
-    "int8" is "auto" where linear layers can be quantised (`packing.quantize`), and refused elsewhere.
+    "int8" gives the dtype of "auto" where linear layers can be quantised (`linear.quantize`). Raises
+    `SettingsError` where they can't, and for an unknown name.
     """
     if name == INT8:
         if not (can_quantize(device) and has_vnni()):
@@ -75,8 +74,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def has_fast_bf16(cpuinfo: Path = CPUINFO) -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32; False where the system does not say.
 
-    AMX does, on any processor, and so does AVX512-BF16 on AMD's. Intel's, where AMX is missing or hidden by a
-    virtual machine, has half the rate of its float32, and a processor with neither is many times slower.
+    True with AMX, and with AVX512-BF16 on AMD. On Intel without AMX (or where a virtual machine hides it),
+    bfloat16 has half the rate of float32; without either instruction set it is many times slower.
     """
     facts = _read_processor(cpuinfo)
     flags = facts.get("flags", [])
@@ -89,17 +88,11 @@ def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
     return any(flag in flags for flag in VNNI_FLAGS)
 
 
-def pinned(values: Tensor, device: torch.device) -> Tensor:
-    """`values`, in memory that a GPU reads by itself if they come from the host and go to one: with
-    `non_blocking` the host does not wait for such a copy. PyTorch keeps the memory until it is read."""
-    return values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
-
-
 def keep_full_float32(device: torch.device, dtype: torch.dtype) -> None:
-    """Let a model in float32 compute in float32 on a GPU; a setting of the whole process.
+    """Turn TF32 off for the whole process if a model in float32 runs on a GPU.
 
-    By default cuDNN rounds what its convolutions multiply to the ten bits of TF32. Products of matrices do
-    not by default, and it is said here that they shall not.
+    By default cuDNN rounds the inputs of convolutions to TF32 (ten bits). Matrix products don't by default,
+    which is set here explicitly.
     """
     if device.type == "cuda" and dtype is torch.float32:
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at import
@@ -107,11 +100,10 @@ def keep_full_float32(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory that it frees, for the next tensors; a setting of glibc.
+    """Let glibc keep freed memory for the next tensors, in the whole process.
 
-    By default glibc returns each large block to the kernel, which hands it out again page by page, zeroed: a
-    tensor of 150 MB costs four times as much to write. It holds for the whole process, whose memory stays at
-    the highest need so far.
+    By default glibc returns each large block to the system, which zeroes every page before it is used again:
+    writing a tensor of 150 MB then takes four times as long. The process's memory stays at its peak.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -121,18 +113,17 @@ def keep_freed_memory() -> None:
 
 
 def bound_kernel_caches() -> None:
-    """Let oneDNN remember how to compute fewer products; to be called before it has computed any.
+    """Bound oneDNN's cache of prepared products; call it before oneDNN has computed any.
 
-    For each shape it keeps what it made, about half a megabyte for a product, up to 1,024 of them, and
-    PyTorch holds as many: half a gigabyte once so many lengths have come. Variables of the environment take
-    precedence.
+    oneDNN keeps about half a megabyte for each shape, up to 1,024 shapes, and PyTorch keeps as many: half a
+    gigabyte after that many prompt lengths. Variables that are set in the environment take precedence.
     """
     for name, capacity in KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)
 
 
 def _read_processor(cpuinfo: Path) -> dict[str, list[str]]:
-    """The first processor's "key : value" lines, values in words; all processors of a machine are alike."""
+    """The "key : value" lines of the first processor, values split into words."""
     try:
         text = cpuinfo.read_text(encoding="utf-8")
     except OSError:

@@ -1,7 +1,8 @@
-"""The whole network: pixels and prompt ids in, encoder states out, then one decoder step after another."""
+"""The whole network: pixels and prompt ids to encoder states; `decode.py` takes the decoder steps."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from florence.model.chunks import Chunks
@@ -11,7 +12,7 @@ from florence.model.vision import Normalize, VisionEncoder
 
 
 class Florence2Model(nn.Module):
-    """Florence-2 for inference (arXiv 2311.06242): a DaViT tower, a projector, and BART."""
+    """Florence-2 (arXiv 2311.06242) for inference: a DaViT tower, a projector, and BART."""
 
     def __init__(self, config: ModelConfig, normalize: Normalize) -> None:
         super().__init__()
@@ -19,16 +20,26 @@ class Florence2Model(nn.Module):
         self.vision = VisionEncoder(config.vision, config.text.d_model, normalize)
         self.language = LanguageModel(config.text)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.language.shared.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.language.shared.weight.dtype
+
     def encode(self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoder states [rows, picture tokens + length, d_model]; see `LanguageModel.encode`."""
         return self.language.encode(picture_tokens, prompt_ids, mask)
 
-    def look(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor) -> Tensor:
         """[pictures, height, width, 3] uint8 -> picture tokens [pictures, tokens, d_model]."""
         tokens: Tensor = self.vision(pixels)
         return tokens
 
-    def look_parts(self, pixels: Tensor) -> Chunks[Tensor]:
-        """`look` in parts: yields between the blocks of the tower."""
-        tokens = yield from self.vision.parts(pixels)
+    def encode_images_in_chunks(self, pixels: Tensor) -> Chunks[Tensor]:
+        """`encode_images` in chunks: yields between the blocks of the tower."""
+        tokens = yield from self.vision.chunks(pixels)
         return tokens

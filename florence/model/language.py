@@ -1,7 +1,8 @@
-"""BART's encoder and decoder for inference: every cache is an argument, nothing is remembered between calls.
+"""BART's encoder and decoder (arXiv 1910.13461) for inference; caches are arguments, no state is kept between
+calls.
 
-Knows token ids, states, masks and caches; knows nothing about beams, slots or text. Layers are post-norm, as
-in BART (arXiv 1910.13461); module names are those of the checkpoints, so that loading is a change of prefix.
+Knows token ids, states, masks and caches; knows nothing about beams, slots or text. Layers are post-norm.
+Module names are those of the checkpoints, so that loading only changes prefixes.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from florence.model.config import StackConfig, TextConfig
 from florence.model.kernels.linear import Linear
 
 POSITION_OFFSET = 2
-"""BART's position table starts with two rows that no position uses."""
+"""BART's position table starts with two unused rows."""
 
-FINE = 64
-"""Scores of a row that are computed again in float32: more than there are locations near a place."""
+RESCORED_LOGITS = 64
+"""Highest logits of a row that are computed again in float32: more than the locations near a point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,17 @@ class KeysValues:
     values: Tensor
 
     def append(self, newer: KeysValues) -> KeysValues:
-        """The same rows with `newer`'s positions behind the present ones."""
+        """The same rows, with the positions of `newer` appended."""
         return KeysValues(
             torch.cat([self.keys, newer.keys], dim=2), torch.cat([self.values, newer.values], dim=2)
         )
 
     def select(self, rows: Tensor) -> KeysValues:
-        """Row i of the result is row `rows[i]` of this cache."""
+        """Rows in the order of `rows` [new rows]: row i of the result is row `rows[i]`."""
         return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
 
     def expand(self, rows: int) -> KeysValues:
-        """One row seen as `rows` rows, without a copy."""
+        """A view of one row as `rows` rows."""
         return KeysValues(self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1))
 
 
@@ -65,8 +66,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(d_model, d_model)
 
     def qkv(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., d_model] -> queries, keys and values of the same shape, for attention of states to
-        themselves."""
+        """[..., d_model] -> queries, keys and values of the same shape, for self-attention."""
         return self.q_proj(states), self.k_proj(states), self.v_proj(states)
 
     def keys_values(self, states: Tensor) -> KeysValues:
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         return KeysValues(self._split(self.k_proj(states)), self._split(self.v_proj(states)))
 
     def forward(self, states: Tensor, memory: KeysValues, mask: Tensor | None = None) -> Tensor:
-        """`states` [rows, queries, d_model] with what they see in `memory` added to them.
+        """`states` [rows, queries, d_model] plus their attention to `memory` [rows, heads, length, head_dim].
 
         `mask`, true where attention is allowed, broadcasts to [rows, heads, queries, length].
         """
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: self-attention, then two linear layers, a norm behind each."""
+    """Common parts of encoder and decoder layers: self-attention and two linear layers, each with a norm."""
 
     def __init__(self, d_model: int, stack: StackConfig, activation: str) -> None:
         super().__init__()
@@ -127,20 +127,19 @@ class DecoderLayer(Layer):
         self,
         states: Tensor,
         past: KeysValues | None,
-        cross: KeysValues,
+        cross_kv: KeysValues,
         mask: Tensor | None,
     ) -> tuple[Tensor, KeysValues]:
-        """One block over `states` [rows, length, d_model] behind `past`; returns the states and the longer
-        cache."""
+        """[rows, length, d_model] after `past` -> the same shape, and `past` with the new positions."""
         present = self.self_attn.keys_values(states)
         memory = past.append(present) if past else present
         states = self.self_attn_layer_norm(self.self_attn(states, memory, mask))
-        states = self.encoder_attn_layer_norm(self.encoder_attn(states, cross))
+        states = self.encoder_attn_layer_norm(self.encoder_attn(states, cross_kv))
         return self.feed_forward(states), memory
 
 
 class Stack(nn.Module):
-    """What encoder and decoder share: positions, the norm behind them, and layers."""
+    """Common parts of encoder and decoder: position embeddings, their norm, and layers."""
 
     layers: nn.ModuleList
 
@@ -149,8 +148,9 @@ class Stack(nn.Module):
         self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.d_model)
         self.layernorm_embedding = nn.LayerNorm(config.d_model)
 
-    def place(self, embeddings: Tensor, first: int) -> Tensor:
-        """Add positions `first`, `first + 1`, ... to embeddings [rows, length, d_model] and normalise."""
+    def add_positions(self, embeddings: Tensor, first: int) -> Tensor:
+        """Add the embeddings of positions `first`, `first + 1`, ... to [rows, length, d_model], and
+        normalise."""
         start = first + POSITION_OFFSET
         positions = self.embed_positions.weight[start : start + embeddings.shape[1]]
         result: Tensor = self.layernorm_embedding(embeddings + positions)
@@ -169,11 +169,11 @@ class Encoder(Stack):
 
     def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
         """[rows, length, d_model] -> the same shape; `mask` [rows, length] is false on padding."""
-        return run_to_end(self.parts(embeddings, mask))
+        return run_to_end(self.chunks(embeddings, mask))
 
-    def parts(self, embeddings: Tensor, mask: Tensor | None = None) -> Chunks[Tensor]:
-        """`forward` in parts: yields between layers."""
-        states = self.place(embeddings, 0)
+    def chunks(self, embeddings: Tensor, mask: Tensor | None = None) -> Chunks[Tensor]:
+        """`forward` in chunks: yields between layers."""
+        states = self.add_positions(embeddings, 0)
         allowed = None if mask is None else mask[:, None, None, :]  # [rows, 1, 1, length]
         for layer in self.layers:
             states = layer(states, allowed)
@@ -191,27 +191,27 @@ class Decoder(Stack):
             DecoderLayer(config.d_model, stack, config.activation) for _ in range(stack.layers)
         )
 
-    def cross(self, encoded: Tensor) -> Cache:
+    def cross_kv(self, encoded: Tensor) -> Cache:
         """Cross-attention keys and values of every layer for encoder states [rows, length, d_model]."""
-        return tuple(self.cross_by_layer(encoded))
+        return tuple(self.cross_kv_by_layer(encoded))
 
-    def cross_by_layer(self, encoded: Tensor) -> Iterator[KeysValues]:
-        """`cross`, each layer's made when it is asked for."""
+    def cross_kv_by_layer(self, encoded: Tensor) -> Iterator[KeysValues]:
+        """`cross_kv`, layer by layer, each computed when it is consumed."""
         for layer in cast("Iterable[DecoderLayer]", self.layers):
             yield layer.encoder_attn.keys_values(encoded)
 
-    def forward(self, embeddings: Tensor, past: Cache | None, cross: Cache) -> tuple[Tensor, Cache]:
-        """Run `embeddings` [rows, length, d_model] behind `past`; `cross` has no padding.
+    def forward(self, embeddings: Tensor, past: Cache | None, cross_kv: Cache) -> tuple[Tensor, Cache]:
+        """Run `embeddings` [rows, length, d_model] after `past`; `cross_kv` has no padding.
 
-        Returns the last states [rows, length, d_model] and the cache with the new positions in it.
+        Returns the last states [rows, length, d_model], and `past` with the new positions.
         """
         length = embeddings.shape[1]
         before = past[0].keys.shape[2] if past else 0
         causal = torch.ones(length, before + length, dtype=torch.bool, device=embeddings.device).tril(before)
-        mask = causal if length > 1 else None  # a single query may see everything before it
-        states, present = self.place(embeddings, before), []
+        mask = causal if length > 1 else None  # a single query sees all positions before it
+        states, present = self.add_positions(embeddings, before), []
         for index, layer in enumerate(self.layers):
-            states, memory = layer(states, past[index] if past else None, cross[index], mask)
+            states, memory = layer(states, past[index] if past else None, cross_kv[index], mask)
             present.append(memory)
         return states, tuple(present)
 
@@ -228,10 +228,10 @@ class LanguageModel(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
-        # Zero in BART; the original adds it to the logits, so a fine-tune that holds another is honoured.
+        # Zero in BART, but the original adds it, so a fine-tune may have another.
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
         self.has_logits_bias = True
-        self.tied_head = False  # whether the head's weight is the embedding, said by whoever fills them
+        self.tied_head = False  # whether the head's weight is the embedding; set when weights are loaded
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[rows, length] -> [rows, length, d_model]."""
@@ -246,41 +246,41 @@ class LanguageModel(nn.Module):
         states: Tensor = self.encoder(self._join(picture_tokens, prompt_ids), mask)
         return states
 
-    def encode_parts(
+    def encode_in_chunks(
         self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None
     ) -> Chunks[Tensor]:
-        """`encode` in parts: yields between layers."""
-        states = yield from self.encoder.parts(self._join(picture_tokens, prompt_ids), mask)
+        """`encode` in chunks: yields between layers."""
+        states = yield from self.encoder.chunks(self._join(picture_tokens, prompt_ids), mask)
         return states
 
     def _join(self, picture_tokens: Tensor, prompt_ids: Tensor) -> Tensor:
-        # `scale_embedding` scales the prompt's embeddings only: the original hands both to BART as they are.
+        # `scale_embedding` applies to the prompt's embeddings only, as in the original.
         return torch.cat([picture_tokens, self.embed(prompt_ids)], dim=1)
 
-    def decode(self, token_ids: Tensor, past: Cache | None, cross: Cache) -> tuple[Tensor, Cache]:
-        """Decoder states [rows, length, d_model] of `token_ids` [rows, length] behind `past`, and the longer
-        cache."""
-        result: tuple[Tensor, Cache] = self.decoder(self.embed(token_ids), past, cross)
+    def decode(self, token_ids: Tensor, past: Cache | None, cross_kv: Cache) -> tuple[Tensor, Cache]:
+        """Decoder states [rows, length, d_model] of `token_ids` [rows, length] after `past`, and `past` with
+        the new positions."""
+        result: tuple[Tensor, Cache] = self.decoder(self.embed(token_ids), past, cross_kv)
         return result
 
     def logits(self, states: Tensor) -> Tensor:
-        """[..., d_model] -> float32 [..., vocab]; at least the best ones of a row are summed and kept in
-        float32, unless the head is not the embedding."""
+        """[..., d_model] -> float32 [..., vocab]. At least the highest logits of a row are computed in
+        float32, unless the head has a weight of its own (see `_rescored`)."""
         scores = self.lm_head.sums(states)
         if scores is None:
-            scores = self._refined(self.lm_head(states), states)
-        # In place: a vocabulary of scores for each row is the largest tensor of a step.
+            scores = self._rescored(self.lm_head(states), states)
+        # In place: the logits are the largest tensor of a step.
         return scores.add_(self.final_logits_bias) if self.has_logits_bias else scores
 
-    def _refined(self, product: Tensor, states: Tensor) -> Tensor:
-        """`product` [..., vocab] in float32, the best ones of a row computed again in it.
+    def _rescored(self, product: Tensor, states: Tensor) -> Tensor:
+        """`product` [..., vocab] in float32, its highest logits computed again in float32.
 
-        A product in bfloat16 rounds its results to eight bits: neighbouring locations, often nearly as good,
-        would come out equal and the first win.
+        A bfloat16 product has eight bits: the logits of neighbouring locations would often be equal, and the
+        first location would win.
         """
         scores = product.float()
         if product.dtype is not torch.float32 and self.tied_head:
-            best = product.topk(min(FINE, product.shape[-1]), dim=-1).indices  # [..., best]
+            best = product.topk(min(RESCORED_LOGITS, product.shape[-1]), dim=-1).indices  # [..., best]
             rows = self.shared.weight[best].float()  # [..., best, d_model]
             scores.scatter_(-1, best, (rows @ states.float().unsqueeze(-1)).squeeze(-1))
         return scores

@@ -1,7 +1,7 @@
-"""From uint8 pixels to picture tokens: normalisation, the DaViT tower, positions and projection.
+"""uint8 pixels to picture tokens: normalisation, the DaViT tower (`davit.py`), positions and projection, as
+in the original's `_encode_image` (modeling_florence2.py).
 
-Knows tensors only; pictures come already resized. Around the tower (`davit.py`) stands what the original's
-`_encode_image` (modeling_florence2.py) does.
+Knows tensors only; pictures are resized before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Normalize(nn.Module):
     """uint8 pixels to the tower's input, by a table with one row for each level and channel.
 
     The table is computed as the original does: level / 255 in float64 rounded to float32, then mean and
-    standard deviation in float32. Looking values up is exact by construction, on every device.
+    standard deviation in float32. A look-up is exact on every device.
     """
 
     table: Tensor
@@ -46,8 +46,8 @@ class Normalize(nn.Module):
 class Projector(nn.Module):
     """Tower features to picture tokens of the language model.
 
-    Adds the learned position of each cell and the first row of the temporal table, puts the mean of all
-    cells before them, projects to `d_model` and normalises.
+    Adds the learned position of each cell and the first row of the temporal table, prepends the mean of all
+    cells, projects to `d_model` and normalises.
     """
 
     temporal: Tensor
@@ -87,10 +87,10 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[pictures, height, width, 3] uint8 -> [pictures, picture tokens, d_model]."""
-        return run_to_end(self.parts(pixels))
+        return run_to_end(self.chunks(pixels))
 
-    def parts(self, pixels: Tensor) -> Chunks[Tensor]:
-        """`forward` in parts: yields between the blocks of the tower."""
-        features = yield from self.tower.parts(self.normalize(pixels))
+    def chunks(self, pixels: Tensor) -> Chunks[Tensor]:
+        """`forward` in chunks: yields between the blocks of the tower."""
+        features = yield from self.tower.chunks(self.normalize(pixels))
         tokens: Tensor = self.projector(features)
         return tokens

@@ -12,22 +12,20 @@ from typing import Any
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.hub import resolve_checkpoint
+from florence.checkpoint.preprocessing import read_preprocessing
 from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EngineConfig
-from florence.engine.device.graphs import CudaRecorder
+from florence.engine.device.backend import Backend
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.errors import CheckpointError
-from florence.images.decode import Preprocessing, read_preprocessing
+from florence.images.decode import Preprocessing
 from florence.images.limits import ImageLimits
 from florence.model.config import STRIDE, ModelConfig
-from florence.model.decode import Kernel
 from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype
 from florence.model.florence2 import Florence2Model
-from florence.model.kernels.cpu import attention as cpu_attention
-from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.runtime.pipeline import Pipeline
@@ -75,11 +73,12 @@ def load(
     if placed.type == "cpu":
         keep_freed_memory()
         bound_kernel_caches()
-    model = load_model(checkpoint.directory, normalize, tokenizer.size, placed, weights_dtype)
+    model = load_model(checkpoint.directory, files, normalize, tokenizer.size, placed, weights_dtype)
     parameters = count_parameters(model)
     if dtype == INT8:
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
-    pack(model, config.threads)
+    if config.cpu_kernels == "auto":
+        pack(model, config.threads)
     pipeline = Pipeline(
         checkpoint=checkpoint.label,
         tokenizer=tokenizer,
@@ -114,30 +113,26 @@ def load(
 
 def _runner(model: Florence2Model, config: EngineConfig, preprocessing: Preprocessing) -> Runner:
     """The way to run steps that suits the device."""
-    on_gpu = model.language.shared.weight.is_cuda
+    backend = Backend.for_device(
+        model.device,
+        model.dtype,
+        model.config.text.decoder_head_dim,
+        cpu_kernels=config.cpu_kernels,
+        threads=config.threads,
+    )
     picture_tokens = _picture_tokens(preprocessing)
     return Runner(
         model,
         config.max_batch_size,
+        backend=backend,
         picture_tokens=picture_tokens,
         encode_batch=config.max_encode_batch,
         picture_size=(preprocessing.height, preprocessing.width),
         encoder_room=picture_tokens + config.max_prompt_tokens,
         decoder_room=config.max_new_tokens,
         feature_bytes=config.picture_cache_bytes,
-        kernel=None if on_gpu else cpu_kernel(model, config.threads),
-        recorder=CudaRecorder(model.language.shared.weight.device) if on_gpu else None,
-        late=on_gpu,
         reserved=config.reserved,
     )
-
-
-def cpu_kernel(model: Florence2Model, threads: int | None = None) -> Kernel | None:
-    """The attention kernel for a model on a CPU; None where there is none, and torch's own is used."""
-    dtype, text = model.language.shared.weight.dtype, model.config.text
-    if not available(dtype):
-        return None
-    return cpu_attention.CpuAttention(dtype, text.d_model // text.decoder.heads, threads)
 
 
 def _picture_tokens(preprocessing: Preprocessing) -> int:

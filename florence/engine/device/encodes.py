@@ -1,6 +1,6 @@
-"""Pictures and prompts through the tower and the encoder: in parts, or in recorded work of few shapes.
+"""Pictures and prompts through the tower and the encoder: in chunks, or in captured work of few shapes.
 
-Both give what each request would get alone: padding is masked, or left out of what is handed back.
+Both give each request the result that it would get alone: padding is masked, or not returned.
 """
 
 from __future__ import annotations
@@ -12,144 +12,161 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from florence.engine.device.graphs import MOST_RECORDED, Buckets, Recorder, Replay, round_up, warn_once
+from florence.engine.device.graphs import MAX_GRAPHS, Buckets, GraphCapturer, Replay, round_up, warn_once
+from florence.engine.device.memory import DeviceMemory
 from florence.model.caches import Caches
 from florence.model.chunks import Chunks, run_to_end
-from florence.model.devices import pinned
 from florence.model.florence2 import Florence2Model
 
 Prompts = Sequence[Sequence[int]]
+"""Token ids of each request's prompt."""
 
 
 class Encodes(Protocol):
-    """`look`: uint8 pixels [pictures, height, width, 3] -> tokens [pictures, tokens, d_model], which may lie
-    in memory that any other recorded work writes to: use them before anything else runs. `cross`: such
-    tokens, a row for each request, its prompt's ids, and its slot of the caches, in which its encoder keys
-    and values lie then; what is behind its own length means nothing."""
+    """The two halves of an encode, each in chunks between which decode steps may run."""
 
-    def look(self, pixels: Tensor) -> Chunks[Tensor]: ...
+    def encode_images(self, pixels: Tensor) -> Chunks[Tensor]:
+        """uint8 [pictures, height, width, 3] of the host -> picture tokens [pictures, tokens, d_model]. They
+        may be in memory that other captured work overwrites: copy them before anything else runs."""
+        ...
 
-    def cross(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]: ...
+    def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
+        """Encode picture tokens [requests, tokens, d_model] with one prompt for each, and write the encoder's
+        keys and values into the request's slot of the caches; positions after the request's own length are
+        undefined."""
+        ...
 
 
 class PlainEncodes:
-    """Just what is asked for, part by part."""
+    """Exactly the given pictures and prompts, in chunks."""
 
-    def __init__(self, model: Florence2Model, caches: Caches) -> None:
-        self._model, self._caches = model, caches
-        self._device = model.language.shared.weight.device
+    def __init__(self, model: Florence2Model, caches: Caches, memory: DeviceMemory) -> None:
+        self._model, self._caches, self._memory = model, caches, memory
 
-    def look(self, pixels: Tensor) -> Chunks[Tensor]:
-        tokens = yield from self._model.look_parts(pixels.to(self._device))
+    def encode_images(self, pixels: Tensor) -> Chunks[Tensor]:
+        tokens = yield from self._model.encode_images_in_chunks(self._memory.upload(pixels))
         return tokens
 
-    def cross(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
+    def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
         language, longest = self._model.language, max(map(len, prompts))
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
         mask = None
         if min(map(len, prompts)) < longest:
-            mask = mask_of(prompts, pictures.shape[1], longest).to(self._device)
-        encoded = yield from language.encode_parts(pictures, ids.to(self._device), mask)
-        where = torch.tensor(slots, device=self._device)
-        self._caches.write_cross(where, language.decoder.cross_by_layer(encoded))
+            mask = self._memory.upload(mask_of(prompts, pictures.shape[1], longest))
+        encoded = yield from language.encode_in_chunks(pictures, self._memory.upload(ids), mask)
+        where = self._memory.upload(torch.tensor(slots))
+        self._caches.write_cross_kv(where, language.decoder.cross_kv_by_layer(encoded))
 
 
 class BucketEncodes:
-    """Batches and prompts padded to one of a few sizes, each recorded the second time that it comes.
+    """Batches and prompts padded to one of a few sizes, each captured as a graph on its second use: the first
+    use warms up. Shapes beyond `MAX_GRAPHS` run uncaptured.
 
-    What is recorded reads fixed buffers, which shapes with as many rows share, and writes to the caches. Only
-    the tokens of pictures are results, in memory that all recordings share: no part ends between a replay and
-    their use, or a decode step would write over them.
+    Captured work reads fixed buffers, which it shares with other work of the same input shapes, and writes to
+    the caches. Its only results are picture tokens, in memory that all graphs share. So no chunk ends between
+    a replay and the use of its results, or a decode step could overwrite them.
     """
 
-    def __init__(self, model: Florence2Model, caches: Caches, buckets: Buckets, recorder: Recorder) -> None:
-        self._model, self._caches = model, caches
-        self._buckets, self._recorder = buckets, recorder
-        self._device = model.language.shared.weight.device
+    def __init__(
+        self,
+        model: Florence2Model,
+        caches: Caches,
+        memory: DeviceMemory,
+        buckets: Buckets,
+        capturer: GraphCapturer,
+    ) -> None:
+        self._model, self._caches, self._memory = model, caches, memory
+        self._buckets, self._capturer = buckets, capturer
         self._inputs: dict[tuple[object, ...], Tensor] = {}
-        self._seen: dict[tuple[object, ...], _Recorded] = {}
-        self._full = warn_once("encodes")
+        self._seen: dict[tuple[object, ...], _Captured] = {}
+        self._warn = warn_once("encodes")
 
-    def look(self, pixels: Tensor) -> Chunks[Tensor]:
-        (tokens,) = self._run("look", self._look, pixels)
-        yield from ()  # all of it is one part
+    def encode_images(self, pixels: Tensor) -> Chunks[Tensor]:
+        (tokens,) = self._run("images", self._encode_images, pixels)
+        yield from ()  # one chunk
         return tokens[: len(pixels)]
 
-    def cross(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
-        yield  # the pictures were a part
+    def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
+        yield  # the pictures were a chunk
         longest = round_up(max(map(len, prompts)), self._buckets.prompts)
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
         mask = mask_of(prompts, pictures.shape[1], longest)
-        self._run("cross", self._cross, pictures, ids, mask, torch.tensor(slots))
+        self._run("cross_kv", self._write_cross_kv, pictures, ids, mask, torch.tensor(slots))
 
     def prepare(self, height: int, width: int) -> None:
-        """Record batches of all sizes, of pictures of this size and prompts of the shortest, largest first.
-        Writes to the first slot, which nobody may have yet."""
+        """Capture batches of all sizes, with pictures of this size and the shortest bucket of prompts,
+        largest first. Writes to the first slot, which must be free."""
         for rows in reversed(self._buckets.pictures):
             pixels = torch.zeros(rows, height, width, 3, dtype=torch.uint8)
             for _ in range(2):
-                pictures = run_to_end(self.look(pixels)).clone()
-                run_to_end(self.cross(pictures, [[self._model.config.text.eos_id]] * rows, [0] * rows))
+                pictures = run_to_end(self.encode_images(pixels)).clone()
+                prompts = [[self._model.config.text.eos_id]] * rows
+                run_to_end(self.write_cross_kv(pictures, prompts, [0] * rows))
 
-    def _look(self, pixels: Tensor) -> Sequence[Tensor]:
-        return [self._model.look(pixels)]
+    def _encode_images(self, pixels: Tensor) -> Sequence[Tensor]:
+        return [self._model.encode_images(pixels)]
 
-    def _cross(self, pictures: Tensor, ids: Tensor, mask: Tensor, slots: Tensor) -> Sequence[Tensor]:
+    def _write_cross_kv(self, pictures: Tensor, ids: Tensor, mask: Tensor, slots: Tensor) -> Sequence[Tensor]:
         encoded = self._model.language.encode(pictures, ids, mask)
-        self._caches.write_cross(slots, self._model.language.decoder.cross_by_layer(encoded))
+        self._caches.write_cross_kv(slots, self._model.language.decoder.cross_kv_by_layer(encoded))
         return []
 
     def _run(self, name: str, work: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Sequence[Tensor]:
-        """The work's results for these inputs, of which some rows may be padding. Raises `ValueError` for
-        more rows than there may be."""
+        """The results of the work for inputs [rows, ...], some of whose rows may be padding. Raises
+        `ValueError` for more rows than the largest bucket has."""
         rows = round_up(len(inputs[0]), self._buckets.pictures)
         key = (name, rows, *(value.shape[1:] for value in inputs))
         if key not in self._seen:
-            if len(self._seen) >= MOST_RECORDED:
-                self._full()
-                return work(*(value.to(self._device) for value in inputs))
-            buffers = [self._input((name, place), rows, value) for place, value in enumerate(inputs)]
-            self._seen[key] = _Recorded(partial(work, *buffers), buffers, self._recorder)
+            if len(self._seen) >= MAX_GRAPHS:
+                self._warn()
+                return work(*map(self._memory.upload, inputs))
+            buffers = [self._input((name, index), rows, value) for index, value in enumerate(inputs)]
+            self._seen[key] = _Captured(partial(work, *buffers), buffers, self._memory, self._capturer)
         return self._seen[key].run(inputs)
 
     def _input(self, name: tuple[str, int], rows: int, value: Tensor) -> Tensor:
-        """The buffer for such an input, of so many rows."""
+        """The buffer [rows, ...] for an input like `value`."""
         shape = (rows, *value.shape[1:])
         key = (name, shape)
         if key not in self._inputs:
-            self._inputs[key] = torch.zeros(shape, dtype=value.dtype, device=self._device)
+            self._inputs[key] = torch.zeros(shape, dtype=value.dtype, device=self._model.device)
         return self._inputs[key]
 
 
-class _Recorded:
-    """Work over fixed input buffers: its first run warms it up, the second one records it."""
+class _Captured:
+    """Work over fixed input buffers: the first run warms up, the second one captures."""
 
     def __init__(
-        self, work: Callable[[], Sequence[Tensor]], buffers: Sequence[Tensor], recorder: Recorder
+        self,
+        work: Callable[[], Sequence[Tensor]],
+        buffers: Sequence[Tensor],
+        memory: DeviceMemory,
+        capturer: GraphCapturer,
     ) -> None:
-        self._work, self._buffers, self._recorder = work, buffers, recorder
+        self._work, self._buffers = work, buffers
+        self._memory, self._capturer = memory, capturer
         self._warm = False
         self._replay: tuple[Replay, Sequence[Tensor]] | None = None
 
     def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The results, in fixed tensors but for the first ones. Rows that the inputs don't fill do as the
-        first one does: the same request once more."""
+        """The results, from the second run on in fixed tensors. Rows of the buffers that the inputs don't
+        fill repeat the first request."""
         for buffer, value in zip(self._buffers, inputs, strict=True):
-            buffer[: len(value)].copy_(pinned(value, buffer.device), non_blocking=True)
+            self._memory.store(value, buffer[: len(value)])
             buffer[len(value) :].copy_(buffer[:1])
         if not self._warm:
             results = self._work()
             self._warm = True
             return results
         if self._replay is None:
-            self._replay = self._recorder.record(self._work)
+            self._replay = self._capturer.capture(self._work)
         replay, results = self._replay
         replay()
         return results
 
 
 def pad_prompts(prompts: Prompts, length: int, pad_id: int) -> Tensor:
-    """Ids [prompts, length]."""
+    """Token ids [prompts, length]."""
     return torch.tensor([[*prompt, *[pad_id] * (length - len(prompt))] for prompt in prompts])
 
 

@@ -1,6 +1,7 @@
-"""What the tower saw in the latest pictures, so that several tasks on one picture run it once.
+"""A cache of picture tokens, so that several tasks on one picture run the tower once.
 
-Picture tokens do not depend on the task. A bounded memory, least recently used first out; imports no torch.
+Picture tokens do not depend on the task. Bounded in bytes; the least recently used go first. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """A tensor, as far as this module cares."""
+    """A tensor, as far as this module needs it."""
 
     @property
     def nbytes(self) -> int: ...
@@ -21,9 +22,9 @@ FeaturesT = TypeVar("FeaturesT", bound=Sized)
 
 
 class FeatureCache(Generic[FeaturesT]):
-    """Features by the digest of the pixels they were made of, `max_bytes` of them at most.
+    """Features by the digest of the pixels, at most `max_bytes` of them.
 
-    `misses` counts pictures that were not remembered. Not safe for threads: the engine's own uses it.
+    `misses` counts pictures that were not found. Not thread-safe: only the engine's thread uses it.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -33,12 +34,13 @@ class FeatureCache(Generic[FeaturesT]):
         self._features: OrderedDict[bytes, FeaturesT] = OrderedDict()
 
     def clear(self) -> None:
-        """Forget all pictures."""
+        """Drop all features."""
         self._features.clear()
         self._bytes = 0
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, FeaturesT]:
-        """The features of those pictures that are remembered; the same picture is missed only once."""
+        """The features of those pictures that are in the cache. A digest that is listed twice and missing is
+        one miss."""
         found = {digest: self._features[digest] for digest in digests if digest in self._features}
         for digest in found:
             self._features.move_to_end(digest)
@@ -46,7 +48,7 @@ class FeatureCache(Generic[FeaturesT]):
         return found
 
     def keep(self, features: Mapping[bytes, FeaturesT]) -> None:
-        """Remember the features of new pictures, and forget the oldest if they are too many."""
+        """Add the features of new pictures, and drop the least recently used beyond the limit."""
         for digest, picture in features.items():
             self._keep(digest, picture)
 

@@ -1,8 +1,9 @@
-"""Work of fixed shapes, recorded once and replayed: CUDA graphs, and the buckets that make shapes few.
+"""Graph capture: work of fixed shapes, captured once and replayed, and the buckets that keep shapes few.
 
-A decode step and an encode are hundreds of small kernels; a GPU waits for their launches more than it
-computes. Recorded as a graph they are one launch. What is recorded reads and writes fixed buffers only, so
-it can be run, and is tested, on a CPU as well: there `PlainRecorder` does it again in place of a replay.
+A decode step and an encode are hundreds of small kernels, whose launches take a GPU longer than the
+computation; a CUDA graph launches them at once. One graph for each bucket of sizes is the practice of vLLM
+and nano-vllm. Captured work reads and writes fixed buffers only, so it also runs, and is tested, on a CPU:
+there `EagerCapturer` repeats the work in place of a replay.
 """
 
 from __future__ import annotations
@@ -16,52 +17,47 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from florence.engine.device.search import StepShape
-from florence.engine.device.steps import Stage, StepSequence, dense_members, extent_of, seats_of, shape_of
-from florence.engine.slots import Slot
-from florence.model.decode import DecodeBatch
-
 log = logging.getLogger(__name__)
 
-SHORTEST = 64
-"""Positions of the smallest bucket of lengths."""
+MIN_BUCKET = 64
+"""Positions of the smallest bucket of sequence lengths."""
 
-PROMPTS = (16, 32, 64, 256)
-"""Tokens of the prompts that encodes are recorded for, beside the longest: up to 14 have the sentences of the
-tasks, 24 to 27 those with a region, about 40 those with a sentence of the caller's."""
+PROMPT_BUCKETS = (16, 32, 64, 256)
+"""Tokens of the prompts for which encodes are captured, beside the longest: the tasks' sentences have up to
+14, those with a region 24 to 27, those with a caller's sentence about 40."""
 
-MOST_PREPARED = 256
-"""Positions of the longest sequences whose steps are recorded at the start; others when they first come."""
-
-MOST_RECORDED = 256
-"""Shapes of steps, and of encodes, that are recorded; each keeps memory of the device until a reset."""
+MAX_GRAPHS = 256
+"""Shapes of steps, and of encodes, that are captured; each keeps device memory until a reset."""
 
 Work = Callable[[], Sequence[Tensor]]
 Replay = Callable[[], None]
 
 
-class Recorder(Protocol):
-    """Makes a replay of work that reads and writes fixed buffers, without doing it; its results lie in fixed
-    tensors too, which may be there only after the first replay. After `reset` nothing that was recorded is
-    replayed any more."""
+class GraphCapturer(Protocol):
+    """Makes replays of work that reads and writes fixed buffers."""
 
-    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]: ...
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """A replay of `work`, and the fixed tensors that hold its results after a replay. The work itself is
+        not done. Graphs share memory: a replay may overwrite the results of others."""
+        ...
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """Drop the memory of all graphs; none that was captured before is replayed any more."""
+        ...
 
 
-class CudaRecorder:
-    """Records CUDA graphs on one device; all share one pool of memory, so the largest should come first."""
+class CudaGraphCapturer:
+    """Captures CUDA graphs on one device. They share one memory pool, so the largest should come first."""
 
     def __init__(self, device: torch.device) -> None:
-        # Its own: torch's for recordings is one of whichever device came first in this process.
+        # A stream of its own: torch's default capture stream belongs to the first device that was used.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.reset()
 
     def reset(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()  # one whose graphs are all gone takes no new ones
+        self._pool = torch.cuda.graph_pool_handle()  # a pool that has lost all its graphs takes no new ones
 
-    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         graph = torch.cuda.CUDAGraph()
         # Other threads may call CUDA meanwhile, for instance an engine of another device.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
@@ -69,10 +65,10 @@ class CudaRecorder:
         return graph.replay, results
 
 
-class PlainRecorder:
+class EagerCapturer:
     """Does the work at each replay: the same buffers and shapes without a graph."""
 
-    def record(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         results: list[Tensor] = []
 
         def replay() -> None:
@@ -90,9 +86,9 @@ class PlainRecorder:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """The sizes that shapes are rounded up to, each list ascending and ending with the most there can be.
+    """The sizes that shapes are rounded up to, each tuple ascending and ending with the largest size.
 
-    `usual_beams`: how many most requests have.
+    `usual_beams`: the number of beams of most requests.
     """
 
     usual_beams: int
@@ -108,32 +104,37 @@ class Buckets:
     @classmethod
     def of(
         cls,
+        *,
         slots: int,
         rows: int,
         beams: int,
-        most_beams: int,
+        max_beams: int,
         length: int,
         picture_tokens: int,
-        room: int,
+        encoder_room: int,
         pictures: int,
     ) -> Buckets:
-        """For caches of `slots` and `rows`, requests with mostly `beams` beams, sequences of `length`, and
-        `pictures` at once of `picture_tokens` in an encoder with `room` for them and a prompt."""
-        most_prompt = room - picture_tokens
+        """For caches of `slots` and `rows`, requests with mostly `beams` beams, sequences of `length`, and up
+        to `pictures` pictures of `picture_tokens` in an encode; an encoder has `encoder_room` positions for a
+        picture and its prompt."""
+        max_prompt = encoder_room - picture_tokens
         return cls(
             usual_beams=beams,
             slots=doubling(1, slots),
             rows=tuple(sorted({*(min(rows, beams * count) for count in doubling(1, slots)), rows})),
-            beams=tuple(sorted({1, beams, most_beams})),
-            lengths=doubling(SHORTEST, length),
-            encoder_lengths=tuple(picture_tokens + prompt for prompt in doubling(PROMPTS[0], most_prompt)),
+            beams=tuple(sorted({1, beams, max_beams})),
+            lengths=doubling(MIN_BUCKET, length),
+            encoder_lengths=tuple(
+                picture_tokens + prompt for prompt in doubling(PROMPT_BUCKETS[0], max_prompt)
+            ),
             pictures=doubling(1, pictures),
-            prompts=(*(prompt for prompt in PROMPTS if prompt < most_prompt), most_prompt),
+            prompts=(*(prompt for prompt in PROMPT_BUCKETS if prompt < max_prompt), max_prompt),
         )
 
 
 def doubling(first: int, last: int) -> tuple[int, ...]:
-    """`first`, twice that, and so on below `last`, from eight times on with one size halfway; then `last`."""
+    """`first`, twice that, and so on up to `last`, which ends the sizes; from eight times `first` on with one
+    size halfway between two."""
     sizes, size = set(), first
     while size < last:
         sizes |= {size, size * 3 // 2} if size >= 8 * first else {size}
@@ -142,7 +143,7 @@ def doubling(first: int, last: int) -> tuple[int, ...]:
 
 
 def round_up(size: int, sizes: Sequence[int]) -> int:
-    """The smallest of `sizes` that holds `size`. Raises `ValueError` where none does."""
+    """The smallest of the ascending `sizes` that is at least `size`. Raises `ValueError` where none is."""
     for candidate in sizes:
         if candidate >= size:
             return candidate
@@ -150,113 +151,10 @@ def round_up(size: int, sizes: Sequence[int]) -> int:
 
 
 def warn_once(what: str) -> Callable[[], None]:
-    """Says at its first call that no more shapes are recorded."""
+    """A function that logs at its first call that no more shapes are captured."""
 
     @cache
     def warn() -> None:
-        log.warning(
-            "%d shapes of %s are recorded, as many as may; others run unrecorded", MOST_RECORDED, what
-        )
+        log.warning("%d shapes of %s are captured, the maximum; others run uncaptured", MAX_GRAPHS, what)
 
     return warn
-
-
-@dataclass(frozen=True, slots=True)
-class DummySequence:
-    """A place in a step, whoever is in it."""
-
-    slot: Slot
-    encoder_length: int
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    slots: int
-    rows: int
-    shape: StepShape
-
-
-class BucketSteps:
-    """Steps of few shapes, each recorded the second time that it comes: the first time warms it up. Shapes
-    beyond `MOST_RECORDED` run as they are."""
-
-    def __init__(self, stage: Stage, buckets: Buckets, recorder: Recorder) -> None:
-        self._stage, self._buckets, self._recorder = stage, buckets, recorder
-        self._members: dict[_Key, DecodeBatch] = {}
-        self._replays: dict[_Key, Replay] = {}
-        self._present: tuple[_Key, list[tuple[Slot, int]]] | None = None
-        self._full = warn_once("steps")
-
-    def run(self, sequences: Sequence[StepSequence]) -> None:
-        key = self._key(sequences)
-        if key not in self._members and len(self._members) >= MOST_RECORDED:
-            self._full()
-            self._stage.dense_step(self._seats(key, sequences).to(self._stage.state.device), key.shape)
-            return
-        seats = seats_of(sequences)
-        if self._present != (key, seats):  # somebody came or went: others read and write from now on
-            self._seat(key, sequences)
-            self._present = key, seats
-        if key in self._replays:
-            self._replays[key]()
-            return
-        members = self._members[key]
-        self._stage.dense_step(members, key.shape)
-
-        def work() -> Sequence[Tensor]:
-            self._stage.dense_step(members, key.shape)
-            return ()
-
-        self._replays[key] = self._later(key, work)
-
-    def prepare(self, encoder_length: int) -> None:
-        """Record the shapes of requests with the usual number of beams and short sequences, largest first.
-
-        Nobody is in a slot yet: the steps move no search.
-        """
-        beams = self._buckets.usual_beams
-        for slots in reversed(self._buckets.slots):
-            for length in (length for length in reversed(self._buckets.lengths) if length <= MOST_PREPARED):
-                rows = range(0, min(slots * beams, self._buckets.rows[-1]) // beams * beams, beams)
-                seats = [
-                    DummySequence(Slot(slot, tuple(range(row, row + beams))), encoder_length + 1, length - 2)
-                    for slot, row in enumerate(rows)
-                ]
-                self.run(seats)
-                self.run(seats)
-
-    def _later(self, key: _Key, work: Work) -> Replay:
-        """A replay that records at its first call."""
-
-        def first() -> None:
-            replay, _ = self._recorder.record(work)
-            self._replays[key] = replay
-            replay()
-
-        return first
-
-    def _key(self, sequences: Sequence[StepSequence]) -> _Key:
-        sizes, shape = self._buckets, shape_of(sequences, self._stage.state.places)
-        slots, rows = extent_of(sequences)
-        return _Key(
-            round_up(slots, sizes.slots),
-            round_up(rows, sizes.rows),
-            StepShape(
-                beams=round_up(shape.beams, sizes.beams),
-                length=round_up(shape.length, sizes.lengths),
-                greedy=True,
-                encoder_length=round_up(shape.encoder_length, sizes.encoder_lengths),
-            ),
-        )
-
-    def _seat(self, key: _Key, sequences: Sequence[StepSequence]) -> None:
-        """Write who takes part into the fixed buffers of this shape."""
-        members = self._seats(key, sequences)
-        if key in self._members:
-            self._members[key].copy_(members)
-        else:
-            self._members[key] = members.to(self._stage.state.device)
-
-    def _seats(self, key: _Key, sequences: Sequence[StepSequence]) -> DecodeBatch:
-        return dense_members(sequences, key.slots, key.rows, key.shape.beams)

@@ -1,13 +1,12 @@
 """Plain beam search, one request at a time: the definition of "exact".
 
-It does what Microsoft's original code gets from transformers 4.46's `generate` (`_beam_search`,
-`BeamSearchScorer`, `_sample` without sampling), in the order that code does it, with Python lists where it
-has tensors. Every faster path is tested against it. It knows scores and token ids; where the scores come from
-is the caller's `advance`.
+It gives what Microsoft's original code gets from transformers 4.46's `generate` (`_beam_search`,
+`BeamSearchScorer`, `_sample` without sampling): the same operations in the same order, on Python lists in
+place of tensors. Every faster path is tested against it. Knows scores and token ids; the caller's `advance`
+computes the scores.
 
-transformers 5 gives the same but for one setting: with `early_stopping` False and a length penalty above 0 it
-may end a search earlier, since it no longer counts a candidate that has just ended among those that could
-still win.
+transformers 5 differs in one setting: with `early_stopping` False and a length penalty above 0 it may end a
+search earlier, since a candidate that has just ended no longer counts among those that could still win.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Advance = Callable[[Sequence[int], Sequence[int]], Tensor]
 `tokens[i]`."""
 
 UNREACHABLE = -1e9
-"""Score of the beams that don't exist yet at the first step: all start from the first one."""
+"""Total of all beams but the first before the first step: all beams start from the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +43,8 @@ class TokenRules:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A sequence with its start token, the log-probability of each generated token, and their penalised
-    mean."""
+    """A sequence with its start token, the log-probability of each generated token, and the score: their sum
+    over length ** length_penalty."""
 
     token_ids: list[int]
     token_logprobs: list[float]
@@ -53,9 +52,9 @@ class Hypothesis:
 
 
 def generate(advance: Advance, options: GenerationOptions, rules: TokenRules) -> Hypothesis:
-    """The best sequence for one request: greedy with one beam, beam search with more.
+    """The best sequence for one request: greedy search with one beam, beam search with more.
 
-    Raises `EngineError` when the logits are not numbers, and whatever `advance` raises.
+    Raises `EngineError` for logits that are NaN, and whatever `advance` raises.
     """
     search = start_search(options, rules)
     while not search.done:
@@ -64,17 +63,17 @@ def generate(advance: Advance, options: GenerationOptions, rules: TokenRules) ->
 
 
 def generate_alone(model: Florence2Model, request: Request, rules: TokenRules) -> Hypothesis:
-    """The answer to `request`, with nobody else on the device: what every faster path must give."""
-    device = model.language.shared.weight.device
-    pictures = model.look(torch.from_numpy(request.pixels)[None].to(device))
+    """The answer to `request` alone: what every faster path must give."""
+    device = model.device
+    pictures = model.encode_images(torch.from_numpy(request.pixels)[None].to(device))
     encoded = model.encode(pictures, torch.tensor([request.prompt_ids], device=device))
     return generate(plain_advance(model.language, encoded, request.options.num_beams), request.options, rules)
 
 
 def plain_advance(language: LanguageModel, encoded: Tensor, beams: int) -> Advance:
-    """Steps of the decoder over one request's encoder states [1, length, d_model], its cache copied at each
-    reorder."""
-    cross = tuple(layer.expand(beams) for layer in language.decoder.cross(encoded))
+    """Decoder steps over one request's encoder states [1, length, d_model]; the cache is copied whenever
+    beams are reordered."""
+    cross_kv = tuple(layer.expand(beams) for layer in language.decoder.cross_kv(encoded))
     past: Cache | None = None
 
     def advance(parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
@@ -83,22 +82,22 @@ def plain_advance(language: LanguageModel, encoded: Tensor, beams: int) -> Advan
             rows = torch.tensor(parents, device=encoded.device)
             past = tuple(layer.select(rows) for layer in past)
         token_ids = torch.tensor(tokens, device=encoded.device)[:, None]  # [beams, 1]
-        states, past = language.decode(token_ids, past, cross)
+        states, past = language.decode(token_ids, past, cross_kv)
         return language.logits(states[:, -1])  # [beams, vocab]
 
     return advance
 
 
 def start_search(options: GenerationOptions, rules: TokenRules) -> Search:
-    """The search that `options` ask for, before its first step."""
+    """The search for `options`, before its first step."""
     return GreedySearch(options, rules) if options.num_beams == 1 else BeamSearch(options, rules)
 
 
 class Search(ABC):
-    """A search between two steps of the decoder.
+    """A search between two decoder steps.
 
-    `tokens`: what each beam reads next. `parents`: the beam that each one continues, of the step before.
-    `done`: whether `best` is final. Give the logits of the next step to `take` until it is done.
+    `tokens`: what each beam reads next. `parents`: the beam of the previous step that each one continues.
+    `done`: whether `best` is final. Pass the logits of each next step to `take` until then.
     """
 
     def __init__(self, options: GenerationOptions, rules: TokenRules) -> None:
@@ -114,8 +113,7 @@ class Search(ABC):
         return [sequence[-1] for sequence in self.sequences]
 
     def take(self, logits: Tensor) -> None:
-        """Choose the next tokens by float32 `logits` [beams, vocab]. Raises `EngineError` when they are no
-        numbers."""
+        """Choose the next tokens by float32 `logits` [beams, vocab]. Raises `EngineError` for NaN."""
         if bool(logits.isnan().any()):
             raise EngineError("the model gave values that are not numbers for this request")
         self._choose(logits)
@@ -132,7 +130,7 @@ class GreedySearch(Search):
     """One beam: the most likely token at each step."""
 
     def _choose(self, logits: Tensor) -> None:
-        # Greedy search rules tokens out on raw logits, beam search on log-probabilities.
+        # Greedy search applies the rules to raw logits, beam search to log-probabilities.
         scores = apply_rules(logits, self.sequences, self.options, self.rules)[0]
         token = int(scores.argmax())
         self.logprobs = [[*self.logprobs[0], float(scores.log_softmax(dim=-1)[token])]]
@@ -157,7 +155,9 @@ class BeamSearch(Search):
         beams, eos_id = self.options.num_beams, self.rules.eos_id
         scores = apply_rules(logits.log_softmax(dim=-1), self.sequences, self.options, self.rules)
         candidates = scores + torch.tensor(self.totals, device=scores.device)[:, None]  # [beams, vocab]
-        best, flat = candidates.flatten().topk(2 * beams)  # at most one EOS a beam: enough stay open
+        best, flat = candidates.flatten().topk(
+            2 * beams
+        )  # at most one EOS a beam, so enough candidates continue
         values = scores.flatten()[flat].tolist()
         parents: list[int] = []
         sequences, logprobs, totals = [], [], []
@@ -166,7 +166,7 @@ class BeamSearch(Search):
             parent, token = divmod(index, vocab)
             sequence, history = [*self.sequences[parent], token], [*self.logprobs[parent], value]
             if token == eos_id:
-                if rank < beams:  # one that ranks behind the open beams is dropped
+                if rank < beams:  # a candidate that ranks after the open beams is dropped
                     self.finished.add(sequence, history, total)
             elif len(parents) < beams:
                 parents.append(parent)
@@ -194,7 +194,7 @@ class FinishedHypotheses:
     kept: list[Hypothesis] = field(default_factory=list)
 
     def add(self, token_ids: list[int], token_logprobs: list[float], total: float) -> None:
-        """Keep a finished sequence if it is among the best; of equal scores the earlier one goes first."""
+        """Keep a finished sequence if it is among the best; of equal scores the older one is replaced."""
         score = total / len(token_logprobs) ** self.options.length_penalty
         full = len(self.kept) == self.options.num_beams
         if full and score <= self.worst:
@@ -205,11 +205,12 @@ class FinishedHypotheses:
 
     @property
     def worst(self) -> float:
-        """Score of the worst one kept."""
+        """The lowest score."""
         return min(hypothesis.score for hypothesis in self.kept)
 
     def is_done(self, best: float, generated: int) -> bool:
-        """Whether no open beam can win; `best` is the highest total among this step's candidates."""
+        """Whether no open beam can win. `best`: the highest total among this step's candidates; `generated`:
+        tokens of each sequence."""
         if len(self.kept) < self.options.num_beams:
             return False
         if self.options.early_stopping is True:
@@ -220,16 +221,16 @@ class FinishedHypotheses:
         return bool(self.worst >= best / length**penalty)
 
     def best(self) -> Hypothesis:
-        """The one with the highest score; of equal ones the last kept."""
+        """The one with the highest score; of equal scores the newest."""
         return max(reversed(self.kept), key=lambda hypothesis: hypothesis.score)
 
 
 def apply_rules(
     scores: Tensor, sequences: Sequence[Sequence[int]], options: GenerationOptions, rules: TokenRules
 ) -> Tensor:
-    """Scores [beams, vocab] with -inf on tokens that may not come next.
+    """Scores [beams, vocab] with -inf for tokens that may not come next.
 
-    In the original's order: repeated n-grams (the start token counts as part of the sequence), EOS before
+    In the original's order: repeated n-grams (the start token is part of the sequence), EOS before
     `min_new_tokens`, the forced first token, the forced last token.
     """
     scores = scores.clone()
@@ -247,7 +248,7 @@ def apply_rules(
 
 
 def repeated_tokens(sequence: Sequence[int], size: int) -> list[int]:
-    """Tokens that would complete an n-gram of `size` which `sequence` already holds; none for a size of 0."""
+    """Tokens that would repeat an n-gram of `size` in `sequence`; none for a size of 0."""
     if size == 0 or len(sequence) < size:
         return []
     last = list(sequence[len(sequence) - size + 1 :])

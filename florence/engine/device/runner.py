@@ -1,52 +1,67 @@
-"""Runs requests on the device: pictures and prompts are encoded, and a step is taken for all that decode.
+"""Runs requests on the device: encodes pictures and prompts, and takes decode steps.
 
-Owns the model, the caches, the searches and the places in them. Knows nothing about threads, queues, futures
-or time limits.
+Owns the model, the caches, the searches and their slots. Knows nothing about threads, queues, futures or time
+limits.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
+from florence.engine.device.backend import Backend
+from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.device.features import FeatureCache
-from florence.engine.device.graphs import Buckets, BucketSteps, Recorder
-from florence.engine.device.readback import Reading
+from florence.engine.device.graphs import Buckets
+from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
-from florence.engine.device.search import DONE, FAULTY, RUNNING, SearchState
-from florence.engine.device.steps import DenseSteps, Stage, Steps, TightSteps
+from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState
+from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps, StepSequence
 from florence.engine.request import Request
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot, SlotAllocator
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
-from florence.model.chunks import Chunks, run_to_end, waiting
-from florence.model.decode import Kernel, try_products
+from florence.model.chunks import Chunks, run_to_end, with_barrier
+from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
 
 Outcome = Hypothesis | EngineError
 
 
-class Runner:
-    """A model on its device, and what it takes to decode many requests with it.
+@dataclass(slots=True)
+class _Buffers:
+    """All that a reset replaces. `latest`: the readback of the last step, where it is delayed. `to_wipe`:
+    free slots that may hold NaN."""
 
-    `slots`: requests that are decoded together; as many rows as they need with the checkpoint's own number of
-    beams. `picture_tokens`: that a picture becomes. `encode_batch`: the most requests that are encoded
-    together, None for as many as slots. `picture_size`: height and width of pictures for which encodes are
-    recorded at the start, None to record them as they come. `encoder_room`, `decoder_room`: positions that
-    are kept for a request and for a beam, None for as many as the checkpoint has. `feature_bytes`: memory for
-    what the tower saw in the latest pictures. `kernel`: attention for this CPU, or None for torch's.
-    `recorder`: records steps and encodes of few shapes, None to run just what is there. `late`: look at what
-    a step decided only when the next one has been sent, so that the device never waits for the host; whoever
-    is done runs along for a step, in vain. `reserved`: take at the start all memory that a full engine needs,
-    which on a CPU is else taken as requests first come to it.
+    slots: SlotAllocator
+    caches: Caches
+    state: SearchState
+    steps: Steps
+    encodes: Encodes
+    latest: StepReadback | None = None
+    to_wipe: list[Slot] = field(default_factory=list)
+
+
+class Runner:
+    """A model on its device, with the buffers to decode many requests at once.
+
+    `slots`: requests that decode together; there are as many cache rows as they need with the checkpoint's
+    own number of beams. `backend`: how steps run on the model's device. `picture_tokens`: of one picture.
+    `encode_batch`: maximum number of requests that are encoded together, None for as many as slots.
+    `picture_size`: height and width of pictures for which encodes are captured at the start, None to capture
+    them when they first come. `encoder_room`, `decoder_room`: positions of a slot and of a row, None for as
+    many as the checkpoint has. `feature_bytes`: memory for the features of the latest pictures. `reserved`:
+    allocate at the start all memory that a full engine needs; otherwise a backend with `lazy_pages` allocates
+    it on first use.
     """
 
     def __init__(
@@ -54,23 +69,20 @@ class Runner:
         model: Florence2Model,
         slots: int = 16,
         *,
+        backend: Backend | None = None,
         picture_tokens: int = 1,
         encode_batch: int | None = None,
         picture_size: tuple[int, int] | None = None,
         encoder_room: int | None = None,
         decoder_room: int | None = None,
         feature_bytes: int = DEFAULT_PICTURE_CACHE_BYTES,
-        kernel: Kernel | None = None,
-        recorder: Recorder | None = None,
-        late: bool = False,
         reserved: bool = False,
         rules: TokenRules | None = None,
     ) -> None:
         text, generation = model.config.text, model.config.generation
-        weight = model.language.shared.weight
         rows = max(MAX_BEAMS, slots * generation.num_beams)
         self.model = model
-        self.device = weight.device
+        self.backend = backend or Backend()
         self.features: FeatureCache[Tensor] = FeatureCache(feature_bytes)
         self.rules = rules or TokenRules(
             start_id=text.start_id,
@@ -78,77 +90,86 @@ class Runner:
             forced_bos_id=generation.forced_bos_id,
             forced_eos_id=generation.forced_eos_id,
         )
-        most = text.max_positions
-        self.sizes = CacheSizes(slots, rows, encoder_room or most, decoder_room or most)
+        room = text.max_positions
+        self.sizes = CacheSizes(slots, rows, encoder_room or room, decoder_room or room)
         self._picture_tokens, self._picture_size = picture_tokens, picture_size
         self._encode_batch = min(encode_batch or slots, slots)
-        self._kernel, self._recorder, self._late = kernel, recorder, late
         self._reserved = reserved
-        # The kernel reads what a request itself has written; other steps read whole places, and mask them.
-        self._shared = recorder is not None or kernel is None
-        self._dtype = weight.dtype
-        self._last: Reading | None = None
         self._prepared = False
-        self._build()
+        self._buffers = self._build()
+
+    @property
+    def slots(self) -> SlotAllocator:
+        """Free slots and rows of the caches."""
+        return self._buffers.slots
+
+    @property
+    def caches(self) -> Caches:
+        """Keys and values of all requests."""
+        return self._buffers.caches
+
+    @property
+    def state(self) -> SearchState:
+        """The searches of all slots."""
+        return self._buffers.state
 
     def reset(self) -> None:
-        """Forget everybody, with new buffers: after a fault of the device the old ones can't be trusted. What
-        `prepare` did is done again.
+        """Drop all requests and make new buffers: after a fault of the device the old ones can't be trusted.
+        Repeats what `prepare` did.
 
         Raises whatever the device raises, if it is gone for good.
         """
-        # The old ones go first: a device has no room for both.
-        self._last = None
-        for name in ("caches", "state", "_steps", "_encodes"):
-            vars(self).pop(name, None)
+        del self._buffers  # before the new ones are made: a device has no room for both
         self.features.clear()
-        gc.collect()  # what was recorded refers to itself
-        if self._recorder is not None:
-            self._recorder.reset()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self._build()
+        gc.collect()  # captured work refers to itself
+        if self.backend.capturer is not None:
+            self.backend.capturer.reset()
+        self.backend.memory.release()
+        self._buffers = self._build()
         if self._prepared:
             self.prepare()
 
-    def _build(self) -> None:
-        """Buffers for everybody there is room for, and nobody in them."""
-        sizes, text = self.sizes, self.model.config.text
-        self.slots = SlotAllocator(sizes.slots, sizes.rows)
-        self._unsound: list[Slot] = []  # free, but perhaps with values that are no numbers
-        self.caches = Caches(
-            sizes, text.decoder, text.d_model, self.device, self._dtype, reserved=self._reserved
+    def _build(self) -> _Buffers:
+        """Buffers without requests."""
+        sizes, text, backend, model = self.sizes, self.model.config.text, self.backend, self.model
+        lazy = backend.lazy_pages and not self._reserved
+        caches = Caches(sizes, text.decoder, text.d_model, model.device, model.dtype, lazy=lazy)
+        state = SearchState(
+            sizes.slots,
+            sizes.decoder_room,
+            self.rules,
+            model.device,
+            free_host_reads=backend.free_host_reads,
         )
-        self.state = SearchState(sizes.slots, sizes.decoder_room, self.rules, self.device)
-        stage = Stage(self.model.language, self.caches, self.state)
-        self._last = None
-        self._encodes: Encodes = PlainEncodes(self.model, self.caches)
-        if self._recorder is not None:
+        context = StepContext(model.language, caches, state, backend.attention)
+        encodes: Encodes = PlainEncodes(model, caches, backend.memory)
+        if backend.capturer is not None:
             buckets = self._buckets()
-            self._steps: Steps = BucketSteps(stage, buckets, self._recorder)
-            self._encodes = BucketEncodes(self.model, self.caches, buckets, self._recorder)
-        elif self._kernel is not None:
-            self._steps = TightSteps(stage, self._kernel)
+            steps: Steps = BucketSteps(context, backend.memory, buckets, backend.capturer)
+            encodes = BucketEncodes(model, caches, backend.memory, buckets, backend.capturer)
+        elif backend.attention.masked:
+            steps = DenseSteps(context, backend.memory)
         else:
-            self._steps = DenseSteps(stage)
+            steps = RaggedSteps(context, backend.memory)
+        return _Buffers(SlotAllocator(sizes.slots, sizes.rows), caches, state, steps, encodes)
 
     @torch.inference_mode()
     def prepare(self, threads: int | None = None) -> None:
-        """Make the thread that calls this ready to run steps, with so many CPU threads for one operation
-        (None: torch's choice), and record what can be recorded before the first request comes."""
+        """Make the calling thread ready to run steps, with so many CPU threads for one operation (None:
+        torch's choice), and capture before the first request what can be captured."""
         if threads:
-            torch.set_num_threads(threads)  # holds for operations of the calling thread
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        if isinstance(self._encodes, BucketEncodes) and self._picture_size is not None:
-            self._encodes.prepare(*self._picture_size)
-        if isinstance(self._steps, BucketSteps):
-            self._steps.prepare(self._picture_tokens)
-            self.caches.clear()  # steps of nobody read no past, and write what may be no numbers
+            torch.set_num_threads(threads)  # of the calling thread's operations
+        self.backend.memory.activate()
+        buffers = self._buffers
+        if isinstance(buffers.encodes, BucketEncodes) and self._picture_size is not None:
+            buffers.encodes.prepare(*self._picture_size)
+        if isinstance(buffers.steps, BucketSteps):
+            buffers.steps.prepare(self._picture_tokens)
+            buffers.caches.clear()  # steps without requests attend to nothing, and may write NaN
         elif self._reserved:
-            beams = self.model.config.generation.num_beams  # most requests have so many
+            beams = self.model.config.generation.num_beams  # of most requests
             for rows in range(beams, self.sizes.rows + 1, beams):
-                try_products(self.model.language, rows)
+                warm_up_products(self.model.language, rows)
         self._prepared = True
 
     def _buckets(self) -> Buckets:
@@ -157,67 +178,67 @@ class Runner:
             slots=sizes.slots,
             rows=sizes.rows,
             beams=config.generation.num_beams,
-            most_beams=MAX_BEAMS,
+            max_beams=MAX_BEAMS,
             length=sizes.decoder_room + 1,
             picture_tokens=self._picture_tokens,
-            room=sizes.encoder_room,
+            encoder_room=sizes.encoder_room,
             pictures=self._encode_batch,
         )
 
     def encode(self, requests: Sequence[Request]) -> list[SequenceState]:
-        """All parts of `encode_parts`, for requests that come from no engine."""
+        """All chunks of `encode_parts`, for requests that come from no engine."""
         sequences = [SequenceState(request) for request in requests]
         run_to_end(self.encode_parts(sequences))
         return sequences
 
     def encode_parts(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
-        """Encode pictures and prompts together and give each request its slot, for which there must be room.
-        Returns how many pictures went through the tower; the others were in the feature cache.
+        """Encode pictures and prompts together, and give each request a slot. Raises `IndexError` where there
+        is no free one. Returns how many pictures went through the tower; the others were in the feature
+        cache.
 
-        What each gets is what it would get alone. Yields between the parts of the work, so that others need
-        not wait for all of it. A part ends when the device has done it: whoever gives encodes a budget of
-        time measures that of the work, not that of sending it.
+        Each request gets the result that it would get alone. Yields between the chunks of the work, so that
+        decode steps can run in between. A chunk ends when the device has finished it, so that its time is
+        that of the work, not that of sending it.
         """
-        parts = self._encode(sequences)
-        if self.device.type == "cuda":
-            return waiting(parts, lambda: torch.cuda.current_stream(self.device).synchronize())
-        return parts
+        return with_barrier(self._encode(sequences), self.backend.memory.synchronize)
 
     @torch.inference_mode()
     def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
         requests, misses = [sequence.request for sequence in sequences], self.features.misses
-        pictures = yield from self._look(requests)  # [requests, tokens, d_model]
-        self._place(sequences, pictures.shape[1])
+        pictures = yield from self._encode_images(requests)  # [requests, tokens, d_model]
+        self._allocate(sequences, pictures.shape[1])
         try:
             slots = [sequence.slot.index for sequence in sequences]
-            yield from self._encodes.cross(pictures, [request.prompt_ids for request in requests], slots)
-            # Not before: a step between two parts would move a search that has begun.
+            prompts = [request.prompt_ids for request in requests]
+            yield from self._buffers.encodes.write_cross_kv(pictures, prompts, slots)
+            # Last: a decode step between two chunks would advance a search that has started.
             for sequence in sequences:
                 self.state.start(sequence.slot.index, sequence.slot.rows, sequence.request.options)
-        except BaseException:  # or these parts are closed
+        except BaseException:  # also when the chunks are closed
             self._drop_all(sequences)
             raise
         return self.features.misses - misses
 
-    def _look(self, requests: Sequence[Request]) -> Chunks[Tensor]:
-        """The requests' pictures as tokens [requests, tokens, d_model]; those seen lately from memory, and
-        each only once."""
+    def _encode_images(self, requests: Sequence[Request]) -> Chunks[Tensor]:
+        """The requests' pictures as tokens [requests, tokens, d_model], from the cache where they are there;
+        each other picture is encoded once."""
         known = self.features.find([request.digest for request in requests])
         new = {request.digest: request.pixels for request in requests if request.digest not in known}
         if new:
             pixels = torch.from_numpy(np.stack(list(new.values())))
-            tokens = yield from self._encodes.look(pixels)
-            # Copies, so that one that is remembered does not keep its whole batch.
+            tokens = yield from self._buffers.encodes.encode_images(pixels)
+            # Copies: a cached picture must not keep its whole batch alive.
             made = dict(zip(new, (picture.clone() for picture in tokens), strict=True))
             self.features.keep(made)
             known |= made
         return torch.stack([known[request.digest] for request in requests])
 
-    def _place(self, sequences: Sequence[SequenceState], picture_tokens: int) -> None:
-        """Give each request its slot, all of them or none."""
-        while self._unsound:  # here and not when they are dropped, which must not fail if the device does
-            self.caches.wipe(self._unsound[-1].index, self._unsound[-1].rows)
-            self._unsound.pop()
+    def _allocate(self, sequences: Sequence[SequenceState], picture_tokens: int) -> None:
+        """Give a slot to each request, to all of them or to none."""
+        to_wipe = self._buffers.to_wipe
+        while to_wipe:  # here and not in `drop`, which must not fail when the device does
+            self.caches.wipe(to_wipe[-1].index, to_wipe[-1].rows)
+            to_wipe.pop()
         for count, sequence in enumerate(sequences):
             try:
                 slot = self.slots.take(sequence.request.options.num_beams)
@@ -233,20 +254,22 @@ class Runner:
 
     @torch.inference_mode()
     def step(self, sequences: Sequence[SequenceState]) -> list[tuple[SequenceState, Outcome]]:
-        """One decoder step for all of them; those that are known to have ended, each with what came of it.
-        Their places are free again."""
+        """One decode step for all sequences whose search is not known to have ended. Returns those whose
+        outcome is known now; their slots are free again."""
         running = [sequence for sequence in sequences if not sequence.ended]
         if running:
-            self._steps.run(running)
+            self._buffers.steps.run([StepSequence(s.slot, s.encoder_length, s.steps) for s in running])
         for sequence in running:
             sequence.steps += 1
-        latest = Reading(self.state, running)
-        due, self._last = (self._last, latest) if self._late else (latest, None)
-        return [] if due is None else self._settle(due, latest)
+        latest = StepReadback(self.state, self.backend.memory, running)
+        if not self.backend.delayed_readback:
+            return self._collect(latest, latest)
+        due, self._buffers.latest = self._buffers.latest, latest
+        return [] if due is None else self._collect(due, latest)
 
-    def _settle(self, due: Reading, latest: Reading) -> list[tuple[SequenceState, Outcome]]:
-        """What a reading says of those who have not gone meanwhile. Where it says that the search of some is
-        done, their hypotheses come with the latest one: another look, now, would wait for its step."""
+    def _collect(self, due: StepReadback, latest: StepReadback) -> list[tuple[SequenceState, Outcome]]:
+        """The outcomes in the readback `due`, except of dropped sequences. The hypotheses of searches that it
+        reports as done are fetched with `latest`: fetching them with `due` would wait for the latest step."""
         statuses, tokens = due.decided()
         outcomes: list[tuple[SequenceState, Outcome]] = []
         done = []
@@ -254,7 +277,8 @@ class Runner:
             status, token = statuses[sequence.slot.index], tokens[sequence.slot.index]
             if sequence.dropped or sequence.ended:
                 continue
-            sequence.finite = status != FAULTY and not self._late  # late: it has taken another step since
+            # With a delayed readback the sequence has taken another step since.
+            sequence.finite = status != FAULTY and not self.backend.delayed_readback
             sequence.ended = status != RUNNING
             if sequence.request.on_token is not None and status != FAULTY:
                 sequence.request.on_token(token)
@@ -263,17 +287,17 @@ class Runner:
             elif status == FAULTY:
                 fault = EngineError("the model gave values that are not numbers for this request")
                 outcomes.append((sequence, fault))
-        latest.bring(done)
+        latest.fetch_hypotheses(done)
         outcomes += ((sequence, best) for sequence, best in due.hypotheses() if not sequence.dropped)
         self._drop_all([sequence for sequence, _ in outcomes])
         return outcomes
 
     def drop(self, sequence: SequenceState) -> None:
-        """Free the places of a request that nobody waits for any more."""
+        """Free the slot of a request that is finished, cancelled or expired."""
         sequence.dropped = True
         self.slots.give_back(sequence.slot)
-        if self._shared and not sequence.finite:
-            self._unsound.append(sequence.slot)
+        if self.backend.attention.masked and not sequence.finite:
+            self._buffers.to_wipe.append(sequence.slot)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
         """Whether the length limit, not the model, ended the sequence."""

@@ -1,9 +1,9 @@
-"""From the requests that are being decoded to the tensors of one step, and the step itself.
+"""A decode step: from the requests in it to tensors, and the step itself.
 
-Two ways to lay a step out, which compute the same. `TightSteps` holds just the beams that are there and
-reads just their pasts: for a CPU that has the kernel of `cpu_attention`. `DenseSteps` runs over the first
-slots and rows of the caches, masked; for a GPU it rounds all sizes up to a few, so that a CUDA graph can be
-recorded for each and replayed (`graphs.py`). Everything stays on the device.
+Two layouts, which compute the same. `RaggedSteps` holds only the rows in use, for attention that reads only
+what a request has written (a CPU with the project's kernel). `DenseSteps` runs over the first slots and rows
+of the caches, masked; `bucket_steps.py` does so with all sizes rounded up, so that graphs can be captured.
+Everything stays on the device.
 """
 
 from __future__ import annotations
@@ -15,127 +15,113 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from florence.engine.device.search import SearchState, StepShape, advance
+from florence.engine.device.memory import DeviceMemory
+from florence.engine.device.search import advance
+from florence.engine.device.search_state import SearchState, StepShape
 from florence.engine.slots import Slot
+from florence.model.attention import AttentionBackend, DecodeBatch, StepInputs
 from florence.model.caches import Caches
-from florence.model.decode import DecodeBatch, DenseAttention, Kernel, KernelAttention, decode_step
+from florence.model.decode import decode_step
 from florence.model.language import LanguageModel
 
+Occupancy = list[tuple[Slot, int]]
+"""Slots in use, and the encoder length of each one's request: all that a `DecodeBatch` depends on."""
 
-class StepSequence(Protocol):
-    """One request that is being decoded, as far as a step cares; `steps`: how many it has taken."""
 
-    @property
-    def slot(self) -> Slot: ...
+@dataclass(frozen=True, slots=True)
+class StepSequence:
+    """What a step needs to know of a request; `steps`: how many it has taken."""
 
-    @property
-    def encoder_length(self) -> int: ...
-
-    @property
-    def steps(self) -> int: ...
+    slot: Slot
+    encoder_length: int
+    steps: int
 
 
 class Steps(Protocol):
-    """Runs one step for some requests; what comes of it lies in the `SearchState`."""
+    """Runs one step for some requests; the results are in the `SearchState`."""
 
     def run(self, sequences: Sequence[StepSequence]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What a step works with: the model, the caches and the searches, all on one device."""
+class StepContext:
+    """All that a step works with, on one device."""
 
     language: LanguageModel
     caches: Caches
     state: SearchState
+    attention: AttentionBackend
 
-    def dense_step(self, members: DecodeBatch, shape: StepShape) -> None:
-        """One step over the first slots and rows of the caches."""
-        tokens, positions = self.state.tokens(members)
+    def step(self, batch: DecodeBatch, shape: StepShape) -> None:
+        """Decode one token for every row of the batch, and let the searches choose."""
+        tokens, positions = self.state.tokens(batch)
         length = min(shape.length, self.caches.sizes.decoder_room)
-        attention = DenseAttention(
-            self.caches,
-            members,
-            self._ancestry(members, shape.beams, length),
-            positions,
-            shape.encoder_length,
-        )
-        logits = decode_step(self.language, self.caches, members.rows, tokens, positions, attention)
-        advance(self.state, members, shape, logits)
-
-    def tight_step(self, members: DecodeBatch, shape: StepShape, kernel: Kernel) -> None:
-        """One step over just the rows of the members."""
-        tokens, positions = self.state.tokens(members)
-        ancestry = self._ancestry(members, shape.beams, shape.length)
-        attention = KernelAttention(kernel, self.caches, members, ancestry, positions)
-        logits = decode_step(self.language, self.caches, members.rows, tokens, positions, attention)
-        advance(self.state, members, shape, logits)
-
-    def _ancestry(self, members: DecodeBatch, beams: int, length: int) -> Tensor:
-        return self.state.ancestry[members.slots, :beams, :length]
+        indirection = self.state.beam_indirection[batch.slots, : shape.beams, :length]
+        inputs = StepInputs(self.caches, batch, indirection, positions, shape.encoder_length)
+        logits = decode_step(self.language, inputs, tokens, self.attention.begin(inputs))
+        advance(self.state, batch, shape, logits)
 
 
-class TightSteps:
-    """Steps of just the beams that are there."""
+class RaggedSteps:
+    """Steps of only the rows in use."""
 
-    def __init__(self, stage: Stage, kernel: Kernel) -> None:
-        self._stage, self._kernel = stage, kernel
-        self._members: DecodeBatch | None = None
-        self._seats: list[tuple[Slot, int]] = []
+    def __init__(self, context: StepContext, memory: DeviceMemory) -> None:
+        self._context, self._memory = context, memory
+        self._latest: tuple[Occupancy, DecodeBatch] | None = None
 
     def run(self, sequences: Sequence[StepSequence]) -> None:
-        shape = shape_of(sequences, self._stage.state.places)
-        seats = seats_of(sequences)
-        if self._members is None or seats != self._seats:  # somebody came or went
-            self._members, self._seats = tight_members(sequences), seats
-        self._stage.tight_step(self._members, shape, self._kernel)
+        occupancy = occupancy_of(sequences)
+        if self._latest is None or self._latest[0] != occupancy:
+            self._latest = occupancy, ragged_batch(sequences).map(self._memory.upload)
+        self._context.step(self._latest[1], shape_of(sequences, self._context.state.max_positions))
 
 
 class DenseSteps:
-    """Steps over the first slots and rows, as many as reach the last one in use."""
+    """Steps over the first slots and rows, up to the last one in use."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
+    def __init__(self, context: StepContext, memory: DeviceMemory) -> None:
+        self._context, self._memory = context, memory
 
     def run(self, sequences: Sequence[StepSequence]) -> None:
-        shape = shape_of(sequences, self._stage.state.places)
+        shape = shape_of(sequences, self._context.state.max_positions)
         slots, rows = extent_of(sequences)
-        members = dense_members(sequences, slots, rows, shape.beams)
-        self._stage.dense_step(members.to(self._stage.state.device), shape)
+        batch = dense_batch(sequences, slots, rows, shape.beams)
+        self._context.step(batch.map(self._memory.upload), shape)
 
 
-def shape_of(sequences: Sequence[StepSequence], most: int) -> StepShape:
-    """The smallest sizes in which these requests can take their next step, sequences of `most` places."""
+def shape_of(sequences: Sequence[StepSequence], max_positions: int) -> StepShape:
+    """The smallest sizes in which these requests can take their next step, for sequences of up to
+    `max_positions`."""
     beams = [len(sequence.slot.rows) for sequence in sequences]
     return StepShape(
         beams=max(beams),
-        # The token read, and the one chosen; one that has filled its room and runs along chooses none.
-        length=min(max(sequence.steps for sequence in sequences) + 2, most),
+        # The token read, and the one chosen; a finished request in its extra step may have no room for one.
+        length=min(max(sequence.steps for sequence in sequences) + 2, max_positions),
         greedy=min(beams) == 1,
         encoder_length=max(sequence.encoder_length for sequence in sequences),
     )
 
 
-def seats_of(sequences: Sequence[StepSequence]) -> list[tuple[Slot, int]]:
-    """All that `DecodeBatch` depend on: places, and the encoder lengths of those who have them now."""
+def occupancy_of(sequences: Sequence[StepSequence]) -> Occupancy:
+    """The slots of these requests and their encoder lengths, to tell whether a batch is still the same."""
     return [(sequence.slot, sequence.encoder_length) for sequence in sequences]
 
 
 def extent_of(sequences: Sequence[StepSequence]) -> tuple[int, int]:
-    """How many slots and rows from the first on hold all these requests."""
+    """How many slots and rows, counted from the first, contain all these requests."""
     slots = max(sequence.slot.index for sequence in sequences)
     rows = max(max(sequence.slot.rows) for sequence in sequences)
     return slots + 1, rows + 1
 
 
-def tight_members(sequences: Sequence[StepSequence]) -> DecodeBatch:
-    """Just these requests, the beams of each one after another."""
+def ragged_batch(sequences: Sequence[StepSequence]) -> DecodeBatch:
+    """Only these requests, the beams of each one adjacent."""
     beams = [len(sequence.slot.rows) for sequence in sequences]
     rows_of, first = [], 0
     for count in beams:
         rows_of.append([first + beam for beam in range(count)] + [0] * (max(beams) - count))
         first += count
-    return make_members(
+    return _make_batch(
         slots=[sequence.slot.index for sequence in sequences],
         rows=[row for sequence in sequences for row in sequence.slot.rows],
         owners=[(index, beam) for index, count in enumerate(beams) for beam in range(count)],
@@ -145,11 +131,11 @@ def tight_members(sequences: Sequence[StepSequence]) -> DecodeBatch:
     )
 
 
-def dense_members(sequences: Sequence[StepSequence], slots: int, rows: int, beams: int) -> DecodeBatch:
-    """The first `slots` and `rows` of the caches; those that nobody has run along idly.
+def dense_batch(sequences: Sequence[StepSequence], slots: int, rows: int, beams: int) -> DecodeBatch:
+    """The first `slots` and `rows` of the caches; those not in use are padding.
 
-    An idle row does once more what the first request's first beam does, writes it to the same place of the
-    caches, and is read by nobody. Nothing is written where nobody lies: what is no number would stay there.
+    A padding row repeats the first request's first beam and writes the same values to the same cache row.
+    Nothing is ever written to a free cache row, so no NaN is left there. A padding slot has no beams.
     """
     first = sequences[0].slot
     owners, written = [(first.index, 0)] * rows, [first.rows[0]] * rows
@@ -161,7 +147,7 @@ def dense_members(sequences: Sequence[StepSequence], slots: int, rows: int, beam
         rows_of[slot][: len(taken)] = taken
         for beam, row in enumerate(taken):
             owners[row], written[row] = (slot, beam), row
-    return make_members(
+    return _make_batch(
         slots=list(range(slots)),
         rows=written,
         owners=owners,
@@ -171,7 +157,7 @@ def dense_members(sequences: Sequence[StepSequence], slots: int, rows: int, beam
     )
 
 
-def make_members(
+def _make_batch(
     *,
     slots: list[int],
     rows: list[int],
@@ -182,10 +168,10 @@ def make_members(
 ) -> DecodeBatch:
     """Lists to tensors of the host; `owners` [rows]: the request and beam of each row."""
 
-    def tensor(values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64)
+    def tensor(values: list[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.tensor(values, dtype=dtype)
 
-    counts = tensor(beams)
+    counts = tensor(beams, torch.int32)
     return DecodeBatch(
         slots=tensor(slots),
         rows=tensor(rows),
@@ -194,5 +180,5 @@ def make_members(
         rows_of=tensor(rows_of),
         is_beam=torch.arange(len(rows_of[0])) < counts[:, None],
         beams=counts,
-        encoder_lengths=tensor(encoder_lengths),
+        encoder_lengths=tensor(encoder_lengths, torch.int32),
     )

@@ -1,1 +1,1 @@
-"""Linear layers and their back ends."""
+"""Linear layers and convolutions, and the kernels that compute them."""

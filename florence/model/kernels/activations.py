@@ -1,4 +1,4 @@
-"""The functions between linear layers, by the names that checkpoints give them."""
+"""Activation functions by the names that checkpoints give them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def activate(values: Tensor, name: str | None) -> Tensor:
-    """`values` through "gelu", "gelu_new", "relu" or "silu"; as they are for None."""
+    """`values` through "gelu", "gelu_new", "relu" or "silu"; unchanged for None."""
     match name:
         case "gelu":
             return F.gelu(values)

@@ -1,8 +1,9 @@
-"""Products with weights in int8: a scale for each output, and for each row of the input at the time it comes.
+"""Products with int8 weights: a static scale for each output, a dynamic scale for each row of the input.
 
-Each row is quantised by its own largest value, so that an answer does not depend on what else is computed
-with it. Like `onednn.py`, it uses operators of PyTorch's quantiser that are not a
-documented interface; where they are missing, there is no int8.
+The scheme is that of LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339) without its outlier columns, and of
+oneDNN's symmetric per-channel quantisation. Each row is quantised by its own largest value, so that an answer
+does not depend on the other rows of a batch. Uses operators of PyTorch's quantiser that are not a documented
+interface; where they are missing, there is no int8.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ STEPS = 127
 """Steps from zero to the largest value of a row or of an output's weights."""
 
 ZERO = 128
-"""What stands for zero in the input's bytes."""
+"""The zero point of the input's bytes."""
 
 SMALLEST = 1e-12
-"""The least scale, so that a row of zeros stays zeros."""
+"""Lower bound of a row's largest value, so that a row of zeros stays zeros."""
 
 
 class Int8Weight:
-    """A weight [out_features, in_features], symmetric in int8, laid out for oneDNN's kernel, and its bias."""
+    """A weight [out_features, in_features], symmetric in int8 and packed for oneDNN's kernel, and its
+    bias."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.float()
@@ -34,12 +36,12 @@ class Int8Weight:
         steps = (weight / self.scales[:, None]).round_().to(torch.int8)
         self.packed: Tensor = torch.ops.onednn.qlinear_prepack(steps, None)
         self.zeros = torch.zeros(len(steps), dtype=torch.int64)
-        self.rounding = torch.tensor(ZERO + 0.5)  # a cast to a byte cuts, so a half more rounds
+        self.rounding = torch.tensor(ZERO + 0.5)  # a cast to a byte truncates: plus 0.5 it rounds
 
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """[..., in_features] -> [..., out_features] of the same type, summed up in int32 and float32."""
+        """[..., in_features] -> [..., out_features] of the same dtype; sums are int32, scaled in float32."""
         rows = states.reshape(-1, states.shape[-1]).float()
         least, most = rows.aminmax(dim=1, keepdim=True)
         scales = torch.maximum(most, -least).clamp_min_(SMALLEST).div_(STEPS)  # [rows, 1]
@@ -54,7 +56,7 @@ class Int8Weight:
 
 
 def can_quantize(device: torch.device) -> bool:
-    """Whether this PyTorch has the operators, for a CPU of a kind they were measured on."""
+    """Whether this PyTorch has the operators, on a CPU architecture on which they were measured."""
     names = ("qlinear_prepack", "qlinear_pointwise")
     x86 = platform.machine() in ("x86_64", "AMD64")
     return device.type == "cpu" and x86 and all(hasattr(torch.ops.onednn, name) for name in names)

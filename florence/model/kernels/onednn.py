@@ -1,7 +1,7 @@
-"""Linear layers and convolutions with weights as oneDNN's kernels read them.
+"""Linear layers and convolutions with weights in the layout of oneDNN's kernels.
 
-The operators are those that PyTorch's own compiler calls, but no documented interface: where one is missing,
-there are none of these.
+The operators are those that PyTorch's own compiler calls, but not a documented interface: where one is
+missing, nothing is packed for oneDNN.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OneDnnWeight:
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """[..., inner] -> [..., outputs], with an activation, or a residual added."""
+        """[..., inner] -> [..., outputs], then an activation, or `residual` [..., outputs] added."""
         if residual is not None:
             total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
                 states, residual, self._packed, self._bias, "add"
@@ -76,7 +76,7 @@ class OneDnnFilters:
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has the operators, and this processor computes in `dtype` with them."""
+    """Whether this PyTorch has the operators, and this processor supports `dtype` in them."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     if device.type != "cpu" or not x86 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False

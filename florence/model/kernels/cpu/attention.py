@@ -1,8 +1,8 @@
 """Attention of single decoder steps on a CPU: a request's keys and values are read once, for all its beams.
 
-A step has 1 to 8 query rows over hundreds of keys, so its time is that of reading them. PyTorch's kernels are
-made for many rows: they copy or widen in passes of their own. Knows tensors and addresses;
-`cpu_attention_kernel` is what runs. Needs numba; nothing here imports it before a `CpuAttention` is made.
+A step has 1 to 8 query rows over hundreds of keys, so its time is the time to read them. PyTorch's kernels
+are made for many rows: they copy or convert in separate passes. Knows tensors and addresses; the compiled
+code is in `attention_kernel.py`. Needs numba, which is imported when a `CpuAttention` is made, not before.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from florence.model.kernels.cpu.openmp import DTYPES, Team, rows_of
+from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, rows_of
 
 BUNDLE = 8
-"""Rows that are done one behind the other in `own`: beams share most of their past, which stays cached."""
+"""Rows that one thread computes in sequence in `self_attention`: beams share most of their past, which then
+stays in the cache."""
 
-
-MOST_STARTS = 128
-"""Numbers of rows for which `own` remembers that each row is a group."""
+MAX_STARTS = 128
+"""Row counts for which `self_attention` keeps its trivial `starts`."""
 
 
 class CpuAttention:
     """The kernel for one dtype and head_dim, compiled when it is made (about two seconds).
 
-    `threads` as for `Team`. Calls from several threads don't meet. Gradients are not followed.
+    `threads` as for `OpenMPTeam`. Safe to call from several threads at once. No gradients.
     """
 
     def __init__(self, dtype: torch.dtype, head_dim: int, threads: int | None) -> None:
@@ -36,21 +36,22 @@ class CpuAttention:
         if head_dim < 2 or head_dim % 2:
             raise ValueError(f"head_dim must be even, not {head_dim}")
         self._dtype, self._head_dim = dtype, head_dim
-        self._team = Team(threads)
+        self._team = OpenMPTeam(threads)
         self._kernels = cpu_attention_kernel
         self._kernel = cpu_attention_kernel.compile_kernel(dtype, head_dim)
         self._address: int = self._kernel.address
-        self._one_each = lru_cache(MOST_STARTS)(_one_each)
+        self._one_each = lru_cache(MAX_STARTS)(_one_each)
 
-    def cross(
+    def cross_attention(
         self, queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor
     ) -> Tensor:
-        """Attention of each request's rows over its slot of a pool.
+        """Attention of each request's rows to its slot of the cache.
 
-        queries [rows, heads * head_dim], the rows of a request one behind the other; keys and values [slots,
-        heads, room, head_dim]; int32 slots [requests], starts [requests + 1] (request i has the rows
-        starts[i]:starts[i + 1]) and lengths [requests] (its keys in use, at least 1). Returns [rows, heads *
-        head_dim]; rows of no request hold anything. Raises `ValueError` for what doesn't fit together.
+        queries [rows, heads * head_dim], the rows of a request adjacent; keys and values [slots, heads, room,
+        head_dim]; int32 slots [requests], starts [requests + 1] (request i has the rows
+        starts[i]:starts[i + 1]) and lengths [requests] (keys in use, at least 1). Returns [rows, heads *
+        head_dim]; rows that belong to no request are undefined. Raises `ValueError` for shapes or dtypes that
+        don't match, and for indices out of range.
         """
         groups = lengths.numel()
         if (slots.shape, starts.shape, lengths.shape) != ((groups,), (groups + 1,), (groups,)):
@@ -59,16 +60,19 @@ class CpuAttention:
             raise ValueError("slots, starts and lengths must be contiguous")
         return self._run(queries, keys, values, (slots, 1, 0), starts, lengths, bundle=1)
 
-    def own(self, queries: Tensor, keys: Tensor, values: Tensor, sources: Tensor, lengths: Tensor) -> Tensor:
-        """Attention of each row over its own past, which lies in several rows of a pool.
+    def self_attention(
+        self, queries: Tensor, keys: Tensor, values: Tensor, sources: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Attention of each row to its own past, which is spread over rows of the cache.
 
-        queries [rows, heads * head_dim]; keys and values [pool rows, heads, room, head_dim]; int32 sources
-        [rows, places] (place t of row r's past lies in pool row sources[r, t]) and lengths [rows] (places in
-        use, at least 1). Returns [rows, heads * head_dim]. Raises `ValueError` for what doesn't fit together.
+        queries [rows, heads * head_dim]; keys and values [cache rows, heads, room, head_dim]; int32 sources
+        [rows, positions] (position t of row r's past is in cache row sources[r, t]) and lengths [rows]
+        (positions in use, at least 1). Returns [rows, heads * head_dim]. Raises `ValueError` for shapes or
+        dtypes that don't match, and for indices out of range.
         """
         rows = queries.shape[0]
         if sources.ndim != 2 or sources.shape[0] != rows or lengths.shape != (rows,):
-            raise ValueError("sources must be [rows, places], lengths [rows]")
+            raise ValueError("sources must be [rows, positions], lengths [rows]")
         if sources.stride(1) != 1 or not lengths.is_contiguous():
             raise ValueError("lengths and the sources of a row must be contiguous")
         room = min(keys.shape[2], sources.shape[1])
@@ -81,18 +85,20 @@ class CpuAttention:
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        chosen: tuple[Tensor, int, int],  # slots, and their steps from group to group and place to place
+        chosen: tuple[
+            Tensor, int, int
+        ],  # slots, and their strides from group to group and from position to position
         starts: Tensor,
         lengths: Tensor,
         bundle: int,
     ) -> Tensor:
-        indices, group_step, place_step = chosen
+        indices, group_step, position_step = chosen
         self._check(queries, keys, values, (indices, starts, lengths))
         slots, heads, room, _ = keys.shape
         output = queries.new_empty(queries.shape)
         size = self._dtype.itemsize
-        key_slot, key_head, key_place, _ = (stride * size for stride in keys.stride())
-        value_slot, value_head, value_place, _ = (stride * size for stride in values.stride())
+        key_slot, key_head, key_position, _ = (stride * size for stride in keys.stride())
+        value_slot, value_head, value_position, _ = (stride * size for stride in values.stride())
         query, query_row = rows_of(queries)
         target, target_row = rows_of(output)
         job = self._kernels.Job(
@@ -107,26 +113,27 @@ class CpuAttention:
             keys=keys.data_ptr(),
             key_slot=key_slot,
             key_head=key_head,
-            key_place=key_place,
+            key_position=key_position,
             values=values.data_ptr(),
             value_slot=value_slot,
             value_head=value_head,
-            value_place=value_place,
+            value_position=value_position,
             output=target,
             output_row=target_row,
             chosen=indices.data_ptr(),
             group_step=group_step,
-            place_step=place_step,
+            position_step=position_step,
             starts=starts.data_ptr(),
             lengths=lengths.data_ptr(),
         )
         faults = self._team.run(self._address, self._kernels.scratch_bytes(self._head_dim, room), job)
         if faults:
-            raise ValueError("a slot, a row or a length leads out of the tensors that were given")
+            raise ValueError("a slot, a row or a length is out of range of the tensors")
         return output
 
     def _check(self, queries: Tensor, keys: Tensor, values: Tensor, indices: tuple[Tensor, ...]) -> None:
-        """What the kernel relies on; the numbers in `indices` it checks itself."""
+        """Raise `ValueError` unless shapes, dtypes and strides are as the kernel needs; the kernel checks the
+        values of `indices`."""
         head_dim = self._head_dim
         if keys.ndim != 4 or keys.shape != values.shape or keys.shape[3] != head_dim:
             raise ValueError(f"keys and values must both be [slots, heads, room, {head_dim}]")
@@ -135,10 +142,10 @@ class CpuAttention:
         for tensor in (queries, keys, values):
             if tensor.dtype != self._dtype or not tensor.is_cpu or tensor.stride(-1) != 1:
                 raise ValueError(
-                    f"queries, keys and values must be {self._dtype} with adjacent numbers, in memory"
+                    f"queries, keys and values must be {self._dtype} with adjacent elements, in host memory"
                 )
         if any(index.dtype != torch.int32 or not index.is_cpu for index in indices):
-            raise ValueError("slots, sources, starts and lengths must be int32, in memory")
+            raise ValueError("slots, sources, starts and lengths must be int32, in host memory")
 
 
 def _one_each(rows: int) -> Tensor:

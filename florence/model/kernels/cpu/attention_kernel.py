@@ -1,10 +1,10 @@
 """The attention kernel of a CPU, compiled by numba.
 
-The kernel is a C function of one address, that of a `Job`. Every thread that calls it takes heads of groups
-until none is left, so any number of threads shares the job evenly. A group is query rows that have their keys
-in common: a tile of 16 keys is widened to float32 once, in the first cache, for all of them; then comes the
-softmax of each row, and the values tile by tile.
-Nothing here allocates, raises or holds the GIL; numbers that lead out of the pool are counted as faults.
+The kernel is a C function whose only argument is the address of a `Job`. Every thread that calls it takes
+heads of groups until none is left, so that any number of threads shares the job evenly. A group is the query
+rows that attend to the same keys: a tile of 16 keys is converted to float32 once, in the first-level cache,
+for all of them; then the softmax of each row is computed, and the values are added tile by tile. Nothing here
+allocates, raises or holds the GIL; indices out of range are counted as faults.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ from florence.model.kernels.cpu.tiles import TILE, Tiles
 from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
 
 ROWS = 8
-"""Query rows that share a tile's widening; a group of more is done in parts."""
+"""Query rows that share the conversion of a tile; a larger group is computed in parts."""
 
 TASKS = 4
-"""Heads of a bundle that a thread takes at once: what lies ahead in memory is then its own next."""
+"""Heads of a bundle that a thread takes at once, so that it prefetches what it reads next."""
 
 INDEX_BYTES = 4
 
 
 class Job(NamedTuple):
-    """One call, behind HEAD: addresses, sizes, and strides in bytes."""
+    """One call, after HEAD: addresses, sizes, and strides in bytes."""
 
     groups: int
     heads: int
     rows: int
     slots: int
     room: int
-    bundle: int  # groups that are done one behind the other for each head: they share keys
+    bundle: int  # groups that are computed in sequence for each head, since they share keys
     queries: int
     query_row: int
     keys: int
     key_slot: int
     key_head: int
-    key_place: int
+    key_position: int
     values: int
     value_slot: int
     value_head: int
-    value_place: int
+    value_position: int
     output: int
     output_row: int
-    chosen: int  # int32: place t of group g lies in slot chosen[g * group_step + t * place_step]
+    chosen: int  # int32: position t of group g is in slot chosen[g * group_step + t * position_step]
     group_step: int
-    place_step: int
+    position_step: int
     starts: int  # int32 [groups + 1]: the rows of group g are starts[g]:starts[g + 1]
     lengths: int  # int32 [groups]: keys in use
 
 
 def scratch_bytes(head_dim: int, room: int) -> int:
-    """Working memory of a thread for keys of up to `room` places, in whole cache lines."""
-    width, places = (-(-size // TILE) * TILE for size in (head_dim, room))
-    return (width * (2 * ROWS + TILE) + ROWS * (places + 2 * TILE)) * FLOAT_BYTES
+    """Working memory of a thread for up to `room` keys, bytes in whole cache lines."""
+    width, positions = (-(-size // TILE) * TILE for size in (head_dim, room))
+    return (width * (2 * ROWS + TILE) + ROWS * (positions + 2 * TILE)) * FLOAT_BYTES
 
 
 def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
@@ -90,7 +90,7 @@ def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
 
 
 def _make_attend(tiles: Tiles, head_dim: int, item_bytes: int) -> Operation:
-    """One head of up to ROWS rows: scores of all keys, softmax, mean of the values."""
+    """One head of up to ROWS rows: scores of all keys, softmax, weighted sum of the values."""
     row_bytes, lanes_bytes = tiles.row_bytes, TILE * FLOAT_BYTES
     scale = np.float32(head_dim**-0.5)
     load_scaled, clear, store = tiles.load_scaled, tiles.clear, tiles.store
@@ -113,22 +113,22 @@ def _make_attend(tiles: Tiles, head_dim: int, item_bytes: int) -> Operation:
             begin(top + row * lanes_bytes, total + row * lanes_bytes)
         slots = job.chosen + group * job.group_step * INDEX_BYTES
         keys, values = job.keys + head * job.key_head, job.values + head * job.value_head
-        for place in range(0, length, TILE):
-            gather(job, keys, job.key_slot, job.key_place, slots, place, length, block)
+        for position in range(0, length, TILE):
+            gather(job, keys, job.key_slot, job.key_position, slots, position, length, block)
             for row in range(rows):
-                here = scores + row * score_row + place * FLOAT_BYTES
+                here = scores + row * score_row + position * FLOAT_BYTES
                 dots(scratch + row * row_bytes, block, here)
-                if length - place < TILE:
-                    exclude(here, length - place)
+                if length - position < TILE:
+                    exclude(here, length - position)
                 raise_top(here, top + row * lanes_bytes)
         for row in range(rows):
             settle_top(top + row * lanes_bytes)
             for here in range(scores + row * score_row, scores + (row + 1) * score_row, lanes_bytes):
                 weigh(here, top + row * lanes_bytes, total + row * lanes_bytes)
-        for place in range(0, length, TILE):
-            gather(job, values, job.value_slot, job.value_place, slots, place, length, block)
+        for position in range(0, length, TILE):
+            gather(job, values, job.value_slot, job.value_position, slots, position, length, block)
             for row in range(rows):
-                mix(scores + row * score_row + place * FLOAT_BYTES, block, mixed + row * row_bytes)
+                mix(scores + row * score_row + position * FLOAT_BYTES, block, mixed + row * row_bytes)
         target = job.output + first_row * job.output_row + head * head_dim * item_bytes
         for row in range(rows):
             store(mixed + row * row_bytes, total + row * lanes_bytes, target + row * job.output_row)
@@ -137,7 +137,7 @@ def _make_attend(tiles: Tiles, head_dim: int, item_bytes: int) -> Operation:
 
 
 def _make_gather(tiles: Tiles) -> Operation:
-    """A tile of keys or values as float32."""
+    """Loads a tile of keys or values as float32."""
     row_bytes, load, fetch, clear = tiles.row_bytes, tiles.load, tiles.fetch, tiles.clear
     take, pointer = take_next(), as_pointer()
 
@@ -145,20 +145,20 @@ def _make_gather(tiles: Tiles) -> Operation:
         job: Any,
         pool: int,
         slot_bytes: int,
-        place_bytes: int,
+        position_bytes: int,
         slots: int,
         first: int,
         length: int,
         block: int,
     ) -> None:
-        step, count = job.place_step, min(TILE, length - first)
+        step, count = job.position_step, min(TILE, length - first)
         slot_of = carray(pointer(slots), (first + TILE) * step + 1, np.int32)
         for index in range(count):
             slot = slot_of[(first + index) * step]
             if slot < 0 or slot >= job.slots:
                 take(job.address + FAULTS)
                 slot = 0
-            source = pool + slot * slot_bytes + (first + index) * place_bytes
+            source = pool + slot * slot_bytes + (first + index) * position_bytes
             fetch(source)
             load(source, block + index * row_bytes)
         for index in range(count, TILE):

@@ -1,6 +1,6 @@
-"""The threads that PyTorch computes with on a CPU, for kernels that PyTorch doesn't have.
+"""Runs the project's kernels on the OpenMP threads that PyTorch computes with.
 
-They are those of its own OpenMP team, so that the two never wait for each other's cores.
+Both share one team of threads, so that they never compete for cores.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ from torch import Tensor
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 HEAD = ("next_task", "next_thread", "faults", "address", "scratch", "scratch_bytes")
-"""What each job begins with, all int64: three counters, which its threads count up from zero; the address of
-all this; that of working memory, and its bytes for each thread."""
+"""The first fields of each job, all int64: three counters that its threads increment, from zero; the job's
+own address; the address of working memory, and its bytes for each thread."""
 
 NUMBER_BYTES = 8
 
 NEXT_TASK, NEXT_THREAD, FAULTS = (NUMBER_BYTES * place for place in range(3))
 
 
-class Team:
-    """Some of these threads, PyTorch's number of them where it is None. Raises `ValueError` where this
-    PyTorch has none that others can use."""
+class OpenMPTeam:
+    """`threads` threads of the OpenMP runtime that PyTorch has loaded; PyTorch's number where it is None.
+    Raises `ValueError` where this PyTorch has no such runtime."""
 
     def __init__(self, threads: int | None) -> None:
         parallel = _parallel()
         if parallel is None:
-            raise ValueError("this PyTorch has no OpenMP threads that others can use")
+            raise ValueError("this PyTorch has no OpenMP threads that other code can use")
         self._parallel = parallel
         self.threads = threads or torch.get_num_threads()
 
     def run(self, kernel: int, scratch_bytes: int, job: tuple[int, ...]) -> int:
-        """Call the C function at address `kernel` in every thread, with the address of the numbers of HEAD
-        and of `job`, which are those that `job_type` made the kernel for. Returns how many faults were
-        counted."""
+        """Call the C function at address `kernel` in every thread, with the address of a job: the fields of
+        HEAD, then `job`, in the order of `job_type`. Returns the number of faults that the kernel counted."""
         scratch = torch.empty(self.threads * scratch_bytes, dtype=torch.uint8)
         count = len(HEAD) + len(job)
         numbers = (ctypes.c_int64 * count)(0, 0, 0, 0, scratch.data_ptr(), scratch_bytes, *job)
@@ -51,12 +50,12 @@ class Team:
 
 
 def job_type(names: Sequence[str]) -> np.dtype[np.void]:
-    """A job as its kernel sees it: HEAD, and numbers of these names."""
+    """The layout of a job in memory: HEAD, then int64 fields of these names."""
     return np.dtype([(name, np.int64) for name in (*HEAD, *names)])
 
 
 def available(dtype: torch.dtype) -> bool:
-    """Whether kernels for a dtype can be made here, and are faster than PyTorch's own."""
+    """Whether kernels for this dtype can be compiled here, and are faster than PyTorch's own."""
     return (
         dtype in DTYPES
         and platform.machine() == "x86_64"
@@ -72,7 +71,7 @@ def rows_of(tensor: Tensor) -> tuple[int, int]:
 
 
 def _parallel() -> Any:
-    """OpenMP's "run this on so many threads", of the runtime that PyTorch has loaded; None without it."""
+    """GOMP_parallel, which runs a function on a number of threads, of the loaded runtime; None without it."""
     if sys.platform != "linux":
         return None
     run = getattr(ctypes.CDLL(None), "GOMP_parallel", None)

@@ -1,9 +1,9 @@
-"""Vector instructions for products with weights on a CPU: a panel of outputs at a time, as LLVM code.
+"""Vector instructions for products with weights on a CPU, as LLVM IR: one panel of outputs at a time.
 
-A panel holds the weights of `width` outputs, [in_features, width], so that the sums of a few rows stay in
-registers while the panel streams by: each weight is read, and widened to float32, once for all these rows.
-Sums are float32, one product after another in the order of the input, however many rows there are: a row's
-result does not depend on its neighbours. Imports numba.
+A panel holds the weights of `width` outputs, [in_features, width]. The sums of a few rows stay in registers
+while the panel is read, so that each weight is loaded and converted to float32 once for all these rows. Sums
+are float32 and added in the order of the inputs whatever the number of rows, so a row's result does not
+depend on other rows. Imports numba.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from florence.model.kernels.cpu.vectors import (
 )
 
 LOAD = 16
-"""Numbers of a row that are widened at once; rows are whole multiples of it."""
+"""Elements of a row that are converted at once; rows are whole multiples of it."""
 
 CHUNK = 256
-"""Numbers of a row that lie together in working memory, so that rows are a constant distance apart. Each
-chunk has a sum of its own: what is added up in one go loses the less the shorter it is."""
+"""Elements of a row that are adjacent in working memory, so that rows have a constant stride. Each chunk is
+summed separately, since long float32 sums lose precision."""
 
 ROW_BYTES = CHUNK * FLOAT_BYTES + 64
-"""That distance; not a multiple of 4,096, or the cache would hold all rows in the same few places."""
+"""That stride; not a multiple of 4,096, or all rows would compete for the same cache sets."""
 
 ERFC = (  # W. H. Press et al., Numerical Recipes, section 6.2: relative error below 1.2e-7 everywhere
     0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
@@ -56,7 +56,7 @@ ERFC = (  # W. H. Press et al., Numerical Recipes, section 6.2: relative error b
 class Panels:
     """The operations for one dtype of states and weights, with registers of `lanes` float32.
 
-    `rows`: how many rows' sums the registers hold, the most first.
+    `rows`: numbers of rows whose sums fit the registers, the largest first.
     """
 
     def __init__(self, dtype: torch.dtype, lanes: int) -> None:
@@ -73,8 +73,8 @@ class Panels:
         self.store = operation(self._store, nothing, (address, address))
 
     def accumulate(self, rows: int) -> Operation:
-        """An operation: sums [rows, width] += states [rows, count] @ weights [count, width]; float32 states
-        are ROW_BYTES apart."""
+        """An operation: sums [rows, width] += states [rows, count] @ weights [count, width]; rows of the
+        float32 states have a stride of ROW_BYTES."""
         address = types.int64
 
         def emit(builder: Builder, states: Value, weights: Value, sums: Value, count: Value) -> None:
@@ -116,9 +116,9 @@ class Panels:
             write(builder, builder.fadd(before_it, total), sums, place * half_bytes)
 
     def _weights(self, builder: Builder, source: Value) -> tuple[Value, Value]:
-        """The weights of one input: those of the first half of the outputs, and of the second."""
+        """The weights of one input as float32: of the first half of the outputs, and of the second."""
         lanes = self._lanes
-        if self._dtype == torch.bfloat16:  # pairs of an output of each half
+        if self._dtype == torch.bfloat16:  # stored as pairs, one output of each half
             pairs = read(builder, ir.VectorType(I32, lanes), source)
             low = builder.shl(pairs, constant(I32, lanes, 16))
             high = builder.and_(pairs, constant(I32, lanes, HIGH_HALF))
@@ -172,12 +172,12 @@ class Panels:
         for factor in ERFC[1:]:
             exponent = fma(builder, exponent, t, number(factor))
         exponent = fma(builder, builder.fsub(number(0), z), z, exponent)
-        tail = builder.fmul(t, exponential(builder, exponent))  # erfc of what is not negative
+        tail = builder.fmul(t, exponential(builder, exponent))  # erfc of a non-negative number
         share = builder.select(negative, tail, builder.fsub(number(2), tail))
         write(builder, builder.fmul(builder.fmul(x, number(0.5)), share), target)
 
     def _widened(self, builder: Builder, source: Value, count: int) -> Value:
-        """`count` numbers of the dtype as float32."""
+        """`count` elements of the dtype as float32."""
         if self._dtype == torch.bfloat16:
             halves = read(builder, ir.VectorType(I16, count), source, align=2)
             bits = builder.zext(halves, ir.VectorType(I32, count))

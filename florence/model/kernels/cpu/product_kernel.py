@@ -1,8 +1,8 @@
 """The kernel of products with weights on a CPU, compiled by numba.
 
-It is a C function of one address, that of a `Job`. Every thread that calls it takes tasks until none is left:
-some panels of outputs for a block of rows, which it widens to float32 once, into its second cache. Nothing
-here allocates, raises or holds the GIL.
+It is a C function whose only argument is the address of a `Job`. Every thread that calls it takes tasks until
+none is left. A task is some panels of outputs for a block of rows, which the thread converts to float32 once,
+into its second-level cache. Nothing here allocates, raises or holds the GIL.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from florence.model.kernels.cpu.panels import CHUNK, LOAD, ROW_BYTES, Panels
 from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
 
 BLOCK_BYTES = 800 * 1024
-"""The most working memory of a block: it stays in the second cache while the panels pass."""
+"""Maximum working memory of a block, which stays in the second-level cache for all panels of a task."""
 
-MOST_ROWS = 96
-"""Rows of a block, the most."""
+MAX_ROWS = 96
+"""Maximum rows of a block."""
 
 
 class Job(NamedTuple):
-    """One call, behind HEAD: addresses, sizes, and strides in bytes."""
+    """One call, after HEAD: addresses, sizes, and strides in bytes."""
 
     rows: int
     inner: int  # numbers of a row
@@ -36,7 +36,7 @@ class Job(NamedTuple):
     states: int
     state_row: int
     weights: int
-    bias: int  # float32, of every panel's outputs
+    bias: int  # float32, one for each output of each panel
     residual: int  # 0 for none
     residual_row: int
     output: int
@@ -46,14 +46,14 @@ class Job(NamedTuple):
 
 
 def block_rows(panels: Panels, rows: int, inner: int) -> int:
-    """How many of these rows are done together: as many as the cache has room for, registers full."""
+    """Rows of a block: as many as fit the cache, in whole sets of registers."""
     most = panels.rows[0]
     fitting = BLOCK_BYTES // (-(-inner // CHUNK) * ROW_BYTES) // most * most
-    return max(most, min(-(-rows // most) * most, fitting, MOST_ROWS))
+    return max(most, min(-(-rows // most) * most, fitting, MAX_ROWS))
 
 
 def scratch_bytes(panels: Panels, rows: int, inner: int) -> int:
-    """Working memory of a thread for blocks of so many rows, in whole cache lines."""
+    """Working memory of a thread for blocks of `rows` rows, bytes in whole cache lines."""
     return rows * -(-inner // CHUNK) * ROW_BYTES + (rows + 1) * panels.width * FLOAT_BYTES
 
 
@@ -85,7 +85,7 @@ def compile_kernel(panels: Panels, itemsize: int) -> Any:
 
 
 def _make_load_block(panels: Panels, itemsize: int) -> Operation:
-    """Rows of a block as float32, chunk by chunk; those that the last registers have beyond them are zero."""
+    """Loads the rows of a block as float32, chunk by chunk, padded with rows of zeros."""
     load, clear, least = panels.load, panels.clear, panels.rows[-1]
 
     def load_block(job: Any, first: int, rows: int, scratch: int) -> None:
@@ -104,8 +104,8 @@ def _make_load_block(panels: Panels, itemsize: int) -> Operation:
 
 
 def _make_multiply(panels: Panels, itemsize: int) -> Operation:
-    """One panel's outputs of a block of rows, chunk by chunk: the weights of a chunk stay in the first cache
-    while all rows pass."""
+    """Computes one panel's outputs for a block of rows, chunk by chunk: the weights of a chunk stay in the
+    first-level cache for all rows."""
     most, middle, least = panels.rows
     add_most, add_middle, add_least = (panels.accumulate(rows) for rows in panels.rows)
     copy, row_bytes, weight_bytes = panels.copy, panels.width * FLOAT_BYTES, panels.weight_bytes
@@ -174,7 +174,7 @@ def _make_finish(panels: Panels, itemsize: int) -> Operation:
 
 
 def lay_out(weight: torch.Tensor, panels: Panels) -> torch.Tensor:
-    """[outputs, inner] as panels, one behind the other, outputs that are not there zero."""
+    """[outputs, inner] as panels, one after another, padded with outputs of zeros."""
     outputs, inner = weight.shape
     count = -(-outputs // panels.width)
     padded = weight.new_zeros(count * panels.width, inner)

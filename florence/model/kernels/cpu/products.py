@@ -1,10 +1,10 @@
 """Products with weights on a CPU, for many rows or few.
 
-Weights of any dtype are widened to float32 on their way into the registers, and a row's result is the same
-to the last bit whatever rows are beside it. oneDNN's products are as fast for hundreds of rows of float32;
-they are slower for the few rows of a decode step, and where instructions for bfloat16 are slower than those
-for float32 (`has_fast_bf16`) they use them all the same. Knows tensors; `cpu_product_kernel` is what runs.
-Needs numba; nothing here imports it before `Products` are made.
+Weights of any dtype are converted to float32 as they are loaded into registers, and a row's result is bit for
+bit the same whatever other rows are in the batch. oneDNN's products are as fast for hundreds of float32 rows;
+they are slower for the few rows of a decode step, and they use bfloat16 instructions even where these are
+slower than float32 (`has_fast_bf16`). Knows tensors; the compiled code is in `product_kernel.py`. Needs
+numba, which is imported when `Products` are made, not before.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from florence.model.devices import has_fast_bf16
 from florence.model.kernels.activations import activate
-from florence.model.kernels.cpu.openmp import DTYPES, Team, rows_of
+from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, available, rows_of
 
 TASKS = 16
-"""Tasks of each thread that a product is cut into: whoever is done first takes what is left."""
+"""Tasks for each thread that a product is divided into; an idle thread takes the next one."""
 
-MOST_PLANS = 1024
-"""Shapes for which it is remembered how they are cut."""
+MAX_PLANS = 1024
+"""Shapes whose division into tasks is cached."""
 
 
 class Products:
     """The kernel for one dtype, compiled when it is made (about a second).
 
-    `threads` as for `Team`. Calls from several threads don't meet. Gradients are not followed.
+    `threads` as for `OpenMPTeam`. Safe to call from several threads at once. No gradients.
     """
 
     def __init__(self, dtype: torch.dtype, threads: int | None = None, lanes: int | None = None) -> None:
@@ -39,19 +40,19 @@ class Products:
         wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         self.dtype = dtype
         self.panels = cpu_panels.Panels(dtype, lanes or (16 if wide else 8))
-        self.team = Team(threads)
-        self.plan = lru_cache(MOST_PLANS)(self._plan)
+        self.team = OpenMPTeam(threads)
+        self.plan = lru_cache(MAX_PLANS)(self._plan)
         self.job = cpu_product_kernel.Job
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
         self._kernel = cpu_product_kernel.compile_kernel(self.panels, dtype.itemsize)
         self.address: int = self._kernel.address
 
     def fit(self, weight: Tensor) -> bool:
-        """Whether a weight can be laid out for them."""
+        """Whether a weight can be packed into panels."""
         return weight.dtype == self.dtype and weight.shape[1] % self._multiple == 0
 
     def lay_out(self, weight: Tensor) -> Tensor:
-        """[outputs, inner] as panels, one behind the other."""
+        """[outputs, inner] as panels, one after another."""
         return self._kernels.lay_out(weight, self.panels)
 
     def _plan(self, rows: int, inner: int, panels: int) -> tuple[int, int, int]:
@@ -61,8 +62,17 @@ class Products:
         return block, group, self._kernels.scratch_bytes(self.panels, block, inner)
 
 
+def make_products(device: torch.device, dtype: torch.dtype, threads: int | None) -> Products | None:
+    """The kernel for products on this CPU; None where it is not available, or oneDNN is faster."""
+    if device.type != "cpu" or not available(dtype):
+        return None
+    if dtype is torch.bfloat16 and has_fast_bf16():
+        return None
+    return Products(dtype, threads)
+
+
 class PanelWeight:
-    """A linear layer's weight [outputs, inner] and bias, laid out for `Products`, which they must fit."""
+    """A linear layer's weight [outputs, inner] and bias, packed for `products`, which must `fit` them."""
 
     def __init__(self, products: Products, weight: Tensor, bias: Tensor | None) -> None:
         self._products = products
@@ -76,10 +86,10 @@ class PanelWeight:
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """[..., inner] -> [..., outputs]: the activation of the sums, or `residual` added to them.
+        """[..., inner] -> [..., outputs]: the activation of the sums, or `residual` [..., outputs] added.
 
-        Sums are float32, and rounded to the dtype at the end; other activations than GELU see them rounded.
-        Raises `ValueError` for a shape, a dtype or a device that does not fit.
+        Sums are float32 and rounded to the dtype at the end; activations other than GELU get rounded sums.
+        Raises `ValueError` for a shape, dtype or device that does not match.
         """
         if activation not in (None, "gelu"):
             result = activate(self._run(states, None, states.dtype), activation)
@@ -87,7 +97,7 @@ class PanelWeight:
         return self._run(states, residual, states.dtype, gelu=activation is not None)
 
     def sums(self, states: Tensor) -> Tensor:
-        """[..., inner] -> float32 [..., outputs], the sums as they are."""
+        """[..., inner] -> float32 [..., outputs], not rounded to the dtype."""
         return self._run(states, None, torch.float32)
 
     def _run(
@@ -131,6 +141,6 @@ class PanelWeight:
 def _as_rows(states: Tensor, numbers: int, dtype: torch.dtype) -> Tensor:
     """[..., numbers] as [rows, numbers]. Raises `ValueError` for another shape, dtype or device."""
     if states.shape[-1] != numbers or states.dtype != dtype or not states.is_cpu:
-        raise ValueError(f"states must be [..., {numbers}] of {dtype} in memory")
+        raise ValueError(f"states must be [..., {numbers}] of {dtype} in host memory")
     rows = states if states.dim() == 2 else states.reshape(-1, numbers)
     return rows if rows.stride(1) == 1 else rows.contiguous()

@@ -1,14 +1,14 @@
-"""Vector instructions for attention on a CPU: what a tile of 16 keys or values needs, as LLVM code for one
-dtype and one head_dim.
+"""Vector instructions for attention on a CPU, as LLVM IR: operations on a tile of 16 keys or values, for one
+dtype and head_dim.
 
-LLVM splits a vector of head_dim numbers into the registers that the machine has, so nothing here names an
-instruction set. numba turns each operation into a function that a kernel can call; addresses are int64, rows
-of numbers in working memory are float32 and padded with zeros to a multiple of 16. Imports numba: only
-`cpu_attention` imports this module, when it is asked for a kernel.
+LLVM splits a vector of head_dim elements into the registers of the machine, so no instruction set is named
+here. numba turns each operation into a function that a kernel can call. Addresses are int64; rows in working
+memory are float32, padded with zeros to a multiple of 16. Imports numba, so only `attention_kernel.py`
+imports this module.
 
-Rows of bfloat16 keep their even numbers in their first half and their odd ones in the second while they are
-float32: two instructions widen two numbers each time, where the natural order takes four. Sums of products
-don't care, and `store` puts the result back in order.
+A bfloat16 row that is converted to float32 has its even elements in the first half and its odd ones in the
+second: two instructions then convert a pair, the natural order takes four. Sums of products don't depend on
+the order, and `store` restores it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Tiles:
         write(builder, builder.fmul(row, splat(builder, scale, self._width)), target)
 
     def _fetch(self, builder: Builder, source: Value) -> None:
-        """Ask memory for the row that lies AHEAD_BYTES behind `source`; it may lie anywhere."""
+        """Prefetch the row AHEAD_BYTES after `source`; the address may be invalid."""
         for line in range(0, self._head_dim * self._dtype.itemsize, 64):
             prefetch(builder, source, AHEAD_BYTES + line)
 
@@ -90,18 +90,19 @@ class Tiles:
         write(builder, constant(F32, self._width, 0.0), target)
 
     def _dots(self, builder: Builder, query: Value, block: Value, scores: Value) -> None:
-        """scores[0:16] = products of the row `query` with the 16 rows of `block`.
+        """scores[0:16] = dot products of the row `query` with the 16 rows of `block`.
 
-        Each product stays spread over 16 lanes; then neighbours are added in pairs of rows, four times, which
-        takes a third of the instructions of 16 sums for themselves and leaves the sums in the rows' order.
+        Each product is first summed in 16 lanes; then adjacent lanes are added for pairs of rows, four times.
+        This takes a third of the instructions of 16 separate sums, and leaves the sums in the order of the
+        rows.
         """
-        places = range(0, self.row_bytes, TILE * FLOAT_BYTES)
-        query_parts = [read(builder, LANES, query, place) for place in places]
+        offsets = range(0, self.row_bytes, TILE * FLOAT_BYTES)
+        query_parts = [read(builder, LANES, query, offset) for offset in offsets]
         sums = []
         for row in range(TILE):
             total = constant(F32, TILE, 0.0)
-            for part, place in zip(query_parts, places, strict=True):
-                total = fma(builder, part, read(builder, LANES, block, row * self.row_bytes + place), total)
+            for part, offset in zip(query_parts, offsets, strict=True):
+                total = fma(builder, part, read(builder, LANES, block, row * self.row_bytes + offset), total)
             sums.append(total)
         even, odd = range(0, 2 * TILE, 2), range(1, 2 * TILE, 2)
         while len(sums) > 1:
@@ -110,23 +111,23 @@ class Tiles:
         write(builder, sums[0], scores)
 
     def _begin(self, builder: Builder, top: Value, total: Value) -> None:
-        """top[0:16] = the least there is, total[0:16] = 0."""
+        """top[0:16] = -inf, total[0:16] = 0."""
         write(builder, constant(F32, TILE, -math.inf), top)
         write(builder, constant(F32, TILE, 0.0), total)
 
     def _exclude(self, builder: Builder, scores: Value, count: Value) -> None:
-        """scores[count:16] = the least there is, for keys that are not there."""
+        """scores[count:16] = -inf, for the padding of a tile."""
         lanes = ir.VectorType(I64, TILE)
         here = builder.icmp_signed("<", ir.Constant(lanes, list(range(TILE))), splat(builder, count, TILE))
         least = constant(F32, TILE, -math.inf)
         write(builder, builder.select(here, read(builder, LANES, scores), least), scores)
 
     def _raise_top(self, builder: Builder, scores: Value, top: Value) -> None:
-        """top[0:16] = the greater of top[0:16] and scores[0:16]; one that is not a number is passed over."""
+        """top[0:16] = maximum of top[0:16] and scores[0:16], lane by lane; NaN scores are ignored."""
         write(builder, greater(builder, read(builder, LANES, scores), read(builder, LANES, top)), top)
 
     def _settle_top(self, builder: Builder, top: Value) -> None:
-        """top[0:16] = the greatest of top[0:16], everywhere."""
+        """Every lane of top[0:16] = the maximum of its lanes."""
         greatest = fold(builder, read(builder, LANES, top), greater)
         write(builder, splat(builder, greatest, TILE), top)
 
@@ -138,7 +139,7 @@ class Tiles:
         write(builder, builder.fadd(read(builder, LANES, total), weights), total)
 
     def _mix(self, builder: Builder, weights: Value, block: Value, target: Value) -> None:
-        """Row `target` += weights[0:16] @ the 16 rows of `block`; two sums, so that one needn't wait."""
+        """Row `target` += weights[0:16] @ the 16 rows of `block`; two sums, so that additions overlap."""
         row = ir.VectorType(F32, self._width)
         sums = [read(builder, row, target), constant(F32, self._width, 0.0)]
         for index in range(TILE):
@@ -175,7 +176,7 @@ class Tiles:
         return pick(builder, (row, constant(F32, count, 0.0)), [*range(count), *padding])
 
     def _narrowed(self, builder: Builder, row: Value) -> Value:
-        """float32 numbers, even ones first -> pairs of bfloat16 in their order."""
+        """float32 elements, even ones first -> pairs of bfloat16 in the natural order."""
         half = self._head_dim // 2
         rounded = bfloat16_bits(builder, row)
         even = pick(builder, (rounded, rounded), range(half))

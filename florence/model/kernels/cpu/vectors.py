@@ -1,8 +1,7 @@
-"""Vector instructions as LLVM code, and how numba calls them from a kernel.
+"""Vector instructions as LLVM IR, as functions that a numba kernel can call.
 
-LLVM splits a vector of any length into the registers that the machine has, so nothing here names an
-instruction set. Addresses are int64 and in bytes. Imports numba: only what makes a kernel imports this
-module, when it is asked for one.
+LLVM splits a vector of any length into the registers of the machine, so no instruction set is named here.
+Addresses are int64, in bytes. Imports numba, so only modules that compile kernels import this one.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from numba.extending import intrinsic
 FLOAT_BYTES = 4
 
 AHEAD_BYTES = 4096
-"""How far ahead of what is read memory is asked for more: a page, at whose end hardware stops of itself."""
+"""Distance of prefetches: one page, since the hardware's own prefetching stops at the end of a page."""
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32 = ir.HalfType(), ir.FloatType()
 HIGH_HALF = 0xFFFF0000
 ROUNDER = 1.5 * 2**23
-LOG2_HIGH = 0.693359375  # log(2) in so few bits that its products with whole numbers are exact
+LOG2_HIGH = 0.693359375  # log(2) in few bits, so that products with integers are exact
 
 Value = Any  # llvmlite has no type information
 Builder = Any
@@ -43,7 +42,7 @@ def compiled(function: Any) -> Operation:
 
 
 def take_next() -> Operation:
-    """An operation: the int64 at an address, which then is one greater, for one of many threads."""
+    """An operation: returns the int64 at an address and increments it atomically."""
 
     def emit(builder: Builder, counter: Value) -> Value:
         return builder.atomic_rmw("add", pointer(builder, counter, I64), I64(1), "monotonic")
@@ -52,7 +51,7 @@ def take_next() -> Operation:
 
 
 def as_pointer() -> Operation:
-    """An operation: an address as a pointer that `numba.carray` takes."""
+    """An operation: an address as a pointer for `numba.carray`."""
 
     def emit(builder: Builder, address: Value) -> Value:
         return builder.inttoptr(address, ir.IntType(8).as_pointer())
@@ -61,7 +60,7 @@ def as_pointer() -> Operation:
 
 
 def operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ...]) -> Operation:
-    """What `emit(builder, *values)` builds, as a function for numba."""
+    """A function for numba whose code is what `emit(builder, *values)` builds."""
 
     def generate(context: Any, builder: Builder, _signature: Any, values: Any) -> Value:
         value = emit(builder, *values)
@@ -78,10 +77,10 @@ def operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ...
 
 
 def exponential(builder: Builder, x: Value) -> Value:
-    """exp of float32 that are not above zero: 2 ** n * exp(rest) with |rest| <= log(2) / 2.
+    """exp of non-positive float32: 2 ** n * exp(rest) with |rest| <= log(2) / 2.
 
-    Adding 1.5 * 2 ** 23 rounds to a whole number n, and leaves it in the last bits. Scores so far below the
-    greatest that n would be too small for float32 weigh exp(-87); what is not a number stays so.
+    Adding 1.5 * 2 ** 23 rounds to an integer n and leaves it in the last bits. Inputs below -87, for which n
+    would be out of float32's range, give exp(-87); NaN stays NaN.
     """
 
     count = x.type.count
@@ -103,7 +102,7 @@ def exponential(builder: Builder, x: Value) -> Value:
 
 
 def bfloat16_bits(builder: Builder, row: Value) -> Value:
-    """float32 numbers rounded to the nearest bfloat16, ties to even: int32 whose upper half is that."""
+    """float32 rounded to the nearest bfloat16, ties to even, in the upper half of int32."""
     width = row.type.count
     bits = builder.bitcast(row, ir.VectorType(I32, width))
     last = builder.and_(builder.lshr(bits, constant(I32, width, 16)), constant(I32, width, 1))
@@ -113,16 +112,16 @@ def bfloat16_bits(builder: Builder, row: Value) -> Value:
 
 
 def prefetch(builder: Builder, address: Value, offset: int) -> None:
-    """Ask memory for the line `offset` bytes behind `address`; it may lie anywhere."""
+    """Prefetch the cache line `offset` bytes after `address`, which may be invalid."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     call = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-    place = pointer(builder, address, ir.IntType(8), offset)
-    builder.call(call, [place, I32(0), I32(2), I32(1)])  # to read, into the second cache, data
+    line = pointer(builder, address, ir.IntType(8), offset)
+    builder.call(call, [line, I32(0), I32(2), I32(1)])  # for reading, into the second-level cache, data
 
 
 def fma(builder: Builder, left: Value, right: Value, addend: Value) -> Value:
-    """left * right + addend, rounded once; llvmlite's own takes no vectors."""
+    """left * right + addend, rounded once; llvmlite's own `fma` takes no vectors."""
     name, kind = f"llvm.fma.v{left.type.count}f32", ir.FunctionType(left.type, [left.type] * 3)
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, [left, right, addend])
@@ -133,7 +132,7 @@ def greater(builder: Builder, new: Value, old: Value) -> Value:
 
 
 def fold(builder: Builder, lanes: Value, combine: Callable[[Builder, Value, Value], Value]) -> Value:
-    """One number of 16, by halves."""
+    """Reduce 16 lanes to one number, by halves."""
     for count in (8, 4, 2, 1):
         low, high = (pick(builder, (lanes, lanes), range(at, at + count)) for at in (0, count))
         lanes = combine(builder, low, high)
@@ -163,6 +162,6 @@ def splat(builder: Builder, number: Value, count: int) -> Value:
 
 
 def pick(builder: Builder, pair: tuple[Value, Value], indices: Iterable[int]) -> Value:
-    """Numbers of two vectors, counted through both, as one vector."""
+    """The elements of two vectors at these indices, counted through both, as one vector."""
     chosen = list(indices)
     return builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, len(chosen)), chosen))

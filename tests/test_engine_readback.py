@@ -1,4 +1,4 @@
-"""What a step decided comes to the host late, all of it together, and is what the device holds."""
+"""A readback gives the host what a step decided, also when its copies arrive late."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
-from florence.engine.device import runner as runners
-from florence.engine.device.graphs import PlainRecorder
-from florence.engine.device.readback import Reading
+from florence.engine.device.backend import Backend
+from florence.engine.device.graphs import EagerCapturer
+from florence.engine.device.memory import Download, HostMemory
+from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
 from florence.engine.device.runner import Runner
-from florence.engine.device.search import SearchState
+from florence.engine.device.search_state import SearchState
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot
@@ -36,8 +37,8 @@ def sequence(slot: int) -> SequenceState:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_hypotheses_are_the_best_that_were_kept_of_equals_the_last(seed: int) -> None:
-    """Against the same choice made slot by slot in plain Python."""
+def test_hypotheses_are_the_best_ones_and_of_equals_the_newest(seed: int) -> None:
+    """Compared with the same choice in plain Python, slot by slot."""
     dice = random.Random(seed)
     state = SearchState(SLOTS, ROOM, RULES, torch.device("cpu"))
     state.finished_sequences.random_(0, 51_289)
@@ -64,65 +65,64 @@ def test_hypotheses_are_the_best_that_were_kept_of_equals_the_last(seed: int) ->
                 facts[best][0],
             )
         )
-    reading = Reading(state, [])
-    reading.bring([sequence(slot) for slot in asked])
-    found = reading.hypotheses()
+    readback = StepReadback(state, HostMemory(), [])
+    readback.fetch_hypotheses([sequence(slot) for slot in asked])
+    found = readback.hypotheses()
     assert [each.slot.index for each, _ in found] == asked
     assert [hypothesis for _, hypothesis in found] == expected
 
 
-def test_a_reading_holds_what_was_there_when_it_was_made() -> None:
-    """Though the next step writes over it, and the next request gets the place."""
+def test_a_readback_holds_the_values_of_its_step() -> None:
+    """Though the next step overwrites them, and the next request gets the slot."""
     state = SearchState(SLOTS, ROOM, RULES, torch.device("cpu"))
     state.finished_count.fill_(1)
     state.finished_lengths.fill_(3)
     state.finished_sequences.fill_(7)
-    reading = Reading(state, [])
-    reading.bring([sequence(1)])
+    readback = StepReadback(state, HostMemory(), [])
+    readback.fetch_hypotheses([sequence(1)])
     before = state.decided.tolist()
     state.decided.fill_(5)
     state.finished_sequences.zero_()
-    assert list(reading.decided()) == before
-    ((_, hypothesis),) = reading.hypotheses()
+    assert list(readback.decided()) == before
+    ((_, hypothesis),) = readback.hypotheses()
     assert hypothesis.token_ids == [7] * 4
-    assert Reading(state, []).hypotheses() == []
+    assert StepReadback(state, HostMemory(), []).hypotheses() == []
 
 
-class Distant(Reading):
-    """As from a device: what was sent has come only when it has been waited for."""
+class DistantMemory(HostMemory):
+    """Copies to the host arrive only when they are waited for.
 
-    made = 0
-    waits: list[tuple[int, int]] = []  # noqa: RUF012  (which reading was waited for, how many there were)
+    `waits`: for each wait, the step whose readback it was for, and the number of steps taken by then.
+    """
 
-    def __init__(self, *given: object) -> None:
-        self._under_way: list[tuple[Tensor, Tensor]] = []
-        super().__init__(*given)  # type: ignore[arg-type]
-        Distant.made += 1
-        self._number = Distant.made
+    def __init__(self) -> None:
+        self.steps = 0
+        self.waits: list[tuple[int, int]] = []
 
-    def _send(self, values: Tensor) -> Tensor:
-        arriving = torch.full_like(values, 99)
-        self._under_way.append((arriving, values.clone()))
-        return arriving
+    def download(self, values: Tensor) -> Download:
+        arriving, sent = torch.full_like(values, 99), values.clone()
+        if values.dtype is torch.int64:  # the statuses and tokens of a step; hypotheses are float64
+            self.steps += 1
+        step = self.steps
 
-    def _wait(self) -> None:
-        if (self._number, Distant.made) not in Distant.waits:
-            Distant.waits.append((self._number, Distant.made))
-        for arriving, values in self._under_way:
-            arriving.copy_(values)
-        self._under_way.clear()
+        def arrived() -> Tensor:
+            if (step, self.steps) not in self.waits:
+                self.waits.append((step, self.steps))
+            return arriving.copy_(sent)
+
+        return arrived
 
 
 @torch.inference_mode()
-def test_a_late_step_waits_once_for_the_step_before_however_many_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_delayed_step_waits_once_for_the_previous_step_however_many_requests_end(
+    tmp_path: Path,
 ) -> None:
-    """Some end together, some are cancelled between their end and their answer, some are alone at last; the
-    answers are those given alone, and all places come back."""
+    """Some requests end together, some are cancelled between their end and their answer, the last run alone.
+    The answers are those given alone, and all slots are freed."""
     model = load_float32(tmp_path, make_native(tmp_path).config.text_config.vocab_size)
-    monkeypatch.setattr(runners, "Reading", Distant)
-    Distant.made, Distant.waits = 0, []
-    runner = Runner(model, SLOTS, picture_tokens=5, decoder_room=20, recorder=PlainRecorder(), late=True)
+    memory = DistantMemory()
+    backend = Backend(memory=memory, capturer=EagerCapturer(), delayed_readback=True)
+    runner = Runner(model, SLOTS, backend=backend, picture_tokens=5, decoder_room=20)
     lengths = [4, 4, 4, 7, 9, 9, 12, 5, 5, 3, 3, 16]
     coming = [request(seed, length, length) for seed, length in enumerate(lengths)]
     active: list[SequenceState] = []
@@ -146,5 +146,5 @@ def test_a_late_step_waits_once_for_the_step_before_however_many_end(
             assert outcome.token_ids == generate_alone(model, each.request, runner.rules).token_ids
     assert answered + cancelled == len(lengths)
     assert cancelled > 0
-    # One at each step but the first, for the reading before the one that the step has just made.
-    assert Distant.waits == [(number, number + 1) for number in range(1, steps)]
+    # One wait in each step but the first, for the readback of the step before.
+    assert memory.waits == [(number, number + 1) for number in range(1, steps)]

@@ -1,4 +1,4 @@
-"""What recorded work must bear: recordings share their memory, and results may come a step late."""
+"""Captured work shares memory, and results may arrive one step late: answers stay the same."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from tiny import make_native
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from florence.engine.config import EngineConfig
-from florence.engine.device import encodes, graphs
-from florence.engine.device.graphs import BucketSteps, PlainRecorder
+from florence.engine.device import bucket_steps, encodes
+from florence.engine.device.backend import Backend
+from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.graphs import EagerCapturer, GraphCapturer
 from florence.engine.device.reference import generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
 from florence.model.caches import Caches
-from florence.model.chunks import Chunks, run_to_end, waiting
+from florence.model.chunks import Chunks, run_to_end, with_barrier
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
 
@@ -57,13 +59,18 @@ def alone(runner: Runner, asked: Request) -> tuple[int, ...]:
         return tuple(generate_alone(runner.model, asked, runner.rules).token_ids)
 
 
+def gpu_like(capturer: GraphCapturer | None) -> Backend:
+    """Steps as on a GPU: fixed shapes, results that come a step late, no reads on the host."""
+    return Backend(capturer=capturer, delayed_readback=True, free_host_reads=False)
+
+
 @pytest.mark.parametrize("feature_bytes", [0, 2**27])
-def test_a_step_between_two_parts_of_an_encode_spoils_nothing(
+def test_a_step_between_two_chunks_of_an_encode_changes_no_answer(
     model: Florence2Model, feature_bytes: int
 ) -> None:
-    """With next to no budget for encodes, a step is taken after each part of them."""
+    """With a tiny encode budget, a step is taken after each chunk."""
     runner = Runner(
-        model, 8, picture_tokens=PICTURE_TOKENS, recorder=SharedPool(), late=True, feature_bytes=feature_bytes
+        model, 8, picture_tokens=PICTURE_TOKENS, backend=gpu_like(SharedPool()), feature_bytes=feature_bytes
     )
     expected = [alone(runner, request(seed, least=12)) for seed in range(6)]
     with engine(runner, max_encode_batch=2, encode_budget_ms=0.1) as running:
@@ -72,13 +79,13 @@ def test_a_step_between_two_parts_of_an_encode_spoils_nothing(
             assert future.result(PATIENCE_S).token_ids == expected[number % 6]
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-def test_one_that_fills_its_room_runs_along_for_a_step_and_writes_nothing(
-    model: Florence2Model, recorded: bool
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_finished_request_that_has_filled_its_room_writes_nothing_in_its_extra_step(
+    model: Florence2Model, captured: bool
 ) -> None:
-    """Its neighbours get what they would get alone, and so does whoever has the place next."""
-    recorder = PlainRecorder() if recorded else None
-    runner = Runner(model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=12, recorder=recorder, late=True)
+    """Other requests, and the next one in its slot, get the answers that they get alone."""
+    backend = gpu_like(EagerCapturer() if captured else None)
+    runner = Runner(model, 4, backend=backend, picture_tokens=PICTURE_TOKENS, decoder_room=12)
     asked = [request(0, most=12, least=12), request(1, most=12), request(2, most=12, least=12)] * 3
     with engine(runner) as running:
         futures = [generate(running, each) for each in asked]
@@ -86,25 +93,30 @@ def test_one_that_fills_its_room_runs_along_for_a_step_and_writes_nothing(
             assert future.result(PATIENCE_S).token_ids == alone(runner, each)
 
 
-def recorded_beams(runner: Runner) -> set[int]:
-    assert isinstance(runner._steps, BucketSteps)
-    return {key.shape.beams for key in runner._steps._replays}
+def captured_beams(runner: Runner) -> set[int]:
+    return {key.shape.beams for key in bucket_steps_of(runner).captured}
 
 
-def test_old_buffers_go_before_new_ones_are_made_and_steps_are_recorded_again(
+def bucket_steps_of(runner: Runner) -> BucketSteps:
+    steps = runner._buffers.steps
+    assert isinstance(steps, BucketSteps)
+    return steps
+
+
+def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device has no room for two sets of caches, and a pool whose graphs are gone takes no new ones."""
-    recorder = SharedPool()
-    runner = Runner(model, 4, picture_tokens=PICTURE_TOKENS, recorder=recorder, late=True)
+    """A device has no room for two sets of caches, and a pool that has lost its graphs takes no new ones."""
+    capturer = SharedPool()
+    runner = Runner(model, 4, picture_tokens=PICTURE_TOKENS, backend=gpu_like(capturer))
     runner.prepare()
-    prepared = recorded_beams(runner)
+    prepared = captured_beams(runner)
     expected = alone(runner, request(1))
     left = runner.encode([request(0), request(1)])
     runner.encode([request(2), request(3)])
     for _ in range(3):
         runner.step(left)
-    old = weakref.ref(runner.caches), weakref.ref(runner.state), weakref.ref(runner._encodes)
+    old = weakref.ref(runner.caches), weakref.ref(runner.state), weakref.ref(runner._buffers.encodes)
     there: list[bool] = []
     make = Caches.__init__
 
@@ -115,27 +127,30 @@ def test_old_buffers_go_before_new_ones_are_made_and_steps_are_recorded_again(
     monkeypatch.setattr(Caches, "__init__", watched)
     runner.reset()
     assert there == [False]
-    assert recorder.resets == 1
-    assert recorded_beams(runner) == prepared
+    assert capturer.resets == 1
+    assert captured_beams(runner) == prepared
     with engine(runner) as running:
         assert generate(running, request(1)).result(PATIENCE_S).token_ids == expected
 
 
 @pytest.mark.parametrize("beams", [1, 3, 8])
-def test_steps_of_the_checkpoints_own_number_of_beams_are_recorded_first(
+def test_steps_of_the_checkpoints_own_number_of_beams_are_captured_at_the_start(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch, beams: int
 ) -> None:
     generation = replace(model.config.generation, num_beams=beams)
     monkeypatch.setattr(model, "config", replace(model.config, generation=generation))
-    runner = Runner(model, 2, picture_tokens=PICTURE_TOKENS, decoder_room=20, recorder=PlainRecorder())
+    runner = Runner(
+        model, 2, picture_tokens=PICTURE_TOKENS, decoder_room=20, backend=Backend(capturer=EagerCapturer())
+    )
     runner.prepare()
-    assert recorded_beams(runner) == {beams}
+    assert captured_beams(runner) == {beams}
 
 
-def test_recording_before_the_first_request_leaves_the_caches_empty(model: Florence2Model) -> None:
-    """Its steps are of nobody, whose attention sees nothing and gives no numbers; so too where somebody
-    was."""
-    runner = Runner(model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=20, recorder=PlainRecorder())
+def test_capturing_before_the_first_request_leaves_the_caches_empty(model: Florence2Model) -> None:
+    """Steps without requests attend to nothing and compute NaN; also after other requests have run."""
+    runner = Runner(
+        model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=20, backend=Backend(capturer=EagerCapturer())
+    )
     for _ in range(2):
         runner.prepare()
         assert sum(int(buffer.count_nonzero()) for buffer in runner.caches.buffers) == 0
@@ -146,29 +161,28 @@ def test_recording_before_the_first_request_leaves_the_caches_empty(model: Flore
             runner.drop(sequence)
 
 
-def test_shapes_beyond_the_most_run_unrecorded_and_give_the_same(
+def test_shapes_beyond_the_maximum_run_uncaptured_and_give_the_same_answers(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said once, for steps and for encodes."""
-    monkeypatch.setattr(graphs, "MOST_RECORDED", 2)
-    monkeypatch.setattr(encodes, "MOST_RECORDED", 1)
-    runner = Runner(model, 8, picture_tokens=PICTURE_TOKENS, recorder=SharedPool(), late=True)
+    """It is logged once for steps and once for encodes."""
+    monkeypatch.setattr(bucket_steps, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(encodes, "MAX_GRAPHS", 1)
+    runner = Runner(model, 8, picture_tokens=PICTURE_TOKENS, backend=gpu_like(SharedPool()))
     asked = [request(number % 6, beams=1 + number % 5) for number in range(16)]
     with engine(runner, max_encode_batch=3) as running:
         futures = [generate(running, each) for each in asked]
         for each, future in zip(asked, futures, strict=True):
             assert future.result(PATIENCE_S).token_ids == alone(runner, each)
-    assert isinstance(runner._steps, BucketSteps)
-    assert len(runner._steps._replays) == 2
-    said = [record.message for record in caplog.records if "unrecorded" in record.message]
+    assert len(bucket_steps_of(runner).captured) <= 2
+    said = [record.message for record in caplog.records if "uncaptured" in record.message]
     assert sorted(message.split()[3] for message in said) == ["encodes", "steps"]
 
 
-def test_a_search_begins_without_a_copy_from_the_host(model: Florence2Model) -> None:
-    """On a GPU each would wait for all steps that have been sent."""
+def test_a_search_starts_without_a_copy_from_the_host(model: Florence2Model) -> None:
+    """On a GPU such a copy would wait for all steps that have been sent."""
 
     class Copies(TorchDispatchMode):
-        seen: list[str] = []  # noqa: RUF012  (of this one test)
+        seen: list[str] = []  # noqa: RUF012  (used by this test only)
 
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -182,26 +196,26 @@ def test_a_search_begins_without_a_copy_from_the_host(model: Florence2Model) -> 
         runner.state.start(1, (0, 3, 4), request(0).options)
         runner.caches.wipe(1, (0, 3, 4))
     assert copies.seen == []
-    assert runner.state.ancestry[1, :3, 0].tolist() == [0, 3, 4]
+    assert runner.state.beam_indirection[1, :3, 0].tolist() == [0, 3, 4]
 
 
-def test_each_part_ends_when_the_device_has_done_it() -> None:
-    """The last one too, and the parts are closed with those that wait for them."""
+def test_a_barrier_follows_each_chunk() -> None:
+    """The last one too; closing the generator with barriers closes the chunks."""
     events: list[str] = []
 
-    def parts() -> Chunks[int]:
+    def chunks() -> Chunks[int]:
         try:
             for number in range(2):
-                events.append(f"part {number}")
+                events.append(f"chunk {number}")
                 yield
             return 7
         finally:
             events.append("closed")
 
-    assert run_to_end(waiting(parts(), lambda: events.append("waited"))) == 7
-    assert events == ["part 0", "waited", "part 1", "waited", "closed", "waited"]
+    assert run_to_end(with_barrier(chunks(), lambda: events.append("barrier"))) == 7
+    assert events == ["chunk 0", "barrier", "chunk 1", "barrier", "closed", "barrier"]
     events.clear()
-    begun = waiting(parts(), lambda: events.append("waited"))
+    begun = with_barrier(chunks(), lambda: events.append("barrier"))
     next(begun)
     begun.close()
-    assert events == ["part 0", "waited", "closed"]
+    assert events == ["chunk 0", "barrier", "closed"]

@@ -1,0 +1,67 @@
+"""Which files a checkpoint consists of. Knows names and JSON, not what tensors are in the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from florence.errors import CheckpointError
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+ORIGIN = "florence_origin.json"  # in a copy in a Bento: the name and revision of the original
+
+
+def weight_files(directory: Path) -> list[str]:
+    """Names of the safetensors files: the single file, or the shards that the index names, whether they are
+    there or not; none if there is neither.
+
+    Raises `CheckpointError` for an index that can't be read or names other files.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [WEIGHTS]
+    index = directory / WEIGHTS_INDEX
+    if not index.is_file():
+        return []
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted({str(shard) for shard in shards})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} can't be read as an index of safetensors files: {error!r}") from error
+    if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise CheckpointError(
+            f"{index} names files other than safetensors files beside it: {', '.join(names)}"
+        )
+    return names
+
+
+def missing_weights(directory: Path) -> list[str]:
+    """The names of `weight_files` that are not in the directory."""
+    return [name for name in weight_files(directory) if not (directory / name).is_file()]
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The files of a checkpoint that are read, sorted by name."""
+    kept = [*weight_files(directory), MERGES]
+    return sorted(
+        file
+        for file in directory.iterdir()
+        if file.name in kept or (file.suffix == ".json" and file.name != ORIGIN)
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object. Raises `CheckpointError` where it is missing or holds something
+    else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds {type(values).__name__}, expected an object")
+    return values

@@ -1,0 +1,101 @@
+"""What a checkpoint wants done to its pictures, read from its `preprocessor_config.json`.
+
+Steps that Florence-2's own files never ask for are refused. Knows nothing about pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from florence.checkpoint.files import PREPROCESSOR, PROCESSOR, read_json
+from florence.errors import CheckpointError
+from florence.images.decode import Preprocessing
+
+_STEPS: dict[str, tuple[bool | None, ...]] = {  # key of CLIPImageProcessor -> supported values
+    "do_resize": (True,),
+    "do_rescale": (True,),
+    "do_normalize": (True,),
+    "do_center_crop": (False, None),
+    "do_pad": (False, None),
+}
+_MAX_FILTER = 5
+"""Pillow's filters have the numbers 0 to 5; 3 is bicubic."""
+
+
+def read_preprocessing(directory: Path) -> Preprocessing:
+    """Read `preprocessor_config.json`, or the object `image_processor` in a `processor_config.json`.
+
+    Keys that change no pixels are ignored. Raises `CheckpointError` when the file is missing or unreadable,
+    or asks for a step that Florence-2's own never takes (a crop, padding, a size that is not square).
+    """
+    file = directory / PREPROCESSOR
+    if file.is_file() or not (directory / PROCESSOR).is_file():
+        values: Any = read_json(file)
+    else:  # where transformers 5 saves it
+        file = directory / PROCESSOR
+        values = read_json(file).get("image_processor")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} has no object 'image_processor'")
+    return _Reader(file, values).read()
+
+
+class _Reader:
+    """The values of one file, with errors that name file and key."""
+
+    def __init__(self, file: Path, values: Mapping[str, Any]) -> None:
+        self._file, self._values = file, values
+
+    def read(self) -> Preprocessing:
+        for key, supported in _STEPS.items():
+            value = self._values.get(key, supported[0])
+            if not any(value is other for other in supported):
+                raise self._refused(key, value, f"supported is only {supported[0]}")
+        height, width = self._size()
+        resample = self._values.get("resample", 3)
+        if type(resample) is not int or not 0 <= resample <= _MAX_FILTER:
+            raise self._refused("resample", resample, f"expected an integer from 0 to {_MAX_FILTER}")
+        rescale = self._values.get("rescale_factor", 1 / 255)
+        if not _is_finite(rescale) or rescale <= 0:
+            raise self._refused("rescale_factor", rescale, "expected a positive number")
+        return Preprocessing(
+            height=height,
+            width=width,
+            resample=resample,
+            rescale=float(rescale),
+            mean=self._channels("image_mean", positive=False),
+            std=self._channels("image_std", positive=True),
+        )
+
+    def _size(self) -> tuple[int, int]:
+        """Height and width."""
+        size = self._values.get("size")
+        if not isinstance(size, dict) or size.keys() != {"height", "width"}:
+            raise self._refused("size", size, "expected an object with height and width")
+        height, width = size["height"], size["width"]
+        if any(type(side) is not int or side < 1 for side in (height, width)):
+            raise self._refused("size", size, "expected positive integers")
+        if height != width:
+            raise CheckpointError(f"{self._file} asks for pictures of {height}x{width}: expected a square")
+        return height, width
+
+    def _channels(self, key: str, *, positive: bool) -> tuple[float, float, float]:
+        """One number for each of red, green and blue."""
+        values = self._values.get(key)
+        if (
+            not isinstance(values, list)
+            or len(values) != 3
+            or not all(_is_finite(value) and (value > 0 or not positive) for value in values)
+        ):
+            raise self._refused(key, values, f"expected three {'positive ' if positive else ''}numbers")
+        red, green, blue = map(float, values)
+        return red, green, blue
+
+    def _refused(self, key: str, value: object, expected: str) -> CheckpointError:
+        return CheckpointError(f"{self._file}: {key} is {value!r}, {expected}")
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

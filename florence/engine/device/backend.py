@@ -1,0 +1,62 @@
+"""All choices about running steps that depend on the device: `Backend.for_device` makes them, everything else
+gets a `Backend` and asks it.
+
+A kernel for another device goes here: an `AttentionBackend` for it, returned by `for_device`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from florence.engine.config import CpuKernels
+from florence.engine.device.graphs import CudaGraphCapturer, GraphCapturer
+from florence.engine.device.memory import CudaMemory, DeviceMemory, HostMemory
+from florence.model.attention import AttentionBackend, DenseAttention, KernelAttention
+from florence.model.kernels.cpu.attention import CpuAttention
+from florence.model.kernels.cpu.openmp import available
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How steps run on a device. The defaults are right on any CPU: PyTorch's operations, step by step.
+
+    `attention`: computes a step's attentions. `memory`: copies to and from the device. `capturer`: captures
+    steps and encodes of a few fixed shapes as graphs; None runs each shape as it comes.
+    `delayed_readback`: read what a step decided only after the next step has been sent, so that the device
+    never waits for the host; a finished request then stays in the batch for one extra step.
+    `free_host_reads`: whether the host may read a value of the device between operations at no cost, to skip
+    work. `lazy_pages`: whether memory that was never written costs nothing.
+    """
+
+    attention: AttentionBackend = field(default_factory=DenseAttention)
+    memory: DeviceMemory = field(default_factory=HostMemory)
+    capturer: GraphCapturer | None = None
+    delayed_readback: bool = False
+    free_host_reads: bool = True
+    lazy_pages: bool = True
+
+    @classmethod
+    def for_device(
+        cls,
+        device: torch.device,
+        dtype: torch.dtype,
+        head_dim: int,
+        *,
+        cpu_kernels: CpuKernels = "auto",
+        threads: int | None = None,
+    ) -> Backend:
+        """The backend for a model of `dtype` whose decoder has heads of `head_dim`. `threads`: of the CPU
+        kernels, PyTorch's number where it is None."""
+        if device.type == "cuda":
+            return cls(
+                memory=CudaMemory(device),
+                capturer=CudaGraphCapturer(device),
+                delayed_readback=True,
+                free_host_reads=False,
+                lazy_pages=False,
+            )
+        if cpu_kernels == "off" or not available(dtype):
+            return cls()
+        return cls(KernelAttention(CpuAttention(dtype, head_dim, threads)))

@@ -1,0 +1,107 @@
+"""Memory of a device: copies to and from the host, and waiting for the device.
+
+On a GPU copies are asynchronous, from and to page-locked host memory; PyTorch keeps such memory until the
+device has read or written it. Knows tensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Download = Callable[[], Tensor]
+"""Waits for a copy to the host and returns it."""
+
+
+class DeviceMemory(Protocol):
+    """What a device does with memory; `upload` and `store` accept tensors of the host and of the device."""
+
+    def activate(self) -> None:
+        """Make this the current device of the calling thread."""
+        ...
+
+    def upload(self, values: Tensor) -> Tensor:
+        """`values` on the device; the host does not wait for the copy."""
+        ...
+
+    def store(self, values: Tensor, buffer: Tensor) -> None:
+        """Write `values` into `buffer`, a tensor of the device with the same shape; the host does not
+        wait."""
+        ...
+
+    def download(self, values: Tensor) -> Download:
+        """Start to copy the device's `values`, as they are after the work sent so far, to the host."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all work sent so far."""
+        ...
+
+    def release(self) -> None:
+        """Give freed memory back, so that other buffers can take its place."""
+        ...
+
+
+class HostMemory:
+    """The CPU's: everything is there at once."""
+
+    def activate(self) -> None:
+        pass
+
+    def upload(self, values: Tensor) -> Tensor:
+        return values
+
+    def store(self, values: Tensor, buffer: Tensor) -> None:
+        buffer.copy_(values)
+
+    def download(self, values: Tensor) -> Download:
+        copy = values.clone()
+        return lambda: copy
+
+    def synchronize(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+class CudaMemory:
+    """A CUDA device's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def activate(self) -> None:
+        torch.cuda.set_device(self._device)
+
+    def upload(self, values: Tensor) -> Tensor:
+        return _pinned(values).to(self._device, non_blocking=True)
+
+    def store(self, values: Tensor, buffer: Tensor) -> None:
+        buffer.copy_(_pinned(values), non_blocking=True)
+
+    def download(self, values: Tensor) -> Download:
+        arriving = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        arriving.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+
+        def arrived() -> Tensor:
+            event.synchronize()
+            return arriving
+
+        return arrived
+
+    def synchronize(self) -> None:
+        torch.cuda.current_stream(self._device).synchronize()
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()
+
+
+def _pinned(values: Tensor) -> Tensor:
+    """`values` in page-locked memory if they are the host's."""
+    return values.pin_memory() if values.is_cpu else values

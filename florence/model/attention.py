@@ -1,0 +1,200 @@
+"""The decoder's two attentions in one step, behind one interface.
+
+`AttentionBackend` is where a kernel for another device goes: `begin` gets all that a step knows, and the
+`StepAttention` that it returns is called once a layer for each attention. Two backends are here:
+`DenseAttention` (PyTorch, any device, fixed shapes, masks) and `KernelAttention` (the project's kernel for
+CPUs, no padding). Knows tensors and caches; which beams take part, and where their past lies, is decided by
+the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from florence.model.caches import Caches
+from florence.model.kernels.cpu.attention import CpuAttention
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBatch:
+    """The requests and beams of a decode step. All tensors are int64 but where it is said.
+
+    `slots` [requests] and `rows` [rows] index the caches. `request_of`, `beam_of` [rows]: the request that a
+    row belongs to, as an index into `slots`, and which of its beams it is. `rows_of` [requests, beams]: the
+    index in `rows` of each beam; 0 where a request has fewer beams than the widest one, as `is_beam`
+    [requests, beams] (bool) says. `beams` [requests]: how many, int32. `encoder_lengths` [requests], int32.
+    """
+
+    slots: Tensor
+    rows: Tensor
+    request_of: Tensor
+    beam_of: Tensor
+    rows_of: Tensor
+    is_beam: Tensor
+    beams: Tensor
+    encoder_lengths: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in the order of the fields."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> DecodeBatch:
+        """A batch of `move(tensor)` for each tensor, to bring it to a device."""
+        return DecodeBatch(*map(move, self.tensors()))
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What the attentions of one step read besides queries.
+
+    `beam_indirection` int32 [requests, beams, length]: the cache row that holds each position of a beam's
+    past. `positions` int64 [rows]: each row's position in this step. `encoder_length`: at least the longest
+    of the batch.
+    """
+
+    caches: Caches
+    batch: DecodeBatch
+    beam_indirection: Tensor
+    positions: Tensor
+    encoder_length: int
+
+
+class StepAttention(Protocol):
+    """Both attentions of any layer in one step."""
+
+    def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
+        """Attention of `queries` [rows, d_model] to the encoder states of each row's request; same shape."""
+        ...
+
+    def self_attention(self, queries: Tensor, layer: int) -> Tensor:
+        """Attention of `queries` [rows, d_model] to each row's own past, this step's position included; same
+        shape. The step's keys and values are in the caches by then."""
+        ...
+
+
+class AttentionBackend(Protocol):
+    """A way to compute a step's attentions.
+
+    `masked`: whether it reads whole rows of the first slots and rows of the caches and masks what is not a
+    request's own. Then its batches list those slots and rows in order (`steps.dense_batch`), and what is
+    masked must be finite. Otherwise batches hold only the rows in use, a request's rows adjacent
+    (`steps.ragged_batch`), and only what a request has written is read.
+    """
+
+    @property
+    def masked(self) -> bool: ...
+
+    def begin(self, step: StepInputs) -> StepAttention:
+        """The attentions of one step, prepared for all layers. Where steps are captured as graphs, so is this
+        call: it must not read a value on the host."""
+        ...
+
+
+class DenseAttention:
+    """Both attentions with PyTorch's operations; whatever is not a beam's past is masked.
+
+    Shapes depend on those of the batch and of `beam_indirection` and on `encoder_length` only, never on
+    values, so that a CUDA graph can hold them.
+    """
+
+    masked = True
+
+    def begin(self, step: StepInputs) -> StepAttention:
+        return _DenseStep(step)
+
+
+class _DenseStep:
+    def __init__(self, step: StepInputs) -> None:
+        self._caches, self._batch = step.caches, step.batch
+        batch, indirection, device = step.batch, step.beam_indirection, step.positions.device
+        self._encoder_length, self._length = step.encoder_length, indirection.shape[-1]
+        self._rows, self._requests = len(batch.rows), len(batch.slots)
+        seen = torch.arange(self._encoder_length, device=device) < batch.encoder_lengths[:, None]
+        self._cross_mask = seen[:, None, None]  # [requests, 1, 1, encoder_length]
+        # Which positions of a row each beam of its request owns: [rows, beams, length].
+        owned = indirection[batch.request_of] == batch.rows[:, None, None]
+        past = torch.arange(self._length, device=device) <= step.positions[:, None]
+        self._self_mask = (owned & past[:, None])[:, None]  # [rows, 1, beams, length]
+        self._absent = ~batch.is_beam[:, :, None, None]  # [requests, beams, 1, 1]
+
+    def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
+        """The beams of a request are query rows over its one copy of the encoder's keys and values."""
+        caches, batch = self._caches, self._batch
+        keys = caches.cross_keys[layer, : self._requests, :, : self._encoder_length]
+        values = caches.cross_values[layer, : self._requests, :, : self._encoder_length]
+        grouped = split_heads(queries, keys.shape[1])[batch.rows_of]  # [requests, beams, heads, head_dim]
+        mixed = F.scaled_dot_product_attention(
+            grouped.transpose(1, 2), keys, values, attn_mask=self._cross_mask
+        )  # [requests, heads, beams, head_dim]
+        return mixed[batch.request_of, :, batch.beam_of].flatten(1)
+
+    def self_attention(self, queries: Tensor, layer: int) -> Tensor:
+        """Split-KV attention: a beam's past is spread over cache rows, each row computes a partial result for
+        every beam of its request, and the partial results are combined by log-sum-exp, as in flash-decoding
+        (Dao et al. 2023, https://pytorch.org/blog/flash-decoding/)."""
+        caches, batch = self._caches, self._batch
+        keys = caches.self_keys[layer, : self._rows, :, : self._length]
+        values = caches.self_values[layer, : self._rows, :, : self._length]
+        grouped = split_heads(queries, keys.shape[1])[batch.rows_of]
+        spread = grouped[batch.request_of].transpose(1, 2)  # [rows, heads, beams, head_dim]
+        scores = (spread @ keys.transpose(2, 3)).float() * keys.shape[-1] ** -0.5
+        scores = scores.masked_fill(~self._self_mask, -torch.inf)  # [rows, heads, beams, length]
+        highest = self._by_request(scores.amax(-1).transpose(1, 2), -torch.inf).amax(1)
+        # [requests, beams, heads]; finite, since every beam sees at least the position it has just written
+        shifted = scores - highest[batch.request_of].transpose(1, 2)[..., None]
+        weights = shifted.exp()
+        sums = self._by_request(weights.sum(-1).transpose(1, 2), 0.0).sum(1)  # [requests, beams, heads]
+        partial = (
+            (weights.to(values.dtype) @ values).float().transpose(1, 2)
+        )  # [rows, beams, heads, head_dim]
+        mixed = self._by_request(partial.flatten(2), 0.0).sum(1)  # [requests, beams, d_model]
+        mixed = mixed.view(*sums.shape, -1) / sums[..., None]  # [requests, beams, heads, head_dim]
+        return mixed[batch.request_of, batch.beam_of].flatten(1).to(queries.dtype)
+
+    def _by_request(self, partial: Tensor, absent: float) -> Tensor:
+        """[rows, beams, any] -> [requests, rows of the request, beams, any]; `absent` where it has fewer."""
+        return partial[self._batch.rows_of].masked_fill(self._absent, absent)
+
+
+class KernelAttention:
+    """Both attentions by the CPU kernel, which reads each beam's keys where they are, and no others."""
+
+    masked = False
+
+    def __init__(self, kernel: CpuAttention) -> None:
+        self._kernel = kernel
+
+    def begin(self, step: StepInputs) -> StepAttention:
+        return _KernelStep(self._kernel, step)
+
+
+class _KernelStep:
+    def __init__(self, kernel: CpuAttention, step: StepInputs) -> None:
+        batch = step.batch
+        self._kernel, self._caches = kernel, step.caches
+        self._slots, self._encoder_lengths = batch.slots.int(), batch.encoder_lengths
+        self._starts = F.pad(batch.beams.cumsum(0, dtype=torch.int32), (1, 0))
+        self._sources = step.beam_indirection[batch.request_of, batch.beam_of]  # [rows, length]
+        self._lengths = (step.positions + 1).int()
+
+    def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
+        keys, values = self._caches.cross_keys[layer], self._caches.cross_values[layer]
+        return self._kernel.cross_attention(
+            queries, keys, values, self._slots, self._starts, self._encoder_lengths
+        )
+
+    def self_attention(self, queries: Tensor, layer: int) -> Tensor:
+        keys, values = self._caches.self_keys[layer], self._caches.self_values[layer]
+        return self._kernel.self_attention(queries, keys, values, self._sources, self._lengths)
+
+
+def split_heads(states: Tensor, heads: int) -> Tensor:
+    """[rows, heads * head_dim] -> [rows, heads, head_dim]."""
+    return rearrange(states, "rows (heads head_dim) -> rows heads head_dim", heads=heads)

@@ -1,0 +1,144 @@
+"""What a device decides: `Backend.for_device`, and that answers don't depend on its choice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from goldens import imagenet_normalize, load_float32
+from PIL import Image
+from tiny import make_native
+
+from florence import Florence2
+from florence.checkpoint.config import read_config
+from florence.checkpoint.weights import load_model
+from florence.engine.device.backend import Backend
+from florence.engine.device.memory import CudaMemory, HostMemory
+from florence.engine.device.reference import Hypothesis
+from florence.engine.device.runner import Runner
+from florence.engine.request import GenerationOptions, Request
+from florence.engine.sequence import SequenceState
+from florence.model.attention import DenseAttention, KernelAttention
+from florence.model.florence2 import Florence2Model
+from florence.model.kernels.cpu.openmp import available
+from florence.model.kernels.linear import Conv2d, Linear, pack
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU, HEAD_DIM = torch.device("cpu"), 12
+
+needs_kernels = pytest.mark.skipif(not available(torch.float32), reason="no kernels for this machine")
+
+
+@needs_kernels
+def test_kernels_for_cpus_are_used_unless_they_are_off() -> None:
+    """And PyTorch's attention for a dtype that has no kernel."""
+    assert isinstance(Backend.for_device(CPU, torch.float32, HEAD_DIM).attention, KernelAttention)
+    for dtype, kernels in ((torch.float32, "off"), (torch.float64, "auto")):
+        backend = Backend.for_device(CPU, dtype, HEAD_DIM, cpu_kernels=kernels)  # type: ignore[arg-type]
+        assert isinstance(backend.attention, DenseAttention)
+        assert isinstance(backend.memory, HostMemory)
+        assert backend.capturer is None
+        assert not backend.delayed_readback
+
+
+def random_request(dice: random.Random) -> Request:
+    """Any picture, prompt, number of beams, length and settings."""
+    least = dice.choice([0, 0, 7])
+    options = GenerationOptions(
+        num_beams=dice.randint(1, 8),
+        max_new_tokens=dice.randint(max(1, least), 24),
+        min_new_tokens=least,
+        no_repeat_ngram_size=dice.choice([0, 2, 3]),
+        early_stopping=dice.choice([True, False, "never"]),
+        length_penalty=dice.choice([0.0, 1.0, 2.0]),
+    )
+    pixels = np.random.default_rng(dice.randint(0, 5)).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    prompt = (0, *(dice.randint(3, 1000) for _ in range(dice.randint(1, 30))), 2)
+    return Request(pixels, prompt, options)
+
+
+def decode_crowd(runner: Runner, asked: Sequence[Request], dice: random.Random) -> list[list[int]]:
+    """The token ids of each request; they join a few at a time and leave at their end."""
+    coming, active = list(enumerate(asked)), dict[SequenceState, int]()
+    answers: dict[int, list[int]] = {}
+    while coming or active:
+        fitting = runner.slots.fits(request.options.num_beams for _, request in coming)
+        if fitting and (not active or dice.random() < 0.4):
+            joining = coming[: min(fitting, dice.randint(1, 4))]
+            coming = coming[len(joining) :]
+            sequences = runner.encode([request for _, request in joining])
+            active |= zip(sequences, (number for number, _ in joining), strict=True)
+        for sequence, outcome in runner.step(list(active)):
+            assert isinstance(outcome, Hypothesis)
+            answers[active.pop(sequence)] = outcome.token_ids
+    return [answers[number] for number in range(len(asked))]
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_token_ids_are_the_same_with_and_without_kernels_for_cpus(tmp_path: Path) -> None:
+    """float32, attention and products, for random crowds of requests."""
+    vocab = make_native(tmp_path).config.text_config.vocab_size
+    models: dict[str, Florence2Model] = {kind: load_float32(tmp_path, vocab) for kind in ("auto", "off")}
+    assert pack(models["auto"])
+    asked = [random_request(random.Random(seed)) for seed in range(40)]
+    answers = {}
+    for kind, model in models.items():
+        backend = Backend.for_device(CPU, model.dtype, HEAD_DIM, cpu_kernels=kind)  # type: ignore[arg-type]
+        answers[kind] = decode_crowd(Runner(model, 6, backend=backend), asked, random.Random(1))
+    assert answers["auto"] == answers["off"]
+    assert len(set(map(tuple, answers["off"]))) > 20
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_token_ids_on_a_gpu_are_those_of_a_cpu(tmp_path: Path) -> None:
+    """float32, graphs captured and replayed, results one step late; again after a reset."""
+    vocab = make_native(tmp_path).config.text_config.vocab_size
+    asked = [random_request(random.Random(seed)) for seed in range(40)]
+    expected = decode_crowd(Runner(load_float32(tmp_path, vocab), 6), asked, random.Random(1))
+    config, cuda = read_config(tmp_path), torch.device("cuda:0")
+    model = load_model(tmp_path, config, imagenet_normalize(), vocab, cuda, torch.float32)
+    backend = Backend.for_device(cuda, torch.float32, HEAD_DIM)
+    runner = Runner(model, 6, backend=backend, picture_tokens=5, picture_size=(64, 64))
+    runner.prepare()
+    for _ in range(2):
+        assert decode_crowd(runner, asked, random.Random(1)) == expected
+        runner.reset()
+
+
+@pytest.mark.gpu
+def test_copies_to_and_from_a_gpu_hold_their_values() -> None:
+    """What is downloaded is what was there when the download started."""
+    memory = CudaMemory(torch.device("cuda:0"))
+    memory.activate()
+    values = torch.arange(1000)
+    buffer = memory.upload(values)
+    before = memory.download(buffer)
+    memory.store(values * 2, buffer)
+    after = memory.download(buffer)
+    assert torch.equal(before(), values)
+    assert torch.equal(after(), values * 2)
+
+
+def test_a_model_that_is_loaded_without_kernels_for_cpus_packs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither for the project's kernels nor for oneDNN's, and it gives the same answer."""
+    answers = []
+    with Image.open(ROOT / "data" / "scene_02.png") as picture:
+        with Florence2.load("demo", device="cpu", dtype="float32") as model:
+            answers.append(model.run(picture, "<CAPTION>").text)
+
+        def refuse(self: Linear | Conv2d, *given: object) -> None:
+            raise AssertionError("a weight is packed")
+
+        monkeypatch.setattr(Linear, "use", refuse)
+        monkeypatch.setattr(Conv2d, "pack", refuse)
+        with Florence2.load("demo", device="cpu", dtype="float32", cpu_kernels="off") as model:
+            answers.append(model.run(picture, "<CAPTION>").text)
+    assert answers[0] == answers[1]
