@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import ref
 
-from florence.answers.answer import Answer
+from florence.answers.answer import Answer, OriginalAnswer
 from florence.engine.futures import settle
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
@@ -33,6 +33,7 @@ LAST_ANSWERS_S = 5.0
 """For the last answers of a model that is closed with a time limit: a callback for text may hold them up."""
 
 _Running = Future[Generation]
+MakeAnswer = Callable[[Generation, float], Answer | OriginalAnswer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Call:
     options: Mapping[str, Any]
     started: float
     streamer: TextStreamer | None = None
+    original: bool = False  # the answer: in the original's shape only
 
     def prepare(self, pipeline: Pipeline) -> Prepared:
         """Check and read everything that the call holds."""
@@ -191,7 +193,8 @@ class Calls:
     def _hand_over(self, call: Call, prepared: Prepared, future: Future[Answer]) -> None:
         """To the engine, unless the caller goes meanwhile."""
         # Futures keep their callbacks. If each held the other, the collector alone could free the picture.
-        finish = partial(self._finish, prepared, call.streamer, call.started, future)
+        make = self._pipeline.original_answer if call.original else self._pipeline.answer
+        finish = partial(self._finish, partial(make, prepared), call.streamer, call.started, future)
         with self._lock:  # so that whoever counts finds it in one of the two queues
             if self._reading.find(future) is None:
                 return
@@ -204,10 +207,10 @@ class Calls:
 
     def _finish(
         self,
-        prepared: Prepared,
+        make: MakeAnswer,
         streamer: TextStreamer | None,
         started: float,
-        future: Future[Answer],
+        future: Future[Any],
         done: _Running,
     ) -> None:
         """In a finisher: make the typed answer, off the engine's thread."""
@@ -216,15 +219,15 @@ class Calls:
         elif (error := done.exception()) is not None:  # not raised: its traceback would hold pixels
             settle(future, error)
         else:
-            settle(future, self._answer(prepared, streamer, started, done.result()))
+            settle(future, self._answer(make, streamer, started, done.result()))
 
     def _answer(
-        self, prepared: Prepared, streamer: TextStreamer | None, started: float, generation: Generation
-    ) -> Answer | Exception:
+        self, make: MakeAnswer, streamer: TextStreamer | None, started: float, generation: Generation
+    ) -> Answer | OriginalAnswer | Exception:
         try:
             if streamer is not None:
                 streamer.end()
-            return self._pipeline.answer(prepared, generation, time.monotonic() - started)
+            return make(generation, time.monotonic() - started)
         except Exception as error:  # noqa: BLE001  (as above)
             return error
 

@@ -6,8 +6,6 @@ could be answered, the reply is the first one's error.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,13 +14,13 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
 from florence.answers.answer import Answer
-from florence.errors import FlorenceError, RequestError, TaskError
-from florence.server.replies import INTERNAL_ERROR, reply_or_error, settle
+from florence.errors import RequestError, TaskError
+from florence.server.failures import failure_of, log_failure
+from florence.server.outcomes import await_outcomes
+from florence.server.replies import reply_or_error
 from florence.server.typed.endpoints import Endpoints, Output, PictureInput, explain, task_answer
 from florence.types.analysis import MOST_TASKS, Analysis, Ask, TaskFailure
 from florence.types.options import GenerationParameters
-
-logger = logging.getLogger("florence.service")
 
 
 class _TasksField(PictureInput):
@@ -63,7 +61,7 @@ async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
     options = {name: value for name, value in fields.items() if value is not None}
     given = [(ask.task, ask.given) for ask in asks]
     futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, **options)
-    outcomes = await asyncio.gather(*map(settle, futures), return_exceptions=True)
+    outcomes = await await_outcomes(futures, service.timeout_s)
     return _analysis(asks, outcomes)
 
 
@@ -81,10 +79,9 @@ def _analysis(asks: Sequence[Ask], outcomes: Sequence[Answer | BaseException]) -
 
 
 def _failure(ask: Ask, error: Exception) -> TaskFailure:
-    if isinstance(error, FlorenceError):
-        return TaskFailure(task=ask.task, error=str(error), status=error.status)
-    logger.error("the task %s failed", ask.task, exc_info=error)
-    return TaskFailure(task=ask.task, error=INTERNAL_ERROR, status=500)
+    log_failure(error)
+    failure = failure_of(error)
+    return TaskFailure(task=ask.task, error=failure.message, status=failure.status)
 
 
 def _explain(error: ValidationError) -> RequestError:

@@ -19,7 +19,7 @@ from florence.server.typed.endpoints import INPUT_TYPES, MULTIPART, answer_type
 from florence.server.v2.generate import build_generate_answer
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_infer_answer
-from florence.server.v2.model import MODEL_NAME
+from florence.server.v2.model import ServedModel
 from florence.types.analysis import Analysis
 from florence.types.info import ServiceInfo
 from florence.types.results import Text
@@ -166,8 +166,9 @@ def _responses(content: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _v2_paths() -> dict[str, Any]:
-    model = MODEL_PATH.format(model=MODEL_NAME)
-    row = {"<CAPTION>": "A green car in front of a yellow building."}
+    served = ServedModel()
+    model = MODEL_PATH.format(model=served.name)
+    row = json.dumps({"<CAPTION>": "A green car in front of a yellow building."})
     values = {"INPUT_IMAGE": _PICTURE, "TASK_PROMPT": "<CAPTION>"}
     request = {
         "id": "42",
@@ -176,7 +177,7 @@ def _v2_paths() -> dict[str, Any]:
             for name, value in values.items()
         ],
     }
-    answer = build_infer_answer("42", [row])
+    answer = build_infer_answer(served, "42", [row])
     infer = _v2(
         "Answer a task on a picture, as Triton does.", {"schema": {"type": "object"}, "example": answer}
     )
@@ -186,7 +187,7 @@ def _v2_paths() -> dict[str, Any]:
     }
     generate = _v2(
         "Answer a task on a picture, with one key for each input.",
-        {"schema": {"type": "object"}, "example": build_generate_answer("", [row])},
+        {"schema": {"type": "object"}, "example": build_generate_answer(served, "", [row])},
     )
     generate["requestBody"] = {
         "required": True,
