@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,13 +46,13 @@ async def _other(request: Any) -> Response:
 
 
 @pytest.fixture
-def guarded(model: FakeModel) -> Iterator[Starlette]:
+def guarded(model: FakeModel) -> Starlette:
     """The service's list with an authentication at its first place; other routes than /v2 are stand-ins."""
     inference = Inference(5.0)
     inference.model = model
     middleware = middleware_of(ModelRepository([inference]), 100_000)
     routes = [Route("/{path:path}", _other, methods=["GET", "POST"])]
-    yield Starlette(routes=routes, middleware=[Middleware(NeedsKey), *middleware])
+    return Starlette(routes=routes, middleware=[Middleware(NeedsKey), *middleware])
 
 
 @pytest.mark.parametrize(("method", "path"), DOORS)
