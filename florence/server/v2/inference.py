@@ -86,8 +86,8 @@ class Inference:
 
         One below a millisecond is ignored: no request could keep it, and Triton by default ignores all.
         """
-        wished = parameters.get("timeout", 0)
-        return self.timeout_s if wished < LEAST_TIMEOUT_US else min(self.timeout_s, wished / 1e6)
+        requested = parameters.get("timeout", 0)
+        return self.timeout_s if requested < LEAST_TIMEOUT_US else min(self.timeout_s, requested / 1e6)
 
 
 def generation_options(parameters: Mapping[str, Any]) -> GenerationParameters:
