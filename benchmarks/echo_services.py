@@ -16,23 +16,18 @@ from starlette.routing import Route
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from florence.answers.answer import Answer
+from florence.answers.answer import OriginalAnswer
 from florence.server import service
 from florence.settings import read_settings
-from florence.types.answer import ImageSize, Timings, Usage
-from florence.types.results import Text
+from florence.types.answer import Timings, Usage
 
-ANSWER = Answer(
+ANSWER = OriginalAnswer(
     task="<CAPTION>",
-    result=Text(text="an echo"),
-    image_size=ImageSize(width=640, height=480),
     finish_reason="stop",
     usage=Usage(picture_tokens=577, prompt_tokens=8, generated_tokens=4),
     timings=Timings(queue_s=0.0, encode_s=0.0, decode_s=0.0, total_s=0.0),
     checkpoint="echo",
-    raw_text="</s><s>an echo</s>",
-    token_ids=[2, 0, 260, 13758, 2],
-    token_logprobs=[0.0, -0.5, -0.5, -0.1],
+    text='{"<CAPTION>": "an echo"}',
 )
 
 
@@ -45,12 +40,12 @@ class EchoModel:
     def __init__(self, *, reads: bool) -> None:
         self._reads = reads
 
-    def submit(
+    def submit_original(
         self, image: Callable[[], bytes], task: str, text: Any = None, **options: Any
-    ) -> Future[Answer]:
+    ) -> Future[OriginalAnswer]:
         if self._reads:
             image()
-        future: Future[Answer] = Future()
+        future: Future[OriginalAnswer] = Future()
         future.set_result(ANSWER)
         return future
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from florence.answers.answer import Answer
+from florence.answers.answer import Answer, OriginalAnswer
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
 from florence.engine.request import GenerationOptions
@@ -56,8 +56,9 @@ class Call:
     task: str
     text: Any
     options: dict[str, Any]
-    future: Future[Answer]
+    future: Future[Any]
     on_text: Callable[[str], None] | None = None
+    original: bool = False
 
 
 @dataclass
@@ -95,10 +96,23 @@ class FakeModel:
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Future[Answer]:
-        future: Future[Answer] = Future()
-        parameters = options.pop("parameters", None)
-        options |= parameters.model_dump(exclude_none=True) if parameters else {}
-        call = Call(image, task, text, options, future, on_text)
+        return self._submit(Call(image, task, text, options, Future(), on_text))
+
+    def submit_original(
+        self,
+        image: bytes | Callable[[], bytes],
+        task: str,
+        text: Any = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Future[OriginalAnswer]:
+        return self._submit(Call(image, task, text, options, Future(), on_text, original=True))
+
+    def _submit(self, call: Call) -> Future[Any]:
+        parameters = call.options.pop("parameters", None)
+        call.options.update(parameters.model_dump(exclude_none=True) if parameters else {})
+        future = call.future
         self.calls.append(call)
         future.add_done_callback(lambda done: self.note("cancelled" if done.cancelled() else "done"))
         self.pool.submit(self._run, call)
@@ -144,7 +158,8 @@ class FakeModel:
         while time.monotonic() < end and not call.future.cancelled():
             time.sleep(0.01)
         try:
-            outcome = self._answer(call)
+            answer = self._answer(call)
+            outcome = original_of(answer) if call.original else answer
         except Exception as error:  # noqa: BLE001 - goes into the future, as the real model's does
             if call.future.set_running_or_notify_cancel():
                 call.future.set_exception(error)
@@ -177,6 +192,18 @@ class FakeModel:
             token_ids=[2, 0, 4, 2],
             token_logprobs=[0.0, -0.5, 0.0],
         )
+
+
+def original_of(answer: Answer) -> OriginalAnswer:
+    """The answer in the original's shape only."""
+    return OriginalAnswer(
+        answer.task,
+        answer.finish_reason,
+        answer.usage,
+        answer.timings,
+        answer.checkpoint,
+        json.dumps(answer.florence()),
+    )
 
 
 def load_fake(settings: Settings, device: str, observer: Observer) -> FakeModel:

@@ -16,6 +16,7 @@ from tiny import make_native
 from florence import Florence2
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
+from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.memory import CudaMemory, HostMemory
 from florence.engine.device.reference import Hypothesis
@@ -139,6 +140,8 @@ def test_a_model_that_is_loaded_without_kernels_for_cpus_packs_nothing(
 
         monkeypatch.setattr(Linear, "use", refuse)
         monkeypatch.setattr(Conv2d, "pack", refuse)
-        with Florence2.load("demo", device="cpu", dtype="float32", cpu_kernels="off") as model:
+        with Florence2.load(
+            "demo", device="cpu", dtype="float32", config=EngineConfig(cpu_kernels="off")
+        ) as model:
             answers.append(model.run(picture, "<CAPTION>").text)
     assert answers[0] == answers[1]

@@ -36,7 +36,13 @@ def test_defaults_are_those_of_the_replaced_deployment_and_of_the_picture_limits
 def test_the_engine_is_configured_as_the_settings_say(kind: str) -> None:
     """Each field of the configuration but `reserved` is a setting, and a set one holds on any device."""
     values = {"threads": 3, "max_batch_size": 5, "max_encode_batch": 2, "max_queue": 7, "max_latency_ms": 9.0}
-    values |= {"encode_budget_ms": 8.0, "max_new_tokens": 6, "max_prompt_tokens": 4, "picture_cache_bytes": 0}
+    values |= {
+        "cpu_kernels": "off",
+        "encode_budget_ms": 8.0,
+        "max_new_tokens": 6,
+        "max_prompt_tokens": 4,
+        "picture_cache_bytes": 0,
+    }
     config = Settings(**values).engine_config(kind, reserved=True)
     assert asdict(config) == {**values, "reserved": True}
 

@@ -12,8 +12,10 @@ from PIL import Image
 from starlette.applications import Starlette
 
 from florence.server.v2.infer_body import read_infer_request, split_body
+from florence.server.v2.model import ServedModel
 from florence.server.v2.tensors import InferRequest
 
+SERVED = ServedModel()
 INFER = "/v2/models/florence2/infer"
 
 
@@ -33,7 +35,7 @@ PICTURE = encoded(picture())
 
 def parse_infer_request(body: bytes, header_length: str | None = None) -> InferRequest:
     """The request that a body holds, as the route for HTTP reads it; header_length: see `split_body`."""
-    return read_infer_request(*split_body(body, header_length))
+    return read_infer_request(SERVED, *split_body(SERVED, body, header_length))
 
 
 def send(app: Starlette, method: str, path: str, **options: Any) -> httpx.Response:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from florence.answers.original import post_process_text
-from florence.types.answer import TaskAnswer
+from florence.types.answer import TaskAnswer, Timings, Usage
 from florence.types.results import Result
 
 
@@ -41,3 +42,19 @@ class Answer(TaskAnswer[Result]):
         """
         size = (self.image_size.width, self.image_size.height)
         return post_process_text(self.task, self.raw_text, size)
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalAnswer:
+    """An answer in the original's shape only, as the v2 protocol sends it: no typed result is made.
+
+    task: its token. finish_reason: "stop" or "length". text: JSON in ASCII of what
+    `Answer.florence()` gives.
+    """
+
+    task: str
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+    checkpoint: str
+    text: str

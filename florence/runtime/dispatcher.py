@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from florence.answers.answer import Answer
+from florence.answers.answer import Answer, OriginalAnswer
 from florence.engine.faults import strip_tracebacks
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
@@ -39,7 +40,8 @@ LAST_ANSWERS_S = 5.0
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
     """One task on a picture, as it was asked. `timeout_s`: seconds until `DeadlineExceeded`, None for no
-    limit; `on_text`: gets the answer's text piece by piece."""
+    limit; `on_text`: gets the answer's text piece by piece; `original`: make the answer in the original's
+    shape only."""
 
     task: str | Task
     text: TaskText
@@ -47,6 +49,7 @@ class TaskRequest:
     region: TaskText = None
     timeout_s: float | None = None
     on_text: OnText | None = None
+    original: bool = False
 
     def check(self, pipeline: Pipeline) -> CheckedTask:
         """All checks that need no picture. Raises `TaskError` and `OptionError`."""
@@ -119,7 +122,7 @@ class Dispatcher:
         streamer = None
         if request.on_text is not None:
             streamer = TextStreamer(self._pipeline.tokenizer.reader(), request.on_text, self._finisher)
-        return Accepted(task, started, deadline, streamer)
+        return Accepted(task, started, deadline, streamer, request.original)
 
     def _admit(
         self, requests: Sequence[Accepted | Exception]
@@ -204,13 +207,17 @@ class Dispatcher:
         if isinstance(outcome, FlorenceError):
             complete(future, outcome)
         else:
-            complete(future, self._answer(request, prepared, outcome))
+            made: Any = self._answer(request, prepared, outcome)
+            complete(future, made)
 
-    def _answer(self, request: Accepted, prepared: Prepared, generation: Generation) -> Answer | Exception:
+    def _answer(
+        self, request: Accepted, prepared: Prepared, generation: Generation
+    ) -> Answer | OriginalAnswer | Exception:
+        make = self._pipeline.original_answer if request.original else self._pipeline.answer
         try:
             if request.streamer is not None:
                 request.streamer.end()
-            return self._pipeline.answer(prepared, generation, self._clock() - request.started)
+            return make(prepared, generation, self._clock() - request.started)
         except Exception as error:  # noqa: BLE001  (as above)
             return _without_frames(error)
 

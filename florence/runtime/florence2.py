@@ -15,7 +15,7 @@ from typing import Any, Unpack
 
 from PIL import Image
 
-from florence.answers.answer import Answer
+from florence.answers.answer import Answer, OriginalAnswer
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
 from florence.errors import FlorenceError, OptionError
@@ -156,6 +156,19 @@ class Florence2:
         """
         return self._start(image, [(task, text)], options, on_text)[0]
 
+    def submit_original(
+        self,
+        image: Picture,
+        task: str | Task,
+        text: TaskText = None,
+        *,
+        on_text: OnText | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Future[OriginalAnswer]:
+        """As `submit`, for an answer in the original's shape only: cheaper by the typed result."""
+        future: Future[Any] = self._start(image, [(task, text)], options, on_text, original=True)[0]
+        return future
+
     def run(
         self, image: Picture, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
     ) -> Answer:
@@ -263,9 +276,10 @@ class Florence2:
         on_text: OnText | None = None,
         *,
         one_beam: bool = False,
+        original: bool = False,
     ) -> list[Future[Answer]]:
         """Start tasks on one picture; what is wrong with the picture or the options fails them all.
-        `one_beam`: unless the options say another number."""
+        `one_beam`: unless the options say another number; `original`: as `TaskRequest` has it."""
         try:
             image, parameters = self._own(image), _parameters_of(options)
         except FlorenceError as error:
@@ -273,9 +287,10 @@ class Florence2:
         if one_beam and parameters.num_beams is None:
             parameters = parameters.model_copy(update={"num_beams": 1})
         region, timeout_s = options.get("region"), options.get("timeout_s")
-        return self._dispatcher.submit(
-            image, [TaskRequest(task, text, parameters, region, timeout_s, on_text) for task, text in asks]
-        )
+        requests = [
+            TaskRequest(task, text, parameters, region, timeout_s, on_text, original) for task, text in asks
+        ]
+        return self._dispatcher.submit(image, requests)
 
     def _own(self, image: Picture) -> Picture:
         """The picture, copied if the caller might change or close it. Raises `ImageError` then."""

@@ -6,12 +6,14 @@ devices or HTTP.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from florence.answers import Piece, parse_answer
-from florence.answers.answer import Answer
+from florence.answers.answer import Answer, OriginalAnswer
+from florence.answers.original import post_process_text
 from florence.checkpoint.tokenizer import Tokenizer
 from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
 from florence.engine.request import Generation, GenerationOptions, Request
@@ -136,25 +138,46 @@ class Pipeline:
             pieces=[Piece(*piece) for piece in self.tokenizer.pieces(token_ids)],
             token_logprobs=[0.0, *generation.token_logprobs],  # the start token was given, not generated
         )
-        timings = generation.timings
         return Answer(
             task=prepared.task.token,
             result=parsed.result,
             image_size=ImageSize(width=width, height=height),
             finish_reason=generation.finish_reason,
-            usage=Usage(
-                picture_tokens=generation.picture_tokens,
-                prompt_tokens=len(prepared.request.prompt_ids),
-                generated_tokens=len(generation.token_logprobs),
-            ),
-            timings=Timings(
-                queue_s=timings.queue_s, encode_s=timings.encode_s, decode_s=timings.decode_s, total_s=total_s
-            ),
+            usage=_usage(prepared, generation),
+            timings=_timings(generation, total_s),
             checkpoint=self.checkpoint,
             raw_text=raw_text,
             token_ids=token_ids,
             token_logprobs=list(generation.token_logprobs),
         )
+
+    def original_answer(self, prepared: Prepared, generation: Generation, total_s: float) -> OriginalAnswer:
+        """The same in the original's shape only. Raises RequestError as `Answer.florence`."""
+        raw_text = self.tokenizer.decode(list(generation.token_ids))
+        original = post_process_text(prepared.task.token, raw_text, prepared.image_size)
+        return OriginalAnswer(
+            task=prepared.task.token,
+            finish_reason=generation.finish_reason,
+            usage=_usage(prepared, generation),
+            timings=_timings(generation, total_s),
+            checkpoint=self.checkpoint,
+            text=json.dumps(original),
+        )
+
+
+def _usage(prepared: Prepared, generation: Generation) -> Usage:
+    return Usage(
+        picture_tokens=generation.picture_tokens,
+        prompt_tokens=len(prepared.request.prompt_ids),
+        generated_tokens=len(generation.token_logprobs),
+    )
+
+
+def _timings(generation: Generation, total_s: float) -> Timings:
+    timings = generation.timings
+    return Timings(
+        queue_s=timings.queue_s, encode_s=timings.encode_s, decode_s=timings.decode_s, total_s=total_s
+    )
 
 
 def _input_text(task: Task, text: TaskText, image_size: tuple[int, int]) -> str | None:

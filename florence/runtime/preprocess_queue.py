@@ -27,6 +27,7 @@ class Accepted:
     started: float
     deadline: float | None
     streamer: TextStreamer | None
+    original: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""ASGI middleware around all routes: a limit on bodies, clients that leave, one shape of error bodies.
+"""ASGI middleware around all routes: a limit on bodies, clients that leave, the v2 routes, error bodies.
 
-Knows HTTP messages only. Websockets and the lifespan pass through untouched.
+Knows HTTP messages only. Websockets and the lifespan pass through untouched. The order is in
+`service.middleware_of`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import asyncio
 import json
 import logging
 from http import HTTPStatus
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from florence.errors import BodyTooLarge, ClientLeft, FlorenceError
-from florence.server.replies import error_reply, json_reply, unforeseen_reply
+from florence.errors import BodyTooLarge, ClientLeft
+from florence.server.replies import error_reply, json_reply
 
 logger = logging.getLogger("florence.service")
 
@@ -22,8 +24,8 @@ logger = logging.getLogger("florence.service")
 class V2Routes:
     """Gives requests under /v2 to their own app, before BentoML looks through its routes for them.
 
-    That app makes its own error bodies and sees for itself when a client leaves. It has `/` too, where Triton
-    has nothing, for all but browsers: those get BentoML's page.
+    That app makes its own error bodies. It has `/` too, where Triton has nothing, for all but browsers: those
+    get BentoML's page.
     """
 
     def __init__(self, app: ASGIApp, v2: ASGIApp) -> None:
@@ -60,7 +62,7 @@ class BodyLimit:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_bytes:
-            if headers.get("expect", "").lower() != "100-continue":  # who asks first has not sent yet
+            if headers.get("expect", "").lower() != "100-continue":  # such a client has not sent it yet
                 await self._discard(receive)
             return await self._refuse(scope, receive, send)
         received = 0
@@ -97,9 +99,10 @@ class BodyLimit:
 
 
 class CancelOnDisconnect:
-    """Cancels a request's work when its client has left: nobody would read the answer.
+    """Cancels the work on a POST request when its client leaves before the answer: the endpoint gets
+    `asyncio.CancelledError` where it waits.
 
-    The request ends with 499, as nginx calls it: nobody reads that either, but BentoML waits for some answer
+    The request ends with 499, nginx's status for it: no client reads that, but BentoML waits for some answer
     until its time limit, and its log and metrics count it.
     """
 
@@ -107,10 +110,11 @@ class CancelOnDisconnect:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task: Any = asyncio.current_task()  # never None in a coroutine that runs
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
         body_read = asyncio.Event()
-        started = answered = False
+        started = answered = left = False
 
         async def noted() -> Message:
             message = await receive()
@@ -124,30 +128,39 @@ class CancelOnDisconnect:
             answered = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        async def left() -> None:
+        async def watch() -> None:
+            nonlocal left
             await body_read.wait()
-            while (await receive())["type"] != "http.disconnect":
-                pass
+            await _disconnected(receive)
+            if not answered:  # a server reports an answered client as gone too
+                left = True
+                task.cancel()
 
-        work = asyncio.ensure_future(self.app(scope, noted, watched))
-        gone = asyncio.ensure_future(left())
+        watcher = asyncio.ensure_future(watch())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done() or answered:  # a server reports an answered client as gone too
-                return await work
+            await self.app(scope, noted, watched)
+        except asyncio.CancelledError:
+            if not left or task.cancelling() > 1:  # cancelled from outside
+                raise
         finally:
-            gone.cancel()
-            work.cancel()
-        logger.info("the client of %s left before the answer", scope["path"])
-        if not started:
-            error = ClientLeft()
-            await json_reply({"error": str(error)}, error.status)(scope, receive, send)
+            watcher.cancel()
+            if left:
+                task.uncancel()
+        if left:
+            logger.info("the client of %s left before the answer", scope["path"])
+        if left and not started:
+            await json_reply({"error": str(ClientLeft())}, ClientLeft.status)(scope, receive, send)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class ErrorBodies:
     """Makes every error's body {"error": "..."}: the framework's are plain text, lists, or hold more keys.
 
-    An exception that nobody met becomes a 500: without an answer BentoML would wait until its time limit.
+    An exception becomes an error's reply: without one BentoML would wait until its time limit.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -162,25 +175,23 @@ class ErrorBodies:
 
         async def reworded(message: Message) -> None:
             nonlocal start, begun
-            begun = True
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 start = message
             elif start is not None and message["type"] == "http.response.body":
                 body.extend(message.get("body", b""))
                 if not message.get("more_body", False):
+                    begun = True
                     await _send_error(start, bytes(body), scope, receive, send)
             else:
+                begun = True
                 await send(message)
 
         try:
             await self.app(scope, receive, reworded)
-        except FlorenceError as error:
-            await error_reply(error)(scope, receive, send)
-        except Exception:
+        except Exception as error:
             if begun:
                 raise
-            logger.exception("a request failed unexpectedly")
-            await unforeseen_reply()(scope, receive, send)
+            await error_reply(error)(scope, receive, send)
 
 
 async def _send_error(start: Message, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,8 +1,7 @@
 """The BentoML service: settings to a loaded model, the typed endpoints, the v2 routes, start and stop.
 
-Knows BentoML and the settings; HTTP bodies are
-`florence.server`'s and models `florence.Florence2`'s business. One worker process holds one model on one
-device.
+Knows BentoML and the settings; HTTP bodies are `typed`'s and `v2`'s business, models `florence.Florence2`'s.
+One worker process holds one model on one device.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import bentoml
+from starlette.middleware import Middleware
 
 from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
@@ -28,8 +28,9 @@ from florence.server.replies import Model
 from florence.server.typed.about import create_about_app
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
-from florence.server.v2.http_app import INFER_PATHS, create_v2_app
+from florence.server.v2.http_app import create_v2_app, infer_paths
 from florence.server.v2.inference import Inference
+from florence.server.v2.repository import ModelRepository
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
@@ -47,7 +48,7 @@ GRACE_S = 10.0  # by which BentoML's time limit is longer than ours, whose messa
 
 
 def fetch_checkpoint(settings: Settings) -> None:
-    """Have the checkpoint's files here: one download for all workers. Ends the process if that can't be."""
+    """Download the checkpoint's files once for all workers. Ends the process where that fails."""
     from florence.checkpoint.hub import resolve_checkpoint
 
     try:
@@ -153,7 +154,8 @@ class TaskService:
         from florence.server.v2.grpc_server import GrpcServer
 
         host, port = self.settings.grpc_host, self.settings.grpc_port
-        server = GrpcServer(self.inference, self.settings.max_body_bytes, shared=len(self.devices) > 1)
+        models = ModelRepository([self.inference])
+        server = GrpcServer(models, self.settings.max_body_bytes, shared=len(self.devices) > 1)
         try:
             await server.start(host, port)
         except FlorenceError as error:
@@ -175,8 +177,8 @@ class TaskService:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # as above
     async def close(self) -> None:
-        """All HTTP requests have been answered by now: the server waits for them before it ends. What is left
-        has nobody who waits longer than the time limit."""
+        """All HTTP requests have been answered by now: the server waits for them before it ends. gRPC calls
+        and the model are given the time limit to finish."""
         if self.grpc is not None:
             await self.grpc.stop(self.timeout_s)
         self.inference.model = None
@@ -213,18 +215,34 @@ def build_service(
         resources=_resources(devices),
         traffic={"timeout": settings.timeout_s + GRACE_S},
         # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
-        logging={"access": {"skip_paths": [*PROBES, *INFER_PATHS], "request_content_type": False}},
+        logging={
+            "access": {"skip_paths": [*PROBES, *infer_paths(inference.served)], "request_content_type": False}
+        },
         image=variant.image,
         envs=variant.envs,
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
     built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
-    v2 = create_v2_app(inference, settings.max_body_bytes)
-    built.add_asgi_middleware(V2Routes, v2=BodyLimit(v2, settings.max_body_bytes))
-    built.add_asgi_middleware(ErrorBodies)
-    built.add_asgi_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    built.add_asgi_middleware(CancelOnDisconnect)
+    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes):
+        built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
+
+
+def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Middleware]:
+    """What each HTTP request goes through, outermost first, on its way to the routes.
+
+    All requests pass what stands before `V2Routes`: the typed endpoints, /v2, /info, /docs.json, /metrics and
+    the health checks. What stands after it is passed on the way to BentoML's routes only. BentoML's own
+    metrics, log and time limit are outside of all. gRPC calls do not come here; their counterpart of a
+    middleware is an interceptor of the server in `v2.grpc_server`.
+    """
+    return [
+        # Authentication goes here: before a body is read or a route is found.
+        Middleware(BodyLimit, max_bytes=max_body_bytes),
+        Middleware(CancelOnDisconnect),
+        Middleware(V2Routes, v2=create_v2_app(repository, max_body_bytes)),
+        Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
+    ]
 
 
 def end_serving() -> None:
@@ -237,7 +255,7 @@ def end_serving() -> None:
 
 
 def end_worker() -> None:
-    """In a worker whose engine is broken: end the process, once those who waited have had their answers.
+    """In a worker whose engine is broken: end the process, after the waiting requests have had their errors.
     BentoML starts another worker, or, in a container, ends with it, for the orchestrator to start anew."""
     logger.critical("the engine can't recover: this worker ends")
     if bentoml.server_context.worker_index is not None:

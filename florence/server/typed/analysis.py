@@ -6,9 +6,7 @@ answered, the reply is the first one's error.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Final
@@ -18,13 +16,13 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
 from florence.answers.answer import Answer
-from florence.errors import FlorenceError, RequestError, TaskError, quote
-from florence.server.replies import INTERNAL_ERROR, reply_or_error, settle
+from florence.errors import RequestError, TaskError, quote
+from florence.server.failures import failure_of, log_failure
+from florence.server.outcomes import await_outcomes
+from florence.server.replies import reply_or_error
 from florence.server.typed.endpoints import Endpoints, Output, PictureInput, explain, task_answer
 from florence.types.analysis import MOST_TASKS, Analysis, TaskFailure, TaskRequest
 from florence.types.options import GenerationParameters
-
-logger = logging.getLogger("florence.service")
 
 TASKS_EXAMPLE: Final = ("caption", {"task": "<CAPTION_TO_PHRASE_GROUNDING>", "text": "a green car"})
 _PROBLEMS: Final = MappingProxyType(
@@ -73,7 +71,7 @@ async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
     parameters = GenerationParameters.model_construct(**fields)  # validated with the input
     given = [(task.task, task.given) for task in tasks]
     futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, parameters=parameters)
-    outcomes = await asyncio.gather(*map(settle, futures), return_exceptions=True)
+    outcomes = await await_outcomes(futures, service.timeout_s)
     return _analysis(tasks, outcomes)
 
 
@@ -95,10 +93,9 @@ def _analysis(tasks: Sequence[TaskRequest], outcomes: Sequence[Answer | BaseExce
 
 
 def _failure(task: TaskRequest, error: Exception) -> TaskFailure:
-    if isinstance(error, FlorenceError):
-        return TaskFailure(task=task.task, error=str(error), status=error.status)
-    logger.error("the task %s failed", task.task, exc_info=error)
-    return TaskFailure(task=task.task, error=INTERNAL_ERROR, status=500)
+    log_failure(error)
+    failure = failure_of(error)
+    return TaskFailure(task=task.task, error=failure.message, status=failure.status)
 
 
 def _explain(error: ValidationError) -> RequestError:

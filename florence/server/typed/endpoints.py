@@ -27,8 +27,9 @@ from starlette.responses import Response
 from florence.answers.answer import Answer
 from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
 from florence.server.long_strings import parse_json
+from florence.server.outcomes import await_answer
 from florence.server.picture import EncodedPicture
-from florence.server.replies import Model, off_loop, reply_or_error, settle
+from florence.server.replies import Model, off_loop, reply_or_error
 from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
@@ -190,7 +191,7 @@ async def _answer(service: Endpoints, task: Task, fields: dict[str, Any]) -> Bas
         timeout_s=service.timeout_s,
         parameters=GenerationParameters.model_construct(**fields),  # validated with the input
     )
-    return task_answer(await settle(future))
+    return task_answer(await await_answer(future, service.timeout_s))
 
 
 def task_answer(answer: Answer) -> BaseModel:

@@ -14,13 +14,13 @@ from typing import Any, Final
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from florence import __version__
-from florence.server.replies import INTERNAL_ERROR
+from florence.server.failures import INTERNAL_ERROR
 from florence.server.typed.analysis import TASKS_EXAMPLE, AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.endpoints import INPUT_TYPES, MULTIPART, output_type
 from florence.server.v2.generate import build_generate_answer
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_infer_answer
-from florence.server.v2.model import MODEL_NAME
+from florence.server.v2.model import ServedModel
 from florence.types.analysis import Analysis
 from florence.types.info import ServiceInfo
 from florence.types.results import Text
@@ -176,9 +176,10 @@ def _responses(content: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _v2_paths() -> dict[str, Any]:
-    model = MODEL_PATH.format(model=MODEL_NAME)
+    served = ServedModel()
+    model = MODEL_PATH.format(model=served.name)
     token = TASKS.resolve("caption").token
-    row = {token: "A green car in front of a yellow building."}
+    row = json.dumps({token: "A green car in front of a yellow building."})
     values = {"INPUT_IMAGE": _PICTURE, "TASK_PROMPT": token}
     request = {
         "id": "42",
@@ -187,9 +188,11 @@ def _v2_paths() -> dict[str, Any]:
             for name, value in values.items()
         ],
     }
-    infer = _v2("Answer a task on a picture, as Triton does.", example=build_infer_answer("42", [row]))
+    answer = build_infer_answer(served, "42", [row])
+    infer = _v2("Answer a task on a picture, as Triton does.", example=answer)
     generate = _v2(
-        "Answer a task on a picture, with one key for each input.", example=build_generate_answer("", [row])
+        "Answer a task on a picture, with one key for each input.",
+        example=build_generate_answer(served, "", [row]),
     )
     stream = _v2(
         "The same, its text token by token before it where num_beams is 1 and the task answers in text."

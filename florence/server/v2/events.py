@@ -6,20 +6,23 @@ Knows ASGI messages; what the events hold is `generate`'s business.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from florence.server.replies import reply_or_error
-from florence.server.v2.generate import build_text_event
 
 Texts = asyncio.Queue[str | None]
 """Pieces of a text as they are generated; None when there are no more."""
 
+BuildEvent = Callable[[str], bytes]
+"""Makes an event of a piece of text."""
+
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 
 
-async def open_stream(request_id: str, texts: Texts, work: asyncio.Task[Response]) -> Response:
+async def open_stream(build: BuildEvent, texts: Texts, work: asyncio.Task[Response]) -> Response:
     """The reply to a request for a stream, once its first event is there, or an error's reply in its place.
 
     work: ends with the reply that holds the last event, after the last piece of text.
@@ -29,7 +32,7 @@ async def open_stream(request_id: str, texts: Texts, work: asyncio.Task[Response
     except asyncio.CancelledError:
         work.cancel()
         raise
-    return await reply_or_error(work) if first is None else _Events(request_id, first, texts, work)
+    return await reply_or_error(work) if first is None else _Events(build, first, texts, work)
 
 
 class _Events(Response):
@@ -37,10 +40,10 @@ class _Events(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, request_id: str, first: str, texts: Texts, work: asyncio.Task[Response]) -> None:
+    def __init__(self, build: BuildEvent, first: str, texts: Texts, work: asyncio.Task[Response]) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._request_id = request_id
+        self._build = build
         self._first = first
         self._texts = texts
         self._work = work
@@ -50,7 +53,7 @@ class _Events(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             text: str | None = self._first
             while text is not None:
-                await self._send(send, build_text_event(self._request_id, text), more=True)
+                await self._send(send, self._build(text), more=True)
                 text = await self._texts.get()
             await self._send(send, await self._last_event(), more=False)
         finally:

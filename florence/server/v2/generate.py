@@ -13,7 +13,7 @@ from florence.errors import OptionError, ProtocolError
 from florence.server.long_strings import parse_json
 from florence.server.v2.infer_body import answer_head, flatten, member
 from florence.server.v2.inference import generation_options
-from florence.server.v2.model import INPUTS, OUTPUT
+from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
 from florence.server.v2.tensors import InferRequest, Tensor, check_parameters, check_text, read_columns
 from florence.types.tasks import Kind, TaskTable
 
@@ -23,7 +23,7 @@ TEXT_KEY: Final = "text_output"
 _NOT_PARAMETERS = frozenset({"id", "parameters", *INPUTS})
 
 
-def parse_generate_request(body: bytes) -> InferRequest:
+def parse_generate_request(served: ServedModel, body: bytes) -> InferRequest:
     """The request in a body such as {"INPUT_IMAGE": "<base64>", "TASK_PROMPT": "<CAPTION>"}; a list of texts
     makes as many rows. Keys that name no input are parameters. Raises ProtocolError."""
     content = parse_json(body)
@@ -32,14 +32,13 @@ def parse_generate_request(body: bytes) -> InferRequest:
     request_id = check_text(member(content, "id", str), "id") if "id" in content else ""
     parameters = dict(member(content, "parameters", dict)) if "parameters" in content else {}
     parameters |= {name: value for name, value in content.items() if name not in _NOT_PARAMETERS}
-    columns = read_columns(_tensors(content), request_id)
+    columns = read_columns(served, _tensors(content), request_id)
     return InferRequest(request_id, columns, check_parameters(parameters))
 
 
-def build_generate_answer(request_id: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def build_generate_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> dict[str, Any]:
     """The answer's JSON object: a text for one row, a list of texts for more."""
-    texts = [json.dumps(row) for row in answers]
-    return {**answer_head(request_id), OUTPUT: texts[0] if len(texts) == 1 else texts}
+    return {**answer_head(served, request_id), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
 
 
 def is_token_stream(infer: InferRequest, tasks: TaskTable) -> bool:
@@ -60,9 +59,9 @@ def is_token_stream(infer: InferRequest, tasks: TaskTable) -> bool:
     return infer.row_count == 1 and tasks.resolve(str(infer.columns["TASK_PROMPT"][0])).kind is Kind.TEXT
 
 
-def build_text_event(request_id: str, text: str) -> bytes:
+def build_text_event(served: ServedModel, request_id: str, text: str) -> bytes:
     """A piece of the answer's text, as one server-sent event."""
-    return build_event({**answer_head(request_id), TEXT_KEY: text})
+    return build_event({**answer_head(served, request_id), TEXT_KEY: text})
 
 
 def build_event(content: Mapping[str, Any]) -> bytes:

@@ -6,7 +6,6 @@ Pure functions; the messages are the ones that Triton's own client was generated
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,14 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from florence.errors import ProtocolError
 from florence.server.v2.infer_body import answer_tensor
-from florence.server.v2.model import (
-    MODEL_NAME,
-    MODEL_VERSION,
-    model_config,
-    model_metadata,
-    repository_index,
-    server_metadata,
-)
+from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.tensors import (
     DATATYPES,
     InferRequest,
@@ -36,27 +28,27 @@ from florence.server.v2.tensors import (
 )
 
 
-def read_infer_request(message: Any) -> InferRequest:
+def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
     """The request in a ModelInferRequest. Its tensors are views into the message. Raises ProtocolError."""
     check_text(message.id, "id")
     parameters = check_parameters({name: _value(message.parameters[name]) for name in message.parameters})
-    columns = read_columns(_tensors(message), message.id)
+    columns = read_columns(served, _tensors(served, message), message.id)
     for output in message.outputs:
-        check_output(output.name)
+        check_output(served, output.name)
     return InferRequest(message.id, columns, parameters, binary_output=True)
 
 
-def infer_response(request_id: str, answers: Sequence[Mapping[str, Any]]) -> Any:
-    """The ModelInferResponse; each row's answer becomes one element of JSON."""
-    response = infer_head(request_id)
-    response.outputs.add(**answer_tensor(len(answers)))
-    response.raw_output_contents.append(pack(json.dumps(row).encode("ascii") for row in answers))
+def infer_response(served: ServedModel, request_id: str, texts: Sequence[str]) -> Any:
+    """The ModelInferResponse; one element for each row."""
+    response = infer_head(served, request_id)
+    response.outputs.add(**answer_tensor(len(texts)))
+    response.raw_output_contents.append(pack(text.encode("ascii") for text in texts))
     return response
 
 
-def infer_head(request_id: str) -> Any:
+def infer_head(served: ServedModel, request_id: str) -> Any:
     """A ModelInferResponse without outputs."""
-    return service_pb2.ModelInferResponse(model_name=MODEL_NAME, model_version=MODEL_VERSION, id=request_id)
+    return service_pb2.ModelInferResponse(model_name=served.name, model_version=served.version, id=request_id)
 
 
 def stream_response(response: Any) -> Any:
@@ -65,9 +57,10 @@ def stream_response(response: Any) -> Any:
     return service_pb2.ModelStreamInferResponse(infer_response=response)
 
 
-def stream_error(request_id: str, text: str) -> Any:
+def stream_error(served: ServedModel, request_id: str, text: str) -> Any:
     """An error as the answer to a request of a stream, which goes on."""
-    return service_pb2.ModelStreamInferResponse(error_message=text, infer_response=infer_head(request_id))
+    head = infer_head(served, request_id)
+    return service_pb2.ModelStreamInferResponse(error_message=text, infer_response=head)
 
 
 def server_metadata_response() -> Any:
@@ -75,14 +68,14 @@ def server_metadata_response() -> Any:
     return ParseDict(server_metadata(), service_pb2.ServerMetadataResponse())
 
 
-def model_metadata_response() -> Any:
+def model_metadata_response(served: ServedModel) -> Any:
     """The ModelMetadataResponse."""
-    return ParseDict(model_metadata(), service_pb2.ModelMetadataResponse())
+    return ParseDict(served.metadata(), service_pb2.ModelMetadataResponse())
 
 
-def model_config_response() -> Any:
+def model_config_response(served: ServedModel) -> Any:
     """The ModelConfigResponse."""
-    return ParseDict({"config": model_config()}, service_pb2.ModelConfigResponse())
+    return ParseDict({"config": served.config()}, service_pb2.ModelConfigResponse())
 
 
 def statistics_response(statistics: Mapping[str, Any]) -> Any:
@@ -90,9 +83,9 @@ def statistics_response(statistics: Mapping[str, Any]) -> Any:
     return ParseDict(dict(statistics), service_pb2.ModelStatisticsResponse())
 
 
-def index_response(ready: bool, only_ready: bool) -> Any:
+def index_response(index: Sequence[Mapping[str, Any]]) -> Any:
     """The RepositoryIndexResponse."""
-    return ParseDict({"models": repository_index(ready, only_ready)}, service_pb2.RepositoryIndexResponse())
+    return ParseDict({"models": list(index)}, service_pb2.RepositoryIndexResponse())
 
 
 def _value(parameter: Any) -> Any:
@@ -100,12 +93,12 @@ def _value(parameter: Any) -> Any:
     return None if kind is None else getattr(parameter, kind)
 
 
-def _tensors(message: Any) -> Iterator[Tensor]:
+def _tensors(served: ServedModel, message: Any) -> Iterator[Tensor]:
     """The input tensors; where there are raw contents, each input takes the next of them."""
     raw = message.raw_input_contents
     for index, tensor in enumerate(message.inputs):
         name = tensor.name
-        check_input(name)
+        check_input(served, name)
         datatype = tensor.datatype if tensor.datatype in DATATYPES else "<invalid>"
         if not raw:
             yield Tensor(name, datatype, tensor.shape, tensor.contents.bytes_contents)
@@ -113,10 +106,10 @@ def _tensors(message: Any) -> Iterator[Tensor]:
         if tensor.HasField("contents"):
             raise ProtocolError(
                 f"contents field must not be specified when using raw_input_contents for '{name}' for model "
-                f"'{MODEL_NAME}'"
+                f"'{served.name}'"
             )
         if index >= len(raw):
             raise ProtocolError(
-                f"unable to find data for input tensor '{name}' for model '{MODEL_NAME}' in request."
+                f"unable to find data for input tensor '{name}' for model '{served.name}' in request."
             )
         yield Tensor(name, datatype, tensor.shape, memoryview(raw[index]))

@@ -7,7 +7,6 @@ loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -16,38 +15,23 @@ from urllib.parse import quote
 import grpc
 from tritonclient.grpc import service_pb2
 
-from florence.answers.answer import Answer
-from florence.errors import (
-    DeadlineExceeded,
-    FlorenceError,
-    NotFound,
-    RequestError,
-    SettingsError,
-    Unavailable,
-)
-from florence.server.replies import INTERNAL_ERROR, log_failure, retry_after_s
+from florence.answers.answer import OriginalAnswer
+from florence.errors import NotFound, SettingsError
+from florence.server.failures import failure_of, log_failure
 from florence.server.v2 import grpc_messages as messages
-from florence.server.v2.inference import Inference
-from florence.server.v2.model import check_model, check_statistics
-
-logger = logging.getLogger("florence.service")
+from florence.server.v2.model import ServedModel
+from florence.server.v2.repository import ModelRepository
 
 STREAM_AHEAD: Final = 64  # requests of one stream that are at work before the first of them is answered
 _MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
-_CODES: Final = (
-    (NotFound, grpc.StatusCode.NOT_FOUND),
-    (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
-    (Unavailable, grpc.StatusCode.UNAVAILABLE),
-    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
-)
 
 
 class GrpcServer:
     """A gRPC server on one port. max_message_bytes: of a request; shared: whether other processes listen on
     the same port, and the kernel balances connections (SO_REUSEPORT)."""
 
-    def __init__(self, inference: Inference, max_message_bytes: int, *, shared: bool) -> None:
+    def __init__(self, repository: ModelRepository, max_message_bytes: int, *, shared: bool) -> None:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -55,7 +39,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", int(shared)),
             ]
         )
-        self._calls = _Calls(inference)
+        self._calls = _Calls(repository)
         self._server.add_generic_rpc_handlers(_handlers(self._calls))
 
     async def start(self, host: str, port: int) -> int:
@@ -113,21 +97,11 @@ async def _answer(call: Callable[[Any], Awaitable[Any]], request: Any, context: 
     """What the call gives; its error ends it with a status and the error's words."""
     try:
         return await call(request)
-    except FlorenceError as error:
+    except Exception as error:  # noqa: BLE001  (logged and answered)
         log_failure(error)
-        retry_s = retry_after_s(error)
-        trailing = () if retry_s is None else (("retry-after", str(retry_s)),)
-        await context.abort(_code(error), _details(str(error)), trailing)
-    except Exception:
-        logger.exception("a call failed unexpectedly")
-        await context.abort(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
-
-
-def _code(error: FlorenceError) -> Any:
-    for kind, code in _CODES:
-        if isinstance(error, kind):
-            return code
-    return grpc.StatusCode.INTERNAL
+        failure = failure_of(error)
+    trailing = () if failure.retry_after_s is None else (("retry-after", str(failure.retry_after_s)),)
+    await context.abort(grpc.StatusCode[failure.grpc_code], _details(failure.message), trailing)
 
 
 def _details(text: str) -> str:
@@ -144,8 +118,8 @@ def _scrub(text: str) -> str:
 class _Calls:
     """The service's methods, each from request to response message."""
 
-    def __init__(self, inference: Inference) -> None:
-        self._inference = inference
+    def __init__(self, repository: ModelRepository) -> None:
+        self._repository = repository
         self._readers: set[asyncio.Task[None]] = set()  # of the open streams
 
     def end_streams(self) -> None:
@@ -157,43 +131,40 @@ class _Calls:
         return service_pb2.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: Any) -> Any:
-        return service_pb2.ServerReadyResponse(ready=self._inference.ready)
+        return service_pb2.ServerReadyResponse(ready=self._repository.ready)
 
     async def model_ready(self, request: Any) -> Any:
         """To Triton an unknown model is not ready, and no error."""
         try:
-            check_model(request.name, request.version)
+            ready = self._repository.find(request.name, request.version).ready
         except NotFound:
-            return service_pb2.ModelReadyResponse(ready=False)
-        return service_pb2.ModelReadyResponse(ready=self._inference.ready)
+            ready = False
+        return service_pb2.ModelReadyResponse(ready=ready)
 
     async def server_metadata(self, request: Any) -> Any:
         return messages.server_metadata_response()
 
     async def model_metadata(self, request: Any) -> Any:
-        check_model(request.name, request.version)
-        return messages.model_metadata_response()
+        return messages.model_metadata_response(self._repository.find(request.name, request.version).served)
 
     async def model_config(self, request: Any) -> Any:
-        check_model(request.name, request.version)
-        return messages.model_config_response()
+        return messages.model_config_response(self._repository.find(request.name, request.version).served)
 
     async def model_statistics(self, request: Any) -> Any:
-        check_statistics(request.name, request.version)
-        return messages.statistics_response(self._inference.statistics.as_dict())
+        return messages.statistics_response(self._repository.statistics(request.name, request.version))
 
     async def repository_index(self, request: Any) -> Any:
-        return messages.index_response(self._inference.ready, request.ready)
+        return messages.index_response(self._repository.index(only_ready=request.ready))
 
     async def model_infer(self, request: Any) -> Any:
-        check_model(request.model_name, request.model_version)
-        self._inference.ready_model()
-        infer = messages.read_infer_request(request)
+        inference = self._repository.find(request.model_name, request.model_version)
+        inference.ready_model()
+        infer = messages.read_infer_request(inference.served, request)
 
-        def respond(answers: Sequence[Answer]) -> Any:
-            return messages.infer_response(infer.id, [answer.florence() for answer in answers])
+        def respond(answers: Sequence[OriginalAnswer]) -> Any:
+            return messages.infer_response(inference.served, infer.id, [answer.text for answer in answers])
 
-        return await self._inference.answer(infer, respond)
+        return await inference.answer(infer, respond)
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """An answer to each request in their order, while those behind it are at work already."""
@@ -231,13 +202,12 @@ class _Calls:
     async def _stream_answer(self, request: Any) -> Any:
         try:
             return messages.stream_response(await self.model_infer(request))
-        except FlorenceError as error:
+        except Exception as error:  # noqa: BLE001  (logged and answered)
             log_failure(error)
-            return messages.stream_error(request.id, _scrub(str(error)))
-        except Exception:
-            logger.exception("a call failed unexpectedly")
-            return messages.stream_error(request.id, INTERNAL_ERROR)
+            known = self._repository.get(request.model_name)
+            served = known.served if known else ServedModel(request.model_name, request.model_version)
+            return messages.stream_error(served, request.id, _scrub(failure_of(error).message))
 
     async def health(self, request: bytes, context: Any) -> bytes:
-        """grpc.health.v1: the state of the one model, whatever service is asked for."""
-        return _SERVING if self._inference.ready else _NOT_SERVING
+        """grpc.health.v1: the state of all models, whatever service is asked for."""
+        return _SERVING if self._repository.ready else _NOT_SERVING

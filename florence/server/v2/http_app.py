@@ -1,7 +1,7 @@
-"""The v2 protocol over HTTP: health, metadata, statistics and inference of the one model, a Starlette app.
+"""The v2 protocol over HTTP: health, metadata, statistics and inference, a Starlette app.
 
-Knows paths, statuses and headers; bodies are `infer_body`'s and `generate`'s business, the model is
-`inference`'s. Until that has a model, answers are 503.
+Knows paths, statuses and headers; bodies are `infer_body`'s and `generate`'s business, the models are in
+`repository`. While a model is not loaded, its answers are 503.
 """
 
 from __future__ import annotations
@@ -15,54 +15,61 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from florence.errors import NotFound, ProtocolError
+from florence.errors import Closed, NotFound, ProtocolError
 from florence.server.long_strings import parse_json
 from florence.server.replies import json_reply, off_loop
 from florence.server.v2.http_generate import generate, generate_stream
 from florence.server.v2.http_infer import infer
-from florence.server.v2.inference import Inference
-from florence.server.v2.model import (
-    MODEL_NAME,
-    MODEL_VERSION,
-    check_statistics,
-    model_config,
-    model_metadata,
-    repository_index,
-    server_metadata,
+from florence.server.v2.model import ServedModel, server_metadata
+from florence.server.v2.repository import ModelRepository
+from florence.server.v2.requests import (
+    Handler,
+    answering,
+    inference_of,
+    read_body,
+    repository_of,
+    version_of,
 )
-from florence.server.v2.requests import Handler, answering, check_path, inference_of, read_body, version_of
 
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"
-INFER_PATHS = tuple(
-    path.format(model=MODEL_NAME, version=MODEL_VERSION) + "/infer" for path in (MODEL_PATH, VERSION_PATH)
-)
+
+
+def infer_paths(served: ServedModel) -> list[str]:
+    """The paths of a model's infer requests, with its version and without."""
+    paths = (MODEL_PATH, VERSION_PATH)
+    return [path.format(model=served.name, version=served.version) + "/infer" for path in paths]
 
 
 class _App(Starlette):
-    """Starlette, with a short way to the one path that all the load is on, and one line in the log for each
-    request there; and with paths as they were sent, since to Triton `%32` is no 2."""
+    """Starlette, with a shortcut to the infer paths, which have all the load; and with paths as they were
+    sent, since to Triton `%32` is not 2."""
+
+    def __init__(self, repository: ModelRepository, max_body_bytes: int) -> None:
+        super().__init__(routes=_routes(), exception_handlers={HTTPException: _refused})
+        self.router.redirect_slashes = False
+        self.state.repository = repository
+        self.state.max_body_bytes = max_body_bytes
+        served = [inference.served for inference in repository.models]
+        self._infer_paths = {path: model.name for model in served for path in infer_paths(model)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await super().__call__(scope, receive, send)
         if b"%" in scope.get("raw_path", b""):
             scope = {**scope, "path": str(scope["raw_path"], "latin-1").partition("?")[0]}
-        if scope["path"] not in INFER_PATHS or scope["method"] != "POST":
+        name = self._infer_paths.get(scope["path"])
+        if name is None or scope["method"] != "POST":
             return await super().__call__(scope, receive, send)
-        scope["app"], scope["path_params"] = self, {"model": MODEL_NAME}
+        scope["app"], scope["path_params"] = self, {"model": name}
         reply = await infer(Request(scope, receive))
         await reply(scope, receive, send)
 
 
-def create_v2_app(inference: Inference, max_body_bytes: int) -> Starlette:
-    """The routes under /v2, answered by this model. max_body_bytes: of a body that came compressed, once
-    it is not; compressed ones and others have been measured before."""
-    app = _App(routes=_routes(), exception_handlers={HTTPException: _refused})
-    app.router.redirect_slashes = False
-    app.state.inference = inference
-    app.state.max_body_bytes = max_body_bytes
-    return app
+def create_v2_app(repository: ModelRepository, max_body_bytes: int) -> Starlette:
+    """The routes under /v2, answered by these models. max_body_bytes: of a compressed body, once it is
+    decompressed; bodies as they are sent are limited by `BodyLimit`."""
+    return _App(repository, max_body_bytes)
 
 
 def _routes() -> list[Route]:
@@ -105,17 +112,18 @@ async def _live(request: Request) -> Response:
 
 @answering
 async def _ready(request: Request) -> Response:
-    inference_of(request).ready_model()
+    if not repository_of(request).ready:
+        raise Closed("the model is not ready")
     return Response(media_type="text/plain")
 
 
 @answering
 async def _model_ready(request: Request) -> Response:
     try:
-        check_path(request)
+        inference = inference_of(request)
     except NotFound as error:
         raise ProtocolError(str(error)) from None  # Triton answers 400 on this path only
-    inference_of(request).ready_model()
+    inference.ready_model()
     return Response(media_type="text/plain")
 
 
@@ -126,25 +134,22 @@ async def _server_metadata(request: Request) -> Response:
 
 @answering
 async def _model_metadata(request: Request) -> Response:
-    check_path(request)
-    return json_reply(model_metadata())
+    return json_reply(inference_of(request).served.metadata())
 
 
 @answering
 async def _config(request: Request) -> Response:
-    check_path(request)
-    return json_reply(model_config())
+    return json_reply(inference_of(request).served.config())
 
 
 @answering
 async def _statistics(request: Request) -> Response:
-    check_statistics(request.path_params["model"], version_of(request))
-    return json_reply(inference_of(request).statistics.as_dict())
+    return json_reply(repository_of(request).statistics(request.path_params["model"], version_of(request)))
 
 
 @answering
 async def _all_statistics(request: Request) -> Response:
-    return json_reply(inference_of(request).statistics.as_dict())
+    return json_reply(repository_of(request).statistics())
 
 
 @answering
@@ -153,4 +158,4 @@ async def _index(request: Request) -> Response:
     wanted = await off_loop(len(body), parse_json, body) if body else {}
     if not isinstance(wanted, dict) or not isinstance(wanted.get("ready", False), bool):
         raise ProtocolError('the body must be empty, or a JSON object such as {"ready": true}')
-    return json_reply(repository_index(inference_of(request).ready, wanted.get("ready", False)))
+    return json_reply(repository_of(request).index(only_ready=wanted.get("ready", False)))

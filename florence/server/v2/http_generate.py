@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from florence.answers.answer import Answer
+from florence.answers.answer import OriginalAnswer
 from florence.errors import ProtocolError
 from florence.runtime.streaming import OnText
 from florence.server.replies import checkpoint_header, json_reply, off_loop
@@ -21,10 +21,11 @@ from florence.server.v2.events import Texts, open_stream
 from florence.server.v2.generate import (
     build_event,
     build_generate_answer,
+    build_text_event,
     is_token_stream,
     parse_generate_request,
 )
-from florence.server.v2.requests import answering, check_path, inference_of, left, read_body
+from florence.server.v2.requests import answering, inference_of, read_body
 from florence.server.v2.tensors import InferRequest
 
 
@@ -49,16 +50,16 @@ async def generate_stream(request: Request) -> Response:
 
     work = asyncio.ensure_future(_answer(request, infer, _event_reply, on_text))
     work.add_done_callback(lambda _: texts.put_nowait(None))
-    return await open_stream(infer.id, texts, work)
+    return await open_stream(partial(build_text_event, inference_of(request).served, infer.id), texts, work)
 
 
 async def _read(request: Request) -> InferRequest:
-    check_path(request)
-    inference_of(request).ready_model()
+    inference = inference_of(request)
+    inference.ready_model()
     if request.headers.get("content-encoding", "identity") not in ("", "identity"):
         raise ProtocolError("Unsupported content-encoding, only 'identity' is supported.")
     body = await read_body(request)
-    return await off_loop(len(body), parse_generate_request, body)
+    return await off_loop(len(body), parse_generate_request, inference.served, body)
 
 
 async def _answer(
@@ -67,12 +68,15 @@ async def _answer(
     reply: Callable[[dict[str, Any]], Response],
     on_text: OnText | None = None,
 ) -> Response:
-    def build(answers: Sequence[Answer]) -> Response:
-        made = reply(build_generate_answer(infer.id, [answer.florence() for answer in answers]))
+    inference = inference_of(request)
+
+    def build(answers: Sequence[OriginalAnswer]) -> Response:
+        texts = [answer.text for answer in answers]
+        made = reply(build_generate_answer(inference.served, infer.id, texts))
         made.headers.update(checkpoint_header(answers[0].checkpoint))
         return made
 
-    return await inference_of(request).answer(infer, build, left=partial(left, request), on_text=on_text)
+    return await inference.answer(infer, build, on_text=on_text)
 
 
 def _event_reply(content: dict[str, Any]) -> Response:

@@ -5,6 +5,7 @@ Knows headers and the order of things; bodies are `infer_body`'s business, the m
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -15,16 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from florence.answers.answer import Answer
-from florence.errors import UnknownEncoding
-from florence.server.replies import (
-    checkpoint_header,
-    error_reply,
-    json_reply,
-    log_answer,
-    off_loop,
-    reply_or_error,
-)
+from florence.answers.answer import OriginalAnswer
+from florence.errors import ClientLeft, UnknownEncoding
+from florence.server.outcomes import log_answer
+from florence.server.replies import checkpoint_header, error_reply, json_reply, off_loop, reply_or_error
 from florence.server.v2.compression import ENCODINGS, choose_encoding, compress, decompress
 from florence.server.v2.infer_body import (
     build_binary_answer,
@@ -32,7 +27,8 @@ from florence.server.v2.infer_body import (
     read_infer_request,
     split_body,
 )
-from florence.server.v2.requests import check_path, inference_of, left, read_body
+from florence.server.v2.model import ServedModel
+from florence.server.v2.requests import inference_of, read_body
 from florence.server.v2.tensors import InferRequest
 
 logger = logging.getLogger("florence.service")
@@ -41,9 +37,13 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 async def infer(request: Request) -> Response:
-    """The reply to an infer request. Writes one line into the log, for BentoML writes none for this path."""
+    """The reply to an infer request. Writes one line into the log; BentoML writes none for this path."""
     started = time.perf_counter()
-    reply = await reply_or_error(_infer(request, started))
+    try:
+        reply = await reply_or_error(_infer(request, started))
+    except asyncio.CancelledError:
+        logger.info("%s", _outcome(request.scope, ClientLeft.status, started))
+        raise
     if reply.status_code >= 400:
         reason = bytes(reply.body[:500]).decode("ascii")
         logger.info("%s: %s", _outcome(request.scope, reply.status_code, started), reason)
@@ -51,25 +51,24 @@ async def infer(request: Request) -> Response:
 
 
 async def _infer(request: Request, started: float) -> Response:
-    check_path(request)
     inference = inference_of(request)
     inference.ready_model()
     try:
         body = await _plain_body(request)
     except UnknownEncoding as error:
         return error_reply(error, {"Accept-Encoding": ENCODINGS})
-    document, tail = split_body(body, request.headers.get(HEADER_LENGTH))
-    asked = await off_loop(document.size, read_infer_request, document, tail)
+    document, tail = split_body(inference.served, body, request.headers.get(HEADER_LENGTH))
+    asked = await off_loop(document.size, read_infer_request, inference.served, document, tail)
 
-    def log(answer: Answer) -> None:
+    def log(answer: OriginalAnswer) -> None:
         log_answer(answer, _outcome(request.scope, 200, started) + ": ")
 
-    reply = await inference.answer(asked, partial(_reply, asked), left=partial(left, request), log=log)
+    reply = await inference.answer(asked, partial(_reply, inference.served, asked), log=log)
     return await _as_accepted(reply, request.headers.get("accept-encoding", ""))
 
 
 async def _plain_body(request: Request) -> bytes:
-    """The request's body, decompressed; in a thread, for nobody knows how much it becomes."""
+    """The request's body, decompressed; in a thread, since its plain size is not known before."""
     body = await read_body(request)
     encoding = request.headers.get("content-encoding", "")
     if encoding in ("", "identity"):
@@ -87,17 +86,17 @@ async def _as_accepted(reply: Response, accepted: str) -> Response:
     return Response(body, reply.status_code, {**headers, "Content-Encoding": encoding})
 
 
-def _reply(infer: InferRequest, answers: Sequence[Answer]) -> Response:
-    jsons = [answer.florence() for answer in answers]
+def _reply(served: ServedModel, infer: InferRequest, answers: Sequence[OriginalAnswer]) -> Response:
+    texts = [answer.text for answer in answers]
     headers = checkpoint_header(answers[0].checkpoint)
     if not infer.binary_output:
-        return json_reply(build_infer_answer(infer.id, jsons), headers=headers)
-    body, header_length = build_binary_answer(infer.id, jsons)
+        return json_reply(build_infer_answer(served, infer.id, texts), headers=headers)
+    body, header_length = build_binary_answer(served, infer.id, texts)
     return Response(body, 200, {HEADER_LENGTH: str(header_length), **headers}, "application/octet-stream")
 
 
 def _outcome(scope: Scope, status: int, started: float) -> str:
-    """Who sent which request, what became of it, and how long that took."""
+    """The client's address, its request, the status and the time it took, for the log."""
     host, port = scope.get("client") or ("-", 0)
     milliseconds = 1000 * (time.perf_counter() - started)
     return f"{host}:{port} {scope['method']} {scope['path']} {status} in {milliseconds:.1f} ms"

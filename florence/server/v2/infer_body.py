@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 from florence.errors import ProtocolError
 from florence.server.long_strings import Document, LongString
-from florence.server.v2.model import INPUTS, MODEL_NAME, MODEL_VERSION, OUTPUT
+from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
 from florence.server.v2.tensors import (
     DATATYPES,
     Element,
@@ -37,7 +37,7 @@ _ONE_OF: Final = (
 _HEADER_LENGTH: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
-def read_infer_request(document: Document, tail: memoryview) -> InferRequest:
+def read_infer_request(served: ServedModel, document: Document, tail: memoryview) -> InferRequest:
     """The request of both parts of a body. Its pictures are views into the body.
 
     Takes memory within a small multiple of the body's size. Raises ProtocolError.
@@ -50,8 +50,8 @@ def read_infer_request(document: Document, tail: memoryview) -> InferRequest:
         raise ProtocolError("Unable to parse 'id': attempt to access JSON non-string as string")
     check_text(request_id, "id")
     parameters = check_parameters(member(content, "parameters", dict) if "parameters" in content else {})
-    columns = read_columns(_tensors(member(content, "inputs", list), tail), request_id)
-    return InferRequest(request_id, columns, parameters, _wants_binary(content, parameters))
+    columns = read_columns(served, _tensors(served, member(content, "inputs", list), tail), request_id)
+    return InferRequest(request_id, columns, parameters, _wants_binary(served, content, parameters))
 
 
 def answer_tensor(rows: int) -> dict[str, Any]:
@@ -59,28 +59,28 @@ def answer_tensor(rows: int) -> dict[str, Any]:
     return {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, 1]}
 
 
-def build_infer_answer(request_id: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The answer's JSON object; each row's answer becomes one string of JSON. An id comes back if sent."""
-    output = {**answer_tensor(len(answers)), "data": [json.dumps(row) for row in answers]}
-    return {**answer_head(request_id), "outputs": [output]}
+def build_infer_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> dict[str, Any]:
+    """The answer's JSON object, with one string for each row. An id comes back if sent."""
+    output = {**answer_tensor(len(texts)), "data": list(texts)}
+    return {**answer_head(served, request_id), "outputs": [output]}
 
 
-def build_binary_answer(request_id: str, answers: Sequence[Mapping[str, Any]]) -> tuple[bytes, int]:
+def build_binary_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> tuple[bytes, int]:
     """The answer with a packed tensor, and how many bytes of it are its JSON."""
-    packed = pack(json.dumps(row).encode("ascii") for row in answers)
-    output = {**answer_tensor(len(answers)), "parameters": {"binary_data_size": len(packed)}}
-    head = json.dumps({**answer_head(request_id), "outputs": [output]}, separators=(",", ":"))
+    packed = pack(text.encode("ascii") for text in texts)
+    output = {**answer_tensor(len(texts)), "parameters": {"binary_data_size": len(packed)}}
+    head = json.dumps({**answer_head(served, request_id), "outputs": [output]}, separators=(",", ":"))
     text = head.encode("ascii")
     return text + packed, len(text)
 
 
-def answer_head(request_id: str) -> dict[str, Any]:
+def answer_head(served: ServedModel, request_id: str) -> dict[str, Any]:
     """What every answer says of its request and model. An id comes back if it was sent."""
     head: dict[str, Any] = {"id": request_id} if request_id else {}
-    return head | {"model_name": MODEL_NAME, "model_version": MODEL_VERSION}
+    return head | {"model_name": served.name, "model_version": served.version}
 
 
-def split_body(body: bytes, header_length: str | None) -> tuple[Document, memoryview]:
+def split_body(served: ServedModel, body: bytes, header_length: str | None) -> tuple[Document, memoryview]:
     """The body's JSON, not parsed, and the packed tensors behind it; ProtocolError for a wrong length.
 
     header_length: bytes of the JSON, as the header Inference-Header-Content-Length says; None: all.
@@ -92,7 +92,7 @@ def split_body(body: bytes, header_length: str | None) -> tuple[Document, memory
         refuse(
             "",
             f"Raw request must only have 1 input (found 1) to be deduced but got {len(INPUTS)} inputs in "
-            f"'{MODEL_NAME}' model configuration",
+            f"'{served.name}' model configuration",
         )
     if number is None or number == len(body):
         return Document(body), memoryview(b"")
@@ -116,13 +116,13 @@ def member(holder: Mapping[str, Any], name: str, kind: type) -> Any:
     return holder[name]
 
 
-def _tensors(inputs: Sequence[Any], tail: memoryview) -> Iterator[Tensor]:
+def _tensors(served: ServedModel, inputs: Sequence[Any], tail: memoryview) -> Iterator[Tensor]:
     """The input tensors; packed ones take their bytes from the tail, one after the other."""
     for tensor in inputs:
         if not isinstance(tensor, dict):
             raise ProtocolError("Unable to parse 'inputs': attempt to access JSON non-object as object")
         name = member(tensor, "name", str)
-        check_input(name)
+        check_input(served, name)
         datatype, shape = member(tensor, "datatype", str), member(tensor, "shape", list)
         if not all(_is_unsigned(size) for size in shape):
             _refuse_unsigned("shape")
@@ -136,12 +136,12 @@ def _tensors(inputs: Sequence[Any], tail: memoryview) -> Iterator[Tensor]:
         if size > len(tail):
             raise ProtocolError(
                 f"unexpected size for input '{name}', expecting {size - len(tail)} additional bytes for "
-                f"model '{MODEL_NAME}'"
+                f"model '{served.name}'"
             )
         yield Tensor(name, datatype, shape, tail[:size])
         tail = tail[size:]
     if len(tail):
-        raise ProtocolError(f"unexpected additional input data for model '{MODEL_NAME}'")
+        raise ProtocolError(f"unexpected additional input data for model '{served.name}'")
 
 
 def _binary_size(tensor: Mapping[str, Any]) -> int | None:
@@ -189,14 +189,14 @@ def flatten(data: Sequence[Any]) -> list[Element]:
     return strings
 
 
-def _wants_binary(content: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
+def _wants_binary(served: ServedModel, content: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
     """Whether the output is to be packed: as it says where it is named, else as the request says."""
     outputs = member(content, "outputs", list) if "outputs" in content else []
     wanted = False
     for output in outputs:
         if not isinstance(output, dict):
             raise ProtocolError("Unable to parse 'outputs': attempt to access JSON non-object as object")
-        check_output(member(output, "name", str))
+        check_output(served, member(output, "name", str))
         named = member(output, "parameters", dict) if "parameters" in output else {}
         if "binary_data" in named:
             wanted = member(named, "binary_data", bool)

@@ -1,4 +1,4 @@
-"""What the v2 handlers need of an HTTP request: the model and version that its path names, its body, its end.
+"""What the v2 handlers need of an HTTP request: the model that its path names, and its body.
 
 Knows requests and replies of HTTP; no body's format.
 """
@@ -14,12 +14,14 @@ from starlette.responses import Response
 from florence.errors import NotFound
 from florence.server.replies import reply_or_error
 from florence.server.v2.inference import Inference
-from florence.server.v2.model import MODEL_VERSION, check_model
+from florence.server.v2.repository import ModelRepository
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def answering(handler: Handler) -> Handler:
+    """The handler with errors turned into replies."""
+
     @wraps(handler)
     async def answered(request: Request) -> Response:
         return await reply_or_error(handler(request))
@@ -27,28 +29,23 @@ def answering(handler: Handler) -> Handler:
     return answered
 
 
+def repository_of(request: Request) -> ModelRepository:
+    """The app's models."""
+    repository: ModelRepository = request.app.state.repository
+    return repository
+
+
 def inference_of(request: Request) -> Inference:
-    inference: Inference = request.app.state.inference
-    return inference
+    """The model that the path names. Raises NotFound for an unknown model or version."""
+    return repository_of(request).find(request.path_params["model"], version_of(request))
 
 
 def version_of(request: Request) -> str:
-    """The path's version. One that is no number is, to Triton, a path that is not there."""
-    version: str = request.path_params.get("version", MODEL_VERSION)
-    if not (version.isascii() and version.isdecimal()):
+    """The path's version, "" for none. One that is no number is, to Triton, an unknown path."""
+    version: str = request.path_params.get("version", "")
+    if version and not (version.isascii() and version.isdecimal()):
         raise NotFound("Not Found")
     return version
-
-
-def check_path(request: Request) -> None:
-    """NotFound unless the path names this model and, if any, this version."""
-    check_model(request.path_params["model"], version_of(request))
-
-
-async def left(request: Request) -> None:
-    """Ends when the client has left. The body has to be read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def read_body(request: Request) -> bytes:

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
-from florence.server.v2.model import MODEL_NAME, MODEL_VERSION
-
-_LABELS: Final = f'model="{MODEL_NAME}",version="{MODEL_VERSION}"'
+from florence.server.v2.model import ServedModel
 
 
 class Reason(StrEnum):
@@ -81,6 +80,7 @@ class Statistics:
     What is in a picture, a task or a text is, as there, the model's to judge: one that is wrong is a failure.
     """
 
+    served: ServedModel = field(default_factory=ServedModel)
     rows: int = 0
     pending: int = 0
     last_inference_ms: int = 0
@@ -115,11 +115,11 @@ class Statistics:
         self.last_inference_ms = time.time_ns() // 1_000_000
 
     def as_dict(self) -> dict[str, Any]:
-        """The body of Triton's statistics. batch_stats are by the rows of a request."""
+        """The model's entry in Triton's statistics. batch_stats are by the rows of a request."""
         never = Duration().as_dict()
-        model = {
-            "name": MODEL_NAME,
-            "version": MODEL_VERSION,
+        return {
+            "name": self.served.name,
+            "version": self.served.version,
             "last_inference": self.last_inference_ms,
             "inference_count": self.rows,
             "execution_count": self.success.count,
@@ -137,32 +137,33 @@ class Statistics:
             ],
             "memory_usage": [],
         }
-        return {"model_stats": [model]}
 
     def as_metrics(self) -> str:
         """The same in Prometheus' text format, under Triton's names."""
         return "".join(self._metrics())
 
     def _metrics(self) -> Iterator[str]:
+        labels = f'model="{self.served.name}",version="{self.served.version}"'
+        metric = partial(_metric, labels)
         failures = "".join(
-            f'nv_inference_request_failure{{{_LABELS},reason="{reason}"}} {self.failures[reason]}\n'
+            f'nv_inference_request_failure{{{labels},reason="{reason}"}} {self.failures[reason]}\n'
             for reason in Reason
         )
         head = "# HELP nv_inference_request_failure Failed inference requests\n"
         yield head + "# TYPE nv_inference_request_failure counter\n" + failures
-        yield _metric("request_success", "Answered inference requests", self.success.count)
-        yield _metric("count", "Rows of answered inference requests", self.rows)
-        yield _metric("exec_count", "Inference requests that the model answered", self.success.count)
+        yield metric("request_success", "Answered inference requests", self.success.count)
+        yield metric("count", "Rows of answered inference requests", self.rows)
+        yield metric("exec_count", "Inference requests that the model answered", self.success.count)
         whole = self.success.ns + self.fail.ns
-        yield _metric("request_duration_us", "Microseconds of all inference requests", whole // 1000)
-        yield _metric("queue_duration_us", "Microseconds spent waiting", self.queue.ns // 1000)
+        yield metric("request_duration_us", "Microseconds of all inference requests", whole // 1000)
+        yield metric("queue_duration_us", "Microseconds spent waiting", self.queue.ns // 1000)
         compute = self.compute
-        yield _metric("compute_input_duration_us", "... reading pictures", compute.compute_input.ns // 1000)
-        yield _metric("compute_infer_duration_us", "... in the model", compute.compute_infer.ns // 1000)
-        yield _metric("compute_output_duration_us", "... making replies", compute.compute_output.ns // 1000)
-        yield _metric("pending_request_count", "Inference requests not yet answered", self.pending, "gauge")
+        yield metric("compute_input_duration_us", "... reading pictures", compute.compute_input.ns // 1000)
+        yield metric("compute_infer_duration_us", "... in the model", compute.compute_infer.ns // 1000)
+        yield metric("compute_output_duration_us", "... making replies", compute.compute_output.ns // 1000)
+        yield metric("pending_request_count", "Inference requests not yet answered", self.pending, "gauge")
 
 
-def _metric(name: str, text: str, value: int, kind: str = "counter") -> str:
+def _metric(labels: str, name: str, text: str, value: int, kind: str = "counter") -> str:
     name = f"nv_inference_{name}"
-    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name}{{{_LABELS}}} {value}\n"
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name}{{{labels}}} {value}\n"

@@ -15,8 +15,9 @@ from typing import Any, Final, NoReturn
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.long_strings import LongString
+from florence.server.outcomes import name_row
 from florence.server.picture import decode_base64, decode_picture, decode_plain_base64
-from florence.server.v2.model import INPUTS, MAX_BATCH_SIZE, MODEL_NAME, OUTPUT, REQUIRED_INPUTS
+from florence.server.v2.model import INPUTS, OUTPUT, REQUIRED_INPUTS, ServedModel
 from florence.types.options import MAX_TEXT_CHARS
 
 DATATYPES: Final = frozenset(
@@ -68,27 +69,26 @@ class InferRequest:
         return len(self.columns[REQUIRED_INPUTS[0]])
 
 
-def read_columns(tensors: Iterable[Tensor], request_id: str) -> Columns:
+def read_columns(served: ServedModel, tensors: Iterable[Tensor], request_id: str) -> Columns:
     """The inputs' elements, one for each row. ProtocolError for inputs that don't fit the model or each
     other."""
     columns: dict[str, Sequence[Element]] = {}
     for tensor in tensors:
-        check_input(tensor.name)
         if tensor.name in columns:
             refuse(request_id, f"input '{tensor.name}' already exists in request")
-        columns[tensor.name] = _elements(tensor, request_id)
+        columns[tensor.name] = _elements(served, tensor, request_id)
     missing = [name for name in REQUIRED_INPUTS if name not in columns]
     if missing:
         refuse(
             request_id,
             f"expected number of inputs between {len(REQUIRED_INPUTS)} and {len(INPUTS)} but got "
-            f"{len(columns)} inputs for model '{MODEL_NAME}'. Got input(s) {_names(columns)}, but missing "
+            f"{len(columns)} inputs for model '{served.name}'. Got input(s) {_names(columns)}, but missing "
             f"required input(s) {_names(missing)}. Please provide all required input(s).",
         )
     rows = len(columns["INPUT_IMAGE"])
     for name, elements in columns.items():
         if len(elements) != rows:
-            refuse(request_id, f"input '{name}' batch size does not match other inputs for '{MODEL_NAME}'")
+            refuse(request_id, f"input '{name}' batch size does not match other inputs for '{served.name}'")
     return columns
 
 
@@ -104,17 +104,10 @@ def read_rows(columns: Columns) -> tuple[Row, ...]:
             task = _text(columns["TASK_PROMPT"][index], "TASK_PROMPT")
             text = _text(columns["TEXT_PROMPT"][index], "TEXT_PROMPT") if "TEXT_PROMPT" in columns else ""
         except FlorenceError as error:
-            raise of_row(error, index, count) from None
+            raise name_row(error, index, count) from None
         image = partial(_picture, columns["INPUT_IMAGE"][index])
         rows.append(Row(image, task, text if text.strip() else None))
     return tuple(rows)
-
-
-def of_row(error: FlorenceError, index: int, count: int) -> FlorenceError:
-    """The error, naming the row that it comes from when there are several."""
-    if count > 1:
-        error.args = (f"row {index}: {error}",)
-    return error
 
 
 def refuse(request_id: str, message: str) -> NoReturn:
@@ -122,16 +115,16 @@ def refuse(request_id: str, message: str) -> NoReturn:
     raise ProtocolError(f"[request id: {request_id or '<id_unknown>'}] {message}")
 
 
-def check_input(name: str) -> None:
+def check_input(served: ServedModel, name: str) -> None:
     """ProtocolError unless the model has an input of that name."""
     if name not in INPUTS:
-        raise ProtocolError(f"unexpected inference input '{name[:60]}' for model '{MODEL_NAME}'")
+        raise ProtocolError(f"unexpected inference input '{name[:60]}' for model '{served.name}'")
 
 
-def check_output(name: str) -> None:
+def check_output(served: ServedModel, name: str) -> None:
     """ProtocolError unless the model has an output of that name."""
     if name != OUTPUT:
-        raise ProtocolError(f"unexpected inference output '{name[:60]}' for model '{MODEL_NAME}'")
+        raise ProtocolError(f"unexpected inference output '{name[:60]}' for model '{served.name}'")
 
 
 def check_text(text: str, what: str) -> str:
@@ -199,14 +192,14 @@ def _names(names: Iterable[str]) -> str:
     return "[" + ",".join(f"'{name}'" for name in names) + "]"
 
 
-def _elements(tensor: Tensor, request_id: str) -> Sequence[Element]:
+def _elements(served: ServedModel, tensor: Tensor, request_id: str) -> Sequence[Element]:
     """The elements of one input, as many as its shape has rows."""
     name = tensor.name
-    rows = _row_count(tensor.shape, name, request_id)
+    rows = _row_count(served, tensor.shape, name, request_id)
     if tensor.datatype != "BYTES":
         refuse(
             request_id,
-            f"inference input '{name}' data-type is '{tensor.datatype[:60]}', but model '{MODEL_NAME}' "
+            f"inference input '{name}' data-type is '{tensor.datatype[:60]}', but model '{served.name}' "
             "expects 'BYTES'",
         )
     elements = unpack(tensor.data, name, rows) if isinstance(tensor.data, memoryview) else tensor.data
@@ -214,33 +207,34 @@ def _elements(tensor: Tensor, request_id: str) -> Sequence[Element]:
         refuse(
             request_id,
             f"unexpected number of string elements {len(elements)} for inference input '{name}' "
-            f"for model '{MODEL_NAME}', expecting {rows}",
+            f"for model '{served.name}', expecting {rows}",
         )
     if len(elements) < rows:
         refuse(
             request_id,
-            f"expected {rows} string elements for inference input '{name}' for model '{MODEL_NAME}', "
+            f"expected {rows} string elements for inference input '{name}' for model '{served.name}', "
             f"got {len(elements)}",
         )
     return elements
 
 
-def _row_count(shape: Sequence[int], name: str, request_id: str) -> int:
+def _row_count(served: ServedModel, shape: Sequence[int], name: str, request_id: str) -> int:
     """How many rows a shape of [rows, 1] has; [1] is one row too."""
     if not shape:
         refuse(
-            request_id, f"input '{name}' has no shape but model requires batch dimension for '{MODEL_NAME}'"
+            request_id, f"input '{name}' has no shape but model requires batch dimension for '{served.name}'"
         )
     if list(shape) != [1] and (len(shape) != 2 or shape[1] != 1 or shape[0] < 1):
         got = ",".join(str(size) for size in shape[:8])
         refuse(
             request_id,
-            f"unexpected shape for input '{name}' for model '{MODEL_NAME}'. Expected [-1,1], got "
+            f"unexpected shape for input '{name}' for model '{served.name}'. Expected [-1,1], got "
             f"[{got[:60]}]. NOTE: Setting a non-zero max_batch_size in the model config requires a batch "
             "dimension to be prepended to each input shape.",
         )
-    if shape[0] > MAX_BATCH_SIZE:
-        refuse(request_id, f"inference request batch-size must be <= {MAX_BATCH_SIZE} for '{MODEL_NAME}'")
+    most = served.max_batch_size
+    if shape[0] > most:
+        refuse(request_id, f"inference request batch-size must be <= {most} for '{served.name}'")
     return shape[0]
 
 

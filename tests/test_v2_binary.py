@@ -10,12 +10,13 @@ import pytest
 from fake_model import FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
-from v2 import INFER, parse_infer_request, picture, request, send
+from v2 import INFER, SERVED, parse_infer_request, picture, request, send
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.v2.http_app import create_v2_app
 from florence.server.v2.infer_body import build_binary_answer
 from florence.server.v2.inference import Inference
+from florence.server.v2.repository import ModelRepository
 from florence.server.v2.tensors import pack, read_rows, unpack
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
@@ -140,7 +141,7 @@ def test_the_output_is_packed_when_asked(members: dict[str, Any], binary: bool) 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=2), max_size=4))
 def test_packed_answers_come_back(answers: list[dict[str, str]]) -> None:
     """The JSON says how many bytes follow it, and they are the rows' JSON."""
-    body, header = build_binary_answer("7", answers)
+    body, header = build_binary_answer(SERVED, "7", [json.dumps(row) for row in answers])
     head = json.loads(body[:header])
     (output,) = head["outputs"]
     assert (head["id"], output["shape"]) == ("7", [len(answers), 1])
@@ -158,8 +159,8 @@ def test_base64_in_packed_form_is_taken() -> None:
 
 def test_raw_bytes_go_in_and_packed_answers_come_out() -> None:
     """Over HTTP: the header in any case, any content type, and the answer's own header and type."""
-    model, app = FakeModel(), create_v2_app(Inference(timeout_s=5.0), 10_000_000)
-    app.state.inference.model = model
+    model, app = FakeModel(), create_v2_app(ModelRepository([Inference(timeout_s=5.0)]), 10_000_000)
+    app.state.repository.find("florence2").model = model
     outputs = [{"name": "PARSED_JSON", "parameters": {"binary_data": True}}]
     columns = {"INPUT_IMAGE": [picture()], "TASK_PROMPT": [b"<CAPTION>"]}
     body, header = packed_request(columns, id="b-7", outputs=outputs)

@@ -19,7 +19,8 @@ from starlette.routing import Route
 from florence.answers.answer import Answer
 from florence.errors import Closed
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
-from florence.server.replies import reply_or_error, settle
+from florence.server.outcomes import await_answer
+from florence.server.replies import reply_or_error
 
 LIMIT = 1024
 
@@ -103,7 +104,7 @@ def test_every_error_body_becomes_one_object_with_one_text(original: Response, t
     assert headers.get(b"retry-after", b"").decode() == original.headers.get("retry-after", "")
 
 
-def test_an_exception_that_nobody_met_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_exception_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
     """BentoML's time limit waits for an answer; the log has the traceback, the client no word of it."""
     messages: list[Any] = []
 
@@ -140,7 +141,7 @@ class _Client:
 
     def __init__(self) -> None:
         self.leaves = asyncio.Event()
-        self.gone = asyncio.Event()  # whoever receives from it has been told that it left
+        self.gone = asyncio.Event()  # set once `receive` has said that it left
         self.sent = False
         self.messages: list[Any] = []
 
@@ -171,7 +172,7 @@ def test_a_client_that_leaves_cancels_its_work() -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await receive()
             asyncio.get_running_loop().call_soon(client.leaves.set)
-            await settle(future)
+            await await_answer(future, 5.0)
 
         await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), 5)
         return future, client.messages
@@ -223,4 +224,4 @@ def test_a_future_cancelled_by_the_model_is_a_503_and_not_a_cancelled_caller() -
     future: Future[Answer] = Future()
     future.cancel()
     with pytest.raises(Closed, match="send the request again"):
-        asyncio.run(settle(future))
+        asyncio.run(await_answer(future, 5.0))

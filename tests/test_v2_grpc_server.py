@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from fake_model import FakeModel
-from test_protocol_grpc_messages import message
+from test_v2_grpc_messages import message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from v2 import picture
 from waiting import until
@@ -19,6 +19,7 @@ from waiting import until
 from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
 from florence.server.v2.grpc_server import STREAM_AHEAD, GrpcServer
 from florence.server.v2.inference import Inference
+from florence.server.v2.repository import ModelRepository
 
 Check = Callable[[Any, Inference], Awaitable[None]]
 
@@ -29,7 +30,7 @@ async def listening(
 ) -> AsyncIterator[tuple[grpc.aio.Channel, Inference]]:
     inference = Inference(timeout_s=5.0)
     inference.model = model
-    server = GrpcServer(inference, max_bytes, shared=False)
+    server = GrpcServer(ModelRepository([inference]), max_bytes, shared=False)
     port = await server.start("127.0.0.1", 0)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -232,7 +233,7 @@ def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> 
     async def checked() -> None:
         inference = Inference(timeout_s=5.0)
         inference.model = model
-        server = GrpcServer(inference, 10_000_000, shared=False)
+        server = GrpcServer(ModelRepository([inference]), 10_000_000, shared=False)
         port = await server.start("127.0.0.1", 0)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -279,10 +280,10 @@ def test_a_port_that_is_taken_is_a_settings_error(model: FakeModel) -> None:
 
     async def checked() -> None:
         inference = Inference(timeout_s=5.0)
-        first = GrpcServer(inference, 1000, shared=False)
+        first = GrpcServer(ModelRepository([inference]), 1000, shared=False)
         port = await first.start("127.0.0.1", 0)
         with pytest.raises(SettingsError, match="FLORENCE_GRPC_PORT names another port"):
-            await GrpcServer(inference, 1000, shared=False).start("127.0.0.1", port)
+            await GrpcServer(ModelRepository([inference]), 1000, shared=False).start("127.0.0.1", port)
         await first.stop(0)
 
     asyncio.run(checked())
@@ -292,7 +293,7 @@ def test_an_ipv6_address_is_taken_without_brackets() -> None:
     """As the setting for HTTP takes it."""
 
     async def start() -> int:
-        server = GrpcServer(Inference(timeout_s=5.0), 1000, shared=False)
+        server = GrpcServer(ModelRepository([Inference(timeout_s=5.0)]), 1000, shared=False)
         try:
             return await server.start("::1", 0)
         finally:

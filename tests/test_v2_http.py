@@ -147,7 +147,7 @@ def test_without_a_ready_model_only_live_is_well(app: Starlette, model: FakeMode
     """Ready and infer are 503 with a time to come back, before the model is there and when it stops."""
     model.ready = False
     if missing == "not loaded":
-        app.state.inference.model = None
+        app.state.repository.find("florence2").model = None
     assert send(app, "GET", "/v2/health/live").status_code == 200
     for method, path in (
         ("GET", "/v2/health/ready"),

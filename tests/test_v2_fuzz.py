@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_protocol_grpc_messages import message
-from v2 import parse_infer_request, picture
+from test_v2_grpc_messages import message
+from v2 import SERVED, parse_infer_request, picture
 
 from florence.errors import FlorenceError
 from florence.server.v2.compression import compress, decompress
@@ -66,7 +66,7 @@ SEEDS = {
     "json": (json_body(picture()), lambda body: read(parse_infer_request(body))),
     "long json": (json_body(LARGE), lambda body: read(parse_infer_request(body))),
     "packed": (PACKED, lambda body: read(parse_infer_request(body, PACKED_HEADER))),
-    "generate": (generate_body(picture()), lambda body: read(parse_generate_request(body))),
+    "generate": (generate_body(picture()), lambda body: read(parse_generate_request(SERVED, body))),
     "gzip": (
         gzip.compress(json_body(picture())),
         lambda body: read(parse_infer_request(decompress(body, "gzip", MIB))),
@@ -125,7 +125,7 @@ def test_a_damaged_message_is_a_request_or_an_error_of_ours(data: Any) -> None:
     except Exception:  # noqa: BLE001  (protobuf's own: not a message)
         return
     try:
-        read(read_infer_request(made))
+        read(read_infer_request(SERVED, made))
     except FlorenceError as error:
         assert 400 <= error.status < 500  # noqa: PT017  (either outcome is right)
 

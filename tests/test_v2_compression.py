@@ -23,6 +23,7 @@ from florence.server.v2.compression import (
 )
 from florence.server.v2.http_app import create_v2_app
 from florence.server.v2.inference import Inference
+from florence.server.v2.repository import ModelRepository
 
 MAX_BYTES = 100_000
 ENCODINGS = st.sampled_from(["gzip", "deflate"])
@@ -33,7 +34,7 @@ BODY = json.dumps(request()).encode()
 def app() -> Iterator[Starlette]:
     inference, model = Inference(timeout_s=5.0), FakeModel()
     inference.model = model
-    yield create_v2_app(inference, MAX_BYTES)
+    yield create_v2_app(ModelRepository([inference]), MAX_BYTES)
     model.close()
 
 

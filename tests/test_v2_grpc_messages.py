@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
+from v2 import SERVED
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.v2.grpc_messages import infer_response, read_infer_request
@@ -42,7 +43,7 @@ def test_rows_come_back_in_order(names: list[str], count: int, raw: bool) -> Non
         "TEXT_PROMPT": [f"text {index}".encode() for index in range(count)],
     }
     made = message({name: columns[name] for name in names}, raw=raw, id="7")
-    infer = read_infer_request(made)
+    infer = read_infer_request(SERVED, made)
     rows = read_rows(infer.columns)
     assert [row.image() for row in rows] == columns["INPUT_IMAGE"]
     assert [row.task for row in rows] == [f"<T{index}>" for index in range(count)]
@@ -59,7 +60,7 @@ def test_any_message_is_a_request_or_an_error_of_ours(data: bytes) -> None:
     except Exception:  # noqa: BLE001  (protobuf's own: not a message)
         return
     try:
-        assert read_infer_request(made).row_count >= 1
+        assert read_infer_request(SERVED, made).row_count >= 1
     except FlorenceError as error:
         assert 400 <= error.status < 500  # noqa: PT017  (either outcome is right)
 
@@ -67,7 +68,7 @@ def test_any_message_is_a_request_or_an_error_of_ours(data: bytes) -> None:
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=2), max_size=4))
 def test_answers_go_out_packed(answers: list[dict[str, str]]) -> None:
     """One output of one JSON text a row, in raw contents, as Triton sends it."""
-    response = infer_response("7", answers)
+    response = infer_response(SERVED, "7", [json.dumps(row) for row in answers])
     assert (response.id, response.model_name, response.model_version) == ("7", "florence2", "1")
     (output,), (packed,) = response.outputs, response.raw_output_contents
     assert (output.name, output.datatype, list(output.shape)) == ("PARSED_JSON", "BYTES", [len(answers), 1])
@@ -84,7 +85,7 @@ def test_parameters_of_every_type_are_read() -> None:
     made.parameters["other"].string_param = "x"
     made.parameters["timeout"].uint64_param = 5
     made.parameters["triton_enable_empty_final_response"].bool_param = True
-    assert read_infer_request(made).parameters == {
+    assert read_infer_request(SERVED, made).parameters == {
         "num_beams": 2,
         "length_penalty": 1.5,
         "early_stopping": False,
@@ -135,4 +136,4 @@ REFUSED: list[tuple[Any, str]] = [
 def test_what_does_not_fit_is_refused_in_tritons_words(change: Any, text: str) -> None:
     """Contents, names, types and shapes that contradict each other or the model."""
     with pytest.raises(ProtocolError, match=text):
-        read_infer_request(changed(change))
+        read_infer_request(SERVED, changed(change))

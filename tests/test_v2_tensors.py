@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from v2 import SERVED
 
 from florence.errors import FlorenceError, ImageError, ProtocolError
 from florence.server.v2.tensors import Tensor, pack, read_columns, read_rows, unpack
@@ -49,7 +50,7 @@ def test_more_elements_than_rows_are_not_read() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ProtocolError, match="unexpected number of string elements 2"):
-            read_columns([Tensor("INPUT_IMAGE", "BYTES", [1, 1], packed)], "")
+            read_columns(SERVED, [Tensor("INPUT_IMAGE", "BYTES", [1, 1], packed)], "")
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
@@ -121,4 +122,4 @@ def test_bytes_that_are_no_row_are_refused(
 def test_lengths_that_do_not_fit_are_refused_in_tritons_words(packed: bytes, message: str) -> None:
     """Cut short before or inside an element, or no element at all."""
     with pytest.raises(ProtocolError, match=message):
-        read_columns([Tensor("INPUT_IMAGE", "BYTES", [1, 1], memoryview(packed))], "7")
+        read_columns(SERVED, [Tensor("INPUT_IMAGE", "BYTES", [1, 1], memoryview(packed))], "7")

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from v2 import parse_infer_request
+from v2 import SERVED, parse_infer_request
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.v2.infer_body import build_infer_answer
-from florence.server.v2.model import MAX_BATCH_SIZE
 from florence.server.v2.tensors import Row, read_rows
 from florence.types.options import MAX_TEXT_CHARS
 
@@ -55,7 +54,9 @@ def nested(strings: list[str], draw: Any) -> Any:
 @given(st.data())
 def test_rows_come_back_in_order_from_any_nesting(data: Any) -> None:
     """Row i holds the i-th picture, task and text, however the lists are nested: only strings count."""
-    images = data.draw(st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=MAX_BATCH_SIZE))
+    images = data.draw(
+        st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=SERVED.max_batch_size)
+    )
     texts = data.draw(st.lists(st.text(max_size=10), min_size=len(images), max_size=len(images)))
     encoded = [base64.b64encode(image).decode() for image in images]
     shape = [len(images), 1]
@@ -299,7 +300,8 @@ def test_a_bad_text_in_a_batch_is_named_by_its_row() -> None:
 )
 def test_answers_come_back_through_json(answers: list[dict[str, Any]]) -> None:
     """`json.loads(response["outputs"][0]["data"][i])` is row i's answer; the data is flat."""
-    answer = json.loads(json.dumps(build_infer_answer("7", answers)))
+    texts = [json.dumps(row) for row in answers]
+    answer = json.loads(json.dumps(build_infer_answer(SERVED, "7", texts)))
     output = answer["outputs"][0]
     assert repr([json.loads(row) for row in output.pop("data")]) == repr(json.loads(json.dumps(answers)))
     assert output == {"name": "PARSED_JSON", "datatype": "BYTES", "shape": [len(answers), 1]}
@@ -308,4 +310,4 @@ def test_answers_come_back_through_json(answers: list[dict[str, Any]]) -> None:
 
 def test_an_id_that_was_not_sent_does_not_come_back() -> None:
     """Nor does an empty one, which perf_analyzer sends."""
-    assert "id" not in build_infer_answer("", [{}])
+    assert "id" not in build_infer_answer(SERVED, "", ["{}"])

@@ -14,6 +14,7 @@ from v2 import INFER, PICTURE, request, send
 from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
+from florence.server.middleware import CancelOnDisconnect
 
 STREAM = "/v2/models/florence2/generate_stream"
 PATIENCE_S = 10.0
@@ -88,7 +89,7 @@ def test_what_fails_later_is_the_last_event(app: Starlette, model: FakeModel) ->
     reply = send(app, "POST", STREAM, json=caption())
     assert reply.status_code == 200
     assert [event.get("error") for event in events(reply.text)] == [None, None, "the device failed"]
-    assert app.state.inference.statistics.failures["BACKEND"] == 1
+    assert app.state.repository.find("florence2").statistics.failures["BACKEND"] == 1
 
 
 async def converse(
@@ -109,7 +110,7 @@ async def converse(
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": []}
-    await asyncio.wait_for(app(scope, receive, send_), PATIENCE_S)
+    await asyncio.wait_for(CancelOnDisconnect(app)(scope, receive, send_), PATIENCE_S)
     return sent
 
 
@@ -119,27 +120,27 @@ def test_a_client_that_leaves_its_stream_frees_its_place(app: Starlette, model: 
     sent = asyncio.run(converse(app, STREAM, caption(), lambda sent: until(lambda: len(sent) > 1)))
     assert b"text_output" in sent[1]["body"]
     assert model.calls[0].future.cancelled()
-    assert app.state.inference.statistics.failures == {"CANCELED": 1}
-    assert app.state.inference.statistics.pending == 0
+    assert app.state.repository.find("florence2").statistics.failures == {"CANCELED": 1}
+    assert app.state.repository.find("florence2").statistics.pending == 0
 
 
 @pytest.mark.parametrize("path", [INFER, STREAM.removesuffix("_stream")])
 def test_a_client_that_leaves_frees_all_its_rows(app: Starlette, model: FakeModel, path: str) -> None:
-    """Nobody would read the answer; the log's status is 499."""
+    """No client reads the answer; the status, which only logs and metrics see, is 499."""
     model.held = True
     rows = [PICTURE] * 3, ["<CAPTION>"] * 3
     body = request(*rows) if path == INFER else caption(INPUT_IMAGE=rows[0], TASK_PROMPT=rows[1])
     sent = asyncio.run(converse(app, path, body, lambda _: until(lambda: len(model.calls) == 3)))
     assert sent[0]["status"] == 499
     assert all(call.future.cancelled() for call in model.calls)
-    assert app.state.inference.statistics.failures == {"CANCELED": 1}
+    assert app.state.repository.find("florence2").statistics.failures == {"CANCELED": 1}
 
 
 @pytest.mark.parametrize(("timeout", "seconds"), [(0, 5.0), (999, 5.0), (2_000_000, 2.0), (9_000_000, 5.0)])
 def test_a_requests_own_timeout_is_its_deadline(
     app: Starlette, model: FakeModel, timeout: int, seconds: float
 ) -> None:
-    """In microseconds, unless the service's own is less; 0 is none, and so is what nobody could keep."""
+    """In microseconds, unless the service's own is less; 0 is none, and so is one too short to keep."""
     parameters = {"timeout": timeout, "priority": 5}
     assert send(app, "POST", INFER, json=request(parameters=parameters)).status_code == 200
     assert model.calls[0].options == {"timeout_s": seconds}
@@ -153,7 +154,7 @@ def test_a_request_whose_time_is_up_is_answered_even_if_the_model_is_not_back(
     reply = send(app, "POST", INFER, json=request(parameters={"timeout": 50_000}))
     assert (reply.status_code, reply.json()) == (504, {"error": "the request was not finished within 0.05 s"})
     assert model.calls[0].future.cancelled()
-    assert app.state.inference.statistics.failures == {"REJECTED": 1}
+    assert app.state.repository.find("florence2").statistics.failures == {"REJECTED": 1}
 
 
 def test_each_infer_request_writes_one_line(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:

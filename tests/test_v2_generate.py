@@ -12,7 +12,7 @@ from fake_model import FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
-from v2 import PICTURE, picture, send
+from v2 import PICTURE, SERVED, picture, send
 
 from florence.errors import FlorenceError
 from florence.server.v2.generate import build_event, build_generate_answer, parse_generate_request
@@ -117,7 +117,7 @@ def test_paths_are_exact(app: Starlette, method: str, path: str, status: int) ->
 def test_any_members_are_a_request_or_an_error_of_ours(members: dict[str, Any]) -> None:
     """Values of any type in the place of any key."""
     try:
-        assert read_rows(parse_generate_request(json.dumps(caption(**members)).encode()).columns)
+        assert read_rows(parse_generate_request(SERVED, json.dumps(caption(**members)).encode()).columns)
     except FlorenceError as error:
         assert 400 <= error.status < 500  # noqa: PT017  (either outcome is right)
 
@@ -126,12 +126,12 @@ def test_any_members_are_a_request_or_an_error_of_ours(members: dict[str, Any]) 
 def test_any_bytes_are_an_error_of_ours(body: bytes) -> None:
     """None of them is a request with a picture."""
     with pytest.raises(FlorenceError):
-        parse_generate_request(body)
+        parse_generate_request(SERVED, body)
 
 
 @given(st.text())
 def test_an_event_holds_any_text_in_one_line(text: str) -> None:
     """Line breaks in an answer do not end the event."""
-    event = build_event(build_generate_answer("", [{"<OCR>": text}]))
+    event = build_event(build_generate_answer(SERVED, "", [json.dumps({"<OCR>": text})]))
     assert event.count(b"\n") == 2
     assert json.loads(json.loads(event[6:])["PARSED_JSON"]) == {"<OCR>": text}

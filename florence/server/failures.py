@@ -1,0 +1,75 @@
+"""What a client is told of an error, over every protocol: one table.
+
+HTTP replies, events of a stream and gRPC statuses are all made from a `Failure`. The status and the message
+are the error's own (`florence.errors`); an error of no such class is an internal one, which the log describes
+and the client is told nothing about.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from starlette.requests import ClientDisconnect
+
+from florence.errors import ClientLeft, DeadlineExceeded, FlorenceError, Unavailable
+
+logger = logging.getLogger("florence.service")
+
+INTERNAL_ERROR: Final = "internal error: the server's log says more"
+
+GRPC_CODES: Mapping[int, str] = MappingProxyType(
+    {
+        400: "INVALID_ARGUMENT",
+        404: "NOT_FOUND",
+        413: "INVALID_ARGUMENT",
+        499: "CANCELLED",
+        500: "INTERNAL",
+        501: "UNIMPLEMENTED",
+        503: "UNAVAILABLE",
+        504: "DEADLINE_EXCEEDED",
+    }
+)
+"""The gRPC status code beside each HTTP status that an error may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """status: HTTP's. retry_after_s: whole seconds after which to try again, None where that does not
+    help."""
+
+    status: int
+    message: str
+    retry_after_s: int | None = None
+
+    @property
+    def grpc_code(self) -> str:
+        """The name of gRPC's status code."""
+        return GRPC_CODES[self.status]
+
+
+def failure_of(error: Exception) -> Failure:
+    """What a client is told of the error."""
+    if isinstance(error, Unavailable):
+        return Failure(error.status, str(error), max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, FlorenceError):
+        return Failure(error.status, str(error))
+    if isinstance(error, ClientDisconnect):
+        return Failure(400, "the client left while it sent its request")
+    return Failure(500, INTERNAL_ERROR)
+
+
+def log_failure(error: Exception) -> None:
+    """Log an error that is not the client's mistake."""
+    if isinstance(error, ClientLeft):
+        logger.info("%s", error)
+    elif isinstance(error, DeadlineExceeded):
+        logger.warning("a request ran out of time: %s", error)
+    elif not isinstance(error, FlorenceError | ClientDisconnect):
+        logger.error("a request failed unexpectedly", exc_info=error)
+    elif failure_of(error).status == 500:
+        logger.error("a request failed with 500: %s", error, exc_info=error)

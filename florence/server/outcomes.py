@@ -1,0 +1,114 @@
+"""Waiting for a model's answers, with a time limit. The one way for all endpoints and protocols.
+
+A client that leaves cancels the waiting task: `CancelOnDisconnect` does so over HTTP, gRPC by itself. The
+requests that are not finished by then are cancelled with it, as they are when the time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
+
+from florence.answers.answer import Answer, OriginalAnswer
+from florence.errors import Closed, DeadlineExceeded, FlorenceError
+
+logger = logging.getLogger("florence.service")
+
+SPARE_S: Final = 0.1
+"""Seconds by which the limit here is longer than the model's own, whose error says where the time went. It
+holds where the model can't keep its own: when its device or one of its threads hangs."""
+
+AnswerT = TypeVar("AnswerT", Answer, OriginalAnswer)
+
+
+def log_answer(answer: Answer | OriginalAnswer, request: str = "") -> None:
+    """A line for an answer, with the checkpoint that gave it. request: what else to say, in front."""
+    logger.info(
+        "%s%s answered by %s: %s, %d tokens, %.3f s, of these %.3f s waiting",
+        request, answer.task, answer.checkpoint, answer.finish_reason,
+        answer.usage.generated_tokens, answer.timings.total_s, answer.timings.queue_s,
+    )  # fmt: skip
+
+
+async def await_answer(future: Future[Answer], timeout_s: float) -> Answer:
+    """The answer of one request. Raises as `await_answers`."""
+    return (await await_answers([future], timeout_s))[0]
+
+
+async def await_answers(
+    futures: Sequence[Future[AnswerT]], timeout_s: float, *, log: Callable[[AnswerT], None] = log_answer
+) -> list[AnswerT]:
+    """The answers of a request's rows, in order. The first error ends the wait and is raised, naming its row
+    if there are several; the other rows are cancelled.
+
+    log: writes a line for each answer. Raises what a future raises, Closed for one that was cancelled from
+    the model's side, DeadlineExceeded for one that is not done in time.
+    """
+    outcomes = await _wait(futures, timeout_s, asyncio.FIRST_EXCEPTION)
+    answers = []
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, FlorenceError):
+            raise name_row(outcome, index, len(futures))
+        if isinstance(outcome, BaseException):
+            raise outcome
+        if outcome is not None:
+            answers.append(outcome)
+    if len(answers) < len(futures):
+        raise _late(timeout_s)
+    for answer in answers:
+        log(answer)
+    return answers
+
+
+async def await_outcomes(
+    futures: Sequence[Future[AnswerT]], timeout_s: float
+) -> list[AnswerT | BaseException]:
+    """The outcome of each of several independent requests, in order: its answer, or the error that
+    `await_answers` would raise. Logs the answers."""
+    outcomes = await _wait(futures, timeout_s, asyncio.ALL_COMPLETED)
+    for outcome in outcomes:
+        if outcome is not None and not isinstance(outcome, BaseException):
+            log_answer(outcome)
+    return [_late(timeout_s) if outcome is None else outcome for outcome in outcomes]
+
+
+def name_row(error: FlorenceError, index: int, count: int) -> FlorenceError:
+    """The error, naming the row that it comes from if there are several."""
+    if count > 1:
+        error.args = (f"row {index}: {error}",)
+    return error
+
+
+async def _wait(
+    futures: Sequence[Future[AnswerT]], timeout_s: float, until: str
+) -> list[AnswerT | BaseException | None]:
+    """The outcomes; None for a future that was not done, which is cancelled then."""
+    if not all(future.done() for future in futures):
+        waiting = [asyncio.wrap_future(future) for future in futures]
+        try:
+            await asyncio.wait(waiting, timeout=timeout_s + SPARE_S, return_when=until)
+            return [_outcome(future) for future in futures]
+        finally:
+            _cancel(waiting)
+    return [_outcome(future) for future in futures]
+
+
+def _outcome(future: Future[AnswerT]) -> AnswerT | BaseException | None:
+    if not future.done():
+        return None
+    if future.cancelled():
+        return Closed("the service stopped before it answered; send the request again")
+    return future.exception() or future.result()
+
+
+def _cancel(waiting: Sequence[asyncio.Future[Any]]) -> None:
+    for future in waiting:
+        if not future.cancel() and not future.cancelled():
+            future.exception()  # asyncio warns about an exception that is never retrieved
+
+
+def _late(timeout_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")

@@ -1,0 +1,77 @@
+"""The order of middleware: what stands first in the list sees the requests of every door."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_model import FakeModel
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from v2 import INFER, request, send
+
+from florence.server.service import middleware_of
+from florence.server.v2.inference import Inference
+from florence.server.v2.repository import ModelRepository
+
+DOORS = [
+    ("POST", INFER),
+    ("GET", "/v2/health/ready"),
+    ("POST", "/caption"),
+    ("POST", "/analyze"),
+    ("GET", "/info"),
+    ("GET", "/docs.json"),
+    ("GET", "/metrics"),
+    ("GET", "/"),
+]
+
+
+class NeedsKey:
+    """As an authentication would: 401 without the right header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (b"x-api-key", b"right") not in scope["headers"]:
+            return await JSONResponse({"error": "no key"}, 401)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+async def _other(request: Any) -> Response:
+    return JSONResponse({"door": request.url.path})
+
+
+@pytest.fixture
+def guarded(model: FakeModel) -> Starlette:
+    """The service's list with an authentication at its first place; other routes than /v2 are stand-ins."""
+    inference = Inference(5.0)
+    inference.model = model
+    middleware = middleware_of(ModelRepository([inference]), 100_000)
+    routes = [Route("/{path:path}", _other, methods=["GET", "POST"])]
+    return Starlette(routes=routes, middleware=[Middleware(NeedsKey), *middleware])
+
+
+@pytest.mark.parametrize(("method", "path"), DOORS)
+def test_the_first_in_the_list_guards_every_door(guarded: Starlette, method: str, path: str) -> None:
+    """Without the key no door answers; with it each does."""
+    body = request() if method == "POST" else None
+    assert send(guarded, method, path, json=body).status_code == 401
+    opened = send(guarded, method, path, json=body, headers={"x-api-key": "right", "accept": "text/html"})
+    assert opened.status_code == 200
+
+
+@pytest.mark.parametrize("path", [INFER, "/caption", "/info"])
+def test_the_limit_on_bodies_holds_at_every_door(guarded: Starlette, path: str) -> None:
+    """413 in the same words."""
+    reply = send(guarded, "POST", path, content=b"x" * 100_001, headers={"x-api-key": "right"})
+    assert (reply.status_code, "FLORENCE_MAX_BODY_BYTES" in reply.json()["error"]) == (413, True)
+
+
+def test_bentomls_errors_have_one_shape(guarded: Starlette) -> None:
+    """A plain text of the framework becomes an object, below the v2 routes too."""
+    reply = send(guarded, "DELETE", "/caption", headers={"x-api-key": "right"})
+    assert (reply.status_code, reply.json()) == (405, {"error": "Method Not Allowed"})
