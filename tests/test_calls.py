@@ -27,9 +27,10 @@ from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, ImageError, Overloaded, TaskError
+from florence.readers.picture import Picture
 from florence.runtime import dispatcher as calls
 from florence.runtime.dispatcher import IMAGE_THREADS, Call, Calls
-from florence.runtime.pipeline import Picture, SharedPicture
+from florence.runtime.pipeline import SharedPicture
 
 MAX_QUEUE = 4
 

@@ -21,7 +21,8 @@ from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.engine.request import Generation
 from florence.errors import Closed, DeadlineExceeded, OptionError, Overloaded, TaskError
-from florence.runtime.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
+from florence.readers.picture import Picture
+from florence.runtime.pipeline import Pipeline, Prepared, SharedPicture, TaskText
 from florence.runtime.streaming import OnText, TextStreamer
 from florence.types.options import read_generation_parameters
 

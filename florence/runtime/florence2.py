@@ -21,9 +21,10 @@ from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import ImageError
 from florence.images.decode import ImageLimits, load_image
+from florence.readers.picture import Picture
 from florence.runtime.dispatcher import Call, Calls, failed
 from florence.runtime.loading import Loaded, LoadOptions, load
-from florence.runtime.pipeline import Picture, SharedPicture, TaskText
+from florence.runtime.pipeline import SharedPicture, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
 
 Item = tuple[Picture, str] | tuple[Picture, str, TaskText]

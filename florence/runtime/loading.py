@@ -20,7 +20,9 @@ from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
 from florence.errors import CheckpointError
-from florence.images.decode import ImageLimits, Preprocessing, read_preprocessing
+from florence.images.decode import ImageLimits
+from florence.images.preprocess import Preprocessing
+from florence.images.preprocessor_config import read_preprocessing
 from florence.model.config import STRIDE, ModelConfig
 from florence.model.decode import Kernel
 from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from florence.answers import Piece, parse_answer
 from florence.answers.answer import Answer
 from florence.checkpoint.tokenizer import Tokenizer
-from florence.engine.request import Generation, GenerationOptions, Request, digest_of
+from florence.engine.request import Generation, GenerationOptions, Request
 from florence.errors import OptionError, TaskError
-from florence.images.decode import ImageLimits, Preprocessing, load_image, resize_pixels
+from florence.images.decode import ImageLimits
+from florence.images.preprocess import InputSize, Preprocessing
 from florence.model.config import GenerationDefaults
+from florence.readers.picture import LocalReader, Picture, ReadPicture
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
@@ -32,18 +29,6 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 tokens."""
 
 T = TypeVar("T")
-Picture = Image.Image | bytes | str | Path | Callable[[], bytes]
-"""A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadPicture:
-    """A picture as the model takes it. `size`: width and height of the original; `pixels`: uint8 [height,
-    width, 3] at the model's input size; `digest`: of the pixels."""
-
-    size: tuple[int, int]
-    pixels: NDArray[np.uint8]
-    digest: bytes
 
 
 class SharedPicture:
@@ -131,10 +116,8 @@ class Pipeline:
 
     def read(self, image: Picture) -> ReadPicture:
         """The picture at the model's input size. Raises as `prepare` does for its picture."""
-        picture = load_image(image() if callable(image) else image, self.limits)
         size = self.preprocessing
-        pixels = resize_pixels(picture, size.height, size.width, size.resample)
-        return ReadPicture(picture.size, pixels, digest_of(pixels))
+        return LocalReader(InputSize(size.height, size.width, size.resample), self.limits).read(image)
 
     def options(self, parameters: GenerationParameters) -> GenerationOptions:
         """The parameters with the checkpoint's own settings in place of those that are None.
