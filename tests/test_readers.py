@@ -103,7 +103,7 @@ def test_a_turned_picture_has_the_turned_size(make: Callable[..., Readers]) -> N
         (Path("/no/such/file"), ImageError, "/no/such/file"),
         ("nul\0l", ImageError, "can't be read"),
         (7, ImageError, "as int"),
-        (lambda: 1 / 0, ZeroDivisionError, ""),
+        (lambda: 1 / 0, ZeroDivisionError, "zero"),
         (saved(drawn(200, 200)), ImageTooLarge, "200x200"),
         (drawn(200, 200), ImageTooLarge, "200x200"),
         (saved(drawn(60, 60, "RGB"), "BMP"), ImageTooLarge, "bytes"),

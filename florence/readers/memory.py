@@ -77,6 +77,7 @@ class PixelMemory:
         os.close(self.fd)
         if len(self._free) == self._slots:
             self._let_go()
+        self.buffer = memoryview(b"")  # unmapped with the last array
 
     def _array(self, slot: int) -> NDArray[np.uint8]:
         start = slot * self.slot_bytes
