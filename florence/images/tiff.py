@@ -41,7 +41,7 @@ class TiffHeader(NamedTuple):
 class _Entry(NamedTuple):
     tag: int
     type: int
-    count: int
+    number: int  # of values
     field: bytes  # the values, or the offset of them
     values_at: int
 
@@ -85,7 +85,7 @@ class _File:
     def orientation(self, entries: dict[int, _Entry]) -> int:
         """1 to 8; 1, "as stored", where it is broken or absent."""
         entry = entries.get(_ORIENTATION)
-        if entry is None or entry.count != 1 or entry.type not in _INTEGERS:
+        if entry is None or entry.number != 1 or entry.type not in _INTEGERS:
             return 1
         value = self.read(_INTEGERS[entry.type], entry.values_at)
         return value if 1 <= value <= 8 else 1
@@ -93,7 +93,7 @@ class _File:
     def single(self, entry: _Entry) -> int:
         """The first value of a tag that is to have one."""
         code = _INTEGERS.get(entry.type)
-        if code is None or entry.count < 1:
+        if code is None or entry.number < 1:
             raise ImageError(f"TIFF tag {entry.tag} does not hold a whole number")
         value = self.read(code, entry.values_at)
         if value >= 1 << 32:
@@ -105,11 +105,11 @@ class _File:
         if entry.tag in _SINGLE_TAGS:
             value = self.pack("I", self.single(entry)).ljust(self.inline, b"\0")
             return self.pack("HH" + self.offset, entry.tag, 4, 1) + value
-        if entry.values_at + _TYPE_SIZES.get(entry.type, 1) * entry.count > len(self.data):
+        if entry.values_at + _TYPE_SIZES.get(entry.type, 1) * entry.number > len(self.data):
             raise ImageError(
                 f"the picture is cut short: TIFF tag {entry.tag} points behind the end of the file"
             )
-        return self.pack("HH" + self.offset, entry.tag, entry.type, entry.count) + entry.field
+        return self.pack("HH" + self.offset, entry.tag, entry.type, entry.number) + entry.field
 
     def count_pages(self, position: int, most: int) -> int:
         """Up to one more than `most`; a page whose directory is cut short is the last."""
