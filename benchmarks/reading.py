@@ -112,15 +112,15 @@ def print_rates(
     """All kinds and numbers of readers in turns."""
     threads = {count: ThreadReaders(size, count=count) for count in counts}
     processes = {count: ProcessReaders(size, count=count) for count in counts}
-    everyone: dict[tuple[str, int], tuple[Readers, list[int]]] = {}
+    measured: dict[tuple[str, int], tuple[Readers, list[int]]] = {}
     for count in counts:
-        everyone["threads", count] = threads[count], []
-        everyone["processes", count] = processes[count], processes[count].pids
-    for readers, pids in everyone.values():
+        measured["threads", count] = threads[count], []
+        measured["processes", count] = processes[count], processes[count].pids
+    for readers, pids in measured.values():
         rate(readers, pids, data, 2 * len(readers))
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in everyone}
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in measured}
     for _ in range(rounds):
-        for key, (readers, pids) in everyone.items():
+        for key, (readers, pids) in measured.items():
             found[key].append(rate(readers, pids, data, pictures))
     base: dict[str, float] = {}
     for (kind, count), rows in found.items():
@@ -131,7 +131,7 @@ def print_rates(
             f"  ({pictures_s / base[kind]:.2f} times {counts[0]})  {cpu_ms:6.1f} CPU-ms a picture"
         )
     print(f"{name:10} a reader process: {memory(processes[counts[0]].pids[0])}", flush=True)
-    for readers, _ in everyone.values():
+    for readers, _ in measured.values():
         readers.close()
 
 

@@ -131,7 +131,7 @@ def test_a_picture_that_never_comes_is_given_up(
     """After the time that one reading may take."""
     readers = make(process_limits=ProcessLimits(memory_bytes=512 * MIB, wall_s=0.2))
     with pytest.raises(ImageError, match=r"not read within 0\.2 s"):
-        slow.begin(readers).result(PATIENCE_S)
+        readers.read(slow.path).result(PATIENCE_S)
 
 
 def test_what_libraries_write_stays_out_of_the_log(

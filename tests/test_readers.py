@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, wait
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -73,8 +76,6 @@ def test_the_pixels_are_the_librarys_own(make: Callable[..., Readers], tmp_path:
 
 def test_the_goldens_come_out_bit_for_bit(shared: Path) -> None:
     """A reader process gives the pixels of the original's processor for every golden input, as stored."""
-    import json
-
     rows = json.loads((shared / "goldens" / "A" / "golden.json").read_text())["images"]
     readers = ProcessReaders(InputSize(768, 768, 3), count=1)
     checked = 0
@@ -202,13 +203,23 @@ def test_each_reading_is_timed(make: Callable[..., Readers]) -> None:
 
 def test_a_reader_keeps_no_picture(make: Callable[..., Readers]) -> None:
     """Neither what was given nor what was made of it stays alive with the thread."""
-    from weakref import ref
-
     readers, image = make(), drawn()
     future = readers.read(image)
     given, made = ref(image), ref(future.result(PATIENCE_S).pixels)
     del image, future
     wait_until(lambda: given() is None and made() is None)
+
+
+def test_an_error_that_is_kept_keeps_no_picture(make: Callable[..., Readers]) -> None:
+    """Not in the frames of its traceback either, nor in those of its cause."""
+    readers = make()
+    image = Image.open(io.BytesIO(saved(drawn(200, 150, "L"))[:-500]))
+    future, given = readers.read(image), ref(image)
+    error = future.exception(PATIENCE_S)
+    assert isinstance(error, ImageError)
+    assert error.__cause__ is not None
+    del image
+    wait_until(lambda: given() is None)
 
 
 def test_fast_jpeg_changes_only_jpegs_of_twice_the_size(make: Callable[..., Readers]) -> None:

@@ -149,7 +149,16 @@ def _complete(future: Future[ReadPicture], outcome: ReadPicture | BaseException)
     if not future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, BaseException):
-        traceback.clear_frames(outcome.__traceback__)  # they hold the picture
+        _clear_frames(outcome)
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of an error and its causes hold: the picture."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error may be its own cause
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
