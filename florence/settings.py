@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -98,6 +98,16 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
         description="Most frames or pages of a picture.",
+    )
+    readers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None,
+        description="Processes of a worker that read pictures; default: 2 on a CPU, on a GPU the worker's "
+        "share of the cores less two.",
+    )
+    fast_jpeg: bool = Field(
+        default=False,
+        description="Decode JPEGs of at least twice the model's input size at a half, a quarter or an eighth "
+        "of their size: faster, and pixels differ a little.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`info` writes a line for each answer, `warning` only what went wrong."

@@ -111,6 +111,14 @@ def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
     assert "| OCR_WITH_REGION |" in printed
 
 
+def test_the_reading_script_measures_all_readers_at_tiny_sizes() -> None:
+    """Each picture in each kind and number of readers, the parts of a reading, and a reader's memory."""
+    printed = run("reading.py", "--tiny", "--pictures", "4", "--rounds", "1", "--readers", "1,3")
+    assert printed.count("pictures/s") == 3 * 2 * 2
+    assert printed.count("MiB private") == printed.count("decode") == 3
+    assert printed.count("fast JPEG") == 2
+
+
 def test_the_exactness_script_finds_all_ids_equal_at_tiny_sizes() -> None:
     """Fifteen tasks, each with 1, 3 and 5 beams; some answers end before their limit."""
     printed = run("exactness.py", "--size", "tiny")

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "florence"
 DOORS: dict[str, set[str]] = {
     "errors": set(),
     "images": {"errors"},
+    "readers": {"errors", "images"},
     "model": {"errors"},
     "settings": {"engine", "errors", "images"},
     "export": {"errors", "images"},
@@ -26,7 +27,17 @@ DOORS: dict[str, set[str]] = {
     "client": {"errors", "types"},
     "engine": {"errors", "model", "types"},
     "bento": {"checkpoint", "errors", "settings"},
-    "runtime": {"answers", "checkpoint", "engine", "errors", "images", "model", "settings", "types"},
+    "runtime": {
+        "answers",
+        "checkpoint",
+        "engine",
+        "errors",
+        "images",
+        "model",
+        "readers",
+        "settings",
+        "types",
+    },
     "cli": {"client", "errors", "florence", "runtime", "settings", "types"},
     "florence": {"answers", "runtime"},
     "server": {
@@ -45,7 +56,8 @@ DOORS: dict[str, set[str]] = {
 # Room -> what it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
-    "images": {"PIL", "numpy"},
+    "images": {"PIL"},
+    "readers": {"PIL", "numpy"},
     "model": {"einops", "llvmlite", "numba", "numpy", "torch"},
     "settings": {"pydantic", "pydantic_settings"},
     "export": {"PIL", "numpy", "supervision"},

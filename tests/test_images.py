@@ -17,8 +17,10 @@ from PIL import Image, ImageOps
 
 from florence.checkpoint.preprocessing import read_preprocessing
 from florence.errors import CheckpointError
-from florence.images.decode import load_image, open_image, resize_pixels
+from florence.images.decode import load_image, open_image
 from florence.images.headers import read_header
+from florence.images.preprocess import InputSize, resize
+from florence.readers.picture import LocalReader
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def test_pictures_become_the_originals_pixels(shared: Path, golden_images: list[
         with Image.open(shared / "goldens" / "A" / "inputs" / row["file"]) as stored:
             image = load_image(stored)
         assert digest(image) == row["rgb_sha256"], row["file"]
-        pixels = resize_pixels(image, 768, 768, 3)
+        pixels = resize(image, InputSize(768, 768, 3))
         assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["resized_u8_sha256"], row["file"]
 
 
@@ -61,7 +63,7 @@ def test_bytes_are_turned_by_exif(shared: Path, golden_images: list[dict[str, An
 
 def test_pixels_fit_the_model() -> None:
     """Resized pixels are uint8 [height, width, 3], contiguous and writable (torch warns otherwise)."""
-    pixels = resize_pixels(drawn(), 30, 20, 3)
+    pixels = LocalReader(InputSize(30, 20, 3)).read(drawn()).pixels
     assert (pixels.shape, pixels.dtype) == ((30, 20, 3), np.uint8)
     assert pixels.flags.c_contiguous
     assert pixels.flags.writeable

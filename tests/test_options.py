@@ -12,8 +12,6 @@ from florence.cli.asking import read_options
 from florence.client.exchange import CallOptions
 from florence.engine.request import GenerationOptions
 from florence.errors import OptionError
-from florence.images.decode import Preprocessing
-from florence.images.limits import DEFAULT_LIMITS
 from florence.model.config import GenerationDefaults
 from florence.runtime.florence2 import RunOptions
 from florence.runtime.pipeline import Pipeline
@@ -95,8 +93,7 @@ def test_the_command_line_refuses_by_the_options_rule() -> None:
 def test_the_engine_gets_each_of_them() -> None:
     """Resolved: what is asked for is what the engine is told, and nothing is None where it is not."""
     defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2)
-    size = Preprocessing(32, 32, 3, 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    pipeline = Pipeline("none", None, size, defaults, DEFAULT_LIMITS, 1024)  # type: ignore[arg-type]
+    pipeline = Pipeline("none", None, defaults, 1024)  # type: ignore[arg-type]
     assert [field.name for field in fields(GenerationOptions)] == list(OPTIONS)
     assert pipeline.options(GenerationParameters(**WISHED)) == GenerationOptions(**WISHED)
     silent = pipeline.options(GenerationParameters())

@@ -26,9 +26,11 @@ from florence.engine.config import EngineConfig
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.errors import Closed, DeadlineExceeded, ImageError, Overloaded, RequestError, TaskError
+from florence.images.preprocess import InputSize
+from florence.readers.picture import LocalReader, Picture, ReadPicture
+from florence.readers.readers import THREADS, Readers, ThreadReaders
 from florence.runtime import dispatcher as module
 from florence.runtime.dispatcher import Dispatcher, TaskRequest
-from florence.runtime.readers import READER_THREADS, Picture, ReadPicture, ThreadReaders
 from florence.types.options import GenerationParameters
 
 MAX_QUEUE = 4
@@ -38,17 +40,23 @@ class Gauges(Observer):
     """How many requests wait for their pictures, and how requests ended."""
 
     def __init__(self) -> None:
-        self.read = 0
+        self.unread = 0
         self.endings: Counter[FinishReason] = Counter()
         self._lock = threading.Lock()
 
     def reading(self, change: int) -> None:
         with self._lock:
-            self.read += change
+            self.unread += change
 
     def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
         with self._lock:
             self.endings[ending] += 1
+
+
+def input_size(library: Florence2) -> InputSize:
+    """Of the goldens' checkpoint."""
+    height, width = library.info()["picture_size"]
+    return InputSize(height, width, 3)
 
 
 @pytest.fixture
@@ -68,7 +76,7 @@ def dispatcher(library: Florence2, runner: FakeRunner, gauges: Gauges, clock: Cl
     limits = EngineConfig(max_batch_size=1, max_queue=MAX_QUEUE)
     engine = Engine(runner, limits, observer=gauges, clock=clock)
     pipeline = library._pipeline
-    made = Dispatcher(pipeline, engine, ThreadReaders(pipeline.read), gauges, clock=clock)
+    made = Dispatcher(pipeline, engine, ThreadReaders(input_size(library)), gauges, clock=clock)
     yield made
     runner.gate.set()
     made.close(drain_s=PATIENCE_S)
@@ -107,7 +115,7 @@ def ask(
 
 def occupy(dispatcher: Dispatcher, slow: SlowPicture) -> list[Future[Answer]]:
     """Give every reader a picture that is not there yet."""
-    futures = [future for _ in range(READER_THREADS) for future in ask(dispatcher, slow)]
+    futures = [future for _ in range(THREADS) for future in ask(dispatcher, slow)]
     assert slow.asked.wait(PATIENCE_S)
     return futures
 
@@ -150,20 +158,20 @@ def test_a_request_gives_its_place_in_the_queue_back_however_it_ends(
         slow = SlowPicture(picture.read_bytes())
         futures = occupy(dispatcher, slow)
         futures += ask(dispatcher, **{"image": picture} | changes)
-        assert gauges.read == READER_THREADS + 1
+        assert gauges.unread == THREADS + 1
         clock.now += 1.0
         if error is CancelledError:
             assert futures[-1].cancel()
-            assert gauges.read == READER_THREADS  # at once, though no reader has come to it
+            assert gauges.unread == THREADS  # at once, though no reader has come to it
         slow.release.set()
         assert wait(futures, PATIENCE_S).not_done == set()
-        assert gauges.read == 0
+        assert gauges.unread == 0
         if error is None:
             assert isinstance(futures[-1].result(), Answer)
         else:
             with pytest.raises(error):
                 futures[-1].result()
-    expected = Counter({FinishReason.STOP: turns * READER_THREADS})
+    expected = Counter({FinishReason.STOP: turns * THREADS})
     expected.update([ending] * turns if ending else [])
     wait_until(lambda: gauges.endings == expected)
 
@@ -177,7 +185,7 @@ def test_a_wrong_request_fails_before_its_picture_is_read(
     text = "some text" if task == "<CAPTION>" else None
     (wrong,) = dispatcher.submit(picture, [TaskRequest(task, text, GenerationParameters())])
     assert isinstance(wrong.exception(0), TaskError)
-    assert gauges.read == READER_THREADS
+    assert gauges.unread == THREADS
     assert not any(future.done() for future in futures)
 
 
@@ -186,7 +194,7 @@ def test_requests_expire_while_their_pictures_are_unread_or_being_read(
 ) -> None:
     """However long reading takes: here it does not end before they have failed. They never come to the
     device, an unread picture is let go, and requests without a limit are answered."""
-    late = [future for _ in range(READER_THREADS) for future in ask(dispatcher, slow, timeout_s=0.01)]
+    late = [future for _ in range(THREADS) for future in ask(dispatcher, slow, timeout_s=0.01)]
     unread = SlowPicture(picture.read_bytes())
     left = ref(unread)
     late += ask(dispatcher, unread, timeout_s=0.01)
@@ -200,7 +208,7 @@ def test_requests_expire_while_their_pictures_are_unread_or_being_read(
             future.result(PATIENCE_S)
     assert left() is None
     assert not patient[0].done()
-    assert gauges.read == 1
+    assert gauges.unread == 1
     slow.release.set()
     assert isinstance(patient[0].result(PATIENCE_S), Answer)
     assert len(runner.order) == 1
@@ -222,7 +230,7 @@ def test_pictures_that_wait_to_be_read_count_for_the_queue(
 ) -> None:
     """With a place for each that is taken, and again for one that is cancelled."""
     futures = occupy(dispatcher, slow)
-    futures += [ask(dispatcher, picture)[0] for _ in range(MAX_QUEUE - READER_THREADS)]
+    futures += [ask(dispatcher, picture)[0] for _ in range(MAX_QUEUE - THREADS)]
     (refused,) = ask(dispatcher, picture)
     assert isinstance(refused.exception(0), Overloaded)
     assert futures.pop().cancel()
@@ -289,13 +297,14 @@ def test_a_request_that_fails_after_its_picture_was_read_keeps_no_pixels(
     """A region outside the picture, a prompt for which the engine has no room; the future is kept."""
     pipeline, pixels = library._pipeline, list[ref[Any]]()
 
-    def read(image: Picture) -> ReadPicture:
-        outcome = pipeline.read(image)
-        pixels.append(ref(outcome.pixels))
-        return outcome
+    class Noting(LocalReader):
+        def read(self, image: Picture) -> ReadPicture:
+            outcome = super().read(image)
+            pixels.append(ref(outcome.pixels))
+            return outcome
 
     engine = Engine(runner, EngineConfig(max_prompt_tokens=3))
-    dispatcher = Dispatcher(pipeline, engine, ThreadReaders(read), gauges)
+    dispatcher = Dispatcher(pipeline, engine, Readers([Noting(input_size(library))]), gauges)
     gc.collect()
     gc.disable()
     try:
@@ -319,7 +328,7 @@ def test_closing_waits_for_a_picture_no_longer_than_it_is_told(
     assert not closing.is_alive()
     assert all(isinstance(future.exception(0), Closed) for future in futures)
     assert isinstance(ask(dispatcher, picture)[0].exception(0), Closed)
-    assert (gauges.read, gauges.endings) == (0, {FinishReason.CLOSED: 4})
+    assert (gauges.unread, gauges.endings) == (0, {FinishReason.CLOSED: 4})
     slow.release.set()
     dispatcher.close()  # waits for the readers now
     assert gauges.endings == {FinishReason.CLOSED: 4}
@@ -395,7 +404,7 @@ def test_every_request_has_one_outcome_whatever_comes_together(
         thread.join(PATIENCE_S)
     assert wait(futures, PATIENCE_S).not_done == set()
     dispatcher.close()
-    assert gauges.read == 0
+    assert gauges.unread == 0
     assert not [record for record in caplog.records if record.name.startswith("concurrent")]
     ends = Counter(outcome_of(future) for future in futures)
     assert (

@@ -11,6 +11,8 @@ import pytest
 
 from florence import Florence2
 from florence.errors import DeadlineExceeded, OptionError, TaskError
+from florence.images.preprocess import InputSize
+from florence.readers.picture import LocalReader
 from florence.runtime.futures import generate
 from florence.runtime.streaming import TextStreamer
 from florence.types.options import GenerationParameters
@@ -92,7 +94,9 @@ def test_on_token_gets_each_token_as_it_is_decided(library: Florence2, picture: 
     parameters = GenerationParameters(num_beams=1, max_new_tokens=12, min_new_tokens=least)
     pipeline = library._pipeline
     checked = pipeline.check("<CAPTION>", None, parameters, streamed=True)
-    prepared = pipeline.prepare(checked, pipeline.read(picture), on_token=on_token)
+    height, width = library.info()["picture_size"]
+    read = LocalReader(InputSize(height, width, 3)).read(picture)
+    prepared = pipeline.prepare(checked, read, on_token=on_token)
     generation = generate(library._engine, prepared.request).result(PATIENCE_S)
     assert tuple(token_id for token_id, _ in received) == generation.token_ids[1:]
     assert generation.token_ids[-1] == 2

@@ -12,7 +12,7 @@ from typing import Any
 
 from florence.checkpoint.files import PREPROCESSOR, PROCESSOR, read_json
 from florence.errors import CheckpointError
-from florence.images.decode import Preprocessing
+from florence.images.preprocess import Preprocessing
 
 _STEPS: dict[str, tuple[bool | None, ...]] = {  # key of CLIPImageProcessor -> supported values
     "do_resize": (True,),

@@ -28,11 +28,14 @@ class EngineSnapshot:
 
 
 class Observer:
-    """Gets every event; this one ignores them. Called on the engine's thread, but `reading` on any, and so is
-    `ended` for a request that has not come to the engine; must be quick and must not raise."""
+    """Gets every event; this one ignores them. Called on the engine's thread, but `reading` and `read` on
+    any, and so is `ended` for a request that has not come to the engine; must be quick and must not raise."""
 
     def reading(self, change: int) -> None:
         """The number of requests whose pictures are unread or being read changed by 1 or -1."""
+
+    def read(self, seconds: float) -> None:
+        """A picture was read, or can't be, after so many seconds; its wait for a reader does not count."""
 
     def load(self, waiting: int, encoding: int, decoding: int) -> None:
         """The numbers of an `EngineSnapshot`, at each turn of the engine and each part of an encode."""

@@ -1,4 +1,4 @@
-"""Bytes, paths and PIL images to RGB pictures, and those to the pixels that the model sees.
+"""Bytes, paths and PIL images to RGB pictures.
 
 The format is told by the bytes. Limits on bytes, pixels and frames are checked against the header before a
 pixel is decoded. Of animations and documents the first frame is taken. Other modes become RGB as
@@ -7,8 +7,6 @@ values are clipped.
 
 Pillow is left as it is found: no setting of it is changed, and none of its warnings comes out, in any thread.
 
-`Preprocessing` is what a checkpoint wants done to its pictures.
-
 Knows nothing about tensors, tasks or HTTP. Does not cover: URLs, formats beside PNG, JPEG, WebP, GIF, BMP and
 TIFF, colour profiles (the original ignores them too).
 """
@@ -16,12 +14,9 @@ TIFF, colour profiles (the original ignores them too).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from florence.errors import ImageError, ImageTooLarge
@@ -38,22 +33,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """What a checkpoint wants done to a picture before the model.
-
-    It is resized to `height` x `width` with Pillow's filter `resample`; then, on the model's device,
-    multiplied by `rescale` (1/255), minus `mean`, divided by `std`, both one number a channel (R, G, B).
-    """
-
-    height: int
-    width: int
-    resample: int
-    rescale: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+_SIDEWAYS = frozenset((5, 6, 7, 8))  # turns that swap width and height
 
 
 def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
@@ -62,14 +42,27 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image
     Raises ImageTooLarge above a limit, ImageError for bytes that are empty, cut short or no picture in a
     known format.
     """
-    _check_bytes(len(data), limits)
+    return decode(data, limits)[0]
+
+
+def decode(
+    data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """As `open_image`, and with it the (turned) original's width and height.
+
+    With `at_least`, a width and a height, a JPEG is decoded at a half, a quarter or an eighth of its size
+    where both of its sides stay at least so long.
+    """
+    check_bytes(len(data), limits)
     header = read_header(data, limits.max_frames)
     _check_pixels(header.width, header.height, limits)
     if header.frames > limits.max_frames:
         raise ImageTooLarge(f"the picture has more than the {limits.max_frames} frames that are allowed")
-    image = _to_rgb(_decode(header))
+    image = _to_rgb(_decode(header, at_least))
     turn = _TURNS.get(header.orientation)
-    return image if turn is None else image.transpose(turn)
+    sideways = header.orientation in _SIDEWAYS
+    size = (header.height, header.width) if sideways else (header.width, header.height)
+    return image if turn is None else image.transpose(turn), size
 
 
 def load_image(
@@ -82,23 +75,23 @@ def load_image(
     if isinstance(image, Image.Image):
         _check_pixels(*image.size, limits)
         return _to_rgb(image)
+    return open_image(encoded(image, limits), limits)
+
+
+def encoded(image: object, limits: ImageLimits) -> bytes:
+    """The bytes of an encoded picture that is given as bytes or as a file's path.
+
+    Raises ImageError for anything else and for files that can't be read, ImageTooLarge above the limit.
+    """
     if isinstance(image, bytes | bytearray | memoryview):
-        return open_image(bytes(image), limits)
+        return bytes(image)
     if isinstance(image, str | os.PathLike):
-        return open_image(_read_file(Path(image), limits), limits)
+        return _read_file(Path(image), limits)
     raise ImageError(f"a picture is given as a PIL image, bytes or a path, not as {type(image).__name__}")
 
 
-def resize_pixels(image: Image.Image, height: int, width: int, resample: int) -> NDArray[np.uint8]:
-    """An RGB picture resized to exactly this size, whatever its aspect ratio: uint8 [height, width, 3].
-
-    `resample` is Pillow's number of the filter (3: bicubic with antialiasing). Torch's bicubic differs from
-    it by one level in places, and the checkpoints were trained with Pillow's.
-    """
-    return np.array(image.resize((width, height), Image.Resampling(resample)), dtype=np.uint8)
-
-
-def _check_bytes(count: int, limits: ImageLimits) -> None:
+def check_bytes(count: int, limits: ImageLimits) -> None:
+    """Raise ImageError for a file without bytes, ImageTooLarge for one of too many."""
     if count == 0:
         raise ImageError("the picture is empty: it has 0 bytes")
     if count > limits.max_bytes:
@@ -126,11 +119,13 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
     return data
 
 
-def _decode(header: Header) -> Image.Image:
+def _decode(header: Header, at_least: tuple[int, int] | None) -> Image.Image:
     try:
         image = Image.open(BytesIO(header.data), formats=[header.format])
         found = image.size
         if found == (header.width, header.height):
+            if at_least is not None:
+                image.draft(None, at_least)  # does nothing but for a JPEG
             image.load()
     except MemoryError:
         raise

@@ -3,11 +3,12 @@
 Everything is read without decoding a pixel, so limits can be checked first. Of PNG, JPEG and GIF
 `Header.data` holds only what the decoder needs: no EXIF, text, colour profiles, thumbnails or further frames;
 of TIFF its directory names nothing else. So the decoder never parses them: broken metadata can't fail a
-picture, compressed text can't fill the memory, Pillow has nothing to warn about, and no second size can hide
-behind the one that was checked. WebP and BMP are left as they came: Pillow hands their metadata on unread,
-and they take no more memory than in the file.
+picture (Pillow refuses a PNG for one wrong bit in a text chunk), compressed text can't fill the memory,
+Pillow has nothing to warn about, in whatever thread it runs, and no second size can hide behind the one that
+was checked. WebP and BMP are left as they came: Pillow hands their metadata on unread, and they take no more
+memory than in the file.
 
-Knows nothing about Pillow, limits or models. TIFF has a file of its own, `tiff_header`.
+Knows nothing about Pillow, limits or models. TIFF has a module of its own, `tiff`.
 """
 
 from __future__ import annotations

@@ -23,10 +23,11 @@ from florence.engine.observer import Observer
 from florence.engine.request import Generation
 from florence.engine.sequence import SequenceState
 from florence.errors import Closed, FlorenceError, OptionError, TaskError
+from florence.readers.picture import Picture, ReadPicture
+from florence.readers.readers import Readers
 from florence.runtime.futures import cancel_with, complete, failed, shut_down
 from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskText
 from florence.runtime.preprocess_queue import Accepted, PreprocessQueue
-from florence.runtime.readers import Picture, Readers, ReadPicture
 from florence.runtime.streaming import OnText, TextStreamer
 from florence.types.options import GenerationParameters
 from florence.types.tasks import Task

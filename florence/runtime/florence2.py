@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from io import BytesIO
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -22,11 +23,12 @@ from florence.errors import FlorenceError, OptionError
 from florence.images.decode import load_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.model.devices import pick_device
+from florence.readers.cores import default_readers
+from florence.readers.picture import Picture
 from florence.runtime.dispatcher import Dispatcher, TaskRequest
 from florence.runtime.futures import failed
 from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskText
-from florence.runtime.readers import Picture, ThreadReaders
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
 from florence.types.options import GenerationKeywords, GenerationParameters, read_generation_parameters
@@ -63,9 +65,8 @@ class Florence2:
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
         busy = limits["max_batch_size"] + limits["max_encode_batch"]
         self._in_flight = min(busy, loaded.engine.max_queue)
-        self._dispatcher = Dispatcher(
-            loaded.pipeline, loaded.engine, ThreadReaders(loaded.pipeline.read), loaded.observer
-        )
+        self._limits = loaded.limits
+        self._dispatcher = Dispatcher(loaded.pipeline, loaded.engine, loaded.readers, loaded.observer)
 
     @classmethod
     def load(
@@ -78,6 +79,8 @@ class Florence2:
         limits: ImageLimits | None = None,
         config: EngineConfig | None = None,
         threads: int | None = None,
+        readers: int = 0,
+        fast_jpeg: bool = False,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
         tasks: Sequence[Task] = (),
@@ -87,10 +90,12 @@ class Florence2:
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:<n>". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
         layers, on a CPU with VNNI). `limits`: on pictures. `config`: of the engine; its default suits the
-        device. `threads`: CPU threads of the model, in place of the configuration's. `observer`: gets the
-        engine's events. `on_broken`: is called when the engine has failed and can't recover. `tasks`: the
-        checkpoint's tasks beside the built-in ones. On a CPU the
-        process keeps from then on what memory it frees.
+        device. `threads`: CPU threads of the model, in place of the configuration's. `readers`: processes
+        that read pictures, so that a crash or a bomb in a decoder fails one request; 0 for threads of this
+        process. `fast_jpeg`: large JPEGs are decoded at less than their size, which changes pixels a little.
+        `observer`: gets the engine's events. `on_broken`: is called when the engine has failed and can't
+        recover. `tasks`: the checkpoint's tasks beside the built-in ones. On a CPU the process keeps the
+        memory that it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
@@ -103,6 +108,8 @@ class Florence2:
             dtype=dtype,
             limits=limits or DEFAULT_LIMITS,
             config=config if threads is None else replace(config, threads=threads),
+            readers=readers,
+            fast_jpeg=fast_jpeg,
             observer=observer or Observer(),
             on_broken=on_broken,
             tasks=tasks,
@@ -115,19 +122,23 @@ class Florence2:
         settings: Settings,
         device: str,
         *,
-        reserved: bool = False,
+        workers: int = 0,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
     ) -> Florence2:
-        """`load` what the service's settings name, on one of their devices; `reserved`: as `EngineConfig` has
-        it."""
+        """`load` what the settings name, on one of their devices. `workers`: of the service that this is one
+        of, with reader processes and the memory of a full engine from the start; 0 outside a service."""
+        kind = pick_device(device).type
+        usual = default_readers(on_gpu=kind == "cuda", workers=workers) if workers else 0
         return cls.load(
             settings.model,
             revision=settings.revision,
             device=device,
             dtype=settings.dtype,
             limits=settings.image_limits,
-            config=settings.engine_config(pick_device(device).type, reserved=reserved),
+            config=settings.engine_config(kind, reserved=workers > 0),
+            readers=(settings.readers or usual) if workers else 0,
+            fast_jpeg=settings.fast_jpeg,
             observer=observer,
             on_broken=on_broken,
         )
@@ -225,7 +236,9 @@ class Florence2:
 
     def warm_up(self) -> None:
         """Run a grey picture through every part, so that the first request is not slower than the next."""
-        self.run(Image.new("RGB", (64, 64), "grey"), "<CAPTION>", max_new_tokens=4)
+        picture = BytesIO()
+        Image.new("RGB", (64, 64), "grey").save(picture, "PNG")  # encoded: readers decode it
+        self.run(picture.getvalue(), "<CAPTION>", max_new_tokens=4)
 
     @property
     def ready(self) -> bool:
@@ -296,7 +309,7 @@ class Florence2:
         """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
         if not isinstance(image, Image.Image):
             return image
-        picture = load_image(image, self._pipeline.limits)
+        picture = load_image(image, self._limits)
         return picture.copy() if picture is image else picture
 
 

@@ -17,17 +17,20 @@ from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
+from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.errors import CheckpointError
-from florence.images.decode import Preprocessing
 from florence.images.limits import ImageLimits
+from florence.images.preprocess import InputSize, Preprocessing
 from florence.model.config import STRIDE, ModelConfig
 from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
+from florence.readers.processes import ProcessReaders
+from florence.readers.readers import Readers, ThreadReaders
 from florence.runtime.pipeline import Pipeline
 from florence.types.info import RequestLimits
 from florence.types.options import GenerationParameters
@@ -42,6 +45,8 @@ class Loaded:
 
     pipeline: Pipeline
     engine: Engine
+    readers: Readers
+    limits: ImageLimits
     observer: Observer
     info: dict[str, Any]
 
@@ -54,6 +59,8 @@ def load(
     dtype: str,
     limits: ImageLimits,
     config: EngineConfig,
+    readers: int,
+    fast_jpeg: bool,
     observer: Observer,
     on_broken: Callable[[], None] | None,
     tasks: Sequence[Task],
@@ -82,9 +89,7 @@ def load(
     pipeline = Pipeline(
         checkpoint=checkpoint.label,
         tokenizer=tokenizer,
-        preprocessing=preprocessing,
         defaults=files.generation,
-        limits=limits,
         max_new_tokens=config.max_new_tokens,
         tasks=TASKS.extended(tasks),
     )
@@ -101,18 +106,6 @@ def load(
         "generation": asdict(files.generation) | asdict(pipeline.options(GenerationParameters())),
         "tasks": list(pipeline.tasks),
     }
-    runner = _runner(model, config, preprocessing)
-    engine = Engine(runner, config, observer=observer, on_broken=on_broken)
-    log.info(
-        "loaded %s on %s as %s, with caches of %.0f MiB for %d requests of %d beams in all",
-        checkpoint.label, info["device"], info["dtype"],
-        runner.caches.nbytes / 2**20, runner.sizes.slots, runner.sizes.rows,
-    )  # fmt: skip
-    return Loaded(pipeline, engine, observer, info)
-
-
-def _runner(model: Florence2Model, config: EngineConfig, preprocessing: Preprocessing) -> Runner:
-    """The way to run steps that suits the device."""
     backend = Backend.for_device(
         model.device,
         model.dtype,
@@ -120,6 +113,30 @@ def _runner(model: Florence2Model, config: EngineConfig, preprocessing: Preproce
         cpu_kernels=config.cpu_kernels,
         threads=config.threads,
     )
+    runner = _runner(model, backend, config, preprocessing)
+    size = InputSize(preprocessing.height, preprocessing.width, preprocessing.resample, fast_jpeg)
+    reading = _readers(size, limits, readers, observer, backend.memory)
+    engine = Engine(runner, config, observer=observer, on_broken=on_broken)
+    log.info(
+        "loaded %s on %s as %s, with caches of %.0f MiB for %d requests of %d beams in all",
+        checkpoint.label, info["device"], info["dtype"],
+        runner.caches.nbytes / 2**20, runner.sizes.slots, runner.sizes.rows,
+    )  # fmt: skip
+    return Loaded(pipeline, engine, reading, limits, observer, info)
+
+
+def _readers(
+    size: InputSize, limits: ImageLimits, count: int, observer: Observer, memory: DeviceMemory
+) -> Readers:
+    """So many processes, or threads of this one where it is 0."""
+    if count == 0:
+        return ThreadReaders(size, limits, on_read=observer.read)
+    return ProcessReaders(size, limits, count, observer.read, on_memory=memory.lock_pages)
+
+
+def _runner(
+    model: Florence2Model, backend: Backend, config: EngineConfig, preprocessing: Preprocessing
+) -> Runner:
     picture_tokens = _picture_tokens(preprocessing)
     return Runner(
         model,

@@ -18,10 +18,8 @@ from florence.checkpoint.tokenizer import Tokenizer
 from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.errors import OptionError, TaskError
-from florence.images.decode import Preprocessing
-from florence.images.limits import ImageLimits
 from florence.model.config import GenerationDefaults
-from florence.runtime.readers import Picture, ReadPicture, read_picture
+from florence.readers.picture import ReadPicture
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
@@ -60,9 +58,7 @@ class Pipeline:
 
     checkpoint: str
     tokenizer: Tokenizer
-    preprocessing: Preprocessing
     defaults: GenerationDefaults
-    limits: ImageLimits
     max_new_tokens: int
     tasks: TaskTable = TASKS
 
@@ -99,10 +95,6 @@ class Pipeline:
             digest=picture.digest,
         )
         return Prepared(checked.task, picture.size, request)
-
-    def read(self, image: Picture) -> ReadPicture:
-        """As `read_picture`, with this checkpoint's sizes and limits."""
-        return read_picture(image, self.limits, self.preprocessing)
 
     def options(self, parameters: GenerationParameters) -> GenerationOptions:
         """The parameters with the checkpoint's own settings in place of those that are None.

@@ -73,6 +73,7 @@ class EngineMetrics(Observer):
         self._encode_size = sizes.labels(method_name="encode", **fixed)
         self._decode_size = sizes.labels(method_name="decode", **fixed)
         self._rows = Histogram("florence_step_rows", "Beams in a step", buckets=_SIZES, registry=registry)
+        self._read = seconds("read", "Reading one picture: decoding and resizing")
         self._queue = seconds("queue", "Waiting for a place")
         self._encode = seconds("encode", "Encoding one batch of pictures and prompts")
         self._step = seconds("step", "One decode step of all that are decoded")
@@ -91,6 +92,9 @@ class EngineMetrics(Observer):
 
     def reading(self, change: int) -> None:
         self._reading.inc(change)
+
+    def read(self, seconds: float) -> None:
+        self._read.observe(seconds)
 
     def load(self, waiting: int, encoding: int, decoding: int) -> None:
         self._waiting.set(waiting)

@@ -62,7 +62,10 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
     let_threads_sleep()
     from florence import Florence2  # torch comes with it
 
-    model = Florence2.from_settings(settings, device, reserved=True, observer=observer, on_broken=end_worker)
+    workers = len(settings.devices(count_gpus()))
+    model = Florence2.from_settings(
+        settings, device, workers=workers, observer=observer, on_broken=end_worker
+    )
     model.warm_up()
     return model
 

@@ -25,8 +25,8 @@ Prompts = Sequence[Sequence[int]]
 class Encodes(Protocol):
     """The two halves of an encode, each in chunks between which decode steps may run."""
 
-    def encode_images(self, pixels: Tensor) -> Chunks[Tensor]:
-        """uint8 [pictures, height, width, 3] of the host -> picture tokens [pictures, tokens, d_model]. They
+    def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
+        """uint8 [height, width, 3] of the host for each picture -> tokens [pictures, tokens, d_model]. They
         may be in memory that other captured work overwrites: copy them before anything else runs."""
         ...
 
@@ -43,8 +43,8 @@ class PlainEncodes:
     def __init__(self, model: Florence2Model, caches: Caches, memory: DeviceMemory) -> None:
         self._model, self._caches, self._memory = model, caches, memory
 
-    def encode_images(self, pixels: Tensor) -> Chunks[Tensor]:
-        tokens = yield from self._model.encode_images_in_chunks(self._memory.upload(pixels))
+    def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
+        tokens = yield from self._model.encode_images_in_chunks(batch_of(pixels, self._memory))
         return tokens
 
     def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
@@ -81,8 +81,8 @@ class BucketEncodes:
         self._seen: dict[tuple[object, ...], _Captured] = {}
         self._warn = warn_once("encodes")
 
-    def encode_images(self, pixels: Tensor) -> Chunks[Tensor]:
-        (tokens,) = self._run("images", self._encode_images, pixels)
+    def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
+        (tokens,) = self._run("images", self._encode_images, batch_of(pixels, self._memory))
         yield from ()  # one chunk
         return tokens[: len(pixels)]
 
@@ -97,7 +97,7 @@ class BucketEncodes:
         """Capture batches of all sizes, with pictures of this size and the shortest bucket of prompts,
         largest first. Writes to the first slot, which must be free."""
         for rows in reversed(self._buckets.pictures):
-            pixels = torch.zeros(rows, height, width, 3, dtype=torch.uint8)
+            pixels = [torch.zeros(height, width, 3, dtype=torch.uint8)] * rows
             for _ in range(2):
                 pictures = run_to_end(self.encode_images(pixels)).clone()
                 prompts = [[self._model.config.text.eos_id]] * rows
@@ -163,6 +163,13 @@ class _Captured:
         replay, results = self._replay
         replay()
         return results
+
+
+def batch_of(pixels: Sequence[Tensor], memory: DeviceMemory) -> Tensor:
+    """Pictures of the host as one batch of the device, uint8 [pictures, height, width, 3]. Each is uploaded
+    from where it lies."""
+    uploaded = [memory.upload(picture) for picture in pixels]
+    return uploaded[0][None] if len(uploaded) == 1 else torch.stack(uploaded)
 
 
 def pad_prompts(prompts: Prompts, length: int, pad_id: int) -> Tensor:

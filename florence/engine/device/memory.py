@@ -6,11 +6,14 @@ device has read or written it. Knows tensors only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 Download = Callable[[], Tensor]
 """Waits for a copy to the host and returns it."""
@@ -44,6 +47,10 @@ class DeviceMemory(Protocol):
         """Give freed memory back, so that other buffers can take its place."""
         ...
 
+    def lock_pages(self, buffer: memoryview) -> Callable[[], None] | None:
+        """Let the device read this host memory by itself, where it can; what undoes that."""
+        ...
+
 
 class HostMemory:
     """The CPU's: everything is there at once."""
@@ -66,6 +73,9 @@ class HostMemory:
 
     def release(self) -> None:
         pass
+
+    def lock_pages(self, buffer: memoryview) -> Callable[[], None] | None:
+        return None
 
 
 class CudaMemory:
@@ -100,6 +110,15 @@ class CudaMemory:
 
     def release(self) -> None:
         torch.cuda.empty_cache()
+
+    def lock_pages(self, buffer: memoryview) -> Callable[[], None] | None:
+        address = torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        failure = int(runtime.cudaHostRegister(address, buffer.nbytes, 0))
+        if failure:
+            log.warning("pixels can't be page-locked (CUDA error %d): they are copied once more", failure)
+            return None
+        return lambda: runtime.cudaHostUnregister(address)
 
 
 def _pinned(values: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -225,7 +224,7 @@ class Runner:
         known = self.features.find([request.digest for request in requests])
         new = {request.digest: request.pixels for request in requests if request.digest not in known}
         if new:
-            pixels = torch.from_numpy(np.stack(list(new.values())))
+            pixels = [torch.from_numpy(picture) for picture in new.values()]
             tokens = yield from self._buffers.encodes.encode_images(pixels)
             # Copies: a cached picture must not keep its whole batch alive.
             made = dict(zip(new, (picture.clone() for picture in tokens), strict=True))

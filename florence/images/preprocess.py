@@ -1,0 +1,63 @@
+"""From an encoded picture to the model's input size.
+
+Normalisation is left to the model's device. Knows nothing about threads, processes or tensors, and needs
+neither numpy nor torch: reader processes import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from florence.images.decode import decode
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a checkpoint wants done to a picture before the model.
+
+    It is resized to `height` x `width` with Pillow's filter `resample`; then, on the model's device,
+    multiplied by `rescale` (1/255), minus `mean`, divided by `std`, both one number a channel (R, G, B).
+    """
+
+    height: int
+    width: int
+    resample: int
+    rescale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSize:
+    """The model's input size, and how pictures come to it.
+
+    `resample`: Pillow's number of the filter (3: bicubic with antialiasing); torch's bicubic differs from it
+    by one level in places, and the checkpoints were trained with Pillow's. `fast_jpeg`: libjpeg decodes a
+    JPEG at a half, a quarter or an eighth of its size where that is still at least the input size, which is
+    faster and changes pixels.
+    """
+
+    height: int
+    width: int
+    resample: int
+    fast_jpeg: bool = False
+
+
+def resize(image: Image.Image, size: InputSize) -> Image.Image:
+    """An RGB picture at exactly the input size, whatever its aspect ratio."""
+    return image.resize((size.width, size.height), Image.Resampling(size.resample))
+
+
+def read_resized(
+    data: bytes, size: InputSize, limits: ImageLimits = DEFAULT_LIMITS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """An encoded picture at the input size, RGB, and the width and height of the (turned) original.
+
+    Raises ImageError and ImageTooLarge.
+    """
+    at_least = (size.width, size.height) if size.fast_jpeg else None
+    image, original = decode(data, limits, at_least)
+    return resize(image, size), original

@@ -1,0 +1,57 @@
+"""What readers take and give, and reading in the calling thread. Knows nothing about queues or processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from florence.images.decode import encoded, load_image
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.preprocess import InputSize, read_resized, resize
+
+Picture = Image.Image | bytes | str | Path | Callable[[], bytes]
+"""A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPicture:
+    """A picture as the model takes it. `size`: width and height of the original; `pixels`: uint8 [height,
+    width, 3] at the model's input size; `digest`: SHA-256 of the pixels."""
+
+    size: tuple[int, int]
+    pixels: NDArray[np.uint8]
+    digest: bytes
+
+
+class LocalReader:
+    """Reads one picture at a time in the calling thread; decoders and filters release the interpreter's
+    lock."""
+
+    def __init__(self, size: InputSize, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+        self._size, self._limits = size, limits
+
+    def read(self, image: Picture) -> ReadPicture:
+        """A PIL picture is taken as it is; all else is turned by its EXIF orientation.
+
+        Raises ImageError, ImageTooLarge, and what a function that gives the bytes raises.
+        """
+        if isinstance(image, Image.Image):
+            picture = load_image(image, self._limits)
+            resized, original = resize(picture, self._size), picture.size
+        else:
+            data = encoded(image() if callable(image) else image, self._limits)
+            resized, original = read_resized(data, self._size, self._limits)
+        pixels = np.array(resized, dtype=np.uint8)
+        return ReadPicture(original, pixels, sha256(pixels.data).digest())
+
+    def stop(self) -> None:
+        """A thread can't be stopped."""
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,241 @@
+"""One reader process, seen from the process that uses it: started, given pictures, replaced when it ends.
+
+Knows nothing about queues and threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image
+
+from florence.errors import Closed, EngineError, ImageError, ImageTooLarge, quote
+from florence.images.decode import check_bytes, encoded
+from florence.images.limits import ImageLimits
+from florence.images.preprocess import InputSize
+from florence.readers import wire
+from florence.readers.memory import PixelMemory
+from florence.readers.picture import LocalReader, Picture, ReadPicture
+
+log = logging.getLogger(__name__)
+
+_BOOT: Final = "import sys; sys.path += sys.argv[1:3]; from florence.readers.worker import main; main()"
+_ENVIRONMENT: Final = ("LANG", "LC_", "LD_", "MALLOC_", "PATH")
+_MALLOC: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20)}
+"""glibc keeps so much memory for the next picture; given back and taken anew it costs 3 ms a picture."""
+_ATTEMPTS: Final = 3
+_START_S: Final = 60.0
+_STDERR_BYTES: Final = 2000  # of what goes into a log
+_LATE: Final = "it took too long"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """What one picture may cost a reader process.
+
+    `memory_bytes`: of its private memory; the default grows with the pixels that are allowed. `cpu_s`: of its
+    CPU, in whole seconds. `wall_s`: in all, for a file system that does not answer.
+    """
+
+    memory_bytes: int
+    cpu_s: int = 10
+    wall_s: float = 120.0
+
+    @classmethod
+    def of(cls, limits: ImageLimits) -> ProcessLimits:
+        """Enough for the largest picture that is allowed, in the format that takes the most memory."""
+        return cls(memory_bytes=128 * 2**20 + 2 * limits.max_bytes + 24 * limits.max_pixels)
+
+
+class _Ended(Exception):
+    """The process ended, or is to end. `begun`: while it read the picture, not before. `late`: it did not
+    answer in time."""
+
+    def __init__(self, *, begun: bool, late: bool) -> None:
+        super().__init__()
+        self.begun, self.late = begun, late
+
+
+class ProcessReader:
+    """A `Reader` whose work is done in a process of its own.
+
+    It owns one slot of `memory`. After each picture it hands that slot out and takes a free one; where none
+    is free the pixels are copied, so a reader never waits for requests that hold pixels.
+    """
+
+    def __init__(
+        self, size: InputSize, limits: ImageLimits, process_limits: ProcessLimits, memory: PixelMemory
+    ) -> None:
+        slot = memory.acquire()
+        if slot is None:
+            raise ValueError("each reader needs a slot of its own")
+        self._slot, self._memory, self._limits = slot, memory, limits
+        self._wall_s, self._cpu_s = process_limits.wall_s, process_limits.cpu_s
+        self._local = LocalReader(size, limits)
+        self._job = wire.Job(
+            memory.fd, memory.slot_bytes, size.height, size.width, size.resample, size.fast_jpeg,
+            limits.max_bytes, limits.max_pixels, limits.max_frames, process_limits.memory_bytes,
+            process_limits.cpu_s,
+        )  # fmt: skip
+        self._stopped = False
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that reads now."""
+        return self._process.pid
+
+    def read(self, image: Picture) -> ReadPicture:
+        """As `LocalReader.read`. A picture that ends the process, or takes more of it than is allowed, is an
+        ImageError too.
+
+        A PIL picture is resized here, in the calling thread: it is decoded already.
+        """
+        if isinstance(image, Image.Image):
+            return self._local.read(image)
+        if callable(image):
+            image = image()
+        if isinstance(image, str | os.PathLike):
+            # Absolute: a reader has the directory that was current when it started.
+            return self._send(wire.PATH, os.fsencode(Path(image).absolute()))
+        data = encoded(image, self._limits)
+        check_bytes(len(data), self._limits)
+        return self._send(wire.DATA, data)
+
+    def stop(self) -> None:
+        """End the process, also while it reads. In any thread."""
+        self._stopped = True
+        self._process.kill()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._process.kill()
+        self._end()
+        self._memory.release(self._slot)
+
+    def _send(self, kind: int, payload: bytes) -> ReadPicture:
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._exchange(kind, payload)
+            except _Ended as error:
+                ended = error
+            status, noise = self._replace(late=ended.late)
+            if ended.begun:
+                raise self._blame(status)
+        raise EngineError(f"readers of pictures end before they begin ({status}); stderr: {noise}")
+
+    def _exchange(self, kind: int, payload: bytes) -> ReadPicture:
+        begun = False
+        try:
+            self._socket.settimeout(_START_S)
+            self._socket.sendall(wire.REQUEST.pack(kind, self._slot, len(payload)))
+            self._socket.sendall(payload)
+            self._receive(len(wire.BEGUN))
+            begun = True
+            self._socket.settimeout(self._wall_s)
+            status, width, height, digest, length = wire.REPLY.unpack(self._receive(wire.REPLY.size))
+            text = self._receive(min(length, wire.LONGEST_TEXT)).decode(errors="replace")
+        except OSError as error:  # closed by the other end, or a timeout
+            raise _Ended(begun=begun, late=isinstance(error, TimeoutError)) from error
+        if noise := self._noise():
+            log.debug("while reading a picture: %s", noise)
+        if status != wire.READ:
+            raise (ImageTooLarge if status == wire.TOO_LARGE else ImageError)(text)
+        return ReadPicture((width, height), self._take(), digest)
+
+    def _take(self) -> NDArray[np.uint8]:
+        spare = self._memory.acquire()
+        if spare is None:
+            return self._memory.copy(self._slot)
+        pixels = self._memory.hand_out(self._slot)
+        self._slot = spare
+        return pixels
+
+    def _receive(self, count: int) -> bytes:
+        parts: list[bytes] = []
+        while count:
+            part = self._socket.recv(count)
+            if not part:
+                raise ConnectionResetError("the reader ended")
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def _start(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        noise, stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # what does not fit is lost
+        self._stderr = os.fdopen(noise, "rb", buffering=0)
+        roots = [str(Path(wire.__file__).parents[2]), str(Path(PIL.__file__).parents[1])]
+        with theirs, os.fdopen(stderr, "wb", buffering=0) as errors:
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _BOOT, *roots, json.dumps(self._job)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=(self._memory.fd,),
+                process_group=0,  # Ctrl-C is for the process that drains
+                env=_environment(),
+            )
+        if self._stopped:  # meanwhile
+            self._process.kill()
+
+    def _replace(self, *, late: bool) -> tuple[str, str]:
+        """Start a new process in the place of one that ended; how it ended, and what it wrote last."""
+        if late:
+            self._process.kill()
+        status, noise = self._end()
+        status = _LATE if late else status
+        if self._stopped:
+            raise Closed("this model was closed before the picture was read")
+        log.warning("a reader of pictures ended (%s) and is replaced; stderr: %s", status, noise)
+        self._start()
+        return status, noise
+
+    def _end(self) -> tuple[str, str]:
+        """Wait for the process's end. How it ended, and what it wrote last."""
+        try:
+            code = self._process.wait(_START_S)  # its socket is closed, or it was killed
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        noise = self._noise()
+        self._socket.close()
+        self._stderr.close()
+        return _status(code), noise
+
+    def _noise(self) -> str:
+        """What the process wrote to its standard error since the last time, in one line, for a log."""
+        written = None if self._stderr.closed else self._stderr.read(1 << 16)  # None: there is nothing
+        return quote(written[-_STDERR_BYTES:].decode(errors="replace"), _STDERR_BYTES) if written else ""
+
+    def _blame(self, status: str) -> ImageError:
+        if status == "SIGXCPU":
+            return ImageTooLarge(f"the picture takes more than {self._cpu_s} s of CPU time to decode")
+        if status == _LATE:
+            return ImageError(f"the picture was not read within {self._wall_s:g} s")
+        return ImageError(f"the picture can't be decoded: its reader ended ({status})")
+
+
+def _environment() -> dict[str, str]:
+    """What a reader's environment holds: a decoder of strangers' bytes needs no tokens."""
+    return _MALLOC | {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
+
+
+def _status(code: int) -> str:
+    if code < 0:
+        with suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit status {code}"

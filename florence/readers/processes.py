@@ -1,0 +1,44 @@
+"""Reads pictures in processes of their own, so that a crash or a bomb in a decoder fails one request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.preprocess import InputSize
+from florence.readers.memory import OnMemory, PixelMemory
+from florence.readers.process import ProcessLimits, ProcessReader
+from florence.readers.readers import Readers
+
+SPARE_SLOTS = 64
+"""Pictures whose pixels may wait in shared memory for their encode; those of more are copied."""
+
+
+class ProcessReaders(Readers):
+    """`count` reader processes, which start at once. `on_memory`: see `memory.OnMemory`."""
+
+    def __init__(
+        self,
+        size: InputSize,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        count: int = 2,
+        on_read: Callable[[float], None] | None = None,
+        *,
+        on_memory: OnMemory | None = None,
+        spare_slots: int = SPARE_SLOTS,
+        process_limits: ProcessLimits | None = None,
+    ) -> None:
+        self.memory = PixelMemory(size.height, size.width, count + spare_slots, on_memory)
+        bounds = process_limits or ProcessLimits.of(limits)
+        self._processes = [ProcessReader(size, limits, bounds, self.memory) for _ in range(count)]
+        super().__init__(self._processes, on_read)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that read now."""
+        return [process.pid for process in self._processes]
+
+    def close(self, drain_s: float | None = None) -> None:
+        """As `Readers.close`. Pixels that were read stay valid."""
+        super().close(drain_s)
+        self.memory.close()
