@@ -12,8 +12,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LOCK_VENV := build/lock-venv
-PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
+# florence2-client is this project's own, so it is named "unsafe": left out of the lock.
+PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --unsafe-package florence2-client \
+	--strip-extras --find-links build/lock-wheels --no-header --no-emit-index-url --no-emit-find-links \
+	--no-emit-trusted-host --no-emit-options
+EXTRAS := demo evaluate parquet supervision load test docs dev image
+HELD := torch==2.14.1 torchvision==0.29.1
 
 .PHONY: install test lint types pytest demo serve image-check lock clean
 
@@ -47,16 +51,18 @@ serve: install
 image-check: install
 	OCI="$(OCI)" $(BIN)/python -m pytest -m image -o log_cli=true -o log_cli_level=INFO tests/test_image.py
 
-# The lock holds versions and hashes, no index: pip takes the files from where it is told to. PyTorch is held at the
-# release that the tests' numbers were made with.
+# The lock holds versions and hashes, no index: pip takes the files from where it is told to. Pins stay as they are
+# unless pyproject.toml asks for others; `make lock UPGRADE=--upgrade` renews them all. PyTorch is held at the release
+# that the tests' numbers were made with. The client is built here, for pip-compile to read what it needs.
 lock:
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet pip-tools
-	$(PIP_COMPILE) --upgrade --extra test --extra dev --extra train --extra evaluate \
-		--upgrade-package torch==2.14.1 --upgrade-package torchvision==0.29.1 \
+	$(LOCK_VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/lock-wheels ./deploy/client
+	$(PIP_COMPILE) $(UPGRADE) $(EXTRAS:%=--extra %) $(HELD:%=--upgrade-package %) \
 		--output-file requirements.lock pyproject.toml
 	cp requirements.lock requirements-serve.lock  # the same versions, without the packages that serving needs not
 	$(PIP_COMPILE) --extra image --output-file requirements-serve.lock pyproject.toml
+	sed -i '/^# WARNING/,$$d' requirements.lock requirements-serve.lock  # which says that florence2-client is left out
 
 clean:
 	rm -rf $(VENV) build dist florence.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

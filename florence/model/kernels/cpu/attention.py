@@ -23,7 +23,7 @@ MOST_STARTS = 128
 
 
 class CpuAttention:
-    """The kernel for one dtype and head_dim, compiled when it is made (about two seconds).
+    """The kernel for one dtype and head_dim, compiled (about two seconds) unless it was kept.
 
     `threads` as for `Team`. Calls from several threads don't meet. Gradients are not followed.
     """
@@ -38,7 +38,7 @@ class CpuAttention:
         self._dtype, self._head_dim = dtype, head_dim
         self._team = Team(threads)
         self._kernels = cpu_attention_kernel
-        self._kernel = cpu_attention_kernel.compile_kernel(dtype, head_dim)
+        self._kernel = cpu_attention_kernel.load(dtype, head_dim)
         self._address: int = self._kernel.address
         self._one_each = lru_cache(MOST_STARTS)(_one_each)
 

@@ -25,7 +25,7 @@ MOST_PLANS = 1024
 
 
 class Products:
-    """The kernel for one dtype, compiled when it is made (about a second).
+    """The kernel for one dtype, compiled (about a second) unless it was kept.
 
     `threads` as for `Team`. Calls from several threads don't meet. Gradients are not followed.
     """
@@ -43,7 +43,7 @@ class Products:
         self.plan = lru_cache(MOST_PLANS)(self._plan)
         self.job = cpu_product_kernel.Job
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
-        self._kernel = cpu_product_kernel.compile_kernel(self.panels, dtype.itemsize)
+        self._kernel = cpu_product_kernel.load(self.panels, dtype)
         self.address: int = self._kernel.address
 
     def fit(self, weight: Tensor) -> bool:
