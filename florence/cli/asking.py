@@ -18,7 +18,6 @@ from florence.cli.lines import answer_json
 from florence.client import Client
 from florence.client.exchange import CallOptions
 from florence.errors import TaskError
-from florence.settings import read_settings
 from florence.types.answer import TaskAnswer
 from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
 from florence.types.tasks import Input, get_task
@@ -100,6 +99,7 @@ def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
     from florence.runtime.florence2 import Florence2
     from florence.runtime.limits import batch_limits, image_limits, token_limits
+    from florence.settings import read_settings
 
     settings = read_settings()
     device = settings.device.partition(",")[0]  # a list is for the service's workers

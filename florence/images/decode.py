@@ -20,15 +20,17 @@ import os
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from florence.errors import CheckpointError, ImageError, ImageTooLarge, SettingsError
 from florence.images.headers import Header, read_header
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Pillow warns of "decompression bombs" above this many, and can only be told otherwise for a whole process.
 PILLOW_MAX_PIXELS = 89_478_485
@@ -182,6 +184,8 @@ def resize_pixels(image: Image.Image, height: int, width: int, resample: int) ->
     `resample` is Pillow's number of the filter (3: bicubic with antialiasing). Torch's bicubic differs from
     it by one level in places, and the checkpoints were trained with Pillow's.
     """
+    import numpy as np
+
     return np.array(image.resize((width, height), Image.Resampling(resample)), dtype=np.uint8)
 
 
