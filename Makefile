@@ -1,9 +1,11 @@
-# make install   .venv with the pinned requirements and this package
+# make install   .venv with the pinned requirements and this package (some 6 GB)
 # make test      install, then lint, types and tests
 # make demo      install, then a tour of the service with the bundled checkpoint
 # make serve     install, then the service with the default checkpoint, on port 8000
 # make image-check   install, then build the container image of a Bento and check it in containers: with Docker,
 #                or with OCI=FOLDER, whose build.sh and run.sh do what an engine would
+# make wheels    install, then both distributions, florence2-server and florence2-client, as wheels in dist/
+# make docs      install, then the documentation in build/docs; a broken link or name is an error
 # make lock      requirements.lock and requirements-serve.lock anew from pyproject.toml
 # make clean     remove what these commands made
 
@@ -19,15 +21,16 @@ PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --unsafe-p
 EXTRAS := demo evaluate parquet supervision load test docs dev image
 HELD := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: install test lint types pytest demo serve image-check lock clean
+.PHONY: install test lint types pytest demo serve wheels docs image-check lock clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml deploy/client/pyproject.toml
+	@echo "installing some 6 GB into $(VENV), most of it PyTorch with CUDA; it takes minutes"
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . --editable ./deploy/client
 	touch $@
 
 test: lint types pytest
@@ -48,6 +51,13 @@ demo: install
 serve: install
 	$(BIN)/bentoml serve service:service
 
+wheels: install
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . ./deploy/client
+
+docs: install
+	$(BIN)/mkdocs build --strict --site-dir build/docs
+
 image-check: install
 	OCI="$(OCI)" $(BIN)/python -m pytest -m image -o log_cli=true -o log_cli_level=INFO tests/test_image.py
 
@@ -65,4 +75,4 @@ lock:
 	sed -i '/^# WARNING/,$$d' requirements.lock requirements-serve.lock  # which says that florence2-client is left out
 
 clean:
-	rm -rf $(VENV) build dist florence.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
