@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,3 +54,9 @@ def test_the_exactness_script_finds_all_ids_equal_at_tiny_sizes() -> None:
     for beams in (1, 3, 5):
         assert f"{beams} beams: 15 of 15 with the same token ids" in printed
     assert "lengths 20 to 20" not in printed
+
+
+def test_the_start_script_waits_for_the_service() -> None:
+    """One phase, one round: a line with seconds, and with CPU seconds."""
+    printed = run("start.py", "--rounds", "1", "--only", "until ready")
+    assert re.search(r"\| `florence serve`, until ready \| \d+\.\d\d \| \d+\.\d\d \|\n$", printed)
