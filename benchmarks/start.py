@@ -44,11 +44,11 @@ Times = tuple[float, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", default="", help="phases whose name has this in it")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run(LOAD, f"{folder}/kept")  # bytecode, the disk's cache, kernels
         print("| | s | CPU-s |\n|---|---|---|")
