@@ -31,9 +31,9 @@ from tritonclient.http import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 from urllib3 import encode_multipart_formdata
 
-from florence.client.exchange import ANSWER_TYPES
 from florence.errors import TaskError
-from florence.types.tasks import TASKS, Input, Kind, Task, get_task
+from florence.types.answer import answer_type
+from florence.types.tasks import TASKS, Input, Kind, Task
 
 INFER: Final = "/v2/models/florence2/infer"
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -117,7 +117,7 @@ def read_weights(text: str) -> dict[Task, float]:
     """`caption=3, <OD>=1` by task; a name alone weighs 1, nothing is all tasks. TaskError, ValueError."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     pairs = [part.partition("=") for part in parts]
-    weights = {get_task(name.strip()): float(weight or 1) for name, _, weight in pairs}
+    weights = {TASKS.resolve(name.strip()): float(weight or 1) for name, _, weight in pairs}
     if any(not 0 <= weight < float("inf") for weight in weights.values()) or (
         weights and not any(weights.values())
     ):
@@ -238,7 +238,7 @@ class TypedUser(FlorenceUser):
 
     def problem(self, reply: Any, question: Question) -> str | None:
         try:
-            answer = ANSWER_TYPES[question.task.kind].model_validate_json(reply.content)
+            answer = answer_type(question.task.kind).model_validate_json(reply.content)
         except ValidationError as error:
             return f"no typed answer: {error.errors(include_url=False)[0]['msg']}: {reply.text[:200]}"
         return None if answer.task == question.task.token else f"an answer of {answer.task}"

@@ -60,7 +60,7 @@ class EchoModel:
 
 def _echo(*, reads: bool) -> Any:
     return service.build_service(
-        read_settings(), 0, lambda settings, device: EchoModel(reads=reads), lambda settings: None
+        read_settings(), 0, lambda settings, device, observer: EchoModel(reads=reads), lambda settings: None
     )
 
 

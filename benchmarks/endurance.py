@@ -28,7 +28,7 @@ from florence import Florence2
 from florence.answers.answer import Answer
 from florence.demo.evaluate import held_out
 from florence.demo.world.scenes import Limits
-from florence.engine.scheduler import BatchLimits
+from florence.engine.config import EngineConfig
 
 Ask = tuple[Image.Image, str, str | None]
 
@@ -79,10 +79,12 @@ def main() -> None:
     with Florence2.load(
         "demo",
         dtype=arguments.dtype,
-        batches=BatchLimits(max_queue=512),
-        threads=arguments.threads,
-        picture_cache_bytes=arguments.picture_cache_bytes,
-        reserved=True,
+        config=EngineConfig(
+            max_queue=512,
+            threads=arguments.threads,
+            picture_cache_bytes=arguments.picture_cache_bytes,
+            reserved=True,
+        ),
     ) as model:
         run(model, islice(source, arguments.few), 32)
         few = resident_bytes()

@@ -31,10 +31,10 @@ from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from florence.engine.config import EngineConfig
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, GenerationOptions, Request
-from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.devices import bound_kernel_caches, keep_freed_memory
 from florence.model.florence2 import Florence2Model
 from florence.runtime.loading import cpu_kernel
@@ -92,8 +92,10 @@ def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> li
     """All at once through the engine, as the service sets it up on this CPU."""
     keep_freed_memory()
     bound_kernel_caches()
-    tokens = TokenLimits(1023, 1024 - picture_tokens(size))
-    engine = Engine(Runner(model, SLOTS, kernel=cpu_kernel(model)), tokens, BatchLimits(SLOTS))
+    config = EngineConfig(
+        max_batch_size=SLOTS, max_new_tokens=1023, max_prompt_tokens=1024 - picture_tokens(size)
+    )
+    engine = Engine(Runner(model, SLOTS, kernel=cpu_kernel(model)), config)
     futures = [engine.submit(request) for request in asked]
     answers = [future.result() for future in futures]
     engine.close()

@@ -31,11 +31,11 @@ from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from florence.engine.config import EngineConfig
 from florence.engine.device.graphs import CudaRecorder, PlainRecorder
 from florence.engine.device.reference import generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
-from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.engine.sequence import SequenceState
 from florence.model.florence2 import Florence2Model
 
@@ -82,9 +82,14 @@ class Bench:
         )
 
     def engine(self, model: Florence2Model, slots: int, budget_s: float = 0.05) -> Engine:
-        limits = BatchLimits(slots, min(slots, ENCODE_BATCH), max_queue=4 * slots, encode_budget_s=budget_s)
-        tokens = TokenLimits(1024, 1024 - picture_tokens(self.size))
-        return Engine(self.runner(model, slots), tokens, limits)
+        config = EngineConfig(
+            max_batch_size=slots,
+            max_encode_batch=min(slots, ENCODE_BATCH),
+            max_queue=4 * slots,
+            encode_budget_ms=budget_s * 1000,
+            max_prompt_tokens=1024 - picture_tokens(self.size),
+        )
+        return Engine(self.runner(model, slots), config)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

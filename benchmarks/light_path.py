@@ -15,37 +15,22 @@ import base64
 import contextlib
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import psutil
+from serving import Server, serving
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-PICTURE = b"\x89PNG" + os.urandom(240 * 1024)  # nobody opens it
+PICTURE = b"\x89PNG" + os.urandom(240 * 1024)  # no service here decodes it
 INFER = "/v2/models/florence2/infer"
-START_S = 120.0
 Sender = Callable[[float], Awaitable[int]]
 """Sends requests one after the other until that reading of `time.perf_counter()`; gives their number."""
-
-
-@dataclass
-class Server:
-    """A running service of `echo_services`."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    url: str
-    grpc_port: int
 
 
 @dataclass
@@ -59,51 +44,9 @@ class Row:
     cpu_ms: list[float] = field(default_factory=list)
 
 
-@contextlib.contextmanager
-def serving(target: str) -> Iterator[Server]:
-    """`bentoml serve` of a service in `echo_services`."""
-    port, grpc_port = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as home:
-        variables = {
-            **os.environ,
-            "BENTOML_HOME": home,
-            "BENTOML_DO_NOT_TRACK": "true",
-            "FLORENCE_MODEL": "demo",
-            "FLORENCE_GRPC_PORT": str(grpc_port),
-            "FLORENCE_GRPC_HOST": "127.0.0.1",
-        }
-        command = [sys.executable, "-m", "bentoml", "serve", f"echo_services:{target}"]
-        with (Path(home) / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(port)],
-                cwd=Path(__file__).parent,
-                env=variables,
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_ready(process, url)
-            yield Server(target, process, url, grpc_port)
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url + "/readyz").status_code == 200:
-                return
-        time.sleep(0.1)
-    raise SystemExit(f"{url} did not start")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def start(name: str) -> contextlib.AbstractContextManager[Server]:
+    """One of the services in `echo_services`."""
+    return serving(f"echo_services:{name}", Path(__file__).parent, FLORENCE_MODEL="demo")
 
 
 def json_body() -> bytes:
@@ -159,9 +102,9 @@ def grpc_sender(server: Server) -> Sender:
     return send
 
 
-def cpu_s(process: subprocess.Popen[bytes]) -> float:
+def cpu_s(server: Server) -> float:
     """CPU seconds that a server and its workers have used."""
-    parent = psutil.Process(process.pid)
+    parent = psutil.Process(server.process.pid)
     times = [member.cpu_times() for member in (parent, *parent.children(recursive=True))]
     return float(sum(used.user + used.system for used in times))
 
@@ -174,10 +117,10 @@ def measure(row: Row, seconds: float, connections: int) -> None:
         end = time.perf_counter() + seconds
         return sum(await asyncio.gather(*(send(end) for send in senders)))
 
-    used, started = cpu_s(row.server.process), time.perf_counter()
+    used, started = cpu_s(row.server), time.perf_counter()
     count = asyncio.run(all_of_them())
     row.rates.append(count / (time.perf_counter() - started))
-    row.cpu_ms.append(1000 * (cpu_s(row.server.process) - used) / count)
+    row.cpu_ms.append(1000 * (cpu_s(row.server) - used) / count)
 
 
 def main() -> None:
@@ -189,7 +132,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=8)
     arguments = parser.parse_args()
-    with serving("bare") as bare, serving("echo") as echo, serving("reading_echo") as reading:
+    with start("bare") as bare, start("echo") as echo, start("reading_echo") as reading:
         body = json_body()
         rows = [
             Row("bare route", bare, lambda: http_sender(bare, "/bare", body)),

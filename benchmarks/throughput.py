@@ -35,10 +35,10 @@ from closed_loop import TASKS, generate_static, options, requests, throughput
 from random_models import SIZES, convert, make_native, picture_tokens
 from transformers import Florence2ForConditionalGeneration
 
+from florence.engine.config import EngineConfig
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import Request
-from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.devices import bound_kernel_caches, keep_freed_memory
 from florence.model.florence2 import Florence2Model
 from florence.runtime.loading import cpu_kernel
@@ -70,8 +70,10 @@ class Part:
 
 def start_engine(bench: Bench, model: Florence2Model, feature_bytes: int = 0) -> Engine:
     runner = Runner(model, SLOTS, feature_bytes=feature_bytes, kernel=cpu_kernel(model))
-    limits = BatchLimits(SLOTS, 4, max_queue=512)
-    return Engine(runner, TokenLimits(1024, 1024 - picture_tokens(bench.size)), limits)
+    config = EngineConfig(
+        max_batch_size=SLOTS, max_queue=512, max_prompt_tokens=1024 - picture_tokens(bench.size)
+    )
+    return Engine(runner, config)
 
 
 def run_static(bench: Bench, native: Florence2ForConditionalGeneration, asked: Sequence[Request]) -> float:

@@ -6,6 +6,11 @@ A checkpoint with random weights (and the demo checkpoint's tokenizer) is writte
 library captions JPEGs, so many under way at once; then `bentoml serve` gets the same JPEGs as base64 in JSON
 over v2 from as many threads of this process. Both read and resize the pictures, none comes twice. Pictures a
 second, in turns; `--spin` leaves OpenMP's waiting as it is, for comparison.
+
+    python benchmarks/under_load.py --deadline 0.2 [--side 2400]
+
+instead prints how long after a request its time limit is told on each door, while pictures of so many pixels
+a side wait to be read.
 """
 
 from __future__ import annotations
@@ -16,15 +21,12 @@ import io
 import json
 import os
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the service does, before torch is loaded
@@ -32,14 +34,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the service does, before 
 import httpx
 import numpy as np
 import torch
+from deadlines import measure
 from PIL import Image
 from random_models import SIDE, SIZES, make_native
+from serving import ROOT, serving
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 TOKENS = 12
-START_S = 180.0
+ANSWER_S = 180.0
 DEMO = ROOT / "florence" / "demo" / "checkpoint"
 
 
@@ -77,39 +80,6 @@ def rate(answer: Callable[[bytes], object], pictures: list[bytes], concurrency: 
         return len(pictures) / (time.perf_counter() - started)
 
 
-@contextmanager
-def serving(directory: Path, dtype: str, environment: dict[str, str]) -> Iterator[str]:
-    """The service's URL."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    variables = os.environ | {
-        "FLORENCE_MODEL": str(directory), "FLORENCE_DTYPE": dtype, "FLORENCE_GRPC_PORT": "0", **environment,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", port]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        wait_ready(f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def wait_ready(url: str) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == httpx.codes.OK:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    raise SystemExit("the service did not start")
-
-
 def body_of(picture: bytes) -> dict[str, object]:
     values = {"INPUT_IMAGE": base64.b64encode(picture).decode(), "TASK_PROMPT": "<CAPTION>"}
     return {
@@ -136,10 +106,11 @@ def through_library(directory: Path, dtype: str, pictures: list[bytes], concurre
 def through_service(
     directory: Path, dtype: str, pictures: list[bytes], concurrency: int, environment: dict[str, str]
 ) -> float:
-    with serving(directory, dtype, environment) as url, httpx.Client(timeout=START_S) as client:
+    settings = {"FLORENCE_MODEL": str(directory), "FLORENCE_DTYPE": dtype, **environment}
+    with serving("service:service", **settings) as server, httpx.Client(timeout=ANSWER_S) as client:
 
         def answer(picture: bytes) -> None:
-            client.post(f"{url}/v2/models/florence2/infer", json=body_of(picture)).raise_for_status()
+            client.post(f"{server.url}/v2/models/florence2/infer", json=body_of(picture)).raise_for_status()
 
         answer(draw_pictures(1, seed=99)[0])
         return rate(answer, pictures, concurrency)
@@ -155,7 +126,13 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--spin", action="store_true", help="OpenMP's own waiting in the service")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="measure this time limit instead")
+    parser.add_argument("--side", type=int, default=2400, help="of the pictures before it, pixels")
     arguments = parser.parse_args()
+    if arguments.deadline is not None:
+        for door, seconds, status in measure(arguments.deadline, arguments.side):
+            print(f"{door:14} {seconds:6.3f} s  {status}", flush=True)
+        return
     environment = {"OMP_WAIT_POLICY": "active"} if arguments.spin else {}
     alone, served = [], []
     with tempfile.TemporaryDirectory() as folder:

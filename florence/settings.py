@@ -1,8 +1,9 @@
 """The service's settings: read once from `FLORENCE_*` environment variables, checked, then frozen.
 
-Knows nothing about devices, models or HTTP: everything below the service gets these values as arguments. An
-unknown `FLORENCE_*` name is refused, so that a misspelt setting never passes as a default. What BentoML
-itself reads (`BENTOML_*`: port, host, log format) is not covered.
+Those of the engine and the limits on pictures are declared in `florence.engine.config` and
+`florence.images.limits`. Knows nothing about models or HTTP. An unknown name is refused, so that a misspelt
+setting never passes as a default. What BentoML itself reads (`BENTOML_*`: port, host, log format) is not
+covered.
 """
 
 from __future__ import annotations
@@ -10,25 +11,39 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from florence.engine.config import EngineConfig
 from florence.errors import SettingsError, quote
+from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
 
 PREFIX = "FLORENCE_"
 MIB = 1024 * 1024
-PILLOW_MAX_PIXELS = 89_478_485  # above it Pillow warns of each picture, and `images` refuses the limit
 
 # Kubernetes puts the address of a Service called `florence` into each pod's environment under these names.
 _KUBERNETES = re.compile(r"FLORENCE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _DEVICES = re.compile(r"auto|cuda|(cpu|cuda:\d+)(,(cpu|cuda:\d+))*")
 
 
+def _engine(name: str) -> Any:
+    """The field of this name as `EngineConfig` declares it; None where its default depends on the device."""
+    declared = next(each for each in fields(EngineConfig) if each.name == name)
+    facts = declared.metadata
+    default = None if facts["on_gpu"] else declared.default
+    return Field(default=default, description=facts["description"], **facts["bounds"])
+
+
 class Settings(BaseSettings):
-    """All settings; each field is the variable `FLORENCE_<NAME>`. An empty variable counts as not set."""
+    """All settings; each field is the variable `FLORENCE_<NAME>`. An empty variable counts as not set.
+
+    Raises `SettingsError`, which names the setting that is unknown or out of range. Values given by keyword
+    take precedence over the environment.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
@@ -47,55 +62,15 @@ class Settings(BaseSettings):
         description="Type of the weights; `auto`: bfloat16 where the processor is faster with it than with "
         "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI.",
     )
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None, description="CPU threads of one worker's model; default: PyTorch's choice."
-    )
-    max_batch_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None,
-        description="Requests that decode together in a worker; default: 16 on a CPU, 64 on a GPU.",
-    )
-    max_encode_batch: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None,
-        description="Most pictures that are encoded together in a worker; fewer where that takes longer than "
-        "the encode budget. Default: 4 on a CPU, 16 on a GPU.",
-    )
-    max_queue: int = Field(
-        default=256,
-        ge=1,
-        le=100_000,
-        description="Requests that may wait in a worker, those whose pictures are still being read "
-        "among them; more get a 503.",
-    )
-    max_latency_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = Field(
-        default=None,
-        description="A request that would wait for longer is refused at once, with a 503; default: none is.",
-    )
-    encode_budget_ms: float = Field(
-        default=250.0,
-        gt=0,
-        le=60_000,
-        description="For how long new pictures may hold up the requests that are being decoded, at a time.",
-    )
-    max_new_tokens: int = Field(
-        default=1024,
-        ge=1,
-        le=100_000,
-        description="Tokens of the longest answer: a worker keeps room for so many for each beam, and cuts "
-        "longer wishes to it (`finish_reason`: `length`). At most the checkpoint's positions.",
-    )
-    max_prompt_tokens: int = Field(
-        default=512,
-        ge=1,
-        le=100_000,
-        description="Tokens of the longest prompt, for which room is kept beside the picture; longer ones "
-        "get a 400. At most the checkpoint's positions.",
-    )
-    picture_cache_bytes: int = Field(
-        default=128 * MIB,
-        ge=0,
-        le=2**40,
-        description="Memory of a worker for what the tower saw in the latest pictures.",
-    )
+    threads: int | None = _engine("threads")
+    max_batch_size: int | None = _engine("max_batch_size")
+    max_encode_batch: int | None = _engine("max_encode_batch")
+    max_queue: int = _engine("max_queue")
+    max_latency_ms: float | None = _engine("max_latency_ms")
+    encode_budget_ms: float = _engine("encode_budget_ms")
+    max_new_tokens: int = _engine("max_new_tokens")
+    max_prompt_tokens: int = _engine("max_prompt_tokens")
+    picture_cache_bytes: int = _engine("picture_cache_bytes")
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."
     )
@@ -109,17 +84,31 @@ class Settings(BaseSettings):
         default=64 * MIB, ge=1024, le=2**31, description="Most bytes of a request's body; more get a 413."
     )
     max_image_bytes: int = Field(
-        default=20 * MIB, ge=1, le=2**31, description="Most bytes of an encoded picture."
+        default=DEFAULT_LIMITS.max_bytes, ge=1, le=2**31, description="Most bytes of an encoded picture."
     )
     max_image_pixels: int = Field(
-        default=64_000_000, ge=1, le=PILLOW_MAX_PIXELS, description="Most pixels of a picture."
+        default=DEFAULT_LIMITS.max_pixels,
+        ge=1,
+        le=PILLOW_MAX_PIXELS,
+        description="Most pixels of a picture.",
     )
     max_image_frames: int = Field(
-        default=1000, ge=1, le=1_000_000, description="Most frames or pages of a picture."
+        default=DEFAULT_LIMITS.max_frames,
+        ge=1,
+        le=1_000_000,
+        description="Most frames or pages of a picture.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`info` writes a line for each answer, `warning` only what went wrong."
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain_errors(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise SettingsError("; ".join(_explain(dict(detail)) for detail in error.errors())) from error
 
     @field_validator("device")
     @classmethod
@@ -157,14 +146,25 @@ class Settings(BaseSettings):
                 )
         return devices
 
+    def engine_config(self, kind: str, *, reserved: bool = False) -> EngineConfig:
+        """The engine's part, with the defaults that suit a kind of device: "cpu" or "cuda"."""
+        names = {each.name for each in fields(EngineConfig)} & type(self).model_fields.keys()
+        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return EngineConfig.for_device(kind, reserved=reserved, **values)
 
-def read_settings() -> Settings:
-    """The settings from the environment. SettingsError names the variable that is unknown or out of range."""
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What is accepted as a picture."""
+        return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.max_image_frames)
+
+
+def read_settings(make: Callable[[type[Settings]], Settings] = lambda settings: settings()) -> Settings:
+    """The settings from the environment; SettingsError also for a `FLORENCE_*` variable that is none.
+
+    `make` may add values: `bentoml.use_arguments` gives those of `--arg` precedence over the environment.
+    """
     _refuse_unknown(os.environ)
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise SettingsError("; ".join(_explain(dict(detail)) for detail in error.errors())) from error
+    return make(Settings)
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
@@ -183,15 +183,22 @@ def _from_kubernetes(name: str, value: str) -> bool:
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    ends = [known_name.removeprefix(PREFIX) for known_name in known]
-    close = difflib.get_close_matches(name.upper().removeprefix(PREFIX), ends, n=1)
-    hint = f"did you mean {PREFIX}{close[0]}?" if close else f"the settings are {', '.join(known)}"
-    return f"unknown setting {name}: {hint}"
+    """What an unknown name may have meant. `known`: names of the same spelling, variables or arguments."""
+    by_ending = {_ending(each): each for each in known}
+    close = difflib.get_close_matches(_ending(name), by_ending, n=1)
+    names = ", ".join(by_ending.values())
+    hint = f"did you mean {by_ending[close[0]]}?" if close else f"the settings are {names}"
+    return f"unknown setting {name[:60]}: {hint}"
 
 
-def _explain(detail: dict[str, object]) -> str:
+def _ending(name: str) -> str:
+    return name.upper().replace("-", "_").removeprefix(PREFIX)
+
+
+def _explain(detail: dict[str, Any]) -> str:
     """One pydantic error as `FLORENCE_X: what it must be, got what it is`."""
-    location = detail["loc"]
-    name = str(location[0]) if isinstance(location, tuple) and location else ""
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    if detail["type"] == "extra_forbidden":
+        return _suggest(name, Settings.model_fields)
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{PREFIX}{name.upper()}: {message}, got {quote(detail['input'])}"

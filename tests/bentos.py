@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,20 @@ class Bento:
         return serving(str(self.path), directory, BENTOML_HOME=str(self.home), PYTHONPATH="", **environment)
 
 
-def run_build(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_build(
+    home: Path, arguments: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLORENCE_")}
     variables = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "bentoml", "build", str(ROOT)],
+        [
+            sys.executable,
+            "-m",
+            "bentoml",
+            "build",
+            str(ROOT),
+            *(f"--arg={argument}" for argument in arguments),
+        ],
         env=inherited | variables | environment,
         capture_output=True,
         text=True,
@@ -39,8 +49,8 @@ def run_build(home: Path, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-def build(home: Path, **environment: str) -> Bento:
-    built = run_build(home, **environment)
+def build(home: Path, arguments: Sequence[str] = (), **environment: str) -> Bento:
+    built = run_build(home, arguments, **environment)
     assert built.returncode == 0, built.stderr
     (path,) = (found.parent for found in home.glob("bentos/florence2/*/bento.yaml"))
     return Bento(home, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_model import FakeModel
-from fake_runner import PATIENCE_S, TOKENS, FakeRunner
+from fake_runner import PATIENCE_S, FakeRunner, config
 from goldens import Goldens
 from serving import Server, serving_fake
 from starlette.applications import Starlette
@@ -17,7 +17,6 @@ from starlette.testclient import TestClient
 from florence import Florence2
 from florence.cli import main
 from florence.engine.loop import Engine
-from florence.engine.scheduler import BatchLimits
 from florence.server.v2.http_app import create_v2_app
 from florence.server.v2.inference import Inference
 from florence.settings import Settings
@@ -73,7 +72,7 @@ def runner() -> FakeRunner:
 @pytest.fixture
 def engine(runner: FakeRunner) -> Iterator[Engine]:
     """It decodes one request at a time, and four may wait."""
-    engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=1, max_queue=4))  # type: ignore[arg-type]
+    engine = Engine(runner, config(max_batch_size=1, max_queue=4))  # type: ignore[arg-type]
     yield engine
     runner.gate.set()
     engine.close(drain_s=PATIENCE_S)

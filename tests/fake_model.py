@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from florence.answers.answer import Answer
+from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.engine.scheduler import BatchLimits, TokenLimits
+from florence.engine.request import GenerationOptions
 from florence.errors import Closed
-from florence.images.decode import ImageLimits, open_image
+from florence.images.decode import open_image
+from florence.images.limits import ImageLimits
 from florence.model.config import GenerationDefaults
 from florence.settings import Settings
 from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.info import RequestLimits
 from florence.types.options import read_generation_parameters
 from florence.types.regions import region_text
 from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
-from florence.types.tasks import TASKS, Kind, build_prompt, get_task
+from florence.types.tasks import TASKS, Kind, TaskTable
 
 PIECES = ("a", " fake")
 LOCATIONS = "<loc_100><loc_200><loc_300><loc_400>"
@@ -79,6 +82,10 @@ class FakeModel:
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     closed: bool = False
 
+    @property
+    def tasks(self) -> TaskTable:
+        return TASKS
+
     def submit(
         self,
         image: bytes | Callable[[], bytes],
@@ -89,6 +96,8 @@ class FakeModel:
         **options: Any,
     ) -> Future[Answer]:
         future: Future[Answer] = Future()
+        parameters = options.pop("parameters", None)
+        options |= parameters.model_dump(exclude_none=True) if parameters else {}
         call = Call(image, task, text, options, future, on_text)
         self.calls.append(call)
         future.add_done_callback(lambda done: self.note("cancelled" if done.cancelled() else "done"))
@@ -107,8 +116,9 @@ class FakeModel:
             "device": "cpu",
             "dtype": "float32",
             "picture_size": [32, 32],
-            "limits": asdict(TokenLimits(100, 10)) | asdict(ImageLimits()) | asdict(BatchLimits()),
-            "generation": asdict(GenerationDefaults(3, 3, True, 1.0, 0, 2)),
+            "limits": RequestLimits(**{**Settings().model_dump(), **asdict(EngineConfig())}).model_dump(),
+            "generation": asdict(GenerationDefaults(3, 3, True, 1.0, 0, 2))
+            | asdict(GenerationOptions(3, 1024, 0, 3, True, 1.0)),
             "tasks": list(TASKS),
         }
 
@@ -149,12 +159,12 @@ class FakeModel:
             call.image = call.image()
         if self.closed:
             raise Closed("the model is closed")
-        task = get_task(call.task)
+        task = TASKS.resolve(call.task)
         options = {name: value for name, value in call.options.items() if name not in ("region", "timeout_s")}
         read_generation_parameters(options)
         size = open_image(call.image, ImageLimits()).size
         given = call.options.get("region") or call.text
-        build_prompt(task, region_text(given, size) if task.input == "region" and given else given)
+        TASKS.build_prompt(task, region_text(given, size) if task.input == "region" and given else given)
         return Answer(
             task=task.token,
             result=RESULT[task.kind],

@@ -8,23 +8,28 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
+from florence.engine.config import EngineConfig
 from florence.engine.device.reference import Hypothesis
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, GenerationOptions, Request
-from florence.engine.scheduler import TokenLimits
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import SlotAllocator
 from florence.errors import EngineError
 
-TOKENS = TokenLimits(max_new_tokens=100, max_prompt_tokens=10)
 OPTIONS = GenerationOptions(3, 20, 0, 3, True, 1.0)
 PIXELS = np.zeros((32, 32, 3), np.uint8)
 PATIENCE_S = 10.0
 POISON_ENCODE, POISON_STEP = 666, 667
 SLOTS, ROWS = 8, 24
+
+
+def config(**changes: Any) -> EngineConfig:
+    """An engine's configuration, with room for short requests unless it says otherwise."""
+    return EngineConfig(**{"max_new_tokens": 100, "max_prompt_tokens": 10, **changes})
 
 
 def request(number: int = 1, **changes: object) -> Request:

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+import bentoml
 from fake_model import Call, FakeModel, load_fake
 
 from florence.answers.answer import Answer
@@ -32,4 +33,4 @@ def load(settings: Settings, device: str, observer: Observer) -> FakeModel:
     return BreakingModel() if settings.model == "breaks" else load_fake(settings, device, observer)
 
 
-service = real.build_service(read_settings(), 0, load, lambda settings: None)
+service = real.build_service(read_settings(bentoml.use_arguments), 0, load, lambda settings: None)

@@ -1,23 +1,32 @@
-"""The Compose file, the Kubernetes objects and the commands in the README's section on deploying."""
+"""The files in deploy/: Compose files put together, Kubernetes overlays rendered, the adapter's rules."""
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 from serving import ROOT
 
-
-def compose() -> dict[str, Any]:
-    """The Compose file."""
-    (found,) = (document for document in _documents() if "services" in document)
-    return found
+DEPLOY = ROOT / "deploy"
+OVERLAYS = DEPLOY / "kubernetes" / "overlays"
+OVERLAY_NAMES = tuple(sorted(path.name for path in OVERLAYS.iterdir()))
 
 
-def kubernetes() -> dict[str, dict[str, Any]]:
-    """Kind -> the Kubernetes object of that kind."""
-    return {document["kind"]: document for document in _documents() if "apiVersion" in document}
+def compose(*, gpu: bool = False) -> dict[str, Any]:
+    """The Compose file, with the one for GPUs laid over it or not."""
+    document = _read(DEPLOY / "compose.yaml")
+    return _merge(document, _read(DEPLOY / "compose.gpu.yaml")) if gpu else document
+
+
+def kubernetes(overlay: str) -> dict[str, dict[str, Any]]:
+    """Kind -> the Kubernetes object of that kind, as the overlay has it."""
+    return _render(OVERLAYS / overlay)
+
+
+def adapter_rules() -> list[dict[str, Any]]:
+    """The rules for prometheus-adapter."""
+    return list(_read(DEPLOY / "kubernetes" / "prometheus-adapter.yaml")["rules"]["custom"])
 
 
 def health_command(url: str) -> list[str]:
@@ -28,8 +37,38 @@ def health_command(url: str) -> list[str]:
     return [word.replace("http://127.0.0.1:8000", url) for word in words]
 
 
-def _documents() -> list[dict[str, Any]]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (section,) = re.findall(r"^## Deploy\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
-    blocks = re.findall(r"^```yaml\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    return [document for block in blocks for document in yaml.safe_load_all(block)]
+def _read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return document
+
+
+def _render(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `kubectl kustomize` prints of a folder: its bases and resources, with its patches merged in."""
+    plan = _read(folder / "kustomization.yaml")
+    assert set(plan) <= {"apiVersion", "kind", "bases", "resources", "patchesStrategicMerge"}
+    objects: dict[str, dict[str, Any]] = {}
+    for base in plan.get("bases", []):
+        objects |= _render(folder / base)
+    for name in plan.get("resources", []):
+        document = _read(folder / name)
+        assert document["kind"] not in objects
+        objects[document["kind"]] = document
+    for name in plan.get("patchesStrategicMerge", []):
+        patch = _read(folder / name)
+        objects[patch["kind"]] = _merge(objects[patch["kind"]], patch)
+    return objects
+
+
+def _merge(value: Any, patch: Any) -> Any:
+    """A strategic merge: mappings key by key, lists of named things by their names, all else replaced."""
+    if isinstance(value, dict) and isinstance(patch, dict):
+        return value | {name: _merge(value.get(name), part) for name, part in patch.items()}
+    if _is_named(value) and _is_named(patch):
+        named = {item["name"]: item for item in value}
+        changed = {item["name"]: _merge(named.get(item["name"]), item) for item in patch}
+        return list((named | changed).values())
+    return patch
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value)

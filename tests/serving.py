@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +57,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(target: str, directory: Path = ROOT, **environment: str) -> Iterator[Server]:
-    """`bentoml serve target` in a directory, with these variables; killed at the end if it still runs."""
+def serving(
+    target: str, directory: Path = ROOT, arguments: Sequence[str] = (), **environment: str
+) -> Iterator[Server]:
+    """`bentoml serve target` in a directory, with these arguments (`model=demo`) and variables; killed at the
+    end if it still runs."""
     with tempfile.TemporaryDirectory(prefix="florence-serve-") as home:
         port = free_port()
         log_path = Path(home) / "server.log"
@@ -82,6 +85,7 @@ def serving(target: str, directory: Path = ROOT, **environment: str) -> Iterator
             "127.0.0.1",
             "--port",
             str(port),
+            *(f"--arg={argument}" for argument in arguments),
         ]
         with log_path.open("wb") as log:
             process = subprocess.Popen(command, cwd=directory, env=variables, stdout=log, stderr=log)

@@ -48,7 +48,7 @@ def labels_and_boxes(task: str, text: str) -> list[tuple[str, tuple[float, ...]]
     return [(found.label, found.box) for found in result.detections]
 
 
-def outlines(task: str, text: str) -> list[tuple[str, list[int]]]:
+def polygons(task: str, text: str) -> list[tuple[str, list[int]]]:
     """Labels and the numbers in each polygon of a text's instances."""
     result = parse_answer(task, text, image_size=SIZE).result
     assert isinstance(result, Segmentation)
@@ -210,9 +210,9 @@ def test_ocr_texts_are_clean() -> None:
         (locations(range(5)), []),
     ],
 )
-def test_outlines_survive_missing_marks(text: str, expected: list[tuple[str, list[int]]]) -> None:
+def test_polygons_survive_missing_markup(text: str, expected: list[tuple[str, list[int]]]) -> None:
     """Polygons of three points or more are kept, also where the text was cut before it closed them."""
-    assert outlines("<REFERRING_EXPRESSION_SEGMENTATION>", text) == expected
+    assert polygons("<REFERRING_EXPRESSION_SEGMENTATION>", text) == expected
 
 
 def test_open_vocabulary_is_boxes_or_polygons() -> None:
@@ -279,7 +279,7 @@ def test_each_kind_has_its_type(task: str) -> None:
 
 
 def test_items_are_frozen() -> None:
-    """A parsed answer can't be changed by whoever holds it."""
+    """A parsed answer can't be changed."""
     for item in (
         Detection(label="", box=(0, 0, 1, 1)),
         OcrRegion(text="", quad=(0, 0, 1, 0, 1, 1, 0, 1)),

@@ -1,9 +1,10 @@
-"""The benchmark scripts run from start to end at tiny sizes."""
+"""Each command of a benchmark that the documents name runs from start to end, at a tiny size."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,27 +12,90 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
 SERVICE_ONLY = ["bentoml", "grpc", "httpx", "numba", "prometheus_client", "pydantic", "starlette"]
+PATIENCE_S = 900  # of a script on a machine that does other work too
+COMMAND = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
+
+TINY = {
+    "attention.py": "--requests 1 --beams 1 --threads 1",
+    "decode_step.py": "--size tiny --requests 1 --turns 1",
+    "encode.py": "--size tiny --rounds 1 --threads 1",
+    "endurance.py": "--few 4 --many 8 --turns 1 --threads 1",
+    "exactness.py": "--size tiny",
+    "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",
+    "precision.py": "--size tiny --rounds 1 --threads 1",
+    "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
+    "start.py": "--rounds 1 --only ready",
+    "throughput.py": "--size tiny --window-s 0 --concurrency 2 --static-batches 1 --only caption",
+    "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
+}
+"""Options, put behind those of the documents, which make a script small. Those that need more have tests of
+their own below, or need what this machine lacks."""
+
+ELSEWHERE = {"gpu.py", "perf_analyzer.py"}
 
 pytestmark = pytest.mark.slow
 
 
+def documents() -> list[str]:
+    """The texts that name commands."""
+    paths = [*BENCHMARKS.glob("*.md"), ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def named_options(script: str) -> list[str]:
+    """All options with which the documents call it, one after the other."""
+    calls = [found[2] for text in documents() for found in COMMAND.finditer(text) if found[1] == script]
+    return [word for call in calls for word in shlex.split(call)]
+
+
 def run(script: str, *options: str, without: Sequence[str] = ()) -> str:
     """What the script prints where some packages are not installed."""
-    path = str(SCRIPTS / script)
-    program = (
-        "import runpy, sys\n"
-        f"sys.modules |= dict.fromkeys({list(without)})\n"  # importing one of them is an error
-        f"sys.path.insert(0, {str(SCRIPTS)!r})\n"
-        f"runpy.run_path({path!r}, run_name='__main__')"
-    )
+    command = [str(BENCHMARKS / script), *options]
+    if without:
+        program = (
+            "import runpy, sys\n"
+            f"sys.modules |= dict.fromkeys({list(without)})\n"  # importing one of them is an error
+            f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+            f"runpy.run_path({command[0]!r}, run_name='__main__')"
+        )
+        command[:1] = ["-c", program]
     ran = subprocess.run(
-        [sys.executable, "-c", program, *options],
-        capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, *command],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-4000:]
     return ran.stdout
+
+
+@pytest.mark.parametrize("script", sorted(TINY))
+def test_a_script_runs_with_every_option_that_the_documents_name(script: str) -> None:
+    """It takes them all and prints figures."""
+    printed = run(script, *named_options(script), *TINY[script].split())
+    assert re.search(r"\d", printed)
+
+
+def test_a_time_limit_is_measured_on_every_door() -> None:
+    """Six doors, each with the seconds until it told that the time is over."""
+    printed = run("under_load.py", "--deadline", "0.001", "--side", "64")
+    told = re.compile(r"^(.*?) +[\d.]+ s  (?:504|DEADLINE_EXCEEDED|DeadlineExceeded)$", re.MULTILINE)
+    assert told.findall(printed) == ["library", "typed", "analyze", "v2", "v2 generate", "v2 over gRPC"]
+
+
+def test_every_script_is_run_by_a_test() -> None:
+    """A script is a module with a command of its own."""
+    scripts = [path for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert {path.name for path in scripts} == TINY.keys() | ELSEWHERE
+
+
+def test_the_documents_name_the_scripts_that_are_there() -> None:
+    """No others, and the list in benchmarks/README.md is complete."""
+    named = {found[1] for text in documents() for found in COMMAND.finditer(text)}
+    assert named <= TINY.keys() | ELSEWHERE
+    table = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert {name for name in TINY.keys() | ELSEWHERE if f"`{name}`" not in table} == set()
 
 
 def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
@@ -54,9 +118,3 @@ def test_the_exactness_script_finds_all_ids_equal_at_tiny_sizes() -> None:
     for beams in (1, 3, 5):
         assert f"{beams} beams: 15 of 15 with the same token ids" in printed
     assert "lengths 20 to 20" not in printed
-
-
-def test_the_start_script_waits_for_the_service() -> None:
-    """One phase, one round: a line with seconds, and with CPU seconds."""
-    printed = run("start.py", "--rounds", "1", "--only", "until ready")
-    assert re.search(r"\| `florence serve`, until ready \| \d+\.\d\d \| \d+\.\d\d \|\n$", printed)

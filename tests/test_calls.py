@@ -23,9 +23,9 @@ from waiting import wait_until
 
 from florence import Florence2
 from florence.answers.answer import Answer
+from florence.engine.config import EngineConfig
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
-from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import Closed, DeadlineExceeded, ImageError, Overloaded, TaskError
 from florence.runtime import dispatcher as calls
 from florence.runtime.dispatcher import IMAGE_THREADS, Call, Calls
@@ -59,8 +59,8 @@ def gauges() -> Gauges:
 @pytest.fixture
 def started(library: Florence2, runner: FakeRunner, gauges: Gauges) -> Iterator[Calls]:
     """Calls of an engine that decodes one request at a time, and lets four wait."""
-    limits = BatchLimits(max_batch_size=1, max_queue=MAX_QUEUE)
-    engine = Engine(runner, TokenLimits(), limits, observer=gauges)  # type: ignore[arg-type]
+    config = EngineConfig(max_batch_size=1, max_queue=MAX_QUEUE)
+    engine = Engine(runner, config, observer=gauges)  # type: ignore[arg-type]
     made = Calls(library._pipeline, engine, gauges)
     yield made
     runner.gate.set()

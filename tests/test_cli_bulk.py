@@ -6,11 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from serving import ROOT, Server
+
+from florence.types.answer import TaskAnswer
+from florence.types.results import Text
 
 PICTURE = str(ROOT / "data" / "scene_02.png")
 Run = Callable[..., tuple[int, str, str]]
@@ -33,7 +37,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_bulk_answers_each_picture_once_over_two_runs(
     florence: Run, fake_server: Server, tmp_path: Path
 ) -> None:
-    """A run that was killed in the middle of a line is completed: only what is missing is asked."""
+    """A run that was killed in the middle of a line is completed: only missing pictures are sent."""
     pictures = copies(tmp_path / "in", 6)
     out = tmp_path / "results.jsonl"
     command = ("bulk", tmp_path / "in", "--task", "<OD>", "--out", out, "--url", fake_server.url)
@@ -91,7 +95,7 @@ def test_answers_are_never_overwritten_by_failures(
 @pytest.mark.parametrize(
     ("name", "words"), [("no/such/r.jsonl", "there is no directory"), ("", "is a directory")]
 )
-def test_a_file_that_cant_be_written_is_told_before_anything_is_asked(
+def test_a_file_that_cant_be_written_is_an_error_before_any_request(
     florence: Run, tmp_path: Path, name: str, words: str
 ) -> None:
     """No service is needed to be told."""
@@ -129,8 +133,8 @@ def test_a_file_whose_name_is_no_text_does_not_end_the_run(
 
 
 @pytest.mark.slow
-def test_bulk_tells_questions_apart(florence: Run, fake_server: Server, tmp_path: Path) -> None:
-    """One file may hold several tasks, texts and regions; each is completed for itself."""
+def test_a_file_may_hold_several_tasks(florence: Run, fake_server: Server, tmp_path: Path) -> None:
+    """One file may hold several tasks, texts and regions, which is told; each is completed for itself."""
     copies(tmp_path / "in", 1)
     command = ("bulk", tmp_path / "in", "--out", tmp_path / "r.jsonl", "--url", fake_server.url)
     for asked in (
@@ -139,18 +143,44 @@ def test_bulk_tells_questions_apart(florence: Run, fake_server: Server, tmp_path
         ("--task", "open_vocabulary_detection", "--text", "a dog"),
         ("--task", "region_to_ocr", "--region", "1,2,30,40"),
     ):
-        assert florence(*command, *asked)[2].startswith("florence: 1 answered")
-        assert florence(*command, *asked)[2] == "florence: 0 answered, 1 were there before\n"
+        assert florence(*command, *asked)[2].splitlines()[-1].startswith("florence: 1 answered")
+        *told, last = florence(*command, *asked)[2].splitlines()
+        assert last == "florence: 0 answered, 1 were there before"
+    assert told == [
+        f"florence: {tmp_path / 'r.jsonl'} also holds 3 other answers, of <CAPTION>, "
+        "<OPEN_VOCABULARY_DETECTION>; name another --out to keep them apart"
+    ]
     assert [row["text"] for row in rows(tmp_path / "r.jsonl")] == [None, "a käfer", "a dog", None]
+
+
+def test_an_interrupted_run_says_what_is_kept(
+    florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many answers are in which file, and that the same command goes on; they are there."""
+    pictures = copies(tmp_path / "in", 5)
+
+    def ask(picture: str) -> TaskAnswer[Text]:
+        if picture == pictures[3]:
+            raise KeyboardInterrupt
+        return TaskAnswer[Text].model_validate(TaskAnswer[Text].model_json_schema()["examples"][0])
+
+    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda _: nullcontext(ask))
+    out = tmp_path / "r.jsonl"
+    status, _, err = florence("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--concurrency", 1)
+    assert status == 130
+    assert (
+        err == f"florence: interrupted: 3 answers are kept in {out}; the same command asks for the other 2\n"
+    )
+    assert [row["picture"] for row in rows(out)] == pictures[:3]
 
 
 @pytest.mark.slow
 def test_bulk_takes_directories_globs_lists_and_files(
     florence: Run, fake_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Together, each picture once."""
+    """Together, each picture once; a list may have comments."""
     pictures = copies(tmp_path / "in", 3)
-    (tmp_path / "list.txt").write_text(f"{pictures[0]}\n\n  {PICTURE}\n")
+    (tmp_path / "list.txt").write_text(f"# some pictures\n{pictures[0]}\n\n  {PICTURE}\n")
     monkeypatch.chdir(tmp_path)
     sources = (pictures[2], tmp_path / "*" / "*.png", "list.txt", "in")
     florence("bulk", *sources, "--task", "caption", "--out", "r.jsonl", "--url", fake_server.url)
@@ -252,7 +282,7 @@ def test_parquet_is_never_written_into_a_strange_file(florence: Run, tmp_path: P
 def test_without_pyarrow_its_extra_is_named(
     florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is asked."""
+    """Before any request."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     status, _, err = florence("bulk", PICTURE, "--task", "caption", "--out", tmp_path / "r.parquet")
     assert status == 1

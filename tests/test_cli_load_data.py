@@ -11,7 +11,7 @@ import pytest
 from serving import ROOT
 
 from florence.cli.load_data import load_data
-from florence.types.tasks import TASKS, TRITON_TASKS, Input, get_task
+from florence.types.tasks import TASKS, TRITON_TASKS, Input
 
 Run = Callable[..., tuple[int, str, str]]
 PICTURES = [b"\x89PNG some bytes", b"\xff\xd8 others"]
@@ -21,11 +21,11 @@ PICTURES = [b"\x89PNG some bytes", b"\xff\xd8 others"]
 def test_load_data_is_what_the_service_takes(token: str) -> None:
     """A request for each picture; each input has one value of shape [1]; only tasks that take one have a
     text."""
-    requests = load_data(PICTURES, get_task(token), None)["data"]
+    requests = load_data(PICTURES, TASKS.resolve(token), None)["data"]
     for picture, inputs in zip(PICTURES, requests, strict=True):
         assert base64.b64decode(inputs["INPUT_IMAGE"]["content"][0], validate=True) == picture
         assert inputs["TASK_PROMPT"] == {"content": [token], "shape": [1]}
-        assert ("TEXT_PROMPT" in inputs) == (get_task(token).input is not Input.NONE)
+        assert ("TEXT_PROMPT" in inputs) == (TASKS.resolve(token).input is not Input.NONE)
         assert all(len(value["content"]) == 1 and value["shape"] == [1] for value in inputs.values())
 
 
@@ -46,6 +46,17 @@ def test_a_file_for_each_task(florence: Run, tmp_path: Path) -> None:
     }
 
 
+def test_files_go_into_a_directory_of_their_own(
+    florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --out nothing is written beside the checkout's own data."""
+    monkeypatch.chdir(tmp_path)
+    florence("load-data", ROOT / "data" / "scene_02.png", "--task", "ocr")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")] == [
+        "load-data/load_data_OCR.json"
+    ]
+
+
 def test_mistakes_write_nothing(florence: Run, tmp_path: Path) -> None:
     """An unknown task and a picture that is not there are told, before any file is written."""
     out = tmp_path / "out"
@@ -62,4 +73,4 @@ def test_the_repositorys_load_data_hold_its_crowded_picture(token: str) -> None:
     content = json.loads((ROOT / "data" / f"load_data_{token.strip('<>')}.json").read_text())
     text = content["data"][0].get("TEXT_PROMPT", {"content": [None]})["content"][0]
     picture = (ROOT / "data" / "crowded_00.jpg").read_bytes()
-    assert content == load_data([picture], get_task(token), text)
+    assert content == load_data([picture], TASKS.resolve(token), text)

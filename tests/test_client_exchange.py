@@ -14,7 +14,15 @@ import httpx
 import pytest
 
 from florence.client import AsyncClient, Client, ConnectionLost, UnexpectedReply, Unreachable
-from florence.client.exchange import Attempt, CallOptions, Outcome, Wait, build_question, exchange
+from florence.client.exchange import (
+    Attempt,
+    AttemptOutcome,
+    CallOptions,
+    Wait,
+    build_analysis,
+    build_call,
+    exchange,
+)
 from florence.errors import (
     DeadlineExceeded,
     EngineError,
@@ -92,7 +100,7 @@ def test_the_answer_is_of_the_tasks_own_type(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_what_was_not_taken_is_asked_again(ask: Ask, status: int) -> None:
+def test_a_request_that_was_not_accepted_is_sent_again(ask: Ask, status: int) -> None:
     """Busy replies with Retry-After, then the answer: the caller sees only the answer."""
     later = {"Retry-After": "0"}
     replies = Replies(busy(status, **later), busy(status, **later), httpx.Response(200, json=ANSWER))
@@ -136,7 +144,7 @@ def test_no_wait_beyond_the_time_given(ask: Ask) -> None:
 def test_each_status_has_its_exception_with_the_servers_words(
     ask: Ask, status: int, kind: type[FlorenceError]
 ) -> None:
-    """And is asked once: the server has said its last word."""
+    """And the request is not sent again: the answer would be the same."""
     replies = Replies(httpx.Response(status, json={"error": "what to change"}))
     with pytest.raises(kind, match="what to change"):
         ask(replies, {})
@@ -154,7 +162,7 @@ def test_each_status_has_its_exception_with_the_servers_words(
         (httpx.Response(200, json={**ANSWER, "result": {"kind": "boxes"}}), "200.*result"),
     ],
 )
-def test_a_stranger_at_the_url_is_told_apart(ask: Ask, reply: httpx.Response, words: str) -> None:
+def test_another_program_at_the_url_is_recognised(ask: Ask, reply: httpx.Response, words: str) -> None:
     """Replies that this service never gives are quoted, with their status."""
     with pytest.raises(UnexpectedReply, match=words) as caught:
         ask(Replies(reply), {})
@@ -179,7 +187,7 @@ def test_a_request_that_may_have_been_taken_is_not_sent_again(
     assert len(replies.requests) == 1
 
 
-def test_nobody_there(ask: Ask) -> None:
+def test_a_missing_server_is_unreachable(ask: Ask) -> None:
     """Unreachable is an Unavailable: a program that comes back later need not tell them apart."""
     with pytest.raises(Unreachable, match=r"florence\.test.*can't be reached: nobody there"):
         ask(Replies(httpx.ConnectError), {}, retries=0)
@@ -212,7 +220,14 @@ def test_a_wrong_timeout_is_refused(ask: Ask, timeout_s: float) -> None:
 )
 def test_what_can_not_be_written_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        build_question(b"picture", "region_to_ocr", None, options={}, **given)
+        build_call(b"picture", "region_to_ocr", None, options={}, **given)
+
+
+@pytest.mark.parametrize("spec", [("region_to_category",), ("ocr", None, None), 5, (5, "a"), None])
+def test_a_task_of_another_shape_is_refused(spec: Any) -> None:
+    """The message shows what a task of `analyze` looks like."""
+    with pytest.raises(RequestError, match=r"a pair of .* such as \('region_to_ocr'"):
+        build_analysis(b"picture", [spec], {})
 
 
 def test_an_unknown_task_is_refused_before_anything_is_sent() -> None:
@@ -224,14 +239,16 @@ def test_an_unknown_task_is_refused_before_anything_is_sent() -> None:
 
 
 def steps_until(
-    outcomes: list[Outcome], retries: int = 9, timeout_s: float = 1e6
+    outcomes: list[AttemptOutcome], retries: int = 9, timeout_s: float = 1e6
 ) -> tuple[list[Attempt], list[float]]:
     """The attempts and waits that `exchange` asks for when these come of its attempts."""
-    question = build_question(b"picture", "caption", None, None, {})
-    steps: Generator[Attempt | Wait, Outcome, Any] = exchange(question, retries=retries, timeout_s=timeout_s)
+    call = build_call(b"picture", "caption", None, None, {})
+    steps: Generator[Attempt | Wait, AttemptOutcome, Any] = exchange(
+        call, retries=retries, timeout_s=timeout_s
+    )
     attempts: list[Attempt] = []
     waits: list[float] = []
-    outcome: Outcome = None
+    outcome: AttemptOutcome = None
     for _ in count():
         try:
             step = steps.send(outcome)
@@ -258,7 +275,9 @@ def test_retry_after_may_be_seconds_or_a_date() -> None:
     """Both forms of HTTP; anything else counts as none."""
     when = format_datetime(datetime.now(UTC) + timedelta(seconds=50), usegmt=True)
     past = format_datetime(datetime.now(UTC) - timedelta(seconds=50), usegmt=True)
-    replies: list[Outcome] = [busy(**{"Retry-After": value}) for value in ("3", when, past, "soon", "-1", "")]
+    replies: list[AttemptOutcome] = [
+        busy(**{"Retry-After": value}) for value in ("3", when, past, "soon", "-1", "")
+    ]
     _, waits = steps_until([*replies, httpx.Response(200, json=ANSWER)])
     assert waits[0] == 3
     assert 45 < waits[1] <= 50
@@ -275,11 +294,11 @@ def test_an_attempt_has_only_the_time_that_is_left() -> None:
 @pytest.mark.parametrize("text", ['"EXIT"', "null", " 12 ", "two\nlines", "eine große Katze 猫"])
 def test_a_text_is_sent_as_it_is(text: str) -> None:
     """A form's text is not read as JSON, so it is not written so."""
-    question = build_question(b"picture", "caption_to_phrase_grounding", text, None, {"num_beams": 2})
-    assert question.fields == {"text": text, "num_beams": "2"}
+    call = build_call(b"picture", "caption_to_phrase_grounding", text, None, {"num_beams": 2})
+    assert call.fields == {"text": text, "num_beams": "2"}
 
 
 @pytest.mark.parametrize("text", ["half \ud800", 5])
 def test_a_text_that_has_no_bytes_is_refused_before_it_is_sent(text: Any) -> None:
     with pytest.raises(RequestError, match="text can't be sent"):
-        build_question(b"picture", "caption_to_phrase_grounding", text, None, {})
+        build_call(b"picture", "caption_to_phrase_grounding", text, None, {})

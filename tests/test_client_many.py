@@ -73,6 +73,15 @@ def test_every_picture_is_answered_once(mapping: Any) -> None:
     assert answers == {name: name.upper() for name in names}
 
 
+def test_answers_can_come_in_the_pictures_order(mapping: Any) -> None:
+    """With `ordered`, however long each takes; failures are left out, and no more are asked at once."""
+    asker = Asker()
+    names = [f"p{number}" if number % 7 else f"bad{number}" for number in range(40)]
+    answers = list(mapping(asker, names, concurrency=CONCURRENCY, ordered=True))
+    assert answers == [(name, name.upper()) for name in names if not name.startswith("bad")]
+    assert asker.most <= CONCURRENCY
+
+
 def test_no_more_at_once_than_was_said(mapping: Any) -> None:
     """As many as allowed, and never more: so no more files are open."""
     asker = Asker()
@@ -132,7 +141,7 @@ def test_the_bar_counts_all_and_names_failures(mapping: Any, capsys: pytest.Capt
 def test_the_bar_is_for_a_terminal(
     mapping: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless it is asked for or refused, it is shown where somebody sees it."""
+    """Unless it is asked for or refused, it is shown in a terminal only."""
     list(mapping(Asker(), ["a", "b"], concurrency=1))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -143,7 +152,7 @@ def test_the_bar_is_for_a_terminal(
 
 
 def test_leaving_early_asks_no_more() -> None:
-    """After `close`, nothing is under way and the rest is not asked."""
+    """After `close`, no request is in flight and no further one is sent."""
     asker = Asker()
     with PictureMap(asker, [f"p{number}" for number in range(100)], concurrency=CONCURRENCY) as mapped:
         next(mapped)

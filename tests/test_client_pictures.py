@@ -25,7 +25,7 @@ def test_a_pil_image_loses_nothing_on_its_way(mode: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])  # Pillow turns TIFF itself
 def test_a_pil_image_is_not_turned_again(tmp_path: Path, kind: str) -> None:
-    """Its EXIF turn is the caller's business, as in the library; the object itself stays as it was."""
+    """Its EXIF orientation is left to the caller, as in the library; the object itself is not changed."""
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / f"picture.{kind.lower()}"
@@ -72,6 +72,12 @@ def test_arrays_are_pixels(shape: tuple[int, ...]) -> None:
 def test_what_is_no_picture_is_refused_with_words(picture: Any) -> None:
     with pytest.raises(ImageError, match=r"picture|pixels"):
         picture_bytes(picture)
+
+
+def test_a_url_is_refused_as_such() -> None:
+    """With all its slashes, and what to do in its place."""
+    with pytest.raises(ImageError, match=r"'http://x/y\.jpg' can't be read: it is a URL; download it"):
+        picture_bytes("http://x/y.jpg")
 
 
 def test_a_damaged_file_behind_a_pil_image_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from serving import ROOT
 
-pytestmark = pytest.mark.slow
+from florence.client.tasks import TaskMethods
+from florence.types.tasks import TASKS, Input, Kind
 
 PROGRAM = """
 from PIL import Image
@@ -41,6 +42,28 @@ async def wait(client: AsyncClient) -> None:
 """
 
 
+def test_the_methods_are_the_tables() -> None:
+    """Each task has its method, which takes and answers what the table says; there is no other."""
+    inputs = {Input.NONE: "PlainMethod", Input.TEXT: "TextMethod", Input.REGION: "RegionMethod"}
+    answers = {
+        Kind.TEXT: "TextT",
+        Kind.BOXES: "BoxesT",
+        Kind.QUADS: "QuadsT",
+        Kind.POLYGONS: "PolygonsT",
+        Kind.BOXES_OR_POLYGONS: "FoundT",
+    }
+    declared = {
+        task.name: f"{inputs[task.input]}[{answers[task.kind]}]" for task in TASKS.values()
+    }  # in the table's order, too
+    assert list(TaskMethods.__annotations__.items()) == list(declared.items())
+    for task in TASKS.values():
+        method = getattr(TaskMethods, task.name)
+        assert method.task is task
+        assert type(method).__name__ == inputs[task.input]
+        assert method.__doc__ == task.summary
+
+
+@pytest.mark.slow
 def test_mypy_sees_each_tasks_own_answer(tmp_path: Path) -> None:
     """In strict mode; the comments say what it has to reveal, and where it has to refuse."""
     file = tmp_path / "program.py"

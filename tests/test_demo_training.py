@@ -15,18 +15,19 @@ from transformers import Florence2ForConditionalGeneration
 from florence import Florence2
 from florence.demo.train import Start, Trainer, main, train
 from florence.demo.training.batches import IGNORED, START, Batches
-from florence.demo.training.config import PLAN, Plan, Sizes, Stage
+from florence.demo.training.config import TRAINING, Sizes, TrainingConfig, TrainingStage
 from florence.demo.training.losses import blur_table, picture_features
 from florence.demo.world.scenes import Limits
 from florence.demo.world.tokenizer import make_tokenizer
 from florence.types.tasks import TASKS
 
-TINY = Plan(
+SMALL = Limits(things=(1, 2), side=(64, 80))
+TINY = TrainingConfig(
     sizes=Sizes(side=64, dims=(8, 16, 16, 32), heads=(1, 2, 2, 2), depths=(1, 1, 1, 1), window=2, width=32,
                 text_heads=2, encoder_layers=1, decoder_layers=1),
     stages=(
-        Stage("see", 4, Limits(things=(1, 2), side=(64, 80)), 0, 25.0, 1.0, (3e-3, 3e-3), rises=True),
-        Stage("speak", 12, Limits(things=(1, 2), side=(64, 80)), 2, 10.0, 0.5, (3e-3, 3e-3), rises=True),
+        TrainingStage("see", 4, SMALL, 0, 25.0, 1.0, (3e-3, 3e-3), rises=True),
+        TrainingStage("speak", 12, SMALL, 2, 10.0, 0.5, (3e-3, 3e-3), rises=True),
     ),
     batch=2,
     warm_up=1,
@@ -175,14 +176,14 @@ def test_blurred_targets_are_distributions_around_the_truth() -> None:
 def test_the_plan_is_whole() -> None:
     """Every task has a share in every stage; each step has its stage; the rate starts low and ends at
     nothing."""
-    assert all(set(stage.shares) == set(TASKS) for stage in PLAN.stages)
-    lengths = [stage.pictures // PLAN.batch for stage in PLAN.stages]
-    assert PLAN.steps == sum(lengths)
-    assert PLAN.stage_at(0)[0] is PLAN.stages[0]
-    assert PLAN.stage_at(lengths[0])[0] is PLAN.stages[1]
-    assert PLAN.stage_at(PLAN.steps - 1)[0] is PLAN.stages[-1]
-    assert PLAN.rate_at(0) < 0.02 * PLAN.stages[0].rate[0]
-    assert PLAN.rate_at(PLAN.steps - 1) < 0.01 * PLAN.stages[0].rate[0]
+    assert all(set(stage.shares) == set(TASKS) for stage in TRAINING.stages)
+    lengths = [stage.pictures // TRAINING.batch for stage in TRAINING.stages]
+    assert TRAINING.steps == sum(lengths)
+    assert TRAINING.stage_at(0)[0] is TRAINING.stages[0]
+    assert TRAINING.stage_at(lengths[0])[0] is TRAINING.stages[1]
+    assert TRAINING.stage_at(TRAINING.steps - 1)[0] is TRAINING.stages[-1]
+    assert TRAINING.rate_at(0) < 0.02 * TRAINING.stages[0].rate[0]
+    assert TRAINING.rate_at(TRAINING.steps - 1) < 0.01 * TRAINING.stages[0].rate[0]
 
 
 def test_the_checkpoint_is_native_and_loads_in_transformers(trained: Path) -> None:

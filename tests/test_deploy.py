@@ -1,7 +1,9 @@
-"""The README's Compose file and Kubernetes objects: valid by their schemas, and right about this service."""
+"""The files in deploy/ are valid by their schemas, and right about this service."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_validate import ValidationError
-from manifests import compose, kubernetes
+from manifests import OVERLAY_NAMES, OVERLAYS, adapter_rules, compose, kubernetes
+from serving import ROOT
 
 from florence.bento.image import MODELS, UID
 from florence.server.service import PROBES
@@ -19,12 +22,10 @@ from florence.settings import Settings
 
 VERSIONS = ("1.30", "1.37")  # the first with the `sleep` of preStop, and the latest that the validator has
 KINDS = {
-    "Deployment",
-    "Service",
-    "PersistentVolumeClaim",
-    "PodDisruptionBudget",
-    "HorizontalPodAutoscaler",
+    "base": {"Deployment", "Service", "PersistentVolumeClaim", "PodDisruptionBudget"},
+    "autoscaled": {"HorizontalPodAutoscaler"},
 }
+EVERY_OVERLAY = pytest.mark.parametrize("overlay", OVERLAY_NAMES)
 
 
 def check_compose(document: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -40,45 +41,79 @@ def florence() -> dict[str, Any]:
     return dict(compose()["services"]["florence"])
 
 
-def pod() -> dict[str, Any]:
-    return dict(kubernetes()["Deployment"]["spec"]["template"]["spec"])
+def pod(overlay: str) -> dict[str, Any]:
+    return dict(kubernetes(overlay)["Deployment"]["spec"]["template"]["spec"])
 
 
-def container() -> dict[str, Any]:
-    (found,) = pod()["containers"]
+def container(overlay: str) -> dict[str, Any]:
+    (found,) = pod(overlay)["containers"]
     return dict(found)
 
 
-def pod_variables() -> dict[str, str]:
-    return {variable["name"]: variable["value"] for variable in container()["env"]}
+def pod_variables(overlay: str) -> dict[str, str]:
+    return {variable["name"]: variable["value"] for variable in container(overlay)["env"]}
 
 
-def test_the_compose_file_is_valid(tmp_path: Path) -> None:
+def comparable(value: Any) -> Any:
+    """The same with lists of named things in the order of their names, which a merge may change."""
+    if isinstance(value, dict):
+        return {name: comparable(part) for name, part in value.items()}
+    if isinstance(value, list):
+        parts = [comparable(part) for part in value]
+        named = all(isinstance(part, dict) and "name" in part for part in parts)
+        return sorted(parts, key=lambda part: str(part["name"])) if named else parts
+    return value
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_compose_files_are_valid(tmp_path: Path, gpu: bool) -> None:
     """By the specification's schema; a misspelt key is not."""
-    checked = check_compose(compose(), tmp_path)
+    document = compose(gpu=gpu)
+    checked = check_compose(document, tmp_path)
     assert checked.returncode == 0, checked.stdout
-    document = compose()
     document["services"]["florence"]["helthcheck"] = document["services"]["florence"].pop("healthcheck")
     assert check_compose(document, tmp_path).returncode != 0
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_each_kubernetes_object_is_valid(kind: str, version: str) -> None:
+@EVERY_OVERLAY
+def test_each_kubernetes_object_is_valid(overlay: str, version: str) -> None:
     """By the schema of that version, where unknown keys are errors; a misspelt key is one."""
-    document = kubernetes()[kind]
-    kubernetes_validate.validate(document, version, strict=True)
-    document["spec"]["misspelt"] = True
-    with pytest.raises(ValidationError):
+    for document in kubernetes(overlay).values():
         kubernetes_validate.validate(document, version, strict=True)
+        document["spec"]["misspelt"] = True
+        with pytest.raises(ValidationError):
+            kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_there_is_one_object_of_each_kind() -> None:
-    """None is left unchecked."""
-    assert set(kubernetes()) == KINDS
+@EVERY_OVERLAY
+def test_an_overlay_has_all_that_a_service_needs(overlay: str) -> None:
+    """One object of each kind; the autoscaler only where the overlay's name says so."""
+    expected = KINDS["base"] | (KINDS["autoscaled"] if "autoscaled" in overlay else set())
+    assert set(kubernetes(overlay)) == expected
 
 
-@pytest.mark.parametrize("variables", [florence()["environment"], pod_variables()])
+@pytest.mark.system
+@EVERY_OVERLAY
+def test_kubectl_renders_the_same_objects(overlay: str) -> None:
+    """So what the other tests read is what a cluster gets."""
+    kubectl = os.environ.get("KUBECTL") or shutil.which("kubectl")
+    if kubectl is None:
+        if os.environ.get("FLORENCE_CI"):
+            pytest.fail("no kubectl is installed (Debian: kubernetes-client)")
+        pytest.skip("no kubectl is installed (Debian: kubernetes-client)")
+    rendered = subprocess.run(
+        [kubectl, "kustomize", str(OVERLAYS / overlay)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert rendered.returncode == 0, rendered.stderr
+    objects = {document["kind"]: document for document in yaml.safe_load_all(rendered.stdout)}
+    assert comparable(objects) == comparable(kubernetes(overlay))
+
+
+@pytest.mark.parametrize(
+    "variables", [florence()["environment"], *(pod_variables(overlay) for overlay in OVERLAY_NAMES)]
+)
 def test_the_variables_are_settings(variables: dict[str, str]) -> None:
     """Each is known and takes its value."""
     fields = {name.removeprefix("FLORENCE_").lower(): value for name, value in variables.items()}
@@ -86,20 +121,36 @@ def test_the_variables_are_settings(variables: dict[str, str]) -> None:
     Settings.model_validate(fields)
 
 
-def test_the_grace_is_long_enough_to_drain() -> None:
-    """HTTP's requests, then gRPC's, each as long as a request may take; in a pod after preStop."""
+def test_a_gpu_is_there_only_where_it_is_asked_for() -> None:
+    """The overlays for GPUs reserve one for each pod; the one for CPUs none, and sets the device."""
+    for overlay in OVERLAY_NAMES:
+        limits = container(overlay)["resources"]["limits"]
+        assert limits.get("nvidia.com/gpu") == (1 if "gpu" in overlay else None)
+        assert pod_variables(overlay).get("FLORENCE_DEVICE") == (None if "gpu" in overlay else "cpu")
+    assert "deploy" not in florence()
+    (device,) = compose(gpu=True)["services"]["florence"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_compose_gives_time_to_drain() -> None:
+    """HTTP's requests, then gRPC's, each as long as a request may take."""
     needed_s = 2 * float(florence()["environment"]["FLORENCE_TIMEOUT_S"])
     assert int(florence()["stop_grace_period"].removesuffix("s")) >= needed_s + 10
-    waits_s = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
-    needed_s = waits_s + 2 * float(pod_variables()["FLORENCE_TIMEOUT_S"])
-    assert pod()["terminationGracePeriodSeconds"] >= needed_s + 10
 
 
-def test_the_probes_ask_what_the_service_answers() -> None:
+@EVERY_OVERLAY
+def test_a_pod_gives_time_to_drain(overlay: str) -> None:
+    """As above, after preStop."""
+    waits_s = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    needed_s = waits_s + 2 * float(pod_variables(overlay)["FLORENCE_TIMEOUT_S"])
+    assert pod(overlay)["terminationGracePeriodSeconds"] >= needed_s + 10
+
+
+@EVERY_OVERLAY
+def test_the_probes_ask_what_the_service_answers(overlay: str) -> None:
     """Alive and ready, at paths that are kept out of the access log, on the port that it serves."""
-    probes = {
-        name: container()[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")
-    }
+    names = ("startupProbe", "readinessProbe", "livenessProbe")
+    probes = {name: container(overlay)[name]["httpGet"] for name in names}
     assert {name: probe["path"] for name, probe in probes.items()} == {
         "startupProbe": "/readyz",
         "readinessProbe": "/readyz",
@@ -109,37 +160,50 @@ def test_the_probes_ask_what_the_service_answers() -> None:
     assert {probe["port"] for probe in probes.values()} == {"http"}
 
 
-def test_the_ports_are_the_services() -> None:
+@EVERY_OVERLAY
+def test_the_ports_are_the_services(overlay: str) -> None:
     """HTTP where the arguments put it, gRPC at its setting's default; the Service leads to both."""
-    ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
-    assert container()["args"] == ["serve", "--port", str(ports["http"])] == florence()["command"]
+    ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
+    assert container(overlay)["args"] == ["serve", "--port", str(ports["http"])] == florence()["command"]
     assert ports["grpc"] == Settings.model_fields["grpc_port"].default
     assert florence()["ports"] == [f"{port}:{port}" for port in ports.values()]
-    service = kubernetes()["Service"]["spec"]["ports"]
+    service = kubernetes(overlay)["Service"]["spec"]["ports"]
     assert {port["name"]: (port["port"], port["targetPort"]) for port in service} == {
         name: (number, name) for name, number in ports.items()
     }
 
 
-def test_nothing_is_written_but_the_cache_and_tmp() -> None:
+@EVERY_OVERLAY
+def test_nothing_is_written_but_the_cache_and_tmp(overlay: str) -> None:
     """The root is read-only, the user the image's, the volumes where the image has them."""
-    assert container()["securityContext"]["readOnlyRootFilesystem"] is True
-    context = pod()["securityContext"]
+    assert container(overlay)["securityContext"]["readOnlyRootFilesystem"] is True
+    context = pod(overlay)["securityContext"]
     assert (context["runAsNonRoot"], context["runAsUser"], context["fsGroup"]) == (True, UID, UID)
-    assert {mount["mountPath"] for mount in container()["volumeMounts"]} == {MODELS, "/tmp"}
+    assert {mount["mountPath"] for mount in container(overlay)["volumeMounts"]} == {MODELS, "/tmp"}
     assert florence()["read_only"] is True
     assert florence()["tmpfs"] == ["/tmp"]
     assert florence()["volumes"] == [f"models:{MODELS}"]
 
 
-def test_all_objects_mean_the_same_pods() -> None:
+@EVERY_OVERLAY
+def test_all_objects_mean_the_same_pods(overlay: str) -> None:
     """Selectors, names and the claim fit each other."""
-    objects = kubernetes()
+    objects = kubernetes(overlay)
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert objects["Deployment"]["spec"]["selector"]["matchLabels"] == labels
     assert objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
     assert objects["Service"]["spec"]["selector"] == labels
-    target = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
-    assert target["name"] == objects["Deployment"]["metadata"]["name"]
-    claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod()["volumes"]]
+    claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod(overlay)["volumes"]]
     assert objects["PersistentVolumeClaim"]["metadata"]["name"] in claims
+
+
+def test_the_autoscaler_reads_a_metric_that_is_there() -> None:
+    """It scales the Deployment by a metric of the engine, which the adapter's rule makes known."""
+    objects = kubernetes("gpu-autoscaled")
+    scaler = objects["HorizontalPodAutoscaler"]["spec"]
+    assert scaler["scaleTargetRef"]["name"] == objects["Deployment"]["metadata"]["name"]
+    (metric,) = scaler["metrics"]
+    name = metric["pods"]["metric"]["name"]
+    assert name in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (rule,) = adapter_rules()
+    assert rule["seriesQuery"].startswith(name + "{")

@@ -12,13 +12,12 @@ from weakref import ref
 
 import numpy as np
 import pytest
-from fake_runner import PATIENCE_S, POISON_ENCODE, POISON_STEP, SLOTS, TOKENS, FakeRunner, hold, request
+from fake_runner import PATIENCE_S, POISON_ENCODE, POISON_STEP, SLOTS, FakeRunner, config, hold, request
 from waiting import wait_until
 
 from florence.engine.loop import MOST_FAULTS, Engine
 from florence.engine.observer import Observer
 from florence.engine.request import Generation
-from florence.engine.scheduler import BatchLimits
 from florence.errors import Closed, DeadlineExceeded, EngineError, Overloaded
 
 
@@ -28,7 +27,7 @@ from florence.errors import Closed, DeadlineExceeded, EngineError, Overloaded
 )
 def test_a_fault_fails_its_request_alone(runner: FakeRunner, poison: int, message: str) -> None:
     """Though it is encoded and decoded together with its neighbours."""
-    engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=8))  # type: ignore[arg-type]
+    engine = Engine(runner, config(max_batch_size=8))  # type: ignore[arg-type]
     held = hold(engine, runner)
     good, bad, after = (engine.submit(request(number)) for number in (1, poison, 2))
     runner.gate.set()
@@ -74,8 +73,8 @@ def test_an_engine_that_cannot_recover_says_so_and_leaves_nobody_waiting(
 ) -> None:
     """The device is gone, or step after step fails: all futures get an error, and the supervisor a call."""
     told = threading.Event()
-    limits = BatchLimits(max_batch_size=1)
-    engine = Engine(runner, TOKENS, limits, on_broken=told.set)  # type: ignore[arg-type]
+    limits = config(max_batch_size=1)
+    engine = Engine(runner, limits, on_broken=told.set)  # type: ignore[arg-type]
     futures = [hold(engine, runner), *(engine.submit(request(number)) for number in range(1, 6))]
     runner.lost, runner.broken = lost, True
     assert told.wait(PATIENCE_S)
@@ -95,7 +94,7 @@ def test_a_failed_request_is_let_go_though_its_error_is_kept(
     """Its pixels, and what the device held for it; without Python's collector of cycles, which comes
     seldom."""
     caplog.set_level(logging.CRITICAL, "florence.engine.loop")  # the tests' log keeps tracebacks
-    engine = Engine(runner, TOKENS, BatchLimits())  # type: ignore[arg-type]
+    engine = Engine(runner, config())  # type: ignore[arg-type]
     gc.collect()
     gc.disable()
     try:
@@ -120,7 +119,7 @@ def test_a_broken_engine_may_be_closed_by_whom_it_tells(runner: FakeRunner) -> N
         engine.close()
         closed.set()
 
-    engine = Engine(runner, TOKENS, BatchLimits(), on_broken=close)  # type: ignore[arg-type]
+    engine = Engine(runner, config(), on_broken=close)  # type: ignore[arg-type]
     running = hold(engine, runner)
     runner.lost = runner.broken = True
     assert isinstance(running.exception(PATIENCE_S), EngineError)
@@ -132,7 +131,7 @@ def test_a_broken_engine_may_be_closed_by_whom_it_tells(runner: FakeRunner) -> N
 def test_encodes_that_always_fail_break_the_engine(runner: FakeRunner) -> None:
     """Request after request: the engine is built anew, and anew, and then says that it is broken."""
     told = threading.Event()
-    engine = Engine(runner, TOKENS, BatchLimits(), on_broken=told.set)  # type: ignore[arg-type]
+    engine = Engine(runner, config(), on_broken=told.set)  # type: ignore[arg-type]
     runner.blind = True
     for number in range(MOST_FAULTS**2):
         assert not told.is_set()
@@ -149,7 +148,7 @@ def test_encodes_that_always_fail_break_the_engine(runner: FakeRunner) -> None:
 
 def test_bad_requests_between_good_ones_leave_the_engine_alone(runner: FakeRunner) -> None:
     """However many: what was built stays, and nobody else notices."""
-    engine = Engine(runner, TOKENS, BatchLimits())  # type: ignore[arg-type]
+    engine = Engine(runner, config())  # type: ignore[arg-type]
     for _ in range(MOST_FAULTS**2):
         for _ in range(MOST_FAULTS - 1):
             with pytest.raises(EngineError):
@@ -161,9 +160,9 @@ def test_bad_requests_between_good_ones_leave_the_engine_alone(runner: FakeRunne
 
 def test_a_bad_request_does_not_hold_up_those_who_are_decoded(runner: FakeRunner) -> None:
     """Those who were to be encoded with it are encoded one by one, with decode steps between."""
-    limits = BatchLimits(max_batch_size=8, max_encode_batch=8, encode_budget_s=0.0001)
+    limits = config(max_batch_size=8, max_encode_batch=8, encode_budget_ms=0.1)
     runner.parts, runner.part_s = 2, 0.002
-    engine = Engine(runner, TOKENS, limits)  # type: ignore[arg-type]
+    engine = Engine(runner, limits)  # type: ignore[arg-type]
     held = hold(engine, runner)
     runner.events.clear()
     futures = [engine.submit(request(number)) for number in (1, POISON_ENCODE, 2, 3)]
@@ -182,8 +181,8 @@ def test_a_bad_request_does_not_hold_up_those_who_are_decoded(runner: FakeRunner
 
 def test_one_of_a_batch_that_goes_while_it_is_encoded_is_told_at_once(runner: FakeRunner) -> None:
     """Its deadline ends it though the others' encode goes on, and it never takes a place among them."""
-    limits = BatchLimits(max_batch_size=8, max_encode_batch=8)
-    engine = Engine(runner, TOKENS, limits)  # type: ignore[arg-type]
+    limits = config(max_batch_size=8, max_encode_batch=8)
+    engine = Engine(runner, limits)  # type: ignore[arg-type]
     held = hold(engine, runner)
     runner.parts, runner.part_s = 200, 0.005
     soon = time.monotonic() + 0.1
@@ -213,7 +212,7 @@ def test_an_engine_that_ends_unforeseen_says_why_and_leaves_nobody_waiting(
     """Whether it could not begin, or something failed that never should, between one list and the next."""
     told = threading.Event()
     runner.lost = cause == "the device is gone"
-    engine = Engine(runner, TOKENS, BatchLimits(), observer=BrokenObserver(), on_broken=told.set)  # type: ignore[arg-type]
+    engine = Engine(runner, config(), observer=BrokenObserver(), on_broken=told.set)  # type: ignore[arg-type]
     with pytest.raises(Closed) as error:
         engine.submit(request()).result(PATIENCE_S)
     assert str(error.value.__cause__) == cause
@@ -263,7 +262,7 @@ class BlockingObserver(Observer):
 def test_cancelling_waits_for_no_lock_of_the_engine(runner: FakeRunner) -> None:
     """Whoever cancels may hold locks that the engine's thread wants."""
     observer = BlockingObserver()
-    engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=1), observer=observer)  # type: ignore[arg-type]
+    engine = Engine(runner, config(max_batch_size=1), observer=observer)  # type: ignore[arg-type]
     held = hold(engine, runner)
     futures = [held, engine.submit(request(1))]
     observer.blocking.set()

@@ -20,12 +20,12 @@ from shared_pool import SharedPool
 from tiny import make_native
 from waiting import PATIENCE_S, wait_until
 
+from florence.engine.config import EngineConfig
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.engine.request import Generation, GenerationOptions, Request
-from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import DeadlineExceeded
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
@@ -195,8 +195,19 @@ def sum_of(counters: Iterable[Counter[T]]) -> Counter[T]:
     return sum(counters, Counter())
 
 
-def start(runner: Runner, limits: BatchLimits, observer: Observer | None = None) -> Engine:
-    return Engine(runner, TokenLimits(ROOM, LONGEST_PROMPT), limits, observer=observer)
+def sized(most: int, budget_s: float) -> EngineConfig:
+    """`most` pictures in an encode."""
+    return EngineConfig(
+        max_batch_size=SLOTS,
+        max_encode_batch=most,
+        encode_budget_ms=budget_s * 1000,
+        max_new_tokens=ROOM,
+        max_prompt_tokens=LONGEST_PROMPT,
+    )
+
+
+def start(runner: Runner, config: EngineConfig, observer: Observer | None = None) -> Engine:
+    return Engine(runner, config, observer=observer)
 
 
 def check(sent: Sent) -> FinishReason:
@@ -239,7 +250,7 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(
     crowds = []
     for seed in range(3):
         crowd = Crowd(random.Random(seed), deque(random.Random(seed).sample(asks, len(asks))), clock)
-        crowd.engine = start(runner, BatchLimits(SLOTS, most, encode_budget_s=budget), crowd)
+        crowd.engine = start(runner, sized(most, budget), crowd)
         crowd.come()
         wait_until(lambda crowd=crowd: crowd.is_over)
         crowd.engine.close()
@@ -261,7 +272,7 @@ def test_clients_in_threads_of_their_own_get_what_they_would_get_alone(
     runner: Runner, asks: list[Ask]
 ) -> None:
     """Each asks again when it has its answer, or has cancelled; with next to no budget for encodes."""
-    engine = start(runner, BatchLimits(SLOTS, 2, encode_budget_s=1e-4))
+    engine = start(runner, sized(2, 1e-4))
 
     def client(number: int) -> list[Sent]:
         dice, sent = random.Random(number), []

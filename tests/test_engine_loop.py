@@ -9,12 +9,11 @@ from concurrent.futures import wait
 from dataclasses import replace
 
 import pytest
-from fake_runner import OPTIONS, PATIENCE_S, POISON_ENCODE, POISON_STEP, TOKENS, FakeRunner, hold, request
+from fake_runner import OPTIONS, PATIENCE_S, POISON_ENCODE, POISON_STEP, FakeRunner, config, hold, request
 from waiting import wait_until
 
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
-from florence.engine.scheduler import BatchLimits
 from florence.errors import Overloaded, RequestError
 
 
@@ -39,8 +38,8 @@ def test_one_request_too_many_is_told_when_to_come_back(engine: Engine, runner: 
 
 def test_a_wait_that_would_be_too_long_is_refused_at_once(runner: FakeRunner) -> None:
     """With the time to come back; the limit is on the time of waiting, not on the number of requests."""
-    limits = BatchLimits(max_batch_size=1, max_latency_s=0.05)
-    engine = Engine(runner, TOKENS, limits)  # type: ignore[arg-type]
+    limits = config(max_batch_size=1, max_latency_ms=50)
+    engine = Engine(runner, limits)  # type: ignore[arg-type]
     first = engine.submit(request(1))  # nothing is known yet: it is taken
     first.result(PATIENCE_S)
     hold(engine, runner)
@@ -58,8 +57,8 @@ def test_a_wait_that_would_be_too_long_is_refused_at_once(runner: FakeRunner) ->
 def test_what_encoding_takes_counts_for_the_wait(runner: FakeRunner) -> None:
     """Also while few come, each after the former's answer: then nothing else says what a request costs."""
     runner.parts, runner.part_s = 4, 0.05
-    limits = BatchLimits(max_batch_size=1, max_latency_s=1.0)
-    engine = Engine(runner, TOKENS, limits)  # type: ignore[arg-type]
+    limits = config(max_batch_size=1, max_latency_ms=1000)
+    engine = Engine(runner, limits)  # type: ignore[arg-type]
     for number in range(3):
         engine.submit(request(number)).result(PATIENCE_S)
     engine.check_load(2)
@@ -71,8 +70,8 @@ def test_what_encoding_takes_counts_for_the_wait(runner: FakeRunner) -> None:
 def test_an_encode_in_parts_lets_the_others_decode_between_them(runner: FakeRunner) -> None:
     """With no budget at all there is a step after each part."""
     runner.parts, runner.part_s = 4, 0.01
-    limits = BatchLimits(max_batch_size=8, max_encode_batch=1, encode_budget_s=0.0001)
-    engine = Engine(runner, TOKENS, limits)  # type: ignore[arg-type]
+    limits = config(max_batch_size=8, max_encode_batch=1, encode_budget_ms=0.1)
+    engine = Engine(runner, limits)  # type: ignore[arg-type]
     running = hold(engine, runner)
     runner.events.clear()
     joining = engine.submit(request(1))
@@ -87,7 +86,7 @@ def test_an_encode_in_parts_lets_the_others_decode_between_them(runner: FakeRunn
 
 def test_an_encode_that_everybody_has_left_is_broken_off(runner: FakeRunner) -> None:
     runner.parts, runner.part_s = 1000, 0.005
-    engine = Engine(runner, TOKENS, BatchLimits())  # type: ignore[arg-type]
+    engine = Engine(runner, config())  # type: ignore[arg-type]
     future = engine.submit(request(1))
     wait_until(lambda: "part" in runner.events)
     assert future.cancel()
@@ -99,8 +98,8 @@ def test_an_encode_that_everybody_has_left_is_broken_off(runner: FakeRunner) -> 
 
 def test_every_request_is_told_to_the_observer_once_with_its_end(runner: FakeRunner) -> None:
     observer = CountingObserver()
-    limits = BatchLimits(max_batch_size=1, max_queue=3)
-    engine = Engine(runner, TOKENS, limits, observer=observer)  # type: ignore[arg-type]
+    limits = config(max_batch_size=1, max_queue=3)
+    engine = Engine(runner, limits, observer=observer)  # type: ignore[arg-type]
     hold(engine, runner)
     bad, gone = engine.submit(request(POISON_STEP)), engine.submit(request(2))
     late = engine.submit(request(3, deadline=time.monotonic()))
@@ -130,8 +129,8 @@ def test_a_request_is_in_one_of_the_gauges_from_its_arrival_to_its_end(
     monkeypatch.setattr(runner, "prepare", all_came.wait)
     runner.gate.clear()
     runner.parts = 3
-    limits = BatchLimits(max_batch_size=4, max_encode_batch=4, encode_budget_s=0.0001)
-    engine = Engine(runner, TOKENS, limits, observer=observer)  # type: ignore[arg-type]
+    limits = config(max_batch_size=4, max_encode_batch=4, encode_budget_ms=0.1)
+    engine = Engine(runner, limits, observer=observer)  # type: ignore[arg-type]
     futures = [engine.submit(request(number)) for number in (0, 1, third, 3, 4)]
     all_came.set()
     wait_until(lambda: len(runner.order) == 4)
@@ -159,7 +158,7 @@ class CountingObserver(Observer):
 
 def test_requests_share_steps_and_never_wait_for_each_other(runner: FakeRunner) -> None:
     """Those that come while one is decoded join it, and all end in the same step."""
-    engine = Engine(runner, TOKENS, BatchLimits(max_batch_size=8, max_encode_batch=8))  # type: ignore[arg-type]
+    engine = Engine(runner, config(max_batch_size=8, max_encode_batch=8))  # type: ignore[arg-type]
     futures = [hold(engine, runner), *(engine.submit(request(number)) for number in (1, 2, 3))]
     wait_until(lambda: len(runner.order) >= 4)
     runner.gate.set()

@@ -17,13 +17,13 @@ from shared_pool import SharedPool
 from tiny import make_native
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from florence.engine.config import EngineConfig
 from florence.engine.device import encodes, graphs
 from florence.engine.device.graphs import BucketSteps, PlainRecorder
 from florence.engine.device.reference import generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.caches import Caches
 from florence.model.chunks import Chunks, run_to_end, waiting
 from florence.model.florence2 import Florence2Model
@@ -44,9 +44,9 @@ def request(seed: int, *, most: int = 20, least: int = 0, beams: int = 3) -> Req
 
 
 @contextmanager
-def engine(runner: Runner, **limits: float) -> Iterator[Engine]:
-    tokens = TokenLimits(runner.sizes.decoder_room, PROMPT_ROOM)
-    running = Engine(runner, tokens, BatchLimits(max_batch_size=8, **limits))  # type: ignore[arg-type]
+def engine(runner: Runner, **limits: Any) -> Iterator[Engine]:
+    room = {"max_new_tokens": runner.sizes.decoder_room, "max_prompt_tokens": PROMPT_ROOM}
+    running = Engine(runner, EngineConfig(max_batch_size=8, **room, **limits))
     yield running
     running.close()
 
@@ -65,7 +65,7 @@ def test_a_step_between_two_parts_of_an_encode_spoils_nothing(
         model, 8, picture_tokens=PICTURE_TOKENS, recorder=SharedPool(), late=True, feature_bytes=feature_bytes
     )
     expected = [alone(runner, request(seed, least=12)) for seed in range(6)]
-    with engine(runner, max_encode_batch=2, encode_budget_s=1e-4) as running:
+    with engine(runner, max_encode_batch=2, encode_budget_ms=0.1) as running:
         futures = [running.submit(request(number % 6, least=12)) for number in range(30)]
         for number, future in enumerate(futures):
             assert future.result(PATIENCE_S).token_ids == expected[number % 6]

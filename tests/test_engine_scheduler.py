@@ -10,12 +10,24 @@ from collections.abc import Iterable
 
 import pytest
 
-from florence.engine.scheduler import STEPS_BETWEEN_ENCODES, BatchLimits, Pace, Scheduler
+from florence.engine.config import EngineConfig
+from florence.engine.scheduler import STEPS_BETWEEN_ENCODES, Pace, Scheduler
 from florence.engine.slots import Slot, SlotAllocator
 
 
 @pytest.mark.parametrize(
-    "module", ["scheduler", "device.features", "request", "slots", "observer", "entry", "pending"]
+    "module",
+    [
+        "admission",
+        "config",
+        "scheduler",
+        "device.features",
+        "request",
+        "slots",
+        "observer",
+        "entry",
+        "pending",
+    ],
 )
 def test_policy_imports_no_torch(module: str) -> None:
     code = f"import sys, florence.engine.{module}; sys.exit('torch' in sys.modules)"
@@ -31,7 +43,7 @@ def test_nobody_is_lost_or_overtaken_and_no_limit_is_exceeded() -> None:
     """Two thousand requests of random lengths and beams, arriving at random; places are given and given
     back."""
     dice = random.Random(5)
-    limits = BatchLimits(max_batch_size=7, max_encode_batch=3, max_queue=50)
+    limits = EngineConfig(max_batch_size=7, max_encode_batch=3, max_queue=50)
     scheduler: Scheduler[int] = Scheduler(limits)
     places = SlotAllocator(7, 15)
     beams = [dice.choice([1, 3, 3, 8]) for _ in range(2000)]
@@ -42,7 +54,7 @@ def test_nobody_is_lost_or_overtaken_and_no_limit_is_exceeded() -> None:
     while len(order) + refused < 2000 or active:
         for _ in range(dice.randint(0, 2)):
             if offered < 2000:
-                if len(scheduler) >= scheduler.limits.max_queue:
+                if len(scheduler) >= scheduler.config.max_queue:
                     refused += 1
                 else:
                     scheduler.add(offered)
@@ -66,7 +78,7 @@ def test_nobody_is_lost_or_overtaken_and_no_limit_is_exceeded() -> None:
 
 def test_a_wide_request_is_not_overtaken_by_narrow_ones() -> None:
     """It waits until enough beams are free, and those behind it wait with it."""
-    scheduler: Scheduler[int] = Scheduler(BatchLimits(max_encode_batch=2))
+    scheduler: Scheduler[int] = Scheduler(EngineConfig(max_encode_batch=2))
     places = SlotAllocator(16, 8)
     held = places.take(4)
     for beams in (8, 1, 1):
@@ -78,7 +90,7 @@ def test_a_wide_request_is_not_overtaken_by_narrow_ones() -> None:
 
 def test_a_batch_of_pictures_waits_a_few_steps_to_fill() -> None:
     """A full one goes at once; one that is not waits while others are decoded, but not for ever."""
-    scheduler: Scheduler[int] = Scheduler(BatchLimits(max_batch_size=100, max_encode_batch=2))
+    scheduler: Scheduler[int] = Scheduler(EngineConfig(max_batch_size=100, max_encode_batch=2))
     for number in range(5):
         scheduler.add(number)
     assert scheduler.take(0, everybody) == [0, 1]
@@ -92,7 +104,7 @@ def test_a_batch_of_pictures_waits_a_few_steps_to_fill() -> None:
 def test_a_batch_holds_what_the_budget_suffices_for_and_one_at_least() -> None:
     """Pictures that take long go one by one, without a wait for others; quick ones go in full batches; the
     size follows when the time changes."""
-    scheduler: Scheduler[int] = Scheduler(BatchLimits(max_batch_size=100, encode_budget_s=0.25))
+    scheduler: Scheduler[int] = Scheduler(EngineConfig(max_batch_size=100, encode_budget_ms=250))
     for number in range(100):
         scheduler.add(number)
     assert len(scheduler.take(0, everybody)) == 4  # nothing is known yet
@@ -100,7 +112,7 @@ def test_a_batch_holds_what_the_budget_suffices_for_and_one_at_least() -> None:
         for _ in range(12):
             scheduler.encoded(3, 3 * seconds)
         assert len(scheduler.take(3, everybody)) == size
-    lonely: Scheduler[int] = Scheduler(BatchLimits())
+    lonely: Scheduler[int] = Scheduler(EngineConfig())
     lonely.encoded(1, 2.8)
     lonely.add(1)
     lonely.take(0, everybody)
@@ -109,7 +121,7 @@ def test_a_batch_holds_what_the_budget_suffices_for_and_one_at_least() -> None:
 
 
 def test_an_idle_device_takes_a_request_at_once() -> None:
-    scheduler: Scheduler[str] = Scheduler(BatchLimits())
+    scheduler: Scheduler[str] = Scheduler(EngineConfig())
     scheduler.add("first")
     assert scheduler.take(0, everybody) == ["first"]
     scheduler.add("second")
@@ -118,13 +130,13 @@ def test_an_idle_device_takes_a_request_at_once() -> None:
 
 
 def test_encoding_has_a_budget_only_while_others_are_decoded() -> None:
-    scheduler: Scheduler[str] = Scheduler(BatchLimits(encode_budget_s=0.5))
+    scheduler: Scheduler[str] = Scheduler(EngineConfig(encode_budget_ms=500))
     assert scheduler.budget_s(3) == 0.5
     assert scheduler.budget_s(0) == float("inf")
 
 
 def test_the_abandoned_leave_the_queue_and_the_rest_keep_their_order() -> None:
-    scheduler: Scheduler[int] = Scheduler(BatchLimits(max_queue=5))
+    scheduler: Scheduler[int] = Scheduler(EngineConfig(max_queue=5))
     for number in range(5):
         scheduler.add(number)
     assert len(scheduler) == 5

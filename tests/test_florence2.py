@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from concurrent.futures import wait
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from PIL import Image
 
 from florence import Florence2, parse_answer
 from florence.answers.answer import Answer
+from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.engine.scheduler import TokenLimits
 from florence.errors import (
     ImageError,
     OptionError,
@@ -25,7 +26,7 @@ from florence.errors import (
     TaskError,
 )
 from florence.types.results import Detections, Text
-from florence.types.tasks import TASKS, Input
+from florence.types.tasks import TASKS, Input, Kind, Task
 
 PATIENCE_S = 60.0
 
@@ -72,6 +73,28 @@ def test_all_fifteen_tasks_answer_by_token_and_by_name(library: Florence2, pictu
         assert by_token.task == by_name.task == task.token
         assert by_token.token_ids == by_name.token_ids
         assert by_token.finish_reason == ("length" if len(by_token.token_ids) == 9 else "stop")
+
+
+def test_a_checkpoint_can_be_loaded_with_tasks_of_its_own(goldens: Goldens, picture: Path) -> None:
+    """A declared task answers by token, by name and as such, with the result of its kind, and is among the
+    tasks that the model names; a task that is given as such need not be declared."""
+    scan = Task("<SCAN>", "scan", "Locate the objects with category name in the image.", Input.NONE,
+                Kind.BOXES, "Boxes.", labelled=False)  # fmt: skip
+    with Florence2.load(
+        str(goldens.checkpoint), device="cpu", dtype="float32", threads=1, tasks=[scan]
+    ) as model:
+        answers = [model.run(picture, task, max_new_tokens=20) for task in ("<SCAN>", "scan", scan)]
+        labelled = model.run(picture, "<OD>", max_new_tokens=20)
+        said = model.run(picture, replace(scan, kind=Kind.TEXT, token="raw", name="raw"), max_new_tokens=20)
+        assert model.info()["tasks"] == [*TASKS, "<SCAN>"]
+        (analyzed,) = model.analyze(picture, [scan], max_new_tokens=20)
+    for answer in [*answers, analyzed]:
+        assert isinstance(answer, Answer)
+        assert isinstance(answer.result, Detections)
+        assert answer.task == "<SCAN>"
+        assert answer.token_ids == labelled.token_ids == said.token_ids  # the same prompt
+        assert {found.label for found in answer.result.detections} <= {""}
+    assert (said.task, said.result.kind) == ("raw", "text")
 
 
 def test_every_detection_has_a_score_between_0_and_1(library: Florence2, goldens: Goldens) -> None:
@@ -256,7 +279,9 @@ def test_room_is_kept_for_so_many_tokens_as_are_asked_for(goldens: Goldens, pict
     """A longer answer is cut to the room, with `length` as its reason; one that must be longer is refused,
     and so is a longer prompt; a shorter one has the same answer as with room for all positions there are."""
     load = partial(Florence2.load, str(goldens.checkpoint), device="cpu", dtype="float32", threads=1)
-    with load(tokens=TokenLimits(12, 24)) as narrow, load(tokens=TokenLimits(10**6, 10**6)) as wide:
+    few = EngineConfig(max_new_tokens=12, max_prompt_tokens=24)
+    many = EngineConfig(max_new_tokens=10**5, max_prompt_tokens=10**5)
+    with load(config=few) as narrow, load(config=many) as wide:
         assert narrow.info()["limits"]["max_new_tokens"] == 12
         assert wide.info()["limits"]["max_new_tokens"] == 4096  # the checkpoint's positions
         cut = narrow.run(picture, "<CAPTION>", max_new_tokens=40, min_new_tokens=12)

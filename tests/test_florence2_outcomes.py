@@ -14,7 +14,7 @@ from goldens import Goldens
 
 from florence import Florence2
 from florence.answers.answer import Answer
-from florence.engine.scheduler import BatchLimits
+from florence.engine.config import EngineConfig
 from florence.errors import (
     Closed,
     DeadlineExceeded,
@@ -63,8 +63,8 @@ def test_run_many_keeps_the_engine_full_and_the_queue_from_overflowing(
         open_futures.append(Counted())
         return open_futures[-1]
 
-    batches = BatchLimits(max_batch_size=40, max_encode_batch=9, max_queue=queue)
-    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", batches=batches) as model:
+    config = EngineConfig(max_batch_size=40, max_encode_batch=9, max_queue=queue)
+    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", config=config) as model:
         monkeypatch.setattr(model, "submit", submit)
         answers = model.run_many((b"", "<CAPTION>") for _ in range(100))
     assert (max(counts), answers) == (most, [*range(1, 101)])
@@ -87,8 +87,8 @@ def test_a_cancelled_future_is_never_answered_and_later_ones_are(library: Floren
 
 
 def test_more_than_the_queue_holds_is_refused_and_the_rest_answered(goldens: Goldens, picture: Path) -> None:
-    tight = BatchLimits(max_batch_size=1, max_queue=3)
-    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", batches=tight) as model:
+    tight = EngineConfig(max_batch_size=1, max_queue=3)
+    with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", config=tight) as model:
         futures = [model.submit(picture, "<CAPTION>", max_new_tokens=2) for _ in range(20)]
         outcomes = [future.exception(PATIENCE_S) for future in futures]
     refused = [outcome for outcome in outcomes if outcome is not None]

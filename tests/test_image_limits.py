@@ -17,8 +17,9 @@ from pictures import FORMATS, drawn, header_only, pillows, same, saved
 from PIL import Image, ImageFile, PngImagePlugin
 
 from florence.errors import ImageError, ImageTooLarge, SettingsError
-from florence.images.decode import ImageLimits, load_image, open_image
+from florence.images.decode import load_image, open_image
 from florence.images.headers import read_header
+from florence.images.limits import ImageLimits
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ from goldens import load_float32
 from tiny import make_native
 from transformers import Florence2ForConditionalGeneration
 
+from florence.engine.config import EngineConfig
 from florence.engine.device.reference import TokenRules, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
-from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
 from florence.runtime.loading import cpu_kernel
@@ -147,7 +147,10 @@ def test_the_engine_gives_transformers_ids_at_real_sizes(pair_of: PairOf) -> Non
         for beams, prompt in zip((1, 3, 5), PROMPTS, strict=True)
     ]
     runner = Runner(model, 4, kernel=cpu_kernel(model))
-    engine = Engine(runner, TokenLimits(100, 100), BatchLimits(4, encode_budget_s=1e-3))
+    engine = Engine(
+        runner,
+        EngineConfig(max_batch_size=4, encode_budget_ms=1, max_new_tokens=100, max_prompt_tokens=100),
+    )
     answers = [future.result() for future in [engine.submit(each) for each in asked]]
     engine.close()
     for each, answer in zip(asked, answers, strict=True):

@@ -69,6 +69,8 @@ def test_the_fast_decoder_takes_what_pythons_strict_one_takes(text: str) -> None
         ("data:image/png,abc", "data URI is not base64"),
         ("https://example.org/a.png", "not fetched from a URL"),
         ("  file:///etc/passwd", "not fetched from a URL"),
+        ("data/scene_02.png", "looks like a path"),
+        ("C:\\pictures\\my street.JPG", "looks like a path"),
         ("s3://bucket/a.png", "not fetched from a URL"),
     ],
 )

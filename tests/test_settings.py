@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from dataclasses import asdict
 
 import pytest
 from pydantic import ValidationError
 
-from florence.engine.scheduler import TokenLimits
+from florence.engine.config import EngineConfig
 from florence.errors import SettingsError
-from florence.images.decode import ImageLimits
-from florence.runtime.limits import token_limits
+from florence.images.limits import ImageLimits
 from florence.settings import Settings, read_settings
 
 
@@ -25,11 +27,35 @@ def test_defaults_are_those_of_the_replaced_deployment_and_of_the_picture_limits
     """Without variables the checkpoint is the replaced deployment's, and the limits are the library's own."""
     settings = read_settings()
     assert settings.model == "mrhendrey/Florence-2-large-ft-safetensors"
-    limits = ImageLimits()
-    assert settings.max_image_bytes == limits.max_bytes
-    assert settings.max_image_pixels == limits.max_pixels
-    assert settings.max_image_frames == limits.max_frames
-    assert token_limits(settings) == TokenLimits()
+    assert settings.image_limits == ImageLimits()
+    assert settings.engine_config("cpu") == EngineConfig()
+    assert settings.engine_config("cuda") == EngineConfig.for_device("cuda") != EngineConfig()
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_engine_is_configured_as_the_settings_say(kind: str) -> None:
+    """Each field of the configuration but `reserved` is a setting, and a set one holds on any device."""
+    values = {"threads": 3, "max_batch_size": 5, "max_encode_batch": 2, "max_queue": 7, "max_latency_ms": 9.0}
+    values |= {"encode_budget_ms": 8.0, "max_new_tokens": 6, "max_prompt_tokens": 4, "picture_cache_bytes": 0}
+    config = Settings(**values).engine_config(kind, reserved=True)
+    assert asdict(config) == {**values, "reserved": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("max_queue", 0, "greater than or equal to 1, got 0"),
+        ("max_latency_ms", 0.0, "greater than 0, got 0.0"),
+        ("encode_budget_ms", math.nan, "(greater|less) than .*, got nan"),
+        ("max_new_tokens", 10**6, "less than or equal to 100000, got 1000000"),
+    ],
+)
+def test_library_and_service_have_the_same_bounds(name: str, value: float, words: str) -> None:
+    """What `EngineConfig` refuses, the setting refuses too, by the variable's name."""
+    with pytest.raises(SettingsError, match=f"^{name} must be {words}$"):
+        EngineConfig.for_device("cpu", **{name: value})
+    with pytest.raises(SettingsError, match=f"^FLORENCE_{name.upper()}: {words}$"):
+        Settings(**{name: value})
 
 
 def test_variables_are_read_by_name_and_empty_ones_count_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +72,7 @@ def test_variables_are_read_by_name_and_empty_ones_count_as_not_set(monkeypatch:
 
 
 def test_settings_are_frozen() -> None:
-    """Nobody can change a setting after it was read."""
+    """A setting can't be changed after it was read."""
     settings = read_settings()
     with pytest.raises(ValidationError):
         settings.model = "other"  # type: ignore[misc]
@@ -68,6 +94,29 @@ def test_unknown_names_are_refused_with_the_nearest_one(
     monkeypatch.setenv(name, "1")
     with pytest.raises(SettingsError, match=rf"unknown setting {name}: did you mean {meant}\?"):
         read_settings()
+
+
+def test_values_given_by_keyword_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As BentoML's arguments are given; the others are still the environment's. Text is read as its type."""
+    monkeypatch.setenv("FLORENCE_MAX_QUEUE", "5")
+    monkeypatch.setenv("FLORENCE_THREADS", "3")
+    settings = read_settings(lambda settings: settings.model_validate({"max_queue": "6"}))
+    assert (settings.max_queue, settings.threads) == (6, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("modle", "did you mean model?"),
+        ("FLORENCE_MODEL", "did you mean model?"),
+        ("max-queue", "did you mean max_queue?"),
+        ("zzzz", "the settings are model, revision"),
+    ],
+)
+def test_an_unknown_argument_is_refused_with_the_nearest_one(name: str, hint: str) -> None:
+    """In the words that variables are refused in."""
+    with pytest.raises(SettingsError, match=re.escape(f"unknown setting {name}: {hint}")):
+        Settings(**{name: "demo"})
 
 
 def test_a_name_like_no_other_is_refused_with_all_names(monkeypatch: pytest.MonkeyPatch) -> None:

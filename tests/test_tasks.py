@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence.errors import TaskError
-from florence.types.tasks import INPUT_SLOT, TASKS, TASKS_BY_NAME, Input, Kind, Task, build_prompt, get_task
+from florence.errors import SettingsError, TaskError
+from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task
 
 WITH_INPUT = [task for task in TASKS.values() if task.input is not Input.NONE]
+TAGS = Task("<TAGS>", "tags", "List the tags.", Input.NONE, Kind.TEXT, "Tags of the picture.")
 WITHOUT_INPUT = [task for task in TASKS.values() if task.input is Input.NONE]
 
 
@@ -33,7 +36,7 @@ def test_prompts_equal_the_original(shared: Path) -> None:
             continue
         task, text = request
         try:
-            prompt = build_prompt(task, text)
+            prompt = TASKS.build_prompt(task, text)
         except TaskError:
             refused.append(case["text"])
             continue
@@ -52,9 +55,10 @@ def test_prompts_equal_the_original(shared: Path) -> None:
 
 def test_table_is_whole_and_immutable() -> None:
     """Fifteen tasks, unique tokens and names, an input slot where one is taken, no way to change it."""
-    assert len(TASKS) == len(TASKS_BY_NAME) == 15
+    assert len(TASKS) == 15
     for task in TASKS.values():
-        assert TASKS_BY_NAME[task.name] is task is get_task(task.token) is get_task(task.name)
+        assert TASKS[task.token] is task is TASKS.resolve(task.token) is TASKS.resolve(task.name)
+        assert TASKS.resolve(task) is task
         assert task.prompt.count(INPUT_SLOT) == (task.input is not Input.NONE)
         assert (task.example is None) == (task.input is Input.NONE)
         assert task.summary.endswith(".")
@@ -67,7 +71,7 @@ def test_table_is_whole_and_immutable() -> None:
 def test_an_example_is_accepted(task: Task) -> None:
     """The example that an error shows is itself a good input."""
     assert task.example is not None
-    assert task.example in build_prompt(task, task.example)
+    assert task.example in TASKS.build_prompt(task, task.example)
 
 
 @pytest.mark.parametrize("task", WITH_INPUT, ids=lambda task: task.name)
@@ -75,7 +79,7 @@ def test_an_example_is_accepted(task: Task) -> None:
 def test_missing_input_is_refused_with_an_example(task: Task, text: str | None) -> None:
     """A task that needs text or a region says so by name, with an example to copy."""
     with pytest.raises(TaskError) as caught:
-        build_prompt(task, text)
+        TASKS.build_prompt(task, text)
     message = str(caught.value)
     assert task.token in message
     assert f"needs a {task.input}" in message
@@ -86,26 +90,76 @@ def test_missing_input_is_refused_with_an_example(task: Task, text: str | None) 
 @pytest.mark.parametrize("task", WITHOUT_INPUT, ids=lambda task: task.name)
 def test_text_is_refused_where_none_is_taken(task: Task) -> None:
     """A task that takes nothing refuses text, but an empty string (as v2 clients send) counts as none."""
-    assert build_prompt(task) == build_prompt(task, "") == build_prompt(task, None) == task.prompt
+    assert (
+        TASKS.build_prompt(task)
+        == TASKS.build_prompt(task, "")
+        == TASKS.build_prompt(task, None)
+        == task.prompt
+    )
     with pytest.raises(TaskError, match=f"{task.token} takes no text, got 'a cat'"):
-        build_prompt(task, "a cat")
+        TASKS.build_prompt(task, "a cat")
 
 
 @pytest.mark.parametrize("token", TASKS)
 def test_task_tokens_inside_the_text_are_refused(token: str) -> None:
     """No task token may stand in the text, not even its own; the message names it, with an example."""
     with pytest.raises(TaskError, match=f"{token} stands in it.*'a green car'"):
-        build_prompt(TASKS["<OPEN_VOCABULARY_DETECTION>"], f"a {token} car")
+        TASKS.build_prompt(TASKS["<OPEN_VOCABULARY_DETECTION>"], f"a {token} car")
 
 
 @pytest.mark.parametrize("wrong", ["<od>", "OD", "Object_detection", "", "<TAGS>", "<OD> ", "x" * 10_000])
 def test_unknown_tasks_list_all_fifteen(wrong: str) -> None:
-    """An unknown task is refused by a message that names all fifteen and stays short whatever was sent."""
+    """An unknown task is refused by a message that names tokens and names of all fifteen, and is short."""
     with pytest.raises(TaskError) as caught:
-        get_task(wrong)
+        TASKS.resolve(wrong)
     message = str(caught.value)
-    assert all(token in message for token in TASKS)
-    assert len(message) < 600
+    assert all(f"{task.token} or {task.name}" in message for task in TASKS.values())
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("od", "<OD> or object_detection"),
+        ("<od>", "<OD> or object_detection"),
+        ("OCR", "<OCR> or ocr"),
+        ("object-detection", "<OD> or object_detection"),
+        ("detailed caption", "<DETAILED_CAPTION> or detailed_caption"),
+        ("<CAPTON>", "<CAPTION> or caption"),
+    ],
+)
+def test_a_near_miss_says_what_was_meant(wrong: str, meant: str) -> None:
+    """Another case, other brackets, a hyphen or a slip: the most similar task is named."""
+    with pytest.raises(TaskError, match=f"; did you mean {meant}\\?"):
+        TASKS.resolve(wrong)
+
+
+def test_a_table_is_extended_without_changing_the_first() -> None:
+    """A declared task is found by token and name, in its place, and refused inside another's text."""
+    more = TASKS.extended([TAGS])
+    assert list(more) == [*TASKS, TAGS.token]
+    assert more.resolve("tags") is more.resolve("<TAGS>") is TAGS
+    assert TASKS.find("tags") is None
+    with pytest.raises(TaskError, match="<TAGS> stands in it"):
+        more.build_prompt(TASKS.resolve("open_vocabulary_detection"), "a <TAGS> car")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token": "<OD>"}, "two tasks are called '<OD>'"),
+        ({"name": "caption"}, "two tasks are called 'caption'"),
+        ({"name": "<OD>"}, "must be letters, digits and _"),
+        ({"name": "a/b"}, "must be letters, digits and _"),
+        ({"token": " "}, "has no token"),
+        ({"prompt": "Tags of {input}"}, "must hold no {input}"),
+        ({"input": Input.TEXT}, "must hold one {input}"),
+    ],
+)
+def test_a_malformed_task_is_refused(changes: dict[str, Any], message: str) -> None:
+    """Before anything is loaded; the message says which task and what is wrong with it."""
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        TASKS.extended([replace(TAGS, **changes)])
 
 
 @given(task=st.sampled_from(WITH_INPUT), text=st.text())
@@ -113,7 +167,7 @@ def test_the_text_goes_in_as_it_is(task: Task, text: str) -> None:
     """Whatever text is taken can be read back unchanged from its prompt."""
     before, after = task.prompt.split(INPUT_SLOT)
     try:
-        prompt = build_prompt(task, text)
+        prompt = TASKS.build_prompt(task, text)
     except TaskError:
         assert not text.strip() or any(token in text for token in TASKS)
         return

@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from florence.answers.answer import Answer
-from florence.client.exchange import CallOptions
 from florence.errors import OptionError
-from florence.runtime.florence2 import RunOptions
 from florence.server.typed.endpoints import TextInput
-from florence.types.analysis import Ask
+from florence.types.analysis import TaskRequest
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.info import ServiceInfo
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
@@ -93,6 +91,14 @@ def test_an_answer_gives_the_original_json() -> None:
     box = [34.23999786376953, 160.0800018310547, 597.4400024414062, 371.7599792480469]
     assert answer.florence() == {"<OD>": {"bboxes": [box], "labels": ["car"]}}
     assert len(answer.token_logprobs) == len(answer.token_ids) - 1 == answer.usage.generated_tokens
+
+
+def test_the_repr_of_an_answer_leaves_its_tokens_out() -> None:
+    """It is for people: hundreds of numbers would hide the result."""
+    shown = repr(Answer.model_validate(ANSWER))
+    assert "token_ids" not in shown
+    assert "token_logprobs" not in shown
+    assert "Detection(label='car'" in shown
 
 
 def test_parameters_are_all_optional() -> None:
@@ -183,17 +189,10 @@ def test_an_answer_gives_what_its_result_holds_and_nothing_else(result: Result, 
             getattr(answer, other)
 
 
-def test_callers_options_are_the_generation_parameters() -> None:
-    """Library and client take each of them, a time limit, and the library a region; nothing is forgotten."""
-    parameters = set(GenerationParameters.model_fields)
-    assert set(CallOptions.__annotations__) == {*parameters, "timeout_s"}
-    assert set(RunOptions.__annotations__) == {*parameters, "timeout_s", "region"}
-
-
 def test_a_text_is_as_long_at_every_door() -> None:
     """The typed endpoints and the call of many tasks announce the same limit."""
     announced = [
         TextInput.model_json_schema()["properties"]["text"]["maxLength"],
-        Ask.model_json_schema()["properties"]["text"]["anyOf"][0]["maxLength"],
+        TaskRequest.model_json_schema()["properties"]["text"]["anyOf"][0]["maxLength"],
     ]
     assert announced == [MAX_TEXT_CHARS, MAX_TEXT_CHARS]

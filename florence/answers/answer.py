@@ -1,4 +1,4 @@
-"""The Python library's answer: the typed one with the generated text and tokens under it."""
+"""The answer of the Python library: the typed answer, with the generated text and tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from florence.types.results import Result
 
 
 class Answer(TaskAnswer[Result]):
-    """What the Python library returns: the typed answer with the generated text and tokens under it."""
+    """A typed answer with the generated text and tokens. `repr` leaves the tokens out."""
 
     example_extra: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
         {
@@ -26,11 +26,12 @@ class Answer(TaskAnswer[Result]):
 
     raw_text: str = Field(description="The generated text with its special tokens, start token included.")
     token_ids: list[int] = Field(
-        description="The generated sequence: start token, <s>, ..., </s>; no padding."
+        repr=False, description="The generated sequence: start token, <s>, ..., </s>; no padding."
     )
     token_logprobs: list[float] = Field(
+        repr=False,
         description="Log-probability of each generated token, in order: one less than token_ids, whose start "
-        "token is given. 0 for tokens that were forced."
+        "token is given. 0 for tokens that were forced.",
     )
 
     def florence(self) -> dict[str, Any]:

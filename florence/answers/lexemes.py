@@ -1,4 +1,4 @@
-"""A generated text cut into what the model wrote it of: locations, marks of structure, and plain text.
+"""A generated text cut into lexemes: locations, markup, and plain text.
 
 Knows nothing about tasks or pixels. Only the vocabulary's own tokens count: `<loc_1000>` is plain text.
 """
@@ -17,21 +17,21 @@ from florence.types.regions import LOCATION_PATTERN
 
 PADDING: Final = ("<s>", "</s>", "<pad>")
 _PAIRED = "poly od ocr cap ncap dcap grounding seg region_cap region_to_desciption proposal"
-_MARKS = ["<sep>", "<and>", *(mark for name in _PAIRED.split() for mark in (f"<{name}>", f"</{name}>"))]
-_TOKEN = re.compile("|".join([f"(?P<location>{LOCATION_PATTERN})", *PADDING, *_MARKS]))
+_MARKUP = ["<sep>", "<and>", *(tag for name in _PAIRED.split() for tag in (f"<{name}>", f"</{name}>"))]
+_TOKEN = re.compile("|".join([f"(?P<location>{LOCATION_PATTERN})", *PADDING, *_MARKUP]))
 
 
 class LexemeKind(Enum):
-    """What a lexeme is; a mark is any other added token, such as `<sep>` or `<poly>`."""
+    """What a lexeme is; markup is any other added token, such as `<sep>` or `<poly>`."""
 
     TEXT = auto()
     LOCATION = auto()
-    MARK = auto()
+    MARKUP = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Lexeme:
-    """A part of the text. start: its first character's place. bin: of a location, else -1."""
+    """A part of the text. start: index of its first character. bin: of a location, else -1."""
 
     kind: LexemeKind
     text: str
@@ -61,13 +61,13 @@ def read_lexemes(text: str) -> Iterator[Lexeme]:
         if match["location"]:
             yield Lexeme(LexemeKind.LOCATION, match.group(), match.start(), int(match.group(2)))
         elif match.group() not in PADDING:
-            yield Lexeme(LexemeKind.MARK, match.group(), match.start())
+            yield Lexeme(LexemeKind.MARKUP, match.group(), match.start())
     if cursor < len(text):
         yield Lexeme(LexemeKind.TEXT, text[cursor:], cursor)
 
 
 class Scorer:
-    """Log-probabilities of the generated tokens, found by the place in the text that they wrote."""
+    """Log-probabilities of the generated tokens, found by the position of their text."""
 
     def __init__(self, text: str, pieces: Sequence[Piece], token_logprobs: Sequence[float]) -> None:
         """Pieces or log-probabilities may be missing: then every score is None.
@@ -76,7 +76,7 @@ class Scorer:
         """
         self._logprobs = token_logprobs
         self._pieces = pieces if token_logprobs else ()
-        self._tokens: dict[tuple[int, int], int] = {}  # place in the text, length -> which token
+        self._tokens: dict[tuple[int, int], int] = {}  # (position in the text, length) -> index of the token
         if not self._pieces:
             return
         cursor = 0
@@ -90,7 +90,7 @@ class Scorer:
             raise RequestError("the pieces' texts joined must be the generated text")
 
     def score_locations(self, locations: Sequence[Lexeme]) -> float | None:
-        """exp of the mean log-probability of some locations; None if one is spelt out in plain text."""
+        """exp of the mean log-probability of some locations; None if one is spelled out in plain text."""
         indices = [self._tokens.get((location.start, len(location.text))) for location in locations]
         return None if None in indices else self._score([index for index in indices if index is not None])
 

@@ -1,11 +1,11 @@
 """The JSON that Microsoft's `post_process_generation` gives for a generated text, quirks included.
 
-It is kept for clients of the original, bit for bit; `typed` is what a new client wants. Its quirks:
-coordinates are float32, labels of boxes lose their non-ASCII characters and whatever stands before their last
-`<`, a newline in a label loses its boxes, OCR labels keep `</s>`, and scores drift behind text without boxes.
+It is the same bit for bit, for clients of the original; new clients use `typed`. Its quirks: coordinates are
+float32, labels of boxes lose their non-ASCII characters and all before their last `<`, a newline in a label
+loses its boxes, OCR labels keep `</s>`, and scores are off after text without boxes.
 
-The patterns take any text apart in linear time: where the original's would try each place of a long text
-anew, an optional group here says that nothing follows. Knows nothing about tokenizers or tensors.
+The patterns match any text in linear time: where the original's would retry at each position of a long text,
+an optional group here matches the absence of locations. Knows nothing about tokenizers or tensors.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any
 
-from florence.answers.outlines import LOCATION, read_outlines
-from florence.answers.stop_phrases import BANNED_PHRASES
+from florence.answers.polygons import LOCATION, read_polygons
+from florence.answers.stop_phrases import STOP_PHRASES
 from florence.errors import RequestError
-from florence.types.regions import BINS, read_image_size
+from florence.types.regions import BINS, PictureSize, read_image_size
 from florence.types.tasks import TASKS, Kind
 
 _LOCATION = re.compile(LOCATION)
@@ -31,9 +31,6 @@ _BARE_BOXES = re.compile(rf"(?:{LOCATION}){{4,}}")
 _LABELLED_BOXES = re.compile(rf"([^<]+)((?:{LOCATION}){{4,}})?")
 _LARGEST_BIN = 2**63 - 1  # the original keeps bins in 64-bit integers
 _LONGEST_BIN = 4300  # digits that Python's `int` takes by default
-_SCORED_TASKS: Final = frozenset({"<OD>", "<DENSE_REGION_CAPTION>"})
-
-ImageSize = Sequence[float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ class _Box:
     span: tuple[int, int]
 
 
-def post_process_text(task: str, text: str, image_size: ImageSize) -> dict[str, Any]:
+def post_process_text(task: str, text: str, image_size: PictureSize) -> dict[str, Any]:
     """What the original gives for `text=`, keyed by the task; unknown tasks are parsed as plain text.
 
     image_size: (width, height), needed where the text holds locations, and always for `<OCR_WITH_REGION>`.
@@ -57,12 +54,12 @@ def post_process_text(task: str, text: str, image_size: ImageSize) -> dict[str, 
 def post_process_sequence(
     task: str,
     token_texts: Sequence[str],
-    image_size: ImageSize,
+    image_size: PictureSize,
     transition_beam_score: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """What the original gives for `sequence=`: like `post_process_text`, with `scores` where it has them.
 
-    token_texts: each token of the sequence decoded alone; the first one is dropped, whatever it is.
+    token_texts: each token of the sequence decoded alone; the first one is always dropped.
     transition_beam_score: the log-probability of each token but the first; used by `<OD>` and
     `<DENSE_REGION_CAPTION>` alone. Raises RequestError where the original raises.
     """
@@ -74,7 +71,8 @@ def post_process_sequence(
         )
     text = "".join(texts)
     answer = _parse(task, text, image_size)
-    if task in _SCORED_TASKS and transition_beam_score is not None and answer["bboxes"]:
+    known = TASKS.get(task)
+    if known and known.scored_by_original and transition_beam_score is not None and answer["bboxes"]:
         spans = [box.span for box in _labelled_boxes(text)]
         answer["scores"] = _scores(spans, texts, transition_beam_score)
     return {task: answer}
@@ -93,41 +91,41 @@ def read_text(text: object) -> str:
     return text
 
 
-def _parse(task: str, text: str, image_size: ImageSize) -> Any:
-    kind = TASKS[task].kind if task in TASKS else Kind.TEXT
-    if kind is Kind.TEXT:
+def _parse(task: str, text: str, image_size: PictureSize) -> Any:
+    known = TASKS.get(task)
+    if known is None or known.kind is Kind.TEXT:
         return text.replace("<s>", "").replace("</s>", "")
-    if kind is Kind.QUADS:
+    if known.kind is Kind.QUADS:
         return _ocr_regions(text, image_size)
-    if kind is Kind.POLYGONS:
-        return _outlines(_without_specials(text), image_size, labelled=False)
-    if task == "<REGION_PROPOSAL>":
-        return _boxes_answer(_bare_boxes(text), image_size)
-    if task == "<CAPTION_TO_PHRASE_GROUNDING>":
-        boxes = [box for box in _labelled_boxes(text) if box.label not in BANNED_PHRASES]
-        return _boxes_answer(boxes, image_size)
-    if kind is Kind.BOXES_OR_POLYGONS:
+    if known.kind is Kind.POLYGONS:
+        return _polygons(_without_specials(text), image_size, labelled=known.labelled)
+    if known.kind is Kind.BOXES_OR_POLYGONS:
         return _boxes_or_polygons(text, image_size)
+    if not known.labelled:
+        return _boxes_answer(_bare_boxes(text), image_size)
+    if known.drops_stop_phrases:
+        boxes = [box for box in _labelled_boxes(text) if box.label not in STOP_PHRASES]
+        return _boxes_answer(boxes, image_size)
     return _boxes_answer(list(_labelled_boxes(text)), image_size)
 
 
-def _boxes_or_polygons(text: str, image_size: ImageSize) -> dict[str, Any]:
+def _boxes_or_polygons(text: str, image_size: PictureSize) -> dict[str, Any]:
     """The whole text is read as polygons if `<poly>` stands anywhere in it, else as boxes."""
     boxes: dict[str, Any] = {"bboxes": [], "labels": []}
-    outlines: dict[str, Any] = {"polygons": [], "labels": []}
+    polygons: dict[str, Any] = {"polygons": [], "labels": []}
     if "<poly>" in text:
-        outlines = _outlines(_without_specials(text), image_size, labelled=True)
+        polygons = _polygons(_without_specials(text), image_size, labelled=True)
     else:
         boxes = _boxes_answer(list(_labelled_boxes(text)), image_size)
     return {
         "bboxes": boxes["bboxes"],
         "bboxes_labels": boxes["labels"],
-        "polygons": outlines["polygons"],
-        "polygons_labels": outlines["labels"],
+        "polygons": polygons["polygons"],
+        "polygons_labels": polygons["labels"],
     }
 
 
-def _boxes_answer(boxes: Sequence[_Box], image_size: ImageSize) -> dict[str, Any]:
+def _boxes_answer(boxes: Sequence[_Box], image_size: PictureSize) -> dict[str, Any]:
     return {
         "bboxes": [_pixels(box.bins, image_size) for box in boxes],
         "labels": [box.label.encode("ascii", "ignore").decode("ascii") for box in boxes],
@@ -163,7 +161,7 @@ def _groups_of_four(run: str) -> Iterator[tuple[list[int], int, int]]:
         yield [_bin(location) for location in four], four[0].start(), four[-1].end()
 
 
-def _ocr_regions(text: str, image_size: ImageSize) -> dict[str, Any]:
+def _ocr_regions(text: str, image_size: PictureSize) -> dict[str, Any]:
     """Something of the same line, at least one character, then eight locations."""
     quads, labels = [], []
     _need_size(image_size)  # the original wants it even where there is no quad
@@ -184,9 +182,9 @@ def _ocr_regions(text: str, image_size: ImageSize) -> dict[str, Any]:
     return {"quad_boxes": quads, "labels": labels}
 
 
-def _outlines(text: str, image_size: ImageSize, *, labelled: bool) -> dict[str, Any]:
+def _polygons(text: str, image_size: PictureSize, *, labelled: bool) -> dict[str, Any]:
     polygons, labels = [], []
-    for label, parts in read_outlines(text, labelled=labelled):
+    for label, parts in read_polygons(text, labelled=labelled):
         runs = [list(_LOCATION.finditer(part)) for part in parts]
         points = [run[: len(run) // 2 * 2] for run in runs]
         polygons.append([_pixels([_bin(location) for location in part], image_size) for part in points])
@@ -210,7 +208,7 @@ def _scores(
     return scores
 
 
-def _pixels(bins: Sequence[int], image_size: ImageSize) -> list[float]:
+def _pixels(bins: Sequence[int], image_size: PictureSize) -> list[float]:
     """x, y, x, y, ... as torch computes (bin + 0.5) * (size / 1000): each part a float32."""
     size = _need_size(image_size)
     per_bin = [_float32(length / BINS) for length in size]
@@ -218,7 +216,7 @@ def _pixels(bins: Sequence[int], image_size: ImageSize) -> list[float]:
     return [_float32(middle * per_bin[index % 2]) for index, middle in enumerate(middles)]
 
 
-def _need_size(image_size: ImageSize) -> tuple[float, float]:
+def _need_size(image_size: PictureSize) -> tuple[float, float]:
     if image_size is None:
         raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
     return read_image_size(image_size)

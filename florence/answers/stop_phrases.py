@@ -1,4 +1,4 @@
-"""Phrases that Florence-2's phrase grounding leaves out: they name nothing that could be seen."""
+"""Stop phrases: phrase grounding leaves them out because they name nothing visible."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ _INDEFINITE = (
 _SEVERAL_WORDS = ("each other", "one another", "the image", "a group", "a set", "other objects")
 
 # The 72 of the original's list, matched whole and with their case.
-BANNED_PHRASES: Final = frozenset(
+STOP_PHRASES: Final = frozenset(
     f"{_PERSONAL} {_DEMONSTRATIVE} {_INDEFINITE} image images the a an".split()
 ) | frozenset(_SEVERAL_WORDS)

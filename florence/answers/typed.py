@@ -1,8 +1,8 @@
-"""Typed results from a generated text: what the model meant, without the quirks of the original's parser.
+"""Typed results from a generated text, without the quirks of the original's parser.
 
 Labels keep all their characters, `<`, newlines and non-ASCII letters too. Locations that make no whole box,
-quad or polygon of three points are left out. Phrase grounding drops the same phrases as the original, those
-like pronouns, since they name nothing that could be seen. Coordinates are pixels in double precision, the
+quad or polygon of three points are left out. Phrase grounding drops the same stop phrases as the original,
+pronouns and the like, since they name nothing visible. Coordinates are pixels in double precision, the
 middle of each bin. Any text can be parsed, in linear time. Knows nothing about tokenizers or tensors.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from florence.answers.lexemes import PADDING, Lexeme, LexemeKind, Scorer, read_lexemes
-from florence.answers.stop_phrases import BANNED_PHRASES
+from florence.answers.stop_phrases import STOP_PHRASES
 from florence.errors import RequestError
-from florence.types.regions import locations_to_pixels
+from florence.types.regions import PictureSize, locations_to_pixels
 from florence.types.results import (
     Detection,
     Detections,
@@ -26,21 +26,15 @@ from florence.types.results import (
     Segmentation,
     Text,
 )
-from florence.types.tasks import TASKS, Kind
-
-_UNLABELLED = frozenset(
-    {"<REGION_PROPOSAL>", "<REFERRING_EXPRESSION_SEGMENTATION>", "<REGION_TO_SEGMENTATION>"}
-)
+from florence.types.tasks import Kind, Task
 
 _FEWEST_LOCATIONS = 6  # of a polygon: less than three points enclose nothing
 _PADDING = re.compile("|".join(PADDING))
 
-ImageSize = Sequence[float] | None
-
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Locations with nothing but `<sep>` among them, cut at each `<sep>`; and the text before them.
+    """Consecutive locations, cut at each `<sep>`, with the text before them.
 
     enclosed: whether a `<poly>` opens the group.
     """
@@ -50,28 +44,25 @@ class _Group:
     parts: list[list[Lexeme]]
 
 
-def parse_result(task: str, text: str, image_size: ImageSize, scorer: Scorer) -> Result:
-    """The task's typed result; the answer of an unknown task is plain text.
+def parse_result(task: Task | None, text: str, image_size: PictureSize, scorer: Scorer) -> Result:
+    """The task's typed result; without a task, plain text.
 
     image_size: (width, height), needed where the text holds a box, quad or polygon: RequestError without.
     """
-    kind = TASKS[task].kind if task in TASKS else Kind.TEXT
-    if kind is Kind.TEXT:
+    if task is None or task.kind is Kind.TEXT:
         return Text(text=_PADDING.sub("", text).strip(), score=scorer.score_text())
-    if kind is Kind.QUADS:
+    if task.kind is Kind.QUADS:
         return _ocr_regions(text, image_size, scorer)
-    if kind is Kind.POLYGONS:
-        return _segmentation(text, image_size, scorer, labelled=task not in _UNLABELLED)
-    if kind is Kind.BOXES_OR_POLYGONS and "<poly>" in text:
-        return _segmentation(text, image_size, scorer, labelled=True)
-    result = _detections(text, image_size, scorer, labelled=task not in _UNLABELLED)
-    if task == "<CAPTION_TO_PHRASE_GROUNDING>":
-        kept = [found for found in result.detections if found.label not in BANNED_PHRASES]
+    if task.kind is Kind.POLYGONS or (task.kind is Kind.BOXES_OR_POLYGONS and "<poly>" in text):
+        return _segmentation(text, image_size, scorer, labelled=task.labelled)
+    result = _detections(text, image_size, scorer, labelled=task.labelled)
+    if task.drops_stop_phrases:
+        kept = [found for found in result.detections if found.label not in STOP_PHRASES]
         return Detections(detections=kept)
     return result
 
 
-def _detections(text: str, image_size: ImageSize, scorer: Scorer, *, labelled: bool) -> Detections:
+def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> Detections:
     found = []
     for label, group in _label_groups(text):
         for four in _chunks(group, 4):
@@ -81,8 +72,8 @@ def _detections(text: str, image_size: ImageSize, scorer: Scorer, *, labelled: b
     return Detections(detections=found)
 
 
-def _ocr_regions(text: str, image_size: ImageSize, scorer: Scorer) -> OcrRegions:
-    """A second quad without text of its own has none: unlike a label, a text stands for one place."""
+def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegions:
+    """A second quad without text of its own has none: unlike a label, a text belongs to one quad."""
     regions = []
     for group in _read_groups(text):
         content = group.text
@@ -94,8 +85,8 @@ def _ocr_regions(text: str, image_size: ImageSize, scorer: Scorer) -> OcrRegions
     return OcrRegions(regions=regions)
 
 
-def _segmentation(text: str, image_size: ImageSize, scorer: Scorer, *, labelled: bool) -> Segmentation:
-    """labelled: things have labels, and what no `<poly>` encloses are boxes, given as their four corners."""
+def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> Segmentation:
+    """labelled: things have labels, and groups without `<poly>` are boxes, given as their four corners."""
     instances = []
     for label, group in _label_groups(text):
         if labelled and not group.enclosed:
@@ -118,7 +109,7 @@ def _segmentation(text: str, image_size: ImageSize, scorer: Scorer, *, labelled:
 
 
 def _label_groups(text: str) -> Iterator[tuple[str, _Group]]:
-    """Each group with its label; one without text of its own has the label before it."""
+    """Each group with its label; a group without text of its own has the previous label."""
     label = ""
     for group in _read_groups(text):
         label = group.text or label
@@ -152,7 +143,7 @@ def _chunks(group: _Group, size: int) -> Iterator[list[Lexeme]]:
             yield part[first : first + size]
 
 
-def _pixels(locations: Sequence[Lexeme], image_size: ImageSize) -> list[float]:
+def _pixels(locations: Sequence[Lexeme], image_size: PictureSize) -> list[float]:
     if image_size is None:
         raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
     return locations_to_pixels([location.bin for location in locations], image_size)

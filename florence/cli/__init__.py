@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"florence: {NO_SERVER}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print("florence: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"florence: {stop or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from florence import __version__
-from florence.types.tasks import TASKS_BY_NAME, Input
+from florence.types.options import GenerationParameters, allowed_values
+from florence.types.tasks import TASKS, Input
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -61,7 +62,7 @@ def _add(commands: Commands, name: str, summary: str, epilog: str = "") -> argpa
 
 
 def _add_run(commands: Commands) -> None:
-    tasks = "tasks:\n" + "\n".join(f"  {task.name}{_INPUTS[task.input]}" for task in TASKS_BY_NAME.values())
+    tasks = "tasks:\n" + "\n".join(f"  {task.name}{_INPUTS[task.input]}" for task in TASKS.values())
     parser = _add(commands, "run", "ask one task about one picture", tasks)
     parser.add_argument("picture", metavar="PICTURE", help="a file; - is standard input")
     parser.add_argument("task", metavar="TASK", help="one of those below, or its token, such as <OD>")
@@ -130,7 +131,7 @@ def _add_load_data(commands: Commands) -> None:
     )
     _add_sources(parser)
     parser.add_argument(
-        "--out", metavar="OUT", type=Path, default=Path("data"), help="directory (default: data)"
+        "--out", metavar="OUT", type=Path, default=Path("load-data"), help="directory (default: load-data)"
     )
     parser.add_argument(
         "--task",
@@ -164,7 +165,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         "sources",
         metavar="SOURCE",
         nargs="+",
-        help="a picture, a directory, a glob, or a .txt with a path a line",
+        help="a picture, a directory, a glob, or a .txt with a path a line (# begins a comment)",
     )
 
 
@@ -175,8 +176,14 @@ def _add_region(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-beams", metavar="N", type=int, help="beams of the search, 1 to 8")
-    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="most tokens to generate")
+    options = parser.add_argument_group("generation options (default: as the checkpoint says)")
+    for name, field in GenerationParameters.model_fields.items():
+        words, allowed = str(field.description).removesuffix("."), allowed_values(name)
+        options.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="N" if "integer" in allowed else "VALUE",
+            help=f"{words[0].lower()}{words[1:]} ({allowed})",
+        )
     parser.add_argument("--timeout-s", metavar="S", type=float, help="seconds until a picture is given up")
 
 

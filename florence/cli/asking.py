@@ -10,22 +10,22 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from threading import BoundedSemaphore
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from florence.cli.lines import answer_json
 from florence.client import Client
 from florence.client.exchange import CallOptions
 from florence.errors import TaskError
 from florence.types.answer import TaskAnswer
+from florence.types.options import GenerationParameters, read_generation_parameters
 from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
-from florence.types.tasks import Input, get_task
+from florence.types.tasks import TASKS, Input
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
 
-Ask = Callable[[Any], TaskAnswer[Any]]
+Asker = Callable[[Any], TaskAnswer[Any]]
 """From a picture (a path or bytes) to its answer."""
 
 
@@ -57,13 +57,10 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
+def open_asker(arguments: argparse.Namespace) -> Iterator[Asker]:
     """What answers the arguments' task about a picture, wherever they say, until the context ends."""
     task, text, region = read_question(arguments)
-    options: CallOptions = {
-        "num_beams": arguments.num_beams,
-        "max_new_tokens": arguments.max_new_tokens,
-    }
+    options = cast(CallOptions, read_options(arguments).model_dump(exclude_none=True))
     if arguments.timeout_s is not None:
         options["timeout_s"] = arguments.timeout_s
     if arguments.url:
@@ -84,7 +81,7 @@ def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
 
 def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str | None]:
     """The task's token, its text, and its region, which may stand in the text's place."""
-    task = get_task(arguments.task)
+    task = TASKS.resolve(arguments.task)
     text, region = arguments.text, arguments.region
     if text is not None and region is not None:
         raise TaskError("both a text and a region are given; a task takes one of them")
@@ -95,25 +92,22 @@ def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str |
     return task.token, text, None
 
 
+def read_options(arguments: argparse.Namespace) -> GenerationParameters:
+    """The generation options of a command line; OptionError for a wrong value."""
+    names = GenerationParameters.model_fields
+    return read_generation_parameters({name: getattr(arguments, name) for name in names})
+
+
 def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
     from florence.runtime.florence2 import Florence2
-    from florence.runtime.limits import batch_limits, image_limits, token_limits
     from florence.settings import read_settings
 
-    settings = read_settings()
-    device = settings.device.partition(",")[0]  # a list is for the service's workers
-    return Florence2.load(
-        arguments.model or settings.model,
-        revision=None if arguments.model else settings.revision,
-        device=device,
-        dtype=settings.dtype,
-        limits=image_limits(settings),
-        batches=replace(batch_limits(settings, device), max_latency_s=None),  # nobody else is kept waiting
-        tokens=token_limits(settings),
-        threads=settings.threads,
-        picture_cache_bytes=settings.picture_cache_bytes,
-    )
+    # The limit on the wait is for a service's clients.
+    settings = read_settings().model_copy(update={"max_latency_ms": None})
+    if arguments.model:
+        settings = settings.model_copy(update={"model": arguments.model, "revision": None})
+    return Florence2.from_settings(settings, settings.device.partition(",")[0])  # a list: a service's workers
 
 
 def describe(result: Result) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Answers as JSON lines: a line for each picture, appended as it comes, so that a second run can go on.
+"""Answers as JSON lines: a line for each picture, appended when its answer comes, so that a run can resume.
 
-A line holds the picture's path, the text and region that were asked, and the answer. A half line, left by a
-run that was killed, is cut off.
+A line holds the picture's path, the text and region of the request, and the answer. An incomplete last line,
+left by a killed run, is cut off.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from florence.client import Failure
 from florence.errors import RequestError
 from florence.types.answer import TaskAnswer
 
-Question = tuple[str, str | None, str | None]
-"""The task's token, its text, its region."""
+TaskKey = tuple[str, str | None, str | None]
+"""What a picture was asked: the task's token, its text, its region."""
 
 _ANSWER_FIELDS = set(TaskAnswer.model_fields)
 
 
 def answer_json(answer: TaskAnswer[Any]) -> str:
-    """One line, the same from a service and from a model here."""
+    """One line, the same for a service and a model loaded here."""
     return answer.model_dump_json(include=_ANSWER_FIELDS)
 
 
-def answer_line(picture: str, question: Question, answer: TaskAnswer[Any]) -> str:
+def answer_line(picture: str, key: TaskKey, answer: TaskAnswer[Any]) -> str:
     """The line of one picture, its end included."""
-    _, text, region = question
+    _, text, region = key
     head = _dumps({"picture": picture, "text": text, "region": region})
     return f"{head[:-1]}, {answer_json(answer)[1:]}\n"
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The answers in a file, which may be absent; cuts a half line off its end.
+    """The answers in a file, which may be absent; cuts an incomplete line off its end.
 
     RequestError where the file holds something else: nothing is appended to it then.
     """
@@ -44,7 +44,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
-                _check_half_line(file, line)
+                _check_incomplete(file, line)
                 break
             yield _read_row(file, number, line)
             whole += len(line)
@@ -53,13 +53,13 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
             cut.truncate(whole)
 
 
-def question_of(row: dict[str, Any]) -> Question:
-    """What an answer was asked."""
+def key_of(row: dict[str, Any]) -> TaskKey:
+    """The task, text and region of an answer."""
     return row["task"], row.get("text"), row.get("region")
 
 
 def write_failures(file: Path, failures: Sequence[Failure]) -> None:
-    """A line for each, in place of those of the last run; no file where nothing failed."""
+    """A line for each, replacing the last run's; no file where nothing failed."""
     if not failures:
         file.unlink(missing_ok=True)
         return
@@ -70,7 +70,7 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold it; the name of a file is bytes, which need not be text."""
+    """Whether UTF-8 can encode it: file names are bytes, which need not be text."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -79,7 +79,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _dumps(row: dict[str, Any]) -> str:
-    """Letters as they are; escaped where a file's name is not UTF-8, so that it reads as the same name."""
+    """Unescaped letters; escaped where a file name is not UTF-8, so that it reads back as the same name."""
     line = json.dumps(row, ensure_ascii=False)
     return line if is_unicode(line) else json.dumps(row)
 
@@ -94,7 +94,7 @@ def _read_row(file: Path, number: int, line: bytes) -> dict[str, Any]:
     raise RequestError(f"line {number} of {file} is not an answer of `florence bulk`; name another --out")
 
 
-def _check_half_line(file: Path, line: bytes) -> None:
+def _check_incomplete(file: Path, line: bytes) -> None:
     begin = b'{"picture"'
     if line[: len(begin)] != begin[: len(line)]:
         raise RequestError(f"{file} is not a file of `florence bulk`; name another --out")

@@ -1,8 +1,8 @@
 """`florence load-data`: pictures as input for NVIDIA's perf_analyzer.
 
 A load_data_<TASK>.json for each task, in the format of its --input-data: a list of requests, each with its
-inputs by name, their content and shape (without the batch axis). The picture goes as the v2 endpoint takes
-it, base64 text, so it is an ordinary string here.
+inputs by name, their content and shape (without the batch axis). A picture is a string of base64, which the
+v2 endpoint accepts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from florence.cli.sources import list_pictures
-from florence.types.tasks import TRITON_TASKS, Input, Task, get_task
+from florence.types.tasks import TASKS, TRITON_TASKS, Input, Task
 
 
 def write_load_data(arguments: argparse.Namespace) -> int:
     """`florence load-data`."""
-    tasks = [get_task(name) for name in arguments.task or TRITON_TASKS]  # whose figures can be compared
+    tasks = [TASKS.resolve(name) for name in arguments.task or TRITON_TASKS]
     pictures = [Path(path).read_bytes() for path in list_pictures(arguments.sources)]
     contents = {task: load_data(pictures, task, arguments.text) for task in tasks}
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -32,8 +32,7 @@ def write_load_data(arguments: argparse.Namespace) -> int:
 
 
 def load_data(pictures: Sequence[bytes], task: Task, text: str | None) -> dict[str, Any]:
-    """A request for each picture. `text`: what a task that takes a text or a region reads; without it, the
-    task's own example."""
+    """A request for each picture. `text`: the text or region of tasks that take one; None: their example."""
     inputs = {"TASK_PROMPT": task.token}
     if task.input is not Input.NONE:
         inputs["TEXT_PROMPT"] = text or task.example or ""

@@ -1,7 +1,7 @@
 """Answers as Parquet: the JSON lines' own fields as typed columns.
 
 Knows pyarrow, which comes with the extra "parquet". A Parquet file can't be appended to, so answers are
-gathered as lines beside it and packed into it at the end of a run.
+collected as lines beside it and packed into it at the end of a run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from florence.cli.lines import Question, question_of, read_rows
+from florence.cli.lines import TaskKey, key_of, read_rows
 from florence.errors import MissingLibrary, RequestError
 
 SUFFIX: Final = ".parquet"
@@ -20,31 +20,31 @@ _KEY: Final = ("picture", "task", "text", "region")
 
 
 def check_parquet() -> None:
-    """Raises MissingLibrary where Parquet can't be written: before anything is asked."""
+    """Raises MissingLibrary, before any request, where Parquet can't be written."""
     _pyarrow()
 
 
 def lines_beside(out: Path) -> Path:
-    """Where answers are gathered until they are packed."""
+    """The file that collects answers until they are packed."""
     return out.with_name(out.name + ".jsonl")
 
 
-def read_keys(out: Path) -> Iterator[tuple[str, Question]]:
-    """Picture and question of each row of the file, which may be absent. RequestError for another's file."""
+def read_keys(out: Path) -> Iterator[tuple[str, TaskKey]]:
+    """Picture and key of each row of the file, which may be absent. RequestError for a foreign file."""
     if not out.exists():
         return
     with _open(out) as file:
         for batch in file.iter_batches(_ROWS, columns=list(_KEY)):
-            yield from ((row["picture"], question_of(row)) for row in batch.to_pylist())
+            yield from ((row["picture"], key_of(row)) for row in batch.to_pylist())
 
 
 def pack(lines: Path, out: Path) -> None:
-    """Move the gathered lines into the Parquet file, behind the rows that it has; all or nothing."""
+    """Append the collected lines to the Parquet file's rows, and remove them; all or nothing."""
     from pyarrow import RecordBatch
     from pyarrow.parquet import ParquetWriter
 
     known = set(read_keys(out))  # of a run that ended between the last two steps below
-    rows = (row for row in read_rows(lines) if (row["picture"], question_of(row)) not in known)
+    rows = (row for row in read_rows(lines) if (row["picture"], key_of(row)) not in known)
     new, schema = out.with_name(out.name + ".new"), answer_schema()
     with ParquetWriter(new, schema, compression="zstd") as writer:
         if out.exists():

@@ -12,7 +12,7 @@ PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".t
 
 
 def list_pictures(sources: Sequence[str]) -> list[str]:
-    """The paths that the sources name, each once, in their order; RequestError where one names nothing."""
+    """The paths that the sources name, each once, in their order; RequestError where one names no picture."""
     found: dict[str, None] = {}
     for source in sources:
         paths = list(_pictures_of(source))
@@ -47,4 +47,5 @@ def _listed(path: Path) -> Iterator[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is no list of paths in UTF-8: {error}") from None
-    yield from (line.strip() for line in lines if line.strip())
+    paths = (line.strip() for line in lines)
+    yield from (path for path in paths if path and not path.startswith("#"))

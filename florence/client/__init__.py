@@ -5,8 +5,8 @@ with Client("http://localhost:8000") as client:
     answer = client.object_detection("street.jpg")
     answer.detections[0].box
 
-Answers are the service's own schemas; what calls raise is drawn in `errors`. Knows HTTP and pictures as they
-are sent; needs no torch.
+Answers are the service's own types; `errors` lists what calls raise. Knows HTTP and encoded pictures; needs
+no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two clients: they carry out what `exchange` says, one by waiting and one by awaiting.
+"""The two clients: they carry out the actions of `exchange`, one by blocking and one by awaiting.
 
 Knows httpx. A client keeps connections open between calls and may be shared: `Client` by threads,
 `AsyncClient` by tasks of one event loop.
@@ -15,30 +15,29 @@ from typing import Any, Self, Unpack
 import httpx
 
 from florence.client.exchange import (
-    AnyAsk,
     Attempt,
+    AttemptOutcome,
     CallOptions,
-    Outcome,
-    Question,
-    Region,
+    ServiceCall,
     build_analysis,
-    build_question,
+    build_call,
     exchange,
     read_error,
     read_failure,
     read_outcome,
 )
 from florence.client.many import AsyncPictureMap, PictureMap
-from florence.client.methods import TaskMethods
 from florence.client.pictures import Picture
+from florence.client.tasks import TaskMethods
 from florence.errors import SettingsError
 from florence.types.analysis import Analysis, TaskFailure
 from florence.types.answer import TaskAnswer
 from florence.types.info import ServiceInfo
+from florence.types.regions import Region
 from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
-from florence.types.tasks import get_task
+from florence.types.tasks import TASKS, Task, TaskSpec
 
-TIMEOUT_S = 310.0  # a little more than the service's own default, whose message says more
+TIMEOUT_S = 310.0  # a little more than the service's default, whose message tells more
 RETRIES = 4
 CONCURRENCY = 32
 
@@ -86,36 +85,38 @@ class Client(
     def map(
         self,
         pictures: Iterable[Picture],
-        task: str,
+        task: str | Task,
         text: str | None = None,
         *,
         region: Region | None = None,
         concurrency: int = CONCURRENCY,
+        ordered: bool = False,
         progress: bool | None = None,
         **options: Unpack[CallOptions],
     ) -> PictureMap[TaskAnswer[Result]]:
-        """One task on many pictures: an iterator of (picture, answer), in the order in which answers come.
+        """One task on many pictures: an iterator of (picture, answer), in the order in which answers come, or
+        with `ordered` in the order of the pictures.
 
-        So many requests are under way at once, and no more files open. A picture that fails does not end it:
-        it is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that
-        is a terminal.
+        `concurrency`: requests in flight, and files open, at once. A picture that fails does not end it: it
+        is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that is
+        a terminal.
         """
-        get_task(task)  # a wrong name would fail for each picture
+        TASKS.resolve(task)  # a wrong name would fail for each picture
 
         def ask(picture: Picture) -> TaskAnswer[Result]:
             return self.run(picture, task, text, region=region, **options)
 
-        return PictureMap(ask, pictures, concurrency=concurrency, progress=progress)
+        return PictureMap(ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress)
 
     def analyze(
-        self, image: Picture, asks: Iterable[AnyAsk], **options: Unpack[CallOptions]
+        self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
     ) -> list[TaskAnswer[Result] | TaskFailure]:
-        """Many tasks on one picture, which is sent and looked at once; in their order.
+        """Many tasks on one picture, which is sent and encoded once; in their order.
 
-        `asks`: tasks, or pairs of a task and its text or region. A task that fails has a `TaskFailure` in its
-        place. Raises only where none could be answered.
+        `tasks`: names or tokens, or pairs of a task and its text or region. A task that fails has a
+        `TaskFailure` in its place. Raises only where none could be answered.
         """
-        analysis: Analysis = self._settle(build_analysis(image, asks, options))
+        analysis: Analysis = self._send(build_analysis(image, tasks, options))
         return analysis.answers
 
     def ready(self) -> bool:
@@ -145,17 +146,17 @@ class Client(
     def _ask(
         self,
         image: Picture,
-        task: str,
+        task: str | Task,
         options: CallOptions,
         text: str | None = None,
         region: Region | None = None,
     ) -> TaskAnswer[Any]:
-        answer: TaskAnswer[Any] = self._settle(build_question(image, task, text, region, options))
+        answer: TaskAnswer[Any] = self._send(build_call(image, task, text, region, options))
         return answer
 
-    def _settle(self, question: Question) -> Any:
-        steps = exchange(question, retries=self._retries, timeout_s=self._timeout_s)
-        outcome: Outcome = None
+    def _send(self, call: ServiceCall) -> Any:
+        steps = exchange(call, retries=self._retries, timeout_s=self._timeout_s)
+        outcome: AttemptOutcome = None
         while True:
             try:
                 step = steps.send(outcome)
@@ -163,15 +164,13 @@ class Client(
                 return end.value
             outcome = None
             if isinstance(step, Attempt):
-                outcome = self._post(question, step)
+                outcome = self._post(call, step)
             else:
                 time.sleep(step.seconds)
 
-    def _post(self, question: Question, attempt: Attempt) -> Outcome:
+    def _post(self, call: ServiceCall, attempt: Attempt) -> AttemptOutcome:
         try:
-            return self._http.post(
-                question.path, data=question.fields, files=question.upload, timeout=attempt.timeout
-            )
+            return self._http.post(call.path, data=call.fields, files=call.upload, timeout=attempt.timeout)
         except httpx.RequestError as error:
             return error
 
@@ -215,28 +214,29 @@ class AsyncClient(
     def map(
         self,
         pictures: Iterable[Picture],
-        task: str,
+        task: str | Task,
         text: str | None = None,
         *,
         region: Region | None = None,
         concurrency: int = CONCURRENCY,
+        ordered: bool = False,
         progress: bool | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncPictureMap[TaskAnswer[Result]]:
         """As `Client.map`, for `async for`."""
-        get_task(task)
+        TASKS.resolve(task)
 
         def ask(picture: Picture) -> Awaitable[TaskAnswer[Result]]:
             return self.run(picture, task, text, region=region, **options)
 
-        return AsyncPictureMap(ask, pictures, concurrency=concurrency, progress=progress)
+        return AsyncPictureMap(ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress)
 
     async def analyze(
-        self, image: Picture, asks: Iterable[AnyAsk], **options: Unpack[CallOptions]
+        self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
     ) -> list[TaskAnswer[Result] | TaskFailure]:
         """As `Client.analyze`."""
-        question = await asyncio.to_thread(build_analysis, image, list(asks), options)
-        analysis: Analysis = await self._settle(question)
+        call = await asyncio.to_thread(build_analysis, image, list(tasks), options)
+        analysis: Analysis = await self._send(call)
         return analysis.answers
 
     async def ready(self) -> bool:
@@ -266,18 +266,18 @@ class AsyncClient(
     async def _ask(
         self,
         image: Picture,
-        task: str,
+        task: str | Task,
         options: CallOptions,
         text: str | None = None,
         region: Region | None = None,
     ) -> TaskAnswer[Any]:
-        question = await asyncio.to_thread(build_question, image, task, text, region, options)
-        answer: TaskAnswer[Any] = await self._settle(question)
+        call = await asyncio.to_thread(build_call, image, task, text, region, options)
+        answer: TaskAnswer[Any] = await self._send(call)
         return answer
 
-    async def _settle(self, question: Question) -> Any:
-        steps = exchange(question, retries=self._retries, timeout_s=self._timeout_s)
-        outcome: Outcome = None
+    async def _send(self, call: ServiceCall) -> Any:
+        steps = exchange(call, retries=self._retries, timeout_s=self._timeout_s)
+        outcome: AttemptOutcome = None
         while True:
             try:
                 step = steps.send(outcome)
@@ -285,14 +285,14 @@ class AsyncClient(
                 return end.value
             outcome = None
             if isinstance(step, Attempt):
-                outcome = await self._post(question, step)
+                outcome = await self._post(call, step)
             else:
                 await asyncio.sleep(step.seconds)
 
-    async def _post(self, question: Question, attempt: Attempt) -> Outcome:
+    async def _post(self, call: ServiceCall, attempt: Attempt) -> AttemptOutcome:
         try:
             return await self._http.post(
-                question.path, data=question.fields, files=question.upload, timeout=attempt.timeout
+                call.path, data=call.fields, files=call.upload, timeout=attempt.timeout
             )
         except httpx.RequestError as error:
             return error

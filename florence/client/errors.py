@@ -1,8 +1,8 @@
-"""What only a client meets. All else that it raises is of `florence.errors`, with the server's own words;
-`florence.client` has all of them.
+"""Errors that only a client raises. Its other errors are those of `florence.errors`, with the server's own
+messages; `florence.client` exports all of them.
 
 FlorenceError
-├── RequestError              400: picture, task, text, region or option; the words say what to change
+├── RequestError              400: picture, task, text, region or option; the message says what to change
 │   └── ImageError            the picture can't be read here
 │       └── ImageTooLarge     413
 ├── NotFound                  404: no such endpoint at this URL
@@ -11,7 +11,7 @@ FlorenceError
 ├── DeadlineExceeded          504, or no answer within `timeout_s`
 ├── EngineError               500
 ├── ConnectionLost            the connection broke before the answer
-└── UnexpectedReply           any other status, or an answer that is not one; something else answers there?
+└── UnexpectedReply           any other status, or a body that is no answer: is it another program?
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Unreachable(Unavailable):
 
 
 class ConnectionLost(FlorenceError):
-    """The connection broke before the answer came: whether the server did the work is not known."""
+    """The connection broke before the answer; the server may have done the work."""
 
 
 class UnexpectedReply(FlorenceError):
-    """What answered does not answer as this service does.
+    """The reply is not one of this service's.
 
-    `reply_status`: the HTTP status that came.
+    `reply_status`: its HTTP status.
     """
 
     def __init__(self, message: str, reply_status: int) -> None:

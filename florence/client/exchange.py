@@ -1,7 +1,7 @@
-"""One question and its answer over HTTP, as plain functions: build, read, and when to try again.
+"""One call of the service over HTTP, as plain functions: build the request, read the reply, when to retry.
 
-No connection is opened here: `exchange` says what to do next, and the two clients do it, one by waiting and
-one by awaiting.
+No connection is opened here: `exchange` yields the next action, which the two clients carry out, one by
+blocking and one by awaiting.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 import math
 import random
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypedDict, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -33,15 +33,10 @@ from florence.errors import (
     quote,
 )
 from florence.types.analysis import Analysis
-from florence.types.answer import TaskAnswer
-from florence.types.results import Detections, OcrRegions, Segmentation, Text
-from florence.types.tasks import Input, Kind, get_task
-
-Region = Sequence[float] | str
-"""x1, y1, x2, y2 in pixels of the picture after its EXIF turn, or four `<loc_n>` as text."""
-
-AnyAsk = str | tuple[str, Region | None]
-"""A task by its name or token, or a pair of it and its text or region."""
+from florence.types.answer import answer_type
+from florence.types.options import GenerationKeywords
+from florence.types.regions import PIXELS_EXAMPLE, Region
+from florence.types.tasks import TASKS, Input, Task, TaskSpec
 
 CONNECT_S: Final = 10.0  # a server that is there takes a connection at once
 FIRST_WAIT_S: Final = 0.5
@@ -49,40 +44,24 @@ LONGEST_WAIT_S: Final = 30.0
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 _LONGEST_QUOTE: Final = 300  # characters of a strange reply that a message repeats
 
-ANSWER_TYPES: Final[Mapping[Kind, type[TaskAnswer[Any]]]] = MappingProxyType(
-    {
-        Kind.TEXT: TaskAnswer[Text],
-        Kind.BOXES: TaskAnswer[Detections],
-        Kind.QUADS: TaskAnswer[OcrRegions],
-        Kind.POLYGONS: TaskAnswer[Segmentation],
-        Kind.BOXES_OR_POLYGONS: TaskAnswer[Detections | Segmentation],
-    }
-)
 _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
     {400: RequestError, 413: ImageTooLarge, 404: NotFound, 500: EngineError, 504: DeadlineExceeded}
 )
 
 
-class CallOptions(TypedDict, total=False):
-    """Options of one call; one that is left out, or None, is as the service's checkpoint says.
+class CallOptions(GenerationKeywords, total=False):
+    """Options of one call: those of `GenerationKeywords`, and a time limit.
 
-    `num_beams`: 1 to 8. `max_new_tokens`: more than the service's limit (`info().limits`) are cut to it.
-    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
-    `DeadlineExceeded`, tries and waits between them included; left out, as the client says.
+    `timeout_s`: seconds until `DeadlineExceeded`, with all tries and the waits between them; left out, it is
+    the client's.
     """
 
-    num_beams: int | None
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    no_repeat_ngram_size: int | None
-    early_stopping: bool | Literal["never"] | None
-    length_penalty: float | None
     timeout_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is posted. path: below the service's URL; fields: the form's; answer: the type of what comes back;
+class ServiceCall:
+    """One request. path: below the service's URL; fields: the form's; answer: the type of what comes back;
     timeout_s: of this call; None: the client's default."""
 
     path: str
@@ -98,74 +77,81 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Post the question now, with these limits on time."""
+    """Post the request now, with these time limits."""
 
     timeout: httpx.Timeout
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing for so long."""
+    """Sleep for so many seconds."""
 
     seconds: float
 
 
-Outcome = httpx.Response | httpx.RequestError | None
-"""What came of an attempt; None after a wait."""
+AttemptOutcome = httpx.Response | httpx.RequestError | None
+"""The outcome of an attempt; None after a wait."""
 
 
-def build_question(
-    picture: Picture, task: str, text: str | None, region: Region | None, options: CallOptions
-) -> Question:
+def build_call(
+    picture: Picture, task: str | Task, text: str | None, region: Region | None, options: CallOptions
+) -> ServiceCall:
     """The request of one task on one picture. `task`: a name such as "caption", or a token such as "<OD>".
 
-    Text, region and options are judged by the service. Raises TaskError for an unknown task, ImageError for
+    Text, region and options are checked by the service. Raises TaskError for an unknown task, ImageError for
     a picture that can't be read, RequestError for what can't be sent.
     """
-    asked = get_task(task)
+    asked = TASKS.resolve(task)
     given = {"text": text, "region": _plain_region(region)}
-    return _question(asked.name, picture, given, options, ANSWER_TYPES[asked.kind])
+    return _call(asked.name, picture, given, options, answer_type(asked.kind))
 
 
-def build_analysis(picture: Picture, asks: Iterable[AnyAsk], options: CallOptions) -> Question:
-    """The request of many tasks on one picture. Raises as `build_question` does."""
-    tasks = []
-    for ask in asks:
-        task, given = (ask, None) if isinstance(ask, str) else ask
-        known = get_task(task)
-        wanted = "region" if known.input is Input.REGION else "text"
-        value = _plain_region(given) if wanted == "region" else given
-        asked: dict[str, Any] = {"task": known.token}
-        tasks.append(asked if value is None else asked | {wanted: value})
-    return _question("analyze", picture, {"tasks": tasks}, options, Analysis)
+def build_analysis(picture: Picture, tasks: Iterable[TaskSpec], options: CallOptions) -> ServiceCall:
+    """The request of many tasks on one picture. Raises as `build_call` does."""
+    requests = [_task_request(spec) for spec in tasks]
+    return _call("analyze", picture, {"tasks": requests}, options, Analysis)
 
 
-def _question(
+def _task_request(spec: TaskSpec) -> dict[str, Any]:
+    task, given = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
+    if not isinstance(task, str | Task):
+        raise RequestError(
+            "a task is its name or token, or a pair of that and its text or region, such as "
+            f"('region_to_ocr', {PIXELS_EXAMPLE}); got {quote(spec)}"
+        )
+    known = TASKS.resolve(task)
+    wanted = "region" if known.input is Input.REGION else "text"
+    value = _plain_region(given) if wanted == "region" else given
+    request: dict[str, Any] = {"task": known.token}
+    return request if value is None else request | {wanted: value}
+
+
+def _call(
     path: str, picture: Picture, given: dict[str, Any], options: CallOptions, answer: type[BaseModel]
-) -> Question:
+) -> ServiceCall:
     given |= {name: value for name, value in options.items() if name != "timeout_s"}
     fields = {name: _field(name, value) for name, value in given.items() if value is not None}
     timeout_s = options.get("timeout_s")
     if timeout_s is not None and not 0 < timeout_s < math.inf:
         raise RequestError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
-    return Question(path, picture_bytes(picture), fields, answer, timeout_s)
+    return ServiceCall(path, picture_bytes(picture), fields, answer, timeout_s)
 
 
 def exchange(
-    question: Question, *, retries: int, timeout_s: float
-) -> Generator[Attempt | Wait, Outcome, Any]:
-    """What to do, step by step, until the answer, which is the generator's value.
+    call: ServiceCall, *, retries: int, timeout_s: float
+) -> Generator[Attempt | Wait, AttemptOutcome, Any]:
+    """Yields the next action until the answer is there, which is the generator's value.
 
-    Send it each attempt's outcome. Only what the server did not take is tried again: no connection, 429 and
-    503; as soon as Retry-After says, else after a wait that doubles. Raises FlorenceError.
+    Send it the outcome of each attempt. Only requests that the server did not accept are retried: no
+    connection, 429 and 503; when Retry-After says, else after a wait that doubles. Raises FlorenceError.
     """
-    timeout_s = question.timeout_s or timeout_s
+    timeout_s = call.timeout_s or timeout_s
     end = time.monotonic() + timeout_s
     for retry in range(retries + 1):
         left_s = max(end - time.monotonic(), 0.001)
         outcome = yield Attempt(httpx.Timeout(left_s, connect=min(left_s, CONNECT_S)))
         try:
-            return read_outcome(outcome, question.answer, timeout_s)
+            return read_outcome(outcome, call.answer, timeout_s)
         except Unavailable as error:
             wait_s = _wait_s(error, outcome, retry)
             if retry == retries or time.monotonic() + wait_s >= end:
@@ -174,8 +160,8 @@ def exchange(
     raise ValueError(f"retries must be 0 or more, got {retries}")
 
 
-def read_outcome(outcome: Outcome, answer: type[AnswerT], timeout_s: float) -> AnswerT:
-    """The answer that an attempt brought; the error of its kind, with the server's words, if it did not."""
+def read_outcome(outcome: AttemptOutcome, answer: type[AnswerT], timeout_s: float) -> AnswerT:
+    """The answer in the outcome; raises the matching error, with the server's words, if there is none."""
     if isinstance(outcome, httpx.Response):
         if outcome.status_code != httpx.codes.OK:
             raise read_error(outcome)
@@ -185,7 +171,7 @@ def read_outcome(outcome: Outcome, answer: type[AnswerT], timeout_s: float) -> A
             detail = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in detail["loc"]) or "the whole body"
             raise UnexpectedReply(
-                f"{outcome.url} answered 200 with what is no answer to this: {place}: {detail['msg']}; "
+                f"{outcome.url} answered 200 without an answer to this request: {place}: {detail['msg']}; "
                 f"it begins {quote(outcome.text, _LONGEST_QUOTE)}",
                 outcome.status_code,
             ) from None
@@ -193,7 +179,7 @@ def read_outcome(outcome: Outcome, answer: type[AnswerT], timeout_s: float) -> A
 
 
 def read_error(response: httpx.Response) -> FlorenceError:
-    """The error that a reply stands for, with the server's words."""
+    """The error that a reply means, with the server's words."""
     status, words = response.status_code, _words(response)
     if status in (429, 503):
         asked_s = _retry_after_s(response)
@@ -203,12 +189,12 @@ def read_error(response: httpx.Response) -> FlorenceError:
     if status in _ERRORS and words:
         return _ERRORS[status](words)
     target = response.headers.get("location")
-    said = f"it sends elsewhere, to {target}" if target else words or quote(response.text, _LONGEST_QUOTE)
+    said = f"it redirects to {target}" if target else words or quote(response.text, _LONGEST_QUOTE)
     return UnexpectedReply(f"{response.url} answered {status}: {said}", status)
 
 
 def read_failure(error: httpx.RequestError | None, timeout_s: float) -> FlorenceError:
-    """The error that a failure to talk stands for. timeout_s: what was given for the whole call."""
+    """The error that a failed connection means. timeout_s: of the whole call."""
     url = "the service" if error is None else str(error.request.url)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return Unreachable(f"{url} can't be reached: {error or 'no connection in time'}")
@@ -217,8 +203,8 @@ def read_failure(error: httpx.RequestError | None, timeout_s: float) -> Florence
     return ConnectionLost(f"the connection to {url} broke before the answer: {error or 'no reason given'}")
 
 
-def _wait_s(error: Unavailable, outcome: Outcome, retry: int) -> float:
-    """Seconds until the next try: what the server asks for, else twice as long each time, not all at once."""
+def _wait_s(error: Unavailable, outcome: AttemptOutcome, retry: int) -> float:
+    """Seconds until the next try: what the server asks for, else doubled each time, with jitter."""
     if isinstance(outcome, httpx.Response) and _retry_after_s(outcome) is not None:
         return error.retry_after_s
     longest = min(math.ldexp(FIRST_WAIT_S, retry), LONGEST_WAIT_S)
@@ -240,7 +226,7 @@ def _retry_after_s(response: httpx.Response) -> float | None:
 
 
 def _words(response: httpx.Response) -> str:
-    """What `{"error": "..."}` says; nothing where the body is something else."""
+    """The text of `{"error": "..."}`; empty where the body is something else."""
     try:
         content = response.json()
     except ValueError:

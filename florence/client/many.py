@@ -1,11 +1,12 @@
-"""One question to many pictures: answers as they come, failures kept, a progress bar.
+"""One task on many pictures: answers as they come, failures kept, a progress bar.
 
-Knows nothing about HTTP: it is given what asks about one picture.
+Knows nothing about HTTP: it is given a function that asks about one picture.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from collections.abc import (
@@ -31,6 +32,7 @@ from florence.errors import FlorenceError, RequestError, SettingsError
 logger = logging.getLogger("florence.client")
 
 AnswerT = TypeVar("AnswerT")
+FutureT = TypeVar("FutureT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,11 @@ class Failure:
 
 
 class _Tally(Generic[AnswerT]):
-    """What came of each picture so far; shows it in a bar where that is wanted, and sums up at the end."""
+    """Counts answers and failures, shows them in a progress bar if wanted, and sums up at the end."""
 
-    def __init__(self, pictures: Iterable[Picture], *, concurrency: int, progress: bool | None) -> None:
+    def __init__(
+        self, pictures: Iterable[Picture], *, concurrency: int, ordered: bool, progress: bool | None
+    ) -> None:
         if concurrency < 1:
             raise SettingsError(f"concurrency must be 1 or more, got {concurrency}")
         if isinstance(pictures, str | bytes | os.PathLike | Image.Image):  # some can be iterated over
@@ -52,6 +56,7 @@ class _Tally(Generic[AnswerT]):
         self.failures: list[Failure] = []
         self._pictures = pictures
         self._concurrency = concurrency
+        self._ordered = ordered
         self._progress = progress
         self._done = 0
         self._bar: Any = None
@@ -74,6 +79,10 @@ class _Tally(Generic[AnswerT]):
                 len(self.failures), self._done, picture_name(first.picture), first.error,
             )  # fmt: skip
 
+    def _awaited(self, under_way: dict[FutureT, Picture]) -> list[FutureT]:
+        """The requests one of which has to end next."""
+        return list(itertools.islice(under_way, 1 if self._ordered else None))
+
     def _note(self, picture: Picture, outcome: AnswerT | FlorenceError) -> tuple[Picture, AnswerT] | None:
         """The pair to hand out; None for a failure."""
         self._done += 1
@@ -90,9 +99,9 @@ class _Tally(Generic[AnswerT]):
 class PictureMap(_Tally[AnswerT]):
     """Iterator of (picture, answer) in the order in which answers come; `failures` holds the others.
 
-    `progress`: whether a bar is shown on stderr; None where that is a terminal.
-    Pictures are taken from the iterable as room comes free. Leaving early waits for the requests that are
-    under way; `close`, or use as a context manager, does so at a known place.
+    `ordered`: in the order of the pictures instead. `progress`: whether a bar is shown on stderr; None where
+    that is a terminal. Pictures are taken from the iterable as requests end. Leaving early waits for the
+    requests in flight; `close`, or use as a context manager, does so at a known place.
     """
 
     def __init__(
@@ -101,9 +110,10 @@ class PictureMap(_Tally[AnswerT]):
         pictures: Iterable[Picture],
         *,
         concurrency: int,
+        ordered: bool = False,
         progress: bool | None = None,
     ) -> None:
-        super().__init__(pictures, concurrency=concurrency, progress=progress)
+        super().__init__(pictures, concurrency=concurrency, ordered=ordered, progress=progress)
         self._ask = ask
         self._pairs = self._run()
 
@@ -149,8 +159,8 @@ class PictureMap(_Tally[AnswerT]):
     def _take(
         self, under_way: dict[Future[AnswerT | FlorenceError], Picture]
     ) -> Iterator[tuple[Picture, AnswerT]]:
-        """What has finished, once something has."""
-        done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+        """The outcomes that are there, once one is; in order: the first picture's."""
+        done, _ = wait(self._awaited(under_way), return_when=FIRST_COMPLETED)
         for future in done:
             if pair := self._note(under_way.pop(future), future.result()):
                 yield pair
@@ -166,9 +176,10 @@ class AsyncPictureMap(_Tally[AnswerT]):
         pictures: Iterable[Picture],
         *,
         concurrency: int,
+        ordered: bool = False,
         progress: bool | None = None,
     ) -> None:
-        super().__init__(pictures, concurrency=concurrency, progress=progress)
+        super().__init__(pictures, concurrency=concurrency, ordered=ordered, progress=progress)
         self._ask = ask
         self._pairs = self._run()
 
@@ -217,7 +228,7 @@ class AsyncPictureMap(_Tally[AnswerT]):
     async def _take(
         self, under_way: dict[asyncio.Task[AnswerT | FlorenceError], Picture]
     ) -> AsyncIterator[tuple[Picture, AnswerT]]:
-        done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(self._awaited(under_way), return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             if pair := self._note(under_way.pop(task), task.result()):
                 yield pair

@@ -1,7 +1,7 @@
-"""Pictures as callers have them, made the bytes that are uploaded.
+"""From the pictures that callers have to the bytes that are uploaded.
 
-A file and bytes go as they are: the service tells their format and turns them by their EXIF orientation. A
-PIL image and an array are taken as they are seen and go as PNG, which loses nothing.
+Files and bytes are sent as they are: the service recognises their format and rotates them by their EXIF
+orientation. PIL images and arrays are sent as PNG, which loses nothing, in the orientation they have.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ RGBA)."""
 
 
 def picture_bytes(picture: Picture) -> bytes:
-    """The encoded picture. Raises ImageError where it can't be read or is of no kind that is known.
+    """The encoded picture. Raises ImageError where it can't be read or is of an unknown type.
 
     A file is open only while it is read.
     """
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
     if isinstance(picture, str | os.PathLike):
-        return _read_file(Path(picture))
+        return _read_file(os.fspath(picture))
     if isinstance(picture, Image.Image):
         return _png(picture)
     if hasattr(picture, "__array_interface__"):
@@ -50,17 +50,18 @@ def picture_bytes(picture: Picture) -> bytes:
 
 
 def picture_name(picture: Picture) -> str:
-    """How a message names the picture: its path, or what kind of thing it is."""
+    """The picture's name in a message: its path, or its type."""
     if isinstance(picture, str | os.PathLike):
         return os.fspath(picture)
     return f"<{type(picture).__name__}>"
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: str) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise ImageError(f"the picture {str(path)!r} can't be read: {error}") from error
+        reason = "it is a URL; download it, and give its bytes" if "://" in path else error
+        raise ImageError(f"the picture {path!r} can't be read: {reason}") from error
 
 
 def _array_image(array: PixelArray) -> Image.Image:
@@ -76,11 +77,11 @@ def _array_image(array: PixelArray) -> Image.Image:
 
 
 def _png(image: Image.Image) -> bytes:
-    """The picture in RGB, without what it brings along: an EXIF turn in it would be made a second time."""
+    """The picture in RGB without metadata: its EXIF orientation would be applied a second time."""
     try:
         image.load()
         plain = image.copy()
-        plain.info.clear()  # transparency too: the service shows it on nothing
+        plain.info.clear()  # transparency too: the service ignores it
         if plain.mode != "RGB":
             plain = plain.convert("RGB")
         plain.getexif().clear()
@@ -88,6 +89,6 @@ def _png(image: Image.Image) -> bytes:
         plain.save(file, "PNG", compress_level=_FAST)
     except MemoryError:
         raise
-    except Exception as error:  # a picture that is opened here is decoded here, and Pillow raises any type
+    except Exception as error:  # decoding happens here, and Pillow raises any type
         raise ImageError(f"the picture (mode {image.mode}) can't be read: {error}") from error
     return file.getvalue()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from florence.demo.evaluation.answering import Ask, Item, ask_model, ask_service
+from florence.demo.evaluation.answering import Answerer, Item, ask_model, ask_service
 from florence.demo.evaluation.evaluators import check_evaluators
 from florence.demo.evaluation.grading import Grade, Graded, grade
 from florence.demo.evaluation.metrics import Figures
@@ -30,7 +30,7 @@ from florence.demo.world.typeface import Typeface
 from florence.errors import FlorenceError
 from florence.runtime.florence2 import Florence2
 from florence.types.results import Result
-from florence.types.tasks import TASKS, get_task
+from florence.types.tasks import TASKS
 
 
 def held_out(seed: int, count: int, limits: Limits) -> list[tuple[Scene, Image.Image, list[Question]]]:
@@ -77,7 +77,7 @@ class Exam:
 
 
 def evaluate(
-    ask: Ask, seed: int, count: int, tasks: Sequence[str] = tuple(TASKS), limits: Limits | None = None
+    ask: Answerer, seed: int, count: int, tasks: Sequence[str] = tuple(TASKS), limits: Limits | None = None
 ) -> dict[str, Figures]:
     """Figures by task, with the number of questions. Raises what `ask` raises, and MissingLibrary."""
     exam = Exam.draw(seed, count, tasks, limits or Limits())
@@ -104,8 +104,8 @@ def _evaluate(arguments: argparse.Namespace, exam: Exam) -> None:
     print(table(figures), reliability_table(grades), sep="\n\n")
     print(f"\n{scenes_of(arguments)}, {time.monotonic() - began:.0f} s")
     print(f"average precision by pycocotools, CIDEr by pycocoevalcap after {words}")
-    who = {"url": arguments.url} if arguments.url else {"dtype": arguments.dtype}
-    write_json(arguments, {**who, "caption_tokenizer": words, **as_json(figures, grades)})
+    answered_by = {"url": arguments.url} if arguments.url else {"dtype": arguments.dtype}
+    write_json(arguments, {**answered_by, "caption_tokenizer": words, **as_json(figures, grades)})
 
 
 def exam_parser(description: str | None) -> argparse.ArgumentParser:
@@ -132,7 +132,7 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, 
         parser.error("--count must be 1 or more, --seed 0 or more")
     try:
         check_evaluators()
-        tasks = [get_task(task).token for task in arguments.tasks]
+        tasks = [TASKS.resolve(task).token for task in arguments.tasks]
         limits = Limits(things=(fewest, most))
         command(arguments, Exam.draw(arguments.seed, arguments.count, tasks, limits))
     except (FlorenceError, OSError) as error:

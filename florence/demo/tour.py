@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,10 +28,16 @@ from uuid import uuid4
 
 import httpx
 
-from florence.types.tasks import TRITON_TASKS, get_task
+from florence.types.tasks import TASKS, TRITON_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, STOP_S, REQUEST_S = 300.0, 30.0, 120.0
+WIDTH = 100
+"""Characters of an answer that are printed."""
+
+NEXT = """
+To go on: `FLORENCE_MODEL=demo make serve` keeps it running, with a page at http://localhost:8000/;
+`.venv/bin/florence run data/scene_02.png object_detection --model demo --draw seen.png` draws an answer."""
 
 
 class TourError(Exception):
@@ -53,7 +60,7 @@ def main() -> int:
             print(f"\nthe demo failed: {error}\n\nthe server's log:", file=sys.stderr)
             print(Path(log.name).read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
             return 1
-    print(f"\n{answered} requests answered. The service has stopped.")
+    print(f"\n{answered} requests answered. The service has stopped.\n{NEXT}")
     return 0
 
 
@@ -117,7 +124,7 @@ def _ask(client: httpx.Client, base_url: str, number: int, task: str) -> int:
     print(f"\n{picture.name}  {wanted}", flush=True)
     v2 = _answer(client.post(f"{base_url}/v2/models/florence2/infer", json=_v2_request(picture, task, text)))
     _show("v2", json.loads(v2["outputs"][0]["data"][0])[task])
-    path = get_task(task).name
+    path = TASKS.resolve(task).name
     fields = {} if text is None else {"text": text}
     upload = {"image": (picture.name, picture.read_bytes())}
     typed = _answer(client.post(f"{base_url}/{path}", files=upload, data=fields))
@@ -163,7 +170,7 @@ def _answer(response: httpx.Response) -> Any:
 
 def _show(endpoint: str, result: object) -> None:
     text = result if isinstance(result, str) else json.dumps(_rounded(result), ensure_ascii=False)
-    print(f"  {endpoint:>30}  {text}", flush=True)
+    print(f"  {endpoint:>30}  {textwrap.shorten(text, WIDTH, placeholder=' ...')}", flush=True)
 
 
 def _rounded(value: Any) -> Any:

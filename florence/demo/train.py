@@ -1,8 +1,8 @@
 """Trains the demo checkpoint: `python -m florence.demo.train --state DIR`; goes on from a state in DIR.
 
 `--start CHECKPOINT --stage NAME` takes a checkpoint's weights and goes through the plan from that stage on.
-Knows nothing about serving. A run is decided by `plan.PLAN` and its start alone: the same batches come in the
-same order, stopped and resumed or not.
+Knows nothing about serving. `training.config.TRAINING` and the start decide a run: the same batches come in
+the same order, stopped and resumed or not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from florence.demo.training.batches import Batch, Batches, Group
 from florence.demo.training.checkpoint_files import write_checkpoint
-from florence.demo.training.config import PLAN, Plan
+from florence.demo.training.config import TRAINING, TrainingConfig
 from florence.demo.training.losses import answer_loss, blur_table, head_loss, picture_features
 from florence.demo.training.network import PlainHead, make_config, make_network
 from florence.demo.training.state import load_state, load_weights, named_parameters, save_state
@@ -47,7 +47,7 @@ class Start:
 class Trainer:
     """The network, its optimizer and the step it is at."""
 
-    def __init__(self, plan: Plan, device: torch.device, tokenizer: Tokenizer) -> None:
+    def __init__(self, plan: TrainingConfig, device: torch.device, tokenizer: Tokenizer) -> None:
         self.plan, self.device, self.tokenizer = plan, device, tokenizer
         self.first_location: int = self.tokenizer.encode("<loc_0>").ids[1]  # after <s>
         config = make_config(plan.sizes, self.tokenizer.get_vocab_size())
@@ -108,7 +108,9 @@ class Trainer:
         save_state(directory / "state.safetensors", self.modules, self.optimizer, self.step)
 
     @classmethod
-    def resume(cls, plan: Plan, device: torch.device, directory: Path, start: Start | None = None) -> Trainer:
+    def resume(
+        cls, plan: TrainingConfig, device: torch.device, directory: Path, start: Start | None = None
+    ) -> Trainer:
         """A trainer at the state in the directory; without one at the start given, or at the very start.
 
         Of a start only the network's weights are known: the optimizer and the plain head begin anew.
@@ -156,7 +158,7 @@ def batches_from(trainer: Trainer, workers: int, worker_core: int | None) -> Ite
 
 
 def train(
-    plan: Plan,
+    plan: TrainingConfig,
     directory: Path,
     device: torch.device,
     start: Start | None = None,
@@ -210,7 +212,7 @@ def main() -> None:
         "--state", type=Path, required=True, help="directory of the state and of the checkpoint made"
     )
     parser.add_argument("--start", type=Path, help="directory of a checkpoint to begin from, with --stage")
-    parser.add_argument("--stage", choices=[stage.name for stage in PLAN.stages],
+    parser.add_argument("--stage", choices=[stage.name for stage in TRAINING.stages],
                         help="stage of the plan to begin with, from --start")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
@@ -233,7 +235,7 @@ def main() -> None:
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)
     keep_freed_memory()
     train(
-        PLAN, arguments.state, device, start, arguments.minutes, arguments.workers, arguments.worker_core
+        TRAINING, arguments.state, device, start, arguments.minutes, arguments.workers, arguments.worker_core
     )  # fmt: skip
 
 

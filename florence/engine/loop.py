@@ -21,13 +21,15 @@ from concurrent.futures import Future
 
 import torch
 
+from florence.engine.admission import check_tokens, refusal
+from florence.engine.config import EngineConfig
 from florence.engine.device.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.entry import Encoding, Entry, fault_of, stopped
 from florence.engine.observer import FinishReason, Observer
 from florence.engine.pending import Pending
 from florence.engine.request import Generation, Request
-from florence.engine.scheduler import BatchLimits, Pace, Scheduler, TokenLimits
+from florence.engine.scheduler import Pace, Scheduler
 from florence.engine.sequence import SequenceState
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
 
@@ -41,26 +43,22 @@ may have to be, no step between succeeding, before it gives up."""
 class Engine:
     """Serves requests on one device from one thread of its own.
 
-    `threads`: CPU threads of one operation, or None for torch's choice. `on_broken` is called once, on the
-    engine's thread, when it gives up.
+    `on_broken` is called once, on the engine's thread, when it gives up.
     """
 
     def __init__(
         self,
         runner: Runner,
-        tokens: TokenLimits,
-        batches: BatchLimits,
+        config: EngineConfig,
         *,
-        threads: int | None = None,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
     ) -> None:
         self._runner = runner
-        self._tokens = tokens
-        self._threads = threads
+        self._config = config
         self._observer = observer or Observer()
         self._on_broken = on_broken
-        self._scheduler: Scheduler[Entry] = Scheduler(batches)
+        self._scheduler: Scheduler[Entry] = Scheduler(config)
         self._encoding: Encoding | None = None
         self._alone: deque[Entry] = deque()  # to be encoded one by one: an encode of them together failed
         self._active: list[Entry] = []
@@ -86,7 +84,7 @@ class Engine:
     @property
     def max_queue(self) -> int:
         """Requests that may wait."""
-        return self._scheduler.limits.max_queue
+        return self._config.max_queue
 
     @property
     def waiting(self) -> int:
@@ -96,11 +94,11 @@ class Engine:
     def submit(self, request: Request) -> Future[Generation]:
         """Queue `request`. Cancelling the future frees its place at the next step.
 
-        Raises `Overloaded` when the queue is full or the wait would be longer than `max_latency_s`, `Closed`
+        Raises `Overloaded` when the queue is full or the wait would be longer than `max_latency_ms`, `Closed`
         after `close` and while the engine is not ready, `RequestError` for a prompt or an output longer than
         this engine has room for. The future raises `DeadlineExceeded`, `EngineError` or `Closed`.
         """
-        self._tokens.check(len(request.prompt_ids), request.options.max_new_tokens)
+        check_tokens(self._config, len(request.prompt_ids), request.options.max_new_tokens)
         entry = Entry(request, Future())
         with self._changed:
             if self.alive and self._recovering:
@@ -118,10 +116,10 @@ class Engine:
         too many."""
         # While few come, answers are far apart for other reasons, and only encoding says what one costs.
         wait_s = max(self._pace.seconds_for(waiting), waiting * self._scheduler.encode_s)
-        refusal = self._scheduler.limits.refusal(waiting, wait_s)
-        if refusal is not None:
+        refused = refusal(self._config, waiting, wait_s)
+        if refused is not None:
             self._observer.ended(FinishReason.REFUSED)
-            raise refusal
+            raise refused
 
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish those that came (for at most `drain_s` seconds), and end the thread.
@@ -140,8 +138,8 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            if self._threads:
-                torch.set_num_threads(self._threads)  # holds for the calling thread's operations: this one
+            if self._config.threads:
+                torch.set_num_threads(self._config.threads)  # of this thread only
             self._runner.prepare()
             while self._wait_for_work():
                 self._drop_abandoned()

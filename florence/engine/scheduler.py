@@ -13,10 +13,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from florence.errors import Overloaded, RequestError
+from florence.engine.config import EngineConfig
 
 EntryT = TypeVar("EntryT")
 
@@ -27,66 +26,11 @@ KEPT = 0.9  # of the mean, at each new answer
 KEPT_ENCODE = 0.5  # of the mean, at each encode
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """How much is done at once, and for how long a request may wait.
-
-    `max_batch_size`: requests that decode together. `max_encode_batch`: pictures that are encoded together,
-    where that takes no longer than the budget. `max_queue`: requests that may wait, those whose pictures are
-    still being read among them. `max_latency_s`: a request that would wait longer is refused, None for no
-    such limit. `encode_budget_s`: for how long encoding may hold up those that are being decoded, before
-    their next step; exceeded by at most one part of an encode.
-    """
-
-    max_batch_size: int = 16
-    max_encode_batch: int = 4
-    max_queue: int = 256
-    max_latency_s: float | None = None
-    encode_budget_s: float = 0.25
-
-    def refusal(self, waiting: int, wait_s: float) -> Overloaded | None:
-        """Why one more request, behind `waiting` others and for `wait_s` seconds, is one too many; None if it
-        is not."""
-        if waiting >= self.max_queue:
-            reason, retry_after_s = f"{waiting} requests are waiting, as many as may", wait_s
-        elif self.max_latency_s is not None and wait_s > self.max_latency_s:
-            reason = f"this request would wait for {wait_s:.1f} s, {self.max_latency_s:g} s are allowed"
-            retry_after_s = wait_s - self.max_latency_s
-        else:
-            return None
-        retry_after_s = max(1.0, retry_after_s)
-        return Overloaded(f"{reason}; come back in {retry_after_s:.0f} s", retry_after_s=retry_after_s)
-
-
-def limits_for(device: str) -> BatchLimits:
-    """The limits that suit a kind of device: a GPU computes for many in the time that it takes for a few."""
-    return BatchLimits(max_batch_size=64, max_encode_batch=16) if device == "cuda" else BatchLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLimits:
-    """How long a request may be, in tokens: its answer, and its prompt beside the picture. The engine keeps
-    room for so many, for each beam and each request."""
-
-    max_new_tokens: int = 1024
-    max_prompt_tokens: int = 512
-
-    def check(self, prompt: int, most: int) -> None:
-        """Raises RequestError where so long a prompt, or an answer of `most` tokens, has no room."""
-        if prompt > self.max_prompt_tokens:
-            raise RequestError(
-                f"the text has {prompt} tokens with the task's own words, at most "
-                f"{self.max_prompt_tokens} fit beside the picture; shorten it"
-            )
-        if most > self.max_new_tokens:
-            raise RequestError(f"max_new_tokens is {most}, this engine has room for {self.max_new_tokens}")
-
-
 class Scheduler(Generic[EntryT]):
     """A bounded queue, and the decision what to take from it. Not safe for threads: its owner locks."""
 
-    def __init__(self, limits: BatchLimits) -> None:
-        self.limits = limits
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
         self._waiting: deque[EntryT] = deque()
         self._steps = STEPS_BETWEEN_ENCODES  # decode steps since the last encode
         self.encode_s = 0.0  # of one request, a running mean; 0 while nothing is known
@@ -101,7 +45,7 @@ class Scheduler(Generic[EntryT]):
     def take(self, decoding: int, fits: Callable[[Iterable[EntryT]], int]) -> list[EntryT]:
         """The requests to encode now, while `decoding` others are being decoded; none if it is not the
         time. `fits` says how many of some requests, from the first on, there is room for."""
-        room = self.limits.max_batch_size - decoding
+        room = self.config.max_batch_size - decoding
         most = self._batch()
         count = min(room, most, len(self._waiting))
         if count < 1 or (count < most and decoding and self._steps < STEPS_BETWEEN_ENCODES):
@@ -113,7 +57,7 @@ class Scheduler(Generic[EntryT]):
 
     def _batch(self) -> int:
         """Requests of a full encode batch."""
-        most, budget_s = self.limits.max_encode_batch, self.limits.encode_budget_s
+        most, budget_s = self.config.max_encode_batch, self.config.encode_budget_ms / 1000
         if self.encode_s * most <= budget_s:
             return most
         return max(1, int(budget_s / self.encode_s))
@@ -126,7 +70,7 @@ class Scheduler(Generic[EntryT]):
 
     def budget_s(self, decoding: int) -> float:
         """Seconds for which encoding may go on before the next decode step."""
-        return self.limits.encode_budget_s if decoding else float("inf")
+        return self.config.encode_budget_ms / 1000 if decoding else float("inf")
 
     def stepped(self) -> None:
         """Say that one decode step has run."""

@@ -1,7 +1,7 @@
-"""What an answer points at in a picture, ready to be drawn or handed on, as COCO or to supervision.
+"""Annotations: the places in a picture that a result names, ready to be drawn or exported.
 
-Knows nothing about tasks, schemas or where answers come from: a result says what its marks are. Pillow comes
-with the first drawing.
+Knows nothing about tasks or where answers come from: a result says what its annotations are. Pillow is
+imported with the first drawing.
 """
 
 from __future__ import annotations
@@ -18,44 +18,49 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Annotation:
     """One place in a picture.
 
-    outlines: its closed parts, each x1, y1, x2, y2, ... in pixels. category: what COCO files it under; the
-    label where nothing else is said. shape: "box", the outline is only the box around it; "quad", it is one
-    quadrilateral, clockwise; "area", what is inside the outlines belongs to it, and is tinted.
+    polygons: its closed parts, each x1, y1, x2, y2, ... in pixels. category: its category in COCO; None: the
+    label. shape: "box": the polygon is only the box around it; "quad": it is one quadrilateral, clockwise;
+    "area": it covers the inside of its polygons, which is tinted.
     """
 
     label: str
     score: float | None
-    outlines: Sequence[Sequence[float]]
+    polygons: Sequence[Sequence[float]]
     shape: Literal["box", "quad", "area"]
     category: str | None = None
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom; sorted, whatever the model wrote."""
-        xs = [x for outline in self.outlines for x in outline[0::2]]
-        ys = [y for outline in self.outlines for y in outline[1::2]]
+        """Left, top, right, bottom; sorted, also where the model swapped corners."""
+        xs = [x for polygon in self.polygons for x in polygon[0::2]]
+        ys = [y for polygon in self.polygons for y in polygon[1::2]]
         return min(xs), min(ys), max(xs), max(ys)
 
 
-def box_outline(box: tuple[float, float, float, float]) -> list[float]:
+def box_polygon(box: tuple[float, float, float, float]) -> list[float]:
     """The four corners of x1, y1, x2, y2."""
     x1, y1, x2, y2 = box
     return [x1, y1, x2, y1, x2, y2, x1, y2]
 
 
 class Drawable(ABC):
-    """A result that can be shown on its picture."""
+    """A result that can be drawn on its picture and exported."""
 
     @abstractmethod
-    def marks(self) -> list[Mark]:
+    def annotations(self) -> list[Annotation]:
         """The places that the result names, in its order; a text names none."""
 
     def caption(self) -> str:
-        """What stands under the picture."""
+        """The text under the picture."""
         return ""
+
+    @property
+    def pixel_size(self) -> tuple[int, int] | None:
+        """Width and height of the picture; None where they are not known."""
+        return None
 
     def draw(
         self,
@@ -63,76 +68,65 @@ class Drawable(ABC):
         *,
         font: str | os.PathLike[str] | None = None,
     ) -> Image.Image:
-        """A copy of the picture with outlines, labels and scores on it; a text stands in a strip below it.
+        """A copy of the picture with polygons, labels and scores on it; a text stands in a strip below it.
 
-        `image`: the picture that was asked about, as a PIL image in its seen orientation, or as bytes or a
-        path. `font`: a TrueType file for labels beyond Latin letters, which Pillow's own font lacks. Raises
+        `image`: the picture of the request, as a PIL image in its seen orientation, or as bytes or a path.
+        `font`: a TrueType file for labels beyond Latin letters, which Pillow's own font lacks. Raises
         ImageError.
         """
-        from florence.export.drawing import draw_marks
+        from florence.export.drawing import draw_annotations
 
-        return draw_marks(image, self.marks(), self.caption(), font)
+        return draw_annotations(image, self.annotations(), self.caption(), font)
 
     def to_coco(
         self, *, image_id: int = 1, categories: Mapping[str, int] | None = None
     ) -> list[dict[str, Any]]:
-        """The marks as COCO annotations, numbered from 1; a text gives none.
+        """COCO annotations, numbered from 1; a text gives none.
 
-        `categories`: ids by name. Without it they are numbered from 1 as they come; each annotation says its
-        `category_name`. `florence.export.coco.coco_dataset` makes a whole data set of many answers.
+        `categories`: ids by name. Without it each call numbers its labels from 1 in their order, so an id
+        means another label in the next picture. To keep ids over many pictures, pass the same mapping each
+        time: your own, or one `coco.Categories()`, which gives new labels the next id.
+        `florence.export.coco.coco_dataset` makes a whole data set of many answers.
         """
-        from florence.export.coco import coco_annotations, number_categories
+        from florence.export.coco import Categories, coco_annotations
 
-        marks = self.marks()
-        if categories is None:
-            categories = number_categories(marks)
-        return coco_annotations(marks, image_id=image_id, categories=categories)
+        ids = Categories() if categories is None else categories
+        return coco_annotations(self.annotations(), image_id=image_id, categories=ids)
 
     def to_supervision(
         self, *, image_size: tuple[int, int] | None = None, categories: Mapping[str, int] | None = None
     ) -> supervision.Detections:
-        """The marks as `supervision.Detections`, in their order; a text gives an empty one.
+        """The annotations as `supervision.Detections`, in their order; a text gives an empty one.
 
         `xyxy` holds sorted boxes, `confidence` the scores, `data["class_name"]` the labels (of text that was
-        read: the words), `data["xyxyxyxy"]` quads. `class_id` is as `categories` says, else counted from 0 as
-        they come. `image_size`: width and height of the picture, needed where outlines become masks
-        [N, H, W]; an answer's own `to_supervision` knows it. Raises MissingLibrary without the extra
-        "supervision", RequestError without a needed size.
+        read: the words), `data["xyxyxyxy"]` quads. `class_id` comes from `categories`, as in `to_coco`;
+        without it each call counts its labels from 0, so before merging pictures, tracking or building a data
+        set pass one `coco.Categories(first=0)` to all calls. `image_size`: width and height of the picture,
+        needed where polygons become masks [N, H, W]; an answer knows it. Raises
+        MissingLibrary without the extra "supervision", RequestError without a needed size.
         """
+        from florence.export.coco import Categories
         from florence.export.detections import to_detections
 
-        return to_detections(self.marks(), image_size, categories)
+        ids = Categories(first=0) if categories is None else categories
+        return to_detections(self.annotations(), image_size or self.pixel_size, ids)
 
 
-class DrawableAnswer:
-    """An answer, which knows its picture's size beside its result, does what the result does."""
+class DrawableAnswer(Drawable):
+    """An answer is drawn and exported as its result; it knows the picture's size."""
 
     if TYPE_CHECKING:
         result: Any  # a Drawable; typed by the answer
         image_size: Any
 
-    def draw(
-        self,
-        image: Image.Image | bytes | str | os.PathLike[str],
-        *,
-        font: str | os.PathLike[str] | None = None,
-    ) -> Image.Image:
-        """The result on its picture: see `Drawable.draw`."""
-        drawn: Image.Image = self.result.draw(image, font=font)
-        return drawn
+    @property
+    def pixel_size(self) -> tuple[int, int] | None:
+        return self.image_size.width, self.image_size.height
 
-    def to_coco(
-        self, *, image_id: int = 1, categories: Mapping[str, int] | None = None
-    ) -> list[dict[str, Any]]:
-        """The result as COCO annotations: see `Drawable.to_coco`."""
-        annotations: list[dict[str, Any]] = self.result.to_coco(image_id=image_id, categories=categories)
+    def annotations(self) -> list[Annotation]:
+        annotations: list[Annotation] = self.result.annotations()
         return annotations
 
-    def to_supervision(self, *, categories: Mapping[str, int] | None = None) -> supervision.Detections:
-        """The result as `supervision.Detections`, masks in the picture's size: see
-        `Drawable.to_supervision`."""
-        size = (self.image_size.width, self.image_size.height)
-        detections: supervision.Detections = self.result.to_supervision(
-            image_size=size, categories=categories
-        )
-        return detections
+    def caption(self) -> str:
+        text: str = self.result.caption()
+        return text

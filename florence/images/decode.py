@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -25,15 +25,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from florence.errors import CheckpointError, ImageError, ImageTooLarge, SettingsError
+from florence.errors import CheckpointError, ImageError, ImageTooLarge
 from florence.images.headers import Header, read_header
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-# Pillow warns of "decompression bombs" above this many, and can only be told otherwise for a whole process.
-PILLOW_MAX_PIXELS = 89_478_485
 
 # What each EXIF orientation asks for (CIPA DC-008, tag 0x0112); 1 is "as stored".
 _TURNS = {
@@ -45,28 +43,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """What is accepted: bytes of the file, pixels (width times height) and frames or pages in it.
-
-    Raises SettingsError for limits below 1, and for more pixels than Pillow decodes without a warning.
-    """
-
-    max_bytes: int = 20 * 2**20
-    max_pixels: int = 64_000_000
-    max_frames: int = 1000
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise SettingsError(f"{field.name} must be at least 1, not {getattr(self, field.name)}")
-        if self.max_pixels > PILLOW_MAX_PIXELS:
-            raise SettingsError(f"max_pixels must be at most {PILLOW_MAX_PIXELS}, not {self.max_pixels}")
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True, slots=True)

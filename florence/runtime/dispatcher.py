@@ -24,6 +24,7 @@ from florence.errors import Closed, DeadlineExceeded, OptionError, Overloaded, T
 from florence.runtime.pipeline import Picture, Pipeline, Prepared, SharedPicture, TaskText
 from florence.runtime.streaming import OnText, TextStreamer
 from florence.types.options import read_generation_parameters
+from florence.types.tasks import Task
 
 IMAGE_THREADS = 2
 """Threads that read pictures: decoders release the interpreter's lock, and the engine needs the other
@@ -40,7 +41,7 @@ class Call:
     """One task on one picture, as it was asked. `started`: a reading of `time.monotonic()`."""
 
     image: Picture | SharedPicture
-    task: str
+    task: str | Task
     text: TaskText
     options: Mapping[str, Any]
     started: float
@@ -50,6 +51,7 @@ class Call:
         """Check and read everything that the call holds."""
         options = dict(self.options)
         region, timeout_s = options.pop("region", None), options.pop("timeout_s", None)
+        parameters = options.pop("parameters", None)
         if self.text is not None and region is not None:
             raise TaskError("both text and region are given; a task takes one of them")
         if timeout_s is not None and not 0 < timeout_s < float("inf"):
@@ -61,7 +63,7 @@ class Call:
             self.image,
             self.task,
             self.text if region is None else region,
-            read_generation_parameters(options),
+            read_generation_parameters(options) if parameters is None else parameters,
             deadline,
             None if self.streamer is None else self.streamer.on_token,
         )

@@ -8,46 +8,44 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
 from PIL import Image
 
 from florence.answers.answer import Answer
-from florence.engine.device.runner import DEFAULT_FEATURE_BYTES
+from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.engine.scheduler import BatchLimits, TokenLimits
 from florence.errors import ImageError
-from florence.images.decode import ImageLimits, load_image
+from florence.images.decode import load_image
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.model.devices import pick_device
 from florence.runtime.dispatcher import Call, Calls, failed
-from florence.runtime.loading import Loaded, LoadOptions, load
+from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import Picture, SharedPicture, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
+from florence.settings import Settings
+from florence.types.options import GenerationKeywords, GenerationParameters
+from florence.types.tasks import Task, TaskSpec, TaskTable
 
-Item = tuple[Picture, str] | tuple[Picture, str, TaskText]
+Item = tuple[Picture, str | Task] | tuple[Picture, str | Task, TaskText]
 """Picture, task, and the task's text or region where it takes one."""
 
 
-class RunOptions(TypedDict, total=False):
-    """Options of one request; one that is left out, or None, is as the checkpoint says (the original's
-    settings).
+class RunOptions(GenerationKeywords, total=False):
+    """Options of one request: those of `GenerationKeywords`, and what is no generation option.
 
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
-    `num_beams`: 1 to 8. `max_new_tokens`: 1024 unless said, and cut to what the model was loaded for.
-    `early_stopping`: True, False or "never", as in transformers. `timeout_s`: seconds until
-    `DeadlineExceeded`.
+    `timeout_s`: seconds until `DeadlineExceeded`. `parameters`: all generation options as one object that is
+    validated already, in place of single ones.
     """
 
     region: TaskText
-    num_beams: int | None
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    no_repeat_ngram_size: int | None
-    early_stopping: bool | Literal["never"] | None
-    length_penalty: float | None
     timeout_s: float | None
+    parameters: GenerationParameters | None
 
 
 class Florence2:
@@ -75,47 +73,66 @@ class Florence2:
         device: str = "auto",
         dtype: str = "auto",
         limits: ImageLimits | None = None,
-        batches: BatchLimits | None = None,
-        tokens: TokenLimits | None = None,
+        config: EngineConfig | None = None,
         threads: int | None = None,
-        picture_cache_bytes: int = DEFAULT_FEATURE_BYTES,
-        reserved: bool = False,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
+        tasks: Sequence[Task] = (),
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:<n>". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
-        layers, on a CPU with VNNI). `limits`: on pictures. `batches`: how many requests wait, are encoded and
-        decode at once. `tokens`: longest answer and prompt; room is kept for them. `threads`: CPU threads of
-        the model, None for torch's choice. `picture_cache_bytes`: memory for what the tower saw in the latest
-        pictures. `reserved`: take the memory of a full engine at once, as the service does, not as requests
-        first need it. `observer`: is told what the engine does. `on_broken`: is called when the engine has
-        failed and can't recover. On a CPU the process keeps from then on what memory it frees.
+        layers, on a CPU with VNNI). `limits`: on pictures. `config`: of the engine; its default suits the
+        device. `threads`: CPU threads of the model, in place of the configuration's. `observer`: gets the
+        engine's events. `on_broken`: is called when the engine has failed and can't recover. `tasks`: the
+        checkpoint's tasks beside the built-in ones. On a CPU the
+        process keeps from then on what memory it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
         """
-        options = LoadOptions(
+        config = config or EngineConfig.for_device(pick_device(device).type)
+        loaded = load(
+            name,
             revision=revision,
             device=device,
             dtype=dtype,
-            limits=limits or ImageLimits(),
-            batches=batches,
-            tokens=tokens or TokenLimits(),
-            threads=threads,
-            picture_cache_bytes=picture_cache_bytes,
-            reserved=reserved,
+            limits=limits or DEFAULT_LIMITS,
+            config=config if threads is None else replace(config, threads=threads),
+            observer=observer or Observer(),
+            on_broken=on_broken,
+            tasks=tasks,
+        )
+        return cls(loaded)
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: Settings,
+        device: str,
+        *,
+        reserved: bool = False,
+        observer: Observer | None = None,
+        on_broken: Callable[[], None] | None = None,
+    ) -> Florence2:
+        """`load` what the service's settings name, on one of their devices; `reserved`: as `EngineConfig` has
+        it."""
+        return cls.load(
+            settings.model,
+            revision=settings.revision,
+            device=device,
+            dtype=settings.dtype,
+            limits=settings.image_limits,
+            config=settings.engine_config(pick_device(device).type, reserved=reserved),
             observer=observer,
             on_broken=on_broken,
         )
-        return cls(load(name, options))
 
     def submit(
         self,
         image: Picture,
-        task: str,
+        task: str | Task,
         text: TaskText = None,
         *,
         on_text: OnText | None = None,
@@ -126,10 +143,10 @@ class Florence2:
         `image`: a PIL picture, taken as it is now (it is copied, and may be changed or closed afterwards), or
         bytes, a path, or a function that gives the bytes (called where pictures are read, in another thread),
         turned by their EXIF orientation first.
-        `task`: a token such as "<OD>" or a name such as "object_detection". `text`: what the task reads
-        besides the picture. `on_text`: is told the answer's text piece by piece while it is generated, in
-        another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future frees
-        the device at its next step.
+        `task`: a token such as "<OD>", a name such as "object_detection", or a `Task`. `text`: what the task
+        reads besides the picture. `on_text`: is told the answer's text piece by piece while it is generated,
+        in another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future
+        frees the device at its next step.
 
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
@@ -141,18 +158,23 @@ class Florence2:
         streamer = on_text and self._calls.streamer(on_text)
         return self._calls.start([Call(image, task, text, options, time.monotonic(), streamer)])[0]
 
-    def run(self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]) -> Answer:
+    def run(
+        self, image: Picture, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
+    ) -> Answer:
         """`submit` and wait for the answer; raises what the future has."""
         return self.submit(image, task, text, **options).result()
 
     def submit_all(
-        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+        self,
+        image: Picture,
+        asks: Iterable[TaskSpec],
+        **options: Unpack[RunOptions],
     ) -> list[Future[Answer]]:
         """Start many tasks on one picture, which is read and seen once; a future for each, as from `submit`.
 
         `asks`: tasks, or pairs of a task and its text or region.
         """
-        pairs = [(ask, None) if isinstance(ask, str) else ask for ask in asks]
+        pairs = [ask if isinstance(ask, tuple) else (ask, None) for ask in asks]
         try:
             shared = SharedPicture(self._own(image))
         except ImageError as error:
@@ -161,19 +183,22 @@ class Florence2:
         return self._calls.start([Call(shared, task, text, options, started) for task, text in pairs])
 
     def analyze(
-        self, image: Picture, asks: Iterable[str | tuple[str, TaskText]], **options: Unpack[RunOptions]
+        self,
+        image: Picture,
+        asks: Iterable[TaskSpec],
+        **options: Unpack[RunOptions],
     ) -> list[Answer | Exception]:
         """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
         return [_outcome(future) for future in self.submit_all(image, asks, **options)]
 
     def stream(
-        self, image: Picture, task: str, text: TaskText = None, **options: Unpack[RunOptions]
+        self, image: Picture, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
     ) -> AnswerStream:
         """Like `submit`, to iterate over the answer's text while it is generated; then its `answer` is there.
 
         With one beam, since beams compete until the last token; for tasks that answer in text.
         """
-        if options.get("num_beams") is None:
+        if options.get("num_beams") is None and options.get("parameters") is None:
             options["num_beams"] = 1
         return AnswerStream(lambda on_text: self.submit(image, task, text, on_text=on_text, **options))
 
@@ -209,6 +234,11 @@ class Florence2:
     def checkpoint(self) -> str:
         """The name that every answer says, with the revision where the checkpoint has one."""
         return self._pipeline.checkpoint
+
+    @property
+    def tasks(self) -> TaskTable:
+        """The tasks that this checkpoint answers: the built-in ones, and those that it was loaded with."""
+        return self._pipeline.tasks
 
     def info(self) -> dict[str, Any]:
         """What runs, and how: checkpoint, revision, device, dtype, limits, generation settings, tasks."""

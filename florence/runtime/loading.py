@@ -6,21 +6,22 @@ The one place that reads all files of a checkpoint and checks that they fit each
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.hub import resolve_checkpoint
 from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
+from florence.engine.config import EngineConfig
 from florence.engine.device.graphs import CudaRecorder
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
-from florence.engine.scheduler import BatchLimits, TokenLimits, limits_for
 from florence.errors import CheckpointError
-from florence.images.decode import ImageLimits, Preprocessing, read_preprocessing
+from florence.images.decode import Preprocessing, read_preprocessing
+from florence.images.limits import ImageLimits
 from florence.model.config import STRIDE, ModelConfig
 from florence.model.decode import Kernel
 from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype
@@ -30,26 +31,11 @@ from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.runtime.pipeline import Pipeline
-from florence.types.tasks import TASKS
+from florence.types.info import RequestLimits
+from florence.types.options import GenerationParameters
+from florence.types.tasks import TASKS, Task
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load and run a checkpoint; `Florence2.load` says what each means."""
-
-    revision: str | None
-    device: str
-    dtype: str
-    limits: ImageLimits
-    batches: BatchLimits | None
-    tokens: TokenLimits
-    threads: int | None
-    picture_cache_bytes: int
-    reserved: bool
-    observer: Observer | None
-    on_broken: Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,58 +48,62 @@ class Loaded:
     info: dict[str, Any]
 
 
-def load(name: str, options: LoadOptions) -> Loaded:
+def load(
+    name: str,
+    *,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    limits: ImageLimits,
+    config: EngineConfig,
+    observer: Observer,
+    on_broken: Callable[[], None] | None,
+    tasks: Sequence[Task],
+) -> Loaded:
     """Find, read, check and place a checkpoint, and start its engine's thread.
 
-    Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
-    device or dtype that is not there.
+    Arguments and errors are those of `Florence2.load`.
     """
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, device)
-    batches = options.batches or limits_for(device.type)
-    checkpoint = resolve_checkpoint(name, options.revision)
-    config = read_config(checkpoint.directory)
+    placed = pick_device(device)
+    weights_dtype = pick_dtype(dtype, placed)
+    checkpoint = resolve_checkpoint(name, revision)
+    files = read_config(checkpoint.directory)
     preprocessing = read_preprocessing(checkpoint.directory)
-    tokens = _token_limits(config, preprocessing, options.tokens)
-    tokenizer = load_tokenizer(checkpoint.directory, config.text.vocab_size)
+    config = _fit_tokens(files, preprocessing, config)
+    tokenizer = load_tokenizer(checkpoint.directory, files.text.vocab_size)
     normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
-    if device.type == "cpu":
+    if placed.type == "cpu":
         keep_freed_memory()
         bound_kernel_caches()
-    model = load_model(checkpoint.directory, normalize, tokenizer.size, device, dtype)
+    model = load_model(checkpoint.directory, normalize, tokenizer.size, placed, weights_dtype)
     parameters = count_parameters(model)
-    if options.dtype == INT8:
+    if dtype == INT8:
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
-    pack(model, options.threads)
+    pack(model, config.threads)
     pipeline = Pipeline(
         checkpoint=checkpoint.label,
         tokenizer=tokenizer,
         preprocessing=preprocessing,
-        defaults=config.generation,
-        limits=options.limits,
-        max_new_tokens=tokens.max_new_tokens,
+        defaults=files.generation,
+        limits=limits,
+        max_new_tokens=config.max_new_tokens,
+        tasks=TASKS.extended(tasks),
     )
+    image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
+    declared = asdict(config) | image_limits
     info = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,
         "parameters": parameters,
-        "device": str(device),
-        "dtype": INT8 if options.dtype == INT8 else str(dtype).removeprefix("torch."),
+        "device": str(placed),
+        "dtype": INT8 if dtype == INT8 else str(weights_dtype).removeprefix("torch."),
         "picture_size": [preprocessing.height, preprocessing.width],
-        "limits": asdict(tokens) | asdict(options.limits) | asdict(batches),
-        "generation": asdict(config.generation),
-        "tasks": list(TASKS),
+        "limits": {name: declared[name] for name in RequestLimits.model_fields},
+        "generation": asdict(files.generation) | asdict(pipeline.options(GenerationParameters())),
+        "tasks": list(pipeline.tasks),
     }
-    runner = _runner(model, batches, options, tokens, preprocessing)
-    observer = options.observer or Observer()
-    engine = Engine(
-        runner,
-        tokens,
-        batches,
-        threads=options.threads,
-        observer=observer,
-        on_broken=options.on_broken,
-    )
+    runner = _runner(model, config, preprocessing)
+    engine = Engine(runner, config, observer=observer, on_broken=on_broken)
     log.info(
         "loaded %s on %s as %s, with caches of %.0f MiB for %d requests of %d beams in all",
         checkpoint.label, info["device"], info["dtype"],
@@ -122,29 +112,23 @@ def load(name: str, options: LoadOptions) -> Loaded:
     return Loaded(pipeline, engine, observer, info)
 
 
-def _runner(
-    model: Florence2Model,
-    batches: BatchLimits,
-    options: LoadOptions,
-    tokens: TokenLimits,
-    preprocessing: Preprocessing,
-) -> Runner:
+def _runner(model: Florence2Model, config: EngineConfig, preprocessing: Preprocessing) -> Runner:
     """The way to run steps that suits the device."""
     on_gpu = model.language.shared.weight.is_cuda
     picture_tokens = _picture_tokens(preprocessing)
     return Runner(
         model,
-        batches.max_batch_size,
+        config.max_batch_size,
         picture_tokens=picture_tokens,
-        encode_batch=batches.max_encode_batch,
+        encode_batch=config.max_encode_batch,
         picture_size=(preprocessing.height, preprocessing.width),
-        encoder_room=picture_tokens + tokens.max_prompt_tokens,
-        decoder_room=tokens.max_new_tokens,
-        feature_bytes=options.picture_cache_bytes,
-        kernel=None if on_gpu else cpu_kernel(model, options.threads),
+        encoder_room=picture_tokens + config.max_prompt_tokens,
+        decoder_room=config.max_new_tokens,
+        feature_bytes=config.picture_cache_bytes,
+        kernel=None if on_gpu else cpu_kernel(model, config.threads),
         recorder=CudaRecorder(model.language.shared.weight.device) if on_gpu else None,
         late=on_gpu,
-        reserved=options.reserved,
+        reserved=config.reserved,
     )
 
 
@@ -160,24 +144,25 @@ def _picture_tokens(preprocessing: Preprocessing) -> int:
     return 1 + (preprocessing.height // STRIDE) * (preprocessing.width // STRIDE)
 
 
-def _token_limits(config: ModelConfig, preprocessing: Preprocessing, wished: TokenLimits) -> TokenLimits:
-    """The longest prompt and output: as wished, or as there are positions for. Checks that pictures of this
+def _fit_tokens(model: ModelConfig, preprocessing: Preprocessing, config: EngineConfig) -> EngineConfig:
+    """The configuration with no more tokens than the model has positions for. Checks that pictures of this
     size fit tower and encoder."""
     height, width = preprocessing.height, preprocessing.width
-    most = STRIDE * config.vision.max_positions
+    most = STRIDE * model.vision.max_positions
     if height % STRIDE or width % STRIDE or max(height, width) > most:
         raise CheckpointError(
             f"preprocessor_config.json resizes to {height}x{width} pixels; "
             f"the tower needs multiples of {STRIDE} up to {most}"
         )
     picture_tokens = _picture_tokens(preprocessing)
-    room = config.text.max_positions - picture_tokens
+    room = model.text.max_positions - picture_tokens
     if room < 1:
         raise CheckpointError(
             f"a picture of {height}x{width} pixels is {picture_tokens} tokens, "
-            f"the encoder has positions for {config.text.max_positions}"
+            f"the encoder has positions for {model.text.max_positions}"
         )
-    return TokenLimits(
-        max_new_tokens=min(wished.max_new_tokens, config.text.max_positions),
-        max_prompt_tokens=min(wished.max_prompt_tokens, room),
+    return replace(
+        config,
+        max_new_tokens=min(config.max_new_tokens, model.text.max_positions),
+        max_prompt_tokens=min(config.max_prompt_tokens, room),
     )

@@ -18,18 +18,16 @@ from PIL import Image
 from florence.answers import Piece, parse_answer
 from florence.answers.answer import Answer
 from florence.checkpoint.tokenizer import Tokenizer
+from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
 from florence.engine.request import Generation, GenerationOptions, Request, digest_of
 from florence.errors import OptionError, TaskError
-from florence.images.decode import ImageLimits, Preprocessing, load_image, resize_pixels
+from florence.images.decode import Preprocessing, load_image, resize_pixels
+from florence.images.limits import ImageLimits
 from florence.model.config import GenerationDefaults
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
-from florence.types.tasks import Input, Kind, Task, build_prompt, get_task
-
-DEFAULT_MAX_NEW_TOKENS = 1024
-"""What Microsoft's examples and the deployments in use ask for; the original's own limit would be 20
-tokens."""
+from florence.types.tasks import TASKS, Input, Kind, Task, TaskTable
 
 T = TypeVar("T")
 Picture = Image.Image | bytes | str | Path | Callable[[], bytes]
@@ -93,11 +91,12 @@ class Pipeline:
     defaults: GenerationDefaults
     limits: ImageLimits
     max_new_tokens: int
+    tasks: TaskTable = TASKS
 
     def prepare(
         self,
         image: Picture | SharedPicture,
-        task: str,
+        task: str | Task,
         text: TaskText,
         parameters: GenerationParameters,
         deadline: float | None = None,
@@ -106,19 +105,18 @@ class Pipeline:
         """Check and read everything that a request holds.
 
         `image`: a PIL picture as it is; all else is turned by its EXIF orientation.
-        `task`: a token or an endpoint's name. `deadline`: a reading of `time.monotonic()`.
+        `task`: a token, a name, or a `Task`. `deadline`: a reading of `time.monotonic()`.
         `on_token`: as `engine.Request` has it, for the tasks that answer in text and requests with one beam.
 
         Raises `TaskError`, `OptionError`, `RegionError`, `ImageError` and `ImageTooLarge`.
         """
-        known = get_task(task)
-        # The task's rule first: cheaper than decoding a picture.
-        build_prompt(known, text if text is None or isinstance(text, str) else str(tuple(text)))
+        known = self.tasks.resolve(task)
+        self.tasks.check_input(known, text)  # first: cheaper than decoding a picture
         options = self.options(parameters)
         if on_token is not None:
             _check_streamed(known, options)
         picture = image.read(self.read) if isinstance(image, SharedPicture) else self.read(image)
-        prompt = build_prompt(known, _input_text(known, text, picture.size))
+        prompt = self.tasks.build_prompt(known, _input_text(known, text, picture.size))
         request = Request(
             pixels=picture.pixels,
             prompt_ids=tuple(self.tokenizer.encode(prompt)),
@@ -164,7 +162,7 @@ class Pipeline:
         raw_text = self.tokenizer.decode(token_ids)
         width, height = prepared.image_size
         parsed = parse_answer(
-            prepared.task.token,
+            prepared.task,
             raw_text,
             image_size=prepared.image_size,
             pieces=[Piece(*piece) for piece in self.tokenizer.pieces(token_ids)],
@@ -197,9 +195,7 @@ def _input_text(task: Task, text: TaskText, image_size: tuple[int, int]) -> str 
         return None
     if task.input is Input.REGION:
         return region_text(text, image_size)
-    if not isinstance(text, str):
-        raise TaskError(f"{task.token} takes a text, not a region, for example {task.example!r}")
-    return text
+    return str(text)  # `check_input` refuses all else
 
 
 def _check_streamed(task: Task, options: GenerationOptions) -> None:

@@ -22,6 +22,7 @@ from florence.errors import ImageError
 _WHITE_SPACE = b" \t\r\n"
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _FIRST_BYTES = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]", re.DOTALL)
+_PATH = re.compile(r"[^\r\n]{0,250}\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _URL = re.compile(r"\s*(https?|ftp|file|s3|gs)://", re.IGNORECASE)
 
 
@@ -56,6 +57,10 @@ def _decode_other(text: str) -> bytes:
             raise binascii.Error("its length is not a multiple of 4: characters are missing or left over")
         decoded = binascii.a2b_base64(encoded, strict_mode=True)
     except (UnicodeEncodeError, binascii.Error) as error:
+        if _PATH.fullmatch(text):
+            raise ImageError(
+                f"{text!r} looks like a path; send the file's bytes, as base64 or as an upload"
+            ) from None
         reason = str(error) if isinstance(error, binascii.Error) else "it holds characters beyond ASCII"
         raise ImageError(f"the picture is not valid base64: {reason}") from None
     if not decoded:
@@ -120,4 +125,4 @@ def _encode(value: bytes | Path) -> str:
     return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
-Picture = Annotated[bytes, _PictureSchema()]
+EncodedPicture = Annotated[bytes, _PictureSchema()]

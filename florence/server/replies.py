@@ -26,6 +26,7 @@ from florence.runtime.streaming import OnText
 if TYPE_CHECKING:
     from florence.runtime.florence2 import RunOptions
     from florence.runtime.pipeline import TaskText
+    from florence.types.tasks import TaskTable
 
 logger = logging.getLogger("florence.service")
 
@@ -43,6 +44,9 @@ class Model(Protocol):
 
     @property
     def alive(self) -> bool: ...
+
+    @property
+    def tasks(self) -> TaskTable: ...
 
     def close(self, *, drain_s: float | None = None) -> None: ...
 

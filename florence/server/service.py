@@ -23,16 +23,16 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.runtime.limits import batch_limits, image_limits, token_limits
 from florence.server.metrics import EngineMetrics, Labels
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
 from florence.server.replies import Model
 from florence.server.typed.about import create_about_app
-from florence.server.typed.analyze import analyze_endpoint
+from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
 from florence.server.v2.http_app import INFER_PATHS, create_v2_app
 from florence.server.v2.inference import Inference
 from florence.settings import Settings, read_settings
+from florence.types.tasks import TASKS
 
 if TYPE_CHECKING:
     from florence.server.v2.grpc_server import GrpcServer
@@ -62,20 +62,7 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
     let_threads_sleep()
     from florence import Florence2  # torch comes with it
 
-    model = Florence2.load(
-        settings.model,
-        revision=settings.revision,
-        device=device,
-        dtype=settings.dtype,
-        limits=image_limits(settings),
-        batches=batch_limits(settings, device),
-        tokens=token_limits(settings),
-        threads=settings.threads,
-        picture_cache_bytes=settings.picture_cache_bytes,
-        reserved=True,
-        observer=observer,
-        on_broken=end_worker,
-    )
+    model = Florence2.from_settings(settings, device, reserved=True, observer=observer, on_broken=end_worker)
     model.warm_up()
     return model
 
@@ -196,21 +183,6 @@ class TaskService:
         self.inference.model = None
         self.model.close(drain_s=self.timeout_s)
 
-    caption = endpoint("caption")
-    detailed_caption = endpoint("detailed_caption")
-    more_detailed_caption = endpoint("more_detailed_caption")
-    caption_to_phrase_grounding = endpoint("caption_to_phrase_grounding")
-    object_detection = endpoint("object_detection")
-    dense_region_caption = endpoint("dense_region_caption")
-    region_proposal = endpoint("region_proposal")
-    ocr = endpoint("ocr")
-    ocr_with_region = endpoint("ocr_with_region")
-    referring_expression_segmentation = endpoint("referring_expression_segmentation")
-    region_to_segmentation = endpoint("region_to_segmentation")
-    open_vocabulary_detection = endpoint("open_vocabulary_detection")
-    region_to_category = endpoint("region_to_category")
-    region_to_description = endpoint("region_to_description")
-    region_to_ocr = endpoint("region_to_ocr")
     analyze = analyze_endpoint()
 
 
@@ -224,6 +196,7 @@ def build_service(
     devices = settings.devices(gpus)
     inference = Inference(settings.timeout_s)
     members = {
+        **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
         "devices": devices,
         "inference": inference,
@@ -294,8 +267,9 @@ def __getattr__(name: str) -> Any:
 
 @functools.cache
 def service_of_environment() -> Any:
-    """The service for the settings in the environment. Ends the process where they are wrong."""
+    """The service for the settings in BentoML's arguments (`--arg device=cpu`) and, for the others, in the
+    environment. Ends the process where they are wrong."""
     try:
-        return build_service(packed_settings(read_settings()), count_gpus())
+        return build_service(packed_settings(read_settings(bentoml.use_arguments)), count_gpus())
     except FlorenceError as error:
         sys.exit(f"florence: {error}")

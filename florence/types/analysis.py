@@ -1,7 +1,7 @@
-"""Many tasks on one picture in one call: what is asked, and what is answered, task by task.
+"""Many tasks on one picture in one call: the request and the answer of each task.
 
-Plain types, shared by service and client. A task that fails has its error in its place; the others are not
-touched by it.
+Plain types, shared by service and client. A task that fails has its error in its place; it does not affect
+the others.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from florence.errors import TaskError
 from florence.types.answer import TaskAnswer
 from florence.types.options import MAX_TEXT_CHARS
-from florence.types.results import Result
+from florence.types.results import Result, Text
 
 MOST_TASKS = 64
 """Tasks of one call."""
 
 
-class Ask(BaseModel):
+class TaskRequest(BaseModel):
     """One task of a call, with the text or the region that it takes."""
 
     model_config = ConfigDict(
@@ -39,8 +39,8 @@ class Ask(BaseModel):
         | None
     ) = Field(
         default=None,
-        description="For a task that takes a region: x1, y1, x2, y2 in pixels of the picture after its EXIF "
-        "turn, or as text <loc_x1><loc_y1><loc_x2><loc_y2> in thousandths of it.",
+        description="For a task that takes a region: x1, y1, x2, y2 in pixels of the picture after EXIF "
+        "rotation, or as text <loc_x1><loc_y1><loc_x2><loc_y2> in thousandths of it.",
     )
 
     @property
@@ -56,29 +56,19 @@ class TaskFailure(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    task: str = Field(description="The task as it was asked.")
+    task: str = Field(description="The task as the request named it.")
     error: str = Field(description="What went wrong, and what to change.")
     status: int = Field(ge=400, le=599, description="The HTTP status that this task alone would get.")
 
 
 _FAILURE = types.MappingProxyType(
-    {"task": "<OCR>", "error": "<OCR> takes no text; leave it out", "status": 400}
-)
-_ANSWER = types.MappingProxyType(
-    {
-        "task": "<CAPTION>",
-        "result": {"kind": "text", "text": "A green car in front of a yellow building.", "score": 0.91},
-        "image_size": {"width": 640, "height": 480},
-        "finish_reason": "stop",
-        "usage": {"picture_tokens": 577, "prompt_tokens": 13, "generated_tokens": 12},
-        "timings": {"queue_s": 0.004, "encode_s": 0.031, "decode_s": 0.12, "total_s": 0.158},
-        "checkpoint": "microsoft/Florence-2-large-ft",
-    }
+    {"task": "<OCR>", "error": "<OCR> takes no text, got 'a car'; leave the text out", "status": 400}
 )
 
 
 def _add_example(schema: dict[str, Any]) -> None:
-    schema["examples"] = [{"answers": [dict(_ANSWER), dict(_FAILURE)]}]
+    answer = TaskAnswer[Text].model_json_schema()["examples"][0]
+    schema["examples"] = [{"answers": [answer, dict(_FAILURE)]}]
 
 
 class Analysis(BaseModel):

@@ -9,11 +9,21 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from florence.export.annotation import DrawableAnswer
-from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
+from florence.types.results import (
+    RESULT_TYPES,
+    Detection,
+    Detections,
+    Instance,
+    OcrRegion,
+    OcrRegions,
+    Segmentation,
+    Text,
+)
+from florence.types.tasks import TASKS, Kind
 
 
 class ImageSize(BaseModel):
-    """Width and height of the picture after its EXIF turn."""
+    """Width and height of the picture after EXIF rotation."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [{"width": 640, "height": 480}]})
 
@@ -37,7 +47,7 @@ class Usage(BaseModel):
 
 
 class Timings(BaseModel):
-    """Where the time went, in seconds."""
+    """Durations of the parts of a request, in seconds."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -71,12 +81,8 @@ def _add_example(schema: dict[str, Any], model: type[BaseModel]) -> None:
     if not (isinstance(result_type, type) and issubclass(result_type, BaseModel)):
         result_type = Detections
     result = result_type.model_json_schema()["examples"][0]
-    tasks = {"text": "<CAPTION>", "boxes": "<OD>", "quads": "<OCR_WITH_REGION>"}
-    example = {
-        "task": tasks.get(result["kind"], "<REGION_TO_SEGMENTATION>"),
-        "result": result,
-        **_ANSWER_EXAMPLE,
-    }
+    task = min((task for task in TASKS.values() if task.kind == result["kind"]), key=lambda task: task.input)
+    example = {"task": task.token, "result": result, **_ANSWER_EXAMPLE}
     schema.setdefault("description", TaskAnswer.__doc__)  # a class made by TaskAnswer[...] has no docstring
     schema["examples"] = [example | getattr(model, "example_extra", {})]
 
@@ -96,8 +102,8 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     timings: Timings
     checkpoint: str = Field(description="The checkpoint that answered, with its revision where it has one.")
 
-    # What the result holds, one step nearer. To a type checker only answers of that kind have it; of others
-    # it is an AttributeError.
+    # The result's own content. For a type checker only answers of that kind have it; on others it is an
+    # AttributeError.
 
     @property
     def text(self: TaskAnswer[Text]) -> str:
@@ -116,10 +122,16 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
 
     @property
     def instances(self: TaskAnswer[Segmentation]) -> list[Instance]:
-        """The outlined things of an answer in polygons."""
+        """The things of an answer in polygons."""
         return self.result.instances
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
         """`TaskAnswer[Text]` is called `TextAnswer`, also in OpenAPI."""
         return f"{getattr(params[0], '__name__', 'Task')}Answer"
+
+
+def answer_type(kind: Kind) -> type[TaskAnswer[Any]]:
+    """The type of the answers of tasks of that kind, such as `TaskAnswer[Text]`."""
+    made: Any = TaskAnswer.__class_getitem__(RESULT_TYPES[kind])
+    return made  # type: ignore[no-any-return]  # types of types are made at run time

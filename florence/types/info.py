@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from florence.types.options import GenerationParameters
 
 _EXAMPLE: Mapping[str, Any] = types.MappingProxyType(
     {
@@ -22,17 +24,19 @@ _EXAMPLE: Mapping[str, Any] = types.MappingProxyType(
         "limits": {
             "max_new_tokens": 1024,
             "max_prompt_tokens": 512,
-            "max_bytes": 20_971_520,
-            "max_pixels": 64_000_000,
-            "max_frames": 1000,
+            "max_image_bytes": 20_971_520,
+            "max_image_pixels": 64_000_000,
+            "max_image_frames": 1000,
             "max_batch_size": 64,
             "max_encode_batch": 16,
             "max_queue": 256,
-            "max_latency_s": None,
-            "encode_budget_s": 0.25,
+            "max_latency_ms": None,
+            "encode_budget_ms": 250.0,
         },
         "generation": {
             "num_beams": 3,
+            "max_new_tokens": 1024,
+            "min_new_tokens": 0,
             "no_repeat_ngram_size": 3,
             "early_stopping": True,
             "length_penalty": 1.0,
@@ -52,31 +56,28 @@ def _add_example(schema: dict[str, Any]) -> None:
 
 
 class RequestLimits(BaseModel):
-    """What one request may ask, and how many are worked on at once, in one worker."""
+    """What one request may ask, and how many are worked on at once, in one worker; each under the name of its
+    setting, in lower case and without FLORENCE_."""
 
     model_config = ConfigDict(frozen=True)
 
     max_new_tokens: int = Field(description="Most tokens of an answer; longer wishes are cut to it.")
     max_prompt_tokens: int = Field(description="Most tokens of a prompt, beside the picture's.")
-    max_bytes: int = Field(description="Most bytes of an encoded picture.")
-    max_pixels: int = Field(description="Most pixels of a picture.")
-    max_frames: int = Field(description="Most frames or pages of a picture.")
+    max_image_bytes: int = Field(description="Most bytes of an encoded picture.")
+    max_image_pixels: int = Field(description="Most pixels of a picture.")
+    max_image_frames: int = Field(description="Most frames or pages of a picture.")
     max_batch_size: int = Field(description="Requests that decode together.")
     max_encode_batch: int = Field(description="Pictures that are encoded together.")
     max_queue: int = Field(description="Requests that may wait.")
-    max_latency_s: float | None = Field(description="Longest wait, seconds; null: no limit.")
-    encode_budget_s: float = Field(description="For how long encoding holds up decoding, seconds.")
+    max_latency_ms: float | None = Field(description="Longest wait, milliseconds; null: no limit.")
+    encode_budget_ms: float = Field(description="For how long encoding holds up decoding, milliseconds.")
 
 
-class GenerationSettings(BaseModel):
-    """How the checkpoint generates where a request does not say."""
+class GenerationSettings(GenerationParameters):
+    """How the model generates where a request does not say; no option is null here."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    num_beams: int
-    no_repeat_ngram_size: int
-    early_stopping: bool | Literal["never"]
-    length_penalty: float
     forced_bos_id: int | None = Field(description="Token that every answer begins with; null: none.")
     forced_eos_id: int | None = Field(description="Token that a full answer ends with; null: none.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -13,6 +13,23 @@ from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY, MAX_TOKENS
 MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
 the limit on its tokens, which so long a text always exceeds: in English it has about 10,000."""
+
+
+class GenerationKeywords(TypedDict, total=False):
+    """Generation options as keyword arguments: `GenerationParameters`' fields, which have their ranges.
+
+    One that is left out, or None, is as the checkpoint says; `max_new_tokens` is 1024 then, and is cut to the
+    model's limit (`info()["limits"]`). `early_stopping` is as in transformers. A new option is declared in
+    these two classes, resolved in `florence.engine.request` and `florence.runtime.pipeline`, and offered by
+    HTTP, client, library and command line without more.
+    """
+
+    num_beams: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    no_repeat_ngram_size: int | None
+    early_stopping: bool | Literal["never"] | None
+    length_penalty: float | None
 
 
 class GenerationParameters(BaseModel):
@@ -83,10 +100,11 @@ def _explain(detail: dict[str, Any]) -> str:
     name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
         return f"unknown option {name[:60]!r}; the options are {', '.join(GenerationParameters.model_fields)}"
-    return f"{name} must be {_allowed(name)}, got {quote(detail['input'])}"
+    return f"{name} must be {allowed_values(name)}, got {quote(detail['input'])}"
 
 
-def _allowed(name: str) -> str:
+def allowed_values(name: str) -> str:
+    """What an option may be, in words."""
     schema = GenerationParameters.model_json_schema()["properties"][name]["anyOf"][0]
     if schema["type"] == "boolean":
         return 'true, false or "never"'

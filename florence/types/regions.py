@@ -1,6 +1,6 @@
-"""Pixels, and the thousand bins on each axis that the model has words for: `<loc_0>` to `<loc_999>`.
+"""Regions in pixels, and in the thousand bins of each axis that the model has tokens for: `<loc_0>` ... .
 
-Pixels are those of the picture after its EXIF turn: x to the right, y down, (0, 0) the top left corner,
+Pixels are those of the picture after EXIF rotation: x to the right, y down, (0, 0) the top left corner,
 (width, height) the bottom right one. Knows nothing about tasks, prompts or answers.
 """
 
@@ -16,13 +16,18 @@ from florence.errors import RegionError, quote
 BINS: Final = 1000
 LOCATION_PATTERN: Final = r"<loc_(0|[1-9][0-9]{0,2})>"  # exactly the vocabulary's thousand tokens
 
-Region = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
+Region = Sequence[float] | str
+"""x1, y1, x2, y2 in pixels of the picture after EXIF rotation, also as text; or four `<loc_n>` as text."""
+PictureSize = Sequence[float] | None
+"""Width and height in pixels, where they are known."""
 
 _FOUR_LOCATIONS = re.compile(LOCATION_PATTERN * 4)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_EXAMPLES = (
-    "write x1, y1, x2, y2 in pixels, for example '52, 332, 932, 774', "
-    "or four locations, for example '<loc_52><loc_332><loc_932><loc_774>'"
+LOCATIONS_EXAMPLE: Final = "<loc_53><loc_333><loc_932><loc_775>"
+PIXELS_EXAMPLE: Final = (34, 160, 597, 372)  # the same region in a picture of 640 x 480 pixels
+REGION_EXAMPLES: Final = (
+    f"x1, y1, x2, y2 in pixels, for example '{str(PIXELS_EXAMPLE).strip('()')}', or four locations, in "
+    f"thousandths of the picture's width and height, for example '{LOCATIONS_EXAMPLE}'"
 )
 _LONGEST_TEXT = 1000  # characters; four numbers need far fewer
 
@@ -35,7 +40,7 @@ def read_image_size(image_size: Sequence[float]) -> tuple[float, float]:
     return sizes[0], sizes[1]
 
 
-def region_text(region: str | Sequence[float], image_size: Sequence[float]) -> str:
+def region_text(region: Region, image_size: Sequence[float]) -> str:
     """A region as four location tokens, from pixels, from pixels written as text, or from such tokens.
 
     Raises RegionError when it is none of them, not finite, empty, or not inside the picture.
@@ -46,10 +51,10 @@ def region_text(region: str | Sequence[float], image_size: Sequence[float]) -> s
     if "<" in text:
         return _check_locations(text)
     if len(text) > _LONGEST_TEXT:
-        raise RegionError(f"the region {quote(region)} is too long; {_EXAMPLES}")
+        raise RegionError(f"the region {quote(region)} is too long; write {REGION_EXAMPLES}")
     parts = text.strip("()[]").replace(",", " ").split()
     if len(parts) != 4 or not all(_NUMBER.fullmatch(part) for part in parts):
-        raise RegionError(f"the region {quote(region)} is not four numbers; {_EXAMPLES}")
+        raise RegionError(f"the region {quote(region)} is not four numbers; write {REGION_EXAMPLES}")
     return region_to_locations([float(part) for part in parts], image_size)
 
 
@@ -79,7 +84,8 @@ def _check_locations(text: str) -> str:
     match = _FOUR_LOCATIONS.fullmatch(text)
     if match is None:
         raise RegionError(
-            f"the region {quote(text)} is not four locations from <loc_0> to <loc_{BINS - 1}>; {_EXAMPLES}"
+            f"the region {quote(text)} is not four locations from <loc_0> to <loc_{BINS - 1}>; "
+            f"write {REGION_EXAMPLES}"
         )
     x1, y1, x2, y2 = (int(bin_) for bin_ in match.groups())
     if x2 < x1 or y2 < y1:
@@ -87,13 +93,15 @@ def _check_locations(text: str) -> str:
     return text
 
 
-def _check_region(region: Sequence[float], width: float, height: float) -> Region:
+def _check_region(region: Sequence[float], width: float, height: float) -> tuple[float, float, float, float]:
     values = _read_floats(region)
     if values is None or len(values) != 4:
-        raise RegionError(f"the region {quote(region)} is not four numbers; {_EXAMPLES}")
+        raise RegionError(f"the region {quote(region)} is not four numbers; write {REGION_EXAMPLES}")
     x1, y1, x2, y2 = values
     if not all(math.isfinite(value) for value in values):
-        raise RegionError(f"the region {quote(region)} has a number that is not finite; {_EXAMPLES}")
+        raise RegionError(
+            f"the region {quote(region)} has a number that is not finite; write {REGION_EXAMPLES}"
+        )
     if x2 <= x1 or y2 <= y1:
         raise RegionError(f"the region {quote(region)} is empty: x2 must be above x1, and y2 above y1")
     if x1 < 0 or y1 < 0 or x2 > width or y2 > height:

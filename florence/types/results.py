@@ -6,11 +6,14 @@ corner. Knows nothing about how an answer is generated or parsed.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from florence.export.annotation import Drawable, Mark, box_outline
+from florence.export.annotation import Annotation, Drawable, box_polygon
+from florence.types.tasks import Kind
 
 Score = Annotated[
     float | None,
@@ -61,8 +64,8 @@ class Detections(Drawable, BaseModel):
         description="All boxes, one entry each, also where they share a label."
     )
 
-    def marks(self) -> list[Mark]:
-        return [Mark(d.label, d.score, [box_outline(d.box)], "box") for d in self.detections]
+    def annotations(self) -> list[Annotation]:
+        return [Annotation(d.label, d.score, [box_polygon(d.box)], "box") for d in self.detections]
 
 
 class OcrRegion(BaseModel):
@@ -83,32 +86,32 @@ class OcrRegions(Drawable, BaseModel):
     kind: Literal["quads"] = "quads"
     regions: list[OcrRegion] = Field(description="All pieces of text.")
 
-    def marks(self) -> list[Mark]:
-        return [Mark(r.text, r.score, [r.quad], "quad", category="text") for r in self.regions]
+    def annotations(self) -> list[Annotation]:
+        return [Annotation(r.text, r.score, [r.quad], "quad", category="text") for r in self.regions]
 
 
 class Instance(BaseModel):
-    """One thing with its outline."""
+    """One thing with its polygons."""
 
     model_config = _config(_INSTANCE)
 
     label: str = Field(description="What it is; empty where the task gives no labels.")
     polygons: list[list[float]] = Field(
-        description="The outline's parts, each x1, y1, x2, y2, ... in pixels, with three points or more."
+        description="Its parts, each x1, y1, x2, y2, ... in pixels, with three points or more."
     )
     score: Score = None
 
 
 class Segmentation(Drawable, BaseModel):
-    """Things with their outlines, in the order in which the model wrote them."""
+    """Things with their polygons, in the order in which the model wrote them."""
 
     model_config = _config({"kind": "polygons", "instances": [_INSTANCE]})
 
     kind: Literal["polygons"] = "polygons"
-    instances: list[Instance] = Field(description="All things that were outlined.")
+    instances: list[Instance] = Field(description="All things that have polygons.")
 
-    def marks(self) -> list[Mark]:
-        return [Mark(i.label, i.score, i.polygons, "area") for i in self.instances if any(i.polygons)]
+    def annotations(self) -> list[Annotation]:
+        return [Annotation(i.label, i.score, i.polygons, "area") for i in self.instances if any(i.polygons)]
 
 
 class Text(Drawable, BaseModel):
@@ -122,11 +125,20 @@ class Text(Drawable, BaseModel):
     text: str = Field(description="The text, without white space around it.")
     score: Score = None
 
-    def marks(self) -> list[Mark]:
+    def annotations(self) -> list[Annotation]:
         return []
 
     def caption(self) -> str:
         return self.text
 
 
+RESULT_TYPES: Final[Mapping[Kind, Any]] = MappingProxyType(
+    {
+        Kind.TEXT: Text,
+        Kind.BOXES: Detections,
+        Kind.QUADS: OcrRegions,
+        Kind.POLYGONS: Segmentation,
+        Kind.BOXES_OR_POLYGONS: Annotated[Detections | Segmentation, Field(discriminator="kind")],
+    }
+)
 Result = Annotated[Text | Detections | OcrRegions | Segmentation, Field(discriminator="kind")]

@@ -1,25 +1,28 @@
-"""The fifteen tasks of Florence-2: token, prompt sentence, input besides the picture, kind of answer.
+"""The tasks of Florence-2: token, prompt, input besides the picture, kind of answer.
+
+`TASKS` holds the fifteen built-in tasks; a checkpoint may be loaded with more (`TaskTable.extended`). What a
+task means is a field of `Task`: no other module compares tokens or names.
 
 Knows nothing about pictures, pixels, tokenizers or how an answer is parsed. A region is only text here;
 `regions.region_text` makes that text from pixels.
 
-The sentences are those that Microsoft's processor puts in place of the task tokens. It deletes a repeated
-task token, or lets another one win, without a word; here every task token inside the text is refused.
+The prompts are those that Microsoft's processor puts in place of the task tokens. That processor silently
+deletes a repeated task token, or lets another one win; here a task token inside the text is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Final
 
-from florence.errors import TaskError, quote
+from florence.errors import SettingsError, TaskError, quote
+from florence.types.regions import LOCATIONS_EXAMPLE, REGION_EXAMPLES, Region
 
 INPUT_SLOT: Final = "{input}"
 _TEXT_EXAMPLE = "a green car"
-_REGION_EXAMPLE = "<loc_52><loc_332><loc_932><loc_774>"
 
 
 class Input(StrEnum):
@@ -47,6 +50,10 @@ class Task:
     token: how the original names it (`<OD>`). name: the typed endpoint's path (`object_detection`).
     prompt: the sentence the model reads, with `{input}` where the text or the region goes.
     example: an input that the task accepts, None where it takes none.
+    example_answer: a text that the task may answer with; None: the example of its kind will do.
+    labelled: whether boxes and polygons have labels. drops_stop_phrases: whether boxes whose label names
+    nothing visible (`answers.stop_phrases`) are left out. scored_by_original: whether the original's JSON can
+    hold scores.
     """
 
     token: str
@@ -55,129 +62,158 @@ class Task:
     input: Input
     kind: Kind
     summary: str
-    example: str | None
+    example: str | None = None
+    example_answer: str | None = None
+    labelled: bool = True
+    drops_stop_phrases: bool = False
+    scored_by_original: bool = False
 
 
-def get_task(token_or_name: str) -> Task:
-    """The task called `<OD>` or `object_detection`; TaskError naming all fifteen when there is none."""
-    task = TASKS.get(token_or_name) or TASKS_BY_NAME.get(token_or_name)
-    if task is None:
-        raise TaskError(f"unknown task {quote(token_or_name)}; the tasks are {', '.join(TASKS)}")
-    return task
+TaskSpec = str | Task | tuple[str | Task, Region | None]
+"""A task by its token or name, or as such; or a pair of it and its text or region."""
 
 
-def build_prompt(task: Task, text: str | None = None) -> str:
-    """The sentence the model reads for a task; the text, or the region as `<loc_n>`, goes in unstripped.
+class TaskTable(Mapping[str, Task]):
+    """Tasks by token, in their order; immutable. `find` and `resolve` know names as well."""
 
-    Blank text counts as none. Raises TaskError when the task needs text or a region and there is none,
-    when it takes none and there is some, or when a task token stands inside the text.
-    """
-    absent = text is None or not text.strip()
-    if task.input is Input.NONE:
-        if not absent:
-            raise TaskError(f"{task.token} takes no text, got {quote(text or '')}; leave the text out")
-        return task.prompt
-    if text is None or absent:
-        raise TaskError(_missing_input(task))
-    inside = next((token for token in TASKS if token in text), None)
-    if inside is not None:
-        raise TaskError(
-            f"the text of {task.token} must not hold a task token, but {inside} stands in it; "
-            f"send only the input, for example {task.example!r}"
-        )
-    before, after = task.prompt.split(INPUT_SLOT)
-    return before + text + after
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        """Raises SettingsError where a task is malformed, or two share a token or a name."""
+        self._by_token: dict[str, Task] = {}
+        self._by_key: dict[str, Task] = {}
+        for task in tasks:
+            _check_task(task)
+            for key in (task.token, task.name):
+                if key in self._by_key:
+                    raise SettingsError(f"two tasks are called {quote(key)}")
+                self._by_key[key] = task
+            self._by_token[task.token] = task
+
+    def __getitem__(self, token: str) -> Task:
+        return self._by_token[token]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_token)
+
+    def __len__(self) -> int:
+        return len(self._by_token)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values()))
+
+    def extended(self, tasks: Iterable[Task]) -> TaskTable:
+        """A table with these tasks behind the present ones. Raises as the constructor does."""
+        return TaskTable([*self.values(), *tasks])
+
+    def find(self, token_or_name: str) -> Task | None:
+        """The task called `<OD>` or `object_detection`; None when there is none."""
+        return self._by_key.get(token_or_name)
+
+    def resolve(self, task: str | Task) -> Task:
+        """The task called `<OD>` or `object_detection`; a `Task` stands for itself.
+
+        Raises TaskError naming all tasks, and the most similar one, when there is none.
+        """
+        found = task if isinstance(task, Task) else self.find(task)
+        if found is None:
+            raise TaskError(self._unknown(str(task)))
+        return found
+
+    def check_input(self, task: Task, given: Region | None) -> None:
+        """Check what is given beside the picture: a text, or a region as numbers or text. Blank text counts
+        as none.
+
+        Raises TaskError when the task needs text or a region and there is none, when it takes none and there
+        is some, when it takes a text and gets numbers, or when the token of a task stands inside the text.
+        """
+        absent = given is None or (isinstance(given, str) and not given.strip())
+        if task.input is Input.NONE and not absent:
+            raise TaskError(f"{task.token} takes no text, got {quote(given)}; leave the text out")
+        if task.input is Input.TEXT and (absent or not isinstance(given, str)):
+            raise TaskError(f"{task.token} needs a text, for example {task.example!r}, got {quote(given)}")
+        if task.input is Input.REGION and absent:
+            raise TaskError(f"{task.token} needs a region: {REGION_EXAMPLES}")
+        inside = next((token for token in self if isinstance(given, str) and token in given), None)
+        if inside is not None:
+            raise TaskError(
+                f"the text of {task.token} must not hold a task token, but {inside} stands in it; "
+                f"send only the input, for example {task.example!r}"
+            )
+
+    def build_prompt(self, task: Task, text: str | None = None) -> str:
+        """The sentence the model reads for a task; the text, or the region as `<loc_n>`, goes in unstripped.
+        Raises as `check_input`."""
+        self.check_input(task, text)
+        return task.prompt if task.input is Input.NONE else task.prompt.replace(INPUT_SLOT, str(text))
+
+    def _unknown(self, wanted: str) -> str:
+        plain = {_plain_key(key): task for key, task in self._by_key.items()}
+        close = get_close_matches(_plain_key(wanted[:100]), plain, n=1)
+        hint = "".join(f"; did you mean {plain[key].token} or {plain[key].name}? The" for key in close)
+        known = ", ".join(f"{task.token} or {task.name}" for task in self.values())
+        return f"unknown task {quote(wanted)}{hint or '; the'} tasks are {known}"
 
 
-def _missing_input(task: Task) -> str:
-    if task.input is Input.TEXT:
-        return f"{task.token} needs a text, for example {task.example!r}"
-    return (
-        f"{task.token} needs a region: x1, y1, x2, y2 in pixels, for example '52, 332, 932, 774', "
-        f"or four locations, for example {task.example!r}"
-    )
+def _plain_key(key: str) -> str:
+    return key.strip().strip("<>").lower().replace("-", "_").replace(" ", "_")
 
 
-def _plain(token: str, name: str, prompt: str, kind: Kind, summary: str) -> Task:
-    return Task(token, name, prompt, Input.NONE, kind, summary, None)
+def _check_task(task: Task) -> None:
+    token, slots = quote(task.token), int(task.input is not Input.NONE)
+    if not task.token.strip():
+        raise SettingsError(f"the task {quote(task.name)} has no token")
+    if not task.name.isidentifier():
+        raise SettingsError(f"the name of {token} must be letters, digits and _, got {quote(task.name)}")
+    if task.prompt.count(INPUT_SLOT) != slots:
+        raise SettingsError(f"the prompt of {token} must hold {('no', 'one')[slots]} {INPUT_SLOT}")
 
 
 _ALL = (
-    _plain(
-        "<CAPTION>", "caption", "What does the image describe?", Kind.TEXT,
-        "A short caption of the picture.",
-    ),
-    _plain(
-        "<DETAILED_CAPTION>", "detailed_caption", "Describe in detail what is shown in the image.", Kind.TEXT,
-        "A caption of a few sentences.",
-    ),
-    _plain(
-        "<MORE_DETAILED_CAPTION>", "more_detailed_caption",
-        "Describe with a paragraph what is shown in the image.", Kind.TEXT,
-        "A paragraph about the picture.",
-    ),
-    Task(
-        "<CAPTION_TO_PHRASE_GROUNDING>", "caption_to_phrase_grounding",
-        "Locate the phrases in the caption: {input}", Input.TEXT, Kind.BOXES,
-        "A box for each thing that a given caption names.",
-        "A green car parked in front of a yellow building.",
-    ),
-    _plain(
-        "<OD>", "object_detection", "Locate the objects with category name in the image.", Kind.BOXES,
-        "A box and a category for each object.",
-    ),
-    _plain(
-        "<DENSE_REGION_CAPTION>", "dense_region_caption",
-        "Locate the objects in the image, with their descriptions.", Kind.BOXES,
-        "A box and a short description for each object.",
-    ),
-    _plain(
-        "<REGION_PROPOSAL>", "region_proposal", "Locate the region proposals in the image.", Kind.BOXES,
-        "Boxes around whatever stands out, without labels.",
-    ),
-    _plain(
-        "<OCR>", "ocr", "What is the text in the image?", Kind.TEXT,
-        "The text that stands in the picture.",
-    ),
-    _plain(
-        "<OCR_WITH_REGION>", "ocr_with_region", "What is the text in the image, with regions?", Kind.QUADS,
-        "The text that stands in the picture, piece by piece, with a quadrilateral around each.",
-    ),
-    Task(
-        "<REFERRING_EXPRESSION_SEGMENTATION>", "referring_expression_segmentation",
-        "Locate {input} in the image with mask", Input.TEXT, Kind.POLYGONS,
-        "The outline of the thing that a given text describes.", _TEXT_EXAMPLE,
-    ),
-    Task(
-        "<REGION_TO_SEGMENTATION>", "region_to_segmentation",
-        "What is the polygon mask of region {input}", Input.REGION, Kind.POLYGONS,
-        "The outline of the thing in a given region.", _REGION_EXAMPLE,
-    ),
-    Task(
-        "<OPEN_VOCABULARY_DETECTION>", "open_vocabulary_detection",
-        "Locate {input} in the image.", Input.TEXT, Kind.BOXES_OR_POLYGONS,
-        "Boxes, or outlines, of the things that a given text names.", _TEXT_EXAMPLE,
-    ),
-    Task(
-        "<REGION_TO_CATEGORY>", "region_to_category", "What is the region {input}?", Input.REGION, Kind.TEXT,
-        "The category of the thing in a given region.", _REGION_EXAMPLE,
-    ),
-    Task(
-        "<REGION_TO_DESCRIPTION>", "region_to_description",
-        "What does the region {input} describe?", Input.REGION, Kind.TEXT,
-        "A description of the thing in a given region.", _REGION_EXAMPLE,
-    ),
-    Task(
-        "<REGION_TO_OCR>", "region_to_ocr", "What text is in the region {input}?", Input.REGION, Kind.TEXT,
-        "The text that stands in a given region.", _REGION_EXAMPLE,
-    ),
+    Task("<CAPTION>", "caption", "What does the image describe?", Input.NONE, Kind.TEXT,
+         "A short caption of the picture."),
+    Task("<DETAILED_CAPTION>", "detailed_caption", "Describe in detail what is shown in the image.",
+         Input.NONE, Kind.TEXT, "A caption of a few sentences."),
+    Task("<MORE_DETAILED_CAPTION>", "more_detailed_caption",
+         "Describe with a paragraph what is shown in the image.", Input.NONE, Kind.TEXT,
+         "A paragraph about the picture."),
+    Task("<CAPTION_TO_PHRASE_GROUNDING>", "caption_to_phrase_grounding",
+         "Locate the phrases in the caption: {input}", Input.TEXT, Kind.BOXES,
+         "A box for each thing that a given caption names.",
+         "A green car parked in front of a yellow building.", drops_stop_phrases=True),
+    Task("<OD>", "object_detection", "Locate the objects with category name in the image.", Input.NONE,
+         Kind.BOXES, "A box and a category for each object.", scored_by_original=True),
+    Task("<DENSE_REGION_CAPTION>", "dense_region_caption",
+         "Locate the objects in the image, with their descriptions.", Input.NONE, Kind.BOXES,
+         "A box and a short description for each object.", scored_by_original=True),
+    Task("<REGION_PROPOSAL>", "region_proposal", "Locate the region proposals in the image.", Input.NONE,
+         Kind.BOXES, "Boxes around all that stands out, without labels.", labelled=False),
+    Task("<OCR>", "ocr", "What is the text in the image?", Input.NONE, Kind.TEXT,
+         "The text that stands in the picture."),
+    Task("<OCR_WITH_REGION>", "ocr_with_region", "What is the text in the image, with regions?", Input.NONE,
+         Kind.QUADS,
+         "The text that stands in the picture, piece by piece, with a quadrilateral around each."),
+    Task("<REFERRING_EXPRESSION_SEGMENTATION>", "referring_expression_segmentation",
+         "Locate {input} in the image with mask", Input.TEXT, Kind.POLYGONS,
+         "The polygons of the thing that a given text describes.", _TEXT_EXAMPLE, labelled=False),
+    Task("<REGION_TO_SEGMENTATION>", "region_to_segmentation", "What is the polygon mask of region {input}",
+         Input.REGION, Kind.POLYGONS, "The polygons of the thing in a given region.", LOCATIONS_EXAMPLE,
+         labelled=False),
+    Task("<OPEN_VOCABULARY_DETECTION>", "open_vocabulary_detection", "Locate {input} in the image.",
+         Input.TEXT, Kind.BOXES_OR_POLYGONS, "Boxes, or polygons, of the things that a given text names.",
+         _TEXT_EXAMPLE),
+    Task("<REGION_TO_CATEGORY>", "region_to_category", "What is the region {input}?", Input.REGION,
+         Kind.TEXT, "The category of the thing in a given region.", LOCATIONS_EXAMPLE,
+         example_answer="car"),
+    Task("<REGION_TO_DESCRIPTION>", "region_to_description", "What does the region {input} describe?",
+         Input.REGION, Kind.TEXT, "A description of the thing in a given region.", LOCATIONS_EXAMPLE),
+    Task("<REGION_TO_OCR>", "region_to_ocr", "What text is in the region {input}?", Input.REGION, Kind.TEXT,
+         "The text that stands in a given region.", LOCATIONS_EXAMPLE),
 )  # fmt: skip
 
-TASKS: Final[Mapping[str, Task]] = MappingProxyType({task.token: task for task in _ALL})
-TASKS_BY_NAME: Final[Mapping[str, Task]] = MappingProxyType({task.name: task for task in _ALL})
+TASKS: Final = TaskTable(_ALL)
+"""The built-in tasks."""
 
 TRITON_TASKS: Final = (
     "<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<CAPTION_TO_PHRASE_GROUNDING>", "<OD>",
     "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OCR>", "<OCR_WITH_REGION>",
 )  # fmt: skip
-"""Those that deployments behind Triton have."""
+"""The tasks that deployments behind Triton have."""

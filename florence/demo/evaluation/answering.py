@@ -16,16 +16,16 @@ from florence.answers.answer import Answer
 from florence.client import Client
 from florence.runtime.florence2 import Florence2
 from florence.types.results import Result
-from florence.types.tasks import Input, get_task
+from florence.types.tasks import TASKS, Input
 
 Item = tuple[Image.Image, str, str | None]  # picture, task, its text or region (as `<loc_n>`)
-Ask = Callable[[Sequence[Item]], list[Result]]
+Answerer = Callable[[Sequence[Item]], list[Result]]
 
 _AT_ONCE: Final = 4  # requests to a service
 _PATIENCE_S: Final = 120.0
 
 
-def ask_model(model: Florence2) -> Ask:
+def ask_model(model: Florence2) -> Answerer:
     """Questions to a loaded model. An answer that fails raises its own error."""
     return lambda items: [answer.result for answer in answers_of(model, items)]
 
@@ -40,7 +40,7 @@ def answers_of(model: Florence2, items: Sequence[Item]) -> list[Answer]:
     return answers
 
 
-def ask_service(url: str) -> Ask:
+def ask_service(url: str) -> Answerer:
     """Questions to the typed endpoints of a service. Raises what `florence.client.Client` raises."""
 
     def ask(items: Sequence[Item]) -> list[Result]:
@@ -55,6 +55,6 @@ def ask_service(url: str) -> Ask:
 
 def _ask_one(client: Client, item: Item) -> Result:
     image, task, given = item
-    if get_task(task).input is Input.REGION:
+    if TASKS.resolve(task).input is Input.REGION:
         return client.run(image, task, region=given).result
     return client.run(image, task, given).result

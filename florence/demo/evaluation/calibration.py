@@ -27,7 +27,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CalibrationRow:
     """One group: how many, their mean score, the share that is right."""
 
     count: int
@@ -35,12 +35,12 @@ class Row:
     right: float
 
 
-def reliability(judged: Sequence[Judged]) -> list[Row]:
+def reliability(judged: Sequence[Judged]) -> list[CalibrationRow]:
     """The groups, lowest scores first; as many as there are things where these are few."""
     ranked = sorted(judged, key=lambda one: one.score)
     cuts = [len(ranked) * number // GROUPS for number in range(GROUPS + 1)]
     return [
-        Row(stop - start, mean([one.score for one in part]), mean([one.right for one in part]))
+        CalibrationRow(stop - start, mean([one.score for one in part]), mean([one.right for one in part]))
         for start, stop in itertools.pairwise(cuts)
         if (part := ranked[start:stop])
     ]

@@ -11,7 +11,7 @@ from typing import Any
 from florence.demo.evaluation.calibration import Judged, expected_calibration_error, reliability
 from florence.demo.evaluation.grading import Grade
 from florence.demo.evaluation.metrics import Figures
-from florence.types.tasks import Kind, get_task
+from florence.types.tasks import TASKS, Kind
 
 
 def table(figures: Mapping[str, Figures]) -> str:
@@ -36,7 +36,7 @@ def reliability_table(grades: Mapping[str, Grade]) -> str:
 
 
 def _kind(task: str) -> str:
-    kind = get_task(task).kind
+    kind = TASKS.resolve(task).kind
     return str(Kind.BOXES if kind is Kind.BOXES_OR_POLYGONS else kind)  # this world asks for boxes only
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from florence.demo.training.config import Plan, Stage
+from florence.demo.training.config import TrainingConfig, TrainingStage
 from florence.demo.world.drawing import draw_scene
 from florence.demo.world.ground_truth import Question, questions, sayable
 from florence.demo.world.scenes import Limits, Scene, Split, Thing, make_scene, scene_rng
@@ -25,7 +25,7 @@ from florence.demo.world.shapes import MOST_CORNERS
 from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS
 from florence.types.regions import BINS
-from florence.types.tasks import TASKS, build_prompt
+from florence.types.tasks import TASKS
 
 PAD: Final = 1
 START: Final = 2  # the decoder's first input, </s>
@@ -73,7 +73,7 @@ def draw_lots(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> S
 class Batches(Dataset[Batch]):
     """The training batches of a plan by step."""
 
-    def __init__(self, plan: Plan, tokenizer: Tokenizer) -> None:
+    def __init__(self, plan: TrainingConfig, tokenizer: Tokenizer) -> None:
         self._plan = plan
         self._tokenizer = tokenizer
         self._typeface = Typeface()
@@ -100,7 +100,7 @@ class Batches(Dataset[Batch]):
             torch.stack(pixels), torch.tensor(grounds), torch.tensor(things), torch.tensor(outlines), groups
         )
 
-    def _choose(self, scene: Scene, rng: np.random.Generator, stage: Stage) -> list[Question]:
+    def _choose(self, scene: Scene, rng: np.random.Generator, stage: TrainingStage) -> list[Question]:
         if not stage.answers:
             return []
         possible = questions(scene, rng)
@@ -111,7 +111,7 @@ class Batches(Dataset[Batch]):
     def _groups(self, asked: list[tuple[int, Question]]) -> tuple[Group, ...]:
         encoded = []
         for owner, question in asked:
-            prompt = build_prompt(TASKS[question.task], question.text)
+            prompt = TASKS.build_prompt(TASKS[question.task], question.text)
             pair = self._tokenizer.encode_batch([prompt, question.answer])
             encoded.append((owner, pair[0].ids, pair[1].ids))
         encoded.sort(key=lambda row: len(row[2]))

@@ -68,7 +68,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class TrainingStage:
     """A stretch of training.
 
     answers: questions per picture, 0 trains the tower alone on a plain head. blur: width in bins of the
@@ -90,11 +90,11 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingConfig:
     """All that decides the result: sizes, stages, seed."""
 
     sizes: Sizes = Sizes()
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[TrainingStage, ...] = ()
     seed: int = 1
     batch: int = 16  # pictures a step
     warm_up: int = 200  # steps in which a rate rises
@@ -105,7 +105,7 @@ class Plan:
     def steps(self) -> int:
         return sum(stage.pictures // self.batch for stage in self.stages)
 
-    def stage_at(self, step: int) -> tuple[Stage, float]:
+    def stage_at(self, step: int) -> tuple[TrainingStage, float]:
         """The stage of a step, and how far through it the step is, 0 to 1."""
         for stage in self.stages:
             length = stage.pictures // self.batch
@@ -130,18 +130,22 @@ class Plan:
 _MAIN: Final = 1e-3
 _TO_FOUR: Final = Limits(things=(1, 4), word_share=0.55)
 _TO_SIX: Final = Limits(things=(1, 6), word_share=0.55)
-PLAN: Final = Plan(
+TRAINING: Final = TrainingConfig(
     stages=(
-        Stage("see", 32_000, Limits(things=(1, 4)), 0, 25.0, 1.0, (1.5e-3, 1.5e-3), rises=True),
-        Stage("speak", 10_000, Limits(things=(1, 2)), 4, 20.0, 0.5, (_MAIN, _MAIN), rises=True),
-        Stage("widen", 56_000, _TO_FOUR, 4, 12.0, 0.6, (_MAIN, 0.85 * _MAIN)),
-        Stage("settle", 38_400, _TO_SIX, 4, 6.0, 0.5, (0.85 * _MAIN, 0.0), 2.0),
-        Stage("sharpen", 8_000, _TO_SIX, 4, 1.5, 0.3, (2.5e-4, 0.0), 2.0),
-        Stage("outline", 17_600, _TO_SIX, 6, 8.0, 0.6, (0.8 * _MAIN, 0.8 * _MAIN), 2.0, True, OUTLINE_SHARES),
-        Stage("round", 32_000, _TO_SIX, 6, 4.0, 0.5, (0.8 * _MAIN, 0.15 * _MAIN), 2.0, False, OUTLINE_SHARES),
-        Stage("polish", 8_000, _TO_SIX, 6, 1.5, 0.3, (0.15 * _MAIN, 0.0), 2.0, False, OUTLINE_SHARES),
-        Stage("again", 16_000, _TO_SIX, 6, 2.5, 0.3, (0.5 * _MAIN, 0.0), 2.0, True, OUTLINE_SHARES),
-        Stage("places", 48_000, _TO_SIX, 6, 2.5, 0.4, (0.6 * _MAIN, 0.0), 2.0, True, OUTLINE_SHARES),
-        Stage("ask", 14_400, _TO_SIX, 6, 2.5, 0.3, (0.5 * _MAIN, 0.0), 2.0, True, ASKED_SHARES),
+        TrainingStage("see", 32_000, Limits(things=(1, 4)), 0, 25.0, 1.0, (1.5e-3, 1.5e-3), rises=True),
+        TrainingStage("speak", 10_000, Limits(things=(1, 2)), 4, 20.0, 0.5, (_MAIN, _MAIN), rises=True),
+        TrainingStage("widen", 56_000, _TO_FOUR, 4, 12.0, 0.6, (_MAIN, 0.85 * _MAIN)),
+        TrainingStage("settle", 38_400, _TO_SIX, 4, 6.0, 0.5, (0.85 * _MAIN, 0.0), 2.0),
+        TrainingStage("sharpen", 8_000, _TO_SIX, 4, 1.5, 0.3, (2.5e-4, 0.0), 2.0),
+        TrainingStage(
+            "outline", 17_600, _TO_SIX, 6, 8.0, 0.6, (0.8 * _MAIN, 0.8 * _MAIN), 2.0, True, OUTLINE_SHARES
+        ),
+        TrainingStage(
+            "round", 32_000, _TO_SIX, 6, 4.0, 0.5, (0.8 * _MAIN, 0.15 * _MAIN), 2.0, False, OUTLINE_SHARES
+        ),
+        TrainingStage("polish", 8_000, _TO_SIX, 6, 1.5, 0.3, (0.15 * _MAIN, 0.0), 2.0, False, OUTLINE_SHARES),
+        TrainingStage("again", 16_000, _TO_SIX, 6, 2.5, 0.3, (0.5 * _MAIN, 0.0), 2.0, True, OUTLINE_SHARES),
+        TrainingStage("places", 48_000, _TO_SIX, 6, 2.5, 0.4, (0.6 * _MAIN, 0.0), 2.0, True, OUTLINE_SHARES),
+        TrainingStage("ask", 14_400, _TO_SIX, 6, 2.5, 0.3, (0.5 * _MAIN, 0.0), 2.0, True, ASKED_SHARES),
     )
 )

@@ -15,14 +15,14 @@ from typing import Any
 from florence.demo.evaluation.evaluators import evaluator, quietly
 from florence.demo.evaluation.metrics import Box, Figures, coco_box
 
-Picture = int | tuple[int, str]
+PictureId = int | tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """A box of one picture with its label; `score` is None in the truth."""
 
-    picture: Picture
+    picture: PictureId
     label: str
     box: Box
     score: float | None = None

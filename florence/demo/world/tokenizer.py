@@ -18,7 +18,7 @@ from florence.demo.world.ground_truth import questions
 from florence.demo.world.scenes import Limits, Split, make_scene, scene_rng
 from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORDS
-from florence.types.tasks import TASKS, build_prompt
+from florence.types.tasks import TASKS
 
 SPECIAL: Final = ("<s>", "<pad>", "</s>", "<unk>")
 _LARGEST_BASE: Final = 1400
@@ -64,7 +64,7 @@ def _texts() -> Iterator[str]:
         rng = scene_rng(Split.SAMPLES, 0, index)
         scene = make_scene(rng, typeface, Limits(things=(1, 6)))
         for question in questions(scene, rng) if scene.things else ():
-            yield _unlocated(build_prompt(TASKS[question.task], question.text))
+            yield _unlocated(TASKS.build_prompt(TASKS[question.task], question.text))
             yield _unlocated(question.answer)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
 from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.device.features import FeatureCache
 from florence.engine.device.graphs import Buckets, BucketSteps, Recorder
@@ -29,10 +30,6 @@ from florence.model.chunks import Chunks, run_to_end, waiting
 from florence.model.decode import Kernel, try_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
-
-DEFAULT_FEATURE_BYTES = 128 * 2**20
-"""Room for about a hundred pictures of Florence-2-large in bfloat16."""
-
 
 Outcome = Hypothesis | EngineError
 
@@ -62,7 +59,7 @@ class Runner:
         picture_size: tuple[int, int] | None = None,
         encoder_room: int | None = None,
         decoder_room: int | None = None,
-        feature_bytes: int = DEFAULT_FEATURE_BYTES,
+        feature_bytes: int = DEFAULT_PICTURE_CACHE_BYTES,
         kernel: Kernel | None = None,
         recorder: Recorder | None = None,
         late: bool = False,

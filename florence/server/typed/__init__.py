@@ -1,1 +1,1 @@
-"""One typed endpoint for each task, and what describes them."""
+"""One typed endpoint for each task, and their description."""

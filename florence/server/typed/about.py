@@ -1,6 +1,6 @@
-"""What the service says of itself beside the v2 protocol: `GET /docs.json` and `GET /info`, a Starlette app.
+"""The service's description of itself: `GET /docs.json` and `GET /info`, a Starlette app.
 
-Knows paths and bodies; what there is to say is the model's and `openapi`'s business.
+Knows paths and bodies; the content comes from the model and `openapi`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from florence.types.info import ServiceInfo
 
 
 def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
-    """The two routes. max_body_bytes: the service's limit, which `/info` tells."""
+    """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
 
     async def info(request: Request) -> Response:
         return await reply_or_error(_info(inference, max_body_bytes))
@@ -36,7 +36,7 @@ async def _docs(request: Request) -> Response:
 
 @cache
 def _document() -> dict[str, Any]:
-    """The same for every service, and slow to make."""
+    """Cached: it is the same for every service, and slow to build."""
     return openapi_document()
 
 

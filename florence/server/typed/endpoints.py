@@ -1,10 +1,10 @@
 """The typed endpoints: one BentoML API for each task, its input and answer as pydantic types.
 
 Knows HTTP bodies (multipart or JSON) and BentoML's io types; the picture's format, the tasks' rules on text
-and regions and the ranges of options are checked by `images`, `tasks`, `regions` and `schemas`.
+and regions and the ranges of options are checked by `images` and `types`.
 
-BentoML turns whatever its io types raise into error bodies of its own and logs a traceback for each; so an
-input that is refused goes on to the endpoint as a value, `Refused`, and becomes a reply there.
+BentoML turns any exception of its io types into an error body of its own and logs a traceback; so an invalid
+input is passed to the endpoint as a value, `Refused`, and becomes a reply there.
 """
 
 from __future__ import annotations
@@ -27,32 +27,21 @@ from starlette.responses import Response
 from florence.answers.answer import Answer
 from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
 from florence.server.long_strings import parse_json
-from florence.server.picture import Picture
+from florence.server.picture import EncodedPicture
 from florence.server.replies import Model, off_loop, reply_or_error, settle
-from florence.types.answer import TaskAnswer
+from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
-from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
-from florence.types.tasks import Input, Kind, Task, get_task
+from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
+from florence.types.results import Result
+from florence.types.tasks import Input, Kind, Task
 
 MULTIPART: Final = "multipart/form-data"
 _MOST_PARTS: Final = 32
-_BENTOML_CLIENT: Final = (
-    "BentoML HTTP Client/"  # it writes all of a form's values in JSON, and says so nowhere
-)
-
-RESULT_TYPES: Mapping[Kind, Any] = MappingProxyType(
-    {
-        Kind.TEXT: Text,
-        Kind.BOXES: Detections,
-        Kind.QUADS: OcrRegions,
-        Kind.POLYGONS: Segmentation,
-        Kind.BOXES_OR_POLYGONS: Annotated[Detections | Segmentation, Field(discriminator="kind")],
-    }
-)
+_BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 
 
 def _bentoml_components(model: type[BaseModel]) -> dict[str, Any]:
-    """The model's schema and those inside it, of which BentoML's document can't hold every key."""
+    """The model's schema and those inside it, without the keys that BentoML's document can't hold."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
     schemas = {**schema.pop("$defs", {}), model.__name__: schema}
     known = {field.name for field in Schema.__attrs_attrs__}
@@ -60,7 +49,7 @@ def _bentoml_components(model: type[BaseModel]) -> dict[str, Any]:
 
 
 class Refused:
-    """In the place of an input that can't be read: why not. BentoML passes on what `model_fields` names."""
+    """Stands for an input that can't be read, with the reason. BentoML passes on the `model_fields`."""
 
     model_fields: ClassVar[Mapping[str, None]] = MappingProxyType({"error": None})
 
@@ -69,11 +58,11 @@ class Refused:
 
 
 class PictureInput(IODescriptor):  # type: ignore[misc]  # BentoML's types are not exported
-    """What every task takes: the picture. Other fields than those named are refused."""
+    """The input of every task: the picture. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image: Picture = Field(
+    image: EncodedPicture = Field(
         description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
         "PNG, JPEG, WebP, GIF, BMP or TIFF, told by its bytes."
     )
@@ -81,11 +70,11 @@ class PictureInput(IODescriptor):  # type: ignore[misc]  # BentoML's types are n
     @classmethod
     def __pydantic_init_subclass__(cls) -> None:
         super().__pydantic_init_subclass__()
-        cls.multipart_fields = ["image"]  # BentoML finds only paths and PIL images by itself
+        cls.multipart_fields = ["image"]  # BentoML detects only paths and PIL images
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> PictureInput | Refused:
-        """The input that a request's body holds. BentoML's own reader would fetch URLs found in it."""
+        """The input in a request's body. BentoML's own reader would fetch URLs in it."""
         try:
             if request.headers.get("content-type", "").lower().startswith(MULTIPART):
                 fields = await _read_form(request)
@@ -134,7 +123,7 @@ class _RegionField(PictureInput):
     region: (
         Annotated[list[float], Field(min_length=4, max_length=4)] | Annotated[str, Field(max_length=200)]
     ) = Field(
-        description="x1, y1, x2, y2 in pixels of the picture after its EXIF turn, or as text <loc_x1><loc_y1>"
+        description="x1, y1, x2, y2 in pixels of the picture after EXIF rotation, or as text <loc_x1><loc_y1>"
         "<loc_x2><loc_y2> in thousandths of it."
     )
 
@@ -149,7 +138,7 @@ INPUT_TYPES: Mapping[Input, type[PictureInput]] = MappingProxyType(
 
 
 class Output(IODescriptor):  # type: ignore[misc]  # as above
-    """An answer as BentoML's own OpenAPI document can hold it."""
+    """An answer that BentoML's own OpenAPI document can hold."""
 
     @classmethod
     def openapi_components(cls, name: str) -> dict[str, Any]:
@@ -157,24 +146,23 @@ class Output(IODescriptor):  # type: ignore[misc]  # as above
 
 
 @cache
-def answer_type(kind: Kind) -> type[BaseModel]:
+def output_type(kind: Kind) -> type[BaseModel]:
     """The type of an endpoint's answer, by the kind of its task's result."""
     name = "".join(word.title() for word in kind.split("_")) + "Answer"
-    parametrized: Any = TaskAnswer.__class_getitem__(RESULT_TYPES[kind])
-    made: type[BaseModel] = create_model(name, __base__=(Output, parametrized), __doc__=TaskAnswer.__doc__)
+    bases: Any = (Output, answer_type(kind))
+    made: type[BaseModel] = create_model(name, __base__=bases, __doc__=TaskAnswer.__doc__)
     return made
 
 
 class Endpoints(Protocol):
-    """What an endpoint needs of the service that it is part of."""
+    """What an endpoint needs of its service."""
 
     model: Model
     timeout_s: float
 
 
-def endpoint(name: str) -> Any:
-    """The BentoML API of the task of that name: `POST /<name>`."""
-    task = get_task(name)
+def endpoint(task: Task) -> Any:
+    """The BentoML API of a task: `POST /<name>`."""
 
     async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
         return await reply_or_error(_answer(service, task, fields))
@@ -182,7 +170,7 @@ def endpoint(name: str) -> Any:
     call.__name__ = task.name
     call.__doc__ = f"{task.summary} Task {task.token}."
     api: Callable[..., Any] = bentoml.api(
-        input_spec=INPUT_TYPES[task.input], output_spec=answer_type(task.kind)
+        input_spec=INPUT_TYPES[task.input], output_spec=output_type(task.kind)
     )
     return api(call)
 
@@ -194,30 +182,29 @@ async def _answer(service: Endpoints, task: Task, fields: dict[str, Any]) -> Bas
     if refused is not None:
         raise refused
     image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
-    options = {name: value for name, value in fields.items() if value is not None}
     future = service.model.submit(
         image,
         task.token,
         text,
         region=region,
         timeout_s=service.timeout_s,
-        **options,
+        parameters=GenerationParameters.model_construct(**fields),  # validated with the input
     )
     return task_answer(await settle(future))
 
 
 def task_answer(answer: Answer) -> BaseModel:
-    """The part of the answer that an endpoint's type has: without text and tokens as generated."""
+    """The answer without the generated text and tokens, which endpoints don't send."""
     fields = {name: getattr(answer, name) for name in TaskAnswer.model_fields}
     return TaskAnswer[Result].model_construct(**fields)
 
 
 async def _read_form(request: Request) -> dict[str, Any]:
-    """The fields of a multipart body; all stays in memory, the service's limit on bodies bounds it."""
+    """The fields of a multipart body, in memory; the service's limit on bodies bounds it."""
     parser = MultiPartParser(
         request.headers, request.stream(), max_files=_MOST_PARTS, max_fields=_MOST_PARTS, max_part_size=2**31
     )
-    parser.spool_max_size = 2**31  # no temporary file, so that a read-only disk does
+    parser.spool_max_size = 2**31  # no temporary file: the disk may be read-only
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -230,8 +217,8 @@ async def _read_form(request: Request) -> dict[str, Any]:
 
 
 async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
-    """One part's value: a file's bytes, or text. Numbers and lists are written as in JSON; a text is as it
-    is, unless `in_json` says that it is written so too."""
+    """One part's value: a file's bytes, or text. Numbers and lists are JSON; a text is plain, unless
+    `in_json`."""
     parts = form.getlist(name)
     if len(parts) > 1:
         raise RequestError(f"{name[:60]} is sent {len(parts)} times; send it once")
@@ -250,7 +237,7 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
 
 
 def explain(error: ValidationError, task: Task | None, input_type: type[BaseModel]) -> RequestError:
-    """What is wrong with which field of an input, and what is allowed."""
+    """Which field of an input is wrong, and what is allowed."""
     allowed = ", ".join(input_type.model_fields)
     reasons: list[str] = []
     for detail in error.errors(include_url=False):
@@ -268,12 +255,13 @@ def explain(error: ValidationError, task: Task | None, input_type: type[BaseMode
         else:
             message = detail["msg"].removeprefix("Value error, ")
             got = "" if name in ("", "image") else f", got {repr(detail['input'])[:60]}"
-            reasons.append(f"{name}: {message}{got}" if name else message)
+            named = name and "picture" not in message  # a message on the picture names it itself
+            reasons.append(f"{name}: {message}{got}" if named else message)
     return RequestError("; ".join(dict.fromkeys(reasons)))
 
 
 def _option_rule(name: str, value: object) -> str:
-    """What an option may be, in the words that all doors use."""
+    """The allowed values of an option, in the words that all interfaces use."""
     try:
         read_generation_parameters({name: value})
     except OptionError as error:
@@ -287,6 +275,6 @@ def _input_rule(task: Task, name: str) -> str:
     if task.input is Input.TEXT:
         return f'{task.token} needs a text and takes nothing else: "text": {json.dumps(task.example)}'
     return (
-        f'{task.token} needs a region and takes nothing else: "region": [52, 332, 932, 774] in pixels, '
-        f'or "region": {json.dumps(task.example)}'
+        f'{task.token} needs a region and takes nothing else: "region": {list(PIXELS_EXAMPLE)} in pixels, '
+        f'or "region": {json.dumps(LOCATIONS_EXAMPLE)} in thousandths of the picture\'s width and height'
     )

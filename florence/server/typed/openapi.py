@@ -1,8 +1,8 @@
 """The OpenAPI document of the whole service, served at /docs.json and shown by BentoML's page at /.
 
 BentoML's own document has one content type for each request and neither examples nor mounted routes; this one
-has uploads and JSON side by side, an example of request and answer for each task, and the v2 routes. Knows
-the endpoints' pydantic types; knows nothing about a running service.
+has uploads and JSON, an example of request and answer for each task, an example of each error, and the v2
+routes. Knows the endpoints' pydantic types and tasks; knows nothing about a running service.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any, Final
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from florence import __version__
-from florence.server.typed.analyze import AnalyzeAnswer, AnalyzeInput
-from florence.server.typed.endpoints import INPUT_TYPES, MULTIPART, answer_type
+from florence.server.replies import INTERNAL_ERROR
+from florence.server.typed.analysis import TASKS_EXAMPLE, AnalyzeAnswer, AnalyzeInput
+from florence.server.typed.endpoints import INPUT_TYPES, MULTIPART, output_type
 from florence.server.v2.generate import build_generate_answer
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_infer_answer
@@ -31,18 +32,26 @@ _REFERENCE = "#/components/schemas/{model}"
 _PICTURE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AARAwQCgAf7gP9i18U1AAAAABJRU5ErkJggg=="
 )
-_FAILURES: Mapping[int, str] = {
-    400: "The request can't be answered as it stands; the message says what to change.",
-    413: "The body or the picture is larger than allowed.",
-    500: "The service failed; its log says more.",
-    503: "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
-    504: "Not finished in the time allowed.",
-}
+_FAILURES: Final = (  # status, meaning, an example of its message
+    (400, "The request can't be answered as it stands; the message says what to change.", "image is missing"),
+    (
+        413,
+        "The body or the picture is larger than allowed.",
+        "the picture has 10000x8000 = 80000000 pixels; up to 64000000 are allowed",
+    ),
+    (500, "The service failed; its log says more.", INTERNAL_ERROR),
+    (
+        503,
+        "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
+        "256 requests are waiting, as many as may; come back in 3 s",
+    ),
+    (504, "Not finished in the time allowed.", "the request was not finished within 300 s"),
+)
 
 
 def openapi_document() -> dict[str, Any]:
     """The document, OpenAPI 3.1, as JSON can hold it."""
-    types = {answer_type(task.kind) for task in TASKS.values()}
+    types = {output_type(task.kind) for task in TASKS.values()}
     wanted: list[tuple[Any, JsonSchemaMode]] = [
         (model, "serialization")
         for model in (*INPUT_TYPES.values(), *types, AnalyzeInput, AnalyzeAnswer, ServiceInfo)
@@ -55,8 +64,8 @@ def openapi_document() -> dict[str, Any]:
         "info": {
             "title": "florence",
             "version": __version__,
-            "description": "Florence-2: one typed endpoint for each of its fifteen tasks, and the v2 "
-            "inference protocol. Regions and answers are in pixels of the picture after its EXIF turn.",
+            "description": "Florence-2: one typed endpoint for each of its tasks, and the v2 inference "
+            "protocol. Regions and answers are in pixels of the picture after EXIF rotation.",
         },
         "servers": [{"url": "."}],
         "tags": [{"name": "Tasks"}, {"name": "Service"}, {"name": "v2 protocol"}, {"name": "Health"}],
@@ -69,13 +78,11 @@ _ERROR: Final = {
     "type": "object",
     "properties": {"error": {"type": "string", "description": "What went wrong, and what to change."}},
     "required": ["error"],
-    "examples": [{"error": "image is missing"}],
 }
 
 
 def _task_operation(task: Task, references: Mapping[Any, Any]) -> dict[str, Any]:
-    input_type, output_type = INPUT_TYPES[task.input], answer_type(task.kind)
-    schema = references[input_type, "serialization"]
+    schema = references[INPUT_TYPES[task.input], "serialization"]
     example = _request_example(task)
     return {
         "tags": ["Tasks"],
@@ -85,22 +92,21 @@ def _task_operation(task: Task, references: Mapping[Any, Any]) -> dict[str, Any]
         "JSON; its format is told by its bytes.",
         "requestBody": _body(schema, example, example),
         "responses": _responses(
-            {"schema": references[output_type, "serialization"], "example": _answer_example(task)}
+            {"schema": references[output_type(task.kind), "serialization"], "example": _answer_example(task)}
         ),
     }
 
 
 def _analyze_operation(references: Mapping[Any, Any]) -> dict[str, Any]:
-    tasks = [{"task": "caption"}, {"task": "<CAPTION_TO_PHRASE_GROUNDING>", "text": "a green car"}]
-    example = {"image": _PICTURE, "tasks": tasks}
+    example = {"image": _PICTURE, "tasks": list(TASKS_EXAMPLE)}
     schema = references[AnalyzeInput, "serialization"]
     return {
         "tags": ["Tasks"],
         "operationId": "analyze",
-        "summary": "Answer many tasks on one picture, which is looked at once.",
+        "summary": "Answer many tasks on one picture, which is encoded once.",
         "description": "A task that fails has its error and status in its place; where none could be "
         "answered, the reply is the first one's error.",
-        "requestBody": _body(schema, example, {**example, "tasks": json.dumps(tasks)}),
+        "requestBody": _body(schema, example, {**example, "tasks": json.dumps(TASKS_EXAMPLE)}),
         "responses": _responses(
             {
                 "schema": references[AnalyzeAnswer, "serialization"],
@@ -147,10 +153,10 @@ def _request_example(task: Task) -> dict[str, Any]:
 
 
 def _answer_example(task: Task) -> dict[str, Any]:
-    schema = answer_type(task.kind).model_json_schema(mode="serialization")
+    schema = output_type(task.kind).model_json_schema(mode="serialization")
     example: dict[str, Any] = {**schema["examples"][0], "task": task.token}
-    if task.token == "<REGION_TO_CATEGORY>":
-        example["result"] = Text(text="car", score=0.91).model_dump()
+    if task.example_answer is not None:
+        example["result"] = Text(text=task.example_answer, score=0.91).model_dump()
     return example
 
 
@@ -158,17 +164,22 @@ def _responses(content: Mapping[str, Any] | None) -> dict[str, Any]:
     good: dict[str, Any] = {"description": "The answer."}
     if content is not None:
         good["content"] = {JSON: dict(content)}
-    error = {"schema": {"$ref": _REFERENCE.format(model="Error")}}
+    schema = {"$ref": _REFERENCE.format(model="Error")}
     failures = {
-        str(status): {"description": text, "content": {JSON: error}} for status, text in _FAILURES.items()
+        str(status): {
+            "description": text,
+            "content": {JSON: {"schema": schema, "example": {"error": message}}},
+        }
+        for status, text, message in _FAILURES
     }
     return {"200": good, **failures}
 
 
 def _v2_paths() -> dict[str, Any]:
     model = MODEL_PATH.format(model=MODEL_NAME)
-    row = {"<CAPTION>": "A green car in front of a yellow building."}
-    values = {"INPUT_IMAGE": _PICTURE, "TASK_PROMPT": "<CAPTION>"}
+    token = TASKS.resolve("caption").token
+    row = {token: "A green car in front of a yellow building."}
+    values = {"INPUT_IMAGE": _PICTURE, "TASK_PROMPT": token}
     request = {
         "id": "42",
         "inputs": [
@@ -176,46 +187,40 @@ def _v2_paths() -> dict[str, Any]:
             for name, value in values.items()
         ],
     }
-    answer = build_infer_answer("42", [row])
-    infer = _v2(
-        "Answer a task on a picture, as Triton does.", {"schema": {"type": "object"}, "example": answer}
-    )
-    infer["requestBody"] = {
-        "required": True,
-        "content": {JSON: {"schema": {"type": "object"}, "example": json.loads(json.dumps(request))}},
-    }
+    infer = _v2("Answer a task on a picture, as Triton does.", example=build_infer_answer("42", [row]))
     generate = _v2(
-        "Answer a task on a picture, with one key for each input.",
-        {"schema": {"type": "object"}, "example": build_generate_answer("", [row])},
+        "Answer a task on a picture, with one key for each input.", example=build_generate_answer("", [row])
     )
-    generate["requestBody"] = {
-        "required": True,
-        "content": {JSON: {"schema": {"type": "object"}, "example": values}},
-    }
     stream = _v2(
-        "The same, its text token by token before it where num_beams is 1 and the task answers in text.", None
+        "The same, its text token by token before it where num_beams is 1 and the task answers in text."
     )
     stream["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-    stream["requestBody"] = {
-        "required": True,
-        "content": {JSON: {"schema": {"type": "object"}, "example": {**values, "num_beams": 1}}},
-    }
+    for operation, body in ((infer, request), (generate, values), (stream, {**values, "num_beams": 1})):
+        operation["requestBody"] = {
+            "required": True,
+            "content": {JSON: {"schema": {"type": "object"}, "example": body}},
+        }
     return {
         f"{model}/infer": {"post": infer},
         f"{model}/generate": {"post": generate},
         f"{model}/generate_stream": {"post": stream},
-        f"{model}/ready": {"get": _v2("Whether the model takes requests.", None)},
-        model: {"get": _v2("Inputs and outputs of the model.", {"schema": {"type": "object"}})},
-        f"{model}/config": {"get": _v2("Configuration of the model.", {"schema": {"type": "object"}})},
-        f"{model}/stats": {"get": _v2("Counts and durations of requests.", {"schema": {"type": "object"}})},
-        "/v2/repository/index": {"post": _v2("The models that there are.", {"schema": {"type": "array"}})},
-        "/v2": {"get": _v2("Name and version of the server.", {"schema": {"type": "object"}})},
-        "/v2/health/live": {"get": _v2("Whether the process answers.", None)},
-        "/v2/health/ready": {"get": _v2("Whether the model takes requests.", None)},
+        f"{model}/ready": {"get": _v2("Whether the model takes requests.")},
+        model: {"get": _v2("Inputs and outputs of the model.", type="object")},
+        f"{model}/config": {"get": _v2("Configuration of the model.", type="object")},
+        f"{model}/stats": {"get": _v2("Counts and durations of requests.", type="object")},
+        "/v2/repository/index": {"post": _v2("The models that there are.", type="array")},
+        "/v2": {"get": _v2("Name and version of the server.", type="object")},
+        "/v2/health/live": {"get": _v2("Whether the process answers.")},
+        "/v2/health/ready": {"get": _v2("Whether the model takes requests.")},
     }
 
 
-def _v2(summary: str, content: Mapping[str, Any] | None) -> dict[str, Any]:
+def _v2(summary: str, *, type: str | None = None, example: Any = None) -> dict[str, Any]:
+    content = None
+    if example is not None:
+        content = {"schema": {"type": "object"}, "example": example}
+    elif type is not None:
+        content = {"schema": {"type": type}}
     return {"tags": ["v2 protocol"], "summary": summary, "responses": _responses(content)}
 
 

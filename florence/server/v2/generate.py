@@ -15,7 +15,7 @@ from florence.server.v2.infer_body import answer_head, flatten, member
 from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT
 from florence.server.v2.tensors import InferRequest, Tensor, check_parameters, check_text, read_columns
-from florence.types.tasks import Kind, get_task
+from florence.types.tasks import Kind, TaskTable
 
 TEXT_KEY: Final = "text_output"
 """Where Triton's text backends put the text of an event; our output is there in the last event only."""
@@ -42,7 +42,7 @@ def build_generate_answer(request_id: str, answers: Sequence[Mapping[str, Any]])
     return {**answer_head(request_id), OUTPUT: texts[0] if len(texts) == 1 else texts}
 
 
-def is_token_stream(infer: InferRequest) -> bool:
+def is_token_stream(infer: InferRequest, tasks: TaskTable) -> bool:
     """Whether a stream of this request gives its text token by token: one row, one beam, a text to answer.
 
     One beam has to be asked for, since the checkpoint's own setting is more. Raises OptionError where several
@@ -57,7 +57,7 @@ def is_token_stream(infer: InferRequest) -> bool:
             "part of the answer is final before all of it is; ask generate, or leave num_beams out to get "
             "the whole answer as one event"
         )
-    return infer.row_count == 1 and get_task(str(infer.columns["TASK_PROMPT"][0])).kind is Kind.TEXT
+    return infer.row_count == 1 and tasks.resolve(str(infer.columns["TASK_PROMPT"][0])).kind is Kind.TEXT
 
 
 def build_text_event(request_id: str, text: str) -> bytes:

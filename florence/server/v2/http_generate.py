@@ -39,7 +39,7 @@ async def generate_stream(request: Request) -> Response:
     """Token by token where that can be; else one event with the whole answer, as Triton gives for a model
     that answers once."""
     infer = await _read(request)
-    if not is_token_stream(infer):
+    if not is_token_stream(infer, inference_of(request).ready_model().tasks):
         return await _answer(request, infer, _event_reply)
     texts: Texts = asyncio.Queue()
     loop = asyncio.get_running_loop()

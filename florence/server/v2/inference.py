@@ -63,9 +63,7 @@ class Inference:
         ClientLeft, when `left` ends first.
         """
         model = self.ready_model()
-        options: dict[str, Any] = {}
-        if infer.parameters:
-            options |= generation_options(infer.parameters).model_dump(exclude_none=True)
+        options: dict[str, Any] = {"parameters": generation_options(infer.parameters)}
         options["timeout_s"] = self._seconds_for(infer.parameters)
         if on_text is not None:
             options["on_text"] = on_text

@@ -11,11 +11,12 @@ from starlette.testclient import TestClient
 from v2 import send
 
 from florence import Florence2, __version__
-from florence.engine.scheduler import BatchLimits
-from florence.images.decode import ImageLimits
+from florence.engine.config import EngineConfig
 from florence.server.typed.about import create_about_app
 from florence.server.v2.inference import Inference
+from florence.settings import Settings
 from florence.types.info import ModelInfo, ServiceInfo
+from florence.types.options import GenerationParameters
 
 
 @pytest.fixture
@@ -35,12 +36,15 @@ def test_info_is_the_models_and_the_services(about: Starlette, model: FakeModel)
 
 
 def test_the_type_holds_all_that_the_library_says() -> None:
-    """Nothing is left out, and nothing else is in it."""
+    """Nothing is left out, and nothing else is in it; limits have their settings' names and defaults."""
     with Florence2.load("demo", device="cpu", dtype="float32") as model:
         info = model.info()
     assert ModelInfo.model_validate(info).model_dump(mode="json") == info
     assert set(ModelInfo.model_fields["limits"].annotation.model_fields) == set(info["limits"])  # type: ignore[union-attr]
-    assert info["limits"] == info["limits"] | asdict(ImageLimits()) | asdict(BatchLimits())
+    settings = Settings().model_dump() | asdict(EngineConfig())
+    assert info["limits"] == {name: settings[name] for name in info["limits"]}
+    assert set(GenerationParameters.model_fields) < set(info["generation"])
+    assert None not in info["generation"].values()
 
 
 def test_without_a_model_it_says_when_to_come_back() -> None:

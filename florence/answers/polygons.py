@@ -1,4 +1,4 @@
-"""Where the original finds polygons in a text: labels, instances, and the runs of locations in each.
+"""The original's reading of polygons in a text: labels, instances, and the runs of locations in each.
 
 Part of `original`; linear in the length of the text. Knows nothing about pixels.
 """
@@ -19,7 +19,7 @@ _LABEL_STOP = re.compile("<loc_|<poly>")
 _REST_OF_LOCATION = re.compile(r"loc_\d+>")
 
 
-def read_outlines(text: str, *, labelled: bool) -> Iterator[tuple[str, list[str]]]:
+def read_polygons(text: str, *, labelled: bool) -> Iterator[tuple[str, list[str]]]:
     """Each instance's label and its runs of locations, one run for each polygon.
 
     text: without `<s>`, `</s>` and `<pad>`. labelled: whether a group needs a text before it, its label.
@@ -46,7 +46,7 @@ def _read_groups(text: str, *, labelled: bool) -> Iterator[str]:
 
 
 def _read_instances(group: str) -> Iterator[str]:
-    """What stands between each `<poly>` and the next `</poly>`; the whole group unless it holds both."""
+    """The text between each `<poly>` and the next `</poly>`; the whole group unless it holds both."""
     if "<poly>" not in group or "</poly>" not in group:
         yield group
         return

@@ -12,10 +12,11 @@ import pytest
 from pictures import saved
 from PIL import Image, ImageChops
 
+from florence.answers import parse_answer
 from florence.errors import ImageError, MissingLibrary, RequestError
 from florence.export.annotation import Drawable
-from florence.export.coco import coco_dataset
-from florence.export.drawing import COLOURS
+from florence.export.coco import Categories, coco_dataset
+from florence.export.drawing import PALETTE
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
 
@@ -48,13 +49,13 @@ def changed(before: Image.Image, after: Image.Image) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("grey", GREYS)
-def test_outlines_are_seen_on_any_background(name: str, grey: int) -> None:
-    """Whatever the picture's colour: along the outline, pixels that differ from it strongly."""
+def test_polygons_are_seen_on_any_background(name: str, grey: int) -> None:
+    """Whatever the picture's colour: along the polygon, pixels that differ from it strongly."""
     image = plain((grey, grey, grey))
     difference = changed(image, PLACES[name].draw(image))
-    for mark in PLACES[name].marks():
-        for outline in mark.outlines:
-            for x, y in zip(outline[0::2], outline[1::2], strict=True):
+    for annotation in PLACES[name].annotations():
+        for polygon in annotation.polygons:
+            for x, y in zip(polygon[0::2], polygon[1::2], strict=True):
                 around = difference[int(y) - 4 : int(y) + 5, int(x) - 4 : int(x) + 5]
                 assert around.max() > 90
 
@@ -74,7 +75,7 @@ def test_plates_of_neighbours_do_not_cover_each_other() -> None:
     crowd = Detections(detections=[Detection(label=label, box=(300, 200, 400, 300)) for label in labels])
     drawn = crowd.draw(plain("black", (800, 600)))
     seen = {colour for count, colour in drawn.getcolors(10**6) or [] if count > 300}
-    assert set(COLOURS[: len(labels)]) <= seen
+    assert set(PALETTE[: len(labels)]) <= seen
 
 
 def test_the_picture_given_is_not_touched() -> None:
@@ -133,7 +134,7 @@ def test_boxes_as_coco() -> None:
 
 
 def test_polygons_as_coco() -> None:
-    """All parts of one thing are one annotation; what has no outline is none."""
+    """All parts of one thing are one annotation; what has no polygon is none."""
     (leaf,) = POLYGONS.to_coco()
     assert leaf["segmentation"] == POLYGONS.instances[0].polygons
     assert leaf["bbox"] == [40, 50, 160, 90]
@@ -149,8 +150,26 @@ def test_words_read_are_of_one_category() -> None:
 def test_given_categories_are_kept() -> None:
     """And one that is not among them is an error, not a new number that means something else elsewhere."""
     assert BOXES.to_coco(categories={"object": 3, "car": 9})[0]["category_id"] == 9
-    with pytest.raises(KeyError, match="object"):
+    with pytest.raises(RequestError, match="no id for 'object'"):
         BOXES.to_coco(categories={"car": 9})
+
+
+def test_shared_categories_keep_their_ids_over_pictures() -> None:
+    """One `Categories` for many calls: a label has the same id in each, whatever came first there."""
+    other = Detections(detections=[Detection(label="tree", box=(1, 2, 3, 4)), BOXES.detections[0]])
+    for first, ids in ((1, Categories()), (0, Categories(first=0))):
+        BOXES.to_coco(categories=ids)
+        assert other.to_supervision(categories=ids).class_id.tolist() == [first + 2, first]
+        assert ids == {"car": first, "object": first + 1, "tree": first + 2}
+
+
+def test_a_parsed_text_is_drawn_and_exported_as_an_answer_is() -> None:
+    """Without a picture's size too, where there is nothing in pixels."""
+    parsed = parse_answer("<OD>", "car<loc_1><loc_2><loc_30><loc_40>", image_size=SIZE)
+    assert parsed.to_coco() == parsed.result.to_coco()
+    assert parsed.draw(plain("grey")).size == SIZE
+    assert len(parsed.to_supervision()) == 1
+    assert parse_answer("<CAPTION>", "a car").to_coco() == []
 
 
 def answer(result: Any) -> TaskAnswer[Any]:
@@ -199,8 +218,8 @@ def test_words_for_supervision() -> None:
     assert found.xyxy.tolist() == [[48, 50, 150, 90]]
 
 
-def test_outlines_for_supervision_are_masks_of_the_picture() -> None:
-    """All parts of a thing in one mask, as large as the outlines say; an answer knows the size."""
+def test_polygons_for_supervision_are_masks_of_the_picture() -> None:
+    """All parts of a thing in one mask, as large as the polygons say; an answer knows the size."""
     found = answer(POLYGONS).to_supervision()
     assert found.mask.shape == (1, SIZE[1], SIZE[0])
     assert found.mask.sum() == pytest.approx(80 * 80 + 50 * 50 / 2, rel=0.05)

@@ -1,35 +1,45 @@
 """`POST /analyze`: many tasks on one picture in one call, as a BentoML API.
 
-The picture is read and goes through the tower once. A task that fails has its error in its place; where none
-could be answered, the reply is the first one's error.
+The picture is read and encoded once. A task that fails has its error in its place; where none could be
+answered, the reply is the first one's error.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any, Final
 
 import bentoml
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
 from florence.answers.answer import Answer
-from florence.errors import FlorenceError, RequestError, TaskError
+from florence.errors import FlorenceError, RequestError, TaskError, quote
 from florence.server.replies import INTERNAL_ERROR, reply_or_error, settle
 from florence.server.typed.endpoints import Endpoints, Output, PictureInput, explain, task_answer
-from florence.types.analysis import MOST_TASKS, Analysis, Ask, TaskFailure
+from florence.types.analysis import MOST_TASKS, Analysis, TaskFailure, TaskRequest
 from florence.types.options import GenerationParameters
 
 logger = logging.getLogger("florence.service")
 
+TASKS_EXAMPLE: Final = ("caption", {"task": "<CAPTION_TO_PHRASE_GROUNDING>", "text": "a green car"})
+_PROBLEMS: Final = MappingProxyType(
+    {"missing": "is missing", "extra_forbidden": "is unknown: a task has task, and text or region"}
+)
+
+
+TaskName = Annotated[str, Field(max_length=100)]
+
 
 class _TasksField(PictureInput):
-    tasks: list[Ask] = Field(
+    tasks: list[TaskRequest | TaskName] = Field(
         min_length=1,
         max_length=MOST_TASKS,
-        description="What to do with the picture; JSON also where the body is a form.",
+        description="What to do with the picture: objects, or names and tokens alone. JSON also in a form.",
     )
 
 
@@ -48,7 +58,7 @@ def analyze_endpoint() -> Any:
         return await reply_or_error(_analyze(service, fields))
 
     call.__name__ = "analyze"
-    call.__doc__ = "Answer many tasks on one picture, which is looked at once."
+    call.__doc__ = "Answer many tasks on one picture, which is encoded once."
     api: Callable[..., Any] = bentoml.api(input_spec=AnalyzeInput, output_spec=AnalyzeAnswer)
     return api(call)
 
@@ -59,42 +69,47 @@ async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
         raise _explain(refused)
     if refused is not None:
         raise refused
-    image, asks = fields.pop("image"), [Ask.model_validate(ask) for ask in fields.pop("tasks")]
-    options = {name: value for name, value in fields.items() if value is not None}
-    given = [(ask.task, ask.given) for ask in asks]
-    futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, **options)
+    image, tasks = fields.pop("image"), [_read_task(task) for task in fields.pop("tasks")]
+    parameters = GenerationParameters.model_construct(**fields)  # validated with the input
+    given = [(task.task, task.given) for task in tasks]
+    futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, parameters=parameters)
     outcomes = await asyncio.gather(*map(settle, futures), return_exceptions=True)
-    return _analysis(asks, outcomes)
+    return _analysis(tasks, outcomes)
 
 
-def _analysis(asks: Sequence[Ask], outcomes: Sequence[Answer | BaseException]) -> BaseModel:
+def _read_task(task: Any) -> TaskRequest:
+    return TaskRequest(task=task) if isinstance(task, str) else TaskRequest.model_validate(task)
+
+
+def _analysis(tasks: Sequence[TaskRequest], outcomes: Sequence[Answer | BaseException]) -> BaseModel:
     """The body; raises the first error when there is nothing else."""
     answers: list[Any] = []
-    for ask, outcome in zip(asks, outcomes, strict=True):
+    for task, outcome in zip(tasks, outcomes, strict=True):
         if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
             raise outcome  # the call itself was cancelled
-        answers.append(_failure(ask, outcome) if isinstance(outcome, Exception) else task_answer(outcome))
+        answers.append(_failure(task, outcome) if isinstance(outcome, Exception) else task_answer(outcome))
     first = outcomes[0]
     if isinstance(first, Exception) and all(isinstance(answer, TaskFailure) for answer in answers):
         raise first
     return AnalyzeAnswer.model_construct(answers=answers)
 
 
-def _failure(ask: Ask, error: Exception) -> TaskFailure:
+def _failure(task: TaskRequest, error: Exception) -> TaskFailure:
     if isinstance(error, FlorenceError):
-        return TaskFailure(task=ask.task, error=str(error), status=error.status)
-    logger.error("the task %s failed", ask.task, exc_info=error)
-    return TaskFailure(task=ask.task, error=INTERNAL_ERROR, status=500)
+        return TaskFailure(task=task.task, error=str(error), status=error.status)
+    logger.error("the task %s failed", task.task, exc_info=error)
+    return TaskFailure(task=task.task, error=INTERNAL_ERROR, status=500)
 
 
 def _explain(error: ValidationError) -> RequestError:
     """What is wrong with the tasks, or with another field."""
     for detail in error.errors(include_url=False):
         if detail["loc"] and detail["loc"][0] == "tasks":
-            where = ".".join(str(part) for part in detail["loc"][:3])
-            wrong = "is missing" if detail["type"] == "missing" else f"is wrong ({detail['msg']})"
+            # A task's errors come from each type that it may have: tasks, 0, TaskRequest, region, ...
+            parts = [str(part) for part in detail["loc"] if part != TaskRequest.__name__][:3]
+            wrong = _PROBLEMS.get(detail["type"]) or f"can't be {quote(detail['input'])}"
             return TaskError(
-                f"{where} {wrong}; tasks is a list of 1 to {MOST_TASKS} such as "
-                '[{"task": "caption"}, {"task": "<CAPTION_TO_PHRASE_GROUNDING>", "text": "a green car"}]'
+                f"{'.'.join(parts)} {wrong}; tasks is a list of 1 to {MOST_TASKS} such as "
+                f"{json.dumps(TASKS_EXAMPLE)}"
             )
     return explain(error, None, AnalyzeInput)

@@ -1,0 +1,83 @@
+"""A service in a process of its own, for the benchmarks that ask one over HTTP or gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[1]
+START_S = 180.0
+STOP_S = 60.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `bentoml serve`. url: without a slash at its end; grpc_port: where gRPC listens."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    grpc_port: int
+
+
+@contextlib.contextmanager
+def serving(target: str, folder: Path = ROOT, **environment: str) -> Iterator[Server]:
+    """`bentoml serve target` in a folder, once it is ready, with these variables on top of this process's."""
+    port, grpc_port = free_port(), free_port()
+    with tempfile.TemporaryDirectory() as home:
+        variables = {
+            **os.environ,
+            "BENTOML_HOME": home,  # two services under one clear each other's metrics
+            "BENTOML_DO_NOT_TRACK": "true",
+            "FLORENCE_GRPC_HOST": "127.0.0.1",
+            "FLORENCE_GRPC_PORT": str(grpc_port),
+            **environment,
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "bentoml",
+            "serve",
+            target,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
+        log_path = Path(home) / "log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
+        server = Server(process, f"http://127.0.0.1:{port}", grpc_port)
+        try:
+            wait_ready(server, log_path)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(STOP_S)
+
+
+def wait_ready(server: Server, log_path: Path) -> None:
+    """Until /readyz answers 200; ends the benchmark with the service's log where it does not."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and server.process.poll() is None:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{server.url}/readyz").status_code == httpx.codes.OK:
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"the service did not start:\n{log_path.read_text(errors='replace')}")
+
+
+def free_port() -> int:
+    """A port on which nothing listens now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,115 @@
+"""The tasks as methods, declared once for both clients, which differ in what a call returns.
+
+`Client` returns answers, `AsyncClient` awaitables of the same answers. A line here tells type checkers what a
+task takes and answers with; all else is the task's own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from copy import copy
+from typing import Any, Generic, Self, TypeVar, Unpack
+
+from florence.client.exchange import CallOptions
+from florence.client.pictures import Picture
+from florence.types.regions import Region
+from florence.types.tasks import TASKS, Task
+
+T = TypeVar("T")
+TextT = TypeVar("TextT")
+BoxesT = TypeVar("BoxesT")
+QuadsT = TypeVar("QuadsT")
+PolygonsT = TypeVar("PolygonsT")
+FoundT = TypeVar("FoundT")
+AnyT = TypeVar("AnyT")
+
+
+class TaskMethod(Generic[T]):
+    """A descriptor: the task of its own name, asked through the client that it is read from."""
+
+    _client: TaskMethods[Any, Any, Any, Any, Any, Any]
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.task = TASKS.resolve(name)
+        self.__doc__ = self.task.summary
+
+    def __get__(self, client: Any, owner: type | None = None) -> Self:
+        bound = copy(self)
+        bound._client = client
+        return bound
+
+    def _ask(
+        self, image: Picture, options: CallOptions, text: str | None = None, region: Region | None = None
+    ) -> T:
+        answer: T = self._client._ask(image, self.task, options, text, region)
+        return answer
+
+
+class PlainMethod(TaskMethod[T]):
+    """A task that takes nothing but the picture."""
+
+    def __call__(self, image: Picture, **options: Unpack[CallOptions]) -> T:
+        return self._ask(image, options)
+
+
+class TextMethod(TaskMethod[T]):
+    """A task that takes a text."""
+
+    def __call__(self, image: Picture, text: str, **options: Unpack[CallOptions]) -> T:
+        return self._ask(image, options, text=text)
+
+
+class RegionMethod(TaskMethod[T]):
+    """A task that takes a region."""
+
+    def __call__(self, image: Picture, region: Region, **options: Unpack[CallOptions]) -> T:
+        return self._ask(image, options, region=region)
+
+
+class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT]):
+    """One method for each task. `image`: a path, bytes, a PIL image or pixels (see `pictures.Picture`).
+
+    All raise the errors that `florence.client.errors` lists. Answers hold pixels of the picture after EXIF
+    rotation.
+    """
+
+    caption: PlainMethod[TextT] = PlainMethod()
+    detailed_caption: PlainMethod[TextT] = PlainMethod()
+    more_detailed_caption: PlainMethod[TextT] = PlainMethod()
+    caption_to_phrase_grounding: TextMethod[BoxesT] = TextMethod()
+    object_detection: PlainMethod[BoxesT] = PlainMethod()
+    dense_region_caption: PlainMethod[BoxesT] = PlainMethod()
+    region_proposal: PlainMethod[BoxesT] = PlainMethod()
+    ocr: PlainMethod[TextT] = PlainMethod()
+    ocr_with_region: PlainMethod[QuadsT] = PlainMethod()
+    referring_expression_segmentation: TextMethod[PolygonsT] = TextMethod()
+    region_to_segmentation: RegionMethod[PolygonsT] = RegionMethod()
+    open_vocabulary_detection: TextMethod[FoundT] = TextMethod()
+    region_to_category: RegionMethod[TextT] = RegionMethod()
+    region_to_description: RegionMethod[TextT] = RegionMethod()
+    region_to_ocr: RegionMethod[TextT] = RegionMethod()
+
+    def run(
+        self,
+        image: Picture,
+        task: str | Task,
+        text: str | None = None,
+        *,
+        region: Region | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AnyT:
+        """Any task, by its name or token, for programs that learn at run time which; or a `Task` that the
+        service's checkpoint has beside the built-in ones. The result's `kind` says what it is."""
+        answer: AnyT = self._ask(image, task, options, text, region)
+        return answer
+
+    @abstractmethod
+    def _ask(
+        self,
+        image: Picture,
+        task: str | Task,
+        options: CallOptions,
+        text: str | None = None,
+        region: Region | None = None,
+    ) -> Any:
+        """The answer, or an awaitable of it."""

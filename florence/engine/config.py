@@ -1,0 +1,119 @@
+"""The engine's configuration: batches, queue, room for tokens, threads and memory, in one frozen value.
+
+Each field's default, bounds and description stand here only; `florence.settings` and `/info` read them from
+here. Imports neither torch nor pydantic.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Final
+
+from florence.errors import SettingsError
+
+DEFAULT_MAX_NEW_TOKENS: Final = 1024
+"""What Microsoft's examples and the deployments in use ask for; the original's own limit is 20 tokens."""
+
+DEFAULT_PICTURE_CACHE_BYTES: Final = 128 * 2**20
+"""Room for the features of about a hundred pictures of Florence-2-large in bfloat16."""
+
+_BOUNDS: Final[Mapping[str, tuple[Callable[[Any, Any], bool], str]]] = MappingProxyType(
+    {
+        "ge": (operator.ge, "greater than or equal to"),
+        "gt": (operator.gt, "greater than"),
+        "le": (operator.le, "less than or equal to"),
+    }
+)
+
+
+def _declare(default: Any, description: str, *, on_gpu: Any = None, **bounds: float) -> Any:
+    """A field. `on_gpu`: its default there, if it is another. `bounds`: `ge`, `gt` and `le`, in pydantic's
+    words; None is within any bounds."""
+    return field(default=default, metadata={"description": description, "on_gpu": on_gpu, "bounds": bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How one engine works. `for_device` has the defaults that suit a device, the class those of a CPU.
+
+    Raises `SettingsError` for a value out of its bounds.
+    """
+
+    max_batch_size: int = _declare(
+        16,
+        "Requests that decode together in a worker; default: 16 on a CPU, 64 on a GPU.",
+        on_gpu=64,
+        ge=1,
+        le=1024,
+    )
+    max_encode_batch: int = _declare(
+        4,
+        "Most pictures that are encoded together in a worker; fewer where that takes longer than the encode "
+        "budget. Default: 4 on a CPU, 16 on a GPU.",
+        on_gpu=16,
+        ge=1,
+        le=1024,
+    )
+    max_queue: int = _declare(
+        256,
+        "Requests that may wait in a worker, those whose pictures are still being read among them; more get "
+        "a 503.",
+        ge=1,
+        le=100_000,
+    )
+    max_latency_ms: float | None = _declare(
+        None,
+        "A request that would wait for longer is refused at once, with a 503; default: none is.",
+        gt=0,
+        le=86_400_000,
+    )
+    encode_budget_ms: float = _declare(
+        250.0,
+        "For how long new pictures may hold up the requests that are being decoded, at a time.",
+        gt=0,
+        le=60_000,
+    )
+    max_new_tokens: int = _declare(
+        DEFAULT_MAX_NEW_TOKENS,
+        "Tokens of the longest answer: a worker keeps room for so many for each beam, and cuts longer wishes "
+        "to it (`finish_reason`: `length`). At most the checkpoint's positions.",
+        ge=1,
+        le=100_000,
+    )
+    max_prompt_tokens: int = _declare(
+        512,
+        "Tokens of the longest prompt, for which room is kept beside the picture; longer ones get a 400. At "
+        "most the checkpoint's positions.",
+        ge=1,
+        le=100_000,
+    )
+    threads: int | None = _declare(
+        None, "CPU threads of one worker's model; default: PyTorch's choice.", ge=1, le=1024
+    )
+    picture_cache_bytes: int = _declare(
+        DEFAULT_PICTURE_CACHE_BYTES,
+        "Memory of a worker for what the tower saw in the latest pictures.",
+        ge=0,
+        le=2**40,
+    )
+    reserved: bool = _declare(
+        False, "Allocate the memory of a full engine at the start, rather than when requests first need it."
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            for name, bound in each.metadata["bounds"].items():
+                holds, words = _BOUNDS[name]
+                if value is not None and not holds(value, bound):
+                    raise SettingsError(f"{each.name} must be {words} {bound}, got {value}")
+
+    @classmethod
+    def for_device(cls, kind: str, **values: Any) -> EngineConfig:
+        """The configuration with these values, and defaults that suit a kind of device ("cpu" or "cuda"): a
+        GPU computes for many requests in the time that it takes for a few."""
+        gpu = {each.name: each.metadata["on_gpu"] for each in fields(cls) if each.metadata["on_gpu"]}
+        return cls(**{**(gpu if kind == "cuda" else {}), **values})

@@ -1,0 +1,69 @@
+"""The parts of docs/ that are made from the code: `python tests/docs_tables.py` writes them anew."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from serving import ROOT
+
+from florence.cli import main
+from florence.settings import PREFIX, Settings
+
+DOCS = ROOT / "docs"
+COMMANDS = ((), ("run",), ("bulk",), ("info",), ("load-data",), ("serve",))
+
+
+def settings_table() -> str:
+    """A row for each setting: its variable, its default, its description."""
+    rows = ["| variable | default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def help_texts() -> str:
+    """What the program and each of its commands print."""
+    blocks = []
+    for command in COMMANDS:
+        words = " ".join(("florence", *command))
+        blocks.append(f"### {words}\n\n```text\n$ {words} --help\n{printed_help(command)}```")
+    return "\n\n".join(blocks)
+
+
+def printed_help(command: tuple[str, ...]) -> str:
+    """What `florence COMMAND --help` prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    return printed.getvalue()
+
+
+GENERATED: Mapping[str, tuple[str, Callable[[], str]]] = MappingProxyType(
+    {"settings": ("settings.md", settings_table), "help": ("command-line.md", help_texts)}
+)
+"""Name of a part -> its page, and what makes it."""
+
+
+def with_part(page: str, name: str, part: str) -> str:
+    """The page with this part between its two comments."""
+    pattern = rf"(<!-- generated: {name} -->\n).*?(\n?<!-- end -->)"
+    made, count = re.subn(pattern, lambda found: f"{found[1]}\n{part}\n\n<!-- end -->", page, flags=re.DOTALL)
+    assert count == 1, name
+    return made
+
+
+def write() -> None:
+    """Write all parts into their pages."""
+    for name, (file, make) in GENERATED.items():
+        path: Any = DOCS / file
+        path.write_text(with_part(path.read_text(encoding="utf-8"), name, make()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,73 @@
+"""README.md and the pages of docs/: their text, their links, and the blocks of code in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Final
+
+from serving import ROOT
+
+DOCS = ROOT / "docs"
+PAGES: Final = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+NAMES: Final = tuple(str(page.relative_to(ROOT)) for page in PAGES)
+RUNNABLE: Final = ("sh", "python")
+
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block. shown: the output that the page shows right below it, if it does. reason: why it is not
+    run, if it is not. line: where it begins in its page."""
+
+    language: str
+    code: str
+    reason: str | None
+    shown: str | None
+    line: int
+
+    @property
+    def runs(self) -> bool:
+        return self.language in RUNNABLE and self.reason is None
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path) -> list[Block]:
+    """All blocks of a page, in their order."""
+    text = read(page)
+    found = list(_BLOCK.finditer(text))
+    made = []
+    for block, after in zip_longest(found, found[1:]):
+        shown = None
+        if (
+            after is not None
+            and after["language"] == "text"
+            and not text[block.end() : after.start()].strip()
+        ):
+            shown = after["code"]
+        line = text.count("\n", 0, block.start("code"))
+        made.append(Block(block["language"], block["code"], block["reason"], shown, line))
+    return made
+
+
+def anchors(text: str) -> set[str]:
+    """What links to a page's sections name, as MkDocs and GitHub make it of their titles."""
+    titles = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """(target, section) of each link to a file of this project; a target of "" is the page itself."""
+    found = re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", read(page))
+    return [(target, section) for target, section in found]

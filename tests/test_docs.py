@@ -1,0 +1,233 @@
+"""The pages are right: their code runs and prints what they show, their tables are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from docs_tables import COMMANDS, GENERATED, printed_help, with_part
+from pages import DOCS, NAMES, anchors, blocks, links, read
+from serving import ROOT, Server, free_port, serving
+
+from florence.settings import PREFIX, Settings
+
+PATIENCE_S = 300.0
+# Named before they are merged:
+PENDING = {"FLORENCE_READERS", "FLORENCE_FAST_JPEG", "FLORENCE_CPU_KERNELS"}
+PENDING_FILES = {
+    "deploy/client",
+    "florence/engine/device/backend.py",
+    "florence/model/attention.py",
+    "florence/readers",
+}
+PENDING_METRICS = {"florence_read_seconds"}
+PENDING_TARGETS = {"quick", "test-system", "docs", "wheels"}
+EVERY_PAGE = pytest.mark.parametrize("name", NAMES)
+OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "data/README.md")
+EVERY_FILE = pytest.mark.parametrize("name", [*NAMES, *OTHERS])
+RUNS = [name for name in NAMES if any(block.runs for block in blocks(ROOT / name))]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The service that all pages' examples ask."""
+
+    server: Server
+    grpc_port: int
+
+    def at_its_address(self, code: str) -> str:
+        code = code.replace("http://localhost:8000", self.server.url)
+        return code.replace("localhost:8001", f"127.0.0.1:{self.grpc_port}")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Shared]:
+    """The demo checkpoint in float32, since that is what the pages show."""
+    port = free_port()
+    variables = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32", "FLORENCE_GRPC_PORT": str(port)}
+    with serving("service:service", **variables) as server:
+        server.wait_ready()
+        yield Shared(server, port)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the project's files in it, which keeps the checkout clean; the working directory."""
+    for name in ("benchmarks", "data", "deploy", "florence", "locustfile.py", "service.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FLORENCE_DTYPE", "float32")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_the_code_of_a_page_runs_and_prints_what_is_shown(name: str, shared: Shared, folder: Path) -> None:
+    """Block after block, from the project's folder; only addresses are others. Python blocks go on where the
+    page's last one ended."""
+    variables: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(ROOT / name):
+        if not block.runs:
+            continue
+        place = f"{name}, line {block.line}"
+        code = shared.at_its_address(block.code)
+        printed = run_shell(code, place) if block.language == "sh" else run_python(code, variables, place)
+        if block.shown is not None:
+            assert agrees(printed, block.shown), f"{place} printed:\n{printed}"
+
+
+def run_shell(code: str, place: str) -> str:
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, f"{place} ended with {ran.returncode}:\n{ran.stdout}{ran.stderr}"
+    return ran.stdout
+
+
+def run_python(code: str, variables: dict[str, object], place: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, place, "exec"), variables)
+    return printed.getvalue()
+
+
+def agrees(printed: str, shown: str) -> bool:
+    """Whether this was printed: numbers to the second digit, `...` for anything; of JSON all but times."""
+    if shown.startswith("{\n"):
+        answers = [json.loads(rounded(text), parse_float=float) for text in (printed, shown)]
+        return all("timings" in answer for answer in answers) and len({timeless(a) for a in answers}) == 1
+    pattern = ".*".join(re.escape(rounded(part)) for part in shown.strip().split("..."))
+    return re.fullmatch(pattern, rounded(printed.strip()), re.DOTALL) is not None
+
+
+def timeless(answer: dict[str, object]) -> str:
+    return json.dumps({**answer, "timings": None}, sort_keys=True)
+
+
+def rounded(text: str) -> str:
+    return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}", text)
+
+
+def test_what_agrees() -> None:
+    """A check that could not fail would prove nothing."""
+    assert agrees("a 1.0001 b c\n", "a 1.0002 ... c")
+    assert not agrees("a 1.1 b c", "a 1.2 ... c")
+    assert not agrees("a b", "a")
+    shown = '{\n"text": "a", "score": 0.5, "timings": 1}'
+    assert agrees('{"score": 0.501, "text": "a", "timings": 2}', shown)
+    assert not agrees('{"score": 0.6, "text": "a", "timings": 1}', shown)
+
+
+@EVERY_PAGE
+def test_a_block_says_what_it_is(name: str) -> None:
+    """Its language is one that is checked, or it is shown for reading only; a shown output follows code."""
+    found = blocks(ROOT / name)
+    assert {block.language for block in found} <= {"sh", "python", "text", "json"}
+    assert 2 * len(found) == len(re.findall(r"^```", read(ROOT / name), re.MULTILINE))
+
+
+@EVERY_FILE
+def test_every_link_leads_somewhere(name: str) -> None:
+    """To a file that exists, and in it to a section."""
+    for target, section in links(ROOT / name):
+        path = ((ROOT / name).parent / target).resolve() if target else ROOT / name
+        assert path.exists(), target
+        if section:
+            assert section in anchors(read(path)), f"{target}#{section}"
+
+
+@EVERY_FILE
+def test_every_file_and_target_that_is_named_exists(name: str) -> None:
+    text = read(ROOT / name)
+    folders = "benchmarks|data|deploy|docs|florence|tests"
+    for found in re.findall(rf"[`\s](?:\./)?((?:{folders})/[\w./-]*+)(?![<*])", text):
+        path = found.rstrip("./")
+        assert path in PENDING_FILES or (ROOT / path).exists(), path
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"(?:`|= )make ([a-z-]+)", text):
+        assert target in PENDING_TARGETS or re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@EVERY_PAGE
+def test_no_setting_is_named_that_does_not_exist(name: str) -> None:
+    named = set(re.findall(r"FLORENCE_[A-Z_]+[A-Z]", read(ROOT / name)))
+    assert named - PENDING <= {PREFIX + field.upper() for field in Settings.model_fields}
+
+
+@pytest.mark.parametrize("part", GENERATED)
+def test_what_is_made_from_the_code_is_up_to_date(part: str) -> None:
+    """`python tests/docs_tables.py` makes it so."""
+    file, make = GENERATED[part]
+    page = read(DOCS / file)
+    assert with_part(page, part, make()) == page
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_terminal(command: tuple[str, ...]) -> None:
+    """No line is wider than 100 characters."""
+    lines = printed_help(command).splitlines()
+    assert lines
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.slow
+def test_the_metrics_are_those_of_the_service(fake_server: Server) -> None:
+    """The page has a row for every metric of the engine and of the v2 protocol, and for no other."""
+    rows = re.findall(r"^\| `((?:florence|nv|bentoml)_\w+)` \|", read(DOCS / "metrics.md"), re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    text = httpx.get(f"{fake_server.url}/metrics").text
+    there = re.findall(r"^# TYPE ((?:florence|nv)_\w+) (\w+)$", text, re.MULTILINE)
+    names = {
+        f"{name.removesuffix('_total')}_total" if kind == "counter" and name.startswith("florence") else name
+        for name, kind in there
+    }
+    assert set(rows) - PENDING_METRICS == names - PENDING_METRICS | {"bentoml_service_adaptive_batch_size"}
+
+
+@EVERY_PAGE
+def test_every_metric_that_is_named_has_its_row(name: str) -> None:
+    """On any page."""
+    rows = set(re.findall(r"^\| `(\w+)` \|", read(DOCS / "metrics.md"), re.MULTILINE))
+    not_ours = re.compile(r"nv_(gpu|cpu|energy|cache|inference_first)_\w*")
+    for metric in re.findall(r"\b(?:florence_[a-z]+_[a-z]+|nv_)\w*[a-z]\b", read(ROOT / name)):
+        assert metric in rows or not_ours.fullmatch(metric) or metric in FILES, metric
+
+
+FILES = {"nv_inference"}  # the family, not one metric
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """MkDocs finds no broken link; pages take scripts, styles, fonts and pictures from their own site."""
+    pytest.importorskip("mkdocs", reason="MkDocs is not installed (`pip install '.[docs]'`)")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(list(DOCS.glob("*.md")))
+    foreign = re.compile(
+        r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//", re.IGNORECASE
+    )
+    for page in pages:
+        assert foreign.search(page.read_text(encoding="utf-8")) is None, page.name
+    for style in (tmp_path / "site").rglob("*.css"):
+        assert (
+            re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")) is None
+        )

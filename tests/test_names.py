@@ -1,0 +1,76 @@
+"""Names: one name stands for one class, and a task's meaning for one place."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from florence.types.tasks import TASKS
+
+PACKAGE = Path(__file__).resolve().parents[1] / "florence"
+NOT_YET = {"Source", "IncrementalDetokenizer", "Ask", "Picture", "Item", "Row", "Box", "Stage", "Rgb"} | {
+    *("Reading", "Outcome", "Job", "Question", "Kernel", "Work")
+}
+"""Shared names that are still to be changed."""
+NAMES = {key for task in TASKS.values() for key in (task.token, task.name)}
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def public_types(tree: ast.Module) -> Iterator[str]:
+    """Names of classes and of type aliases, which are written as classes are; constants are upper case."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            yield node.targets[0].id
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+
+
+def test_no_two_public_types_share_a_name() -> None:
+    """Classes and type aliases of the whole package, the demo's too: who reads a name knows which it is."""
+    places = defaultdict(list)
+    for path, tree in trees():
+        for name in public_types(tree):
+            if not name.startswith("_") and not name.isupper() and len(name) > 1 and name[0].isupper():
+                places[name].append(str(path))
+    type_variables = {name for name in places if name.endswith("T")}
+    shared = {name: paths for name, paths in places.items() if len(paths) > 1}
+    assert not shared.keys() - type_variables - NOT_YET, shared
+
+
+def compared(tree: ast.AST) -> Iterator[ast.expr]:
+    """Expressions that something is compared with, or looked up by."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            yield from (node.left, *node.comparators)
+        elif isinstance(node, ast.Dict):
+            yield from (key for key in node.keys if key is not None)
+        elif isinstance(node, ast.Set):
+            yield from node.elts
+        elif isinstance(node, ast.Subscript):
+            yield node.slice
+        elif isinstance(node, ast.MatchValue):
+            yield node.value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "frozenset":
+            yield from node.args
+
+
+@pytest.mark.parametrize(
+    ("path", "tree"), [pytest.param(*each, id=str(each[0])) for each in trees() if each[0].parts[0] != "demo"]
+)
+def test_what_a_task_means_stands_in_its_table(path: Path, tree: ast.Module) -> None:
+    """No module compares a task's token or name with a text of its own, or looks something up by one."""
+    for expression in compared(tree):
+        for node in ast.walk(expression):
+            assert not (isinstance(node, ast.Constant) and node.value in NAMES), (
+                f"{path}:{node.lineno}: ask a field of Task"
+            )

@@ -1,0 +1,108 @@
+"""One declaration of the generation options: every door offers exactly `GenerationParameters`' fields."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import pytest
+
+from florence.cli.arguments import read_arguments
+from florence.cli.asking import read_options
+from florence.client.exchange import CallOptions
+from florence.engine.request import GenerationOptions
+from florence.errors import OptionError
+from florence.images.decode import Preprocessing
+from florence.images.limits import DEFAULT_LIMITS
+from florence.model.config import GenerationDefaults
+from florence.runtime.florence2 import RunOptions
+from florence.runtime.pipeline import Pipeline
+from florence.server.typed.analysis import AnalyzeInput
+from florence.server.typed.endpoints import INPUT_TYPES, PictureInput
+from florence.server.typed.openapi import openapi_document
+from florence.server.v2.inference import generation_options
+from florence.types.info import GenerationSettings
+from florence.types.options import GenerationKeywords, GenerationParameters, allowed_values
+from florence.types.tasks import Input
+
+OPTIONS = GenerationParameters.model_fields
+WISHED: dict[str, Any] = {
+    "num_beams": 5,
+    "max_new_tokens": 40,
+    "min_new_tokens": 4,
+    "no_repeat_ngram_size": 2,
+    "early_stopping": "never",
+    "length_penalty": -0.5,
+}
+
+
+def test_every_option_has_a_value_in_these_tests() -> None:
+    """So that a new option is tested at each door."""
+    assert list(WISHED) == list(OPTIONS)
+    assert set(GenerationParameters(**WISHED).model_dump().values()) == set(WISHED.values())
+
+
+def test_keyword_arguments_have_the_models_names_and_types() -> None:
+    """The one TypedDict is the model's, field by field; library and client add only other options."""
+    declared = get_type_hints(GenerationParameters)
+    hints = {name: declared[name] for name in OPTIONS}
+    assert get_type_hints(GenerationKeywords) == hints
+    assert {name: hint for name, hint in get_type_hints(RunOptions).items() if name in OPTIONS} == hints
+    assert {name: hint for name, hint in get_type_hints(CallOptions).items() if name in OPTIONS} == hints
+    assert get_type_hints(RunOptions).keys() - OPTIONS.keys() >= {"region", "timeout_s"}
+    assert get_type_hints(CallOptions).keys() - OPTIONS.keys() == {"timeout_s"}
+
+
+@pytest.mark.parametrize("model", [*INPUT_TYPES.values(), AnalyzeInput], ids=lambda model: model.__name__)
+def test_typed_endpoints_take_them_all(model: type[PictureInput]) -> None:
+    """With the same types and bounds; beside them are the picture and what the task takes."""
+    assert set(model.model_fields) - set(OPTIONS) <= {"image", "text", "region", "tasks"}
+    declared = GenerationParameters.model_json_schema()["properties"]
+    taken = model.model_json_schema()["properties"]
+    assert {name: taken[name] for name in OPTIONS} == declared
+
+
+def test_the_openapi_document_shows_them_all() -> None:
+    """Each field of the form with its description."""
+    shown = openapi_document()["components"]["schemas"][INPUT_TYPES[Input.NONE].__name__]["properties"]
+    assert list(shown) == ["image", *OPTIONS]
+    assert all(shown[name]["description"] == field.description for name, field in OPTIONS.items())
+
+
+def test_v2_parameters_are_read_by_the_same_names() -> None:
+    """Others are ignored, as Triton's own are."""
+    assert generation_options({**WISHED, "sequence_id": 1}) == GenerationParameters(**WISHED)
+
+
+def test_the_command_line_has_a_flag_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its bounds in the help; the values come out as the model's."""
+    flags = [part for name, value in WISHED.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    for command in (["run", "p.png", "caption"], ["bulk", "p.png", "--task", "caption", "--out", "o"]):
+        assert read_options(read_arguments([*command, *flags])) == GenerationParameters(**WISHED)
+        assert read_options(read_arguments(command)) == GenerationParameters()
+        with pytest.raises(SystemExit):
+            read_arguments([command[0], "--help"])
+        printed = " ".join(capsys.readouterr().out.split())
+        assert all(f"({allowed_values(name)})" in printed for name in OPTIONS)
+
+
+def test_the_command_line_refuses_by_the_options_rule() -> None:
+    """In the words that all doors use."""
+    with pytest.raises(OptionError, match="num_beams must be an integer from 1 to 8, got 'many'"):
+        read_options(read_arguments(["run", "p.png", "caption", "--num-beams", "many"]))
+
+
+def test_the_engine_gets_each_of_them() -> None:
+    """Resolved: what is asked for is what the engine is told, and nothing is None where it is not."""
+    defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2)
+    size = Preprocessing(32, 32, 3, 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    pipeline = Pipeline("none", None, size, defaults, DEFAULT_LIMITS, 1024)  # type: ignore[arg-type]
+    assert [field.name for field in fields(GenerationOptions)] == list(OPTIONS)
+    assert pipeline.options(GenerationParameters(**WISHED)) == GenerationOptions(**WISHED)
+    silent = pipeline.options(GenerationParameters())
+    assert silent == GenerationOptions(3, 1024, 0, 3, True, 1.0)
+
+
+def test_info_says_each_of_them() -> None:
+    """How the model generates where a request does not say."""
+    assert set(GenerationSettings.model_fields) == {*OPTIONS, "forced_bos_id", "forced_eos_id"}
