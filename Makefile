@@ -72,7 +72,7 @@ lock:
 		--output-file requirements.lock pyproject.toml
 	cp requirements.lock requirements-serve.lock  # the same versions, without the packages that serving needs not
 	$(PIP_COMPILE) --extra image --output-file requirements-serve.lock pyproject.toml
-	sed -i '/^# WARNING/,$$d' requirements.lock requirements-serve.lock  # which says that florence2-client is left out
+	sed -i '/^$$/,$$d' requirements.lock requirements-serve.lock  # a warning that florence2-client is not in them
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
