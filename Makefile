@@ -1,9 +1,11 @@
-# make install   .venv with the pinned requirements and this package
+# make install   .venv with the pinned requirements and this package (some 6 GB)
 # make test      install, then lint, types and tests
 # make demo      install, then a tour of the service with the bundled checkpoint
 # make serve     install, then the service with the default checkpoint, on port 8000
 # make image-check   install, then build the container image of a Bento and check it in containers: with Docker,
 #                or with OCI=FOLDER, whose build.sh and run.sh do what an engine would
+# make wheels    install, then both distributions, florence2-server and florence2-client, as wheels in dist/
+# make docs      install, then the documentation in build/docs; a broken link or name is an error
 # make lock      requirements.lock and requirements-serve.lock anew from pyproject.toml
 # make clean     remove what these commands made
 
@@ -12,18 +14,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LOCK_VENV := build/lock-venv
-PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
+# florence2-client is this project's own, so it is named "unsafe": left out of the lock.
+PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --unsafe-package florence2-client \
+	--strip-extras --find-links build/lock-wheels --no-header --no-emit-index-url --no-emit-find-links \
+	--no-emit-trusted-host --no-emit-options
+EXTRAS := demo evaluate parquet supervision load test docs dev image
+HELD := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: install test lint types pytest demo serve image-check lock clean
+.PHONY: install test lint types pytest demo serve wheels docs image-check lock clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml deploy/client/pyproject.toml
+	@echo "installing some 6 GB into $(VENV), most of it PyTorch with CUDA; it takes minutes"
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . --editable ./deploy/client
 	touch $@
 
 test: lint types pytest
@@ -44,19 +51,28 @@ demo: install
 serve: install
 	$(BIN)/bentoml serve service:service
 
+wheels: install
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . ./deploy/client
+
+docs: install
+	$(BIN)/mkdocs build --strict --site-dir build/docs
+
 image-check: install
 	OCI="$(OCI)" $(BIN)/python -m pytest -m image -o log_cli=true -o log_cli_level=INFO tests/test_image.py
 
-# The lock holds versions and hashes, no index: pip takes the files from where it is told to. PyTorch is held at the
-# release that the tests' numbers were made with.
+# The lock holds versions and hashes, no index: pip takes the files from where it is told to. Pins stay as they are
+# unless pyproject.toml asks for others; `make lock UPGRADE=--upgrade` renews them all. PyTorch is held at the release
+# that the tests' numbers were made with. The client is built here, for pip-compile to read what it needs.
 lock:
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet pip-tools
-	$(PIP_COMPILE) --upgrade --extra test --extra dev --extra train --extra evaluate \
-		--upgrade-package torch==2.14.1 --upgrade-package torchvision==0.29.1 \
+	$(LOCK_VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/lock-wheels ./deploy/client
+	$(PIP_COMPILE) $(UPGRADE) $(EXTRAS:%=--extra %) $(HELD:%=--upgrade-package %) \
 		--output-file requirements.lock pyproject.toml
 	cp requirements.lock requirements-serve.lock  # the same versions, without the packages that serving needs not
 	$(PIP_COMPILE) --extra image --output-file requirements-serve.lock pyproject.toml
+	sed -i '/^$$/,$$d' requirements.lock requirements-serve.lock  # a warning that florence2-client is not in them
 
 clean:
-	rm -rf $(VENV) build dist florence.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

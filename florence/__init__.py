@@ -1,4 +1,4 @@
-"""Microsoft's Florence-2, exact and fast: as a Python library, and as a BentoML service (`service.py`).
+"""Microsoft's Florence-2, exact and fast: as a Python library, and as a BentoML service (`florence serve`).
 
 from florence import Florence2
 model = Florence2.load("demo")
@@ -21,7 +21,14 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "Florence2":
-        from florence.runtime.florence2 import Florence2
+        try:
+            from florence.runtime.florence2 import Florence2
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("florence."):
+                raise ImportError(
+                    "Florence2 is in florence2-server; florence2-client alone has no model"
+                ) from error
+            raise
 
         return Florence2
     if name == "parse_answer":

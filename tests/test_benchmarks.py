@@ -27,6 +27,7 @@ TINY = {
     "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",
     "precision.py": "--size tiny --rounds 1 --threads 1",
     "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
+    "start.py": "--rounds 1 --only ready",
     "throughput.py": "--size tiny --window-s 0 --concurrency 2 --static-batches 1 --only caption",
     "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
 }

@@ -34,8 +34,9 @@ NAME = "Someone/Small-Florence"
 
 @pytest.fixture(scope="module")
 def bento(tmp_path_factory: pytest.TempPathFactory) -> Bento:
-    """Built without a network and without a setting."""
-    return build(tmp_path_factory.mktemp("bentoml"))
+    """Built without a setting, without a package index and without a network."""
+    nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    return build(tmp_path_factory.mktemp("bentoml"), PIP_NO_INDEX="1", **nowhere)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +59,13 @@ def caption(server: Server) -> str:
     return str(reply.json()["result"]["text"])
 
 
-def test_it_holds_code_lock_and_demo_checkpoint_and_nothing_of_tests_and_data(bento: Bento) -> None:
+def test_it_holds_code_lock_and_demo_checkpoint_without_trainer_tests_and_data(bento: Bento) -> None:
     """What is packed is what serving reads."""
     source = bento.path / "src"
     assert (source / "florence/demo/checkpoint/model.safetensors").is_file()
     assert {path.name for path in source.iterdir() if path.is_dir()} == {"florence"}
     assert {path.name for path in source.glob("*.py")} == {"service.py"}
+    assert {path.name for path in (source / "florence/demo").iterdir()} == {"checkpoint"}
     assert not list(bento.home.glob("models/*"))
 
 

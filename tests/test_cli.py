@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tomllib
@@ -17,9 +18,8 @@ from PIL import Image
 from serving import ROOT, STOP_S, Server, free_port
 
 from florence import __version__
-from florence.checkpoint.hub import DEMO
 from florence.cli import main
-from florence.cli.serving import from_anywhere
+from florence.cli.serving import home_of
 from florence.types.tasks import TASKS, Input
 
 PICTURE = str(ROOT / "data" / "scene_02.png")
@@ -27,7 +27,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def test_the_console_script_is_this_program() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "deploy/client/pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, name = project["scripts"]["florence"].partition(":")
     assert getattr(import_module(module), name) is main
 
@@ -147,16 +147,41 @@ def test_the_bundled_checkpoint_here_and_a_picture_from_stdin(tmp_path: Path) ->
     assert json.loads((tmp_path / "r.jsonl").read_text())["result"]["kind"] == "text"
 
 
-def test_serve_finds_a_checkpoint_from_where_it_is_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("port", "setting"), [("--port", "--port"), ("grpc", "FLORENCE_GRPC_PORT")])
+def test_serve_says_that_a_port_is_taken(
+    florence: Run, monkeypatch: pytest.MonkeyPatch, port: str, setting: str
 ) -> None:
-    """A relative directory is made absolute, for the server runs elsewhere; other names stay."""
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "demo").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert from_anywhere("mine") == str(tmp_path / "mine")
-    assert from_anywhere("demo") == DEMO == "demo"
-    assert from_anywhere("owner/name") == "owner/name"
+    """In one line, before the model is loaded."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken, free = str(other.getsockname()[1]), str(free_port())
+        monkeypatch.setenv("FLORENCE_GRPC_PORT", taken if port == "grpc" else "0")
+        status, out, err = florence("serve", "--port", free if port == "grpc" else taken)
+    assert (status, out) == (1, "")
+    assert err == (
+        f"florence: port {taken} of 127.0.0.1 is in use by another program; choose one by {setting}\n"
+    )
+
+
+def test_services_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each port, in the user's cache; elsewhere where that can't be written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert home_of(8000) == home_of(8000) != home_of(8001)
+    assert home_of(8000).is_relative_to(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert home_of(8000).is_dir()
+
+
+def test_without_the_server_package_it_is_said_what_is_missing(
+    florence: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where only the client is installed: no traceback."""
+    monkeypatch.setitem(sys.modules, "florence.settings", None)
+    for command in (("serve",), ("info", "--model", "demo")):
+        status, _, err = florence(*command)
+        assert status == 1
+        assert err.startswith("florence: this needs the package florence2-server")
 
 
 def test_a_model_here_keeps_the_settings_limits(florence: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,19 +210,20 @@ def test_a_model_here_keeps_the_settings_batches(
 
 @pytest.mark.slow
 def test_serve_is_the_service_and_stops_when_told(tmp_path: Path) -> None:
-    """The process becomes the server: SIGTERM to it ends the service."""
+    """The process becomes the server: SIGTERM to it ends the service. A checkpoint's path may be relative."""
     port = free_port()
     log_path = tmp_path / "log"
     program = "import sys; from florence.cli import main; sys.exit(main())"
     environment = {
         **os.environ,
-        "BENTOML_HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path),
         "BENTOML_DO_NOT_TRACK": "true",
         "FLORENCE_GRPC_PORT": "0",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-c", program, "serve", "--model", "demo", "--port", str(port)]
+    (tmp_path / "mine").symlink_to(ROOT / "florence" / "demo" / "checkpoint")
+    command = [sys.executable, "-c", program, "serve", "--model", "./mine", "--port", str(port)]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
     server = Server(process, f"http://127.0.0.1:{port}", log_path)
@@ -209,4 +235,5 @@ def test_serve_is_the_service_and_stops_when_told(tmp_path: Path) -> None:
         if process.poll() is None:
             process.kill()
             process.wait()
-    assert "loading demo on cpu" in server.log
+    assert "loading ./mine on cpu" in server.log
+    assert (tmp_path / "florence" / f"bentoml-{port}" / "prometheus_multiproc_dir").is_dir()

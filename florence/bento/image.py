@@ -26,7 +26,7 @@ UID = 1034  # of BentoML's user `bentoml`; Kubernetes wants the number
 _HOME = "/home/bentoml"
 _REQUIREMENTS = f"{_HOME}/bento/env/python/requirements.txt"
 _INSTALLER = "uv"
-_FROM_ANOTHER_BUILD = ("torch",)
+_FROM_ANOTHER_BUILD = ("torch", "torchvision")
 _CUDA_PREFIXES = ("cuda-", "nvidia-", "triton")
 _NOT_CUDA = ("nvidia-ml-py", "tritonclient")  # counts GPUs, and speaks gRPC
 
@@ -46,7 +46,9 @@ class ImageSettings:
 
 
 def image_settings(variant: Variant, lock: Path = LOCK) -> ImageSettings:
-    """The image of that variant, from the lock."""
+    """The image of that variant, from the lock; none where there is no lock, as outside a checkout."""
+    if not lock.is_file():
+        return ImageSettings(None, [])
     packages = read_lock(lock.read_text(encoding="utf-8"))
     installer = _one_line(packages.pop(_INSTALLER))
     # No distribution is named, so that BentoML adds no compiler and no git: every package comes as a wheel.

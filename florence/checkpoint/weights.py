@@ -31,6 +31,7 @@ from florence.errors import CheckpointError
 from florence.model.config import ModelConfig
 from florence.model.devices import keep_full_float32
 from florence.model.florence2 import Florence2Model
+from florence.model.uninitialized import Uninitialized
 from florence.model.vision import Normalize
 
 
@@ -51,7 +52,7 @@ def load_model(
     Raises `CheckpointError`: one error that names every missing, unexpected or misshapen tensor.
     """
     keep_full_float32(device, dtype)
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialized():
         model = Florence2Model(replace(config, text=replace(config.text, vocab_size=vocab_size)), normalize)
     with ExitStack() as files:
         found = dict(_open_tensors(directory, files))

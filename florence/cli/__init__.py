@@ -14,6 +14,10 @@ from florence.cli.arguments import read_arguments
 from florence.errors import FlorenceError, RequestError, SettingsError
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+NO_SERVER = (
+    "this needs the package florence2-server, which has the model and the service; "
+    "with florence2-client alone, --url asks a service that runs elsewhere"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return WRONG_USE if isinstance(error, RequestError | SettingsError) else FAILED
     except OSError as error:
         print(f"florence: {error}", file=sys.stderr)
+        return FAILED
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("florence."):
+            raise
+        print(f"florence: {NO_SERVER}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as stop:
         print(f"florence: {stop or 'interrupted'}", file=sys.stderr)

@@ -148,7 +148,12 @@ def _add_load_data(commands: Commands) -> None:
 
 def _add_serve(commands: Commands) -> None:
     parser = _add(
-        commands, "serve", "start the service", "Runs `bentoml serve` in the checkout that holds service.py."
+        commands,
+        "serve",
+        "start the service",
+        "Its settings are FLORENCE_ variables. gRPC listens on the same address, unless FLORENCE_GRPC_HOST\n"
+        "names another, and on port FLORENCE_GRPC_PORT; 0 turns it off. BENTOML_HOME, unless it is set, is\n"
+        "a folder for this port in the user's cache. Needs the package florence2-server.",
     )
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="address (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="PORT", type=_port, default=8000, help="port (default: 8000)")

@@ -17,7 +17,6 @@ from florence.cli.lines import answer_json
 from florence.client import Client
 from florence.client.exchange import CallOptions
 from florence.errors import TaskError
-from florence.settings import read_settings
 from florence.types.answer import TaskAnswer
 from florence.types.options import GenerationParameters, read_generation_parameters
 from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
@@ -102,6 +101,7 @@ def read_options(arguments: argparse.Namespace) -> GenerationParameters:
 def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
     from florence.runtime.florence2 import Florence2
+    from florence.settings import read_settings
 
     # The limit on the wait is for a service's clients.
     settings = read_settings().model_copy(update={"max_latency_ms": None})

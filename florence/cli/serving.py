@@ -1,35 +1,59 @@
-"""`florence serve`: becomes `bentoml serve` where service.py is."""
+"""`florence serve`: becomes `bentoml serve` of the installed service."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Final, NoReturn
 
-from florence.errors import SettingsError
+from florence.errors import FlorenceError
 
-_DEMO: Final = "demo"  # as in florence.checkpoint.hub, whose import takes long
+SERVICE: Final = "florence.server.service:service"
 
 
 def serve(arguments: argparse.Namespace) -> NoReturn:
     """Does not return: this process becomes the server, so that signals reach it."""
-    directory = Path(__file__).resolve().parents[2]
-    if not (directory / "service.py").is_file():
-        raise SettingsError(
-            f"there is no service.py in {directory}: `florence serve` runs in a checkout; "
-            f"where a Bento was built, `bentoml serve florence2:latest` runs it"
-        )
-    model = arguments.model or os.environ.get("FLORENCE_MODEL")
-    if model:
-        os.environ["FLORENCE_MODEL"] = from_anywhere(model)
-    os.chdir(directory)
-    command = ["-m", "bentoml", "serve", "service:service"]
-    address = ["--host", arguments.host, "--port", str(arguments.port)]
-    os.execv(sys.executable, [sys.executable, *command, *address])
+    from florence.settings import read_settings
+
+    host, port = arguments.host, arguments.port
+    os.environ.setdefault("FLORENCE_GRPC_HOST", host)
+    if arguments.model:
+        os.environ["FLORENCE_MODEL"] = arguments.model
+    settings = read_settings()
+    check_free(host, port, "--port")
+    if settings.grpc_port:
+        check_free(settings.grpc_host, settings.grpc_port, "FLORENCE_GRPC_PORT")
+    os.environ.setdefault("BENTOML_HOME", str(home_of(port)))
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
+    os.execv(sys.executable, command)
 
 
-def from_anywhere(model: str) -> str:
-    """The checkpoint's name such that it holds in another directory too; as it is, where it is no path."""
-    return str(Path(model).resolve()) if model != _DEMO and Path(model).is_dir() else model
+def check_free(host: str, port: int, setting: str) -> None:
+    """Raises FlorenceError where another program listens: the server would say so later, and at length."""
+    for family, kind, _, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            try:
+                probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise FlorenceError(
+                        f"port {port} of {host} is in use by another program; choose one by {setting}"
+                    ) from error
+
+
+def home_of(port: int) -> Path:
+    """BentoML's folder for a service on a port. Services must not share one: each clears the metrics that are
+    in it when it starts."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        home = cache / "florence" / f"bentoml-{port}"
+        home.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # the root is read-only, or the user has no home
+        return Path(tempfile.mkdtemp(prefix="florence-bentoml-"))
+    return home

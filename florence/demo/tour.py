@@ -5,7 +5,7 @@ Each of the nine tasks of the deployment that florence replaces is asked twice: 
 that deployment's users do, and through its typed endpoint. Request and answer are printed. The exit status is
 0 when all were answered; otherwise the server's log is printed.
 
-Runs in a checkout of the repository, where `service.py` and `data/` lie.
+Runs in a checkout of the repository, where `data/` lies.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _server(log: int) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["serve", "service:service", "--host", "127.0.0.1", "--port", str(port)]
+    command = ["serve", "florence.server.service:service", "--host", "127.0.0.1", "--port", str(port)]
     variables = {**os.environ, "FLORENCE_MODEL": "demo", "BENTOML_DO_NOT_TRACK": "True"}
     variables["FLORENCE_GRPC_PORT"] = "0"
     home = tempfile.TemporaryDirectory(prefix="florence-demo-")

@@ -6,6 +6,7 @@ One worker process holds one model on one device.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -278,6 +279,14 @@ def _resources(devices: Sequence[str]) -> dict[str, Any]:
     return {"gpu": max(gpus)} if gpus else {}
 
 
+def __getattr__(name: str) -> Any:
+    """`service`, made when `bentoml serve florence.server.service:service` asks for it."""
+    if name == "service":
+        return service_of_environment()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
 def service_of_environment() -> Any:
     """The service for the settings in BentoML's arguments (`--arg device=cpu`) and, for the others, in the
     environment. Ends the process where they are wrong."""

@@ -23,7 +23,7 @@ MAX_STARTS = 128
 
 
 class CpuAttention:
-    """The kernel for one dtype and head_dim, compiled when it is made (about two seconds).
+    """The kernel for one dtype and head_dim, compiled (about two seconds) unless it was kept.
 
     `threads` as for `OpenMPTeam`. Safe to call from several threads at once. No gradients.
     """
@@ -38,7 +38,7 @@ class CpuAttention:
         self._dtype, self._head_dim = dtype, head_dim
         self._team = OpenMPTeam(threads)
         self._kernels = cpu_attention_kernel
-        self._kernel = cpu_attention_kernel.compile_kernel(dtype, head_dim)
+        self._kernel = cpu_attention_kernel.load(dtype, head_dim)
         self._address: int = self._kernel.address
         self._one_each = lru_cache(MAX_STARTS)(_one_each)
 

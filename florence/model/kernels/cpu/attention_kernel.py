@@ -9,13 +9,15 @@ allocates, raises or holds the GIL; indices out of range are counted as faults.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import carray, cfunc, from_dtype, types
+from numba import carray
 
-from florence.model.kernels.cpu.openmp import FAULTS, NEXT_TASK, NEXT_THREAD, job_type
+from florence.model.kernels.cpu.objects import Kernel, load_kernel
+from florence.model.kernels.cpu.openmp import FAULTS, NEXT_TASK, NEXT_THREAD
 from florence.model.kernels.cpu.tiles import TILE, Tiles
 from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
 
@@ -62,8 +64,13 @@ def scratch_bytes(head_dim: int, room: int) -> int:
     return (width * (2 * ROWS + TILE) + ROWS * (positions + 2 * TILE)) * FLOAT_BYTES
 
 
-def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
-    """The kernel for one dtype and size; its `address` is the C function's, valid as long as this object."""
+def load(dtype: torch.dtype, head_dim: int) -> Kernel:
+    """The kernel for one dtype and size."""
+    return load_kernel(f"attention {dtype} {head_dim}", Job._fields, lambda: _make_work(dtype, head_dim))
+
+
+def _make_work(dtype: torch.dtype, head_dim: int) -> Callable[[Any], None]:
+    """What each thread does with a job."""
     attend = _make_attend(Tiles(dtype, head_dim), head_dim, dtype.itemsize)
     take, pointer = take_next(), as_pointer()
 
@@ -86,7 +93,7 @@ def compile_kernel(dtype: torch.dtype, head_dim: int) -> Any:
                         take(job.address + FAULTS)
             first = take(job.address + NEXT_TASK) * TASKS
 
-    return cfunc(types.void(types.CPointer(from_dtype(job_type(Job._fields)))), error_model="numpy")(work)
+    return work
 
 
 def _make_attend(tiles: Tiles, head_dim: int, item_bytes: int) -> Operation:

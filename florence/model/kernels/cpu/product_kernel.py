@@ -7,13 +7,15 @@ into its second-level cache. Nothing here allocates, raises or holds the GIL.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import carray, cfunc, from_dtype, types
+from numba import carray
 
-from florence.model.kernels.cpu.openmp import NEXT_TASK, NEXT_THREAD, job_type
+from florence.model.kernels.cpu.objects import Kernel, load_kernel
+from florence.model.kernels.cpu.openmp import NEXT_TASK, NEXT_THREAD
 from florence.model.kernels.cpu.panels import CHUNK, LOAD, ROW_BYTES, Panels
 from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
 
@@ -57,8 +59,14 @@ def scratch_bytes(panels: Panels, rows: int, inner: int) -> int:
     return rows * -(-inner // CHUNK) * ROW_BYTES + (rows + 1) * panels.width * FLOAT_BYTES
 
 
-def compile_kernel(panels: Panels, itemsize: int) -> Any:
-    """The kernel for these panels; its `address` is the C function's, valid as long as this object."""
+def load(panels: Panels, dtype: torch.dtype) -> Kernel:
+    """The kernel for these panels of a dtype."""
+    name = f"product {dtype} {panels.width}"
+    return load_kernel(name, Job._fields, lambda: _make_work(panels, dtype.itemsize))
+
+
+def _make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
+    """What each thread does with a job."""
     load_block = _make_load_block(panels, itemsize)
     multiply = _make_multiply(panels, itemsize)
     take = take_next()
@@ -81,7 +89,7 @@ def compile_kernel(panels: Panels, itemsize: int) -> Any:
                 multiply(job, panel, row, rows, scratch)
             task = take(job.address + NEXT_TASK)
 
-    return cfunc(types.void(types.CPointer(from_dtype(job_type(Job._fields)))), error_model="numpy")(work)
+    return work
 
 
 def _make_load_block(panels: Panels, itemsize: int) -> Operation:

@@ -26,7 +26,7 @@ MAX_PLANS = 1024
 
 
 class Products:
-    """The kernel for one dtype, compiled when it is made (about a second).
+    """The kernel for one dtype, compiled (about a second) unless it was kept.
 
     `threads` as for `OpenMPTeam`. Safe to call from several threads at once. No gradients.
     """
@@ -44,7 +44,7 @@ class Products:
         self.plan = lru_cache(MAX_PLANS)(self._plan)
         self.job = cpu_product_kernel.Job
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
-        self._kernel = cpu_product_kernel.compile_kernel(self.panels, dtype.itemsize)
+        self._kernel = cpu_product_kernel.load(self.panels, dtype)
         self.address: int = self._kernel.address
 
     def fit(self, weight: Tensor) -> bool:

@@ -37,8 +37,8 @@ def floats(count: int) -> Any:
 
 
 def compiled(function: Any) -> Operation:
-    """A function of numba that a kernel can call: no GIL, no exceptions."""
-    return njit(function, nogil=True, error_model="numpy")
+    """A function that a kernel can call; it becomes part of the kernel's own code."""
+    return njit(function, inline="always")
 
 
 def take_next() -> Operation:

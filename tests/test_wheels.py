@@ -1,0 +1,180 @@
+"""Both distributions, built and installed: what each has, what the client alone can do, and the service."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import PathDistribution, version
+from pathlib import Path
+
+import httpx
+import pytest
+from packaging.requirements import Requirement
+from serving import ROOT, Server, free_port
+
+from florence import __version__
+
+pytestmark = pytest.mark.slow
+
+CLIENT_MB = 150  # of a fresh environment with the client, pip included
+OLDEST = ("pillow==10.1.0", "pydantic==2.6.0", "httpx==0.25.0", "tqdm==4.60.0")  # that it declares
+PICTURE = ROOT / "data" / "scene_02.png"
+
+CLIENT_PROGRAM = """
+import sys
+from PIL import Image
+from florence import parse_answer
+from florence.client import Client, Unreachable
+from florence.errors import FlorenceError
+from florence.types.results import Detections
+found = parse_answer("<OD>", "star<loc_100><loc_100><loc_500><loc_500>", image_size=(100, 100))
+assert isinstance(found.result, Detections)
+assert found.result.draw(sys.argv[1]).size == Image.open(sys.argv[1]).size
+with Client("http://127.0.0.1:9", retries=0) as client:
+    try:
+        client.object_detection(sys.argv[1])
+    except Unreachable as error:
+        assert isinstance(error, FlorenceError)
+try:
+    from florence import Florence2
+except ImportError as error:
+    assert "florence2-server" in str(error)
+assert not {"torch", "numpy", "bentoml"} & set(sys.modules)
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment."""
+
+    folder: Path
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A program of it, away from the checkout."""
+        variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [str(self.folder / "bin" / argv[0]), *argv[1:]]
+        ran = subprocess.run(
+            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert not check or ran.returncode == 0, ran.stdout + ran.stderr
+        return ran
+
+    def pip(self, *argv: str) -> None:
+        self.run("python", "-m", "pip", "--quiet", "--disable-pip-version-check", *argv)
+
+
+def make_environment(folder: Path) -> Environment:
+    venv.create(folder, with_pip=True)
+    return Environment(folder)
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Built as `make wheels` does: name of the distribution -> its wheel."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    subprocess.run([sys.executable, *build, ".", "./deploy/client"], cwd=ROOT, check=True, timeout=300)
+    return {path.name.split("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
+
+
+def contents(wheel: Path) -> set[str]:
+    """The package's files in a wheel."""
+    return {
+        name for name in zipfile.ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")
+    }
+
+
+def test_each_file_of_the_package_is_in_one_of_them(wheels: dict[str, Path]) -> None:
+    """So that both can be installed together, and nothing is missing."""
+    client, server = contents(wheels["florence2-client"]), contents(wheels["florence2-server"])
+    files = [path for path in (ROOT / "florence").rglob("*") if path.is_file()]
+    package = {path for path in files if "__pycache__" not in path.parts}
+    assert not client & server
+    assert client | server == {str(path.relative_to(ROOT)) for path in package}
+
+
+def test_both_have_the_packages_version(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """The service's needs the client's of the same version."""
+    for name, wheel in wheels.items():
+        zipfile.ZipFile(wheel).extractall(tmp_path / name)
+        (info,) = (tmp_path / name).glob("*.dist-info")
+        distribution = PathDistribution(info)
+        assert distribution.version == __version__
+        if name == "florence2-server":
+            assert f"florence2-client=={__version__}" in (distribution.requires or [])
+
+
+def test_what_the_service_needs_is_what_is_tested(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """The versions here are within the ranges that both declare."""
+    for name, wheel in wheels.items():
+        zipfile.ZipFile(wheel).extractall(tmp_path / name)
+        (info,) = (tmp_path / name).glob("*.dist-info")
+        for requirement in map(Requirement, PathDistribution(info).requires or []):
+            own = requirement.name == "florence2-client"
+            if not own and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+                assert version(requirement.name) in requirement.specifier, str(requirement)
+
+
+@pytest.mark.parametrize("versions", [(), OLDEST], ids=["newest", "oldest"])
+def test_the_client_alone(wheels: dict[str, Path], tmp_path: Path, versions: tuple[str, ...]) -> None:
+    """It is small, asks and draws without torch, and says what is missing for the rest."""
+    environment = make_environment(tmp_path / "venv")
+    environment.pip("install", str(wheels["florence2-client"]), *versions)
+    environment.run("python", "-c", CLIENT_PROGRAM, str(PICTURE))
+    assert "caption" in environment.run("florence", "run", "--help").stdout
+    refused = environment.run("florence", "serve", check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("florence: this needs the package florence2-server")
+    size = sum(path.lstat().st_size for path in environment.folder.rglob("*"))
+    assert size < CLIENT_MB * 10**6
+
+
+@pytest.fixture
+def environment(wheels: dict[str, Path], tmp_path: Path) -> Environment:
+    """With both wheels, and all other packages as they are here."""
+    environment = make_environment(tmp_path / "venv")
+    environment.pip("install", "--no-deps", *map(str, wheels.values()))
+    (packages,) = environment.folder.glob("lib/python*/site-packages")
+    (packages / "packages_of_the_tests.pth").write_text(sysconfig.get_path("purelib"))
+    return environment
+
+
+def test_an_installed_package_serves(environment: Environment) -> None:
+    """Outside a checkout: `florence serve` with the bundled checkpoint, and an answer of it."""
+    port = free_port()
+    log_path = environment.folder / "log"
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("FLORENCE_")}
+    variables |= {
+        "XDG_CACHE_HOME": str(environment.folder),
+        "FLORENCE_GRPC_PORT": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    variables["BENTOML_DO_NOT_TRACK"] = "true"
+    variables.pop("PYTHONPATH", None)
+    command = [str(environment.folder / "bin" / "florence"), "serve", "--model", "demo", "--port", str(port)]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, cwd=environment.folder, env=variables, stdout=log, stderr=log)
+    server = Server(process, f"http://127.0.0.1:{port}", log_path)
+    try:
+        server.wait_ready()
+        reply = httpx.post(f"{server.url}/caption", files={"image": PICTURE.read_bytes()}, timeout=60)
+        assert reply.json()["result"]["text"]
+        server.terminate()
+        server.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_the_client_stays_when_the_service_goes(environment: Environment) -> None:
+    """Uninstalling one takes no file of the other; the library is where it was installed."""
+    where = environment.run("python", "-c", "import florence.runtime as r; print(r.__file__)").stdout
+    assert Path(where.strip()).is_relative_to(environment.folder)
+    environment.pip("uninstall", "--yes", "florence2-server")
+    environment.run("python", "-c", CLIENT_PROGRAM, str(PICTURE))
