@@ -23,9 +23,6 @@ from florence.errors import ImageError, ImageTooLarge
 from florence.images.headers import Header, read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 
-if TYPE_CHECKING:
-    pass
-
 # What each EXIF orientation asks for (CIPA DC-008, tag 0x0112); 1 is "as stored".
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
