@@ -1,5 +1,7 @@
 # make install   .venv with the pinned requirements and this package (some 6 GB)
-# make test      install, then lint, types and tests
+# make quick     install, then lint, types and the tests that start no server and take no time
+# make test      install, then lint, types and all tests that need only what pip installs
+# make test-system   install, then the tests that need programs from elsewhere
 # make demo      install, then a tour of the service with the bundled checkpoint
 # make serve     install, then the service with the default checkpoint, on port 8000
 # make image-check   install, then build the container image of a Bento and check it in containers: with Docker,
@@ -13,6 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadscope
 LOCK_VENV := build/lock-venv
 # florence2-client is this project's own, so it is named "unsafe": left out of the lock.
 PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --unsafe-package florence2-client \
@@ -21,7 +24,7 @@ PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --unsafe-p
 EXTRAS := demo evaluate parquet supervision load test docs dev image
 HELD := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: install test lint types pytest demo serve wheels docs image-check lock clean
+.PHONY: install quick test test-system lint types pytest demo serve wheels docs image-check lock clean
 
 install: $(INSTALLED)
 
@@ -33,7 +36,13 @@ $(INSTALLED): requirements.lock pyproject.toml deploy/client/pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . --editable ./deploy/client
 	touch $@
 
+quick: lint types
+	$(PYTEST) -m "not slow and not system and not gpu and not weights and not image"
+
 test: lint types pytest
+
+test-system: install
+	$(BIN)/python -m pytest -m system
 
 lint: install
 	$(BIN)/ruff check
@@ -43,7 +52,7 @@ types: install
 	$(BIN)/mypy
 
 pytest: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 demo: install
 	$(BIN)/python -m florence.demo.tour

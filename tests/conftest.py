@@ -10,7 +10,7 @@ import torch
 from fake_model import FakeModel
 from fake_runner import PATIENCE_S, FakeRunner, config
 from goldens import Goldens
-from serving import Server, serving_fake
+from serving import Server, serving_demo, serving_fake
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -124,6 +124,13 @@ def served(shared_model: FakeModel) -> FakeModel:
 def client(shared_client: TestClient, served: FakeModel) -> TestClient:
     """HTTP to the one service, with `served` behind it."""
     return shared_client
+
+
+@pytest.fixture(scope="session")
+def demo_server() -> Iterator[Server]:
+    """A real `bentoml serve` with the demo checkpoint; see `serving.serving_demo`."""
+    with serving_demo() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

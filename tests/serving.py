@@ -25,11 +25,13 @@ STOP_S = 30.0
 
 @dataclass
 class Server:
-    """A running `bentoml serve`. url: without a slash at its end; log: all that it wrote so far."""
+    """A running `bentoml serve`. url: without a slash at its end; log: all that it wrote so far; grpc_port:
+    where gRPC listens, 0 for nowhere."""
 
     process: subprocess.Popen[bytes]
     url: str
     log_path: Path
+    grpc_port: int
 
     @property
     def log(self) -> str:
@@ -90,7 +92,7 @@ def serving(
         with log_path.open("wb") as log:
             process = subprocess.Popen(command, cwd=directory, env=variables, stdout=log, stderr=log)
         try:
-            yield Server(process, f"http://127.0.0.1:{port}", log_path)
+            yield Server(process, f"http://127.0.0.1:{port}", log_path, int(variables["FLORENCE_GRPC_PORT"]))
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -106,6 +108,16 @@ def serving_fake(fields: dict[str, object] | None = None, **environment: str) ->
     """The service with a fake model that has these fields; see `fake_model.load_fake`."""
     model = json.dumps(fields or {})
     with serving("fake_service:service", ROOT / "tests", FLORENCE_MODEL=model, **environment) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serving_demo() -> Iterator[Server]:
+    """The demo checkpoint in float32, over HTTP and gRPC, ready; bodies have 3 MB at most."""
+    ports = {"FLORENCE_GRPC_PORT": str(free_port()), "FLORENCE_GRPC_HOST": "127.0.0.1"}
+    settings = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32", "FLORENCE_MAX_BODY_BYTES": "3000000"}
+    with serving("service:service", **settings, **ports) as server:
+        server.wait_ready()
         yield server
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from serving import Server, serving
+from serving import Server
 
 from florence import Florence2
 from florence.demo.evaluate import Exam
@@ -39,10 +37,8 @@ LEAST = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving(".", FLORENCE_MODEL="demo", FLORENCE_DTYPE="float32") as started:
-        started.wait_ready()
-        yield started
+def server(demo_server: Server) -> Server:
+    return demo_server
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,21 +16,11 @@ import httpx
 import pytest
 from docs_tables import COMMANDS, GENERATED, printed_help, with_part
 from pages import DOCS, NAMES, anchors, blocks, links, read
-from serving import ROOT, Server, free_port, serving
+from serving import ROOT, Server
 
 from florence.settings import PREFIX, Settings
 
 PATIENCE_S = 300.0
-# Named before they are merged:
-PENDING = {"FLORENCE_READERS", "FLORENCE_FAST_JPEG", "FLORENCE_CPU_KERNELS"}
-PENDING_FILES = {
-    "deploy/client",
-    "florence/engine/device/backend.py",
-    "florence/model/attention.py",
-    "florence/readers",
-}
-PENDING_METRICS = {"florence_read_seconds"}
-PENDING_TARGETS = {"quick", "test-system", "docs", "wheels"}
 EVERY_PAGE = pytest.mark.parametrize("name", NAMES)
 OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "data/README.md")
 EVERY_FILE = pytest.mark.parametrize("name", [*NAMES, *OTHERS])
@@ -51,13 +40,9 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
+def shared(demo_server: Server) -> Shared:
     """The demo checkpoint in float32, since that is what the pages show."""
-    port = free_port()
-    variables = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32", "FLORENCE_GRPC_PORT": str(port)}
-    with serving("service:service", **variables) as server:
-        server.wait_ready()
-        yield Shared(server, port)
+    return Shared(demo_server, demo_server.grpc_port)
 
 
 @pytest.fixture
@@ -157,16 +142,16 @@ def test_every_file_and_target_that_is_named_exists(name: str) -> None:
     folders = "benchmarks|data|deploy|docs|florence|tests"
     for found in re.findall(rf"[`\s](?:\./)?((?:{folders})/[\w./-]*+)(?![<*])", text):
         path = found.rstrip("./")
-        assert path in PENDING_FILES or (ROOT / path).exists(), path
+        assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:`|= )make ([a-z-]+)", text):
-        assert target in PENDING_TARGETS or re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 @EVERY_PAGE
 def test_no_setting_is_named_that_does_not_exist(name: str) -> None:
     named = set(re.findall(r"FLORENCE_[A-Z_]+[A-Z]", read(ROOT / name)))
-    assert named - PENDING <= {PREFIX + field.upper() for field in Settings.model_fields}
+    assert named <= {PREFIX + field.upper() for field in Settings.model_fields}
 
 
 @pytest.mark.parametrize("part", GENERATED)
@@ -196,7 +181,7 @@ def test_the_metrics_are_those_of_the_service(fake_server: Server) -> None:
         f"{name.removesuffix('_total')}_total" if kind == "counter" and name.startswith("florence") else name
         for name, kind in there
     }
-    assert set(rows) - PENDING_METRICS == names - PENDING_METRICS | {"bentoml_service_adaptive_batch_size"}
+    assert set(rows) == names | {"bentoml_service_adaptive_batch_size"}
 
 
 @EVERY_PAGE

@@ -8,7 +8,7 @@ import json
 import queue
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import tritonclient.grpc as over_grpc
 import tritonclient.grpc.aio as over_grpc_aio
 import tritonclient.http as over_http
 import tritonclient.http.aio as over_http_aio
-from serving import ROOT, Server, free_port, serving
+from serving import ROOT, Server
 from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.slow
@@ -29,16 +29,8 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def port() -> int:
-    return free_port()
-
-
-@pytest.fixture(scope="module")
-def server(port: int) -> Iterator[Server]:
-    ports = {"FLORENCE_GRPC_PORT": str(port), "FLORENCE_GRPC_HOST": "127.0.0.1"}
-    with serving(".", FLORENCE_MODEL="demo", **ports) as started:
-        started.wait_ready()
-        yield started
+def server(demo_server: Server) -> Server:
+    return demo_server
 
 
 @pytest.fixture
@@ -48,8 +40,8 @@ def http(server: Server) -> str:
 
 
 @pytest.fixture
-def grpc(server: Server, port: int) -> str:
-    return f"127.0.0.1:{port}"
+def grpc(server: Server) -> str:
+    return f"127.0.0.1:{server.grpc_port}"
 
 
 @pytest.fixture(scope="module")

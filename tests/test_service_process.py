@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 import requests
 from PIL import Image
 from seed import run_program, seed_program
-from serving import ROOT, Server, serving
+from serving import ROOT, Server
 
 pytestmark = pytest.mark.slow
 
@@ -25,11 +24,9 @@ PICTURES = sorted(path for path in (ROOT / "data").iterdir() if path.suffix in (
 INFER = "/v2/models/florence2/infer"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving(".", FLORENCE_MODEL="demo", FLORENCE_MAX_BODY_BYTES="3000000") as started:
-        started.wait_ready()
-        yield started
+@pytest.fixture
+def server(demo_server: Server) -> Server:
+    return demo_server
 
 
 def infer_request(picture: bytes, task: str = "<CAPTION>", **members: object) -> dict[str, object]:
