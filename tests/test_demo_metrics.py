@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from florence import parse_answer
+from florence.demo.evaluation.boxes import Found, evaluate_boxes
 from florence.demo.evaluation.calibration import GROUPS, Judged, expected_calibration_error, reliability
 from florence.demo.evaluation.grading import Graded, grade
 from florence.demo.evaluation.metrics import area_overlap, box_overlap, word_accuracy
 from florence.demo.training.batches import draw_lots
-from florence.demo.world.boxes import Found, evaluate_boxes
 from florence.demo.world.captions import Words, cider, tokenize, words_here
 from florence.demo.world.ground_truth import (
     Question,

@@ -27,7 +27,7 @@ from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.errors import Closed, DeadlineExceeded, ImageError, Overloaded, RequestError, TaskError
 from florence.images.preprocess import InputSize
-from florence.readers.picture import LocalReader, Picture, ReadPicture
+from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 from florence.readers.readers import THREADS, Readers, ThreadReaders
 from florence.runtime import dispatcher as module
 from florence.runtime.dispatcher import Dispatcher, TaskRequest
@@ -103,7 +103,7 @@ def slow(picture: Path) -> Iterator[SlowPicture]:
 
 
 def ask(
-    dispatcher: Dispatcher, image: Picture, *tasks: str, timeout_s: float | None = None
+    dispatcher: Dispatcher, image: PictureSource, *tasks: str, timeout_s: float | None = None
 ) -> list[Future[Answer]]:
     """Send tasks on one picture: a caption, if none is given."""
     asked = [
@@ -298,7 +298,7 @@ def test_a_request_that_fails_after_its_picture_was_read_keeps_no_pixels(
     pipeline, pixels = library._pipeline, list[ref[Any]]()
 
     class Noting(LocalReader):
-        def read(self, image: Picture) -> ReadPicture:
+        def read(self, image: PictureSource) -> ReadPicture:
             outcome = super().read(image)
             pixels.append(ref(outcome.pixels))
             return outcome

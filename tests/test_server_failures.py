@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from florence.errors import ClientLeft, FlorenceError, Overloaded
-from florence.server.failures import GRPC_CODES, INTERNAL_ERROR, Failure, failure_of, log_failure
+from florence.server.failures import GRPC_CODES, INTERNAL_ERROR, ErrorReply, failure_of, log_failure
 
 
 def classes(base: type[FlorenceError] = FlorenceError) -> Iterator[type[FlorenceError]]:
@@ -25,14 +25,14 @@ def test_every_error_has_a_grpc_code_beside_its_status(kind: type[FlorenceError]
 
 def test_an_error_is_told_as_it_is() -> None:
     """Its status, its message, and whole seconds to wait, at least one."""
-    assert failure_of(ClientLeft()) == Failure(499, "the client left before the answer")
-    assert failure_of(Overloaded("full", retry_after_s=0.1)) == Failure(503, "full", 1)
-    assert failure_of(Overloaded("full", retry_after_s=2.1)) == Failure(503, "full", 3)
+    assert failure_of(ClientLeft()) == ErrorReply(499, "the client left before the answer")
+    assert failure_of(Overloaded("full", retry_after_s=0.1)) == ErrorReply(503, "full", 1)
+    assert failure_of(Overloaded("full", retry_after_s=2.1)) == ErrorReply(503, "full", 3)
 
 
 def test_an_unexpected_error_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
     """The client gets no word of it."""
     error = ZeroDivisionError("secret")
     log_failure(error)
-    assert failure_of(error) == Failure(500, INTERNAL_ERROR)
+    assert failure_of(error) == ErrorReply(500, INTERNAL_ERROR)
     assert "ZeroDivisionError: secret" in caplog.text

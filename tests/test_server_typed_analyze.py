@@ -99,7 +99,7 @@ def test_what_is_wrong_with_the_call_is_said(client: TestClient, body: dict[str,
     assert reply.status_code == 400, reply.text
     error = reply.json()["error"]
     assert message in error
-    assert not any(word in error for word in ("Input should", "valid dictionary", "TaskRequest", "pydantic"))
+    assert not any(word in error for word in ("Input should", "valid dictionary", "AnalysisTask", "pydantic"))
 
 
 def test_the_document_describes_it(client: TestClient) -> None:

@@ -20,11 +20,13 @@ from florence.settings import Settings
 def _no_arguments_afterwards() -> Iterator[None]:
     yield
     set_arguments({})
+    service_of_environment.cache_clear()
 
 
 def settings_of(arguments: dict[str, Any]) -> Settings:
     """Those of the service that these arguments make."""
     set_arguments(arguments)
+    service_of_environment.cache_clear()
     settings: Settings = service_of_environment().inner.settings
     return settings
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from florence.answers.answer import Answer
 from florence.errors import OptionError
 from florence.server.typed.endpoints import TextInput
-from florence.types.analysis import TaskRequest
+from florence.types.analysis import AnalysisTask
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.info import ServiceInfo
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
@@ -193,6 +193,6 @@ def test_a_text_is_as_long_at_every_door() -> None:
     """The typed endpoints and the call of many tasks announce the same limit."""
     announced = [
         TextInput.model_json_schema()["properties"]["text"]["maxLength"],
-        TaskRequest.model_json_schema()["properties"]["text"]["anyOf"][0]["maxLength"],
+        AnalysisTask.model_json_schema()["properties"]["text"]["anyOf"][0]["maxLength"],
     ]
     assert announced == [MAX_TEXT_CHARS, MAX_TEXT_CHARS]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from florence.checkpoint.files import CONFIG, GENERATION_CONFIG, read_json
-from florence.checkpoint.generation import Source, read_generation
+from florence.checkpoint.generation import SettingsSource, read_generation
 from florence.errors import CheckpointError
 from florence.model.config import ACTIVATIONS, STAGES, ModelConfig, StackConfig, TextConfig, VisionConfig
 
@@ -123,9 +123,9 @@ def _text_config(section: _Section, tied_default: bool) -> TextConfig:
     )
 
 
-def _generation_sources(directory: Path, text: _Section, native: bool) -> list[Source]:
+def _generation_sources(directory: Path, text: _Section, native: bool) -> list[SettingsSource]:
     """Where a checkpoint's settings for generation are written; the first one has precedence."""
-    sources: list[Source] = [(f"{directory / CONFIG}, {text.name}", text.values)]
+    sources: list[SettingsSource] = [(f"{directory / CONFIG}, {text.name}", text.values)]
     path = directory / GENERATION_CONFIG
     if native and path.is_file():
         sources.append((str(path), read_json(path)))

@@ -12,11 +12,11 @@ from florence.errors import CheckpointError
 from florence.model.config import GenerationDefaults
 from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY
 
-Source = tuple[str, Mapping[str, Any]]
+SettingsSource = tuple[str, Mapping[str, Any]]
 """Where settings are written, for error messages, and the settings."""
 
 
-def read_generation(sources: Sequence[Source], vocab_size: int) -> GenerationDefaults:
+def read_generation(sources: Sequence[SettingsSource], vocab_size: int) -> GenerationDefaults:
     """The settings, each from the first source that has it. Raises `CheckpointError` for a value that no
     request may have either, with the place where it is written."""
     settings = _Settings(sources)
@@ -31,7 +31,7 @@ def read_generation(sources: Sequence[Source], vocab_size: int) -> GenerationDef
 
 
 class _Settings:
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[SettingsSource]) -> None:
         self.sources = sources
 
     def integer(self, name: str, default: int, *, least: int, most: int) -> int:

@@ -90,7 +90,7 @@ def count_parameters(model: Florence2Model) -> int:
     return sum({tensor.data_ptr(): tensor.numel() for tensor in model.parameters()}.values())
 
 
-Source = tuple[Any, str]
+TensorSource = tuple[Any, str]
 """An open safetensors file and a tensor's name in it."""
 
 
@@ -100,7 +100,7 @@ def _match(
     layout: Layout,
     state: Mapping[str, Tensor],
     found: Mapping[str, Any],
-) -> dict[str, Source]:
+) -> dict[str, TensorSource]:
     """Where each of the model's tensors is read from, after a check of all names and shapes."""
     names = {name: checkpoint_name(name, layout) for name in state}
     shapes = _expected_shapes(config, layout, state)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from florence.demo.evaluation.answering import Answerer, Item, ask_model, ask_service
+from florence.demo.evaluation.answering import Answerer, ExamItem, ask_model, ask_service
 from florence.demo.evaluation.evaluators import check_evaluators
 from florence.demo.evaluation.grading import Grade, Graded, grade
 from florence.demo.evaluation.metrics import Figures
@@ -65,7 +65,7 @@ class Exam:
         )
 
     @property
-    def items(self) -> list[Item]:
+    def items(self) -> list[ExamItem]:
         return [(image, question.task, question.text) for _, image, question in self.asked]
 
     def grade(self, results: Sequence[Result]) -> dict[str, Grade]:

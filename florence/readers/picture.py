@@ -15,7 +15,7 @@ from florence.images.decode import encoded, load_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize, read_resized, resize
 
-Picture = Image.Image | bytes | str | Path | Callable[[], bytes]
+PictureSource = Image.Image | bytes | str | Path | Callable[[], bytes]
 """A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
 
 
@@ -36,7 +36,7 @@ class LocalReader:
     def __init__(self, size: InputSize, limits: ImageLimits = DEFAULT_LIMITS) -> None:
         self._size, self._limits = size, limits
 
-    def read(self, image: Picture) -> ReadPicture:
+    def read(self, image: PictureSource) -> ReadPicture:
         """A PIL picture is taken as it is; all else is turned by its EXIF orientation.
 
         Raises ImageError, ImageTooLarge, and what a function that gives the bytes raises.

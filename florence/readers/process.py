@@ -28,7 +28,7 @@ from florence.images.limits import ImageLimits
 from florence.images.preprocess import InputSize
 from florence.readers import wire
 from florence.readers.memory import PixelMemory
-from florence.readers.picture import LocalReader, Picture, ReadPicture
+from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ProcessReader:
         self._slot, self._memory, self._limits = slot, memory, limits
         self._wall_s, self._cpu_s = process_limits.wall_s, process_limits.cpu_s
         self._local = LocalReader(size, limits)
-        self._job = wire.Job(
+        self._job = wire.ReadJob(
             memory.fd, memory.slot_bytes, size.height, size.width, size.resample, size.fast_jpeg,
             limits.max_bytes, limits.max_pixels, limits.max_frames, process_limits.memory_bytes,
             process_limits.cpu_s,
@@ -98,7 +98,7 @@ class ProcessReader:
         """Of the process that reads now."""
         return self._process.pid
 
-    def read(self, image: Picture) -> ReadPicture:
+    def read(self, image: PictureSource) -> ReadPicture:
         """As `LocalReader.read`. A picture that ends the process, or takes more of it than is allowed, is an
         ImageError too.
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
-from florence.readers.picture import LocalReader, Picture, ReadPicture
+from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 
 THREADS = 2
 """Readers of a process that has none of its own for them: the engine needs the other cores."""
@@ -28,7 +28,7 @@ class Reader(Protocol):
     """Reads one picture at a time. `read` and, at the end, `close` are called in one thread; `stop` in
     another: a `read` in progress need not finish."""
 
-    def read(self, image: Picture) -> ReadPicture: ...
+    def read(self, image: PictureSource) -> ReadPicture: ...
 
     def stop(self) -> None: ...
 
@@ -48,7 +48,7 @@ class Readers:
         self._closed = False
         # Pictures whose outcome is open; whoever removes a future completes it. A dict's own operations are
         # atomic: a future may be cancelled in a thread that holds any lock.
-        self._open: dict[Future[ReadPicture], Picture] = {}
+        self._open: dict[Future[ReadPicture], PictureSource] = {}
         self._queue: SimpleQueue[Future[ReadPicture] | None] = SimpleQueue()  # None: stop
         self._threads = [
             threading.Thread(
@@ -63,7 +63,7 @@ class Readers:
         """How many pictures are read at a time."""
         return len(self._readers)
 
-    def read(self, image: Picture) -> Future[ReadPicture]:
+    def read(self, image: PictureSource) -> Future[ReadPicture]:
         """Start to read a picture; returns at once. Not after `close`.
 
         The future has what the reader raised. Cancelling it lets go of a picture that is not read yet, and
@@ -138,7 +138,7 @@ class ThreadReaders(Readers):
         super().__init__([LocalReader(size, limits) for _ in range(count)], on_read)
 
 
-def _outcome(reader: Reader, image: Picture) -> ReadPicture | BaseException:
+def _outcome(reader: Reader, image: PictureSource) -> ReadPicture | BaseException:
     try:
         return reader.read(image)
     except BaseException as error:  # noqa: BLE001  (it is the outcome, as in any executor)

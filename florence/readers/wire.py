@@ -23,7 +23,7 @@ TOO_LARGE: Final = 2  # ImageTooLarge
 LONGEST_TEXT: Final = 4096  # bytes
 
 
-class Job(NamedTuple):
+class ReadJob(NamedTuple):
     """What a reader process is started with."""
 
     memory_fd: int

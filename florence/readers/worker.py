@@ -34,7 +34,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for name in _PLUGINS:
         import_module(f"PIL.{name}ImagePlugin")
-    job = wire.Job(*json.loads(sys.argv[-1]))
+    job = wire.ReadJob(*json.loads(sys.argv[-1]))
     memory = mmap.mmap(job.memory_fd, 0)
     size = InputSize(job.height, job.width, job.resample, job.fast_jpeg)
     limits = ImageLimits(job.max_bytes, job.max_pixels, job.max_frames)

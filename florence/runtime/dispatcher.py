@@ -23,7 +23,7 @@ from florence.engine.observer import Observer
 from florence.engine.request import Generation
 from florence.engine.sequence import SequenceState
 from florence.errors import Closed, FlorenceError, OptionError, TaskError
-from florence.readers.picture import Picture, ReadPicture
+from florence.readers.picture import PictureSource, ReadPicture
 from florence.readers.readers import Readers
 from florence.runtime.futures import cancel_with, complete, failed, shut_down
 from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskText
@@ -89,7 +89,7 @@ class Dispatcher:
         """Whether no more requests are taken."""
         return self._closed
 
-    def submit(self, image: Picture, requests: Sequence[TaskRequest]) -> list[Future[Answer]]:
+    def submit(self, image: PictureSource, requests: Sequence[TaskRequest]) -> list[Future[Answer]]:
         """Start requests on one picture, which is read once; a future for each."""
         started = self._clock()
         accepted = [self._accept(request, started) for request in requests]

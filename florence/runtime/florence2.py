@@ -24,7 +24,7 @@ from florence.images.decode import load_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.model.devices import pick_device
 from florence.readers.cores import default_readers
-from florence.readers.picture import Picture
+from florence.readers.picture import PictureSource
 from florence.runtime.dispatcher import Dispatcher, TaskRequest
 from florence.runtime.futures import failed
 from florence.runtime.loading import Loaded, load
@@ -34,8 +34,8 @@ from florence.settings import Settings
 from florence.types.options import GenerationKeywords, GenerationParameters, read_generation_parameters
 from florence.types.tasks import Task, TaskSpec, TaskTable
 
-Item = tuple[Picture, str | Task] | tuple[Picture, str | Task, TaskText]
-"""Picture, task, and the task's text or region where it takes one."""
+Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
+"""PictureSource, task, and the task's text or region where it takes one."""
 
 
 class RunOptions(GenerationKeywords, total=False):
@@ -145,7 +145,7 @@ class Florence2:
 
     def submit(
         self,
-        image: Picture,
+        image: PictureSource,
         task: str | Task,
         text: TaskText = None,
         *,
@@ -169,7 +169,7 @@ class Florence2:
 
     def submit_original(
         self,
-        image: Picture,
+        image: PictureSource,
         task: str | Task,
         text: TaskText = None,
         *,
@@ -181,14 +181,14 @@ class Florence2:
         return future
 
     def run(
-        self, image: Picture, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
+        self, image: PictureSource, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
     ) -> Answer:
         """`submit` and wait for the answer; raises what the future has."""
         return self.submit(image, task, text, **options).result()
 
     def submit_all(
         self,
-        image: Picture,
+        image: PictureSource,
         asks: Iterable[TaskSpec],
         **options: Unpack[RunOptions],
     ) -> list[Future[Answer]]:
@@ -202,7 +202,7 @@ class Florence2:
 
     def analyze(
         self,
-        image: Picture,
+        image: PictureSource,
         asks: Iterable[TaskSpec],
         **options: Unpack[RunOptions],
     ) -> list[Answer | Exception]:
@@ -210,7 +210,7 @@ class Florence2:
         return [_outcome(future) for future in self.submit_all(image, asks, **options)]
 
     def stream(
-        self, image: Picture, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
+        self, image: PictureSource, task: str | Task, text: TaskText = None, **options: Unpack[RunOptions]
     ) -> AnswerStream:
         """Like `submit`, to iterate over the answer's text while it is generated; then its `answer` is there.
 
@@ -283,7 +283,7 @@ class Florence2:
 
     def _start(
         self,
-        image: Picture,
+        image: PictureSource,
         asks: Sequence[tuple[str | Task, TaskText]],
         options: RunOptions,
         on_text: OnText | None = None,
@@ -305,7 +305,7 @@ class Florence2:
         ]
         return self._dispatcher.submit(image, requests)
 
-    def _own(self, image: Picture) -> Picture:
+    def _own(self, image: PictureSource) -> PictureSource:
         """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
         if not isinstance(image, Image.Image):
             return image

@@ -1,7 +1,6 @@
 """What a client is told of an error, over every protocol: one table.
 
-HTTP replies, events of a stream and gRPC statuses are all made from a `Failure`. The status and the message
-are the error's own (`florence.errors`); an error of no such class is an internal one, which the log describes
+HTTP replies, events of a stream and gRPC statuses are all made from an `ErrorReply`. Status and message are the error's own (`florence.errors`); an error of no such class is an internal one, which the log describes
 and the client is told nothing about.
 """
 
@@ -38,7 +37,7 @@ GRPC_CODES: Mapping[int, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ErrorReply:
     """status: HTTP's. retry_after_s: whole seconds after which to try again, None where that does not
     help."""
 
@@ -52,15 +51,15 @@ class Failure:
         return GRPC_CODES[self.status]
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: Exception) -> ErrorReply:
     """What a client is told of the error."""
     if isinstance(error, Unavailable):
-        return Failure(error.status, str(error), max(1, math.ceil(error.retry_after_s)))
+        return ErrorReply(error.status, str(error), max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, FlorenceError):
-        return Failure(error.status, str(error))
+        return ErrorReply(error.status, str(error))
     if isinstance(error, ClientDisconnect):
-        return Failure(400, "the client left while it sent its request")
-    return Failure(500, INTERNAL_ERROR)
+        return ErrorReply(400, "the client left while it sent its request")
+    return ErrorReply(500, INTERNAL_ERROR)
 
 
 def log_failure(error: Exception) -> None:

@@ -20,7 +20,7 @@ MOST_TASKS = 64
 """Tasks of one call."""
 
 
-class TaskRequest(BaseModel):
+class AnalysisTask(BaseModel):
     """One task of a call, with the text or the region that it takes."""
 
     model_config = ConfigDict(

@@ -18,8 +18,8 @@ from florence.runtime.florence2 import Florence2
 from florence.types.results import Result
 from florence.types.tasks import TASKS, Input
 
-Item = tuple[Image.Image, str, str | None]  # picture, task, its text or region (as `<loc_n>`)
-Answerer = Callable[[Sequence[Item]], list[Result]]
+ExamItem = tuple[Image.Image, str, str | None]  # picture, task, its text or region (as `<loc_n>`)
+Answerer = Callable[[Sequence[ExamItem]], list[Result]]
 
 _AT_ONCE: Final = 4  # requests to a service
 _PATIENCE_S: Final = 120.0
@@ -30,7 +30,7 @@ def ask_model(model: Florence2) -> Answerer:
     return lambda items: [answer.result for answer in answers_of(model, items)]
 
 
-def answers_of(model: Florence2, items: Sequence[Item]) -> list[Answer]:
+def answers_of(model: Florence2, items: Sequence[ExamItem]) -> list[Answer]:
     """What a loaded model answers, with its tokens. An answer that fails raises its own error."""
     answers = []
     for answer in model.run_many(items):
@@ -43,7 +43,7 @@ def answers_of(model: Florence2, items: Sequence[Item]) -> list[Answer]:
 def ask_service(url: str) -> Answerer:
     """Questions to the typed endpoints of a service. Raises what `florence.client.Client` raises."""
 
-    def ask(items: Sequence[Item]) -> list[Result]:
+    def ask(items: Sequence[ExamItem]) -> list[Result]:
         with (
             Client(url, timeout_s=_PATIENCE_S, retries=0) as client,
             ThreadPoolExecutor(_AT_ONCE) as pool,
@@ -53,7 +53,7 @@ def ask_service(url: str) -> Answerer:
     return ask
 
 
-def _ask_one(client: Client, item: Item) -> Result:
+def _ask_one(client: Client, item: ExamItem) -> Result:
     image, task, given = item
     if TASKS.resolve(task).input is Input.REGION:
         return client.run(image, task, region=given).result

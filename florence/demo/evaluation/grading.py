@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from florence.demo.evaluation.boxes import Found, evaluate_boxes
 from florence.demo.evaluation.calibration import Judged, expected_calibration_error
 from florence.demo.evaluation.metrics import (
     RIGHT_OVERLAP,
@@ -22,7 +23,6 @@ from florence.demo.evaluation.metrics import (
     mean,
     word_accuracy,
 )
-from florence.demo.world.boxes import Found, evaluate_boxes
 from florence.demo.world.captions import cider
 from florence.demo.world.ground_truth import Question, brief, full
 from florence.demo.world.scenes import Scene, Thing

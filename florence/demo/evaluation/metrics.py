@@ -12,18 +12,18 @@ from typing import Final
 
 from florence.demo.evaluation.evaluators import evaluator
 
-Box = Sequence[float]  # x1, y1, x2, y2
+Corners = Sequence[float]  # x1, y1, x2, y2
 Polygon = Sequence[float]  # x1, y1, x2, y2, ...
 Figures = dict[str, float]
 RIGHT_OVERLAP: Final = 0.5
 
 
-def box_overlap(a: Box, b: Box) -> float:
+def box_overlap(a: Corners, b: Corners) -> float:
     """Intersection over union of two boxes, the second with an area; 0 for a first one without."""
     return float(evaluator("pycocotools.mask").iou([coco_box(a)], [coco_box(b)], [0])[0, 0])
 
 
-def coco_box(box: Box) -> list[float]:
+def coco_box(box: Corners) -> list[float]:
     """x, y, width, height; one whose corners are the wrong way round has no extent."""
     x1, y1, x2, y2 = box
     return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]

@@ -15,10 +15,11 @@ from typing import Final
 
 import numpy as np
 
-from florence.demo.world.scenes import Box, Scene, Thing
+from florence.demo.world.scenes import Scene, Thing
 from florence.demo.world.shapes import Points
 from florence.demo.world.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORD, WORDS
 from florence.types.regions import BINS
+from florence.types.results import Box
 
 _JITTER: Final = 6  # bins by which a region in a question may be off the true box
 _NEAR: Final = 0.05  # of the width or height: less than this is neither left nor right, above nor below

@@ -16,8 +16,7 @@ import numpy as np
 from florence.demo.world.shapes import TURN, Points, answer_polygon, turned, unit_outline
 from florence.demo.world.typeface import FACES, Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
-
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+from florence.types.results import Box
 
 MOST_THINGS: Final = 6  # of usual size
 MOST_CROWDED: Final = 40  # of a lesser scale

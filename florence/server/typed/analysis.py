@@ -21,7 +21,7 @@ from florence.server.failures import failure_of, log_failure
 from florence.server.outcomes import await_outcomes
 from florence.server.replies import reply_or_error
 from florence.server.typed.endpoints import Endpoints, Output, PictureInput, explain, task_answer
-from florence.types.analysis import MOST_TASKS, Analysis, TaskFailure, TaskRequest
+from florence.types.analysis import MOST_TASKS, Analysis, AnalysisTask, TaskFailure
 from florence.types.options import GenerationParameters
 
 TASKS_EXAMPLE: Final = ("caption", {"task": "<CAPTION_TO_PHRASE_GROUNDING>", "text": "a green car"})
@@ -34,7 +34,7 @@ TaskName = Annotated[str, Field(max_length=100)]
 
 
 class _TasksField(PictureInput):
-    tasks: list[TaskRequest | TaskName] = Field(
+    tasks: list[AnalysisTask | TaskName] = Field(
         min_length=1,
         max_length=MOST_TASKS,
         description="What to do with the picture: objects, or names and tokens alone. JSON also in a form.",
@@ -75,11 +75,11 @@ async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
     return _analysis(tasks, outcomes)
 
 
-def _read_task(task: Any) -> TaskRequest:
-    return TaskRequest(task=task) if isinstance(task, str) else TaskRequest.model_validate(task)
+def _read_task(task: Any) -> AnalysisTask:
+    return AnalysisTask(task=task) if isinstance(task, str) else AnalysisTask.model_validate(task)
 
 
-def _analysis(tasks: Sequence[TaskRequest], outcomes: Sequence[Answer | BaseException]) -> BaseModel:
+def _analysis(tasks: Sequence[AnalysisTask], outcomes: Sequence[Answer | BaseException]) -> BaseModel:
     """The body; raises the first error when there is nothing else."""
     answers: list[Any] = []
     for task, outcome in zip(tasks, outcomes, strict=True):
@@ -92,7 +92,7 @@ def _analysis(tasks: Sequence[TaskRequest], outcomes: Sequence[Answer | BaseExce
     return AnalyzeAnswer.model_construct(answers=answers)
 
 
-def _failure(task: TaskRequest, error: Exception) -> TaskFailure:
+def _failure(task: AnalysisTask, error: Exception) -> TaskFailure:
     log_failure(error)
     failure = failure_of(error)
     return TaskFailure(task=task.task, error=failure.message, status=failure.status)
@@ -102,8 +102,8 @@ def _explain(error: ValidationError) -> RequestError:
     """What is wrong with the tasks, or with another field."""
     for detail in error.errors(include_url=False):
         if detail["loc"] and detail["loc"][0] == "tasks":
-            # A task's errors come from each type that it may have: tasks, 0, TaskRequest, region, ...
-            parts = [str(part) for part in detail["loc"] if part != TaskRequest.__name__][:3]
+            # A task's errors come from each type that it may have: tasks, 0, AnalysisTask, region, ...
+            parts = [str(part) for part in detail["loc"] if part != AnalysisTask.__name__][:3]
             wrong = _PROBLEMS.get(detail["type"]) or f"can't be {quote(detail['input'])}"
             return TaskError(
                 f"{'.'.join(parts)} {wrong}; tasks is a list of 1 to {MOST_TASKS} such as "

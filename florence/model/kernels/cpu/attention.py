@@ -101,7 +101,7 @@ class CpuAttention:
         value_slot, value_head, value_position, _ = (stride * size for stride in values.stride())
         query, query_row = rows_of(queries)
         target, target_row = rows_of(output)
-        job = self._kernels.Job(
+        job = self._kernels.AttentionJob(
             groups=lengths.shape[0],
             heads=heads,
             rows=queries.shape[0],

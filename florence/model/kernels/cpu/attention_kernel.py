@@ -1,7 +1,7 @@
 """The attention kernel of a CPU, compiled by numba.
 
-The kernel is a C function whose only argument is the address of a `Job`. Every thread that calls it takes
-heads of groups until none is left, so that any number of threads shares the job evenly. A group is the query
+The kernel is a C function whose only argument is the address of an `AttentionJob`. Every thread that calls it
+takes heads of groups until none is left, so that any number of threads shares the job evenly. A group is the query
 rows that attend to the same keys: a tile of 16 keys is converted to float32 once, in the first-level cache,
 for all of them; then the softmax of each row is computed, and the values are added tile by tile. Nothing here
 allocates, raises or holds the GIL; indices out of range are counted as faults.
@@ -30,7 +30,7 @@ TASKS = 4
 INDEX_BYTES = 4
 
 
-class Job(NamedTuple):
+class AttentionJob(NamedTuple):
     """One call, after HEAD: addresses, sizes, and strides in bytes."""
 
     groups: int
@@ -66,7 +66,9 @@ def scratch_bytes(head_dim: int, room: int) -> int:
 
 def load(dtype: torch.dtype, head_dim: int) -> Kernel:
     """The kernel for one dtype and size."""
-    return load_kernel(f"attention {dtype} {head_dim}", Job._fields, lambda: _make_work(dtype, head_dim))
+    return load_kernel(
+        f"attention {dtype} {head_dim}", AttentionJob._fields, lambda: _make_work(dtype, head_dim)
+    )
 
 
 def _make_work(dtype: torch.dtype, head_dim: int) -> Callable[[Any], None]:

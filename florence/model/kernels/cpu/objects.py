@@ -19,7 +19,7 @@ from llvmlite import binding
 from florence.model.kernels.cpu.kept import keep, read_kept
 from florence.model.kernels.cpu.openmp import job_type
 
-Work = Callable[[Any], None]
+KernelBody = Callable[[Any], None]
 """A Python function of a job's address, for numba to compile."""
 
 ENTRY: Final = "florence_kernel"  # the one symbol of an object
@@ -36,7 +36,7 @@ class Kernel:
         self.address: int = self._engine.get_function_address(ENTRY)
 
 
-def load_kernel(name: str, fields: Sequence[str], make_work: Callable[[], Work]) -> Kernel:
+def load_kernel(name: str, fields: Sequence[str], make_work: Callable[[], KernelBody]) -> Kernel:
     """The kernel of a name, kept or compiled now.
 
     `make_work` makes the function of a job with these fields. The name must tell what it is made with.
@@ -49,7 +49,7 @@ def load_kernel(name: str, fields: Sequence[str], make_work: Callable[[], Work])
     return Kernel(code)
 
 
-def compile_object(fields: Sequence[str], work: Work) -> bytes:
+def compile_object(fields: Sequence[str], work: KernelBody) -> bytes:
     """Object code that needs no symbol of any other; its `ENTRY` calls `work`."""
     module = _optimized(fields, work)
     for symbol in (*module.functions, *module.global_variables):
@@ -67,7 +67,7 @@ def compile_object(fields: Sequence[str], work: Work) -> bytes:
     return code
 
 
-def _optimized(fields: Sequence[str], work: Work) -> Any:
+def _optimized(fields: Sequence[str], work: KernelBody) -> Any:
     """`work` and `ENTRY` as an LLVM module, as it is before machine code is made from it.
 
     numba's own JIT (`numba.cfunc`) leaves a module that machine code has been made from, which is not fit for

@@ -1,7 +1,7 @@
 """The kernel of products with weights on a CPU, compiled by numba.
 
-It is a C function whose only argument is the address of a `Job`. Every thread that calls it takes tasks until
-none is left. A task is some panels of outputs for a block of rows, which the thread converts to float32 once,
+It is a C function whose only argument is the address of a `ProductJob`. Every thread that calls it takes tasks
+until none is left. A task is some panels of outputs for a block of rows, which the thread converts to float32 once,
 into its second-level cache. Nothing here allocates, raises or holds the GIL.
 """
 
@@ -26,7 +26,7 @@ MAX_ROWS = 96
 """Maximum rows of a block."""
 
 
-class Job(NamedTuple):
+class ProductJob(NamedTuple):
     """One call, after HEAD: addresses, sizes, and strides in bytes."""
 
     rows: int
@@ -62,7 +62,7 @@ def scratch_bytes(panels: Panels, rows: int, inner: int) -> int:
 def load(panels: Panels, dtype: torch.dtype) -> Kernel:
     """The kernel for these panels of a dtype."""
     name = f"product {dtype} {panels.width}"
-    return load_kernel(name, Job._fields, lambda: _make_work(panels, dtype.itemsize))
+    return load_kernel(name, ProductJob._fields, lambda: _make_work(panels, dtype.itemsize))
 
 
 def _make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:

@@ -42,7 +42,7 @@ class Products:
         self.panels = cpu_panels.Panels(dtype, lanes or (16 if wide else 8))
         self.team = OpenMPTeam(threads)
         self.plan = lru_cache(MAX_PLANS)(self._plan)
-        self.job = cpu_product_kernel.Job
+        self.job = cpu_product_kernel.ProductJob
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
         self._kernel = cpu_product_kernel.load(self.panels, dtype)
         self.address: int = self._kernel.address

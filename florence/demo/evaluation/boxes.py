@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from florence.demo.evaluation.evaluators import evaluator, quietly
-from florence.demo.evaluation.metrics import Box, Figures, coco_box
+from florence.demo.evaluation.metrics import Corners, Figures, coco_box
 
 PictureId = int | tuple[int, str]
 
@@ -24,7 +24,7 @@ class Found:
 
     picture: PictureId
     label: str
-    box: Box
+    box: Corners
     score: float | None = None
 
 
