@@ -1,7 +1,8 @@
 """What a client is told of an error, over every protocol: one table.
 
-HTTP replies, events of a stream and gRPC statuses are all made from an `ErrorReply`. Status and message are the error's own (`florence.errors`); an error of no such class is an internal one, which the log describes
-and the client is told nothing about.
+HTTP replies, events of a stream and gRPC statuses are all made from an `ErrorReply`. Status and message are
+the error's own (`florence.errors`); an error of no such class is an internal one, which the log describes and
+the client is told nothing about.
 """
 
 from __future__ import annotations

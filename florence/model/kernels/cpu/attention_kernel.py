@@ -1,10 +1,10 @@
 """The attention kernel of a CPU, compiled by numba.
 
 The kernel is a C function whose only argument is the address of an `AttentionJob`. Every thread that calls it
-takes heads of groups until none is left, so that any number of threads shares the job evenly. A group is the query
-rows that attend to the same keys: a tile of 16 keys is converted to float32 once, in the first-level cache,
-for all of them; then the softmax of each row is computed, and the values are added tile by tile. Nothing here
-allocates, raises or holds the GIL; indices out of range are counted as faults.
+takes heads of groups until none is left, so that any number of threads shares the job evenly. A group is the
+query rows that attend to the same keys: a tile of 16 keys is converted to float32 once, in the first-level
+cache, for all of them; then the softmax of each row is computed, and the values are added tile by tile.
+Nothing here allocates, raises or holds the GIL; indices out of range are counted as faults.
 """
 
 from __future__ import annotations

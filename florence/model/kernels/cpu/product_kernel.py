@@ -1,8 +1,8 @@
 """The kernel of products with weights on a CPU, compiled by numba.
 
-It is a C function whose only argument is the address of a `ProductJob`. Every thread that calls it takes tasks
-until none is left. A task is some panels of outputs for a block of rows, which the thread converts to float32 once,
-into its second-level cache. Nothing here allocates, raises or holds the GIL.
+It is a C function whose only argument is the address of a `ProductJob`. Every thread that calls it takes
+tasks until none is left. A task is some panels of outputs for a block of rows, which the thread converts to
+float32 once, into its second-level cache. Nothing here allocates, raises or holds the GIL.
 """
 
 from __future__ import annotations
