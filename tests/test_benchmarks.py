@@ -23,7 +23,6 @@ TINY = {
     "decode_step.py": "--size tiny --requests 1 --turns 1",
     "encode.py": "--size tiny --rounds 1 --threads 1",
     "endurance.py": "--few 4 --many 8 --turns 1 --threads 1",
-    "exactness.py": "--size tiny",
     "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",
     "precision.py": "--size tiny --rounds 1 --threads 1",
     "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
@@ -34,7 +33,7 @@ TINY = {
 """Options, put behind those of the documents, which make a script small. Those that need more have tests of
 their own below, or need what this machine lacks."""
 
-ELSEWHERE = {"gpu.py", "perf_analyzer.py"}
+ELSEWHERE = {"exactness.py", "gpu.py", "perf_analyzer.py"}
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +121,7 @@ def test_the_reading_script_measures_all_readers_at_tiny_sizes() -> None:
 
 def test_the_exactness_script_finds_all_ids_equal_at_tiny_sizes() -> None:
     """Fifteen tasks, each with 1, 3 and 5 beams; some answers end before their limit."""
-    printed = run("exactness.py", "--size", "tiny")
+    printed = run("exactness.py", *named_options("exactness.py"), "--size", "tiny")
     for beams in (1, 3, 5):
         assert f"{beams} beams: 15 of 15 with the same token ids" in printed
     assert "lengths 20 to 20" not in printed

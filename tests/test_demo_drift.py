@@ -110,6 +110,7 @@ def test_the_same_answers_have_not_drifted(exam: Exam, exact: list[Answer]) -> N
     assert all(value == 0.0 or math.isnan(value) for row in changed.values() for value in row.values())
 
 
+@pytest.mark.slow
 def test_the_drift_command_writes_what_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

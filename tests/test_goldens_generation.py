@@ -34,6 +34,7 @@ def check(case: dict[str, Any], row: int, hypothesis: Hypothesis) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_every_case_alone_is_the_originals(goldens: Goldens) -> None:
     """Greedy, 3 and 5 beams, length limits, penalties, with and without the n-gram rule and forced tokens."""
     cases = goldens.single_cases()
@@ -53,6 +54,7 @@ def finish(runner: Runner, sequences: Iterable[SequenceState]) -> dict[SequenceS
     return outcomes
 
 
+@pytest.mark.slow
 def test_every_case_in_a_crowd_is_the_originals(goldens: Goldens) -> None:
     """All pictures, prompts, beams and lengths at once: nobody's answer depends on the neighbours."""
     groups: dict[Any, list[tuple[dict[str, Any], int]]] = {}

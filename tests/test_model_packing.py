@@ -179,6 +179,7 @@ def test_nothing_is_packed_on_other_machines_devices_and_dtypes(monkeypatch: pyt
     assert linear.make_products(CPU, torch.float32, None) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not openmp.available(torch.float32), reason="no kernels here")
 def test_the_kernel_computes_where_nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but bfloat16 on a processor that multiplies it faster than float32, and layers of odd
