@@ -68,7 +68,7 @@ def test_a_copy_goes_by_name_and_commit_of_its_origin(packed: Path) -> None:
 
 
 def test_a_copy_of_a_directory_goes_by_its_last_name(tmp_path: Path) -> None:
-    """Where it lay on the machine that built the Bento is nobody's business."""
+    """Its label does not show where it lay on the machine that built the Bento."""
     target = lay(tmp_path / "target")
     copy_checkpoint(Checkpoint(str(tmp_path / "my-finetune"), None, DEMO), target)
     assert resolve_checkpoint(str(target)).label == "my-finetune"

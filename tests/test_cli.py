@@ -107,7 +107,8 @@ def test_mistakes_are_told_in_one_line(
     assert "Traceback" not in err
 
 
-def test_nobody_at_the_url(florence: Run) -> None:
+def test_nothing_listens_at_the_url(florence: Run) -> None:
+    """One line that names the URL; a URL without its scheme is a mistake of the call."""
     for command in (("run", PICTURE, "caption"), ("info",)):
         status, _, err = florence(*command, "--url", "http://127.0.0.1:9")
         assert status == 1
@@ -226,7 +227,7 @@ def test_serve_is_the_service_and_stops_when_told(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, "serve", "--model", "./mine", "--port", str(port)]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
-    server = Server(process, f"http://127.0.0.1:{port}", log_path)
+    server = Server(process, f"http://127.0.0.1:{port}", log_path, grpc_port=0)
     try:
         server.wait_ready()
         server.terminate()

@@ -83,7 +83,7 @@ class Replies:
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         if isinstance(reply, httpx.Response):  # a new one each time: clients close what they have read
             return httpx.Response(reply.status_code, headers=reply.headers, content=reply.content)
-        raise reply("nobody there")
+        raise reply("nothing listens there")
 
 
 def busy(status: int = 503, **headers: str) -> httpx.Response:
@@ -189,7 +189,7 @@ def test_a_request_that_may_have_been_taken_is_not_sent_again(
 
 def test_a_missing_server_is_unreachable(ask: Ask) -> None:
     """Unreachable is an Unavailable: a program that comes back later need not tell them apart."""
-    with pytest.raises(Unreachable, match=r"florence\.test.*can't be reached: nobody there"):
+    with pytest.raises(Unreachable, match=r"florence\.test.*can't be reached: nothing listens there"):
         ask(Replies(httpx.ConnectError), {}, retries=0)
     assert issubclass(Unreachable, Unavailable)
 

@@ -143,7 +143,7 @@ def test_the_command_trains_and_then_has_nothing_to_do(
 
 
 def test_batches_are_the_same_each_time(tokenizer: Tokenizer) -> None:
-    """Batch n has the same pictures and tokens whoever asks, and differs from batch n + 1."""
+    """Batch n has the same pictures and tokens in every run, and differs from batch n + 1."""
     first, again, other = (Batches(TINY, tokenizer)[step] for step in (4, 4, 5))
     assert torch.equal(first.pixels, again.pixels)
     assert torch.equal(first.things, again.things)

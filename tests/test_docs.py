@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -148,6 +149,36 @@ def test_every_file_and_target_that_is_named_exists(name: str) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+@pytest.fixture(scope="module")
+def defined() -> dict[str, set[str]]:
+    """The product's classes and functions -> what each class defines."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "florence").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                inner = {getattr(part, "name", None) for part in node.body}
+                inner |= {ast.unparse(part.target) for part in node.body if isinstance(part, ast.AnnAssign)}
+                found.setdefault(node.name, set()).update(inner - {None})
+    return found
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/engine.md"])
+def test_the_code_that_is_named_exists(name: str, defined: dict[str, set[str]]) -> None:
+    """Classes, their members, and modules below florence/; but for what an example would add."""
+    text = read(ROOT / name)
+    for named, member in re.findall(r"`([A-Z][a-z]\w+)(?:\.(\w+))?[`(]", text):
+        assert named in defined or named in NOT_OURS, named
+        assert not member or member in defined[named], f"{named}.{member}"
+    for function in re.findall(r"`([a-z]+_[a-z_]+)[`(]", text):
+        assert function in defined or function in FIELDS, function
+    for module in re.findall(r"`([a-z]+/[\w/]+(?:\.py)?)`", text if "docs/" in name else ""):
+        assert (ROOT / "florence" / module).exists(), module
+
+
+NOT_OURS = {"SecretStr", "Unauthorized"}  # pydantic's, and an example's
+FIELDS = {"cpu_kernels", "max_new_tokens", "on_done"}  # attributes and arguments, no functions
+
+
 @EVERY_PAGE
 def test_no_setting_is_named_that_does_not_exist(name: str) -> None:
     named = set(re.findall(r"FLORENCE_[A-Z_]+[A-Z]", read(ROOT / name)))
@@ -211,7 +242,9 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
         r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//", re.IGNORECASE
     )
     for page in pages:
-        assert foreign.search(page.read_text(encoding="utf-8")) is None, page.name
+        text = page.read_text(encoding="utf-8")
+        assert foreign.search(text) is None, page.name
+        assert re.search(r"<(?:[A-Z_]{2,}|n|loc_\w+)>", text) is None, f"{page.name}: a token became a tag"
     for style in (tmp_path / "site").rglob("*.css"):
         assert (
             re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")) is None

@@ -56,7 +56,7 @@ def finish(runner: Runner, sequences: Iterable[SequenceState]) -> dict[SequenceS
 
 @pytest.mark.slow
 def test_every_case_in_a_crowd_is_the_originals(goldens: Goldens) -> None:
-    """All pictures, prompts, beams and lengths at once: nobody's answer depends on the neighbours."""
+    """All pictures, prompts, beams and lengths at once: no request's answer depends on its neighbours."""
     groups: dict[Any, list[tuple[dict[str, Any], int]]] = {}
     for case, row in goldens.single_cases():
         groups.setdefault(rules_of(case), []).append((case, row))

@@ -154,7 +154,8 @@ def test_another_user_on_a_root_that_cannot_be_written_is_enough(engine: Engine,
 
 
 def test_the_health_check_of_the_compose_file_tells_ready_from_not(container: Container) -> None:
-    """The README's command, run by the image's own kind of Python: 0 while ready, 1 where nobody listens."""
+    """The Compose file's command, run by the image's own kind of Python: 0 while ready, 1 where nothing
+    listens."""
     for url, status in ((container.url, 0), (f"http://127.0.0.1:{free_port()}", 1)):
         command = health_command(url)
         assert subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == status

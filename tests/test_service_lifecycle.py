@@ -73,7 +73,8 @@ def test_a_header_that_is_no_text_gets_its_whole_answer() -> None:
 
 
 def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
-    """Who was in flight is told, not cut off; then the process ends and BentoML starts another."""
+    """A request in flight gets its error, not a broken connection; then the process ends and BentoML starts
+    another."""
     with serving("fake_service:service", ROOT / "tests", FLORENCE_MODEL="breaks") as server:
         server.wait_ready()
         answer = httpx.post(f"{server.url}/caption", files={"image": _picture()})

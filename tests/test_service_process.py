@@ -207,7 +207,7 @@ def metrics(server: Server) -> dict[str, float]:
 
 @pytest.mark.parametrize("path", ["/nope", "/", "/v2/nope", "/v2/models/florence%32"])
 def test_unknown_paths_are_json(server: Server, path: str) -> None:
-    """Also outside of /v2, and at the root for whoever is no browser; `%32` is no 2."""
+    """Also outside of /v2, and at the root for clients other than browsers; `%32` is not read as 2."""
     reply = httpx.get(httpx.URL(server.url, raw_path=path.encode()))
     assert reply.status_code == 404
     assert list(reply.json()) == ["error"]

@@ -179,7 +179,7 @@ def test_a_stream_answers_in_order_and_outlives_errors(model: FakeModel) -> None
 
 
 def test_a_stream_that_is_left_cancels_its_requests(model: FakeModel) -> None:
-    """Nobody reads them: none is pending afterwards."""
+    """Their answers would not be read: none is pending afterwards."""
     model.held = True
 
     async def check(stub: Any, inference: Inference) -> None:

@@ -128,7 +128,7 @@ def test_every_answer_is_logged_with_its_checkpoint(app: Starlette, caplog: pyte
 
 
 def test_one_failed_row_gives_up_the_others(app: Starlette, model: FakeModel) -> None:
-    """Nobody reads them: rows that still wait are cancelled."""
+    """Their answers would not be sent: rows that still wait are cancelled."""
     model.delay_s = 0.05
     rows = request([base64.b64encode(b"no picture").decode()] + [PICTURE] * 20, ["<CAPTION>"] * 21)
     assert send(app, "POST", INFER, json=rows).json()["error"].startswith("row 0: ")

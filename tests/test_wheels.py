@@ -159,7 +159,7 @@ def test_an_installed_package_serves(environment: Environment) -> None:
     command = [str(environment.folder / "bin" / "florence"), "serve", "--model", "demo", "--port", str(port)]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, cwd=environment.folder, env=variables, stdout=log, stderr=log)
-    server = Server(process, f"http://127.0.0.1:{port}", log_path)
+    server = Server(process, f"http://127.0.0.1:{port}", log_path, grpc_port=0)
     try:
         server.wait_ready()
         reply = httpx.post(f"{server.url}/caption", files={"image": PICTURE.read_bytes()}, timeout=60)

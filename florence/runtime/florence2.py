@@ -87,7 +87,7 @@ class Florence2:
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
-        `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:<n>". `dtype`: "auto" (bfloat16 where
+        `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
         layers, on a CPU with VNNI). `limits`: on pictures. `config`: of the engine; its default suits the
         device. `threads`: CPU threads of the model, in place of the configuration's. `readers`: processes
@@ -157,7 +157,7 @@ class Florence2:
         `image`: a PIL picture, taken as it is now (it is copied, and may be changed or closed afterwards), or
         bytes, a path, or a function that gives the bytes (called where pictures are read, in another thread),
         turned by their EXIF orientation first.
-        `task`: a token such as "<OD>", a name such as "object_detection", or a `Task`. `text`: what the task
+        `task`: a token such as `<OD>`, a name such as `object_detection`, or a `Task`. `text`: what the task
         reads besides the picture. `on_text`: is told the answer's text piece by piece while it is generated,
         in another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future
         frees the device at its next step.
