@@ -1,4 +1,4 @@
-"""The two clients: they carry out the actions of `exchange`, one by blocking and one by awaiting.
+"""The two clients: they carry out the steps of `exchange`, one by blocking and one by awaiting.
 
 Knows httpx. A client keeps connections open between calls and may be shared: `Client` by threads,
 `AsyncClient` by tasks of one event loop.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import httpx
 
 from florence.client.exchange import (
-    Attempt,
     AttemptOutcome,
     CallOptions,
     ServiceCall,
@@ -101,11 +101,8 @@ class Client(
         is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that is
         a terminal.
         """
-        TASKS.resolve(task)  # a wrong name would fail for each picture
-
-        def ask(picture: Picture) -> TaskAnswer[Result]:
-            return self.run(picture, task, text, region=region, **options)
-
+        named = TASKS.resolve(task)  # a wrong name would fail for each picture
+        ask = partial(self._ask, task=named, options=options, text=text, region=region)
         return PictureMap(ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress)
 
     def analyze(
@@ -163,14 +160,14 @@ class Client(
             except StopIteration as end:
                 return end.value
             outcome = None
-            if isinstance(step, Attempt):
+            if isinstance(step, httpx.Timeout):
                 outcome = self._post(call, step)
             else:
-                time.sleep(step.seconds)
+                time.sleep(step)
 
-    def _post(self, call: ServiceCall, attempt: Attempt) -> AttemptOutcome:
+    def _post(self, call: ServiceCall, timeout: httpx.Timeout) -> AttemptOutcome:
         try:
-            return self._http.post(call.path, data=call.fields, files=call.upload, timeout=attempt.timeout)
+            return self._http.post(call.path, data=call.fields, files=call.upload, timeout=timeout)
         except httpx.RequestError as error:
             return error
 
@@ -224,11 +221,8 @@ class AsyncClient(
         **options: Unpack[CallOptions],
     ) -> AsyncPictureMap[TaskAnswer[Result]]:
         """As `Client.map`, for `async for`."""
-        TASKS.resolve(task)
-
-        def ask(picture: Picture) -> Awaitable[TaskAnswer[Result]]:
-            return self.run(picture, task, text, region=region, **options)
-
+        named = TASKS.resolve(task)
+        ask = partial(self._ask, task=named, options=options, text=text, region=region)
         return AsyncPictureMap(ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress)
 
     async def analyze(
@@ -284,16 +278,14 @@ class AsyncClient(
             except StopIteration as end:
                 return end.value
             outcome = None
-            if isinstance(step, Attempt):
+            if isinstance(step, httpx.Timeout):
                 outcome = await self._post(call, step)
             else:
-                await asyncio.sleep(step.seconds)
+                await asyncio.sleep(step)
 
-    async def _post(self, call: ServiceCall, attempt: Attempt) -> AttemptOutcome:
+    async def _post(self, call: ServiceCall, timeout: httpx.Timeout) -> AttemptOutcome:
         try:
-            return await self._http.post(
-                call.path, data=call.fields, files=call.upload, timeout=attempt.timeout
-            )
+            return await self._http.post(call.path, data=call.fields, files=call.upload, timeout=timeout)
         except httpx.RequestError as error:
             return error
 

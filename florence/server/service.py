@@ -23,24 +23,24 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.server.metrics import EngineMetrics, Labels
+from florence.server.metrics import EngineMetrics
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
-from florence.server.replies import Model
 from florence.server.typed.about import create_about_app
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
-from florence.server.v2.http_app import create_v2_app, infer_paths
+from florence.server.v2.http_app import V2App, infer_paths
 from florence.server.v2.inference import Inference
 from florence.server.v2.repository import ModelRepository
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
 if TYPE_CHECKING:
+    from florence.runtime.florence2 import Florence2
     from florence.server.v2.grpc_server import GrpcServer
 
 logger = logging.getLogger("florence.service")
 
-Load = Callable[[Settings, str, Observer], Model]
+Load = Callable[[Settings, str, Observer], "Florence2"]
 Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
 SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
@@ -58,7 +58,7 @@ def fetch_checkpoint(settings: Settings) -> None:
         sys.exit(f"florence: {error}")
 
 
-def load_model(settings: Settings, device: str, observer: Observer) -> Model:
+def load_model(settings: Settings, device: str, observer: Observer) -> Florence2:
     """The checkpoint that the settings name, loaded on a device and warm."""
     let_threads_sleep()
     from florence import Florence2  # torch comes with it
@@ -80,15 +80,15 @@ def let_threads_sleep() -> None:
 
 
 def engine_metrics() -> EngineMetrics:
-    """Metrics with the labels of this worker."""
+    """Metrics with the labels of BentoML's own batches in this worker."""
     context = bentoml.server_context
     return EngineMetrics(
-        Labels(
-            runner_name="florence2",
-            worker_index=str(context.worker_index or 1),
-            service_version=context.bento_version,
-            service_name=context.bento_name,
-        )
+        {
+            "runner_name": "florence2",
+            "worker_index": str(context.worker_index or 1),
+            "service_version": context.bento_version,
+            "service_name": context.bento_name,
+        }
     )
 
 
@@ -244,7 +244,7 @@ def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Midd
         # Authentication goes here: before a body is read or a route is found.
         Middleware(BodyLimit, max_bytes=max_body_bytes),
         Middleware(CancelOnDisconnect),
-        Middleware(V2Routes, v2=create_v2_app(repository, max_body_bytes)),
+        Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
         Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
     ]
 
@@ -254,8 +254,7 @@ def end_serving() -> None:
     this process without the three tracebacks that would hide the reason. Elsewhere nothing."""
     if bentoml.server_context.worker_index is not None:
         os.kill(os.getppid(), signal.SIGTERM)
-        logging.shutdown()
-        os._exit(1)
+        _exit()
 
 
 def end_worker() -> None:

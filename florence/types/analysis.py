@@ -6,7 +6,6 @@ the others.
 
 from __future__ import annotations
 
-import types
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -61,14 +60,10 @@ class TaskFailure(BaseModel):
     status: int = Field(ge=400, le=599, description="The HTTP status that this task alone would get.")
 
 
-_FAILURE = types.MappingProxyType(
-    {"task": "<OCR>", "error": "<OCR> takes no text, got 'a car'; leave the text out", "status": 400}
-)
-
-
 def _add_example(schema: dict[str, Any]) -> None:
     answer = TaskAnswer[Text].model_json_schema()["examples"][0]
-    schema["examples"] = [{"answers": [answer, dict(_FAILURE)]}]
+    error = "<OCR> takes no text, got 'a car'; leave the text out"
+    schema["examples"] = [{"answers": [answer, {"task": "<OCR>", "error": error, "status": 400}]}]
 
 
 class Analysis(BaseModel):

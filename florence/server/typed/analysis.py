@@ -20,7 +20,7 @@ from florence.errors import RequestError, TaskError, quote
 from florence.server.failures import failure_of, log_failure
 from florence.server.outcomes import await_outcomes
 from florence.server.replies import reply_or_error
-from florence.server.typed.endpoints import Endpoints, Output, PictureInput, explain, task_answer
+from florence.server.typed.endpoints import Described, Endpoints, PictureInput, explain, task_answer
 from florence.types.analysis import MOST_TASKS, Analysis, AnalysisTask, TaskFailure
 from florence.types.options import GenerationParameters
 
@@ -45,7 +45,7 @@ class AnalyzeInput(GenerationParameters, _TasksField):
     """Input of `/analyze`: a picture, tasks, and options that hold for all of them."""
 
 
-class AnalyzeAnswer(Output, Analysis):
+class AnalyzeAnswer(Described, Analysis):
     """The answers, in the order of the tasks."""
 
 

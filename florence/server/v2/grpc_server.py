@@ -13,13 +13,14 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import grpc
+from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, SettingsError
 from florence.server.failures import failure_of, log_failure
 from florence.server.v2 import grpc_messages as messages
-from florence.server.v2.model import ServedModel
+from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.repository import ModelRepository
 
 STREAM_AHEAD: Final = 64  # requests of one stream that are at work before the first of them is answered
@@ -63,23 +64,25 @@ class GrpcServer:
 
 
 def _handlers(calls: _Calls) -> tuple[Any, ...]:
-    """Only what there is: gRPC itself answers UNIMPLEMENTED for the rest."""
+    """The methods that are implemented; gRPC itself answers UNIMPLEMENTED to others."""
     unary = {
-        "ServerLive": (calls.server_live, service_pb2.ServerLiveRequest),
-        "ServerReady": (calls.server_ready, service_pb2.ServerReadyRequest),
-        "ModelReady": (calls.model_ready, service_pb2.ModelReadyRequest),
-        "ServerMetadata": (calls.server_metadata, service_pb2.ServerMetadataRequest),
-        "ModelMetadata": (calls.model_metadata, service_pb2.ModelMetadataRequest),
-        "ModelConfig": (calls.model_config, service_pb2.ModelConfigRequest),
-        "ModelStatistics": (calls.model_statistics, service_pb2.ModelStatisticsRequest),
-        "RepositoryIndex": (calls.repository_index, service_pb2.RepositoryIndexRequest),
-        "ModelInfer": (calls.model_infer, service_pb2.ModelInferRequest),
+        "ServerLive": calls.server_live,
+        "ServerReady": calls.server_ready,
+        "ModelReady": calls.model_ready,
+        "ServerMetadata": calls.server_metadata,
+        "ModelMetadata": calls.model_metadata,
+        "ModelConfig": calls.model_config,
+        "ModelStatistics": calls.model_statistics,
+        "RepositoryIndex": calls.repository_index,
+        "ModelInfer": calls.model_infer,
     }
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
-            partial(_answer, call), message.FromString, lambda response: response.SerializeToString()
+            partial(_answer, call),
+            getattr(service_pb2, f"{name}Request").FromString,
+            getattr(service_pb2, f"{name}Response").SerializeToString,
         )
-        for name, (call, message) in unary.items()
+        for name, call in unary.items()
     }
     methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         calls.model_stream_infer,
@@ -142,19 +145,23 @@ class _Calls:
         return service_pb2.ModelReadyResponse(ready=ready)
 
     async def server_metadata(self, request: Any) -> Any:
-        return messages.server_metadata_response()
+        return ParseDict(server_metadata(), service_pb2.ServerMetadataResponse())
 
     async def model_metadata(self, request: Any) -> Any:
-        return messages.model_metadata_response(self._repository.find(request.name, request.version).served)
+        served = self._repository.find(request.name, request.version).served
+        return ParseDict(served.metadata(), service_pb2.ModelMetadataResponse())
 
     async def model_config(self, request: Any) -> Any:
-        return messages.model_config_response(self._repository.find(request.name, request.version).served)
+        served = self._repository.find(request.name, request.version).served
+        return ParseDict({"config": served.config()}, service_pb2.ModelConfigResponse())
 
     async def model_statistics(self, request: Any) -> Any:
-        return messages.statistics_response(self._repository.statistics(request.name, request.version))
+        statistics = self._repository.statistics(request.name, request.version)
+        return ParseDict(statistics, service_pb2.ModelStatisticsResponse())
 
     async def repository_index(self, request: Any) -> Any:
-        return messages.index_response(self._repository.index(only_ready=request.ready))
+        index = self._repository.index(only_ready=request.ready)
+        return ParseDict({"models": index}, service_pb2.RepositoryIndexResponse())
 
     async def model_infer(self, request: Any) -> Any:
         inference = self._repository.find(request.model_name, request.model_version)

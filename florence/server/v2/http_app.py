@@ -1,7 +1,7 @@
 """The v2 protocol over HTTP: health, metadata, statistics and inference, a Starlette app.
 
-Knows paths, statuses and headers; bodies are `infer_body`'s and `generate`'s business, the models are in
-`repository`. While a model is not loaded, its answers are 503.
+Knows paths, statuses and headers. Bodies are read and written in `infer_body` and `generate`; the models are
+in `repository`. Requests to a model that is not loaded are answered with 503.
 """
 
 from __future__ import annotations
@@ -41,9 +41,13 @@ def infer_paths(served: ServedModel) -> list[str]:
     return [path.format(model=served.name, version=served.version) + "/infer" for path in paths]
 
 
-class _App(Starlette):
-    """Starlette, with a shortcut to the infer paths, which have all the load; and with paths as they were
-    sent, since to Triton `%32` is not 2."""
+class V2App(Starlette):
+    """The routes under /v2. max_body_bytes: of a compressed body, once it is decompressed; bodies as they are
+    sent are limited by `BodyLimit`.
+
+    Infer paths, which have nearly all the load, skip the router. Paths are matched as they were sent, without
+    percent-decoding, as in Triton.
+    """
 
     def __init__(self, repository: ModelRepository, max_body_bytes: int) -> None:
         super().__init__(routes=_routes(), exception_handlers={HTTPException: _refused})
@@ -64,12 +68,6 @@ class _App(Starlette):
         scope["app"], scope["path_params"] = self, {"model": name}
         reply = await infer(Request(scope, receive))
         await reply(scope, receive, send)
-
-
-def create_v2_app(repository: ModelRepository, max_body_bytes: int) -> Starlette:
-    """The routes under /v2, answered by these models. max_body_bytes: of a compressed body, once it is
-    decompressed; bodies as they are sent are limited by `BodyLimit`."""
-    return _App(repository, max_body_bytes)
 
 
 def _routes() -> list[Route]:
@@ -94,7 +92,7 @@ def _routes() -> list[Route]:
 
 
 def _route(method: str, path: str, handler: Handler) -> Route:
-    route = Route(path, handler, methods=[method])
+    route = Route(path, answering(handler), methods=[method])
     route.methods = {method}  # Starlette adds HEAD to GET; to Triton it is a wrong method
     return route
 
@@ -105,19 +103,16 @@ async def _refused(request: Request, error: Exception) -> Response:
     return json_reply({"error": HTTPStatus(status).phrase}, status)
 
 
-@answering
 async def _live(request: Request) -> Response:
     return Response(media_type="text/plain")
 
 
-@answering
 async def _ready(request: Request) -> Response:
     if not repository_of(request).ready:
         raise Closed("the model is not ready")
     return Response(media_type="text/plain")
 
 
-@answering
 async def _model_ready(request: Request) -> Response:
     try:
         inference = inference_of(request)
@@ -127,32 +122,26 @@ async def _model_ready(request: Request) -> Response:
     return Response(media_type="text/plain")
 
 
-@answering
 async def _server_metadata(request: Request) -> Response:
     return json_reply(server_metadata())
 
 
-@answering
 async def _model_metadata(request: Request) -> Response:
     return json_reply(inference_of(request).served.metadata())
 
 
-@answering
 async def _config(request: Request) -> Response:
     return json_reply(inference_of(request).served.config())
 
 
-@answering
 async def _statistics(request: Request) -> Response:
     return json_reply(repository_of(request).statistics(request.path_params["model"], version_of(request)))
 
 
-@answering
 async def _all_statistics(request: Request) -> Response:
     return json_reply(repository_of(request).statistics())
 
 
-@answering
 async def _index(request: Request) -> Response:
     body = await read_body(request)
     wanted = await off_loop(len(body), parse_json, body) if body else {}

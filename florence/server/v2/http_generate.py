@@ -1,6 +1,6 @@
 """`generate` and `generate_stream`, Triton's extension of the v2 protocol, over HTTP.
 
-Knows headers and the order of things; bodies are `generate`'s business, a stream's events are `events`'.
+Knows headers and the order of the steps. `generate` has the bodies, `events` sends a stream's events.
 """
 
 from __future__ import annotations
@@ -25,20 +25,18 @@ from florence.server.v2.generate import (
     is_token_stream,
     parse_generate_request,
 )
-from florence.server.v2.requests import answering, inference_of, read_body
+from florence.server.v2.requests import inference_of, read_body
 from florence.server.v2.tensors import InferRequest
 
 
-@answering
 async def generate(request: Request) -> Response:
     """The whole answer as JSON."""
     return await _answer(request, await _read(request), json_reply)
 
 
-@answering
 async def generate_stream(request: Request) -> Response:
-    """Token by token where that can be; else one event with the whole answer, as Triton gives for a model
-    that answers once."""
+    """An event for each piece of text if `is_token_stream`, then the answer; else one event with the answer,
+    as Triton sends for a model that is not decoupled."""
     infer = await _read(request)
     if not is_token_stream(infer, inference_of(request).ready_model().tasks):
         return await _answer(request, infer, _event_reply)

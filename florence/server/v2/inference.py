@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, Unavailable
 from florence.runtime.streaming import OnText
 from florence.server.outcomes import await_answers, log_answer
-from florence.server.replies import Model
 from florence.server.v2.model import ServedModel
 from florence.server.v2.statistics import Reason, Spans, Statistics
 from florence.server.v2.tensors import InferRequest, read_rows
 from florence.types.options import GenerationParameters, read_generation_parameters
+
+if TYPE_CHECKING:
+    from florence.runtime.florence2 import Florence2
 
 LEAST_TIMEOUT_US: Final = 1000
 T = TypeVar("T")
@@ -31,7 +33,7 @@ class Inference:
 
     def __init__(self, timeout_s: float, served: ServedModel | None = None) -> None:
         self.served = served or ServedModel()
-        self.model: Model | None = None
+        self.model: Florence2 | None = None
         self.timeout_s = timeout_s
         self.statistics = Statistics(self.served)
 
@@ -39,7 +41,7 @@ class Inference:
     def ready(self) -> bool:
         return self.model is not None and self.model.ready
 
-    def ready_model(self) -> Model:
+    def ready_model(self) -> Florence2:
         """The model; Closed when there is none or it takes no requests."""
         if self.model is None or not self.model.ready:
             raise Closed("the model is not ready")
