@@ -25,12 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     try:
         return _carry_out(arguments.command)(arguments)
-    except FlorenceError as error:
+    except (FlorenceError, OSError) as error:
         print(f"florence: {error}", file=sys.stderr)
         return WRONG_USE if isinstance(error, RequestError | SettingsError) else FAILED
-    except OSError as error:
-        print(f"florence: {error}", file=sys.stderr)
-        return FAILED
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("florence."):
             raise

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 import httpx
@@ -20,7 +19,6 @@ from florence.client.exchange import (
     CallOptions,
     ServiceCall,
     build_analysis,
-    build_call,
     exchange,
     read_error,
     read_failure,
@@ -74,13 +72,7 @@ class Client(
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._timeout_s, self._retries = timeout_s, _check_retries(retries)
-        self._http = httpx.Client(
-            base_url=_check_url(url),
-            headers=headers,
-            timeout=_PROBE_S,
-            limits=_no_limits(),
-            transport=transport,
-        )
+        self._http = httpx.Client(**_connection_settings(url), headers=headers, transport=transport)
 
     def map(
         self,
@@ -113,7 +105,7 @@ class Client(
         `tasks`: names or tokens, or pairs of a task and its text or region. A task that fails has a
         `TaskFailure` in its place. Raises only where none could be answered.
         """
-        analysis: Analysis = self._send(build_analysis(image, tasks, options))
+        analysis: Analysis = self._send(partial(build_analysis, image, tasks, options))
         return analysis.answers
 
     def ready(self) -> bool:
@@ -135,23 +127,11 @@ class Client(
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ask(
-        self,
-        image: Picture,
-        task: str | Task,
-        options: CallOptions,
-        text: str | None = None,
-        region: Region | None = None,
-    ) -> TaskAnswer[Any]:
-        answer: TaskAnswer[Any] = self._send(build_call(image, task, text, region, options))
-        return answer
-
-    def _send(self, call: ServiceCall) -> Any:
+    def _send(self, build: Callable[[], ServiceCall]) -> Any:
+        call = build()
         steps = exchange(call, retries=self._retries, timeout_s=self._timeout_s)
         outcome: AttemptOutcome = None
         while True:
@@ -200,13 +180,7 @@ class AsyncClient(
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._timeout_s, self._retries = timeout_s, _check_retries(retries)
-        self._http = httpx.AsyncClient(
-            base_url=_check_url(url),
-            headers=headers,
-            timeout=_PROBE_S,
-            limits=_no_limits(),
-            transport=transport,
-        )
+        self._http = httpx.AsyncClient(**_connection_settings(url), headers=headers, transport=transport)
 
     def map(
         self,
@@ -229,8 +203,7 @@ class AsyncClient(
         self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
     ) -> list[TaskAnswer[Result] | TaskFailure]:
         """As `Client.analyze`."""
-        call = await asyncio.to_thread(build_analysis, image, list(tasks), options)
-        analysis: Analysis = await self._send(call)
+        analysis: Analysis = await self._send(partial(build_analysis, image, list(tasks), options))
         return analysis.answers
 
     async def ready(self) -> bool:
@@ -252,24 +225,11 @@ class AsyncClient(
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    async def _ask(
-        self,
-        image: Picture,
-        task: str | Task,
-        options: CallOptions,
-        text: str | None = None,
-        region: Region | None = None,
-    ) -> TaskAnswer[Any]:
-        call = await asyncio.to_thread(build_call, image, task, text, region, options)
-        answer: TaskAnswer[Any] = await self._send(call)
-        return answer
-
-    async def _send(self, call: ServiceCall) -> Any:
+    async def _send(self, build: Callable[[], ServiceCall]) -> Any:
+        call = await asyncio.to_thread(build)
         steps = exchange(call, retries=self._retries, timeout_s=self._timeout_s)
         outcome: AttemptOutcome = None
         while True:
@@ -296,25 +256,22 @@ class AsyncClient(
             raise read_failure(error, _PROBE_S) from error
 
 
-def _check_url(url: str) -> str:
+def _connection_settings(url: str) -> dict[str, Any]:
+    """httpx's settings, for as many connections as calls: `map` and the caller's threads limit those."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise SettingsError(f"{url!r} is no URL: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise SettingsError(f"a service's URL is like http://localhost:8000, got {url!r}")
-    return url
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)
+    return {"base_url": url, "timeout": _PROBE_S, "limits": limits}
 
 
 def _check_retries(retries: int) -> int:
     if retries < 0:
         raise SettingsError(f"retries must be 0 or more, got {retries}")
     return retries
-
-
-def _no_limits() -> httpx.Limits:
-    """As many connections as there are calls under way: `map` and the caller's threads bound them."""
-    return httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)
 
 
 def _read_json(response: httpx.Response) -> dict[str, Any]:

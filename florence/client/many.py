@@ -9,20 +9,10 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Sized,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from PIL import Image
@@ -122,9 +112,7 @@ class PictureMap(_Tally[AnswerT, AnswerT]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -155,7 +143,7 @@ class PictureMap(_Tally[AnswerT, AnswerT]):
 
     def _take(
         self, under_way: dict[Future[AnswerT | FlorenceError], Picture]
-    ) -> Iterator[tuple[Picture, AnswerT]]:
+    ) -> Generator[tuple[Picture, AnswerT], None, None]:
         """The outcomes that are there, once one is; in order: the first picture's."""
         done, _ = wait(self._awaited(under_way), return_when=FIRST_COMPLETED)
         for future in done:
@@ -176,9 +164,7 @@ class AsyncPictureMap(_Tally[Awaitable[AnswerT], AnswerT]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -212,7 +198,7 @@ class AsyncPictureMap(_Tally[Awaitable[AnswerT], AnswerT]):
 
     async def _take(
         self, under_way: dict[asyncio.Task[AnswerT | FlorenceError], Picture]
-    ) -> AsyncIterator[tuple[Picture, AnswerT]]:
+    ) -> AsyncGenerator[tuple[Picture, AnswerT], None]:
         done, _ = await asyncio.wait(self._awaited(under_way), return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             if pair := self._note(under_way.pop(task), task.result()):

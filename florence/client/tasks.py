@@ -7,10 +7,12 @@ task takes and answers with; all else is the task's own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any, Generic, Self, TypeVar, Unpack
 
-from florence.client.exchange import CallOptions
+from florence.client.exchange import CallOptions, ServiceCall, build_call
 from florence.client.pictures import Picture
 from florence.types.regions import Region
 from florence.types.tasks import TASKS, Task
@@ -103,7 +105,6 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT]):
         answer: AnyT = self._ask(image, task, options, text, region)
         return answer
 
-    @abstractmethod
     def _ask(
         self,
         image: Picture,
@@ -112,4 +113,8 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT]):
         text: str | None = None,
         region: Region | None = None,
     ) -> Any:
-        """The answer, or an awaitable of it."""
+        return self._send(partial(build_call, image, task, text, region, options))
+
+    @abstractmethod
+    def _send(self, build: Callable[[], ServiceCall]) -> Any:
+        """The answer to the call that `build` makes, or an awaitable of it."""

@@ -1,7 +1,7 @@
-"""The engine's own metrics, in Prometheus' client as BentoML sets it up: `/metrics` adds the workers up.
+"""Prometheus metrics of the engine. In BentoML's multiprocess mode, `/metrics` sums them over the workers.
 
-Knows the engine's events and nothing else. The client must be imported after BentoML has told it where the
-workers' files lie, so make an `EngineMetrics` in a worker, not on import.
+Knows the engine's events and nothing else. `prometheus_client` must be imported after BentoML has set the
+directory of the workers' files, so an `EngineMetrics` is made in a worker, not on import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class EngineMetrics(Observer):
     def __init__(self, labels: Mapping[str, str]) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-        # Its own, so that two services in one process do not claim the same names; BentoML reads the files.
+        # Not the global one, where two services in one process would clash. BentoML reads the files.
         registry = CollectorRegistry()
 
         def seconds(name: str, text: str) -> Histogram:
@@ -54,7 +54,7 @@ class EngineMetrics(Observer):
             "florence_pictures", "Pictures by where they came from", ["source"], registry=registry
         )
         self._from_tower, self._from_memory = pictures.labels("tower"), pictures.labels("memory")
-        for ending in FinishReason:  # so that each is there from the start
+        for ending in FinishReason:  # each is shown from the start
             self._requests.labels(ending.value)
 
     def reading(self, change: int) -> None:

@@ -1,8 +1,7 @@
 """A picture as clients send it: an upload, bytes, or base64 text, with or without a data URI's head.
 
-Gives the encoded picture's bytes. Their format is told by what they hold, in `images`, where the limits on
-bytes, pixels and frames are too; here only their first bytes tell pictures from base64. Nothing is fetched
-from a URL.
+Returns the encoded picture's bytes. `images` recognises their format, and has the limits on bytes, pixels and
+frames; here the first bytes only distinguish pictures from base64. Nothing is fetched from a URL.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def decode_base64(text: str | bytes | memoryview) -> bytes:
 
 
 def decode_plain_base64(text: str | bytes | memoryview) -> bytes:
-    """The bytes of base64 text that has nothing else in it; no bytes where it has, or is empty."""
+    """The bytes of base64 text without white space and data URI's head; b"" for any other text."""
     try:
         return pybase64.b64decode(text, validate=True)
     except ValueError:
@@ -43,7 +42,7 @@ def decode_plain_base64(text: str | bytes | memoryview) -> bytes:
 
 
 def _decode_other(text: str) -> bytes:
-    """What is allowed beside plain base64; says what is wrong with the rest."""
+    """The bytes of base64 with white space or a data URI's head; ImageError for any other text."""
     if _URL.match(text):
         raise ImageError(
             "pictures are not fetched from a URL; send the picture itself, as base64 or as an upload"
@@ -69,9 +68,9 @@ def _decode_other(text: str) -> bytes:
 
 
 def decode_picture(data: bytes | memoryview) -> bytes:
-    """The bytes of a picture that was sent as bytes: as they are, or from base64 where they are that.
+    """The bytes of a picture that was sent as bytes, which may be base64 text.
 
-    Base64 text that begins as a picture's file does would decode to none, so the first bytes tell them apart.
+    The first bytes distinguish the two: base64 text that begins like a picture's file decodes to no picture.
     Raises ImageError as `decode_base64`.
     """
     if _FIRST_BYTES.match(data):
@@ -88,7 +87,7 @@ def decode_picture(data: bytes | memoryview) -> bytes:
 
 
 class _PictureSchema:
-    """Tells pydantic how a picture is taken, and BentoML's clients that it is sent as a file."""
+    """How pydantic validates and serializes a picture; to BentoML's clients it is a file."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(

@@ -1,4 +1,4 @@
-"""HTTP replies, shared by all endpoints. An error is answered by its status and the body {"error": "..."}."""
+"""HTTP replies, shared by all endpoints. An error's reply has its status and the body {"error": "..."}."""
 
 from __future__ import annotations
 

@@ -19,6 +19,10 @@ MOST_TASKS = 64
 """Tasks of one call."""
 
 
+SentRegion = Annotated[list[float], Field(min_length=4, max_length=4)] | Annotated[str, Field(max_length=200)]
+"""A region in a request: four numbers, or text."""
+
+
 class AnalysisTask(BaseModel):
     """One task of a call, with the text or the region that it takes."""
 
@@ -32,11 +36,7 @@ class AnalysisTask(BaseModel):
     text: str | None = Field(
         default=None, max_length=MAX_TEXT_CHARS, description="For a task that takes a text."
     )
-    region: (
-        Annotated[list[float], Field(min_length=4, max_length=4)]
-        | Annotated[str, Field(max_length=200)]
-        | None
-    ) = Field(
+    region: SentRegion | None = Field(
         default=None,
         description="For a task that takes a region: x1, y1, x2, y2 in pixels of the picture after EXIF "
         "rotation, or as text <loc_x1><loc_y1><loc_x2><loc_y2> in thousandths of it.",

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import bentoml
 from bentoml import IODescriptor
@@ -30,6 +30,7 @@ from florence.server.long_strings import parse_json
 from florence.server.outcomes import await_answer
 from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop, reply_or_error
+from florence.types.analysis import SentRegion
 from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
@@ -60,7 +61,7 @@ class Described(IODescriptor):  # type: ignore[misc]  # BentoML's types are not 
 
 
 class Refused:
-    """Stands for an input that can't be read, with the reason. BentoML passes on the `model_fields`."""
+    """The reason why an input can't be read, in its place. BentoML passes `model_fields` to the endpoint."""
 
     model_fields: ClassVar[Mapping[str, None]] = MappingProxyType({"error": None})
 
@@ -127,9 +128,7 @@ class TextInput(GenerationParameters, _TextField):
 
 
 class _RegionField(PictureInput):
-    region: (
-        Annotated[list[float], Field(min_length=4, max_length=4)] | Annotated[str, Field(max_length=200)]
-    ) = Field(
+    region: SentRegion = Field(
         description="x1, y1, x2, y2 in pixels of the picture after EXIF rotation, or as text <loc_x1><loc_y1>"
         "<loc_x2><loc_y2> in thousandths of it."
     )

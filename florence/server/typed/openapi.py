@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
+from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from florence import __version__
@@ -59,8 +60,9 @@ def openapi_document() -> dict[str, Any]:
         for model in (*INPUT_TYPES.values(), *types, AnalyzeInput, AnalyzeAnswer, ServiceInfo)
     ]
     references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
-    paths = {f"/{task.name}": {"post": _task_operation(task, references)} for task in TASKS.values()}
-    paths["/analyze"] = {"post": _analyze_operation(references)}
+    schemas = {model: reference for (model, _), reference in references.items()}
+    paths = {f"/{task.name}": {"post": _task_operation(task, schemas)} for task in TASKS.values()}
+    paths["/analyze"] = {"post": _analyze_operation(schemas)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -71,7 +73,7 @@ def openapi_document() -> dict[str, Any]:
         },
         "servers": [{"url": "."}],
         "tags": [{"name": "Tasks"}, {"name": "Service"}, {"name": "v2 protocol"}, {"name": "Health"}],
-        "paths": {**paths, "/info": {"get": _info_operation(references)}, **_v2_paths(), **_health_paths()},
+        "paths": {**paths, "/info": {"get": _info_operation(schemas)}, **_v2_paths(), **_health_paths()},
         "components": {"schemas": {**definitions["$defs"], "Error": _ERROR}},
     }
 
@@ -83,7 +85,7 @@ _ERROR: Final = {
 }
 
 
-def _task_operation(task: Task, references: Mapping[Any, Any]) -> dict[str, Any]:
+def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     example = _request_example(task)
     return {
         "tags": ["Tasks"],
@@ -91,39 +93,32 @@ def _task_operation(task: Task, references: Mapping[Any, Any]) -> dict[str, Any]
         "summary": task.summary,
         "description": f"Task `{task.token}`. The picture is an upload in multipart/form-data, or base64 in "
         "JSON; its format is told by its bytes.",
-        "requestBody": _body(references[INPUT_TYPES[task.input], "serialization"], example, example),
-        "responses": _responses(references[output_type(task.kind), "serialization"], _answer_example(task)),
+        "requestBody": _body(schemas[INPUT_TYPES[task.input]], example, example),
+        "responses": _responses(schemas[output_type(task.kind)], _answer_example(task)),
     }
 
 
-def _analyze_operation(references: Mapping[Any, Any]) -> dict[str, Any]:
+def _analyze_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     example = {"image": _PICTURE, "tasks": list(TASKS_EXAMPLE)}
+    form = {"image": _PICTURE, "tasks": json.dumps(TASKS_EXAMPLE)}
     return {
         "tags": ["Tasks"],
         "operationId": "analyze",
         "summary": "Answer many tasks on one picture, which is encoded once.",
         "description": "A task that fails has its error and status in its place; where none could be "
         "answered, the reply is the first one's error.",
-        "requestBody": _body(
-            references[AnalyzeInput, "serialization"],
-            example,
-            {**example, "tasks": json.dumps(TASKS_EXAMPLE)},
-        ),
-        "responses": _responses(
-            references[AnalyzeAnswer, "serialization"], Analysis.model_json_schema()["examples"][0]
-        ),
+        "requestBody": _body(schemas[AnalyzeInput], example, form),
+        "responses": _responses(schemas[AnalyzeAnswer], _schema_example(Analysis)),
     }
 
 
-def _info_operation(references: Mapping[Any, Any]) -> dict[str, Any]:
+def _info_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         "tags": ["Service"],
         "operationId": "info",
         "summary": "What runs: checkpoint, device, dtype, limits, generation settings.",
         "description": "Of the worker that answers; workers differ in their device.",
-        "responses": _responses(
-            references[ServiceInfo, "serialization"], ServiceInfo.model_json_schema()["examples"][0]
-        ),
+        "responses": _responses(schemas[ServiceInfo], _schema_example(ServiceInfo)),
     }
 
 
@@ -148,9 +143,12 @@ def _request_example(task: Task) -> dict[str, Any]:
     return example
 
 
+def _schema_example(model: type[BaseModel]) -> Any:
+    return model.model_json_schema(mode="serialization")["examples"][0]
+
+
 def _answer_example(task: Task) -> dict[str, Any]:
-    schema = output_type(task.kind).model_json_schema(mode="serialization")
-    example: dict[str, Any] = {**schema["examples"][0], "task": task.token}
+    example: dict[str, Any] = {**_schema_example(output_type(task.kind)), "task": task.token}
     if task.example_answer is not None:
         example["result"] = Text(text=task.example_answer, score=0.91).model_dump()
     return example

@@ -1,6 +1,6 @@
 """A stream of server-sent events over HTTP: the text of an answer as it is generated, then the answer.
 
-Knows ASGI messages; what the events hold is `generate`'s business.
+Knows ASGI messages; `generate` builds the events.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The protobuf messages of inference in the v2 protocol: requests to `InferRequest`, answers to messages.
 
-Pure functions; the messages are the ones that Triton's own client was generated from. Tensors come packed in
-`raw_input_contents` or as `contents`, and go out packed, as Triton sends them.
+Pure functions on the messages of Triton's own client. Input tensors are packed in `raw_input_contents`, or
+plain in `contents`; output tensors are packed, as Triton sends them.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def infer_head(served: ServedModel, request_id: str) -> Any:
 
 
 def stream_response(response: Any) -> Any:
-    """The response as the one and last answer to a request of a stream."""
+    """The response as the only answer to one of a stream's requests."""
     response.parameters["triton_final_response"].bool_param = True
     return service_pb2.ModelStreamInferResponse(infer_response=response)
 
 
 def stream_error(served: ServedModel, request_id: str, text: str) -> Any:
-    """An error as the answer to a request of a stream, which goes on."""
+    """An error as the answer to one of a stream's requests; the stream stays open."""
     head = infer_head(served, request_id)
     return service_pb2.ModelStreamInferResponse(error_message=text, infer_response=head)
 

@@ -1,7 +1,7 @@
 """The v2 protocol over gRPC: the same model and the same counters as over HTTP, in the same process.
 
-Knows methods, statuses and the server's start and stop; messages are `grpc_messages`' business. Not covered:
-loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
+Knows methods, statuses and the server's start and stop; `grpc_messages` reads and builds messages. Not
+covered: loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, SettingsError
-from florence.server.failures import failure_of, log_failure
+from florence.server.failures import GRPC_CODES, failure_of, log_failure
 from florence.server.v2 import grpc_messages as messages
 from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.repository import ModelRepository
 
-STREAM_AHEAD: Final = 64  # requests of one stream that are at work before the first of them is answered
+STREAM_AHEAD: Final = 64  # requests of one stream that are processed at a time
 _MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
 
@@ -44,7 +44,7 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers(_handlers(self._calls))
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; gives the port, which the system chose where it was 0. SettingsError if that can't be."""
+        """Listen; returns the port, which the system chooses for 0. SettingsError if it can't be opened."""
         name = f"[{host}]" if ":" in host and not host.startswith("[") else host  # IPv6
         try:
             bound: int = self._server.add_insecure_port(f"{name}:{port}")
@@ -97,14 +97,14 @@ def _handlers(calls: _Calls) -> tuple[Any, ...]:
 
 
 async def _answer(call: Callable[[Any], Awaitable[Any]], request: Any, context: Any) -> Any:
-    """What the call gives; its error ends it with a status and the error's words."""
+    """The call's response; an error ends the call with its status and message."""
     try:
         return await call(request)
     except Exception as error:  # noqa: BLE001  (logged and answered)
         log_failure(error)
         failure = failure_of(error)
     trailing = () if failure.retry_after_s is None else (("retry-after", str(failure.retry_after_s)),)
-    await context.abort(grpc.StatusCode[failure.grpc_code], _details(failure.message), trailing)
+    await context.abort(grpc.StatusCode[GRPC_CODES[failure.status]], _details(failure.message), trailing)
 
 
 def _details(text: str) -> str:
@@ -119,7 +119,7 @@ def _scrub(text: str) -> str:
 
 
 class _Calls:
-    """The service's methods, each from request to response message."""
+    """The service's methods, from request to response messages."""
 
     def __init__(self, repository: ModelRepository) -> None:
         self._repository = repository
@@ -137,7 +137,7 @@ class _Calls:
         return service_pb2.ServerReadyResponse(ready=self._repository.ready)
 
     async def model_ready(self, request: Any) -> Any:
-        """To Triton an unknown model is not ready, and no error."""
+        """As in Triton, an unknown model is not ready, rather than an error."""
         try:
             ready = self._repository.find(request.name, request.version).ready
         except NotFound:
@@ -174,14 +174,14 @@ class _Calls:
         return await inference.answer(infer, respond)
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """An answer to each request in their order, while those behind it are at work already."""
+        """Answers in the order of the requests, which are processed concurrently."""
         answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_AHEAD)
 
         async def read() -> None:
             try:
                 while True:
-                    await room.acquire()  # before the request is taken, so that none is taken in vain
+                    await room.acquire()  # before a request is read: one that was read is answered
                     request = await anext(requests)
                     answers.put_nowait(asyncio.ensure_future(self._stream_answer(request)))
             except StopAsyncIteration:

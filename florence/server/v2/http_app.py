@@ -6,6 +6,7 @@ in `repository`. Requests to a model that is not loaded are answered with 503.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -17,19 +18,12 @@ from starlette.types import Receive, Scope, Send
 
 from florence.errors import Closed, NotFound, ProtocolError
 from florence.server.long_strings import parse_json
-from florence.server.replies import json_reply, off_loop
+from florence.server.replies import json_reply, off_loop, reply_or_error
 from florence.server.v2.http_generate import generate, generate_stream
 from florence.server.v2.http_infer import infer
 from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.repository import ModelRepository
-from florence.server.v2.requests import (
-    Handler,
-    answering,
-    inference_of,
-    read_body,
-    repository_of,
-    version_of,
-)
+from florence.server.v2.requests import inference_of, read_body, repository_of, version_of
 
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"
@@ -91,8 +85,11 @@ def _routes() -> list[Route]:
     return routes
 
 
-def _route(method: str, path: str, handler: Handler) -> Route:
-    route = Route(path, answering(handler), methods=[method])
+def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:
+    async def answer(request: Request) -> Response:
+        return await reply_or_error(handler(request))
+
+    route = Route(path, answer, methods=[method])
     route.methods = {method}  # Starlette adds HEAD to GET; to Triton it is a wrong method
     return route
 

@@ -1,7 +1,7 @@
-"""Answering v2 requests: rows to the model and its answers back, timed and counted. HTTP and gRPC share it.
+"""Answers v2 requests: sends their rows to the model, and measures and counts them, for HTTP and gRPC.
 
-Knows no body format and no transport. There is no model until the service puts one in; until then, and while
-it is not ready, requests fail with `Closed`.
+Knows no body format and no transport. Until the service has set a model, and while that is not ready,
+requests fail with `Closed`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def generation_options(parameters: Mapping[str, Any]) -> GenerationParameters:
 
 
 def _spans(answers: Sequence[OriginalAnswer], answered_ns: int, output_ns: int) -> Spans:
-    """The request's time, after the row that ended last; what was neither waiting nor the model was input."""
+    """The durations of the row that ended last; input is the time that was neither queue nor model."""
     last = max(answers, key=lambda answer: answer.timings.total_s).timings
     queue_ns = int(last.queue_s * 1e9)
     infer_ns = int((last.encode_s + last.decode_s) * 1e9)

@@ -1,7 +1,7 @@
 """A served model as the v2 protocol describes it: name, version, tensors, limits, metadata, configuration.
 
-Values and plain dicts, the same over HTTP and gRPC; knows nothing about requests. The tensors are the same
-for every Florence model; name and version are not, so one service can hold several.
+Values and plain dicts, the same over HTTP and gRPC; knows nothing about requests. All Florence models have
+the same tensors, but names and versions of their own, so one service can hold several.
 """
 
 from __future__ import annotations

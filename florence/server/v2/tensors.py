@@ -46,8 +46,8 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture with its task. image: gives the encoded picture's bytes, or raises ImageError; it takes
-    time, and the model's readers have it; text: None for none, or blank."""
+    """One picture with its task. image: returns the encoded picture's bytes or raises ImageError; slow, so it
+    is called in the model's readers; text: None if absent or blank."""
 
     image: Callable[[], bytes]
     task: str
@@ -93,9 +93,9 @@ def read_columns(served: ServedModel, tensors: Iterable[Tensor], request_id: str
 
 
 def read_rows(columns: Columns) -> tuple[Row, ...]:
-    """One Row for each element of the inputs; blank text counts as none, for a batch can't leave it out.
+    """One Row for each element of the inputs. Blank text counts as none: only a whole batch can leave it out.
 
-    Raises ProtocolError for a text that is none; with several rows the message names the row.
+    Raises ProtocolError for a malformed text; with several rows the message names the row.
     """
     count = len(columns["INPUT_IMAGE"])
     rows = []
@@ -113,6 +113,11 @@ def read_rows(columns: Columns) -> tuple[Row, ...]:
 def refuse(request_id: str, message: str) -> NoReturn:
     """Raise a ProtocolError that begins, as Triton's, with the request's id."""
     raise ProtocolError(f"[request id: {request_id or '<id_unknown>'}] {message}")
+
+
+def wrong_kind(name: str, kind: str) -> ProtocolError:
+    """The error, in Triton's words, for a member of a JSON object that is not of its kind."""
+    return ProtocolError(f"Unable to parse '{name}': attempt to access JSON non-{kind} as {kind}")
 
 
 def check_input(served: ServedModel, name: str) -> None:
@@ -147,9 +152,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> dict[str, str | int | flo
                 + ", ".join(_TRITON_OPTIONS)
             )
         if name in ("timeout", "priority") and (type(value) is not int or not 0 <= value < 2**64):
-            raise ProtocolError(
-                f"Unable to parse '{name}': attempt to access JSON non-unsigned-integer as unsigned-integer"
-            )
+            raise wrong_kind(name, "unsigned-integer")
         if not isinstance(value, (str, int, float)):
             raise ProtocolError(
                 f"parameter '{name[:60]}' has invalid type. It should be either 'int', 'bool', or 'string'."
