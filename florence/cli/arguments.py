@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_bulk(commands)
-    _add_info(commands)
+    _add_where(_add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits"))
     _add_load_data(commands)
     _add_serve(commands)
     return parser
@@ -109,11 +109,6 @@ def _add_bulk(commands: Commands) -> None:
         "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
     )
     _add_options(parser)
-    _add_where(parser)
-
-
-def _add_info(commands: Commands) -> None:
-    parser = _add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits")
     _add_where(parser)
 
 

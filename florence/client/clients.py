@@ -26,18 +26,16 @@ from florence.client.exchange import (
 )
 from florence.client.many import AsyncPictureMap, PictureMap
 from florence.client.pictures import Picture
-from florence.client.tasks import TaskMethods
+from florence.client.tasks import CONCURRENCY, TaskMethods
 from florence.errors import SettingsError
 from florence.types.analysis import Analysis, TaskFailure
 from florence.types.answer import TaskAnswer
 from florence.types.info import ServiceInfo
-from florence.types.regions import Region
 from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
-from florence.types.tasks import TASKS, Task, TaskSpec
+from florence.types.tasks import TaskSpec
 
 TIMEOUT_S = 310.0  # a little more than the service's default, whose message tells more
 RETRIES = 4
-CONCURRENCY = 32
 
 _READY = "v2/health/ready"
 _METADATA = "v2"
@@ -53,6 +51,7 @@ class Client(
         TaskAnswer[Segmentation],
         TaskAnswer[Detections | Segmentation],
         TaskAnswer[Result],
+        PictureMap[TaskAnswer[Result]],
     ]
 ):
     """A florence service at a URL; use it as a context manager, or call `close`.
@@ -61,6 +60,8 @@ class Client(
     tries included. `retries`: further tries when there is no connection, or the service says 429 or 503.
     Proxies are taken from the environment, as httpx does. `transport`: httpx's, for tests.
     """
+
+    _map_type = PictureMap
 
     def __init__(
         self,
@@ -73,29 +74,6 @@ class Client(
     ) -> None:
         self._timeout_s, self._retries = timeout_s, _check_retries(retries)
         self._http = httpx.Client(**_connection_settings(url), headers=headers, transport=transport)
-
-    def map(
-        self,
-        pictures: Iterable[Picture],
-        task: str | Task,
-        text: str | None = None,
-        *,
-        region: Region | None = None,
-        concurrency: int = CONCURRENCY,
-        ordered: bool = False,
-        progress: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> PictureMap[TaskAnswer[Result]]:
-        """One task on many pictures: an iterator of (picture, answer), in the order in which answers come, or
-        with `ordered` in the order of the pictures.
-
-        `concurrency`: requests in flight, and files open, at once. A picture that fails does not end it: it
-        is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that is
-        a terminal.
-        """
-        named = TASKS.resolve(task)  # a wrong name would fail for each picture
-        ask = partial(self._ask, task=named, options=options, text=text, region=region)
-        return PictureMap(ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress)
 
     def analyze(
         self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
@@ -166,9 +144,12 @@ class AsyncClient(
         Awaitable[TaskAnswer[Segmentation]],
         Awaitable[TaskAnswer[Detections | Segmentation]],
         Awaitable[TaskAnswer[Result]],
+        AsyncPictureMap[TaskAnswer[Result]],
     ]
 ):
     """`Client` for asyncio: every call is awaited. Pictures are read and encoded in threads."""
+
+    _map_type = AsyncPictureMap
 
     def __init__(
         self,
@@ -181,23 +162,6 @@ class AsyncClient(
     ) -> None:
         self._timeout_s, self._retries = timeout_s, _check_retries(retries)
         self._http = httpx.AsyncClient(**_connection_settings(url), headers=headers, transport=transport)
-
-    def map(
-        self,
-        pictures: Iterable[Picture],
-        task: str | Task,
-        text: str | None = None,
-        *,
-        region: Region | None = None,
-        concurrency: int = CONCURRENCY,
-        ordered: bool = False,
-        progress: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> AsyncPictureMap[TaskAnswer[Result]]:
-        """As `Client.map`, for `async for`."""
-        named = TASKS.resolve(task)
-        ask = partial(self._ask, task=named, options=options, text=text, region=region)
-        return AsyncPictureMap(ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress)
 
     async def analyze(
         self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]

@@ -7,7 +7,7 @@ task takes and answers with; all else is the task's own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
 from typing import Any, Generic, Self, TypeVar, Unpack
@@ -24,12 +24,15 @@ QuadsT = TypeVar("QuadsT")
 PolygonsT = TypeVar("PolygonsT")
 FoundT = TypeVar("FoundT")
 AnyT = TypeVar("AnyT")
+MapT = TypeVar("MapT")
+
+CONCURRENCY = 32
 
 
 class TaskMethod(Generic[T]):
     """A descriptor: the task of its own name, asked through the client that it is read from."""
 
-    _client: TaskMethods[Any, Any, Any, Any, Any, Any]
+    _client: TaskMethods[Any, Any, Any, Any, Any, Any, Any]
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.task = TASKS.resolve(name)
@@ -68,12 +71,14 @@ class RegionMethod(TaskMethod[T]):
         return self._ask(image, options, region=region)
 
 
-class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT]):
+class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, MapT]):
     """One method for each task. `image`: a path, bytes, a PIL image or pixels (see `pictures.Picture`).
 
     All raise the errors that `florence.client.errors` lists. Answers hold pixels of the picture after EXIF
     rotation.
     """
+
+    _map_type: Callable[..., Any]  # of what `map` returns
 
     caption: PlainMethod[TextT] = PlainMethod()
     detailed_caption: PlainMethod[TextT] = PlainMethod()
@@ -104,6 +109,32 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT]):
         service's checkpoint has beside the built-in ones. The result's `kind` says what it is."""
         answer: AnyT = self._ask(image, task, options, text, region)
         return answer
+
+    def map(
+        self,
+        pictures: Iterable[Picture],
+        task: str | Task,
+        text: str | None = None,
+        *,
+        region: Region | None = None,
+        concurrency: int = CONCURRENCY,
+        ordered: bool = False,
+        progress: bool | None = None,
+        **options: Unpack[CallOptions],
+    ) -> MapT:
+        """One task on many pictures: an (async) iterator of (picture, answer), in
+        the order in which answers come, or with `ordered` in the order of the pictures.
+
+        `concurrency`: requests in flight, and files open, at once. A picture that fails does not end it: it
+        is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that is
+        a terminal.
+        """
+        named = TASKS.resolve(task)  # a wrong name would fail for each picture
+        ask = partial(self._ask, task=named, options=options, text=text, region=region)
+        answers: MapT = self._map_type(
+            ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress
+        )
+        return answers
 
     def _ask(
         self,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import binascii
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pybase64
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from florence.errors import ImageError
 
@@ -86,22 +85,6 @@ def decode_picture(data: bytes | memoryview) -> bytes:
         ) from None
 
 
-class _PictureSchema:
-    """How pydantic validates and serializes a picture; to BentoML's clients it is a file."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            _take, serialization=core_schema.plain_serializer_function_ser_schema(_encode, when_used="json")
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        if handler.mode == "validation":
-            return {"type": "file", "format": "image"}  # BentoML's clients look for type "file" and upload
-        return {"type": "string", "contentEncoding": "base64"}
-
-
 def _take(value: object) -> bytes | Path:
     """Bytes as they are, text as base64. A path is kept: BentoML's clients make their requests with this
     type too, and open it; a request never holds one, since what comes as text is base64."""
@@ -124,4 +107,10 @@ def _encode(value: bytes | Path) -> str:
     return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
-EncodedPicture = Annotated[bytes, _PictureSchema()]
+EncodedPicture = Annotated[
+    bytes,
+    PlainValidator(_take),
+    PlainSerializer(_encode, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}, mode="serialization"),
+    WithJsonSchema({"type": "file", "format": "image"}, mode="validation"),  # BentoML's clients upload files
+]

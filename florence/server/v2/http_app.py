@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -66,23 +67,30 @@ class V2App(Starlette):
 
 def _routes() -> list[Route]:
     routes = [
-        _route("GET", "/v2", _server_metadata),
+        _json_route("/v2", lambda request: server_metadata()),
         _route("GET", "/v2/health/live", _live),
         _route("GET", "/v2/health/ready", _ready),
-        _route("GET", "/v2/models/stats", _all_statistics),
+        _json_route("/v2/models/stats", lambda request: repository_of(request).statistics()),
         _route("POST", "/v2/repository/index", _index),
     ]
     for path in (MODEL_PATH, VERSION_PATH):
         routes += [
-            _route("GET", path, _model_metadata),
+            _json_route(path, lambda request: inference_of(request).served.metadata()),
             _route("GET", path + "/ready", _model_ready),
-            _route("GET", path + "/config", _config),
-            _route("GET", path + "/stats", _statistics),
+            _json_route(path + "/config", lambda request: inference_of(request).served.config()),
+            _json_route(path + "/stats", _statistics),
             _route("POST", path + "/infer", infer),
             _route("POST", path + "/generate", generate),
             _route("POST", path + "/generate_stream", generate_stream),
         ]
     return routes
+
+
+def _json_route(path: str, content: Callable[[Request], object]) -> Route:
+    async def answer(request: Request) -> Response:
+        return json_reply(content(request))
+
+    return _route("GET", path, answer)
 
 
 def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:
@@ -119,24 +127,8 @@ async def _model_ready(request: Request) -> Response:
     return Response(media_type="text/plain")
 
 
-async def _server_metadata(request: Request) -> Response:
-    return json_reply(server_metadata())
-
-
-async def _model_metadata(request: Request) -> Response:
-    return json_reply(inference_of(request).served.metadata())
-
-
-async def _config(request: Request) -> Response:
-    return json_reply(inference_of(request).served.config())
-
-
-async def _statistics(request: Request) -> Response:
-    return json_reply(repository_of(request).statistics(request.path_params["model"], version_of(request)))
-
-
-async def _all_statistics(request: Request) -> Response:
-    return json_reply(repository_of(request).statistics())
+def _statistics(request: Request) -> dict[str, Any]:
+    return repository_of(request).statistics(request.path_params["model"], version_of(request))
 
 
 async def _index(request: Request) -> Response:
