@@ -1,7 +1,7 @@
 """The tasks as methods, declared once for both clients, which differ in what a call returns.
 
 `Client` returns answers, `AsyncClient` awaitables of the same answers. A line here tells type checkers what a
-task takes and answers with; all else is the task's own.
+task takes and answers with; the rest comes from the table of tasks.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, M
         progress: bool | None = None,
         **options: Unpack[CallOptions],
     ) -> MapT:
-        """One task on many pictures: an (async) iterator of (picture, answer), in
-        the order in which answers come, or with `ordered` in the order of the pictures.
+        """One task on many pictures: an iterator of (picture, answer), for `async for` where the client is
+        asynchronous, in the order in which answers come, or with `ordered` in that of the pictures.
 
         `concurrency`: requests in flight, and files open, at once. A picture that fails does not end it: it
         is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that is

@@ -21,9 +21,9 @@ from florence.errors import ProtocolError
 LONG: Final = 65_536
 """Bytes of a string above which it stays where it is. Few texts that a task takes are so long."""
 
-_MOST_STRINGS: Final = 512  # that are looked at: a request of 36 rows has fewer
+_MOST_STRINGS: Final = 512  # looked at; a request of 36 rows has fewer
 _BACKSLASH: Final = ord("\\")
-_STAND_IN: Final = b"-Infinity"  # no JSON, but a word whose value Python's parser asks for
+_STAND_IN: Final = b"-Infinity"  # not JSON, but Python's parser asks `parse_constant` for its value
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -61,7 +61,7 @@ class LongString:
         return self.quoted[1:-1]
 
     def __str__(self) -> str:
-        """The string. ProtocolError where it is none: not UTF-8, or with a control character."""
+        """The decoded string. ProtocolError if it is not UTF-8 or holds a control character."""
         return str(parse_json(bytes(self.quoted)))
 
 
@@ -111,7 +111,7 @@ def _long_elements(body: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _cut_out(body: bytes, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-    """What is left of the body before, between and behind the spans."""
+    """The parts of the body before, between and after the spans."""
     starts = [0, *(stop for _, stop in spans)]
     stops = [*(start for start, _ in spans), len(body)]
     return [body[start:stop] for start, stop in zip(starts, stops, strict=True)]

@@ -127,7 +127,7 @@ class CancelOnDisconnect:
             nonlocal left
             await body_read.wait()
             await _disconnected(receive)
-            if not answered:  # a server reports an answered client as gone too
+            if not answered:  # servers report a disconnect after an answer too
                 left = True
                 task.cancel()
 

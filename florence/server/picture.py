@@ -25,7 +25,7 @@ _URL = re.compile(r"\s*(https?|ftp|file|s3|gs)://", re.IGNORECASE)
 
 
 def decode_base64(text: str | bytes | memoryview) -> bytes:
-    """The bytes that base64 text stands for; white space in it and a data URI's head before it are allowed.
+    """The bytes encoded in base64 text, which may hold white space and begin with a data URI's head.
 
     Takes three quarters of the text's size. Raises ImageError when the text is empty, a URL, or not base64.
     """

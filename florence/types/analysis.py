@@ -51,7 +51,7 @@ class AnalysisTask(BaseModel):
 
 
 class TaskFailure(BaseModel):
-    """In the place of an answer: why there is none."""
+    """Why a task failed, in place of its answer."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -153,7 +153,7 @@ def output_type(kind: Kind) -> type[BaseModel]:
 
 
 class Endpoints(Protocol):
-    """What an endpoint needs of its service."""
+    """The members of the service that endpoints use."""
 
     model: Florence2
     timeout_s: float

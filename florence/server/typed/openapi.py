@@ -1,8 +1,8 @@
 """The OpenAPI document of the whole service, served at /docs.json and shown by BentoML's page at /.
 
-BentoML's own document has one content type for each request and neither examples nor mounted routes; this one
-has uploads and JSON, an example of request and answer for each task, an example of each error, and the v2
-routes. Knows the endpoints' pydantic types and tasks; knows nothing about a running service.
+Unlike BentoML's own document, it has two content types for requests (uploads and JSON), examples of each
+task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic types and the
+tasks; knows nothing about a running service.
 """
 
 from __future__ import annotations

@@ -108,13 +108,13 @@ async def _answer(call: Callable[[Any], Awaitable[Any]], request: Any, context: 
 
 
 def _details(text: str) -> str:
-    """The text as a status can carry it: UTF-8, percent-encoded, at most 12 bytes a character."""
+    """The text, cut to what a status can hold: UTF-8, percent-encoded, at most 12 bytes a character."""
     text = _scrub(text[:_MOST_DETAILS])
     return text if len(quote(text)) <= _MOST_DETAILS else text[: _MOST_DETAILS // 12]
 
 
 def _scrub(text: str) -> str:
-    """The text without halves of surrogate pairs, which UTF-8 can't carry."""
+    """The text without lone surrogates, which UTF-8 can't encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -42,7 +42,7 @@ class Inference:
         return self.model is not None and self.model.ready
 
     def ready_model(self) -> Florence2:
-        """The model; Closed when there is none or it takes no requests."""
+        """The model; Closed if it is not loaded or takes no requests."""
         if self.model is None or not self.model.ready:
             raise Closed("the model is not ready")
         return self.model
@@ -55,8 +55,8 @@ class Inference:
         on_text: OnText | None = None,
         log: Callable[[OriginalAnswer], None] = log_answer,
     ) -> T:
-        """What `build` makes of the rows' answers. on_text: as the model's, of a request with one row. log:
-        writes a line for each answer.
+        """The reply that `build` makes of the rows' answers. on_text: as of `submit`, for a request with
+        one row. log: writes a line for each answer.
 
         The first row that fails ends the request, with its error; the others are cancelled. All are cancelled
         with the task that waits here.
@@ -91,7 +91,7 @@ class Inference:
 
 
 def generation_options(parameters: Mapping[str, Any]) -> GenerationParameters:
-    """Those of a request's parameters that say how to generate; others, which Triton knows, are ignored.
+    """The generation options among a request's parameters; others, such as Triton's own, are ignored.
 
     Raises OptionError for a wrong value.
     """

@@ -83,7 +83,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def parse_version(version: str) -> int:
-    """The number that a version stands for. Raises ProtocolError where it is none, or too long."""
+    """The version as a number. Raises ProtocolError unless it is decimal digits, and not too many."""
     if not (version.isascii() and version.isdecimal()) or len(version) > _LONGEST_VERSION:
         raise ProtocolError(f"failed to get model version from specified version string '{version[:60]}'")
     return int(version)

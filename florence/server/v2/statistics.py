@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -50,9 +50,6 @@ class Duration:
         self.count += 1
         self.ns += ns
 
-    def as_dict(self) -> dict[str, int]:
-        return {"count": self.count, "ns": self.ns}
-
 
 @dataclass(slots=True)
 class _Compute:
@@ -64,10 +61,6 @@ class _Compute:
         self.compute_input.add(spans.input_ns)
         self.compute_infer.add(spans.infer_ns)
         self.compute_output.add(spans.output_ns)
-
-    def as_dict(self) -> dict[str, dict[str, int]]:
-        parts = ("compute_input", "compute_infer", "compute_output")
-        return {name: getattr(self, name).as_dict() for name in parts}
 
 
 @dataclass(slots=True)
@@ -114,7 +107,7 @@ class Statistics:
 
     def as_dict(self) -> dict[str, Any]:
         """The model's entry in Triton's statistics. batch_stats are by the rows of a request."""
-        never = Duration().as_dict()
+        never = asdict(Duration())
         return {
             "name": self.served.name,
             "version": self.served.version,
@@ -122,16 +115,16 @@ class Statistics:
             "inference_count": self.rows,
             "execution_count": self.success.count,
             "inference_stats": {
-                "success": self.success.as_dict(),
-                "fail": self.fail.as_dict(),
-                "queue": self.queue.as_dict(),
-                **self.compute.as_dict(),
+                "success": asdict(self.success),
+                "fail": asdict(self.fail),
+                "queue": asdict(self.queue),
+                **asdict(self.compute),
                 "cache_hit": never,
                 "cache_miss": never,
             },
             "response_stats": {},
             "batch_stats": [
-                {"batch_size": rows, **compute.as_dict()} for rows, compute in sorted(self.batches.items())
+                {"batch_size": rows, **asdict(compute)} for rows, compute in sorted(self.batches.items())
             ],
             "memory_usage": [],
         }

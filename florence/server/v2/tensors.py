@@ -133,7 +133,7 @@ def check_output(served: ServedModel, name: str) -> None:
 
 
 def check_text(text: str, what: str) -> str:
-    """The text, unless it is too long or holds half of a surrogate pair, which no encoding can carry."""
+    """The text; ProtocolError if it is too long or holds a lone surrogate, which UTF-8 can't encode."""
     if len(text) > MAX_TEXT_CHARS:
         raise ProtocolError(f"{what} has {len(text)} characters; at most {MAX_TEXT_CHARS} are allowed")
     try:
