@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from florence import Florence2
 from florence.cli import main
 from florence.engine.loop import Engine
-from florence.server.v2.http_app import create_v2_app
+from florence.server.v2.http_app import V2App
 from florence.server.v2.inference import Inference
 from florence.server.v2.repository import ModelRepository
 from florence.settings import Settings
@@ -101,7 +101,7 @@ def app(model: FakeModel) -> Starlette:
     """The v2 routes before `model`."""
     inference = Inference(timeout_s=5.0)
     inference.model = model
-    return create_v2_app(ModelRepository([inference]), 10_000_000)
+    return V2App(ModelRepository([inference]), 10_000_000)
 
 
 @pytest.fixture(scope="session")

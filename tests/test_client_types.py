@@ -55,7 +55,8 @@ def test_the_methods_are_the_tables() -> None:
     declared = {
         task.name: f"{inputs[task.input]}[{answers[task.kind]}]" for task in TASKS.values()
     }  # in the table's order, too
-    assert list(TaskMethods.__annotations__.items()) == list(declared.items())
+    shown = [item for item in TaskMethods.__annotations__.items() if not item[0].startswith("_")]
+    assert shown == list(declared.items())
     for task in TASKS.values():
         method = getattr(TaskMethods, task.name)
         assert method.task is task

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from florence.cli.arguments import read_arguments
+from florence.cli.arguments import make_parser
 from florence.cli.asking import read_options
 from florence.client.exchange import CallOptions
 from florence.engine.request import GenerationOptions
@@ -76,10 +76,10 @@ def test_the_command_line_has_a_flag_for_each(capsys: pytest.CaptureFixture[str]
     """With its bounds in the help; the values come out as the model's."""
     flags = [part for name, value in WISHED.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     for command in (["run", "p.png", "caption"], ["bulk", "p.png", "--task", "caption", "--out", "o"]):
-        assert read_options(read_arguments([*command, *flags])) == GenerationParameters(**WISHED)
-        assert read_options(read_arguments(command)) == GenerationParameters()
+        assert read_options(make_parser().parse_args([*command, *flags])) == GenerationParameters(**WISHED)
+        assert read_options(make_parser().parse_args(command)) == GenerationParameters()
         with pytest.raises(SystemExit):
-            read_arguments([command[0], "--help"])
+            make_parser().parse_args([command[0], "--help"])
         printed = " ".join(capsys.readouterr().out.split())
         assert all(f"({allowed_values(name)})" in printed for name in OPTIONS)
 
@@ -87,7 +87,7 @@ def test_the_command_line_has_a_flag_for_each(capsys: pytest.CaptureFixture[str]
 def test_the_command_line_refuses_by_the_options_rule() -> None:
     """In the words that all doors use."""
     with pytest.raises(OptionError, match="num_beams must be an integer from 1 to 8, got 'many'"):
-        read_options(read_arguments(["run", "p.png", "caption", "--num-beams", "many"]))
+        read_options(make_parser().parse_args(["run", "p.png", "caption", "--num-beams", "many"]))
 
 
 def test_the_engine_gets_each_of_them() -> None:

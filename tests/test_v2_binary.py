@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from v2 import INFER, SERVED, parse_infer_request, picture, request, send
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.server.v2.http_app import create_v2_app
+from florence.server.v2.http_app import V2App
 from florence.server.v2.infer_body import build_binary_answer
 from florence.server.v2.inference import Inference
 from florence.server.v2.repository import ModelRepository
@@ -159,7 +159,7 @@ def test_base64_in_packed_form_is_taken() -> None:
 
 def test_raw_bytes_go_in_and_packed_answers_come_out() -> None:
     """Over HTTP: the header in any case, any content type, and the answer's own header and type."""
-    model, app = FakeModel(), create_v2_app(ModelRepository([Inference(timeout_s=5.0)]), 10_000_000)
+    model, app = FakeModel(), V2App(ModelRepository([Inference(timeout_s=5.0)]), 10_000_000)
     app.state.repository.find("florence2").model = model
     outputs = [{"name": "PARSED_JSON", "parameters": {"binary_data": True}}]
     columns = {"INPUT_IMAGE": [picture()], "TASK_PROMPT": [b"<CAPTION>"]}

@@ -21,7 +21,7 @@ from florence.server.v2.compression import (
     compress,
     decompress,
 )
-from florence.server.v2.http_app import create_v2_app
+from florence.server.v2.http_app import V2App
 from florence.server.v2.inference import Inference
 from florence.server.v2.repository import ModelRepository
 
@@ -34,7 +34,7 @@ BODY = json.dumps(request()).encode()
 def app() -> Iterator[Starlette]:
     inference, model = Inference(timeout_s=5.0), FakeModel()
     inference.model = model
-    yield create_v2_app(ModelRepository([inference]), MAX_BYTES)
+    yield V2App(ModelRepository([inference]), MAX_BYTES)
     model.close()
 
 

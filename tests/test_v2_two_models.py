@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from v2 import PICTURE, picture, request, send
 
 from florence.server.v2.grpc_server import GrpcServer
-from florence.server.v2.http_app import create_v2_app
+from florence.server.v2.http_app import V2App
 from florence.server.v2.inference import Inference
 from florence.server.v2.model import ServedModel
 from florence.server.v2.repository import ModelRepository
@@ -42,7 +42,7 @@ def repository(fakes: dict[str, FakeModel]) -> ModelRepository:
 
 @pytest.fixture
 def both(repository: ModelRepository) -> Starlette:
-    return create_v2_app(repository, 10_000_000)
+    return V2App(repository, 10_000_000)
 
 
 @pytest.mark.parametrize("served", MODELS)

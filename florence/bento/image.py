@@ -30,9 +30,7 @@ _FROM_ANOTHER_BUILD = ("torch", "torchvision")
 _CUDA_PREFIXES = ("cuda-", "nvidia-", "triton")
 _NOT_CUDA = ("nvidia-ml-py", "tritonclient")  # counts GPUs, and speaks gRPC
 
-MODELS = (
-    "/models"  # where the image has the hub's cache (bentofile.yaml: HF_HOME), for a volume to be mounted on
-)
+MODELS = "/models"  # the hub's cache (bentofile.yaml: HF_HOME), on which a volume can be mounted
 # BentoML makes these at each start unless they are there: with them, a root that is read-only will do.
 _HOME_FOLDERS = " ".join(f"{_HOME}/{name}" for name in ("bentos", "models", "envs", "tmp"))
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from florence.cli.arguments import read_arguments
+from florence.cli.arguments import make_parser
 from florence.errors import FlorenceError, RequestError, SettingsError
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -22,15 +22,12 @@ NO_SERVER = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command line; its exit status. Help, version and wrong arguments end by SystemExit."""
-    arguments = read_arguments(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         return _carry_out(arguments.command)(arguments)
-    except FlorenceError as error:
+    except (FlorenceError, OSError) as error:
         print(f"florence: {error}", file=sys.stderr)
         return WRONG_USE if isinstance(error, RequestError | SettingsError) else FAILED
-    except OSError as error:
-        print(f"florence: {error}", file=sys.stderr)
-        return FAILED
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("florence."):
             raise

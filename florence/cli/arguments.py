@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -28,11 +28,6 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=_WIDTH)
 
 
-def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of one command line, `command` among them; SystemExit for help and for wrong ones."""
-    return make_parser().parse_args(argv)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -45,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_bulk(commands)
-    _add_info(commands)
+    _add_where(_add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits"))
     _add_load_data(commands)
     _add_serve(commands)
     return parser
@@ -106,7 +101,7 @@ def _add_bulk(commands: Commands) -> None:
     parser.add_argument(
         "--concurrency",
         metavar="N",
-        type=_positive,
+        type=partial(_whole, most=2**31),
         default=32,
         help="pictures at once (default: 32)",
     )
@@ -114,11 +109,6 @@ def _add_bulk(commands: Commands) -> None:
         "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
     )
     _add_options(parser)
-    _add_where(parser)
-
-
-def _add_info(commands: Commands) -> None:
-    parser = _add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits")
     _add_where(parser)
 
 
@@ -156,7 +146,9 @@ def _add_serve(commands: Commands) -> None:
         "a folder for this port in the user's cache. Needs the package florence2-server.",
     )
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="address (default: 127.0.0.1)")
-    parser.add_argument("--port", metavar="PORT", type=_port, default=8000, help="port (default: 8000)")
+    parser.add_argument(
+        "--port", metavar="PORT", type=partial(_whole, most=65_535), default=8000, help="port (default: 8000)"
+    )
     parser.add_argument("--model", metavar="NAME", help="in place of FLORENCE_MODEL")
 
 
@@ -193,14 +185,6 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
     )
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 2**31)
-
-
-def _port(text: str) -> int:
-    return _whole(text, 65_535)
 
 
 def _whole(text: str, most: int) -> int:

@@ -65,7 +65,7 @@ def open_asker(arguments: argparse.Namespace) -> Iterator[Asker]:
         options["timeout_s"] = arguments.timeout_s
     if arguments.url:
         with Client(arguments.url) as client:
-            client.ready()  # where nobody listens, that is told now, not once for each picture
+            client.ready()  # an unreachable service is reported once, not for each picture
             yield lambda picture: client.run(picture, task, text, region=region, **options)
     else:
         with load_model(arguments) as model:

@@ -11,7 +11,7 @@ from typing import Any
 
 from florence.cli.asking import Asker, open_asker, read_question
 from florence.cli.lines import TaskKey, answer_line, is_unicode, key_of, read_rows, write_failures
-from florence.cli.parquet import SUFFIX, check_parquet, lines_beside, pack, read_keys
+from florence.cli.parquet import SUFFIX, lines_beside, load_pyarrow, pack, read_keys
 from florence.cli.sources import list_pictures
 from florence.client import Failure, PictureMap
 from florence.errors import RequestError
@@ -25,7 +25,7 @@ def bulk(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     packed = out.suffix.lower() == SUFFIX
     if packed:
-        check_parquet()
+        load_pyarrow()  # refuses before any request
     lines = lines_beside(out) if packed else out
     failures_file = arguments.failures or out.with_suffix(".failures.jsonl")
     check_files(out, lines, failures_file)

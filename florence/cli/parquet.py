@@ -19,9 +19,13 @@ _ROWS: Final = 1024  # packed at once
 _KEY: Final = ("picture", "task", "text", "region")
 
 
-def check_parquet() -> None:
-    """Raises MissingLibrary, before any request, where Parquet can't be written."""
-    _pyarrow()
+def load_pyarrow() -> Any:
+    """The library; MissingLibrary where it is not installed, and so no Parquet can be written."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MissingLibrary("a Parquet file", "pyarrow", "parquet") from error
+    return pyarrow
 
 
 def lines_beside(out: Path) -> Path:
@@ -59,7 +63,7 @@ def pack(lines: Path, out: Path) -> None:
 
 def answer_schema() -> Any:
     """The columns, a pyarrow.Schema: of `result` only the fields of the row's `kind` are set."""
-    pa = _pyarrow()
+    pa = load_pyarrow()
     text, number, whole = pa.string(), pa.float64(), pa.int64()
 
     def things(**fields: Any) -> Any:
@@ -85,14 +89,6 @@ def answer_schema() -> Any:
         "checkpoint": text,
     }
     return pa.schema(columns.items())
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise MissingLibrary("a Parquet file", "pyarrow", "parquet") from error
-    return pyarrow
 
 
 def _open(out: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The two clients: they carry out the actions of `exchange`, one by blocking and one by awaiting.
+"""The two clients: they carry out the steps of `exchange`, one by blocking and one by awaiting.
 
 Knows httpx. A client keeps connections open between calls and may be shared: `Client` by threads,
 `AsyncClient` by tasks of one event loop.
@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable, Mapping
-from types import TracebackType
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Self, Unpack
 
 import httpx
 
 from florence.client.exchange import (
-    Attempt,
     AttemptOutcome,
     CallOptions,
     ServiceCall,
     build_analysis,
-    build_call,
     exchange,
     read_error,
     read_failure,
@@ -28,18 +26,16 @@ from florence.client.exchange import (
 )
 from florence.client.many import AsyncPictureMap, PictureMap
 from florence.client.pictures import Picture
-from florence.client.tasks import TaskMethods
+from florence.client.tasks import CONCURRENCY, TaskMethods
 from florence.errors import SettingsError
 from florence.types.analysis import Analysis, TaskFailure
 from florence.types.answer import TaskAnswer
 from florence.types.info import ServiceInfo
-from florence.types.regions import Region
 from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
-from florence.types.tasks import TASKS, Task, TaskSpec
+from florence.types.tasks import TaskSpec
 
 TIMEOUT_S = 310.0  # a little more than the service's default, whose message tells more
 RETRIES = 4
-CONCURRENCY = 32
 
 _READY = "v2/health/ready"
 _METADATA = "v2"
@@ -55,6 +51,7 @@ class Client(
         TaskAnswer[Segmentation],
         TaskAnswer[Detections | Segmentation],
         TaskAnswer[Result],
+        PictureMap[TaskAnswer[Result]],
     ]
 ):
     """A florence service at a URL; use it as a context manager, or call `close`.
@@ -63,6 +60,8 @@ class Client(
     tries included. `retries`: further tries when there is no connection, or the service says 429 or 503.
     Proxies are taken from the environment, as httpx does. `transport`: httpx's, for tests.
     """
+
+    _map_type = PictureMap
 
     def __init__(
         self,
@@ -74,39 +73,7 @@ class Client(
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._timeout_s, self._retries = timeout_s, _check_retries(retries)
-        self._http = httpx.Client(
-            base_url=_check_url(url),
-            headers=headers,
-            timeout=_PROBE_S,
-            limits=_no_limits(),
-            transport=transport,
-        )
-
-    def map(
-        self,
-        pictures: Iterable[Picture],
-        task: str | Task,
-        text: str | None = None,
-        *,
-        region: Region | None = None,
-        concurrency: int = CONCURRENCY,
-        ordered: bool = False,
-        progress: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> PictureMap[TaskAnswer[Result]]:
-        """One task on many pictures: an iterator of (picture, answer), in the order in which answers come, or
-        with `ordered` in the order of the pictures.
-
-        `concurrency`: requests in flight, and files open, at once. A picture that fails does not end it: it
-        is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that is
-        a terminal.
-        """
-        TASKS.resolve(task)  # a wrong name would fail for each picture
-
-        def ask(picture: Picture) -> TaskAnswer[Result]:
-            return self.run(picture, task, text, region=region, **options)
-
-        return PictureMap(ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress)
+        self._http = httpx.Client(**_connection_settings(url), headers=headers, transport=transport)
 
     def analyze(
         self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
@@ -116,7 +83,7 @@ class Client(
         `tasks`: names or tokens, or pairs of a task and its text or region. A task that fails has a
         `TaskFailure` in its place. Raises only where none could be answered.
         """
-        analysis: Analysis = self._send(build_analysis(image, tasks, options))
+        analysis: Analysis = self._send(partial(build_analysis, image, tasks, options))
         return analysis.answers
 
     def ready(self) -> bool:
@@ -138,23 +105,11 @@ class Client(
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ask(
-        self,
-        image: Picture,
-        task: str | Task,
-        options: CallOptions,
-        text: str | None = None,
-        region: Region | None = None,
-    ) -> TaskAnswer[Any]:
-        answer: TaskAnswer[Any] = self._send(build_call(image, task, text, region, options))
-        return answer
-
-    def _send(self, call: ServiceCall) -> Any:
+    def _send(self, build: Callable[[], ServiceCall]) -> Any:
+        call = build()
         steps = exchange(call, retries=self._retries, timeout_s=self._timeout_s)
         outcome: AttemptOutcome = None
         while True:
@@ -163,14 +118,14 @@ class Client(
             except StopIteration as end:
                 return end.value
             outcome = None
-            if isinstance(step, Attempt):
+            if isinstance(step, httpx.Timeout):
                 outcome = self._post(call, step)
             else:
-                time.sleep(step.seconds)
+                time.sleep(step)
 
-    def _post(self, call: ServiceCall, attempt: Attempt) -> AttemptOutcome:
+    def _post(self, call: ServiceCall, timeout: httpx.Timeout) -> AttemptOutcome:
         try:
-            return self._http.post(call.path, data=call.fields, files=call.upload, timeout=attempt.timeout)
+            return self._http.post(call.path, data=call.fields, files=call.upload, timeout=timeout)
         except httpx.RequestError as error:
             return error
 
@@ -189,9 +144,12 @@ class AsyncClient(
         Awaitable[TaskAnswer[Segmentation]],
         Awaitable[TaskAnswer[Detections | Segmentation]],
         Awaitable[TaskAnswer[Result]],
+        AsyncPictureMap[TaskAnswer[Result]],
     ]
 ):
     """`Client` for asyncio: every call is awaited. Pictures are read and encoded in threads."""
+
+    _map_type = AsyncPictureMap
 
     def __init__(
         self,
@@ -203,40 +161,13 @@ class AsyncClient(
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._timeout_s, self._retries = timeout_s, _check_retries(retries)
-        self._http = httpx.AsyncClient(
-            base_url=_check_url(url),
-            headers=headers,
-            timeout=_PROBE_S,
-            limits=_no_limits(),
-            transport=transport,
-        )
-
-    def map(
-        self,
-        pictures: Iterable[Picture],
-        task: str | Task,
-        text: str | None = None,
-        *,
-        region: Region | None = None,
-        concurrency: int = CONCURRENCY,
-        ordered: bool = False,
-        progress: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> AsyncPictureMap[TaskAnswer[Result]]:
-        """As `Client.map`, for `async for`."""
-        TASKS.resolve(task)
-
-        def ask(picture: Picture) -> Awaitable[TaskAnswer[Result]]:
-            return self.run(picture, task, text, region=region, **options)
-
-        return AsyncPictureMap(ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress)
+        self._http = httpx.AsyncClient(**_connection_settings(url), headers=headers, transport=transport)
 
     async def analyze(
         self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
     ) -> list[TaskAnswer[Result] | TaskFailure]:
         """As `Client.analyze`."""
-        call = await asyncio.to_thread(build_analysis, image, list(tasks), options)
-        analysis: Analysis = await self._send(call)
+        analysis: Analysis = await self._send(partial(build_analysis, image, list(tasks), options))
         return analysis.answers
 
     async def ready(self) -> bool:
@@ -258,24 +189,11 @@ class AsyncClient(
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    async def _ask(
-        self,
-        image: Picture,
-        task: str | Task,
-        options: CallOptions,
-        text: str | None = None,
-        region: Region | None = None,
-    ) -> TaskAnswer[Any]:
-        call = await asyncio.to_thread(build_call, image, task, text, region, options)
-        answer: TaskAnswer[Any] = await self._send(call)
-        return answer
-
-    async def _send(self, call: ServiceCall) -> Any:
+    async def _send(self, build: Callable[[], ServiceCall]) -> Any:
+        call = await asyncio.to_thread(build)
         steps = exchange(call, retries=self._retries, timeout_s=self._timeout_s)
         outcome: AttemptOutcome = None
         while True:
@@ -284,16 +202,14 @@ class AsyncClient(
             except StopIteration as end:
                 return end.value
             outcome = None
-            if isinstance(step, Attempt):
+            if isinstance(step, httpx.Timeout):
                 outcome = await self._post(call, step)
             else:
-                await asyncio.sleep(step.seconds)
+                await asyncio.sleep(step)
 
-    async def _post(self, call: ServiceCall, attempt: Attempt) -> AttemptOutcome:
+    async def _post(self, call: ServiceCall, timeout: httpx.Timeout) -> AttemptOutcome:
         try:
-            return await self._http.post(
-                call.path, data=call.fields, files=call.upload, timeout=attempt.timeout
-            )
+            return await self._http.post(call.path, data=call.fields, files=call.upload, timeout=timeout)
         except httpx.RequestError as error:
             return error
 
@@ -304,25 +220,22 @@ class AsyncClient(
             raise read_failure(error, _PROBE_S) from error
 
 
-def _check_url(url: str) -> str:
+def _connection_settings(url: str) -> dict[str, Any]:
+    """httpx's settings, for as many connections as calls: `map` and the caller's threads limit those."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise SettingsError(f"{url!r} is no URL: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise SettingsError(f"a service's URL is like http://localhost:8000, got {url!r}")
-    return url
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)
+    return {"base_url": url, "timeout": _PROBE_S, "limits": limits}
 
 
 def _check_retries(retries: int) -> int:
     if retries < 0:
         raise SettingsError(f"retries must be 0 or more, got {retries}")
     return retries
-
-
-def _no_limits() -> httpx.Limits:
-    """As many connections as there are calls under way: `map` and the caller's threads bound them."""
-    return httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)
 
 
 def _read_json(response: httpx.Response) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One call of the service over HTTP, as plain functions: build the request, read the reply, when to retry.
 
-No connection is opened here: `exchange` yields the next action, which the two clients carry out, one by
+No connection is opened here: `exchange` yields the next step, which the two clients carry out, one by
 blocking and one by awaiting.
 """
 
@@ -61,8 +61,7 @@ class CallOptions(GenerationKeywords, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ServiceCall:
-    """One request. path: below the service's URL; fields: the form's; answer: the type of what comes back;
-    timeout_s: of this call; None: the client's default."""
+    """One request. path: below the service's URL; fields: of the form; timeout_s: None: as the client's."""
 
     path: str
     picture: bytes
@@ -75,20 +74,8 @@ class ServiceCall:
         return {"image": ("picture", self.picture)}
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Post the request now, with these time limits."""
-
-    timeout: httpx.Timeout
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Sleep for so many seconds."""
-
-    seconds: float
-
-
+Step = httpx.Timeout | float
+"""What to do next: post the request within a time limit, or wait for so many seconds."""
 AttemptOutcome = httpx.Response | httpx.RequestError | None
 """The outcome of an attempt; None after a wait."""
 
@@ -137,10 +124,8 @@ def _call(
     return ServiceCall(path, picture_bytes(picture), fields, answer, timeout_s)
 
 
-def exchange(
-    call: ServiceCall, *, retries: int, timeout_s: float
-) -> Generator[Attempt | Wait, AttemptOutcome, Any]:
-    """Yields the next action until the answer is there, which is the generator's value.
+def exchange(call: ServiceCall, *, retries: int, timeout_s: float) -> Generator[Step, AttemptOutcome, Any]:
+    """Yields the next step until the answer is there, which is the generator's value.
 
     Send it the outcome of each attempt. Only requests that the server did not accept are retried: no
     connection, 429 and 503; when Retry-After says, else after a wait that doubles. Raises FlorenceError.
@@ -149,14 +134,14 @@ def exchange(
     end = time.monotonic() + timeout_s
     for retry in range(retries + 1):
         left_s = max(end - time.monotonic(), 0.001)
-        outcome = yield Attempt(httpx.Timeout(left_s, connect=min(left_s, CONNECT_S)))
+        outcome = yield httpx.Timeout(left_s, connect=min(left_s, CONNECT_S))
         try:
             return read_outcome(outcome, call.answer, timeout_s)
         except Unavailable as error:
             wait_s = _wait_s(error, outcome, retry)
             if retry == retries or time.monotonic() + wait_s >= end:
                 raise
-        yield Wait(wait_s)
+        yield wait_s
     raise ValueError(f"retries must be 0 or more, got {retries}")
 
 

@@ -9,19 +9,10 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Sized,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from types import TracebackType
+from functools import cached_property
 from typing import Any, Generic, Self, TypeVar
 
 from PIL import Image
@@ -32,6 +23,7 @@ from florence.errors import FlorenceError, RequestError, SettingsError
 logger = logging.getLogger("florence.client")
 
 AnswerT = TypeVar("AnswerT")
+AskedT = TypeVar("AskedT")  # AnswerT, or an awaitable of it
 FutureT = TypeVar("FutureT")
 
 
@@ -43,17 +35,24 @@ class Failure:
     error: FlorenceError
 
 
-class _Tally(Generic[AnswerT]):
+class _Tally(Generic[AskedT, AnswerT]):
     """Counts answers and failures, shows them in a progress bar if wanted, and sums up at the end."""
 
     def __init__(
-        self, pictures: Iterable[Picture], *, concurrency: int, ordered: bool, progress: bool | None
+        self,
+        ask: Callable[[Picture], AskedT],
+        pictures: Iterable[Picture],
+        *,
+        concurrency: int,
+        ordered: bool = False,
+        progress: bool | None = None,
     ) -> None:
         if concurrency < 1:
             raise SettingsError(f"concurrency must be 1 or more, got {concurrency}")
         if isinstance(pictures, str | bytes | os.PathLike | Image.Image):  # some can be iterated over
             raise RequestError(f"pictures must be a list of pictures, got one: {picture_name(pictures)}")
         self.failures: list[Failure] = []
+        self._ask = ask
         self._pictures = pictures
         self._concurrency = concurrency
         self._ordered = ordered
@@ -96,26 +95,13 @@ class _Tally(Generic[AnswerT]):
         return None
 
 
-class PictureMap(_Tally[AnswerT]):
+class PictureMap(_Tally[AnswerT, AnswerT]):
     """Iterator of (picture, answer) in the order in which answers come; `failures` holds the others.
 
     `ordered`: in the order of the pictures instead. `progress`: whether a bar is shown on stderr; None where
     that is a terminal. Pictures are taken from the iterable as requests end. Leaving early waits for the
     requests in flight; `close`, or use as a context manager, does so at a known place.
     """
-
-    def __init__(
-        self,
-        ask: Callable[[Picture], AnswerT],
-        pictures: Iterable[Picture],
-        *,
-        concurrency: int,
-        ordered: bool = False,
-        progress: bool | None = None,
-    ) -> None:
-        super().__init__(pictures, concurrency=concurrency, ordered=ordered, progress=progress)
-        self._ask = ask
-        self._pairs = self._run()
 
     def __iter__(self) -> Self:
         return self
@@ -126,16 +112,15 @@ class PictureMap(_Tally[AnswerT]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Ask no more, and wait for what is under way."""
         self._pairs.close()
 
-    def _run(self) -> Generator[tuple[Picture, AnswerT], None, None]:
+    @cached_property
+    def _pairs(self) -> Generator[tuple[Picture, AnswerT], None, None]:
         under_way: dict[Future[AnswerT | FlorenceError], Picture] = {}
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="florence-map")
         self._open_bar()
@@ -158,7 +143,7 @@ class PictureMap(_Tally[AnswerT]):
 
     def _take(
         self, under_way: dict[Future[AnswerT | FlorenceError], Picture]
-    ) -> Iterator[tuple[Picture, AnswerT]]:
+    ) -> Generator[tuple[Picture, AnswerT], None, None]:
         """The outcomes that are there, once one is; in order: the first picture's."""
         done, _ = wait(self._awaited(under_way), return_when=FIRST_COMPLETED)
         for future in done:
@@ -166,22 +151,9 @@ class PictureMap(_Tally[AnswerT]):
                 yield pair
 
 
-class AsyncPictureMap(_Tally[AnswerT]):
+class AsyncPictureMap(_Tally[Awaitable[AnswerT], AnswerT]):
     """`PictureMap` for `async for`. Leaving early cancels what is under way; `aclose`, or the end of
     `async with`, does so at a known place."""
-
-    def __init__(
-        self,
-        ask: Callable[[Picture], Awaitable[AnswerT]],
-        pictures: Iterable[Picture],
-        *,
-        concurrency: int,
-        ordered: bool = False,
-        progress: bool | None = None,
-    ) -> None:
-        super().__init__(pictures, concurrency=concurrency, ordered=ordered, progress=progress)
-        self._ask = ask
-        self._pairs = self._run()
 
     def __aiter__(self) -> Self:
         return self
@@ -192,16 +164,15 @@ class AsyncPictureMap(_Tally[AnswerT]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
         """Ask no more, and cancel what is under way."""
         await self._pairs.aclose()
 
-    async def _run(self) -> AsyncGenerator[tuple[Picture, AnswerT], None]:
+    @cached_property
+    async def _pairs(self) -> AsyncGenerator[tuple[Picture, AnswerT], None]:
         under_way: dict[asyncio.Task[AnswerT | FlorenceError], Picture] = {}
         self._open_bar()
         try:
@@ -227,7 +198,7 @@ class AsyncPictureMap(_Tally[AnswerT]):
 
     async def _take(
         self, under_way: dict[asyncio.Task[AnswerT | FlorenceError], Picture]
-    ) -> AsyncIterator[tuple[Picture, AnswerT]]:
+    ) -> AsyncGenerator[tuple[Picture, AnswerT], None]:
         done, _ = await asyncio.wait(self._awaited(under_way), return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             if pair := self._note(under_way.pop(task), task.result()):

@@ -1,16 +1,18 @@
 """The tasks as methods, declared once for both clients, which differ in what a call returns.
 
 `Client` returns answers, `AsyncClient` awaitables of the same answers. A line here tells type checkers what a
-task takes and answers with; all else is the task's own.
+task takes and answers with; the rest comes from the table of tasks.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from copy import copy
+from functools import partial
 from typing import Any, Generic, Self, TypeVar, Unpack
 
-from florence.client.exchange import CallOptions
+from florence.client.exchange import CallOptions, ServiceCall, build_call
 from florence.client.pictures import Picture
 from florence.types.regions import Region
 from florence.types.tasks import TASKS, Task
@@ -22,12 +24,15 @@ QuadsT = TypeVar("QuadsT")
 PolygonsT = TypeVar("PolygonsT")
 FoundT = TypeVar("FoundT")
 AnyT = TypeVar("AnyT")
+MapT = TypeVar("MapT")
+
+CONCURRENCY = 32
 
 
 class TaskMethod(Generic[T]):
     """A descriptor: the task of its own name, asked through the client that it is read from."""
 
-    _client: TaskMethods[Any, Any, Any, Any, Any, Any]
+    _client: TaskMethods[Any, Any, Any, Any, Any, Any, Any]
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.task = TASKS.resolve(name)
@@ -66,12 +71,14 @@ class RegionMethod(TaskMethod[T]):
         return self._ask(image, options, region=region)
 
 
-class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT]):
+class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, MapT]):
     """One method for each task. `image`: a path, bytes, a PIL image or pixels (see `pictures.Picture`).
 
     All raise the errors that `florence.client.errors` lists. Answers hold pixels of the picture after EXIF
     rotation.
     """
+
+    _map_type: Callable[..., Any]  # of what `map` returns
 
     caption: PlainMethod[TextT] = PlainMethod()
     detailed_caption: PlainMethod[TextT] = PlainMethod()
@@ -103,7 +110,32 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT]):
         answer: AnyT = self._ask(image, task, options, text, region)
         return answer
 
-    @abstractmethod
+    def map(
+        self,
+        pictures: Iterable[Picture],
+        task: str | Task,
+        text: str | None = None,
+        *,
+        region: Region | None = None,
+        concurrency: int = CONCURRENCY,
+        ordered: bool = False,
+        progress: bool | None = None,
+        **options: Unpack[CallOptions],
+    ) -> MapT:
+        """One task on many pictures: an iterator of (picture, answer), for `async for` where the client is
+        asynchronous, in the order in which answers come, or with `ordered` in that of the pictures.
+
+        `concurrency`: requests in flight, and files open, at once. A picture that fails does not end it: it
+        is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that is
+        a terminal.
+        """
+        named = TASKS.resolve(task)  # a wrong name would fail for each picture
+        ask = partial(self._ask, task=named, options=options, text=text, region=region)
+        answers: MapT = self._map_type(
+            ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress
+        )
+        return answers
+
     def _ask(
         self,
         image: Picture,
@@ -112,4 +144,8 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT]):
         text: str | None = None,
         region: Region | None = None,
     ) -> Any:
-        """The answer, or an awaitable of it."""
+        return self._send(partial(build_call, image, task, text, region, options))
+
+    @abstractmethod
+    def _send(self, build: Callable[[], ServiceCall]) -> Any:
+        """The answer to the call that `build` makes, or an awaitable of it."""

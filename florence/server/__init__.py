@@ -1,4 +1,4 @@
-"""How the service speaks: the v2 protocol, the typed endpoints, and what both share.
+"""The service's interfaces: the v2 protocol over HTTP and gRPC, the typed endpoints, and what they share.
 
 Knows HTTP bodies, gRPC messages, headers and statuses; knows nothing about devices, tensors of the model, or
 how BentoML starts and stops a worker.

@@ -1,8 +1,8 @@
-"""What a client is told of an error, over every protocol: one table.
+"""Maps an error to the status and the message that a client gets, for every protocol.
 
-HTTP replies, events of a stream and gRPC statuses are all made from an `ErrorReply`. Status and message are
-the error's own (`florence.errors`); an error of no such class is an internal one, which the log describes and
-the client is told nothing about.
+HTTP replies, events of a stream and gRPC statuses are all made from an `ErrorReply`. The classes in
+`florence.errors` have their status and message. Any other error is an internal one: its details are in the
+log only.
 """
 
 from __future__ import annotations
@@ -34,26 +34,20 @@ GRPC_CODES: Mapping[int, str] = MappingProxyType(
         504: "DEADLINE_EXCEEDED",
     }
 )
-"""The gRPC status code beside each HTTP status that an error may have."""
+"""The gRPC status code for each HTTP status of an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
-    """status: HTTP's. retry_after_s: whole seconds after which to try again, None where that does not
-    help."""
+    """status: of HTTP. retry_after_s: whole seconds until the next try; None where that does not help."""
 
     status: int
     message: str
     retry_after_s: int | None = None
 
-    @property
-    def grpc_code(self) -> str:
-        """The name of gRPC's status code."""
-        return GRPC_CODES[self.status]
-
 
 def failure_of(error: Exception) -> ErrorReply:
-    """What a client is told of the error."""
+    """The status and message for an error."""
     if isinstance(error, Unavailable):
         return ErrorReply(error.status, str(error), max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, FlorenceError):

@@ -1,54 +1,27 @@
-"""The engine's own metrics, in Prometheus' client as BentoML sets it up: `/metrics` adds the workers up.
+"""Prometheus metrics of the engine. In BentoML's multiprocess mode, `/metrics` sums them over the workers.
 
-Knows the engine's events and nothing else. The client must be imported after BentoML has told it where the
-workers' files lie, so make an `EngineMetrics` in a worker, not on import.
+Knows the engine's events and nothing else. `prometheus_client` must be imported after BentoML has set the
+directory of the workers' files, so an `EngineMetrics` is made in a worker, not on import.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Final
 
 from florence.engine.observer import FinishReason, Observer
 
-_SECONDS: Final = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    300.0,
-)
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """What BentoML's own batches are labelled with; its metric keeps its labels here."""
-
-    runner_name: str
-    worker_index: str
-    service_version: str
-    service_name: str
-
-
 class EngineMetrics(Observer):
-    """Counts the events of one engine."""
+    """Counts the events of one engine. labels: those of BentoML's batch sizes beside the method's name."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Mapping[str, str]) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-        # Its own, so that two services in one process do not claim the same names; BentoML reads the files.
+        # Not the global one, where two services in one process would clash. BentoML reads the files.
         registry = CollectorRegistry()
 
         def seconds(name: str, text: str) -> Histogram:
@@ -60,18 +33,12 @@ class EngineMetrics(Observer):
         sizes = Histogram(
             "bentoml_service_adaptive_batch_size",
             "Requests that share an encode or a decode step",
-            ["runner_name", "worker_index", "method_name", "service_version", "service_name"],
+            [*labels, "method_name"],
             buckets=_SIZES,
             registry=registry,
         )
-        fixed = {
-            "runner_name": labels.runner_name,
-            "worker_index": labels.worker_index,
-            "service_version": labels.service_version,
-            "service_name": labels.service_name,
-        }
-        self._encode_size = sizes.labels(method_name="encode", **fixed)
-        self._decode_size = sizes.labels(method_name="decode", **fixed)
+        self._encode_size = sizes.labels(method_name="encode", **labels)
+        self._decode_size = sizes.labels(method_name="decode", **labels)
         self._rows = Histogram("florence_step_rows", "Beams in a step", buckets=_SIZES, registry=registry)
         self._read = seconds("read", "Reading one picture: decoding and resizing")
         self._queue = seconds("queue", "Waiting for a place")
@@ -87,7 +54,7 @@ class EngineMetrics(Observer):
             "florence_pictures", "Pictures by where they came from", ["source"], registry=registry
         )
         self._from_tower, self._from_memory = pictures.labels("tower"), pictures.labels("memory")
-        for ending in FinishReason:  # so that each is there from the start
+        for ending in FinishReason:  # each is shown from the start
             self._requests.labels(ending.value)
 
     def reading(self, change: int) -> None:

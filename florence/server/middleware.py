@@ -22,10 +22,9 @@ logger = logging.getLogger("florence.service")
 
 
 class V2Routes:
-    """Gives requests under /v2 to their own app, before BentoML looks through its routes for them.
+    """Sends requests under /v2 to their own app, past BentoML's routing.
 
-    That app makes its own error bodies. It has `/` too, where Triton has nothing, for all but browsers: those
-    get BentoML's page.
+    That app makes its own error bodies. It also answers `/`, with Triton's 404; browsers get BentoML's page.
     """
 
     def __init__(self, app: ASGIApp, v2: ASGIApp) -> None:
@@ -48,8 +47,8 @@ class V2Routes:
 class BodyLimit:
     """Refuses bodies longer than `max_bytes` with 413, by Content-Length or, without one, while they arrive.
 
-    What still arrives is thrown away, up to as much again: a client that sends before it listens would
-    otherwise see a broken connection in place of the answer.
+    The rest of such a body is discarded, up to `max_bytes` more: a client that sends everything before it
+    reads would otherwise see a closed connection instead of the answer.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -62,9 +61,10 @@ class BodyLimit:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_bytes:
-            if headers.get("expect", "").lower() != "100-continue":  # such a client has not sent it yet
+            if headers.get("expect", "").lower() != "100-continue":  # else the body is not sent yet
                 await self._discard(receive)
-            return await self._refuse(scope, receive, send)
+            reply = error_reply(BodyTooLarge(self.max_bytes), {"Connection": "close"})
+            return await reply(scope, receive, send)
         received = 0
 
         async def counted() -> Message:
@@ -83,11 +83,6 @@ class BodyLimit:
             await send(message)
 
         await self.app(scope, counted, closing)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = error_reply(BodyTooLarge(self.max_bytes))
-        reply.headers["Connection"] = "close"
-        await reply(scope, receive, send)
 
     async def _discard(self, receive: Receive) -> None:
         left = self.max_bytes
@@ -132,7 +127,7 @@ class CancelOnDisconnect:
             nonlocal left
             await body_read.wait()
             await _disconnected(receive)
-            if not answered:  # a server reports an answered client as gone too
+            if not answered:  # servers report a disconnect after an answer too
                 left = True
                 task.cancel()
 
@@ -140,7 +135,7 @@ class CancelOnDisconnect:
         try:
             await self.app(scope, noted, watched)
         except asyncio.CancelledError:
-            if not left or task.cancelling() > 1:  # cancelled from outside
+            if not left or task.cancelling() > 1:  # cancelled by something else
                 raise
         finally:
             watcher.cancel()
@@ -203,7 +198,7 @@ async def _send_error(start: Message, body: bytes, scope: Scope, receive: Receiv
 
 
 def _error_text(body: bytes, status: int) -> str:
-    """The words of an error's body, whatever its shape; the status's own words where there are none."""
+    """The message in an error's body of any shape; the status's standard phrase if it has none."""
     try:
         content = json.loads(body)
     except ValueError:

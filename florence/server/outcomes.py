@@ -1,7 +1,7 @@
-"""Waiting for a model's answers, with a time limit. The one way for all endpoints and protocols.
+"""Waits for a model's answers with a time limit, for all endpoints and protocols.
 
-A client that leaves cancels the waiting task: `CancelOnDisconnect` does so over HTTP, gRPC by itself. The
-requests that are not finished by then are cancelled with it, as they are when the time is up.
+When a client disconnects, the waiting task is cancelled: by `CancelOnDisconnect` over HTTP, by gRPC itself.
+Requests that are not finished then, or when the time is up, are cancelled.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from florence.errors import Closed, DeadlineExceeded, FlorenceError
 logger = logging.getLogger("florence.service")
 
 SPARE_S: Final = 0.1
-"""Seconds by which the limit here is longer than the model's own, whose error says where the time went. It
-holds where the model can't keep its own: when its device or one of its threads hangs."""
+"""Seconds added to the model's own time limit, whose error says more. This one takes effect if the model
+can't enforce its own, because its device or one of its threads hangs."""
 
 AnswerT = TypeVar("AnswerT", Answer, OriginalAnswer)
 
 
 def log_answer(answer: Answer | OriginalAnswer, request: str = "") -> None:
-    """A line for an answer, with the checkpoint that gave it. request: what else to say, in front."""
+    """Log an answer and the checkpoint that gave it. request: text in front of the line."""
     logger.info(
         "%s%s answered by %s: %s, %d tokens, %.3f s, of these %.3f s waiting",
         request, answer.task, answer.checkpoint, answer.finish_reason,
@@ -44,8 +44,8 @@ async def await_answers(
     """The answers of a request's rows, in order. The first error ends the wait and is raised, naming its row
     if there are several; the other rows are cancelled.
 
-    log: writes a line for each answer. Raises what a future raises, Closed for one that was cancelled from
-    the model's side, DeadlineExceeded for one that is not done in time.
+    log: writes a line for each answer. Raises a future's error, Closed if the model cancelled a future,
+    DeadlineExceeded if one is not done in time.
     """
     outcomes = await _wait(futures, timeout_s, asyncio.FIRST_EXCEPTION)
     answers = []
@@ -85,7 +85,7 @@ def name_row(error: FlorenceError, index: int, count: int) -> FlorenceError:
 async def _wait(
     futures: Sequence[Future[AnswerT]], timeout_s: float, until: str
 ) -> list[AnswerT | BaseException | None]:
-    """The outcomes; None for a future that was not done, which is cancelled then."""
+    """The outcomes; None for a future that was not done in time, which is then cancelled."""
     if not all(future.done() for future in futures):
         waiting = [asyncio.wrap_future(future) for future in futures]
         try:

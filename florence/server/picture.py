@@ -1,8 +1,7 @@
 """A picture as clients send it: an upload, bytes, or base64 text, with or without a data URI's head.
 
-Gives the encoded picture's bytes. Their format is told by what they hold, in `images`, where the limits on
-bytes, pixels and frames are too; here only their first bytes tell pictures from base64. Nothing is fetched
-from a URL.
+Returns the encoded picture's bytes. `images` recognises their format, and has the limits on bytes, pixels and
+frames; here the first bytes only distinguish pictures from base64. Nothing is fetched from a URL.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ from __future__ import annotations
 import binascii
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pybase64
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from florence.errors import ImageError
 
@@ -27,7 +25,7 @@ _URL = re.compile(r"\s*(https?|ftp|file|s3|gs)://", re.IGNORECASE)
 
 
 def decode_base64(text: str | bytes | memoryview) -> bytes:
-    """The bytes that base64 text stands for; white space in it and a data URI's head before it are allowed.
+    """The bytes encoded in base64 text, which may hold white space and begin with a data URI's head.
 
     Takes three quarters of the text's size. Raises ImageError when the text is empty, a URL, or not base64.
     """
@@ -35,7 +33,7 @@ def decode_base64(text: str | bytes | memoryview) -> bytes:
 
 
 def decode_plain_base64(text: str | bytes | memoryview) -> bytes:
-    """The bytes of base64 text that has nothing else in it; no bytes where it has, or is empty."""
+    """The bytes of base64 text without white space and data URI's head; b"" for any other text."""
     try:
         return pybase64.b64decode(text, validate=True)
     except ValueError:
@@ -43,7 +41,7 @@ def decode_plain_base64(text: str | bytes | memoryview) -> bytes:
 
 
 def _decode_other(text: str) -> bytes:
-    """What is allowed beside plain base64; says what is wrong with the rest."""
+    """The bytes of base64 with white space or a data URI's head; ImageError for any other text."""
     if _URL.match(text):
         raise ImageError(
             "pictures are not fetched from a URL; send the picture itself, as base64 or as an upload"
@@ -69,9 +67,9 @@ def _decode_other(text: str) -> bytes:
 
 
 def decode_picture(data: bytes | memoryview) -> bytes:
-    """The bytes of a picture that was sent as bytes: as they are, or from base64 where they are that.
+    """The bytes of a picture that was sent as bytes, which may be base64 text.
 
-    Base64 text that begins as a picture's file does would decode to none, so the first bytes tell them apart.
+    The first bytes distinguish the two: base64 text that begins like a picture's file decodes to no picture.
     Raises ImageError as `decode_base64`.
     """
     if _FIRST_BYTES.match(data):
@@ -85,22 +83,6 @@ def decode_picture(data: bytes | memoryview) -> bytes:
             "the picture is neither base64 nor a PNG, JPEG, WebP, GIF, BMP or TIFF file "
             f"(its first bytes are {bytes(data[:8]).hex(' ')})"
         ) from None
-
-
-class _PictureSchema:
-    """Tells pydantic how a picture is taken, and BentoML's clients that it is sent as a file."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            _take, serialization=core_schema.plain_serializer_function_ser_schema(_encode, when_used="json")
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        if handler.mode == "validation":
-            return {"type": "file", "format": "image"}  # BentoML's clients look for type "file" and upload
-        return {"type": "string", "contentEncoding": "base64"}
 
 
 def _take(value: object) -> bytes | Path:
@@ -125,4 +107,10 @@ def _encode(value: bytes | Path) -> str:
     return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
-EncodedPicture = Annotated[bytes, _PictureSchema()]
+EncodedPicture = Annotated[
+    bytes,
+    PlainValidator(_take),
+    PlainSerializer(_encode, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}, mode="serialization"),
+    WithJsonSchema({"type": "file", "format": "image"}, mode="validation"),  # BentoML's clients upload files
+]

@@ -1,75 +1,20 @@
-"""HTTP replies, shared by all endpoints, and what the endpoints need of a model.
-
-Each error becomes its status and the body {"error": "..."}, by the table in `failures`.
-"""
+"""HTTP replies, shared by all endpoints. An error's reply has its status and the body {"error": "..."}."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 from urllib.parse import quote
 
 import anyio.to_thread
 from starlette.responses import Response
 
-from florence.answers.answer import Answer, OriginalAnswer
-from florence.runtime.streaming import OnText
 from florence.server.failures import failure_of, log_failure
-
-if TYPE_CHECKING:
-    from florence.runtime.florence2 import RunOptions
-    from florence.runtime.pipeline import TaskText
-    from florence.types.tasks import TaskTable
 
 CHECKPOINT_HEADER = "florence-checkpoint"
 MOST_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop longer than a thread's start
 T = TypeVar("T")
-
-
-class Model(Protocol):
-    """What the endpoints need of `florence.Florence2`."""
-
-    @property
-    def ready(self) -> bool: ...
-
-    @property
-    def alive(self) -> bool: ...
-
-    @property
-    def tasks(self) -> TaskTable: ...
-
-    def close(self, *, drain_s: float | None = None) -> None: ...
-
-    def info(self) -> dict[str, Any]: ...
-
-    def submit(
-        self,
-        image: bytes | Callable[[], bytes],
-        task: str,
-        text: str | None = None,
-        *,
-        on_text: OnText | None = None,
-        **options: Unpack[RunOptions],
-    ) -> Future[Answer]: ...
-
-    def submit_original(
-        self,
-        image: bytes | Callable[[], bytes],
-        task: str,
-        text: str | None = None,
-        *,
-        on_text: OnText | None = None,
-        **options: Unpack[RunOptions],
-    ) -> Future[OriginalAnswer]: ...
-
-    def submit_all(
-        self,
-        image: bytes,
-        asks: Iterable[str | tuple[str, TaskText]],
-        **options: Unpack[RunOptions],
-    ) -> list[Future[Answer]]: ...
 
 
 async def off_loop(size: int, function: Callable[..., T], *args: object) -> T:

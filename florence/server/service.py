@@ -1,6 +1,6 @@
-"""The BentoML service: settings to a loaded model, the typed endpoints, the v2 routes, start and stop.
+"""The BentoML service: loads the model, puts endpoints and routes together, starts and stops.
 
-Knows BentoML and the settings; HTTP bodies are `typed`'s and `v2`'s business, models `florence.Florence2`'s.
+Knows BentoML and the settings; nothing about HTTP bodies (`typed`, `v2`) and models (`florence.Florence2`).
 One worker process holds one model on one device.
 """
 
@@ -23,29 +23,29 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.server.metrics import EngineMetrics, Labels
+from florence.server.metrics import EngineMetrics
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
-from florence.server.replies import Model
 from florence.server.typed.about import create_about_app
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
-from florence.server.v2.http_app import create_v2_app, infer_paths
+from florence.server.v2.http_app import V2App, infer_paths
 from florence.server.v2.inference import Inference
 from florence.server.v2.repository import ModelRepository
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
 if TYPE_CHECKING:
+    from florence.runtime.florence2 import Florence2
     from florence.server.v2.grpc_server import GrpcServer
 
 logger = logging.getLogger("florence.service")
 
-Load = Callable[[Settings, str, Observer], Model]
+Load = Callable[[Settings, str, Observer], "Florence2"]
 Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
 SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
 ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
-GRACE_S = 10.0  # by which BentoML's time limit is longer than ours, whose message says more
+GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
 
 
 def fetch_checkpoint(settings: Settings) -> None:
@@ -58,7 +58,7 @@ def fetch_checkpoint(settings: Settings) -> None:
         sys.exit(f"florence: {error}")
 
 
-def load_model(settings: Settings, device: str, observer: Observer) -> Model:
+def load_model(settings: Settings, device: str, observer: Observer) -> Florence2:
     """The checkpoint that the settings name, loaded on a device and warm."""
     let_threads_sleep()
     from florence import Florence2  # torch comes with it
@@ -72,28 +72,27 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Model:
 
 
 def let_threads_sleep() -> None:
-    """Before torch is imported: have its threads wait for each other asleep rather than spinning, because the
-    event loop and the readers of pictures need the same cores. OpenMP's own variables take
-    precedence."""
+    """Before torch is imported: let its idle threads sleep instead of spin, because the event loop and the
+    readers of pictures need the same cores. OpenMP's own variables take precedence."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def engine_metrics() -> EngineMetrics:
-    """Metrics with the labels of this worker."""
+    """Metrics with the labels of BentoML's own batches in this worker."""
     context = bentoml.server_context
     return EngineMetrics(
-        Labels(
-            runner_name="florence2",
-            worker_index=str(context.worker_index or 1),
-            service_version=context.bento_version,
-            service_name=context.bento_name,
-        )
+        {
+            "runner_name": "florence2",
+            "worker_index": str(context.worker_index or 1),
+            "service_version": context.bento_version,
+            "service_name": context.bento_name,
+        }
     )
 
 
 def count_gpus() -> int:
-    """GPUs that CUDA will show to the workers, as the driver says: the supervisor has no use for torch."""
+    """GPUs that CUDA shows to the workers, asked of the driver: the supervisor does not load torch."""
     import pynvml  # type: ignore[import-untyped]
 
     try:
@@ -107,8 +106,8 @@ def count_gpus() -> int:
 
 
 def count_visible(visible: str | None, there: int) -> int:
-    """GPUs that a CUDA_VISIBLE_DEVICES leaves of those that are there: CUDA reads numbers, and names such as
-    GPU-... and MIG-..., up to the first number that is none of a GPU's."""
+    """How many of the machine's GPUs CUDA_VISIBLE_DEVICES leaves visible: CUDA reads indexes, and names such
+    as GPU-... and MIG-..., up to the first index that no GPU has."""
     if visible is None:
         return there
     names = [name.strip() for name in visible.split(",")]
@@ -233,34 +232,32 @@ def build_service(
 
 
 def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Middleware]:
-    """What each HTTP request goes through, outermost first, on its way to the routes.
+    """The middleware of HTTP requests, outermost first.
 
-    All requests pass what stands before `V2Routes`: the typed endpoints, /v2, /info, /docs.json, /metrics and
-    the health checks. What stands after it is passed on the way to BentoML's routes only. BentoML's own
-    metrics, log and time limit are outside of all. gRPC calls do not come here; their counterpart of a
-    middleware is an interceptor of the server in `v2.grpc_server`.
+    Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
+    the health checks; those after it to BentoML's routes only. BentoML's own metrics, log and time limit are
+    outside of all. For gRPC calls, the counterpart is an interceptor of the server in `v2.grpc_server`.
     """
     return [
         # Authentication goes here: before a body is read or a route is found.
         Middleware(BodyLimit, max_bytes=max_body_bytes),
         Middleware(CancelOnDisconnect),
-        Middleware(V2Routes, v2=create_v2_app(repository, max_body_bytes)),
+        Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
         Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
     ]
 
 
 def end_serving() -> None:
-    """In a worker that can't load its model: end `bentoml serve`, which would start it again and again, and
-    this process without the three tracebacks that would hide the reason. Elsewhere nothing."""
+    """In a worker that can't load its model: end `bentoml serve`, which would restart it for ever, and this
+    process, without tracebacks that would hide the reason. Outside a worker: do nothing."""
     if bentoml.server_context.worker_index is not None:
         os.kill(os.getppid(), signal.SIGTERM)
-        logging.shutdown()
-        os._exit(1)
+        _exit()
 
 
 def end_worker() -> None:
-    """In a worker whose engine is broken: end the process, after the waiting requests have had their errors.
-    BentoML starts another worker, or, in a container, ends with it, for the orchestrator to start anew."""
+    """In a worker whose engine is broken: end the process, once the waiting requests have got their errors.
+    BentoML starts another worker, or, in a container, ends too, and the orchestrator restarts it."""
     logger.critical("the engine can't recover: this worker ends")
     if bentoml.server_context.worker_index is not None:
         end = threading.Timer(ANSWERS_S, _exit)

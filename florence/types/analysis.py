@@ -6,7 +6,6 @@ the others.
 
 from __future__ import annotations
 
-import types
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +17,10 @@ from florence.types.results import Result, Text
 
 MOST_TASKS = 64
 """Tasks of one call."""
+
+
+SentRegion = Annotated[list[float], Field(min_length=4, max_length=4)] | Annotated[str, Field(max_length=200)]
+"""A region in a request: four numbers, or text."""
 
 
 class AnalysisTask(BaseModel):
@@ -33,11 +36,7 @@ class AnalysisTask(BaseModel):
     text: str | None = Field(
         default=None, max_length=MAX_TEXT_CHARS, description="For a task that takes a text."
     )
-    region: (
-        Annotated[list[float], Field(min_length=4, max_length=4)]
-        | Annotated[str, Field(max_length=200)]
-        | None
-    ) = Field(
+    region: SentRegion | None = Field(
         default=None,
         description="For a task that takes a region: x1, y1, x2, y2 in pixels of the picture after EXIF "
         "rotation, or as text <loc_x1><loc_y1><loc_x2><loc_y2> in thousandths of it.",
@@ -52,7 +51,7 @@ class AnalysisTask(BaseModel):
 
 
 class TaskFailure(BaseModel):
-    """In the place of an answer: why there is none."""
+    """Why a task failed, in place of its answer."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,14 +60,10 @@ class TaskFailure(BaseModel):
     status: int = Field(ge=400, le=599, description="The HTTP status that this task alone would get.")
 
 
-_FAILURE = types.MappingProxyType(
-    {"task": "<OCR>", "error": "<OCR> takes no text, got 'a car'; leave the text out", "status": 400}
-)
-
-
 def _add_example(schema: dict[str, Any]) -> None:
     answer = TaskAnswer[Text].model_json_schema()["examples"][0]
-    schema["examples"] = [{"answers": [answer, dict(_FAILURE)]}]
+    error = "<OCR> takes no text, got 'a car'; leave the text out"
+    schema["examples"] = [{"answers": [answer, {"task": "<OCR>", "error": error, "status": 400}]}]
 
 
 class Analysis(BaseModel):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Mapping
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,14 +16,19 @@ from florence.types.results import (
     OcrRegions,
     Segmentation,
     Text,
+    config_with_example,
 )
 from florence.types.tasks import TASKS, Kind
+
+_IMAGE_SIZE = {"width": 640, "height": 480}
+_USAGE = {"picture_tokens": 577, "prompt_tokens": 13, "generated_tokens": 7}
+_TIMINGS = {"queue_s": 0.004, "encode_s": 0.031, "decode_s": 0.12, "total_s": 0.158}
 
 
 class ImageSize(BaseModel):
     """Width and height of the picture after EXIF rotation."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [{"width": 640, "height": 480}]})
+    model_config = config_with_example(_IMAGE_SIZE)
 
     width: int = Field(ge=1, description="Pixels from left to right.")
     height: int = Field(ge=1, description="Pixels from top to bottom.")
@@ -34,12 +37,7 @@ class ImageSize(BaseModel):
 class Usage(BaseModel):
     """How many tokens a request took."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        json_schema_extra={
-            "examples": [{"picture_tokens": 577, "prompt_tokens": 13, "generated_tokens": 19}]
-        },
-    )
+    model_config = config_with_example(_USAGE)
 
     picture_tokens: int = Field(ge=0, description="Tokens that the picture became.")
     prompt_tokens: int = Field(ge=0, description="Tokens of the prompt, <s> and </s> counted.")
@@ -49,12 +47,7 @@ class Usage(BaseModel):
 class Timings(BaseModel):
     """Durations of the parts of a request, in seconds."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        json_schema_extra={
-            "examples": [{"queue_s": 0.004, "encode_s": 0.031, "decode_s": 0.12, "total_s": 0.158}]
-        },
-    )
+    model_config = config_with_example(_TIMINGS)
 
     queue_s: float = Field(ge=0, description="Waiting for the device, seconds.")
     encode_s: float = Field(ge=0, description="Picture and prompt through the encoders, seconds.")
@@ -64,15 +57,13 @@ class Timings(BaseModel):
 
 ResultT = TypeVar("ResultT")
 
-_ANSWER_EXAMPLE: Mapping[str, Any] = types.MappingProxyType(
-    {
-        "image_size": {"width": 640, "height": 480},
-        "finish_reason": "stop",
-        "usage": {"picture_tokens": 577, "prompt_tokens": 13, "generated_tokens": 7},
-        "timings": {"queue_s": 0.004, "encode_s": 0.031, "decode_s": 0.12, "total_s": 0.158},
-        "checkpoint": "microsoft/Florence-2-large-ft",
-    }
-)
+_ANSWER_EXAMPLE = {
+    "image_size": _IMAGE_SIZE,
+    "finish_reason": "stop",
+    "usage": _USAGE,
+    "timings": _TIMINGS,
+    "checkpoint": "microsoft/Florence-2-large-ft",
+}
 
 
 def _add_example(schema: dict[str, Any], model: type[BaseModel]) -> None:

@@ -5,54 +5,45 @@ Plain types, shared by service and client; `Florence2.info` gives the model's pa
 
 from __future__ import annotations
 
-import types
-from collections.abc import Mapping
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from florence.types.options import GenerationParameters
+from florence.types.results import config_with_example
 
-_EXAMPLE: Mapping[str, Any] = types.MappingProxyType(
-    {
-        "checkpoint": "mrhendrey/Florence-2-large-ft-safetensors",
-        "revision": "0123456789abcdef0123456789abcdef01234567",
-        "parameters": 776_465_408,
-        "device": "cuda:0",
-        "dtype": "bfloat16",
-        "picture_size": [768, 768],
-        "limits": {
-            "max_new_tokens": 1024,
-            "max_prompt_tokens": 512,
-            "max_image_bytes": 20_971_520,
-            "max_image_pixels": 64_000_000,
-            "max_image_frames": 1000,
-            "max_batch_size": 64,
-            "max_encode_batch": 16,
-            "max_queue": 256,
-            "max_latency_ms": None,
-            "encode_budget_ms": 250.0,
-        },
-        "generation": {
-            "num_beams": 3,
-            "max_new_tokens": 1024,
-            "min_new_tokens": 0,
-            "no_repeat_ngram_size": 3,
-            "early_stopping": True,
-            "length_penalty": 1.0,
-            "forced_bos_id": 0,
-            "forced_eos_id": 2,
-        },
-        "tasks": ["<CAPTION>", "<OD>"],
-        "version": "0.1.0",
-        "timeout_s": 300.0,
-        "max_body_bytes": 67_108_864,
-    }
-)
-
-
-def _add_example(schema: dict[str, Any]) -> None:
-    schema["examples"] = [dict(_EXAMPLE)]
+_EXAMPLE = {
+    "checkpoint": "mrhendrey/Florence-2-large-ft-safetensors",
+    "revision": "0123456789abcdef0123456789abcdef01234567",
+    "parameters": 776_465_408,
+    "device": "cuda:0",
+    "dtype": "bfloat16",
+    "picture_size": [768, 768],
+    "limits": {
+        "max_new_tokens": 1024,
+        "max_prompt_tokens": 512,
+        "max_image_bytes": 20_971_520,
+        "max_image_pixels": 64_000_000,
+        "max_image_frames": 1000,
+        "max_batch_size": 64,
+        "max_encode_batch": 16,
+        "max_queue": 256,
+        "max_latency_ms": None,
+        "encode_budget_ms": 250.0,
+    },
+    "generation": {
+        "num_beams": 3,
+        "max_new_tokens": 1024,
+        "min_new_tokens": 0,
+        "no_repeat_ngram_size": 3,
+        "early_stopping": True,
+        "length_penalty": 1.0,
+        "forced_bos_id": 0,
+        "forced_eos_id": 2,
+    },
+    "tasks": ["<CAPTION>", "<OD>"],
+    "version": "0.1.0",
+    "timeout_s": 300.0,
+    "max_body_bytes": 67_108_864,
+}
 
 
 class RequestLimits(BaseModel):
@@ -103,7 +94,7 @@ class ModelInfo(BaseModel):
 class ServiceInfo(ModelInfo):
     """What `GET /info` answers: the model of the worker that answers, and the service's own limits."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)
+    model_config = config_with_example(_EXAMPLE)
 
     version: str = Field(description="Of florence.")
     timeout_s: float = Field(description="Seconds after which a request is given up.")

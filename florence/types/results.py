@@ -29,7 +29,8 @@ Box = tuple[float, float, float, float]
 Quad = tuple[float, float, float, float, float, float, float, float]
 
 
-def _config(example: dict[str, Any]) -> ConfigDict:
+def config_with_example(example: dict[str, Any]) -> ConfigDict:
+    """A frozen type's configuration, with an example for its schema."""
     return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
 
 
@@ -45,7 +46,7 @@ _INSTANCE = {
 class Detection(BaseModel):
     """One box with its label."""
 
-    model_config = _config(_DETECTION)
+    model_config = config_with_example(_DETECTION)
 
     label: str = Field(description="What is in the box; empty where the task gives no labels.")
     box: Box = Field(
@@ -57,7 +58,7 @@ class Detection(BaseModel):
 class Detections(Drawable, BaseModel):
     """Boxes with labels, in the order in which the model wrote them."""
 
-    model_config = _config({"kind": "boxes", "detections": [_DETECTION]})
+    model_config = config_with_example({"kind": "boxes", "detections": [_DETECTION]})
 
     kind: Literal["boxes"] = "boxes"
     detections: list[Detection] = Field(
@@ -71,7 +72,7 @@ class Detections(Drawable, BaseModel):
 class OcrRegion(BaseModel):
     """One piece of text in the picture, with the quadrilateral around it."""
 
-    model_config = _config(_OCR_REGION)
+    model_config = config_with_example(_OCR_REGION)
 
     text: str = Field(description="The text as read, without white space around it.")
     quad: Quad = Field(description="x1, y1, ... x4, y4 in pixels, clockwise from the text's top left corner.")
@@ -81,7 +82,7 @@ class OcrRegion(BaseModel):
 class OcrRegions(Drawable, BaseModel):
     """Pieces of text with their places, in reading order."""
 
-    model_config = _config({"kind": "quads", "regions": [_OCR_REGION]})
+    model_config = config_with_example({"kind": "quads", "regions": [_OCR_REGION]})
 
     kind: Literal["quads"] = "quads"
     regions: list[OcrRegion] = Field(description="All pieces of text.")
@@ -93,7 +94,7 @@ class OcrRegions(Drawable, BaseModel):
 class Instance(BaseModel):
     """One thing with its polygons."""
 
-    model_config = _config(_INSTANCE)
+    model_config = config_with_example(_INSTANCE)
 
     label: str = Field(description="What it is; empty where the task gives no labels.")
     polygons: list[list[float]] = Field(
@@ -105,7 +106,7 @@ class Instance(BaseModel):
 class Segmentation(Drawable, BaseModel):
     """Things with their polygons, in the order in which the model wrote them."""
 
-    model_config = _config({"kind": "polygons", "instances": [_INSTANCE]})
+    model_config = config_with_example({"kind": "polygons", "instances": [_INSTANCE]})
 
     kind: Literal["polygons"] = "polygons"
     instances: list[Instance] = Field(description="All things that have polygons.")
@@ -117,7 +118,7 @@ class Segmentation(Drawable, BaseModel):
 class Text(Drawable, BaseModel):
     """A caption, a category, a description, or text that was read."""
 
-    model_config = _config(
+    model_config = config_with_example(
         {"kind": "text", "text": "A green car in front of a yellow building.", "score": 0.64}
     )
 

@@ -5,9 +5,6 @@ Knows paths and bodies; the content comes from the model and `openapi`.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,20 +21,13 @@ from florence.types.info import ServiceInfo
 def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
     """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
 
+    async def docs(request: Request) -> Response:
+        return json_reply(openapi_document())
+
     async def info(request: Request) -> Response:
         return await reply_or_error(_info(inference, max_body_bytes))
 
-    return Starlette(routes=[Route("/docs.json", _docs), Route("/info", info)])
-
-
-async def _docs(request: Request) -> Response:
-    return json_reply(_document())
-
-
-@cache
-def _document() -> dict[str, Any]:
-    """Cached: it is the same for every service, and slow to build."""
-    return openapi_document()
+    return Starlette(routes=[Route("/docs.json", docs), Route("/info", info)])
 
 
 async def _info(inference: Inference, max_body_bytes: int) -> Response:

@@ -1,7 +1,7 @@
 """`POST /analyze`: many tasks on one picture in one call, as a BentoML API.
 
-The picture is read and encoded once. A task that fails has its error in its place; where none could be
-answered, the reply is the first one's error.
+The picture is read and encoded once. A failed task has its error in place of an answer; if all fail, the
+reply is the first one's error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from florence.errors import RequestError, TaskError, quote
 from florence.server.failures import failure_of, log_failure
 from florence.server.outcomes import await_outcomes
 from florence.server.replies import reply_or_error
-from florence.server.typed.endpoints import Endpoints, Output, PictureInput, explain, task_answer
+from florence.server.typed.endpoints import Described, Endpoints, PictureInput, explain, task_answer
 from florence.types.analysis import MOST_TASKS, Analysis, AnalysisTask, TaskFailure
 from florence.types.options import GenerationParameters
 
@@ -45,7 +45,7 @@ class AnalyzeInput(GenerationParameters, _TasksField):
     """Input of `/analyze`: a picture, tasks, and options that hold for all of them."""
 
 
-class AnalyzeAnswer(Output, Analysis):
+class AnalyzeAnswer(Described, Analysis):
     """The answers, in the order of the tasks."""
 
 
@@ -80,7 +80,7 @@ def _read_task(task: Any) -> AnalysisTask:
 
 
 def _analysis(tasks: Sequence[AnalysisTask], outcomes: Sequence[Answer | BaseException]) -> BaseModel:
-    """The body; raises the first error when there is nothing else."""
+    """The body; raises the first task's error if all failed."""
     answers: list[Any] = []
     for task, outcome in zip(tasks, outcomes, strict=True):
         if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):

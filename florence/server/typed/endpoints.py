@@ -1,10 +1,10 @@
 """The typed endpoints: one BentoML API for each task, its input and answer as pydantic types.
 
-Knows HTTP bodies (multipart or JSON) and BentoML's io types; the picture's format, the tasks' rules on text
-and regions and the ranges of options are checked by `images` and `types`.
+Knows HTTP bodies (multipart or JSON) and BentoML's IO types. `images` and `types` check the picture's format,
+the tasks' rules on text and regions, and the ranges of options.
 
-BentoML turns any exception of its io types into an error body of its own and logs a traceback; so an invalid
-input is passed to the endpoint as a value, `Refused`, and becomes a reply there.
+BentoML answers an exception of its IO types with an error body of its own, and logs a traceback. So an
+invalid input is passed to the endpoint as a value, `Refused`, which the endpoint answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import bentoml
 from bentoml import IODescriptor
@@ -29,28 +29,39 @@ from florence.errors import FlorenceError, OptionError, ProtocolError, RequestEr
 from florence.server.long_strings import parse_json
 from florence.server.outcomes import await_answer
 from florence.server.picture import EncodedPicture
-from florence.server.replies import Model, off_loop, reply_or_error
+from florence.server.replies import off_loop, reply_or_error
+from florence.types.analysis import SentRegion
 from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.results import Result
 from florence.types.tasks import Input, Kind, Task
 
+if TYPE_CHECKING:
+    from florence.runtime.florence2 import Florence2
+
 MULTIPART: Final = "multipart/form-data"
 _MOST_PARTS: Final = 32
 _BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 
 
-def _bentoml_components(model: type[BaseModel]) -> dict[str, Any]:
-    """The model's schema and those inside it, without the keys that BentoML's document can't hold."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
-    schemas = {**schema.pop("$defs", {}), model.__name__: schema}
-    known = {field.name for field in Schema.__attrs_attrs__}
-    return {name: Schema(**{k: v for k, v in each.items() if k in known}) for name, each in schemas.items()}
+class Described(IODescriptor):  # type: ignore[misc]  # BentoML's types are not exported
+    """A type of requests or answers that BentoML's own OpenAPI document can hold."""
+
+    @classmethod
+    def openapi_components(cls, name: str) -> dict[str, Any]:
+        """The type's schema and those inside it, without the keys that the document can't hold."""
+        schema = cls.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+        schemas = {**schema.pop("$defs", {}), cls.__name__: schema}
+        known = {field.name for field in Schema.__attrs_attrs__}
+        return {
+            name: Schema(**{key: value for key, value in each.items() if key in known})
+            for name, each in schemas.items()
+        }
 
 
 class Refused:
-    """Stands for an input that can't be read, with the reason. BentoML passes on the `model_fields`."""
+    """The reason why an input can't be read, in its place. BentoML passes `model_fields` to the endpoint."""
 
     model_fields: ClassVar[Mapping[str, None]] = MappingProxyType({"error": None})
 
@@ -58,7 +69,7 @@ class Refused:
         self.error = error
 
 
-class PictureInput(IODescriptor):  # type: ignore[misc]  # BentoML's types are not exported
+class PictureInput(Described):
     """The input of every task: the picture. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,10 +100,6 @@ class PictureInput(IODescriptor):  # type: ignore[misc]  # BentoML's types are n
             return Refused(RequestError("the client left while it sent its request"))
 
     @classmethod
-    def openapi_components(cls, name: str) -> dict[str, Any]:
-        return _bentoml_components(cls)
-
-    @classmethod
     def _from_json(cls, body: bytes) -> PictureInput:
         try:
             content = parse_json(body) if body else {}
@@ -121,9 +128,7 @@ class TextInput(GenerationParameters, _TextField):
 
 
 class _RegionField(PictureInput):
-    region: (
-        Annotated[list[float], Field(min_length=4, max_length=4)] | Annotated[str, Field(max_length=200)]
-    ) = Field(
+    region: SentRegion = Field(
         description="x1, y1, x2, y2 in pixels of the picture after EXIF rotation, or as text <loc_x1><loc_y1>"
         "<loc_x2><loc_y2> in thousandths of it."
     )
@@ -138,27 +143,19 @@ INPUT_TYPES: Mapping[Input, type[PictureInput]] = MappingProxyType(
 )
 
 
-class Output(IODescriptor):  # type: ignore[misc]  # as above
-    """An answer that BentoML's own OpenAPI document can hold."""
-
-    @classmethod
-    def openapi_components(cls, name: str) -> dict[str, Any]:
-        return _bentoml_components(cls)
-
-
 @cache
 def output_type(kind: Kind) -> type[BaseModel]:
     """The type of an endpoint's answer, by the kind of its task's result."""
     name = "".join(word.title() for word in kind.split("_")) + "Answer"
-    bases: Any = (Output, answer_type(kind))
+    bases: Any = (Described, answer_type(kind))
     made: type[BaseModel] = create_model(name, __base__=bases, __doc__=TaskAnswer.__doc__)
     return made
 
 
 class Endpoints(Protocol):
-    """What an endpoint needs of its service."""
+    """The members of the service that endpoints use."""
 
-    model: Model
+    model: Florence2
     timeout_s: float
 
 

@@ -1,16 +1,18 @@
 """The OpenAPI document of the whole service, served at /docs.json and shown by BentoML's page at /.
 
-BentoML's own document has one content type for each request and neither examples nor mounted routes; this one
-has uploads and JSON, an example of request and answer for each task, an example of each error, and the v2
-routes. Knows the endpoints' pydantic types and tasks; knows nothing about a running service.
+Unlike BentoML's own document, it has two content types for requests (uploads and JSON), examples of each
+task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic types and the
+tasks; knows nothing about a running service.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
+from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from florence import __version__
@@ -49,16 +51,18 @@ _FAILURES: Final = (  # status, meaning, an example of its message
 )
 
 
+@cache
 def openapi_document() -> dict[str, Any]:
-    """The document, OpenAPI 3.1, as JSON can hold it."""
+    """The document, OpenAPI 3.1, as JSON can hold it. Cached: every service has the same, slow to build."""
     types = {output_type(task.kind) for task in TASKS.values()}
     wanted: list[tuple[Any, JsonSchemaMode]] = [
         (model, "serialization")
         for model in (*INPUT_TYPES.values(), *types, AnalyzeInput, AnalyzeAnswer, ServiceInfo)
     ]
     references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
-    paths = {f"/{task.name}": {"post": _task_operation(task, references)} for task in TASKS.values()}
-    paths["/analyze"] = {"post": _analyze_operation(references)}
+    schemas = {model: reference for (model, _), reference in references.items()}
+    paths = {f"/{task.name}": {"post": _task_operation(task, schemas)} for task in TASKS.values()}
+    paths["/analyze"] = {"post": _analyze_operation(schemas)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -69,7 +73,7 @@ def openapi_document() -> dict[str, Any]:
         },
         "servers": [{"url": "."}],
         "tags": [{"name": "Tasks"}, {"name": "Service"}, {"name": "v2 protocol"}, {"name": "Health"}],
-        "paths": {**paths, "/info": {"get": _info_operation(references)}, **_v2_paths(), **_health_paths()},
+        "paths": {**paths, "/info": {"get": _info_operation(schemas)}, **_v2_paths(), **_health_paths()},
         "components": {"schemas": {**definitions["$defs"], "Error": _ERROR}},
     }
 
@@ -81,8 +85,7 @@ _ERROR: Final = {
 }
 
 
-def _task_operation(task: Task, references: Mapping[Any, Any]) -> dict[str, Any]:
-    schema = references[INPUT_TYPES[task.input], "serialization"]
+def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     example = _request_example(task)
     return {
         "tags": ["Tasks"],
@@ -90,44 +93,32 @@ def _task_operation(task: Task, references: Mapping[Any, Any]) -> dict[str, Any]
         "summary": task.summary,
         "description": f"Task `{task.token}`. The picture is an upload in multipart/form-data, or base64 in "
         "JSON; its format is told by its bytes.",
-        "requestBody": _body(schema, example, example),
-        "responses": _responses(
-            {"schema": references[output_type(task.kind), "serialization"], "example": _answer_example(task)}
-        ),
+        "requestBody": _body(schemas[INPUT_TYPES[task.input]], example, example),
+        "responses": _responses(schemas[output_type(task.kind)], _answer_example(task)),
     }
 
 
-def _analyze_operation(references: Mapping[Any, Any]) -> dict[str, Any]:
+def _analyze_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     example = {"image": _PICTURE, "tasks": list(TASKS_EXAMPLE)}
-    schema = references[AnalyzeInput, "serialization"]
+    form = {"image": _PICTURE, "tasks": json.dumps(TASKS_EXAMPLE)}
     return {
         "tags": ["Tasks"],
         "operationId": "analyze",
         "summary": "Answer many tasks on one picture, which is encoded once.",
         "description": "A task that fails has its error and status in its place; where none could be "
         "answered, the reply is the first one's error.",
-        "requestBody": _body(schema, example, {**example, "tasks": json.dumps(TASKS_EXAMPLE)}),
-        "responses": _responses(
-            {
-                "schema": references[AnalyzeAnswer, "serialization"],
-                "example": Analysis.model_json_schema()["examples"][0],
-            }
-        ),
+        "requestBody": _body(schemas[AnalyzeInput], example, form),
+        "responses": _responses(schemas[AnalyzeAnswer], _schema_example(Analysis)),
     }
 
 
-def _info_operation(references: Mapping[Any, Any]) -> dict[str, Any]:
+def _info_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         "tags": ["Service"],
         "operationId": "info",
         "summary": "What runs: checkpoint, device, dtype, limits, generation settings.",
         "description": "Of the worker that answers; workers differ in their device.",
-        "responses": _responses(
-            {
-                "schema": references[ServiceInfo, "serialization"],
-                "example": ServiceInfo.model_json_schema()["examples"][0],
-            }
-        ),
+        "responses": _responses(schemas[ServiceInfo], _schema_example(ServiceInfo)),
     }
 
 
@@ -152,23 +143,27 @@ def _request_example(task: Task) -> dict[str, Any]:
     return example
 
 
+def _schema_example(model: type[BaseModel]) -> Any:
+    return model.model_json_schema(mode="serialization")["examples"][0]
+
+
 def _answer_example(task: Task) -> dict[str, Any]:
-    schema = output_type(task.kind).model_json_schema(mode="serialization")
-    example: dict[str, Any] = {**schema["examples"][0], "task": task.token}
+    example: dict[str, Any] = {**_schema_example(output_type(task.kind)), "task": task.token}
     if task.example_answer is not None:
         example["result"] = Text(text=task.example_answer, score=0.91).model_dump()
     return example
 
 
-def _responses(content: Mapping[str, Any] | None) -> dict[str, Any]:
+def _responses(schema: Mapping[str, Any] | None, example: Any = None) -> dict[str, Any]:
+    """A good answer, without a body where there is no schema, and the errors."""
     good: dict[str, Any] = {"description": "The answer."}
-    if content is not None:
-        good["content"] = {JSON: dict(content)}
-    schema = {"$ref": _REFERENCE.format(model="Error")}
+    if schema is not None:
+        good["content"] = {JSON: {"schema": schema} | ({} if example is None else {"example": example})}
+    reference = {"$ref": _REFERENCE.format(model="Error")}
     failures = {
         str(status): {
             "description": text,
-            "content": {JSON: {"schema": schema, "example": {"error": message}}},
+            "content": {JSON: {"schema": reference, "example": {"error": message}}},
         }
         for status, text, message in _FAILURES
     }
@@ -189,11 +184,9 @@ def _v2_paths() -> dict[str, Any]:
         ],
     }
     answer = build_infer_answer(served, "42", [row])
-    infer = _v2("Answer a task on a picture, as Triton does.", example=answer)
-    generate = _v2(
-        "Answer a task on a picture, with one key for each input.",
-        example=build_generate_answer(served, "", [row]),
-    )
+    infer = _v2("Answer a task on a picture, as Triton does.", "object", answer)
+    generated = build_generate_answer(served, "", [row])
+    generate = _v2("Answer a task on a picture, with one key for each input.", "object", generated)
     stream = _v2(
         "The same, its text token by token before it where num_beams is 1 and the task answers in text."
     )
@@ -208,23 +201,19 @@ def _v2_paths() -> dict[str, Any]:
         f"{model}/generate": {"post": generate},
         f"{model}/generate_stream": {"post": stream},
         f"{model}/ready": {"get": _v2("Whether the model takes requests.")},
-        model: {"get": _v2("Inputs and outputs of the model.", type="object")},
-        f"{model}/config": {"get": _v2("Configuration of the model.", type="object")},
-        f"{model}/stats": {"get": _v2("Counts and durations of requests.", type="object")},
-        "/v2/repository/index": {"post": _v2("The models that there are.", type="array")},
-        "/v2": {"get": _v2("Name and version of the server.", type="object")},
+        model: {"get": _v2("Inputs and outputs of the model.", "object")},
+        f"{model}/config": {"get": _v2("Configuration of the model.", "object")},
+        f"{model}/stats": {"get": _v2("Counts and durations of requests.", "object")},
+        "/v2/repository/index": {"post": _v2("The models that there are.", "array")},
+        "/v2": {"get": _v2("Name and version of the server.", "object")},
         "/v2/health/live": {"get": _v2("Whether the process answers.")},
         "/v2/health/ready": {"get": _v2("Whether the model takes requests.")},
     }
 
 
-def _v2(summary: str, *, type: str | None = None, example: Any = None) -> dict[str, Any]:
-    content = None
-    if example is not None:
-        content = {"schema": {"type": "object"}, "example": example}
-    elif type is not None:
-        content = {"schema": {"type": type}}
-    return {"tags": ["v2 protocol"], "summary": summary, "responses": _responses(content)}
+def _v2(summary: str, type: str | None = None, example: Any = None) -> dict[str, Any]:
+    responses = _responses(None if type is None else {"type": type}, example)
+    return {"tags": ["v2 protocol"], "summary": summary, "responses": responses}
 
 
 def _health_paths() -> dict[str, Any]:

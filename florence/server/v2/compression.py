@@ -1,4 +1,4 @@
-"""gzip and deflate bodies, both ways, as Triton takes and gives them.
+"""Compresses and decompresses bodies by gzip and deflate, as Triton does.
 
 Pure functions on bytes. Names of encodings are matched exactly, as Triton does; deflate is zlib's format.
 """
@@ -19,8 +19,8 @@ ENCODINGS: Final = ", ".join(_WINDOWS)
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     """The body without its encoding, at most `max_bytes` of it. encoding: "" or "identity" for none.
 
-    Raises UnknownEncoding, BodyTooLarge, and ProtocolError for a body that is not so encoded, is cut
-    short, or goes on after its end.
+    Raises UnknownEncoding, BodyTooLarge, and ProtocolError for a body that is malformed, cut short, or
+    followed by other bytes.
     """
     if encoding in ("", "identity"):
         return body
@@ -49,9 +49,7 @@ def compress(body: bytes, encoding: str) -> bytes:
 
 
 def choose_encoding(accepted: str) -> str | None:
-    """The encoding for an answer, by the request's Accept-Encoding; None for a plain one.
-
-    The one with the highest weight, the first of equals."""
+    """The encoding of highest weight in a request's Accept-Encoding, the first of equals; None: plain."""
     best, best_quality = None, 0.0
     for item in accepted.split(","):
         name, _, parameter = item.partition(";")
@@ -62,7 +60,7 @@ def choose_encoding(accepted: str) -> str | None:
 
 
 def _quality(parameter: str) -> float:
-    """The weight in `q=0.5`; 1 without one, 0 for what is no weight."""
+    """The weight in `q=0.5`; 1 without one, 0 for a malformed one."""
     if not parameter:
         return 1.0
     name, _, value = parameter.partition("=")

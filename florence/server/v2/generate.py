@@ -1,6 +1,6 @@
-"""Bodies of Triton's generate extension: one key for each input in, one key for each output back.
+"""Bodies of Triton's generate extension, which have a key for each input and output.
 
-Pure functions on bytes; the request is the same as any other once it is read.
+Pure functions on bytes. A request becomes an `InferRequest`, as that of `infer` does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from florence.errors import OptionError, ProtocolError
 from florence.server.long_strings import parse_json
-from florence.server.v2.infer_body import answer_head, flatten, member
+from florence.server.v2.infer_body import answer_head, flatten, optional_member
 from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
 from florence.server.v2.tensors import InferRequest, Tensor, check_parameters, check_text, read_columns
@@ -29,9 +29,9 @@ def parse_generate_request(served: ServedModel, body: bytes) -> InferRequest:
     content = parse_json(body)
     if not isinstance(content, dict):
         raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
-    request_id = check_text(member(content, "id", str), "id") if "id" in content else ""
-    parameters = dict(member(content, "parameters", dict)) if "parameters" in content else {}
-    parameters |= {name: value for name, value in content.items() if name not in _NOT_PARAMETERS}
+    request_id = check_text(optional_member(content, "id", str), "id")
+    plain = {name: value for name, value in content.items() if name not in _NOT_PARAMETERS}
+    parameters = {**optional_member(content, "parameters", dict), **plain}
     columns = read_columns(served, _tensors(content), request_id)
     return InferRequest(request_id, columns, check_parameters(parameters))
 

@@ -1,20 +1,19 @@
-"""The v2 protocol's protobuf messages: requests to `InferRequest`, answers and descriptions to messages.
+"""The protobuf messages of inference in the v2 protocol: requests to `InferRequest`, answers to messages.
 
-Pure functions; the messages are the ones that Triton's own client was generated from. Tensors come packed in
-`raw_input_contents` or as `contents`, and go out packed, as Triton sends them.
+Pure functions on the messages of Triton's own client. Input tensors are packed in `raw_input_contents`, or
+plain in `contents`; output tensors are packed, as Triton sends them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from florence.errors import ProtocolError
 from florence.server.v2.infer_body import answer_tensor
-from florence.server.v2.model import ServedModel, server_metadata
+from florence.server.v2.model import ServedModel
 from florence.server.v2.tensors import (
     DATATYPES,
     InferRequest,
@@ -52,40 +51,15 @@ def infer_head(served: ServedModel, request_id: str) -> Any:
 
 
 def stream_response(response: Any) -> Any:
-    """The response as the one and last answer to a request of a stream."""
+    """The response as the only answer to one of a stream's requests."""
     response.parameters["triton_final_response"].bool_param = True
     return service_pb2.ModelStreamInferResponse(infer_response=response)
 
 
 def stream_error(served: ServedModel, request_id: str, text: str) -> Any:
-    """An error as the answer to a request of a stream, which goes on."""
+    """An error as the answer to one of a stream's requests; the stream stays open."""
     head = infer_head(served, request_id)
     return service_pb2.ModelStreamInferResponse(error_message=text, infer_response=head)
-
-
-def server_metadata_response() -> Any:
-    """The ServerMetadataResponse."""
-    return ParseDict(server_metadata(), service_pb2.ServerMetadataResponse())
-
-
-def model_metadata_response(served: ServedModel) -> Any:
-    """The ModelMetadataResponse."""
-    return ParseDict(served.metadata(), service_pb2.ModelMetadataResponse())
-
-
-def model_config_response(served: ServedModel) -> Any:
-    """The ModelConfigResponse."""
-    return ParseDict({"config": served.config()}, service_pb2.ModelConfigResponse())
-
-
-def statistics_response(statistics: Mapping[str, Any]) -> Any:
-    """The ModelStatisticsResponse of what HTTP answers."""
-    return ParseDict(dict(statistics), service_pb2.ModelStatisticsResponse())
-
-
-def index_response(index: Sequence[Mapping[str, Any]]) -> Any:
-    """The RepositoryIndexResponse."""
-    return ParseDict({"models": list(index)}, service_pb2.RepositoryIndexResponse())
 
 
 def _value(parameter: Any) -> Any:

@@ -1,7 +1,7 @@
 """The v2 protocol over gRPC: the same model and the same counters as over HTTP, in the same process.
 
-Knows methods, statuses and the server's start and stop; messages are `grpc_messages`' business. Not covered:
-loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
+Knows methods, statuses and the server's start and stop; `grpc_messages` reads and builds messages. Not
+covered: loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import grpc
+from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, SettingsError
-from florence.server.failures import failure_of, log_failure
+from florence.server.failures import GRPC_CODES, failure_of, log_failure
 from florence.server.v2 import grpc_messages as messages
-from florence.server.v2.model import ServedModel
+from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.repository import ModelRepository
 
-STREAM_AHEAD: Final = 64  # requests of one stream that are at work before the first of them is answered
+STREAM_AHEAD: Final = 64  # requests of one stream that are processed at a time
 _MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
 
@@ -43,7 +44,7 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers(_handlers(self._calls))
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; gives the port, which the system chose where it was 0. SettingsError if that can't be."""
+        """Listen; returns the port, which the system chooses for 0. SettingsError if it can't be opened."""
         name = f"[{host}]" if ":" in host and not host.startswith("[") else host  # IPv6
         try:
             bound: int = self._server.add_insecure_port(f"{name}:{port}")
@@ -63,23 +64,25 @@ class GrpcServer:
 
 
 def _handlers(calls: _Calls) -> tuple[Any, ...]:
-    """Only what there is: gRPC itself answers UNIMPLEMENTED for the rest."""
+    """The methods that are implemented; gRPC itself answers UNIMPLEMENTED to others."""
     unary = {
-        "ServerLive": (calls.server_live, service_pb2.ServerLiveRequest),
-        "ServerReady": (calls.server_ready, service_pb2.ServerReadyRequest),
-        "ModelReady": (calls.model_ready, service_pb2.ModelReadyRequest),
-        "ServerMetadata": (calls.server_metadata, service_pb2.ServerMetadataRequest),
-        "ModelMetadata": (calls.model_metadata, service_pb2.ModelMetadataRequest),
-        "ModelConfig": (calls.model_config, service_pb2.ModelConfigRequest),
-        "ModelStatistics": (calls.model_statistics, service_pb2.ModelStatisticsRequest),
-        "RepositoryIndex": (calls.repository_index, service_pb2.RepositoryIndexRequest),
-        "ModelInfer": (calls.model_infer, service_pb2.ModelInferRequest),
+        "ServerLive": calls.server_live,
+        "ServerReady": calls.server_ready,
+        "ModelReady": calls.model_ready,
+        "ServerMetadata": calls.server_metadata,
+        "ModelMetadata": calls.model_metadata,
+        "ModelConfig": calls.model_config,
+        "ModelStatistics": calls.model_statistics,
+        "RepositoryIndex": calls.repository_index,
+        "ModelInfer": calls.model_infer,
     }
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
-            partial(_answer, call), message.FromString, lambda response: response.SerializeToString()
+            partial(_answer, call),
+            getattr(service_pb2, f"{name}Request").FromString,
+            getattr(service_pb2, f"{name}Response").SerializeToString,
         )
-        for name, (call, message) in unary.items()
+        for name, call in unary.items()
     }
     methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         calls.model_stream_infer,
@@ -94,29 +97,29 @@ def _handlers(calls: _Calls) -> tuple[Any, ...]:
 
 
 async def _answer(call: Callable[[Any], Awaitable[Any]], request: Any, context: Any) -> Any:
-    """What the call gives; its error ends it with a status and the error's words."""
+    """The call's response; an error ends the call with its status and message."""
     try:
         return await call(request)
     except Exception as error:  # noqa: BLE001  (logged and answered)
         log_failure(error)
         failure = failure_of(error)
     trailing = () if failure.retry_after_s is None else (("retry-after", str(failure.retry_after_s)),)
-    await context.abort(grpc.StatusCode[failure.grpc_code], _details(failure.message), trailing)
+    await context.abort(grpc.StatusCode[GRPC_CODES[failure.status]], _details(failure.message), trailing)
 
 
 def _details(text: str) -> str:
-    """The text as a status can carry it: UTF-8, percent-encoded, at most 12 bytes a character."""
+    """The text, cut to what a status can hold: UTF-8, percent-encoded, at most 12 bytes a character."""
     text = _scrub(text[:_MOST_DETAILS])
     return text if len(quote(text)) <= _MOST_DETAILS else text[: _MOST_DETAILS // 12]
 
 
 def _scrub(text: str) -> str:
-    """The text without halves of surrogate pairs, which UTF-8 can't carry."""
+    """The text without lone surrogates, which UTF-8 can't encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class _Calls:
-    """The service's methods, each from request to response message."""
+    """The service's methods, from request to response messages."""
 
     def __init__(self, repository: ModelRepository) -> None:
         self._repository = repository
@@ -134,7 +137,7 @@ class _Calls:
         return service_pb2.ServerReadyResponse(ready=self._repository.ready)
 
     async def model_ready(self, request: Any) -> Any:
-        """To Triton an unknown model is not ready, and no error."""
+        """As in Triton, an unknown model is not ready, rather than an error."""
         try:
             ready = self._repository.find(request.name, request.version).ready
         except NotFound:
@@ -142,19 +145,23 @@ class _Calls:
         return service_pb2.ModelReadyResponse(ready=ready)
 
     async def server_metadata(self, request: Any) -> Any:
-        return messages.server_metadata_response()
+        return ParseDict(server_metadata(), service_pb2.ServerMetadataResponse())
 
     async def model_metadata(self, request: Any) -> Any:
-        return messages.model_metadata_response(self._repository.find(request.name, request.version).served)
+        served = self._repository.find(request.name, request.version).served
+        return ParseDict(served.metadata(), service_pb2.ModelMetadataResponse())
 
     async def model_config(self, request: Any) -> Any:
-        return messages.model_config_response(self._repository.find(request.name, request.version).served)
+        served = self._repository.find(request.name, request.version).served
+        return ParseDict({"config": served.config()}, service_pb2.ModelConfigResponse())
 
     async def model_statistics(self, request: Any) -> Any:
-        return messages.statistics_response(self._repository.statistics(request.name, request.version))
+        statistics = self._repository.statistics(request.name, request.version)
+        return ParseDict(statistics, service_pb2.ModelStatisticsResponse())
 
     async def repository_index(self, request: Any) -> Any:
-        return messages.index_response(self._repository.index(only_ready=request.ready))
+        index = self._repository.index(only_ready=request.ready)
+        return ParseDict({"models": index}, service_pb2.RepositoryIndexResponse())
 
     async def model_infer(self, request: Any) -> Any:
         inference = self._repository.find(request.model_name, request.model_version)
@@ -167,14 +174,14 @@ class _Calls:
         return await inference.answer(infer, respond)
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """An answer to each request in their order, while those behind it are at work already."""
+        """Answers in the order of the requests, which are processed concurrently."""
         answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_AHEAD)
 
         async def read() -> None:
             try:
                 while True:
-                    await room.acquire()  # before the request is taken, so that none is taken in vain
+                    await room.acquire()  # before a request is read: one that was read is answered
                     request = await anext(requests)
                     answers.put_nowait(asyncio.ensure_future(self._stream_answer(request)))
             except StopAsyncIteration:

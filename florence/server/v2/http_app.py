@@ -1,12 +1,14 @@
 """The v2 protocol over HTTP: health, metadata, statistics and inference, a Starlette app.
 
-Knows paths, statuses and headers; bodies are `infer_body`'s and `generate`'s business, the models are in
-`repository`. While a model is not loaded, its answers are 503.
+Knows paths, statuses and headers. Bodies are read and written in `infer_body` and `generate`; the models are
+in `repository`. Requests to a model that is not loaded are answered with 503.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,19 +19,12 @@ from starlette.types import Receive, Scope, Send
 
 from florence.errors import Closed, NotFound, ProtocolError
 from florence.server.long_strings import parse_json
-from florence.server.replies import json_reply, off_loop
+from florence.server.replies import json_reply, off_loop, reply_or_error
 from florence.server.v2.http_generate import generate, generate_stream
 from florence.server.v2.http_infer import infer
 from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.repository import ModelRepository
-from florence.server.v2.requests import (
-    Handler,
-    answering,
-    inference_of,
-    read_body,
-    repository_of,
-    version_of,
-)
+from florence.server.v2.requests import inference_of, read_body, repository_of, version_of
 
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"
@@ -41,9 +36,13 @@ def infer_paths(served: ServedModel) -> list[str]:
     return [path.format(model=served.name, version=served.version) + "/infer" for path in paths]
 
 
-class _App(Starlette):
-    """Starlette, with a shortcut to the infer paths, which have all the load; and with paths as they were
-    sent, since to Triton `%32` is not 2."""
+class V2App(Starlette):
+    """The routes under /v2. max_body_bytes: of a compressed body, once it is decompressed; bodies as they are
+    sent are limited by `BodyLimit`.
+
+    Infer paths, which have nearly all the load, skip the router. Paths are matched as they were sent, without
+    percent-decoding, as in Triton.
+    """
 
     def __init__(self, repository: ModelRepository, max_body_bytes: int) -> None:
         super().__init__(routes=_routes(), exception_handlers={HTTPException: _refused})
@@ -66,26 +65,20 @@ class _App(Starlette):
         await reply(scope, receive, send)
 
 
-def create_v2_app(repository: ModelRepository, max_body_bytes: int) -> Starlette:
-    """The routes under /v2, answered by these models. max_body_bytes: of a compressed body, once it is
-    decompressed; bodies as they are sent are limited by `BodyLimit`."""
-    return _App(repository, max_body_bytes)
-
-
 def _routes() -> list[Route]:
     routes = [
-        _route("GET", "/v2", _server_metadata),
+        _json_route("/v2", lambda request: server_metadata()),
         _route("GET", "/v2/health/live", _live),
         _route("GET", "/v2/health/ready", _ready),
-        _route("GET", "/v2/models/stats", _all_statistics),
+        _json_route("/v2/models/stats", lambda request: repository_of(request).statistics()),
         _route("POST", "/v2/repository/index", _index),
     ]
     for path in (MODEL_PATH, VERSION_PATH):
         routes += [
-            _route("GET", path, _model_metadata),
+            _json_route(path, lambda request: inference_of(request).served.metadata()),
             _route("GET", path + "/ready", _model_ready),
-            _route("GET", path + "/config", _config),
-            _route("GET", path + "/stats", _statistics),
+            _json_route(path + "/config", lambda request: inference_of(request).served.config()),
+            _json_route(path + "/stats", _statistics),
             _route("POST", path + "/infer", infer),
             _route("POST", path + "/generate", generate),
             _route("POST", path + "/generate_stream", generate_stream),
@@ -93,8 +86,18 @@ def _routes() -> list[Route]:
     return routes
 
 
-def _route(method: str, path: str, handler: Handler) -> Route:
-    route = Route(path, handler, methods=[method])
+def _json_route(path: str, content: Callable[[Request], object]) -> Route:
+    async def answer(request: Request) -> Response:
+        return json_reply(content(request))
+
+    return _route("GET", path, answer)
+
+
+def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:
+    async def answer(request: Request) -> Response:
+        return await reply_or_error(handler(request))
+
+    route = Route(path, answer, methods=[method])
     route.methods = {method}  # Starlette adds HEAD to GET; to Triton it is a wrong method
     return route
 
@@ -105,19 +108,16 @@ async def _refused(request: Request, error: Exception) -> Response:
     return json_reply({"error": HTTPStatus(status).phrase}, status)
 
 
-@answering
 async def _live(request: Request) -> Response:
     return Response(media_type="text/plain")
 
 
-@answering
 async def _ready(request: Request) -> Response:
     if not repository_of(request).ready:
         raise Closed("the model is not ready")
     return Response(media_type="text/plain")
 
 
-@answering
 async def _model_ready(request: Request) -> Response:
     try:
         inference = inference_of(request)
@@ -127,32 +127,10 @@ async def _model_ready(request: Request) -> Response:
     return Response(media_type="text/plain")
 
 
-@answering
-async def _server_metadata(request: Request) -> Response:
-    return json_reply(server_metadata())
+def _statistics(request: Request) -> dict[str, Any]:
+    return repository_of(request).statistics(request.path_params["model"], version_of(request))
 
 
-@answering
-async def _model_metadata(request: Request) -> Response:
-    return json_reply(inference_of(request).served.metadata())
-
-
-@answering
-async def _config(request: Request) -> Response:
-    return json_reply(inference_of(request).served.config())
-
-
-@answering
-async def _statistics(request: Request) -> Response:
-    return json_reply(repository_of(request).statistics(request.path_params["model"], version_of(request)))
-
-
-@answering
-async def _all_statistics(request: Request) -> Response:
-    return json_reply(repository_of(request).statistics())
-
-
-@answering
 async def _index(request: Request) -> Response:
     body = await read_body(request)
     wanted = await off_loop(len(body), parse_json, body) if body else {}

@@ -1,6 +1,6 @@
 """`generate` and `generate_stream`, Triton's extension of the v2 protocol, over HTTP.
 
-Knows headers and the order of things; bodies are `generate`'s business, a stream's events are `events`'.
+Knows headers, ASGI messages and the order of the steps; `generate` has the bodies and a stream's events.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import ProtocolError
 from florence.runtime.streaming import OnText
-from florence.server.replies import checkpoint_header, json_reply, off_loop
-from florence.server.v2.events import Texts, open_stream
+from florence.server.replies import checkpoint_header, json_reply, off_loop, reply_or_error
 from florence.server.v2.generate import (
     build_event,
     build_generate_answer,
@@ -25,24 +25,27 @@ from florence.server.v2.generate import (
     is_token_stream,
     parse_generate_request,
 )
-from florence.server.v2.requests import answering, inference_of, read_body
+from florence.server.v2.requests import inference_of, read_body
 from florence.server.v2.tensors import InferRequest
 
+_Texts = asyncio.Queue[str | None]
+"""Pieces of a text as they are generated; None when there are no more."""
 
-@answering
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
+
+
 async def generate(request: Request) -> Response:
     """The whole answer as JSON."""
     return await _answer(request, await _read(request), json_reply)
 
 
-@answering
 async def generate_stream(request: Request) -> Response:
-    """Token by token where that can be; else one event with the whole answer, as Triton gives for a model
-    that answers once."""
+    """An event for each piece of text if `is_token_stream`, then the answer; else one event with the answer,
+    as Triton sends for a model that is not decoupled."""
     infer = await _read(request)
     if not is_token_stream(infer, inference_of(request).ready_model().tasks):
         return await _answer(request, infer, _event_reply)
-    texts: Texts = asyncio.Queue()
+    texts: _Texts = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     def on_text(text: str) -> None:
@@ -50,7 +53,14 @@ async def generate_stream(request: Request) -> Response:
 
     work = asyncio.ensure_future(_answer(request, infer, _event_reply, on_text))
     work.add_done_callback(lambda _: texts.put_nowait(None))
-    return await open_stream(partial(build_text_event, inference_of(request).served, infer.id), texts, work)
+    try:
+        first = await texts.get()
+    except asyncio.CancelledError:
+        work.cancel()
+        raise
+    if first is None:
+        return await reply_or_error(work)
+    return _Events(partial(build_text_event, inference_of(request).served, infer.id), first, texts, work)
 
 
 async def _read(request: Request) -> InferRequest:
@@ -81,3 +91,39 @@ async def _answer(
 
 def _event_reply(content: dict[str, Any]) -> Response:
     return Response(build_event(content), media_type="text/event-stream")
+
+
+class _Events(Response):
+    """Sends an event for each piece of text, then one for the reply that the work ends with."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, build: Callable[[str], bytes], first: str, texts: _Texts, work: asyncio.Task[Response]
+    ) -> None:
+        super().__init__(headers=_HEADERS)
+        del self.headers["content-length"]
+        self._build = build
+        self._first = first
+        self._texts = texts
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            text: str | None = self._first
+            while text is not None:
+                await self._send(send, self._build(text), more=True)
+                text = await self._texts.get()
+            await self._send(send, await self._last_event(), more=False)
+        finally:
+            self._work.cancel()
+
+    async def _last_event(self) -> bytes:
+        reply = await reply_or_error(self._work)
+        if reply.status_code == 200:
+            return bytes(reply.body)
+        return b"data: " + bytes(reply.body) + b"\n\n"
+
+    async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
+        await send({"type": "http.response.body", "body": body, "more_body": more})

@@ -1,6 +1,6 @@
-"""`infer` of the v2 protocol over HTTP: compressed or not, JSON or packed tensors, both ways.
+"""`infer` of the v2 protocol over HTTP: JSON or packed tensors, compressed or not.
 
-Knows headers and the order of things; bodies are `infer_body`'s business, the model is `inference`'s.
+Knows headers and the order of the steps. `infer_body` has the bodies, `inference` asks the model.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def _infer(request: Request, started: float) -> Response:
 
 
 async def _plain_body(request: Request) -> bytes:
-    """The request's body, decompressed; in a thread, since its plain size is not known before."""
+    """The request's body, decompressed in a thread, since its plain size is not known in advance."""
     body = await read_body(request)
     encoding = request.headers.get("content-encoding", "")
     if encoding in ("", "identity"):
@@ -77,7 +77,7 @@ async def _plain_body(request: Request) -> bytes:
 
 
 async def _as_accepted(reply: Response, accepted: str) -> Response:
-    """The reply, compressed if its client wants that."""
+    """The reply, compressed if the request accepts that."""
     encoding = choose_encoding(accepted)
     if encoding is None:
         return reply

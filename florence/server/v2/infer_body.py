@@ -1,6 +1,6 @@
-"""Bodies of v2 inference over HTTP: JSON with or without packed tensors behind it, to a request and back.
+"""Bodies of v2 inference over HTTP: JSON, which packed tensors may follow.
 
-Pure functions on bytes. What Triton's JSON parser refuses with a 500 is the client's mistake here (400).
+Pure functions on bytes. JSON that Triton refuses with status 500 is refused with 400.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from florence.errors import ProtocolError
 from florence.server.long_strings import Document, LongString
@@ -26,6 +26,7 @@ from florence.server.v2.tensors import (
     pack,
     read_columns,
     refuse,
+    wrong_kind,
 )
 
 _END: Final = object()
@@ -45,11 +46,8 @@ def read_infer_request(served: ServedModel, document: Document, tail: memoryview
     content = document.parse()
     if not isinstance(content, dict):
         raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
-    request_id = content.get("id", "")
-    if not isinstance(request_id, str):
-        raise ProtocolError("Unable to parse 'id': attempt to access JSON non-string as string")
-    check_text(request_id, "id")
-    parameters = check_parameters(member(content, "parameters", dict) if "parameters" in content else {})
+    request_id = check_text(optional_member(content, "id", str), "id")
+    parameters = check_parameters(optional_member(content, "parameters", dict))
     columns = read_columns(served, _tensors(served, member(content, "inputs", list), tail), request_id)
     return InferRequest(request_id, columns, parameters, _wants_binary(served, content, parameters))
 
@@ -60,7 +58,7 @@ def answer_tensor(rows: int) -> dict[str, Any]:
 
 
 def build_infer_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> dict[str, Any]:
-    """The answer's JSON object, with one string for each row. An id comes back if sent."""
+    """The answer's JSON object, with one string for each row."""
     output = {**answer_tensor(len(texts)), "data": list(texts)}
     return {**answer_head(served, request_id), "outputs": [output]}
 
@@ -75,7 +73,7 @@ def build_binary_answer(served: ServedModel, request_id: str, texts: Sequence[st
 
 
 def answer_head(served: ServedModel, request_id: str) -> dict[str, Any]:
-    """What every answer says of its request and model. An id comes back if it was sent."""
+    """The request's id, if it was sent, and the model's name and version."""
     head: dict[str, Any] = {"id": request_id} if request_id else {}
     return head | {"model_name": served.name, "model_version": served.version}
 
@@ -110,22 +108,25 @@ def member(holder: Mapping[str, Any], name: str, kind: type) -> Any:
             f"Unable to parse '{name}': attempt to access non-existing object member '{name}'"
         )
     if not isinstance(holder[name], kind):
-        raise ProtocolError(
-            f"Unable to parse '{name}': attempt to access JSON non-{_KINDS[kind]} as {_KINDS[kind]}"
-        )
+        raise wrong_kind(name, _KINDS[kind])
     return holder[name]
+
+
+def optional_member(holder: Mapping[str, Any], name: str, kind: type) -> Any:
+    """As `member`; an empty value of the kind where there is no such member."""
+    return member(holder, name, kind) if name in holder else kind()
 
 
 def _tensors(served: ServedModel, inputs: Sequence[Any], tail: memoryview) -> Iterator[Tensor]:
     """The input tensors; packed ones take their bytes from the tail, one after the other."""
     for tensor in inputs:
         if not isinstance(tensor, dict):
-            raise ProtocolError("Unable to parse 'inputs': attempt to access JSON non-object as object")
+            raise wrong_kind("inputs", "object")
         name = member(tensor, "name", str)
         check_input(served, name)
         datatype, shape = member(tensor, "datatype", str), member(tensor, "shape", list)
         if not all(_is_unsigned(size) for size in shape):
-            _refuse_unsigned("shape")
+            raise wrong_kind("shape", "unsigned-integer")
         if datatype not in DATATYPES:
             raise ProtocolError(f"invalid datatype for input {name}")
         size = _binary_size(tensor)
@@ -156,18 +157,12 @@ def _binary_size(tensor: Mapping[str, Any]) -> int | None:
     if "data" not in tensor and size is None:
         raise ProtocolError(_ONE_OF + "no field is set")
     if size is not None and not _is_unsigned(size):
-        _refuse_unsigned("binary_data_size")
+        raise wrong_kind("binary_data_size", "unsigned-integer")
     return size
 
 
 def _is_unsigned(value: object) -> bool:
     return type(value) is int and value >= 0
-
-
-def _refuse_unsigned(name: str) -> NoReturn:
-    raise ProtocolError(
-        f"Unable to parse '{name}': attempt to access JSON non-unsigned-integer as unsigned-integer"
-    )
 
 
 def flatten(data: Sequence[Any]) -> list[Element]:
@@ -191,13 +186,13 @@ def flatten(data: Sequence[Any]) -> list[Element]:
 
 def _wants_binary(served: ServedModel, content: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
     """Whether the output is to be packed: as it says where it is named, else as the request says."""
-    outputs = member(content, "outputs", list) if "outputs" in content else []
+    outputs = optional_member(content, "outputs", list)
     wanted = False
     for output in outputs:
         if not isinstance(output, dict):
-            raise ProtocolError("Unable to parse 'outputs': attempt to access JSON non-object as object")
+            raise wrong_kind("outputs", "object")
         check_output(served, member(output, "name", str))
-        named = member(output, "parameters", dict) if "parameters" in output else {}
+        named = optional_member(output, "parameters", dict)
         if "binary_data" in named:
             wanted = member(named, "binary_data", bool)
     if "binary_data_output" in parameters:

@@ -1,7 +1,7 @@
-"""Answering v2 requests: rows to the model and its answers back, timed and counted. HTTP and gRPC share it.
+"""Answers v2 requests: sends their rows to the model, and measures and counts them, for HTTP and gRPC.
 
-Knows no body format and no transport. There is no model until the service puts one in; until then, and while
-it is not ready, requests fail with `Closed`.
+Knows no body format and no transport. Until the service has set a model, and while that is not ready,
+requests fail with `Closed`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, Unavailable
 from florence.runtime.streaming import OnText
 from florence.server.outcomes import await_answers, log_answer
-from florence.server.replies import Model
 from florence.server.v2.model import ServedModel
 from florence.server.v2.statistics import Reason, Spans, Statistics
 from florence.server.v2.tensors import InferRequest, read_rows
 from florence.types.options import GenerationParameters, read_generation_parameters
+
+if TYPE_CHECKING:
+    from florence.runtime.florence2 import Florence2
 
 LEAST_TIMEOUT_US: Final = 1000
 T = TypeVar("T")
@@ -31,7 +33,7 @@ class Inference:
 
     def __init__(self, timeout_s: float, served: ServedModel | None = None) -> None:
         self.served = served or ServedModel()
-        self.model: Model | None = None
+        self.model: Florence2 | None = None
         self.timeout_s = timeout_s
         self.statistics = Statistics(self.served)
 
@@ -39,8 +41,8 @@ class Inference:
     def ready(self) -> bool:
         return self.model is not None and self.model.ready
 
-    def ready_model(self) -> Model:
-        """The model; Closed when there is none or it takes no requests."""
+    def ready_model(self) -> Florence2:
+        """The model; Closed if it is not loaded or takes no requests."""
         if self.model is None or not self.model.ready:
             raise Closed("the model is not ready")
         return self.model
@@ -53,8 +55,8 @@ class Inference:
         on_text: OnText | None = None,
         log: Callable[[OriginalAnswer], None] = log_answer,
     ) -> T:
-        """What `build` makes of the rows' answers. on_text: as the model's, of a request with one row. log:
-        writes a line for each answer.
+        """The reply that `build` makes of the rows' answers. on_text: as of `submit`, for a request with
+        one row. log: writes a line for each answer.
 
         The first row that fails ends the request, with its error; the others are cancelled. All are cancelled
         with the task that waits here.
@@ -89,7 +91,7 @@ class Inference:
 
 
 def generation_options(parameters: Mapping[str, Any]) -> GenerationParameters:
-    """Those of a request's parameters that say how to generate; others, which Triton knows, are ignored.
+    """The generation options among a request's parameters; others, such as Triton's own, are ignored.
 
     Raises OptionError for a wrong value.
     """
@@ -98,7 +100,7 @@ def generation_options(parameters: Mapping[str, Any]) -> GenerationParameters:
 
 
 def _spans(answers: Sequence[OriginalAnswer], answered_ns: int, output_ns: int) -> Spans:
-    """The request's time, after the row that ended last; what was neither waiting nor the model was input."""
+    """The durations of the row that ended last; input is the time that was neither queue nor model."""
     last = max(answers, key=lambda answer: answer.timings.total_s).timings
     queue_ns = int(last.queue_s * 1e9)
     infer_ns = int((last.encode_s + last.decode_s) * 1e9)

@@ -1,7 +1,7 @@
 """A served model as the v2 protocol describes it: name, version, tensors, limits, metadata, configuration.
 
-Values and plain dicts, the same over HTTP and gRPC; knows nothing about requests. The tensors are the same
-for every Florence model; name and version are not, so one service can hold several.
+Values and plain dicts, the same over HTTP and gRPC; knows nothing about requests. All Florence models have
+the same tensors, but names and versions of their own, so one service can hold several.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def parse_version(version: str) -> int:
-    """The number that a version stands for. Raises ProtocolError where it is none, or too long."""
+    """The version as a number. Raises ProtocolError unless it is decimal digits, and not too many."""
     if not (version.isascii() and version.isdecimal()) or len(version) > _LONGEST_VERSION:
         raise ProtocolError(f"failed to get model version from specified version string '{version[:60]}'")
     return int(version)

@@ -58,7 +58,7 @@ class ModelRepository:
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Triton's statistics of one model, or of all where no name is given.
 
-        Raises ProtocolError, in Triton's own words for statistics, for an unknown model or version.
+        Raises ProtocolError, as Triton words it for statistics, for an unknown model or version.
         """
         if name not in ("", *self._models):
             raise ProtocolError(f"requested model '{name[:200]}' is not available")

@@ -1,32 +1,12 @@
-"""What the v2 handlers need of an HTTP request: the model that its path names, and its body.
-
-Knows requests and replies of HTTP; no body's format.
-"""
+"""Reads an HTTP request for the v2 handlers: the model that its path names, and its body as bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from functools import wraps
-
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 
 from florence.errors import NotFound
-from florence.server.replies import reply_or_error
 from florence.server.v2.inference import Inference
 from florence.server.v2.repository import ModelRepository
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-def answering(handler: Handler) -> Handler:
-    """The handler with errors turned into replies."""
-
-    @wraps(handler)
-    async def answered(request: Request) -> Response:
-        return await reply_or_error(handler(request))
-
-    return answered
 
 
 def repository_of(request: Request) -> ModelRepository:
@@ -41,7 +21,7 @@ def inference_of(request: Request) -> Inference:
 
 
 def version_of(request: Request) -> str:
-    """The path's version, "" for none. One that is no number is, to Triton, an unknown path."""
+    """The path's version, "" for none. One that is no number is an unknown path, as in Triton."""
     version: str = request.path_params.get("version", "")
     if version and not (version.isascii() and version.isdecimal()):
         raise NotFound("Not Found")
@@ -49,7 +29,7 @@ def version_of(request: Request) -> str:
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body, as `request.body()`, with less around it."""
+    """The request's body, as `request.body()`, with less overhead."""
     chunks = []
     more = True
     while more:

@@ -1,17 +1,15 @@
-"""What became of the v2 requests: counts and durations, as Triton's statistics and metrics.
+"""Counts and durations of v2 requests, as Triton's statistics and metrics.
 
-Knows nothing about requests or models. One process's numbers: written and read on its event loop only, so no
-reader ever sees half of a request.
+Knows nothing about requests or models. One process's counters, used on its event loop only, without locks.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 from florence.server.v2.model import ServedModel
@@ -28,8 +26,8 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Where the time of one answered request went, in nanoseconds: waiting, reading its pictures, in the
-    model, making the reply."""
+    """The parts of one answered request's time, in nanoseconds: waiting, reading its pictures, the model,
+    making the reply."""
 
     queue_ns: int
     input_ns: int
@@ -52,9 +50,6 @@ class Duration:
         self.count += 1
         self.ns += ns
 
-    def as_dict(self) -> dict[str, int]:
-        return {"count": self.count, "ns": self.ns}
-
 
 @dataclass(slots=True)
 class _Compute:
@@ -67,17 +62,13 @@ class _Compute:
         self.compute_infer.add(spans.infer_ns)
         self.compute_output.add(spans.output_ns)
 
-    def as_dict(self) -> dict[str, dict[str, int]]:
-        parts = ("compute_input", "compute_infer", "compute_output")
-        return {name: getattr(self, name).as_dict() for name in parts}
-
 
 @dataclass(slots=True)
 class Statistics:
     """Counters of one model. A request counts once, however many rows it has; rows are counted apart.
 
-    Requests that are refused by their form (body, inputs, outputs, options) change nothing, as with Triton.
-    What is in a picture, a task or a text is, as there, the model's to judge: one that is wrong is a failure.
+    As in Triton, malformed requests (body, inputs, outputs, options) are not counted, while one with a wrong
+    picture, task or text is a failure: those are checked by the model.
     """
 
     served: ServedModel = field(default_factory=ServedModel)
@@ -92,11 +83,11 @@ class Statistics:
     failures: Counter[Reason] = field(default_factory=Counter)
 
     def begin(self) -> None:
-        """A request came whose form is right."""
+        """A well-formed request has come."""
         self.pending += 1
 
     def succeed(self, rows: int, spans: Spans) -> None:
-        """It was answered."""
+        """It is answered."""
         self._end()
         self.rows += rows
         self.success.add(spans.total_ns)
@@ -105,7 +96,7 @@ class Statistics:
         self.batches.setdefault(rows, _Compute()).add(spans)
 
     def fail_for(self, reason: Reason, ns: int) -> None:
-        """It failed, that many nanoseconds after it came."""
+        """It has failed. ns: since it came."""
         self._end()
         self.fail.add(ns)
         self.failures[reason] += 1
@@ -116,7 +107,7 @@ class Statistics:
 
     def as_dict(self) -> dict[str, Any]:
         """The model's entry in Triton's statistics. batch_stats are by the rows of a request."""
-        never = Duration().as_dict()
+        never = asdict(Duration())
         return {
             "name": self.served.name,
             "version": self.served.version,
@@ -124,46 +115,45 @@ class Statistics:
             "inference_count": self.rows,
             "execution_count": self.success.count,
             "inference_stats": {
-                "success": self.success.as_dict(),
-                "fail": self.fail.as_dict(),
-                "queue": self.queue.as_dict(),
-                **self.compute.as_dict(),
+                "success": asdict(self.success),
+                "fail": asdict(self.fail),
+                "queue": asdict(self.queue),
+                **asdict(self.compute),
                 "cache_hit": never,
                 "cache_miss": never,
             },
             "response_stats": {},
             "batch_stats": [
-                {"batch_size": rows, **compute.as_dict()} for rows, compute in sorted(self.batches.items())
+                {"batch_size": rows, **asdict(compute)} for rows, compute in sorted(self.batches.items())
             ],
             "memory_usage": [],
         }
 
     def as_metrics(self) -> str:
         """The same in Prometheus' text format, under Triton's names."""
-        return "".join(self._metrics())
-
-    def _metrics(self) -> Iterator[str]:
         labels = f'model="{self.served.name}",version="{self.served.version}"'
-        metric = partial(_metric, labels)
-        failures = "".join(
-            f'nv_inference_request_failure{{{labels},reason="{reason}"}} {self.failures[reason]}\n'
-            for reason in Reason
+        failures = {f'{labels},reason="{reason}"': self.failures[reason] for reason in Reason}
+        whole, compute = self.success.ns + self.fail.ns, self.compute
+        counters = (
+            ("request_success", "Answered inference requests", self.success.count),
+            ("count", "Rows of answered inference requests", self.rows),
+            ("exec_count", "Inference requests that the model answered", self.success.count),
+            ("request_duration_us", "Microseconds of all inference requests", whole // 1000),
+            ("queue_duration_us", "Microseconds spent waiting", self.queue.ns // 1000),
+            ("compute_input_duration_us", "... reading pictures", compute.compute_input.ns // 1000),
+            ("compute_infer_duration_us", "... in the model", compute.compute_infer.ns // 1000),
+            ("compute_output_duration_us", "... making replies", compute.compute_output.ns // 1000),
         )
-        head = "# HELP nv_inference_request_failure Failed inference requests\n"
-        yield head + "# TYPE nv_inference_request_failure counter\n" + failures
-        yield metric("request_success", "Answered inference requests", self.success.count)
-        yield metric("count", "Rows of answered inference requests", self.rows)
-        yield metric("exec_count", "Inference requests that the model answered", self.success.count)
-        whole = self.success.ns + self.fail.ns
-        yield metric("request_duration_us", "Microseconds of all inference requests", whole // 1000)
-        yield metric("queue_duration_us", "Microseconds spent waiting", self.queue.ns // 1000)
-        compute = self.compute
-        yield metric("compute_input_duration_us", "... reading pictures", compute.compute_input.ns // 1000)
-        yield metric("compute_infer_duration_us", "... in the model", compute.compute_infer.ns // 1000)
-        yield metric("compute_output_duration_us", "... making replies", compute.compute_output.ns // 1000)
-        yield metric("pending_request_count", "Inference requests not yet answered", self.pending, "gauge")
+        pending = {labels: self.pending}
+        return (
+            _metric("request_failure", "Failed inference requests", failures)
+            + "".join(_metric(name, text, {labels: value}) for name, text, value in counters)
+            + _metric("pending_request_count", "Inference requests not yet answered", pending, "gauge")
+        )
 
 
-def _metric(labels: str, name: str, text: str, value: int, kind: str = "counter") -> str:
+def _metric(name: str, text: str, values: Mapping[str, int], kind: str = "counter") -> str:
+    """The lines of one metric. values: by their labels."""
     name = f"nv_inference_{name}"
-    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name}{{{labels}}} {value}\n"
+    lines = "".join(f"{name}{{{labels}}} {value}\n" for labels, value in values.items())
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{lines}"

@@ -46,8 +46,8 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture with its task. image: gives the encoded picture's bytes, or raises ImageError; it takes
-    time, and the model's readers have it; text: None for none, or blank."""
+    """One picture with its task. image: returns the encoded picture's bytes or raises ImageError; slow, so it
+    is called in the model's readers; text: None if absent or blank."""
 
     image: Callable[[], bytes]
     task: str
@@ -93,9 +93,9 @@ def read_columns(served: ServedModel, tensors: Iterable[Tensor], request_id: str
 
 
 def read_rows(columns: Columns) -> tuple[Row, ...]:
-    """One Row for each element of the inputs; blank text counts as none, for a batch can't leave it out.
+    """One Row for each element of the inputs. Blank text counts as none: only a whole batch can leave it out.
 
-    Raises ProtocolError for a text that is none; with several rows the message names the row.
+    Raises ProtocolError for a malformed text; with several rows the message names the row.
     """
     count = len(columns["INPUT_IMAGE"])
     rows = []
@@ -115,6 +115,11 @@ def refuse(request_id: str, message: str) -> NoReturn:
     raise ProtocolError(f"[request id: {request_id or '<id_unknown>'}] {message}")
 
 
+def wrong_kind(name: str, kind: str) -> ProtocolError:
+    """The error, in Triton's words, for a member of a JSON object that is not of its kind."""
+    return ProtocolError(f"Unable to parse '{name}': attempt to access JSON non-{kind} as {kind}")
+
+
 def check_input(served: ServedModel, name: str) -> None:
     """ProtocolError unless the model has an input of that name."""
     if name not in INPUTS:
@@ -128,7 +133,7 @@ def check_output(served: ServedModel, name: str) -> None:
 
 
 def check_text(text: str, what: str) -> str:
-    """The text, unless it is too long or holds half of a surrogate pair, which no encoding can carry."""
+    """The text; ProtocolError if it is too long or holds a lone surrogate, which UTF-8 can't encode."""
     if len(text) > MAX_TEXT_CHARS:
         raise ProtocolError(f"{what} has {len(text)} characters; at most {MAX_TEXT_CHARS} are allowed")
     try:
@@ -147,9 +152,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> dict[str, str | int | flo
                 + ", ".join(_TRITON_OPTIONS)
             )
         if name in ("timeout", "priority") and (type(value) is not int or not 0 <= value < 2**64):
-            raise ProtocolError(
-                f"Unable to parse '{name}': attempt to access JSON non-unsigned-integer as unsigned-integer"
-            )
+            raise wrong_kind(name, "unsigned-integer")
         if not isinstance(value, (str, int, float)):
             raise ProtocolError(
                 f"parameter '{name[:60]}' has invalid type. It should be either 'int', 'bool', or 'string'."
