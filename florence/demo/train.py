@@ -22,12 +22,17 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from florence.demo.training.batches import Batch, Batches, Group
-from florence.demo.training.checkpoint_files import write_checkpoint
+from florence.demo.training.batches import Batch, Batches
 from florence.demo.training.config import TRAINING, TrainingConfig
+from florence.demo.training.files import (
+    load_state,
+    load_weights,
+    named_parameters,
+    save_state,
+    write_checkpoint,
+)  # fmt: skip
 from florence.demo.training.losses import answer_loss, blur_table, head_loss, picture_features
 from florence.demo.training.network import PlainHead, make_config, make_network
-from florence.demo.training.state import load_state, load_weights, named_parameters, save_state
 from florence.demo.world.tokenizer import make_tokenizer
 from florence.model.devices import keep_freed_memory, pick_dtype
 from florence.types.regions import BINS
@@ -73,14 +78,18 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step on one batch; returns the losses."""
         stage, _ = self.plan.stage_at(self.step)
-        blur = self._blur_table(stage.blur)
+        batch = batch.to(self.device)
+        if self._blur[0] != stage.blur:
+            self._blur = (stage.blur, blur_table(stage.blur, self.device))
+        _, blur = self._blur
         mixed = self._precision is not torch.float32
         with torch.autocast(self.device.type, dtype=self._precision, enabled=mixed):
-            features = picture_features(self.model, batch.pixels.to(self.device))
-            parts = [answer_loss(self.model, features, _on(group, self.device), self.first_location, blur)
-                     for group in batch.groups]  # fmt: skip
+            features = picture_features(self.model, batch.pixels)
+            parts = [
+                answer_loss(self.model, features, group, self.first_location, blur) for group in batch.groups
+            ]
         locations = self.model.lm_head.weight[self.first_location : self.first_location + BINS]
-        plain = head_loss(self.head, features, _targets_on(batch, self.device), locations, blur)
+        plain = head_loss(self.head, features, batch, locations, blur)
         loss = stage.head_weight * plain
         answers = plain.new_zeros(())
         if parts:
@@ -96,15 +105,10 @@ class Trainer:
         self.step += 1
         return {"head": float(plain.detach()), "answers": float(answers.detach())}
 
-    def _blur_table(self, width: float) -> Tensor:
-        if self._blur[0] != width:
-            self._blur = (width, blur_table(width, self.device))
-        return self._blur[1]
-
     def save(self, directory: Path) -> None:
         """Writes the state to go on from and the checkpoint as it is now."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(directory / "checkpoint", self.model, self.tokenizer, self.plan.sizes)
+        write_checkpoint(directory / "checkpoint", self.model, self.tokenizer, self.plan.sizes.side)
         save_state(directory / "state.safetensors", self.modules, self.optimizer, self.step)
 
     @classmethod
@@ -115,9 +119,10 @@ class Trainer:
 
         Of a start only the network's weights are known: the optimizer and the plain head begin anew.
         """
-        if (directory / "state.safetensors").is_file():
+        state = directory / "state.safetensors"
+        if state.is_file():
             trainer = cls(plan, device, Tokenizer.from_file(str(directory / "checkpoint" / "tokenizer.json")))
-            trainer.step = load_state(directory / "state.safetensors", trainer.modules, trainer.optimizer)
+            trainer.step = load_state(state, trainer.modules, trainer.optimizer)
         elif start is not None:
             trainer = cls(plan, device, Tokenizer.from_file(str(start.checkpoint / "tokenizer.json")))
             load_weights(start.checkpoint / "model.safetensors", trainer.model)
@@ -125,17 +130,6 @@ class Trainer:
         else:
             trainer = cls(plan, device, make_tokenizer())
         return trainer
-
-
-def _targets_on(batch: Batch, device: torch.device) -> Batch:
-    """What the plain head learns from, on the device."""
-    tables = (batch.grounds, batch.things, batch.outlines)
-    grounds, things, outlines = (table.to(device) for table in tables)
-    return Batch(batch.pixels, grounds, things, outlines, ())
-
-
-def _on(group: Group, device: torch.device) -> Group:
-    return Group(*(tensor.to(device) for tensor in (group.owner, group.prompt, group.inputs, group.labels)))
 
 
 def batches_from(trainer: Trainer, workers: int, worker_core: int | None) -> Iterator[Batch]:
@@ -189,10 +183,8 @@ def train(
     trainer.save(directory)
     for number, handler in former.items():
         signal.signal(number, handler)
-    print(
-        f"stopped at step {trainer.step} of {plan.steps}, {trainer.step - first_step} steps in this run",
-        flush=True,
-    )
+    steps = trainer.step - first_step
+    print(f"stopped at step {trainer.step} of {plan.steps}, {steps} steps in this run", flush=True)
 
 
 def _tell(trainer: Trainer, means: dict[str, float], pace: float, minutes: float) -> None:
@@ -225,7 +217,6 @@ def main() -> None:
     parser.add_argument("--worker-core", type=int, default=None, help="the core they share; any if not named")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
     if (arguments.start is None) != (arguments.stage is None):
         parser.error("--start and --stage go together: a checkpoint, and the stage to begin with from it")
     if arguments.start is not None and (arguments.state / "state.safetensors").exists():
@@ -234,9 +225,8 @@ def main() -> None:
         )
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)
     keep_freed_memory()
-    train(
-        TRAINING, arguments.state, device, start, arguments.minutes, arguments.workers, arguments.worker_core
-    )  # fmt: skip
+    device, drawing = torch.device(arguments.device), (arguments.workers, arguments.worker_core)
+    train(TRAINING, arguments.state, device, start, arguments.minutes, *drawing)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,18 @@ from types import MappingProxyType
 from typing import Final
 
 from florence.demo.evaluation.boxes import Found, evaluate_boxes
-from florence.demo.evaluation.calibration import Judged, expected_calibration_error
+from florence.demo.evaluation.captions import cider
 from florence.demo.evaluation.metrics import (
     RIGHT_OVERLAP,
     Figures,
+    Judged,
     Polygon,
     area_overlap,
     box_overlap,
+    expected_calibration_error,
     mean,
     word_accuracy,
-)
-from florence.demo.world.captions import cider
+)  # fmt: skip
 from florence.demo.world.ground_truth import Question, brief, full
 from florence.demo.world.scenes import Scene, Thing
 from florence.types.results import Detection, Detections, OcrRegion, OcrRegions, Result, Segmentation, Text
