@@ -162,8 +162,10 @@ def train(
 ) -> None:
     """Trains until the plan ends, the minutes are over or SIGTERM or Ctrl-C comes, saving as it goes."""
     asked_to_stop: list[int] = []
-    former = {number: signal.signal(number, lambda number, frame: asked_to_stop.append(number))
-              for number in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+    former = {
+        number: signal.signal(number, lambda number, frame: asked_to_stop.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     trainer = Trainer.resume(plan, device, directory, start)
     began, last, first_step = time.monotonic(), time.monotonic(), trainer.step
     means: dict[str, float] = {}
@@ -200,29 +202,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--state", type=Path, required=True, help="directory of the state and of the checkpoint made"
-    )
+    parser.add_argument("--state", type=Path, required=True, help="directory of the state and the checkpoint")
     parser.add_argument("--start", type=Path, help="directory of a checkpoint to begin from, with --stage")
-    parser.add_argument("--stage", choices=[stage.name for stage in TRAINING.stages],
-                        help="stage of the plan to begin with, from --start")  # fmt: skip
+    stages = [stage.name for stage in TRAINING.stages]
+    parser.add_argument("--stage", choices=stages, help="stage of the plan to begin with, from --start")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
-    parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="stop after so long; a later run goes on"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, help="processes that draw scenes; a GPU needs several"
-    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; then resume")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw; a GPU needs several")
     parser.add_argument("--worker-core", type=int, default=None, help="the core they share; any if not named")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if (arguments.start is None) != (arguments.stage is None):
         parser.error("--start and --stage go together: a checkpoint, and the stage to begin with from it")
     if arguments.start is not None and (arguments.state / "state.safetensors").exists():
-        parser.error(
-            f"{arguments.state} holds a state to go on from; leave out --start, or name another folder"
-        )
+        state = arguments.state
+        parser.error(f"{state} holds a state to go on from; leave out --start, or name another folder")
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)
     keep_freed_memory()
     device, drawing = torch.device(arguments.device), (arguments.workers, arguments.worker_core)

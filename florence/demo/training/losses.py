@@ -80,8 +80,9 @@ def head_loss(head: PlainHead, features: Tensor, batch: Batch, locations: Tensor
         loss = loss + functional.cross_entropy(logits, target)
     if bool((word >= 0).any()):
         loss = loss + functional.cross_entropy(words[word >= 0], word[word >= 0])
-    log_probs = functional.log_softmax(head.box_logits(chosen, locations), dim=2)
+    boxes, outlines = head.location_logits(chosen, locations)
+    log_probs = functional.log_softmax(boxes, dim=2)
     loss = loss - (blur[batch.things[:, 6:]] * log_probs).sum(2).mean()
     real = batch.outlines != IGNORED
-    log_probs = functional.log_softmax(head.outline_logits(chosen, locations)[real], dim=1)
+    log_probs = functional.log_softmax(outlines[real], dim=1)
     return loss - (blur[batch.outlines[real]] * log_probs).sum(1).mean()

@@ -91,11 +91,8 @@ def _waves(at: Tensor, width: int, slowest: float, fastest: float) -> Tensor:
 
 
 class PlainHead(nn.Module):
-    """Reads from each picture token what stands there: whether anything, shape, colour, size, word, box,
-    outline.
-
-    From the first token, the mean, it reads the background.
-    """
+    """Reads what stands at each picture token (presence, shape, colour, size, word, box, outline) and, from
+    the first token, the mean, the background."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -118,12 +115,8 @@ class PlainHead(nn.Module):
         parts: tuple[Tensor, ...] = self.ground(means).split((len(TONES), len(TEXTURES)), dim=1)
         return parts
 
-    def box_logits(self, cells: Tensor, locations: Tensor) -> Tensor:
-        """cells [N, width], locations [1000, width] -> [N, 4, 1000], through the embeddings of locations."""
-        logits: Tensor = self.box(cells).unflatten(1, (4, -1)) @ locations.T
-        return logits
-
-    def outline_logits(self, cells: Tensor, locations: Tensor) -> Tensor:
-        """cells [N, width], locations [1000, width] -> [N, 24, 1000]: x and y of up to twelve vertices."""
-        logits: Tensor = self.outline(cells).unflatten(1, (2 * MOST_CORNERS, -1)) @ locations.T
-        return logits
+    def location_logits(self, cells: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
+        """cells [N, width], locations [1000, width], their embeddings -> of the box [N, 4, 1000], of up to
+        twelve vertices, x and y, [N, 24, 1000]."""
+        boxes = self.box(cells).unflatten(1, (4, -1)) @ locations.T
+        return boxes, self.outline(cells).unflatten(1, (2 * MOST_CORNERS, -1)) @ locations.T

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from florence.demo.world.backgrounds import background
 from florence.demo.world.ground_truth import Question, questions, sayable
 from florence.demo.world.scenes import MOST_THINGS, Limits, Scene, Split, Thing, make_scene, scene_rng
-from florence.demo.world.shapes import RING_HOLE, Points
+from florence.demo.world.shapes import Points
 from florence.demo.world.typeface import Typeface
 
 _FINE: Final = 3  # shapes are drawn this many times larger and reduced: smooth edges
@@ -67,8 +67,7 @@ def thing_mask(thing: Thing, typeface: Typeface) -> tuple[Image.Image, tuple[int
     pen = ImageDraw.Draw(fine)
     pen.polygon(_corners(thing.outline, (left, top)), fill=255)
     if thing.shape == "ring":
-        centre = np.array(thing.centre)
-        pen.polygon(_corners((thing.outline - centre) * RING_HOLE + centre, (left, top)), fill=0)
+        pen.polygon(_corners(thing.hole, (left, top)), fill=0)
     return fine.reduce(_FINE), (left, top)
 
 
