@@ -104,25 +104,20 @@ def _parse(task: str, text: str, image_size: PictureSize) -> Any:
     if known.kind is Kind.QUADS:
         return _ocr_regions(text, image_size)
     if known.kind is Kind.POLYGONS:
-        return _polygons(_without_specials(text), image_size, labelled=known.labelled)
+        return _polygons(text, image_size, labelled=known.labelled)
     if known.kind is Kind.BOXES_OR_POLYGONS:
         return _boxes_or_polygons(text, image_size)
     if not known.labelled:
         return _boxes_answer(_bare_boxes(text), image_size)
-    if known.drops_stop_phrases:
-        boxes = [box for box in _labelled_boxes(text) if box.label not in STOP_PHRASES]
-        return _boxes_answer(boxes, image_size)
-    return _boxes_answer(list(_labelled_boxes(text)), image_size)
+    dropped = STOP_PHRASES if known.drops_stop_phrases else ()
+    return _boxes_answer([box for box in _labelled_boxes(text) if box.label not in dropped], image_size)
 
 
 def _boxes_or_polygons(text: str, image_size: PictureSize) -> dict[str, Any]:
     """The whole text is read as polygons if `<poly>` stands anywhere in it, else as boxes."""
-    boxes: dict[str, Any] = {"bboxes": [], "labels": []}
-    polygons: dict[str, Any] = {"polygons": [], "labels": []}
-    if "<poly>" in text:
-        polygons = _polygons(_without_specials(text), image_size, labelled=True)
-    else:
-        boxes = _boxes_answer(list(_labelled_boxes(text)), image_size)
+    has_polygons = "<poly>" in text
+    boxes = _boxes_answer([] if has_polygons else list(_labelled_boxes(text)), image_size)
+    polygons = _polygons(text if has_polygons else "", image_size, labelled=True)
     return {
         "bboxes": boxes["bboxes"],
         "bboxes_labels": boxes["labels"],
@@ -190,7 +185,7 @@ def _ocr_regions(text: str, image_size: PictureSize) -> dict[str, Any]:
 
 def _polygons(text: str, image_size: PictureSize, *, labelled: bool) -> dict[str, Any]:
     polygons, labels = [], []
-    for label, parts in _read_polygons(text, labelled=labelled):
+    for label, parts in _read_polygons(_without_specials(text), labelled=labelled):
         runs = [list(_LOCATION.finditer(part)) for part in parts]
         points = [run[: len(run) // 2 * 2] for run in runs]
         polygons.append([_pixels([_bin(location) for location in part], image_size) for part in points])

@@ -55,21 +55,19 @@ def parse_result(task: Task | None, text: str, image_size: PictureSize, scorer: 
         return _ocr_regions(text, image_size, scorer)
     if task.kind is Kind.POLYGONS or (task.kind is Kind.BOXES_OR_POLYGONS and "<poly>" in text):
         return _segmentation(text, image_size, scorer, labelled=task.labelled)
-    result = _detections(text, image_size, scorer, labelled=task.labelled)
-    if task.drops_stop_phrases:
-        kept = [found for found in result.detections if found.label not in STOP_PHRASES]
-        return Detections(detections=kept)
-    return result
+    found = _detections(text, image_size, scorer, labelled=task.labelled)
+    dropped = STOP_PHRASES if task.drops_stop_phrases else ()
+    return Detections(detections=[each for each in found if each.label not in dropped])
 
 
-def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> Detections:
+def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> list[Detection]:
     found = []
     for label, group in _label_groups(text):
         for four in _chunks(group, 4):
             x1, y1, x2, y2 = _pixels(four, image_size)
             score = scorer.score_locations(four)
             found.append(Detection(label=label if labelled else "", box=(x1, y1, x2, y2), score=score))
-    return Detections(detections=found)
+    return found
 
 
 def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegions:

@@ -39,28 +39,24 @@ def compare(first: Sequence[str], second: Sequence[str]) -> Figures:
     """
     pairs = list(zip(first, second, strict=True))
     words = [(_words(one), _words(two)) for one, two in pairs]
-    bins = [(_bins(one), _bins(two)) for one, two in pairs]
+    bins = [[[int(number) for number in _LOCATION.findall(text)] for text in pair] for pair in pairs]
     located = [(one, two) for one, two in bins if one or two]
     like = [(one, two) for one, two in located if len(one) == len(two)]
-    moved = np.array([abs(a - b) for one, two in like for a, b in zip(one, two, strict=True)], dtype=float)
+    moves: list[float] = [abs(a - b) for one, two in like for a, b in zip(one, two, strict=True)]
     return {
         "answers": len(pairs),
         "same_text": mean([one == two for one, two in pairs]),
         "same_words": mean([one == two for one, two in words if any(one) or any(two)]),
         "comparable": len(like) / len(located) if located else math.nan,
-        "bins_same": float((moved == 0).mean()) if len(moved) else math.nan,
-        "bins_mean": float(moved.mean()) if len(moved) else math.nan,
-        "bins_p95": float(np.percentile(moved, 95)) if len(moved) else math.nan,
+        "bins_same": mean([move == 0 for move in moves]),
+        "bins_mean": mean(moves),
+        "bins_p95": float(np.percentile(moves or [math.nan], 95)),
     }
 
 
 def _words(text: str) -> list[str]:
     """What stands before, between and after runs of locations."""
     return [part.strip() for part in _LOCATIONS.split(_SPECIAL.sub("", text))]
-
-
-def _bins(text: str) -> list[int]:
-    return [int(number) for number in _LOCATION.findall(text)]
 
 
 def changes(first: Mapping[str, Grade], second: Mapping[str, Grade]) -> dict[str, Figures]:

@@ -14,12 +14,13 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from florence.demo.training.batches import Batch, Batches
@@ -73,15 +74,13 @@ class Trainer:
         )  # fmt: skip
         self.step = 0
         self._precision = pick_dtype("auto", device)
-        self._blur: tuple[float, Tensor] = (0.0, torch.empty(0))
+        self._blur_table = cache(partial(blur_table, device=device))
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step on one batch; returns the losses."""
         stage, _ = self.plan.stage_at(self.step)
         batch = batch.to(self.device)
-        if self._blur[0] != stage.blur:
-            self._blur = (stage.blur, blur_table(stage.blur, self.device))
-        _, blur = self._blur
+        blur = self._blur_table(stage.blur)
         mixed = self._precision is not torch.float32
         with torch.autocast(self.device.type, dtype=self._precision, enabled=mixed):
             features = picture_features(self.model, batch.pixels)
@@ -143,12 +142,11 @@ def batches_from(trainer: Trainer, workers: int, worker_core: int | None) -> Ite
         if worker_core is not None:
             os.sched_setaffinity(0, {worker_core})
 
-    loader = DataLoader(
+    return iter(DataLoader(
         Batches(trainer.plan, trainer.tokenizer), batch_size=None,
         sampler=range(trainer.step, trainer.plan.steps),
         num_workers=workers, prefetch_factor=16, worker_init_fn=settle,
-    )  # fmt: skip
-    return iter(loader)
+    ))  # fmt: skip
 
 
 def train(

@@ -38,12 +38,8 @@ def make_config(sizes: Sizes, vocab_size: int) -> Florence2Config:
         "depths": list(sizes.depths), "window_size": sizes.window, "projection_dim": sizes.width,
         "drop_path_rate": 0.0, "max_position_embeddings": 50,
     }  # fmt: skip
-    whole: dict[str, Any] = {
-        "text_config": text, "vision_config": vision, "image_token_id": vocab_size - 1,
-        "tie_word_embeddings": True, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
-        "decoder_start_token_id": 2,
-    }  # fmt: skip
-    return Florence2Config(**whole)
+    shared = {name: text[name] for name in text if name.startswith("tie_") or name.endswith("_token_id")}
+    return Florence2Config(text_config=text, vision_config=vision, image_token_id=vocab_size - 1, **shared)
 
 
 def make_network(
