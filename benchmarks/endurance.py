@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence import Florence2
 from florence.answers.answer import Answer
-from florence.demo.evaluate import held_out
+from florence.demo.world.drawing import held_out
 from florence.demo.world.scenes import Limits
 from florence.engine.config import EngineConfig
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
@@ -88,16 +88,10 @@ class Settings(BaseSettings):
         default=DEFAULT_LIMITS.max_bytes, ge=1, le=2**31, description="Most bytes of an encoded picture."
     )
     max_image_pixels: int = Field(
-        default=DEFAULT_LIMITS.max_pixels,
-        ge=1,
-        le=PILLOW_MAX_PIXELS,
-        description="Most pixels of a picture.",
+        default=DEFAULT_LIMITS.max_pixels, ge=1, le=PILLOW_MAX_PIXELS, description="Most pixels of a picture."
     )
     max_image_frames: int = Field(
-        default=DEFAULT_LIMITS.max_frames,
-        ge=1,
-        le=1_000_000,
-        description="Most frames or pages of a picture.",
+        default=DEFAULT_LIMITS.max_frames, ge=1, le=10**6, description="Most frames or pages of a picture."
     )
     readers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
@@ -174,19 +168,12 @@ def read_settings(make: Callable[[type[Settings]], Settings] = lambda settings: 
 
     `make` may add values: `bentoml.use_arguments` gives those of `--arg` precedence over the environment.
     """
-    _refuse_unknown(os.environ)
-    return make(Settings)
-
-
-def _refuse_unknown(environ: Mapping[str, str]) -> None:
     known = [PREFIX + field.upper() for field in Settings.model_fields]
-    unknown = [
-        name
-        for name, value in sorted(environ.items())
-        if name.upper().startswith(PREFIX) and name.upper() not in known and not _from_kubernetes(name, value)
-    ]
+    own = [(name, value) for name, value in sorted(os.environ.items()) if name.upper().startswith(PREFIX)]
+    unknown = [name for name, value in own if name.upper() not in known and not _from_kubernetes(name, value)]
     if unknown:
         raise SettingsError("; ".join(_suggest(name, known) for name in unknown))
+    return make(Settings)
 
 
 def _from_kubernetes(name: str, value: str) -> bool:

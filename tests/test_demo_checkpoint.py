@@ -12,8 +12,9 @@ import pytest
 from safetensors import safe_open
 
 from florence import Florence2
-from florence.demo.evaluate import evaluate, held_out, main, table
-from florence.demo.evaluation.answering import ask_model
+from florence.demo.evaluate import main, table
+from florence.demo.evaluation.exam import Exam, ask_model
+from florence.demo.world.drawing import held_out
 from florence.demo.world.scenes import Limits
 
 CHECKPOINT = Path(str(resources.files("florence.demo"))) / "checkpoint"
@@ -62,7 +63,9 @@ def test_the_bundle_is_small_and_whole() -> None:
 @pytest.mark.usefixtures("evaluators")
 def test_held_out_scenes_are_answered_well(demo: Florence2) -> None:
     """Unseen scenes of one to four things, all tasks that have an aim."""
-    figures = evaluate(ask_model(demo), SEED, SCENES, tuple(LEAST))
+    exam = Exam.draw(SEED, SCENES, tuple(LEAST), Limits())
+    grades = exam.grade([answer.result for answer in ask_model(demo, exam.items)])
+    figures = {task: one.figures for task, one in grades.items()}
     for task, floors in LEAST.items():
         assert all(figures[task][name] >= least for name, least in floors.items()), table(figures)
     assert figures["<OPEN_VOCABULARY_DETECTION>"]["invented"] < MOST_INVENTED, table(figures)

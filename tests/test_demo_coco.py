@@ -13,9 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from florence.demo.draw import draw
-from florence.demo.training.batches import draw_lots
 from florence.demo.world.coco import CATEGORIES, coco_instances
-from florence.demo.world.drawing import thing_mask
+from florence.demo.world.drawing import draw_lots, thing_mask
 from florence.demo.world.scenes import Limits, Scene, Split, Thing, scene_rng
 from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import SHAPES, WORD

@@ -13,8 +13,7 @@ import torch
 from florence import Florence2
 from florence.answers.answer import Answer
 from florence.demo.drift import ALL, changes, compare, compare_tasks, main
-from florence.demo.evaluate import Exam
-from florence.demo.evaluation.answering import answers_of
+from florence.demo.evaluation.exam import Exam, ask_model
 from florence.demo.world.ground_truth import full
 from florence.demo.world.scenes import Limits
 from florence.model.devices import has_vnni
@@ -40,7 +39,7 @@ def exact(exam: Exam) -> list[Answer]:
 
 def _answers(exam: Exam, dtype: str) -> list[Answer]:
     with Florence2.load("demo", device="cpu", dtype=dtype) as model:
-        return answers_of(model, exam.items)
+        return ask_model(model, exam.items)
 
 
 @pytest.mark.slow

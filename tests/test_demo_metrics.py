@@ -11,11 +11,18 @@ import pytest
 
 from florence import parse_answer
 from florence.demo.evaluation.boxes import Found, evaluate_boxes
-from florence.demo.evaluation.calibration import GROUPS, Judged, expected_calibration_error, reliability
+from florence.demo.evaluation.captions import Words, cider, tokenize, words_here
 from florence.demo.evaluation.grading import Graded, grade
-from florence.demo.evaluation.metrics import area_overlap, box_overlap, word_accuracy
-from florence.demo.training.batches import draw_lots
-from florence.demo.world.captions import Words, cider, tokenize, words_here
+from florence.demo.evaluation.metrics import (
+    GROUPS,
+    Judged,
+    area_overlap,
+    box_overlap,
+    expected_calibration_error,
+    reliability,
+    word_accuracy,
+)
+from florence.demo.world.drawing import draw_lots
 from florence.demo.world.ground_truth import (
     Question,
     caption,

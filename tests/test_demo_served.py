@@ -6,9 +6,8 @@ import pytest
 from serving import Server
 
 from florence import Florence2
-from florence.demo.evaluate import Exam
-from florence.demo.evaluation.answering import ask_model, ask_service
-from florence.demo.evaluation.report import table
+from florence.demo.evaluate import table
+from florence.demo.evaluation.exam import Exam, ask_model, ask_service
 from florence.demo.world.scenes import Limits
 from florence.types.results import Result
 from florence.types.tasks import TASKS
@@ -48,7 +47,7 @@ def exam() -> Exam:
 
 @pytest.fixture(scope="module")
 def served(server: Server, exam: Exam) -> list[Result]:
-    return ask_service(server.url)(exam.items)
+    return ask_service(server.url, exam.items)
 
 
 def test_the_served_answers_are_right(exam: Exam, served: list[Result]) -> None:
@@ -63,7 +62,7 @@ def test_served_answers_are_the_librarys(exam: Exam, served: list[Result]) -> No
     """The same labels, texts, boxes, outlines and scores as from a model in this process; of hundreds of
     answers two may differ, where sums in another order tip two locations that were as good as each other."""
     with Florence2.load("demo", device="cpu", dtype="float32") as model:
-        own = ask_model(model)(exam.items)
+        own = [answer.result for answer in ask_model(model, exam.items)]
     pairs = zip(served, own, strict=True)
     differ = [pair for pair in pairs if _plain(pair[0].model_dump()) != _plain(pair[1].model_dump())]
     assert len(served) > 200

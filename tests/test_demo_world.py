@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from florence import parse_answer
-from florence.demo.training.batches import draw_lots
 from florence.demo.world.backgrounds import background
-from florence.demo.world.drawing import draw_scene, thing_mask
+from florence.demo.world.drawing import draw_lots, draw_scene, thing_mask
 from florence.demo.world.ground_truth import Question, brief, full, questions
 from florence.demo.world.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.world.shapes import unit_outline

@@ -3,8 +3,8 @@
 `parse_answer` gives both. Knows text, pixels and log-probabilities; nothing about tokenizers, models or HTTP.
 """
 
+from florence.answers.answer import ParsedAnswer, parse_answer
 from florence.answers.lexemes import Piece
 from florence.answers.original import post_process_sequence, post_process_text
-from florence.answers.parse import ParsedAnswer, parse_answer
 
 __all__ = ["ParsedAnswer", "Piece", "parse_answer", "post_process_sequence", "post_process_text"]

@@ -1,4 +1,4 @@
-"""A generated text cut into lexemes: locations, markup, and plain text.
+"""A generated text cut into lexemes: locations, markup, and plain text; and the stop phrases.
 
 Knows nothing about tasks or pixels. Only the vocabulary's own tokens count: `<loc_1000>` is plain text.
 """
@@ -19,6 +19,23 @@ PADDING: Final = ("<s>", "</s>", "<pad>")
 _PAIRED = "poly od ocr cap ncap dcap grounding seg region_cap region_to_desciption proposal"
 _MARKUP = ["<sep>", "<and>", *(tag for name in _PAIRED.split() for tag in (f"<{name}>", f"</{name}>"))]
 _TOKEN = re.compile("|".join([f"(?P<location>{LOCATION_PATTERN})", *PADDING, *_MARKUP]))
+
+_PERSONAL = (
+    "I me mine myself you your yours yourself yourselves he him his himself she her hers herself it its "
+    "itself we us our ours ourselves they them their theirs themselves"
+)
+_DEMONSTRATIVE = "this that these those who whom whose which what"
+_INDEFINITE = (
+    "all another any anybody anyone anything each everybody everyone everything few many nobody none one "
+    "oneself several some somebody someone something lots"
+)
+_SEVERAL_WORDS = ("each other", "one another", "the image", "a group", "a set", "other objects")
+
+# Phrase grounding leaves these out, for they name nothing visible: the 72 of the original's list, matched
+# whole and with their case.
+STOP_PHRASES: Final = frozenset(
+    f"{_PERSONAL} {_DEMONSTRATIVE} {_INDEFINITE} image images the a an".split()
+) | frozenset(_SEVERAL_WORDS)
 
 
 class LexemeKind(Enum):

@@ -17,18 +17,24 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
-from florence.answers.polygons import LOCATION, read_polygons
-from florence.answers.stop_phrases import STOP_PHRASES
+from florence.answers.lexemes import STOP_PHRASES
 from florence.errors import RequestError
 from florence.types.regions import BINS, PictureSize, read_image_size
 from florence.types.tasks import TASKS, Kind
 
+LOCATION: Final = r"<loc_\d+>"  # any number of any script's digits, as the original reads them
 _LOCATION = re.compile(LOCATION)
 _RUN = re.compile(rf"(?:{LOCATION})+")
 _BARE_BOXES = re.compile(rf"(?:{LOCATION}){{4,}}")
 _LABELLED_BOXES = re.compile(rf"([^<]+)((?:{LOCATION}){{4,}})?")
+_POLYGON_TOKEN = rf"(?:{LOCATION}|<sep>|<poly>|</poly>)"
+_BARE_POLYGONS = re.compile(f"{_POLYGON_TOKEN}{{4,}}")
+_LABELLED_POLYGONS = re.compile(f"[^<]+({_POLYGON_TOKEN}{{4,}})?")
+_POLYGON = re.compile(rf"((?:{LOCATION})+)(<sep>|\Z)?")
+_LABEL_STOP = re.compile("<loc_|<poly>")
+_REST_OF_LOCATION = re.compile(r"loc_\d+>")
 _LARGEST_BIN = 2**63 - 1  # the original keeps bins in 64-bit integers
 _LONGEST_BIN = 4300  # digits that Python's `int` takes by default
 
@@ -98,25 +104,20 @@ def _parse(task: str, text: str, image_size: PictureSize) -> Any:
     if known.kind is Kind.QUADS:
         return _ocr_regions(text, image_size)
     if known.kind is Kind.POLYGONS:
-        return _polygons(_without_specials(text), image_size, labelled=known.labelled)
+        return _polygons(text, image_size, labelled=known.labelled)
     if known.kind is Kind.BOXES_OR_POLYGONS:
         return _boxes_or_polygons(text, image_size)
     if not known.labelled:
         return _boxes_answer(_bare_boxes(text), image_size)
-    if known.drops_stop_phrases:
-        boxes = [box for box in _labelled_boxes(text) if box.label not in STOP_PHRASES]
-        return _boxes_answer(boxes, image_size)
-    return _boxes_answer(list(_labelled_boxes(text)), image_size)
+    dropped = STOP_PHRASES if known.drops_stop_phrases else ()
+    return _boxes_answer([box for box in _labelled_boxes(text) if box.label not in dropped], image_size)
 
 
 def _boxes_or_polygons(text: str, image_size: PictureSize) -> dict[str, Any]:
     """The whole text is read as polygons if `<poly>` stands anywhere in it, else as boxes."""
-    boxes: dict[str, Any] = {"bboxes": [], "labels": []}
-    polygons: dict[str, Any] = {"polygons": [], "labels": []}
-    if "<poly>" in text:
-        polygons = _polygons(_without_specials(text), image_size, labelled=True)
-    else:
-        boxes = _boxes_answer(list(_labelled_boxes(text)), image_size)
+    has_polygons = "<poly>" in text
+    boxes = _boxes_answer([] if has_polygons else list(_labelled_boxes(text)), image_size)
+    polygons = _polygons(text if has_polygons else "", image_size, labelled=True)
     return {
         "bboxes": boxes["bboxes"],
         "bboxes_labels": boxes["labels"],
@@ -184,12 +185,52 @@ def _ocr_regions(text: str, image_size: PictureSize) -> dict[str, Any]:
 
 def _polygons(text: str, image_size: PictureSize, *, labelled: bool) -> dict[str, Any]:
     polygons, labels = [], []
-    for label, parts in read_polygons(text, labelled=labelled):
+    for label, parts in _read_polygons(_without_specials(text), labelled=labelled):
         runs = [list(_LOCATION.finditer(part)) for part in parts]
         points = [run[: len(run) // 2 * 2] for run in runs]
         polygons.append([_pixels([_bin(location) for location in part], image_size) for part in points])
         labels.append(label)
     return {"polygons": polygons, "labels": labels}
+
+
+def _read_polygons(text: str, *, labelled: bool) -> Iterator[tuple[str, list[str]]]:
+    """Each instance's label and its runs of locations, one run for each polygon.
+
+    text: without `<s>`, `</s>` and `<pad>`. labelled: whether a group needs a text before it, its label.
+    """
+    for group in _polygon_groups(text, labelled=labelled):
+        stop = _LABEL_STOP.search(group)
+        if stop is None or "\n" in group[: stop.start()].lstrip():
+            continue
+        label = group[: stop.start()].strip()
+        for instance in _polygon_texts(group):
+            runs = [match.group(1) for match in _POLYGON.finditer(instance) if match.group(2) is not None]
+            if runs:
+                yield label, runs
+
+
+def _polygon_groups(text: str, *, labelled: bool) -> Iterator[str]:
+    if not labelled:
+        yield from (match.group() for match in _BARE_POLYGONS.finditer(text))
+        return
+    for match in _LABELLED_POLYGONS.finditer(text):
+        if match.group(1) is not None:
+            stray = _REST_OF_LOCATION.match(match.group())  # of a location that stood before the label
+            yield match.group()[stray.end() if stray else 0 :]
+
+
+def _polygon_texts(group: str) -> Iterator[str]:
+    """The text between each `<poly>` and the next `</poly>`; the whole group unless it holds both."""
+    if "<poly>" not in group or "</poly>" not in group:
+        yield group
+        return
+    start = group.find("<poly>")
+    while start >= 0:
+        stop = group.find("</poly>", start)
+        if stop < 0:
+            return
+        yield group[start + len("<poly>") : stop]
+        start = group.find("<poly>", stop)
 
 
 def _scores(

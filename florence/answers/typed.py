@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from florence.answers.lexemes import PADDING, Lexeme, LexemeKind, Scorer, read_lexemes
-from florence.answers.stop_phrases import STOP_PHRASES
+from florence.answers.lexemes import PADDING, STOP_PHRASES, Lexeme, LexemeKind, Scorer, read_lexemes
 from florence.errors import RequestError
+from florence.export.annotation import box_polygon
 from florence.types.regions import PictureSize, locations_to_pixels
 from florence.types.results import (
     Detection,
@@ -55,21 +55,19 @@ def parse_result(task: Task | None, text: str, image_size: PictureSize, scorer: 
         return _ocr_regions(text, image_size, scorer)
     if task.kind is Kind.POLYGONS or (task.kind is Kind.BOXES_OR_POLYGONS and "<poly>" in text):
         return _segmentation(text, image_size, scorer, labelled=task.labelled)
-    result = _detections(text, image_size, scorer, labelled=task.labelled)
-    if task.drops_stop_phrases:
-        kept = [found for found in result.detections if found.label not in STOP_PHRASES]
-        return Detections(detections=kept)
-    return result
+    found = _detections(text, image_size, scorer, labelled=task.labelled)
+    dropped = STOP_PHRASES if task.drops_stop_phrases else ()
+    return Detections(detections=[each for each in found if each.label not in dropped])
 
 
-def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> Detections:
+def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> list[Detection]:
     found = []
     for label, group in _label_groups(text):
         for four in _chunks(group, 4):
             x1, y1, x2, y2 = _pixels(four, image_size)
             score = scorer.score_locations(four)
             found.append(Detection(label=label if labelled else "", box=(x1, y1, x2, y2), score=score))
-    return Detections(detections=found)
+    return found
 
 
 def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegions:
@@ -92,19 +90,15 @@ def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelle
         if labelled and not group.enclosed:
             for four in _chunks(group, 4):
                 x1, y1, x2, y2 = _pixels(four, image_size)
-                corners, score = [x1, y1, x2, y1, x2, y2, x1, y2], scorer.score_locations(four)
+                corners, score = box_polygon((x1, y1, x2, y2)), scorer.score_locations(four)
                 instances.append(Instance(label=label, polygons=[corners], score=score))
             continue
         whole = [part[: len(part) // 2 * 2] for part in group.parts]
         polygons = [part for part in whole if len(part) >= _FEWEST_LOCATIONS]
         if polygons:
-            instances.append(
-                Instance(
-                    label=label if labelled else "",
-                    polygons=[_pixels(polygon, image_size) for polygon in polygons],
-                    score=scorer.score_locations([location for polygon in polygons for location in polygon]),
-                )
-            )
+            score = scorer.score_locations([location for polygon in polygons for location in polygon])
+            outlines = [_pixels(polygon, image_size) for polygon in polygons]
+            instances.append(Instance(label=label if labelled else "", polygons=outlines, score=score))
     return Segmentation(instances=instances)
 
 

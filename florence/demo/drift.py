@@ -17,11 +17,10 @@ from typing import Final
 import numpy as np
 
 from florence.answers.answer import Answer
-from florence.demo.evaluate import Exam, exam_parser, run, scenes_of, write_json
-from florence.demo.evaluation.answering import answers_of
+from florence.demo.evaluate import exam_parser, finite, run, scenes_of, write_json
+from florence.demo.evaluation.exam import Exam, ask_model
 from florence.demo.evaluation.grading import Grade
 from florence.demo.evaluation.metrics import Figures, mean
-from florence.demo.evaluation.report import finite
 from florence.runtime.florence2 import Florence2
 
 ALL: Final = "all tasks"
@@ -40,28 +39,24 @@ def compare(first: Sequence[str], second: Sequence[str]) -> Figures:
     """
     pairs = list(zip(first, second, strict=True))
     words = [(_words(one), _words(two)) for one, two in pairs]
-    bins = [(_bins(one), _bins(two)) for one, two in pairs]
+    bins = [[[int(number) for number in _LOCATION.findall(text)] for text in pair] for pair in pairs]
     located = [(one, two) for one, two in bins if one or two]
     like = [(one, two) for one, two in located if len(one) == len(two)]
-    moved = np.array([abs(a - b) for one, two in like for a, b in zip(one, two, strict=True)], dtype=float)
+    moves: list[float] = [abs(a - b) for one, two in like for a, b in zip(one, two, strict=True)]
     return {
         "answers": len(pairs),
         "same_text": mean([one == two for one, two in pairs]),
         "same_words": mean([one == two for one, two in words if any(one) or any(two)]),
         "comparable": len(like) / len(located) if located else math.nan,
-        "bins_same": float((moved == 0).mean()) if len(moved) else math.nan,
-        "bins_mean": float(moved.mean()) if len(moved) else math.nan,
-        "bins_p95": float(np.percentile(moved, 95)) if len(moved) else math.nan,
+        "bins_same": mean([move == 0 for move in moves]),
+        "bins_mean": mean(moves),
+        "bins_p95": float(np.percentile(moves or [math.nan], 95)),
     }
 
 
 def _words(text: str) -> list[str]:
     """What stands before, between and after runs of locations."""
     return [part.strip() for part in _LOCATIONS.split(_SPECIAL.sub("", text))]
-
-
-def _bins(text: str) -> list[int]:
-    return [int(number) for number in _LOCATION.findall(text)]
 
 
 def changes(first: Mapping[str, Grade], second: Mapping[str, Grade]) -> dict[str, Figures]:
@@ -78,13 +73,11 @@ def changes(first: Mapping[str, Grade], second: Mapping[str, Grade]) -> dict[str
 
 def compare_tasks(exam: Exam, answers: Sequence[Answer], others: Sequence[Answer]) -> dict[str, Figures]:
     """`compare` by task and over all tasks, of two lists of answers to the same questions."""
-    texts = [(one.raw_text, two.raw_text) for one, two in zip(answers, others, strict=True)]
-    by_task: dict[str, list[tuple[str, str]]] = {task: [] for task in exam.tasks}
-    for (_, _, question), pair in zip(exam.asked, texts, strict=True):
-        by_task[question.task].append(pair)
+    rows = list(zip(exam.items, answers, others, strict=True))
+    by_task = {task: [row for row in rows if row[0][1] == task] for task in exam.tasks}
     return {
-        task: compare([one for one, _ in pairs], [two for _, two in pairs])
-        for task, pairs in {**by_task, ALL: texts}.items()
+        task: compare([one.raw_text for _, one, _ in of], [two.raw_text for _, _, two in of])
+        for task, of in {**by_task, ALL: rows}.items()
     }
 
 
@@ -118,7 +111,7 @@ def _drift(arguments: argparse.Namespace, exam: Exam) -> None:
     answers, grades = {}, {}
     for dtype in dict.fromkeys(arguments.dtypes):
         with Florence2.load(arguments.checkpoint, dtype=dtype) as model:
-            answers[dtype] = answers_of(model, exam.items)
+            answers[dtype] = ask_model(model, exam.items)
         grades[dtype] = exam.grade([answer.result for answer in answers[dtype]])
     first, *others = answers
     drift: dict[str, object] = {}

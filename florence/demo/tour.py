@@ -46,52 +46,45 @@ class TourError(Exception):
 
 def main() -> int:
     """The exit status: 0 when every request was answered."""
-    log = tempfile.NamedTemporaryFile(prefix="florence-demo-", suffix=".log")  # noqa: SIM115
-    with log:
+    with tempfile.TemporaryDirectory(prefix="florence-demo-") as home:
+        log = Path(home, "log")
         try:
-            with (
-                _server(log.fileno()) as base_url,
-                httpx.Client(timeout=REQUEST_S, trust_env=False) as client,
-            ):
-                answered = sum(
-                    _ask(client, base_url, number, task) for number, task in enumerate(TRITON_TASKS)
-                )
+            with _server(home, log) as url, httpx.Client(timeout=REQUEST_S, trust_env=False) as client:
+                answered = sum(_ask(client, url, number, task) for number, task in enumerate(TRITON_TASKS))
         except (TourError, httpx.HTTPError) as error:
             print(f"\nthe demo failed: {error}\n\nthe server's log:", file=sys.stderr)
-            print(Path(log.name).read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+            print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
             return 1
     print(f"\n{answered} requests answered. The service has stopped.\n{NEXT}")
     return 0
 
 
 @contextmanager
-def _server(log: int) -> Iterator[str]:
-    """The service on a free port of this machine, ready; yields its address, and stops it in any case."""
+def _server(home: str, log: Path) -> Iterator[str]:
+    """The service on a free port of this machine, ready; yields its address, and stops it in any case.
+
+    home: BentoML's own folder: another service's metrics lie in the usual one.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = ["serve", "florence.server.service:service", "--host", "127.0.0.1", "--port", str(port)]
-    variables = {**os.environ, "FLORENCE_MODEL": "demo", "BENTOML_DO_NOT_TRACK": "True"}
-    variables["FLORENCE_GRPC_PORT"] = "0"
-    home = tempfile.TemporaryDirectory(prefix="florence-demo-")
-    variables["BENTOML_HOME"] = home.name  # another service's metrics lie in the usual one
-    variables.pop("FLORENCE_REVISION", None)
+    variables = {
+        **os.environ, "FLORENCE_MODEL": "demo", "FLORENCE_REVISION": "", "FLORENCE_GRPC_PORT": "0",
+        "BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True",
+    }  # fmt: skip
     print(f"$ FLORENCE_MODEL=demo bentoml {' '.join(command)}", flush=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bentoml", *command],
-        cwd=ROOT,
-        env=variables,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bentoml", *command], cwd=ROOT, env=variables, stdout=written,
+            stderr=written, start_new_session=True,
+        )  # fmt: skip
     try:
         base_url = f"http://127.0.0.1:{port}"
         _wait_until_ready(process, base_url)
         yield base_url
     finally:
         _stop(process)
-        home.cleanup()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], base_url: str) -> None:
@@ -137,27 +130,19 @@ def _ask(client: httpx.Client, base_url: str, number: int, task: str) -> int:
 def _question(task: str, number: int) -> tuple[Path, str | None]:
     """One of the pictures that have a question of this task, and the question's text."""
     questions = json.loads((ROOT / "data" / "scene_questions.json").read_text(encoding="utf-8"))
-    fitting = [
-        (ROOT / "data" / name, row["text"])
-        for name, rows in questions.items()
-        for row in rows
-        if row["task"] == task
-    ]
+    asked = [(ROOT / "data" / name, row) for name, rows in questions.items() for row in rows]
+    fitting = [(picture, row["text"]) for picture, row in asked if row["task"] == task]
     if not fitting:
         raise TourError(f"data/scene_questions.json has no question for {task}")
     return fitting[number % len(fitting)]
 
 
 def _v2_request(picture: Path, task: str, text: str | None) -> dict[str, Any]:
-    values = {
-        "INPUT_IMAGE": base64.b64encode(picture.read_bytes()).decode("ascii"),
-        "TASK_PROMPT": task,
-        "TEXT_PROMPT": text,
-    }
+    image = base64.b64encode(picture.read_bytes()).decode("ascii")
+    values = {"INPUT_IMAGE": image, "TASK_PROMPT": task} | ({} if text is None else {"TEXT_PROMPT": text})
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
         for name, value in values.items()
-        if value is not None
     ]
     return {"id": uuid4().hex, "inputs": inputs}
 

@@ -14,20 +14,26 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from florence.demo.training.batches import Batch, Batches, Group
-from florence.demo.training.checkpoint_files import write_checkpoint
+from florence.demo.training.batches import Batch, Batches
 from florence.demo.training.config import TRAINING, TrainingConfig
+from florence.demo.training.files import (
+    load_state,
+    load_weights,
+    named_parameters,
+    save_state,
+    write_checkpoint,
+)  # fmt: skip
 from florence.demo.training.losses import answer_loss, blur_table, head_loss, picture_features
 from florence.demo.training.network import PlainHead, make_config, make_network
-from florence.demo.training.state import load_state, load_weights, named_parameters, save_state
 from florence.demo.world.tokenizer import make_tokenizer
 from florence.model.devices import keep_freed_memory, pick_dtype
 from florence.types.regions import BINS
@@ -68,19 +74,21 @@ class Trainer:
         )  # fmt: skip
         self.step = 0
         self._precision = pick_dtype("auto", device)
-        self._blur: tuple[float, Tensor] = (0.0, torch.empty(0))
+        self._blur_table = cache(partial(blur_table, device=device))
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step on one batch; returns the losses."""
         stage, _ = self.plan.stage_at(self.step)
+        batch = batch.to(self.device)
         blur = self._blur_table(stage.blur)
         mixed = self._precision is not torch.float32
         with torch.autocast(self.device.type, dtype=self._precision, enabled=mixed):
-            features = picture_features(self.model, batch.pixels.to(self.device))
-            parts = [answer_loss(self.model, features, _on(group, self.device), self.first_location, blur)
-                     for group in batch.groups]  # fmt: skip
+            features = picture_features(self.model, batch.pixels)
+            parts = [
+                answer_loss(self.model, features, group, self.first_location, blur) for group in batch.groups
+            ]
         locations = self.model.lm_head.weight[self.first_location : self.first_location + BINS]
-        plain = head_loss(self.head, features, _targets_on(batch, self.device), locations, blur)
+        plain = head_loss(self.head, features, batch, locations, blur)
         loss = stage.head_weight * plain
         answers = plain.new_zeros(())
         if parts:
@@ -96,15 +104,10 @@ class Trainer:
         self.step += 1
         return {"head": float(plain.detach()), "answers": float(answers.detach())}
 
-    def _blur_table(self, width: float) -> Tensor:
-        if self._blur[0] != width:
-            self._blur = (width, blur_table(width, self.device))
-        return self._blur[1]
-
     def save(self, directory: Path) -> None:
         """Writes the state to go on from and the checkpoint as it is now."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(directory / "checkpoint", self.model, self.tokenizer, self.plan.sizes)
+        write_checkpoint(directory / "checkpoint", self.model, self.tokenizer, self.plan.sizes.side)
         save_state(directory / "state.safetensors", self.modules, self.optimizer, self.step)
 
     @classmethod
@@ -115,9 +118,10 @@ class Trainer:
 
         Of a start only the network's weights are known: the optimizer and the plain head begin anew.
         """
-        if (directory / "state.safetensors").is_file():
+        state = directory / "state.safetensors"
+        if state.is_file():
             trainer = cls(plan, device, Tokenizer.from_file(str(directory / "checkpoint" / "tokenizer.json")))
-            trainer.step = load_state(directory / "state.safetensors", trainer.modules, trainer.optimizer)
+            trainer.step = load_state(state, trainer.modules, trainer.optimizer)
         elif start is not None:
             trainer = cls(plan, device, Tokenizer.from_file(str(start.checkpoint / "tokenizer.json")))
             load_weights(start.checkpoint / "model.safetensors", trainer.model)
@@ -125,17 +129,6 @@ class Trainer:
         else:
             trainer = cls(plan, device, make_tokenizer())
         return trainer
-
-
-def _targets_on(batch: Batch, device: torch.device) -> Batch:
-    """What the plain head learns from, on the device."""
-    tables = (batch.grounds, batch.things, batch.outlines)
-    grounds, things, outlines = (table.to(device) for table in tables)
-    return Batch(batch.pixels, grounds, things, outlines, ())
-
-
-def _on(group: Group, device: torch.device) -> Group:
-    return Group(*(tensor.to(device) for tensor in (group.owner, group.prompt, group.inputs, group.labels)))
 
 
 def batches_from(trainer: Trainer, workers: int, worker_core: int | None) -> Iterator[Batch]:
@@ -149,12 +142,11 @@ def batches_from(trainer: Trainer, workers: int, worker_core: int | None) -> Ite
         if worker_core is not None:
             os.sched_setaffinity(0, {worker_core})
 
-    loader = DataLoader(
+    return iter(DataLoader(
         Batches(trainer.plan, trainer.tokenizer), batch_size=None,
         sampler=range(trainer.step, trainer.plan.steps),
         num_workers=workers, prefetch_factor=16, worker_init_fn=settle,
-    )  # fmt: skip
-    return iter(loader)
+    ))  # fmt: skip
 
 
 def train(
@@ -168,8 +160,10 @@ def train(
 ) -> None:
     """Trains until the plan ends, the minutes are over or SIGTERM or Ctrl-C comes, saving as it goes."""
     asked_to_stop: list[int] = []
-    former = {number: signal.signal(number, lambda number, frame: asked_to_stop.append(number))
-              for number in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+    former = {
+        number: signal.signal(number, lambda number, frame: asked_to_stop.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     trainer = Trainer.resume(plan, device, directory, start)
     began, last, first_step = time.monotonic(), time.monotonic(), trainer.step
     means: dict[str, float] = {}
@@ -189,10 +183,8 @@ def train(
     trainer.save(directory)
     for number, handler in former.items():
         signal.signal(number, handler)
-    print(
-        f"stopped at step {trainer.step} of {plan.steps}, {trainer.step - first_step} steps in this run",
-        flush=True,
-    )
+    steps = trainer.step - first_step
+    print(f"stopped at step {trainer.step} of {plan.steps}, {steps} steps in this run", flush=True)
 
 
 def _tell(trainer: Trainer, means: dict[str, float], pace: float, minutes: float) -> None:
@@ -208,35 +200,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--state", type=Path, required=True, help="directory of the state and of the checkpoint made"
-    )
+    parser.add_argument("--state", type=Path, required=True, help="directory of the state and the checkpoint")
     parser.add_argument("--start", type=Path, help="directory of a checkpoint to begin from, with --stage")
-    parser.add_argument("--stage", choices=[stage.name for stage in TRAINING.stages],
-                        help="stage of the plan to begin with, from --start")  # fmt: skip
+    stages = [stage.name for stage in TRAINING.stages]
+    parser.add_argument("--stage", choices=stages, help="stage of the plan to begin with, from --start")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
-    parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="stop after so long; a later run goes on"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, help="processes that draw scenes; a GPU needs several"
-    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; then resume")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw; a GPU needs several")
     parser.add_argument("--worker-core", type=int, default=None, help="the core they share; any if not named")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
     if (arguments.start is None) != (arguments.stage is None):
         parser.error("--start and --stage go together: a checkpoint, and the stage to begin with from it")
     if arguments.start is not None and (arguments.state / "state.safetensors").exists():
-        parser.error(
-            f"{arguments.state} holds a state to go on from; leave out --start, or name another folder"
-        )
+        state = arguments.state
+        parser.error(f"{state} holds a state to go on from; leave out --start, or name another folder")
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)
     keep_freed_memory()
-    train(
-        TRAINING, arguments.state, device, start, arguments.minutes, arguments.workers, arguments.worker_core
-    )  # fmt: skip
+    device, drawing = torch.device(arguments.device), (arguments.workers, arguments.worker_core)
+    train(TRAINING, arguments.state, device, start, arguments.minutes, *drawing)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ def to_detections(
 ) -> supervision.Detections:
     """N annotations as one Detections, in their order; see `Drawable.to_supervision`."""
     library = _supervision()
+    scores = [annotation.score for annotation in annotations]
     made: supervision.Detections = library.Detections(
         xyxy=np.array([annotation.bounds for annotation in annotations], np.float32).reshape(-1, 4),
         mask=_masks(annotations, image_size) if any(each.shape == "area" for each in annotations) else None,
-        confidence=_scores(annotations),
+        confidence=None if None in scores else np.array(scores, np.float32),  # supervision has no gaps
         class_id=np.array([category_id(each, categories) for each in annotations], np.int64),
         data={"class_name": np.array([each.label or category_name(each) for each in annotations], str)},
     )
@@ -50,12 +51,6 @@ def _supervision() -> Any:
     except ImportError as error:
         raise MissingLibrary("to_supervision", "supervision", "supervision") from error
     return supervision
-
-
-def _scores(annotations: Sequence[Annotation]) -> NDArray[np.float32] | None:
-    """[N]; None where one is missing: supervision has no gaps."""
-    scores = [annotation.score for annotation in annotations]
-    return None if None in scores else np.array(scores, np.float32)
 
 
 def _masks(annotations: Sequence[Annotation], image_size: Size | None) -> NDArray[np.bool_]:

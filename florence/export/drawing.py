@@ -41,17 +41,17 @@ def draw_annotations(
     scale = math.sqrt(picture.width * picture.height)
     font = _font(font_path, max(12, round(scale / 36)))
     line = max(2, round(scale / 280))
-    colours = _colours(annotations)
-    picture = _tint_areas(picture, annotations, colours)
+    coloured = list(zip(annotations, _colours(annotations), strict=True))
+    for annotation, colour in coloured:
+        if annotation.shape == "area":
+            _tint(picture, annotation, colour)
     pen = ImageDraw.Draw(picture)
-    for annotation, colour in zip(annotations, colours, strict=True):
+    for annotation, colour in coloured:
         for polygon in annotation.polygons:
             _draw_polygon(pen, polygon, colour, line, picture.size)
     taken: list[Rectangle] = []
-    for annotation, colour in zip(annotations, colours, strict=True):
-        place = _draw_plate(picture, annotation, colour, font, taken)
-        if place is not None:
-            taken.append(place)
+    for annotation, colour in coloured:
+        _draw_plate(picture, annotation, colour, font, taken)
     return _add_caption(picture, caption, font) if caption else picture
 
 
@@ -66,28 +66,17 @@ def _font(path: str | os.PathLike[str] | None, size: int) -> Font:
 
 def _colours(annotations: Sequence[Annotation]) -> list[Colour]:
     """One colour for each category; without categories, one after the other."""
-    names: dict[object, int] = {}
-    for number, annotation in enumerate(annotations):
-        names.setdefault(annotation.category or annotation.label or number, len(names))
-    return [
-        PALETTE[names[annotation.category or annotation.label or number] % len(PALETTE)]
-        for number, annotation in enumerate(annotations)
-    ]
+    names = [each.category or each.label or number for number, each in enumerate(annotations)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return [PALETTE[numbers[name] % len(PALETTE)] for name in names]
 
 
-def _tint_areas(
-    picture: Image.Image, annotations: Sequence[Annotation], colours: Sequence[Colour]
-) -> Image.Image:
-    if not any(annotation.shape == "area" for annotation in annotations):
-        return picture
-    for annotation, colour in zip(annotations, colours, strict=True):
-        if annotation.shape == "area":
-            mask = Image.new("L", picture.size)
-            pen = ImageDraw.Draw(mask)
-            for polygon in annotation.polygons:
-                pen.polygon(_points(polygon, picture.size), fill=_TINT)
-            picture.paste(colour, (0, 0), mask)
-    return picture
+def _tint(picture: Image.Image, annotation: Annotation, colour: Colour) -> None:
+    mask = Image.new("L", picture.size)
+    pen = ImageDraw.Draw(mask)
+    for polygon in annotation.polygons:
+        pen.polygon(_points(polygon, picture.size), fill=_TINT)
+    picture.paste(colour, (0, 0), mask)
 
 
 def _draw_polygon(
@@ -107,11 +96,6 @@ def _points(polygon: Sequence[float], size: tuple[int, int]) -> list[tuple[float
     ]
 
 
-def _words(annotation: Annotation) -> str:
-    score = "" if annotation.score is None else f"{annotation.score:.2f}"
-    return " ".join(part for part in (" ".join(annotation.label.split()), score) if part)
-
-
 def _fit(words: str, font: Font, width: int) -> str:
     """The words, cut in the middle where the picture is too narrow, so that the score stays."""
     if font.getlength(words) <= width * 0.9:
@@ -124,13 +108,14 @@ def _fit(words: str, font: Font, width: int) -> str:
 
 
 def _draw_plate(
-    picture: Image.Image, annotation: Annotation, colour: Colour, font: Font, taken: Sequence[Rectangle]
-) -> Rectangle | None:
-    """Draw label and score on a plate near the annotation, clear of the plates before if possible; its place.
-    None where there is neither label nor score."""
-    words = _fit(_words(annotation), font, picture.width)
+    picture: Image.Image, annotation: Annotation, colour: Colour, font: Font, taken: list[Rectangle]
+) -> None:
+    """Draw label and score, if any, on a plate near the annotation, clear of those in `taken` if possible;
+    its place is added there."""
+    score = "" if annotation.score is None else f"{annotation.score:.2f}"
+    words = _fit(" ".join([*annotation.label.split(), score]).strip(), font, picture.width)
     if not words:
-        return None
+        return
     pen = ImageDraw.Draw(picture)
     left, top, right, bottom = pen.textbbox((0, 0), words, font=font)
     pad = max(2, round((bottom - top) / 5))
@@ -138,9 +123,10 @@ def _draw_plate(
     places = _places(annotation, width, height, picture.size)
     place = min(places, key=lambda each: sum(_overlap(each, other) for other in taken))
     pen.rectangle(place, fill=colour, outline=DARK)
-    ink = DARK if _brightness(colour) > 110 else LIGHT
+    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    ink = DARK if brightness > 110 else LIGHT
     pen.text((place[0] + pad - left, place[1] + pad - top), words, fill=ink, font=font)
-    return place
+    taken.append(place)
 
 
 def _places(annotation: Annotation, width: float, height: float, size: tuple[int, int]) -> list[Rectangle]:
@@ -161,10 +147,6 @@ def _overlap(one: Rectangle, other: Rectangle) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(width, 0) * max(height, 0)
-
-
-def _brightness(colour: Colour) -> float:
-    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
 
 
 def _add_caption(picture: Image.Image, caption: str, font: Font) -> Image.Image:

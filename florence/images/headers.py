@@ -129,9 +129,8 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         marker = data[position + 1]
         if marker == 0xDA:
             return
-        if (
-            marker in (0x00, 0x01, 0xD8, 0xFF) or 0xD0 <= marker <= 0xD7
-        ):  # fill bytes and markers without a body
+        # Fill bytes, and markers without a body.
+        if marker in (0x00, 0x01, 0xD8, 0xFF) or 0xD0 <= marker <= 0xD7:
             position += 1 if marker == 0xFF else 2
             continue
         end = position + 2 + struct.unpack_from(">H", data, position + 2)[0]
@@ -217,8 +216,7 @@ def _bmp(data: bytes, max_frames: int) -> Header:
 
 
 def _tiff(data: bytes, max_frames: int) -> Header:
-    tiff = read_tiff(data, max_frames)
-    return Header("TIFF", tiff.width, tiff.height, tiff.frames, tiff.orientation, tiff.data)
+    return Header("TIFF", *read_tiff(data, max_frames))
 
 
 _FORMATS: tuple[tuple[str, tuple[bytes, ...], Callable[[bytes, int], Header]], ...] = (

@@ -28,16 +28,6 @@ _LIST_TAGS = frozenset(
 _MAX_TAGS = 4096
 
 
-class TiffHeader(NamedTuple):
-    """`width` and `height` as stored; `data`: the file with only its first page and that one's pixel tags."""
-
-    width: int
-    height: int
-    frames: int
-    orientation: int
-    data: bytes
-
-
 class _Entry(NamedTuple):
     tag: int
     type: int
@@ -133,10 +123,11 @@ class _File:
         return b"".join([head, self.data[len(head) :], padding, count, *entries, end])
 
 
-def read_tiff(data: bytes, max_frames: int) -> TiffHeader:
-    """The header of a TIFF or BigTIFF file; pages are counted up to `max_frames` + 1.
+def read_tiff(data: bytes, max_frames: int) -> tuple[int, int, int, int, bytes]:
+    """Width and height as stored, pages, orientation, and the file with its first page's pixel tags only.
 
-    Raises ImageError for a directory that is broken, struct.error for one that is cut short.
+    Pages are counted up to `max_frames` + 1. Raises ImageError for a directory that is broken, struct.error
+    for one that is cut short.
     """
     file = _File(data)
     first = file.read(file.offset, 8 if file.big else 4)
@@ -144,13 +135,9 @@ def read_tiff(data: bytes, max_frames: int) -> TiffHeader:
     if _WIDTH not in entries or _HEIGHT not in entries:
         raise ImageError("the TIFF file does not say its size")
     kept = [file.kept(entries[tag]) for tag in sorted(entries) if tag in _SINGLE_TAGS | _LIST_TAGS]
-    return TiffHeader(
-        width=file.single(entries[_WIDTH]),
-        height=file.single(entries[_HEIGHT]),
-        frames=file.count_pages(first, max_frames),
-        orientation=file.orientation(entries),
-        data=file.with_directory(kept),
-    )
+    width, height = file.single(entries[_WIDTH]), file.single(entries[_HEIGHT])
+    frames = file.count_pages(first, max_frames)
+    return width, height, frames, file.orientation(entries), file.with_directory(kept)
 
 
 def exif_orientation(exif: bytes) -> int:

@@ -12,11 +12,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
 from florence.readers.picture import LocalReader, PictureSource, ReadPicture
+
+T = TypeVar("T")
 
 THREADS = 2
 """Readers of a process that has none of its own for them: the engine needs the other cores."""
@@ -117,7 +119,7 @@ class Readers:
             del image
             self._on_read(time.monotonic() - started)
             if self._open.pop(future, None) is not None:
-                _complete(future, outcome)
+                complete(future, outcome)
             del future, outcome  # else this thread keeps the last picture until the next one
 
     def _forget(self, future: Future[ReadPicture]) -> None:
@@ -145,7 +147,11 @@ def _outcome(reader: Reader, image: PictureSource) -> ReadPicture | BaseExceptio
         return error
 
 
-def _complete(future: Future[ReadPicture], outcome: ReadPicture | BaseException) -> None:
+def complete(future: Future[T], outcome: T | BaseException) -> None:
+    """Put the outcome into the future, unless it was cancelled before.
+
+    An error's traceback keeps its frames but not what they held: pictures, for example.
+    """
     if not future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, BaseException):
@@ -156,7 +162,7 @@ def _complete(future: Future[ReadPicture], outcome: ReadPicture | BaseException)
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Let go of what the frames of an error and its causes hold: the picture."""
+    """Empty the frames of an exception and of its causes; those that still run are left alone."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # an error may be its own cause
         seen.add(id(error))

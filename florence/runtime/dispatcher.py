@@ -24,8 +24,8 @@ from florence.engine.request import Generation
 from florence.engine.sequence import SequenceState
 from florence.errors import Closed, FlorenceError, OptionError, TaskError
 from florence.readers.picture import PictureSource, ReadPicture
-from florence.readers.readers import Readers
-from florence.runtime.futures import cancel_with, complete, failed, shut_down
+from florence.readers.readers import Readers, complete
+from florence.runtime.futures import cancel_with, failed, shut_down
 from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskText
 from florence.runtime.preprocess_queue import Accepted, PreprocessQueue
 from florence.runtime.streaming import OnText, TextStreamer

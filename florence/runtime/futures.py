@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -12,31 +11,9 @@ from weakref import ref
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, Request
 from florence.engine.sequence import SequenceState
+from florence.readers.readers import complete
 
 T = TypeVar("T")
-
-
-def complete(future: Future[T], outcome: T | BaseException) -> None:
-    """Put the outcome into the future, unless it was cancelled before.
-
-    An error's traceback keeps its frames but not what they held: pictures, for example.
-    """
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, BaseException):
-        _clear_frames(outcome)
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-def _clear_frames(error: BaseException | None) -> None:
-    """Empty the frames of an exception and of its causes; those that still run are left alone."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:  # an error may be its own cause
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 def failed(error: Exception) -> Future[T]:

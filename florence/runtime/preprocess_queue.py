@@ -13,8 +13,8 @@ from florence.answers.answer import Answer
 from florence.engine.observer import FinishReason, Observer
 from florence.errors import Closed, DeadlineExceeded
 from florence.readers.picture import ReadPicture
+from florence.readers.readers import complete
 from florence.runtime.deadlines import DeadlineWatch
-from florence.runtime.futures import complete
 from florence.runtime.pipeline import CheckedTask
 from florence.runtime.streaming import TextStreamer
 

@@ -52,7 +52,7 @@ class Task:
     example: an input that the task accepts, None where it takes none.
     example_answer: a text that the task may answer with; None: the example of its kind will do.
     labelled: whether boxes and polygons have labels. drops_stop_phrases: whether boxes whose label names
-    nothing visible (`answers.stop_phrases`) are left out. scored_by_original: whether the original's JSON can
+    nothing visible (`answers.lexemes`) are left out. scored_by_original: whether the original's JSON can
     hold scores.
     """
 

@@ -7,13 +7,14 @@ scenes, tasks or models.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from florence.demo.evaluation.evaluators import evaluator, quietly
-from florence.demo.evaluation.metrics import Corners, Figures, coco_box
+from florence.demo.evaluation.metrics import Corners, Figures, coco_box, evaluator
 
 PictureId = int | tuple[int, str]
 
@@ -35,16 +36,12 @@ def evaluate_boxes(found: Sequence[Found], truth: Sequence[Found]) -> tuple[Figu
     recall@50 and precision@50 are shares of all boxes, AR@50:95 is COCO's average recall, a mean over labels.
     nan where there is nothing to measure. Raises MissingLibrary without pycocotools.
     """
-    coco = evaluator("pycocotools.coco")
-    cocoeval = evaluator("pycocotools.cocoeval")
-    sets = _as_coco(found, truth)
-    with quietly():
-        loaded = []
-        for data_set in sets:
-            loaded.append(coco.COCO())
-            loaded[-1].dataset = data_set
-            loaded[-1].createIndex()
-        evaluation = cocoeval.COCOeval(*loaded, "bbox")
+    sets = [evaluator("pycocotools.coco").COCO() for _ in range(2)]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        for coco, data_set in zip(sets, _as_coco(found, truth), strict=True):
+            coco.dataset = data_set
+            coco.createIndex()
+        evaluation = evaluator("pycocotools.cocoeval").COCOeval(*sets, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -7,23 +7,23 @@ answered) and `ECE` (expected calibration error of the scores, 0 is best).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from florence.demo.evaluation.boxes import Found, evaluate_boxes
-from florence.demo.evaluation.calibration import Judged, expected_calibration_error
+from florence.demo.evaluation.captions import cider
 from florence.demo.evaluation.metrics import (
     RIGHT_OVERLAP,
     Figures,
+    Judged,
     Polygon,
     area_overlap,
     box_overlap,
+    expected_calibration_error,
     mean,
     word_accuracy,
-)
-from florence.demo.world.captions import cider
+)  # fmt: skip
 from florence.demo.world.ground_truth import Question, brief, full
 from florence.demo.world.scenes import Scene, Thing
 from florence.types.results import Detection, Detections, OcrRegion, OcrRegions, Result, Segmentation, Text
@@ -180,22 +180,20 @@ def _overlap(one: Graded, polygons: Sequence[Polygon], thing: Thing) -> float:
     return area_overlap(polygons, [thing.outline.ravel().tolist()], (one.scene.width, one.scene.height))
 
 
-_GRADES: Final[Mapping[str, Callable[[Sequence[Graded]], _Parts]]] = MappingProxyType(
-    {
-        "<CAPTION>": _caption,
-        "<DETAILED_CAPTION>": _caption,
-        "<MORE_DETAILED_CAPTION>": _caption,
-        "<CAPTION_TO_PHRASE_GROUNDING>": _grounding,
-        "<OD>": _detection(lambda thing: thing.shape),
-        "<DENSE_REGION_CAPTION>": _detection(full),
-        "<REGION_PROPOSAL>": _detection(lambda thing: ""),
-        "<OCR>": _ocr,
-        "<OCR_WITH_REGION>": _ocr_regions,
-        "<REFERRING_EXPRESSION_SEGMENTATION>": _segmentation,
-        "<REGION_TO_SEGMENTATION>": _segmentation,
-        "<OPEN_VOCABULARY_DETECTION>": _open_vocabulary,
-        "<REGION_TO_CATEGORY>": _text,
-        "<REGION_TO_DESCRIPTION>": _text,
-        "<REGION_TO_OCR>": _ocr,
-    }
-)
+_GRADES: Final[dict[str, Callable[[Sequence[Graded]], _Parts]]] = {
+    "<CAPTION>": _caption,
+    "<DETAILED_CAPTION>": _caption,
+    "<MORE_DETAILED_CAPTION>": _caption,
+    "<CAPTION_TO_PHRASE_GROUNDING>": _grounding,
+    "<OD>": _detection(lambda thing: thing.shape),
+    "<DENSE_REGION_CAPTION>": _detection(full),
+    "<REGION_PROPOSAL>": _detection(lambda thing: ""),
+    "<OCR>": _ocr,
+    "<OCR_WITH_REGION>": _ocr_regions,
+    "<REFERRING_EXPRESSION_SEGMENTATION>": _segmentation,
+    "<REGION_TO_SEGMENTATION>": _segmentation,
+    "<OPEN_VOCABULARY_DETECTION>": _open_vocabulary,
+    "<REGION_TO_CATEGORY>": _text,
+    "<REGION_TO_DESCRIPTION>": _text,
+    "<REGION_TO_OCR>": _ocr,
+}

@@ -1,21 +1,33 @@
-"""Plain measures of one answer against the truth: overlaps of boxes and areas (pycocotools), words read.
+"""Measures of answers against the truth: overlaps (by pycocotools), words read, calibration of scores.
 
-Knows nothing about scenes, tasks or models; averages over many answers are in `boxes`, `captions` and
-`calibration`.
+Knows nothing about scenes, tasks or models. The packages of the extra "evaluate", pycocotools and
+pycocoevalcap, are imported when they are needed.
 """
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
-from florence.demo.evaluation.evaluators import evaluator
+from florence.errors import MissingLibrary
 
 Corners = Sequence[float]  # x1, y1, x2, y2
 Polygon = Sequence[float]  # x1, y1, x2, y2, ...
 Figures = dict[str, float]
 RIGHT_OVERLAP: Final = 0.5
+GROUPS: Final = 10
+
+
+def evaluator(module: str) -> Any:
+    """A module of the extra "evaluate"; MissingLibrary, which says what to install, without it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingLibrary("measuring answers", module.partition(".")[0], "evaluate") from error
 
 
 def box_overlap(a: Corners, b: Corners) -> float:
@@ -56,3 +68,40 @@ def word_accuracy(read: str, written: str) -> tuple[int, int]:
 def mean(values: Sequence[float]) -> float:
     """The mean; nan of nothing."""
     return sum(values) / len(values) if values else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One scored item of an answer, or a whole text, and whether it is right."""
+
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRow:
+    """One group of `reliability`: its size, the mean score, the share of right items."""
+
+    count: int
+    score: float
+    right: float
+
+
+def reliability(judged: Sequence[Judged]) -> list[CalibrationRow]:
+    """`GROUPS` groups of equal size, lowest scores first; fewer where there are fewer items.
+
+    Groups of equal width would say nothing about a task whose scores lie close together.
+    """
+    ranked = sorted(judged, key=lambda one: one.score)
+    cuts = [len(ranked) * number // GROUPS for number in range(GROUPS + 1)]
+    return [
+        CalibrationRow(stop - start, mean([one.score for one in part]), mean([one.right for one in part]))
+        for start, stop in itertools.pairwise(cuts)
+        if (part := ranked[start:stop])
+    ]
+
+
+def expected_calibration_error(judged: Sequence[Judged]) -> float:
+    """Mean distance between a group's score and its share of right items; nan of nothing."""
+    rows = reliability(judged)
+    return sum(row.count * abs(row.score - row.right) for row in rows) / len(judged) if rows else math.nan

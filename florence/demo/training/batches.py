@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from florence.demo.training.config import TrainingConfig, TrainingStage
-from florence.demo.world.drawing import draw_scene
-from florence.demo.world.ground_truth import Question, questions, sayable
-from florence.demo.world.scenes import Limits, Scene, Split, Thing, make_scene, scene_rng
+from florence.demo.world.drawing import draw_lots, draw_scene
+from florence.demo.world.ground_truth import Question, questions
+from florence.demo.world.scenes import Scene, Split, Thing, scene_rng
 from florence.demo.world.shapes import MOST_CORNERS
 from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS
@@ -31,11 +30,10 @@ PAD: Final = 1
 START: Final = 2  # the decoder's first input, </s>
 IGNORED: Final = -100
 _GROUPS: Final = 3
-_STRIDE: Final = 32  # pixels of a picture token
+STRIDE: Final = 32  # pixels of a picture token
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Some of a batch's questions. R questions, P prompt tokens, T answer tokens.
 
     owner: [R] which picture. prompt: [R, P], PAD after its end. inputs, labels: [R, T] of the decoder.
@@ -47,8 +45,7 @@ class Group:
     labels: Tensor
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """What one step learns from.
 
     pixels: uint8 [B, H, W, 3]. grounds: [B, 2] tone and texture of the background. things: [N, 10] owner,
@@ -62,12 +59,10 @@ class Batch:
     outlines: Tensor
     groups: tuple[Group, ...]
 
-
-def draw_lots(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> Scene:
-    """A scene with at least one thing, all of whose answers can be generated."""
-    while not sayable(scene := make_scene(rng, typeface, limits)):
-        pass
-    return scene
+    def to(self, device: torch.device) -> Batch:
+        pixels, grounds, things, outlines = (table.to(device) for table in self[:4])
+        groups = tuple(Group(*(tensor.to(device) for tensor in group)) for group in self.groups)
+        return Batch(pixels, grounds, things, outlines, groups)
 
 
 class Batches(Dataset[Batch]):
@@ -91,7 +86,7 @@ class Batches(Dataset[Batch]):
             image = draw_scene(scene, self._typeface).resize((side, side), Image.Resampling.BICUBIC)
             pixels.append(torch.from_numpy(np.array(image)))
             grounds.append([tuple(TONES).index(scene.tone), TEXTURES.index(scene.texture)])
-            seen = _things_by_cell(scene, side // _STRIDE)
+            seen = _things_by_cell(scene, side // STRIDE)
             things += [_thing_row(scene, thing, owner, cell) for cell, thing in seen.items()]
             outlines += [_outline_row(scene, thing) for thing in seen.values()]
             asked += [(owner, question) for question in self._choose(scene, rng, stage)]

@@ -12,38 +12,22 @@ from typing import Final
 
 from florence.demo.world.scenes import Limits
 
-SHARES: Final[Mapping[str, float]] = MappingProxyType(
-    {
-        "<CAPTION>": 4.0,
-        "<DETAILED_CAPTION>": 1.6,
-        "<MORE_DETAILED_CAPTION>": 1.2,
-        "<CAPTION_TO_PHRASE_GROUNDING>": 2.5,
-        "<OD>": 5.0,
-        "<DENSE_REGION_CAPTION>": 2.0,
-        "<REGION_PROPOSAL>": 1.5,
-        "<OCR>": 1.2,
-        "<OCR_WITH_REGION>": 1.2,
-        "<REFERRING_EXPRESSION_SEGMENTATION>": 1.0,
-        "<REGION_TO_SEGMENTATION>": 1.0,
-        "<OPEN_VOCABULARY_DETECTION>": 1.2,
-        "<REGION_TO_CATEGORY>": 1.0,
-        "<REGION_TO_DESCRIPTION>": 1.0,
-        "<REGION_TO_OCR>": 0.8,
-    }
-)
+SHARES: Final[Mapping[str, float]] = MappingProxyType({
+    "<CAPTION>": 4.0, "<DETAILED_CAPTION>": 1.6, "<MORE_DETAILED_CAPTION>": 1.2,
+    "<CAPTION_TO_PHRASE_GROUNDING>": 2.5, "<OD>": 5.0, "<DENSE_REGION_CAPTION>": 2.0,
+    "<REGION_PROPOSAL>": 1.5, "<OCR>": 1.2, "<OCR_WITH_REGION>": 1.2,
+    "<REFERRING_EXPRESSION_SEGMENTATION>": 1.0, "<REGION_TO_SEGMENTATION>": 1.0,
+    "<OPEN_VOCABULARY_DETECTION>": 1.2, "<REGION_TO_CATEGORY>": 1.0, "<REGION_TO_DESCRIPTION>": 1.0,
+    "<REGION_TO_OCR>": 0.8,
+})  # fmt: skip
 """How often each task is asked."""
 
-OUTLINE_SHARES: Final[Mapping[str, float]] = MappingProxyType(
-    {
-        **SHARES,
-        "<CAPTION>": 2.5,
-        "<OD>": 3.0,
-        "<CAPTION_TO_PHRASE_GROUNDING>": 3.0,
-        "<REFERRING_EXPRESSION_SEGMENTATION>": 6.0,
-        "<REGION_TO_SEGMENTATION>": 6.0,
-        "<OPEN_VOCABULARY_DETECTION>": 3.0,
-    }
-)
+OUTLINE_SHARES: Final[Mapping[str, float]] = MappingProxyType({
+    **SHARES,
+    "<CAPTION>": 2.5, "<OD>": 3.0, "<CAPTION_TO_PHRASE_GROUNDING>": 3.0,
+    "<REFERRING_EXPRESSION_SEGMENTATION>": 6.0, "<REGION_TO_SEGMENTATION>": 6.0,
+    "<OPEN_VOCABULARY_DETECTION>": 3.0,
+})  # fmt: skip
 """The same while outlines are learned."""
 
 ASKED_SHARES: Final[Mapping[str, float]] = MappingProxyType(

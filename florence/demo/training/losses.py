@@ -49,17 +49,11 @@ def answer_loss(
     real = group.labels != IGNORED
     labels = group.labels[real]
     logits = model.lm_head(hidden[real]).float()
-    return *_blurred_cross_entropy(logits, labels, first_location, blur), len(labels)
-
-
-def _blurred_cross_entropy(
-    logits: Tensor, labels: Tensor, first_location: int, blur: Tensor
-) -> tuple[Tensor, Tensor]:
     is_location = (labels >= first_location) & (labels < first_location + BINS)
     words = functional.cross_entropy(logits[~is_location], labels[~is_location], reduction="sum")
     targets = blur[labels[is_location] - first_location]
     log_probs = functional.log_softmax(logits[is_location], dim=1)[:, first_location : first_location + BINS]
-    return words, -(targets * log_probs).sum()
+    return words, -(targets * log_probs).sum(), len(labels)
 
 
 def blur_table(width: float, device: torch.device) -> Tensor:
@@ -77,17 +71,18 @@ def head_loss(head: PlainHead, features: Tensor, batch: Batch, locations: Tensor
     chosen = cells[owner, cell]
     everywhere = head(cells.flatten(0, 1))[0].view_as(presence)
     loss = 4 * functional.binary_cross_entropy_with_logits(everywhere, presence)
-    for logits, target in zip(
-        head.ground_logits(features[:, 0].float()), batch.grounds.unbind(1), strict=True
-    ):
-        loss = loss + functional.cross_entropy(logits, target)
+    tone, texture = batch.grounds.unbind(1)
+    tones, textures = head.ground_logits(features[:, 0].float())
     _, shapes, colours, sizes, words = head(chosen)
-    for logits, target in ((shapes, shape), (colours, colour), (sizes, size)):
+    for logits, target in (
+        (tones, tone), (textures, texture), (shapes, shape), (colours, colour), (sizes, size),
+    ):  # fmt: skip
         loss = loss + functional.cross_entropy(logits, target)
     if bool((word >= 0).any()):
         loss = loss + functional.cross_entropy(words[word >= 0], word[word >= 0])
-    log_probs = functional.log_softmax(head.box_logits(chosen, locations), dim=2)
+    boxes, outlines = head.location_logits(chosen, locations)
+    log_probs = functional.log_softmax(boxes, dim=2)
     loss = loss - (blur[batch.things[:, 6:]] * log_probs).sum(2).mean()
     real = batch.outlines != IGNORED
-    log_probs = functional.log_softmax(head.outline_logits(chosen, locations)[real], dim=1)
+    log_probs = functional.log_softmax(outlines[real], dim=1)
     return loss - (blur[batch.outlines[real]] * log_probs).sum(1).mean()

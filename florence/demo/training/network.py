@@ -38,12 +38,8 @@ def make_config(sizes: Sizes, vocab_size: int) -> Florence2Config:
         "depths": list(sizes.depths), "window_size": sizes.window, "projection_dim": sizes.width,
         "drop_path_rate": 0.0, "max_position_embeddings": 50,
     }  # fmt: skip
-    whole: dict[str, Any] = {
-        "text_config": text, "vision_config": vision, "image_token_id": vocab_size - 1,
-        "tie_word_embeddings": True, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
-        "decoder_start_token_id": 2,
-    }  # fmt: skip
-    return Florence2Config(**whole)
+    shared = {name: text[name] for name in text if name.startswith("tie_") or name.endswith("_token_id")}
+    return Florence2Config(text_config=text, vision_config=vision, image_token_id=vocab_size - 1, **shared)
 
 
 def make_network(
@@ -91,11 +87,8 @@ def _waves(at: Tensor, width: int, slowest: float, fastest: float) -> Tensor:
 
 
 class PlainHead(nn.Module):
-    """Reads from each picture token what stands there: whether anything, shape, colour, size, word, box,
-    outline.
-
-    From the first token, the mean, it reads the background.
-    """
+    """Reads what stands at each picture token (presence, shape, colour, size, word, box, outline) and, from
+    the first token, the mean, the background."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -118,12 +111,8 @@ class PlainHead(nn.Module):
         parts: tuple[Tensor, ...] = self.ground(means).split((len(TONES), len(TEXTURES)), dim=1)
         return parts
 
-    def box_logits(self, cells: Tensor, locations: Tensor) -> Tensor:
-        """cells [N, width], locations [1000, width] -> [N, 4, 1000], through the embeddings of locations."""
-        logits: Tensor = self.box(cells).unflatten(1, (4, -1)) @ locations.T
-        return logits
-
-    def outline_logits(self, cells: Tensor, locations: Tensor) -> Tensor:
-        """cells [N, width], locations [1000, width] -> [N, 24, 1000]: x and y of up to twelve vertices."""
-        logits: Tensor = self.outline(cells).unflatten(1, (2 * MOST_CORNERS, -1)) @ locations.T
-        return logits
+    def location_logits(self, cells: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
+        """cells [N, width], locations [1000, width], their embeddings -> of the box [N, 4, 1000], of up to
+        twelve vertices, x and y, [N, 24, 1000]."""
+        boxes = self.box(cells).unflatten(1, (4, -1)) @ locations.T
+        return boxes, self.outline(cells).unflatten(1, (2 * MOST_CORNERS, -1)) @ locations.T

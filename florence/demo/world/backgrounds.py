@@ -7,8 +7,7 @@ of it. Knows nothing about things. The same scene and random numbers give the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -126,14 +125,7 @@ def _smooth(rng: np.random.Generator, columns: int, rows: int, width: int, heigh
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-_TEXTURES: Final[Mapping[str, _Texture]] = MappingProxyType(
-    {
-        "plain": _plain,
-        "striped": _striped,
-        "cloudy": _cloudy,
-        "grainy": _plain,
-        "hilly": _hilly,
-        "wooden": _wooden,
-        "blurry": _blurry,
-    }
-)
+_TEXTURES: Final[dict[str, _Texture]] = {
+    "plain": _plain, "striped": _striped, "cloudy": _cloudy, "grainy": _plain, "hilly": _hilly,
+    "wooden": _wooden, "blurry": _blurry,
+}  # fmt: skip

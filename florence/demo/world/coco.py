@@ -14,7 +14,6 @@ import numpy as np
 
 from florence.demo.world.ground_truth import caption, full
 from florence.demo.world.scenes import Scene, Thing
-from florence.demo.world.shapes import RING_HOLE, Points
 from florence.demo.world.vocabulary import SHAPES, WORD
 from florence.export.coco import polygon_area
 
@@ -38,10 +37,8 @@ def coco_instances(scenes: Scenes) -> dict[str, Any]:
 
 def coco_captions(scenes: Scenes) -> dict[str, Any]:
     """COCO's captions: one short caption a scene."""
-    annotations = [
-        {"id": image_id, "image_id": image_id, "caption": caption(scene)}
-        for image_id, (_, scene) in enumerate(scenes, start=1)
-    ]
+    texts = enumerate((caption(scene) for _, scene in scenes), start=1)
+    annotations = [{"id": number, "image_id": number, "caption": text} for number, text in texts]
     return {**_head(scenes), "annotations": annotations}
 
 
@@ -55,21 +52,19 @@ def _head(scenes: Scenes) -> dict[str, Any]:
 
 def _annotation(thing: Thing) -> dict[str, Any]:
     x1, y1, x2, y2 = thing.box
-    outline = _with_hole(thing.outline, thing.centre) if thing.shape == "ring" else thing.outline
+    outline = thing.outline
+    if thing.shape == "ring":
+        # Around the outer edge, in to the hole, around it the other way, and back: COCO's polygons know no
+        # holes, and one that meets itself along a seam has one all the same.
+        hole = thing.hole
+        outline = np.concatenate([outline, outline[:1], hole[:1], hole[:0:-1], hole[:1]])
+    polygon = outline.ravel().tolist()
     return {
         "category_id": CATEGORIES.index(thing.shape) + 1,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "segmentation": [outline.ravel().tolist()],
-        "area": polygon_area(outline.ravel().tolist()),
+        "segmentation": [polygon],
+        "area": polygon_area(polygon),
         "iscrowd": 0,
         "description": full(thing),
         "text": thing.text,
     }
-
-
-def _with_hole(outline: Points, centre: tuple[float, float]) -> Points:
-    """Around the outer edge, in to the hole, around it the other way, and back: COCO's polygons know no
-    holes, and one that meets itself along a seam has one all the same."""
-    middle = np.array(centre)
-    hole = (outline - middle) * RING_HOLE + middle
-    return np.concatenate([outline, outline[:1], hole[:1], hole[:0:-1], hole[:1]])

@@ -1,23 +1,42 @@
 """Turns a scene into a picture: its background, things from back to front, a JPEG's noise.
 
-Knows nothing about tasks. The same scene gives the same pixels.
+The same scene gives the same pixels.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from florence.demo.world.backgrounds import background
-from florence.demo.world.scenes import Scene, Thing
-from florence.demo.world.shapes import RING_HOLE, Points
+from florence.demo.world.ground_truth import Question, questions, sayable
+from florence.demo.world.scenes import MOST_THINGS, Limits, Scene, Split, Thing, make_scene, scene_rng
+from florence.demo.world.shapes import Points
 from florence.demo.world.typeface import Typeface
 
 _FINE: Final = 3  # shapes are drawn this many times larger and reduced: smooth edges
+
+
+def draw_lots(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> Scene:
+    """A scene with at least one thing, all of whose answers can be generated."""
+    while not sayable(scene := make_scene(rng, typeface, limits)):
+        pass
+    return scene
+
+
+def held_out(seed: int, count: int, limits: Limits) -> Iterator[tuple[Scene, Image.Image, list[Question]]]:
+    """Scenes 0 to count - 1 of a held-out seed, drawn, with their questions."""
+    typeface = Typeface()
+    draw = draw_lots if limits.things[1] <= MOST_THINGS else make_scene  # a crowd is seldom sayable
+    for index in range(count):
+        rng = scene_rng(Split.HELD_OUT, seed, index)
+        scene = draw(rng, typeface, limits)
+        yield scene, draw_scene(scene, typeface), questions(scene, rng)
 
 
 def draw_scene(scene: Scene, typeface: Typeface) -> Image.Image:
@@ -48,8 +67,7 @@ def thing_mask(thing: Thing, typeface: Typeface) -> tuple[Image.Image, tuple[int
     pen = ImageDraw.Draw(fine)
     pen.polygon(_corners(thing.outline, (left, top)), fill=255)
     if thing.shape == "ring":
-        centre = np.array(thing.centre)
-        pen.polygon(_corners((thing.outline - centre) * RING_HOLE + centre, (left, top)), fill=0)
+        pen.polygon(_corners(thing.hole, (left, top)), fill=0)
     return fine.reduce(_FINE), (left, top)
 
 

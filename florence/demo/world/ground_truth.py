@@ -9,7 +9,7 @@ could not write it. `sayable` tells whether a scene keeps to that; scenes that d
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,8 +92,7 @@ def full(thing: Thing) -> str:
 
 def box_text(box: Box, scene: Scene) -> str:
     """Four locations."""
-    sizes = (scene.width, scene.height)
-    return "".join(location(value, sizes[index % 2]) for index, value in enumerate(box))
+    return polygon_text(np.reshape(box, (2, 2)), scene)
 
 
 def polygon_text(points: Points, scene: Scene) -> str:
@@ -123,10 +122,6 @@ _Asked = tuple[str | None, str, tuple[int, ...]]
 _Ask = Callable[[Scene, np.random.Generator], _Asked | None]
 
 
-def _each(scene: Scene) -> Iterator[tuple[int, Thing]]:
-    return iter(enumerate(scene.things))
-
-
 def _all(scene: Scene) -> tuple[int, ...]:
     return tuple(range(len(scene.things)))
 
@@ -143,18 +138,20 @@ def _boxes(label: Callable[[Thing], str]) -> _Ask:
 
 
 def _words(scene: Scene) -> tuple[int, ...]:
-    return tuple(index for index, thing in _each(scene) if thing.text)
+    return tuple(index for index, thing in enumerate(scene.things) if thing.text)
 
 
-def _ocr(scene: Scene, rng: np.random.Generator) -> _Asked | None:
-    chosen = _words(scene)
-    return (None, " ".join(scene.things[index].text for index in chosen), chosen) if chosen else None
+def _read(between: str, place: Callable[[Thing, Scene], str]) -> _Ask:
+    def ask(scene: Scene, rng: np.random.Generator) -> _Asked | None:
+        chosen = _words(scene)
+        pieces = [scene.things[index].text + place(scene.things[index], scene) for index in chosen]
+        return (None, between.join(pieces), chosen) if chosen else None
+
+    return ask
 
 
-def _ocr_with_region(scene: Scene, rng: np.random.Generator) -> _Asked | None:
-    chosen = _words(scene)
-    pieces = [scene.things[i].text + polygon_text(scene.things[i].polygon, scene) for i in chosen]
-    return (None, "".join(pieces), chosen) if chosen else None
+def _outline(thing: Thing, scene: Scene) -> str:
+    return polygon_text(thing.polygon, scene)
 
 
 def _grounding(scene: Scene, rng: np.random.Generator) -> _Asked:
@@ -175,13 +172,13 @@ def _referring(scene: Scene, rng: np.random.Generator) -> _Asked:
     relation = _relation(scene, index, rng)
     if relation is not None and rng.random() < 0.4:
         phrase = relation
-    return f"the {phrase}", polygon_text(thing.polygon, scene), (index,)
+    return f"the {phrase}", _outline(thing, scene), (index,)
 
 
 def _relation(scene: Scene, index: int, rng: np.random.Generator) -> str | None:
     """`small red star left of the word OPEN`, where just one star stands so; None where that is unclear."""
     thing = scene.things[index]
-    others = [other for place, other in _each(scene) if place != index]
+    others = [other for place, other in enumerate(scene.things) if place != index]
     if not others:
         return None
     other = others[int(rng.integers(len(others)))]
@@ -205,7 +202,7 @@ def _open_vocabulary(scene: Scene, rng: np.random.Generator) -> _Asked:
     place = int(rng.integers(len(scene.things)))
     first = scene.things[place]
     if lot < 0.55:
-        chosen = tuple(index for index, thing in _each(scene) if thing.shape == first.shape)
+        chosen = tuple(index for index, thing in enumerate(scene.things) if thing.shape == first.shape)
         phrase = first.shape
     else:
         phrase = (full if rng.random() < 0.5 else brief)(first)
@@ -252,10 +249,10 @@ _ASK: Final[dict[str, _Ask]] = {
     "<OD>": _boxes(lambda thing: thing.shape),
     "<DENSE_REGION_CAPTION>": _boxes(full),
     "<REGION_PROPOSAL>": _boxes(lambda thing: ""),
-    "<OCR>": _ocr,
-    "<OCR_WITH_REGION>": _ocr_with_region,
+    "<OCR>": _read(" ", lambda thing, scene: ""),
+    "<OCR_WITH_REGION>": _read("", _outline),
     "<REFERRING_EXPRESSION_SEGMENTATION>": _referring,
-    "<REGION_TO_SEGMENTATION>": _region(lambda thing, scene: polygon_text(thing.polygon, scene)),
+    "<REGION_TO_SEGMENTATION>": _region(_outline),
     "<OPEN_VOCABULARY_DETECTION>": _open_vocabulary,
     "<REGION_TO_CATEGORY>": _region(lambda thing, scene: thing.shape),
     "<REGION_TO_DESCRIPTION>": _region(lambda thing, scene: full(thing)),

@@ -1,19 +1,19 @@
 """Draws lots for scenes: which things stand where, before what background. Seeded and without side effects.
 
-Knows nothing about pixels (see `drawing`) or task texts (see `truths`). All coordinates are pixels of the
-picture.
+Knows nothing about pixels (see `drawing`) or task texts (see `ground_truth`). All coordinates are pixels of
+the picture.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 
 import numpy as np
 
-from florence.demo.world.shapes import TURN, Points, answer_polygon, turned, unit_outline
+from florence.demo.world.shapes import RING_HOLE, TURN, Points, answer_polygon, turned, unit_outline
 from florence.demo.world.typeface import FACES, Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
 from florence.types.results import Box
@@ -76,6 +76,13 @@ class Thing:
     def centre(self) -> tuple[float, float]:
         x1, y1, x2, y2 = self.box
         return (x1 + x2) / 2, (y1 + y2) / 2
+
+    @property
+    def hole(self) -> Points:
+        """[N, 2] the edge of a ring's hole."""
+        centre: Points = np.array(self.centre)
+        hole: Points = (self.outline - centre) * RING_HOLE + centre
+        return hole
 
     @property
     def polygon(self) -> Points:
@@ -147,8 +154,9 @@ def _place(
     """A new thing that stands clear enough of the others, or None where there was no room for any."""
     for _ in range(_TRIES):
         thing = _word(rng, typeface, size, base, scale) if is_word else _shape(rng, size, base, scale)
-        if thing is not None and _fits(thing, size, placed, scale):
-            return thing
+        moved = _moved(rng, thing, size)
+        if moved is not None and _fits(moved, size, placed, scale):
+            return moved
     return None
 
 
@@ -157,9 +165,8 @@ def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing], scale: float
     if min(abs(centre - 1 / 3), abs(centre - 2 / 3)) < gap / 2:
         return False  # it must be clear whether a thing stands at the left, in the middle or at the right
     for other in placed:
-        if (thing.colour, thing.shape) == (other.colour, other.shape) or (
-            thing.text and thing.text == other.text
-        ):
+        alike = (thing.colour, thing.shape) == (other.colour, other.shape)
+        if alike or (thing.text and thing.text == other.text):
             return False
         if abs(thing.box[0] - other.box[0]) < gap * size[0] or _overlap(thing.box, other.box) > MOST_OVERLAP:
             return False
@@ -174,7 +181,7 @@ def _overlap(a: Box, b: Box) -> float:
     return wide * high / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
-def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb, scale: float) -> Thing | None:
+def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb, scale: float) -> Thing:
     shape = str(rng.choice(SHAPES))
     size_name = str(rng.choice(list(SIZES)))
     diameter = rng.uniform(*SIZES[size_name]) * scale * math.sqrt(size[0] * size[1])
@@ -183,13 +190,12 @@ def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb, scale: fl
     outline = turned(unit_outline(shape), turn)
     outline *= diameter / np.ptp(outline, axis=0).max()
     colour, rgb = _colour(rng, base)
-    moved = _moved(rng, outline, size)
-    return None if moved is None else Thing(shape, colour, size_name, "", rgb, turn, moved)
+    return Thing(shape, colour, size_name, "", rgb, turn, outline)
 
 
 def _word(
     rng: np.random.Generator, typeface: Typeface, size: tuple[int, int], base: Rgb, scale: float
-) -> Thing | None:
+) -> Thing:
     text = str(rng.choice(WORDS))
     font_size = max(12, round(rng.uniform(0.15, 0.23) * scale * math.sqrt(size[0] * size[1])))
     face = str(rng.choice(list(FACES)))
@@ -197,19 +203,17 @@ def _word(
     turn = float(rng.uniform(-14, 14)) if rng.random() < 0.5 else 0.0
     corners = np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)]) / 2.0
     colour, rgb = _colour(rng, base)
-    moved = _moved(rng, turned(corners, turn), size)
-    return None if moved is None else Thing(WORD, colour, "", text, rgb, turn, moved, face, font_size)
+    return Thing(WORD, colour, "", text, rgb, turn, turned(corners, turn), face, font_size)
 
 
-def _moved(rng: np.random.Generator, outline: Points, size: tuple[int, int]) -> Points | None:
-    """The outline at a random place wholly inside the picture, or None where it is too large."""
+def _moved(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thing | None:
+    """The thing at a random place wholly inside the picture, or None where it is too large."""
     border = _BORDER * min(size)
-    low = border - outline.min(axis=0)
-    high = np.array(size) - border - outline.max(axis=0)
+    low = border - thing.outline.min(axis=0)
+    high = np.array(size) - border - thing.outline.max(axis=0)
     if (high < low).any():
         return None
-    moved: Points = outline + rng.uniform(low, high)
-    return moved
+    return replace(thing, outline=thing.outline + rng.uniform(low, high))
 
 
 def _colour(rng: np.random.Generator, base: Rgb) -> tuple[str, Rgb]:

@@ -44,10 +44,6 @@ def answer_polygon(shape: str, outline: Points) -> Points:
     return np.roll(points, -first, axis=0)
 
 
-def _circle() -> Points:
-    return _arc(0.0, 360.0, CURVE_POINTS, open_end=True)
-
-
 def _arc(start: float, stop: float, count: int, open_end: bool = False) -> Points:
     angles = np.radians(np.linspace(start, stop, count, endpoint=not open_end))
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -87,25 +83,19 @@ def _moon() -> Points:
     return np.concatenate([outer, inner])
 
 
-def _arrow() -> Points:
-    return np.array(
-        [(0.98, 0.0), (0.2, 0.72), (0.2, 0.27), (-0.95, 0.27), (-0.95, -0.27), (0.2, -0.27), (0.2, -0.72)]
-    )
-
-
-def _diamond() -> Points:
-    return np.array([(0.0, -1.0), (0.58, 0.0), (0.0, 1.0), (-0.58, 0.0)])
-
-
+_ARROW: Final = (
+    (0.98, 0.0), (0.2, 0.72), (0.2, 0.27), (-0.95, 0.27), (-0.95, -0.27), (0.2, -0.27), (0.2, -0.72),
+)  # fmt: skip
+_DIAMOND: Final = ((0.0, -1.0), (0.58, 0.0), (0.0, 1.0), (-0.58, 0.0))
 _OUTLINES: Final[dict[str, Callable[[], Points]]] = {
-    "circle": _circle,
-    "ring": _circle,
+    "circle": lambda: _regular(CURVE_POINTS, 0.0),
+    "ring": lambda: _regular(CURVE_POINTS, 0.0),
     "square": lambda: _regular(4, -135.0),
     "triangle": lambda: _regular(3, -90.0),
     "star": _star,
     "heart": _heart,
     "cross": _cross,
     "moon": _moon,
-    "arrow": _arrow,
-    "diamond": _diamond,
+    "arrow": lambda: np.array(_ARROW),
+    "diamond": lambda: np.array(_DIAMOND),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Final
@@ -16,18 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 from florence.errors import MissingLibrary
 
 PLAIN: Final = "plain"  # Pillow's own
-FACES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {
-        PLAIN: ("", ""),
-        "serif": ("font_caladea", "Caladea-Regular.ttf"),
-        "bold": ("font_caladea", "Caladea-Bold.ttf"),
-        "round": ("font_fredoka_one", "FredokaOne-Regular.ttf"),
-        "hand": ("font_intuitive", "Intuitive.ttf"),
-    }
-)
+FACES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
+    PLAIN: ("", ""),
+    "serif": ("font_caladea", "Caladea-Regular.ttf"), "bold": ("font_caladea", "Caladea-Bold.ttf"),
+    "round": ("font_fredoka_one", "FredokaOne-Regular.ttf"), "hand": ("font_intuitive", "Intuitive.ttf"),
+})  # fmt: skip
 """Name of a face -> the package and file that hold it. Their capitals are of one height at one size."""
-
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Typeface:
@@ -35,8 +30,8 @@ class Typeface:
 
     def __init__(self) -> None:
         self._files = {face: _read_face(*source) for face, source in FACES.items() if face != PLAIN}
-        self._fonts: dict[tuple[str, int], _Font] = {}
-        self._inks: dict[tuple[str, str, int], Image.Image] = {}
+        self._font = cache(self._read_font)
+        self._ink = cache(self._draw_ink)
 
     def ink_size(self, text: str, face: str, size: int) -> tuple[int, int]:
         """Width and height in pixels of the drawn letters, without the space around them."""
@@ -47,26 +42,18 @@ class Typeface:
         mask = self._ink(text, face, size)
         return mask.rotate(-turn, Image.Resampling.BICUBIC, expand=True) if turn else mask
 
-    def _ink(self, text: str, face: str, size: int) -> Image.Image:
+    def _draw_ink(self, text: str, face: str, size: int) -> Image.Image:
         """The upright letters, cut to what is drawn: a font's own box holds its side bearings too."""
-        mask = self._inks.get((text, face, size))
-        if mask is None:
-            font = self._font(face, size)
-            left, top, right, bottom = font.getbbox(text)
-            wide = Image.new("L", (round(right - left) + 2, round(bottom - top) + 2))
-            ImageDraw.Draw(wide).text((1 - left, 1 - top), text, fill=255, font=font)
-            mask = self._inks[(text, face, size)] = wide.crop(wide.getbbox())
-        return mask
+        font = self._font(face, size)
+        left, top, right, bottom = font.getbbox(text)
+        wide = Image.new("L", (round(right - left) + 2, round(bottom - top) + 2))
+        ImageDraw.Draw(wide).text((1 - left, 1 - top), text, fill=255, font=font)
+        return wide.crop(wide.getbbox())
 
-    def _font(self, face: str, size: int) -> _Font:
-        font = self._fonts.get((face, size))
-        if font is None:
-            if face == PLAIN:
-                font = ImageFont.load_default(size)
-            else:
-                font = ImageFont.truetype(io.BytesIO(self._files[face]), size)
-            self._fonts[(face, size)] = font
-        return font
+    def _read_font(self, face: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        if face == PLAIN:
+            return ImageFont.load_default(size)
+        return ImageFont.truetype(io.BytesIO(self._files[face]), size)
 
 
 def _read_face(package: str, file: str) -> bytes:

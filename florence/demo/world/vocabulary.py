@@ -16,22 +16,11 @@ SHAPES: Final = (
 )  # fmt: skip
 WORD: Final = "word"  # the category of printed text, beside the shapes
 
-COLOURS: Final[Mapping[str, Rgb]] = MappingProxyType(
-    {
-        "red": (214, 30, 36),
-        "green": (28, 150, 52),
-        "blue": (34, 70, 214),
-        "yellow": (246, 220, 40),
-        "orange": (250, 138, 20),
-        "purple": (124, 40, 166),
-        "pink": (250, 140, 190),
-        "brown": (116, 70, 30),
-        "cyan": (40, 206, 216),
-        "black": (16, 16, 18),
-        "white": (248, 248, 246),
-        "gray": (128, 128, 130),
-    }
-)
+COLOURS: Final[Mapping[str, Rgb]] = MappingProxyType({
+    "red": (214, 30, 36), "green": (28, 150, 52), "blue": (34, 70, 214), "yellow": (246, 220, 40),
+    "orange": (250, 138, 20), "purple": (124, 40, 166), "pink": (250, 140, 190), "brown": (116, 70, 30),
+    "cyan": (40, 206, 216), "black": (16, 16, 18), "white": (248, 248, 246), "gray": (128, 128, 130),
+})  # fmt: skip
 
 SIZES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
     {"small": (0.17, 0.24), "large": (0.33, 0.45)}

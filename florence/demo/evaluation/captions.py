@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from florence.demo.evaluation.evaluators import evaluator
+from florence.demo.evaluation.metrics import evaluator
 
 
 class Words(StrEnum):

@@ -1,0 +1,77 @@
+"""Questions about held-out scenes, and two ways to have them answered: by a loaded model, or by a service.
+
+Knows nothing about training or how figures are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image
+
+from florence.answers.answer import Answer
+from florence.client import Client
+from florence.demo.evaluation.grading import Grade, Graded, grade
+from florence.demo.world.drawing import held_out
+from florence.demo.world.ground_truth import Question
+from florence.demo.world.scenes import Limits, Scene
+from florence.runtime.florence2 import Florence2
+from florence.types.results import Result
+from florence.types.tasks import TASKS, Input
+
+ExamItem = tuple[Image.Image, str, str | None]  # picture, task, its text or region (as `<loc_n>`)
+
+_AT_ONCE: Final = 4  # requests to a service
+_PATIENCE_S: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Questions about held-out scenes: what is asked, and grades for what is answered."""
+
+    tasks: tuple[str, ...]
+    asked: list[tuple[Scene, Image.Image, Question]]
+
+    @classmethod
+    def draw(cls, seed: int, count: int, tasks: Sequence[str], limits: Limits) -> Exam:
+        """Of these tasks about scenes 0 to count - 1."""
+        scenes = held_out(seed, count, limits)
+        asked = [(scene, image, question) for scene, image, questions in scenes for question in questions]
+        return cls(tuple(tasks), [row for row in asked if row[2].task in tasks])
+
+    @property
+    def items(self) -> list[ExamItem]:
+        return [(image, question.task, question.text) for _, image, question in self.asked]
+
+    def grade(self, results: Sequence[Result]) -> dict[str, Grade]:
+        """Of the results in the order of `items`, by task."""
+        graded: dict[str, list[Graded]] = {task: [] for task in self.tasks}
+        for (scene, _, question), result in zip(self.asked, results, strict=True):
+            graded[question.task].append(Graded(scene, question, result))
+        return {task: grade(task, rows) for task, rows in graded.items()}
+
+
+def ask_model(model: Florence2, items: Sequence[ExamItem]) -> list[Answer]:
+    """What a loaded model answers, in the order of the questions. Raises an answer's error."""
+    answers = []
+    for answer in model.run_many(items):
+        if not isinstance(answer, Answer):
+            raise answer
+        answers.append(answer)
+    return answers
+
+
+def ask_service(url: str, items: Sequence[ExamItem]) -> list[Result]:
+    """The same from a service's typed endpoints. Raises what `florence.client.Client` raises."""
+
+    def ask(item: ExamItem) -> Result:
+        image, task, given = item
+        if TASKS.resolve(task).input is Input.REGION:
+            return client.run(image, task, region=given).result
+        return client.run(image, task, given).result
+
+    with Client(url, timeout_s=_PATIENCE_S, retries=0) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(ask, items))
