@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeVar
 from weakref import ref
 
+from florence.engine.faults import chain_of
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, Request
 from florence.engine.sequence import SequenceState
@@ -32,11 +33,8 @@ def complete(future: Future[T], outcome: T | BaseException) -> None:
 
 def _clear_frames(error: BaseException | None) -> None:
     """Empty the frames of an exception and of its causes; those that still run are left alone."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:  # an error may be its own cause
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    for each in chain_of(error):
+        traceback.clear_frames(each.__traceback__)
 
 
 def failed(error: Exception) -> Future[T]:
