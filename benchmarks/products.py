@@ -3,8 +3,8 @@
     python benchmarks/products.py [--width 1024] [--dtype bfloat16] [--rows 3 12 48 590] [--threads 2]
 
 The layers are those of a decoder: width to width, to four times that, and back. There are so many of each
-that no cache holds their weights (512 MB), as in a model. Rates are GFLOP a CPU-second, and what is read of
-weights in GB/s of wall time; the best of three turns.
+that no cache holds their weights (`--weight-bytes`), as in a model. Rates are GFLOP a CPU-second, and what is
+read of weights in GB/s of wall time; the best of three turns.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from florence.model.kernels.cpu.products import PanelWeight, Products
 from florence.model.kernels.linear import PackedWeight
 from florence.model.kernels.onednn import OneDnnWeight
 
-WEIGHT_BYTES = 2**29
 TURNS = 3
 
 
 def make_layers(
-    pack: Callable[[Tensor, Tensor], PackedWeight], inner: int, outputs: int, dtype: torch.dtype
+    pack: Callable[[Tensor, Tensor], PackedWeight], inner: int, outputs: int, dtype: torch.dtype, in_all: int
 ) -> list[PackedWeight]:
-    """As many layers as fill WEIGHT_BYTES."""
-    count = max(1, WEIGHT_BYTES // (inner * outputs * dtype.itemsize))
+    """As many layers as have `in_all` bytes."""
+    count = max(1, in_all // (inner * outputs * dtype.itemsize))
     bias = torch.randn(outputs).to(dtype)
     return [pack((torch.randn(outputs, inner) * inner**-0.5).to(dtype), bias) for _ in range(count)]
 
@@ -53,6 +52,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")
     parser.add_argument("--rows", type=int, nargs="+", default=[3, 12, 48, 590])
+    parser.add_argument("--weight-bytes", type=int, default=2**29, help="of all layers of one kind")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -64,7 +64,10 @@ def main() -> None:
     }
     print(f"{arguments.dtype}, {arguments.threads} threads; GFLOP a CPU-second, GB/s of weights")
     for inner, outputs in ((width, width), (width, 4 * width), (4 * width, width)):
-        layers = {name: make_layers(pack, inner, outputs, dtype) for name, pack in kinds.items()}
+        layers = {
+            name: make_layers(pack, inner, outputs, dtype, arguments.weight_bytes)
+            for name, pack in kinds.items()
+        }
         for rows in arguments.rows:
             states = torch.randn(rows, inner).to(dtype)
             best = dict.fromkeys(kinds, (float("inf"), float("inf")))

@@ -218,10 +218,11 @@ def test_instances_are_those_of_the_plain_expressions(text: str) -> None:
 
 @pytest.mark.parametrize("task", [task for task in TASKS if TASKS[task].kind != "text"])
 def test_hostile_texts_take_linear_time(task: str) -> None:
-    """A hundred thousand characters of anything parse in well under a second, with scores too."""
+    """A hundred thousand characters of anything parse in a moment, with scores too; what looks at each
+    character for each other one takes minutes."""
     for name, unit in HOSTILE.items():
         for ending in ("", "<loc_1>" * 8, "</poly>"):
             text = unit * (100_000 // len(unit)) + ending
-            start = time.process_time()
+            start = time.thread_time()
             post_process_sequence(task, ["</s>", text], (640, 480), [-1.0])
-            assert time.process_time() - start < 1.0, (name, ending)
+            assert time.thread_time() - start < 15, (name, ending)

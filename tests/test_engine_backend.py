@@ -18,7 +18,7 @@ from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.memory import CudaMemory, HostMemory
+from florence.engine.device.memory import CudaMemory, DeviceMemory
 from florence.engine.device.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
@@ -41,7 +41,7 @@ def test_kernels_for_cpus_are_used_unless_they_are_off() -> None:
     for dtype, kernels in ((torch.float32, "off"), (torch.float64, "auto")):
         backend = Backend.for_device(CPU, dtype, HEAD_DIM, cpu_kernels=kernels)  # type: ignore[arg-type]
         assert isinstance(backend.attention, DenseAttention)
-        assert isinstance(backend.memory, HostMemory)
+        assert type(backend.memory) is DeviceMemory
         assert backend.capturer is None
         assert not backend.delayed_readback
 

@@ -24,7 +24,7 @@ from florence.checkpoint.config import read_config
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.graphs import Replay, Work
-from florence.engine.device.memory import Download, HostMemory
+from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
@@ -72,7 +72,7 @@ class Capture:
         pass
 
 
-class AbsentMemory(HostMemory):
+class AbsentMemory(DeviceMemory):
     """Memory of a GPU that isn't there: uploads are fake tensors, and no download arrives."""
 
     def upload(self, values: Tensor) -> Tensor:

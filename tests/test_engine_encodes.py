@@ -16,7 +16,7 @@ from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.encodes import BucketEncodes, PlainEncodes
 from florence.engine.device.graphs import Buckets, EagerCapturer, GraphCapturer, Replay, Work
-from florence.engine.device.memory import HostMemory
+from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
@@ -77,7 +77,7 @@ def test_a_captured_encode_fills_its_slots_as_the_plain_one_and_no_others(model:
     dice = np.random.default_rng(0)
     capturer = Watched()
     caches, expected = caches_of(model), caches_of(model)
-    memory = HostMemory()
+    memory = DeviceMemory()
     captured = BucketEncodes(model, caches, memory, BUCKETS, capturer)
     plain = PlainEncodes(model, expected, memory)
     for number, count in enumerate((4, 3, 4, 3, 8, 6, 5, 6, 1, 1, 1)):
@@ -105,7 +105,7 @@ def buffers(caches: Caches) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2Model) -> None:
     """And more pictures than the largest bucket has are refused."""
-    captured = BucketEncodes(model, caches_of(model), HostMemory(), BUCKETS, EagerCapturer())
+    captured = BucketEncodes(model, caches_of(model), DeviceMemory(), BUCKETS, EagerCapturer())
     for count in (4, 3, 4, 3):
         pixels = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
         torch.testing.assert_close(run_to_end(captured.encode_images(pixels)), model.encode_images(pixels))

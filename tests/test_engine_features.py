@@ -23,7 +23,7 @@ class Tower:
         return [Features(picture) for picture in pictures]
 
 
-def encode(cache: FeatureCache[Features], tower: Tower, pictures: list[int]) -> list[int]:
+def encode(cache: FeatureCache, tower: Tower, pictures: list[int]) -> list[int]:
     """What the engine does: find, encode what is new, keep it."""
     digests = {picture: str(picture).encode() for picture in pictures}
     found = cache.find([digests[picture] for picture in pictures])
@@ -36,7 +36,7 @@ def encode(cache: FeatureCache[Features], tower: Tower, pictures: list[int]) -> 
 
 def test_a_repeated_picture_is_encoded_once() -> None:
     """In the same batch and in later ones."""
-    cache, tower = FeatureCache[Features](100), Tower()
+    cache, tower = FeatureCache(100), Tower()
     assert encode(cache, tower, [1, 2, 1]) == [1, 2, 1]
     assert encode(cache, tower, [2, 3]) == [2, 3]
     assert tower.seen == [1, 2, 3]
@@ -45,7 +45,7 @@ def test_a_repeated_picture_is_encoded_once() -> None:
 
 def test_the_least_recently_used_are_dropped_first() -> None:
     """A picture that was found counts as used."""
-    cache, tower = FeatureCache[Features](30), Tower()
+    cache, tower = FeatureCache(30), Tower()
     encode(cache, tower, [1, 2, 3])
     encode(cache, tower, [1])
     encode(cache, tower, [4])
@@ -59,7 +59,7 @@ def test_features_are_right_and_bytes_bounded_for_random_pictures() -> None:
     """Also for batches larger than the cache, and for a cache of zero bytes."""
     dice = random.Random(3)
     for limit in (0, 10, 70):
-        cache, tower = FeatureCache[Features](limit), Tower()
+        cache, tower = FeatureCache(limit), Tower()
         for _ in range(200):
             batch = [dice.randint(0, 12) for _ in range(dice.randint(1, 12))]
             assert encode(cache, tower, batch) == batch

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fake_runner import Clock, request
 
+from florence.engine.observer import Observer
 from florence.engine.pending import Pending
 from florence.engine.sequence import SequenceState
 from florence.errors import Closed
@@ -22,7 +23,7 @@ def sequence(deadline: float | None = None) -> SequenceState:
 def test_a_look_finds_what_looking_at_each_request_would() -> None:
     """Thousands of turns in which requests come, are cancelled, end, and expire, at random."""
     dice, clock = random.Random(3), Clock()
-    pending, waiting = Pending(clock), set[SequenceState]()
+    pending, waiting = Pending(clock, Observer()), set[SequenceState]()
     found = 0
     for _ in range(3000):
         clock.now += dice.random()
@@ -34,15 +35,14 @@ def test_a_look_finds_what_looking_at_each_request_would() -> None:
         if some and dice.random() < 0.3:
             some[0].cancel()
         elif some and dice.random() < 0.9:
-            pending.remove(some[-1])
+            pending.complete(some[-1], Closed("enough"))
             waiting.remove(some[-1])
-            some[-1].complete(Closed("enough"))
             if dice.random() < 0.3:
                 some[-1].cancel()  # too late
         expected = {one for one in waiting if one.cancelled or clock.now > one.deadline}
         assert pending.cancelled_or_expired() == expected
         for one in expected:
-            pending.remove(one)
+            pending.complete(one, Closed("enough"))
         waiting -= expected
         found += len(expected)
         assert set(pending) == waiting
@@ -61,7 +61,7 @@ def test_while_none_is_cancelled_or_expires_none_is_looked_at(monkeypatch: pytes
 
     monkeypatch.setattr(SequenceState, "deadline", property(deadline))
     clock = Clock()
-    pending = Pending(clock)
+    pending = Pending(clock, Observer())
     sequences = [sequence(10.0 + number) for number in range(1000)]
     for one in sequences:
         pending.add(one)
@@ -69,11 +69,11 @@ def test_while_none_is_cancelled_or_expires_none_is_looked_at(monkeypatch: pytes
     assert [pending.cancelled_or_expired() for _ in range(100)] == [set()] * 100
     sequences[500].cancel()
     assert pending.cancelled_or_expired() == {sequences[500]}
-    pending.remove(sequences[500])
+    pending.complete(sequences[500], Closed("enough"))
     assert looks == 0
     clock.now = 10.5
     assert pending.cancelled_or_expired() == {sequences[0]}
-    pending.remove(sequences[0])
+    pending.complete(sequences[0], Closed("enough"))
     assert 0 < looks <= 2000
     looks = 0
     assert [pending.cancelled_or_expired() for _ in range(100)] == [set()] * 100
@@ -88,13 +88,12 @@ def test_a_request_that_has_its_outcome_is_not_kept(cancelled: bool) -> None:
     gc.disable()
     try:
         pixels = np.zeros((32, 32, 3), np.uint8)
-        kept, pending = ref(pixels), Pending(Clock())
+        kept, pending = ref(pixels), Pending(Clock(), Observer())
         one = SequenceState(request(pixels=pixels, deadline=1.0))
         pending.add(one)
         if cancelled:
             one.cancel()
-        pending.remove(one)
-        one.complete(Closed("enough"))
+        pending.complete(one, Closed("enough"))
         del one, pixels
         assert kept() is None
     finally:

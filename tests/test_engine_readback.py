@@ -14,7 +14,7 @@ from torch import Tensor
 
 from florence.engine.device.backend import Backend
 from florence.engine.device.graphs import EagerCapturer
-from florence.engine.device.memory import Download, HostMemory
+from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
 from florence.engine.device.runner import Runner
@@ -65,7 +65,7 @@ def test_hypotheses_are_the_best_ones_and_of_equals_the_newest(seed: int) -> Non
                 facts[best][0],
             )
         )
-    readback = StepReadback(state, HostMemory(), [])
+    readback = StepReadback(state, DeviceMemory(), [])
     readback.fetch_hypotheses([sequence(slot) for slot in asked])
     found = readback.hypotheses()
     assert [each.slot.index for each, _ in found] == asked
@@ -78,7 +78,7 @@ def test_a_readback_holds_the_values_of_its_step() -> None:
     state.finished_count.fill_(1)
     state.finished_lengths.fill_(3)
     state.finished_sequences.fill_(7)
-    readback = StepReadback(state, HostMemory(), [])
+    readback = StepReadback(state, DeviceMemory(), [])
     readback.fetch_hypotheses([sequence(1)])
     before = state.decided.tolist()
     state.decided.fill_(5)
@@ -86,10 +86,10 @@ def test_a_readback_holds_the_values_of_its_step() -> None:
     assert list(readback.decided()) == before
     ((_, hypothesis),) = readback.hypotheses()
     assert hypothesis.token_ids == [7] * 4
-    assert StepReadback(state, HostMemory(), []).hypotheses() == []
+    assert StepReadback(state, DeviceMemory(), []).hypotheses() == []
 
 
-class DistantMemory(HostMemory):
+class DistantMemory(DeviceMemory):
     """Copies to the host arrive only when they are waited for.
 
     `waits`: for each wait, the step whose readback it was for, and the number of steps taken by then.

@@ -28,11 +28,10 @@ def read_config(directory: Path) -> ModelConfig:
         )
     vision, text = _Section(raw, "vision_config"), _Section(raw, "text_config")
     native = "embed_dim" in vision.values
+    tied = _Section({CONFIG: raw}, CONFIG).flag("tie_word_embeddings", True)
     config = ModelConfig(
         vision=_vision_config(vision, native),
-        text=_text_config(
-            text, tied_default=_Section({"config.json": raw}, "config.json").flag("tie_word_embeddings", True)
-        ),
+        text=_text_config(text, tied),
         generation=read_generation(_generation_sources(directory, text, native), text.integer("vocab_size")),
     )
     projection = vision.integer("projection_dim")
@@ -52,15 +51,11 @@ def _vision_config(section: _Section, native: bool) -> VisionConfig:
     section.require("activation_function", "gelu")
     section.require("in_channels", 3)
     if native:
-        positions, frames = (
-            section.integer("max_position_embeddings"),
-            section.integer("max_temporal_embeddings"),
-        )
+        positions = section.integer("max_position_embeddings")
+        frames = section.integer("max_temporal_embeddings")
     else:
-        learned, cosine = (
-            _Section(section.values, "image_pos_embed"),
-            _Section(section.values, "visual_temporal_embedding"),
-        )
+        learned = _Section(section.values, "image_pos_embed")
+        cosine = _Section(section.values, "visual_temporal_embedding")
         learned.require("type", "learned_abs_2d")
         cosine.require("type", "COSINE")
         positions, frames = learned.integer("max_pos_embeddings"), cosine.integer("max_temporal_embeddings")

@@ -93,10 +93,8 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{name!r} has no revisions: only repositories of the hub have ({revision!r} was asked)"
         )
-    if name == DEMO:
-        directory = Path(str(importlib.resources.files("florence") / "demo" / "checkpoint"))
-    else:
-        directory = Path(name)
+    demo = Path(str(importlib.resources.files("florence") / "demo" / "checkpoint"))
+    directory = demo if name == DEMO else Path(name)
     _check_described(directory, name)
     if not _check_weights(directory, name):
         raise CheckpointError(_without_weights(name, pickled=any(directory.glob("*.bin"))))
@@ -164,11 +162,8 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
             "check the spelling, or set HF_TOKEN to a token that may read it"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        why = (
-            "HF_HUB_OFFLINE is set"
-            if constants.HF_HUB_OFFLINE
-            else f"the hub ({constants.ENDPOINT}) can't be reached"
-        )
+        unreachable = f"the hub ({constants.ENDPOINT}) can't be reached"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable
         raise CheckpointError(
             f"{name} can't be loaded: {why}, and the cache ({constants.HF_HUB_CACHE}) has no complete copy. "
             "Without the hub there are two ways out: give a local directory that holds the checkpoint, "

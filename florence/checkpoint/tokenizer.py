@@ -14,12 +14,14 @@ tokenizers other than byte-level BPE with `<s>`, `<pad>` and `</s>`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from florence.checkpoint.files import MERGES, TOKENIZER, VOCAB
 from florence.errors import CheckpointError, TaskError
 
 BOS, PAD, EOS = "<s>", "<pad>", "</s>"
@@ -51,9 +53,7 @@ class Tokenizer:
         self._backend = backend
         self._alone = {token_id: backend.decode([token_id], skip_special_tokens=False) for token_id in added}
         self.size = backend.get_vocab_size(with_added_tokens=True) - (backend.token_to_id(IMAGE) is not None)
-        self.bos_id, self.pad_id, self.eos_id = (
-            _required_id(backend, content) for content in (BOS, PAD, EOS)
-        )
+        self.bos_id, self.pad_id, self.eos_id = (_required_id(backend, each) for each in (BOS, PAD, EOS))
 
     def encode(self, prompt: str) -> list[int]:
         """`<s>` + the tokens of `prompt` + `</s>`; nothing is stripped and nothing is cut.
@@ -88,27 +88,19 @@ class Tokenizer:
         between two of them form one piece, since a character can be spread over several tokens. The texts
         joined are `decode(ids)` and the spans joined are `range(len(ids))`.
         """
-        return [
-            (self._alone[ids[start]], start, stop)
-            if ids[start] in self._alone
-            else (self.decode(ids[start:stop]), start, stop)
-            for start, stop in self._spans(ids)
-        ]
+        pieces: list[tuple[str, int, int]] = []
+        for stand_alone, group in groupby(range(len(ids)), lambda place: ids[place] in self._alone):
+            places = list(group)
+            if stand_alone:
+                pieces += ((self._alone[ids[place]], place, place + 1) for place in places)
+            else:
+                start, stop = places[0], places[-1] + 1
+                pieces.append((self.decode(ids[start:stop]), start, stop))
+        return pieces
 
     def reader(self) -> IncrementalDetokenizer:
         """A detokenizer for one sequence while it is generated."""
         return IncrementalDetokenizer(self._backend, frozenset((self.bos_id, self.pad_id, self.eos_id)))
-
-    def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-        start = 0
-        for position, token_id in enumerate(ids):
-            if token_id in self._alone:
-                if start < position:
-                    yield start, position
-                yield position, position + 1
-                start = position + 1
-        if start < len(ids):
-            yield start, len(ids)
 
 
 class IncrementalDetokenizer:
@@ -158,8 +150,7 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
 
 
 def _read_backend(directory: Path) -> Backend:
-    file = directory / "tokenizer.json"
-    vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    file, vocab, merges = directory / TOKENIZER, directory / VOCAB, directory / MERGES
     try:
         if file.is_file():
             return Backend.from_file(str(file))
@@ -197,14 +188,11 @@ def _complete_added_tokens(backend: Backend, directory: Path) -> None:
     """Add `ADDED_TOKENS` after the base vocabulary, or check that they are there already."""
     found = {content: backend.token_to_id(content) for content in ADDED_TOKENS}
     if all(token_id is None for token_id in found.values()):
-        backend.add_special_tokens(
-            [AddedToken(content, special=True, normalized=False) for content in ADDED_TOKENS]
-        )
+        added = [AddedToken(content, special=True, normalized=False) for content in ADDED_TOKENS]
+        backend.add_special_tokens(added)
         found = {content: backend.token_to_id(content) for content in ADDED_TOKENS}
-    extra = backend.token_to_id(IMAGE) is not None
-    first = (
-        backend.get_vocab_size(with_added_tokens=True) - extra - sum(i is not None for i in found.values())
-    )
+    others = sum(token_id is not None for token_id in (*found.values(), backend.token_to_id(IMAGE)))
+    first = backend.get_vocab_size(with_added_tokens=True) - others
     for offset, content in enumerate(ADDED_TOKENS):
         if found[content] != first + offset:
             raise CheckpointError(

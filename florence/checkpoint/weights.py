@@ -6,7 +6,7 @@ pictures. Not covered: adapters (LoRA) and quantised tensors, which are refused 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from florence.checkpoint.files import WEIGHTS, WEIGHTS_INDEX, missing_weights, weight_files
 from florence.checkpoint.layout import (
@@ -31,7 +32,6 @@ from florence.errors import CheckpointError
 from florence.model.config import ModelConfig
 from florence.model.devices import keep_full_float32
 from florence.model.florence2 import Florence2Model
-from florence.model.uninitialized import Uninitialized
 from florence.model.vision import Normalize
 
 
@@ -58,9 +58,8 @@ def load_model(
         found = dict(_open_tensors(directory, files))
         layout = find_layout(found)
         if layout is None:
-            raise CheckpointError(
-                f"{directory}: its safetensors hold no Florence-2, the vision tower is not in them"
-            )
+            problem = "its safetensors hold no Florence-2, the vision tower is not in them"
+            raise CheckpointError(f"{directory}: {problem}")
         sources = _match(directory, config, layout, model.state_dict(), found)
         tensors: dict[str, Tensor] = {}
         for name, (file, source) in sources.items():
@@ -90,6 +89,25 @@ def count_parameters(model: Florence2Model) -> int:
     return sum({tensor.data_ptr(): tensor.numel() for tensor in model.parameters()}.values())
 
 
+class Uninitialized(TorchFunctionMode):
+    """A context in which `torch.nn.init` leaves tensors as they are, since a checkpoint's replace them.
+
+    On the meta device some of its functions would import TorchDynamo, which takes seconds.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return args[0] if args else named["tensor"]
+        return function(*args, **named)
+
+
 TensorSource = tuple[Any, str]
 """An open safetensors file and a tensor's name in it."""
 
@@ -105,9 +123,8 @@ def _match(
     names = {name: checkpoint_name(name, layout) for name in state}
     shapes = _expected_shapes(config, layout, state)
     # Tools that save a checkpoint keep different ones of the tied embedding's names.
-    shared = next(
-        (name for name in (names[SHARED], names[HEAD], *shared_aliases(layout)) if name in found), None
-    )
+    candidates = (names[SHARED], names[HEAD], *shared_aliases(layout))
+    shared = next((name for name in candidates if name in found), None)
     # The original uses a head that is in the file; the native class ties it even then.
     tied = names[HEAD] not in found or (layout == "native" and config.text.tied_head)
     if shared is not None:
@@ -122,9 +139,8 @@ def _match(
     known = {*names.values(), checkpoint_name(HEAD, layout), *shared_aliases(layout)}
     for source in found:
         if source not in known:
-            problems.append(
-                f"{source}: unexpected, {list(found[source].get_slice(source).get_shape())} in the file"
-            )
+            shape = list(found[source].get_slice(source).get_shape())
+            problems.append(f"{source}: unexpected, {shape} in the file")
     if problems:
         lines = "\n  ".join(sorted(set(problems)))
         raise CheckpointError(f"{directory}: its tensors do not fit the sizes in config.json:\n  {lines}")

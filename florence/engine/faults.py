@@ -6,6 +6,8 @@ worked on: pictures and tensors. So errors leave the engine without tracebacks; 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from florence.errors import Closed, EngineError, FlorenceError
 
 
@@ -31,8 +33,14 @@ def fault_of(error: Exception) -> FlorenceError:
 
 def strip_tracebacks(error: BaseException | None) -> None:
     """Remove the tracebacks of an exception and of its causes."""
+    for each in chain_of(error):
+        each.__traceback__ = None
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # an error may be its own cause
         seen.add(id(error))
-        error.__traceback__ = None
+        yield error
         error = error.__cause__ or error.__context__

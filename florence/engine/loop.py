@@ -16,23 +16,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import astuple
-from typing import TYPE_CHECKING
 
-from florence.engine.admission import check_tokens, refusal
 from florence.engine.config import EngineConfig
 from florence.engine.faults import fault_of, stopped
 from florence.engine.observer import EngineSnapshot, FinishReason, Observer
 from florence.engine.pending import Pending
-from florence.engine.request import Generation, Request
+from florence.engine.request import Request
 from florence.engine.runner import StepRunner
-from florence.engine.scheduler import Scheduler, ThroughputEstimate
+from florence.engine.scheduler import Scheduler, check_tokens
 from florence.engine.sequence import EncodeBatch, OnDone, Phase, SequenceState
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
-
-if TYPE_CHECKING:
-    from florence.engine.device.reference import Hypothesis
 
 log = logging.getLogger(__name__)
 
@@ -57,21 +52,17 @@ class Engine:
         on_broken: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runner = runner
-        self._config = config
-        self._observer = observer or Observer()
-        self._on_broken = on_broken
-        self._clock = clock
-        self._scheduler: Scheduler[SequenceState] = Scheduler(config)
+        self._runner, self._config, self._clock = runner, config, clock
+        self._observer, self._on_broken = observer or Observer(), on_broken
+        self._scheduler: Scheduler[SequenceState] = Scheduler(config, clock)
         self._encoding: EncodeBatch | None = None
         self._retries: deque[SequenceState] = deque()  # encoded one by one: an encode of them together failed
         self._decoding: list[SequenceState] = []
         self._changed = threading.Condition()
-        self._pending = Pending(clock)
+        self._pending = Pending(clock, self._observer)
         self._closing = self._aborting = self._recovering = False
         self._error: Exception | None = None  # what broke the engine
         self._faults = self._encode_faults = 0
-        self._throughput = ThroughputEstimate(clock)
         self._thread = threading.Thread(target=self._serve, name="florence-engine", daemon=True)
         self._thread.start()
 
@@ -84,11 +75,6 @@ class Engine:
     def alive(self) -> bool:
         """Whether the engine works, or will again; False once it is broken or closed."""
         return self._thread.is_alive() and self._error is None
-
-    @property
-    def max_queue(self) -> int:
-        """Requests that may wait."""
-        return self._config.max_queue
 
     def snapshot(self) -> EngineSnapshot:
         """How many requests are in the engine now. In any thread."""
@@ -106,9 +92,8 @@ class Engine:
         `on_done` gets a `Generation`, or `DeadlineExceeded`, `EngineError` or `Closed`, or `ClientLeft` after
         a cancel; perhaps before `submit` returns.
 
-        Raises `Overloaded` when the queue is full or the wait would be longer than `max_latency_ms`, `Closed`
-        after `close` and while the engine is not ready, `RequestError` for a prompt or an output longer than
-        this engine has room for.
+        Raises `Overloaded` when the queue is full or the wait would exceed `max_latency_ms`, `Closed` after
+        `close` and while the engine is not ready, `RequestError` for a prompt or an output that is too long.
         """
         check_tokens(self._config, len(request.prompt_ids), request.options.max_new_tokens)
         sequence = SequenceState(request, on_done=on_done, arrived_s=self._clock())
@@ -124,11 +109,8 @@ class Engine:
         return sequence
 
     def check_load(self, waiting: int) -> None:
-        """Raise `Overloaded`, with the time to come back, if one more request behind `waiting` others is one
-        too many."""
-        # With few requests, answers are far apart for other reasons, and only encoding tells the cost of one.
-        wait_s = max(self._throughput.seconds_for(waiting), waiting * self._scheduler.encode_s)
-        refused = refusal(self._config, waiting, wait_s)
+        """Raise `Overloaded`, with the time to come back, if `waiting` others are too many to wait behind."""
+        refused = self._scheduler.refusal(waiting)
         if refused is not None:
             self._observer.ended(FinishReason.REFUSED)
             raise refused
@@ -168,7 +150,7 @@ class Engine:
             self._closing = self._aborting = True
             left = list(self._pending)
         try:
-            self._fail(left, stopped(self._error), FinishReason.CLOSED)
+            self._pending.fail(left, stopped(self._error), FinishReason.CLOSED)
             self._observer.load(0, 0, 0)
         finally:
             if self._error is not None and self._on_broken is not None:
@@ -180,7 +162,7 @@ class Engine:
             busy = self._decoding or self._encoding or self._retries
             if not busy and not len(self._scheduler):
                 self._report_load()
-                self._throughput.rest()
+                self._scheduler.throughput.rest()
                 self._changed.wait_for(lambda: len(self._scheduler) or self._closing)
             self._report_load()
             return bool(busy or len(self._scheduler))
@@ -200,10 +182,10 @@ class Engine:
             if sequence.phase is Phase.DECODING:
                 self._runner.drop(sequence)
             if self._aborting:
-                self._fail([sequence], stopped(), FinishReason.CLOSED)
+                self._pending.fail([sequence], stopped(), FinishReason.CLOSED)
             else:
                 late = DeadlineExceeded("the request was not finished in the time given for it")
-                self._fail([sequence], late, FinishReason.DEADLINE)
+                self._pending.fail([sequence], late, FinishReason.DEADLINE)
         self._decoding = [sequence for sequence in self._decoding if sequence.phase is Phase.DECODING]
         if self._encoding and self._encoding.is_done:
             self._encoding.parts.close()
@@ -214,8 +196,7 @@ class Engine:
         started = self._clock()
         while self._clock() - started < self._scheduler.budget_s(len(self._decoding)):
             if self._encoding is None:
-                taken = self._take()
-                if not taken:
+                if not (taken := self._take()):
                     return
                 self._encoding = self._begin(taken)
             self._report_load()
@@ -228,10 +209,10 @@ class Engine:
             if (sequence := self._retries.popleft()).phase is not Phase.DONE:
                 return [sequence]
         with self._changed:
-            return self._scheduler.take(len(self._decoding), self._fits)
-
-    def _fits(self, sequences: Iterable[SequenceState]) -> int:
-        return self._runner.slots.fits(sequence.request.options.num_beams for sequence in sequences)
+            return self._scheduler.take(
+                len(self._decoding),
+                lambda waiting: self._runner.slots.fits(each.request.options.num_beams for each in waiting),
+            )
 
     def _begin(self, sequences: list[SequenceState]) -> EncodeBatch:
         started = self._clock()
@@ -242,18 +223,15 @@ class Engine:
 
     def _encode_part(self, batch: EncodeBatch) -> None:
         """One part of an encode."""
-        started = self._clock()
         try:
-            next(batch.parts)
-        except StopIteration as end:
-            self._encoding = None
-            batch.seconds += self._clock() - started
-            self._join(batch, end.value)
+            pictures = batch.advance(self._clock)
         except Exception as error:  # noqa: BLE001  (logged, and the outcome of its requests)
             self._encoding = None
             self._encode_failed(batch.sequences, error)
-        else:
-            batch.seconds += self._clock() - started
+            return
+        if pictures is not None:
+            self._encoding = None
+            self._join(batch, pictures)
 
     def _encode_failed(self, sequences: list[SequenceState], error: Exception) -> None:
         """Requests that failed together are encoded again one by one: a bad one must fail alone."""
@@ -261,7 +239,7 @@ class Engine:
             self._retries.extend(sequences)
             return
         log.error("a request failed while it was encoded", exc_info=error)
-        self._fail(sequences, fault_of(error), FinishReason.FAULT)
+        self._pending.fail(sequences, fault_of(error), FinishReason.FAULT)
         self._encode_faults += 1
         if self._encode_faults == MAX_FAULTS:
             self._recover(error)
@@ -271,9 +249,9 @@ class Engine:
         for sequence in batch.sequences:
             if sequence.phase is Phase.DONE:
                 self._runner.drop(sequence)
-                continue
-            sequence.phase, sequence.encoded_s = Phase.DECODING, self._clock()
-            self._decoding.append(sequence)
+            else:
+                sequence.phase, sequence.encoded_s = Phase.DECODING, self._clock()
+                self._decoding.append(sequence)
         self._encode_faults = 0
         self._scheduler.encoded(len(batch.sequences), batch.seconds)
         self._observer.encoded(len(batch.sequences), pictures, batch.seconds)
@@ -294,39 +272,14 @@ class Engine:
         self._scheduler.stepped()
         self._faults = 0
         for sequence, outcome in outcomes:
-            self._finish(sequence, outcome)
+            if isinstance(outcome, FlorenceError):
+                self._pending.fail([sequence], outcome, FinishReason.FAULT)
+            else:
+                was_cut = self._runner.was_cut(outcome, sequence.request)
+                self._pending.finish(sequence, outcome, "length" if was_cut else "stop")
         if outcomes:
             self._decoding = [sequence for sequence in self._decoding if sequence.phase is Phase.DECODING]
-        self._throughput.finished(len(outcomes))
-
-    def _finish(self, sequence: SequenceState, outcome: Hypothesis | FlorenceError) -> None:
-        if isinstance(outcome, FlorenceError):
-            self._fail([sequence], outcome, FinishReason.FAULT)
-            return
-        now = self._clock()
-        generation = Generation(
-            token_ids=tuple(outcome.token_ids),
-            token_logprobs=tuple(outcome.token_logprobs),
-            score=outcome.score,
-            finish_reason="length" if self._runner.was_cut(outcome, sequence.request) else "stop",
-            picture_tokens=sequence.picture_tokens,
-            timings=sequence.timings(now),
-        )
-        wanted = self._complete(sequence, generation)
-        ending = FinishReason(generation.finish_reason) if wanted else FinishReason.CANCELLED
-        self._observer.ended(ending, len(generation.token_logprobs), sequence.queue_s(now))
-
-    def _fail(self, sequences: Iterable[SequenceState], error: FlorenceError, ending: FinishReason) -> None:
-        """Fail those that have no outcome yet, all of them before anything is reported."""
-        failed = [(one, self._complete(one, error)) for one in sequences if one.phase is not Phase.DONE]
-        now = self._clock()
-        for sequence, wanted in failed:
-            queue_s = sequence.queue_s(now)
-            self._observer.ended(ending if wanted else FinishReason.CANCELLED, queue_s=queue_s)
-
-    def _complete(self, sequence: SequenceState, outcome: Generation | FlorenceError) -> bool:
-        self._pending.remove(sequence)
-        return sequence.complete(outcome)
+        self._scheduler.throughput.finished(len(outcomes))
 
     def _recover(self, error: Exception) -> None:
         """Fail those in flight, and start again with new buffers. Raises what the device does, or the error
@@ -337,7 +290,7 @@ class Engine:
             self._encoding.parts.close()
             in_flight += self._encoding.sequences
             self._encoding = None
-        self._fail(in_flight, fault_of(error), FinishReason.FAULT)
+        self._pending.fail(in_flight, fault_of(error), FinishReason.FAULT)
         self._faults += 1
         self._encode_faults = 0
         if self._faults == MAX_FAULTS:

@@ -1,4 +1,4 @@
-"""Requests that have no outcome yet, and which of them were cancelled or expired. Imports no torch.
+"""Requests that have no outcome yet: each gets its one here, and is reported. Imports no torch.
 
 A cancellation is noted when it happens, and deadlines are compared when the earliest has passed: a look costs
 nothing, however many requests wait, while none of them is cancelled or expires.
@@ -7,19 +7,26 @@ nothing, however many requests wait, while none of them is cancelled or expires.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
+from typing import TYPE_CHECKING, Literal
 from weakref import ref
 
-from florence.engine.sequence import SequenceState
+from florence.engine.observer import FinishReason, Observer
+from florence.engine.request import Generation
+from florence.engine.sequence import Phase, SequenceState
+from florence.errors import FlorenceError
+
+if TYPE_CHECKING:
+    from florence.engine.device.reference import Hypothesis
 
 
 class Pending:
     """Not safe for threads, so its owner locks; but requests may be cancelled in any thread, whatever locks
     that holds."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], observer: Observer) -> None:
+        self._clock, self._observer = clock, observer
         self._sequences: dict[SequenceState, None] = {}  # a set in order of arrival
         self._cancelled: deque[ref[SequenceState]] = deque()
         self._next_deadline = inf  # no later than the earliest of theirs
@@ -33,9 +40,33 @@ class Pending:
         self._next_deadline = min(self._next_deadline, sequence.deadline)
         sequence.cancellations = self._cancelled
 
-    def remove(self, sequence: SequenceState) -> None:
-        """Stop watching a request, which gets its outcome now."""
+    def complete(self, sequence: SequenceState, outcome: Generation | FlorenceError) -> bool:
+        """Hand over a request's outcome; False if it was cancelled before."""
         self._sequences.pop(sequence, None)
+        return sequence.complete(outcome)
+
+    def finish(self, sequence: SequenceState, made: Hypothesis, reason: Literal["stop", "length"]) -> None:
+        """Hand over what was generated."""
+        now = self._clock()
+        generation = Generation(
+            token_ids=tuple(made.token_ids),
+            token_logprobs=tuple(made.token_logprobs),
+            score=made.score,
+            finish_reason=reason,
+            picture_tokens=sequence.picture_tokens,
+            timings=sequence.timings(now),
+        )
+        wanted = self.complete(sequence, generation)
+        ending = FinishReason(reason) if wanted else FinishReason.CANCELLED
+        self._observer.ended(ending, len(generation.token_logprobs), sequence.queue_s(now))
+
+    def fail(self, sequences: Iterable[SequenceState], error: FlorenceError, ending: FinishReason) -> None:
+        """Fail those that have no outcome yet, all of them before anything is reported."""
+        failed = [(one, self.complete(one, error)) for one in sequences if one.phase is not Phase.DONE]
+        now = self._clock()
+        for sequence, wanted in failed:
+            queue_s = sequence.queue_s(now)
+            self._observer.ended(ending if wanted else FinishReason.CANCELLED, queue_s=queue_s)
 
     def cancelled_or_expired(self) -> set[SequenceState]:
         """Requests that were cancelled since the last look, and those whose deadline has passed."""

@@ -19,7 +19,7 @@ class StepRunner(Protocol):
 
     @property
     def slots(self) -> SlotAllocator:
-        """What is free; another object after `reset`."""
+        """Free slots and rows of the caches; another object after `reset`."""
 
     def prepare(self, threads: int | None = None) -> None:
         """Make this thread ready, with so many CPU threads for one operation (None: torch's choice)."""
@@ -37,7 +37,7 @@ class StepRunner(Protocol):
         """One decode step; those that are finished, each with its outcome. Their slots are free again."""
 
     def drop(self, sequence: SequenceState) -> None:
-        """Free the slot of a request that is not finished."""
+        """Free the slot of a request, which may not be finished."""
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
         """Whether the length limit, not the model, ended the sequence."""

@@ -1,4 +1,4 @@
-"""Which requests are encoded when: the policy of the engine, in plain Python. Imports no torch.
+"""Which requests are taken and when they are encoded: the policy of the engine. Imports no torch.
 
 Requests leave the queue in order of arrival, as many at once as there is room for, so none starves: one with
 many beams is not overtaken by others with fewer. While requests are decoded, encoding gets a time budget
@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Generic, TypeVar
 
 from florence.engine.config import EngineConfig
+from florence.errors import Overloaded, RequestError
 
 RequestT = TypeVar("RequestT")
 
@@ -29,8 +30,9 @@ ENCODE_EMA_DECAY = 0.5  # of the mean time of an encode, at each encode
 class Scheduler(Generic[RequestT]):
     """A bounded queue, and the decision what to take from it. Not safe for threads: its owner locks."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
+        self.throughput = ThroughputEstimate(clock)
         self._waiting: deque[RequestT] = deque()
         self._steps = STEPS_BETWEEN_ENCODES  # decode steps since the last encode
         self.encode_s = 0.0  # of one request, a moving average; 0 while nothing is known
@@ -80,6 +82,21 @@ class Scheduler(Generic[RequestT]):
         """Take these requests out of the queue, as far as they are in it."""
         self._waiting = deque(request for request in self._waiting if request not in unwanted)
 
+    def refusal(self, waiting: int) -> Overloaded | None:
+        """Why one more request behind `waiting` others is one too many; None if it is not."""
+        # With few requests, answers are far apart for other reasons, and only encoding tells the cost of one.
+        wait_s = max(self.throughput.seconds_for(waiting), waiting * self.encode_s)
+        most_ms = self.config.max_latency_ms
+        if waiting >= self.config.max_queue:
+            reason, retry_after_s = f"{waiting} requests are waiting, as many as may", wait_s
+        elif most_ms is not None and wait_s > most_ms / 1000:
+            reason = f"this request would wait for {wait_s:.1f} s, {most_ms / 1000:g} s are allowed"
+            retry_after_s = wait_s - most_ms / 1000
+        else:
+            return None
+        retry_after_s = max(1.0, retry_after_s)
+        return Overloaded(f"{reason}; come back in {retry_after_s:.0f} s", retry_after_s=retry_after_s)
+
 
 class ThroughputEstimate:
     """How fast a busy engine answers: a moving average of the time between two answers."""
@@ -108,3 +125,14 @@ class ThroughputEstimate:
     def seconds_for(self, count: int) -> float:
         """Seconds that `count` requests will take; 0 while nothing is known."""
         return self._seconds * count
+
+
+def check_tokens(config: EngineConfig, prompt: int, new: int) -> None:
+    """Raises RequestError where a prompt of `prompt` tokens, or an answer of `new` tokens, has no room."""
+    if prompt > config.max_prompt_tokens:
+        raise RequestError(
+            f"the text has {prompt} tokens with the task's own words, at most "
+            f"{config.max_prompt_tokens} fit beside the picture; shorten it"
+        )
+    if new > config.max_new_tokens:
+        raise RequestError(f"max_new_tokens is {new}, this engine has room for {config.max_new_tokens}")

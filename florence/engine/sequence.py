@@ -13,7 +13,7 @@ from florence.engine.request import EngineTimings, Generation, Request
 from florence.engine.slots import UNPLACED, Slot
 from florence.errors import ClientLeft, FlorenceError
 
-OnDone = Callable[[Generation | FlorenceError], None]
+OnDone = Callable[[Generation | FlorenceError], object]
 """Called once with a request's outcome, on the engine's thread; it must be quick and must not raise."""
 
 
@@ -100,6 +100,18 @@ class EncodeBatch:
     sequences: list[SequenceState]
     parts: Generator[None, None, int]
     seconds: float = 0.0
+
+    def advance(self, clock: Callable[[], float]) -> int | None:
+        """Do one part; the number of pictures that were encoded, if it was the last."""
+        started = clock()
+        try:
+            next(self.parts)
+        except StopIteration as end:
+            pictures: int = end.value
+            return pictures
+        finally:
+            self.seconds += clock() - started
+        return None
 
     @property
     def is_done(self) -> bool:

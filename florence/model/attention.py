@@ -71,12 +71,10 @@ class StepAttention(Protocol):
 
     def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
         """Attention of `queries` [rows, d_model] to the encoder states of each row's request; same shape."""
-        ...
 
     def self_attention(self, queries: Tensor, layer: int) -> Tensor:
         """Attention of `queries` [rows, d_model] to each row's own past, this step's position included; same
         shape. The step's keys and values are in the caches by then."""
-        ...
 
 
 class AttentionBackend(Protocol):
@@ -94,7 +92,6 @@ class AttentionBackend(Protocol):
     def begin(self, step: StepInputs) -> StepAttention:
         """The attentions of one step, prepared for all layers. Where steps are captured as graphs, so is this
         call: it must not read a value on the host."""
-        ...
 
 
 class DenseAttention:
@@ -130,9 +127,8 @@ class _DenseStep:
         keys = caches.cross_keys[layer, : self._requests, :, : self._encoder_length]
         values = caches.cross_values[layer, : self._requests, :, : self._encoder_length]
         grouped = split_heads(queries, keys.shape[1])[batch.rows_of]  # [requests, beams, heads, head_dim]
-        mixed = F.scaled_dot_product_attention(
-            grouped.transpose(1, 2), keys, values, attn_mask=self._cross_mask
-        )  # [requests, heads, beams, head_dim]
+        queries = grouped.transpose(1, 2)  # [requests, heads, beams, head_dim], as the result
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self._cross_mask)
         return mixed[batch.request_of, :, batch.beam_of].flatten(1)
 
     def self_attention(self, queries: Tensor, layer: int) -> Tensor:
@@ -151,10 +147,9 @@ class _DenseStep:
         shifted = scores - highest[batch.request_of].transpose(1, 2)[..., None]
         weights = shifted.exp()
         sums = self._by_request(weights.sum(-1).transpose(1, 2), 0.0).sum(1)  # [requests, beams, heads]
-        partial = (
-            (weights.to(values.dtype) @ values).float().transpose(1, 2)
-        )  # [rows, beams, heads, head_dim]
-        mixed = self._by_request(partial.flatten(2), 0.0).sum(1)  # [requests, beams, d_model]
+        partial = (weights.to(values.dtype) @ values).float()  # [rows, heads, beams, head_dim]
+        partial = partial.transpose(1, 2).flatten(2)  # [rows, beams, d_model]
+        mixed = self._by_request(partial, 0.0).sum(1)  # [requests, beams, d_model]
         mixed = mixed.view(*sums.shape, -1) / sums[..., None]  # [requests, beams, heads, head_dim]
         return mixed[batch.request_of, batch.beam_of].flatten(1).to(queries.dtype)
 

@@ -140,7 +140,7 @@ class Block(nn.Module):
 
 
 class DualBlock(nn.Module):
-    """A block of window attention, then one of channel attention."""
+    """A block of window attention, then one of channel attention; `DaViT.chunks` runs them."""
 
     def __init__(self, config: VisionConfig, stage: int) -> None:
         super().__init__()
@@ -149,11 +149,6 @@ class DualBlock(nn.Module):
         window = WindowAttention(dim, config.heads[stage], config.window, bias)
         self.spatial_block = Block(window, dim, hidden)
         self.channel_block = Block(ChannelAttention(dim, config.groups[stage], bias), dim, hidden)
-
-    def forward(self, cells: Tensor) -> Tensor:
-        """[pictures, height, width, dim] -> the same shape."""
-        result: Tensor = self.channel_block(self.spatial_block(cells))
-        return result
 
 
 class Stem(nn.Module):
@@ -185,18 +180,13 @@ class Downsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks over cells of one size."""
+    """Blocks over cells of one size; `DaViT.chunks` runs them."""
 
     def __init__(self, config: VisionConfig, stage: int) -> None:
         super().__init__()
         dims = config.dims
         self.downsample = Downsample(dims[stage - 1], dims[stage]) if stage else nn.Identity()
-        self.blocks = nn.Sequential(*(DualBlock(config, stage) for _ in range(config.depths[stage])))
-
-    def forward(self, cells: Tensor) -> Tensor:
-        """[pictures, height, width, dim before] -> [pictures, height', width', dim]."""
-        result: Tensor = self.blocks(self.downsample(cells))
-        return result
+        self.blocks = nn.ModuleList(DualBlock(config, stage) for _ in range(config.depths[stage]))
 
 
 class DaViT(nn.Module):
@@ -205,7 +195,7 @@ class DaViT(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.stem = Stem(config.dims[0])
-        self.stages = nn.Sequential(*(Stage(config, stage) for stage in range(len(config.dims))))
+        self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.dims)))
 
     def attend_per_picture(self) -> None:
         """Let channel attention compute one picture at a time, as is faster on a CPU."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from florence.model.chunks import Chunks
+from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import ModelConfig
 from florence.model.language import LanguageModel
 from florence.model.vision import Normalize, VisionEncoder
@@ -36,10 +36,8 @@ class Florence2Model(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """[pictures, height, width, 3] uint8 -> picture tokens [pictures, tokens, d_model]."""
-        tokens: Tensor = self.vision(pixels)
-        return tokens
+        return run_to_end(self.encode_images_in_chunks(pixels))
 
     def encode_images_in_chunks(self, pixels: Tensor) -> Chunks[Tensor]:
         """`encode_images` in chunks: yields between the blocks of the tower."""
-        tokens = yield from self.vision.chunks(pixels)
-        return tokens
+        return self.vision.chunks(pixels)

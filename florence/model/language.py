@@ -37,9 +37,8 @@ class KeysValues:
 
     def append(self, newer: KeysValues) -> KeysValues:
         """The same rows, with the positions of `newer` appended."""
-        return KeysValues(
-            torch.cat([self.keys, newer.keys], dim=2), torch.cat([self.values, newer.values], dim=2)
-        )
+        keys = torch.cat([self.keys, newer.keys], dim=2)
+        return KeysValues(keys, torch.cat([self.values, newer.values], dim=2))
 
     def select(self, rows: Tensor) -> KeysValues:
         """Rows in the order of `rows` [new rows]: row i of the result is row `rows[i]`."""
@@ -65,10 +64,6 @@ class Attention(nn.Module):
         self.v_proj = Linear(d_model, d_model)
         self.out_proj = Linear(d_model, d_model)
 
-    def qkv(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., d_model] -> queries, keys and values of the same shape, for self-attention."""
-        return self.q_proj(states), self.k_proj(states), self.v_proj(states)
-
     def keys_values(self, states: Tensor) -> KeysValues:
         """[rows, length, d_model] -> keys and values [rows, heads, length, head_dim]."""
         return KeysValues(self._split(self.k_proj(states)), self._split(self.v_proj(states)))
@@ -84,9 +79,8 @@ class Attention(nn.Module):
         return self.out_proj.plus(mixed, states)
 
     def _split(self, states: Tensor) -> Tensor:
-        return rearrange(
-            states, "rows length (heads head_dim) -> rows heads length head_dim", heads=self.heads
-        )
+        split = "rows length (heads head_dim) -> rows heads length head_dim"
+        return rearrange(states, split, heads=self.heads)
 
 
 class Layer(nn.Module):
@@ -124,11 +118,7 @@ class DecoderLayer(Layer):
         self.encoder_attn_layer_norm = nn.LayerNorm(d_model)
 
     def forward(
-        self,
-        states: Tensor,
-        past: KeysValues | None,
-        cross_kv: KeysValues,
-        mask: Tensor | None,
+        self, states: Tensor, past: KeysValues | None, cross_kv: KeysValues, mask: Tensor | None
     ) -> tuple[Tensor, KeysValues]:
         """[rows, length, d_model] after `past` -> the same shape, and `past` with the new positions."""
         present = self.self_attn.keys_values(states)
@@ -141,12 +131,12 @@ class DecoderLayer(Layer):
 class Stack(nn.Module):
     """Common parts of encoder and decoder: position embeddings, their norm, and layers."""
 
-    layers: nn.ModuleList
-
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, stack: StackConfig, layer: type[Layer]) -> None:
         super().__init__()
-        self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.d_model)
-        self.layernorm_embedding = nn.LayerNorm(config.d_model)
+        width = config.d_model
+        self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, width)
+        self.layernorm_embedding = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(layer(width, stack, config.activation) for _ in range(stack.layers))
 
     def add_positions(self, embeddings: Tensor, first: int) -> Tensor:
         """Add the embeddings of positions `first`, `first + 1`, ... to [rows, length, d_model], and
@@ -161,18 +151,11 @@ class Encoder(Stack):
     """BART's encoder over picture and prompt tokens."""
 
     def __init__(self, config: TextConfig) -> None:
-        super().__init__(config)
-        stack = config.encoder
-        self.layers = nn.ModuleList(
-            EncoderLayer(config.d_model, stack, config.activation) for _ in range(stack.layers)
-        )
-
-    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[rows, length, d_model] -> the same shape; `mask` [rows, length] is false on padding."""
-        return run_to_end(self.chunks(embeddings, mask))
+        super().__init__(config, config.encoder, EncoderLayer)
 
     def chunks(self, embeddings: Tensor, mask: Tensor | None = None) -> Chunks[Tensor]:
-        """`forward` in chunks: yields between layers."""
+        """[rows, length, d_model] -> the same shape, yielding between layers; `mask` [rows, length] is false
+        on padding."""
         states = self.add_positions(embeddings, 0)
         allowed = None if mask is None else mask[:, None, None, :]  # [rows, 1, 1, length]
         for layer in self.layers:
@@ -185,11 +168,7 @@ class Decoder(Stack):
     """BART's decoder over generated tokens."""
 
     def __init__(self, config: TextConfig) -> None:
-        super().__init__(config)
-        stack = config.decoder
-        self.layers = nn.ModuleList(
-            DecoderLayer(config.d_model, stack, config.activation) for _ in range(stack.layers)
-        )
+        super().__init__(config, config.decoder, DecoderLayer)
 
     def cross_kv(self, encoded: Tensor) -> Cache:
         """Cross-attention keys and values of every layer for encoder states [rows, length, d_model]."""
@@ -243,19 +222,15 @@ class LanguageModel(nn.Module):
 
         `mask` [rows, tokens + length] is false on padding, or None where there is none.
         """
-        states: Tensor = self.encoder(self._join(picture_tokens, prompt_ids), mask)
-        return states
+        return run_to_end(self.encode_in_chunks(picture_tokens, prompt_ids, mask))
 
     def encode_in_chunks(
         self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None
     ) -> Chunks[Tensor]:
         """`encode` in chunks: yields between layers."""
-        states = yield from self.encoder.chunks(self._join(picture_tokens, prompt_ids), mask)
-        return states
-
-    def _join(self, picture_tokens: Tensor, prompt_ids: Tensor) -> Tensor:
         # `scale_embedding` applies to the prompt's embeddings only, as in the original.
-        return torch.cat([picture_tokens, self.embed(prompt_ids)], dim=1)
+        embeddings = torch.cat([picture_tokens, self.embed(prompt_ids)], dim=1)
+        return self.encoder.chunks(embeddings, mask)
 
     def decode(self, token_ids: Tensor, past: Cache | None, cross_kv: Cache) -> tuple[Tensor, Cache]:
         """Decoder states [rows, length, d_model] of `token_ids` [rows, length] after `past`, and `past` with

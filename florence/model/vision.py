@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from florence.model.chunks import Chunks, run_to_end
+from florence.model.chunks import Chunks
 from florence.model.config import VisionConfig
 from florence.model.davit import DaViT
 from florence.model.kernels.linear import Linear
@@ -68,9 +68,8 @@ class Projector(nn.Module):
         columns = self.columns.weight[:width].expand(height, -1, -1)  # [height, width, dim - dim // 2]
         rows = self.rows.weight[:height, None].expand(-1, width, -1)  # [height, width, dim // 2]
         cells = cells + torch.cat([columns, rows], dim=-1)  # the column's half first, as in the original
-        cells = (
-            rearrange(cells, "pictures height width dim -> pictures (height width) dim") + self.temporal[0]
-        )
+        cells = rearrange(cells, "pictures height width dim -> pictures (height width) dim")
+        cells = cells + self.temporal[0]
         tokens = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1)
         projected: Tensor = self.norm(self.projection(tokens))
         return projected
@@ -85,12 +84,9 @@ class VisionEncoder(nn.Module):
         self.tower = DaViT(config)
         self.projector = Projector(config, d_model)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """[pictures, height, width, 3] uint8 -> [pictures, picture tokens, d_model]."""
-        return run_to_end(self.chunks(pixels))
-
     def chunks(self, pixels: Tensor) -> Chunks[Tensor]:
-        """`forward` in chunks: yields between the blocks of the tower."""
+        """[pictures, height, width, 3] uint8 -> [pictures, picture tokens, d_model], yielding between the
+        blocks of the tower."""
         features = yield from self.tower.chunks(self.normalize(pixels))
         tokens: Tensor = self.projector(features)
         return tokens

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from florence.answers.answer import Answer, OriginalAnswer
+from florence.answers.answer import Answer
 from florence.engine.faults import strip_tracebacks
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.engine.request import Generation
-from florence.engine.sequence import SequenceState
 from florence.errors import Closed, FlorenceError, OptionError, TaskError
 from florence.readers.picture import PictureSource, ReadPicture
 from florence.readers.readers import Readers, complete
@@ -167,36 +166,23 @@ class Dispatcher:
         waiting = self._queue.find(future)
         if waiting is None:
             return
-        outcome = self._submit(future, waiting.request, picture)
-        if isinstance(outcome, Exception):
-            self._queue.fail(future, outcome)
-        elif outcome is not None:
-            cancel_with(future, outcome)
-
-    def _submit(
-        self, future: Future[Answer], request: Accepted, picture: ReadPicture
-    ) -> SequenceState | Exception | None:
-        """The request in the engine, or why it is not there; None if it has ended meanwhile."""
+        request, taken, sequence, failure = waiting.request, False, None, None
         on_token = None if request.streamer is None else request.streamer.on_token
-        taken = False
         try:
             prepared = self._pipeline.prepare(request.task, picture, request.deadline, on_token)
-            on_done = partial(self._generated, future, request, prepared)
+            finish = partial(self._finish, future, request, prepared)
             with self._lock:  # so that `_refusal` finds it either here or in the engine
                 taken = self._queue.take(future)
-                return self._engine.submit(prepared.request, on_done) if taken else None
+                if taken:  # the engine's thread has no time for more than handing the outcome on
+                    sequence = self._engine.submit(
+                        prepared.request, lambda outcome: self._finisher.submit(finish, outcome)
+                    )
         except Exception as error:  # noqa: BLE001  (as above)
-            return _without_frames(error) if taken or self._queue.take(future) else None
-
-    def _generated(
-        self,
-        future: Future[Answer],
-        request: Accepted,
-        prepared: Prepared,
-        outcome: Generation | FlorenceError,
-    ) -> None:
-        """On the engine's thread, which has no time for more."""
-        self._finisher.submit(self._finish, future, request, prepared, outcome)
+            failure = _without_frames(error) if taken or self._queue.take(future) else None
+        if failure is not None:
+            self._queue.fail(future, failure)
+        elif sequence is not None:
+            cancel_with(future, sequence)
 
     def _finish(
         self,
@@ -205,22 +191,17 @@ class Dispatcher:
         prepared: Prepared,
         outcome: Generation | FlorenceError,
     ) -> None:
-        if isinstance(outcome, FlorenceError):
-            complete(future, outcome)
-        else:
-            made: Any = self._answer(request, prepared, outcome)
-            complete(future, made)
-
-    def _answer(
-        self, request: Accepted, prepared: Prepared, generation: Generation
-    ) -> Answer | OriginalAnswer | Exception:
+        """Make the answer. In the finisher's thread."""
+        made: Any = outcome
         make = self._pipeline.original_answer if request.original else self._pipeline.answer
         try:
-            if request.streamer is not None:
-                request.streamer.end()
-            return make(prepared, generation, self._clock() - request.started)
+            if isinstance(outcome, Generation):
+                if request.streamer is not None:
+                    request.streamer.end()
+                made = make(prepared, outcome, self._clock() - request.started)
         except Exception as error:  # noqa: BLE001  (as above)
-            return _without_frames(error)
+            made = _without_frames(error)
+        complete(future, made)
 
 
 def _without_frames(error: Exception) -> Exception:

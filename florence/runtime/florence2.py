@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from io import BytesIO
-from types import TracebackType
 from typing import Any, Unpack
 
 from PIL import Image
@@ -64,7 +63,7 @@ class Florence2:
         limits = loaded.info["limits"]
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
         busy = limits["max_batch_size"] + limits["max_encode_batch"]
-        self._in_flight = min(busy, loaded.engine.max_queue)
+        self._in_flight = min(busy, limits["max_queue"])
         self._limits = loaded.limits
         self._dispatcher = Dispatcher(loaded.pipeline, loaded.engine, loaded.readers, loaded.observer)
 
@@ -187,10 +186,7 @@ class Florence2:
         return self.submit(image, task, text, **options).result()
 
     def submit_all(
-        self,
-        image: PictureSource,
-        asks: Iterable[TaskSpec],
-        **options: Unpack[RunOptions],
+        self, image: PictureSource, asks: Iterable[TaskSpec], **options: Unpack[RunOptions]
     ) -> list[Future[Answer]]:
         """Start many tasks on one picture, which is read and encoded once; a future for each, as from
         `submit`.
@@ -201,10 +197,7 @@ class Florence2:
         return self._start(image, pairs, options)
 
     def analyze(
-        self,
-        image: PictureSource,
-        asks: Iterable[TaskSpec],
-        **options: Unpack[RunOptions],
+        self, image: PictureSource, asks: Iterable[TaskSpec], **options: Unpack[RunOptions]
     ) -> list[Answer | Exception]:
         """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
         return [_outcome(future) for future in self.submit_all(image, asks, **options)]
@@ -276,9 +269,7 @@ class Florence2:
     def __enter__(self) -> Florence2:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _start(

@@ -17,7 +17,6 @@ from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
@@ -115,7 +114,11 @@ def load(
     )
     runner = _runner(model, backend, config, preprocessing)
     size = InputSize(preprocessing.height, preprocessing.width, preprocessing.resample, fast_jpeg)
-    reading = _readers(size, limits, readers, observer, backend.memory)
+    reading: Readers
+    if readers:
+        reading = ProcessReaders(size, limits, readers, observer.read, on_memory=backend.memory.lock_pages)
+    else:
+        reading = ThreadReaders(size, limits, on_read=observer.read)
     engine = Engine(runner, config, observer=observer, on_broken=on_broken)
     log.info(
         "loaded %s on %s as %s, with caches of %.0f MiB for %d requests of %d beams in all",
@@ -123,15 +126,6 @@ def load(
         runner.caches.nbytes / 2**20, runner.sizes.slots, runner.sizes.rows,
     )  # fmt: skip
     return Loaded(pipeline, engine, reading, limits, observer, info)
-
-
-def _readers(
-    size: InputSize, limits: ImageLimits, count: int, observer: Observer, memory: DeviceMemory
-) -> Readers:
-    """So many processes, or threads of this one where it is 0."""
-    if count == 0:
-        return ThreadReaders(size, limits, on_read=observer.read)
-    return ProcessReaders(size, limits, count, observer.read, on_memory=memory.lock_pages)
 
 
 def _runner(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 from florence.answers import Piece, parse_answer
 from florence.answers.answer import Answer, OriginalAnswer
@@ -131,13 +131,9 @@ class Pipeline:
             token_logprobs=[0.0, *generation.token_logprobs],  # the start token was given, not generated
         )
         return Answer(
-            task=prepared.task.token,
             result=parsed.result,
             image_size=ImageSize(width=width, height=height),
-            finish_reason=generation.finish_reason,
-            usage=_usage(prepared, generation),
-            timings=_timings(generation, total_s),
-            checkpoint=self.checkpoint,
+            **self._facts(prepared, generation, total_s),
             raw_text=raw_text,
             token_ids=token_ids,
             token_logprobs=list(generation.token_logprobs),
@@ -147,29 +143,21 @@ class Pipeline:
         """The same in the original's shape only. Raises RequestError as `Answer.florence`."""
         raw_text = self.tokenizer.decode(list(generation.token_ids))
         original = post_process_text(prepared.task.token, raw_text, prepared.image_size)
-        return OriginalAnswer(
-            task=prepared.task.token,
-            finish_reason=generation.finish_reason,
-            usage=_usage(prepared, generation),
-            timings=_timings(generation, total_s),
-            checkpoint=self.checkpoint,
-            text=json.dumps(original),
-        )
+        return OriginalAnswer(text=json.dumps(original), **self._facts(prepared, generation, total_s))
 
-
-def _usage(prepared: Prepared, generation: Generation) -> Usage:
-    return Usage(
-        picture_tokens=generation.picture_tokens,
-        prompt_tokens=len(prepared.request.prompt_ids),
-        generated_tokens=len(generation.token_logprobs),
-    )
-
-
-def _timings(generation: Generation, total_s: float) -> Timings:
-    timings = generation.timings
-    return Timings(
-        queue_s=timings.queue_s, encode_s=timings.encode_s, decode_s=timings.decode_s, total_s=total_s
-    )
+    def _facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
+        """The fields that both kinds of answers have."""
+        return {
+            "task": prepared.task.token,
+            "finish_reason": generation.finish_reason,
+            "usage": Usage(
+                picture_tokens=generation.picture_tokens,
+                prompt_tokens=len(prepared.request.prompt_ids),
+                generated_tokens=len(generation.token_logprobs),
+            ),
+            "timings": Timings(**asdict(generation.timings), total_s=total_s),
+            "checkpoint": self.checkpoint,
+        }
 
 
 def _input_text(task: Task, text: TaskText, image_size: tuple[int, int]) -> str | None:

@@ -10,10 +10,9 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Protocol
 
 from florence.answers.answer import Answer
+from florence.checkpoint.tokenizer import IncrementalDetokenizer
 
 log = logging.getLogger(__name__)
 
@@ -22,21 +21,13 @@ OnText = Callable[[str], None]
 quick, since other answers wait behind it."""
 
 
-class Detokenizer(Protocol):
-    """Text of tokens as they come; `checkpoint.tokenizer` has the real one."""
-
-    def take(self, token_id: int) -> str: ...
-
-    def rest(self) -> str: ...
-
-
 class TextStreamer:
     """Gives a callback the text of one request's tokens, in another thread than the engine's.
 
     A callback that raises is called no more; the log says why, and the answer is not affected.
     """
 
-    def __init__(self, detokenizer: Detokenizer, on_text: OnText, executor: Executor) -> None:
+    def __init__(self, detokenizer: IncrementalDetokenizer, on_text: OnText, executor: Executor) -> None:
         self._detokenizer = detokenizer
         self._on_text: OnText | None = on_text
         self._executor = executor
@@ -94,7 +85,5 @@ class AnswerStream:
     def __enter__(self) -> AnswerStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()

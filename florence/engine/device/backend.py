@@ -12,7 +12,7 @@ import torch
 
 from florence.engine.config import CpuKernels
 from florence.engine.device.graphs import CudaGraphCapturer, GraphCapturer
-from florence.engine.device.memory import CudaMemory, DeviceMemory, HostMemory
+from florence.engine.device.memory import CudaMemory, DeviceMemory
 from florence.model.attention import AttentionBackend, DenseAttention, KernelAttention
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -31,7 +31,7 @@ class Backend:
     """
 
     attention: AttentionBackend = field(default_factory=DenseAttention)
-    memory: DeviceMemory = field(default_factory=HostMemory)
+    memory: DeviceMemory = field(default_factory=DeviceMemory)
     capturer: GraphCapturer | None = None
     delayed_readback: bool = False
     free_host_reads: bool = True

@@ -7,12 +7,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from florence.engine.device.graphs import MAX_GRAPHS, Buckets, GraphCapturer, Replay, round_up, warn_once
+from florence.engine.device.graphs import (
+    MAX_GRAPHS,
+    Buckets,
+    CapturedWork,
+    GraphCapturer,
+    round_up,
+    warn_once,
+)
 from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.search_state import StepShape
 from florence.engine.device.steps import (
     Occupancy,
     StepContext,
+    Steps,
     StepSequence,
     dense_batch,
     extent_of,
@@ -36,24 +44,22 @@ class StepKey:
     shape: StepShape
 
 
-class BucketSteps:
+class BucketSteps(Steps):
     """Steps over the first slots and rows of the caches, all sizes rounded up to buckets. Each shape has
     fixed input tensors. Shapes beyond `MAX_GRAPHS` run uncaptured."""
 
     def __init__(
         self, context: StepContext, memory: DeviceMemory, buckets: Buckets, capturer: GraphCapturer
     ) -> None:
-        self._context, self._memory = context, memory
+        super().__init__(context, memory)
         self._buckets, self._capturer = buckets, capturer
-        self._batches: dict[StepKey, DecodeBatch] = {}
-        self._warm: set[StepKey] = set()
-        self._replays: dict[StepKey, Replay] = {}
+        self._seen: dict[StepKey, CapturedWork] = {}
         self._latest: tuple[StepKey, Occupancy] | None = None
         self._warn = warn_once("steps")
 
     def run(self, sequences: Sequence[StepSequence]) -> None:
         key = self._key(sequences)
-        if key not in self._batches and len(self._batches) >= MAX_GRAPHS:
+        if key not in self._seen and len(self._seen) >= MAX_GRAPHS:
             self._warn()
             self._context.step(self._batch(key, sequences).map(self._memory.upload), key.shape)
             return
@@ -61,22 +67,7 @@ class BucketSteps:
         if latest != self._latest:
             self._load(key, sequences)
             self._latest = latest
-        if key in self._replays:
-            self._replays[key]()
-            return
-        batch = self._batches[key]
-        if key not in self._warm:
-            self._context.step(batch, key.shape)
-            self._warm.add(key)
-            return
-
-        def work() -> Sequence[Tensor]:
-            self._context.step(batch, key.shape)
-            return ()
-
-        replay, _ = self._capturer.capture(work)
-        self._replays[key] = replay
-        replay()
+        self._seen[key].run()
 
     def prepare(self, encoder_length: int) -> None:
         """Capture the shapes of requests with the usual number of beams and short sequences, largest first.
@@ -95,8 +86,8 @@ class BucketSteps:
 
     @property
     def captured(self) -> list[StepKey]:
-        """The shapes that are captured, in that order."""
-        return list(self._replays)
+        """The shapes that are captured, in the order of their first use."""
+        return [key for key, work in self._seen.items() if work.captured]
 
     def _key(self, sequences: Sequence[StepSequence]) -> StepKey:
         sizes, shape = self._buckets, shape_of(sequences, self._context.state.max_positions)
@@ -115,11 +106,16 @@ class BucketSteps:
     def _load(self, key: StepKey, sequences: Sequence[StepSequence]) -> None:
         """Write these sequences into the fixed tensors of this shape."""
         batch = self._batch(key, sequences)
-        if key not in self._batches:
-            self._batches[key] = batch.map(self._memory.upload)
+        if key in self._seen:
+            self._seen[key].load(batch.tensors())
             return
-        for values, buffer in zip(batch.tensors(), self._batches[key].tensors(), strict=True):
-            self._memory.store(values, buffer)
+        batch = batch.map(self._memory.upload)
+
+        def work() -> Sequence[Tensor]:
+            self._context.step(batch, key.shape)
+            return ()
+
+        self._seen[key] = CapturedWork(work, batch.tensors(), self._memory, self._capturer)
 
     def _batch(self, key: StepKey, sequences: Sequence[StepSequence]) -> DecodeBatch:
         return dense_batch(sequences, key.slots, key.rows, key.shape.beams)

@@ -5,14 +5,21 @@ Both give each request the result that it would get alone: padding is masked, or
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from florence.engine.device.graphs import MAX_GRAPHS, Buckets, GraphCapturer, Replay, round_up, warn_once
+from florence.engine.device.graphs import (
+    MAX_GRAPHS,
+    Buckets,
+    CapturedWork,
+    GraphCapturer,
+    round_up,
+    warn_once,
+)
 from florence.engine.device.memory import DeviceMemory
 from florence.model.caches import Caches
 from florence.model.chunks import Chunks, run_to_end
@@ -22,30 +29,29 @@ Prompts = Sequence[Sequence[int]]
 """Token ids of each request's prompt."""
 
 
-class Encodes(Protocol):
+class Encodes(ABC):
     """The two halves of an encode, each in chunks between which decode steps may run."""
-
-    def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
-        """uint8 [height, width, 3] of the host for each picture -> tokens [pictures, tokens, d_model]. They
-        may be in memory that other captured work overwrites: copy them before anything else runs."""
-        ...
-
-    def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
-        """Encode picture tokens [requests, tokens, d_model] with one prompt for each, and write the encoder's
-        keys and values into the request's slot of the caches; positions after the request's own length are
-        undefined."""
-        ...
-
-
-class PlainEncodes:
-    """Exactly the given pictures and prompts, in chunks."""
 
     def __init__(self, model: Florence2Model, caches: Caches, memory: DeviceMemory) -> None:
         self._model, self._caches, self._memory = model, caches, memory
 
+    @abstractmethod
     def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
-        tokens = yield from self._model.encode_images_in_chunks(batch_of(pixels, self._memory))
-        return tokens
+        """uint8 [height, width, 3] of the host for each picture -> tokens [pictures, tokens, d_model]. They
+        may be in memory that other captured work overwrites: copy them before anything else runs."""
+
+    @abstractmethod
+    def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
+        """Encode picture tokens [requests, tokens, d_model] with one prompt for each, and write the encoder's
+        keys and values into the request's slot of the caches; positions after the request's own length are
+        undefined."""
+
+
+class PlainEncodes(Encodes):
+    """Exactly the given pictures and prompts, in chunks."""
+
+    def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
+        return self._model.encode_images_in_chunks(batch_of(pixels, self._memory))
 
     def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
         language, longest = self._model.language, max(map(len, prompts))
@@ -58,7 +64,7 @@ class PlainEncodes:
         self._caches.write_cross_kv(where, language.decoder.cross_kv_by_layer(encoded))
 
 
-class BucketEncodes:
+class BucketEncodes(Encodes):
     """Batches and prompts padded to one of a few sizes, each captured as a graph on its second use: the first
     use warms up. Shapes beyond `MAX_GRAPHS` run uncaptured.
 
@@ -75,10 +81,10 @@ class BucketEncodes:
         buckets: Buckets,
         capturer: GraphCapturer,
     ) -> None:
-        self._model, self._caches, self._memory = model, caches, memory
+        super().__init__(model, caches, memory)
         self._buckets, self._capturer = buckets, capturer
         self._inputs: dict[tuple[object, ...], Tensor] = {}
-        self._seen: dict[tuple[object, ...], _Captured] = {}
+        self._seen: dict[tuple[object, ...], CapturedWork] = {}
         self._warn = warn_once("encodes")
 
     def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
@@ -121,8 +127,9 @@ class BucketEncodes:
                 self._warn()
                 return work(*map(self._memory.upload, inputs))
             buffers = [self._input((name, index), rows, value) for index, value in enumerate(inputs)]
-            self._seen[key] = _Captured(partial(work, *buffers), buffers, self._memory, self._capturer)
-        return self._seen[key].run(inputs)
+            self._seen[key] = CapturedWork(partial(work, *buffers), buffers, self._memory, self._capturer)
+        self._seen[key].load(inputs)
+        return self._seen[key].run()
 
     def _input(self, name: tuple[str, int], rows: int, value: Tensor) -> Tensor:
         """The buffer [rows, ...] for an input like `value`."""
@@ -131,38 +138,6 @@ class BucketEncodes:
         if key not in self._inputs:
             self._inputs[key] = torch.zeros(shape, dtype=value.dtype, device=self._model.device)
         return self._inputs[key]
-
-
-class _Captured:
-    """Work over fixed input buffers: the first run warms up, the second one captures."""
-
-    def __init__(
-        self,
-        work: Callable[[], Sequence[Tensor]],
-        buffers: Sequence[Tensor],
-        memory: DeviceMemory,
-        capturer: GraphCapturer,
-    ) -> None:
-        self._work, self._buffers = work, buffers
-        self._memory, self._capturer = memory, capturer
-        self._warm = False
-        self._replay: tuple[Replay, Sequence[Tensor]] | None = None
-
-    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The results, from the second run on in fixed tensors. Rows of the buffers that the inputs don't
-        fill repeat the first request."""
-        for buffer, value in zip(self._buffers, inputs, strict=True):
-            self._memory.store(value, buffer[: len(value)])
-            buffer[len(value) :].copy_(buffer[:1])
-        if not self._warm:
-            results = self._work()
-            self._warm = True
-            return results
-        if self._replay is None:
-            self._replay = self._capturer.capture(self._work)
-        replay, results = self._replay
-        replay()
-        return results
 
 
 def batch_of(pixels: Sequence[Tensor], memory: DeviceMemory) -> Tensor:

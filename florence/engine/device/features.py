@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Sized(Protocol):
-    """A tensor, as far as this module needs it."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-
-FeaturesT = TypeVar("FeaturesT", bound=Sized)
-
-
-class FeatureCache(Generic[FeaturesT]):
+class FeatureCache:
     """Features by the digest of the pixels, at most `max_bytes` of them.
 
     `misses` counts pictures that were not found. Not thread-safe: only the engine's thread uses it.
@@ -31,14 +24,14 @@ class FeatureCache(Generic[FeaturesT]):
         self.misses = 0
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._features: OrderedDict[bytes, FeaturesT] = OrderedDict()
+        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def clear(self) -> None:
         """Drop all features."""
         self._features.clear()
         self._bytes = 0
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, FeaturesT]:
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, Tensor]:
         """The features of those pictures that are in the cache. A digest that is listed twice and missing is
         one miss."""
         found = {digest: self._features[digest] for digest in digests if digest in self._features}
@@ -47,16 +40,13 @@ class FeatureCache(Generic[FeaturesT]):
         self.misses += len(set(digests) - found.keys())
         return found
 
-    def keep(self, features: Mapping[bytes, FeaturesT]) -> None:
+    def keep(self, features: Mapping[bytes, Tensor]) -> None:
         """Add the features of new pictures, and drop the least recently used beyond the limit."""
         for digest, picture in features.items():
-            self._keep(digest, picture)
-
-    def _keep(self, digest: bytes, features: FeaturesT) -> None:
-        if digest not in self._features:
-            self._features[digest] = features
-            self._bytes += features.nbytes
-        self._features.move_to_end(digest)
-        while self._bytes > self._max_bytes:
-            _, oldest = self._features.popitem(last=False)
-            self._bytes -= oldest.nbytes
+            if digest not in self._features:
+                self._features[digest] = picture
+                self._bytes += picture.nbytes
+            self._features.move_to_end(digest)
+            while self._bytes > self._max_bytes:
+                _, oldest = self._features.popitem(last=False)
+                self._bytes -= oldest.nbytes

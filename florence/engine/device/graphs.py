@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from florence.engine.device.memory import DeviceMemory
+
 log = logging.getLogger(__name__)
 
 MIN_BUCKET = 64
@@ -39,11 +41,9 @@ class GraphCapturer(Protocol):
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         """A replay of `work`, and the fixed tensors that hold its results after a replay. The work itself is
         not done. Graphs share memory: a replay may overwrite the results of others."""
-        ...
 
     def reset(self) -> None:
         """Drop the memory of all graphs; none that was captured before is replayed any more."""
-        ...
 
 
 class CudaGraphCapturer:
@@ -82,6 +82,42 @@ class EagerCapturer:
 
     def reset(self) -> None:
         pass
+
+
+class CapturedWork:
+    """Work over fixed input buffers: the first run warms up, the second one captures."""
+
+    def __init__(
+        self, work: Work, buffers: Sequence[Tensor], memory: DeviceMemory, capturer: GraphCapturer
+    ) -> None:
+        self._work, self._buffers = work, buffers
+        self._memory, self._capturer = memory, capturer
+        self._warm = False
+        self._replay: tuple[Replay, Sequence[Tensor]] | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether runs are replays."""
+        return self._replay is not None
+
+    def load(self, inputs: Sequence[Tensor]) -> None:
+        """Write the inputs of the next runs. Rows of the buffers that they don't fill repeat the first."""
+        for buffer, value in zip(self._buffers, inputs, strict=True):
+            self._memory.store(value, buffer[: len(value)])
+            if len(value) < len(buffer):
+                buffer[len(value) :].copy_(buffer[:1])
+
+    def run(self) -> Sequence[Tensor]:
+        """The results, from the second run on in fixed tensors."""
+        if not self._warm:
+            results = self._work()
+            self._warm = True
+            return results
+        if self._replay is None:
+            self._replay = self._capturer.capture(self._work)
+        replay, results = self._replay
+        replay()
+        return results
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,66 +19,39 @@ Download = Callable[[], Tensor]
 """Waits for a copy to the host and returns it."""
 
 
-class DeviceMemory(Protocol):
-    """What a device does with memory; `upload` and `store` accept tensors of the host and of the device."""
+class DeviceMemory:
+    """What a device does with memory: here the CPU's, where everything is there at once. `upload` and `store`
+    accept tensors of the host and of the device."""
 
     def activate(self) -> None:
         """Make this the current device of the calling thread."""
-        ...
 
     def upload(self, values: Tensor) -> Tensor:
         """`values` on the device; the host does not wait for the copy."""
-        ...
+        return values
 
     def store(self, values: Tensor, buffer: Tensor) -> None:
         """Write `values` into `buffer`, a tensor of the device with the same shape; the host does not
         wait."""
-        ...
-
-    def download(self, values: Tensor) -> Download:
-        """Start to copy the device's `values`, as they are after the work sent so far, to the host."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait until the device has done all work sent so far."""
-        ...
-
-    def release(self) -> None:
-        """Give freed memory back, so that other buffers can take its place."""
-        ...
-
-    def lock_pages(self, buffer: memoryview) -> Callable[[], None] | None:
-        """Let the device read this host memory by itself, where it can; what undoes that."""
-        ...
-
-
-class HostMemory:
-    """The CPU's: everything is there at once."""
-
-    def activate(self) -> None:
-        pass
-
-    def upload(self, values: Tensor) -> Tensor:
-        return values
-
-    def store(self, values: Tensor, buffer: Tensor) -> None:
         buffer.copy_(values)
 
     def download(self, values: Tensor) -> Download:
+        """Start to copy the device's `values`, as they are after the work sent so far, to the host."""
         copy = values.clone()
         return lambda: copy
 
     def synchronize(self) -> None:
-        pass
+        """Wait until the device has done all work sent so far."""
 
     def release(self) -> None:
-        pass
+        """Give freed memory back, so that other buffers can take its place."""
 
     def lock_pages(self, buffer: memoryview) -> Callable[[], None] | None:
+        """Let the device read this host memory by itself, where it can; what undoes that."""
         return None
 
 
-class CudaMemory:
+class CudaMemory(DeviceMemory):
     """A CUDA device's."""
 
     def __init__(self, device: torch.device) -> None:

@@ -56,7 +56,7 @@ def generate(advance: Advance, options: GenerationOptions, rules: TokenRules) ->
 
     Raises `EngineError` for logits that are NaN, and whatever `advance` raises.
     """
-    search = start_search(options, rules)
+    search = (GreedySearch if options.num_beams == 1 else BeamSearch)(options, rules)
     while not search.done:
         search.take(advance(search.parents, search.tokens))
     return search.best()
@@ -86,11 +86,6 @@ def plain_advance(language: LanguageModel, encoded: Tensor, beams: int) -> Advan
         return language.logits(states[:, -1])  # [beams, vocab]
 
     return advance
-
-
-def start_search(options: GenerationOptions, rules: TokenRules) -> Search:
-    """The search for `options`, before its first step."""
-    return GreedySearch(options, rules) if options.num_beams == 1 else BeamSearch(options, rules)
 
 
 class Search(ABC):
@@ -155,9 +150,8 @@ class BeamSearch(Search):
         beams, eos_id = self.options.num_beams, self.rules.eos_id
         scores = apply_rules(logits.log_softmax(dim=-1), self.sequences, self.options, self.rules)
         candidates = scores + torch.tensor(self.totals, device=scores.device)[:, None]  # [beams, vocab]
-        best, flat = candidates.flatten().topk(
-            2 * beams
-        )  # at most one EOS a beam, so enough candidates continue
+        # At most one EOS a beam, so enough candidates continue.
+        best, flat = candidates.flatten().topk(2 * beams)
         values = scores.flatten()[flat].tolist()
         parents: list[int] = []
         sequences, logprobs, totals = [], [], []
@@ -251,11 +245,9 @@ def repeated_tokens(sequence: Sequence[int], size: int) -> list[int]:
     """Tokens that would repeat an n-gram of `size` in `sequence`; none for a size of 0."""
     if size == 0 or len(sequence) < size:
         return []
+    ends = range(size - 1, len(sequence))  # of n-grams
     last = list(sequence[len(sequence) - size + 1 :])
-    starts = range(len(sequence) - size + 1)
-    return [
-        sequence[start + size - 1] for start in starts if list(sequence[start : start + size - 1]) == last
-    ]
+    return [sequence[end] for end in ends if list(sequence[end - size + 1 : end]) == last]
 
 
 def _only(scores: Tensor, token: int) -> Tensor:

@@ -24,6 +24,7 @@ from florence.engine.device.reference import Hypothesis, TokenRules
 from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState
 from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps, StepSequence
 from florence.engine.request import Request
+from florence.engine.runner import StepRunner
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot, SlotAllocator
 from florence.errors import EngineError
@@ -50,7 +51,7 @@ class _Buffers:
     to_wipe: list[Slot] = field(default_factory=list)
 
 
-class Runner:
+class Runner(StepRunner):
     """A model on its device, with the buffers to decode many requests at once.
 
     `slots`: requests that decode together; there are as many cache rows as they need with the checkpoint's
@@ -82,7 +83,7 @@ class Runner:
         rows = max(MAX_BEAMS, slots * generation.num_beams)
         self.model = model
         self.backend = backend or Backend()
-        self.features: FeatureCache[Tensor] = FeatureCache(feature_bytes)
+        self.features = FeatureCache(feature_bytes)
         self.rules = rules or TokenRules(
             start_id=text.start_id,
             eos_id=text.eos_id,
@@ -99,7 +100,6 @@ class Runner:
 
     @property
     def slots(self) -> SlotAllocator:
-        """Free slots and rows of the caches."""
         return self._buffers.slots
 
     @property
@@ -134,11 +134,7 @@ class Runner:
         lazy = backend.lazy_pages and not self._reserved
         caches = Caches(sizes, text.decoder, text.d_model, model.device, model.dtype, lazy=lazy)
         state = SearchState(
-            sizes.slots,
-            sizes.decoder_room,
-            self.rules,
-            model.device,
-            free_host_reads=backend.free_host_reads,
+            sizes.slots, sizes.decoder_room, self.rules, model.device, free_host_reads=backend.free_host_reads
         )
         context = StepContext(model.language, caches, state, backend.attention)
         encodes: Encodes = PlainEncodes(model, caches, backend.memory)
@@ -214,7 +210,8 @@ class Runner:
             for sequence in sequences:
                 self.state.start(sequence.slot.index, sequence.slot.rows, sequence.request.options)
         except BaseException:  # also when the chunks are closed
-            self._drop_all(sequences)
+            for sequence in sequences:
+                self.drop(sequence)
             raise
         return self.features.misses - misses
 
@@ -238,18 +235,11 @@ class Runner:
         while to_wipe:  # here and not in `drop`, which must not fail when the device does
             self.caches.wipe(to_wipe[-1].index, to_wipe[-1].rows)
             to_wipe.pop()
-        for count, sequence in enumerate(sequences):
-            try:
-                slot = self.slots.take(sequence.request.options.num_beams)
-            except IndexError:
-                self._drop_all(sequences[:count])
-                raise
-            length = picture_tokens + len(sequence.request.prompt_ids)
-            sequence.place(slot, picture_tokens, length)
-
-    def _drop_all(self, sequences: Sequence[SequenceState]) -> None:
+        if self.slots.fits(sequence.request.options.num_beams for sequence in sequences) < len(sequences):
+            raise IndexError("no free slot")
         for sequence in sequences:
-            self.drop(sequence)
+            slot = self.slots.take(sequence.request.options.num_beams)
+            sequence.place(slot, picture_tokens, picture_tokens + len(sequence.request.prompt_ids))
 
     @torch.inference_mode()
     def step(self, sequences: Sequence[SequenceState]) -> list[tuple[SequenceState, Outcome]]:
@@ -288,18 +278,17 @@ class Runner:
                 outcomes.append((sequence, fault))
         latest.fetch_hypotheses(done)
         outcomes += ((sequence, best) for sequence, best in due.hypotheses() if not sequence.dropped)
-        self._drop_all([sequence for sequence, _ in outcomes])
+        for sequence, _ in outcomes:
+            self.drop(sequence)
         return outcomes
 
     def drop(self, sequence: SequenceState) -> None:
-        """Free the slot of a request that is finished, cancelled or expired."""
         sequence.dropped = True
         self.slots.give_back(sequence.slot)
         if self.backend.attention.masked and not sequence.finite:
             self._buffers.to_wipe.append(sequence.slot)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
-        """Whether the length limit, not the model, ended the sequence."""
         if len(hypothesis.token_ids) < request.options.max_length:
             return False
         return self.rules.forced_eos_id is not None or hypothesis.token_ids[-1] != self.rules.eos_id

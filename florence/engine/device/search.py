@@ -128,13 +128,7 @@ class _Step:
         return worst >= best.double() / length.double() ** self.length_penalty
 
     def _store(
-        self,
-        parents: Tensor,
-        token: Tensor,
-        logprob: Tensor,
-        chosen: Tensor,
-        totals: Tensor,
-        done: Tensor,
+        self, parents: Tensor, token: Tensor, logprob: Tensor, chosen: Tensor, totals: Tensor, done: Tensor
     ) -> None:
         """Replace the beams of the running slots by the chosen ones, [n, k] each."""
         state, batch, k, t = self.state, self.batch, self.shape.beams, self.shape.length

@@ -49,16 +49,9 @@ class SearchState:
     """
 
     def __init__(
-        self,
-        slots: int,
-        room: int,
-        rules: TokenRules,
-        device: torch.device,
-        *,
-        free_host_reads: bool = False,
+        self, slots: int, room: int, rules: TokenRules, device: torch.device, *, free_host_reads: bool = False
     ) -> None:
-        self.rules = rules
-        self.free_host_reads = free_host_reads
+        self.rules, self.free_host_reads = rules, free_host_reads
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)

@@ -8,9 +8,9 @@ Everything stays on the device.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,12 +37,6 @@ class StepSequence:
     steps: int
 
 
-class Steps(Protocol):
-    """Runs one step for some requests; the results are in the `SearchState`."""
-
-    def run(self, sequences: Sequence[StepSequence]) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """All that a step works with, on one device."""
@@ -62,12 +56,21 @@ class StepContext:
         advance(self.state, batch, shape, logits)
 
 
-class RaggedSteps:
-    """Steps of only the rows in use."""
+class Steps(ABC):
+    """Takes steps in one layout; the results are in the `SearchState`."""
 
     def __init__(self, context: StepContext, memory: DeviceMemory) -> None:
         self._context, self._memory = context, memory
-        self._latest: tuple[Occupancy, DecodeBatch] | None = None
+
+    @abstractmethod
+    def run(self, sequences: Sequence[StepSequence]) -> None:
+        """One step for these requests."""
+
+
+class RaggedSteps(Steps):
+    """Steps of only the rows in use."""
+
+    _latest: tuple[Occupancy, DecodeBatch] | None = None
 
     def run(self, sequences: Sequence[StepSequence]) -> None:
         occupancy = occupancy_of(sequences)
@@ -76,11 +79,8 @@ class RaggedSteps:
         self._context.step(self._latest[1], shape_of(sequences, self._context.state.max_positions))
 
 
-class DenseSteps:
+class DenseSteps(Steps):
     """Steps over the first slots and rows, up to the last one in use."""
-
-    def __init__(self, context: StepContext, memory: DeviceMemory) -> None:
-        self._context, self._memory = context, memory
 
     def run(self, sequences: Sequence[StepSequence]) -> None:
         shape = shape_of(sequences, self._context.state.max_positions)

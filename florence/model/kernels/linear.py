@@ -7,8 +7,6 @@ weights and states. Not covered: gradients, moving a packed layer to another dev
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,15 +16,8 @@ from florence.model.kernels.activations import activate
 from florence.model.kernels.cpu.products import PanelWeight, make_products
 from florence.model.kernels.int8 import Int8Weight
 
-
-class PackedWeight(Protocol):
-    """A weight [outputs, inner] and its bias in the layout of some kernel."""
-
-    def product(
-        self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        """[..., inner] -> [..., outputs], then the activation, or `residual` [..., outputs] added."""
-        ...
+PackedWeight = onednn.OneDnnWeight | PanelWeight | Int8Weight
+"""A weight [outputs, inner] and its bias in the layout of some kernel."""
 
 
 class Linear(nn.Linear):

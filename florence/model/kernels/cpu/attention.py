@@ -29,7 +29,7 @@ class CpuAttention:
     """
 
     def __init__(self, dtype: torch.dtype, head_dim: int, threads: int | None) -> None:
-        from florence.model.kernels.cpu import attention_kernel as cpu_attention_kernel
+        from florence.model.kernels.cpu import attention_kernel
 
         if dtype not in DTYPES:
             raise ValueError(f"no kernel for {dtype}; there are ones for {', '.join(map(str, DTYPES))}")
@@ -37,8 +37,8 @@ class CpuAttention:
             raise ValueError(f"head_dim must be even, not {head_dim}")
         self._dtype, self._head_dim = dtype, head_dim
         self._team = OpenMPTeam(threads)
-        self._kernels = cpu_attention_kernel
-        self._kernel = cpu_attention_kernel.load(dtype, head_dim)
+        self._kernels = attention_kernel
+        self._kernel = attention_kernel.load(dtype, head_dim)
         self._address: int = self._kernel.address
         self._one_each = lru_cache(MAX_STARTS)(_one_each)
 
@@ -85,13 +85,12 @@ class CpuAttention:
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        chosen: tuple[
-            Tensor, int, int
-        ],  # slots, and their strides from group to group and from position to position
+        chosen: tuple[Tensor, int, int],
         starts: Tensor,
         lengths: Tensor,
         bundle: int,
     ) -> Tensor:
+        """`chosen`: slots, and their strides from group to group and from position to position."""
         indices, group_step, position_step = chosen
         self._check(queries, keys, values, (indices, starts, lengths))
         slots, heads, room, _ = keys.shape
@@ -141,9 +140,8 @@ class CpuAttention:
             raise ValueError(f"queries must be [rows, {keys.shape[1]} * {head_dim}]")
         for tensor in (queries, keys, values):
             if tensor.dtype != self._dtype or not tensor.is_cpu or tensor.stride(-1) != 1:
-                raise ValueError(
-                    f"queries, keys and values must be {self._dtype} with adjacent elements, in host memory"
-                )
+                needed = f"{self._dtype} with adjacent elements, in host memory"
+                raise ValueError(f"queries, keys and values must be {needed}")
         if any(index.dtype != torch.int32 or not index.is_cpu for index in indices):
             raise ValueError("slots, sources, starts and lengths must be int32, in host memory")
 
