@@ -10,7 +10,7 @@ FlorenceError
 │   └── ProtocolError 400     a malformed v2 request
 ├── NotFound 404              unknown model or version
 ├── BodyTooLarge 413          a body longer than the service takes, also once it is decompressed
-├── ClientLeft 499            nobody waits for the answer any more
+├── ClientLeft 499            the client no longer waits for the answer
 ├── UnknownEncoding 501       a body in an encoding that can't be undone
 ├── Unavailable 503           come back later; `retry_after_s` says when
 │   ├── Overloaded 503        the waiting queue is full, or the wait would be too long
@@ -83,7 +83,7 @@ class BodyTooLarge(FlorenceError):
 
 
 class ClientLeft(FlorenceError):
-    """The client left before its answer, which nobody would read; 499, as nginx calls it."""
+    """The client left before its answer; 499, as nginx calls it."""
 
     status = 499
 

@@ -43,7 +43,7 @@ class PixelMemory:
 
     @property
     def free(self) -> int:
-        """Slots that nobody holds."""
+        """Slots that are not in use."""
         return len(self._free)
 
     def acquire(self) -> int | None:

@@ -48,7 +48,7 @@ class Readers:
         self._on_read = on_read or (lambda seconds: None)
         self._lock = threading.Lock()
         self._closed = False
-        # Pictures whose outcome is open; whoever removes a future completes it. A dict's own operations are
+        # Pictures whose outcome is open; what removes a future completes it. A dict's own operations are
         # atomic: a future may be cancelled in a thread that holds any lock.
         self._open: dict[Future[ReadPicture], PictureSource] = {}
         self._queue: SimpleQueue[Future[ReadPicture] | None] = SimpleQueue()  # None: stop
