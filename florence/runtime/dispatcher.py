@@ -205,7 +205,7 @@ class Dispatcher:
 
 
 def _without_frames(error: Exception) -> Exception:
-    """The error for a caller, which may keep it: the frames in its traceback, and those above, have pixels."""
+    """The error as a caller may keep it: the frames in its traceback, and those above, have pixels."""
     if not isinstance(error, FlorenceError):
         log.error("a request failed unforeseen", exc_info=error)
     strip_tracebacks(error)
