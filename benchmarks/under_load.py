@@ -7,7 +7,7 @@ library captions JPEGs, so many under way at once; then `bentoml serve` gets the
 over v2 from as many threads of this process. Both read and resize the pictures, none comes twice. Pictures a
 second, in turns; `--spin` leaves OpenMP's waiting as it is, for comparison.
 
-    python benchmarks/under_load.py --deadline 0.2 [--side 2400]
+    python benchmarks/under_load.py --deadline 0.2 [--side 7600]
 
 instead prints how long after a request its time limit is told on each door, while pictures of so many pixels
 a side wait to be read.
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--spin", action="store_true", help="OpenMP's own waiting in the service")
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="measure this time limit instead")
-    parser.add_argument("--side", type=int, default=2400, help="of the pictures before it, pixels")
+    parser.add_argument("--side", type=int, default=7600, help="of the pictures before it, pixels")
     arguments = parser.parse_args()
     if arguments.deadline is not None:
         for door, seconds, status in measure(arguments.deadline, arguments.side):

@@ -158,6 +158,7 @@ def check_alone(runner: Runner, asked: Sequence[Request]) -> None:
             assert outcome.token_ids == expected.token_ids
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_an_encode_that_fails_or_is_closed_frees_all_slots(
     runner: Runner, monkeypatch: pytest.MonkeyPatch

@@ -123,6 +123,7 @@ def test_nan_stays_in_its_row(products: Products) -> None:
     assert layer.product(states, "gelu")[3].isnan().all()
 
 
+@pytest.mark.slow
 @one_kernel
 def test_any_number_of_threads_gives_the_same(products: Products) -> None:
     """Bit for bit."""

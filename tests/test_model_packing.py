@@ -91,6 +91,7 @@ def test_a_packed_convolution_is_the_plain_one(
         torch.testing.assert_close(plain.plus(cells), cells + plain(cells))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.skipif(not HERE, reason="nothing is packed here")
 def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
