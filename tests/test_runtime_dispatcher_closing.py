@@ -16,15 +16,21 @@ from waiting import wait_until
 from florence.answers.answer import Answer
 from florence.engine.observer import FinishReason
 from florence.errors import Closed, Overloaded
+from florence.readers import readers
 from florence.runtime import dispatcher as module
 from florence.runtime.dispatcher import Dispatcher, TaskRequest
 from florence.types.options import GenerationParameters
 
 
 def test_closing_waits_for_a_picture_no_longer_than_it_is_told(
-    dispatcher: Dispatcher, gauges: Gauges, slow: SlowPicture, picture: Path
+    dispatcher: Dispatcher,
+    gauges: Gauges,
+    slow: SlowPicture,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those that are read and those that wait to be fail with `Closed`, once; the readers come back later."""
+    monkeypatch.setattr(readers, "STOP_S", 0.05)
     futures = [*occupy(dispatcher, slow), *ask(dispatcher, picture, "<CAPTION>", "<OD>")]
     closing = threading.Thread(target=dispatcher.close, args=(0.05,), daemon=True)
     closing.start()
@@ -73,6 +79,7 @@ def test_closing_with_a_limit_does_not_wait_for_a_callback_that_hangs(
     dispatcher.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_every_request_has_one_outcome_whatever_comes_together(
     dispatcher: Dispatcher,
