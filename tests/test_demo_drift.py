@@ -93,6 +93,7 @@ def test_words_are_told_by_where_locations_part_them() -> None:
     assert math.isnan(compare(["<s>a</s>"], ["<s>b</s>"])["bins_mean"])
 
 
+@pytest.mark.slow
 def test_the_same_answers_have_not_drifted(exam: Exam, exact: list[Answer]) -> None:
     """Every share is 1, no location moved and no figure changed."""
     compared = compare_tasks(exam, exact, exact)
