@@ -34,7 +34,7 @@ TINY = {
 """Options, put behind those of the documents, which make a script small. Those that need more have tests of
 their own below, or need what this machine lacks."""
 
-ELSEWHERE = {"exactness.py", "gpu.py", "perf_analyzer.py", "reading.py"}
+ELSEWHERE = {"drift.py", "exactness.py", "gpu.py", "perf_analyzer.py", "reading.py"}
 
 pytestmark = pytest.mark.slow
 

@@ -59,19 +59,16 @@ class _Tally(Generic[AskedT, AnswerT]):
         self._progress = progress
         self._under_way: dict[Any, Picture] = {}  # by their futures
         self._done = 0
-        self._bar: Any = None
 
     def _open_bar(self) -> None:
-        if self._progress is not False:
-            from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
-            total = len(self._pictures) if isinstance(self._pictures, Sized) else None
-            silent = False if self._progress else None  # None: where stderr is no terminal
-            self._bar = tqdm(total=total, unit="picture", disable=silent)
+        total = len(self._pictures) if isinstance(self._pictures, Sized) else None
+        silent = None if self._progress is None else not self._progress  # None: where stderr is no terminal
+        self._bar: Any = tqdm(total=total, unit="picture", disable=silent)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         if self.failures:
             first = self.failures[0]
             logger.warning(
@@ -98,14 +95,12 @@ class _Tally(Generic[AskedT, AnswerT]):
         for future in done:
             picture = self._under_way.pop(future)
             self._done += 1
-            if self._bar is not None:
-                self._bar.update()
+            self._bar.update()
             try:
                 answer = future.result()
             except FlorenceError as error:
                 self.failures.append(Failure(picture, error))
-                if self._bar is not None:
-                    self._bar.set_postfix(failed=len(self.failures))
+                self._bar.set_postfix(failed=len(self.failures))
             else:
                 yield picture, answer
 

@@ -126,16 +126,14 @@ class Trainer:
         return trainer
 
 
-def batches_from(trainer: Trainer, workers: int, worker_core: int | None) -> Iterator[Batch]:
-    """The batches of the steps still to do, drawn ahead by other processes (on the core named, if any)."""
+def batches_from(trainer: Trainer, workers: int) -> Iterator[Batch]:
+    """The batches of the steps still to do, drawn ahead by other processes."""
 
     def settle(worker: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the trainer ends its workers
         torch.set_num_threads(1)
         os.nice(10)
-        if worker_core is not None:
-            os.sched_setaffinity(0, {worker_core})
 
     return iter(DataLoader(
         Batches(trainer.plan, trainer.tokenizer), batch_size=None,
@@ -151,7 +149,6 @@ def train(
     start: Start | None = None,
     minutes: float = math.inf,
     workers: int = 1,
-    worker_core: int | None = None,
 ) -> None:
     """Trains until the plan ends, the minutes are over or SIGTERM or Ctrl-C comes, saving as it goes."""
     asked_to_stop: list[int] = []
@@ -162,7 +159,7 @@ def train(
     trainer = Trainer.resume(plan, device, directory, start)
     began, last, first_step = time.monotonic(), time.monotonic(), trainer.step
     means: dict[str, float] = {}
-    for batch in batches_from(trainer, workers, worker_core):
+    for batch in batches_from(trainer, workers):
         losses = trainer.train_step(batch)
         means = {name: 0.98 * means.get(name, value) + 0.02 * value for name, value in losses.items()}
         if not math.isfinite(sum(losses.values())):
@@ -203,7 +200,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; then resume")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw; a GPU needs several")
-    parser.add_argument("--worker-core", type=int, default=None, help="the core they share; any if not named")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if (arguments.start is None) != (arguments.stage is None):
@@ -213,8 +209,8 @@ def main() -> None:
         parser.error(f"{state} holds a state to go on from; leave out --start, or name another folder")
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)
     keep_freed_memory()
-    device, drawing = torch.device(arguments.device), (arguments.workers, arguments.worker_core)
-    train(TRAINING, arguments.state, device, start, arguments.minutes, *drawing)
+    device = torch.device(arguments.device)
+    train(TRAINING, arguments.state, device, start, arguments.minutes, arguments.workers)
 
 
 if __name__ == "__main__":
