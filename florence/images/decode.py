@@ -20,7 +20,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.headers import Header, read_header
+from florence.images.header import Header
+from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 
 # What each EXIF orientation asks for (CIPA DC-008, tag 0x0112); 1 is "as stored".
@@ -36,28 +37,45 @@ _TURNS = {
 _SIDEWAYS = frozenset((5, 6, 7, 8))  # turns that swap width and height
 
 
+MOST_PASSES = 10
+"""Scans of the largest picture that is allowed; a smaller one may have as many more."""
+
+
 def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """The first frame of an encoded picture: RGB, turned as its EXIF orientation says.
 
     Raises ImageTooLarge above a limit, ImageError for bytes that are empty, cut short or no picture in a
     known format.
     """
-    return decode(data, limits)[0]
+    return decode(inspect(data, limits))[0]
 
 
-def decode(
-    data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
-    """As `open_image`, and with it the (turned) original's width and height.
+def inspect(data: bytes, limits: ImageLimits) -> Header:
+    """The header of an encoded picture that is within the limits; none of its pixels is decoded.
 
-    With `at_least`, a width and a height, a JPEG is decoded at a half, a quarter or an eighth of its size
-    where both of its sides stay at least so long.
+    Raises as `open_image`.
     """
     check_bytes(len(data), limits)
     header = read_header(data, limits.max_frames)
     _check_pixels(header.width, header.height, limits)
     if header.frames > limits.max_frames:
         raise ImageTooLarge(f"the picture has more than the {limits.max_frames} frames that are allowed")
+    pixels = header.width * header.height
+    if header.passes * pixels > MOST_PASSES * limits.max_pixels:
+        raise ImageTooLarge(
+            f"the picture has {header.passes} scans of {pixels} pixels; up to "
+            f"{MOST_PASSES * limits.max_pixels} pixels are decoded in all scans together"
+        )
+    return header
+
+
+def decode(header: Header, at_least: tuple[int, int] | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """The first frame of a picture: RGB, turned as its EXIF orientation says; and the (turned) original's
+    width and height.
+
+    With `at_least`, a width and a height, a JPEG is decoded at a half, a quarter or an eighth of its size
+    where both of its sides stay at least so long.
+    """
     image = _to_rgb(_decode(header, at_least))
     turn = _TURNS.get(header.orientation)
     sideways = header.orientation in _SIDEWAYS
@@ -105,6 +123,10 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
         raise ImageTooLarge(
             f"the picture has {width}x{height} = {width * height} pixels; "
             f"up to {limits.max_pixels} are allowed"
+        )
+    if max(width, height) > limits.max_side:
+        raise ImageTooLarge(
+            f"the picture is {width}x{height}; up to {limits.max_side} pixels a side are allowed"
         )
 
 

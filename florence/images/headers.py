@@ -15,30 +15,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from florence.errors import ImageError
+from florence.images.header import Header
 from florence.images.tiff import exif_orientation, read_tiff
 
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.
 MAX_BLOCKS = 500_000
-# Progressive files have about 10 scans. Each one passes over all pixels, however few bytes it has.
+# Progressive files have about 10 scans.
 MAX_JPEG_SCANS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """`width` and `height` are the stored ones, before the EXIF turn; `orientation` is EXIF's 1 to 8.
-
-    `data`: bytes of the same format, in which the decoder finds the first frame; the module says what else.
-    """
-
-    format: str
-    width: int
-    height: int
-    frames: int
-    orientation: int
-    data: bytes
 
 
 def read_header(data: bytes, max_frames: int) -> Header:
@@ -75,7 +60,8 @@ def _png(data: bytes, max_frames: int) -> Header:
             orientation = exif_orientation(data[start + 8 : end - 4])
         if kind == b"IEND":
             break
-    return Header("PNG", width, height, max(frames, 1), orientation, b"".join(kept))
+    rgb = data[24:26] == b"\x08\x02"  # eight bits, truecolour
+    return Header("PNG", width, height, max(frames, 1), orientation, b"".join(kept), rgb)
 
 
 def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Iterator[tuple[bytes, int, int]]:
@@ -94,6 +80,7 @@ def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Ite
 def _jpeg(data: bytes, max_frames: int) -> Header:
     kept, orientation = [data[:2]], 0
     size: tuple[int, int] | None = None
+    components, buffered = 0, False
     scans = 0  # where the first scan begins
     for marker, start, end in _jpeg_segments(data):
         if marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
@@ -101,8 +88,9 @@ def _jpeg(data: bytes, max_frames: int) -> Header:
         if marker in _JPEG_FRAMES:
             if size is not None:
                 raise ImageError("the JPEG file has more than one frame header")
-            height, width = struct.unpack_from(">HH", data, start + 5)
+            height, width, components = struct.unpack_from(">HHB", data, start + 5)
             size = width, height
+            buffered = marker in _PROGRESSIVE
         if marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE:  # of the metadata: JFIF's and Adobe's only
             kept.append(data[start:end])
         scans = end
@@ -110,13 +98,18 @@ def _jpeg(data: bytes, max_frames: int) -> Header:
         raise ImageError("the JPEG file has no frame header before its pixels")
     stop = data.find(b"\xff\xd9", scans)
     pixels = data[scans : stop + 2 if stop >= 0 else len(data)]
-    if pixels.count(b"\xff\xda") > MAX_JPEG_SCANS:
+    passes = pixels.count(b"\xff\xda")
+    if passes > MAX_JPEG_SCANS:
         raise ImageError(f"the JPEG file has more than {MAX_JPEG_SCANS} scans")
-    return Header("JPEG", *size, 1, orientation or 1, b"".join([*kept, pixels]))
+    # libjpeg then keeps all coefficients, of two bytes each.
+    coefficients = 2 * components * size[0] * size[1] if buffered or passes > 1 else 0
+    kept.append(pixels)
+    return Header("JPEG", *size, 1, orientation or 1, b"".join(kept), components == 3, coefficients, passes)
 
 
 # SOF0 to SOF15; C4, C8 and CC are tables.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -215,15 +208,11 @@ def _bmp(data: bytes, max_frames: int) -> Header:
     return Header("BMP", abs(width), abs(height), 1, 1, data)
 
 
-def _tiff(data: bytes, max_frames: int) -> Header:
-    return Header("TIFF", *read_tiff(data, max_frames))
-
-
 _FORMATS: tuple[tuple[str, tuple[bytes, ...], Callable[[bytes, int], Header]], ...] = (
     ("PNG", (b"\x89PNG\r\n\x1a\n",), _png),
     ("JPEG", (b"\xff\xd8\xff",), _jpeg),
     ("WEBP", (b"RIFF",), _webp),
     ("GIF", (b"GIF87a", b"GIF89a"), _gif),
     ("BMP", (b"BM",), _bmp),
-    ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
+    ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), read_tiff),
 )

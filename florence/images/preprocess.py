@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from florence.errors import ImageTooLarge
 from florence.images.decode import decode
-from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.header import Header
+from florence.images.limits import ImageLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,22 @@ def resize(image: Image.Image, size: InputSize) -> Image.Image:
     return image.resize((size.width, size.height), Image.Resampling(size.resample))
 
 
-def read_resized(
-    data: bytes, size: InputSize, limits: ImageLimits = DEFAULT_LIMITS
-) -> tuple[Image.Image, tuple[int, int]]:
-    """An encoded picture at the input size, RGB, and the width and height of the (turned) original.
+def memory_to_read(header: Header, size: InputSize, limits: ImageLimits) -> int:
+    """The memory that `read_resized` takes, in bytes; ImageTooLarge where it is more than is allowed."""
+    first_pass = 4 * size.width * max(header.width, header.height)  # of the resize
+    needed = header.decode_bytes + first_pass
+    if needed > limits.decode_bytes:
+        raise ImageTooLarge(
+            f"decoding the picture ({header.format}, {header.width}x{header.height}) takes {needed} bytes of "
+            f"memory; FLORENCE_DECODE_MEMORY_BYTES allows {limits.decode_bytes}"
+        )
+    return needed
+
+
+def read_resized(header: Header, size: InputSize) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture at the input size, RGB, and the width and height of the (turned) original.
 
     Raises ImageError and ImageTooLarge.
     """
-    at_least = (size.width, size.height) if size.fast_jpeg else None
-    image, original = decode(data, limits, at_least)
+    image, original = decode(header, (size.width, size.height) if size.fast_jpeg else None)
     return resize(image, size), original

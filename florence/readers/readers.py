@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
+from florence.readers.budget import DecodeBudget
 from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 
 T = TypeVar("T")
@@ -137,7 +138,8 @@ class ThreadReaders(Readers):
         count: int = THREADS,
         on_read: Callable[[float], None] | None = None,
     ) -> None:
-        super().__init__([LocalReader(size, limits) for _ in range(count)], on_read)
+        budget = DecodeBudget(limits.decode_bytes)
+        super().__init__([LocalReader(size, limits, budget) for _ in range(count)], on_read)
 
 
 def _outcome(reader: Reader, image: PictureSource) -> ReadPicture | BaseException:
