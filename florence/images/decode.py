@@ -1,14 +1,13 @@
 """Bytes, paths and PIL images to RGB pictures.
 
 The format is told by the bytes. Limits on bytes, pixels and frames are checked against the header before a
-pixel is decoded. Of animations and documents the first frame is taken. Other modes become RGB as
-`Image.convert("RGB")` does it, which is what callers of the original had to do: alpha is dropped, 16 bit
-values are clipped.
+pixel is decoded. Of animations and documents the first frame is taken. How other modes become RGB is said by
+a `seen.View`.
 
 Pillow is left as it is found: no setting of it is changed, and none of its warnings comes out, in any thread.
 
 Knows nothing about tensors, tasks or HTTP. Does not cover: URLs, formats beside PNG, JPEG, WebP, GIF, BMP and
-TIFF, colour profiles (the original ignores them too).
+TIFF.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from florence.errors import ImageError, ImageTooLarge
 from florence.images.header import Header
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.seen import ORIGINAL, View, flatten, raw_mode, to_srgb
+from florence.images.tiff import exif_orientation
 
 # What each EXIF orientation asks for (CIPA DC-008, tag 0x0112); 1 is "as stored".
 _TURNS = {
@@ -41,13 +42,15 @@ MOST_PASSES = 10
 """Scans of the largest picture that is allowed; a smaller one may have as many more."""
 
 
-def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, view: View = ORIGINAL) -> Image.Image:
     """The first frame of an encoded picture: RGB, turned as its EXIF orientation says.
 
     Raises ImageTooLarge above a limit, ImageError for bytes that are empty, cut short or no picture in a
     known format.
     """
-    return decode(inspect(data, limits))[0]
+    header = inspect(data, limits)
+    image, _ = decode(header, view)
+    return image if view.original else to_srgb(image, header.profile)
 
 
 def inspect(data: bytes, limits: ImageLimits) -> Header:
@@ -69,14 +72,16 @@ def inspect(data: bytes, limits: ImageLimits) -> Header:
     return header
 
 
-def decode(header: Header, at_least: tuple[int, int] | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """The first frame of a picture: RGB, turned as its EXIF orientation says; and the (turned) original's
-    width and height.
+def decode(
+    header: Header, view: View, at_least: tuple[int, int] | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The first frame of a picture, turned as its EXIF orientation says; and the (turned) original's width
+    and height. RGB in the original's view, else in one of the modes that `seen.to_srgb` takes.
 
     With `at_least`, a width and a height, a JPEG is decoded at a half, a quarter or an eighth of its size
     where both of its sides stay at least so long.
     """
-    image = _to_rgb(_decode(header, at_least))
+    image = _decode(header, view, at_least)
     turn = _TURNS.get(header.orientation)
     sideways = header.orientation in _SIDEWAYS
     size = (header.height, header.width) if sideways else (header.width, header.height)
@@ -84,16 +89,33 @@ def decode(header: Header, at_least: tuple[int, int] | None = None) -> tuple[Ima
 
 
 def load_image(
-    image: Image.Image | bytes | str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS
+    image: Image.Image | bytes | str | os.PathLike[str],
+    limits: ImageLimits = DEFAULT_LIMITS,
+    view: View = ORIGINAL,
 ) -> Image.Image:
-    """A picture as RGB: a PIL image as it is (not turned), bytes and the file at a path through `open_image`.
+    """A picture as RGB: a PIL image, or bytes and the file at a path through `open_image`. In the original's
+    view a PIL image is not turned.
 
     Raises ImageError and ImageTooLarge.
     """
-    if isinstance(image, Image.Image):
-        _check_pixels(*image.size, limits)
-        return _to_rgb(image)
-    return open_image(encoded(image, limits), limits)
+    if not isinstance(image, Image.Image):
+        return open_image(encoded(image, limits), limits, view)
+    _check_pixels(*image.size, limits)
+    if view.original:
+        return _flat(image, view, "")
+    profile = image.info.get("icc_profile")
+    seen = to_srgb(_flat(image, view, raw_mode(image)), profile if isinstance(profile, bytes) else b"")
+    turn = _TURNS.get(_orientation(image))  # now that it is loaded: Pillow turns TIFFs itself
+    return seen if turn is None else seen.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, of an opened picture; 1 where it is broken or silent."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes):
+        return exif_orientation(exif.removeprefix(b"Exif\0\0"))
+    found = image.getexif().get(0x0112, 1) if image.format == "TIFF" else 1  # TIFF's own tag
+    return found if isinstance(found, int) else 1
 
 
 def encoded(image: object, limits: ImageLimits) -> bytes:
@@ -141,13 +163,15 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
     return data
 
 
-def _decode(header: Header, at_least: tuple[int, int] | None) -> Image.Image:
+def _decode(header: Header, view: View, at_least: tuple[int, int] | None) -> Image.Image:
+    depth = ""
     try:
         image = Image.open(BytesIO(header.data), formats=[header.format])
         found = image.size
         if found == (header.width, header.height):
             if at_least is not None:
                 image.draft(None, at_least)  # does nothing but for a JPEG
+            depth = raw_mode(image)
             image.load()
     except MemoryError:
         raise
@@ -160,20 +184,25 @@ def _decode(header: Header, at_least: tuple[int, int] | None) -> Image.Image:
             f"the {header.format} picture gives two sizes: {header.width}x{header.height} in its header, "
             f"{found[0]}x{found[1]} to the decoder"
         )
-    return image
+    return _flat(image, view, depth)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _flat(image: Image.Image, view: View, depth: str) -> Image.Image:
+    """RGB in the original's view; else in one of the modes that `to_srgb` takes. `depth`: its `raw_mode`."""
     try:
-        image.load()  # a caller's image may be opened and not yet read
-        if image.mode == "RGB":
-            return image
-        if "transparency" in image.info:
-            # Only alpha could keep it, and for some palettes Pillow warns that it is lost.
-            image = image.copy()
-            del image.info["transparency"]
-        return image.convert("RGB")
+        return _to_rgb(image) if view.original else flatten(image, view.background, depth)
     except MemoryError:
         raise
     except Exception as error:  # as in _decode
         raise ImageError(f"the picture (mode {image.mode}) can't be made RGB: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()  # a caller's image may be opened and not yet read
+    if image.mode == "RGB":
+        return image
+    if "transparency" in image.info:
+        # Only alpha could keep it, and for some palettes Pillow warns that it is lost.
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")

@@ -10,6 +10,8 @@ RGB_BYTES: Final = 5
 stores four bytes) and the picture is not turned. Measured with pictures of 20 megapixels, as the next two."""
 OTHER_BYTES: Final = 9
 """The same for other modes, and for turned pictures: two copies of the picture at a time."""
+SEEN_BYTES: Final = 14
+"""The same for other modes and turned pictures as they are seen: transparent pixels, opaque ones, a mask."""
 WEBP_BYTES: Final = 17
 """The same for libwebp, which composes animations, also of one frame."""
 
@@ -20,7 +22,8 @@ class Header:
 
     `data`: bytes of the same format, in which the decoder finds the first frame; `headers` says what else.
     `rgb`: whether the decoder gives RGB. `extra_bytes`: memory that this file's decoding takes beside what
-    its pixels do. `passes`: how often the decoder goes over all pixels.
+    its pixels do. `passes`: how often the decoder goes over all pixels. `profile`: the colour profile (ICC),
+    empty where there is none.
     """
 
     format: str
@@ -32,12 +35,14 @@ class Header:
     rgb: bool = False
     extra_bytes: int = 0
     passes: int = 1
+    profile: bytes = b""
 
-    @property
-    def decode_bytes(self) -> int:
-        """The memory to expect, in bytes: the file, as it came and as `data`, and the pixels."""
+    def decode_bytes(self, *, original: bool) -> int:
+        """The memory to expect, in bytes: the file, as it came and as `data`, and the pixels. `original`: see
+        `seen.View`."""
+        plain = self.rgb and self.orientation == 1
         if self.format == "WEBP":
             each = WEBP_BYTES
         else:
-            each = RGB_BYTES if self.rgb and self.orientation == 1 else OTHER_BYTES
+            each = RGB_BYTES if plain else OTHER_BYTES if original else SEEN_BYTES
         return 2 * len(self.data) + self.width * self.height * each + self.extra_bytes

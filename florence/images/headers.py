@@ -14,6 +14,7 @@ Knows nothing about Pillow, limits or models. TIFF has a module of its own, `tif
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 from florence.errors import ImageError
@@ -22,6 +23,7 @@ from florence.images.tiff import exif_orientation, read_tiff
 
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.
 MAX_BLOCKS = 500_000
+_MAX_PROFILE = 2**20  # bytes of a colour profile; printers' have the most, some hundred thousand
 # Progressive files have about 10 scans.
 MAX_JPEG_SCANS = 100
 
@@ -48,20 +50,40 @@ def read_header(data: bytes, max_frames: int) -> Header:
 def _png(data: bytes, max_frames: int) -> Header:
     kept = [data[:8]]
     width, height = struct.unpack_from(">II", data, 16)
-    frames, orientation = 1, 1
+    frames, orientation, profile = 1, 1, b""
     for number, (kind, start, end) in enumerate(_chunks(data, 8, ">I4s", trailer=4)):
         if (number == 0) != (kind == b"IHDR"):
             raise ImageError("the PNG file must begin with its one IHDR chunk")
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             kept.append(data[start:end])
+        elif kind == b"tRNS" and _is_whole(data[start + 4 : end]):
+            kept.append(data[start:end])  # Pillow would refuse the picture for a damaged one
         elif kind == b"acTL":
             frames = min(struct.unpack_from(">I", data, start + 8)[0], max_frames + 1)
         elif kind == b"eXIf":
             orientation = exif_orientation(data[start + 8 : end - 4])
+        elif kind == b"iCCP":
+            profile = _unpacked_profile(data[start + 8 : end - 4])
         if kind == b"IEND":
             break
     rgb = data[24:26] == b"\x08\x02"  # eight bits, truecolour
-    return Header("PNG", width, height, max(frames, 1), orientation, b"".join(kept), rgb)
+    return Header("PNG", width, height, max(frames, 1), orientation, b"".join(kept), rgb, profile=profile)
+
+
+def _is_whole(chunk: bytes) -> bool:
+    """Whether a chunk's kind and body have the sum that follows them."""
+    return zlib.crc32(chunk[:-4]) == int.from_bytes(chunk[-4:], "big")
+
+
+def _unpacked_profile(body: bytes) -> bytes:
+    """Of an iCCP chunk: a name, a zero, the method 0, and the profile packed by zlib."""
+    packed = body.partition(b"\0")[2][1:]
+    stream = zlib.decompressobj()
+    try:
+        profile = stream.decompress(packed, _MAX_PROFILE)
+    except zlib.error:
+        return b""
+    return profile if stream.eof else b""
 
 
 def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Iterator[tuple[bytes, int, int]]:
@@ -79,12 +101,15 @@ def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Ite
 
 def _jpeg(data: bytes, max_frames: int) -> Header:
     kept, orientation = [data[:2]], 0
+    profile: dict[int, bytes] = {}  # by the number of the part
     size: tuple[int, int] | None = None
     components, buffered = 0, False
     scans = 0  # where the first scan begins
     for marker, start, end in _jpeg_segments(data):
         if marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
             orientation = orientation or exif_orientation(data[start + 10 : end])
+        if marker == 0xE2 and data[start + 4 : start + 16] == b"ICC_PROFILE\0":
+            profile[data[start + 16]] = data[start + 18 : end]
         if marker in _JPEG_FRAMES:
             if size is not None:
                 raise ImageError("the JPEG file has more than one frame header")
@@ -104,7 +129,15 @@ def _jpeg(data: bytes, max_frames: int) -> Header:
     # libjpeg then keeps all coefficients, of two bytes each.
     coefficients = 2 * components * size[0] * size[1] if buffered or passes > 1 else 0
     kept.append(pixels)
-    return Header("JPEG", *size, 1, orientation or 1, b"".join(kept), components == 3, coefficients, passes)
+    return Header(
+        "JPEG", *size, 1, orientation or 1, b"".join(kept), components == 3, coefficients, passes,
+        profile=_checked_profile(b"".join(part for _, part in sorted(profile.items()))),
+    )  # fmt: skip
+
+
+def _checked_profile(profile: bytes) -> bytes:
+    """The profile; empty where it is too large."""
+    return profile if len(profile) <= _MAX_PROFILE else b""
 
 
 # SOF0 to SOF15; C4, C8 and CC are tables.
@@ -191,13 +224,15 @@ def _webp(data: bytes, max_frames: int) -> Header:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         raise ImageError(f"the WebP file begins with an unknown chunk {kind!r}")
-    frames, orientation = 0, 1
+    frames, orientation, profile = 0, 1, b""
     for kind, start, end in _chunks(data, 12, "<4sI"):
         if kind == b"ANMF":
             frames = min(frames + 1, max_frames + 1)
         elif kind == b"EXIF":
             orientation = exif_orientation(data[start + 8 : end].removeprefix(b"Exif\0\0"))
-    return Header("WEBP", width, height, max(frames, 1), orientation, data)
+        elif kind == b"ICCP":
+            profile = _checked_profile(data[start + 8 : end])
+    return Header("WEBP", width, height, max(frames, 1), orientation, data, profile=profile)
 
 
 def _bmp(data: bytes, max_frames: int) -> Header:

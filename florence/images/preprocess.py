@@ -14,6 +14,7 @@ from florence.errors import ImageTooLarge
 from florence.images.decode import decode
 from florence.images.header import Header
 from florence.images.limits import ImageLimits
+from florence.images.seen import ORIGINAL, View, to_srgb
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,14 @@ class InputSize:
 
 
 def resize(image: Image.Image, size: InputSize) -> Image.Image:
-    """An RGB picture at exactly the input size, whatever its aspect ratio."""
+    """A picture in mode L, RGB or CMYK at exactly the input size, whatever its aspect ratio."""
     return image.resize((size.width, size.height), Image.Resampling(size.resample))
 
 
-def memory_to_read(header: Header, size: InputSize, limits: ImageLimits) -> int:
+def memory_to_read(header: Header, size: InputSize, limits: ImageLimits, view: View = ORIGINAL) -> int:
     """The memory that `read_resized` takes, in bytes; ImageTooLarge where it is more than is allowed."""
     first_pass = 4 * size.width * max(header.width, header.height)  # of the resize
-    needed = header.decode_bytes + first_pass
+    needed = header.decode_bytes(original=view.original) + first_pass
     if needed > limits.decode_bytes:
         raise ImageTooLarge(
             f"decoding the picture ({header.format}, {header.width}x{header.height}) takes {needed} bytes of "
@@ -65,10 +66,13 @@ def memory_to_read(header: Header, size: InputSize, limits: ImageLimits) -> int:
     return needed
 
 
-def read_resized(header: Header, size: InputSize) -> tuple[Image.Image, tuple[int, int]]:
+def read_resized(
+    header: Header, size: InputSize, view: View = ORIGINAL
+) -> tuple[Image.Image, tuple[int, int]]:
     """A picture at the input size, RGB, and the width and height of the (turned) original.
 
     Raises ImageError and ImageTooLarge.
     """
-    image, original = decode(header, (size.width, size.height) if size.fast_jpeg else None)
-    return resize(image, size), original
+    image, original = decode(header, view, (size.width, size.height) if size.fast_jpeg else None)
+    resized = resize(image, size)
+    return resized if view.original else to_srgb(resized, header.profile), original

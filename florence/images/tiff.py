@@ -29,6 +29,8 @@ _LIST_TAGS = frozenset(
 )
 _COMPRESSION, _PHOTOMETRIC, _BITS, _SAMPLES, _STRIP_ROWS, _PLANES = 259, 262, 258, 277, 278, 284
 _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _TILE_OFFSETS = 322, 323, 273, 324
+_PROFILE: Final = 34675
+_MAX_PROFILE: Final = 2**20
 _RGB: Final = 2
 _MAX_TAGS: Final = 4096
 _MAX_PARTS: Final = 65_536
@@ -107,6 +109,12 @@ class _File:
             raise ImageError(f"TIFF tag {entry.tag} holds {value}, which no picture has")
         return value
 
+    def bytes_of(self, entry: _Entry | None) -> bytes:
+        """The values of a tag that holds bytes; none where they are too many or cut off."""
+        if entry is None or entry.type not in (1, 7) or entry.number > _MAX_PROFILE:
+            return b""
+        return self.data[entry.values_at : entry.values_at + entry.number]
+
     def kept(self, entry: _Entry) -> bytes:
         """The entry for the new directory."""
         if entry.tag in _SINGLE_TAGS:
@@ -163,6 +171,7 @@ def read_tiff(data: bytes, max_frames: int) -> Header:
         file.with_directory(kept),
         layout.rgb,
         layout.part_bytes,
+        profile=file.bytes_of(entries.get(_PROFILE)),
     )
 
 

@@ -26,6 +26,7 @@ from florence.errors import Closed, EngineError, ImageError, ImageTooLarge, quot
 from florence.images.decode import check_bytes, encoded
 from florence.images.limits import ImageLimits
 from florence.images.preprocess import InputSize
+from florence.images.seen import ORIGINAL, View
 from florence.readers import wire
 from florence.readers.budget import DecodeBudget
 from florence.readers.memory import PixelMemory
@@ -99,22 +100,22 @@ class ProcessReader:
         """Of the process that reads now."""
         return self._process.pid
 
-    def read(self, image: PictureSource) -> ReadPicture:
+    def read(self, image: PictureSource, view: View = ORIGINAL) -> ReadPicture:
         """As `LocalReader.read`. A picture that ends the process, or takes more of it than is allowed, is an
         ImageError too.
 
         A PIL picture is resized here, in the calling thread: it is decoded already.
         """
         if isinstance(image, Image.Image):
-            return self._local.read(image)
+            return self._local.read(image, view)
         if callable(image):
             image = image()
         if isinstance(image, str | os.PathLike):
             # Absolute: a reader has the directory that was current when it started.
-            return self._send(wire.PATH, os.fsencode(Path(image).absolute()))
+            return self._send(wire.PATH, os.fsencode(Path(image).absolute()), view)
         data = encoded(image, self._limits)
         check_bytes(len(data), self._limits)
-        return self._send(wire.DATA, data)
+        return self._send(wire.DATA, data, view)
 
     def stop(self) -> None:
         """End the process, also while it reads. In any thread."""
@@ -127,10 +128,10 @@ class ProcessReader:
         self._end()
         self._memory.release(self._slot)
 
-    def _send(self, kind: int, payload: bytes) -> ReadPicture:
+    def _send(self, kind: int, payload: bytes, view: View) -> ReadPicture:
         for _ in range(_ATTEMPTS):
             try:
-                return self._exchange(kind, payload)
+                return self._exchange(kind, payload, view)
             except _Ended as error:
                 ended = error
             status, noise = self._replace(late=ended.late)
@@ -138,11 +139,12 @@ class ProcessReader:
                 raise self._blame(status)
         raise EngineError(f"readers of pictures end before they begin ({status}); stderr: {noise}")
 
-    def _exchange(self, kind: int, payload: bytes) -> ReadPicture:
+    def _exchange(self, kind: int, payload: bytes, view: View) -> ReadPicture:
         begun = False
         try:
             self._socket.settimeout(_START_S)
-            self._socket.sendall(wire.REQUEST.pack(kind, self._slot, len(payload)))
+            head = wire.REQUEST.pack(kind, view.original, *view.background, self._slot, len(payload))
+            self._socket.sendall(head)
             self._socket.sendall(payload)
             self._receive(len(wire.BEGUN))
             begun = True

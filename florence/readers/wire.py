@@ -10,7 +10,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final, NamedTuple
 
-REQUEST: Final = Struct("<BIQ")  # kind, slot, bytes of the payload
+REQUEST: Final = Struct("<B?3BIQ")  # kind, view: the original's, background; slot, bytes of the payload
 BEGUN: Final = b"b"
 NEEDED: Final = Struct("<Q")  # bytes of memory that the decoding takes; 0: there is nothing to decode
 GO: Final = b"g"

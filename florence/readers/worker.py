@@ -23,6 +23,7 @@ from florence.errors import ImageError, ImageTooLarge
 from florence.images.decode import encoded, inspect
 from florence.images.limits import ImageLimits
 from florence.images.preprocess import InputSize, memory_to_read, read_resized
+from florence.images.seen import View
 from florence.readers import wire
 
 _SOCKET = 0
@@ -38,11 +39,11 @@ def main() -> None:
     _limit(resource.RLIMIT_CORE, 0)
     reader = _Reader(job, mmap.mmap(job.memory_fd, 0))
     while head := _receive(wire.REQUEST.size):
-        kind, slot, length = wire.REQUEST.unpack(head)
+        kind, original, red, green, blue, slot, length = wire.REQUEST.unpack(head)
         payload = bytes(_receive(length))
         _send(wire.BEGUN)
         _limit_cpu(job.cpu_s)
-        reader.read(kind, payload, slot)
+        reader.read(kind, payload, View(original, (red, green, blue)), slot)
 
 
 class _Reader:
@@ -55,7 +56,7 @@ class _Reader:
             job.max_bytes, job.max_pixels, job.max_side, job.max_frames, job.decode_bytes
         )
 
-    def read(self, kind: int, payload: bytes, slot: int) -> None:
+    def read(self, kind: int, payload: bytes, view: View, slot: int) -> None:
         """Read one picture, and send what became of it."""
         told = False
         try:
@@ -63,12 +64,12 @@ class _Reader:
                 payload = encoded(Path(os.fsdecode(payload)), self._limits)
             self._limit_memory(2 * len(payload))  # the header's parser copies what the decoder needs
             header = inspect(payload, self._limits)
-            needed = memory_to_read(header, self._size, self._limits)
+            needed = memory_to_read(header, self._size, self._limits, view)
             told = True
             _send(wire.NEEDED.pack(needed))
             _receive(len(wire.GO))
             self._limit_memory(needed)
-            image, (width, height) = read_resized(header, self._size)
+            image, (width, height) = read_resized(header, self._size, view)
             pixels = image.tobytes()
             start = slot * self._job.slot_bytes
             self._memory[start : start + len(pixels)] = pixels
