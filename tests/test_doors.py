@@ -56,7 +56,7 @@ DOORS: dict[str, set[str]] = {
 # Room -> what it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
-    "images": {"PIL"},
+    "images": {"PIL", "pillow_heif"},
     "readers": {"PIL", "numpy"},
     "model": {"einops", "llvmlite", "numba", "numpy", "torch"},
     "settings": {"pydantic", "pydantic_settings"},

@@ -6,8 +6,7 @@ a `seen.View`.
 
 Pillow is left as it is found: no setting of it is changed, and none of its warnings comes out, in any thread.
 
-Knows nothing about tensors, tasks or HTTP. Does not cover: URLs, formats beside PNG, JPEG, WebP, GIF, BMP and
-TIFF.
+Knows nothing about tensors, tasks or HTTP. Does not cover: URLs, formats beside `headers.FORMATS`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.header import Header
+from florence.images.header import HEIF_FORMATS, Header
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.seen import ORIGINAL, View, flatten, raw_mode, to_srgb
@@ -81,10 +80,9 @@ def decode(
     With `at_least`, a width and a height, a JPEG is decoded at a half, a quarter or an eighth of its size
     where both of its sides stay at least so long.
     """
-    image = _decode(header, view, at_least)
-    turn = _TURNS.get(header.orientation)
-    sideways = header.orientation in _SIDEWAYS
-    size = (header.height, header.width) if sideways else (header.width, header.height)
+    image, (width, height), orientation = _decode(header, view, at_least)
+    size = (height, width) if orientation in _SIDEWAYS else (width, height)
+    turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn), size
 
 
@@ -163,28 +161,48 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
     return data
 
 
-def _decode(header: Header, view: View, at_least: tuple[int, int] | None) -> Image.Image:
-    depth = ""
+def _open(header: Header) -> Image.Image:
+    if header.format != "HEIF":
+        return Image.open(BytesIO(header.data), formats=[header.format])
     try:
-        image = Image.open(BytesIO(header.data), formats=[header.format])
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError(
+            "HEIC pictures are read where pillow-heif is installed: pip install 'florence2-server[heic]'"
+        ) from None
+    made: Image.Image = HeifImageFile(BytesIO(header.data))  # type: ignore[no-untyped-call]
+    return made
+
+
+def _decode(
+    header: Header, view: View, at_least: tuple[int, int] | None
+) -> tuple[Image.Image, tuple[int, int], int]:
+    """The picture as it is stored, its whole width and height, and its orientation."""
+    depth, orientation = "", header.orientation
+    try:
+        image = _open(header)
         found = image.size
-        if found == (header.width, header.height):
+        fits = found == (header.width, header.height)
+        if header.format in HEIF_FORMATS:  # which may be turned and cropped
+            fits = found[0] * found[1] <= header.width * header.height
+            orientation = _orientation(image)
+        if fits:
             if at_least is not None:
                 image.draft(None, at_least)  # does nothing but for a JPEG
             depth = raw_mode(image)
             image.load()
-    except MemoryError:
+    except (MemoryError, ImageError):
         raise
     except UnidentifiedImageError as error:  # its text is of a file object
         raise ImageError(f"the {header.format} picture's header is damaged") from error
     except Exception as error:  # Pillow raises nearly any type for hostile bytes
         raise ImageError(f"the {header.format} picture is cut short or damaged: {error}") from error
-    if found != (header.width, header.height):
+    if not fits:
         raise ImageError(
             f"the {header.format} picture gives two sizes: {header.width}x{header.height} in its header, "
             f"{found[0]}x{found[1]} to the decoder"
         )
-    return _flat(image, view, depth)
+    return _flat(image, view, depth), found, orientation
 
 
 def _flat(image: Image.Image, view: View, depth: str) -> Image.Image:

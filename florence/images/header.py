@@ -14,6 +14,9 @@ SEEN_BYTES: Final = 14
 """The same for other modes and turned pictures as they are seen: transparent pixels, opaque ones, a mask."""
 WEBP_BYTES: Final = 17
 """The same for libwebp, which composes animations, also of one frame."""
+HEIF_BYTES: Final = 24
+"""The same for HEIF and AVIF: planes of up to 16 bits, and the copies of `SEEN_BYTES`."""
+HEIF_FORMATS: Final = ("AVIF", "HEIF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Header:
         plain = self.rgb and self.orientation == 1
         if self.format == "WEBP":
             each = WEBP_BYTES
+        elif self.format in HEIF_FORMATS:
+            each = HEIF_BYTES
         else:
             each = RGB_BYTES if plain else OTHER_BYTES if original else SEEN_BYTES
         return 2 * len(self.data) + self.width * self.height * each + self.extra_bytes

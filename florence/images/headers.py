@@ -5,22 +5,26 @@ Everything is read without decoding a pixel, so limits can be checked first. Of 
 of TIFF its directory names nothing else. So the decoder never parses them: broken metadata can't fail a
 picture (Pillow refuses a PNG for one wrong bit in a text chunk), compressed text can't fill the memory,
 Pillow has nothing to warn about, in whatever thread it runs, and no second size can hide behind the one that
-was checked. WebP and BMP are left as they came: Pillow hands their metadata on unread, and they take no more
-memory than in the file.
+was checked. WebP, BMP, AVIF and HEIF are left as they came: Pillow hands their metadata on unread, and they
+take no more memory than in the file.
 
-Knows nothing about Pillow, limits or models. TIFF has a module of its own, `tiff`.
+Knows nothing about Pillow, limits or models. TIFF and HEIF have modules of their own.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from florence.errors import ImageError
 from florence.images.header import Header
+from florence.images.heif import read_heif
 from florence.images.tiff import exif_orientation, read_tiff
 
+FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.
 MAX_BLOCKS = 500_000
 _MAX_PROFILE = 2**20  # bytes of a colour profile; printers' have the most, some hundred thousand
@@ -29,21 +33,19 @@ MAX_JPEG_SCANS = 100
 
 
 def read_header(data: bytes, max_frames: int) -> Header:
-    """The header of a PNG, JPEG, WebP, GIF, BMP or TIFF file, told by its bytes.
+    """The header of a file in one of `FORMATS`, told by its bytes.
 
     `frames` is counted up to `max_frames` + 1. Raises ImageError for other formats and for broken headers.
     """
-    for name, signatures, read in _FORMATS:
-        if any(data.startswith(signature) for signature in signatures):
-            if name == "WEBP" and data[8:12] != b"WEBP":
-                continue
+    for name, first_bytes, read in _FORMATS:
+        if first_bytes.match(data):
             try:
                 return read(data, max_frames)
             except (struct.error, IndexError) as error:
                 raise ImageError(f"the picture is cut short: its {name} header is not complete") from error
     raise ImageError(
-        f"this is not a picture in a known format (its first bytes are {data[:8].hex(' ')}): "
-        "send a PNG, JPEG, WebP, GIF, BMP or TIFF file"
+        f"this is not a picture in a known format (its first bytes are {data[:8].hex(' ')}): send a file in "
+        f"{FORMATS}"
     )
 
 
@@ -243,11 +245,12 @@ def _bmp(data: bytes, max_frames: int) -> Header:
     return Header("BMP", abs(width), abs(height), 1, 1, data)
 
 
-_FORMATS: tuple[tuple[str, tuple[bytes, ...], Callable[[bytes, int], Header]], ...] = (
-    ("PNG", (b"\x89PNG\r\n\x1a\n",), _png),
-    ("JPEG", (b"\xff\xd8\xff",), _jpeg),
-    ("WEBP", (b"RIFF",), _webp),
-    ("GIF", (b"GIF87a", b"GIF89a"), _gif),
-    ("BMP", (b"BM",), _bmp),
-    ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), read_tiff),
+_FORMATS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes, int], Header]], ...] = (
+    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
+    ("JPEG", re.compile(rb"\xff\xd8\xff"), _jpeg),
+    ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+    ("GIF", re.compile(rb"GIF8[79]a"), _gif),
+    ("BMP", re.compile(rb"BM"), _bmp),
+    ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]"), read_tiff),
+    ("HEIF", re.compile(rb"....ftyp(?:avi|hei|hev|mif1|msf1)", re.DOTALL), read_heif),
 )

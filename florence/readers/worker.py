@@ -19,6 +19,8 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
+from PIL import AvifImagePlugin
+
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.decode import encoded, inspect
 from florence.images.limits import ImageLimits
@@ -35,6 +37,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for name in _PLUGINS:
         import_module(f"PIL.{name}ImagePlugin")
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as the other decoders; each thread takes memory
     job = wire.ReadJob(*json.loads(sys.argv[-1]))
     _limit(resource.RLIMIT_CORE, 0)
     reader = _Reader(job, mmap.mmap(job.memory_fd, 0))
