@@ -179,14 +179,3 @@ def _make_finish(panels: Panels, itemsize: int) -> Operation:
             move(spare, target, count * size)
 
     return compiled(finish)
-
-
-def lay_out(weight: torch.Tensor, panels: Panels) -> torch.Tensor:
-    """[outputs, inner] as panels, one after another, padded with outputs of zeros."""
-    outputs, inner = weight.shape
-    count = -(-outputs // panels.width)
-    padded = weight.new_zeros(count * panels.width, inner)
-    padded[:outputs] = weight
-    halves = padded.view(count, 2, panels.width // 2, inner)  # [panels, half, lanes, inner]
-    order = (0, 3, 2, 1) if weight.dtype == torch.bfloat16 else (0, 3, 1, 2)
-    return halves.permute(order).contiguous()
