@@ -7,7 +7,7 @@ covered: loading models, shared memory, trace and log settings, which are UNIMPL
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
@@ -65,17 +65,8 @@ class GrpcServer:
 
 def _handlers(calls: _Calls) -> tuple[Any, ...]:
     """The methods that are implemented; gRPC itself answers UNIMPLEMENTED to others."""
-    unary = {
-        "ServerLive": calls.server_live,
-        "ServerReady": calls.server_ready,
-        "ModelReady": calls.model_ready,
-        "ServerMetadata": calls.server_metadata,
-        "ModelMetadata": calls.model_metadata,
-        "ModelConfig": calls.model_config,
-        "ModelStatistics": calls.model_statistics,
-        "RepositoryIndex": calls.repository_index,
-        "ModelInfer": calls.model_infer,
-    }
+    described = {name: partial(_describe, content, name) for name, content in calls.descriptions().items()}
+    unary: dict[str, Callable[[Any], Awaitable[Any]]] = {**described, "ModelInfer": calls.model_infer}
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
             partial(_answer, call),
@@ -94,6 +85,10 @@ def _handlers(calls: _Calls) -> tuple[Any, ...]:
         grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods),
         grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
     )
+
+
+async def _describe(content: Callable[[Any], Mapping[str, Any]], name: str, request: Any) -> Any:
+    return ParseDict(content(request), getattr(service_pb2, f"{name}Response")())
 
 
 async def _answer(call: Callable[[Any], Awaitable[Any]], request: Any, context: Any) -> Any:
@@ -130,38 +125,30 @@ class _Calls:
         for reader in self._readers:
             reader.cancel()
 
-    async def server_live(self, request: Any) -> Any:
-        return service_pb2.ServerLiveResponse(live=True)
+    def descriptions(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
+        """The methods that describe models and server: from a request to its response's fields."""
+        models = self._repository
 
-    async def server_ready(self, request: Any) -> Any:
-        return service_pb2.ServerReadyResponse(ready=self._repository.ready)
+        def served(request: Any) -> ServedModel:
+            return models.find(request.name, request.version).served
 
-    async def model_ready(self, request: Any) -> Any:
+        return {
+            "ServerLive": lambda _: {"live": True},
+            "ServerReady": lambda _: {"ready": models.ready},
+            "ModelReady": lambda request: {"ready": self._model_ready(request)},
+            "ServerMetadata": lambda _: server_metadata(),
+            "ModelMetadata": lambda request: served(request).metadata(),
+            "ModelConfig": lambda request: {"config": served(request).config()},
+            "ModelStatistics": lambda request: models.statistics(request.name, request.version),
+            "RepositoryIndex": lambda request: {"models": models.index(only_ready=request.ready)},
+        }
+
+    def _model_ready(self, request: Any) -> bool:
         """As in Triton, an unknown model is not ready, rather than an error."""
         try:
-            ready = self._repository.find(request.name, request.version).ready
+            return self._repository.find(request.name, request.version).ready
         except NotFound:
-            ready = False
-        return service_pb2.ModelReadyResponse(ready=ready)
-
-    async def server_metadata(self, request: Any) -> Any:
-        return ParseDict(server_metadata(), service_pb2.ServerMetadataResponse())
-
-    async def model_metadata(self, request: Any) -> Any:
-        served = self._repository.find(request.name, request.version).served
-        return ParseDict(served.metadata(), service_pb2.ModelMetadataResponse())
-
-    async def model_config(self, request: Any) -> Any:
-        served = self._repository.find(request.name, request.version).served
-        return ParseDict({"config": served.config()}, service_pb2.ModelConfigResponse())
-
-    async def model_statistics(self, request: Any) -> Any:
-        statistics = self._repository.statistics(request.name, request.version)
-        return ParseDict(statistics, service_pb2.ModelStatisticsResponse())
-
-    async def repository_index(self, request: Any) -> Any:
-        index = self._repository.index(only_ready=request.ready)
-        return ParseDict({"models": index}, service_pb2.RepositoryIndexResponse())
+            return False
 
     async def model_infer(self, request: Any) -> Any:
         inference = self._repository.find(request.model_name, request.model_version)

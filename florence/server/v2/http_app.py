@@ -20,11 +20,17 @@ from starlette.types import Receive, Scope, Send
 from florence.errors import Closed, NotFound, ProtocolError
 from florence.server.long_strings import parse_json
 from florence.server.replies import json_reply, off_loop, reply_or_error
-from florence.server.v2.http_generate import generate, generate_stream
-from florence.server.v2.http_infer import infer
+from florence.server.v2.http_infer import (
+    generate,
+    generate_stream,
+    infer,
+    inference_of,
+    read_body,
+    repository_of,
+    version_of,
+)
 from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.repository import ModelRepository
-from florence.server.v2.requests import inference_of, read_body, repository_of, version_of
 
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"
