@@ -30,7 +30,8 @@ from florence.images.preprocess import InputSize
 from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 from florence.readers.readers import THREADS, Readers, ThreadReaders
 from florence.runtime import dispatcher as module
-from florence.runtime.dispatcher import Dispatcher, TaskRequest
+from florence.runtime.dispatcher import Dispatcher
+from florence.runtime.pipeline import TaskRequest
 from florence.types.options import GenerationParameters
 
 MAX_QUEUE = 4

@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,44 +20,18 @@ from florence.engine.faults import strip_tracebacks
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.engine.request import Generation
-from florence.errors import Closed, FlorenceError, OptionError, TaskError
+from florence.errors import Closed, FlorenceError
 from florence.readers.picture import PictureSource, ReadPicture
 from florence.readers.readers import Readers, complete
-from florence.runtime.futures import cancel_with, failed, shut_down
-from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskText
+from florence.runtime.futures import cancel_with, shut_down
+from florence.runtime.pipeline import Pipeline, Prepared, TaskRequest
 from florence.runtime.preprocess_queue import Accepted, PreprocessQueue
-from florence.runtime.streaming import OnText, TextStreamer
-from florence.types.options import GenerationParameters
-from florence.types.tasks import Task
+from florence.runtime.streaming import TextStreamer
 
 log = logging.getLogger(__name__)
 
 LAST_ANSWERS_S = 5.0
 """For the last answers of a model that is closed with a time limit: a callback for text may hold them up."""
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRequest:
-    """One task on a picture, as it was asked. `timeout_s`: seconds until `DeadlineExceeded`, None for no
-    limit; `on_text`: gets the answer's text piece by piece; `original`: make the answer in the original's
-    shape only."""
-
-    task: str | Task
-    text: TaskText
-    parameters: GenerationParameters
-    region: TaskText = None
-    timeout_s: float | None = None
-    on_text: OnText | None = None
-    original: bool = False
-
-    def check(self, pipeline: Pipeline) -> CheckedTask:
-        """All checks that need no picture. Raises `TaskError` and `OptionError`."""
-        if self.text is not None and self.region is not None:
-            raise TaskError("both text and region are given; a task takes one of them")
-        if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
-            raise OptionError(f"timeout_s must be a number of seconds above 0, got {self.timeout_s!r}")
-        given = self.text if self.region is None else self.region
-        return pipeline.check(self.task, given, self.parameters, streamed=self.on_text is not None)
 
 
 class Dispatcher:
@@ -91,9 +64,9 @@ class Dispatcher:
     def submit(self, image: PictureSource, requests: Sequence[TaskRequest]) -> list[Future[Answer]]:
         """Start requests on one picture, which is read once; a future for each."""
         started = self._clock()
-        accepted = [self._accept(request, started) for request in requests]
+        futures: list[Future[Answer]] = [Future() for _ in requests]
         with self._lock:  # one order for the queue and the readers
-            admitted, futures = self._admit(accepted)
+            admitted = self._admit(dict(zip(futures, requests, strict=True)), started)
             if not admitted:
                 return futures
             picture = self._readers.read(image)
@@ -113,42 +86,34 @@ class Dispatcher:
         self._engine.close(drain_s=None if end is None else max(0.0, end - time.monotonic()))
         shut_down(self._finisher, None if end is None else LAST_ANSWERS_S)
 
-    def _accept(self, request: TaskRequest, started: float) -> Accepted | Exception:
-        try:
-            task = request.check(self._pipeline)
-        except Exception as error:  # noqa: BLE001  (it is the outcome, as in any executor)
-            return error
+    def _admit(
+        self, requests: Mapping[Future[Answer], TaskRequest], started: float
+    ) -> dict[Future[Answer], Accepted]:
+        """Those that pass their checks and for which there is room; the futures of the others fail."""
+        admitted: dict[Future[Answer], Accepted] = {}
+        for future, request in requests.items():
+            try:
+                accepted = self._accept(request, started)
+                self._check_room(len(admitted))
+            except Exception as error:  # noqa: BLE001  (it is the outcome, as in any executor)
+                complete(future, error)
+            else:
+                admitted[future] = accepted
+        return admitted
+
+    def _accept(self, request: TaskRequest, started: float) -> Accepted:
+        task = self._pipeline.check(request)
         deadline = None if request.timeout_s is None else started + request.timeout_s
         streamer = None
         if request.on_text is not None:
             streamer = TextStreamer(self._pipeline.tokenizer.reader(), request.on_text, self._finisher)
         return Accepted(task, started, deadline, streamer, request.original)
 
-    def _admit(
-        self, requests: Sequence[Accepted | Exception]
-    ) -> tuple[dict[Future[Answer], Accepted], list[Future[Answer]]]:
-        """Those for which there is room, and the futures of all: failed already for the others."""
-        admitted: dict[Future[Answer], Accepted] = {}
-        futures: list[Future[Answer]] = []
-        for request in requests:
-            if isinstance(request, Exception):
-                futures.append(failed(request))
-            elif (refusal := self._refusal(len(admitted))) is not None:
-                futures.append(failed(refusal))
-            else:
-                futures.append(Future())
-                admitted[futures[-1]] = request
-        return admitted, futures
-
-    def _refusal(self, before: int) -> FlorenceError | None:
-        """Why one more request is not taken, with `before` others that are not in the queue yet."""
+    def _check_room(self, before: int) -> None:
+        """Raise the reason if one more request is not taken, with `before` others not in the queue yet."""
         if self._closed:
-            return Closed("this model was closed")
-        try:
-            self._engine.check_load(before + len(self._queue) + self._engine.snapshot().waiting)
-        except FlorenceError as error:
-            return error
-        return None
+            raise Closed("this model was closed")
+        self._engine.check_load(before + len(self._queue) + self._engine.snapshot().waiting)
 
     def _continue(self, futures: Sequence[Future[Answer]], picture: Future[ReadPicture]) -> None:
         """The picture was read, or can't be. In a thread of the readers."""
@@ -171,7 +136,7 @@ class Dispatcher:
         try:
             prepared = self._pipeline.prepare(request.task, picture, request.deadline, on_token)
             finish = partial(self._finish, future, request, prepared)
-            with self._lock:  # so that `_refusal` finds it either here or in the engine
+            with self._lock:  # so that `_check_room` finds it either here or in the engine
                 taken = self._queue.take(future)
                 if taken:  # the engine's thread has no time for more than handing the outcome on
                     sequence = self._engine.submit(
