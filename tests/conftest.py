@@ -18,8 +18,7 @@ from florence import Florence2
 from florence.cli import main
 from florence.engine.loop import Engine
 from florence.server.v2.http_app import V2App
-from florence.server.v2.inference import Inference
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from florence.answers.lexemes import PADDING, STOP_PHRASES, Lexeme, LexemeKind, Scorer, read_lexemes
-from florence.errors import RequestError
 from florence.export.annotation import box_polygon
 from florence.types.regions import PictureSize, locations_to_pixels
 from florence.types.results import (
@@ -138,6 +137,4 @@ def _chunks(group: _Group, size: int) -> Iterator[list[Lexeme]]:
 
 
 def _pixels(locations: Sequence[Lexeme], image_size: PictureSize) -> list[float]:
-    if image_size is None:
-        raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
     return locations_to_pixels([location.bin for location in locations], image_size)

@@ -20,8 +20,8 @@ from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, SettingsError
 from florence.server.failures import GRPC_CODES, failure_of, log_failure
 from florence.server.v2 import grpc_messages as messages
+from florence.server.v2.inference import ModelRepository
 from florence.server.v2.model import ServedModel, server_metadata
-from florence.server.v2.repository import ModelRepository
 
 STREAM_AHEAD: Final = 64  # requests of one stream that are processed at a time
 _MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB

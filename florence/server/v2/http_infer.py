@@ -1,7 +1,7 @@
 """`infer`, `generate` and `generate_stream` of the v2 protocol over HTTP.
 
-Knows headers, ASGI messages and the order of the steps. `infer_body` and `generate` have the bodies, and
-`inference` asks the model.
+Knows headers, ASGI messages and the order of the steps. `infer_body` has the bodies, `inference` asks the
+model.
 """
 
 from __future__ import annotations
@@ -23,22 +23,19 @@ from florence.runtime.streaming import OnText
 from florence.server.outcomes import log_answer
 from florence.server.replies import checkpoint_header, error_reply, json_reply, off_loop, reply_or_error
 from florence.server.v2.compression import ENCODINGS, choose_encoding, compress, decompress
-from florence.server.v2.generate import (
+from florence.server.v2.infer_body import (
+    build_binary_answer,
     build_event,
     build_generate_answer,
+    build_infer_answer,
     build_text_event,
     is_token_stream,
     parse_generate_request,
-)
-from florence.server.v2.infer_body import (
-    build_binary_answer,
-    build_infer_answer,
     read_infer_request,
     split_body,
 )
-from florence.server.v2.inference import Inference
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.model import ServedModel
-from florence.server.v2.repository import ModelRepository
 from florence.server.v2.tensors import InferRequest
 
 logger = logging.getLogger("florence.service")

@@ -8,7 +8,8 @@ depend on other rows. Imports numba.
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+
 import torch
 from llvmlite import ir
 from numba import types
@@ -141,10 +142,7 @@ class Panels:
 
     def _gelu(self, builder: Builder, target: Value) -> None:
         """float32 target[0:width] = x * erfc(-x / sqrt(2)) / 2 of each x there."""
-
-        def number(value: float) -> Value:
-            return constant(F32, self.width, float(np.float32(value)))
-
+        number = partial(constant, F32, self.width)
         x = builder.read(floats(self.width), target)
         negative = builder.fcmp_ordered("<", x, number(0))
         size = builder.select(negative, builder.fsub(number(0), x), x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ def floats(count: int) -> Any:
 
 
 def constant(kind: Any, count: int, value: float) -> Value:
+    """A vector of one value; a float32 is rounded to nearest."""
+    value = float(np.float32(value)) if kind is F32 else value
     return ir.Constant(ir.VectorType(kind, count), [value] * count)
 
 
@@ -49,10 +52,7 @@ class Builder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type infor
         which n would be out of float32's range, give exp(-87); NaN stays NaN.
         """
         count = x.type.count
-
-        def number(value: float) -> Value:
-            return constant(F32, count, float(np.float32(value)))
-
+        number = partial(constant, F32, count)
         x = self.select(self.fcmp_ordered("<", x, number(-87)), number(-87), x)
         shifted = self.fma(x, number(1 / math.log(2)), number(ROUNDER))
         n = self.fsub(number(ROUNDER), shifted)  # negative
