@@ -7,11 +7,12 @@ code is in `attention_kernel.py`. Needs numba, which is imported when a `CpuAtte
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
+from florence.model.kernels.cpu.objects import load_kernel
 from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, places
 
 BUNDLE = 8
@@ -37,9 +38,10 @@ class CpuAttention:
             raise ValueError(f"head_dim must be even, not {head_dim}")
         self._dtype, self._head_dim = dtype, head_dim
         self._team = OpenMPTeam(threads)
-        self._kernels = attention_kernel
-        self._kernel = attention_kernel.load(dtype, head_dim)
-        self._address: int = self._kernel.address
+        self._scratch_bytes = attention_kernel.scratch_bytes
+        make_work = partial(attention_kernel.make_work, dtype, head_dim)
+        fields = attention_kernel.AttentionJob._fields
+        self._kernel = load_kernel(f"attention {dtype} {head_dim}", fields, make_work)
         self._one_each = lru_cache(MAX_STARTS)(_one_each)
 
     def cross_attention(
@@ -100,7 +102,7 @@ class CpuAttention:
             *(*places(queries), *places(keys), *places(values), *places(output)),
             *(indices.data_ptr(), group_step, position_step, starts.data_ptr(), lengths.data_ptr()),
         )
-        faults = self._team.run(self._address, self._kernels.scratch_bytes(self._head_dim, room), job)
+        faults = self._team.run(self._kernel.address, self._scratch_bytes(self._head_dim, room), job)
         if faults:
             raise ValueError("a slot, a row or a length is out of range of the tensors")
         return output

@@ -9,13 +9,14 @@ numba, which is imported when `Products` are made, not before.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from florence.model.devices import has_fast_bf16
 from florence.model.kernels.activations import activate
+from florence.model.kernels.cpu.objects import load_kernel
 from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, available, places
 
 TASKS = 16
@@ -43,8 +44,9 @@ class Products:
         self.team = OpenMPTeam(threads)
         self.plan = lru_cache(MAX_PLANS)(self._plan)
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
-        self._kernel = cpu_product_kernel.load(self.panels, dtype)
-        self.address: int = self._kernel.address
+        make_work = partial(cpu_product_kernel.make_work, self.panels, dtype.itemsize)
+        fields = cpu_product_kernel.ProductJob._fields
+        self.kernel = load_kernel(f"product {dtype} {self.panels.width}", fields, make_work)
 
     def fit(self, weight: Tensor) -> bool:
         """Whether a weight can be packed into panels."""
@@ -124,7 +126,7 @@ class PanelWeight:
             *(*places(rows), self._packed.data_ptr(), self._bias.data_ptr(), *added, *places(output)),
             *(gelu, dtype is torch.float32),
         )
-        products.team.run(products.address, scratch_bytes, job)
+        products.team.run(products.kernel.address, scratch_bytes, job)
         return output if states.dim() == 2 else output.view(*states.shape[:-1], self.outputs)
 
 
