@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -84,7 +83,12 @@ def _routes() -> list[Route]:
             _json_route(path, lambda request: inference_of(request).served.metadata()),
             _check_route(path + "/ready", _check_model_ready),
             _json_route(path + "/config", lambda request: inference_of(request).served.config()),
-            _json_route(path + "/stats", _statistics),
+            _json_route(
+                path + "/stats",
+                lambda request: repository_of(request).statistics(
+                    request.path_params["model"], version_of(request)
+                ),
+            ),
             _route("POST", path + "/infer", infer),
             _route("POST", path + "/generate", generate),
             _route("POST", path + "/generate_stream", generate_stream),
@@ -135,10 +139,6 @@ def _check_model_ready(request: Request) -> None:
     except NotFound as error:
         raise ProtocolError(str(error)) from None  # Triton answers 400 on this path only
     inference.ready_model()
-
-
-def _statistics(request: Request) -> dict[str, Any]:
-    return repository_of(request).statistics(request.path_params["model"], version_of(request))
 
 
 async def _index(request: Request) -> Response:

@@ -21,8 +21,7 @@ from florence.server.v2.tensors import (
     Element,
     InferRequest,
     Tensor,
-    check_input,
-    check_output,
+    check_name,
     check_parameters,
     check_text,
     pack,
@@ -176,7 +175,7 @@ def _tensors(served: ServedModel, inputs: Sequence[Any], tail: memoryview) -> It
         if not isinstance(tensor, dict):
             raise wrong_kind("inputs", "object")
         name = member(tensor, "name", str)
-        check_input(served, name)
+        check_name(served, "input", name)
         datatype, shape = member(tensor, "datatype", str), member(tensor, "shape", list)
         if not all(_is_unsigned(size) for size in shape):
             raise wrong_kind("shape", "unsigned-integer")
@@ -244,7 +243,7 @@ def _wants_binary(served: ServedModel, content: Mapping[str, Any], parameters: M
     for output in outputs:
         if not isinstance(output, dict):
             raise wrong_kind("outputs", "object")
-        check_output(served, member(output, "name", str))
+        check_name(served, "output", member(output, "name", str))
         named = optional_member(output, "parameters", dict)
         if "binary_data" in named:
             wanted = member(named, "binary_data", bool)
