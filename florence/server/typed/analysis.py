@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from florence.answers.answer import Answer
 from florence.errors import RequestError, TaskError, quote
-from florence.server.failures import failure_of, log_failure
 from florence.server.outcomes import await_outcomes
+from florence.server.replies import failure_of, log_failure
 from florence.server.typed.endpoints import (
     Described,
     Endpoints,

@@ -22,8 +22,7 @@ from starlette.routing import Route
 
 from florence import __version__
 from florence.errors import Closed
-from florence.server.failures import INTERNAL_ERROR
-from florence.server.replies import error_reply, json_reply
+from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import TASKS_EXAMPLE, AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.endpoints import INPUT_TYPES, MULTIPART, output_type
 from florence.server.v2.http_app import MODEL_PATH

@@ -1,8 +1,8 @@
 """The v2 protocol over gRPC: the same model and the same counters as over HTTP, in the same process.
 
-Knows methods, statuses, messages (those of Triton's own client), and the server's start and stop. Input tensors
-are packed in `raw_input_contents`, or plain in `contents`; output tensors are packed, as Triton sends them. Not
-covered: loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
+Knows methods, statuses, messages (those of Triton's own client), and the server's start and stop. Input
+tensors are packed in `raw_input_contents`, or plain in `contents`; output tensors are packed, as Triton sends
+them. Not covered: loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, ProtocolError, SettingsError
-from florence.server.failures import GRPC_CODES, failure_of, log_failure
+from florence.server.replies import GRPC_CODES, failure_of, log_failure
 from florence.server.v2.infer_body import answer_tensor
 from florence.server.v2.inference import ModelRepository
 from florence.server.v2.model import ServedModel, server_metadata

@@ -67,15 +67,10 @@ class Panels:
     def accumulate(self, rows: int) -> Operation:
         """An operation: sums [rows, width] += states [rows, count] @ weights [count, width]; rows of the
         float32 states have a stride of ROW_BYTES."""
-        address = types.int64
-
-        def emit(builder: Builder, states: Value, weights: Value, sums: Value, count: Value) -> None:
-            self._accumulate(builder, rows, states, weights, sums, count)
-
-        return operation(emit, types.void, (address, address, address, types.int64))
+        return operation(partial(self._accumulate, rows), types.void, (types.int64,) * 4)
 
     def _accumulate(
-        self, builder: Builder, rows: int, states: Value, weights: Value, sums: Value, count: Value
+        self, rows: int, builder: Builder, states: Value, weights: Value, sums: Value, count: Value
     ) -> None:
         kind, before = floats(self._lanes), builder.block
         half_bytes = self._lanes * FLOAT_BYTES

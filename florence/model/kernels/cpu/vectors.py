@@ -133,20 +133,17 @@ def compiled(function: Any) -> Operation:
 
 def take_next() -> Operation:
     """An operation: returns the int64 at an address and increments it atomically."""
-
-    def emit(builder: Builder, counter: Value) -> Value:
-        return builder.atomic_rmw("add", builder.pointer(counter, I64), I64(1), "monotonic")
-
-    return operation(emit, types.int64, (types.int64,))
+    return operation(
+        lambda builder, at: builder.atomic_rmw("add", builder.pointer(at, I64), I64(1), "monotonic"),
+        types.int64,
+        (types.int64,),
+    )
 
 
 def as_pointer() -> Operation:
     """An operation: an address as a pointer for `numba.carray`."""
-
-    def emit(builder: Builder, address: Value) -> Value:
-        return builder.inttoptr(address, ir.IntType(8).as_pointer())
-
-    return operation(emit, types.voidptr, (types.int64,))
+    byte = ir.IntType(8).as_pointer()
+    return operation(lambda builder, at: builder.inttoptr(at, byte), types.voidptr, (types.int64,))
 
 
 def operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ...]) -> Operation:
