@@ -18,7 +18,8 @@ from florence.engine.loop import Engine
 from florence.errors import ImageError, RequestError
 from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 from florence.readers.readers import Readers
-from florence.runtime.dispatcher import Dispatcher, TaskRequest
+from florence.runtime.dispatcher import Dispatcher
+from florence.runtime.pipeline import TaskRequest
 from florence.types.options import GenerationParameters
 
 
