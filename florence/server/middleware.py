@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from florence.errors import BodyTooLarge, ClientLeft
+from florence.errors import BodyTooLarge, ClientLeft, Closed
 from florence.server.replies import error_reply, json_reply
+
+_WITHOUT_MODEL: Final = frozenset(("/", "/docs.json", "/healthz", "/livez", "/metrics", "/v2/health/live"))
 
 logger = logging.getLogger("florence.service")
 
@@ -51,6 +54,21 @@ class V2Routes(HttpMiddleware):
         else:
             is_v2 = path == "/v2" or path.startswith("/v2/")
         await (self.v2 if is_v2 else self.app)(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class WhileLoading(HttpMiddleware):
+    """Answers as `check_loaded` says, before a body is read, but for the paths that need no model."""
+
+    check_loaded: Callable[[], None]
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["path"] not in _WITHOUT_MODEL:
+                self.check_loaded()
+        except Closed as error:
+            return await error_reply(error)(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 @dataclass(frozen=True)

@@ -143,15 +143,25 @@ class _Calls:
         def served(request: Any) -> ServedModel:
             return models.find(request.name, request.version).served
 
-        return {
-            "ServerLive": lambda _: {"live": True},
-            "ServerReady": lambda _: {"ready": models.ready},
-            "ModelReady": lambda request: {"ready": self._model_ready(request)},
+        def once_loaded(describe: Callable[[Any], Mapping[str, Any]]) -> Callable[[Any], Mapping[str, Any]]:
+            def checked(request: Any) -> Mapping[str, Any]:
+                models.check_loaded()
+                return describe(request)
+
+            return checked
+
+        described: dict[str, Callable[[Any], Mapping[str, Any]]] = {
             "ServerMetadata": lambda _: server_metadata(),
             "ModelMetadata": lambda request: served(request).metadata(),
             "ModelConfig": lambda request: {"config": served(request).config()},
             "ModelStatistics": lambda request: models.statistics(request.name, request.version),
             "RepositoryIndex": lambda request: {"models": models.index(only_ready=request.ready)},
+        }
+        return {
+            "ServerLive": lambda _: {"live": True},
+            "ServerReady": lambda _: {"ready": models.ready},
+            "ModelReady": lambda request: {"ready": self._model_ready(request)},
+            **{name: once_loaded(describe) for name, describe in described.items()},
         }
 
     def _model_ready(self, request: Any) -> bool:
