@@ -27,8 +27,10 @@ from florence.engine.device.graphs import Replay, Work
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
+from florence.engine.device.search_state import starts_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
+from florence.engine.slots import Slot
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
@@ -178,8 +180,9 @@ def test_encodes_can_be_captured(runner: Runner) -> None:
 def test_work_between_steps_never_waits(runner: Runner) -> None:
     """The start of a search, a wipe of caches and the choice of the best hypotheses."""
     slots = torch.zeros(3, dtype=torch.int64, device="cuda")
+    starts = runner.backend.memory.upload(starts_of([(Slot(1, (0, 3, 4)), asked([3])[0].options)] * 2))
     with torch.inference_mode(False), OnTheDevice():
-        runner.state.start(1, (0, 3, 4), asked([3])[0].options)
+        runner.state.start(starts)
         runner.caches.wipe(1, (0, 3, 4))
         found = best_of(runner.state, slots)
     assert found.dtype is torch.float64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +25,10 @@ from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.graphs import EagerCapturer, GraphCapturer
 from florence.engine.device.reference import generate_alone
 from florence.engine.device.runner import Runner
+from florence.engine.device.search_state import RUNNING, starts_of
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
+from florence.engine.slots import Slot
 from florence.model.caches import Caches
 from florence.model.chunks import Chunks, run_to_end, with_barrier
 from florence.model.florence2 import Florence2Model
@@ -178,8 +181,9 @@ def test_shapes_beyond_the_maximum_run_uncaptured_and_give_the_same_answers(
     assert sorted(message.split()[3] for message in said) == ["encodes", "steps"]
 
 
-def test_a_search_starts_without_a_copy_from_the_host(model: Florence2Model) -> None:
-    """On a GPU such a copy would wait for all steps that have been sent."""
+def test_searches_start_with_one_copy_from_the_host(model: Florence2Model) -> None:
+    """However many start: on a GPU such a copy would wait for all steps that have been sent. Each is as if it
+    had started alone, whatever was in its slot before."""
 
     class Copies(TorchDispatchMode):
         seen: list[str] = []  # noqa: RUF012  (used by this test only)
@@ -187,16 +191,37 @@ def test_a_search_starts_without_a_copy_from_the_host(model: Florence2Model) -> 
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:  # the names are torch's
-            if any(word in str(func) for word in ("copy", "lift", "index_put")):
+            if any(word in str(func) for word in ("lift", "scalar_tensor")):
                 self.seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    runner = Runner(model, 4)
-    with Copies() as copies:
-        runner.state.start(1, (0, 3, 4), request(0).options)
-        runner.caches.wipe(1, (0, 3, 4))
-    assert copies.seen == []
-    assert runner.state.beam_indirection[1, :3, 0].tolist() == [0, 3, 4]
+    dice = random.Random(0)
+    runner, alone = Runner(model, 6), Runner(model, 6)
+    for _ in range(10):
+        rows = dice.sample(range(18), 14)
+        asked = [
+            (Slot(slot, tuple(rows.pop() for _ in range(beams))), request(slot, beams=beams).options)
+            for slot, beams in zip(dice.sample(range(6), 3), (1, 3, 8), strict=True)
+        ]
+        starts = starts_of(asked)
+        with Copies() as copies:
+            runner.state.start(starts)
+            runner.caches.wipe(1, (0, 3, 4))
+        assert copies.seen == []
+        for slot, options in asked:
+            alone.state.start(starts_of([(slot, options)]))
+            state, index = runner.state, slot.index
+            assert state.status[index] == RUNNING
+            assert state.generated[index] == state.finished_count[index] == 0
+            assert state.beams[index] == options.num_beams == len(slot.rows)
+            assert state.length_penalty[index] == options.length_penalty
+            assert state.beam_indirection[index, : len(slot.rows), 0].tolist() == list(slot.rows)
+            assert state.sequences[index, :, 0].eq(runner.rules.start_id).all()
+            assert state.totals[index].isfinite().sum() == options.num_beams
+        assert torch.equal(runner.state.totals, alone.state.totals)
+        for state in (runner.state, alone.state):  # as requests leave it
+            state.totals.fill_(-3.0)
+            state.generated.fill_(7)
 
 
 def test_a_barrier_follows_each_chunk() -> None:

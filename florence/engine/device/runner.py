@@ -21,7 +21,7 @@ from florence.engine.device.features import FeatureCache
 from florence.engine.device.graphs import Buckets
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
-from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState
+from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
 from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps, StepSequence
 from florence.engine.request import Request
 from florence.engine.runner import StepRunner
@@ -207,8 +207,8 @@ class Runner(StepRunner):
             prompts = [request.prompt_ids for request in requests]
             yield from self._buffers.encodes.write_cross_kv(pictures, prompts, slots)
             # Last: a decode step between two chunks would advance a search that has started.
-            for sequence in sequences:
-                self.state.start(sequence.slot.index, sequence.slot.rows, sequence.request.options)
+            starts = starts_of([(sequence.slot, sequence.request.options) for sequence in sequences])
+            self.state.start(self.backend.memory.upload(starts))
         except BaseException:  # also when the chunks are closed
             for sequence in sequences:
                 self.drop(sequence)
