@@ -81,6 +81,8 @@ def load_model(
     model.vision.tower = model.vision.tower.to(memory_format=torch.channels_last)
     if device.type == "cpu":
         model.vision.tower.attend_per_picture()
+    else:
+        model.language.lay_out_for_gpu()
     return model.eval().requires_grad_(False)
 
 
