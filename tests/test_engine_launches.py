@@ -1,6 +1,6 @@
 """How many kernels a GPU would launch for a step and an encode, counted on fake tensors: what was won stays.
 
-The numbers of layers are those of Florence-2-large, the sizes are small: launches depend on layers only.
+The numbers of layers are those of Florence-2-large; sizes are small, but each stage has several windows.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
             free_host_reads=False,
             lazy_pages=False,
         )
-        runner = Runner(model, 8, backend=backend, picture_tokens=5, encode_batch=1, decoder_room=60)
+        runner = Runner(model, 8, backend=backend, picture_tokens=65, encode_batch=1, decoder_room=60)
         steps, encodes = runner._buffers.steps, runner._buffers.encodes
         assert isinstance(steps, BucketSteps)
         assert isinstance(encodes, BucketEncodes)
@@ -78,7 +78,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
             shape = StepShape(3, 60, greedy, runner._buckets().steps[0].shape.encoder_length)
             batch = dense_batch([StepSequence(Slot(0, (0, 1, 2)), 8, 0)], 8, 24, 3).map(backend.memory.upload)
             capturer.capture(partial(steps._step, batch, StepKey(8, 24, shape)))
-        encodes.prepare(64, 64)
+        encodes.prepare(256, 256)
     return dict(zip(("step", "step with one beam", "tower", "encoder"), capturer.counts, strict=False))
 
 
@@ -86,7 +86,7 @@ def test_a_step_launches_few_kernels(counts: dict[str, Counter[str]]) -> None:
     """One product for queries, keys and values of each layer, one conversion of masks for all; tensors are
     filled for none but the masks and what grows; one log-sum-exp where all are beam searches."""
     step, with_one = counts["step"], counts["step with one beam"]
-    assert step.total() <= 970
+    assert step.total() <= 964
     assert step["addmm"] == 12 * 6
     assert step["attention"] == 12
     assert step["attention's mask"] == step["masked_fill"] == 0
@@ -101,6 +101,6 @@ def test_an_encode_launches_few_kernels(counts: dict[str, Counter[str]]) -> None
     assert encoder["attention"] == 12
     assert encoder["attention's mask"] == 0
     assert encoder["addmm"] == 12 * 4 + 12
-    assert encoder.total() <= 220
+    assert encoder.total() <= 164
     assert counts["tower"].total() <= 560
     assert counts["tower"]["lt"] == 0  # denormal numbers are a CPU's concern

@@ -33,6 +33,7 @@ from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import Chunks, run_to_end, with_pauses
 from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
+from florence.model.fused_attention import pin_attention, trials_of
 from florence.types.bounds import MAX_BEAMS
 
 Outcome = Hypothesis | EngineError
@@ -165,6 +166,8 @@ class Runner(StepRunner):
         if threads:
             torch.set_num_threads(threads)  # of the calling thread's operations
         self.backend.memory.activate()
+        if self.backend.pins_attention:
+            self._pin_attention()
         buffers = self._buffers
         if isinstance(buffers.encodes, BucketEncodes) and self._picture_size is not None:
             buffers.encodes.prepare(*self._picture_size)
@@ -176,6 +179,18 @@ class Runner(StepRunner):
             for rows in range(beams, self.sizes.rows + 1, beams):
                 warm_up_products(self.model.language, rows)
         self._prepared = True
+
+    def _pin_attention(self) -> None:
+        shapes, model = [key.shape for key in self._buckets().steps], self.model
+        trials = trials_of(
+            model.config,
+            encoder_lengths=sorted({shape.encoder_length for shape in shapes}),
+            encoder_room=self.sizes.encoder_room,
+            beams=sorted({shape.beams for shape in shapes}),
+            device=model.device,
+            dtype=model.dtype,
+        )
+        pin_attention(trials)
 
     def _buckets(self) -> Buckets:
         sizes, config = self.sizes, self.model.config
