@@ -7,7 +7,8 @@ limits.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +29,7 @@ from florence.engine.request import Request
 from florence.engine.runner import StepRunner
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot, SlotAllocator
-from florence.errors import EngineError
+from florence.errors import EngineError, SettingsError
 from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import Chunks, run_to_end, with_pauses
 from florence.model.decode import warm_up_products
@@ -102,7 +103,8 @@ class Runner(StepRunner):
         self._reserved = reserved
         self._prepared = False
         self._sent: Wait = lambda: None  # waits for the latest chunk of an encode
-        self._buffers = self._build()
+        with self._memory_errors():
+            self._buffers = self._build()
 
     @property
     def chunks_ahead(self) -> int:
@@ -169,16 +171,33 @@ class Runner(StepRunner):
         if self.backend.pins_attention:
             self._pin_attention()
         buffers = self._buffers
-        if isinstance(buffers.encodes, BucketEncodes) and self._picture_size is not None:
-            buffers.encodes.prepare(*self._picture_size)
-        if isinstance(buffers.steps, BucketSteps):
-            buffers.steps.prepare()
-            buffers.caches.clear()  # steps without requests attend to nothing, and may write NaN
+        if self.backend.capturer is not None:
+            self._capture(buffers)
         elif self._reserved:
             beams = self.model.config.generation.num_beams  # of most requests
             for rows in range(beams, self.sizes.rows + 1, beams):
                 warm_up_products(self.model.language, rows)
         self._prepared = True
+
+    def _capture(self, buffers: _Buffers) -> None:
+        with self._memory_errors():
+            if isinstance(buffers.encodes, BucketEncodes) and self._picture_size is not None:
+                buffers.encodes.prepare(*self._picture_size)
+            if isinstance(buffers.steps, BucketSteps):
+                buffers.steps.prepare()
+        buffers.caches.clear()  # steps without requests attend to nothing, and may write NaN
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """A device that is full is told by the settings to change."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise SettingsError(
+                f"the device has too little memory for {self.sizes.slots} requests in a step and "
+                f"{self._encode_batch} pictures in an encode: lower FLORENCE_MAX_BATCH_SIZE "
+                "(max_batch_size) or FLORENCE_MAX_ENCODE_BATCH (max_encode_batch)"
+            ) from error
 
     def _pin_attention(self) -> None:
         shapes, model = [key.shape for key in self._buckets().steps], self.model
