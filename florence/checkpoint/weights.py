@@ -30,7 +30,7 @@ from florence.checkpoint.layout import (
 )
 from florence.errors import CheckpointError
 from florence.model.config import ModelConfig
-from florence.model.devices import keep_full_float32
+from florence.model.devices import keep_full_precision
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
@@ -43,15 +43,15 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Florence2Model:
-    """The model of `config`, with the weights in the directory's safetensors. In float32 on a GPU it turns
-    TF32 off for the process (`keep_full_float32`).
+    """The model of `config`, with the weights in the directory's safetensors. On a GPU it sets how this
+    process sums products (`keep_full_precision`).
 
     `vocab_size`: the tokenizer's number of tokens. Rows after these, which native checkpoints add for their
     picture token and as padding, are dropped: the original has none, and they must not take probability.
 
     Raises `CheckpointError`: one error that names every missing, unexpected or misshapen tensor.
     """
-    keep_full_float32(device, dtype)
+    keep_full_precision(device, dtype)
     with torch.device("meta"), Uninitialized():
         model = Florence2Model(replace(config, text=replace(config.text, vocab_size=vocab_size)), normalize)
     with ExitStack() as files:
@@ -81,6 +81,8 @@ def load_model(
     model.vision.tower = model.vision.tower.to(memory_format=torch.channels_last)
     if device.type == "cpu":
         model.vision.tower.attend_per_picture()
+    else:
+        model.language.lay_out_for_gpu()
     return model.eval().requires_grad_(False)
 
 

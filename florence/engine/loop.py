@@ -12,6 +12,7 @@ more, the engine is *broken*: it fails all requests, takes no more, and calls `o
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -192,9 +193,13 @@ class Engine:
             self._encoding = None
 
     def _encode(self) -> None:
-        """Encode waiting requests, within the budget that those in the decode batch leave."""
+        """Encode waiting requests, within the budget that those in the decode batch leave: at least one part,
+        and others while they are expected to end within it."""
         started = self._clock()
-        while self._clock() - started < self._scheduler.budget_s(len(self._decoding)):
+        for parts in itertools.count():
+            under_way = self._runner.chunks_ahead if parts else -1
+            if not self._scheduler.has_time(self._clock() - started, len(self._decoding), 1 + under_way):
+                return
             if self._encoding is None:
                 if not (taken := self._take()):
                     return
@@ -223,12 +228,14 @@ class Engine:
 
     def _encode_part(self, batch: EncodeBatch) -> None:
         """One part of an encode."""
+        started = batch.seconds
         try:
             pictures = batch.advance(self._clock)
         except Exception as error:  # noqa: BLE001  (logged, and the outcome of its requests)
             self._encoding = None
             self._encode_failed(batch.sequences, error)
             return
+        self._scheduler.part_ended(batch.seconds - started)
         if pictures is not None:
             self._encoding = None
             self._join(batch, pictures)
