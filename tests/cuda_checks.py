@@ -4,13 +4,32 @@ process of their own, since triton chooses the interpreter when it is imported."
 from __future__ import annotations
 
 import random
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
+from goldens import load_float32
+from tiny import make_native
 from torch import Tensor
 
-from florence.model.kernels.cuda import attention, norms, twins
+from florence.engine.device import cuda_kernels, cuda_search, search
+from florence.engine.device.backend import Backend
+from florence.engine.device.cuda_kernels import Case, CudaKernel, Sizes
+from florence.engine.device.graphs import EagerCapturer
+from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device.runner import Runner
+from florence.engine.device.search_state import FAULTY, RUNNING, SearchState, StepShape, starts_of
+from florence.engine.device.steps import StepSequence, grouped_batch
+from florence.engine.request import GenerationOptions, Request
+from florence.engine.slots import Slot
+from florence.model.attention import DecodeBatch
+from florence.model.cuda_attention import CudaAttention
+from florence.model.kernels.cuda import attention, candidates, norms, twins
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
 
@@ -23,7 +42,7 @@ DTYPES = {
 HEADS, HEAD_DIM, ROOM = 2, 16, 150
 """Room for more than two blocks of keys."""
 
-SEEDS = range(3)
+ROOM_OF_SEARCH = 12
 
 
 class Crowd(NamedTuple):
@@ -126,3 +145,160 @@ def test_norms_equal_their_twins(dtype: torch.dtype, width: int) -> None:
     tables = numbers(20, width, dtype=dtype), numbers(11, width, dtype=dtype)
     arguments = (tokens, positions, *tables, *vectors[1:], 1.5, 1e-5, 2)
     torch.testing.assert_close(norms.embed(*arguments), twins.embed(*arguments), **DTYPES[dtype])
+
+
+@pytest.mark.parametrize("kernel", cuda_kernels.KERNELS[:-2], ids=lambda kernel: kernel.name)
+def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel) -> None:
+    """And the check finds a kernel that gives something else."""
+    torch.manual_seed(0)
+    sizes = Sizes(1, 3, 1, 16, 300, 70, 70)
+    with patch.object(cuda_kernels, "SMALL", sizes):
+        kernel.check(torch.device("cpu"), torch.float32)
+        wrong = replace(kernel, example=lambda *_: disturbed(kernel.example(*_)))
+        with pytest.raises(AssertionError, match=f"{kernel.name} differs"):
+            wrong.check(torch.device("cpu"), torch.float32)
+
+
+def disturbed(case: Case) -> Case:
+    """The same with another result."""
+    return Case(lambda: [values + 1 for values in case.kernel()], case.twin)
+
+
+class Searches(NamedTuple):
+    """Requests with random options, in random slots and rows."""
+
+    state: SearchState
+    placed: list[Slot]
+    width: int
+
+    def batch(self, requests: int) -> DecodeBatch:
+        """With padding up to so many."""
+        return grouped_batch([StepSequence(slot, 1, 0) for slot in self.placed], requests, self.width)
+
+
+def searches(seed: int) -> Searches:
+    dice = random.Random(seed)
+    width = dice.choice([1, 3, 8])
+    rules = TokenRules(0, 2, dice.choice([None, None, 0]), dice.choice([None, 2]))
+    state = SearchState(5, ROOM_OF_SEARCH, rules, torch.device("cpu"))
+    rows = iter(dice.sample(range(40), 40))
+    placed = [
+        Slot(slot, tuple(next(rows) for _ in range(dice.randint(1, width))))
+        for slot in dice.sample(range(5), 2)
+    ]
+    for slot in placed:
+        least = dice.choice([0, 0, 5])
+        options = GenerationOptions(
+            num_beams=len(slot.rows),
+            max_new_tokens=dice.randint(max(1, least), ROOM_OF_SEARCH - 1),
+            min_new_tokens=least,
+            no_repeat_ngram_size=dice.choice([0, 2, 3]),
+            early_stopping=dice.choice([True, False, "never"]),
+            length_penalty=dice.choice([0.0, 1.0, 2.0, -1.0, 0.7]),
+        )
+        state.start(starts_of([(slot, options)]))
+    return Searches(state, placed, width)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_search_equals_its_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step to the end: any beams, n-grams, forced and early EOS, stopping, penalties, limits; padding
+    and all other slots stay as they are, and logits that are not numbers are found."""
+    monkeypatch.setattr(candidates, "CHUNK", 128)
+    dice, crowd = random.Random(seed), searches(seed)
+    torch.manual_seed(seed)
+    made, expected = deepcopy(crowd.state), crowd.state
+    shape = StepShape(crowd.width, ROOM_OF_SEARCH + 1, True, 1)
+    rows, used = len(crowd.placed) * crowd.width, [slot.index for slot in crowd.placed]
+    for step in range(ROOM_OF_SEARCH):
+        logits = torch.randn(rows + crowd.width, 210) * 3
+        if step == 0:  # the beams of a request are equal
+            logits = logits[:: crowd.width].repeat_interleave(crowd.width, 0)
+        logits[:, 2] += dice.choice([0.0, 0.0, 5.0])
+        if dice.random() < 0.03:
+            logits[dice.randrange(rows), 7] = dice.choice([torch.nan, torch.inf])
+        before = deepcopy(made)
+        search.advance(expected, crowd.batch(2), shape, logits[:rows, :200].clone())
+        cuda_search.advance(made, crowd.batch(3), shape, logits.clone()[:, :200])
+        for slot in used:
+            if before.status[slot] == RUNNING:
+                same(made, expected, slot)
+            else:
+                unchanged(made, before, slot)
+        for slot in set(range(5)).difference(used):
+            unchanged(made, before, slot)
+        if not (made.status[used] == RUNNING).any():
+            break
+
+
+WRITTEN = (
+    *("sequences", "suffix_matches", "logprobs", "beam_indirection", "totals", "generated", "status"),
+    *(f"finished_{name}" for name in ("sequences", "logprobs", "lengths", "order", "count", "scores")),
+)
+
+
+def unchanged(state: SearchState, before: SearchState, slot: int) -> None:
+    """A step has written nothing there."""
+    for name in WRITTEN:
+        assert torch.equal(getattr(state, name)[slot], getattr(before, name)[slot]), name
+
+
+def same(made: SearchState, expected: SearchState, slot: int) -> None:
+    """What can be seen of a search."""
+    assert made.status[slot] == expected.status[slot]
+    if made.status[slot] == FAULTY:
+        return
+    assert made.last_token[slot] == expected.last_token[slot]
+    assert made.generated[slot] == expected.generated[slot]
+    stop, beams = int(made.generated[slot]) + 1, int(made.beams[slot])
+    torch.testing.assert_close(made.totals[slot, :beams], expected.totals[slot, :beams], rtol=1e-5, atol=1e-5)
+    open_beams = expected.totals[slot, :beams] > -1e8  # others are equal, so any of them may come first
+    for name in ("sequences", "suffix_matches", "beam_indirection", "logprobs"):
+        first = 1 if name == "beam_indirection" else 0  # all beams begin alike
+        now, then = (getattr(state, name)[slot, :beams, first:stop][open_beams] for state in (made, expected))
+        torch.testing.assert_close(now, then, rtol=1e-5, atol=1e-5)
+    assert made.finished_count[slot] == expected.finished_count[slot]
+    for index in range(int(made.finished_count[slot])):
+        if expected.finished_scores[slot, index] < -1e8:
+            continue
+        length = int(expected.finished_lengths[slot, index])
+        assert made.finished_lengths[slot, index] == length
+        assert made.finished_order[slot, index] == expected.finished_order[slot, index]
+        for name in ("finished_sequences", "finished_logprobs"):
+            now, then = (getattr(state, name)[slot, index, : length + 1] for state in (made, expected))
+            torch.testing.assert_close(now, then, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        made.finished_scores[slot], expected.finished_scores[slot], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_engine_is_exact_with_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests with one to four beams, in one crowd, get the answers that they get alone."""
+    monkeypatch.setattr(attention, "splits_for", lambda *_: 1)
+    make_native(
+        tmp_path, text_config={"d_model": 64, "decoder_layers": 2}, vision_config={"projection_dim": 64}
+    )
+    model = load_float32(tmp_path, 1100)
+    backend = Backend(
+        CudaAttention(),
+        cuda_search.advance,
+        capturer=EagerCapturer(),
+        delayed_readback=True,
+        free_host_reads=False,
+    )
+    runner = Runner(model, 3, backend=backend, decoder_room=12, picture_tokens=5)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    requests = [
+        Request(pixels, (0, *range(5, 8 + 20 * beams), 2), GenerationOptions(beams, most, 0, 2, True, 1.0))
+        for beams, most in ((3, 8), (1, 5), (4, 6))
+    ]
+    sequences = runner.encode(requests)
+    answers = {}
+    while len(answers) < len(requests):
+        answers |= {sequences.index(sequence): outcome for sequence, outcome in runner.step(sequences)}
+    for index, request in enumerate(requests):
+        alone = generate_alone(model, request, runner.rules)
+        answer = answers[index]
+        assert isinstance(answer, Hypothesis)
+        assert answer.token_ids == alone.token_ids
+        assert answer.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-3)

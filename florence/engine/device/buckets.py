@@ -85,15 +85,22 @@ class Buckets:
         picture_tokens: int,
         encoder_room: int,
         pictures: int,
+        grouped: bool = False,
     ) -> Buckets:
         """For caches of `slots` and `rows` with `room` positions, requests with mostly `beams` beams, and up
         to `pictures` pictures of `picture_tokens` in an encode; an encoder has `encoder_room` positions for a
-        picture and its prompt."""
+        picture and its prompt. `grouped`: steps read lengths from memory (`AttentionBackend`), so that shapes
+        differ in requests and beams only."""
         lengths = (*(length for length in doubling(MIN_LENGTH, room) if length < room), room + 1)
         encoder_lengths = _encoder_lengths(picture_tokens, encoder_room)
         shapes = {*_usual(beams, lengths, encoder_lengths[0]), *_rare(beams, lengths, encoder_lengths[-1])}
+        if grouped:
+            shapes = {
+                StepShape(count, room + 1, True, encoder_lengths[-1])
+                for count in (1, COMMON_BEAMS, beams, MAX_BEAMS)
+            }
         keys = {
-            StepKey(count, min(rows, count * shape.beams), shape)
+            StepKey(count, count * shape.beams if grouped else min(rows, count * shape.beams), shape)
             for shape in shapes
             for count in doubling(MIN_SLOTS, slots, halves=4)
         }

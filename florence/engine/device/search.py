@@ -7,11 +7,16 @@ within the rounding of float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from florence.engine.device.search_state import RUNNING, SearchState, StepShape
 from florence.model.attention import DecodeBatch
+
+Advance = Callable[[SearchState, DecodeBatch, StepShape, Tensor], None]
+"""`advance`, or what computes the same."""
 
 
 def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Tensor) -> None:

@@ -98,6 +98,7 @@ class SearchState:
         self.finished_logprobs = zeros(*positions, dtype=torch.float32)
         self.finished_scores = zeros(MAX_BEAMS, dtype=torch.float64)
         self.finished_lengths, self.finished_order = zeros(MAX_BEAMS), zeros(MAX_BEAMS)
+        self.finished_indirection = zeros(*positions, dtype=torch.int32)
         # One number for each slot: together, so that one write starts a search. Set by `_numbers_of`.
         self._numbers = torch.zeros(len(_NUMBERS), slots, dtype=torch.int64, device=device)
         rows: dict[str, Tensor] = dict(zip(_NUMBERS, self._numbers, strict=True))
