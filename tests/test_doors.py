@@ -38,7 +38,18 @@ DOORS: dict[str, set[str]] = {
         "settings",
         "types",
     },
-    "cli": {"client", "errors", "florence", "runtime", "settings", "types"},
+    "verification": {
+        "answers",
+        "checkpoint",
+        "engine",
+        "errors",
+        "images",
+        "model",
+        "readers",
+        "runtime",
+        "types",
+    },
+    "cli": {"checkpoint", "client", "errors", "florence", "runtime", "settings", "types", "verification"},
     "florence": {"answers", "runtime"},
     "server": {
         "answers",
@@ -68,6 +79,7 @@ LIBRARIES: dict[str, set[str]] = {
     "engine": {"numpy", "torch"},
     "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
+    "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
     "cli": {"pyarrow"},
     "florence": set(),
     "server": {
