@@ -1,5 +1,5 @@
-"""`florence verify`: sound checkpoints pass, and each kind of fault in this package is told, by the exit status
-and by the lines of the report.
+"""`florence verify`: sound checkpoints pass, and each kind of fault in this package is told, by the exit
+status and by the lines of the report.
 
 transformers' side is asked once for each checkpoint; faults are put into this package's side only.
 """

@@ -30,6 +30,9 @@ def verify(arguments: argparse.Namespace) -> int:
     device = settings.device.partition(",")[0]  # a list: a service's workers
     pictures = own_pictures(list_pictures([arguments.pictures])) if arguments.pictures else bundled_pictures()
 
+    if arguments.json is not None:
+        arguments.json.touch()  # a path that can't be written is told before the work, not after it
+
     def load(dtype: str) -> Florence2:
         return Florence2.from_settings(settings.model_copy(update={"dtype": dtype}), device)
 

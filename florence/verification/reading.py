@@ -174,7 +174,8 @@ def _native_config(raw: Mapping[str, Any], *, tied: bool) -> Any:
         "max_temporal_embeddings": vision["visual_temporal_embedding"]["max_temporal_embeddings"],
     }
     rows = text["vocab_size"]
-    words = {"model_type": "bart", "vocab_size": rows + 1, "tie_word_embeddings": tied}
+    # Of the text: whether its encoder and decoder share one embedding, which they always do.
+    words = {"model_type": "bart", "vocab_size": rows + 1, "tie_word_embeddings": True}
     return Florence2Config(
         vision_config=vision | sizes,
         text_config=text | words,
