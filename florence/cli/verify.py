@@ -14,7 +14,6 @@ from florence.cli.sources import list_pictures
 
 def verify(arguments: argparse.Namespace) -> int:
     """`florence verify`; 0 where nothing but known differences was found, else 1."""
-    from florence.checkpoint.hub import resolve_checkpoint
     from florence.runtime.florence2 import Florence2
     from florence.settings import read_settings
     from florence.verification.proof import verify as compare
@@ -37,9 +36,10 @@ def verify(arguments: argparse.Namespace) -> int:
         return Florence2.from_settings(settings.model_copy(update={"dtype": dtype}), device)
 
     report = compare(
-        resolve_checkpoint(settings.model, settings.revision),
+        settings.model,
         load,
         pictures,
+        revision=settings.revision,
         device=device,
         dtype=settings.dtype,
         quick=arguments.quick,

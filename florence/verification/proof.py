@@ -15,7 +15,7 @@ from typing import Final
 
 import torch
 
-from florence.checkpoint.hub import Checkpoint
+from florence.checkpoint.hub import Checkpoint, resolve_checkpoint
 from florence.engine.request import GenerationOptions
 from florence.model.devices import INT8, pick_device, pick_dtype
 from florence.runtime.florence2 import Florence2
@@ -230,26 +230,28 @@ class Proof:
 
 
 def verify(
-    checkpoint: Checkpoint,
+    name: str,
     load: Loader,
     pictures: Sequence[Sample],
     *,
+    revision: str | None = None,
     device: str,
     dtype: str,
     quick: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Compare a checkpoint in this package with the same one in transformers and timm.
+    """Compare a checkpoint, named as for `Florence2.load`, in this package and in transformers and timm.
 
     `load`: from a dtype's name to the model to ask, on `device`. `dtype`: that is compared with float32, as
     `Florence2.load` has it. `quick`: the first picture only, and short answers.
 
-    Raises `CheckpointError` where a side can't read the checkpoint, `SettingsError` for a device
-    or dtype that is not there.
+    Raises `CheckpointError` where a side can't find or read the checkpoint, `SettingsError` for a device or
+    dtype that is not there.
     """
     placed = pick_device(device)
     served = dtype if dtype == INT8 else str(pick_dtype(dtype, placed)).removeprefix("torch.")
     asked = pictures[:1] if quick else pictures
+    checkpoint = resolve_checkpoint(name, revision)
     return Proof(checkpoint, load, asked, placed, served, quick, progress or Progress()).run()
 
 
