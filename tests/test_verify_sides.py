@@ -176,6 +176,18 @@ def test_rows_that_stand_for_no_token_are_never_chosen(tmp_path: Path) -> None:
     torch.testing.assert_close(logits[:, :1090], native.lm_head(states)[:, :1090])
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module."])
+def test_wrapped_names_are_read(tmp_path: Path, wrapper: str) -> None:
+    """As the same checkpoint without what a compiler or a trainer put before each name."""
+    native = make_native(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    wrapped = {f"{wrapper}{name}": tensor for name, tensor in tensors.items()}
+    save_file(wrapped, tmp_path / "model.safetensors", {"format": "pt"})
+    found = read_model(tmp_path, 1100).state_dict()
+    for name, tensor in native.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, atol=0, rtol=0)
+
+
 def test_a_checkpoint_that_transformers_does_not_take_is_refused(tmp_path: Path) -> None:
     """With the names that have no place."""
     make_native(tmp_path)

@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -78,10 +78,12 @@ class Proof:
         started = self.progress.clock()
         quiet_libraries()
         self.progress.say(f"reading {self.checkpoint.label} on {self.device}")
-        inputs = read_inputs(self.checkpoint.directory, self.device, self.pictures)
+        directory = self.checkpoint.directory
+        processor = read_processor(directory, directory)  # what it refuses is told before the work
+        inputs = read_inputs(directory, self.device, self.pictures)
         _free()
         trials, ours = self._ask_ours(inputs)
-        lines, compared = self._ask_theirs(trials, ours)
+        lines, compared = self._ask_theirs(processor, trials, ours)
         about = {
             "checkpoint": self.checkpoint.label,
             "device": str(self.device),
@@ -116,13 +118,15 @@ class Proof:
             _free()
         return trials, Ours(inputs, together, alone, served, rates)
 
-    def _ask_theirs(self, trials: Sequence[Trial], ours: Ours) -> tuple[list[Line], list[Compared]]:
+    def _ask_theirs(
+        self, processor: Any, trials: Sequence[Trial], ours: Ours
+    ) -> tuple[list[Line], list[Compared]]:
         """transformers' side, and the comparison."""
         directory, inputs, over = self.checkpoint.directory, ours.inputs, self.progress.over
         self.progress.say("reading the same files with transformers and timm")
         model = read_model(directory, inputs.tokenizer.size)
         tower = read_tower(directory, model)
-        theirs = Transformers(model, read_processor(directory), inputs.rules, inputs.pad_id, self.device)
+        theirs = Transformers(model, processor, inputs.rules, inputs.pad_id, self.device)
         lines = list(self._input_lines(trials, inputs, theirs, tower))
         del tower
         asked = zip(trials, ours.together, strict=True)

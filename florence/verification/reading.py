@@ -24,7 +24,9 @@ from florence.checkpoint.files import CONFIG, read_json, weight_files
 from florence.errors import CheckpointError
 
 IMAGE: Final = "<image>"
-_TOWER, _STEM = "vision_tower.", "vision_tower.convs.0.proj.weight"
+_TOWER: Final = "vision_tower."
+_FIRST: Final = ("model.vision_tower.convs.0.conv.weight", "vision_tower.convs.0.proj.weight")
+"""A tensor's name in transformers' layout, and in Microsoft's."""
 _TEXT: Final = "language_model.model."
 _HEAD, _BIAS = "language_model.lm_head.weight", "language_model.final_logits_bias"
 _PROJECTOR: Final = {
@@ -66,7 +68,7 @@ def read_model(directory: Path, tokens: int, dtype: torch.dtype = torch.float32)
     if _is_original(directory):
         model = _from_original(directory)
     else:
-        model = _load(directory)
+        model = _from_native(directory)
         _bias(model, torch.zeros(0), tokens)
     model.generation_config = GenerationConfig()  # the folder's own would fill in what a call leaves out
     return model.eval().requires_grad_(False).to(dtype)
@@ -97,7 +99,7 @@ def read_tower(directory: Path, model: Any) -> nn.Module:
                 module.groups = groups  # timm's has as many as heads
     tower.head = nn.Identity()
     if _is_original(directory):
-        state = checkpoint_filter_fn(_tensors(directory), tower)
+        state = checkpoint_filter_fn(_unwrapped(directory)[1], tower)
     else:
         state = {timm_name(name): each for name, each in model.model.vision_tower.state_dict().items()}
     tower.load_state_dict({name: each.float() for name, each in state.items()}, strict=True)
@@ -105,15 +107,19 @@ def read_tower(directory: Path, model: Any) -> nn.Module:
     return read
 
 
-def read_processor(directory: Path) -> Any:
+def read_processor(words: Path, preprocessor: Path) -> Any:
     """transformers' own processor of prompts and pictures, with Pillow's resize, as the original has it.
-    Raises `CheckpointError` where transformers can't read the files."""
+
+    `words`: the directory with the tokenizer. No code of a checkpoint is run. Raises `CheckpointError` where
+    transformers can't read the files.
+    """
     from transformers import AutoImageProcessor, AutoTokenizer, Florence2Processor
 
+    own = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        pictures = AutoImageProcessor.from_pretrained(directory, backend="pil", local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(words, **own)
+        pictures = AutoImageProcessor.from_pretrained(preprocessor, backend="pil", **own)
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"transformers can't read the tokenizer or preprocessor: {error}") from error
     known = tokenizer.get_vocab()
     added = [token for token in (*_added_tokens(), IMAGE) if token not in known]
@@ -134,13 +140,23 @@ def _is_original(directory: Path) -> bool:
     return isinstance(vision, dict) and "dim_embed" in vision
 
 
+def _from_native(directory: Path) -> Any:
+    """transformers' model of a checkpoint in its own layout."""
+    from transformers import Florence2Config
+
+    wrapper, found = _unwrapped(directory)
+    if not wrapper:
+        return _load(directory)
+    return _load(None, config=Florence2Config.from_pretrained(directory), state_dict=found)
+
+
 def _from_original(directory: Path) -> Any:
     """transformers' model of a checkpoint in Microsoft's layout, with a row for `<image>` as transformers'
     script adds it."""
     from timm.models.davit import checkpoint_filter_fn
     from transformers import Florence2ForConditionalGeneration
 
-    found = _tensors(directory)
+    _, found = _unwrapped(directory)
     tower = checkpoint_filter_fn(found, None)
     shared = next(found[name] for name in _shared_names() if name in found)
     head, bias = found.get(_HEAD, shared), found.get(_BIAS, torch.zeros(1, len(shared)))
@@ -190,7 +206,12 @@ def _load(source: Path | None, **arguments: Any) -> Any:
 
     try:
         model, report = Florence2ForConditionalGeneration.from_pretrained(
-            source, dtype=torch.float32, local_files_only=True, output_loading_info=True, **arguments
+            source,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **arguments,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"transformers can't load the checkpoint: {error}") from error
@@ -208,12 +229,13 @@ def _bias(model: Any, bias: Tensor, tokens: int) -> None:
     model.lm_head.bias = nn.Parameter(values)
 
 
-def _tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of the files by name, without what a wrapper put before every name (`_orig_mod.`)."""
+def _unwrapped(directory: Path) -> tuple[str, dict[str, Tensor]]:
+    """What a wrapper put before every name (`_orig_mod.`, mostly nothing), and all tensors without it."""
     files = (load_file(directory / name) for name in weight_files(directory))
     found = {name: tensor for file in files for name, tensor in file.items()}
-    wrapper = next((name.removesuffix(_STEM) for name in found if name.endswith(_STEM)), "")
-    return {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    ends = ((name, end) for name in found for end in _FIRST if name.endswith(end))
+    wrapper = next((name.removesuffix(end) for name, end in ends), "")
+    return wrapper, {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
 
 
 def _shared_names() -> tuple[str, ...]:
