@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."
     )
-    grpc_host: str = Field(
-        default="0.0.0.0", description="Address that the gRPC port listens on; `bentoml serve` has its own."
+    grpc_host: str | None = Field(
+        default=None, description="Address that the gRPC port listens on; default: where HTTP listens."
     )
     timeout_s: float = Field(
         default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up with a 504."
