@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from goldens import Goldens, load_float32, options_of, rules_of, sequence_of
+from goldens import Goldens, imagenet_normalize, load_float32, options_of, rules_of, sequence_of
 from safetensors.torch import load_file, save_file
 from serving import ROOT
 from tiny import make_native
@@ -23,7 +23,10 @@ from transformers import GenerationConfig
 from florence.engine.device.reference import TokenRules, generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.errors import CheckpointError
-from florence.verification.reading import read_model, read_tower, timm_name
+from florence.images.preprocess import InputSize
+from florence.readers.picture import LocalReader
+from florence.verification.checks import pixel_line
+from florence.verification.reading import read_model, read_processor, read_tower, timm_name
 from florence.verification.theirs import Given, Transformers
 from florence.verification.trials import (
     PLAIN,
@@ -34,7 +37,7 @@ from florence.verification.trials import (
     make_trials,
     variants,
 )
-from florence.verification.verdict import TOLERANCE, Verdict, compare
+from florence.verification.verdict import TOLERANCE, Verdict, compare, largest_difference
 
 OPTIONS = GenerationOptions(3, 20, 0, 3, True, 1.0)
 SAMPLE = Sample("drawn", b"")
@@ -97,6 +100,14 @@ def test_different_answers_are_judged(
     assert compare(trial_of(options), OURS, THEIRS, witness).verdict is verdict
 
 
+def test_what_is_no_number_is_a_fault() -> None:
+    """Wherever it stands."""
+    good = torch.zeros(1, 2)
+    line = pixel_line([good, good], [good, torch.tensor([[0.0, torch.nan]])])
+    assert line.ok is False
+    assert largest_difference((0.0, -1.0), (torch.nan, -1.0)) == torch.inf
+
+
 @pytest.mark.parametrize(("apart", "verdict"), [(0.5, Verdict.SAME), (2.0, Verdict.FAULT)])
 def test_the_same_tokens_need_the_same_numbers(apart: float, verdict: Verdict) -> None:
     """Within what sums in another order differ by."""
@@ -153,6 +164,19 @@ def test_transformers_reads_microsofts_layout_as_the_original_did(goldens: Golde
             assert list(answer.token_ids) == sequence_of(case, 0)
             again = side.logprobs(trial, answer.token_ids)
             np.testing.assert_allclose(again, answer.token_logprobs, atol=TOLERANCE)
+
+
+def test_pictures_of_every_mode_are_the_same_to_both_sides(goldens: Goldens) -> None:
+    """Alpha, grey, palette, 16 bits, CMYK, turned by EXIF: bit for bit, by transformers' processor."""
+    processor = read_processor(goldens.checkpoint, goldens.checkpoint)
+    side = Transformers(torch.nn.Identity(), processor, RULES, 1, torch.device("cpu"))
+    reader, normalize = LocalReader(InputSize(768, 768, 3)), imagenet_normalize()
+    files = sorted((goldens.folder / "inputs").iterdir())
+    assert len(files) == 8
+    for file in files:
+        data = file.read_bytes()
+        expected = normalize(torch.from_numpy(reader.read(data).pixels)[None])
+        assert torch.equal(side.pixels(Sample(file.name, data)), expected), file.name
 
 
 def test_a_tower_in_transformers_layout_finds_its_place_in_timm(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from florence.verification.report import Line
@@ -127,7 +128,9 @@ def rate_lines(dtype: str, ours: Rates, theirs: Rates | None, about: str) -> Ite
 
 
 def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    return max(float((one - other).abs().max()) for one, other in zip(ours, theirs, strict=True))
+    """The largest difference; NaN where there is one, which is below no limit."""
+    pairs = zip(ours, theirs, strict=True)
+    return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
 
 
 def _of(spread: float) -> str:

@@ -9,6 +9,7 @@ All else is a fault. Knows nothing about models or reports.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -74,9 +75,9 @@ def compare(trial: Trial, ours: Given, theirs: Given, witness: Witness) -> Compa
 
 
 def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Of two lists of log-probabilities; infinite where only one of a pair is."""
-    pairs = zip(ours, theirs, strict=True)
-    return max((abs(one - other) for one, other in pairs if one != other), default=0.0)
+    """Of two lists of log-probabilities; infinite where only one of a pair is, or one is no number."""
+    apart = (abs(one - other) for one, other in zip(ours, theirs, strict=True) if one != other)
+    return max((math.inf if math.isnan(each) else each for each in apart), default=0.0)
 
 
 def has_known_difference(options: GenerationOptions) -> bool:
