@@ -14,9 +14,9 @@ from florence.cli.sources import list_pictures
 
 VERIFY: Final = (
     "check a checkpoint against transformers and timm, on this machine",
-    "Asks both sides the same and compares token ids, log-probabilities and the tower; then the dtype that\n"
-    "is served with float32, and the speed of both. Exit status 0: nothing but known differences; 1: a fault.\n"
-    "Needs the package florence2-server.",
+    "Asks both sides the same and compares token ids, log-probabilities and the tower; then the dtype\n"
+    "that is served with float32, and the speed of both. Exit status 0: nothing but known differences;\n"
+    "1: a fault. Needs the package florence2-server.",
 )
 """The command's summary, and what its help ends with."""
 
