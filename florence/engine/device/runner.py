@@ -7,6 +7,8 @@ limits.
 from __future__ import annotations
 
 import gc
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +40,8 @@ from florence.model.fused_attention import pin_attention, trials_of
 from florence.types.bounds import MAX_BEAMS
 
 Outcome = Hypothesis | EngineError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -180,11 +184,14 @@ class Runner(StepRunner):
         self._prepared = True
 
     def _capture(self, buffers: _Buffers) -> None:
+        started, graphs = time.monotonic(), list[bool]()
         with self._memory_errors():
             if isinstance(buffers.encodes, BucketEncodes) and self._picture_size is not None:
-                buffers.encodes.prepare(*self._picture_size)
+                graphs += buffers.encodes.prepare(*self._picture_size)
             if isinstance(buffers.steps, BucketSteps):
-                buffers.steps.prepare()
+                graphs += buffers.steps.prepare()
+        seconds = time.monotonic() - started
+        log.info("captured %d of %d steps and encodes in %.1f s", sum(graphs), len(graphs), seconds)
         buffers.caches.clear()  # steps without requests attend to nothing, and may write NaN
 
     @contextmanager
