@@ -21,7 +21,7 @@ from torch import Tensor
 from florence.model.caches import Caches
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.precise import bmm_float32
-from florence.model.language import additive_mask
+from florence.model.masks import additive_mask
 
 
 @dataclass(frozen=True, slots=True)
