@@ -31,7 +31,7 @@ class KernelCount(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.kernels: Counter[str] = Counter()
-        self._patch = patch.object(F, "scaled_dot_product_attention", self._attend)
+        self._patch = patch.object(F, "scaled_dot_product_attention", self.attend)
 
     def __enter__(self) -> KernelCount:
         self._patch.start()
@@ -42,7 +42,7 @@ class KernelCount(TorchDispatchMode):
         super().__exit__(*raised)
         self._patch.stop()
 
-    def _attend(
+    def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None
     ) -> Tensor:
         """Memory as the fused kernels give it: [rows, queries, heads, head_dim]."""

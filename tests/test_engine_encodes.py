@@ -103,6 +103,30 @@ def buffers(caches: Caches) -> tuple[Tensor, Tensor]:
     return caches.cross_keys, caches.cross_values
 
 
+class Watching(DeviceMemory):
+    """Where the values of each store came from."""
+
+    def __init__(self) -> None:
+        self.sources: list[int] = []
+
+    def store(self, values: Tensor, buffer: Tensor) -> None:
+        self.sources.append(values.data_ptr())
+        super().store(values, buffer)
+
+
+@torch.inference_mode()
+def test_pixels_go_from_where_they_were_read_to_the_device(model: Florence2Model) -> None:
+    """With no copy on the host: a reader's page-locked memory is what the device copies from."""
+    memory = Watching()
+    captured = BucketEncodes(model, caches_of(model), memory, BUCKETS, EagerCapturer())
+    captured.prepare(64, 64)
+    pixels = [torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8) for _ in range(3)]
+    memory.sources.clear()
+    tokens = run_to_end(captured.encode_images(pixels))
+    assert memory.sources == [picture.data_ptr() for picture in pixels]
+    torch.testing.assert_close(tokens, model.encode_images(torch.stack(pixels)))
+
+
 @torch.inference_mode()
 def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2Model) -> None:
     """Also of pictures of another size than the captured one. More than the largest bucket has are

@@ -20,7 +20,8 @@ from florence.engine.request import GenerationOptions, Request
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import Linear
 from florence.model.kernels.precise import bmm_float32, mm_float32
-from florence.model.language import HEAD_MULTIPLE, Attention, additive_mask
+from florence.model.language import HEAD_MULTIPLE, Attention
+from florence.model.masks import additive_mask
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ more, the engine is *broken*: it fails all requests, takes no more, and calls `o
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -195,11 +194,8 @@ class Engine:
     def _encode(self) -> None:
         """Encode waiting requests, within the budget that those in the decode batch leave: at least one part,
         and others while they are expected to end within it."""
-        started = self._clock()
-        for parts in itertools.count():
-            under_way = self._runner.chunks_ahead if parts else -1
-            if not self._scheduler.has_time(self._clock() - started, len(self._decoding), 1 + under_way):
-                return
+        started, parts = self._clock(), 0
+        while self._scheduler.has_time(self._clock() - started, len(self._decoding), parts):
             if self._encoding is None:
                 if not (taken := self._take()):
                     return
@@ -207,6 +203,7 @@ class Engine:
             self._report_load()
             self._encode_part(self._encoding)
             self._drop_unwanted()
+            parts = 1 + self._runner.chunks_ahead  # the next one, and what the device has not finished
 
     def _take(self) -> list[SequenceState]:
         """The requests to encode next."""

@@ -22,7 +22,8 @@ from florence.model.caches import Caches
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.linear import Linear
 from florence.model.kernels.precise import bmm_float32
-from florence.model.language import POSITION_OFFSET, LanguageModel, additive_mask
+from florence.model.language import POSITION_OFFSET, LanguageModel
+from florence.model.masks import additive_mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
 from florence.model.kernels.linear import Linear
+from florence.model.masks import additive_mask
 
 POSITION_OFFSET = 2
 """BART's position table starts with two unused rows."""
@@ -303,8 +304,3 @@ class LanguageModel(nn.Module):
             rows = self.shared.weight[best].float()  # [..., best, d_model]
             scores.scatter_(-1, best, (rows @ states.float().unsqueeze(-1)).squeeze(-1))
         return scores
-
-
-def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `allowed`, else -inf, to be added to scores; attention makes it of a bool mask each time."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)

@@ -49,8 +49,9 @@ class BucketSteps(Steps):
             self._latest = latest
         self._prepared[key].run()
 
-    def prepare(self) -> None:
-        """Capture all shapes, largest first. No search is running, so these steps change none."""
+    def prepare(self) -> list[bool]:
+        """Capture all shapes, largest first; for each, whether it could be captured. No search is running, so
+        these steps change none."""
         self._latest = None
         for key in reversed(self._buckets.steps):
             shape = key.shape
@@ -61,6 +62,7 @@ class BucketSteps(Steps):
             )
             work.capture(self._capturer)
             self._prepared[key] = work
+        return [work.captured for work in self._prepared.values()]
 
     @property
     def captured(self) -> list[StepKey]:

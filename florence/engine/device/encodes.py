@@ -102,9 +102,9 @@ class BucketEncodes(PlainEncodes):
         work.load([pictures, ids, mask_of(prompts, pictures.shape[1], longest), torch.tensor(slots)])
         work.run()
 
-    def prepare(self, height: int, width: int) -> None:
-        """Capture batches of all sizes, with pictures of this size and each bucket of prompts, largest first.
-        Writes to the first slot, which must be free."""
+    def prepare(self, height: int, width: int) -> list[bool]:
+        """Capture batches of all sizes, with pictures of this size and each bucket of prompts, largest first;
+        for each, whether it could be captured. Writes to the first slot, which must be free."""
         most, device = self._buckets.pictures[-1], self._model.device
         self._pixels = torch.zeros(most, height, width, 3, dtype=torch.uint8, device=device)
         for rows in reversed(self._buckets.pictures):
@@ -125,6 +125,7 @@ class BucketEncodes(PlainEncodes):
                 work = CapturedWork(name, partial(self._write_cross_kv, *inputs), inputs, self._memory)
                 work.capture(self._capturer)
                 self._encoders[rows, longest] = work
+        return [work.captured for work in (*self._towers.values(), *self._encoders.values())]
 
     def _encode_images(self, pixels: Tensor) -> Sequence[Tensor]:
         return [self._model.encode_images(pixels)]

@@ -7,8 +7,7 @@ limits.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +17,7 @@ from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.buckets import Buckets, aligned
+from florence.engine.device.capturing import capture_all, memory_errors, try_attentions
 from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.device.features import FeatureCache
 from florence.engine.device.memory import Wait
@@ -29,12 +29,11 @@ from florence.engine.request import Request
 from florence.engine.runner import StepRunner
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot, SlotAllocator
-from florence.errors import EngineError, SettingsError
+from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import Chunks, run_to_end, with_pauses
 from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
-from florence.model.fused_attention import pin_attention, trials_of
 from florence.types.bounds import MAX_BEAMS
 
 Outcome = Hypothesis | EngineError
@@ -103,7 +102,7 @@ class Runner(StepRunner):
         self._reserved = reserved
         self._prepared = False
         self._sent: Wait = lambda: None  # waits for the latest chunk of an encode
-        with self._memory_errors():
+        with memory_errors(slots, self._encode_batch):
             self._buffers = self._build()
 
     @property
@@ -169,47 +168,17 @@ class Runner(StepRunner):
             torch.set_num_threads(threads)  # of the calling thread's operations
         self.backend.memory.activate()
         if self.backend.pins_attention:
-            self._pin_attention()
+            try_attentions(self.model, self._buckets(), self.sizes.encoder_room)
         buffers = self._buffers
         if self.backend.capturer is not None:
-            self._capture(buffers)
+            with memory_errors(self.sizes.slots, self._encode_batch):
+                capture_all(buffers.steps, buffers.encodes, self._picture_size)
+            buffers.caches.clear()
         elif self._reserved:
             beams = self.model.config.generation.num_beams  # of most requests
             for rows in range(beams, self.sizes.rows + 1, beams):
                 warm_up_products(self.model.language, rows)
         self._prepared = True
-
-    def _capture(self, buffers: _Buffers) -> None:
-        with self._memory_errors():
-            if isinstance(buffers.encodes, BucketEncodes) and self._picture_size is not None:
-                buffers.encodes.prepare(*self._picture_size)
-            if isinstance(buffers.steps, BucketSteps):
-                buffers.steps.prepare()
-        buffers.caches.clear()  # steps without requests attend to nothing, and may write NaN
-
-    @contextmanager
-    def _memory_errors(self) -> Iterator[None]:
-        """A device that is full is told by the settings to change."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise SettingsError(
-                f"the device has too little memory for {self.sizes.slots} requests in a step and "
-                f"{self._encode_batch} pictures in an encode: lower FLORENCE_MAX_BATCH_SIZE "
-                "(max_batch_size) or FLORENCE_MAX_ENCODE_BATCH (max_encode_batch)"
-            ) from error
-
-    def _pin_attention(self) -> None:
-        shapes, model = [key.shape for key in self._buckets().steps], self.model
-        trials = trials_of(
-            model.config,
-            encoder_lengths=sorted({shape.encoder_length for shape in shapes}),
-            encoder_room=self.sizes.encoder_room,
-            beams=sorted({shape.beams for shape in shapes}),
-            device=model.device,
-            dtype=model.dtype,
-        )
-        pin_attention(trials)
 
     def _buckets(self) -> Buckets:
         sizes, config = self.sizes, self.model.config

@@ -138,7 +138,7 @@ def starts_of(requests: Sequence[tuple[Slot, GenerationOptions]]) -> Tensor:
         [slot.index, *_numbers_of(options), *slot.rows, *slot.rows[:1] * (MAX_BEAMS - len(slot.rows))]
         for slot, options in requests
     ]
-    return torch.tensor(columns).T
+    return torch.tensor(columns).T.contiguous()
 
 
 def _numbers_of(options: GenerationOptions) -> tuple[int, ...]:

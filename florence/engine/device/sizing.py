@@ -34,11 +34,13 @@ TOWER_COPIES = 4.5
 @dataclass(frozen=True, slots=True)
 class Needs:
     """Bytes that an engine needs: `picture` while one is encoded; `fixed` of a request's slot, and `position`
-    for each token that it may generate."""
+    for each token that it may generate; `spare` for each such token once, so that a request with the most
+    beams always fits."""
 
     picture: int
     fixed: int
     position: int
+    spare: int
 
     @classmethod
     def of(cls, model: ModelConfig, encoder_room: int, picture: tuple[int, int], itemsize: int) -> Needs:
@@ -59,6 +61,7 @@ class Needs:
             picture=int(widest) * itemsize,
             fixed=key_and_value * encoder_room + logits,
             position=beams * key_and_value + scores + MAX_BEAMS * STATE_BYTES,
+            spare=max(0, MAX_BEAMS - beams) * key_and_value,
         )
 
     def request(self, tokens: int) -> int:
@@ -78,7 +81,8 @@ def fit_memory(config: EngineConfig, needs: Needs, free: int | None) -> EngineCo
     pictures = max(1, min(config.max_encode_batch, room // ENCODE_SHARE // needs.picture))
     features = min(config.picture_cache_bytes, max(0, room) // FEATURES_SHARE)
     left = room - pictures * needs.picture - features
-    requests = min(config.max_batch_size, left // needs.request(config.max_new_tokens))
+    tokens = config.max_new_tokens
+    requests = min(config.max_batch_size, (left - tokens * needs.spare) // needs.request(tokens))
     if requests < 1:
         raise SettingsError(_too_small(config, needs, free, left))
     if requests < config.max_batch_size or pictures < config.max_encode_batch:
@@ -92,13 +96,14 @@ def fit_memory(config: EngineConfig, needs: Needs, free: int | None) -> EngineCo
 
 def _too_small(config: EngineConfig, needs: Needs, free: int, left: int) -> str:
     """What is wrong, and the setting to change."""
-    tokens = (left - needs.fixed) // needs.position
+    tokens = (left - needs.fixed) // (needs.position + needs.spare)
     advice = (
         f"set FLORENCE_MAX_NEW_TOKENS (max_new_tokens) to at most {tokens}, it is {config.max_new_tokens}"
         if tokens >= 1
         else "choose a smaller checkpoint with FLORENCE_MODEL or another device with FLORENCE_DEVICE"
     )
-    needed = RESERVE_BYTES + needs.picture + needs.request(config.max_new_tokens)
+    spare = config.max_new_tokens * needs.spare
+    needed = RESERVE_BYTES + needs.picture + spare + needs.request(config.max_new_tokens)
     return (
         f"the device has {free / GIB:.2f} GiB free beside the weights, "
         f"one request needs {needed / GIB:.2f} GiB; {advice}"
