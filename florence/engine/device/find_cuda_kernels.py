@@ -31,8 +31,7 @@ def find_kernels(
     if torch.cuda.get_device_capability(device) < OLDEST or head_dim not in HEAD_DIMS:
         log.warning("no kernels for this GPU or this model: decode steps use PyTorch's operations")
         return None
-    from florence.engine.device import cuda_kernels, cuda_search
-    from florence.model.cuda_attention import CudaAttention
+    from florence.engine.device import cuda_kernels
 
     try:
         with torch.cuda.device(device), torch.inference_mode():
@@ -41,4 +40,12 @@ def find_kernels(
     except Exception as error:
         log.warning("decode steps use PyTorch's operations, since a kernel failed", exc_info=error)
         return None
+    return load_kernels()
+
+
+def load_kernels() -> tuple[AttentionBackend, Advance]:
+    """Attention and search by the kernels, unchecked. Needs triton, and no GPU."""
+    from florence.engine.device import cuda_search
+    from florence.model.cuda_attention import CudaAttention
+
     return CudaAttention(), cuda_search.advance
