@@ -8,12 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from florence.checkpoint.files import CONFIG, GENERATION_CONFIG, read_json
 from florence.checkpoint.generation import SettingsSource, read_generation
-from florence.errors import CheckpointError
+from florence.errors import CheckpointError, quote
 from florence.model.config import ACTIVATIONS, STAGES, ModelConfig, StackConfig, TextConfig, VisionConfig
+
+MOST: Mapping[str, int] = MappingProxyType(
+    {
+        "depths": 128,
+        "encoder_layers": 128,
+        "decoder_layers": 128,
+        "mlp_ratio": 64,
+        "window_size": 64,
+        "vocab_size": 2**20,
+    }
+)
+"""Largest sizes that are read, so that a wrong file is refused before it costs memory or minutes;
+Florence-2-large has 12 layers, windows of 12 and 51,289 tokens."""
+
+MOST_USUALLY = 2**16
+"""The same for all other sizes."""
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -139,9 +156,14 @@ class _Section:
 
     def integer(self, key: str) -> int:
         value = self.values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a positive integer")
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected a positive integer")
+        self._bound(key, value)
         return value
+
+    def _bound(self, key: str, value: float) -> None:
+        if value > (most := MOST.get(key, MOST_USUALLY)):
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected at most {most}")
 
     def token_id(self, key: str, default: int) -> int:
         value, size = self._given(key, default), self.integer("vocab_size")
@@ -152,7 +174,8 @@ class _Section:
     def ratio(self, key: str, default: float) -> float:
         value = self._given(key, default)
         if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a positive number")
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected a positive number")
+        self._bound(key, value)
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -174,11 +197,12 @@ class _Section:
             or any(not isinstance(item, int) or item < 1 for item in value)
         ):
             raise CheckpointError(
-                f"{self.name}.{key} is {value!r}, expected {STAGES} positive integers, one a stage"
+                f"{self.name}.{key} is {quote(value)}, expected {STAGES} positive integers, one a stage"
             )
+        self._bound(key, max(value))
         return tuple(value)
 
     def require(self, key: str, supported: object) -> None:
         value = self.values.get(key, supported)
         if value != supported:
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, supported is only {supported!r}")
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, supported is only {supported!r}")
