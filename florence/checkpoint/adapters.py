@@ -18,8 +18,12 @@ from torch import Tensor
 
 from florence.checkpoint.adapter_config import AdapterConfig, read_adapter_config
 from florence.checkpoint.files import ADAPTER_WEIGHTS, WEIGHTS, check_content
-from florence.checkpoint.layout import LAYOUTS, SHARED, checkpoint_name, is_transposed, unwrapped
+from florence.checkpoint.layout import HEAD, LAYOUTS, SHARED, checkpoint_name, is_transposed, unwrapped
+from florence.checkpoint.tokenizer import MAX_SPARE_ROWS
 from florence.errors import CheckpointError
+
+BY_TOKEN = (SHARED, HEAD)
+"""Tensors with a row for each token."""
 
 _PART = re.compile(
     r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.(?!(weight|bias)$)[^.]+)?(\.weight)?"
@@ -54,9 +58,10 @@ class LowRank:
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An adapter of one model. Keys are names of the model's tensors; `whole` replaces them, then `low_rank`
-    is added."""
+    is added. `vocab_size`: tokens of the model; rows of a file after these stay as they are."""
 
     name: str
+    vocab_size: int
     low_rank: Mapping[str, LowRank]
     whole: Mapping[str, Tensor]
 
@@ -69,6 +74,10 @@ class Adapter:
 
         Raises `CheckpointError` for an embedding of its own.
         """
+        if name in BY_TOKEN and self.touches(name) and len(tensor) > self.vocab_size:
+            tokens, spare = tensor[: self.vocab_size], tensor[self.vocab_size :]
+            merged = self.merged(name, tokens)
+            return torch.cat([merged, spare.to(merged.dtype)])
         own = self.whole.get(name, tensor)
         if name == SHARED and not torch.equal(own.to(tensor.dtype), tensor):
             raise CheckpointError(
@@ -89,12 +98,17 @@ def read_adapter(directory: Path, name: str, shapes: Mapping[str, list[int]]) ->
     for key, tensor in _tensors(directory):
         found.take(key, tensor)
     low_rank = {place: found.low_rank(place) for place in sorted(found.parts)}
-    if not found.problems and not low_rank and not found.whole:
-        found.problems.append("it has no tensors")
+    if not found.problems and not low_rank:
+        found.problems.append("it holds no LoRA tensors")
     if found.problems:
         lines = "\n  ".join(sorted(set(found.problems)))
         raise CheckpointError(f"the adapter {name} does not fit the model:\n  {lines}")
-    return Adapter(name, {key: value for key, value in low_rank.items() if value is not None}, found.whole)
+    return Adapter(
+        name,
+        shapes[HEAD][0],
+        {key: value for key, value in low_rank.items() if value is not None},
+        found.whole,
+    )
 
 
 @dataclass
@@ -121,8 +135,10 @@ class _Found:
         elif part:
             kinds = self.parts.setdefault(place, {})
             self.layers[place] = part["layer"]
-            self._keep(kinds, part["part"], key, tensor)
-        elif list(tensor.shape) != self.shapes[place]:
+            self._keep(
+                kinds, part["part"], key, tensor if part["part"] == "lora_A" else self._cut(place, tensor)
+            )
+        elif list((tensor := self._cut(place, tensor)).shape) != self.shapes[place]:
             self.problems.append(f"{key}: expected {self.shapes[place]}, found {list(tensor.shape)}")
         else:
             self._keep(self.whole, place, key, tensor)
@@ -150,6 +166,12 @@ class _Found:
         magnitude = parts["lora_magnitude_vector"].float().flatten() if self.config.dora else None
         down, up = parts["lora_A"].float(), parts["lora_B"].float()
         return LowRank(down, up, self.config.scale_of(layer), magnitude)
+
+    def _cut(self, place: str, tensor: Tensor) -> Tensor:
+        """A tensor with a row for each token, without the spare rows of the checkpoint that it was trained
+        on: transformers' layout has some, Microsoft's none."""
+        rows = self.shapes[place][0]
+        return tensor[:rows] if place in BY_TOKEN and 0 < len(tensor) - rows <= MAX_SPARE_ROWS else tensor
 
     def _keep(self, kept: dict[str, Tensor], name: str, key: str, tensor: Tensor) -> None:
         if name in kept and not torch.equal(kept[name], tensor):

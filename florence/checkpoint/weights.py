@@ -57,8 +57,7 @@ def load_model(
     Raises `CheckpointError`: one error that names every missing, unexpected or misshapen tensor.
     """
     keep_full_float32(device, dtype)
-    with torch.device("meta"), Uninitialized():
-        model = Florence2Model(replace(config, text=replace(config.text, vocab_size=vocab_size)), normalize)
+    model = outline(config, normalize, vocab_size)
     tensors: dict[str, Tensor] = {}
     with open_weights(directory, config, model.state_dict(), adapter) as weights:
         for name in weights.sources:
@@ -80,6 +79,12 @@ def load_model(
     if device.type == "cpu":
         model.vision.tower.attend_per_picture()
     return model.eval().requires_grad_(False)
+
+
+def outline(config: ModelConfig, normalize: Normalize, vocab_size: int) -> Florence2Model:
+    """The model with names and shapes of its tensors, but no memory for them."""
+    with torch.device("meta"), Uninitialized():
+        return Florence2Model(replace(config, text=replace(config.text, vocab_size=vocab_size)), normalize)
 
 
 def count_parameters(model: Florence2Model) -> int:
@@ -151,7 +156,7 @@ def open_weights(
             problem = "its safetensors hold no Florence-2, the vision tower is not in them"
             raise CheckpointError(f"{directory}: {problem}")
         sources = _match(directory, config, layout, state, found)
-        shapes = {name: list(tensor.shape) for name, tensor in state.items()} | _with_all_rows(config)
+        shapes = {name: list(tensor.shape) for name, tensor in state.items()}
         placed = None if adapter is None else read_adapter(adapter[1], adapter[0], shapes)
         yield Weights(layout, sources, placed)
 
