@@ -106,7 +106,7 @@ def load(
         tasks=TASKS.extended(tasks),
     )
     image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
-    declared = asdict(config) | image_limits
+    declared = asdict(config) | image_limits | {"decode_memory_bytes": limits.decode_bytes}
     info = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,
@@ -139,6 +139,7 @@ def load(
         label, info["device"], info["dtype"],
         runner.caches.nbytes / 2**20, runner.sizes.slots, runner.sizes.rows,
     )  # fmt: skip
+    log.info("%d readers of pictures decode in %.0f MiB together", len(reading), limits.decode_bytes / 2**20)
     return Loaded(pipeline, engine, reading, limits, observer, info)
 
 
