@@ -58,9 +58,14 @@ def untied(model: Florence2ForConditionalGeneration) -> Florence2ForConditionalG
 
 
 def make_adapter(
-    model: Florence2ForConditionalGeneration, config: LoraConfig, directory: Path, seed: int = 0
+    model: Florence2ForConditionalGeneration,
+    config: LoraConfig,
+    directory: Path,
+    seed: int = 0,
+    size: float = 0.05,
 ) -> PeftModel:
-    """Save an adapter with random numbers in all that is trained, and return peft's model of it."""
+    """Save an adapter with random numbers of this size added to all that is trained, and return peft's model
+    of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tied weights, which are none here
         adapted = get_peft_model(untied(model), config)
@@ -70,7 +75,7 @@ def make_adapter(
                 if "lora_magnitude" in name:
                     tensor.mul_(torch.rand_like(tensor) + 0.5)
                 elif tensor.requires_grad:
-                    tensor.add_(torch.randn_like(tensor) * 0.05)
+                    tensor.add_(torch.randn_like(tensor) * size)
         adapted.save_pretrained(directory)
     return adapted.eval()
 

@@ -14,12 +14,15 @@ from adapters import ROBOFLOW, WEIGHTS, make_adapter, random_config, rename, sav
 from goldens import imagenet_normalize, load_float32
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from test_model_witness import BASE, RULES
 from tiny import make_native
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
+from florence.engine.device.reference import generate_alone
+from florence.engine.request import GenerationOptions, Request
 from florence.errors import CheckpointError
 from florence.model.florence2 import Florence2Model
 
@@ -34,9 +37,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Florence2ForCo
     return directory, make_native(directory)
 
 
-def with_adapter(base: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> Florence2Model:
-    files = ("the adapter", adapter)
-    return load_model(base, read_config(base), imagenet_normalize(), VOCAB, torch.device("cpu"), dtype, files)
+def with_adapter(
+    base: Path, adapter: Path, dtype: torch.dtype = torch.float32, vocab_size: int = VOCAB
+) -> Florence2Model:
+    files, cpu = ("the adapter", adapter), torch.device("cpu")
+    return load_model(base, read_config(base), imagenet_normalize(), vocab_size, cpu, dtype, files)
 
 
 def picture() -> Tensor:
@@ -120,6 +125,27 @@ def test_the_merge_is_in_float32_and_the_cast_comes_last(
     for name, tensor in with_adapter(base[0], roboflow, torch.bfloat16).state_dict().items():
         if tensor.dtype is torch.bfloat16:
             assert torch.equal(tensor, exact[name].bfloat16()), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dora", [False, True])
+def test_at_the_sizes_of_florence_2_base_too(tmp_path: Path, dora: bool) -> None:
+    """The usual adapter, and with DoRA: logits to 1e-5 of those of peft's merged model, and the same ids of
+    three beams."""
+    native = make_native(tmp_path / "base", **BASE)
+    config = LoraConfig(r=8, lora_alpha=8, use_rslora=True, use_dora=dora, target_modules=[*ROBOFLOW, "qkv"])
+    adapted = make_adapter(native, config, tmp_path / "adapter", size=0.01)
+    del native
+    vocab = BASE["text_config"]["vocab_size"]
+    model = with_adapter(tmp_path / "base", tmp_path / "adapter", vocab_size=vocab)
+    save_merged(adapted, tmp_path / "merged")
+    del adapted
+    merged = load_float32(tmp_path / "merged", vocab)
+    torch.testing.assert_close(logits(model), logits(merged), atol=1e-5, rtol=0)
+    options = GenerationOptions(3, 16, 0, 3, True, 1.0)
+    asked = Request(picture()[0].numpy(), tuple(PROMPT), options)
+    found, expected = (generate_alone(each, asked, RULES).token_ids for each in (model, merged))
+    assert found == expected
 
 
 PEFT = "base_model.model."

@@ -34,7 +34,7 @@ _UNSUPPORTED = (
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-Value = TypeVar("Value", int, float)
+NumberT = TypeVar("NumberT", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     )
 
 
-def _find(pattern: Mapping[str, Value], layer: str, default: Value) -> Value:
+def _find(pattern: Mapping[str, NumberT], layer: str, default: NumberT) -> NumberT:
     """The value of the first expression that fits the end of a layer's name, as PEFT looks it up."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", layer)), default)
 
