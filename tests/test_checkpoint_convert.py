@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import ROBOFLOW, WEIGHTS, make_adapter
+from hub_server import HubServer, Repository
 from layouts import DEMO, native_tensors, original, original_tensors
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -21,6 +25,7 @@ from florence import Florence2
 from florence.answers.answer import Answer
 from florence.cli import main
 from florence.convert.convert import GIB, open_pickles
+from florence.convert.pickled import named_tensors, plain
 from florence.errors import CheckpointError
 
 PICTURE = ROOT / "data" / "busy_00.jpg"
@@ -129,6 +134,30 @@ def test_what_a_source_lacks_comes_from_a_base(tmp_path: Path, demo: Answer) -> 
     assert ask(tmp_path / "out").token_ids == demo.token_ids
 
 
+_HUB_PROGRAM = "import sys; from florence.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_a_repository_is_converted(tmp_path: Path, demo: Answer, safe: bool) -> None:
+    """One with only pickle: that is downloaded here, and nowhere else. One with safetensors too: its pickle
+    is not."""
+    source = pickled(tmp_path / "source")
+    files = {file.name: file.read_bytes() for file in source.iterdir()}
+    if safe:
+        files["model.safetensors"] = (original(tmp_path / "safe") / "model.safetensors").read_bytes()
+    with HubServer({"someone/pickled": Repository({"main": files})}) as hub:
+        run = subprocess.run(
+            [sys.executable, "-c", _HUB_PROGRAM, "convert", "someone/pickled", str(tmp_path / "out")],
+            env={**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": hub.endpoint},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.returncode == 0, run.stderr
+        assert ("pytorch_model.bin" in hub.downloads()) is not safe
+    assert ask(tmp_path / "out").token_ids == demo.token_ids
+
+
 class Payload:
     """Runs a command where it is unpickled without care."""
 
@@ -136,8 +165,6 @@ class Payload:
         self.mark = mark
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        import os
-
         return os.system, (f"touch {self.mark}",)
 
 
@@ -160,22 +187,27 @@ def test_a_pickle_that_unfolds_into_more_memory_than_allowed_is_refused(tmp_path
         open_pickles([bomb], tmp_path / "out.safetensors", GIB)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "can't be read"),
-        (b"PK\x03\x04 cut", "can't be read"),
-        ([1, 2], "holds list without named tensors"),
-    ],
-)
-def test_what_holds_no_tensors_is_refused(tmp_path: Path, content: object, message: str) -> None:
+def test_what_is_cut_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "weights.bin"
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    else:
-        torch.save(content, file)
-    with pytest.raises(CheckpointError, match=message):
+    file.write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(CheckpointError, match="can't be read as tensors and nothing else"):
         open_pickles([file], tmp_path / "out.safetensors", GIB)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"name": "no tensor"}}])
+def test_what_holds_no_tensors_is_refused(content: object) -> None:
+    with pytest.raises(ValueError, match="without named tensors"):
+        named_tensors(content)
+
+
+def test_tied_tensors_are_written_once_and_views_alone() -> None:
+    """safetensors takes no two names for one memory; a row of a matrix brings its own numbers only."""
+    whole = torch.arange(12.0).view(3, 4)
+    kept = plain({"one": whole, "two": whole, "row": whole[1], "turned": whole.T})
+    assert list(kept) == ["one", "row", "turned"]
+    assert torch.equal(kept["row"], whole[1])
+    assert kept["row"].untyped_storage().nbytes() == 16
+    assert torch.equal(kept["turned"], whole.T)
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

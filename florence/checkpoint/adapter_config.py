@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from florence.checkpoint.files import ADAPTER_CONFIG, read_json
-from florence.errors import CheckpointError
+from florence.errors import CheckpointError, quote
 
 # Settings that must be absent, null, false or empty.
 _UNSUPPORTED = (
@@ -68,15 +68,15 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     values = read_json(path)
     method = values.get("peft_type")
     if method != "LORA":
-        raise CheckpointError(f"{path}: peft_type is {method!r}, supported is only 'LORA'")
+        raise CheckpointError(f"{path}: peft_type is {quote(method)}, supported is only 'LORA'")
     for key in _UNSUPPORTED:
         if values.get(key):
-            raise CheckpointError(f"{path}: {key} is {values[key]!r}, which is not supported")
+            raise CheckpointError(f"{path}: {key} is {quote(values[key])}, which is not supported")
     start = values.get("init_lora_weights")
     if start not in _STARTS:
         raise CheckpointError(
-            f"{path}: init_lora_weights is {start!r}, which changes the base's weights: convert the adapter "
-            "to a plain LoRA where it was trained (peft's path_initial_model_for_weight_conversion)"
+            f"{path}: init_lora_weights is {quote(start)}, which changes the base's weights: convert the "
+            "adapter to a plain LoRA where it was trained (peft's path_initial_model_for_weight_conversion)"
         )
     base = values.get("base_model_name_or_path")
     return AdapterConfig(
@@ -99,32 +99,32 @@ def _find(pattern: Mapping[str, NumberT], layer: str, default: NumberT) -> Numbe
 
 def _rank(path: Path, key: str, value: object) -> int:
     if type(value) is not int or not 1 <= value <= 2**16:
-        raise CheckpointError(f"{path}: {key} is {value!r}, expected a positive integer")
+        raise CheckpointError(f"{path}: {key} is {quote(value)}, expected a positive integer")
     return value
 
 
 def _number(path: Path, key: str, value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) < 2**31:
-        raise CheckpointError(f"{path}: {key} is {value!r}, expected a number")
+        raise CheckpointError(f"{path}: {key} is {quote(value)}, expected a number")
     return float(value)
 
 
 def _flag(path: Path, key: str, values: Mapping[str, Any]) -> bool:
     value = values.get(key) or False
     if type(value) is not bool:
-        raise CheckpointError(f"{path}: {key} is {value!r}, expected true or false")
+        raise CheckpointError(f"{path}: {key} is {quote(value)}, expected true or false")
     return value
 
 
 def _pattern(path: Path, name: str, values: Mapping[str, Any]) -> list[tuple[str, object]]:
     pattern = values.get(name) or {}
     if not isinstance(pattern, dict):
-        raise CheckpointError(f"{path}: {name} is {pattern!r}, expected an object")
+        raise CheckpointError(f"{path}: {name} is {quote(pattern)}, expected an object")
     for key in pattern:
         try:
             re.compile(key)
         except re.error as error:
             raise CheckpointError(
-                f"{path}: {name} has {key!r}, which is no regular expression: {error}"
+                f"{path}: {name} has {quote(key)}, which is no regular expression: {error}"
             ) from None
     return list(pattern.items())

@@ -41,7 +41,7 @@ def read_config(directory: Path) -> ModelConfig:
     raw = read_json(directory / CONFIG)
     if raw.get("model_type") != "florence2":
         raise CheckpointError(
-            f"{directory}: config.json has model_type {raw.get('model_type')!r}, expected 'florence2'"
+            f"{directory}: config.json has model_type {quote(raw.get('model_type'))}, expected 'florence2'"
         )
     vision, text = _Section(raw, "vision_config"), _Section(raw, "text_config")
     native = "embed_dim" in vision.values
@@ -103,7 +103,7 @@ def _text_config(section: _Section, tied_default: bool) -> TextConfig:
     activation = section.values.get("activation_function", "gelu")
     if activation not in ACTIVATIONS:
         raise CheckpointError(
-            f"text_config.activation_function is {activation!r}, supported: {', '.join(ACTIVATIONS)}"
+            f"text_config.activation_function is {quote(activation)}, supported: {', '.join(ACTIVATIONS)}"
         )
     d_model = section.integer("d_model")
     stacks = {
@@ -168,7 +168,9 @@ class _Section:
     def token_id(self, key: str, default: int) -> int:
         value, size = self._given(key, default), self.integer("vocab_size")
         if type(value) is not int or not 0 <= value < size:
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a token id from 0 to {size - 1}")
+            raise CheckpointError(
+                f"{self.name}.{key} is {quote(value)}, expected a token id from 0 to {size - 1}"
+            )
         return value
 
     def ratio(self, key: str, default: float) -> float:
@@ -181,7 +183,7 @@ class _Section:
     def flag(self, key: str, default: bool) -> bool:
         value = self._given(key, default)
         if not isinstance(value, bool):
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected true or false")
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected true or false")
         return value
 
     def _given(self, key: str, default: object) -> Any:

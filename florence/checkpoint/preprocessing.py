@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from florence.checkpoint.files import PREPROCESSOR, PROCESSOR, read_json
-from florence.errors import CheckpointError
+from florence.errors import CheckpointError, quote
 from florence.images.preprocess import Preprocessing
 
 _STEPS: dict[str, tuple[bool | None, ...]] = {  # key of CLIPImageProcessor -> supported values
@@ -118,7 +118,7 @@ class _Reader:
         return red, green, blue
 
     def _refused(self, key: str, value: object, expected: str) -> CheckpointError:
-        return CheckpointError(f"{self._file}: {key} is {value!r}, {expected}")
+        return CheckpointError(f"{self._file}: {key} is {quote(value)}, {expected}")
 
 
 def _is_finite(value: object) -> bool:

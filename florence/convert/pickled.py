@@ -58,14 +58,15 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors as safetensors takes them: contiguous, each with memory of its own; of several names for
     one tensor, as tied weights have, the first."""
     kept: dict[str, Tensor] = {}
-    seen: set[tuple[int, int]] = set()
+    seen: set[object] = set()
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.numel())
-        if place in seen and tensor.numel():
+        storage = tensor.untyped_storage()
+        same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if same in seen and tensor.numel():
             continue
-        seen.add(place)
-        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-        kept[name] = tensor if whole else tensor.contiguous().clone()
+        alone = storage.data_ptr() not in seen and storage.nbytes() == tensor.nbytes
+        kept[name] = tensor if alone and tensor.is_contiguous() else tensor.contiguous().clone()
+        seen |= {same, storage.data_ptr()}
     return kept
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from florence.checkpoint.adapter_config import read_adapter_config
 from florence.checkpoint.config import read_config
 from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 from florence.checkpoint.preprocessing import read_preprocessing
@@ -75,7 +76,11 @@ def load(
     weights_dtype = pick_dtype(dtype, placed)
     checkpoint = resolve_checkpoint(name, revision, base)
     merged = None if adapter is None else resolve_adapter(adapter)
-    label = checkpoint.label if merged is None else f"{checkpoint.label} + {merged.label}"
+    label = checkpoint.label
+    if merged is not None:
+        label = f"{label} + {merged.label}"
+        trained_on = read_adapter_config(merged.directory).base or "a checkpoint that it does not name"
+        log.info("merging the adapter %s, which was trained on %s", merged.label, trained_on)
     files = read_config(checkpoint.directory)
     preprocessing = read_preprocessing(checkpoint.preprocessor, input_size)
     config = _fit_tokens(files, preprocessing, config)
