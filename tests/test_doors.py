@@ -75,6 +75,7 @@ LIBRARIES: dict[str, set[str]] = {
     "server": {
         "anyio",
         "bentoml",
+        "circus",
         "google",
         "grpc",
         "prometheus_client",
