@@ -38,7 +38,18 @@ DOORS: dict[str, set[str]] = {
         "settings",
         "types",
     },
-    "cli": {"client", "convert", "errors", "florence", "runtime", "settings", "types"},
+    "verification": {
+        "answers",
+        "checkpoint",
+        "engine",
+        "errors",
+        "images",
+        "model",
+        "readers",
+        "runtime",
+        "types",
+    },
+    "cli": {"client", "convert", "errors", "florence", "runtime", "settings", "types", "verification"},
     "server": {"answers", "checkpoint", "engine", "errors", "florence", "runtime", "settings", "types"},
 }
 # Rooms that are one node together. Each may import those that stand before it.
@@ -70,6 +81,7 @@ LIBRARIES: dict[str, set[str]] = {
     "engine": {"numpy", "torch"},
     "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
+    "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
     "cli": {"pyarrow"},
     "florence": set(),
     "server": {
