@@ -119,7 +119,7 @@ def test_an_adapter_as_pickle_is_merged(tmp_path: Path, adapter: Path) -> None:
     shutil.copytree(adapter, older)
     torch.save(load_file(older / WEIGHTS), older / "adapter_model.bin")
     (older / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"`florence convert --adapter` reads a \.bin"):
+    with pytest.raises(CheckpointError, match="`florence convert --adapter` reads that"):
         ask("demo", adapter=str(older))
     for name, source in (("one", adapter), ("two", older)):
         assert main(["convert", "demo", str(tmp_path / name), "--adapter", str(source)]) == 0

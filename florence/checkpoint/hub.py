@@ -144,8 +144,10 @@ def resolve_adapter(name: str) -> Checkpoint:
             f"the adapter {name} lacks {ADAPTER_CONFIG}, without which its tensors can't be scaled"
         )
     if not (is_adapter(found.directory) or (found.directory / WEIGHTS).is_file()):
-        pickled = " (`florence convert --adapter` reads a .bin)" if any(found.directory.glob("*.bin")) else ""
-        raise CheckpointError(f"the adapter {name} lacks {ADAPTER_WEIGHTS}{pickled}")
+        raise CheckpointError(
+            f"the adapter {name} lacks {ADAPTER_WEIGHTS}; where it has adapter_model.bin instead, "
+            "`florence convert --adapter` reads that"
+        )
     return found
 
 
