@@ -7,7 +7,6 @@ One worker process holds one model on one device.
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import os
 import signal
@@ -25,12 +24,11 @@ from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.server.metrics import EngineMetrics
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
-from florence.server.typed.about import create_about_app
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
+from florence.server.typed.openapi import create_about_app
 from florence.server.v2.http_app import V2App, infer_paths
-from florence.server.v2.inference import Inference
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
@@ -111,17 +109,8 @@ def count_visible(visible: str | None, there: int) -> int:
     if visible is None:
         return there
     names = [name.strip() for name in visible.split(",")]
-    return len(list(itertools.takewhile(lambda name: _shows_gpu(name, there), names)))
-
-
-def _shows_gpu(name: str, there: int) -> bool:
-    return int(name) < there if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
-
-
-def worker_device(devices: Sequence[str]) -> str:
-    """The device of this worker process. BentoML counts workers from 1; without workers there is one."""
-    index = bentoml.server_context.worker_index or 1
-    return devices[(index - 1) % len(devices)]
+    known = [int(name) < there if name.isdecimal() else name.startswith(("GPU-", "MIG-")) for name in names]
+    return [*known, False].index(False)
 
 
 class TaskService:
@@ -135,7 +124,8 @@ class TaskService:
 
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
-        device = worker_device(self.devices)
+        worker = bentoml.server_context.worker_index or 1  # BentoML counts from 1; None: there are no workers
+        device = self.devices[(worker - 1) % len(self.devices)]
         logger.info("loading %s on %s", self.settings.model, device)
         self.timeout_s = self.settings.timeout_s
         self.grpc: GrpcServer | None = None
@@ -210,12 +200,13 @@ def build_service(
     }
     if {"model", "revision"} & settings.model_fields_set:
         members["checkpoint"] = CheckpointModel(settings.model, settings.revision)  # for `bentoml build`
+    on_gpus = [int(device.removeprefix("cuda:")) for device in devices if device != "cpu"]
     variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
     decorate: Any = bentoml.service(
         name="florence2",
         http={"port": 8000},
         workers=len(devices),
-        resources=_resources(devices),
+        resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
         traffic={"timeout": settings.timeout_s + GRACE_S},
         # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
         logging={
@@ -268,12 +259,6 @@ def end_worker() -> None:
 def _exit() -> None:
     logging.shutdown()
     os._exit(1)
-
-
-def _resources(devices: Sequence[str]) -> dict[str, Any]:
-    """What BentoML reserves. It shows the first GPUs to the workers, so the highest index counts."""
-    gpus = [int(device.removeprefix("cuda:")) + 1 for device in devices if device != "cpu"]
-    return {"gpu": max(gpus)} if gpus else {}
 
 
 def __getattr__(name: str) -> Any:
