@@ -77,8 +77,13 @@ def convert(
     """The same weights in this package's model, through its own loading code."""
     with tempfile.TemporaryDirectory() as folder:
         native.save_pretrained(folder)
-        config, normalize = read_config(Path(folder)), Normalize(MEAN, STD, RESCALE)
-        model = load_model(Path(folder), config, normalize, VOCAB, device, dtype)
+        return load_saved(Path(folder), device, dtype)
+
+
+def load_saved(folder: Path, device: torch.device, dtype: torch.dtype) -> Florence2Model:
+    """This package's model of weights that transformers has saved."""
+    config, normalize = read_config(folder), Normalize(MEAN, STD, RESCALE)
+    model = load_model(folder, config, normalize, VOCAB, device, dtype)
     pack(model)
     return model
 
