@@ -63,15 +63,16 @@ class AbsentMemory(DeviceMemory):
 
 
 class CountingCapturer:
-    """Counts the work that a CUDA graph would hold; `ledgers`: of each capture, in order."""
+    """Counts the work that a CUDA graph would hold. `load`: under which it would run; `ledgers`: of each
+    capture, in order."""
 
     def __init__(self, load: Load) -> None:
-        self._rules = rules_of(own_kernels(), load)
+        self.load = load
         self.ledgers: list[Ledger] = []
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         ledger = Ledger()
-        with decomposed(), Counting(ledger, self._rules):
+        with decomposed(), Counting(ledger, rules_of(own_kernels(), self.load)):
             results = work()
         self.ledgers.append(ledger)
         return lambda: None, results
@@ -160,8 +161,8 @@ class FakeEngine:
             running += self._encoded(min(self.shape.encode_batch, requests - len(running)))
         counted = []
         for length in lengths:
-            load = Load(requests, self.shape.beams, self.encoder_length, mean_length(length))
-            self._capturer._rules = rules_of(own_kernels(), load)
+            mean = mean_length(length)
+            self._capturer.load = Load(requests, self.shape.beams, self.encoder_length, mean)
             for _ in range(2):
                 for sequence in running:
                     sequence.steps = length - 2  # the token read, and the one chosen

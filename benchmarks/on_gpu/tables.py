@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from closed_loop import TASKS, generate_static, measure
+from closed_loop import TASKS, generate_static, measure, options
 from closed_loop import requests as random_requests
 from replaced import REPLACED
 
@@ -51,10 +51,11 @@ def nine_rows(bench: Bench, add: Add, until: float, window_s: float) -> None:
     concurrencies = CONCURRENCIES if bench.size != "tiny" else (3,)
     settings = [(number, setting) for number in concurrencies for setting in SETTINGS]
     left = len(settings) * len(TASKS)
+    drawn = random_requests(bench.size, 1, 32 if bench.on_gpu else 2)
     try:
         for concurrency, setting in settings:
             for task, tokens in tokens_of(bench).items():
-                asked = random_requests(bench.size, tokens, 32 if bench.on_gpu else 2)
+                asked = [replace(request, options=options(tokens)) for request in drawn]
                 share_s = (until - time.time()) / left
                 left -= 1
                 if share_s < SHORTEST_S / 2:
