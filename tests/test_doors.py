@@ -72,6 +72,7 @@ LIBRARIES: dict[str, set[str]] = {
     "server": {
         "anyio",
         "bentoml",
+        "circus",
         "google",
         "grpc",
         "prometheus_client",

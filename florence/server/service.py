@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -22,8 +21,24 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
+from florence.server.keys import ApiKeys, keys_of
 from florence.server.metrics import EngineMetrics
-from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
+from florence.server.middleware import (
+    BodyLimit,
+    CancelOnDisconnect,
+    ErrorBodies,
+    NeedsKey,
+    V2Routes,
+    WhileLoading,
+)
+from florence.server.supervisor import (
+    end_serving,
+    end_with_supervisor,
+    http_host,
+    is_worker,
+    leave,
+    prepare_supervisor,
+)
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
 from florence.server.typed.openapi import create_about_app
@@ -43,6 +58,11 @@ Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
 SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
 ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
+ALL_ADDRESSES = "0.0.0.0"
+OPEN_PATHS = frozenset(
+    ("/", "/docs.json", "/healthz", "/livez", "/metrics", "/readyz", "/v2/health/live", "/v2/health/ready")
+)
+"""What needs no API key: probes and pages."""
 GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
 
 
@@ -120,24 +140,39 @@ class TaskService:
     settings: Settings
     devices: Sequence[str]
     inference: Inference
+    keys: ApiKeys | None
     load: Load
 
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
+        end_with_supervisor()
+        self.timeout_s = self.settings.timeout_s
+        self.grpc: GrpcServer | None = None
+        if not is_worker():
+            self._load()
+            return
+        # In a thread, so that this worker answers probes meanwhile.
+        threading.Thread(target=self._load_or_end, name="florence-load", daemon=True).start()
+
+    @property
+    def model(self) -> Florence2:
+        """The model; Closed, a 503, while it is loaded, and after its end."""
+        return self.inference.ready_model()
+
+    def _load(self) -> None:
         worker = bentoml.server_context.worker_index or 1  # BentoML counts from 1; None: there are no workers
         device = self.devices[(worker - 1) % len(self.devices)]
         logger.info("loading %s on %s", self.settings.model, device)
-        self.timeout_s = self.settings.timeout_s
-        self.grpc: GrpcServer | None = None
+        self.inference.model = self.load(self.settings, device, engine_metrics())
+        logger.info("ready: %s on %s", self.settings.model, device)
+
+    def _load_or_end(self) -> None:
         try:
-            self.model = self.load(self.settings, device, engine_metrics())
+            self._load()
         except Exception as error:
             foreseen = isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
             logger.error("can't serve %s: %s", self.settings.model, error, exc_info=not foreseen)
             end_serving()
-            raise
-        self.inference.model = self.model
-        logger.info("ready: %s on %s", self.settings.model, device)
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's types are not exported
     async def open_grpc(self) -> None:
@@ -146,9 +181,9 @@ class TaskService:
             return
         from florence.server.v2.grpc_server import GrpcServer
 
-        host, port = self.settings.grpc_host, self.settings.grpc_port
+        host, port = self.settings.grpc_host or http_host() or ALL_ADDRESSES, self.settings.grpc_port
         models = ModelRepository([self.inference])
-        server = GrpcServer(models, self.settings.max_body_bytes, shared=len(self.devices) > 1)
+        server = GrpcServer(models, self.settings.max_body_bytes, self.keys, shared=len(self.devices) > 1)
         try:
             await server.start(host, port)
         except FlorenceError as error:
@@ -156,13 +191,13 @@ class TaskService:
             end_serving()
             raise
         self.grpc = server
-        logger.info("gRPC on %s:%d", host, port)
+        logger.info("gRPC on %s:%d, HTTP on %s", host, port, http_host() or "what BentoML says")
 
     async def __is_ready__(self) -> bool:
-        return self.model.ready
+        return self.inference.ready
 
     async def __is_alive__(self) -> bool:
-        return self.model.alive
+        return self.inference.model is None or self.inference.model.alive
 
     async def __metrics__(self, content: str) -> str:
         """BentoML's own metrics, and Triton's beside them."""
@@ -174,8 +209,11 @@ class TaskService:
         and the model are given the time limit to finish."""
         if self.grpc is not None:
             await self.grpc.stop(self.timeout_s)
-        self.inference.model = None
-        self.model.close(drain_s=self.timeout_s)
+        model, self.inference.model = self.inference.model, None
+        if model is not None:
+            model.close(drain_s=self.timeout_s)
+        elif is_worker():
+            leave(0)  # it is being loaded, in a thread that can't be stopped
 
     analyze = analyze_endpoint()
 
@@ -189,13 +227,16 @@ def build_service(
     """
     devices = settings.devices(gpus)
     inference = Inference(settings.timeout_s)
+    inline = settings.api_keys.get_secret_value() if settings.api_keys else None
+    keys = keys_of(inline, settings.api_keys_file)
     members = {
         **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
         "devices": devices,
         "inference": inference,
+        "keys": keys,
         "load": staticmethod(load),
-        "fetch_checkpoint": bentoml.on_deployment(lambda: fetch(settings)),
+        "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
         "__doc__": TaskService.__doc__,
     }
     if {"model", "revision"} & settings.model_fields_set:
@@ -217,12 +258,23 @@ def build_service(
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
     built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
-    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes):
+    open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
+    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes, keys, open_paths):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
 
 
-def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Middleware]:
+def _before_workers(settings: Settings, fetch: Fetch) -> None:
+    prepare_supervisor()
+    fetch(settings)
+
+
+def middleware_of(
+    repository: ModelRepository,
+    max_body_bytes: int,
+    keys: ApiKeys | None = None,
+    open_paths: frozenset[str] = OPEN_PATHS,
+) -> list[Middleware]:
     """The middleware of HTTP requests, outermost first.
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
@@ -230,35 +282,23 @@ def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Midd
     outside of all. For gRPC calls, the counterpart is an interceptor of the server in `v2.grpc_server`.
     """
     return [
-        # Authentication goes here: before a body is read or a route is found.
+        *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
         Middleware(BodyLimit, max_bytes=max_body_bytes),
         Middleware(CancelOnDisconnect),
+        Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
         Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
     ]
-
-
-def end_serving() -> None:
-    """In a worker that can't load its model: end `bentoml serve`, which would restart it for ever, and this
-    process, without tracebacks that would hide the reason. Outside a worker: do nothing."""
-    if bentoml.server_context.worker_index is not None:
-        os.kill(os.getppid(), signal.SIGTERM)
-        _exit()
 
 
 def end_worker() -> None:
     """In a worker whose engine is broken: end the process, once the waiting requests have got their errors.
     BentoML starts another worker, or, in a container, ends too, and the orchestrator restarts it."""
     logger.critical("the engine can't recover: this worker ends")
-    if bentoml.server_context.worker_index is not None:
-        end = threading.Timer(ANSWERS_S, _exit)
+    if is_worker():
+        end = threading.Timer(ANSWERS_S, leave, [1])
         end.daemon = True
         end.start()
-
-
-def _exit() -> None:
-    logging.shutdown()
-    os._exit(1)
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
 
 LEAST_TIMEOUT_US: Final = 1000
+LOADING_RETRY_S: Final = 2.0  # a few of these, and the model is there
 T = TypeVar("T")
 
 
@@ -106,6 +107,11 @@ class ModelRepository:
     def ready(self) -> bool:
         """Whether every model takes requests, as Triton defines a ready server."""
         return all(inference.ready for inference in self.models)
+
+    def check_loaded(self) -> None:
+        """Raise Closed while no model is loaded."""
+        if all(inference.model is None for inference in self.models):
+            raise Closed("the model is not ready", retry_after_s=LOADING_RETRY_S)
 
     def get(self, name: str) -> Inference | None:
         """The model of that name, in any version; None for an unknown one."""
