@@ -218,10 +218,10 @@ def fake_model(size: str) -> Florence2Model:
 def move(model: nn.Module) -> None:
     """Its parameters and buffers become the device's, floating ones in `DTYPE`."""
     for module in model.modules():
-        for name, value in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(on_device(value), requires_grad=False))
-        for name, value in module.named_buffers(recurse=False):
-            setattr(module, name, on_device(value))
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(on_device(weight), requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, on_device(buffer))
 
 
 def on_device(value: Tensor) -> Tensor:

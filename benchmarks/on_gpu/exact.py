@@ -49,7 +49,7 @@ def attention_backends(bench: Bench) -> dict[str, Any]:
         for length in (3, 640, 640)
     )
     mask = (torch.arange(640, device=bench.device) < 589)[None, None, None].expand(2, 1, 3, 640)
-    plain = attend(SDPBackend.MATH, *(each.float() for each in (queries, keys, values)), mask)
+    plain = attend(SDPBackend.MATH, queries.float(), keys.float(), values.float(), mask)
     for backend in (
         SDPBackend.FLASH_ATTENTION,
         SDPBackend.EFFICIENT_ATTENTION,

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from closed_loop import requests as random_requests
 from random_models import SIZES, picture_tokens
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from florence.engine.device.graphs import CudaGraphCapturer, Replay
@@ -254,10 +253,10 @@ def by_kernel(
         bench.synchronize()
     if trace is not None:
         found.export_chrome_trace(str(trace))
-    kind = DeviceType.CUDA if bench.on_gpu else DeviceType.CPU
+    kind = "CUDA" if bench.on_gpu else "CPU"
     table = []
     for event in found.key_averages():
-        if event.device_type is kind or event.device_type == kind:
+        if event.device_type.name == kind:
             spent = event.self_device_time_total if bench.on_gpu else event.self_cpu_time_total
             table.append([event.key[:120], round(spent / repeats, 2), event.count / repeats])
     return sorted(table, key=lambda row: -row[1])[:rows]

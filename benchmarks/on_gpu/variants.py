@@ -186,7 +186,8 @@ def batches(bench: Bench, add: Add) -> None:
 
 def compiled(bench: Bench, add: Add) -> None:
     """One block of the tower's third stage by `torch.compile`. Last, since compiling takes its time."""
-    block: Any = bench.model.vision.tower.stages[2].blocks[0]
+    tower: Any = bench.model.vision.tower
+    block = tower.stages[2].blocks[0]
     dim, side = stages(bench)[2]
     cells = randn(bench, PICTURES if bench.on_gpu else 1, side, side, dim)
 
