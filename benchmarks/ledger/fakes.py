@@ -1,4 +1,4 @@
-"""The engine's runner on a GPU that isn't there: what it would capture as graphs is counted instead.
+"""The engine's runner on a GPU that isn't there: what its graphs would hold is counted instead.
 
 Weights and caches are fake tensors of real sizes. The runner chooses its shapes and attention as on a GPU;
 only memory and capture are replaced, so nothing is computed and no answer ever ends.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -29,10 +29,13 @@ from florence.engine.device.backend import Backend
 from florence.engine.device.graphs import Replay, Work
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
+from florence.engine.device.steps import StepContext
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
+from florence.model.caches import Caches
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
+from florence.model.language import Decoder, LanguageModel
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
 from ledger.own import Load, own_kernels, rules_of
@@ -62,29 +65,37 @@ class AbsentMemory(DeviceMemory):
         return lambda: cast("Tensor", zeros)
 
 
-class CountingCapturer:
-    """Counts the work that a CUDA graph would hold. `load`: under which it would run; `ledgers`: of each
-    capture, in order."""
+@dataclass
+class AbsentCapturer:
+    """Captures nothing, and says how often it was asked."""
 
-    def __init__(self, load: Load) -> None:
-        self.load = load
-        self.ledgers: list[Ledger] = []
+    captured: int = 0
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
-        ledger = Ledger()
-        with decomposed(), Counting(ledger, rules_of(own_kernels(), self.load)):
-            results = work()
-        self.ledgers.append(ledger)
-        return lambda: None, results
+        self.captured += 1
+        return lambda: None, work()
 
     def reset(self) -> None:
-        self.ledgers.clear()
+        self.captured = 0
 
 
 @contextmanager
 def decomposed() -> Iterator[None]:
     """Without inference mode, in which a composite operation hides those that it consists of."""
     with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def counted_steps(ledger: Ledger, load: Load) -> Iterator[None]:
+    """Write what decode steps dispatch into the ledger, while `load` is on the engine."""
+    step = StepContext.step
+
+    def counting(*args: Any, **kwargs: Any) -> None:
+        with decomposed(), Counting(ledger, rules_of(own_kernels(), load)):
+            step(*args, **kwargs)
+
+    with patch.object(StepContext, "step", counting):
         yield
 
 
@@ -101,7 +112,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """An encode of `pictures`. `graphs`: what runs as graphs, the tower first; `between`: kernels launched
+    """An encode of `pictures`. `graphs`: what they hold, the tower's first; `between`: kernels launched
     between graphs. `uploaded`: bytes from the host."""
 
     pictures: int
@@ -111,13 +122,13 @@ class Encode:
 
 
 class FakeEngine:
-    """A runner with fake weights, whose encodes and steps are counted. Use it in `fakes()`."""
+    """A runner with fake weights, whose encodes and steps are counted in the shapes of graphs. Use it in
+    `fakes()`."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, model: Florence2Model | None = None) -> None:
         self.shape = shape
-        model = fake_model(shape.size)
-        self._capturer = CountingCapturer(Load(shape.slots, shape.beams, self.encoder_length, 0))
-        self._memory = AbsentMemory()
+        model = model or fake_model(shape.size)
+        self._capturer, self._memory = AbsentCapturer(), AbsentMemory()
         self.runner = Runner(
             model,
             shape.slots,
@@ -129,7 +140,7 @@ class FakeEngine:
     @property
     def captured(self) -> int:
         """Graphs captured so far."""
-        return len(self._capturer.ledgers)
+        return self._capturer.captured
 
     @property
     def encoder_length(self) -> int:
@@ -142,35 +153,51 @@ class FakeEngine:
         return picture_tokens(shape.size) + shape.prompt_tokens
 
     def encode(self, pictures: int) -> Encode:
-        """Count an encode of so many different pictures, in the graphs of its second time."""
-        for _ in range(2):  # the first time warms up
-            for sequence in self._encoded(pictures):
-                self.runner.drop(sequence)
-        first = len(self._capturer.ledgers)
-        between, uploaded = Ledger(), self._memory.uploaded
-        graphs = self._capturer.ledgers[first - 2 :]
-        with decomposed(), Counting(between):
-            for sequence in self._encoded(pictures):
-                self.runner.drop(sequence)
-        return Encode(pictures, graphs, between.kernels, self._memory.uploaded - uploaded)
+        """Count an encode of so many different pictures: what its graphs hold, and what runs between them."""
+        load = Load(pictures, self.shape.beams, self.encoder_length, 0)
+        model, side, tower, cross = self.runner.model, SIDE[self.shape.size], Ledger(), Ledger()
+        encodes: Any = self.runner._buffers.encodes
+        longest = min(size for size in encodes._buckets.prompts if size >= self.shape.prompt_tokens)
+        with decomposed(), Counting(tower, rules_of(own_kernels(), load)):
+            tokens = model.encode_images(on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8)))
+        ids = on_device(torch.empty(pictures, longest, dtype=torch.int64))
+        mask = on_device(torch.empty(pictures, tokens.shape[1] + longest, dtype=torch.bool))
+        with decomposed(), Counting(cross, rules_of(own_kernels(), load)):
+            encodes._write_cross_kv(tokens, ids, mask, on_device(torch.empty(pictures, dtype=torch.int64)))
+        return Encode(pictures, (tower, cross), *self._between(pictures))
+
+    def _between(self, pictures: int) -> tuple[int, int]:
+        """Kernels launched, and bytes sent, around the graphs of an encode."""
+        engine = FakeEngine(replace(self.shape, encode_batch=pictures), self.runner.model)
+        side, between = SIDE[self.shape.size], Ledger()
+        with without_work():
+            engine.runner._picture_size = (side, side)
+            engine.runner.prepare()
+            for _ in range(2):  # the first time finds slots that were never used
+                between.operations.clear()
+                uploaded = engine._memory.uploaded
+                with Counting(between):
+                    for sequence in engine._encoded(pictures):
+                        engine.runner.drop(sequence)
+        return between.kernels, engine._memory.uploaded - uploaded
 
     def steps(self, requests: int, lengths: Sequence[int]) -> list[Ledger]:
         """Count a decode step of so many requests for each length of their sequences."""
         running: list[SequenceState] = []
         while len(running) < requests:
             running += self._encoded(min(self.shape.encode_batch, requests - len(running)))
-        counted = []
+        ledgers = []
         for length in lengths:
-            mean = mean_length(length)
-            self._capturer.load = Load(requests, self.shape.beams, self.encoder_length, mean)
-            for _ in range(2):
-                for sequence in running:
-                    sequence.steps = length - 2  # the token read, and the one chosen
+            load = Load(requests, self.shape.beams, self.encoder_length, mean_length(length))
+            for sequence in running:
+                sequence.steps = length - 2  # the token read, and the one chosen
+            ledger = Ledger()
+            with counted_steps(ledger, load):
                 self.runner.step(running)
-            counted.append(self._capturer.ledgers[-1])
+            ledgers.append(ledger)
         for sequence in running:
             self.runner.drop(sequence)
-        return counted
+        return ledgers
 
     def _encoded(self, count: int) -> list[SequenceState]:
         self.runner.features.clear()
@@ -197,7 +224,9 @@ def gpu_backend(model: Florence2Model) -> Backend:
     """What the service takes on a GPU, without the parts that ask for one."""
     head_dim = model.config.text.decoder_head_dim
     with patch.multiple(backends, CudaMemory=lambda _: AbsentMemory(), CudaGraphCapturer=lambda _: None):
-        return Backend.for_device(DEVICE, DTYPE, head_dim)
+        backend = Backend.for_device(DEVICE, DTYPE, head_dim)
+    tries = {"pins_attention": False}  # trying attentions needs their values
+    return replace(backend, **{name: off for name, off in tries.items() if hasattr(backend, name)})
 
 
 def fake_model(size: str) -> Florence2Model:
@@ -228,3 +257,24 @@ def on_device(value: Tensor) -> Tensor:
     """A fake tensor of this shape."""
     dtype = DTYPE if value.is_floating_point() else value.dtype
     return torch.empty(value.shape, dtype=dtype, device=DEVICE)
+
+
+@contextmanager
+def without_work() -> Iterator[None]:
+    """The model computes nothing; results have their shapes."""
+
+    def nothing(*_: Any, **__: Any) -> Any:
+        return ()
+
+    def tokens(model: Florence2Model, pixels: torch.Tensor) -> torch.Tensor:
+        count = 1 + (pixels.shape[1] // 32) * (pixels.shape[2] // 32)
+        width = model.config.text.d_model
+        return torch.empty(len(pixels), count, width, dtype=model.dtype, device=pixels.device)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(StepContext, "step", nothing))
+        stack.enter_context(patch.object(Florence2Model, "encode_images", tokens))
+        stack.enter_context(patch.object(LanguageModel, "encode", nothing))
+        stack.enter_context(patch.object(Decoder, "cross_kv_by_layer", nothing))
+        stack.enter_context(patch.object(Caches, "write_cross_kv", nothing))
+        yield

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import numpy as np
-import torch
 from random_models import SIDE, picture_tokens
 
 from florence.engine.device.search_state import SearchState
-from florence.engine.device.steps import StepContext
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.caches import Caches
-from florence.model.florence2 import Florence2Model
-from florence.model.language import Decoder, LanguageModel
 from florence.types.bounds import MAX_BEAMS
-from ledger.fakes import FakeEngine, Shape
+from ledger.fakes import FakeEngine, Shape, without_work
 
 PROMPTS = (8, 10, 11, 12, 13, 14, 15, 21, 27, 40)
 """Tokens of the tasks' prompts: of those without a text, with a region, with a caller's sentence."""
@@ -35,7 +30,7 @@ LONGEST = 160
 def count_graphs(shape: Shape, crowds: int = 400, seed: int = 0) -> tuple[int, int]:
     """Graphs that are captured before the engine is ready, and after that while random crowds of all tasks,
     with 1 to 8 beams, are served. Use it in `fakes()`."""
-    with without_work():
+    with without_work(), without_starts():
         engine = FakeEngine(shape)
         runner = engine.runner
         runner._picture_size = (SIDE[shape.size], SIDE[shape.size])
@@ -83,22 +78,8 @@ def step(engine: FakeEngine, dice: random.Random) -> None:
 
 
 @contextmanager
-def without_work() -> Iterator[None]:
-    """The model computes nothing; results have their shapes."""
-
-    def nothing(*_: Any, **__: Any) -> Any:
-        return ()
-
-    def tokens(model: Florence2Model, pixels: torch.Tensor) -> torch.Tensor:
-        count = 1 + (pixels.shape[1] // 32) * (pixels.shape[2] // 32)
-        width = model.config.text.d_model
-        return torch.empty(len(pixels), count, width, dtype=model.dtype, device=pixels.device)
-
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(StepContext, "step", nothing))
-        stack.enter_context(patch.object(Florence2Model, "encode_images", tokens))
-        stack.enter_context(patch.object(LanguageModel, "encode", nothing))
-        stack.enter_context(patch.object(Decoder, "cross_kv_by_layer", nothing))
-        stack.enter_context(patch.multiple(Caches, write_cross_kv=nothing, wipe=nothing))
-        stack.enter_context(patch.object(SearchState, "start", nothing))
+def without_starts() -> Iterator[None]:
+    """Nor are searches started, nor caches wiped: on tensors without memory both take their time."""
+    nothing = lambda *_, **__: None  # noqa: E731
+    with patch.object(Caches, "wipe", nothing), patch.object(SearchState, "start", nothing):
         yield
