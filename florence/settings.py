@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     encode_budget_ms: float = _engine("encode_budget_ms")
     max_new_tokens: int = _engine("max_new_tokens")
     max_prompt_tokens: int = _engine("max_prompt_tokens")
-    picture_cache_bytes: int = _engine("picture_cache_bytes")
+    picture_cache_bytes: int | None = _engine("picture_cache_bytes")
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."
     )

@@ -19,6 +19,7 @@ from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.runner import Runner
+from florence.engine.device.sizing import Needs, fit_memory
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.errors import CheckpointError
@@ -102,6 +103,17 @@ def load(
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
     if config.cpu_kernels == "auto":
         pack(model, config.threads)
+    backend = Backend.for_device(
+        model.device,
+        model.dtype,
+        model.config.text.decoder_head_dim,
+        cpu_kernels=config.cpu_kernels,
+        threads=config.threads,
+    )
+    picture_tokens = _picture_tokens(preprocessing)
+    encoder_room = picture_tokens + config.max_prompt_tokens
+    needs = Needs.of(files, encoder_room, (preprocessing.height, preprocessing.width), weights_dtype.itemsize)
+    config = fit_memory(config, needs, backend.memory.free_bytes())
     pipeline = Pipeline(
         checkpoint=label,
         tokenizer=tokenizer,
@@ -123,14 +135,6 @@ def load(
         "generation": asdict(files.generation) | asdict(pipeline.options(GenerationParameters())),
         "tasks": list(pipeline.tasks),
     }
-    backend = Backend.for_device(
-        model.device,
-        model.dtype,
-        model.config.text.decoder_head_dim,
-        cpu_kernels=config.cpu_kernels,
-        threads=config.threads,
-    )
-    picture_tokens = _picture_tokens(preprocessing)
     runner = Runner(
         model,
         config.max_batch_size,
@@ -138,7 +142,7 @@ def load(
         picture_tokens=picture_tokens,
         encode_batch=config.max_encode_batch,
         picture_size=(preprocessing.height, preprocessing.width),
-        encoder_room=picture_tokens + config.max_prompt_tokens,
+        encoder_room=encoder_room,
         decoder_room=config.max_new_tokens,
         feature_bytes=config.picture_cache_bytes,
         reserved=config.reserved,
