@@ -19,7 +19,7 @@ from torch import Tensor
 
 from florence.engine.device import cuda_kernels, cuda_search, search
 from florence.engine.device.backend import Backend
-from florence.engine.device.cuda_kernels import Case, CudaKernel, Sizes
+from florence.engine.device.cuda_kernels import Case, CudaKernel, ExampleSizes
 from florence.engine.device.graphs import EagerCapturer
 from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
 from florence.engine.device.runner import Runner
@@ -151,7 +151,7 @@ def test_norms_equal_their_twins(dtype: torch.dtype, width: int) -> None:
 def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel) -> None:
     """And the check finds a kernel that gives something else."""
     torch.manual_seed(0)
-    sizes = Sizes(1, 3, 1, 16, 300, 70, 70)
+    sizes = ExampleSizes(1, 3, 1, 16, 300, 70, 70)
     with patch.object(cuda_kernels, "SMALL", sizes):
         kernel.check(torch.device("cpu"), torch.float32)
         wrong = replace(kernel, example=lambda *_: disturbed(kernel.example(*_)))

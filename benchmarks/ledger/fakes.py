@@ -243,6 +243,7 @@ def fake_model(size: str) -> Florence2Model:
     model.language.tied_head, model.language.has_logits_bias = True, False
     move(model)
     pack(model)
+    model.language.lay_out_for_gpu()
     return model.eval()
 
 

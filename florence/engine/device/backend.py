@@ -14,7 +14,7 @@ from florence.engine.config import CpuKernels, CudaKernels
 from florence.engine.device.find_cuda_kernels import find_kernels
 from florence.engine.device.graphs import CudaGraphCapturer, GraphCapturer
 from florence.engine.device.memory import CudaMemory, DeviceMemory
-from florence.engine.device.search import Advance, advance
+from florence.engine.device.search import SearchStep, advance
 from florence.model.attention import AttentionBackend, DenseAttention, KernelAttention
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -34,7 +34,7 @@ class Backend:
     """
 
     attention: AttentionBackend = field(default_factory=DenseAttention)
-    search: Advance = advance
+    search: SearchStep = advance
     memory: DeviceMemory = field(default_factory=DeviceMemory)
     capturer: GraphCapturer | None = None
     delayed_readback: bool = False

@@ -27,7 +27,7 @@ STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ExampleSizes:
     """Of an example: requests and beams of a step, the decoder's sizes, and positions in use."""
 
     requests: int
@@ -47,13 +47,13 @@ class Sizes:
         return self.heads * self.head_dim
 
 
-LARGE = Sizes(64, 3, 16, 64, 51_289, 592, 128)
+LARGE = ExampleSizes(64, 3, 16, 64, 51_289, 592, 128)
 """Florence-2-large with many requests."""
 
-SMALL = Sizes(2, 3, 2, 64, 5_000, 100, 70)
+SMALL = ExampleSizes(2, 3, 2, 64, 5_000, 100, 70)
 
 
-class Load(Protocol):
+class StepLoad(Protocol):
     """What a step reads and no shape shows: `requests` and `beams` in use, and mean positions of encoder
     states and of a beam's past."""
 
@@ -78,7 +78,7 @@ class Case:
 
 
 Cost = Callable[..., tuple[float, float]]
-"""From a `Load` and a call's arguments to bytes moved and FLOP."""
+"""From a `StepLoad` and a call's arguments to bytes moved and FLOP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ class CudaKernel:
 
     name: str
     cost: Cost
-    example: Callable[[torch.device, torch.dtype, Sizes], Case]
+    example: Callable[[torch.device, torch.dtype, ExampleSizes], Case]
 
-    def case(self, device: torch.device, dtype: torch.dtype, sizes: Sizes = LARGE) -> Case:
+    def case(self, device: torch.device, dtype: torch.dtype, sizes: ExampleSizes = LARGE) -> Case:
         """The kernel and its twin on a device. The three kernels of the search share one case."""
         return self.example(device, dtype, sizes)
 
@@ -108,45 +108,45 @@ def _bytes(*tensors: Tensor) -> float:
     return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
-def _self_attention_cost(load: Load, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
+def _self_attention_cost(load: StepLoad, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
     values = load.requests * load.beams * queries.shape[1]
     past = 2 * (load.length + 1) * values * queries.element_size()
     return 4 * _bytes(queries) + past, 4 * load.length * values
 
 
-def _cross_attention_cost(load: Load, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
+def _cross_attention_cost(load: StepLoad, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
     read = 2 * load.requests * load.encoder_length * queries.shape[1] * queries.element_size()
     flop = 4 * load.requests * load.beams * load.encoder_length * queries.shape[1]
     return 2 * _bytes(queries) + read, flop
 
 
-def _add_norm_cost(load: Load, product: Tensor, *arguments: object) -> tuple[float, float]:
+def _add_norm_cost(load: StepLoad, product: Tensor, *arguments: object) -> tuple[float, float]:
     return 3 * _bytes(product), 8.0 * product.numel()
 
 
 def _embed_cost(
-    load: Load, tokens: Tensor, positions: Tensor, table: Tensor, *arguments: object
+    load: StepLoad, tokens: Tensor, positions: Tensor, table: Tensor, *arguments: object
 ) -> tuple[float, float]:
     values = len(tokens) * table.shape[1]
     return 3.0 * values * table.element_size(), 8.0 * values
 
 
-def _scan_cost(load: Load, logits: Tensor, *arguments: object) -> tuple[float, float]:
+def _scan_cost(load: StepLoad, logits: Tensor, *arguments: object) -> tuple[float, float]:
     # The second reading is of a program's own part, which its processor still has.
     rows = load.requests * load.beams
     return rows * (4.0 * logits.shape[1] + 16 * load.length), 4.0 * rows * logits.shape[1]
 
 
-def _merge_cost(load: Load, sums: Tensor, keys: Tensor, *arguments: object) -> tuple[float, float]:
+def _merge_cost(load: StepLoad, sums: Tensor, keys: Tensor, *arguments: object) -> tuple[float, float]:
     return _bytes(sums, keys), 2.0 * keys.numel()
 
 
-def _choose_cost(load: Load, *arguments: object) -> tuple[float, float]:
+def _choose_cost(load: StepLoad, *arguments: object) -> tuple[float, float]:
     positions = load.requests * load.beams * load.length
     return 2.0 * (8 + 8 + 4 + 4) * positions, positions
 
 
-def _self_attention_case(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case:
+def _self_attention_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
     states = torch.randn(sizes.rows, 3 * sizes.width, dtype=dtype, device=device)
     queries, keys, values = states.chunk(3, dim=1)
     shape = sizes.rows, sizes.heads, sizes.length + 1, sizes.head_dim
@@ -160,7 +160,7 @@ def _self_attention_case(device: torch.device, dtype: torch.dtype, sizes: Sizes)
     return Case(lambda: (attention.self_attention(*arguments),), lambda: (twins.self_attention(*arguments),))
 
 
-def _cross_attention_case(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case:
+def _cross_attention_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
     queries = torch.randn(sizes.rows, sizes.width, dtype=dtype, device=device)
     shape = sizes.requests, sizes.heads, sizes.encoder_length, sizes.head_dim
     caches = torch.randn(2, *shape, dtype=dtype, device=device)
@@ -173,7 +173,7 @@ def _cross_attention_case(device: torch.device, dtype: torch.dtype, sizes: Sizes
     )
 
 
-def _add_norm_case(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case:
+def _add_norm_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
     product, residual = torch.randn(2, sizes.rows, sizes.width, dtype=dtype, device=device)
     product_bias, weight, bias = torch.randn(3, sizes.width, dtype=dtype, device=device)
     return Case(
@@ -182,7 +182,7 @@ def _add_norm_case(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Ca
     )
 
 
-def _embed_case(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case:
+def _embed_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
     tokens = torch.randint(sizes.vocab, (sizes.rows,), device=device)
     positions = torch.randint(sizes.length, (sizes.rows,), device=device)
     table = torch.randn(sizes.vocab, sizes.width, dtype=dtype, device=device)
@@ -194,7 +194,7 @@ def _embed_case(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case:
     )
 
 
-def _search_case(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case:
+def _search_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
     """A step of searches that have taken some; in float32 whatever the `dtype`."""
     rules = TokenRules(start_id=2, eos_id=2, forced_bos_id=None, forced_eos_id=2)
     state = SearchState(sizes.requests, sizes.length, rules, device)
@@ -210,7 +210,7 @@ def _search_case(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case
         search.advance(state, batch, shape, torch.randn(sizes.rows, sizes.vocab, device=device))
     logits = torch.randn(sizes.rows, padded, device=device)
 
-    def run(advance: search.Advance) -> Callable[[], Sequence[Tensor]]:
+    def run(advance: search.SearchStep) -> Callable[[], Sequence[Tensor]]:
         def advanced() -> Sequence[Tensor]:
             mine = deepcopy(state)
             advance(mine, batch, shape, logits.clone()[:, : sizes.vocab])

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from florence.engine.device.search import Advance
+from florence.engine.device.search import SearchStep
 from florence.model.attention import AttentionBackend
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ OLDEST = 8, 0
 
 def find_kernels(
     device: torch.device, dtype: torch.dtype, head_dim: int
-) -> tuple[AttentionBackend, Advance] | None:
+) -> tuple[AttentionBackend, SearchStep] | None:
     """Attention and search by the kernels for a CUDA device; None, and a warning, where they can't be used:
     without triton, on an old card, with other heads, or where one fails or differs from its definition."""
     if find_spec("triton") is None:
@@ -43,7 +43,7 @@ def find_kernels(
     return load_kernels()
 
 
-def load_kernels() -> tuple[AttentionBackend, Advance]:
+def load_kernels() -> tuple[AttentionBackend, SearchStep]:
     """Attention and search by the kernels, unchecked. Needs triton, and no GPU."""
     from florence.engine.device import cuda_search
     from florence.model.cuda_attention import CudaAttention

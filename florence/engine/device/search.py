@@ -15,7 +15,7 @@ from torch import Tensor
 from florence.engine.device.search_state import RUNNING, SearchState, StepShape
 from florence.model.attention import DecodeBatch
 
-Advance = Callable[[SearchState, DecodeBatch, StepShape, Tensor], None]
+SearchStep = Callable[[SearchState, DecodeBatch, StepShape, Tensor], None]
 """`advance`, or what computes the same."""
 
 

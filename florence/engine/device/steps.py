@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.search import Advance, advance
+from florence.engine.device.search import SearchStep, advance
 from florence.engine.device.search_state import SearchState, StepShape
 from florence.engine.slots import Slot
 from florence.model.attention import AttentionBackend, DecodeBatch, StepInputs
@@ -46,7 +46,7 @@ class StepContext:
     caches: Caches
     state: SearchState
     attention: AttentionBackend
-    search: Advance = advance
+    search: SearchStep = advance
 
     def step(self, batch: DecodeBatch, shape: StepShape) -> None:
         """Decode one token for every row of the batch, and let the searches choose."""
