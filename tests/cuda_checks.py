@@ -29,7 +29,7 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
 from florence.model.cuda_attention import CudaAttention
-from florence.model.kernels.cuda import attention, candidates, norms, twins
+from florence.model.kernels.cuda import attention, candidates, norms, twins, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
 
@@ -147,11 +147,27 @@ def test_norms_equal_their_twins(dtype: torch.dtype, width: int) -> None:
     torch.testing.assert_close(norms.embed(*arguments), twins.embed(*arguments), **DTYPES[dtype])
 
 
+def test_window_sums_equal_their_twin() -> None:
+    """Of tokens at both ends and in the middle, outside, and of beams that do not go on."""
+    torch.manual_seed(0)
+    tokens = torch.tensor([[30, 49, 4], [-1, 50, 35]])  # the ordered ones are 30 to 49
+    parents, rows = torch.randint(6, (2, 3)), torch.randperm(9)[:6]
+    slots, generated, widths = torch.tensor([3, 0]), torch.tensor([4, 9, 9, 2]), torch.tensor([0, 3, 100])
+    logits = torch.randn(6, 64)[:, :60]
+    logits[:, 33] = -torch.inf
+    made, expected = torch.zeros(9, 8, 3), torch.zeros(9, 8, 3)
+    arguments = logits, logits.logsumexp(-1), tokens, parents, rows, slots, generated, widths
+    windows.window_sums(*arguments, made, 30, 20)
+    twins.window_sums(*arguments, expected, 30, 20)
+    torch.testing.assert_close(made, expected)
+    assert (made > 0).sum() == 3 * 3
+
+
 @pytest.mark.parametrize("kernel", cuda_kernels.KERNELS[:-2], ids=lambda kernel: kernel.name)
 def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel) -> None:
     """And the check finds a kernel that gives something else."""
     torch.manual_seed(0)
-    sizes = ExampleSizes(1, 3, 1, 16, 300, 70, 70)
+    sizes = ExampleSizes(1, 3, 1, 16, 1100, 70, 70)
     with patch.object(cuda_kernels, "SMALL", sizes):
         kernel.check(torch.device("cpu"), torch.float32)
         wrong = replace(kernel, example=lambda *_: disturbed(kernel.example(*_)))

@@ -16,7 +16,7 @@ import torch
 from cuda_compile import compiling
 from torch import Tensor
 
-from florence.model.kernels.cuda import attention, candidates, choose, norms
+from florence.model.kernels.cuda import attention, candidates, choose, norms, windows
 
 TESTS = Path(__file__).parent
 VOCAB, PADDED, POSITIONS, WIDTH, HEADS, MOST = 51_289, 51_328, 1_025, 1_024, 16, 8
@@ -90,6 +90,9 @@ def launch_all(dtype: torch.dtype, requests: int, beams: int) -> None:
         *(int64(*history), floats(*history), int32(*history)),
         *(numbers[5], numbers[0], floats(requests).double(), 2),
     )
+    chosen = int64(requests, beams), int64(requests, beams), int64(rows), int64(requests), int64(requests)
+    kept = int64(6), floats(rows + 1, POSITIONS, 6)
+    windows.window_sums(logits, floats(rows), *chosen, *kept, 50_269, 1_000)
 
 
 ALL = [

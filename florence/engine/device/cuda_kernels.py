@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from florence.engine.device.search_state import SearchState, StepShape, starts_o
 from florence.engine.device.steps import StepSequence, grouped_batch
 from florence.engine.request import GenerationOptions
 from florence.engine.slots import Slot
-from florence.model.kernels.cuda import attention, norms, twins
+from florence.model.kernels.cuda import attention, norms, twins, windows
 
 STEPS = 3
 """Steps that the searches of an example have taken."""
@@ -146,6 +146,11 @@ def _choose_cost(load: StepLoad, *arguments: object) -> tuple[float, float]:
     return 2.0 * (8 + 8 + 4 + 4) * positions, positions
 
 
+def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[float, float]:
+    scores = float(load.requests * load.beams * arguments[-1])  # the last one: how many are ordered
+    return 4 * scores, 2 * scores
+
+
 def _self_attention_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
     states = torch.randn(sizes.rows, 3 * sizes.width, dtype=dtype, device=device)
     queries, keys, values = states.chunk(3, dim=1)
@@ -227,11 +232,34 @@ def _search_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) 
     return Case(run(cuda_search.advance), run(search.advance))
 
 
+def _windows_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
+    """Of the last tokens; in float32 whatever the `dtype`."""
+    count, widths = 1_000, torch.tensor([1, 4, 16, 64], device=device)
+    first = sizes.vocab - count
+    logits = torch.randn(sizes.rows, sizes.vocab, device=device)
+    tokens = torch.randint(first, sizes.vocab, (sizes.requests, sizes.beams), device=device)
+    rows, slots = torch.arange(sizes.rows, device=device), torch.arange(sizes.requests, device=device)
+    parents = rows.view(sizes.requests, sizes.beams)
+    generated = torch.full_like(slots, sizes.length - 1)
+    arguments = logits, logits.logsumexp(-1), tokens, parents, rows, slots, generated, widths
+
+    def run(work: Callable[..., None]) -> Callable[[], Sequence[Tensor]]:
+        def kept() -> Sequence[Tensor]:
+            sums = torch.zeros(sizes.rows, sizes.length, len(widths), device=device)
+            work(*arguments, sums, first, count)
+            return (sums,)
+
+        return kept
+
+    return Case(run(windows.window_sums), run(twins.window_sums))
+
+
 KERNELS = (
     CudaKernel("florence::self_attention", _self_attention_cost, _self_attention_case),
     CudaKernel("florence::cross_attention", _cross_attention_cost, _cross_attention_case),
     CudaKernel("florence::add_norm", _add_norm_cost, _add_norm_case),
     CudaKernel("florence::embed", _embed_cost, _embed_case),
+    CudaKernel("florence::window_sums", _windows_cost, _windows_case),
     CudaKernel("florence::scan", _scan_cost, _search_case),
     CudaKernel("florence::merge", _merge_cost, _search_case),
     CudaKernel("florence::choose", _choose_cost, _search_case),

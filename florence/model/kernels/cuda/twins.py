@@ -102,3 +102,36 @@ def embed(
     """
     total = table[tokens].float() * scale + places[positions + offset].float()
     return F.layer_norm(total, weight.shape, weight.float(), bias.float(), eps).to(table.dtype)
+
+
+def window_sums(
+    logits: Tensor,
+    normalizers: Tensor,
+    tokens: Tensor,
+    parent_rows: Tensor,
+    rows: Tensor,
+    slots: Tensor,
+    generated: Tensor,
+    widths: Tensor,
+    windows: Tensor,
+    first: int,
+    count: int,
+) -> None:
+    """Sum the probabilities of the tokens up to each of `widths` away from a chosen one, among the `count`
+    tokens from `first` on; of a token that is none of these nothing is written.
+
+    `logits` float32 [r, vocab] and `normalizers` [r]: log-probabilities are what is left of a logit over its
+    row's normalizer. `tokens`, `parent_rows` int64 [n, beams]: the token that each beam was given, and the
+    row whose logits it was chosen by. `rows` int64 [r]: of the caches. `slots` int64 [n]. `generated` int64
+    [slots]: the position of the token. `widths` int64 [w]. Written is `windows` float32 [cache rows,
+    positions, w].
+    """
+    beams = tokens.shape[1]
+    for place, token in enumerate(tokens.flatten().tolist()):
+        if not first <= token < first + count:
+            continue
+        parent, position = int(parent_rows.flatten()[place]), generated[slots[place // beams]]
+        probabilities = (logits[parent, first : first + count] - normalizers[parent]).exp()
+        distances = (torch.arange(first, first + count, device=tokens.device) - token).abs()
+        for index, width in enumerate(widths.tolist()):
+            windows[rows[place], position, index] = probabilities[distances <= width].sum()
