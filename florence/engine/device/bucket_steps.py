@@ -100,6 +100,8 @@ class BucketSteps(Steps):
                 length=round_up(shape.length, sizes.lengths),
                 greedy=True,
                 encoder_length=round_up(shape.encoder_length, sizes.encoder_lengths),
+                sampled=shape.sampled,
+                penalized=shape.penalized,
             ),
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.reference import UNREACHABLE, TokenRules
+from florence.engine.device.sampling import Sampling
 from florence.engine.request import GenerationOptions
 from florence.model.attention import DecodeBatch
 from florence.types.bounds import MAX_BEAMS
@@ -28,12 +29,15 @@ class StepShape:
 
     `beams`: of the widest request. `length`: positions of a sequence, more than the longest one has.
     `greedy`: whether some request has one beam. `encoder_length`: positions of the longest encoder states.
+    `sampled`: whether some request draws its tokens. `penalized`: whether some has a repetition penalty.
     """
 
     beams: int
     length: int
     greedy: bool
     encoder_length: int
+    sampled: bool = False
+    penalized: bool = False
 
 
 class SearchState:
@@ -75,6 +79,7 @@ class SearchState:
         self.beams, self.ngram_sizes, self.early_stopping = zeros(), zeros(), zeros()
         self.max_new_tokens, self.min_new_tokens = zeros(), zeros()
         self.length_penalty = zeros(dtype=torch.float64)
+        self.sampling = Sampling(slots, device)
 
     def start(self, slot: int, rows: Sequence[int], options: GenerationOptions) -> None:
         """Start the search of a new request in a slot, whose beams have these rows of the caches."""
@@ -98,6 +103,7 @@ class SearchState:
             (options.length_penalty, self.length_penalty),
         ):
             buffer[slot].fill_(value)
+        self.sampling.start(slot, options)
 
     def tokens(self, batch: DecodeBatch) -> tuple[Tensor, Tensor]:
         """The token that each row reads next, and its position; both int64 [rows]."""
