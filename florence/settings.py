@@ -52,6 +52,16 @@ class Settings(BaseSettings):
         description="Checkpoint: a hub id, a directory, or `demo`, the small one in the package.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    tasks: str | None = Field(
+        default=None,
+        description="The checkpoint's own tasks: JSON files or the presets `promptgen`, `description`, "
+        "`docvqa` and `vqa`, separated by commas; default: `florence_tasks.json` beside the checkpoint.",
+    )
+    prompts: Literal["tasks", "any"] = Field(
+        default="tasks",
+        description="What v2 takes as TASK_PROMPT: `tasks`, or `any` text, which the model reads as it is "
+        "where it is no task.",
+    )
     device: str = Field(
         default="auto",
         description="`auto` (all GPUs, else the CPU), `cpu`, `cuda` (all GPUs), `cuda:1`, or a list such as "

@@ -25,12 +25,18 @@ from florence.types.tasks import Input
 
 OPTIONS = GenerationParameters.model_fields
 WISHED: dict[str, Any] = {
-    "num_beams": 5,
+    "num_beams": 1,
     "max_new_tokens": 40,
     "min_new_tokens": 4,
     "no_repeat_ngram_size": 2,
     "early_stopping": "never",
     "length_penalty": -0.5,
+    "repetition_penalty": 1.25,
+    "do_sample": True,
+    "temperature": 0.75,
+    "top_k": 30,
+    "top_p": 0.875,
+    "seed": 2**53 - 1,
 }
 
 
@@ -97,7 +103,25 @@ def test_the_engine_gets_each_of_them() -> None:
     assert [field.name for field in fields(GenerationOptions)] == list(OPTIONS)
     assert pipeline.options(GenerationParameters(**WISHED)) == GenerationOptions(**WISHED)
     silent = pipeline.options(GenerationParameters())
-    assert silent == GenerationOptions(3, 1024, 0, 3, True, 1.0)
+    assert silent == GenerationOptions(3, 1024, 0, 3, True, 1.0, top_k=50)
+
+
+def test_a_request_that_samples_has_one_beam_and_a_seed() -> None:
+    """Unless it says another number of beams, which is refused. A seed that is left out is a new one."""
+    pipeline = Pipeline("none", None, GenerationDefaults(3, 3, True, 1.0, 0, 2), 1024)  # type: ignore[arg-type]
+    made = [pipeline.options(GenerationParameters(do_sample=True)) for _ in range(9)]
+    assert {(each.num_beams, each.do_sample) for each in made} == {(1, True)}
+    assert len({each.seed for each in made}) == 9
+    assert all(each.seed is not None and 0 <= each.seed < 2**32 for each in made)
+
+
+def test_a_checkpoints_own_settings_hold_where_a_request_is_silent() -> None:
+    """Also for sampling, which itself a request alone can ask for."""
+    defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2, 1.5, 0.5, 7, 0.25)
+    pipeline = Pipeline("none", None, defaults, 1024)  # type: ignore[arg-type]
+    silent, asked = (pipeline.options(GenerationParameters(do_sample=wish)) for wish in (None, True))
+    assert (silent.do_sample, silent.repetition_penalty) == (False, 1.5)
+    assert (asked.repetition_penalty, asked.temperature, asked.top_k, asked.top_p) == (1.5, 0.5, 7, 0.25)
 
 
 def test_info_says_each_of_them() -> None:

@@ -23,7 +23,7 @@ from florence.readers.picture import ReadPicture
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
-from florence.types.tasks import TASKS, Input, Kind, Task, TaskTable
+from florence.types.tasks import TASKS, Input, Task, TaskTable
 
 T = TypeVar("T")
 TaskText = str | Sequence[float] | None
@@ -67,7 +67,8 @@ class Pipeline:
     ) -> CheckedTask:
         """All checks that need no picture. `task`: a token, a name, or a `Task`; `streamed`: its text is
         wanted while it is generated. Raises `TaskError` and `OptionError`."""
-        known, options = self.tasks.resolve(task), self.options(parameters)
+        known = self.tasks.resolve(task)
+        options = self.options(parameters, known)
         self.tasks.check_input(known, given)
         if streamed:
             _check_streamed(known, options)
@@ -96,12 +97,15 @@ class Pipeline:
         )
         return Prepared(checked.task, picture.size, request)
 
-    def options(self, parameters: GenerationParameters) -> GenerationOptions:
-        """The parameters with the checkpoint's own settings in place of those that are None.
+    def options(self, parameters: GenerationParameters, task: Task | None = None) -> GenerationOptions:
+        """The parameters with the task's and the checkpoint's own settings in place of those that are None.
 
         Raises OptionError where more tokens are demanded than an answer may have.
         """
-        requested, defaults = parameters, self.defaults
+        requested, defaults = parameters.with_seed(), self.defaults
+        sampled = bool(requested.do_sample)
+        own_size = None if task is None else task.no_repeat_ngram_size
+        ngram_size = _either(own_size, defaults.no_repeat_ngram_size)
         fewest = requested.min_new_tokens or 0
         if fewest > self.max_new_tokens:
             raise OptionError(
@@ -110,12 +114,18 @@ class Pipeline:
             )
         most = requested.max_new_tokens or max(DEFAULT_MAX_NEW_TOKENS, fewest)
         return GenerationOptions(
-            num_beams=_either(requested.num_beams, defaults.num_beams),
+            num_beams=_either(requested.num_beams, 1 if sampled else defaults.num_beams),
             max_new_tokens=min(most, self.max_new_tokens),
             min_new_tokens=fewest,
-            no_repeat_ngram_size=_either(requested.no_repeat_ngram_size, defaults.no_repeat_ngram_size),
+            no_repeat_ngram_size=_either(requested.no_repeat_ngram_size, ngram_size),
             early_stopping=_either(requested.early_stopping, defaults.early_stopping),
             length_penalty=_either(requested.length_penalty, defaults.length_penalty),
+            repetition_penalty=_either(requested.repetition_penalty, defaults.repetition_penalty),
+            do_sample=sampled,
+            temperature=_either(requested.temperature, defaults.temperature),
+            top_k=_either(requested.top_k, defaults.top_k),
+            top_p=_either(requested.top_p, defaults.top_p),
+            seed=requested.seed,
         )
 
     def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
@@ -130,7 +140,8 @@ class Pipeline:
             pieces=[Piece(*piece) for piece in self.tokenizer.pieces(token_ids)],
             token_logprobs=[0.0, *generation.token_logprobs],  # the start token was given, not generated
         )
-        return Answer(
+        return Answer.of(
+            prepared.task,
             result=parsed.result,
             image_size=ImageSize(width=width, height=height),
             **self._facts(prepared, generation, total_s),
@@ -142,13 +153,13 @@ class Pipeline:
     def original_answer(self, prepared: Prepared, generation: Generation, total_s: float) -> OriginalAnswer:
         """The same in the original's shape only. Raises RequestError as `Answer.florence`."""
         raw_text = self.tokenizer.decode(list(generation.token_ids))
-        original = post_process_text(prepared.task.token, raw_text, prepared.image_size)
-        return OriginalAnswer(text=json.dumps(original), **self._facts(prepared, generation, total_s))
+        original = post_process_text(prepared.task, raw_text, prepared.image_size)
+        facts = self._facts(prepared, generation, total_s)
+        return OriginalAnswer(task=prepared.task.token, text=json.dumps(original), **facts)
 
     def _facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
         """The fields that both kinds of answers have."""
         return {
-            "task": prepared.task.token,
             "finish_reason": generation.finish_reason,
             "usage": Usage(
                 picture_tokens=generation.picture_tokens,
@@ -157,6 +168,7 @@ class Pipeline:
             ),
             "timings": Timings(**asdict(generation.timings), total_s=total_s),
             "checkpoint": self.checkpoint,
+            "seed": prepared.request.options.seed,
         }
 
 
@@ -170,7 +182,7 @@ def _input_text(task: Task, text: TaskText, image_size: tuple[int, int]) -> str 
 
 
 def _check_streamed(task: Task, options: GenerationOptions) -> None:
-    if task.kind is not Kind.TEXT:
+    if not task.kind.is_text:
         raise TaskError(f"{task.token} does not answer in text, so there is nothing to stream")
     if options.num_beams != 1:
         raise OptionError(

@@ -5,8 +5,9 @@ Plain types, shared by service and client; `Florence2.info` gives the model's pa
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from florence.types.declared import DeclaredTask
 from florence.types.options import GenerationParameters
 from florence.types.results import config_with_example
 
@@ -36,10 +37,17 @@ _EXAMPLE = {
         "no_repeat_ngram_size": 3,
         "early_stopping": True,
         "length_penalty": 1.0,
+        "repetition_penalty": 1.0,
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+        "seed": None,
         "forced_bos_id": 0,
         "forced_eos_id": 2,
     },
     "tasks": ["<CAPTION>", "<OD>"],
+    "declared_tasks": [],
     "version": "0.1.0",
     "timeout_s": 300.0,
     "max_body_bytes": 67_108_864,
@@ -65,9 +73,13 @@ class RequestLimits(BaseModel):
 
 
 class GenerationSettings(GenerationParameters):
-    """How the model generates where a request does not say; no option is null here."""
+    """How the model generates where a request does not say; no option is null here but `seed`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_validator(mode="after")
+    def _sample_alone(self) -> GenerationSettings:
+        return self  # the settings of sampling stand here though it is off
 
     forced_bos_id: int | None = Field(description="Token that every answer begins with; null: none.")
     forced_eos_id: int | None = Field(description="Token that a full answer ends with; null: none.")
@@ -89,6 +101,9 @@ class ModelInfo(BaseModel):
     limits: RequestLimits
     generation: GenerationSettings
     tasks: list[str] = Field(description="The tasks' tokens.")
+    declared_tasks: list[DeclaredTask] = Field(
+        default=[], description="Those of the tasks that are the checkpoint's own, beside the built-in ones."
+    )
 
 
 class ServiceInfo(ModelInfo):
