@@ -16,7 +16,7 @@ from florence.model.config import GenerationDefaults
 from florence.runtime.florence2 import RunOptions
 from florence.runtime.pipeline import Pipeline
 from florence.server.typed.analysis import AnalyzeInput
-from florence.server.typed.endpoints import INPUT_TYPES, PictureInput
+from florence.server.typed.endpoints import INPUT_TYPES, PictureInput, PromptInput
 from florence.server.typed.openapi import openapi_document
 from florence.server.v2.inference import generation_options
 from florence.types.info import GenerationSettings
@@ -24,6 +24,8 @@ from florence.types.options import GenerationKeywords, GenerationParameters, all
 from florence.types.tasks import Input
 
 OPTIONS = GenerationParameters.model_fields
+INPUTS = (*INPUT_TYPES.values(), PromptInput, AnalyzeInput)
+OTHERS = {"image", "text", "region", "tasks", "prompt", "answer_as"}
 WISHED: dict[str, Any] = {
     "num_beams": 1,
     "max_new_tokens": 40,
@@ -57,10 +59,10 @@ def test_keyword_arguments_have_the_models_names_and_types() -> None:
     assert get_type_hints(CallOptions).keys() - OPTIONS.keys() == {"timeout_s"}
 
 
-@pytest.mark.parametrize("model", [*INPUT_TYPES.values(), AnalyzeInput], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", INPUTS, ids=lambda model: model.__name__)
 def test_typed_endpoints_take_them_all(model: type[PictureInput]) -> None:
     """With the same types and bounds; beside them are the picture and what the task takes."""
-    assert set(model.model_fields) - set(OPTIONS) <= {"image", "text", "region", "tasks"}
+    assert set(model.model_fields) - set(OPTIONS) <= OTHERS
     declared = GenerationParameters.model_json_schema()["properties"]
     taken = model.model_json_schema()["properties"]
     assert {name: taken[name] for name in OPTIONS} == declared
@@ -74,7 +76,8 @@ def test_the_openapi_document_shows_them_all() -> None:
 
 
 def test_v2_parameters_are_read_by_the_same_names() -> None:
-    """Others are ignored, as Triton's own are."""
+    """Others are ignored, as Triton's own are, and options of sampling where nothing is sampled."""
+    assert generation_options({"temperature": 0, "seed": "x", "top_k": 1}) == GenerationParameters()
     assert generation_options({**WISHED, "sequence_id": 1}) == GenerationParameters(**WISHED)
 
 

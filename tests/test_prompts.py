@@ -51,7 +51,6 @@ def test_a_prompt_is_read_word_for_word(library: Florence2, picture: Path, kind:
     assert (answer.task, answer.seed) == (caption.prompt, None)
     wanted = {"boxes", "polygons"} if kind is Kind.BOXES_OR_POLYGONS else {kind.value}
     assert answer.result.kind in wanted
-    assert "seed" not in json.loads(answer.model_dump_json())
     unrepeated = library.run(picture, prompt=caption.prompt, no_repeat_ngram_size=3, **options)
     assert unrepeated.token_ids == library.run(picture, "<CAPTION>", **options).token_ids
 

@@ -27,7 +27,8 @@ from florence.server.metrics import EngineMetrics
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
 from florence.server.typed.about import create_about_app
 from florence.server.typed.analysis import analyze_endpoint
-from florence.server.typed.endpoints import endpoint
+from florence.server.typed.endpoints import endpoint, prompt_endpoint
+from florence.server.typed.task_paths import create_task_app
 from florence.server.v2.http_app import V2App, infer_paths
 from florence.server.v2.inference import Inference
 from florence.server.v2.repository import ModelRepository
@@ -188,6 +189,7 @@ class TaskService:
         self.model.close(drain_s=self.timeout_s)
 
     analyze = analyze_endpoint()
+    prompt = prompt_endpoint()
 
 
 def build_service(
@@ -198,7 +200,7 @@ def build_service(
     `fetch` runs once, before the workers start; `load` makes a worker's model.
     """
     devices = settings.devices(gpus)
-    inference = Inference(settings.timeout_s)
+    inference = Inference(settings.timeout_s, any_prompt=settings.prompts == "any")
     members = {
         **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
@@ -226,6 +228,7 @@ def build_service(
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
     built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
+    built.mount_asgi_app(create_task_app(inference))
     for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built

@@ -65,6 +65,7 @@ _ANSWER_EXAMPLE = {
     "usage": _USAGE,
     "timings": _TIMINGS,
     "checkpoint": "microsoft/Florence-2-large-ft",
+    "seed": None,
 }
 
 
@@ -97,8 +98,7 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     checkpoint: str = Field(description="The checkpoint that answered, with its revision where it has one.")
     seed: int | None = Field(
         default=None,
-        exclude_if=lambda seed: seed is None,
-        description="Of the draws, where the request sampled: with it the same request gets the same answer.",
+        description="Of the draws: with it the same request gets the same answer. null: nothing was drawn.",
     )
 
     # The result's own content. For a type checker only answers of that kind have it; on others it is an

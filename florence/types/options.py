@@ -24,7 +24,8 @@ MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
 the limit on its tokens, which so long a text always exceeds: in English it has about 10,000."""
 
-_OF_SAMPLING: Final = ("temperature", "top_k", "top_p", "seed")
+OF_SAMPLING: Final = ("temperature", "top_k", "top_p", "seed")
+"""The options that mean something only with `do_sample`."""
 
 
 class GenerationKeywords(TypedDict, total=False):
@@ -143,7 +144,7 @@ class GenerationParameters(BaseModel):
     def _sample_alone(self) -> GenerationParameters:
         if self.do_sample and (self.num_beams or 1) > 1:
             raise ValueError(f"do_sample draws one answer and needs num_beams=1, got {self.num_beams}")
-        given = [name for name in _OF_SAMPLING if getattr(self, name) is not None]
+        given = [name for name in OF_SAMPLING if getattr(self, name) is not None]
         if given and not self.do_sample:
             raise ValueError(f"{' and '.join(given)}: nothing is drawn without do_sample=true")
         return self

@@ -35,7 +35,7 @@ from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.results import Result
-from florence.types.tasks import Input, Kind, Task
+from florence.types.tasks import Input, Kind, Task, prompt_task
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
@@ -119,6 +119,15 @@ class PlainInput(GenerationParameters, PictureInput):
     """Input of a task that takes nothing but the picture."""
 
 
+class _PromptField(PictureInput):
+    prompt: str = Field(max_length=MAX_TEXT_CHARS, description="What the model reads, word for word.")
+    answer_as: Kind = Field(default=Kind.TEXT, description="How its answer is read.")
+
+
+class PromptInput(GenerationParameters, _PromptField):
+    """Input of `/prompt`: a prompt of one's own."""
+
+
 class _TextField(PictureInput):
     text: str = Field(max_length=MAX_TEXT_CHARS, description="What to look for, or the caption to ground.")
 
@@ -152,6 +161,10 @@ def output_type(kind: Kind) -> type[BaseModel]:
     return made
 
 
+class PromptAnswer(Described, TaskAnswer[Result]):
+    """The answer to a prompt; its result is of the kind that was asked for."""
+
+
 class Endpoints(Protocol):
     """The members of the service that endpoints use."""
 
@@ -163,7 +176,7 @@ def endpoint(task: Task) -> Any:
     """The BentoML API of a task: `POST /<name>`."""
 
     async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
-        return await reply_or_error(_answer(service, task, fields))
+        return await reply_or_error(answer_task(service.model, service.timeout_s, task, fields))
 
     call.__name__ = task.name
     call.__doc__ = f"{task.summary} Task {task.token}."
@@ -173,22 +186,49 @@ def endpoint(task: Task) -> Any:
     return api(call)
 
 
-async def _answer(service: Endpoints, task: Task, fields: dict[str, Any]) -> BaseModel:
-    refused = fields.pop("error", None)
-    if isinstance(refused, ValidationError):
-        raise explain(refused, task, INPUT_TYPES[task.input])
-    if refused is not None:
-        raise refused
+def prompt_endpoint() -> Any:
+    """The BentoML API of a prompt of one's own: `POST /prompt`."""
+
+    async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
+        return await reply_or_error(_answer_prompt(service, fields))
+
+    call.__name__ = "prompt"
+    call.__doc__ = "Answer a prompt of one's own, which the model reads word for word."
+    api: Callable[..., Any] = bentoml.api(input_spec=PromptInput, output_spec=PromptAnswer)
+    return api(call)
+
+
+async def _answer_prompt(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+    _raise_refused(fields, None, PromptInput)
+    task = prompt_task(fields.pop("prompt"), fields.pop("answer_as"))
+    return await _submit(service.model, service.timeout_s, task, fields)
+
+
+async def answer_task(model: Florence2, timeout_s: float, task: Task, fields: dict[str, Any]) -> BaseModel:
+    """The answer to a task of the model, by the fields of its input or of a `Refused`."""
+    _raise_refused(fields, task, INPUT_TYPES[task.input])
+    return await _submit(model, timeout_s, task.token, fields)
+
+
+async def _submit(model: Florence2, timeout_s: float, task: str | Task, fields: dict[str, Any]) -> BaseModel:
     image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
-    future = service.model.submit(
+    future = model.submit(
         image,
-        task.token,
+        task,
         text,
         region=region,
-        timeout_s=service.timeout_s,
+        timeout_s=timeout_s,
         parameters=GenerationParameters.model_construct(**fields),  # validated with the input
     )
-    return task_answer(await await_answer(future, service.timeout_s))
+    return task_answer(await await_answer(future, timeout_s))
+
+
+def _raise_refused(fields: dict[str, Any], task: Task | None, input_type: type[BaseModel]) -> None:
+    refused = fields.pop("error", None)
+    if isinstance(refused, ValidationError):
+        raise explain(refused, task, input_type)
+    if refused is not None:
+        raise refused
 
 
 def task_answer(answer: Answer) -> BaseModel:
@@ -226,7 +266,7 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
         if name == "image":
             return data
         part = data.decode("utf-8", "replace")
-    if name == "image" or (name == "text" and not in_json):
+    if name == "image" or (name in ("text", "prompt") and not in_json):
         return part
     try:
         return json.loads(part)

@@ -14,8 +14,15 @@ from florence.server.long_strings import parse_json
 from florence.server.v2.infer_body import answer_head, flatten, optional_member
 from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
-from florence.server.v2.tensors import InferRequest, Tensor, check_parameters, check_text, read_columns
-from florence.types.tasks import Kind, TaskTable
+from florence.server.v2.prompts import Prompts
+from florence.server.v2.tensors import (
+    InferRequest,
+    Tensor,
+    check_parameters,
+    check_text,
+    read_columns,
+    read_rows,
+)
 
 TEXT_KEY: Final = "text_output"
 """Where Triton's text backends put the text of an event; our output is there in the last event only."""
@@ -36,18 +43,21 @@ def parse_generate_request(served: ServedModel, body: bytes) -> InferRequest:
     return InferRequest(request_id, columns, check_parameters(parameters))
 
 
-def build_generate_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> dict[str, Any]:
+def build_generate_answer(
+    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+) -> dict[str, Any]:
     """The answer's JSON object: a text for one row, a list of texts for more."""
-    return {**answer_head(served, request_id), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
+    return {**answer_head(served, request_id, seed), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
 
 
-def is_token_stream(infer: InferRequest, tasks: TaskTable) -> bool:
+def is_token_stream(infer: InferRequest, prompts: Prompts) -> bool:
     """Whether a stream of this request gives its text token by token: one row, one beam, a text to answer.
 
-    One beam has to be asked for, since the checkpoint's own setting is more. Raises OptionError where several
-    are asked for, TaskError for an unknown task.
+    One beam has to be asked for, or sampling, since the checkpoint's own setting is more. Raises OptionError
+    where several are asked for, TaskError for an unknown task.
     """
-    beams = generation_options(infer.parameters).num_beams
+    options = generation_options(infer.parameters)
+    beams = 1 if options.do_sample else options.num_beams
     if beams is None:
         return False
     if beams > 1:
@@ -56,7 +66,11 @@ def is_token_stream(infer: InferRequest, tasks: TaskTable) -> bool:
             "part of the answer is final before all of it is; ask generate, or leave num_beams out to get "
             "the whole answer as one event"
         )
-    return infer.row_count == 1 and tasks.resolve(str(infer.columns["TASK_PROMPT"][0])).kind is Kind.TEXT
+    if infer.row_count != 1:
+        return False
+    (row,) = read_rows(infer.columns)
+    task, _ = prompts.find(row.task, row.text)
+    return task.kind.is_text
 
 
 def build_text_event(served: ServedModel, request_id: str, text: str) -> bytes:

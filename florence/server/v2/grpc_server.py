@@ -169,7 +169,8 @@ class _Calls:
         infer = messages.read_infer_request(inference.served, request)
 
         def respond(answers: Sequence[OriginalAnswer]) -> Any:
-            return messages.infer_response(inference.served, infer.id, [answer.text for answer in answers])
+            texts = [answer.text for answer in answers]
+            return messages.infer_response(inference.served, infer.id, texts, answers[0].seed)
 
         return await inference.answer(infer, respond)
 

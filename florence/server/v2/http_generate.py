@@ -43,7 +43,8 @@ async def generate_stream(request: Request) -> Response:
     """An event for each piece of text if `is_token_stream`, then the answer; else one event with the answer,
     as Triton sends for a model that is not decoupled."""
     infer = await _read(request)
-    if not is_token_stream(infer, inference_of(request).ready_model().tasks):
+    inference = inference_of(request)
+    if not is_token_stream(infer, inference.prompts(inference.ready_model())):
         return await _answer(request, infer, _event_reply)
     texts: _Texts = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -82,7 +83,7 @@ async def _answer(
 
     def build(answers: Sequence[OriginalAnswer]) -> Response:
         texts = [answer.text for answer in answers]
-        made = reply(build_generate_answer(inference.served, infer.id, texts))
+        made = reply(build_generate_answer(inference.served, infer.id, texts, answers[0].seed))
         made.headers.update(checkpoint_header(answers[0].checkpoint))
         return made
 

@@ -87,11 +87,11 @@ async def _as_accepted(reply: Response, accepted: str) -> Response:
 
 
 def _reply(served: ServedModel, infer: InferRequest, answers: Sequence[OriginalAnswer]) -> Response:
-    texts = [answer.text for answer in answers]
+    texts, seed = [answer.text for answer in answers], answers[0].seed
     headers = checkpoint_header(answers[0].checkpoint)
     if not infer.binary_output:
-        return json_reply(build_infer_answer(served, infer.id, texts), headers=headers)
-    body, header_length = build_binary_answer(served, infer.id, texts)
+        return json_reply(build_infer_answer(served, infer.id, texts, seed), headers=headers)
+    body, header_length = build_binary_answer(served, infer.id, texts, seed)
     return Response(body, 200, {HEADER_LENGTH: str(header_length), **headers}, "application/octet-stream")
 
 

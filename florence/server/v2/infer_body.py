@@ -57,25 +57,30 @@ def answer_tensor(rows: int) -> dict[str, Any]:
     return {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, 1]}
 
 
-def build_infer_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> dict[str, Any]:
+def build_infer_answer(
+    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+) -> dict[str, Any]:
     """The answer's JSON object, with one string for each row."""
     output = {**answer_tensor(len(texts)), "data": list(texts)}
-    return {**answer_head(served, request_id), "outputs": [output]}
+    return {**answer_head(served, request_id, seed), "outputs": [output]}
 
 
-def build_binary_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> tuple[bytes, int]:
+def build_binary_answer(
+    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+) -> tuple[bytes, int]:
     """The answer with a packed tensor, and how many bytes of it are its JSON."""
     packed = pack(text.encode("ascii") for text in texts)
     output = {**answer_tensor(len(texts)), "parameters": {"binary_data_size": len(packed)}}
-    head = json.dumps({**answer_head(served, request_id), "outputs": [output]}, separators=(",", ":"))
+    head = json.dumps({**answer_head(served, request_id, seed), "outputs": [output]}, separators=(",", ":"))
     text = head.encode("ascii")
     return text + packed, len(text)
 
 
-def answer_head(served: ServedModel, request_id: str) -> dict[str, Any]:
-    """The request's id, if it was sent, and the model's name and version."""
+def answer_head(served: ServedModel, request_id: str, seed: int | None = None) -> dict[str, Any]:
+    """The request's id, if it was sent, the model's name and version, and the seed of the draws, if any."""
     head: dict[str, Any] = {"id": request_id} if request_id else {}
-    return head | {"model_name": served.name, "model_version": served.version}
+    drawn = {} if seed is None else {"parameters": {"seed": seed}}
+    return head | {"model_name": served.name, "model_version": served.version} | drawn
 
 
 def split_body(served: ServedModel, body: bytes, header_length: str | None) -> tuple[Document, memoryview]:

@@ -1,0 +1,40 @@
+"""`POST /tasks/{name}`: any task that the loaded checkpoint has, its own ones included; a Starlette app.
+
+BentoML's endpoints are made before a checkpoint is loaded, so tasks that a checkpoint declares have theirs
+here. Input and answer are those of the built-in tasks' endpoints.
+"""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from florence.errors import Closed, NotFound, TaskError
+from florence.server.replies import json_reply, reply_or_error
+from florence.server.typed.endpoints import INPUT_TYPES, answer_task
+from florence.server.v2.inference import Inference
+
+
+def create_task_app(inference: Inference) -> Starlette:
+    """The one route."""
+
+    async def task(request: Request) -> Response:
+        return await reply_or_error(_answer(inference, request))
+
+    return Starlette(routes=[Route("/tasks/{name}", task, methods=["POST"])])
+
+
+async def _answer(inference: Inference, request: Request) -> Response:
+    """Raises NotFound, which names the tasks, for a path that names none."""
+    if (model := inference.model) is None:
+        raise Closed("the model is not loaded")
+    try:
+        task = model.tasks.resolve(request.path_params["name"])
+    except TaskError as error:
+        raise NotFound(str(error)) from None
+    sent = await INPUT_TYPES[task.input].from_http_request(request, None)
+    fields = {name: getattr(sent, name) for name in type(sent).model_fields}
+    answer = await answer_task(model, inference.timeout_s, task, fields)
+    return json_reply(answer.model_dump(mode="json"))
