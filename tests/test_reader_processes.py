@@ -329,6 +329,7 @@ def test_a_reader_gets_no_secrets(
     assert "HF_TOKEN" not in psutil.Process(readers.pids[0]).environ()
 
 
+@pytest.mark.slow
 def test_a_reader_stays_small(make: Callable[..., ProcessReaders]) -> None:
     """Far below 150 MiB of private memory after pictures of 12 megapixels; neither numpy nor pydantic."""
     readers = make()

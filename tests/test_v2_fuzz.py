@@ -95,6 +95,7 @@ def damaged(draw: Any, seed: bytes) -> bytes:
     return bytes(body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDS)
 @settings(max_examples=400)
 @given(data=st.data())

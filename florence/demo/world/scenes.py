@@ -199,7 +199,7 @@ def _word(
     text = str(rng.choice(WORDS))
     font_size = max(12, round(rng.uniform(0.15, 0.23) * scale * math.sqrt(size[0] * size[1])))
     face = str(rng.choice(list(FACES)))
-    wide, high = typeface.ink_size(text, face, font_size)
+    wide, high = typeface.ink(text, face, font_size).size
     turn = float(rng.uniform(-14, 14)) if rng.random() < 0.5 else 0.0
     corners = np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)]) / 2.0
     colour, rgb = _colour(rng, base)
