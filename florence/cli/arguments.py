@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from florence import __version__
 from florence.types.options import GenerationParameters, allowed_values
-from florence.types.tasks import TASKS, Input
+from florence.types.tasks import TASKS, Input, Kind
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -60,8 +60,14 @@ def _add_run(commands: Commands) -> None:
     tasks = "tasks:\n" + "\n".join(f"  {task.name}{_INPUTS[task.input]}" for task in TASKS.values())
     parser = _add(commands, "run", "ask one task about one picture", tasks)
     parser.add_argument("picture", metavar="PICTURE", help="a file; - is standard input")
-    parser.add_argument("task", metavar="TASK", help="one of those below, or its token, such as <OD>")
+    parser.add_argument(
+        "task",
+        metavar="TASK",
+        nargs="?",
+        help="one of those below, or of the checkpoint's own, or its token, such as <OD>",
+    )
     parser.add_argument("text", metavar="TEXT", nargs="?", help="what to look for, or the caption to ground")
+    _add_prompt(parser, "--task", help="the same as TASK, which may be left out then", dest="named")
     _add_region(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the whole answer as JSON")
@@ -82,7 +88,7 @@ def _add_bulk(commands: Commands) -> None:
         "them.",
     )
     _add_sources(parser)
-    parser.add_argument("--task", metavar="TASK", required=True, help="a task's name, or its token")
+    _add_prompt(parser, "--task", help="a task's name, or its token", required=True)
     parser.add_argument(
         "--out",
         metavar="OUT",
@@ -158,6 +164,23 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         nargs="+",
         help="a picture, a directory, a glob, or a .txt with a path a line (# begins a comment)",
+    )
+
+
+def _add_prompt(
+    parser: argparse.ArgumentParser, flag: str, *, help: str, required: bool = False, dest: str = "task"
+) -> None:
+    """A task by its name, or a prompt in its place."""
+    asked = parser.add_mutually_exclusive_group(required=required)
+    asked.add_argument(flag, metavar="TASK", dest=dest, help=help)
+    asked.add_argument(
+        "--prompt", metavar="PROMPT", help="in place of a task: what the model reads, verbatim"
+    )
+    parser.add_argument(
+        "--answer-as",
+        metavar="KIND",
+        choices=list(Kind),
+        help=f"how the answer to PROMPT is read: {', '.join(Kind)} (default: text)",
     )
 
 

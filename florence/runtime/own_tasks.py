@@ -8,7 +8,9 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-from florence.errors import SettingsError, quote
+from florence.checkpoint.hub import resolve_checkpoint
+from florence.errors import CheckpointError, SettingsError, quote
+from florence.settings import Settings
 from florence.types.declared import PRESETS, TASKS_FILE, TaskRow, declare, read_rows
 from florence.types.tasks import Task
 
@@ -24,6 +26,18 @@ def own_tasks(named: str | None, directory: Path) -> list[Task]:
         return declare(_read(beside)) if beside.is_file() else []
     parts = [part.strip() for part in named.split(",")]
     return declare([row for part in parts if part for row in _rows_of(part)])
+
+
+def tasks_of_settings(settings: Settings) -> list[Task]:
+    """The own tasks of the checkpoint that the settings name, before it is loaded; none where it can't be
+    found."""
+    folder = Path()
+    if settings.tasks is None:
+        try:
+            folder = resolve_checkpoint(settings.model, settings.revision).directory
+        except CheckpointError:
+            return []  # loading it will say why
+    return own_tasks(settings.tasks, folder)
 
 
 def _rows_of(part: str) -> list[TaskRow]:

@@ -23,6 +23,7 @@ from florence.types.regions import LOCATIONS_EXAMPLE, REGION_EXAMPLES, Region
 
 INPUT_SLOT: Final = "{input}"
 _TEXT_EXAMPLE = "a green car"
+_PROMPT: Final = "prompt"
 
 
 class Input(StrEnum):
@@ -80,6 +81,11 @@ class Task:
     scored_by_original: bool = False
     no_repeat_ngram_size: int | None = None
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is a prompt of one's own, made by `prompt_task`."""
+        return self.name == _PROMPT and self.token == self.prompt
+
 
 def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
     """A prompt of one's own, which the model reads as it is; its answer is named after it.
@@ -91,7 +97,7 @@ def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
     if answer_as not in list(Kind):
         raise TaskError(f"answer_as must be one of {', '.join(Kind)}, got {quote(answer_as)}")
     return Task(
-        prompt, "prompt", prompt, Input.NONE, Kind(answer_as), "A prompt of one's own.",
+        prompt, _PROMPT, prompt, Input.NONE, Kind(answer_as), "A prompt of one's own.",
         no_repeat_ngram_size=0,
     )  # fmt: skip
 
@@ -200,6 +206,8 @@ def _check_task(task: Task) -> None:
     token, slots = quote(task.token), int(task.input is not Input.NONE)
     if not task.token.strip():
         raise SettingsError(f"the task {quote(task.name)} has no token")
+    if task.name == _PROMPT:
+        raise SettingsError(f"{token} can't be named {_PROMPT!r}: that is for prompts of one's own")
     if not task.name.isidentifier():
         raise SettingsError(f"the name of {token} must be letters, digits and _, got {quote(task.name)}")
     if task.prompt.count(INPUT_SLOT) != slots:

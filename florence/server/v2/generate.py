@@ -14,7 +14,7 @@ from florence.server.long_strings import parse_json
 from florence.server.v2.infer_body import answer_head, flatten, optional_member
 from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
-from florence.server.v2.prompts import Prompts
+from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.tensors import (
     InferRequest,
     Tensor,
@@ -50,7 +50,7 @@ def build_generate_answer(
     return {**answer_head(served, request_id, seed), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
 
 
-def is_token_stream(infer: InferRequest, prompts: Prompts) -> bool:
+def is_token_stream(infer: InferRequest, prompts: AcceptedPrompts) -> bool:
     """Whether a stream of this request gives its text token by token: one row, one beam, a text to answer.
 
     One beam has to be asked for, or sampling, since the checkpoint's own setting is more. Raises OptionError

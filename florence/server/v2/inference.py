@@ -16,7 +16,7 @@ from florence.errors import Closed, DeadlineExceeded, FlorenceError, Unavailable
 from florence.runtime.streaming import OnText
 from florence.server.outcomes import await_answers, log_answer, name_row
 from florence.server.v2.model import ServedModel
-from florence.server.v2.prompts import Prompts
+from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.statistics import Reason, Spans, Statistics
 from florence.server.v2.tensors import InferRequest, Row, read_rows
 from florence.types.options import OF_SAMPLING, GenerationParameters, read_generation_parameters
@@ -91,9 +91,9 @@ class Inference:
         self.statistics.succeed(len(rows), spans)
         return reply
 
-    def prompts(self, model: Florence2) -> Prompts:
+    def prompts(self, model: Florence2) -> AcceptedPrompts:
         """What may stand in a request's TASK_PROMPT."""
-        return Prompts(model.tasks, self.any_prompt)
+        return AcceptedPrompts(model.tasks, self.any_prompt)
 
     def _seconds_for(self, parameters: Mapping[str, Any]) -> float:
         """The request's time limit: the service's, or its own `timeout` (microseconds) if that is less.
@@ -104,7 +104,7 @@ class Inference:
         return self.timeout_s if requested < LEAST_TIMEOUT_US else min(self.timeout_s, requested / 1e6)
 
 
-def _ask(prompts: Prompts, row: Row, index: int, count: int) -> tuple[str | Task, str | None]:
+def _ask(prompts: AcceptedPrompts, row: Row, index: int, count: int) -> tuple[str | Task, str | None]:
     """What a row asks the model; a task of the model by its token."""
     try:
         task, text = prompts.find(row.task, row.text)

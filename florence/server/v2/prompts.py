@@ -19,7 +19,7 @@ _WAYS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
+class AcceptedPrompts:
     """The tasks of a model, and whether another TASK_PROMPT is taken (`anything`)."""
 
     tasks: TaskTable
