@@ -50,4 +50,4 @@ def _as_original(prompt: str, text: str | None) -> Task:
     inside = next((task for task in TASKS.values() if task.token in sentence), None)
     if inside is not None:
         sentence = inside.prompt.replace(INPUT_SLOT, sentence.replace(inside.token, ""))
-    return replace(prompt_task(prompt), prompt=sentence)
+    return replace(prompt_task("any"), token=prompt, prompt=sentence)  # it may be blank
