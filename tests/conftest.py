@@ -22,8 +22,7 @@ from florence.engine.loop import Engine
 from florence.readers.readers import ThreadReaders
 from florence.runtime.dispatcher import Dispatcher
 from florence.server.v2.http_app import V2App
-from florence.server.v2.inference import Inference
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings
 
 

@@ -14,7 +14,8 @@ from florence.engine.observer import FinishReason, Observer
 from florence.images.preprocess import InputSize
 from florence.readers.picture import PictureSource
 from florence.readers.readers import THREADS
-from florence.runtime.dispatcher import Dispatcher, TaskRequest
+from florence.runtime.dispatcher import Dispatcher
+from florence.runtime.pipeline import TaskRequest
 from florence.types.options import GenerationParameters
 
 MAX_QUEUE = 4

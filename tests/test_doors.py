@@ -55,7 +55,7 @@ NARROW: dict[str, set[str]] = {
 # Room -> what it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
-    "images": {"PIL"},
+    "images": {"PIL", "pillow_heif"},
     "readers": {"PIL", "numpy"},
     "model": {"einops", "llvmlite", "numba", "numpy", "torch"},
     "settings": {"pydantic", "pydantic_settings"},
@@ -72,6 +72,7 @@ LIBRARIES: dict[str, set[str]] = {
     "server": {
         "anyio",
         "bentoml",
+        "circus",
         "google",
         "grpc",
         "prometheus_client",

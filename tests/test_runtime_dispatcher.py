@@ -21,7 +21,8 @@ from florence.answers.answer import Answer
 from florence.engine.observer import FinishReason
 from florence.errors import DeadlineExceeded, ImageError, Overloaded, TaskError
 from florence.readers.readers import THREADS
-from florence.runtime.dispatcher import Dispatcher, TaskRequest
+from florence.runtime.dispatcher import Dispatcher
+from florence.runtime.pipeline import TaskRequest
 from florence.types.options import GenerationParameters
 
 

@@ -18,7 +18,8 @@ from florence.engine.observer import FinishReason
 from florence.errors import Closed, Overloaded
 from florence.readers import readers
 from florence.runtime import dispatcher as module
-from florence.runtime.dispatcher import Dispatcher, TaskRequest
+from florence.runtime.dispatcher import Dispatcher
+from florence.runtime.pipeline import TaskRequest
 from florence.types.options import GenerationParameters
 
 

@@ -16,9 +16,11 @@ from florence import Florence2
 from florence.engine.config import EngineConfig
 from florence.engine.loop import Engine
 from florence.errors import ImageError, RequestError
+from florence.images.seen import ORIGINAL, View
 from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 from florence.readers.readers import Readers
-from florence.runtime.dispatcher import Dispatcher, TaskRequest
+from florence.runtime.dispatcher import Dispatcher
+from florence.runtime.pipeline import TaskRequest
 from florence.types.options import GenerationParameters
 
 
@@ -70,8 +72,8 @@ def test_a_request_that_fails_after_its_picture_was_read_keeps_no_pixels(
     pipeline, pixels = library._pipeline, list[ref[Any]]()
 
     class Noting(LocalReader):
-        def read(self, image: PictureSource) -> ReadPicture:
-            outcome = super().read(image)
+        def read(self, image: PictureSource, view: View = ORIGINAL) -> ReadPicture:
+            outcome = super().read(image, view)
             pixels.append(ref(outcome.pixels))
             return outcome
 

@@ -21,9 +21,8 @@ from v2 import request, send
 from florence.errors import TaskError
 from florence.server.typed.task_paths import create_task_app
 from florence.server.v2.http_app import V2App
-from florence.server.v2.inference import Inference
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.prompts import AcceptedPrompts
-from florence.server.v2.repository import ModelRepository
 from florence.types.tasks import TASKS, Kind, prompt_task
 
 ROWS = [

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from florence.answers.json_text import read_json
 from florence.answers.lexemes import PADDING, STOP_PHRASES, Lexeme, LexemeKind, Scorer, read_lexemes
-from florence.errors import RequestError
 from florence.export.annotation import box_polygon
 from florence.types.regions import PictureSize, locations_to_pixels
 from florence.types.results import (
@@ -77,9 +76,7 @@ def _text_result(kind: Kind, text: str, scorer: Scorer) -> Text | Tags | JsonVal
 def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> list[Detection]:
     found = []
     for label, group in _label_groups(text):
-        for four in _chunks(group, 4):
-            x1, y1, x2, y2 = _pixels(four, image_size)
-            score = scorer.score_locations(four)
+        for (x1, y1, x2, y2), score in _chunks(group, 4, image_size, scorer):
             found.append(Detection(label=label if labelled else "", box=(x1, y1, x2, y2), score=score))
     return found
 
@@ -89,9 +86,7 @@ def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegio
     regions = []
     for group in _read_groups(text):
         content = group.text
-        for eight in _chunks(group, 8):
-            x1, y1, x2, y2, x3, y3, x4, y4 = _pixels(eight, image_size)
-            score = scorer.score_locations(eight)
+        for (x1, y1, x2, y2, x3, y3, x4, y4), score in _chunks(group, 8, image_size, scorer):
             regions.append(OcrRegion(text=content, quad=(x1, y1, x2, y2, x3, y3, x4, y4), score=score))
             content = ""
     return OcrRegions(regions=regions)
@@ -102,9 +97,8 @@ def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelle
     instances = []
     for label, group in _label_groups(text):
         if labelled and not group.enclosed:
-            for four in _chunks(group, 4):
-                x1, y1, x2, y2 = _pixels(four, image_size)
-                corners, score = box_polygon((x1, y1, x2, y2)), scorer.score_locations(four)
+            for (x1, y1, x2, y2), score in _chunks(group, 4, image_size, scorer):
+                corners = box_polygon((x1, y1, x2, y2))
                 instances.append(Instance(label=label, polygons=[corners], score=score))
             continue
         whole = [part[: len(part) // 2 * 2] for part in group.parts]
@@ -144,14 +138,15 @@ def _read_groups(text: str) -> Iterator[_Group]:
         yield _Group("".join(before).strip(), enclosed, parts)
 
 
-def _chunks(group: _Group, size: int) -> Iterator[list[Lexeme]]:
-    """Each whole `size` locations of each part."""
+def _chunks(
+    group: _Group, size: int, image_size: PictureSize, scorer: Scorer
+) -> Iterator[tuple[list[float], float | None]]:
+    """Pixels and score of each whole `size` locations of each part."""
     for part in group.parts:
         for first in range(0, len(part) - size + 1, size):
-            yield part[first : first + size]
+            chunk = part[first : first + size]
+            yield _pixels(chunk, image_size), scorer.score_locations(chunk)
 
 
 def _pixels(locations: Sequence[Lexeme], image_size: PictureSize) -> list[float]:
-    if image_size is None:
-        raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
     return locations_to_pixels([location.bin for location in locations], image_size)

@@ -38,7 +38,7 @@ def save_state(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer,
 
 def load_state(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Puts a saved state back and returns its step. RuntimeError when it is of another network."""
-    state = torch.load(path, map_location="cpu")
+    state = torch.load(path, map_location="cpu", weights_only=True)
     modules.load_state_dict(state["modules"])
     optimizer.load_state_dict(state["optimizer"])
     step: int = state["step"]

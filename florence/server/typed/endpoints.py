@@ -10,7 +10,7 @@ invalid input is passed to the endpoint as a value, `Refused`, which the endpoin
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
@@ -25,14 +25,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from florence.answers.answer import Answer
-from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
+from florence.errors import FlorenceError, ProtocolError, RequestError, TaskError
 from florence.server.long_strings import parse_json
 from florence.server.outcomes import await_answer
 from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop, reply_or_error
 from florence.types.analysis import SentRegion
 from florence.types.answer import TaskAnswer, answer_type
-from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
+from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.results import Result
 from florence.types.tasks import Input, Kind, Task, prompt_task
@@ -91,7 +91,7 @@ class PictureInput(Described):
             if request.headers.get("content-type", "").lower().startswith(MULTIPART):
                 fields = await _read_form(request)
                 size = len(fields["image"]) if isinstance(fields.get("image"), str) else 0
-                return await off_loop(size, cls._from_fields, fields)
+                return await off_loop(size, cls.model_validate, fields)
             body = await request.body()
             return await off_loop(len(body), cls._from_json, body)
         except (FlorenceError, ValidationError) as error:
@@ -107,11 +107,7 @@ class PictureInput(Described):
             raise RequestError(f"the body must be a JSON object or multipart/form-data: {error}") from None
         if not isinstance(content, dict):
             raise RequestError("the body must be a JSON object or multipart/form-data")
-        return cls._from_fields(content)
-
-    @classmethod
-    def _from_fields(cls, fields: Mapping[str, Any]) -> PictureInput:
-        made: PictureInput = cls.model_validate(fields)
+        made: PictureInput = cls.model_validate(content)
         return made
 
 
@@ -174,43 +170,36 @@ class Endpoints(Protocol):
 
 def endpoint(task: Task) -> Any:
     """The BentoML API of a task: `POST /<name>`."""
+    input_type = INPUT_TYPES[task.input]
 
-    async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
-        return await reply_or_error(answer_task(service.model, service.timeout_s, task, fields))
+    async def answer(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+        return await answer_task(service.model, service.timeout_s, task.token, fields)
 
-    call.__name__ = task.name
-    call.__doc__ = f"{task.summary} Task {task.token}."
-    api: Callable[..., Any] = bentoml.api(
-        input_spec=INPUT_TYPES[task.input], output_spec=output_type(task.kind)
-    )
-    return api(call)
+    def refusal(error: ValidationError) -> RequestError:
+        return explain(error, task, input_type)
+
+    summary = f"{task.summary} Task {task.token}."
+    return create_api(task.name, summary, input_type, output_type(task.kind), answer, refusal)
 
 
 def prompt_endpoint() -> Any:
     """The BentoML API of a prompt of one's own: `POST /prompt`."""
 
-    async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
-        return await reply_or_error(_answer_prompt(service, fields))
+    async def answer(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+        task = prompt_task(fields.pop("prompt"), fields.pop("answer_as"))
+        return await answer_task(service.model, service.timeout_s, task, fields)
 
-    call.__name__ = "prompt"
-    call.__doc__ = "Answer a prompt of one's own, which the model reads word for word."
-    api: Callable[..., Any] = bentoml.api(input_spec=PromptInput, output_spec=PromptAnswer)
-    return api(call)
+    def refusal(error: ValidationError) -> RequestError:
+        return explain(error, None, PromptInput)
 
-
-async def _answer_prompt(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
-    _raise_refused(fields, None, PromptInput)
-    task = prompt_task(fields.pop("prompt"), fields.pop("answer_as"))
-    return await _submit(service.model, service.timeout_s, task, fields)
+    summary = "Answer a prompt of one's own, which the model reads word for word."
+    return create_api("prompt", summary, PromptInput, PromptAnswer, answer, refusal)
 
 
-async def answer_task(model: Florence2, timeout_s: float, task: Task, fields: dict[str, Any]) -> BaseModel:
-    """The answer to a task of the model, by the fields of its input or of a `Refused`."""
-    _raise_refused(fields, task, INPUT_TYPES[task.input])
-    return await _submit(model, timeout_s, task.token, fields)
-
-
-async def _submit(model: Florence2, timeout_s: float, task: str | Task, fields: dict[str, Any]) -> BaseModel:
+async def answer_task(
+    model: Florence2, timeout_s: float, task: str | Task, fields: dict[str, Any]
+) -> BaseModel:
+    """The answer to a task, by the fields of its input."""
     image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
     future = model.submit(
         image,
@@ -223,12 +212,29 @@ async def _submit(model: Florence2, timeout_s: float, task: str | Task, fields: 
     return task_answer(await await_answer(future, timeout_s))
 
 
-def _raise_refused(fields: dict[str, Any], task: Task | None, input_type: type[BaseModel]) -> None:
-    refused = fields.pop("error", None)
-    if isinstance(refused, ValidationError):
-        raise explain(refused, task, input_type)
-    if refused is not None:
-        raise refused
+def create_api(
+    name: str,
+    summary: str,
+    input_type: type[PictureInput],
+    output: type[BaseModel],
+    answer: Callable[[Endpoints, dict[str, Any]], Awaitable[BaseModel]],
+    refusal: Callable[[ValidationError], RequestError],
+) -> Any:
+    """A BentoML API, `POST /<name>`. answer: makes the body from the input's fields; refusal: the error for
+    an input that is not valid."""
+
+    async def work(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+        error = fields.pop("error", None)
+        if error is not None:
+            raise refusal(error) if isinstance(error, ValidationError) else error
+        return await answer(service, fields)
+
+    async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
+        return await reply_or_error(work(service, fields))
+
+    call.__name__, call.__doc__ = name, summary
+    api: Callable[..., Any] = bentoml.api(input_spec=input_type, output_spec=output)
+    return api(call)
 
 
 def task_answer(answer: Answer) -> BaseModel:
@@ -289,22 +295,13 @@ def explain(error: ValidationError, task: Task | None, input_type: type[BaseMode
         elif detail["type"] == "missing":
             reasons.append(f"{name} is missing")
         elif name in GenerationParameters.model_fields:
-            reasons.append(_option_rule(name, detail["input"]))
+            reasons.append(explain_option(detail))
         else:
             message = detail["msg"].removeprefix("Value error, ")
             got = "" if name in ("", "image") else f", got {repr(detail['input'])[:60]}"
             named = name and "picture" not in message  # a message on the picture names it itself
             reasons.append(f"{name}: {message}{got}" if named else message)
     return RequestError("; ".join(dict.fromkeys(reasons)))
-
-
-def _option_rule(name: str, value: object) -> str:
-    """The allowed values of an option, in the words that all interfaces use."""
-    try:
-        read_generation_parameters({name: value})
-    except OptionError as error:
-        return str(error)
-    return f"{name} is not valid"
 
 
 def _input_rule(task: Task, name: str) -> str:

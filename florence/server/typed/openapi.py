@@ -1,8 +1,9 @@
-"""The OpenAPI document of the whole service, served at /docs.json and shown by BentoML's page at /.
+"""The service's description of itself: `GET /info`, and the OpenAPI document, `GET /docs.json`, which
+BentoML's page at / shows.
 
 Unlike BentoML's own document, it has two content types for requests (uploads and JSON), examples of each
 task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic types and the
-tasks; knows nothing about a running service.
+tasks.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from florence import __version__
-from florence.server.failures import INTERNAL_ERROR
+from florence.errors import Closed
+from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import TASKS_EXAMPLE, AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.endpoints import (
     INPUT_TYPES,
@@ -25,9 +31,9 @@ from florence.server.typed.endpoints import (
     PromptInput,
     output_type,
 )
-from florence.server.v2.generate import build_generate_answer
 from florence.server.v2.http_app import MODEL_PATH
-from florence.server.v2.infer_body import build_infer_answer
+from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
+from florence.server.v2.inference import Inference
 from florence.server.v2.model import ServedModel
 from florence.types.analysis import Analysis
 from florence.types.info import ServiceInfo
@@ -57,22 +63,36 @@ _FAILURES: Final = (  # status, meaning, an example of its message
 )
 
 
+def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
+    """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
+
+    async def docs(request: Request) -> Response:
+        return json_reply(openapi_document(_own_tasks(inference)))
+
+    async def info(request: Request) -> Response:
+        if inference.model is None:
+            return error_reply(Closed("the model is not loaded"))
+        own = {"timeout_s": inference.timeout_s, "max_body_bytes": max_body_bytes, "version": __version__}
+        facts = ServiceInfo.model_validate(inference.model.info() | own)
+        return json_reply(facts.model_dump(mode="json"))
+
+    return Starlette(routes=[Route("/docs.json", docs), Route("/info", info)])
+
+
+def _own_tasks(inference: Inference) -> tuple[Task, ...]:
+    """The tasks that the checkpoint declares; none before it is loaded."""
+    known = () if inference.model is None else inference.model.tasks.values()
+    return tuple(task for task in known if task.token not in TASKS)
+
+
 @cache
 def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
     """The document, OpenAPI 3.1, as JSON can hold it, with an entry for each of the checkpoint's own tasks.
     Cached: it is slow to build."""
     types = {output_type(task.kind): None for task in (*TASKS.values(), *own_tasks)}
+    others = PromptInput, PromptAnswer, AnalyzeInput, AnalyzeAnswer, ServiceInfo
     wanted: list[tuple[Any, JsonSchemaMode]] = [
-        (model, "serialization")
-        for model in (
-            *INPUT_TYPES.values(),
-            *types,
-            PromptInput,
-            PromptAnswer,
-            AnalyzeInput,
-            AnalyzeAnswer,
-            ServiceInfo,
-        )
+        (model, "serialization") for model in (*INPUT_TYPES.values(), *types, *others)
     ]
     references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
     schemas = {model: reference for (model, _), reference in references.items()}

@@ -6,6 +6,7 @@ here. Input and answer are those of the built-in tasks' endpoints.
 
 from __future__ import annotations
 
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,7 +14,7 @@ from starlette.routing import Route
 
 from florence.errors import Closed, NotFound, TaskError
 from florence.server.replies import json_reply, reply_or_error
-from florence.server.typed.endpoints import INPUT_TYPES, answer_task
+from florence.server.typed.endpoints import INPUT_TYPES, Refused, answer_task, explain
 from florence.server.v2.inference import Inference
 
 
@@ -34,7 +35,10 @@ async def _answer(inference: Inference, request: Request) -> Response:
         task = model.tasks.resolve(request.path_params["name"])
     except TaskError as error:
         raise NotFound(str(error)) from None
-    sent = await INPUT_TYPES[task.input].from_http_request(request, None)
-    fields = {name: getattr(sent, name) for name in type(sent).model_fields}
-    answer = await answer_task(model, inference.timeout_s, task, fields)
+    input_type = INPUT_TYPES[task.input]
+    sent = await input_type.from_http_request(request, None)
+    if isinstance(sent, Refused):
+        raise explain(sent.error, task, input_type) if isinstance(sent.error, ValidationError) else sent.error
+    fields = {name: getattr(sent, name) for name in input_type.model_fields}
+    answer = await answer_task(model, inference.timeout_s, task.token, fields)
     return json_reply(answer.model_dump(mode="json"))
