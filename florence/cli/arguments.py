@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -14,6 +15,7 @@ from florence.types.tasks import TASKS, Input, Kind
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _WIDTH: Final = 100
+_WORDS: Final = 2  # behind PICTURE
 _INPUTS: Final = {Input.NONE: "", Input.TEXT: " TEXT", Input.REGION: " --region"}
 _STATUS: Final = (
     "exit status: 0 done; 1 it failed on the way; 2 what was asked is wrong; "
@@ -44,6 +46,21 @@ def make_parser() -> argparse.ArgumentParser:
     _add_load_data(commands)
     _add_serve(commands)
     return parser
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a command line. Ends by SystemExit where they are wrong."""
+    parser = make_parser()
+    arguments, words = parser.parse_known_args(argv)
+    # argparse gives up on TASK and TEXT once an option stands behind PICTURE.
+    behind = [] if arguments.command != "run" else [word for word in words if not word.startswith("-")]
+    before = getattr(arguments, "task", None), getattr(arguments, "text", None)
+    given = [word for word in before if word is not None]
+    if len(behind) < len(words) or len(given) + len(behind) > _WORDS:
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    if behind:
+        arguments.task, arguments.text = (*given, *behind, None)[:2]
+    return arguments
 
 
 def _add(commands: Commands, name: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
