@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bentoml
 import httpx
 import pytest
 from serving import ROOT, Server, free_port, serving
@@ -180,6 +181,17 @@ def test_what_the_command_line_can_not_mean_is_refused(florence: Run, words: lis
     """Before anything is loaded."""
     status, _, said = florence("run", PICTURE, *words, "--model", "none/such")
     assert (status, message in said) == (2, True), said
+
+
+def test_a_prompt_that_is_no_task_is_told_how_to_be_asked(florence: Run, server: Server) -> None:
+    status, _, words = florence("run", PICTURE, "<GENERATE_TAGS>", "--url", server.url)
+    assert (status, "FLORENCE_TASKS=promptgen has it), or ask it with --prompt" in words) == (2, True), words
+
+
+def test_bentomls_own_client_asks_prompts(server: Server) -> None:
+    with bentoml.SyncHTTPClient(server.url) as plain:
+        answer = plain.prompt(image=PICTURE, prompt=CAPTION, answer_as="tags")
+    assert (answer["result"]["tags"], answer["task"]) == (TAGS, CAPTION)
 
 
 def test_json_is_printed_for_a_person(florence: Run, server: Server) -> None:
