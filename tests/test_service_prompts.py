@@ -16,6 +16,7 @@ from triton_client import ask_triton
 
 from florence import Florence2
 from florence.cli.lines import read_rows
+from florence.cli.parquet import read_keys
 from florence.client import AsyncClient, Client
 from florence.client.errors import UnexpectedReply
 from florence.errors import NotFound, RequestError, TaskError
@@ -163,6 +164,9 @@ def test_the_command_line_asks_them(
         ["--task", "list_all"],
     ):
         assert florence("bulk", PICTURE, *asked, "--out", out, *at)[0] == 0
+    packed = tmp_path / "answers.parquet"
+    assert florence("bulk", PICTURE, "--task", "list_all", "--out", packed, *at)[0] == 0
+    assert list(read_keys(packed)) == [(str(PICTURE), ("<LIST>", None, None))]
     rows = list(read_rows(out))
     assert [(row["task"], row["result"]["kind"]) for row in rows] == [("<LIST>", "tags"), (CAPTION, "json")]
 
@@ -205,6 +209,6 @@ def test_a_wrong_row_ends_the_start_and_is_named(folder: Path, tmp_path: Path) -
     wrong = tmp_path / "tasks.json"
     wrong.write_text(json.dumps([*ROWS, {"token": "<OD>", "name": "mine"}]))
     with serving("service:service", FLORENCE_MODEL=str(folder), FLORENCE_TASKS=str(wrong)) as server:
-        server.wait()
+        assert server.wait() == 1
         assert "row 5: two tasks are called '<OD>'" in server.log
         assert "Traceback" not in server.log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
@@ -87,6 +87,7 @@ class ParsedAnswer(DrawableAnswer):
     raw_text: str
     image_size: tuple[float, float] | None
     result: Result
+    _asked: Task | None = field(default=None, repr=False)
 
     @property
     def pixel_size(self) -> tuple[int, int] | None:
@@ -94,7 +95,7 @@ class ParsedAnswer(DrawableAnswer):
 
     def florence(self) -> dict[str, Any]:
         """As `Answer.florence`."""
-        return post_process_text(self.task, self.raw_text, self.image_size)
+        return post_process_text(self._asked or self.task, self.raw_text, self.image_size)
 
 
 def parse_answer(
@@ -118,4 +119,4 @@ def parse_answer(
     text = read_text(raw_text)
     size = None if image_size is None else read_image_size(image_size)
     scorer = Scorer(text, pieces, token_logprobs)
-    return ParsedAnswer(token, text, size, parse_result(known, text, size, scorer))
+    return ParsedAnswer(token, text, size, parse_result(known, text, size, scorer), known)
