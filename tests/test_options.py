@@ -122,6 +122,8 @@ def test_a_checkpoints_own_settings_hold_where_a_request_is_silent() -> None:
     """Also for sampling, which itself a request alone can ask for."""
     defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2, 1.5, 0.5, 7, 0.25)
     pipeline = Pipeline("none", None, defaults, 1024)  # type: ignore[arg-type]
+    off = GenerationParameters(do_sample=False, temperature=0.5, seed=1)  # for a client with a switch
+    assert not pipeline.options(off).do_sample
     silent, asked = (pipeline.options(GenerationParameters(do_sample=wish)) for wish in (None, True))
     assert (silent.do_sample, silent.repetition_penalty) == (False, 1.5)
     assert (asked.repetition_penalty, asked.temperature, asked.top_k, asked.top_p) == (1.5, 0.5, 7, 0.25)

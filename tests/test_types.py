@@ -127,7 +127,7 @@ def test_parameters_are_all_optional() -> None:
         ({"beams": 1}, "unknown option 'beams'; the options are num_beams, max_new_tokens"),
         ({"do_sample": True, "num_beams": 3}, "do_sample draws one answer and needs num_beams=1, got 3"),
         ({"temperature": 0.5, "seed": 1}, "temperature and seed: nothing is drawn without do_sample=true"),
-        ({"do_sample": False, "top_k": 9}, "top_k: nothing is drawn"),
+        ({"top_k": 9}, "top_k: nothing is drawn"),
         ({"do_sample": "perhaps"}, "do_sample must be true or false, got 'perhaps'"),
         ({"do_sample": True, "seed": 2**53}, "seed must be an integer from 0 to 9007199254740991, got 9007"),
         ({"do_sample": True, "temperature": 0}, "temperature must be a number from 0.01 to 100, got 0"),

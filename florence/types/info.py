@@ -5,7 +5,7 @@ Plain types, shared by service and client; `Florence2.info` gives the model's pa
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from florence.types.declared import DeclaredTask
 from florence.types.options import GenerationParameters
@@ -80,10 +80,6 @@ class GenerationSettings(GenerationParameters):
     """How the model generates where a request does not say; no option is null here but `seed`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-    @model_validator(mode="after")
-    def _sample_alone(self) -> GenerationSettings:
-        return self  # the settings of sampling stand here though it is off
 
     forced_bos_id: int | None = Field(description="Token that every answer begins with; null: none.")
     forced_eos_id: int | None = Field(description="Token that a full answer ends with; null: none.")

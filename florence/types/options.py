@@ -145,7 +145,7 @@ class GenerationParameters(BaseModel):
         if self.do_sample and (self.num_beams or 1) > 1:
             raise ValueError(f"do_sample draws one answer and needs num_beams=1, got {self.num_beams}")
         given = [name for name in OF_SAMPLING if getattr(self, name) is not None]
-        if given and not self.do_sample:
+        if given and self.do_sample is None:  # false says itself that nothing is to be drawn
             raise ValueError(f"{' and '.join(given)}: nothing is drawn without do_sample=true")
         return self
 
