@@ -57,8 +57,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str = Field(
-        default="mrhendrey/Florence-2-large-ft-safetensors",  # what the replaced Triton deployment served
-        description="Checkpoint: a hub id, a directory, or `demo`, the small one in the package.",
+        default="microsoft/Florence-2-large-ft",  # what the replaced Triton deployment served
+        description="Checkpoint: a hub id, `owner/name:folder`, a directory, or `demo`, the small one in the "
+        "package.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
     tasks: str | None = Field(
@@ -70,6 +71,21 @@ class Settings(BaseSettings):
         default="tasks",
         description="What v2 takes as TASK_PROMPT: `tasks`, or `any` text, which the model reads as it is "
         "where it is no task.",
+    )
+    base: str | None = Field(
+        default=None,
+        description="Checkpoint that gives the tokenizer and the preprocessor which `FLORENCE_MODEL` lacks.",
+    )
+    adapter: str | None = Field(
+        default=None,
+        description="LoRA adapter that is merged into the weights at the start: a hub id or a directory.",
+    )
+    input_size: int | None = Field(
+        default=None,
+        ge=32,
+        le=2**16,
+        description="Pixels of the square that pictures are resized to, a multiple of 32; default: as the "
+        "checkpoint's preprocessor says.",
     )
     device: str = Field(
         default="auto",
