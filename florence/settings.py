@@ -62,6 +62,16 @@ class Settings(BaseSettings):
         "package.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    tasks: str | None = Field(
+        default=None,
+        description="The checkpoint's own tasks: JSON files or the presets `promptgen`, `description`, "
+        "`docvqa` and `vqa`, separated by commas; default: `florence_tasks.json` beside the checkpoint.",
+    )
+    prompts: Literal["tasks", "any"] = Field(
+        default="tasks",
+        description="What v2 takes as TASK_PROMPT: `tasks`, or `any` text, which the model reads as it is "
+        "where it is no task.",
+    )
     base: str | None = Field(
         default=None,
         description="Checkpoint that gives the tokenizer and the preprocessor which `FLORENCE_MODEL` lacks.",

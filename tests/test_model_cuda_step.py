@@ -82,6 +82,9 @@ def test_a_step_launches_few_kernels(counts: dict[StepKey, Counter[str]]) -> Non
     """Twelve in each layer, three for all searches, and each of the table's is one that is launched."""
     names = {name.removeprefix("florence::") for name in (kernel.name for kernel in KERNELS)}
     for key, count in counts.items():
+        if key.shape.sampled:  # candidates by PyTorch's operations
+            assert count["choose"] == 1 > count["scan"]
+            continue
         assert count.total() <= 160, key
         assert {name: count[name] for name in names} == {
             "self_attention": LAYERS,
@@ -97,7 +100,9 @@ def test_a_step_launches_few_kernels(counts: dict[StepKey, Counter[str]]) -> Non
 
 def test_lengths_are_no_shapes(counts: dict[StepKey, Counter[str]]) -> None:
     """All steps of any requests, with one to eight beams, have few graphs."""
-    assert len(counts) <= 15
+    plain = [key for key in counts if not key.shape.sampled]
+    assert len(plain) == 15
+    assert len(counts) == 15 + 6
     assert {key.shape.beams for key in counts} == {1, 3, 8}
     buckets = Buckets.of(
         slots=64,

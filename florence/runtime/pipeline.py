@@ -24,7 +24,7 @@ from florence.runtime.streaming import OnText
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
-from florence.types.tasks import TASKS, Input, Kind, Task, TaskTable
+from florence.types.tasks import TASKS, Input, Task, TaskTable
 
 TaskText = str | Sequence[float] | None
 """A text, or a region: four numbers in pixels or `<loc_n>` text."""
@@ -83,7 +83,8 @@ class Pipeline:
             raise TaskError("both text and region are given; a task takes one of them")
         if request.timeout_s is not None and not 0 < request.timeout_s < float("inf"):
             raise OptionError(f"timeout_s must be a number of seconds above 0, got {request.timeout_s!r}")
-        task, options = self.tasks.resolve(request.task), self.options(request.parameters)
+        task = self.tasks.resolve(request.task)
+        options = self.options(request.parameters, task)
         given = request.text if request.region is None else request.region
         self.tasks.check_input(task, given)
         if request.on_text is not None:
@@ -115,8 +116,9 @@ class Pipeline:
         )
         return Prepared(checked.task, picture.size, request)
 
-    def options(self, parameters: GenerationParameters) -> GenerationOptions:
-        """The parameters with the checkpoint's own settings in place of those that are None.
+    def options(self, parameters: GenerationParameters, task: Task | None = None) -> GenerationOptions:
+        """The parameters with the task's and the checkpoint's own settings in place of those that are None; a
+        request that samples has one beam, and a seed.
 
         Raises OptionError where more tokens are demanded than an answer may have.
         """
@@ -130,7 +132,12 @@ class Pipeline:
         tokens = {"min_new_tokens": fewest, "max_new_tokens": min(most, self.max_new_tokens)}
         names = [each.name for each in fields(GenerationOptions)]
         own = {name: value for name, value in asdict(self.defaults).items() if name in names}
-        return GenerationOptions(**{**own, **parameters.model_dump(exclude_none=True), **tokens})
+        if task is not None and task.no_repeat_ngram_size is not None:
+            own["no_repeat_ngram_size"] = task.no_repeat_ngram_size
+        if parameters.do_sample:
+            own["num_beams"] = 1
+        asked = parameters.with_seed().model_dump(exclude_none=True)
+        return GenerationOptions(**{**own, **asked, **tokens})
 
     def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
         """The typed answer of what the engine generated, `total_s` seconds after the request came."""
@@ -144,7 +151,8 @@ class Pipeline:
             pieces=[Piece(*piece) for piece in self.tokenizer.pieces(token_ids)],
             token_logprobs=[0.0, *generation.token_logprobs],  # the start token was given, not generated
         )
-        return Answer(
+        return Answer.of(
+            prepared.task,
             result=parsed.result,
             image_size=ImageSize(width=width, height=height),
             **self._facts(prepared, generation, total_s),
@@ -156,13 +164,13 @@ class Pipeline:
     def original_answer(self, prepared: Prepared, generation: Generation, total_s: float) -> OriginalAnswer:
         """The same in the original's shape only. Raises RequestError as `Answer.florence`."""
         raw_text = self.tokenizer.decode(list(generation.token_ids))
-        original = post_process_text(prepared.task.token, raw_text, prepared.image_size)
-        return OriginalAnswer(text=json.dumps(original), **self._facts(prepared, generation, total_s))
+        original = post_process_text(prepared.task, raw_text, prepared.image_size)
+        facts = self._facts(prepared, generation, total_s)
+        return OriginalAnswer(task=prepared.task.token, text=json.dumps(original), **facts)
 
     def _facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
         """The fields that both kinds of answers have."""
         return {
-            "task": prepared.task.token,
             "finish_reason": generation.finish_reason,
             "usage": Usage(
                 picture_tokens=generation.picture_tokens,
@@ -171,11 +179,12 @@ class Pipeline:
             ),
             "timings": Timings(**asdict(generation.timings), total_s=total_s),
             "checkpoint": self.checkpoint,
+            "seed": prepared.request.options.seed,
         }
 
 
 def _check_streamed(task: Task, options: GenerationOptions) -> None:
-    if task.kind is not Kind.TEXT:
+    if not task.kind.is_text:
         raise TaskError(f"{task.token} does not answer in text, so there is nothing to stream")
     if options.num_beams != 1:
         raise OptionError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from florence.engine.device.search_state import StepShape
 from florence.types.bounds import MAX_BEAMS
@@ -30,6 +31,7 @@ ALIGNMENT = 64
 """Encoder lengths are multiples of this: a GPU's attention reads whole tiles, and odd rows of a mask are its
 slowest and least tested case."""
 
+_VOCABULARY = 2**16  # to draw a token, all scores of a row are sorted
 COMMON_BEAMS = 3
 """Beams of Microsoft's checkpoints, beside one and the most."""
 
@@ -52,6 +54,8 @@ class StepKey:
             and mine.length >= its.length
             and mine.greedy >= its.greedy
             and mine.encoder_length >= its.encoder_length
+            and mine.sampled >= its.sampled
+            and mine.penalized >= its.penalized
         )
 
     @property
@@ -59,7 +63,8 @@ class StepKey:
         """Positions of keys and values that a step reads, and the scores of each beam at an eighth of one."""
         shape = self.shape
         own = self.rows * shape.length * (1 + shape.beams / 8)
-        return self.slots * shape.encoder_length + own + shape.greedy * self.rows
+        scores = self.rows * (shape.greedy + _VOCABULARY * (shape.sampled + shape.penalized))
+        return self.slots * shape.encoder_length + own + scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +98,18 @@ class Buckets:
         differ in requests and beams only."""
         lengths = (*(length for length in doubling(MIN_LENGTH, room) if length < room), room + 1)
         encoder_lengths = _encoder_lengths(picture_tokens, encoder_room)
-        shapes = {*_usual(beams, lengths, encoder_lengths[0]), *_rare(beams, lengths, encoder_lengths[-1])}
-        if grouped:
-            shapes = {
-                StepShape(count, room + 1, True, encoder_lengths[-1])
-                for count in (1, COMMON_BEAMS, beams, MAX_BEAMS)
-            }
+        shapes = {
+            *_usual(beams, lengths, encoder_lengths[0]),
+            *_rare(beams, lengths, encoder_lengths[-1]),
+            StepShape(MAX_BEAMS, lengths[-1], True, encoder_lengths[-1], sampled=True, penalized=True),
+        }
         keys = {
-            StepKey(count, count * shape.beams if grouped else min(rows, count * shape.beams), shape)
+            StepKey(count, min(rows, count * shape.beams), shape)
             for shape in shapes
             for count in doubling(MIN_SLOTS, slots, halves=4)
         }
+        if grouped:
+            keys = set(_grouped(slots, beams, room, encoder_lengths[-1]))
         return cls(
             steps=tuple(sorted(keys, key=lambda key: key.cost)),
             pictures=doubling(1, pictures, halves=8),
@@ -132,6 +138,18 @@ def _rare(beams: int, lengths: Sequence[int], encoder_length: int) -> Iterator[S
     for length in lengths:
         for count in {max(beams, COMMON_BEAMS), MAX_BEAMS}:
             yield StepShape(count, length, True, encoder_length)
+
+
+def _grouped(slots: int, beams: int, room: int, encoder_length: int) -> Iterator[StepKey]:
+    """Any length; sampling and penalties with the usual numbers of beams, or in the largest shape."""
+    plain = partial(StepShape, length=room + 1, greedy=True, encoder_length=encoder_length)
+    special = partial(plain, sampled=True, penalized=True)
+    for count in doubling(MIN_SLOTS, slots, halves=4):
+        for width in (1, COMMON_BEAMS, beams, MAX_BEAMS):
+            yield StepKey(count, count * width, plain(width))
+        usual = max(beams, COMMON_BEAMS)
+        yield StepKey(count, count * usual, special(usual))
+    yield StepKey(slots, slots * MAX_BEAMS, special(MAX_BEAMS))
 
 
 def _encoder_lengths(picture_tokens: int, room: int) -> tuple[int, ...]:

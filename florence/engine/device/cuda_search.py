@@ -1,9 +1,13 @@
-"""`search.advance` by the Triton kernels: three launches for all searches. Imports triton."""
+"""`search.advance` by the Triton kernels: three launches for all searches. Imports triton.
+
+Where a request draws its tokens or has a repetition penalty, PyTorch's operations make the candidates.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from florence.engine.device import search
 from florence.engine.device.search_state import SearchState, StepShape
 from florence.model.attention import DecodeBatch
 from florence.model.kernels.cuda import candidates, choose
@@ -15,7 +19,10 @@ NONE = -1
 def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Tensor) -> None:
     """As `search.advance`, for a batch of `steps.grouped_batch`. Of candidates with equal totals the one of
     the lower beam wins, then that with the lower token."""
-    tokens, logprobs, _, faulty = likeliest(state, batch, logits)
+    if shape.sampled or shape.penalized:  # by PyTorch's operations
+        tokens, logprobs, faulty = search.candidates(state, batch, shape, logits)
+    else:
+        tokens, logprobs, _, faulty = likeliest(state, batch, logits)
     extend(state, batch, tokens, logprobs, faulty)
 
 

@@ -265,7 +265,7 @@ class Runner(StepRunner):
         outcome is known now; their slots are free again."""
         running = [sequence for sequence in sequences if not sequence.ended]
         if running:
-            self._buffers.steps.run([StepSequence(s.slot, s.encoder_length, s.steps) for s in running])
+            self._buffers.steps.run([_step_of(sequence) for sequence in running])
         for sequence in running:
             sequence.steps += 1
         latest = StepReadback(self.state, self.backend.memory, running)
@@ -310,3 +310,14 @@ class Runner(StepRunner):
         if len(hypothesis.token_ids) < request.options.max_length:
             return False
         return self.rules.forced_eos_id is not None or hypothesis.token_ids[-1] != self.rules.eos_id
+
+
+def _step_of(sequence: SequenceState) -> StepSequence:
+    options = sequence.request.options
+    return StepSequence(
+        sequence.slot,
+        sequence.encoder_length,
+        sequence.steps,
+        sampled=options.do_sample,
+        penalized=options.repetition_penalty != 1,
+    )

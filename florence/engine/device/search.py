@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from florence.engine.device.sampling import penalize
 from florence.engine.device.search_state import RUNNING, SearchState, StepShape
 from florence.model.attention import DecodeBatch
 
@@ -30,6 +31,14 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
     step.choose(tokens, logprobs)
     faulty = step.running & faulty
     state.status[batch.slots] = torch.where(faulty, state.constants.faulty, state.status[batch.slots])
+
+
+def candidates(
+    state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens that may follow each row, and their log-probabilities, [rows, 2 * beams] each; whether a
+    request's logits are NaN or infinite, [requests]. `logits` are overwritten."""
+    return _Step(state, batch, shape).candidates_of_rows(logits)
 
 
 class _Step:
@@ -55,12 +64,16 @@ class _Step:
         batch, rules = self.batch, self.state.rules
         normalizer = logits.logsumexp(-1)  # [r]
         faulty = (~normalizer.isfinite()[batch.rows_of] & batch.is_beam).any(-1)
+        if self.shape.penalized:
+            self._penalize(logits, normalizer)
         self._ban(logits)
         if self.shape.greedy:  # greedy search normalises after the rules, beam search before
             greedy = (self.beams == 1)[batch.request_of]
             normalizer = torch.where(greedy, logits.logsumexp(-1), normalizer)
         values, tokens = logits.topk(min(2 * self.shape.beams, logits.shape[-1]), dim=-1)
         logprobs = values - normalizer[:, None]
+        if self.shape.sampled:
+            self._draw(logits, tokens, logprobs)
         generated = self.generated[batch.request_of]
         if rules.forced_bos_id is not None:
             _force(tokens, logprobs, generated == 0, rules.forced_bos_id)
@@ -68,6 +81,30 @@ class _Step:
             last = generated + 1 == self.max_new_tokens[batch.request_of]
             _force(tokens, logprobs, last, rules.forced_eos_id)
         return tokens, logprobs, faulty
+
+    def _penalize(self, logits: Tensor, normalizer: Tensor) -> None:
+        """Make the tokens that a row has had less likely, or likelier; of beam search in log-probabilities,
+        which the `normalizer` [r] makes of logits."""
+        batch, requests = self.batch, self.batch.request_of
+        known = self.positions <= self.generated[:, None]  # [n, t]
+        seen = torch.where(known[:, None], self.sequences, self.state.rules.start_id)
+        offsets = torch.where((self.beams == 1)[requests], 0.0, normalizer)
+        penalties = self.state.sampling.penalty[batch.slots].float()
+        penalize(logits, seen[requests, batch.beam_of], penalties[requests], offsets)
+
+    def _draw(self, logits: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
+        """Make a drawn token the only candidate [r, 2k] in the row of each request that asks for one."""
+        batch, sampling = self.batch, self.state.sampling
+        drawing = (sampling.samples[batch.slots] > 0) & self.running  # [n]
+        picked = torch.arange(len(drawing), device=drawing.device)
+        if self.state.free_host_reads:  # no work for the others
+            picked = picked[drawing]
+        rows = batch.rows_of[picked, 0]
+        token, logprob = sampling.draw(logits[rows], batch.slots[picked], self.generated[picked])
+        drawn = torch.zeros_like(self.generated).index_copy(0, picked, token)  # [n]
+        chance = logprobs.new_zeros(len(drawing)).index_copy(0, picked, logprob)
+        owner = batch.request_of
+        _force(tokens, logprobs, drawing[owner], drawn[owner], chance[owner])
 
     def _ban(self, logits: Tensor) -> None:
         """Set repeated n-grams, and EOS before the minimum length, to -inf.
@@ -249,8 +286,13 @@ class _Finished:
         state.finished_logprobs[slots, :k, :t] = self.logprobs
 
 
-def _force(tokens: Tensor, logprobs: Tensor, forced: Tensor, token: int) -> None:
-    """Make `token` the only candidate, with log-probability 0, in the rows where `forced` [r]."""
-    tokens[:, 0].masked_fill_(forced, token)
+def _force(
+    tokens: Tensor, logprobs: Tensor, forced: Tensor, token: int | Tensor, logprob: float | Tensor = 0.0
+) -> None:
+    """Make `token` the only candidate, with this log-probability, in the rows where `forced`; [r] each."""
     logprobs.masked_fill_(forced[:, None], -torch.inf)
-    logprobs[:, 0].masked_fill_(forced, 0.0)
+    for column, value in ((tokens[:, 0], token), (logprobs[:, 0], logprob)):
+        if isinstance(value, Tensor):
+            column.copy_(torch.where(forced, value, column))
+        else:
+            column.masked_fill_(forced, value)

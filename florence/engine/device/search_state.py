@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.reference import UNREACHABLE, TokenRules
+from florence.engine.device.sampling import Sampling
 from florence.engine.request import GenerationOptions
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
@@ -34,6 +35,12 @@ _NUMBERS = (
     "max_new_tokens",
     "min_new_tokens",
     "length_penalty",
+    "samples",
+    "seed",
+    "top_k",
+    "temperature",
+    "repetition_penalty",
+    "tail",
 )
 """The numbers that `SearchState` has for each slot, in their order; `decided` is the first two."""
 
@@ -44,12 +51,15 @@ class StepShape:
 
     `beams`: of the widest request. `length`: positions of a sequence, more than the longest one has.
     `greedy`: whether some request has one beam. `encoder_length`: positions of the longest encoder states.
+    `sampled`: whether some request draws its tokens. `penalized`: whether some has a repetition penalty.
     """
 
     beams: int
     length: int
     greedy: bool
     encoder_length: int
+    sampled: bool = False
+    penalized: bool = False
 
 
 class Constants:
@@ -110,6 +120,12 @@ class SearchState:
         self.early_stopping = rows["early_stopping"]
         self.max_new_tokens, self.min_new_tokens = rows["max_new_tokens"], rows["min_new_tokens"]
         self.length_penalty = rows["length_penalty"].view(torch.float64)
+        self.sampling = Sampling(
+            rows["samples"],
+            rows["seed"],
+            rows["top_k"],
+            *(rows[name].view(torch.float64) for name in ("temperature", "repetition_penalty", "tail")),
+        )
         # Of a search that starts, by its number of beams: [MAX_BEAMS + 1, MAX_BEAMS].
         beam = torch.arange(MAX_BEAMS, device=device)
         absent = beam >= torch.arange(MAX_BEAMS + 1, device=device)[:, None]
@@ -154,6 +170,12 @@ def _numbers_of(options: GenerationOptions) -> tuple[int, ...]:
         options.max_new_tokens,
         options.min_new_tokens,
         _bits(options.length_penalty),
+        int(options.do_sample),
+        options.seed or 0,
+        options.top_k,
+        _bits(options.temperature),
+        _bits(options.repetition_penalty),
+        _bits(1 - options.top_p),
     )
 
 

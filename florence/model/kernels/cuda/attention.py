@@ -203,7 +203,8 @@ def cross_attention(
         queries, key_cache, value_cache, slots, lengths, beams, out, parts,
         *key_cache.stride()[:2], head_dim**-0.5,
         BEAMS=len(queries) // requests, HEADS=heads, HEAD_DIM=head_dim, ROWS=TILE_ROWS,
-        BLOCK=BLOCK, SPLITS=splits, FLOAT32=needs_float32(queries.dtype), num_warps=4, num_stages=3,
+        BLOCK=BLOCK, SPLITS=splits, FLOAT32=needs_float32(queries.dtype), num_warps=4,
+        num_stages=3 if queries.element_size() == 2 else 2,
     )  # fmt: skip
     return _combined(out, parts, heads, splits)
 

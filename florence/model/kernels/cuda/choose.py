@@ -15,7 +15,7 @@ from torch import Tensor
 from florence.model.kernels.cuda.candidates import index_of, keys_of, lowest_key, value_of
 from florence.model.kernels.cuda.operations import operation, power_of_2
 
-HISTORY = 64
+HISTORY = 32
 """Positions of all beams that are moved together."""
 
 RUNNING, DONE, FAULTY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
