@@ -112,7 +112,7 @@ def load(
         cpu_kernels=config.cpu_kernels,
         threads=config.threads,
     )
-    runner = _runner(model, backend, config, preprocessing)
+    runner = _runner(model, backend, config, preprocessing, tokenizer.location_ids)
     size = InputSize(preprocessing.height, preprocessing.width, preprocessing.resample, fast_jpeg)
     reading: Readers
     if readers:
@@ -129,7 +129,11 @@ def load(
 
 
 def _runner(
-    model: Florence2Model, backend: Backend, config: EngineConfig, preprocessing: Preprocessing
+    model: Florence2Model,
+    backend: Backend,
+    config: EngineConfig,
+    preprocessing: Preprocessing,
+    location_ids: range,
 ) -> Runner:
     picture_tokens = _picture_tokens(preprocessing)
     return Runner(
@@ -143,6 +147,7 @@ def _runner(
         decoder_room=config.max_new_tokens,
         feature_bytes=config.picture_cache_bytes,
         reserved=config.reserved,
+        ordered=location_ids,
     )
 
 

@@ -54,6 +54,7 @@ class Pipeline:
 
     `max_new_tokens`: of the longest answer there is room for (FLORENCE_MAX_NEW_TOKENS, at most the decoder's
     positions); longer requests are cut to it. `checkpoint`: its name, said in every answer.
+    `score_temperature`: divides the log-odds of scores (FLORENCE_SCORE_TEMPERATURE).
     """
 
     checkpoint: str
@@ -61,6 +62,7 @@ class Pipeline:
     defaults: GenerationDefaults
     max_new_tokens: int
     tasks: TaskTable = TASKS
+    score_temperature: float = 1.0
 
     def check(
         self, task: str | Task, given: TaskText, parameters: GenerationParameters, *, streamed: bool = False
@@ -128,7 +130,10 @@ class Pipeline:
             raw_text,
             image_size=prepared.image_size,
             pieces=[Piece(*piece) for piece in self.tokenizer.pieces(token_ids)],
-            token_logprobs=[0.0, *generation.token_logprobs],  # the start token was given, not generated
+            # The start token was given, not generated.
+            token_logprobs=[0.0, *generation.token_logprobs],
+            token_windows=[(), *generation.token_windows] if generation.token_windows else (),
+            temperature=self.score_temperature,
         )
         return Answer(
             result=parsed.result,
