@@ -55,7 +55,7 @@ pytest: install
 	$(PYTEST)
 
 demo: install
-	$(BIN)/python -m florence.demo.tour
+	$(BIN)/python benchmarks/tour.py
 
 serve: install
 	$(BIN)/bentoml serve service:service

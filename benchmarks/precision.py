@@ -4,7 +4,7 @@
 
 Random weights, one request of 3 beams with a fixed number of tokens, by the plain search that defines exact;
 precisions take turns, medians of the rounds. What a precision costs in answers is measured by
-`python -m florence.demo.drift` on the demo checkpoint.
+`python benchmarks/drift.py` on the demo checkpoint.
 """
 
 from __future__ import annotations

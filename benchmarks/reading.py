@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from florence.images.decode import decode
+from florence.images.decode import decode, inspect
 from florence.images.limits import DEFAULT_LIMITS
 from florence.images.preprocess import InputSize, read_resized, resize
+from florence.images.seen import ORIGINAL
 from florence.readers.picture import ReadPicture
 from florence.readers.processes import ProcessReaders
 from florence.readers.readers import Readers, ThreadReaders
@@ -60,19 +61,24 @@ def milliseconds(run: Callable[[], object], times: int) -> float:
 
 def print_parts(name: str, data: bytes, size: InputSize, times: int) -> None:
     """Decoding and resizing in one thread, and what `fast_jpeg` makes of them."""
-    image, (width, height) = decode(data, DEFAULT_LIMITS)
+    header = inspect(data, DEFAULT_LIMITS)
+    image, (width, height) = decode(header, ORIGINAL)
     fast = InputSize(size.height, size.width, size.resample, fast_jpeg=True)
+
+    def read(one: InputSize) -> object:
+        return read_resized(inspect(data, DEFAULT_LIMITS), one)
+
     line = (
         f"{name:10} {width * height / 1e6:5.1f} MP {len(data) / 1e6:6.2f} MB"
-        f"  decode {milliseconds(lambda: decode(data, DEFAULT_LIMITS), times):7.1f} ms"
+        f"  decode {milliseconds(lambda: decode(inspect(data, DEFAULT_LIMITS), ORIGINAL), times):7.1f} ms"
         f"  resize {milliseconds(lambda: resize(image, size), times):6.1f} ms"
-        f"  both {milliseconds(lambda: read_resized(data, size), times):7.1f} ms"
+        f"  both {milliseconds(lambda: read(size), times):7.1f} ms"
     )
-    exact, near = (np.asarray(read_resized(data, one)[0], dtype=int) for one in (size, fast))
+    exact, near = (np.asarray(read_resized(header, one)[0], dtype=int) for one in (size, fast))
     difference = np.abs(exact - near)
     if difference.any():
         line += (
-            f"  fast JPEG: both {milliseconds(lambda: read_resized(data, fast), times):6.1f} ms,"
+            f"  fast JPEG: both {milliseconds(lambda: read(fast), times):6.1f} ms,"
             f" pixels differ by {difference.mean():.2f} levels, at most {difference.max()}"
         )
     print(line, flush=True)

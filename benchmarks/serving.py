@@ -22,11 +22,13 @@ STOP_S = 60.0
 
 @dataclass(frozen=True)
 class Server:
-    """A running `bentoml serve`. url: without a slash at its end; grpc_port: where gRPC listens."""
+    """A running `bentoml serve`. url: without a slash at its end; grpc_port: where gRPC listens; log: what it
+    writes."""
 
     process: subprocess.Popen[bytes]
     url: str
     grpc_port: int
+    log: Path
 
 
 @contextlib.contextmanager
@@ -56,24 +58,24 @@ def serving(target: str, folder: Path = ROOT, **environment: str) -> Iterator[Se
         log_path = Path(home) / "log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
-        server = Server(process, f"http://127.0.0.1:{port}", grpc_port)
+        server = Server(process, f"http://127.0.0.1:{port}", grpc_port, log_path)
         try:
-            wait_ready(server, log_path)
+            wait_ready(server)
             yield server
         finally:
             process.terminate()
             process.wait(STOP_S)
 
 
-def wait_ready(server: Server, log_path: Path) -> None:
+def wait_ready(server: Server) -> None:
     """Until /readyz answers 200; ends the benchmark with the service's log where it does not."""
     end = time.monotonic() + START_S
     while time.monotonic() < end and server.process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{server.url}/readyz").status_code == httpx.codes.OK:
+            if httpx.get(f"{server.url}/readyz", trust_env=False).status_code == httpx.codes.OK:
                 return
         time.sleep(0.1)
-    raise SystemExit(f"the service did not start:\n{log_path.read_text(errors='replace')}")
+    raise SystemExit(f"the service did not start:\n{server.log.read_text(errors='replace')}")
 
 
 def free_port() -> int:

@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."
     )
-    grpc_host: str = Field(
-        default="0.0.0.0", description="Address that the gRPC port listens on; `bentoml serve` has its own."
+    grpc_host: str | None = Field(
+        default=None, description="Address that the gRPC port listens on; default: where HTTP listens."
     )
     timeout_s: float = Field(
         default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up with a 504."
@@ -90,8 +90,18 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         default=DEFAULT_LIMITS.max_pixels, ge=1, le=PILLOW_MAX_PIXELS, description="Most pixels of a picture."
     )
+    max_image_side: int = Field(
+        default=DEFAULT_LIMITS.max_side, ge=1, le=2**20, description="Most pixels of a picture's longer side."
+    )
     max_image_frames: int = Field(
         default=DEFAULT_LIMITS.max_frames, ge=1, le=10**6, description="Most frames or pages of a picture."
+    )
+    decode_memory_bytes: int = Field(
+        default=DEFAULT_LIMITS.decode_bytes,
+        ge=16 * MIB,
+        le=2**40,
+        description="Memory that decoding takes, in all readers of a worker together: a picture that needs "
+        "more waits for the others, one that never fits gets a 413.",
     )
     readers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
@@ -160,7 +170,13 @@ class Settings(BaseSettings):
     @property
     def image_limits(self) -> ImageLimits:
         """What is accepted as a picture."""
-        return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.max_image_frames)
+        return ImageLimits(
+            max_bytes=self.max_image_bytes,
+            max_pixels=self.max_image_pixels,
+            max_side=self.max_image_side,
+            max_frames=self.max_image_frames,
+            decode_bytes=self.decode_memory_bytes,
+        )
 
 
 def read_settings(make: Callable[[type[Settings]], Settings] = lambda settings: settings()) -> Settings:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from dispatching import MAX_QUEUE, Gauges, SlowPicture, input_size
 from fake_model import FakeModel
-from fake_runner import PATIENCE_S, FakeRunner, config
+from fake_runner import PATIENCE_S, Clock, FakeRunner, config
 from goldens import Goldens
 from serving import Server, serving_demo, serving_fake
 from starlette.applications import Starlette
@@ -16,10 +17,12 @@ from starlette.testclient import TestClient
 
 from florence import Florence2
 from florence.cli import main
+from florence.engine.config import EngineConfig
 from florence.engine.loop import Engine
+from florence.readers.readers import ThreadReaders
+from florence.runtime.dispatcher import Dispatcher
 from florence.server.v2.http_app import V2App
-from florence.server.v2.inference import Inference
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings
 
 
@@ -86,6 +89,38 @@ def engine(runner: FakeRunner) -> Iterator[Engine]:
     yield engine
     runner.gate.set()
     engine.close(drain_s=PATIENCE_S)
+
+
+@pytest.fixture
+def gauges() -> Gauges:
+    """What `dispatcher` counts."""
+    return Gauges()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The dispatcher's and the engine's: no request expires unless a test moves it."""
+    return Clock()
+
+
+@pytest.fixture
+def dispatcher(library: Florence2, runner: FakeRunner, gauges: Gauges, clock: Clock) -> Iterator[Dispatcher]:
+    """Before an engine that decodes one request at a time, and lets four wait."""
+    limits = EngineConfig(max_batch_size=1, max_queue=MAX_QUEUE)
+    engine = Engine(runner, limits, observer=gauges, clock=clock)
+    pipeline = library._pipeline
+    made = Dispatcher(pipeline, engine, ThreadReaders(input_size(library)), gauges, clock=clock)
+    yield made
+    runner.gate.set()
+    made.close(drain_s=PATIENCE_S)
+
+
+@pytest.fixture
+def slow(picture: Path) -> Iterator[SlowPicture]:
+    """`picture`, which no reader has read before the test lets it."""
+    made = SlowPicture(picture.read_bytes())
+    yield made
+    made.release.set()
 
 
 @pytest.fixture

@@ -28,12 +28,13 @@ TINY = {
     "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
     "start.py": "--rounds 1 --only ready",
     "throughput.py": "--size tiny --window-s 0 --concurrency 2 --static-batches 1 --only caption",
+    "tour.py": "",
     "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
 }
 """Options, put behind those of the documents, which make a script small. Those that need more have tests of
 their own below, or need what this machine lacks."""
 
-ELSEWHERE = {"exactness.py", "gpu.py", "perf_analyzer.py", "reading.py"}
+ELSEWHERE = {"drift.py", "exactness.py", "gpu.py", "perf_analyzer.py", "reading.py"}
 
 pytestmark = pytest.mark.slow
 

@@ -60,6 +60,7 @@ def test_the_bundle_is_small_and_whole() -> None:
     assert [text[name] for name in starts_and_ends] == [2, 0, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("evaluators")
 def test_held_out_scenes_are_answered_well(demo: Florence2) -> None:
     """Unseen scenes of one to four things, all tasks that have an aim."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from serving import ROOT
 
 from florence import Florence2
 from florence.answers.answer import Answer
-from florence.demo.drift import ALL, changes, compare, compare_tasks, main
 from florence.demo.evaluation.exam import Exam, ask_model
 from florence.demo.world.ground_truth import full
 from florence.demo.world.scenes import Limits
 from florence.model.devices import has_vnni
 from florence.model.kernels.int8 import can_quantize
 from florence.types.tasks import TASKS, Kind
+
+_SCRIPT = runpy.run_path(str(ROOT / "benchmarks" / "drift.py"))
+compare, compare_tasks, changes = (_SCRIPT[name] for name in ("compare", "compare_tasks", "changes"))
+ALL: str = _SCRIPT["ALL"]
 
 pytestmark = pytest.mark.usefixtures("evaluators")
 
@@ -93,6 +98,7 @@ def test_words_are_told_by_where_locations_part_them() -> None:
     assert math.isnan(compare(["<s>a</s>"], ["<s>b</s>"])["bins_mean"])
 
 
+@pytest.mark.slow
 def test_the_same_answers_have_not_drifted(exam: Exam, exact: list[Answer]) -> None:
     """Every share is 1, no location moved and no figure changed."""
     compared = compare_tasks(exam, exact, exact)
@@ -118,7 +124,7 @@ def test_the_drift_command_writes_what_it_prints(
     path = tmp_path / "drift.json"
     options = ["--count", "2", "--tasks", "caption", "<OD>", "--dtypes", "float32", "bfloat16"]
     monkeypatch.setattr("sys.argv", ["drift", *options, "--json", str(path)])
-    main()
+    _SCRIPT["main"]()
     report = json.loads(path.read_text())
     assert report["reference"] == "float32"
     (drift,) = report["drift"].values()

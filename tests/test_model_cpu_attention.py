@@ -282,6 +282,7 @@ def test_dtypes_and_sizes_without_a_kernel_are_refused() -> None:
         CpuAttention(torch.float32, 7, None)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_or_imported_before_a_kernel_is_made() -> None:
     """Importing the module and asking for it costs no import of numba."""
     program = (

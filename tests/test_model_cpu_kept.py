@@ -86,6 +86,7 @@ def test_a_relative_cache_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(cache_folders())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not available(torch.float32), reason="there are no kernels for this processor")
 def test_a_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that was kept gives the same numbers, and a change of what it is made with makes another."""

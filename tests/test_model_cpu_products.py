@@ -169,6 +169,7 @@ def test_shapes_and_dtypes_that_do_not_match_are_refused(products: Products) -> 
         Products(torch.float64)
 
 
+@pytest.mark.slow
 def test_numba_is_loaded_only_for_a_kernel() -> None:
     """A client of the model that never makes one needs no compiler."""
     code = "import sys, florence.model.kernels.linear; assert 'numba' not in sys.modules"

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from florence.errors import ClientLeft, FlorenceError, Overloaded
-from florence.server.failures import GRPC_CODES, INTERNAL_ERROR, ErrorReply, failure_of, log_failure
+from florence.server.replies import GRPC_CODES, INTERNAL_ERROR, ErrorReply, failure_of, log_failure
 
 
 def classes(base: type[FlorenceError] = FlorenceError) -> Iterator[type[FlorenceError]]:

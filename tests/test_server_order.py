@@ -14,8 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from v2 import INFER, request, send
 
 from florence.server.service import middleware_of
-from florence.server.v2.inference import Inference
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 
 DOORS = [
     ("POST", INFER),

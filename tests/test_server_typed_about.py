@@ -12,7 +12,7 @@ from v2 import send
 
 from florence import Florence2, __version__
 from florence.engine.config import EngineConfig
-from florence.server.typed.about import create_about_app
+from florence.server.typed.openapi import create_about_app
 from florence.server.v2.inference import Inference
 from florence.settings import Settings
 from florence.types.info import ModelInfo, ServiceInfo

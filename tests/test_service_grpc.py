@@ -76,6 +76,6 @@ def test_a_port_that_is_taken_ends_the_start_with_a_sentence(port: int) -> None:
         taken.listen()
         fake = serving_fake(FLORENCE_GRPC_PORT=str(port), FLORENCE_GRPC_HOST="127.0.0.1")
         with fake as server:
-            server.wait()
+            assert server.wait() == 1
             assert server.log.count("FLORENCE_GRPC_PORT names another port") == 1
             assert "Traceback" not in server.log

@@ -14,6 +14,7 @@ from florence.errors import DeadlineExceeded, OptionError, TaskError
 from florence.images.preprocess import InputSize
 from florence.readers.picture import LocalReader
 from florence.runtime.futures import generate
+from florence.runtime.pipeline import TaskRequest
 from florence.runtime.streaming import TextStreamer
 from florence.types.options import GenerationParameters
 
@@ -93,7 +94,7 @@ def test_on_token_gets_each_token_as_it_is_decided(library: Florence2, picture: 
 
     parameters = GenerationParameters(num_beams=1, max_new_tokens=12, min_new_tokens=least)
     pipeline = library._pipeline
-    checked = pipeline.check("<CAPTION>", None, parameters, streamed=True)
+    checked = pipeline.check(TaskRequest("<CAPTION>", None, parameters, on_text=print))
     height, width = library.info()["picture_size"]
     read = LocalReader(InputSize(height, width, 3)).read(picture)
     prepared = pipeline.prepare(checked, read, on_token=on_token)

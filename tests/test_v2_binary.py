@@ -15,8 +15,7 @@ from v2 import INFER, SERVED, parse_infer_request, picture, request, send
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.v2.http_app import V2App
 from florence.server.v2.infer_body import build_binary_answer
-from florence.server.v2.inference import Inference
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.tensors import pack, read_rows, unpack
 
 JPEG = b"\xff\xd8\xff\xe0 picture"

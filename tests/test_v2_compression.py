@@ -22,8 +22,7 @@ from florence.server.v2.compression import (
     decompress,
 )
 from florence.server.v2.http_app import V2App
-from florence.server.v2.inference import Inference
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 
 MAX_BYTES = 100_000
 ENCODINGS = st.sampled_from(["gzip", "deflate"])

@@ -20,8 +20,8 @@ from v2 import SERVED, parse_infer_request, picture
 
 from florence.errors import FlorenceError
 from florence.server.v2.compression import compress, decompress
-from florence.server.v2.generate import parse_generate_request
-from florence.server.v2.grpc_messages import read_infer_request
+from florence.server.v2.grpc_server import read_infer_request
+from florence.server.v2.infer_body import parse_generate_request
 from florence.server.v2.tensors import pack, read_rows
 
 MIB = 1024 * 1024
@@ -95,6 +95,7 @@ def damaged(draw: Any, seed: bytes) -> bytes:
     return bytes(body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDS)
 @settings(max_examples=400)
 @given(data=st.data())

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from v2 import PICTURE, SERVED, picture, send
 
 from florence.errors import FlorenceError
-from florence.server.v2.generate import build_event, build_generate_answer, parse_generate_request
+from florence.server.v2.infer_body import build_event, build_generate_answer, parse_generate_request
 from florence.server.v2.tensors import read_rows
 
 GENERATE = "/v2/models/florence2/generate"

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from v2 import SERVED
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.server.v2.grpc_messages import infer_response, read_infer_request
+from florence.server.v2.grpc_server import infer_response, read_infer_request
 from florence.server.v2.tensors import pack, read_rows, unpack
 
 JPEG = b"\xff\xd8\xff\xe0 picture"

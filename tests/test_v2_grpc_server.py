@@ -18,8 +18,7 @@ from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
 from florence.server.v2.grpc_server import STREAM_AHEAD, GrpcServer
-from florence.server.v2.inference import Inference
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 
 Check = Callable[[Any, Inference], Awaitable[None]]
 

@@ -17,9 +17,8 @@ from v2 import PICTURE, picture, request, send
 
 from florence.server.v2.grpc_server import GrpcServer
 from florence.server.v2.http_app import V2App
-from florence.server.v2.inference import Inference
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.model import ServedModel
-from florence.server.v2.repository import ModelRepository
 
 MODELS = [ServedModel(), ServedModel("other", "3", max_batch_size=2)]
 

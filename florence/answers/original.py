@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from florence.answers.lexemes import STOP_PHRASES
 from florence.errors import RequestError
-from florence.types.regions import BINS, PictureSize, read_image_size
+from florence.types.regions import BINS, PictureSize, need_image_size
 from florence.types.tasks import TASKS, Kind
 
 LOCATION: Final = r"<loc_\d+>"  # any number of any script's digits, as the original reads them
@@ -165,7 +165,7 @@ def _groups_of_four(run: str) -> Iterator[tuple[list[int], int, int]]:
 def _ocr_regions(text: str, image_size: PictureSize) -> dict[str, Any]:
     """Something of the same line, at least one character, then eight locations."""
     quads, labels = [], []
-    _need_size(image_size)  # the original wants it even where there is no quad
+    need_image_size(image_size)  # the original wants it even where there is no quad
     for line in text.replace("<s>", "").split("\n"):
         cursor = 0
         for run in _RUN.finditer(line):
@@ -251,16 +251,9 @@ def _scores(
 
 def _pixels(bins: Sequence[int], image_size: PictureSize) -> list[float]:
     """x, y, x, y, ... as torch computes (bin + 0.5) * (size / 1000): each part a float32."""
-    size = _need_size(image_size)
-    per_bin = [_float32(length / BINS) for length in size]
+    per_bin = [_float32(length / BINS) for length in need_image_size(image_size)]
     middles = [_float32(_float32(bin_) + 0.5) for bin_ in bins]
     return [_float32(middle * per_bin[index % 2]) for index, middle in enumerate(middles)]
-
-
-def _need_size(image_size: PictureSize) -> tuple[float, float]:
-    if image_size is None:
-        raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
-    return read_image_size(image_size)
 
 
 def _bin(location: re.Match[str]) -> int:

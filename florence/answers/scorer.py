@@ -35,6 +35,10 @@ class Scores:
     score: float | None
     original: float | None
 
+    def fields(self) -> dict[str, float | None]:
+        """As typed items have them."""
+        return {"score": self.score, "original_score": self.original}
+
 
 class Scorer:
     """Scores items by the positions of their text. temperature: as `confidence` has it."""

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from florence.answers.lexemes import PADDING, STOP_PHRASES, Lexeme, LexemeKind, read_lexemes
-from florence.answers.scorer import Scorer, Scores
-from florence.errors import RequestError
+from florence.answers.scorer import Scorer
 from florence.export.annotation import box_polygon
 from florence.types.regions import PictureSize, locations_to_pixels
 from florence.types.results import (
@@ -71,16 +70,8 @@ def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled:
     found = []
     for label, named, group in _label_groups(text):
         for four in _chunks(group, 4):
-            scores = scorer.score_box(four, named if labelled else ())
-            box = _box(four, image_size)
-            found.append(
-                Detection(
-                    label=label if labelled else "",
-                    box=box,
-                    score=scores.score,
-                    original_score=scores.original,
-                )
-            )
+            scores, box = scorer.score_box(four, named if labelled else ()), _box(four, image_size)
+            found.append(Detection(label=label if labelled else "", box=box, **scores.fields()))
     return found
 
 
@@ -92,9 +83,7 @@ def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegio
         for eight in _chunks(group, 8):
             x1, y1, x2, y2, x3, y3, x4, y4 = _pixels(eight, image_size)
             quad, scores = (x1, y1, x2, y2, x3, y3, x4, y4), scorer.score_outlines([eight], named)
-            regions.append(
-                OcrRegion(text=content, quad=quad, score=scores.score, original_score=scores.original)
-            )
+            regions.append(OcrRegion(text=content, quad=quad, **scores.fields()))
             content, named = "", []
     return OcrRegions(regions=regions)
 
@@ -106,19 +95,16 @@ def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelle
         if labelled and not group.enclosed:
             for four in _chunks(group, 4):
                 corners, scores = box_polygon(_box(four, image_size)), scorer.score_box(four, named)
-                instances.append(_instance(label, [corners], scores))
+                instances.append(Instance(label=label, polygons=[corners], **scores.fields()))
             continue
         whole = [part[: len(part) // 2 * 2] for part in group.parts]
         polygons = [part for part in whole if len(part) >= _FEWEST_LOCATIONS]
         if polygons:
             scores = scorer.score_outlines(polygons, named if labelled else ())
             outlines = [_pixels(polygon, image_size) for polygon in polygons]
-            instances.append(_instance(label if labelled else "", outlines, scores))
+            shown = label if labelled else ""
+            instances.append(Instance(label=shown, polygons=outlines, **scores.fields()))
     return Segmentation(instances=instances)
-
-
-def _instance(label: str, polygons: list[list[float]], scores: Scores) -> Instance:
-    return Instance(label=label, polygons=polygons, score=scores.score, original_score=scores.original)
 
 
 def _label_groups(text: str) -> Iterator[tuple[str, list[Lexeme], _Group]]:
@@ -164,6 +150,4 @@ def _box(four: Sequence[Lexeme], image_size: PictureSize) -> Box:
 
 
 def _pixels(locations: Sequence[Lexeme], image_size: PictureSize) -> list[float]:
-    if image_size is None:
-        raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
     return locations_to_pixels([location.bin for location in locations], image_size)

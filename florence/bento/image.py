@@ -10,6 +10,7 @@ The variables that a variant needs are BentoML's `envs`: they become `ENV` lines
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,15 +64,8 @@ def image_settings(variant: Variant, lock: Path = LOCK) -> ImageSettings:
 
 def read_lock(text: str) -> dict[str, str]:
     """Name of a package -> its lines in the lock: the pin, then its hashes. Comments are left out."""
-    packages: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if not line.startswith(" "):
-            lines = packages.setdefault(line.partition("==")[0], [])
-        lines.append(line)
-    return {name: "\n".join(lines) for name, lines in packages.items()}
+    lines = "\n".join(line for line in text.splitlines() if line.strip() and line.lstrip()[0] != "#")
+    return {package.partition("==")[0]: package for package in re.split(r"\n(?! )", lines)}
 
 
 def requirements(packages: dict[str, str], variant: Variant) -> str:

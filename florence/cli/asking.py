@@ -19,7 +19,7 @@ from florence.client.exchange import CallOptions
 from florence.errors import TaskError
 from florence.types.answer import TaskAnswer
 from florence.types.options import GenerationParameters, read_generation_parameters
-from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
+from florence.types.results import Result, Text
 from florence.types.tasks import TASKS, Input
 
 if TYPE_CHECKING:
@@ -114,15 +114,9 @@ def describe(result: Result) -> Iterator[str]:
     """Lines for a person: the text, or score, label and pixels of each thing."""
     if isinstance(result, Text):
         yield result.text
-    elif isinstance(result, Detections):
-        for found in result.detections:
-            yield _line(found.score, found.label, [found.box])
-    elif isinstance(result, OcrRegions):
-        for read in result.regions:
-            yield _line(read.score, read.text, [read.quad])
-    elif isinstance(result, Segmentation):
-        for instance in result.instances:
-            yield _line(instance.score, instance.label, instance.polygons)
+    for found in result.annotations():
+        boxes = ((*polygon[:2], *polygon[4:6]) for polygon in found.polygons)  # two corners of the four
+        yield _line(found.score, found.label, [*boxes] if found.shape == "box" else found.polygons)
 
 
 def _line(score: float | None, label: str, places: Sequence[Sequence[float]]) -> str:

@@ -7,7 +7,7 @@ collected as lines beside it and packed into it at the end of a run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +55,7 @@ def pack(lines: Path, out: Path) -> None:
             with _open(out) as old:
                 for batch in old.iter_batches(_ROWS):
                     writer.write_batch(batch)
-        for chunk in _chunks(rows):
+        while chunk := list(itertools.islice(rows, _ROWS)):
             writer.write_batch(RecordBatch.from_pylist(chunk, schema=schema))
     new.replace(out)
     lines.unlink(missing_ok=True)
@@ -104,9 +104,3 @@ def _open(out: Path) -> Any:
         file.close()
         raise RequestError(f"{out} is not a file of `florence bulk`; name another --out")
     return file
-
-
-def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    left = iter(rows)
-    while chunk := list(itertools.islice(left, _ROWS)):
-        yield chunk

@@ -21,13 +21,12 @@ def serve(arguments: argparse.Namespace) -> NoReturn:
     from florence.settings import read_settings
 
     host, port = arguments.host, arguments.port
-    os.environ.setdefault("FLORENCE_GRPC_HOST", host)
     if arguments.model:
         os.environ["FLORENCE_MODEL"] = arguments.model
     settings = read_settings()
     check_free(host, port, "--port")
     if settings.grpc_port:
-        check_free(settings.grpc_host, settings.grpc_port, "FLORENCE_GRPC_PORT")
+        check_free(settings.grpc_host or host, settings.grpc_port, "FLORENCE_GRPC_PORT")
     os.environ.setdefault("BENTOML_HOME", str(home_of(port)))
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
     os.execv(sys.executable, command)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from functools import partial
-from typing import Any, Self, Unpack
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 import httpx
 
@@ -18,6 +18,7 @@ from florence.client.exchange import (
     AttemptOutcome,
     CallOptions,
     ServiceCall,
+    Step,
     build_analysis,
     exchange,
     read_error,
@@ -37,13 +38,49 @@ from florence.types.tasks import TaskSpec
 TIMEOUT_S = 310.0  # a little more than the service's default, whose message tells more
 RETRIES = 4
 
+TransportT = TypeVar("TransportT")
+
 _READY = "v2/health/ready"
 _METADATA = "v2"
 _INFO = "info"
 _PROBE_S = 10.0
 
 
+class _Connected(Generic[TransportT]):
+    """What both clients are made of."""
+
+    _http_type: Callable[..., Any]
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RETRIES,
+        transport: TransportT | None = None,
+    ) -> None:
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise SettingsError(f"{url!r} is no URL: {error}") from None
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise SettingsError(f"a service's URL is like http://localhost:8000, got {url!r}")
+        if retries < 0:
+            raise SettingsError(f"retries must be 0 or more, got {retries}")
+        self._timeout_s, self._retries = timeout_s, retries
+        # As many connections as calls: `map` and the caller's threads limit those.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)
+        self._http = self._http_type(
+            base_url=url, headers=headers, timeout=_PROBE_S, limits=limits, transport=transport
+        )
+
+    def _exchange(self, call: ServiceCall) -> Generator[Step, AttemptOutcome, Any]:
+        return exchange(call, retries=self._retries, timeout_s=self._timeout_s)
+
+
 class Client(
+    _Connected[httpx.BaseTransport],
     TaskMethods[
         TaskAnswer[Text],
         TaskAnswer[Detections],
@@ -52,7 +89,7 @@ class Client(
         TaskAnswer[Detections | Segmentation],
         TaskAnswer[Result],
         PictureMap[TaskAnswer[Result]],
-    ]
+    ],
 ):
     """A florence service at a URL; use it as a context manager, or call `close`.
 
@@ -62,18 +99,8 @@ class Client(
     """
 
     _map_type = PictureMap
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = TIMEOUT_S,
-        retries: int = RETRIES,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self._timeout_s, self._retries = timeout_s, _check_retries(retries)
-        self._http = httpx.Client(**_connection_settings(url), headers=headers, transport=transport)
+    _http_type = httpx.Client
+    _http: httpx.Client
 
     def analyze(
         self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
@@ -110,24 +137,22 @@ class Client(
 
     def _send(self, build: Callable[[], ServiceCall]) -> Any:
         call = build()
-        steps = exchange(call, retries=self._retries, timeout_s=self._timeout_s)
-        outcome: AttemptOutcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as end:
-                return end.value
-            outcome = None
-            if isinstance(step, httpx.Timeout):
-                outcome = self._post(call, step)
-            else:
-                time.sleep(step)
-
-    def _post(self, call: ServiceCall, timeout: httpx.Timeout) -> AttemptOutcome:
+        steps = self._exchange(call)
         try:
-            return self._http.post(call.path, data=call.fields, files=call.upload, timeout=timeout)
+            step = next(steps)
+            while True:
+                step = steps.send(self._carry_out(call, step))
+        except StopIteration as end:
+            return end.value
+
+    def _carry_out(self, call: ServiceCall, step: Step) -> AttemptOutcome:
+        try:
+            if isinstance(step, httpx.Timeout):
+                return self._http.post(call.path, data=call.fields, files=call.upload, timeout=step)
+            time.sleep(step)
         except httpx.RequestError as error:
             return error
+        return None
 
     def _get(self, path: str) -> httpx.Response:
         try:
@@ -137,6 +162,7 @@ class Client(
 
 
 class AsyncClient(
+    _Connected[httpx.AsyncBaseTransport],
     TaskMethods[
         Awaitable[TaskAnswer[Text]],
         Awaitable[TaskAnswer[Detections]],
@@ -145,23 +171,13 @@ class AsyncClient(
         Awaitable[TaskAnswer[Detections | Segmentation]],
         Awaitable[TaskAnswer[Result]],
         AsyncPictureMap[TaskAnswer[Result]],
-    ]
+    ],
 ):
     """`Client` for asyncio: every call is awaited. Pictures are read and encoded in threads."""
 
     _map_type = AsyncPictureMap
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = TIMEOUT_S,
-        retries: int = RETRIES,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self._timeout_s, self._retries = timeout_s, _check_retries(retries)
-        self._http = httpx.AsyncClient(**_connection_settings(url), headers=headers, transport=transport)
+    _http_type = httpx.AsyncClient
+    _http: httpx.AsyncClient
 
     async def analyze(
         self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
@@ -194,48 +210,28 @@ class AsyncClient(
 
     async def _send(self, build: Callable[[], ServiceCall]) -> Any:
         call = await asyncio.to_thread(build)
-        steps = exchange(call, retries=self._retries, timeout_s=self._timeout_s)
-        outcome: AttemptOutcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as end:
-                return end.value
-            outcome = None
-            if isinstance(step, httpx.Timeout):
-                outcome = await self._post(call, step)
-            else:
-                await asyncio.sleep(step)
-
-    async def _post(self, call: ServiceCall, timeout: httpx.Timeout) -> AttemptOutcome:
+        steps = self._exchange(call)
         try:
-            return await self._http.post(call.path, data=call.fields, files=call.upload, timeout=timeout)
+            step = next(steps)
+            while True:
+                step = steps.send(await self._carry_out(call, step))
+        except StopIteration as end:
+            return end.value
+
+    async def _carry_out(self, call: ServiceCall, step: Step) -> AttemptOutcome:
+        try:
+            if isinstance(step, httpx.Timeout):
+                return await self._http.post(call.path, data=call.fields, files=call.upload, timeout=step)
+            await asyncio.sleep(step)
         except httpx.RequestError as error:
             return error
+        return None
 
     async def _get(self, path: str) -> httpx.Response:
         try:
             return await self._http.get(path)
         except httpx.RequestError as error:
             raise read_failure(error, _PROBE_S) from error
-
-
-def _connection_settings(url: str) -> dict[str, Any]:
-    """httpx's settings, for as many connections as calls: `map` and the caller's threads limit those."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise SettingsError(f"{url!r} is no URL: {error}") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise SettingsError(f"a service's URL is like http://localhost:8000, got {url!r}")
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)
-    return {"base_url": url, "timeout": _PROBE_S, "limits": limits}
-
-
-def _check_retries(retries: int) -> int:
-    if retries < 0:
-        raise SettingsError(f"retries must be 0 or more, got {retries}")
-    return retries
 
 
 def _read_json(response: httpx.Response) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sized
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,20 +57,18 @@ class _Tally(Generic[AskedT, AnswerT]):
         self._concurrency = concurrency
         self._ordered = ordered
         self._progress = progress
+        self._under_way: dict[Any, Picture] = {}  # by their futures
         self._done = 0
-        self._bar: Any = None
 
     def _open_bar(self) -> None:
-        if self._progress is not False:
-            from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
-            total = len(self._pictures) if isinstance(self._pictures, Sized) else None
-            silent = False if self._progress else None  # None: where stderr is no terminal
-            self._bar = tqdm(total=total, unit="picture", disable=silent)
+        total = len(self._pictures) if isinstance(self._pictures, Sized) else None
+        silent = None if self._progress is None else not self._progress  # None: where stderr is no terminal
+        self._bar: Any = tqdm(total=total, unit="picture", disable=silent)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         if self.failures:
             first = self.failures[0]
             logger.warning(
@@ -78,21 +76,33 @@ class _Tally(Generic[AskedT, AnswerT]):
                 len(self.failures), self._done, picture_name(first.picture), first.error,
             )  # fmt: skip
 
-    def _awaited(self, under_way: dict[FutureT, Picture]) -> list[FutureT]:
-        """The requests one of which has to end next."""
-        return list(itertools.islice(under_way, 1 if self._ordered else None))
+    def _rounds(self, start: Callable[[Picture], FutureT]) -> Iterator[list[FutureT]]:
+        """Starts the requests; yields those of which one has to end, and be noted, before it goes on."""
+        for picture in self._pictures:
+            self._under_way[start(picture)] = picture
+            if len(self._under_way) >= self._concurrency:
+                yield self._awaited()
+        while self._under_way:
+            yield self._awaited()
 
-    def _note(self, picture: Picture, outcome: AnswerT | FlorenceError) -> tuple[Picture, AnswerT] | None:
-        """The pair to hand out; None for a failure."""
-        self._done += 1
-        if self._bar is not None:
+    def _awaited(self) -> list[Any]:
+        return list(itertools.islice(self._under_way, 1 if self._ordered else None))
+
+    def _note(
+        self, done: Iterable[Future[AnswerT] | asyncio.Future[AnswerT]]
+    ) -> Iterator[tuple[Picture, AnswerT]]:
+        """The pairs to hand out; failures are kept."""
+        for future in done:
+            picture = self._under_way.pop(future)
+            self._done += 1
             self._bar.update()
-        if not isinstance(outcome, FlorenceError):
-            return picture, outcome
-        self.failures.append(Failure(picture, outcome))
-        if self._bar is not None:
-            self._bar.set_postfix(failed=len(self.failures))
-        return None
+            try:
+                answer = future.result()
+            except FlorenceError as error:
+                self.failures.append(Failure(picture, error))
+                self._bar.set_postfix(failed=len(self.failures))
+            else:
+                yield picture, answer
 
 
 class PictureMap(_Tally[AnswerT, AnswerT]):
@@ -121,34 +131,14 @@ class PictureMap(_Tally[AnswerT, AnswerT]):
 
     @cached_property
     def _pairs(self) -> Generator[tuple[Picture, AnswerT], None, None]:
-        under_way: dict[Future[AnswerT | FlorenceError], Picture] = {}
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="florence-map")
         self._open_bar()
         try:
-            for picture in self._pictures:
-                under_way[pool.submit(self._outcome, picture)] = picture
-                if len(under_way) >= self._concurrency:
-                    yield from self._take(under_way)
-            while under_way:
-                yield from self._take(under_way)
+            for awaited in self._rounds(lambda picture: pool.submit(self._ask, picture)):
+                yield from self._note(wait(awaited, return_when=FIRST_COMPLETED).done)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self._close()
-
-    def _outcome(self, picture: Picture) -> AnswerT | FlorenceError:
-        try:
-            return self._ask(picture)
-        except FlorenceError as error:
-            return error
-
-    def _take(
-        self, under_way: dict[Future[AnswerT | FlorenceError], Picture]
-    ) -> Generator[tuple[Picture, AnswerT], None, None]:
-        """The outcomes that are there, once one is; in order: the first picture's."""
-        done, _ = wait(self._awaited(under_way), return_when=FIRST_COMPLETED)
-        for future in done:
-            if pair := self._note(under_way.pop(future), future.result()):
-                yield pair
 
 
 class AsyncPictureMap(_Tally[Awaitable[AnswerT], AnswerT]):
@@ -173,33 +163,14 @@ class AsyncPictureMap(_Tally[Awaitable[AnswerT], AnswerT]):
 
     @cached_property
     async def _pairs(self) -> AsyncGenerator[tuple[Picture, AnswerT], None]:
-        under_way: dict[asyncio.Task[AnswerT | FlorenceError], Picture] = {}
         self._open_bar()
         try:
-            for picture in self._pictures:
-                under_way[asyncio.ensure_future(self._outcome(picture))] = picture
-                if len(under_way) >= self._concurrency:
-                    async for pair in self._take(under_way):
-                        yield pair
-            while under_way:
-                async for pair in self._take(under_way):
+            for awaited in self._rounds(lambda picture: asyncio.ensure_future(self._ask(picture))):
+                done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+                for pair in self._note(done):
                     yield pair
         finally:
-            for task in under_way:
+            for task in self._under_way:
                 task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            await asyncio.gather(*self._under_way, return_exceptions=True)
             self._close()
-
-    async def _outcome(self, picture: Picture) -> AnswerT | FlorenceError:
-        try:
-            return await self._ask(picture)
-        except FlorenceError as error:
-            return error
-
-    async def _take(
-        self, under_way: dict[asyncio.Task[AnswerT | FlorenceError], Picture]
-    ) -> AsyncGenerator[tuple[Picture, AnswerT], None]:
-        done, _ = await asyncio.wait(self._awaited(under_way), return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if pair := self._note(under_way.pop(task), task.result()):
-                yield pair

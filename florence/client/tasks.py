@@ -43,32 +43,29 @@ class TaskMethod(Generic[T]):
         bound._client = client
         return bound
 
-    def _ask(
-        self, image: Picture, options: CallOptions, text: str | None = None, region: Region | None = None
-    ) -> T:
-        answer: T = self._client._ask(image, self.task, options, text, region)
-        return answer
-
 
 class PlainMethod(TaskMethod[T]):
     """A task that takes nothing but the picture."""
 
     def __call__(self, image: Picture, **options: Unpack[CallOptions]) -> T:
-        return self._ask(image, options)
+        answer: T = self._client.run(image, self.task, **options)
+        return answer
 
 
 class TextMethod(TaskMethod[T]):
     """A task that takes a text."""
 
     def __call__(self, image: Picture, text: str, **options: Unpack[CallOptions]) -> T:
-        return self._ask(image, options, text=text)
+        answer: T = self._client.run(image, self.task, text, **options)
+        return answer
 
 
 class RegionMethod(TaskMethod[T]):
     """A task that takes a region."""
 
     def __call__(self, image: Picture, region: Region, **options: Unpack[CallOptions]) -> T:
-        return self._ask(image, options, region=region)
+        answer: T = self._client.run(image, self.task, region=region, **options)
+        return answer
 
 
 class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, MapT]):
@@ -107,7 +104,7 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, M
     ) -> AnyT:
         """Any task, by its name or token, for programs that learn at run time which; or a `Task` that the
         service's checkpoint has beside the built-in ones. The result's `kind` says what it is."""
-        answer: AnyT = self._ask(image, task, options, text, region)
+        answer: AnyT = self._send(partial(build_call, image, task, text, region, options))
         return answer
 
     def map(
@@ -130,21 +127,11 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, M
         a terminal.
         """
         named = TASKS.resolve(task)  # a wrong name would fail for each picture
-        ask = partial(self._ask, task=named, options=options, text=text, region=region)
+        ask = partial(self.run, task=named, text=text, region=region, **options)
         answers: MapT = self._map_type(
             ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress
         )
         return answers
-
-    def _ask(
-        self,
-        image: Picture,
-        task: str | Task,
-        options: CallOptions,
-        text: str | None = None,
-        region: Region | None = None,
-    ) -> Any:
-        return self._send(partial(build_call, image, task, text, region, options))
 
     @abstractmethod
     def _send(self, build: Callable[[], ServiceCall]) -> Any:

@@ -19,19 +19,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors.torch import load_model
 from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from florence.demo.training.batches import Batch, Batches
 from florence.demo.training.config import TRAINING, TrainingConfig
-from florence.demo.training.files import (
-    load_state,
-    load_weights,
-    named_parameters,
-    save_state,
-    write_checkpoint,
-)  # fmt: skip
+from florence.demo.training.files import load_state, save_state, write_checkpoint
 from florence.demo.training.losses import answer_loss, blur_table, head_loss, picture_features
 from florence.demo.training.network import PlainHead, make_config, make_network
 from florence.demo.world.tokenizer import make_tokenizer
@@ -63,8 +58,8 @@ class Trainer:
         # sizes.
         self.model.set_attn_implementation("eager")
         self.head = PlainHead(plan.sizes.width).to(device)
-        self.modules = {"model": self.model, "head": self.head}
-        self.parameters = list(named_parameters(self.modules).values())
+        self.modules = nn.ModuleDict({"model": self.model, "head": self.head})
+        self.parameters = list(self.modules.parameters())
         matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
         vectors = [parameter for parameter in self.parameters if parameter.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -108,7 +103,7 @@ class Trainer:
         """Writes the state to go on from and the checkpoint as it is now."""
         directory.mkdir(parents=True, exist_ok=True)
         write_checkpoint(directory / "checkpoint", self.model, self.tokenizer, self.plan.sizes.side)
-        save_state(directory / "state.safetensors", self.modules, self.optimizer, self.step)
+        save_state(directory / "state.pt", self.modules, self.optimizer, self.step)
 
     @classmethod
     def resume(
@@ -118,29 +113,27 @@ class Trainer:
 
         Of a start only the network's weights are known: the optimizer and the plain head begin anew.
         """
-        state = directory / "state.safetensors"
+        state = directory / "state.pt"
         if state.is_file():
             trainer = cls(plan, device, Tokenizer.from_file(str(directory / "checkpoint" / "tokenizer.json")))
             trainer.step = load_state(state, trainer.modules, trainer.optimizer)
         elif start is not None:
             trainer = cls(plan, device, Tokenizer.from_file(str(start.checkpoint / "tokenizer.json")))
-            load_weights(start.checkpoint / "model.safetensors", trainer.model)
+            load_model(trainer.model, start.checkpoint / "model.safetensors")
             trainer.step = plan.first_step(start.stage)
         else:
             trainer = cls(plan, device, make_tokenizer())
         return trainer
 
 
-def batches_from(trainer: Trainer, workers: int, worker_core: int | None) -> Iterator[Batch]:
-    """The batches of the steps still to do, drawn ahead by other processes (on the core named, if any)."""
+def batches_from(trainer: Trainer, workers: int) -> Iterator[Batch]:
+    """The batches of the steps still to do, drawn ahead by other processes."""
 
     def settle(worker: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the trainer ends its workers
         torch.set_num_threads(1)
         os.nice(10)
-        if worker_core is not None:
-            os.sched_setaffinity(0, {worker_core})
 
     return iter(DataLoader(
         Batches(trainer.plan, trainer.tokenizer), batch_size=None,
@@ -156,7 +149,6 @@ def train(
     start: Start | None = None,
     minutes: float = math.inf,
     workers: int = 1,
-    worker_core: int | None = None,
 ) -> None:
     """Trains until the plan ends, the minutes are over or SIGTERM or Ctrl-C comes, saving as it goes."""
     asked_to_stop: list[int] = []
@@ -167,7 +159,7 @@ def train(
     trainer = Trainer.resume(plan, device, directory, start)
     began, last, first_step = time.monotonic(), time.monotonic(), trainer.step
     means: dict[str, float] = {}
-    for batch in batches_from(trainer, workers, worker_core):
+    for batch in batches_from(trainer, workers):
         losses = trainer.train_step(batch)
         means = {name: 0.98 * means.get(name, value) + 0.02 * value for name, value in losses.items()}
         if not math.isfinite(sum(losses.values())):
@@ -208,18 +200,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; then resume")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw; a GPU needs several")
-    parser.add_argument("--worker-core", type=int, default=None, help="the core they share; any if not named")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if (arguments.start is None) != (arguments.stage is None):
         parser.error("--start and --stage go together: a checkpoint, and the stage to begin with from it")
-    if arguments.start is not None and (arguments.state / "state.safetensors").exists():
+    if arguments.start is not None and (arguments.state / "state.pt").exists():
         state = arguments.state
         parser.error(f"{state} holds a state to go on from; leave out --start, or name another folder")
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)
     keep_freed_memory()
-    device, drawing = torch.device(arguments.device), (arguments.workers, arguments.worker_core)
-    train(TRAINING, arguments.state, device, start, arguments.minutes, *drawing)
+    device = torch.device(arguments.device)
+    train(TRAINING, arguments.state, device, start, arguments.minutes, arguments.workers)
 
 
 if __name__ == "__main__":

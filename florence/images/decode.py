@@ -1,14 +1,12 @@
 """Bytes, paths and PIL images to RGB pictures.
 
 The format is told by the bytes. Limits on bytes, pixels and frames are checked against the header before a
-pixel is decoded. Of animations and documents the first frame is taken. Other modes become RGB as
-`Image.convert("RGB")` does it, which is what callers of the original had to do: alpha is dropped, 16 bit
-values are clipped.
+pixel is decoded. Of animations and documents the first frame is taken. How other modes become RGB is said by
+a `seen.View`.
 
 Pillow is left as it is found: no setting of it is changed, and none of its warnings comes out, in any thread.
 
-Knows nothing about tensors, tasks or HTTP. Does not cover: URLs, formats beside PNG, JPEG, WebP, GIF, BMP and
-TIFF, colour profiles (the original ignores them too).
+Knows nothing about tensors, tasks or HTTP. Does not cover: URLs, formats beside `headers.FORMATS`.
 """
 
 from __future__ import annotations
@@ -20,8 +18,11 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.headers import Header, read_header
+from florence.images.header import HEIF_FORMATS, Header
+from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.seen import ORIGINAL, View, flatten, raw_mode, to_srgb
+from florence.images.tiff import exif_orientation
 
 # What each EXIF orientation asks for (CIPA DC-008, tag 0x0112); 1 is "as stored".
 _TURNS = {
@@ -36,46 +37,83 @@ _TURNS = {
 _SIDEWAYS = frozenset((5, 6, 7, 8))  # turns that swap width and height
 
 
-def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+MOST_PASSES = 10
+"""Scans of the largest picture that is allowed; a smaller one may have as many more."""
+
+
+def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, view: View = ORIGINAL) -> Image.Image:
     """The first frame of an encoded picture: RGB, turned as its EXIF orientation says.
 
     Raises ImageTooLarge above a limit, ImageError for bytes that are empty, cut short or no picture in a
     known format.
     """
-    return decode(data, limits)[0]
+    header = inspect(data, limits)
+    image, _ = decode(header, view)
+    return image if view.original else to_srgb(image, header.profile)
 
 
-def decode(
-    data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
-    """As `open_image`, and with it the (turned) original's width and height.
+def inspect(data: bytes, limits: ImageLimits) -> Header:
+    """The header of an encoded picture that is within the limits; none of its pixels is decoded.
 
-    With `at_least`, a width and a height, a JPEG is decoded at a half, a quarter or an eighth of its size
-    where both of its sides stay at least so long.
+    Raises as `open_image`.
     """
     check_bytes(len(data), limits)
     header = read_header(data, limits.max_frames)
     _check_pixels(header.width, header.height, limits)
     if header.frames > limits.max_frames:
         raise ImageTooLarge(f"the picture has more than the {limits.max_frames} frames that are allowed")
-    image = _to_rgb(_decode(header, at_least))
-    turn = _TURNS.get(header.orientation)
-    sideways = header.orientation in _SIDEWAYS
-    size = (header.height, header.width) if sideways else (header.width, header.height)
+    pixels = header.width * header.height
+    if header.passes * pixels > MOST_PASSES * limits.max_pixels:
+        raise ImageTooLarge(
+            f"the picture has {header.passes} scans of {pixels} pixels; up to "
+            f"{MOST_PASSES * limits.max_pixels} pixels are decoded in all scans together"
+        )
+    return header
+
+
+def decode(
+    header: Header, view: View, at_least: tuple[int, int] | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The first frame of a picture, turned as its EXIF orientation says; and the (turned) original's width
+    and height. RGB in the original's view, else in one of the modes that `seen.to_srgb` takes.
+
+    With `at_least`, a width and a height, a JPEG is decoded at a half, a quarter or an eighth of its size
+    where both of its sides stay at least so long.
+    """
+    image, (width, height), orientation = _decode(header, view, at_least)
+    size = (height, width) if orientation in _SIDEWAYS else (width, height)
+    turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn), size
 
 
 def load_image(
-    image: Image.Image | bytes | str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS
+    image: Image.Image | bytes | str | os.PathLike[str],
+    limits: ImageLimits = DEFAULT_LIMITS,
+    view: View = ORIGINAL,
 ) -> Image.Image:
-    """A picture as RGB: a PIL image as it is (not turned), bytes and the file at a path through `open_image`.
+    """A picture as RGB: a PIL image, or bytes and the file at a path through `open_image`. In the original's
+    view a PIL image is not turned.
 
     Raises ImageError and ImageTooLarge.
     """
-    if isinstance(image, Image.Image):
-        _check_pixels(*image.size, limits)
-        return _to_rgb(image)
-    return open_image(encoded(image, limits), limits)
+    if not isinstance(image, Image.Image):
+        return open_image(encoded(image, limits), limits, view)
+    _check_pixels(*image.size, limits)
+    if view.original:
+        return _flat(image, view, "")
+    profile = image.info.get("icc_profile")
+    seen = to_srgb(_flat(image, view, raw_mode(image)), profile if isinstance(profile, bytes) else b"")
+    turn = _TURNS.get(_orientation(image))  # now that it is loaded: Pillow turns TIFFs itself
+    return seen if turn is None else seen.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, of an opened picture; 1 where it is broken or silent."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes):
+        return exif_orientation(exif.removeprefix(b"Exif\0\0"))
+    found = image.getexif().get(0x0112, 1) if image.format == "TIFF" else 1  # TIFF's own tag
+    return found if isinstance(found, int) else 1
 
 
 def encoded(image: object, limits: ImageLimits) -> bytes:
@@ -106,6 +144,10 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
             f"the picture has {width}x{height} = {width * height} pixels; "
             f"up to {limits.max_pixels} are allowed"
         )
+    if max(width, height) > limits.max_side:
+        raise ImageTooLarge(
+            f"the picture is {width}x{height}; up to {limits.max_side} pixels a side are allowed"
+        )
 
 
 def _read_file(path: Path, limits: ImageLimits) -> bytes:
@@ -119,39 +161,66 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
     return data
 
 
-def _decode(header: Header, at_least: tuple[int, int] | None) -> Image.Image:
+def _open(header: Header) -> Image.Image:
+    if header.format != "HEIF":
+        return Image.open(BytesIO(header.data), formats=[header.format])
     try:
-        image = Image.open(BytesIO(header.data), formats=[header.format])
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError(
+            "HEIC pictures are read where pillow-heif is installed: pip install 'florence2-server[heic]'"
+        ) from None
+    made: Image.Image = HeifImageFile(BytesIO(header.data))  # type: ignore[no-untyped-call]
+    return made
+
+
+def _decode(
+    header: Header, view: View, at_least: tuple[int, int] | None
+) -> tuple[Image.Image, tuple[int, int], int]:
+    """The picture as it is stored, its whole width and height, and its orientation."""
+    depth, orientation = "", header.orientation
+    try:
+        image = _open(header)
         found = image.size
-        if found == (header.width, header.height):
+        fits = found == (header.width, header.height)
+        if header.format in HEIF_FORMATS:  # which may be turned and cropped
+            fits = found[0] * found[1] <= header.width * header.height
+            orientation = _orientation(image)
+        if fits:
             if at_least is not None:
                 image.draft(None, at_least)  # does nothing but for a JPEG
+            depth = raw_mode(image)
             image.load()
-    except MemoryError:
+    except (MemoryError, ImageError):
         raise
     except UnidentifiedImageError as error:  # its text is of a file object
         raise ImageError(f"the {header.format} picture's header is damaged") from error
     except Exception as error:  # Pillow raises nearly any type for hostile bytes
         raise ImageError(f"the {header.format} picture is cut short or damaged: {error}") from error
-    if found != (header.width, header.height):
+    if not fits:
         raise ImageError(
             f"the {header.format} picture gives two sizes: {header.width}x{header.height} in its header, "
             f"{found[0]}x{found[1]} to the decoder"
         )
-    return image
+    return _flat(image, view, depth), found, orientation
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _flat(image: Image.Image, view: View, depth: str) -> Image.Image:
+    """RGB in the original's view; else in one of the modes that `to_srgb` takes. `depth`: its `raw_mode`."""
     try:
-        image.load()  # a caller's image may be opened and not yet read
-        if image.mode == "RGB":
-            return image
-        if "transparency" in image.info:
-            # Only alpha could keep it, and for some palettes Pillow warns that it is lost.
-            image = image.copy()
-            del image.info["transparency"]
-        return image.convert("RGB")
+        return _to_rgb(image) if view.original else flatten(image, view.background, depth)
     except MemoryError:
         raise
     except Exception as error:  # as in _decode
         raise ImageError(f"the picture (mode {image.mode}) can't be made RGB: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()  # a caller's image may be opened and not yet read
+    if image.mode == "RGB":
+        return image
+    if "transparency" in image.info:
+        # Only alpha could keep it, and for some palettes Pillow warns that it is lost.
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")

@@ -5,77 +5,87 @@ Everything is read without decoding a pixel, so limits can be checked first. Of 
 of TIFF its directory names nothing else. So the decoder never parses them: broken metadata can't fail a
 picture (Pillow refuses a PNG for one wrong bit in a text chunk), compressed text can't fill the memory,
 Pillow has nothing to warn about, in whatever thread it runs, and no second size can hide behind the one that
-was checked. WebP and BMP are left as they came: Pillow hands their metadata on unread, and they take no more
-memory than in the file.
+was checked. WebP, BMP, AVIF and HEIF are left as they came: Pillow hands their metadata on unread, and they
+take no more memory than in the file.
 
-Knows nothing about Pillow, limits or models. TIFF has a module of its own, `tiff`.
+Knows nothing about Pillow, limits or models. TIFF and HEIF have modules of their own.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import Final
 
 from florence.errors import ImageError
+from florence.images.header import Header
+from florence.images.heif import read_heif
 from florence.images.tiff import exif_orientation, read_tiff
 
+FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.
 MAX_BLOCKS = 500_000
-# Progressive files have about 10 scans. Each one passes over all pixels, however few bytes it has.
+_MAX_PROFILE = 2**20  # bytes of a colour profile; printers' have the most, some hundred thousand
+# Progressive files have about 10 scans.
 MAX_JPEG_SCANS = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """`width` and `height` are the stored ones, before the EXIF turn; `orientation` is EXIF's 1 to 8.
-
-    `data`: bytes of the same format, in which the decoder finds the first frame; the module says what else.
-    """
-
-    format: str
-    width: int
-    height: int
-    frames: int
-    orientation: int
-    data: bytes
-
-
 def read_header(data: bytes, max_frames: int) -> Header:
-    """The header of a PNG, JPEG, WebP, GIF, BMP or TIFF file, told by its bytes.
+    """The header of a file in one of `FORMATS`, told by its bytes.
 
     `frames` is counted up to `max_frames` + 1. Raises ImageError for other formats and for broken headers.
     """
-    for name, signatures, read in _FORMATS:
-        if any(data.startswith(signature) for signature in signatures):
-            if name == "WEBP" and data[8:12] != b"WEBP":
-                continue
+    for name, first_bytes, read in _FORMATS:
+        if first_bytes.match(data):
             try:
                 return read(data, max_frames)
             except (struct.error, IndexError) as error:
                 raise ImageError(f"the picture is cut short: its {name} header is not complete") from error
     raise ImageError(
-        f"this is not a picture in a known format (its first bytes are {data[:8].hex(' ')}): "
-        "send a PNG, JPEG, WebP, GIF, BMP or TIFF file"
+        f"this is not a picture in a known format (its first bytes are {data[:8].hex(' ')}): send a file in "
+        f"{FORMATS}"
     )
 
 
 def _png(data: bytes, max_frames: int) -> Header:
     kept = [data[:8]]
     width, height = struct.unpack_from(">II", data, 16)
-    frames, orientation = 1, 1
+    frames, orientation, profile = 1, 1, b""
     for number, (kind, start, end) in enumerate(_chunks(data, 8, ">I4s", trailer=4)):
         if (number == 0) != (kind == b"IHDR"):
             raise ImageError("the PNG file must begin with its one IHDR chunk")
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             kept.append(data[start:end])
+        elif kind == b"tRNS" and _is_whole(data[start + 4 : end]):
+            kept.append(data[start:end])  # Pillow would refuse the picture for a damaged one
         elif kind == b"acTL":
             frames = min(struct.unpack_from(">I", data, start + 8)[0], max_frames + 1)
         elif kind == b"eXIf":
             orientation = exif_orientation(data[start + 8 : end - 4])
+        elif kind == b"iCCP":
+            profile = _unpacked_profile(data[start + 8 : end - 4])
         if kind == b"IEND":
             break
-    return Header("PNG", width, height, max(frames, 1), orientation, b"".join(kept))
+    rgb = data[24:26] == b"\x08\x02"  # eight bits, truecolour
+    return Header("PNG", width, height, max(frames, 1), orientation, b"".join(kept), rgb, profile=profile)
+
+
+def _is_whole(chunk: bytes) -> bool:
+    """Whether a chunk's kind and body have the sum that follows them."""
+    return zlib.crc32(chunk[:-4]) == int.from_bytes(chunk[-4:], "big")
+
+
+def _unpacked_profile(body: bytes) -> bytes:
+    """Of an iCCP chunk: a name, a zero, the method 0, and the profile packed by zlib."""
+    packed = body.partition(b"\0")[2][1:]
+    stream = zlib.decompressobj()
+    try:
+        profile = stream.decompress(packed, _MAX_PROFILE)
+    except zlib.error:
+        return b""
+    return profile if stream.eof else b""
 
 
 def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Iterator[tuple[bytes, int, int]]:
@@ -93,16 +103,21 @@ def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Ite
 
 def _jpeg(data: bytes, max_frames: int) -> Header:
     kept, orientation = [data[:2]], 0
+    profile: dict[int, bytes] = {}  # by the number of the part
     size: tuple[int, int] | None = None
+    components, buffered = 0, False
     scans = 0  # where the first scan begins
     for marker, start, end in _jpeg_segments(data):
         if marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
             orientation = orientation or exif_orientation(data[start + 10 : end])
+        if marker == 0xE2 and data[start + 4 : start + 16] == b"ICC_PROFILE\0":
+            profile[data[start + 16]] = data[start + 18 : end]
         if marker in _JPEG_FRAMES:
             if size is not None:
                 raise ImageError("the JPEG file has more than one frame header")
-            height, width = struct.unpack_from(">HH", data, start + 5)
+            height, width, components = struct.unpack_from(">HHB", data, start + 5)
             size = width, height
+            buffered = marker in _PROGRESSIVE
         if marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE:  # of the metadata: JFIF's and Adobe's only
             kept.append(data[start:end])
         scans = end
@@ -110,13 +125,26 @@ def _jpeg(data: bytes, max_frames: int) -> Header:
         raise ImageError("the JPEG file has no frame header before its pixels")
     stop = data.find(b"\xff\xd9", scans)
     pixels = data[scans : stop + 2 if stop >= 0 else len(data)]
-    if pixels.count(b"\xff\xda") > MAX_JPEG_SCANS:
+    passes = pixels.count(b"\xff\xda")
+    if passes > MAX_JPEG_SCANS:
         raise ImageError(f"the JPEG file has more than {MAX_JPEG_SCANS} scans")
-    return Header("JPEG", *size, 1, orientation or 1, b"".join([*kept, pixels]))
+    # libjpeg then keeps all coefficients, of two bytes each.
+    coefficients = 2 * components * size[0] * size[1] if buffered or passes > 1 else 0
+    kept.append(pixels)
+    return Header(
+        "JPEG", *size, 1, orientation or 1, b"".join(kept), components == 3, coefficients, passes,
+        profile=_checked_profile(b"".join(part for _, part in sorted(profile.items()))),
+    )  # fmt: skip
+
+
+def _checked_profile(profile: bytes) -> bytes:
+    """The profile; empty where it is too large."""
+    return profile if len(profile) <= _MAX_PROFILE else b""
 
 
 # SOF0 to SOF15; C4, C8 and CC are tables.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -198,13 +226,15 @@ def _webp(data: bytes, max_frames: int) -> Header:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         raise ImageError(f"the WebP file begins with an unknown chunk {kind!r}")
-    frames, orientation = 0, 1
+    frames, orientation, profile = 0, 1, b""
     for kind, start, end in _chunks(data, 12, "<4sI"):
         if kind == b"ANMF":
             frames = min(frames + 1, max_frames + 1)
         elif kind == b"EXIF":
             orientation = exif_orientation(data[start + 8 : end].removeprefix(b"Exif\0\0"))
-    return Header("WEBP", width, height, max(frames, 1), orientation, data)
+        elif kind == b"ICCP":
+            profile = _checked_profile(data[start + 8 : end])
+    return Header("WEBP", width, height, max(frames, 1), orientation, data, profile=profile)
 
 
 def _bmp(data: bytes, max_frames: int) -> Header:
@@ -215,15 +245,12 @@ def _bmp(data: bytes, max_frames: int) -> Header:
     return Header("BMP", abs(width), abs(height), 1, 1, data)
 
 
-def _tiff(data: bytes, max_frames: int) -> Header:
-    return Header("TIFF", *read_tiff(data, max_frames))
-
-
-_FORMATS: tuple[tuple[str, tuple[bytes, ...], Callable[[bytes, int], Header]], ...] = (
-    ("PNG", (b"\x89PNG\r\n\x1a\n",), _png),
-    ("JPEG", (b"\xff\xd8\xff",), _jpeg),
-    ("WEBP", (b"RIFF",), _webp),
-    ("GIF", (b"GIF87a", b"GIF89a"), _gif),
-    ("BMP", (b"BM",), _bmp),
-    ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
+_FORMATS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes, int], Header]], ...] = (
+    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
+    ("JPEG", re.compile(rb"\xff\xd8\xff"), _jpeg),
+    ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+    ("GIF", re.compile(rb"GIF8[79]a"), _gif),
+    ("BMP", re.compile(rb"BM"), _bmp),
+    ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]"), read_tiff),
+    ("HEIF", re.compile(rb"....ftyp(?:avi|hei|hev|mif1|msf1)", re.DOTALL), read_heif),
 )

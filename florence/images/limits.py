@@ -14,14 +14,17 @@ process."""
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What is accepted: bytes of the file, pixels (width times height) and frames or pages in it.
+    """What is accepted: bytes of the file, pixels (width times height), pixels of a side, frames or pages in
+    it, and `decode_bytes`: the memory that decoding takes, that of all readers of a process together.
 
     Raises SettingsError for limits below 1, and for more pixels than Pillow decodes without a warning.
     """
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 64_000_000
+    max_side: int = 65_535  # the longest that a JPEG can have
     max_frames: int = 1000
+    decode_bytes: int = 512 * 2**20
 
     def __post_init__(self) -> None:
         for field in fields(self):

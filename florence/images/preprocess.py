@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from florence.errors import ImageTooLarge
 from florence.images.decode import decode
-from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.header import Header
+from florence.images.limits import ImageLimits
+from florence.images.seen import ORIGINAL, View, to_srgb
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +50,29 @@ class InputSize:
 
 
 def resize(image: Image.Image, size: InputSize) -> Image.Image:
-    """An RGB picture at exactly the input size, whatever its aspect ratio."""
+    """A picture in mode L, RGB or CMYK at exactly the input size, whatever its aspect ratio."""
     return image.resize((size.width, size.height), Image.Resampling(size.resample))
 
 
+def memory_to_read(header: Header, size: InputSize, limits: ImageLimits, view: View = ORIGINAL) -> int:
+    """The memory that `read_resized` takes, in bytes; ImageTooLarge where it is more than is allowed."""
+    first_pass = 4 * size.width * max(header.width, header.height)  # of the resize
+    needed = header.decode_bytes(original=view.original) + first_pass
+    if needed > limits.decode_bytes:
+        raise ImageTooLarge(
+            f"decoding the picture ({header.format}, {header.width}x{header.height}) takes {needed} bytes of "
+            f"memory; FLORENCE_DECODE_MEMORY_BYTES allows {limits.decode_bytes}"
+        )
+    return needed
+
+
 def read_resized(
-    data: bytes, size: InputSize, limits: ImageLimits = DEFAULT_LIMITS
+    header: Header, size: InputSize, view: View = ORIGINAL
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """An encoded picture at the input size, RGB, and the width and height of the (turned) original.
+    """A picture at the input size, RGB, and the width and height of the (turned) original.
 
     Raises ImageError and ImageTooLarge.
     """
-    at_least = (size.width, size.height) if size.fast_jpeg else None
-    image, original = decode(data, limits, at_least)
-    return resize(image, size), original
+    image, original = decode(header, view, (size.width, size.height) if size.fast_jpeg else None)
+    resized = resize(image, size)
+    return resized if view.original else to_srgb(resized, header.profile), original

@@ -2,16 +2,18 @@
 
 A TIFF file is a chain of directories of tags, one directory a page; EXIF has the same layout. `read_tiff`
 gives a file with one directory that holds only the tags that describe pixels: Pillow warns of broken ones
-among the others, in whatever thread it reads. Knows nothing about decoding.
+among the others, in whatever thread it reads. How the pixels are stored is checked before libtiff sees it:
+the compression, and the number and size of the strips or tiles. Knows nothing about decoding.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
 
-from florence.errors import ImageError
+from florence.errors import ImageError, ImageTooLarge
+from florence.images.header import Header
 
 # Bytes of one value by the number of its type (TIFF 6.0 section 2; 16 to 18 are BigTIFF's).
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
@@ -25,7 +27,24 @@ _SINGLE_TAGS = frozenset((_WIDTH, _HEIGHT, 259, 262, 266, 277, 278, 284, 317, 32
 _LIST_TAGS = frozenset(
     (258, 273, 279, 292, 293, 320, 324, 325, 338, 339, 347, *range(512, 522), *range(529, 533))
 )
-_MAX_TAGS = 4096
+_COMPRESSION, _PHOTOMETRIC, _BITS, _SAMPLES, _STRIP_ROWS, _PLANES = 259, 262, 258, 277, 278, 284
+_TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _TILE_OFFSETS = 322, 323, 273, 324
+_PROFILE: Final = 34675
+_MAX_PROFILE: Final = 2**20
+_RGB: Final = 2
+_MAX_TAGS: Final = 4096
+_MAX_PARTS: Final = 65_536
+"""Strips or tiles: far more than any encoder writes; each costs some 6 µs."""
+_MAX_SAMPLES: Final = 8
+_MAX_BITS: Final = 64
+COMPRESSIONS: Final = {
+    1: "none", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "JPEG of TIFF 6.0",
+    7: "JPEG", 8: "deflate", 32946: "deflate", 32773: "PackBits", 34925: "LZMA", 50000: "Zstandard",
+}  # fmt: skip
+"""Those that Pillow's libtiff decodes."""
+_MOST_PADDING: Final = 4
+_SMALL_TILE: Final = 512 * 512
+"""A tile may be larger than the picture, as far as encoders' own sizes make it."""
 
 
 class _Entry(NamedTuple):
@@ -90,6 +109,12 @@ class _File:
             raise ImageError(f"TIFF tag {entry.tag} holds {value}, which no picture has")
         return value
 
+    def bytes_of(self, entry: _Entry | None) -> bytes:
+        """The values of a tag that holds bytes; none where they are too many or cut off."""
+        if entry is None or entry.type not in (1, 7) or entry.number > _MAX_PROFILE:
+            return b""
+        return self.data[entry.values_at : entry.values_at + entry.number]
+
     def kept(self, entry: _Entry) -> bytes:
         """The entry for the new directory."""
         if entry.tag in _SINGLE_TAGS:
@@ -123,11 +148,11 @@ class _File:
         return b"".join([head, self.data[len(head) :], padding, count, *entries, end])
 
 
-def read_tiff(data: bytes, max_frames: int) -> tuple[int, int, int, int, bytes]:
-    """Width and height as stored, pages, orientation, and the file with its first page's pixel tags only.
+def read_tiff(data: bytes, max_frames: int) -> Header:
+    """The header of a TIFF file; its `data`: the file with its first page's pixel tags only.
 
-    Pages are counted up to `max_frames` + 1. Raises ImageError for a directory that is broken, struct.error
-    for one that is cut short.
+    Raises ImageError for a directory that is broken, struct.error for one that is cut short, ImageTooLarge
+    for too many strips or tiles, or too large ones.
     """
     file = _File(data)
     first = file.read(file.offset, 8 if file.big else 4)
@@ -136,8 +161,54 @@ def read_tiff(data: bytes, max_frames: int) -> tuple[int, int, int, int, bytes]:
         raise ImageError("the TIFF file does not say its size")
     kept = [file.kept(entries[tag]) for tag in sorted(entries) if tag in _SINGLE_TAGS | _LIST_TAGS]
     width, height = file.single(entries[_WIDTH]), file.single(entries[_HEIGHT])
-    frames = file.count_pages(first, max_frames)
-    return width, height, frames, file.orientation(entries), file.with_directory(kept)
+    layout = _Layout(file, entries, width, height)
+    return Header(
+        "TIFF",
+        width,
+        height,
+        file.count_pages(first, max_frames),
+        file.orientation(entries),
+        file.with_directory(kept),
+        layout.rgb,
+        layout.part_bytes,
+        profile=file.bytes_of(entries.get(_PROFILE)),
+    )
+
+
+class _Layout:
+    """How a page's pixels are stored, checked. `part_bytes`: of a strip or tile when it is unpacked. `rgb`:
+    whether Pillow makes RGB of it without a copy."""
+
+    def __init__(self, file: _File, entries: Mapping[int, _Entry], width: int, height: int) -> None:
+        def value(tag: int, default: int) -> int:
+            return file.single(entries[tag]) if tag in entries else default
+
+        compression, samples, bits = value(_COMPRESSION, 1), value(_SAMPLES, 1), value(_BITS, 1)
+        if compression not in COMPRESSIONS:
+            raise ImageError(
+                f"the TIFF file's pixels are packed with compression {compression}, which is not read; "
+                f"those that are: {', '.join(dict.fromkeys(COMPRESSIONS.values()))}"
+            )
+        if not (1 <= samples <= _MAX_SAMPLES and 1 <= bits <= _MAX_BITS):
+            raise ImageError(f"the TIFF file has {samples} samples of {bits} bits a pixel, which is not read")
+        self.rgb = (value(_PHOTOMETRIC, 0), samples, bits, value(_PLANES, 1)) == (_RGB, 3, 8, 1)
+        tiled = _TILE_OFFSETS in entries
+        offsets = entries.get(_TILE_OFFSETS if tiled else _OFFSETS)
+        if offsets is not None and offsets.number > _MAX_PARTS:
+            raise ImageTooLarge(
+                f"the TIFF file has {offsets.number} {'tiles' if tiled else 'strips'}; "
+                f"up to {_MAX_PARTS} are read"
+            )
+        if tiled:
+            part_width, part_height = value(_TILE_WIDTH, width), value(_TILE_HEIGHT, height)
+        else:
+            part_width, part_height = width, min(value(_STRIP_ROWS, height), height)
+        if tiled and part_width * part_height > _MOST_PADDING * max(width * height, _SMALL_TILE):
+            raise ImageTooLarge(
+                f"the TIFF file's tiles are of {part_width}x{part_height} pixels, "
+                f"the picture of {width}x{height}"
+            )
+        self.part_bytes = part_width * part_height * samples * -(-bits // 8)
 
 
 def exif_orientation(exif: bytes) -> int:

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from florence.images.decode import encoded, load_image
+from florence.images.decode import encoded, inspect, load_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
-from florence.images.preprocess import InputSize, read_resized, resize
+from florence.images.preprocess import InputSize, memory_to_read, read_resized, resize
+from florence.images.seen import ORIGINAL, View
+from florence.readers.budget import DecodeBudget
 
 PictureSource = Image.Image | bytes | str | Path | Callable[[], bytes]
 """A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
@@ -33,20 +35,22 @@ class LocalReader:
     """Reads one picture at a time in the calling thread; decoders and filters release the interpreter's
     lock."""
 
-    def __init__(self, size: InputSize, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, size: InputSize, limits: ImageLimits = DEFAULT_LIMITS, budget: DecodeBudget | None = None
+    ) -> None:
         self._size, self._limits = size, limits
+        self._budget = budget or DecodeBudget(limits.decode_bytes)
 
-    def read(self, image: PictureSource) -> ReadPicture:
-        """A PIL picture is taken as it is; all else is turned by its EXIF orientation.
-
-        Raises ImageError, ImageTooLarge, and what a function that gives the bytes raises.
-        """
+    def read(self, image: PictureSource, view: View = ORIGINAL) -> ReadPicture:
+        """Raises ImageError, ImageTooLarge, and what a function that gives the bytes raises."""
         if isinstance(image, Image.Image):
-            picture = load_image(image, self._limits)
+            picture = load_image(image, self._limits, view)
             resized, original = resize(picture, self._size), picture.size
         else:
             data = encoded(image() if callable(image) else image, self._limits)
-            resized, original = read_resized(data, self._size, self._limits)
+            header = inspect(data, self._limits)
+            with self._budget.hold(memory_to_read(header, self._size, self._limits, view)):
+                resized, original = read_resized(header, self._size, view)
         pixels = np.array(resized, dtype=np.uint8)
         return ReadPicture(original, pixels, sha256(pixels.data).digest())
 

@@ -26,7 +26,9 @@ from florence.errors import Closed, EngineError, ImageError, ImageTooLarge, quot
 from florence.images.decode import check_bytes, encoded
 from florence.images.limits import ImageLimits
 from florence.images.preprocess import InputSize
+from florence.images.seen import ORIGINAL, View
 from florence.readers import wire
+from florence.readers.budget import DecodeBudget
 from florence.readers.memory import PixelMemory
 from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 
@@ -46,18 +48,13 @@ _LATE: Final = "it took too long"
 class ProcessLimits:
     """What one picture may cost a reader process.
 
-    `memory_bytes`: of its private memory; the default grows with the pixels that are allowed. `cpu_s`: of its
-    CPU, in whole seconds. `wall_s`: in all, for a file system that does not answer.
+    `slack_bytes`: of private memory, beyond what the picture's header lets expect. `cpu_s`: of its CPU, in
+    whole seconds. `wall_s`: in all, for a file system that does not answer.
     """
 
-    memory_bytes: int
+    slack_bytes: int = 64 * 2**20
     cpu_s: int = 10
     wall_s: float = 120.0
-
-    @classmethod
-    def of(cls, limits: ImageLimits) -> ProcessLimits:
-        """Enough for the largest picture that is allowed, in the format that takes the most memory."""
-        return cls(memory_bytes=128 * 2**20 + 2 * limits.max_bytes + 24 * limits.max_pixels)
 
 
 class _Ended(Exception):
@@ -77,18 +74,23 @@ class ProcessReader:
     """
 
     def __init__(
-        self, size: InputSize, limits: ImageLimits, process_limits: ProcessLimits, memory: PixelMemory
+        self,
+        size: InputSize,
+        limits: ImageLimits,
+        process_limits: ProcessLimits,
+        memory: PixelMemory,
+        budget: DecodeBudget,
     ) -> None:
         slot = memory.acquire()
         if slot is None:
             raise ValueError("each reader needs a slot of its own")
-        self._slot, self._memory, self._limits = slot, memory, limits
+        self._slot, self._memory, self._limits, self._budget = slot, memory, limits, budget
         self._wall_s, self._cpu_s = process_limits.wall_s, process_limits.cpu_s
         self._local = LocalReader(size, limits)
         self._job = wire.ReadJob(
             memory.fd, memory.slot_bytes, size.height, size.width, size.resample, size.fast_jpeg,
-            limits.max_bytes, limits.max_pixels, limits.max_frames, process_limits.memory_bytes,
-            process_limits.cpu_s,
+            limits.max_bytes, limits.max_pixels, limits.max_side, limits.max_frames, limits.decode_bytes,
+            process_limits.slack_bytes, process_limits.cpu_s,
         )  # fmt: skip
         self._stopped = False
         self._start()
@@ -98,22 +100,22 @@ class ProcessReader:
         """Of the process that reads now."""
         return self._process.pid
 
-    def read(self, image: PictureSource) -> ReadPicture:
+    def read(self, image: PictureSource, view: View = ORIGINAL) -> ReadPicture:
         """As `LocalReader.read`. A picture that ends the process, or takes more of it than is allowed, is an
         ImageError too.
 
         A PIL picture is resized here, in the calling thread: it is decoded already.
         """
         if isinstance(image, Image.Image):
-            return self._local.read(image)
+            return self._local.read(image, view)
         if callable(image):
             image = image()
         if isinstance(image, str | os.PathLike):
             # Absolute: a reader has the directory that was current when it started.
-            return self._send(wire.PATH, os.fsencode(Path(image).absolute()))
+            return self._send(wire.PATH, os.fsencode(Path(image).absolute()), view)
         data = encoded(image, self._limits)
         check_bytes(len(data), self._limits)
-        return self._send(wire.DATA, data)
+        return self._send(wire.DATA, data, view)
 
     def stop(self) -> None:
         """End the process, also while it reads. In any thread."""
@@ -126,10 +128,10 @@ class ProcessReader:
         self._end()
         self._memory.release(self._slot)
 
-    def _send(self, kind: int, payload: bytes) -> ReadPicture:
+    def _send(self, kind: int, payload: bytes, view: View) -> ReadPicture:
         for _ in range(_ATTEMPTS):
             try:
-                return self._exchange(kind, payload)
+                return self._exchange(kind, payload, view)
             except _Ended as error:
                 ended = error
             status, noise = self._replace(late=ended.late)
@@ -137,16 +139,22 @@ class ProcessReader:
                 raise self._blame(status)
         raise EngineError(f"readers of pictures end before they begin ({status}); stderr: {noise}")
 
-    def _exchange(self, kind: int, payload: bytes) -> ReadPicture:
+    def _exchange(self, kind: int, payload: bytes, view: View) -> ReadPicture:
         begun = False
         try:
             self._socket.settimeout(_START_S)
-            self._socket.sendall(wire.REQUEST.pack(kind, self._slot, len(payload)))
+            head = wire.REQUEST.pack(kind, view.original, *view.background, self._slot, len(payload))
+            self._socket.sendall(head)
             self._socket.sendall(payload)
             self._receive(len(wire.BEGUN))
             begun = True
             self._socket.settimeout(self._wall_s)
-            status, width, height, digest, length = wire.REPLY.unpack(self._receive(wire.REPLY.size))
+            (needed,) = wire.NEEDED.unpack(self._receive(wire.NEEDED.size))
+            with self._budget.hold(min(needed, self._budget.total)):
+                if needed:
+                    self._socket.sendall(wire.GO)
+                reply = self._receive(wire.REPLY.size)
+            status, width, height, digest, length = wire.REPLY.unpack(reply)
             text = self._receive(min(length, wire.LONGEST_TEXT)).decode(errors="replace")
         except OSError as error:  # closed by the other end, or a timeout
             raise _Ended(begun=begun, late=isinstance(error, TimeoutError)) from error

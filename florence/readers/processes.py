@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
+from florence.readers.budget import DecodeBudget
 from florence.readers.memory import OnMemory, PixelMemory
 from florence.readers.process import ProcessLimits, ProcessReader
 from florence.readers.readers import Readers
@@ -29,8 +30,9 @@ class ProcessReaders(Readers):
         process_limits: ProcessLimits | None = None,
     ) -> None:
         self.memory = PixelMemory(size.height, size.width, count + spare_slots, on_memory)
-        bounds = process_limits or ProcessLimits.of(limits)
-        self._processes = [ProcessReader(size, limits, bounds, self.memory) for _ in range(count)]
+        bounds = process_limits or ProcessLimits()
+        budget = DecodeBudget(limits.decode_bytes)
+        self._processes = [ProcessReader(size, limits, bounds, self.memory, budget) for _ in range(count)]
         super().__init__(self._processes, on_read)
 
     @property

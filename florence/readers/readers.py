@@ -16,6 +16,8 @@ from typing import Protocol, TypeVar
 
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
+from florence.images.seen import ORIGINAL, View
+from florence.readers.budget import DecodeBudget
 from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 
 T = TypeVar("T")
@@ -30,7 +32,7 @@ class Reader(Protocol):
     """Reads one picture at a time. `read` and, at the end, `close` are called in one thread; `stop` in
     another: a `read` in progress need not finish."""
 
-    def read(self, image: PictureSource) -> ReadPicture: ...
+    def read(self, image: PictureSource, view: View = ...) -> ReadPicture: ...
 
     def stop(self) -> None: ...
 
@@ -50,7 +52,7 @@ class Readers:
         self._closed = False
         # Pictures whose outcome is open; what removes a future completes it. A dict's own operations are
         # atomic: a future may be cancelled in a thread that holds any lock.
-        self._open: dict[Future[ReadPicture], PictureSource] = {}
+        self._open: dict[Future[ReadPicture], tuple[PictureSource, View]] = {}
         self._queue: SimpleQueue[Future[ReadPicture] | None] = SimpleQueue()  # None: stop
         self._threads = [
             threading.Thread(
@@ -65,7 +67,7 @@ class Readers:
         """How many pictures are read at a time."""
         return len(self._readers)
 
-    def read(self, image: PictureSource) -> Future[ReadPicture]:
+    def read(self, image: PictureSource, view: View = ORIGINAL) -> Future[ReadPicture]:
         """Start to read a picture; returns at once. Not after `close`.
 
         The future has what the reader raised. Cancelling it lets go of a picture that is not read yet, and
@@ -75,7 +77,7 @@ class Readers:
         with self._lock:
             if self._closed:
                 raise RuntimeError("these readers are closed")
-            self._open[future] = image
+            self._open[future] = image, view
             self._queue.put(future)
         future.add_done_callback(self._forget)
         return future
@@ -111,12 +113,12 @@ class Readers:
 
     def _read_all(self, reader: Reader) -> None:
         while (future := self._queue.get()) is not None:
-            image = self._open.get(future)
-            if image is None:  # cancelled
+            job = self._open.get(future)
+            if job is None:  # cancelled
                 continue
             started = time.monotonic()
-            outcome = _outcome(reader, image)
-            del image
+            outcome = _outcome(reader, *job)
+            del job
             self._on_read(time.monotonic() - started)
             if self._open.pop(future, None) is not None:
                 complete(future, outcome)
@@ -137,12 +139,13 @@ class ThreadReaders(Readers):
         count: int = THREADS,
         on_read: Callable[[float], None] | None = None,
     ) -> None:
-        super().__init__([LocalReader(size, limits) for _ in range(count)], on_read)
+        budget = DecodeBudget(limits.decode_bytes)
+        super().__init__([LocalReader(size, limits, budget) for _ in range(count)], on_read)
 
 
-def _outcome(reader: Reader, image: PictureSource) -> ReadPicture | BaseException:
+def _outcome(reader: Reader, image: PictureSource, view: View) -> ReadPicture | BaseException:
     try:
-        return reader.read(image)
+        return reader.read(image, view)
     except BaseException as error:  # noqa: BLE001  (it is the outcome, as in any executor)
         return error
 

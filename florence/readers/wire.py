@@ -1,7 +1,8 @@
 """What passes between a process and its readers, over one stream socket: plain structs, nothing that runs.
 
-To the reader: REQUEST and the payload. Back: BEGUN when the payload has come, REPLY and a text when it is
-done. The pixels are in the slot that the request names.
+To the reader: REQUEST and the payload. Back: BEGUN when the payload has come, NEEDED when its header is read,
+and REPLY with a text when it is done. Between NEEDED, where it is not 0, and the decoding, the reader waits
+for GO. The pixels are in the slot that the request names.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final, NamedTuple
 
-REQUEST: Final = Struct("<BIQ")  # kind, slot, bytes of the payload
+REQUEST: Final = Struct("<B?3BIQ")  # kind, view: the original's, background; slot, bytes of the payload
 BEGUN: Final = b"b"
+NEEDED: Final = Struct("<Q")  # bytes of memory that the decoding takes; 0: there is nothing to decode
+GO: Final = b"g"
 REPLY: Final = Struct("<BII32sI")  # status, width and height of the original, digest, bytes of the text
 
 DATA: Final = 0  # the payload is an encoded picture
@@ -34,6 +37,8 @@ class ReadJob(NamedTuple):
     fast_jpeg: bool
     max_bytes: int
     max_pixels: int
+    max_side: int
     max_frames: int
-    memory_bytes: int
+    decode_bytes: int
+    slack_bytes: int
     cpu_s: int

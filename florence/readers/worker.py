@@ -1,9 +1,9 @@
 """A reader process: takes encoded pictures from its standard input, a socket, and leaves pixels in slots.
 
 It ends when the other end of the socket is closed, so with the process that started it. The system ends it
-when a picture takes more CPU time than allowed; memory beyond its limit is a MemoryError. Its standard error,
-where C libraries write, is read and bounded by the process that started it. Imports as little as it can:
-there is one of these for each core.
+when a picture takes more CPU time than allowed; more memory than its header lets expect is a MemoryError. Its
+standard error, where C libraries write, is read and bounded by the process that started it. Imports as little
+as it can: there is one of these for each core.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
+from PIL import AvifImagePlugin
+
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.decode import check_bytes, encoded
+from florence.images.decode import encoded, inspect
 from florence.images.limits import ImageLimits
-from florence.images.preprocess import InputSize, read_resized
+from florence.images.preprocess import InputSize, memory_to_read, read_resized
+from florence.images.seen import View
 from florence.readers import wire
 
 _SOCKET = 0
@@ -34,40 +37,62 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for name in _PLUGINS:
         import_module(f"PIL.{name}ImagePlugin")
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as the other decoders; each thread takes memory
     job = wire.ReadJob(*json.loads(sys.argv[-1]))
-    memory = mmap.mmap(job.memory_fd, 0)
-    size = InputSize(job.height, job.width, job.resample, job.fast_jpeg)
-    limits = ImageLimits(job.max_bytes, job.max_pixels, job.max_frames)
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_DATA, job.memory_bytes)
+    reader = _Reader(job, mmap.mmap(job.memory_fd, 0))
     while head := _receive(wire.REQUEST.size):
-        kind, slot, length = wire.REQUEST.unpack(head)
+        kind, original, red, green, blue, slot, length = wire.REQUEST.unpack(head)
         payload = bytes(_receive(length))
         _send(wire.BEGUN)
         _limit_cpu(job.cpu_s)
-        _send(_reply(kind, payload, size, limits, memory, slot * job.slot_bytes))
+        reader.read(kind, payload, View(original, (red, green, blue)), slot)
 
 
-def _reply(
-    kind: int, payload: bytes, size: InputSize, limits: ImageLimits, memory: mmap.mmap, start: int
-) -> bytes:
-    """Read one picture; what is sent back."""
-    try:
-        if kind == wire.PATH:
-            payload = encoded(Path(os.fsdecode(payload)), limits)
-        check_bytes(len(payload), limits)
-        image, (width, height) = read_resized(payload, size, limits)
-        pixels = image.tobytes()
-        memory[start : start + len(pixels)] = pixels
-        return wire.REPLY.pack(wire.READ, width, height, sha256(pixels).digest(), 0)
-    except ImageError as error:
-        status = wire.TOO_LARGE if isinstance(error, ImageTooLarge) else wire.REFUSED
-        text = str(error)
-    except MemoryError:
-        status = wire.TOO_LARGE
-        text = "the picture takes more memory to decode than a reader may use"
-    raw = text.encode(errors="replace")[: wire.LONGEST_TEXT]
-    return wire.REPLY.pack(status, 0, 0, b"", len(raw)) + raw
+class _Reader:
+    """Reads pictures as its job says, into the slots of `memory`."""
+
+    def __init__(self, job: wire.ReadJob, memory: mmap.mmap) -> None:
+        self._job, self._memory = job, memory
+        self._size = InputSize(job.height, job.width, job.resample, job.fast_jpeg)
+        self._limits = ImageLimits(
+            job.max_bytes, job.max_pixels, job.max_side, job.max_frames, job.decode_bytes
+        )
+
+    def read(self, kind: int, payload: bytes, view: View, slot: int) -> None:
+        """Read one picture, and send what became of it."""
+        told = False
+        try:
+            if kind == wire.PATH:
+                payload = encoded(Path(os.fsdecode(payload)), self._limits)
+            self._limit_memory(2 * len(payload))  # the header's parser copies what the decoder needs
+            header = inspect(payload, self._limits)
+            needed = memory_to_read(header, self._size, self._limits, view)
+            told = True
+            _send(wire.NEEDED.pack(needed))
+            _receive(len(wire.GO))
+            self._limit_memory(needed)
+            image, (width, height) = read_resized(header, self._size, view)
+            pixels = image.tobytes()
+            start = slot * self._job.slot_bytes
+            self._memory[start : start + len(pixels)] = pixels
+            _send(wire.REPLY.pack(wire.READ, width, height, sha256(pixels).digest(), 0))
+            return
+        except ImageError as error:
+            status = wire.TOO_LARGE if isinstance(error, ImageTooLarge) else wire.REFUSED
+            text = str(error)
+        except MemoryError:
+            status = wire.TOO_LARGE
+            text = "decoding the picture takes far more memory than its header lets expect"
+        if not told:
+            _send(wire.NEEDED.pack(0))
+        raw = text.encode(errors="replace")[: wire.LONGEST_TEXT]
+        _send(wire.REPLY.pack(status, 0, 0, b"", len(raw)) + raw)
+
+    def _limit_memory(self, more: int) -> None:
+        """So many bytes of private memory more than now, and the slack."""
+        pages = int(Path("/proc/self/statm").read_text().split()[5])  # private and writable: what is limited
+        _limit(resource.RLIMIT_DATA, pages * mmap.PAGESIZE + more + self._job.slack_bytes)
 
 
 def _receive(count: int) -> bytearray:
@@ -88,16 +113,12 @@ def _send(data: bytes) -> None:
 
 
 def _limit(kind: int, most: int) -> None:
+    """Set what is used for the limit; what it can be raised to stays."""
     hard = resource.getrlimit(kind)[1]
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(kind, (most, most))
+    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _limit_cpu(seconds: int) -> None:
     """So many more from now on; the system counts whole seconds since the process began."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    most = math.ceil(used.ru_utime + used.ru_stime) + seconds
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(
-        resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
-    )
+    _limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime) + seconds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,17 +19,15 @@ from typing import Any
 from florence.answers.answer import Answer
 from florence.engine.faults import strip_tracebacks
 from florence.engine.loop import Engine
-from florence.engine.observer import Observer
+from florence.engine.observer import FinishReason, Observer
 from florence.engine.request import Generation
-from florence.errors import Closed, FlorenceError, OptionError, TaskError
+from florence.errors import Closed, DeadlineExceeded, FlorenceError
 from florence.readers.picture import PictureSource, ReadPicture
 from florence.readers.readers import Readers, complete
-from florence.runtime.futures import cancel_with, failed, shut_down
-from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskText
-from florence.runtime.preprocess_queue import Accepted, PreprocessQueue
-from florence.runtime.streaming import OnText, TextStreamer
-from florence.types.options import GenerationParameters
-from florence.types.tasks import Task
+from florence.runtime.deadlines import DeadlineWatch
+from florence.runtime.futures import cancel_with, shut_down
+from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskRequest
+from florence.runtime.streaming import TextStreamer
 
 log = logging.getLogger(__name__)
 
@@ -38,27 +36,86 @@ LAST_ANSWERS_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class TaskRequest:
-    """One task on a picture, as it was asked. `timeout_s`: seconds until `DeadlineExceeded`, None for no
-    limit; `on_text`: gets the answer's text piece by piece; `original`: make the answer in the original's
-    shape only."""
+class Accepted:
+    """A request that passed its checks. `started`: by the dispatcher's clock."""
 
-    task: str | Task
-    text: TaskText
-    parameters: GenerationParameters
-    region: TaskText = None
-    timeout_s: float | None = None
-    on_text: OnText | None = None
-    original: bool = False
+    task: CheckedTask
+    started: float
+    deadline: float | None
+    streamer: TextStreamer | None
+    original: bool
 
-    def check(self, pipeline: Pipeline) -> CheckedTask:
-        """All checks that need no picture. Raises `TaskError` and `OptionError`."""
-        if self.text is not None and self.region is not None:
-            raise TaskError("both text and region are given; a task takes one of them")
-        if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
-            raise OptionError(f"timeout_s must be a number of seconds above 0, got {self.timeout_s!r}")
-        given = self.text if self.region is None else self.region
-        return pipeline.check(self.task, given, self.parameters, streamed=self.on_text is not None)
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An accepted request in the queue. `sharing`: the futures of all requests on the same picture."""
+
+    request: Accepted
+    picture: Future[ReadPicture]
+    sharing: Sequence[Future[Answer]]
+
+
+class PreprocessQueue:
+    """Requests whose pictures are not read yet. Here they can expire or be cancelled.
+
+    Safe for threads without a lock, since a future may be cancelled in a thread that holds any lock.
+    """
+
+    def __init__(self, observer: Observer, clock: Callable[[], float]) -> None:
+        self._observer = observer
+        self._waiting: dict[Future[Answer], Waiting] = {}
+        self._watch: DeadlineWatch[Future[Answer]] = DeadlineWatch(self._expire, clock)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, requests: Mapping[Future[Answer], Accepted], picture: Future[ReadPicture]) -> None:
+        """Put in requests on one picture. One whose future is cancelled is let go at once."""
+        sharing = list(requests)
+        # All of them first: the picture is let go with the last that is here.
+        self._waiting |= {future: Waiting(requests[future], picture, sharing) for future in sharing}
+        for future, request in requests.items():
+            self._observer.reading(1)
+            if request.deadline is not None:
+                self._watch.add(future, request.deadline)
+            future.add_done_callback(self._drop_cancelled)
+
+    def find(self, future: Future[Answer]) -> Waiting | None:
+        """The request; None if it was taken out."""
+        return self._waiting.get(future)
+
+    def take(self, future: Future[Answer]) -> bool:
+        """Take the request out; False if it was out already. Lets go of a picture that no request needs."""
+        waiting = self._waiting.pop(future, None)
+        if waiting is None:
+            return False
+        self._watch.remove(future)
+        self._observer.reading(-1)
+        if not any(other in self._waiting for other in waiting.sharing):
+            waiting.picture.cancel()
+        return True
+
+    def fail(self, future: Future[Answer], error: BaseException) -> None:
+        """End a request that was taken out."""
+        if isinstance(error, DeadlineExceeded | Closed):
+            self._observer.ended(FinishReason.CLOSED if isinstance(error, Closed) else FinishReason.DEADLINE)
+        complete(future, error)
+
+    def close(self) -> None:
+        """End all requests that are still here, and the watch for deadlines."""
+        self._watch.close()
+        for future in list(self._waiting):
+            if self.take(future):
+                self.fail(future, Closed("this model was closed before the picture was read"))
+
+    def _expire(self, future: Future[Answer]) -> None:
+        if self.take(future):
+            self.fail(future, DeadlineExceeded("the request's picture was not read in the time given for it"))
+
+    def _drop_cancelled(self, future: Future[Answer]) -> None:
+        if future.cancelled() and self.take(future):
+            self._observer.ended(FinishReason.CANCELLED)
+            future.set_running_or_notify_cancel()  # else `concurrent.futures.wait` would wait on
 
 
 class Dispatcher:
@@ -91,9 +148,9 @@ class Dispatcher:
     def submit(self, image: PictureSource, requests: Sequence[TaskRequest]) -> list[Future[Answer]]:
         """Start requests on one picture, which is read once; a future for each."""
         started = self._clock()
-        accepted = [self._accept(request, started) for request in requests]
+        futures: list[Future[Answer]] = [Future() for _ in requests]
         with self._lock:  # one order for the queue and the readers
-            admitted, futures = self._admit(accepted)
+            admitted = self._admit(dict(zip(futures, requests, strict=True)), started)
             if not admitted:
                 return futures
             picture = self._readers.read(image)
@@ -113,42 +170,34 @@ class Dispatcher:
         self._engine.close(drain_s=None if end is None else max(0.0, end - time.monotonic()))
         shut_down(self._finisher, None if end is None else LAST_ANSWERS_S)
 
-    def _accept(self, request: TaskRequest, started: float) -> Accepted | Exception:
-        try:
-            task = request.check(self._pipeline)
-        except Exception as error:  # noqa: BLE001  (it is the outcome, as in any executor)
-            return error
+    def _admit(
+        self, requests: Mapping[Future[Answer], TaskRequest], started: float
+    ) -> dict[Future[Answer], Accepted]:
+        """Those that pass their checks and for which there is room; the futures of the others fail."""
+        admitted: dict[Future[Answer], Accepted] = {}
+        for future, request in requests.items():
+            try:
+                accepted = self._accept(request, started)
+                self._check_room(len(admitted))
+            except Exception as error:  # noqa: BLE001  (it is the outcome, as in any executor)
+                complete(future, error)
+            else:
+                admitted[future] = accepted
+        return admitted
+
+    def _accept(self, request: TaskRequest, started: float) -> Accepted:
+        task = self._pipeline.check(request)
         deadline = None if request.timeout_s is None else started + request.timeout_s
         streamer = None
         if request.on_text is not None:
             streamer = TextStreamer(self._pipeline.tokenizer.reader(), request.on_text, self._finisher)
         return Accepted(task, started, deadline, streamer, request.original)
 
-    def _admit(
-        self, requests: Sequence[Accepted | Exception]
-    ) -> tuple[dict[Future[Answer], Accepted], list[Future[Answer]]]:
-        """Those for which there is room, and the futures of all: failed already for the others."""
-        admitted: dict[Future[Answer], Accepted] = {}
-        futures: list[Future[Answer]] = []
-        for request in requests:
-            if isinstance(request, Exception):
-                futures.append(failed(request))
-            elif (refusal := self._refusal(len(admitted))) is not None:
-                futures.append(failed(refusal))
-            else:
-                futures.append(Future())
-                admitted[futures[-1]] = request
-        return admitted, futures
-
-    def _refusal(self, before: int) -> FlorenceError | None:
-        """Why one more request is not taken, with `before` others that are not in the queue yet."""
+    def _check_room(self, before: int) -> None:
+        """Raise the reason if one more request is not taken, with `before` others not in the queue yet."""
         if self._closed:
-            return Closed("this model was closed")
-        try:
-            self._engine.check_load(before + len(self._queue) + self._engine.snapshot().waiting)
-        except FlorenceError as error:
-            return error
-        return None
+            raise Closed("this model was closed")
+        self._engine.check_load(before + len(self._queue) + self._engine.snapshot().waiting)
 
     def _continue(self, futures: Sequence[Future[Answer]], picture: Future[ReadPicture]) -> None:
         """The picture was read, or can't be. In a thread of the readers."""
@@ -171,7 +220,7 @@ class Dispatcher:
         try:
             prepared = self._pipeline.prepare(request.task, picture, request.deadline, on_token)
             finish = partial(self._finish, future, request, prepared)
-            with self._lock:  # so that `_refusal` finds it either here or in the engine
+            with self._lock:  # so that `_check_room` finds it either here or in the engine
                 taken = self._queue.take(future)
                 if taken:  # the engine's thread has no time for more than handing the outcome on
                     sequence = self._engine.submit(

@@ -24,10 +24,10 @@ from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.model.devices import pick_device
 from florence.readers.cores import default_readers
 from florence.readers.picture import PictureSource
-from florence.runtime.dispatcher import Dispatcher, TaskRequest
+from florence.runtime.dispatcher import Dispatcher
 from florence.runtime.futures import failed
 from florence.runtime.loading import Loaded, load
-from florence.runtime.pipeline import TaskText
+from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
 from florence.types.options import GenerationKeywords, GenerationParameters, read_generation_parameters

@@ -25,7 +25,6 @@ from florence.images.limits import ImageLimits
 from florence.images.preprocess import InputSize, Preprocessing
 from florence.model.config import STRIDE, ModelConfig
 from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype
-from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.readers.processes import ProcessReaders
@@ -93,7 +92,7 @@ def load(
         tasks=TASKS.extended(tasks),
     )
     image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
-    declared = asdict(config) | image_limits
+    declared = asdict(config) | image_limits | {"decode_memory_bytes": limits.decode_bytes}
     info = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,
@@ -112,7 +111,20 @@ def load(
         cpu_kernels=config.cpu_kernels,
         threads=config.threads,
     )
-    runner = _runner(model, backend, config, preprocessing, tokenizer.location_ids)
+    picture_tokens = _picture_tokens(preprocessing)
+    runner = Runner(
+        model,
+        config.max_batch_size,
+        backend=backend,
+        picture_tokens=picture_tokens,
+        encode_batch=config.max_encode_batch,
+        picture_size=(preprocessing.height, preprocessing.width),
+        encoder_room=picture_tokens + config.max_prompt_tokens,
+        decoder_room=config.max_new_tokens,
+        feature_bytes=config.picture_cache_bytes,
+        reserved=config.reserved,
+        ordered=tokenizer.location_ids,
+    )
     size = InputSize(preprocessing.height, preprocessing.width, preprocessing.resample, fast_jpeg)
     reading: Readers
     if readers:
@@ -125,30 +137,8 @@ def load(
         checkpoint.label, info["device"], info["dtype"],
         runner.caches.nbytes / 2**20, runner.sizes.slots, runner.sizes.rows,
     )  # fmt: skip
+    log.info("%d readers of pictures decode in %.0f MiB together", len(reading), limits.decode_bytes / 2**20)
     return Loaded(pipeline, engine, reading, limits, observer, info)
-
-
-def _runner(
-    model: Florence2Model,
-    backend: Backend,
-    config: EngineConfig,
-    preprocessing: Preprocessing,
-    location_ids: range,
-) -> Runner:
-    picture_tokens = _picture_tokens(preprocessing)
-    return Runner(
-        model,
-        config.max_batch_size,
-        backend=backend,
-        picture_tokens=picture_tokens,
-        encode_batch=config.max_encode_batch,
-        picture_size=(preprocessing.height, preprocessing.width),
-        encoder_room=picture_tokens + config.max_prompt_tokens,
-        decoder_room=config.max_new_tokens,
-        feature_bytes=config.picture_cache_bytes,
-        reserved=config.reserved,
-        ordered=location_ids,
-    )
 
 
 def _picture_tokens(preprocessing: Preprocessing) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from florence.answers import Piece, parse_answer
 from florence.answers.answer import Answer, OriginalAnswer
@@ -20,14 +20,29 @@ from florence.engine.request import Generation, GenerationOptions, Request
 from florence.errors import OptionError, TaskError
 from florence.model.config import GenerationDefaults
 from florence.readers.picture import ReadPicture
+from florence.runtime.streaming import OnText
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
 from florence.types.tasks import TASKS, Input, Kind, Task, TaskTable
 
-T = TypeVar("T")
 TaskText = str | Sequence[float] | None
 """A text, or a region: four numbers in pixels or `<loc_n>` text."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """One task on a picture, as it was asked. `task`: a token, a name, or a `Task`; `timeout_s`: seconds
+    until `DeadlineExceeded`, None for no limit; `on_text`: gets the answer's text piece by piece;
+    `original`: make the answer in the original's shape only."""
+
+    task: str | Task
+    text: TaskText
+    parameters: GenerationParameters
+    region: TaskText = None
+    timeout_s: float | None = None
+    on_text: OnText | None = None
+    original: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +79,18 @@ class Pipeline:
     tasks: TaskTable = TASKS
     score_temperature: float = 1.0
 
-    def check(
-        self, task: str | Task, given: TaskText, parameters: GenerationParameters, *, streamed: bool = False
-    ) -> CheckedTask:
-        """All checks that need no picture. `task`: a token, a name, or a `Task`; `streamed`: its text is
-        wanted while it is generated. Raises `TaskError` and `OptionError`."""
-        known, options = self.tasks.resolve(task), self.options(parameters)
-        self.tasks.check_input(known, given)
-        if streamed:
-            _check_streamed(known, options)
-        return CheckedTask(known, given, options)
+    def check(self, request: TaskRequest) -> CheckedTask:
+        """All checks that need no picture. Raises `TaskError` and `OptionError`."""
+        if request.text is not None and request.region is not None:
+            raise TaskError("both text and region are given; a task takes one of them")
+        if request.timeout_s is not None and not 0 < request.timeout_s < float("inf"):
+            raise OptionError(f"timeout_s must be a number of seconds above 0, got {request.timeout_s!r}")
+        task, options = self.tasks.resolve(request.task), self.options(request.parameters)
+        given = request.text if request.region is None else request.region
+        self.tasks.check_input(task, given)
+        if request.on_text is not None:
+            _check_streamed(task, options)
+        return CheckedTask(task, given, options)
 
     def prepare(
         self,
@@ -86,7 +103,9 @@ class Pipeline:
 
         Raises `RegionError` for a region that is written wrongly or lies outside the picture.
         """
-        text = _input_text(checked.task, checked.given, picture.size)
+        text = checked.given
+        if text is not None:
+            text = region_text(text, picture.size) if checked.task.input is Input.REGION else str(text)
         prompt = self.tasks.build_prompt(checked.task, text)
         request = Request(
             pixels=picture.pixels,
@@ -103,22 +122,17 @@ class Pipeline:
 
         Raises OptionError where more tokens are demanded than an answer may have.
         """
-        requested, defaults = parameters, self.defaults
-        fewest = requested.min_new_tokens or 0
+        fewest = parameters.min_new_tokens or 0
         if fewest > self.max_new_tokens:
             raise OptionError(
                 f"min_new_tokens must be at most {self.max_new_tokens}, the most tokens of an answer here "
                 f"(FLORENCE_MAX_NEW_TOKENS), got {fewest}"
             )
-        most = requested.max_new_tokens or max(DEFAULT_MAX_NEW_TOKENS, fewest)
-        return GenerationOptions(
-            num_beams=_either(requested.num_beams, defaults.num_beams),
-            max_new_tokens=min(most, self.max_new_tokens),
-            min_new_tokens=fewest,
-            no_repeat_ngram_size=_either(requested.no_repeat_ngram_size, defaults.no_repeat_ngram_size),
-            early_stopping=_either(requested.early_stopping, defaults.early_stopping),
-            length_penalty=_either(requested.length_penalty, defaults.length_penalty),
-        )
+        most = parameters.max_new_tokens or max(DEFAULT_MAX_NEW_TOKENS, fewest)
+        tokens = {"min_new_tokens": fewest, "max_new_tokens": min(most, self.max_new_tokens)}
+        names = [each.name for each in fields(GenerationOptions)]
+        own = {name: value for name, value in asdict(self.defaults).items() if name in names}
+        return GenerationOptions(**{**own, **parameters.model_dump(exclude_none=True), **tokens})
 
     def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
         """The typed answer of what the engine generated, `total_s` seconds after the request came."""
@@ -165,15 +179,6 @@ class Pipeline:
         }
 
 
-def _input_text(task: Task, text: TaskText, image_size: tuple[int, int]) -> str | None:
-    """What goes into the task's prompt: the text as it is, or the region as locations."""
-    if text is None:
-        return None
-    if task.input is Input.REGION:
-        return region_text(text, image_size)
-    return str(text)  # `check_input` refuses all else
-
-
 def _check_streamed(task: Task, options: GenerationOptions) -> None:
     if task.kind is not Kind.TEXT:
         raise TaskError(f"{task.token} does not answer in text, so there is nothing to stream")
@@ -182,7 +187,3 @@ def _check_streamed(task: Task, options: GenerationOptions) -> None:
             f"a stream needs num_beams=1, this request has {options.num_beams}: beams compete until the last "
             "token, so no part of the answer is final before all of it is"
         )
-
-
-def _either(requested: T | None, default: T) -> T:
-    return default if requested is None else requested

@@ -1,6 +1,6 @@
 """ASGI middleware around all routes: a limit on bodies, clients that leave, the v2 routes, error bodies.
 
-Knows HTTP messages only. Websockets and the lifespan pass through untouched. The order is in
+Knows HTTP messages only. The order is in
 `service.middleware_of`.
 """
 
@@ -9,55 +9,79 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from florence.errors import BodyTooLarge, ClientLeft
+from florence.errors import BodyTooLarge, ClientLeft, Closed
 from florence.server.replies import error_reply, json_reply
+
+_WITHOUT_MODEL: Final = frozenset(("/", "/docs.json", "/healthz", "/livez", "/metrics", "/v2/health/live"))
 
 logger = logging.getLogger("florence.service")
 
 
-class V2Routes:
+@dataclass(frozen=True)
+class HttpMiddleware:
+    """Around an app. Websockets and the lifespan go to the app as they are, HTTP requests to `handle`."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class V2Routes(HttpMiddleware):
     """Sends requests under /v2 to their own app, past BentoML's routing.
 
     That app makes its own error bodies. It also answers `/`, with Triton's 404; browsers get BentoML's page.
     """
 
-    def __init__(self, app: ASGIApp, v2: ASGIApp) -> None:
-        self.app = app
-        self.v2 = v2
+    v2: ASGIApp
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self.v2 if self._is_v2(scope) else self.app)(scope, receive, send)
-
-    @staticmethod
-    def _is_v2(scope: Scope) -> bool:
-        if scope["type"] != "http":
-            return False
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         if path == "/":
-            return "text/html" not in Headers(scope=scope).get("accept", "")
-        return path == "/v2" or path.startswith("/v2/")
+            is_v2 = "text/html" not in Headers(scope=scope).get("accept", "")
+        else:
+            is_v2 = path == "/v2" or path.startswith("/v2/")
+        await (self.v2 if is_v2 else self.app)(scope, receive, send)
 
 
-class BodyLimit:
+@dataclass(frozen=True)
+class WhileLoading(HttpMiddleware):
+    """Answers as `check_loaded` says, before a body is read, but for the paths that need no model."""
+
+    check_loaded: Callable[[], None]
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["path"] not in _WITHOUT_MODEL:
+                self.check_loaded()
+        except Closed as error:
+            return await error_reply(error)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class BodyLimit(HttpMiddleware):
     """Refuses bodies longer than `max_bytes` with 413, by Content-Length or, without one, while they arrive.
 
     The rest of such a body is discarded, up to `max_bytes` more: a client that sends everything before it
     reads would otherwise see a closed connection instead of the answer.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
+    max_bytes: int
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_bytes:
@@ -93,7 +117,7 @@ class BodyLimit:
             left -= len(message.get("body", b""))
 
 
-class CancelOnDisconnect:
+class CancelOnDisconnect(HttpMiddleware):
     """Cancels the work on a POST request when its client leaves before the answer: the endpoint gets
     `asyncio.CancelledError` where it waits.
 
@@ -101,12 +125,9 @@ class CancelOnDisconnect:
     until its time limit, and its log and metrics count it.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         task: Any = asyncio.current_task()  # never None in a coroutine that runs
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["method"] != "POST":
             return await self.app(scope, receive, send)
         body_read = asyncio.Event()
         started = answered = left = False
@@ -152,18 +173,13 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class ErrorBodies:
+class ErrorBodies(HttpMiddleware):
     """Makes every error's body {"error": "..."}: the framework's are plain text, lists, or hold more keys.
 
     An exception becomes an error's reply: without one BentoML would wait until its time limit.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         start: Message | None = None
         begun = False
         body = bytearray()

@@ -7,10 +7,8 @@ One worker process holds one model on one device.
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -24,13 +22,20 @@ from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.server.metrics import EngineMetrics
-from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes
-from florence.server.typed.about import create_about_app
+from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes, WhileLoading
+from florence.server.supervisor import (
+    end_serving,
+    end_with_supervisor,
+    http_host,
+    is_worker,
+    leave,
+    prepare_supervisor,
+)
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
+from florence.server.typed.openapi import create_about_app
 from florence.server.v2.http_app import V2App, infer_paths
-from florence.server.v2.inference import Inference
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
@@ -45,6 +50,7 @@ Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
 SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
 ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
+ALL_ADDRESSES = "0.0.0.0"
 GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
 
 
@@ -111,17 +117,8 @@ def count_visible(visible: str | None, there: int) -> int:
     if visible is None:
         return there
     names = [name.strip() for name in visible.split(",")]
-    return len(list(itertools.takewhile(lambda name: _shows_gpu(name, there), names)))
-
-
-def _shows_gpu(name: str, there: int) -> bool:
-    return int(name) < there if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
-
-
-def worker_device(devices: Sequence[str]) -> str:
-    """The device of this worker process. BentoML counts workers from 1; without workers there is one."""
-    index = bentoml.server_context.worker_index or 1
-    return devices[(index - 1) % len(devices)]
+    known = [int(name) < there if name.isdecimal() else name.startswith(("GPU-", "MIG-")) for name in names]
+    return [*known, False].index(False)
 
 
 class TaskService:
@@ -135,19 +132,34 @@ class TaskService:
 
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
-        device = worker_device(self.devices)
-        logger.info("loading %s on %s", self.settings.model, device)
+        end_with_supervisor()
         self.timeout_s = self.settings.timeout_s
         self.grpc: GrpcServer | None = None
+        if not is_worker():
+            self._load()
+            return
+        # In a thread, so that this worker answers probes meanwhile.
+        threading.Thread(target=self._load_or_end, name="florence-load", daemon=True).start()
+
+    @property
+    def model(self) -> Florence2:
+        """The model; Closed, a 503, while it is loaded, and after its end."""
+        return self.inference.ready_model()
+
+    def _load(self) -> None:
+        worker = bentoml.server_context.worker_index or 1  # BentoML counts from 1; None: there are no workers
+        device = self.devices[(worker - 1) % len(self.devices)]
+        logger.info("loading %s on %s", self.settings.model, device)
+        self.inference.model = self.load(self.settings, device, engine_metrics())
+        logger.info("ready: %s on %s", self.settings.model, device)
+
+    def _load_or_end(self) -> None:
         try:
-            self.model = self.load(self.settings, device, engine_metrics())
+            self._load()
         except Exception as error:
             foreseen = isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
             logger.error("can't serve %s: %s", self.settings.model, error, exc_info=not foreseen)
             end_serving()
-            raise
-        self.inference.model = self.model
-        logger.info("ready: %s on %s", self.settings.model, device)
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's types are not exported
     async def open_grpc(self) -> None:
@@ -156,7 +168,7 @@ class TaskService:
             return
         from florence.server.v2.grpc_server import GrpcServer
 
-        host, port = self.settings.grpc_host, self.settings.grpc_port
+        host, port = self.settings.grpc_host or http_host() or ALL_ADDRESSES, self.settings.grpc_port
         models = ModelRepository([self.inference])
         server = GrpcServer(models, self.settings.max_body_bytes, shared=len(self.devices) > 1)
         try:
@@ -166,13 +178,13 @@ class TaskService:
             end_serving()
             raise
         self.grpc = server
-        logger.info("gRPC on %s:%d", host, port)
+        logger.info("gRPC on %s:%d, HTTP on %s", host, port, http_host() or "what BentoML says")
 
     async def __is_ready__(self) -> bool:
-        return self.model.ready
+        return self.inference.ready
 
     async def __is_alive__(self) -> bool:
-        return self.model.alive
+        return self.inference.model is None or self.inference.model.alive
 
     async def __metrics__(self, content: str) -> str:
         """BentoML's own metrics, and Triton's beside them."""
@@ -184,8 +196,11 @@ class TaskService:
         and the model are given the time limit to finish."""
         if self.grpc is not None:
             await self.grpc.stop(self.timeout_s)
-        self.inference.model = None
-        self.model.close(drain_s=self.timeout_s)
+        model, self.inference.model = self.inference.model, None
+        if model is not None:
+            model.close(drain_s=self.timeout_s)
+        elif is_worker():
+            leave(0)  # it is being loaded, in a thread that can't be stopped
 
     analyze = analyze_endpoint()
 
@@ -205,17 +220,18 @@ def build_service(
         "devices": devices,
         "inference": inference,
         "load": staticmethod(load),
-        "fetch_checkpoint": bentoml.on_deployment(lambda: fetch(settings)),
+        "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
         "__doc__": TaskService.__doc__,
     }
     if {"model", "revision"} & settings.model_fields_set:
         members["checkpoint"] = CheckpointModel(settings.model, settings.revision)  # for `bentoml build`
+    on_gpus = [int(device.removeprefix("cuda:")) for device in devices if device != "cpu"]
     variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
     decorate: Any = bentoml.service(
         name="florence2",
         http={"port": 8000},
         workers=len(devices),
-        resources=_resources(devices),
+        resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
         traffic={"timeout": settings.timeout_s + GRACE_S},
         # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
         logging={
@@ -231,6 +247,11 @@ def build_service(
     return built
 
 
+def _before_workers(settings: Settings, fetch: Fetch) -> None:
+    prepare_supervisor()
+    fetch(settings)
+
+
 def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Middleware]:
     """The middleware of HTTP requests, outermost first.
 
@@ -242,38 +263,20 @@ def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Midd
         # Authentication goes here: before a body is read or a route is found.
         Middleware(BodyLimit, max_bytes=max_body_bytes),
         Middleware(CancelOnDisconnect),
+        Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
         Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
     ]
-
-
-def end_serving() -> None:
-    """In a worker that can't load its model: end `bentoml serve`, which would restart it for ever, and this
-    process, without tracebacks that would hide the reason. Outside a worker: do nothing."""
-    if bentoml.server_context.worker_index is not None:
-        os.kill(os.getppid(), signal.SIGTERM)
-        _exit()
 
 
 def end_worker() -> None:
     """In a worker whose engine is broken: end the process, once the waiting requests have got their errors.
     BentoML starts another worker, or, in a container, ends too, and the orchestrator restarts it."""
     logger.critical("the engine can't recover: this worker ends")
-    if bentoml.server_context.worker_index is not None:
-        end = threading.Timer(ANSWERS_S, _exit)
+    if is_worker():
+        end = threading.Timer(ANSWERS_S, leave, [1])
         end.daemon = True
         end.start()
-
-
-def _exit() -> None:
-    logging.shutdown()
-    os._exit(1)
-
-
-def _resources(devices: Sequence[str]) -> dict[str, Any]:
-    """What BentoML reserves. It shows the first GPUs to the workers, so the highest index counts."""
-    gpus = [int(device.removeprefix("cuda:")) + 1 for device in devices if device != "cpu"]
-    return {"gpu": max(gpus)} if gpus else {}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,9 @@ _EXAMPLE = {
         "max_prompt_tokens": 512,
         "max_image_bytes": 20_971_520,
         "max_image_pixels": 64_000_000,
+        "max_image_side": 65_535,
         "max_image_frames": 1000,
+        "decode_memory_bytes": 536_870_912,
         "max_batch_size": 64,
         "max_encode_batch": 16,
         "max_queue": 256,
@@ -56,7 +58,9 @@ class RequestLimits(BaseModel):
     max_prompt_tokens: int = Field(description="Most tokens of a prompt, beside the picture's.")
     max_image_bytes: int = Field(description="Most bytes of an encoded picture.")
     max_image_pixels: int = Field(description="Most pixels of a picture.")
+    max_image_side: int = Field(description="Most pixels of a picture's longer side.")
     max_image_frames: int = Field(description="Most frames or pages of a picture.")
+    decode_memory_bytes: int = Field(description="Memory that decoding takes, in all readers together.")
     max_batch_size: int = Field(description="Requests that decode together.")
     max_encode_batch: int = Field(description="Pictures that are encoded together.")
     max_queue: int = Field(description="Requests that may wait.")

@@ -20,8 +20,8 @@ class GenerationKeywords(TypedDict, total=False):
 
     One that is left out, or None, is as the checkpoint says; `max_new_tokens` is 1024 then, and is cut to the
     model's limit (`info()["limits"]`). `early_stopping` is as in transformers. A new option is declared in
-    these two classes, resolved in `florence.engine.request` and `florence.runtime.pipeline`, and offered by
-    HTTP, client, library and command line without more.
+    these two classes and in `florence.engine.request.GenerationOptions`; HTTP, client, library and command
+    line offer it without more.
     """
 
     num_beams: int | None
@@ -89,12 +89,12 @@ def read_generation_parameters(options: Mapping[str, object]) -> GenerationParam
     try:
         return GenerationParameters.model_validate(dict(options))
     except ValidationError as error:
-        reasons = (_explain(dict(detail)) for detail in error.errors())
+        reasons = (explain_option(detail) for detail in error.errors())
         raise OptionError("; ".join(dict.fromkeys(reasons))) from error  # each type of a union has its own
 
 
-def _explain(detail: dict[str, Any]) -> str:
-    """One pydantic error in words that say what to change."""
+def explain_option(detail: Mapping[str, Any]) -> str:
+    """A pydantic error of `GenerationParameters`, in words that say what to change."""
     if not detail["loc"]:
         return str(detail["ctx"]["error"])
     name = str(detail["loc"][0])

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from florence.errors import RegionError, quote
+from florence.errors import RegionError, RequestError, quote
 
 BINS: Final = 1000
 LOCATION_PATTERN: Final = r"<loc_(0|[1-9][0-9]{0,2})>"  # exactly the vocabulary's thousand tokens
@@ -38,6 +38,13 @@ def read_image_size(image_size: Sequence[float]) -> tuple[float, float]:
     if sizes is None or len(sizes) != 2 or not all(0 < size < math.inf for size in sizes):
         raise RegionError(f"image_size must be (width, height), two numbers above 0, got {quote(image_size)}")
     return sizes[0], sizes[1]
+
+
+def need_image_size(image_size: PictureSize) -> tuple[float, float]:
+    """As `read_image_size`, for an answer in pixels; RequestError where it is not given."""
+    if image_size is None:
+        raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
+    return read_image_size(image_size)
 
 
 def region_text(region: Region, image_size: Sequence[float]) -> str:
@@ -70,9 +77,9 @@ def region_to_locations(region: Sequence[float], image_size: Sequence[float]) ->
     return "".join(f"<loc_{bin_}>" for bin_ in bins)
 
 
-def locations_to_pixels(bins: Sequence[int], image_size: Sequence[float]) -> list[float]:
+def locations_to_pixels(bins: Sequence[int], image_size: PictureSize) -> list[float]:
     """Bins in the order x, y, x, y, ... as pixels: the middle of each bin, in double precision."""
-    width, height = read_image_size(image_size)
+    width, height = need_image_size(image_size)
     return [(bin_ + 0.5) * (height if index % 2 else width) / BINS for index, bin_ in enumerate(bins)]
 
 

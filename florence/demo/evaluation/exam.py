@@ -69,9 +69,8 @@ def ask_service(url: str, items: Sequence[ExamItem]) -> list[Result]:
 
     def ask(item: ExamItem) -> Result:
         image, task, given = item
-        if TASKS.resolve(task).input is Input.REGION:
-            return client.run(image, task, region=given).result
-        return client.run(image, task, given).result
+        text, region = (None, given) if TASKS.resolve(task).input is Input.REGION else (given, None)
+        return client.run(image, task, text, region=region).result
 
     with Client(url, timeout_s=_PATIENCE_S, retries=0) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(ask, items))

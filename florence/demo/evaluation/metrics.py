@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -56,13 +57,8 @@ def area_overlap(a: Sequence[Polygon], b: Sequence[Polygon], size: tuple[int, in
 
 def word_accuracy(read: str, written: str) -> tuple[int, int]:
     """How many of the written words were read (in any order, each counted once), and how many there are."""
-    left = read.split()
-    hits = 0
-    for word in written.split():
-        if word in left:
-            left.remove(word)
-            hits += 1
-    return hits, len(written.split())
+    words = written.split()
+    return (Counter(read.split()) & Counter(words)).total(), len(words)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -7,13 +7,13 @@ and then renamed: a cut run leaves the last whole state. Knows nothing about los
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration
@@ -22,8 +22,6 @@ from florence.demo.training.batches import STRIDE
 from florence.demo.training.losses import MEAN, STD
 from florence.demo.world.tokenizer import save_tokenizer
 
-# AdamW counts the steps of each tensor: some are left out at first.
-_MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
 # Florence-2's own; transformers keeps them out of a model's config, the original reads them from text_config.
 _GENERATION: Final = {
     "num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 3, "forced_bos_token_id": 0,
@@ -31,43 +29,20 @@ _GENERATION: Final = {
 }  # fmt: skip
 
 
-def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """All parameters by `module.name`; tied ones once."""
-    return {
-        f"{prefix}.{name}": parameter
-        for prefix, module in modules.items()
-        for name, parameter in module.named_parameters()
-    }
-
-
-def save_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, step: int
-) -> None:
+def save_state(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Writes weights and moments after `step` steps."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in named_parameters(modules).items():
-        tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
-        for moment in _MOMENTS:
-            if moment in optimizer.state[parameter]:
-                tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().contiguous()
-    _save(path, tensors, {"step": str(step)})
+    state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    with _replacing(path) as unfinished:
+        torch.save(state, unfinished)
 
 
-def load_state(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
+def load_state(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Puts a saved state back and returns its step. RuntimeError when it is of another network."""
-    with safe_open(path, "pt") as file:
-        stored = set(file.keys())
-        for name, parameter in named_parameters(modules).items():
-            with torch.no_grad():
-                parameter.copy_(file.get_tensor(f"weight.{name}"))
-            if f"exp_avg.{name}" in stored:
-                moments = {moment: file.get_tensor(f"{moment}.{name}") for moment in _MOMENTS}
-                for moment in _MOMENTS[1:]:
-                    # Strides of the parameter (channels_last too): fused AdamW walks both in memory order.
-                    laid_out = torch.empty_like(parameter, requires_grad=False)
-                    moments[moment] = laid_out.copy_(moments[moment])
-                optimizer.state[parameter] = moments
-        return int(file.metadata()["step"])
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    modules.load_state_dict(state["modules"])
+    optimizer.load_state_dict(state["optimizer"])
+    step: int = state["step"]
+    return step
 
 
 def write_checkpoint(
@@ -104,20 +79,13 @@ def write_checkpoint(
     tensors: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict().items():
         tensors.setdefault(tensor.data_ptr(), (name, tensor.detach().to("cpu", torch.float16).contiguous()))
-    _save(directory / "model.safetensors", dict(tensors.values()), {"format": "pt"})
+    with _replacing(directory / "model.safetensors") as unfinished:
+        save_file(dict(tensors.values()), unfinished, {"format": "pt"})
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Puts a checkpoint's weights back. RuntimeError when they are of another network."""
-    stored = load_file(path)
-    missing, unexpected = model.load_state_dict(stored, strict=False)
-    shared = {tensor.data_ptr() for name, tensor in model.state_dict().items() if name in stored}
-    absent = [name for name in missing if model.state_dict()[name].data_ptr() not in shared]
-    if absent or unexpected:
-        raise RuntimeError(f"another network's weights: {absent} are missing, {unexpected} are unknown")
-
-
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Another name for a file, which it is renamed from when it is whole."""
     unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, unfinished, metadata)
+    yield unfinished
     unfinished.replace(path)

@@ -228,7 +228,7 @@ def _word(
     letters = rng.uniform(0.15, 0.23) * _scale(rng, limits) * math.sqrt(size[0] * size[1])
     font_size = max(12, round(letters))
     face = str(rng.choice(list(FACES)))
-    wide, high = typeface.ink_size(text, face, font_size)
+    wide, high = typeface.ink(text, face, font_size).size
     turn = float(rng.uniform(-14, 14)) if rng.random() < 0.5 else 0.0
     corners = np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)]) / 2.0
     colour, rgb = _colour(rng, base)

@@ -33,12 +33,9 @@ class Typeface:
         self._font = cache(self._read_font)
         self._ink = cache(self._draw_ink)
 
-    def ink_size(self, text: str, face: str, size: int) -> tuple[int, int]:
-        """Width and height in pixels of the drawn letters, without the space around them."""
-        return self._ink(text, face, size).size
-
-    def ink(self, text: str, face: str, size: int, turn: float) -> Image.Image:
-        """The letters as a mask (mode L), turned clockwise by degrees; its centre is that of the letters."""
+    def ink(self, text: str, face: str, size: int, turn: float = 0.0) -> Image.Image:
+        """The letters as a mask (mode L), turned clockwise by degrees; its centre is that of the letters, and
+        unturned its size is theirs, without the space around them."""
         mask = self._ink(text, face, size)
         return mask.rotate(-turn, Image.Resampling.BICUBIC, expand=True) if turn else mask
 

@@ -7,20 +7,24 @@ reply is the first one's error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
-import bentoml
 from pydantic import BaseModel, Field, ValidationError
-from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import RequestError, TaskError, quote
-from florence.server.failures import failure_of, log_failure
 from florence.server.outcomes import await_outcomes
-from florence.server.replies import reply_or_error
-from florence.server.typed.endpoints import Described, Endpoints, PictureInput, explain, task_answer
+from florence.server.replies import failure_of, log_failure
+from florence.server.typed.endpoints import (
+    Described,
+    Endpoints,
+    PictureInput,
+    create_api,
+    explain,
+    task_answer,
+)
 from florence.types.analysis import MOST_TASKS, Analysis, AnalysisTask, TaskFailure
 from florence.types.options import GenerationParameters
 
@@ -51,28 +55,16 @@ class AnalyzeAnswer(Described, Analysis):
 
 def analyze_endpoint() -> Any:
     """The BentoML API: `POST /analyze`."""
-
-    async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
-        return await reply_or_error(_analyze(service, fields))
-
-    call.__name__ = "analyze"
-    call.__doc__ = "Answer many tasks on one picture, which is encoded once."
-    api: Callable[..., Any] = bentoml.api(input_spec=AnalyzeInput, output_spec=AnalyzeAnswer)
-    return api(call)
+    summary = "Answer many tasks on one picture, which is encoded once."
+    return create_api("analyze", summary, AnalyzeInput, AnalyzeAnswer, _analyze, _explain)
 
 
 async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
-    refused = fields.pop("error", None)
-    if isinstance(refused, ValidationError):
-        raise _explain(refused)
-    if refused is not None:
-        raise refused
     image, tasks = fields.pop("image"), [_read_task(task) for task in fields.pop("tasks")]
     parameters = GenerationParameters.model_construct(**fields)  # validated with the input
     given = [(task.task, task.given) for task in tasks]
     futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, parameters=parameters)
-    outcomes = await await_outcomes(futures, service.timeout_s)
-    return _analysis(tasks, outcomes)
+    return _analysis(tasks, await await_outcomes(futures, service.timeout_s))
 
 
 def _read_task(task: Any) -> AnalysisTask:

@@ -10,7 +10,7 @@ invalid input is passed to the endpoint as a value, `Refused`, which the endpoin
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
@@ -25,14 +25,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from florence.answers.answer import Answer
-from florence.errors import FlorenceError, OptionError, ProtocolError, RequestError, TaskError
+from florence.errors import FlorenceError, ProtocolError, RequestError, TaskError
 from florence.server.long_strings import parse_json
 from florence.server.outcomes import await_answer
 from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop, reply_or_error
 from florence.types.analysis import SentRegion
 from florence.types.answer import TaskAnswer, answer_type
-from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, read_generation_parameters
+from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.results import Result
 from florence.types.tasks import Input, Kind, Task
@@ -91,7 +91,7 @@ class PictureInput(Described):
             if request.headers.get("content-type", "").lower().startswith(MULTIPART):
                 fields = await _read_form(request)
                 size = len(fields["image"]) if isinstance(fields.get("image"), str) else 0
-                return await off_loop(size, cls._from_fields, fields)
+                return await off_loop(size, cls.model_validate, fields)
             body = await request.body()
             return await off_loop(len(body), cls._from_json, body)
         except (FlorenceError, ValidationError) as error:
@@ -107,11 +107,7 @@ class PictureInput(Described):
             raise RequestError(f"the body must be a JSON object or multipart/form-data: {error}") from None
         if not isinstance(content, dict):
             raise RequestError("the body must be a JSON object or multipart/form-data")
-        return cls._from_fields(content)
-
-    @classmethod
-    def _from_fields(cls, fields: Mapping[str, Any]) -> PictureInput:
-        made: PictureInput = cls.model_validate(fields)
+        made: PictureInput = cls.model_validate(content)
         return made
 
 
@@ -161,34 +157,50 @@ class Endpoints(Protocol):
 
 def endpoint(task: Task) -> Any:
     """The BentoML API of a task: `POST /<name>`."""
+    input_type = INPUT_TYPES[task.input]
+
+    async def answer(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+        image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
+        future = service.model.submit(
+            image,
+            task.token,
+            text,
+            region=region,
+            timeout_s=service.timeout_s,
+            parameters=GenerationParameters.model_construct(**fields),  # validated with the input
+        )
+        return task_answer(await await_answer(future, service.timeout_s))
+
+    def refusal(error: ValidationError) -> RequestError:
+        return explain(error, task, input_type)
+
+    summary = f"{task.summary} Task {task.token}."
+    return create_api(task.name, summary, input_type, output_type(task.kind), answer, refusal)
+
+
+def create_api(
+    name: str,
+    summary: str,
+    input_type: type[PictureInput],
+    output: type[BaseModel],
+    answer: Callable[[Endpoints, dict[str, Any]], Awaitable[BaseModel]],
+    refusal: Callable[[ValidationError], RequestError],
+) -> Any:
+    """A BentoML API, `POST /<name>`. answer: makes the body from the input's fields; refusal: the error for
+    an input that is not valid."""
+
+    async def work(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+        error = fields.pop("error", None)
+        if error is not None:
+            raise refusal(error) if isinstance(error, ValidationError) else error
+        return await answer(service, fields)
 
     async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
-        return await reply_or_error(_answer(service, task, fields))
+        return await reply_or_error(work(service, fields))
 
-    call.__name__ = task.name
-    call.__doc__ = f"{task.summary} Task {task.token}."
-    api: Callable[..., Any] = bentoml.api(
-        input_spec=INPUT_TYPES[task.input], output_spec=output_type(task.kind)
-    )
+    call.__name__, call.__doc__ = name, summary
+    api: Callable[..., Any] = bentoml.api(input_spec=input_type, output_spec=output)
     return api(call)
-
-
-async def _answer(service: Endpoints, task: Task, fields: dict[str, Any]) -> BaseModel:
-    refused = fields.pop("error", None)
-    if isinstance(refused, ValidationError):
-        raise explain(refused, task, INPUT_TYPES[task.input])
-    if refused is not None:
-        raise refused
-    image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
-    future = service.model.submit(
-        image,
-        task.token,
-        text,
-        region=region,
-        timeout_s=service.timeout_s,
-        parameters=GenerationParameters.model_construct(**fields),  # validated with the input
-    )
-    return task_answer(await await_answer(future, service.timeout_s))
 
 
 def task_answer(answer: Answer) -> BaseModel:
@@ -249,22 +261,13 @@ def explain(error: ValidationError, task: Task | None, input_type: type[BaseMode
         elif detail["type"] == "missing":
             reasons.append(f"{name} is missing")
         elif name in GenerationParameters.model_fields:
-            reasons.append(_option_rule(name, detail["input"]))
+            reasons.append(explain_option(detail))
         else:
             message = detail["msg"].removeprefix("Value error, ")
             got = "" if name in ("", "image") else f", got {repr(detail['input'])[:60]}"
             named = name and "picture" not in message  # a message on the picture names it itself
             reasons.append(f"{name}: {message}{got}" if named else message)
     return RequestError("; ".join(dict.fromkeys(reasons)))
-
-
-def _option_rule(name: str, value: object) -> str:
-    """The allowed values of an option, in the words that all interfaces use."""
-    try:
-        read_generation_parameters({name: value})
-    except OptionError as error:
-        return str(error)
-    return f"{name} is not valid"
 
 
 def _input_rule(task: Task, name: str) -> str:

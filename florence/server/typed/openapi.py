@@ -1,8 +1,9 @@
-"""The OpenAPI document of the whole service, served at /docs.json and shown by BentoML's page at /.
+"""The service's description of itself: `GET /info`, and the OpenAPI document, `GET /docs.json`, which
+BentoML's page at / shows.
 
 Unlike BentoML's own document, it has two content types for requests (uploads and JSON), examples of each
 task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic types and the
-tasks; knows nothing about a running service.
+tasks.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from florence import __version__
-from florence.server.failures import INTERNAL_ERROR
+from florence.errors import Closed
+from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import TASKS_EXAMPLE, AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.endpoints import INPUT_TYPES, MULTIPART, output_type
-from florence.server.v2.generate import build_generate_answer
 from florence.server.v2.http_app import MODEL_PATH
-from florence.server.v2.infer_body import build_infer_answer
+from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
+from florence.server.v2.inference import Inference
 from florence.server.v2.model import ServedModel
 from florence.types.analysis import Analysis
 from florence.types.info import ServiceInfo
@@ -49,6 +55,22 @@ _FAILURES: Final = (  # status, meaning, an example of its message
     ),
     (504, "Not finished in the time allowed.", "the request was not finished within 300 s"),
 )
+
+
+def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
+    """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
+
+    async def docs(request: Request) -> Response:
+        return json_reply(openapi_document())
+
+    async def info(request: Request) -> Response:
+        if inference.model is None:
+            return error_reply(Closed("the model is not loaded"))
+        own = {"timeout_s": inference.timeout_s, "max_body_bytes": max_body_bytes, "version": __version__}
+        facts = ServiceInfo.model_validate(inference.model.info() | own)
+        return json_reply(facts.model_dump(mode="json"))
+
+    return Starlette(routes=[Route("/docs.json", docs), Route("/info", info)])
 
 
 @cache

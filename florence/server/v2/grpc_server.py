@@ -1,13 +1,14 @@
 """The v2 protocol over gRPC: the same model and the same counters as over HTTP, in the same process.
 
-Knows methods, statuses and the server's start and stop; `grpc_messages` reads and builds messages. Not
-covered: loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
+Knows methods, statuses, messages (those of Triton's own client), and the server's start and stop. Input
+tensors are packed in `raw_input_contents`, or plain in `contents`; output tensors are packed, as Triton sends
+them. Not covered: loading models, shared memory, trace and log settings, which are UNIMPLEMENTED.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
@@ -17,11 +18,21 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
-from florence.errors import NotFound, SettingsError
-from florence.server.failures import GRPC_CODES, failure_of, log_failure
-from florence.server.v2 import grpc_messages as messages
+from florence.errors import NotFound, ProtocolError, SettingsError
+from florence.server.replies import GRPC_CODES, failure_of, log_failure
+from florence.server.v2.infer_body import answer_tensor
+from florence.server.v2.inference import ModelRepository
 from florence.server.v2.model import ServedModel, server_metadata
-from florence.server.v2.repository import ModelRepository
+from florence.server.v2.tensors import (
+    DATATYPES,
+    InferRequest,
+    Tensor,
+    check_name,
+    check_parameters,
+    check_text,
+    pack,
+    read_columns,
+)
 
 STREAM_AHEAD: Final = 64  # requests of one stream that are processed at a time
 _MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
@@ -65,17 +76,8 @@ class GrpcServer:
 
 def _handlers(calls: _Calls) -> tuple[Any, ...]:
     """The methods that are implemented; gRPC itself answers UNIMPLEMENTED to others."""
-    unary = {
-        "ServerLive": calls.server_live,
-        "ServerReady": calls.server_ready,
-        "ModelReady": calls.model_ready,
-        "ServerMetadata": calls.server_metadata,
-        "ModelMetadata": calls.model_metadata,
-        "ModelConfig": calls.model_config,
-        "ModelStatistics": calls.model_statistics,
-        "RepositoryIndex": calls.repository_index,
-        "ModelInfer": calls.model_infer,
-    }
+    described = {name: partial(_describe, content, name) for name, content in calls.descriptions().items()}
+    unary: dict[str, Callable[[Any], Awaitable[Any]]] = {**described, "ModelInfer": calls.model_infer}
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
             partial(_answer, call),
@@ -94,6 +96,10 @@ def _handlers(calls: _Calls) -> tuple[Any, ...]:
         grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods),
         grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
     )
+
+
+async def _describe(content: Callable[[Any], Mapping[str, Any]], name: str, request: Any) -> Any:
+    return ParseDict(content(request), getattr(service_pb2, f"{name}Response")())
 
 
 async def _answer(call: Callable[[Any], Awaitable[Any]], request: Any, context: Any) -> Any:
@@ -119,7 +125,7 @@ def _scrub(text: str) -> str:
 
 
 class _Calls:
-    """The service's methods, from request to response messages."""
+    """The service's methods, from request to response"""
 
     def __init__(self, repository: ModelRepository) -> None:
         self._repository = repository
@@ -130,46 +136,48 @@ class _Calls:
         for reader in self._readers:
             reader.cancel()
 
-    async def server_live(self, request: Any) -> Any:
-        return service_pb2.ServerLiveResponse(live=True)
+    def descriptions(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
+        """The methods that describe models and server: from a request to its response's fields."""
+        models = self._repository
 
-    async def server_ready(self, request: Any) -> Any:
-        return service_pb2.ServerReadyResponse(ready=self._repository.ready)
+        def served(request: Any) -> ServedModel:
+            return models.find(request.name, request.version).served
 
-    async def model_ready(self, request: Any) -> Any:
+        def once_loaded(describe: Callable[[Any], Mapping[str, Any]]) -> Callable[[Any], Mapping[str, Any]]:
+            def checked(request: Any) -> Mapping[str, Any]:
+                models.check_loaded()
+                return describe(request)
+
+            return checked
+
+        described: dict[str, Callable[[Any], Mapping[str, Any]]] = {
+            "ServerMetadata": lambda _: server_metadata(),
+            "ModelMetadata": lambda request: served(request).metadata(),
+            "ModelConfig": lambda request: {"config": served(request).config()},
+            "ModelStatistics": lambda request: models.statistics(request.name, request.version),
+            "RepositoryIndex": lambda request: {"models": models.index(only_ready=request.ready)},
+        }
+        return {
+            "ServerLive": lambda _: {"live": True},
+            "ServerReady": lambda _: {"ready": models.ready},
+            "ModelReady": lambda request: {"ready": self._model_ready(request)},
+            **{name: once_loaded(describe) for name, describe in described.items()},
+        }
+
+    def _model_ready(self, request: Any) -> bool:
         """As in Triton, an unknown model is not ready, rather than an error."""
         try:
-            ready = self._repository.find(request.name, request.version).ready
+            return self._repository.find(request.name, request.version).ready
         except NotFound:
-            ready = False
-        return service_pb2.ModelReadyResponse(ready=ready)
-
-    async def server_metadata(self, request: Any) -> Any:
-        return ParseDict(server_metadata(), service_pb2.ServerMetadataResponse())
-
-    async def model_metadata(self, request: Any) -> Any:
-        served = self._repository.find(request.name, request.version).served
-        return ParseDict(served.metadata(), service_pb2.ModelMetadataResponse())
-
-    async def model_config(self, request: Any) -> Any:
-        served = self._repository.find(request.name, request.version).served
-        return ParseDict({"config": served.config()}, service_pb2.ModelConfigResponse())
-
-    async def model_statistics(self, request: Any) -> Any:
-        statistics = self._repository.statistics(request.name, request.version)
-        return ParseDict(statistics, service_pb2.ModelStatisticsResponse())
-
-    async def repository_index(self, request: Any) -> Any:
-        index = self._repository.index(only_ready=request.ready)
-        return ParseDict({"models": index}, service_pb2.RepositoryIndexResponse())
+            return False
 
     async def model_infer(self, request: Any) -> Any:
         inference = self._repository.find(request.model_name, request.model_version)
         inference.ready_model()
-        infer = messages.read_infer_request(inference.served, request)
+        infer = read_infer_request(inference.served, request)
 
         def respond(answers: Sequence[OriginalAnswer]) -> Any:
-            return messages.infer_response(inference.served, infer.id, [answer.text for answer in answers])
+            return infer_response(inference.served, infer.id, [answer.text for answer in answers])
 
         return await inference.answer(infer, respond)
 
@@ -208,13 +216,67 @@ class _Calls:
 
     async def _stream_answer(self, request: Any) -> Any:
         try:
-            return messages.stream_response(await self.model_infer(request))
+            response = await self.model_infer(request)
+            response.parameters["triton_final_response"].bool_param = True
+            return service_pb2.ModelStreamInferResponse(infer_response=response)
         except Exception as error:  # noqa: BLE001  (logged and answered)
             log_failure(error)
             known = self._repository.get(request.model_name)
             served = known.served if known else ServedModel(request.model_name, request.model_version)
-            return messages.stream_error(served, request.id, _scrub(failure_of(error).message))
+            return service_pb2.ModelStreamInferResponse(  # the stream stays open
+                error_message=_scrub(failure_of(error).message), infer_response=infer_head(served, request.id)
+            )
 
     async def health(self, request: bytes, context: Any) -> bytes:
         """grpc.health.v1: the state of all models, whatever service is asked for."""
         return _SERVING if self._repository.ready else _NOT_SERVING
+
+
+def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
+    """The request in a ModelInferRequest. Its tensors are views into the message. Raises ProtocolError."""
+    check_text(message.id, "id")
+    parameters = check_parameters({name: _value(message.parameters[name]) for name in message.parameters})
+    columns = read_columns(served, _tensors(served, message), message.id)
+    for output in message.outputs:
+        check_name(served, "output", output.name)
+    return InferRequest(message.id, columns, parameters, binary_output=True)
+
+
+def infer_response(served: ServedModel, request_id: str, texts: Sequence[str]) -> Any:
+    """The ModelInferResponse; one element for each row."""
+    response = infer_head(served, request_id)
+    response.outputs.add(**answer_tensor(len(texts)))
+    response.raw_output_contents.append(pack(text.encode("ascii") for text in texts))
+    return response
+
+
+def infer_head(served: ServedModel, request_id: str) -> Any:
+    """A ModelInferResponse without outputs."""
+    return service_pb2.ModelInferResponse(model_name=served.name, model_version=served.version, id=request_id)
+
+
+def _value(parameter: Any) -> Any:
+    kind = parameter.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(parameter, kind)
+
+
+def _tensors(served: ServedModel, message: Any) -> Iterator[Tensor]:
+    """The input tensors; where there are raw contents, each input takes the next of them."""
+    raw = message.raw_input_contents
+    for index, tensor in enumerate(message.inputs):
+        name = tensor.name
+        check_name(served, "input", name)
+        datatype = tensor.datatype if tensor.datatype in DATATYPES else "<invalid>"
+        if not raw:
+            yield Tensor(name, datatype, tensor.shape, tensor.contents.bytes_contents)
+            continue
+        if tensor.HasField("contents"):
+            raise ProtocolError(
+                f"contents field must not be specified when using raw_input_contents for '{name}' for model "
+                f"'{served.name}'"
+            )
+        if index >= len(raw):
+            raise ProtocolError(
+                f"unable to find data for input tensor '{name}' for model '{served.name}' in request."
+            )
+        yield Tensor(name, datatype, tensor.shape, memoryview(raw[index]))

@@ -1,14 +1,13 @@
 """The v2 protocol over HTTP: health, metadata, statistics and inference, a Starlette app.
 
-Knows paths, statuses and headers. Bodies are read and written in `infer_body` and `generate`; the models are
-in `repository`. Requests to a model that is not loaded are answered with 503.
+Knows paths, statuses and headers. Bodies are read and written in `infer_body`; the models are in `inference`.
+Requests to a model that is not loaded are answered with 503.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,11 +19,17 @@ from starlette.types import Receive, Scope, Send
 from florence.errors import Closed, NotFound, ProtocolError
 from florence.server.long_strings import parse_json
 from florence.server.replies import json_reply, off_loop, reply_or_error
-from florence.server.v2.http_generate import generate, generate_stream
-from florence.server.v2.http_infer import infer
+from florence.server.v2.http_infer import (
+    generate,
+    generate_stream,
+    infer,
+    inference_of,
+    read_body,
+    repository_of,
+    version_of,
+)
+from florence.server.v2.inference import ModelRepository
 from florence.server.v2.model import ServedModel, server_metadata
-from florence.server.v2.repository import ModelRepository
-from florence.server.v2.requests import inference_of, read_body, repository_of, version_of
 
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"
@@ -68,17 +73,22 @@ class V2App(Starlette):
 def _routes() -> list[Route]:
     routes = [
         _json_route("/v2", lambda request: server_metadata()),
-        _route("GET", "/v2/health/live", _live),
-        _route("GET", "/v2/health/ready", _ready),
+        _check_route("/v2/health/live", lambda request: None),
+        _check_route("/v2/health/ready", _check_ready),
         _json_route("/v2/models/stats", lambda request: repository_of(request).statistics()),
         _route("POST", "/v2/repository/index", _index),
     ]
     for path in (MODEL_PATH, VERSION_PATH):
         routes += [
             _json_route(path, lambda request: inference_of(request).served.metadata()),
-            _route("GET", path + "/ready", _model_ready),
+            _check_route(path + "/ready", _check_model_ready),
             _json_route(path + "/config", lambda request: inference_of(request).served.config()),
-            _json_route(path + "/stats", _statistics),
+            _json_route(
+                path + "/stats",
+                lambda request: repository_of(request).statistics(
+                    request.path_params["model"], version_of(request)
+                ),
+            ),
             _route("POST", path + "/infer", infer),
             _route("POST", path + "/generate", generate),
             _route("POST", path + "/generate_stream", generate_stream),
@@ -89,6 +99,16 @@ def _routes() -> list[Route]:
 def _json_route(path: str, content: Callable[[Request], object]) -> Route:
     async def answer(request: Request) -> Response:
         return json_reply(content(request))
+
+    return _route("GET", path, answer)
+
+
+def _check_route(path: str, check: Callable[[Request], object]) -> Route:
+    """An empty reply, unless the check raises."""
+
+    async def answer(request: Request) -> Response:
+        check(request)
+        return Response(media_type="text/plain")
 
     return _route("GET", path, answer)
 
@@ -108,27 +128,17 @@ async def _refused(request: Request, error: Exception) -> Response:
     return json_reply({"error": HTTPStatus(status).phrase}, status)
 
 
-async def _live(request: Request) -> Response:
-    return Response(media_type="text/plain")
-
-
-async def _ready(request: Request) -> Response:
+def _check_ready(request: Request) -> None:
     if not repository_of(request).ready:
         raise Closed("the model is not ready")
-    return Response(media_type="text/plain")
 
 
-async def _model_ready(request: Request) -> Response:
+def _check_model_ready(request: Request) -> None:
     try:
         inference = inference_of(request)
     except NotFound as error:
         raise ProtocolError(str(error)) from None  # Triton answers 400 on this path only
     inference.ready_model()
-    return Response(media_type="text/plain")
-
-
-def _statistics(request: Request) -> dict[str, Any]:
-    return repository_of(request).statistics(request.path_params["model"], version_of(request))
 
 
 async def _index(request: Request) -> Response:

@@ -1,6 +1,7 @@
-"""`infer` of the v2 protocol over HTTP: JSON or packed tensors, compressed or not.
+"""`infer`, `generate` and `generate_stream` of the v2 protocol over HTTP.
 
-Knows headers and the order of the steps. `infer_body` has the bodies, `inference` asks the model.
+Knows headers, ASGI messages and the order of the steps. `infer_body` has the bodies, `inference` asks the
+model.
 """
 
 from __future__ import annotations
@@ -8,32 +9,43 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from anyio.to_thread import run_sync
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from florence.answers.answer import OriginalAnswer
-from florence.errors import ClientLeft, UnknownEncoding
+from florence.errors import ClientLeft, NotFound, ProtocolError, UnknownEncoding
+from florence.runtime.streaming import OnText
 from florence.server.outcomes import log_answer
 from florence.server.replies import checkpoint_header, error_reply, json_reply, off_loop, reply_or_error
 from florence.server.v2.compression import ENCODINGS, choose_encoding, compress, decompress
 from florence.server.v2.infer_body import (
     build_binary_answer,
+    build_event,
+    build_generate_answer,
     build_infer_answer,
+    build_text_event,
+    is_token_stream,
+    parse_generate_request,
     read_infer_request,
     split_body,
 )
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.model import ServedModel
-from florence.server.v2.requests import inference_of, read_body
 from florence.server.v2.tensors import InferRequest
 
 logger = logging.getLogger("florence.service")
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+
+_Texts = asyncio.Queue[str | None]
+"""Pieces of a text as they are generated; None when there are no more."""
+
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 
 
 async def infer(request: Request) -> Response:
@@ -50,6 +62,67 @@ async def infer(request: Request) -> Response:
     return reply
 
 
+async def generate(request: Request) -> Response:
+    """The whole answer as JSON."""
+    return await _generate(request, await _read_generate(request), json_reply)
+
+
+async def generate_stream(request: Request) -> Response:
+    """An event for each piece of text if `is_token_stream`, then the answer; else one event with the answer,
+    as Triton sends for a model that is not decoupled."""
+    asked = await _read_generate(request)
+    if not is_token_stream(asked, inference_of(request).ready_model().tasks):
+        return await _generate(request, asked, _event_reply)
+    texts: _Texts = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def on_text(text: str) -> None:
+        loop.call_soon_threadsafe(texts.put_nowait, text)
+
+    work = asyncio.ensure_future(_generate(request, asked, _event_reply, on_text))
+    work.add_done_callback(lambda _: texts.put_nowait(None))
+    try:
+        first = await texts.get()
+    except asyncio.CancelledError:
+        work.cancel()
+        raise
+    if first is None:
+        return await reply_or_error(work)
+    return _Events(partial(build_text_event, inference_of(request).served, asked.id), first, texts, work)
+
+
+def repository_of(request: Request) -> ModelRepository:
+    """The app's models."""
+    repository: ModelRepository = request.app.state.repository
+    return repository
+
+
+def inference_of(request: Request) -> Inference:
+    """The model that the path names. Raises NotFound for an unknown model or version."""
+    return repository_of(request).find(request.path_params["model"], version_of(request))
+
+
+def version_of(request: Request) -> str:
+    """The path's version, "" for none. One that is no number is an unknown path, as in Triton."""
+    version: str = request.path_params.get("version", "")
+    if version and not (version.isascii() and version.isdecimal()):
+        raise NotFound("Not Found")
+    return version
+
+
+async def read_body(request: Request) -> bytes:
+    """The request's body, as `request.body()`, with less overhead."""
+    chunks = []
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
 async def _infer(request: Request, started: float) -> Response:
     inference = inference_of(request)
     inference.ready_model()
@@ -63,7 +136,7 @@ async def _infer(request: Request, started: float) -> Response:
     def log(answer: OriginalAnswer) -> None:
         log_answer(answer, _outcome(request.scope, 200, started) + ": ")
 
-    reply = await inference.answer(asked, partial(_reply, inference.served, asked), log=log)
+    reply = await inference.answer(asked, partial(_infer_reply, inference.served, asked), log=log)
     return await _as_accepted(reply, request.headers.get("accept-encoding", ""))
 
 
@@ -86,12 +159,12 @@ async def _as_accepted(reply: Response, accepted: str) -> Response:
     return Response(body, reply.status_code, {**headers, "Content-Encoding": encoding})
 
 
-def _reply(served: ServedModel, infer: InferRequest, answers: Sequence[OriginalAnswer]) -> Response:
+def _infer_reply(served: ServedModel, asked: InferRequest, answers: Sequence[OriginalAnswer]) -> Response:
     texts = [answer.text for answer in answers]
     headers = checkpoint_header(answers[0].checkpoint)
-    if not infer.binary_output:
-        return json_reply(build_infer_answer(served, infer.id, texts), headers=headers)
-    body, header_length = build_binary_answer(served, infer.id, texts)
+    if not asked.binary_output:
+        return json_reply(build_infer_answer(served, asked.id, texts), headers=headers)
+    body, header_length = build_binary_answer(served, asked.id, texts)
     return Response(body, 200, {HEADER_LENGTH: str(header_length), **headers}, "application/octet-stream")
 
 
@@ -100,3 +173,54 @@ def _outcome(scope: Scope, status: int, started: float) -> str:
     host, port = scope.get("client") or ("-", 0)
     milliseconds = 1000 * (time.perf_counter() - started)
     return f"{host}:{port} {scope['method']} {scope['path']} {status} in {milliseconds:.1f} ms"
+
+
+async def _read_generate(request: Request) -> InferRequest:
+    inference = inference_of(request)
+    inference.ready_model()
+    if request.headers.get("content-encoding", "identity") not in ("", "identity"):
+        raise ProtocolError("Unsupported content-encoding, only 'identity' is supported.")
+    body = await read_body(request)
+    return await off_loop(len(body), parse_generate_request, inference.served, body)
+
+
+async def _generate(
+    request: Request, asked: InferRequest, reply: Callable[..., Response], on_text: OnText | None = None
+) -> Response:
+    inference = inference_of(request)
+
+    def build(answers: Sequence[OriginalAnswer]) -> Response:
+        content = build_generate_answer(inference.served, asked.id, [answer.text for answer in answers])
+        return reply(content, headers=checkpoint_header(answers[0].checkpoint))
+
+    return await inference.answer(asked, build, on_text=on_text)
+
+
+def _event_reply(content: dict[str, object], headers: dict[str, str]) -> Response:
+    return Response(build_event(content), headers=headers, media_type="text/event-stream")
+
+
+class _Events(Response):
+    """Sends an event for each piece of text, then one for the reply that the work ends with."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, build: Callable[[str], bytes], first: str, texts: _Texts, work: asyncio.Task[Response]
+    ) -> None:
+        super().__init__(headers=_HEADERS)
+        del self.headers["content-length"]
+        self._build, self._first, self._texts, self._work = build, first, texts, work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            text: str | None = self._first
+            while text is not None:
+                await send({"type": "http.response.body", "body": self._build(text), "more_body": True})
+                text = await self._texts.get()
+            reply = await reply_or_error(self._work)
+            last = bytes(reply.body) if reply.status_code == 200 else b"data: %b\n\n" % bytes(reply.body)
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+        finally:
+            self._work.cancel()

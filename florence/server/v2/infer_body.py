@@ -1,4 +1,5 @@
-"""Bodies of v2 inference over HTTP: JSON, which packed tensors may follow.
+"""Bodies of v2 inference over HTTP: of `infer`, JSON that packed tensors may follow, and of Triton's generate
+extension, which have a key for each input and output.
 
 Pure functions on bytes. JSON that Triton refuses with status 500 is refused with 400.
 """
@@ -11,16 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from florence.errors import ProtocolError
-from florence.server.long_strings import Document, LongString
+from florence.errors import OptionError, ProtocolError
+from florence.server.long_strings import Document, LongString, parse_json
+from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
 from florence.server.v2.tensors import (
     DATATYPES,
     Element,
     InferRequest,
     Tensor,
-    check_input,
-    check_output,
+    check_name,
     check_parameters,
     check_text,
     pack,
@@ -28,6 +29,10 @@ from florence.server.v2.tensors import (
     refuse,
     wrong_kind,
 )
+from florence.types.tasks import Kind, TaskTable
+
+TEXT_KEY: Final = "text_output"
+"""Where Triton's text backends put the text of an event; our output is there in the last event only."""
 
 _END: Final = object()
 _KINDS: Mapping[type, str] = MappingProxyType({dict: "object", list: "array", str: "string", bool: "boolean"})
@@ -35,6 +40,7 @@ _ONE_OF: Final = (
     "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
     "'shared_memory_region' in 'parameters'. But "
 )
+_NOT_PARAMETERS = frozenset({"id", "parameters", *INPUTS})
 _HEADER_LENGTH: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
@@ -76,6 +82,52 @@ def answer_head(served: ServedModel, request_id: str) -> dict[str, Any]:
     """The request's id, if it was sent, and the model's name and version."""
     head: dict[str, Any] = {"id": request_id} if request_id else {}
     return head | {"model_name": served.name, "model_version": served.version}
+
+
+def parse_generate_request(served: ServedModel, body: bytes) -> InferRequest:
+    """The request in a body such as {"INPUT_IMAGE": "<base64>", "TASK_PROMPT": "<CAPTION>"}; a list of texts
+    makes as many rows. Keys that name no input are parameters. Raises ProtocolError."""
+    content = parse_json(body)
+    if not isinstance(content, dict):
+        raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
+    request_id = check_text(optional_member(content, "id", str), "id")
+    plain = {name: value for name, value in content.items() if name not in _NOT_PARAMETERS}
+    parameters = {**optional_member(content, "parameters", dict), **plain}
+    columns = read_columns(served, _texts(content), request_id)
+    return InferRequest(request_id, columns, check_parameters(parameters))
+
+
+def build_generate_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> dict[str, Any]:
+    """The answer's JSON object: a text for one row, a list of texts for more."""
+    return {**answer_head(served, request_id), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
+
+
+def is_token_stream(infer: InferRequest, tasks: TaskTable) -> bool:
+    """Whether a stream of this request gives its text token by token: one row, one beam, a text to answer.
+
+    One beam has to be asked for, since the checkpoint's own setting is more. Raises OptionError where several
+    are asked for, TaskError for an unknown task.
+    """
+    beams = generation_options(infer.parameters).num_beams
+    if beams is None:
+        return False
+    if beams > 1:
+        raise OptionError(
+            f"a stream of tokens needs num_beams=1, got {beams}: beams compete until the last token, so no "
+            "part of the answer is final before all of it is; ask generate, or leave num_beams out to get "
+            "the whole answer as one event"
+        )
+    return infer.row_count == 1 and tasks.resolve(str(infer.columns["TASK_PROMPT"][0])).kind is Kind.TEXT
+
+
+def build_text_event(served: ServedModel, request_id: str, text: str) -> bytes:
+    """A piece of the answer's text, as one server-sent event."""
+    return build_event({**answer_head(served, request_id), TEXT_KEY: text})
+
+
+def build_event(content: Mapping[str, Any]) -> bytes:
+    """The answer as one server-sent event."""
+    return b"data: " + json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
 def split_body(served: ServedModel, body: bytes, header_length: str | None) -> tuple[Document, memoryview]:
@@ -123,7 +175,7 @@ def _tensors(served: ServedModel, inputs: Sequence[Any], tail: memoryview) -> It
         if not isinstance(tensor, dict):
             raise wrong_kind("inputs", "object")
         name = member(tensor, "name", str)
-        check_input(served, name)
+        check_name(served, "input", name)
         datatype, shape = member(tensor, "datatype", str), member(tensor, "shape", list)
         if not all(_is_unsigned(size) for size in shape):
             raise wrong_kind("shape", "unsigned-integer")
@@ -191,7 +243,7 @@ def _wants_binary(served: ServedModel, content: Mapping[str, Any], parameters: M
     for output in outputs:
         if not isinstance(output, dict):
             raise wrong_kind("outputs", "object")
-        check_output(served, member(output, "name", str))
+        check_name(served, "output", member(output, "name", str))
         named = optional_member(output, "parameters", dict)
         if "binary_data" in named:
             wanted = member(named, "binary_data", bool)
@@ -199,3 +251,11 @@ def _wants_binary(served: ServedModel, content: Mapping[str, Any], parameters: M
         everywhere: bool = member(parameters, "binary_data_output", bool)
         return wanted if outputs else everywhere
     return wanted
+
+
+def _texts(content: Mapping[str, Any]) -> Iterator[Tensor]:
+    for name in INPUTS:
+        if name in content:
+            value = content[name]
+            texts = flatten(value if isinstance(value, list) else [value])
+            yield Tensor(name, "BYTES", [len(texts), 1], texts)

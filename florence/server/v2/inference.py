@@ -1,4 +1,5 @@
-"""Answers v2 requests: sends their rows to the model, and measures and counts them, for HTTP and gRPC.
+"""Answers v2 requests: sends their rows to the model, and measures and counts them, for HTTP and gRPC. Holds
+the models of a service by name.
 
 Knows no body format and no transport. Until the service has set a model, and while that is not ready,
 requests fail with `Closed`.
@@ -8,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from florence.answers.answer import OriginalAnswer
-from florence.errors import Closed, DeadlineExceeded, FlorenceError, Unavailable
+from florence.errors import Closed, DeadlineExceeded, FlorenceError, NotFound, ProtocolError, Unavailable
 from florence.runtime.streaming import OnText
 from florence.server.outcomes import await_answers, log_answer
-from florence.server.v2.model import ServedModel
+from florence.server.v2.model import ServedModel, parse_version
 from florence.server.v2.statistics import Reason, Spans, Statistics
 from florence.server.v2.tensors import InferRequest, read_rows
 from florence.types.options import GenerationParameters, read_generation_parameters
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
 
 LEAST_TIMEOUT_US: Final = 1000
+LOADING_RETRY_S: Final = 2.0  # a few of these, and the model is there
 T = TypeVar("T")
 
 
@@ -88,6 +90,74 @@ class Inference:
         """
         requested = parameters.get("timeout", 0)
         return self.timeout_s if requested < LEAST_TIMEOUT_US else min(self.timeout_s, requested / 1e6)
+
+
+class ModelRepository:
+    """The models that the v2 routes and the gRPC server answer for."""
+
+    def __init__(self, models: Iterable[Inference]) -> None:
+        self._models = {inference.served.name: inference for inference in models}
+
+    @property
+    def models(self) -> Iterable[Inference]:
+        """All models."""
+        return self._models.values()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model takes requests, as Triton defines a ready server."""
+        return all(inference.ready for inference in self.models)
+
+    def check_loaded(self) -> None:
+        """Raise Closed while no model is loaded."""
+        if all(inference.model is None for inference in self.models):
+            raise Closed("the model is not ready", retry_after_s=LOADING_RETRY_S)
+
+    def get(self, name: str) -> Inference | None:
+        """The model of that name, in any version; None for an unknown one."""
+        return self._models.get(name)
+
+    def find(self, name: str, version: str = "") -> Inference:
+        """The model of that name and version; version: decimal digits, "" for the latest.
+
+        Raises NotFound for an unknown model or version, ProtocolError for a version that is no number.
+        """
+        if version:
+            parse_version(version)
+        inference = self.get(name)
+        if inference is None:
+            raise NotFound(f"Request for unknown model: '{name[:200]}' is not found")
+        inference.served.check_version(version)
+        return inference
+
+    def index(self, *, only_ready: bool) -> list[dict[str, Any]]:
+        """The models with their states; with `only_ready`, those that take requests."""
+        return [
+            {
+                "name": inference.served.name,
+                "version": inference.served.version,
+                "state": "READY" if inference.ready else "LOADING",
+            }
+            for inference in self.models
+            if inference.ready or not only_ready
+        ]
+
+    def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """Triton's statistics of one model, or of all where no name is given.
+
+        Raises ProtocolError, as Triton words it for statistics, for an unknown model or version.
+        """
+        if name not in ("", *self._models):
+            raise ProtocolError(f"requested model '{name[:200]}' is not available")
+        chosen = [self._models[name]] if name else list(self.models)
+        for inference in chosen:
+            try:
+                inference.served.check_version(version)
+            except NotFound:
+                raise ProtocolError(
+                    f"requested model version is not available for model '{inference.served.name}'"
+                ) from None
+        return {"model_stats": [inference.statistics.as_dict() for inference in chosen]}
 
 
 def generation_options(parameters: Mapping[str, Any]) -> GenerationParameters:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from florence.server.v2.model import ServedModel
 
@@ -24,19 +24,17 @@ class Reason(StrEnum):
     OTHER = "OTHER"
 
 
-@dataclass(frozen=True, slots=True)
-class Spans:
+class Spans(NamedTuple):
     """The parts of one answered request's time, in nanoseconds: waiting, reading its pictures, the model,
-    making the reply."""
+    making the reply; under Triton's names."""
 
-    queue_ns: int
-    input_ns: int
-    infer_ns: int
-    output_ns: int
+    queue: int
+    compute_input: int
+    compute_infer: int
+    compute_output: int
 
-    @property
-    def total_ns(self) -> int:
-        return self.queue_ns + self.input_ns + self.infer_ns + self.output_ns
+
+_COMPUTE = ("compute_input", "compute_infer", "compute_output")
 
 
 @dataclass(slots=True)
@@ -51,16 +49,8 @@ class Duration:
         self.ns += ns
 
 
-@dataclass(slots=True)
-class _Compute:
-    compute_input: Duration = field(default_factory=Duration)
-    compute_infer: Duration = field(default_factory=Duration)
-    compute_output: Duration = field(default_factory=Duration)
-
-    def add(self, spans: Spans) -> None:
-        self.compute_input.add(spans.input_ns)
-        self.compute_infer.add(spans.infer_ns)
-        self.compute_output.add(spans.output_ns)
+def _durations(names: Iterable[str] = Spans._fields) -> dict[str, Duration]:
+    return {name: Duration() for name in names}
 
 
 @dataclass(slots=True)
@@ -77,9 +67,8 @@ class Statistics:
     last_inference_ms: int = 0
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
-    queue: Duration = field(default_factory=Duration)
-    compute: _Compute = field(default_factory=_Compute)
-    batches: dict[int, _Compute] = field(default_factory=dict)
+    parts: dict[str, Duration] = field(default_factory=_durations)  # by the fields of `Spans`
+    batches: dict[int, dict[str, Duration]] = field(default_factory=dict)  # _COMPUTE's, by a request's rows
     failures: Counter[Reason] = field(default_factory=Counter)
 
     def begin(self) -> None:
@@ -90,10 +79,12 @@ class Statistics:
         """It is answered."""
         self._end()
         self.rows += rows
-        self.success.add(spans.total_ns)
-        self.queue.add(spans.queue_ns)
-        self.compute.add(spans)
-        self.batches.setdefault(rows, _Compute()).add(spans)
+        self.success.add(sum(spans))
+        batch = self.batches.setdefault(rows, _durations(_COMPUTE))
+        for name, ns in spans._asdict().items():
+            self.parts[name].add(ns)
+            if name in batch:
+                batch[name].add(ns)
 
     def fail_for(self, reason: Reason, ns: int) -> None:
         """It has failed. ns: since it came."""
@@ -107,7 +98,7 @@ class Statistics:
 
     def as_dict(self) -> dict[str, Any]:
         """The model's entry in Triton's statistics. batch_stats are by the rows of a request."""
-        never = asdict(Duration())
+        never, counted = asdict(Duration()), asdict(self)
         return {
             "name": self.served.name,
             "version": self.served.version,
@@ -115,16 +106,15 @@ class Statistics:
             "inference_count": self.rows,
             "execution_count": self.success.count,
             "inference_stats": {
-                "success": asdict(self.success),
-                "fail": asdict(self.fail),
-                "queue": asdict(self.queue),
-                **asdict(self.compute),
+                "success": counted["success"],
+                "fail": counted["fail"],
+                **counted["parts"],
                 "cache_hit": never,
                 "cache_miss": never,
             },
             "response_stats": {},
             "batch_stats": [
-                {"batch_size": rows, **asdict(compute)} for rows, compute in sorted(self.batches.items())
+                {"batch_size": rows, **parts} for rows, parts in sorted(counted["batches"].items())
             ],
             "memory_usage": [],
         }
@@ -133,16 +123,16 @@ class Statistics:
         """The same in Prometheus' text format, under Triton's names."""
         labels = f'model="{self.served.name}",version="{self.served.version}"'
         failures = {f'{labels},reason="{reason}"': self.failures[reason] for reason in Reason}
-        whole, compute = self.success.ns + self.fail.ns, self.compute
+        whole = self.success.ns + self.fail.ns
         counters = (
             ("request_success", "Answered inference requests", self.success.count),
             ("count", "Rows of answered inference requests", self.rows),
             ("exec_count", "Inference requests that the model answered", self.success.count),
             ("request_duration_us", "Microseconds of all inference requests", whole // 1000),
-            ("queue_duration_us", "Microseconds spent waiting", self.queue.ns // 1000),
-            ("compute_input_duration_us", "... reading pictures", compute.compute_input.ns // 1000),
-            ("compute_infer_duration_us", "... in the model", compute.compute_infer.ns // 1000),
-            ("compute_output_duration_us", "... making replies", compute.compute_output.ns // 1000),
+            ("queue_duration_us", "Microseconds spent waiting", self.parts["queue"].ns // 1000),
+            ("compute_input_duration_us", "... reading pictures", self.parts["compute_input"].ns // 1000),
+            ("compute_infer_duration_us", "... in the model", self.parts["compute_infer"].ns // 1000),
+            ("compute_output_duration_us", "... making replies", self.parts["compute_output"].ns // 1000),
         )
         pending = {labels: self.pending}
         return (

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.long_strings import LongString
@@ -120,16 +120,10 @@ def wrong_kind(name: str, kind: str) -> ProtocolError:
     return ProtocolError(f"Unable to parse '{name}': attempt to access JSON non-{kind} as {kind}")
 
 
-def check_input(served: ServedModel, name: str) -> None:
-    """ProtocolError unless the model has an input of that name."""
-    if name not in INPUTS:
-        raise ProtocolError(f"unexpected inference input '{name[:60]}' for model '{served.name}'")
-
-
-def check_output(served: ServedModel, name: str) -> None:
-    """ProtocolError unless the model has an output of that name."""
-    if name != OUTPUT:
-        raise ProtocolError(f"unexpected inference output '{name[:60]}' for model '{served.name}'")
+def check_name(served: ServedModel, what: Literal["input", "output"], name: str) -> None:
+    """ProtocolError unless the model has an input or output of that name."""
+    if name not in (INPUTS if what == "input" else (OUTPUT,)):
+        raise ProtocolError(f"unexpected inference {what} '{name[:60]}' for model '{served.name}'")
 
 
 def check_text(text: str, what: str) -> str:

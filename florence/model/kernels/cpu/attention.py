@@ -7,12 +7,13 @@ code is in `attention_kernel.py`. Needs numba, which is imported when a `CpuAtte
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, rows_of
+from florence.model.kernels.cpu.objects import load_kernel
+from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, places
 
 BUNDLE = 8
 """Rows that one thread computes in sequence in `self_attention`: beams share most of their past, which then
@@ -37,9 +38,10 @@ class CpuAttention:
             raise ValueError(f"head_dim must be even, not {head_dim}")
         self._dtype, self._head_dim = dtype, head_dim
         self._team = OpenMPTeam(threads)
-        self._kernels = attention_kernel
-        self._kernel = attention_kernel.load(dtype, head_dim)
-        self._address: int = self._kernel.address
+        self._scratch_bytes = attention_kernel.scratch_bytes
+        make_work = partial(attention_kernel.make_work, dtype, head_dim)
+        fields = attention_kernel.AttentionJob._fields
+        self._kernel = load_kernel(f"attention {dtype} {head_dim}", fields, make_work)
         self._one_each = lru_cache(MAX_STARTS)(_one_each)
 
     def cross_attention(
@@ -95,37 +97,12 @@ class CpuAttention:
         self._check(queries, keys, values, (indices, starts, lengths))
         slots, heads, room, _ = keys.shape
         output = queries.new_empty(queries.shape)
-        size = self._dtype.itemsize
-        key_slot, key_head, key_position, _ = (stride * size for stride in keys.stride())
-        value_slot, value_head, value_position, _ = (stride * size for stride in values.stride())
-        query, query_row = rows_of(queries)
-        target, target_row = rows_of(output)
-        job = self._kernels.AttentionJob(
-            groups=lengths.shape[0],
-            heads=heads,
-            rows=queries.shape[0],
-            slots=slots,
-            room=room,
-            bundle=bundle,
-            queries=query,
-            query_row=query_row,
-            keys=keys.data_ptr(),
-            key_slot=key_slot,
-            key_head=key_head,
-            key_position=key_position,
-            values=values.data_ptr(),
-            value_slot=value_slot,
-            value_head=value_head,
-            value_position=value_position,
-            output=target,
-            output_row=target_row,
-            chosen=indices.data_ptr(),
-            group_step=group_step,
-            position_step=position_step,
-            starts=starts.data_ptr(),
-            lengths=lengths.data_ptr(),
+        job = (  # the fields of `AttentionJob`
+            *(lengths.shape[0], heads, queries.shape[0], slots, room, bundle),
+            *(*places(queries), *places(keys), *places(values), *places(output)),
+            *(indices.data_ptr(), group_step, position_step, starts.data_ptr(), lengths.data_ptr()),
         )
-        faults = self._team.run(self._address, self._kernels.scratch_bytes(self._head_dim, room), job)
+        faults = self._team.run(self._kernel.address, self._scratch_bytes(self._head_dim, room), job)
         if faults:
             raise ValueError("a slot, a row or a length is out of range of the tensors")
         return output

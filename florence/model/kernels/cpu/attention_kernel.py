@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numba import carray
 
-from florence.model.kernels.cpu.objects import Kernel, load_kernel
 from florence.model.kernels.cpu.openmp import FAULTS, NEXT_TASK, NEXT_THREAD
 from florence.model.kernels.cpu.tiles import TILE, Tiles
 from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
@@ -64,14 +63,7 @@ def scratch_bytes(head_dim: int, room: int) -> int:
     return (width * (2 * ROWS + TILE) + ROWS * (positions + 2 * TILE)) * FLOAT_BYTES
 
 
-def load(dtype: torch.dtype, head_dim: int) -> Kernel:
-    """The kernel for one dtype and size."""
-    return load_kernel(
-        f"attention {dtype} {head_dim}", AttentionJob._fields, lambda: _make_work(dtype, head_dim)
-    )
-
-
-def _make_work(dtype: torch.dtype, head_dim: int) -> Callable[[Any], None]:
+def make_work(dtype: torch.dtype, head_dim: int) -> Callable[[Any], None]:
     """What each thread does with a job."""
     attend = _make_attend(Tiles(dtype, head_dim), head_dim, dtype.itemsize)
     take, pointer = take_next(), as_pointer()

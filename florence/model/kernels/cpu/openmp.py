@@ -65,9 +65,9 @@ def available(dtype: torch.dtype) -> bool:
     )
 
 
-def rows_of(tensor: Tensor) -> tuple[int, int]:
-    """Address of the first row of [rows, numbers], and bytes from row to row."""
-    return tensor.data_ptr(), tensor.stride(0) * tensor.itemsize
+def places(tensor: Tensor) -> tuple[int, ...]:
+    """Address of a tensor, and the bytes from index to index of each of its dimensions but the last."""
+    return tensor.data_ptr(), *(stride * tensor.itemsize for stride in tensor.stride()[:-1])
 
 
 def _parallel() -> Any:

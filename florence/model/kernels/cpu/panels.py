@@ -8,33 +8,25 @@ depend on other rows. Imports numba.
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+
 import torch
 from llvmlite import ir
 from numba import types
 
 from florence.model.kernels.cpu.vectors import (
-    AHEAD_BYTES,
     F16,
     F32,
     FLOAT_BYTES,
-    HIGH_HALF,
     I16,
     I32,
     I64,
     Builder,
     Operation,
     Value,
-    bfloat16_bits,
     constant,
-    exponential,
     floats,
-    fma,
     operation,
-    prefetch,
-    read,
-    splat,
-    write,
 )
 
 LOAD = 16
@@ -75,15 +67,10 @@ class Panels:
     def accumulate(self, rows: int) -> Operation:
         """An operation: sums [rows, width] += states [rows, count] @ weights [count, width]; rows of the
         float32 states have a stride of ROW_BYTES."""
-        address = types.int64
-
-        def emit(builder: Builder, states: Value, weights: Value, sums: Value, count: Value) -> None:
-            self._accumulate(builder, rows, states, weights, sums, count)
-
-        return operation(emit, types.void, (address, address, address, types.int64))
+        return operation(partial(self._accumulate, rows), types.void, (types.int64,) * 4)
 
     def _accumulate(
-        self, builder: Builder, rows: int, states: Value, weights: Value, sums: Value, count: Value
+        self, rows: int, builder: Builder, states: Value, weights: Value, sums: Value, count: Value
     ) -> None:
         kind, before = floats(self._lanes), builder.block
         half_bytes = self._lanes * FLOAT_BYTES
@@ -95,12 +82,11 @@ class Panels:
         weight = builder.phi(I64)
         totals = [builder.phi(kind) for _ in range(2 * rows)]
         halves = self._weights(builder, weight)
-        for line in range(0, self.weight_bytes, 64):
-            prefetch(builder, weight, AHEAD_BYTES + line)
+        builder.prefetch(weight, self.weight_bytes)
         new = []
         for row in range(rows):
-            number = splat(builder, read(builder, F32, state, row * ROW_BYTES), self._lanes)
-            new += [fma(builder, half, number, totals[2 * row + side]) for side, half in enumerate(halves)]
+            number = builder.splat(builder.read(F32, state, row * ROW_BYTES), self._lanes)
+            new += [builder.fma(half, number, totals[2 * row + side]) for side, half in enumerate(halves)]
         following = builder.add(index, I64(1))
         next_state = builder.add(state, I64(FLOAT_BYTES))
         next_weight = builder.add(weight, I64(self.weight_bytes))
@@ -112,77 +98,66 @@ class Panels:
         builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
         builder.position_at_end(done)
         for place, total in enumerate(new):
-            before_it = read(builder, kind, sums, place * half_bytes)
-            write(builder, builder.fadd(before_it, total), sums, place * half_bytes)
+            before_it = builder.read(kind, sums, place * half_bytes)
+            builder.write(builder.fadd(before_it, total), sums, place * half_bytes)
 
-    def _weights(self, builder: Builder, source: Value) -> tuple[Value, Value]:
+    def _weights(self, builder: Builder, source: Value) -> list[Value]:
         """The weights of one input as float32: of the first half of the outputs, and of the second."""
         lanes = self._lanes
         if self._dtype == torch.bfloat16:  # stored as pairs, one output of each half
-            pairs = read(builder, ir.VectorType(I32, lanes), source)
-            low = builder.shl(pairs, constant(I32, lanes, 16))
-            high = builder.and_(pairs, constant(I32, lanes, HIGH_HALF))
-            return builder.bitcast(low, floats(lanes)), builder.bitcast(high, floats(lanes))
-        if self._dtype == torch.float16:
-            kind = ir.VectorType(F16, lanes)
-            low, high = (read(builder, kind, source, place, align=2) for place in (0, lanes * 2))
-            return builder.fpext(low, floats(lanes)), builder.fpext(high, floats(lanes))
-        low, high = (read(builder, floats(lanes), source, place) for place in (0, lanes * FLOAT_BYTES))
-        return low, high
+            return builder.split_pairs(builder.read(ir.VectorType(I32, lanes), source))
+        return [self._widened(builder, source, lanes, at) for at in (0, lanes * self._dtype.itemsize)]
 
     def _load(self, builder: Builder, source: Value, target: Value) -> None:
         """float32 target[0:16] = source[0:16] of the dtype."""
-        write(builder, self._widened(builder, source, LOAD), target)
+        builder.write(self._widened(builder, source, LOAD), target)
 
     def _clear(self, builder: Builder, target: Value) -> None:
         """float32 target[0:16] = 0."""
-        write(builder, constant(F32, LOAD, 0.0), target)
+        builder.write(constant(F32, LOAD, 0.0), target)
 
     def _copy(self, builder: Builder, source: Value, target: Value) -> None:
         """float32 target[0:width] = source[0:width]."""
-        write(builder, read(builder, floats(self.width), source), target)
+        builder.write(builder.read(floats(self.width), source), target)
 
     def _add(self, builder: Builder, source: Value, target: Value) -> None:
         """float32 target[0:width] += source[0:width] of the dtype."""
-        total = read(builder, floats(self.width), target)
-        write(builder, builder.fadd(total, self._widened(builder, source, self.width)), target)
+        total = builder.read(floats(self.width), target)
+        builder.write(builder.fadd(total, self._widened(builder, source, self.width)), target)
 
     def _store(self, builder: Builder, source: Value, target: Value) -> None:
         """target[0:width] of the dtype = float32 source[0:width], rounded to nearest even."""
-        row = read(builder, floats(self.width), source)
+        row = builder.read(floats(self.width), source)
         if self._dtype == torch.bfloat16:
-            bits = builder.lshr(bfloat16_bits(builder, row), constant(I32, self.width, 16))
+            bits = builder.lshr(builder.bfloat16_bits(row), constant(I32, self.width, 16))
             row = builder.trunc(bits, ir.VectorType(I16, self.width))
         elif self._dtype == torch.float16:
             row = builder.fptrunc(row, ir.VectorType(F16, self.width))
-        write(builder, row, target, align=self._dtype.itemsize)
+        builder.write(row, target, align=self._dtype.itemsize)
 
     def _gelu(self, builder: Builder, target: Value) -> None:
         """float32 target[0:width] = x * erfc(-x / sqrt(2)) / 2 of each x there."""
-
-        def number(value: float) -> Value:
-            return constant(F32, self.width, float(np.float32(value)))
-
-        x = read(builder, floats(self.width), target)
+        number = partial(constant, F32, self.width)
+        x = builder.read(floats(self.width), target)
         negative = builder.fcmp_ordered("<", x, number(0))
         size = builder.select(negative, builder.fsub(number(0), x), x)
         z = builder.fmul(size, number(0.5**0.5))
         t = builder.fdiv(number(2), builder.fadd(z, number(2)))
         exponent = number(ERFC[0])
         for factor in ERFC[1:]:
-            exponent = fma(builder, exponent, t, number(factor))
-        exponent = fma(builder, builder.fsub(number(0), z), z, exponent)
-        tail = builder.fmul(t, exponential(builder, exponent))  # erfc of a non-negative number
+            exponent = builder.fma(exponent, t, number(factor))
+        exponent = builder.fma(builder.fsub(number(0), z), z, exponent)
+        tail = builder.fmul(t, builder.exponential(exponent))  # erfc of a non-negative number
         share = builder.select(negative, tail, builder.fsub(number(2), tail))
-        write(builder, builder.fmul(builder.fmul(x, number(0.5)), share), target)
+        builder.write(builder.fmul(builder.fmul(x, number(0.5)), share), target)
 
-    def _widened(self, builder: Builder, source: Value, count: int) -> Value:
+    def _widened(self, builder: Builder, source: Value, count: int, offset: int = 0) -> Value:
         """`count` elements of the dtype as float32."""
         if self._dtype == torch.bfloat16:
-            halves = read(builder, ir.VectorType(I16, count), source, align=2)
+            halves = builder.read(ir.VectorType(I16, count), source, offset, align=2)
             bits = builder.zext(halves, ir.VectorType(I32, count))
             return builder.bitcast(builder.shl(bits, constant(I32, count, 16)), floats(count))
         if self._dtype == torch.float16:
-            halves = read(builder, ir.VectorType(F16, count), source, align=2)
+            halves = builder.read(ir.VectorType(F16, count), source, offset, align=2)
             return builder.fpext(halves, floats(count))
-        return read(builder, floats(count), source)
+        return builder.read(floats(count), source, offset)

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numba import carray
 
-from florence.model.kernels.cpu.objects import Kernel, load_kernel
 from florence.model.kernels.cpu.openmp import NEXT_TASK, NEXT_THREAD
 from florence.model.kernels.cpu.panels import CHUNK, LOAD, ROW_BYTES, Panels
 from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
@@ -59,13 +57,7 @@ def scratch_bytes(panels: Panels, rows: int, inner: int) -> int:
     return rows * -(-inner // CHUNK) * ROW_BYTES + (rows + 1) * panels.width * FLOAT_BYTES
 
 
-def load(panels: Panels, dtype: torch.dtype) -> Kernel:
-    """The kernel for these panels of a dtype."""
-    name = f"product {dtype} {panels.width}"
-    return load_kernel(name, ProductJob._fields, lambda: _make_work(panels, dtype.itemsize))
-
-
-def _make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
+def make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
     """What each thread does with a job."""
     load_block = _make_load_block(panels, itemsize)
     multiply = _make_multiply(panels, itemsize)
@@ -179,14 +171,3 @@ def _make_finish(panels: Panels, itemsize: int) -> Operation:
             move(spare, target, count * size)
 
     return compiled(finish)
-
-
-def lay_out(weight: torch.Tensor, panels: Panels) -> torch.Tensor:
-    """[outputs, inner] as panels, one after another, padded with outputs of zeros."""
-    outputs, inner = weight.shape
-    count = -(-outputs // panels.width)
-    padded = weight.new_zeros(count * panels.width, inner)
-    padded[:outputs] = weight
-    halves = padded.view(count, 2, panels.width // 2, inner)  # [panels, half, lanes, inner]
-    order = (0, 3, 2, 1) if weight.dtype == torch.bfloat16 else (0, 3, 1, 2)
-    return halves.permute(order).contiguous()

@@ -9,14 +9,15 @@ numba, which is imported when `Products` are made, not before.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from florence.model.devices import has_fast_bf16
 from florence.model.kernels.activations import activate
-from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, available, rows_of
+from florence.model.kernels.cpu.objects import load_kernel
+from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, available, places
 
 TASKS = 16
 """Tasks for each thread that a product is divided into; an idle thread takes the next one."""
@@ -42,18 +43,24 @@ class Products:
         self.panels = cpu_panels.Panels(dtype, lanes or (16 if wide else 8))
         self.team = OpenMPTeam(threads)
         self.plan = lru_cache(MAX_PLANS)(self._plan)
-        self.job = cpu_product_kernel.ProductJob
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
-        self._kernel = cpu_product_kernel.load(self.panels, dtype)
-        self.address: int = self._kernel.address
+        make_work = partial(cpu_product_kernel.make_work, self.panels, dtype.itemsize)
+        fields = cpu_product_kernel.ProductJob._fields
+        self.kernel = load_kernel(f"product {dtype} {self.panels.width}", fields, make_work)
 
     def fit(self, weight: Tensor) -> bool:
         """Whether a weight can be packed into panels."""
         return weight.dtype == self.dtype and weight.shape[1] % self._multiple == 0
 
     def lay_out(self, weight: Tensor) -> Tensor:
-        """[outputs, inner] as panels, one after another."""
-        return self._kernels.lay_out(weight, self.panels)
+        """[outputs, inner] as panels, one after another, padded with outputs of zeros."""
+        (outputs, inner), width = weight.shape, self.panels.width
+        count = -(-outputs // width)
+        padded = weight.new_zeros(count * width, inner)
+        padded[:outputs] = weight
+        halves = padded.view(count, 2, width // 2, inner)  # [panels, half, lanes, inner]
+        order = (0, 3, 2, 1) if weight.dtype == torch.bfloat16 else (0, 3, 1, 2)
+        return halves.permute(order).contiguous()
 
     def _plan(self, rows: int, inner: int, panels: int) -> tuple[int, int, int]:
         """Rows of a block, panels of a task, and working memory of a thread in bytes."""
@@ -107,34 +114,19 @@ class PanelWeight:
         rows = _as_rows(states, self.inner, products.dtype)
         count = rows.shape[0]
         output = torch.empty(count, self.outputs, dtype=dtype)
-        added = 0, 0
+        added: tuple[int, ...] = 0, 0
         if residual is not None:
             residual = _as_rows(residual, self.outputs, products.dtype)
-            added = rows_of(residual)
+            added = places(residual)
             if residual.shape[0] != count:
                 raise ValueError(f"{residual.shape[0]} rows of a residual for {count} rows")
         block, group, scratch_bytes = products.plan(count, self.inner, self._panels)
-        state, state_row = rows_of(rows)
-        target, target_row = rows_of(output)
-        job = products.job(
-            rows=count,
-            inner=self.inner,
-            outputs=self.outputs,
-            panels=self._panels,
-            block_rows=block,
-            group=group,
-            states=state,
-            state_row=state_row,
-            weights=self._packed.data_ptr(),
-            bias=self._bias.data_ptr(),
-            residual=added[0],
-            residual_row=added[1],
-            output=target,
-            output_row=target_row,
-            gelu=gelu,
-            wide=dtype is torch.float32,
+        job = (  # the fields of `ProductJob`
+            *(count, self.inner, self.outputs, self._panels, block, group),
+            *(*places(rows), self._packed.data_ptr(), self._bias.data_ptr(), *added, *places(output)),
+            *(gelu, dtype is torch.float32),
         )
-        products.team.run(products.address, scratch_bytes, job)
+        products.team.run(products.kernel.address, scratch_bytes, job)
         return output if states.dim() == 2 else output.view(*states.shape[:-1], self.outputs)
 
 

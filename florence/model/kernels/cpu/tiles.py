@@ -20,7 +20,6 @@ from llvmlite import ir
 from numba import types
 
 from florence.model.kernels.cpu.vectors import (
-    AHEAD_BYTES,
     F16,
     F32,
     FLOAT_BYTES,
@@ -29,19 +28,9 @@ from florence.model.kernels.cpu.vectors import (
     I64,
     Builder,
     Value,
-    bfloat16_bits,
     constant,
-    exponential,
     floats,
-    fma,
-    fold,
-    greater,
     operation,
-    pick,
-    prefetch,
-    read,
-    splat,
-    write,
 )
 
 TILE = 16
@@ -73,21 +62,20 @@ class Tiles:
 
     def _load(self, builder: Builder, source: Value, target: Value) -> None:
         """float32 row `target` = row `source` of the dtype."""
-        write(builder, self._widened(builder, source), target)
+        builder.write(self._widened(builder, source), target)
 
     def _load_scaled(self, builder: Builder, source: Value, target: Value, scale: Value) -> None:
         """float32 row `target` = row `source` of the dtype, times a number."""
         row = self._widened(builder, source)
-        write(builder, builder.fmul(row, splat(builder, scale, self._width)), target)
+        builder.write(builder.fmul(row, builder.splat(scale, self._width)), target)
 
     def _fetch(self, builder: Builder, source: Value) -> None:
-        """Prefetch the row AHEAD_BYTES after `source`; the address may be invalid."""
-        for line in range(0, self._head_dim * self._dtype.itemsize, 64):
-            prefetch(builder, source, AHEAD_BYTES + line)
+        """Prefetch a row after `source`."""
+        builder.prefetch(source, self._head_dim * self._dtype.itemsize)
 
     def _clear(self, builder: Builder, target: Value) -> None:
         """float32 row `target` = 0."""
-        write(builder, constant(F32, self._width, 0.0), target)
+        builder.write(constant(F32, self._width, 0.0), target)
 
     def _dots(self, builder: Builder, query: Value, block: Value, scores: Value) -> None:
         """scores[0:16] = dot products of the row `query` with the 16 rows of `block`.
@@ -97,89 +85,87 @@ class Tiles:
         rows.
         """
         offsets = range(0, self.row_bytes, TILE * FLOAT_BYTES)
-        query_parts = [read(builder, LANES, query, offset) for offset in offsets]
+        query_parts = [builder.read(LANES, query, offset) for offset in offsets]
         sums = []
         for row in range(TILE):
             total = constant(F32, TILE, 0.0)
             for part, offset in zip(query_parts, offsets, strict=True):
-                total = fma(builder, part, read(builder, LANES, block, row * self.row_bytes + offset), total)
+                total = builder.fma(part, builder.read(LANES, block, row * self.row_bytes + offset), total)
             sums.append(total)
         even, odd = range(0, 2 * TILE, 2), range(1, 2 * TILE, 2)
         while len(sums) > 1:
             pairs = zip(sums[::2], sums[1::2], strict=True)
-            sums = [builder.fadd(pick(builder, pair, even), pick(builder, pair, odd)) for pair in pairs]
-        write(builder, sums[0], scores)
+            sums = [builder.fadd(builder.pick(pair, even), builder.pick(pair, odd)) for pair in pairs]
+        builder.write(sums[0], scores)
 
     def _begin(self, builder: Builder, top: Value, total: Value) -> None:
         """top[0:16] = -inf, total[0:16] = 0."""
-        write(builder, constant(F32, TILE, -math.inf), top)
-        write(builder, constant(F32, TILE, 0.0), total)
+        builder.write(constant(F32, TILE, -math.inf), top)
+        builder.write(constant(F32, TILE, 0.0), total)
 
     def _exclude(self, builder: Builder, scores: Value, count: Value) -> None:
         """scores[count:16] = -inf, for the padding of a tile."""
         lanes = ir.VectorType(I64, TILE)
-        here = builder.icmp_signed("<", ir.Constant(lanes, list(range(TILE))), splat(builder, count, TILE))
+        here = builder.icmp_signed("<", ir.Constant(lanes, list(range(TILE))), builder.splat(count, TILE))
         least = constant(F32, TILE, -math.inf)
-        write(builder, builder.select(here, read(builder, LANES, scores), least), scores)
+        builder.write(builder.select(here, builder.read(LANES, scores), least), scores)
 
     def _raise_top(self, builder: Builder, scores: Value, top: Value) -> None:
         """top[0:16] = maximum of top[0:16] and scores[0:16], lane by lane; NaN scores are ignored."""
-        write(builder, greater(builder, read(builder, LANES, scores), read(builder, LANES, top)), top)
+        builder.write(builder.greater(builder.read(LANES, scores), builder.read(LANES, top)), top)
 
     def _settle_top(self, builder: Builder, top: Value) -> None:
         """Every lane of top[0:16] = the maximum of its lanes."""
-        greatest = fold(builder, read(builder, LANES, top), greater)
-        write(builder, splat(builder, greatest, TILE), top)
+        greatest = builder.fold(builder.read(LANES, top), builder.greater)
+        builder.write(builder.splat(greatest, TILE), top)
 
     def _weigh(self, builder: Builder, scores: Value, top: Value, total: Value) -> None:
         """scores[0:16] = exp(scores[0:16] - top[0:16]), and total[0:16] += the same."""
-        x = builder.fsub(read(builder, LANES, scores), read(builder, LANES, top))
-        weights = exponential(builder, x)
-        write(builder, weights, scores)
-        write(builder, builder.fadd(read(builder, LANES, total), weights), total)
+        x = builder.fsub(builder.read(LANES, scores), builder.read(LANES, top))
+        weights = builder.exponential(x)
+        builder.write(weights, scores)
+        builder.write(builder.fadd(builder.read(LANES, total), weights), total)
 
     def _mix(self, builder: Builder, weights: Value, block: Value, target: Value) -> None:
         """Row `target` += weights[0:16] @ the 16 rows of `block`; two sums, so that additions overlap."""
         row = ir.VectorType(F32, self._width)
-        sums = [read(builder, row, target), constant(F32, self._width, 0.0)]
+        sums = [builder.read(row, target), constant(F32, self._width, 0.0)]
         for index in range(TILE):
-            weight = splat(builder, read(builder, F32, weights, index * FLOAT_BYTES), self._width)
-            value = read(builder, row, block, index * self.row_bytes)
-            sums[index % 2] = fma(builder, weight, value, sums[index % 2])
-        write(builder, builder.fadd(*sums), target)
+            weight = builder.splat(builder.read(F32, weights, index * FLOAT_BYTES), self._width)
+            value = builder.read(row, block, index * self.row_bytes)
+            sums[index % 2] = builder.fma(weight, value, sums[index % 2])
+        builder.write(builder.fadd(*sums), target)
 
     def _store(self, builder: Builder, source: Value, total: Value, target: Value) -> None:
         """Row `target` of the dtype = float32 row `source` / sum(total[0:16]), rounded to nearest even."""
-        row = read(builder, ir.VectorType(F32, self._width), source)
-        scale = builder.fdiv(F32(1.0), fold(builder, read(builder, LANES, total), type(builder).fadd))
-        row = builder.fmul(row, splat(builder, scale, self._width))
+        row = builder.read(ir.VectorType(F32, self._width), source)
+        scale = builder.fdiv(F32(1.0), builder.fold(builder.read(LANES, total), builder.fadd))
+        row = builder.fmul(row, builder.splat(scale, self._width))
         if self._dtype == torch.bfloat16:
-            return write(builder, self._narrowed(builder, row), target, align=2)
-        row = pick(builder, (row, row), range(self._head_dim))
+            return builder.write(self._narrowed(builder, row), target, align=2)
+        row = builder.pick((row, row), range(self._head_dim))
         if self._dtype == torch.float16:
             row = builder.fptrunc(row, ir.VectorType(F16, self._head_dim))
-        return write(builder, row, target, align=self._dtype.itemsize)
+        return builder.write(row, target, align=self._dtype.itemsize)
 
     def _widened(self, builder: Builder, source: Value) -> Value:
         count = self._head_dim
         if self._dtype == torch.bfloat16:
-            pairs = read(builder, ir.VectorType(I32, count // 2), source, align=2)
-            even = builder.shl(pairs, constant(I32, count // 2, 16))
-            odd = builder.and_(pairs, constant(I32, count // 2, HIGH_HALF))
-            row = builder.bitcast(pick(builder, (even, odd), range(count)), ir.VectorType(F32, count))
+            pairs = builder.read(ir.VectorType(I32, count // 2), source, align=2)
+            row = builder.pick(builder.split_pairs(pairs), range(count))
         elif self._dtype == torch.float16:
-            row = read(builder, ir.VectorType(F16, count), source, align=2)
+            row = builder.read(ir.VectorType(F16, count), source, align=2)
             row = builder.fpext(row, ir.VectorType(F32, count))
         else:
-            row = read(builder, ir.VectorType(F32, count), source)
+            row = builder.read(ir.VectorType(F32, count), source)
         padding = [count] * (self._width - count)
-        return pick(builder, (row, constant(F32, count, 0.0)), [*range(count), *padding])
+        return builder.pick((row, constant(F32, count, 0.0)), [*range(count), *padding])
 
     def _narrowed(self, builder: Builder, row: Value) -> Value:
         """float32 elements, even ones first -> pairs of bfloat16 in the natural order."""
         half = self._head_dim // 2
-        rounded = bfloat16_bits(builder, row)
-        even = pick(builder, (rounded, rounded), range(half))
-        odd = pick(builder, (rounded, rounded), range(half, 2 * half))
+        rounded = builder.bfloat16_bits(row)
+        even = builder.pick((rounded, rounded), range(half))
+        odd = builder.pick((rounded, rounded), range(half, 2 * half))
         even = builder.lshr(even, constant(I32, half, 16))
         return builder.or_(even, builder.and_(odd, constant(I32, half, HIGH_HALF)))

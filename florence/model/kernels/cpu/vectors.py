@@ -7,7 +7,8 @@ Addresses are int64, in bytes. Imports numba, so only modules that compile kerne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,102 @@ ROUNDER = 1.5 * 2**23
 LOG2_HIGH = 0.693359375  # log(2) in few bits, so that products with integers are exact
 
 Value = Any  # llvmlite has no type information
-Builder = Any
 Operation = Any  # a function that numba can compile into a kernel
 
 
 def floats(count: int) -> Any:
     """The type of a vector of float32."""
     return ir.VectorType(F32, count)
+
+
+def constant(kind: Any, count: int, value: float) -> Value:
+    """A vector of one value; a float32 is rounded to nearest."""
+    value = float(np.float32(value)) if kind is F32 else value
+    return ir.Constant(ir.VectorType(kind, count), [value] * count)
+
+
+class Builder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type information
+    """Appends instructions to a block: LLVM's, and these on whole vectors."""
+
+    def exponential(self, x: Value) -> Value:
+        """exp of non-positive float32: 2 ** n * exp(rest) with |rest| <= log(2) / 2.
+
+        Adding 1.5 * 2 ** 23 rounds to an integer n and leaves it in the last bits. Inputs below -87, for
+        which n would be out of float32's range, give exp(-87); NaN stays NaN.
+        """
+        count = x.type.count
+        number = partial(constant, F32, count)
+        x = self.select(self.fcmp_ordered("<", x, number(-87)), number(-87), x)
+        shifted = self.fma(x, number(1 / math.log(2)), number(ROUNDER))
+        n = self.fsub(number(ROUNDER), shifted)  # negative
+        rest = self.fma(n, number(LOG2_HIGH), x)
+        rest = self.fma(n, number(math.log(2) - LOG2_HIGH), rest)
+        result = number(1 / math.factorial(7))
+        for power in range(6, -1, -1):
+            result = self.fma(result, rest, number(1 / math.factorial(power)))
+        exponent = self.shl(self.bitcast(shifted, ir.VectorType(I32, count)), constant(I32, count, 23))
+        scale = self.add(exponent, constant(I32, count, 127 << 23))
+        return self.fmul(result, self.bitcast(scale, floats(count)))
+
+    def bfloat16_bits(self, row: Value) -> Value:
+        """float32 rounded to the nearest bfloat16, ties to even, in the upper half of int32."""
+        width = row.type.count
+        bits = self.bitcast(row, ir.VectorType(I32, width))
+        last = self.and_(self.lshr(bits, constant(I32, width, 16)), constant(I32, width, 1))
+        rounded = self.add(bits, self.add(last, constant(I32, width, 0x7FFF)))
+        not_a_number = self.fcmp_unordered("uno", row, row)
+        return self.select(not_a_number, constant(I32, width, 0x7FC00000), rounded)
+
+    def prefetch(self, address: Value, size: int) -> None:
+        """Prefetch the `size` bytes that begin AHEAD_BYTES after `address`, which may be invalid."""
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        call = self.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        for offset in range(AHEAD_BYTES, AHEAD_BYTES + size, 64):
+            line = self.pointer(address, ir.IntType(8), offset)
+            self.call(call, [line, I32(0), I32(2), I32(1)])  # for reading, into the second-level cache, data
+
+    def split_pairs(self, pairs: Value) -> list[Value]:
+        """Pairs of bfloat16, each in an int32, as two vectors of float32: the low ones and the high ones."""
+        count = pairs.type.count
+        low = self.shl(pairs, constant(I32, count, 16))
+        high = self.and_(pairs, constant(I32, count, HIGH_HALF))
+        return [self.bitcast(half, floats(count)) for half in (low, high)]
+
+    def fma(self, left: Value, right: Value, addend: Value) -> Value:
+        """left * right + addend, rounded once; llvmlite's own `fma` takes no vectors."""
+        name, kind = f"llvm.fma.v{left.type.count}f32", ir.FunctionType(left.type, [left.type] * 3)
+        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        return self.call(function, [left, right, addend])
+
+    def greater(self, new: Value, old: Value) -> Value:
+        return self.select(self.fcmp_ordered(">", new, old), new, old)
+
+    def fold(self, lanes: Value, combine: Callable[[Value, Value], Value]) -> Value:
+        """Reduce 16 lanes to one number, by halves."""
+        for count in (8, 4, 2, 1):
+            low, high = (self.pick((lanes, lanes), range(at, at + count)) for at in (0, count))
+            lanes = combine(low, high)
+        return self.extract_element(lanes, I32(0))
+
+    def pointer(self, address: Value, kind: Any, offset: int = 0) -> Value:
+        return self.inttoptr(self.add(address, I64(offset)), kind.as_pointer())
+
+    def read(self, kind: Any, address: Value, offset: int = 0, align: int = FLOAT_BYTES) -> Value:
+        return self.load(self.pointer(address, kind, offset), align=align)
+
+    def write(self, value: Value, address: Value, offset: int = 0, align: int = FLOAT_BYTES) -> None:
+        self.store(value, self.pointer(address, value.type, offset), align=align)
+
+    def splat(self, number: Value, count: int) -> Value:
+        empty = ir.Constant(ir.VectorType(number.type, count), ir.Undefined)
+        one = self.insert_element(empty, number, I32(0))
+        return self.pick((one, one), [0] * count)
+
+    def pick(self, pair: Sequence[Value], indices: Iterable[int]) -> Value:
+        """The elements of two vectors at these indices, counted through both, as one vector."""
+        chosen = list(indices)
+        return self.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, len(chosen)), chosen))
 
 
 def compiled(function: Any) -> Operation:
@@ -43,27 +133,26 @@ def compiled(function: Any) -> Operation:
 
 def take_next() -> Operation:
     """An operation: returns the int64 at an address and increments it atomically."""
-
-    def emit(builder: Builder, counter: Value) -> Value:
-        return builder.atomic_rmw("add", pointer(builder, counter, I64), I64(1), "monotonic")
-
-    return operation(emit, types.int64, (types.int64,))
+    return operation(
+        lambda builder, at: builder.atomic_rmw("add", builder.pointer(at, I64), I64(1), "monotonic"),
+        types.int64,
+        (types.int64,),
+    )
 
 
 def as_pointer() -> Operation:
     """An operation: an address as a pointer for `numba.carray`."""
-
-    def emit(builder: Builder, address: Value) -> Value:
-        return builder.inttoptr(address, ir.IntType(8).as_pointer())
-
-    return operation(emit, types.voidptr, (types.int64,))
+    byte = ir.IntType(8).as_pointer()
+    return operation(lambda builder, at: builder.inttoptr(at, byte), types.voidptr, (types.int64,))
 
 
 def operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ...]) -> Operation:
     """A function for numba whose code is what `emit(builder, *values)` builds."""
 
-    def generate(context: Any, builder: Builder, _signature: Any, values: Any) -> Value:
+    def generate(context: Any, numbas: ir.IRBuilder, _signature: Any, values: Any) -> Value:
+        builder = Builder(numbas.block)
         value = emit(builder, *values)
+        numbas.position_at_end(builder.block)
         return context.get_dummy_value() if value is None else value
 
     made = result(*arguments), generate
@@ -74,94 +163,3 @@ def operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ...
         lambda typing_context, a, b, c, d: made,
     ]
     return intrinsic(takers[len(arguments) - 1])
-
-
-def exponential(builder: Builder, x: Value) -> Value:
-    """exp of non-positive float32: 2 ** n * exp(rest) with |rest| <= log(2) / 2.
-
-    Adding 1.5 * 2 ** 23 rounds to an integer n and leaves it in the last bits. Inputs below -87, for which n
-    would be out of float32's range, give exp(-87); NaN stays NaN.
-    """
-
-    count = x.type.count
-
-    def number(value: float) -> Value:
-        return constant(F32, count, float(np.float32(value)))
-
-    x = builder.select(builder.fcmp_ordered("<", x, number(-87)), number(-87), x)
-    shifted = fma(builder, x, number(1 / math.log(2)), number(ROUNDER))
-    n = builder.fsub(number(ROUNDER), shifted)  # negative
-    rest = fma(builder, n, number(LOG2_HIGH), x)
-    rest = fma(builder, n, number(math.log(2) - LOG2_HIGH), rest)
-    result = number(1 / math.factorial(7))
-    for power in range(6, -1, -1):
-        result = fma(builder, result, rest, number(1 / math.factorial(power)))
-    exponent = builder.shl(builder.bitcast(shifted, ir.VectorType(I32, count)), constant(I32, count, 23))
-    scale = builder.add(exponent, constant(I32, count, 127 << 23))
-    return builder.fmul(result, builder.bitcast(scale, floats(count)))
-
-
-def bfloat16_bits(builder: Builder, row: Value) -> Value:
-    """float32 rounded to the nearest bfloat16, ties to even, in the upper half of int32."""
-    width = row.type.count
-    bits = builder.bitcast(row, ir.VectorType(I32, width))
-    last = builder.and_(builder.lshr(bits, constant(I32, width, 16)), constant(I32, width, 1))
-    rounded = builder.add(bits, builder.add(last, constant(I32, width, 0x7FFF)))
-    not_a_number = builder.fcmp_unordered("uno", row, row)
-    return builder.select(not_a_number, constant(I32, width, 0x7FC00000), rounded)
-
-
-def prefetch(builder: Builder, address: Value, offset: int) -> None:
-    """Prefetch the cache line `offset` bytes after `address`, which may be invalid."""
-    byte = ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-    call = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-    line = pointer(builder, address, ir.IntType(8), offset)
-    builder.call(call, [line, I32(0), I32(2), I32(1)])  # for reading, into the second-level cache, data
-
-
-def fma(builder: Builder, left: Value, right: Value, addend: Value) -> Value:
-    """left * right + addend, rounded once; llvmlite's own `fma` takes no vectors."""
-    name, kind = f"llvm.fma.v{left.type.count}f32", ir.FunctionType(left.type, [left.type] * 3)
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    return builder.call(function, [left, right, addend])
-
-
-def greater(builder: Builder, new: Value, old: Value) -> Value:
-    return builder.select(builder.fcmp_ordered(">", new, old), new, old)
-
-
-def fold(builder: Builder, lanes: Value, combine: Callable[[Builder, Value, Value], Value]) -> Value:
-    """Reduce 16 lanes to one number, by halves."""
-    for count in (8, 4, 2, 1):
-        low, high = (pick(builder, (lanes, lanes), range(at, at + count)) for at in (0, count))
-        lanes = combine(builder, low, high)
-    return builder.extract_element(lanes, I32(0))
-
-
-def pointer(builder: Builder, address: Value, kind: Any, offset: int = 0) -> Value:
-    return builder.inttoptr(builder.add(address, I64(offset)), kind.as_pointer())
-
-
-def read(builder: Builder, kind: Any, address: Value, offset: int = 0, align: int = FLOAT_BYTES) -> Value:
-    return builder.load(pointer(builder, address, kind, offset), align=align)
-
-
-def write(builder: Builder, value: Value, address: Value, offset: int = 0, align: int = FLOAT_BYTES) -> None:
-    builder.store(value, pointer(builder, address, value.type, offset), align=align)
-
-
-def constant(kind: Any, count: int, value: float) -> Value:
-    return ir.Constant(ir.VectorType(kind, count), [value] * count)
-
-
-def splat(builder: Builder, number: Value, count: int) -> Value:
-    empty = ir.Constant(ir.VectorType(number.type, count), ir.Undefined)
-    one = builder.insert_element(empty, number, I32(0))
-    return pick(builder, (one, one), [0] * count)
-
-
-def pick(builder: Builder, pair: tuple[Value, Value], indices: Iterable[int]) -> Value:
-    """The elements of two vectors at these indices, counted through both, as one vector."""
-    chosen = list(indices)
-    return builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, len(chosen)), chosen))

@@ -1,4 +1,4 @@
-"""What a precision changes in the answers: `python -m florence.demo.drift --dtypes float32 bfloat16 int8`.
+"""What a precision changes in the answers: `python benchmarks/drift.py --dtypes float32 bfloat16 int8`.
 
 The same questions about the same held-out scenes in each precision; each is compared with the first: answers
 whose whole text is the same, answers with the same words (locations left out), how far locations moved, and

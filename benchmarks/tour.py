@@ -1,37 +1,29 @@
 """`make demo`: starts the service with the bundled checkpoint, asks it about the pictures in `data/`, and
-stops it.
+stops it. It measures nothing.
 
 Each of the nine tasks of the deployment that florence replaces is asked twice: through the v2 endpoint, as
 that deployment's users do, and through its typed endpoint. Request and answer are printed. The exit status is
 0 when all were answered; otherwise the server's log is printed.
-
-Runs in a checkout of the repository, where `data/` lies.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
+from serving import ROOT, serving
 
 from florence.types.tasks import TASKS, TRITON_TASKS
 
-ROOT = Path(__file__).resolve().parents[2]
-START_S, STOP_S, REQUEST_S = 300.0, 30.0, 120.0
+SERVICE = "florence.server.service:service"
+REQUEST_S = 120.0
 WIDTH = 100
 """Characters of an answer that are printed."""
 
@@ -41,73 +33,26 @@ To go on: `FLORENCE_MODEL=demo make serve` keeps it running, with a page at http
 
 
 class TourError(Exception):
-    """The service did not start, or did not answer as it should."""
+    """The service did not answer as it should."""
 
 
 def main() -> int:
     """The exit status: 0 when every request was answered."""
-    with tempfile.TemporaryDirectory(prefix="florence-demo-") as home:
-        log = Path(home, "log")
+    print(f"$ FLORENCE_MODEL=demo bentoml serve {SERVICE}", flush=True)
+    began = time.monotonic()
+    with (
+        serving(SERVICE, FLORENCE_MODEL="demo", FLORENCE_REVISION="", FLORENCE_GRPC_PORT="0") as server,
+        httpx.Client(timeout=REQUEST_S, trust_env=False) as client,
+    ):
+        print(f"ready after {time.monotonic() - began:.1f} s at {server.url}", flush=True)
         try:
-            with _server(home, log) as url, httpx.Client(timeout=REQUEST_S, trust_env=False) as client:
-                answered = sum(_ask(client, url, number, task) for number, task in enumerate(TRITON_TASKS))
+            answered = sum(_ask(client, server.url, number, task) for number, task in enumerate(TRITON_TASKS))
         except (TourError, httpx.HTTPError) as error:
             print(f"\nthe demo failed: {error}\n\nthe server's log:", file=sys.stderr)
-            print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+            print(server.log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
             return 1
     print(f"\n{answered} requests answered. The service has stopped.\n{NEXT}")
     return 0
-
-
-@contextmanager
-def _server(home: str, log: Path) -> Iterator[str]:
-    """The service on a free port of this machine, ready; yields its address, and stops it in any case.
-
-    home: BentoML's own folder: another service's metrics lie in the usual one.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["serve", "florence.server.service:service", "--host", "127.0.0.1", "--port", str(port)]
-    variables = {
-        **os.environ, "FLORENCE_MODEL": "demo", "FLORENCE_REVISION": "", "FLORENCE_GRPC_PORT": "0",
-        "BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True",
-    }  # fmt: skip
-    print(f"$ FLORENCE_MODEL=demo bentoml {' '.join(command)}", flush=True)
-    with log.open("wb") as written:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", *command], cwd=ROOT, env=variables, stdout=written,
-            stderr=written, start_new_session=True,
-        )  # fmt: skip
-    try:
-        base_url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(process, base_url)
-        yield base_url
-    finally:
-        _stop(process)
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], base_url: str) -> None:
-    began = time.monotonic()
-    while time.monotonic() - began < START_S:
-        if process.poll() is not None:
-            raise TourError(f"the server ended with status {process.returncode} before it was ready")
-        with suppress(httpx.TransportError):  # it does not listen yet
-            if httpx.get(f"{base_url}/v2/health/ready", timeout=5.0, trust_env=False).is_success:
-                print(f"ready after {time.monotonic() - began:.1f} s at {base_url}", flush=True)
-                return
-        time.sleep(0.2)
-    raise TourError(f"the server was not ready after {START_S:.0f} s")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers, which share a process group."""
-    for end in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, end)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S)
-            return
 
 
 def _ask(client: httpx.Client, base_url: str, number: int, task: str) -> int:

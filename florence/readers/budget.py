@@ -1,0 +1,46 @@
+"""Memory that readers share: a picture is decoded once there is enough of it.
+
+Knows numbers of bytes; knows nothing about pictures.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class DecodeBudget:
+    """`total` bytes, given in the order in which they were asked for, so that a large picture gets its turn
+    too. Safe for threads."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._used = 0
+        self._turn = threading.Condition()
+        self._asking: deque[object] = deque()
+
+    @property
+    def used(self) -> int:
+        """Bytes that are held now."""
+        return self._used
+
+    @contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        """Wait for `count` bytes, at most `total`, and hold them."""
+        if count > self.total:
+            raise ValueError(f"{count} bytes are more than there ever are, {self.total}")
+        ticket = object()
+        with self._turn:
+            self._asking.append(ticket)
+            self._turn.wait_for(lambda: self._asking[0] is ticket and self._used + count <= self.total)
+            self._asking.popleft()
+            self._used += count
+            self._turn.notify_all()
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._used -= count
+                self._turn.notify_all()
