@@ -13,11 +13,11 @@ from PIL import Image, ImageFilter
 
 from florence.demo.world.shapes import Points
 
-MOST_BLUR: Final = 0.006  # standard deviation over the square root of the picture's area
-MOST_NOISE: Final = 16.0  # standard deviation of each colour, which goes from 0 to 255
-LEAST_CONTRAST: Final = 0.8  # of the picture that a good camera takes
-CUT_SHARE: Final = 0.15  # of the large shapes
-CUT: Final = (0.05, 0.2)  # of a cut shape's width or height, how much lies outside
+MOST_BLUR: Final = 0.01  # standard deviation over the square root of the picture's area
+MOST_NOISE: Final = 14.0  # standard deviation of each colour, which goes from 0 to 255
+LEAST_CONTRAST: Final = 0.85  # of the picture that a good camera takes
+CUT_SHARE: Final = 0.35  # of the large shapes
+CUT: Final = (0.1, 0.3)  # of a cut shape's width or height, how much lies outside
 
 
 @dataclass(frozen=True, slots=True)

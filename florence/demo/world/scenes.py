@@ -30,7 +30,7 @@ from florence.types.results import Box
 MOST_THINGS: Final = 6  # of usual size
 MOST_CROWDED: Final = 40  # of a lesser scale
 MOST_OVERLAP: Final = 0.12  # of the smaller of two boxes
-_HARD_SCALE: Final = (0.8, 1.0)  # of small things and words; a large thing that is small has no right name
+_HARD_SCALE: Final = (0.72, 1.0)  # of small things and words; a large thing that is small has no right name
 LEFT_GAP: Final = 0.05  # of the width, between the left edges of any two things: the reading order is clear
 _BORDER: Final = 0.02
 _CONTRAST: Final = 95.0  # distance in RGB between a thing and its background
