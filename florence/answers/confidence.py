@@ -28,8 +28,8 @@ class Form:
     power: float
 
 
-BOX: Final = Form(0.17, 0.5)
-OUTLINE: Final = Form(0.32, 0.5)  # of a quad or a polygon, times its thickness
+BOX: Final = Form(0.11, 0.25)
+OUTLINE: Final = Form(0.26, 0.4)  # of a quad or a polygon, times its thickness
 
 
 def masses_of_box(bins: Sequence[int], sums: Sequence[Sums]) -> list[float]:
