@@ -30,7 +30,7 @@ from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.options import RequestKeywords, RequestParameters, read_request_parameters
+from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
 from florence.types.tasks import Task, TaskSpec, TaskTable
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
@@ -47,7 +47,7 @@ class RunOptions(RequestKeywords, total=False):
 
     region: TaskText
     timeout_s: float | None
-    parameters: RequestParameters | None
+    parameters: GenerationParameters | None
 
 
 class Florence2:
@@ -308,7 +308,7 @@ class Florence2:
         return picture.copy() if picture is image else picture
 
 
-def _parameters_of(options: RunOptions) -> RequestParameters:
+def _parameters_of(options: RunOptions) -> GenerationParameters:
     """The generation options as one object. Raises `OptionError`."""
     others = ("region", "timeout_s", "parameters")
     single = {name: value for name, value in options.items() if name not in others and value is not None}

@@ -24,7 +24,7 @@ from florence.readers.picture import ReadPicture
 from florence.runtime.streaming import OnText
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.filters import ItemFilter
-from florence.types.options import GenerationParameters, RequestParameters
+from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
 from florence.types.results import Result
 from florence.types.tasks import TASKS, Input, Kind, Task, TaskTable
@@ -41,7 +41,7 @@ class TaskRequest:
 
     task: str | Task
     text: TaskText
-    parameters: RequestParameters
+    parameters: GenerationParameters
     region: TaskText = None
     timeout_s: float | None = None
     on_text: OnText | None = None
@@ -96,7 +96,8 @@ class Pipeline:
         self.tasks.check_input(task, given)
         if request.on_text is not None:
             _check_streamed(task, options)
-        return CheckedTask(task, given, options, request.parameters)
+        asked = request.parameters
+        return CheckedTask(task, given, options, asked if isinstance(asked, ItemFilter) else ItemFilter())
 
     def prepare(
         self,
