@@ -13,7 +13,7 @@ from serving import ROOT
 
 from florence import Florence2
 from florence.answers import parse_answer
-from florence.answers.filtering import Item, items_of, keep_items, keep_original_items, kept_items, overlap
+from florence.answers.filtering import Place, items_of, keep_items, keep_original_items, kept_items, overlap
 from florence.errors import OptionError
 from florence.types.bounds import WINDOWS
 from florence.types.filters import ItemFilter
@@ -26,13 +26,15 @@ SIZE = (1000, 1000)
 NAMES = ("circle", "heart")
 
 
-def random_items(seed: int) -> list[Item]:
+def random_items(seed: int) -> list[Place]:
     dice = random.Random(seed)
     items = []
     for _ in range(dice.randint(0, 12)):
         left, top = dice.randint(0, 60), dice.randint(0, 60)
         bounds = (left, top, left + dice.randint(0, 40), top + dice.randint(0, 40))
-        items.append(Item(dice.choice(["car", "Door"]), bounds, dice.choice([None, 0.0, 0.3, 0.3, 0.8, 1.0])))
+        items.append(
+            Place(dice.choice(["car", "Door"]), bounds, dice.choice([None, 0.0, 0.3, 0.3, 0.8, 1.0]))
+        )
     return items
 
 
