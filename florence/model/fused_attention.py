@@ -90,7 +90,9 @@ def trials_of(
         return queries, keys, values
 
     for stage, (dim, heads) in enumerate(zip(vision.dims, vision.heads, strict=True)):
-        yield BackendTrial(f"windows of stage {stage + 1}", *split(WINDOWS, vision.window**2, heads, dim // heads))
+        yield BackendTrial(
+            f"windows of stage {stage + 1}", *split(WINDOWS, vision.window**2, heads, dim // heads)
+        )
     for length in encoder_lengths:
         lengths = length - 7 * torch.arange(REQUESTS, device=device)
         seen = torch.arange(length, device=device) < lengths[:, None]
