@@ -195,7 +195,7 @@ class Searches(NamedTuple):
 def searches(seed: int) -> Searches:
     dice = random.Random(seed)
     width = dice.choice([1, 3, 8])
-    rules = TokenRules(0, 2, dice.choice([None, None, 0]), dice.choice([None, 2]))
+    rules = TokenRules(0, 2, dice.choice([None, None, 0]), dice.choice([None, 2]), range(20, 190))
     state = SearchState(5, ROOM_OF_SEARCH, rules, torch.device("cpu"))
     rows = iter(dice.sample(range(40), 40))
     placed = [
@@ -249,7 +249,8 @@ def test_the_search_equals_its_definition(seed: int, monkeypatch: pytest.MonkeyP
 
 WRITTEN = (
     *("sequences", "suffix_matches", "logprobs", "beam_indirection", "totals", "generated", "status"),
-    *(f"finished_{name}" for name in ("sequences", "logprobs", "lengths", "order", "count", "scores")),
+    *("finished_sequences", "finished_logprobs", "finished_indirection"),
+    *(f"finished_{name}" for name in ("lengths", "order", "count", "scores")),
 )
 
 
@@ -268,6 +269,8 @@ def same(made: SearchState, expected: SearchState, slot: int) -> None:
     assert made.generated[slot] == expected.generated[slot]
     stop, beams = int(made.generated[slot]) + 1, int(made.beams[slot])
     torch.testing.assert_close(made.totals[slot, :beams], expected.totals[slot, :beams], rtol=1e-5, atol=1e-5)
+    kept, kept_by_definition = windows_of(made, slot), windows_of(expected, slot)
+    torch.testing.assert_close(kept, kept_by_definition, rtol=1e-4, atol=1e-5)
     open_beams = expected.totals[slot, :beams] > -1e8  # others are equal, so any of them may come first
     for name in ("sequences", "suffix_matches", "beam_indirection", "logprobs"):
         first = 1 if name == "beam_indirection" else 0  # all beams begin alike
@@ -286,6 +289,29 @@ def same(made: SearchState, expected: SearchState, slot: int) -> None:
     torch.testing.assert_close(
         made.finished_scores[slot], expected.finished_scores[slot], rtol=1e-5, atol=1e-5
     )
+
+
+def windows_of(state: SearchState, slot: int) -> Tensor:
+    """The window sums along each open beam, and along each hypothesis that is not impossible."""
+    assert state.window_sums is not None
+    stop, beams = int(state.generated[slot]) + 1, int(state.beams[slot])
+    is_open = state.totals[slot, :beams] > -1e8
+    paths = [
+        (
+            state.beam_indirection[slot, :beams, 1:stop][is_open],
+            state.sequences[slot, :beams, 1:stop][is_open],
+        )
+    ]
+    for index in range(int(state.finished_count[slot])):
+        if state.finished_scores[slot, index] > -1e8:
+            last = int(state.finished_lengths[slot, index]) + 1
+            rows, tokens = state.finished_indirection, state.finished_sequences
+            paths.append((rows[slot, index, None, 1:last], tokens[slot, index, None, 1:last]))
+    sums = []
+    for rows, tokens in paths:
+        found = state.windows[rows.long(), torch.arange(1, rows.shape[1] + 1)]
+        sums.append((found * state.window_sums.contains(tokens)[..., None]).flatten())
+    return torch.cat(sums)
 
 
 def test_the_engine_is_exact_with_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

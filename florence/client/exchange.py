@@ -37,7 +37,7 @@ from florence.errors import (
 )
 from florence.types.analysis import Analysis
 from florence.types.answer import TaskAnswer, answer_type
-from florence.types.options import GenerationKeywords
+from florence.types.options import RequestKeywords
 from florence.types.regions import PIXELS_EXAMPLE, Region
 from florence.types.results import Result
 from florence.types.tasks import TASKS, AnswerAs, Input, Kind, Task, TaskSpec
@@ -60,8 +60,8 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
 )
 
 
-class CallOptions(GenerationKeywords, total=False):
-    """Options of one call: those of `GenerationKeywords`, and a time limit.
+class CallOptions(RequestKeywords, total=False):
+    """Options of one call: those of `RequestKeywords`, and a time limit.
 
     `timeout_s`: seconds until `DeadlineExceeded`, with all tries and the waits between them; left out, it is
     the client's.

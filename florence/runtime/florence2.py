@@ -30,15 +30,15 @@ from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.options import GenerationKeywords, GenerationParameters, read_generation_parameters
+from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
 from florence.types.tasks import AnswerAs, Kind, Task, TaskSpec, TaskTable, prompt_task
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
 """PictureSource, task, and the task's text or region where it takes one."""
 
 
-class RunOptions(GenerationKeywords, total=False):
-    """Options of one request: those of `GenerationKeywords`, and what is no generation option.
+class RunOptions(RequestKeywords, total=False):
+    """Options of one request: those of `RequestKeywords`, and what is no generation option.
 
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
     `prompt`: what the model reads, word for word, in place of a task. `answer_as`: how its answer is read,
@@ -89,6 +89,7 @@ class Florence2:
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
         tasks: Sequence[Task] | str | None = None,
+        score_temperature: float = 1.0,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
@@ -103,7 +104,8 @@ class Florence2:
         process. `fast_jpeg`: large JPEGs are decoded at less than their size, which changes pixels a little.
         `observer`: gets the engine's events. `on_broken`: is called when the engine has failed and can't
         recover. `tasks`: the checkpoint's tasks beside the built-in ones, or as FLORENCE_TASKS names them;
-        None: those of the file `florence_tasks.json` beside the checkpoint. On a CPU the process keeps the
+        None: those of the file `florence_tasks.json` beside the checkpoint.
+        `score_temperature`: above 0; divides the log-odds of scores. On a CPU the process keeps the
         memory that it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
@@ -125,6 +127,7 @@ class Florence2:
             observer=observer or Observer(),
             on_broken=on_broken,
             tasks=tasks,
+            score_temperature=score_temperature,
         )
         return cls(loaded)
 
@@ -154,6 +157,7 @@ class Florence2:
             config=settings.engine_config(kind, reserved=workers > 0),
             readers=(settings.readers or usual) if workers else 0,
             fast_jpeg=settings.fast_jpeg,
+            score_temperature=settings.score_temperature,
             observer=observer,
             on_broken=on_broken,
             tasks=settings.tasks,
@@ -333,11 +337,11 @@ class Florence2:
 
 def _parameters_of(options: RunOptions) -> GenerationParameters:
     """The generation options as one object. Raises `OptionError`."""
-    others = RunOptions.__annotations__.keys() - GenerationKeywords.__annotations__.keys()
+    others = RunOptions.__annotations__.keys() - RequestKeywords.__annotations__.keys()
     single = {name: value for name, value in options.items() if name not in others and value is not None}
     parameters = options.get("parameters")
     if parameters is None:
-        return read_generation_parameters(single)
+        return read_request_parameters(single)
     if single:
         raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
     return parameters

@@ -201,7 +201,8 @@ def _embed_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -
 
 def _search_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
     """A step of searches that have taken some; in float32 whatever the `dtype`."""
-    rules = TokenRules(start_id=2, eos_id=2, forced_bos_id=None, forced_eos_id=2)
+    ordered = range(sizes.vocab - 1_000, sizes.vocab)
+    rules = TokenRules(start_id=2, eos_id=2, forced_bos_id=None, forced_eos_id=2, ordered=ordered)
     state = SearchState(sizes.requests, sizes.length, rules, device)
     options = GenerationOptions(sizes.beams, sizes.length - 1, 0, 3, True, 1.0)
     places = [range(slot * sizes.beams, (slot + 1) * sizes.beams) for slot in range(sizes.requests)]

@@ -1,4 +1,4 @@
-"""`search.advance` by the Triton kernels: three launches for all searches. Imports triton.
+"""`search.advance` by the Triton kernels: four launches for all searches. Imports triton.
 
 Where a request draws its tokens or has a repetition penalty, PyTorch's operations make the candidates.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 from florence.engine.device import search
 from florence.engine.device.search_state import SearchState, StepShape
 from florence.model.attention import DecodeBatch
-from florence.model.kernels.cuda import candidates, choose
+from florence.model.kernels.cuda import candidates, choose, windows
 
 NONE = -1
 """A forced token that forces none."""
@@ -20,10 +20,25 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
     """As `search.advance`, for a batch of `steps.grouped_batch`. Of candidates with equal totals the one of
     the lower beam wins, then that with the lower token."""
     if shape.sampled or shape.penalized:  # by PyTorch's operations
-        tokens, logprobs, faulty = search.candidates(state, batch, shape, logits)
+        tokens, logprobs, normalizers, faulty = search.candidates(state, batch, shape, logits)
     else:
-        tokens, logprobs, _, faulty = likeliest(state, batch, logits)
-    extend(state, batch, tokens, logprobs, faulty)
+        tokens, logprobs, normalizers, faulty = likeliest(state, batch, logits)
+    chosen, parents = extend(state, batch, tokens, logprobs, faulty)
+    sums = state.window_sums
+    if sums is not None:
+        windows.window_sums(
+            logits,
+            normalizers,
+            chosen,
+            parents,
+            batch.rows,
+            batch.slots,
+            state.generated,
+            sums.widths,
+            state.windows,
+            sums.ordered.start,
+            len(sums.ordered),
+        )
 
 
 def likeliest(
