@@ -298,6 +298,6 @@ def choose(
         finished_sequences, finished_logprobs, finished_indirection,
         max_new_tokens, early_stopping, length_penalty, eos_id, *sequences.stride()[:2],
         BEAMS=width, WIDTH=power_of_2(width), MOST=most, TOP=top, OFFERED=power_of_2(width * top),
-        HISTORY=HISTORY, num_warps=4,
+        HISTORY=HISTORY, num_warps=4, maxnreg=128,  # or a number is spilled for the sake of occupancy
     )  # fmt: skip
     return chosen_tokens, parent_rows
