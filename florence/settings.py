@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from florence.engine.config import CpuKernels, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
+from florence.types.options import Pictures
 
 PREFIX = "FLORENCE_"
 MIB = 1024 * 1024
@@ -123,6 +124,12 @@ class Settings(BaseSettings):
         description="Decode JPEGs of at least twice the model's input size at a half, a quarter or an eighth "
         "of their size: faster, and pixels differ a little.",
     )
+    pictures: Pictures = Field(
+        default="seen",
+        description="How pictures become RGB at the typed endpoints: `seen`, as a viewer shows them, or "
+        "`original`, as the original's processor does it.",
+    )
+    v2_pictures: Pictures = Field(default="original", description="The same for the v2 protocol.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`info` writes a line for each answer, `warning` only what went wrong."
     )

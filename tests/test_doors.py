@@ -19,7 +19,7 @@ DOORS: dict[str, set[str]] = {
     "errors": set(),
     "images": {"errors"},
     "model": {"errors"},
-    "settings": {"engine", "errors", "images"},
+    "settings": {"engine", "errors", "images", "types"},
     "export": {"errors", "images"},
     "types": {"errors", "export"},
     "answers": {"errors", "export", "types"},

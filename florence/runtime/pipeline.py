@@ -136,7 +136,7 @@ class Pipeline:
             own["no_repeat_ngram_size"] = task.no_repeat_ngram_size
         if parameters.do_sample:
             own["num_beams"] = 1
-        asked = parameters.with_seed().model_dump(exclude_none=True)
+        asked = parameters.with_seed().model_dump(exclude_none=True, include=set(names))
         return GenerationOptions(**{**own, **asked, **tokens})
 
     def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:

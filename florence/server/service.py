@@ -215,7 +215,9 @@ def build_service(
     `fetch` runs once, before the workers start; `load` makes a worker's model.
     """
     devices = settings.devices(gpus)
-    inference = Inference(settings.timeout_s, any_prompt=settings.prompts == "any")
+    inference = Inference(
+        settings.timeout_s, any_prompt=settings.prompts == "any", pictures=settings.v2_pictures
+    )
     members = {
         **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,

@@ -20,6 +20,9 @@ from florence.types.bounds import (
     MAX_TOP_K,
 )
 
+Pictures = Literal["seen", "original"]
+"""How a picture becomes RGB: as a viewer shows it, or as the original's processor does it."""
+
 MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
 the limit on its tokens, which so long a text always exceeds: in English it has about 10,000."""
@@ -49,6 +52,8 @@ class GenerationKeywords(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     seed: int | None
+    pictures: Pictures | None
+    background: str | None
 
 
 class GenerationParameters(BaseModel):
@@ -125,6 +130,16 @@ class GenerationParameters(BaseModel):
         le=MAX_SEED,
         description="With do_sample: decides the draws. Left out, one is drawn; the answer says which.",
     )
+    pictures: Pictures | None = Field(
+        default=None,
+        description="How the picture becomes RGB. seen: as a viewer shows it; original: as the original's "
+        "processor does it, without transparency, depth beyond 8 bits, and colour profile.",
+    )
+    background: str | None = Field(
+        default=None,
+        pattern=r"^#[0-9A-Fa-f]{6}$",
+        description="What is seen through transparent pixels, as #rrggbb; white if left out.",
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -178,6 +193,10 @@ def explain_option(detail: Mapping[str, Any]) -> str:
 def allowed_values(name: str) -> str:
     """What an option may be, in words."""
     schema, *others = GenerationParameters.model_json_schema()["properties"][name]["anyOf"]
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    if "pattern" in schema:
+        return "a colour such as #ffffff"
     if schema["type"] == "boolean":
         return 'true, false or "never"' if len(others) > 1 else "true or false"
     noun = "an integer" if schema["type"] == "integer" else "a number"
