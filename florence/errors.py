@@ -8,6 +8,7 @@ FlorenceError
 │   ├── RegionError 400       a region outside the picture or written wrongly
 │   ├── OptionError 400       a generation option out of range
 │   └── ProtocolError 400     a malformed v2 request
+├── Unauthorized 401          no API key, or an unknown one
 ├── NotFound 404              unknown model or version
 ├── BodyTooLarge 413          a body longer than the service takes, also once it is decompressed
 ├── ClientLeft 499            the client no longer waits for the answer
@@ -63,6 +64,12 @@ class OptionError(RequestError):
 
 class ProtocolError(RequestError):
     """The body is not a request of the v2 protocol for this model."""
+
+
+class Unauthorized(FlorenceError):
+    """The request has no API key, or one that the service does not know."""
+
+    status = 401
 
 
 class NotFound(FlorenceError):

@@ -13,17 +13,26 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from florence.engine.config import CpuKernels, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
-from florence.types.options import Pictures
+from florence.types.pictures import Pictures
 
 PREFIX = "FLORENCE_"
+CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
 MIB = 1024 * 1024
 
 # Kubernetes puts the address of a Service called `florence` into each pod's environment under these names.
@@ -49,8 +58,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str = Field(
-        default="mrhendrey/Florence-2-large-ft-safetensors",  # what the replaced Triton deployment served
-        description="Checkpoint: a hub id, a directory, or `demo`, the small one in the package.",
+        default="microsoft/Florence-2-large-ft",  # what the replaced Triton deployment served
+        description="Checkpoint: a hub id, `owner/name:folder`, a directory, or `demo`, the small one in the "
+        "package.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
     tasks: str | None = Field(
@@ -62,6 +72,21 @@ class Settings(BaseSettings):
         default="tasks",
         description="What v2 takes as TASK_PROMPT: `tasks`, or `any` text, which the model reads as it is "
         "where it is no task.",
+    )
+    base: str | None = Field(
+        default=None,
+        description="Checkpoint that gives the tokenizer and the preprocessor which `FLORENCE_MODEL` lacks.",
+    )
+    adapter: str | None = Field(
+        default=None,
+        description="LoRA adapter that is merged into the weights at the start: a hub id or a directory.",
+    )
+    input_size: int | None = Field(
+        default=None,
+        ge=32,
+        le=2**16,
+        description="Pixels of the square that pictures are resized to, a multiple of 32; default: as the "
+        "checkpoint's preprocessor says.",
     )
     device: str = Field(
         default="auto",
@@ -82,13 +107,23 @@ class Settings(BaseSettings):
     encode_budget_ms: float = _engine("encode_budget_ms")
     max_new_tokens: int = _engine("max_new_tokens")
     max_prompt_tokens: int = _engine("max_prompt_tokens")
-    picture_cache_bytes: int = _engine("picture_cache_bytes")
+    picture_cache_bytes: int | None = _engine("picture_cache_bytes")
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."
     )
     grpc_host: str | None = Field(
         default=None, description="Address that the gRPC port listens on; default: where HTTP listens."
     )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="API keys as `name:key`, separated by commas; requests need one of them then. A key has "
+        "at least 32 characters.",
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="The same in a file, one `name:key` a line; it is read again when it changes.",
+    )
+    open_metrics: bool = Field(default=True, description="Whether `/metrics` needs no API key.")
     timeout_s: float = Field(
         default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up with a 504."
     )
@@ -130,6 +165,13 @@ class Settings(BaseSettings):
         "`original`, as the original's processor does it.",
     )
     v2_pictures: Pictures = Field(default="original", description="The same for the v2 protocol.")
+    score_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Divides the log-odds of scores: above 1 for a checkpoint that is too sure, below for "
+        "one that is not sure enough.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`info` writes a line for each answer, `warning` only what went wrong."
     )
@@ -203,7 +245,10 @@ def read_settings(make: Callable[[type[Settings]], Settings] = lambda settings: 
     """
     known = [PREFIX + field.upper() for field in Settings.model_fields]
     own = [(name, value) for name, value in sorted(os.environ.items()) if name.upper().startswith(PREFIX)]
-    unknown = [name for name, value in own if name.upper() not in known and not _from_kubernetes(name, value)]
+    others = {*known, CLIENT_KEY}
+    unknown = [
+        name for name, value in own if name.upper() not in others and not _from_kubernetes(name, value)
+    ]
     if unknown:
         raise SettingsError("; ".join(_suggest(name, known) for name in unknown))
     return make(Settings)

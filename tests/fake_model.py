@@ -26,7 +26,7 @@ from florence.settings import Settings
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.declared import DeclaredTask, declare
 from florence.types.info import RequestLimits
-from florence.types.options import GenerationParameters, read_generation_parameters
+from florence.types.options import GenerationParameters, read_request_parameters
 from florence.types.regions import region_text
 from florence.types.results import (
     Detection,
@@ -146,6 +146,7 @@ class FakeModel:
         return {
             "checkpoint": self.checkpoint,
             "revision": None,
+            "adapter": None,
             "parameters": 1,
             "device": "cpu",
             "dtype": "float32",
@@ -198,7 +199,7 @@ class FakeModel:
         tasks = self.tasks
         task = tasks.resolve(call.asked or call.task)
         others = ("region", "timeout_s", "parameters")
-        read_generation_parameters({name: each for name, each in call.options.items() if name not in others})
+        read_request_parameters({name: each for name, each in call.options.items() if name not in others})
         size = open_image(call.image, ImageLimits()).size
         given = call.options.get("region") or call.text
         tasks.build_prompt(task, region_text(given, size) if task.input == "region" and given else given)

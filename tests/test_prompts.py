@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from goldens import Goldens
 
-from florence import Florence2
+from florence import Florence2, parse_answer
 from florence.errors import OptionError, SettingsError, TaskError
 from florence.runtime.own_tasks import own_tasks
 from florence.types.declared import TASKS_FILE, DeclaredTask
@@ -110,7 +110,8 @@ def test_a_declared_tasks_original_json_is_that_of_its_kind(fine_tune: Florence2
     options: Any = {"max_new_tokens": 30, "min_new_tokens": 29}
     answer = fine_tune.run(picture, "find", "a car", **options)
     original = json.loads(fine_tune.submit_original(picture, "find", "a car", **options).result().text)
-    assert answer.florence() == original
+    parsed = parse_answer(fine_tune.tasks.resolve("find"), answer.raw_text, image_size=(640, 480))
+    assert answer.florence() == original == parsed.florence()
     assert original["<FIND>"].keys() == {"bboxes", "labels"}
     listed = fine_tune.run(picture, "list_all", **options)
     assert isinstance(listed.florence()["<LIST>"], str)

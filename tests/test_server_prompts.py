@@ -140,6 +140,7 @@ def test_a_path_of_no_task_says_what_was_meant(client: TestClient, declared: Fak
     reply = client.post("/tasks/generate-tag", json={"image": BASE64})
     assert reply.status_code == 404
     assert "did you mean <GENERATE_TAGS> or generate_tags" in reply.json()["error"]
+    assert "send it to /prompt" in reply.json()["error"]
     assert client.post("/tasks/caption", json={"image": BASE64}).json()["task"] == "<CAPTION>"
     assert client.get("/tasks/caption").status_code == 405
 
@@ -211,7 +212,7 @@ def test_v2_answers_declared_tasks(model: FakeModel) -> None:
     [
         ("<GENERATE_TAG>", "did you mean <GENERATE_TAGS> or generate_tags"),
         ("<CAPTON>", "did you mean <CAPTION> or caption"),
-        ("<MIXED_CAPTION>", "declare it as a task (FLORENCE_TASKS=promptgen has it)"),
+        ("<MIXED_CAPTION>", "declare a task (FLORENCE_TASKS=promptgen has it)"),
         ("Describe it.", "FLORENCE_PROMPTS=any"),
         ("<CAPTION_TO_PHRASE_GROUNDING>a red moon", "send <CAPTION_TO_PHRASE_GROUNDING> alone"),
     ],

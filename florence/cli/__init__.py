@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from florence.cli.arguments import make_parser
+from florence.cli.arguments import read_arguments
 from florence.errors import FlorenceError, RequestError, SettingsError
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -22,7 +22,7 @@ NO_SERVER = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command line; its exit status. Help, version and wrong arguments end by SystemExit."""
-    arguments = make_parser().parse_args(argv)
+    arguments = read_arguments(argv)
     try:
         return _carry_out(arguments.command)(arguments)
     except (FlorenceError, OSError) as error:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:
     """What does the command; only its own modules are imported, so that --help is there at once."""
-    from florence.cli import asking, bulk, load_data, serving
+    from florence.cli import asking, bulk, convert, load_data, serving, verify
 
     commands = {
         "run": asking.run,
@@ -48,5 +48,7 @@ def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:
         "info": asking.info,
         "load-data": load_data.write_load_data,
         "serve": serving.serve,
+        "convert": convert.convert,
+        "verify": verify.verify,
     }
     return commands[command]

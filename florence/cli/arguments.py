@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from florence import __version__
-from florence.types.options import GenerationParameters, allowed_values
+from florence.cli.verify import VERIFY, add_verify
+from florence.types.filters import ItemFilter
+from florence.types.options import RequestParameters, allowed_values
+from florence.types.pictures import PictureOptions
 from florence.types.tasks import TASKS, Input, Kind
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _WIDTH: Final = 100
+_WORDS: Final = 2  # behind PICTURE
 _INPUTS: Final = {Input.NONE: "", Input.TEXT: " TEXT", Input.REGION: " --region"}
 _STATUS: Final = (
     "exit status: 0 done; 1 it failed on the way; 2 what was asked is wrong; "
@@ -43,7 +48,24 @@ def make_parser() -> argparse.ArgumentParser:
     _add_where(_add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits"))
     _add_load_data(commands)
     _add_serve(commands)
+    _add_convert(commands)
+    add_verify(_add(commands, "verify", *VERIFY))
     return parser
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a command line. Ends by SystemExit where they are wrong."""
+    parser = make_parser()
+    arguments, words = parser.parse_known_args(argv)
+    # argparse gives up on TASK and TEXT once an option stands behind PICTURE.
+    behind = [] if arguments.command != "run" else [word for word in words if not word.startswith("-")]
+    before = getattr(arguments, "task", None), getattr(arguments, "text", None)
+    given = [word for word in before if word is not None]
+    if len(behind) < len(words) or len(given) + len(behind) > _WORDS:
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    if behind:
+        arguments.task, arguments.text = (*given, *behind, None)[:2]
+    return arguments
 
 
 def _add(commands: Commands, name: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -191,8 +213,12 @@ def _add_region(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    options = parser.add_argument_group("generation options (default: as the checkpoint says)")
-    for name, field in GenerationParameters.model_fields.items():
+    generation = parser.add_argument_group("generation options (default: as the checkpoint says)")
+    pictures = parser.add_argument_group("how the picture is read (default: as it is seen, on white)")
+    filters = parser.add_argument_group("which items to keep (default: all)")
+    for name, field in RequestParameters.model_fields.items():
+        options = pictures if name in PictureOptions.model_fields else generation
+        options = filters if name in ItemFilter.model_fields else options
         words, allowed = str(field.description).removesuffix("."), allowed_values(name)
         options.add_argument(
             f"--{name.replace('_', '-')}",
@@ -221,3 +247,27 @@ def _drawn_file(text: str) -> Path:
     if path.suffix.lower() not in DRAWN_FORMATS:
         raise argparse.ArgumentTypeError(f"must end in {', '.join(DRAWN_FORMATS)}, got {text!r}")
     return path
+
+
+def _add_convert(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "convert",
+        "make a safetensors directory of a checkpoint as pickle, or of a base and an adapter",
+        "Pickles are opened here and nowhere else: in a process of its own, which reads tensors only, with\n"
+        "a limit on its memory. What is written is checked as a start checks it. Needs florence2-server.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a hub id, or a directory")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty directory")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--base", metavar="NAME", help="checkpoint with the tokenizer and preprocessor that SOURCE lacks"
+    )
+    parser.add_argument("--adapter", metavar="NAME", help="LoRA adapter to merge, a hub id or a directory")
+    parser.add_argument(
+        "--memory-gib",
+        metavar="N",
+        type=partial(_whole, most=2**20),
+        default=16,
+        help="most memory for opening a pickle, GiB (default: 16)",
+    )

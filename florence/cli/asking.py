@@ -18,7 +18,8 @@ from florence.client import Client
 from florence.client.exchange import CallOptions
 from florence.errors import TaskError, quote
 from florence.types.answer import TaskAnswer
-from florence.types.options import GenerationParameters, read_generation_parameters
+from florence.types.declared import ways_out
+from florence.types.options import RequestParameters, read_request_parameters
 from florence.types.results import JsonValue, Result, Tags, Text
 from florence.types.tasks import TASKS, Input, Kind, Task, prompt_task
 
@@ -89,7 +90,10 @@ def find_task(arguments: argparse.Namespace) -> Task:
     if arguments.answer_as is not None:
         raise TaskError("--answer-as says how the answer to a --prompt is read; leave it out")
     known = TASKS.find(arguments.task)
-    return known or TASKS.extended(_own_tasks(arguments)).resolve(arguments.task)
+    try:
+        return known or TASKS.extended(_own_tasks(arguments)).resolve(arguments.task)
+    except TaskError as error:
+        raise TaskError(f"{error}{ways_out(arguments.task, 'ask it with --prompt')}") from None
 
 
 def _own_tasks(arguments: argparse.Namespace) -> list[Task]:
@@ -131,10 +135,10 @@ def read_question(
     return task.token, text, None
 
 
-def read_options(arguments: argparse.Namespace) -> GenerationParameters:
+def read_options(arguments: argparse.Namespace) -> RequestParameters:
     """The generation options of a command line; OptionError for a wrong value."""
-    names = GenerationParameters.model_fields
-    return read_generation_parameters({name: getattr(arguments, name) for name in names})
+    names = RequestParameters.model_fields
+    return read_request_parameters({name: getattr(arguments, name) for name in names})
 
 
 def load_model(arguments: argparse.Namespace) -> Florence2:

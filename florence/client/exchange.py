@@ -31,12 +31,13 @@ from florence.errors import (
     NotFound,
     RequestError,
     TaskError,
+    Unauthorized,
     Unavailable,
     quote,
 )
 from florence.types.analysis import Analysis
 from florence.types.answer import TaskAnswer, answer_type
-from florence.types.options import GenerationKeywords
+from florence.types.options import RequestKeywords
 from florence.types.regions import PIXELS_EXAMPLE, Region
 from florence.types.results import Result
 from florence.types.tasks import TASKS, AnswerAs, Input, Kind, Task, TaskSpec
@@ -48,12 +49,19 @@ AnswerT = TypeVar("AnswerT", bound=BaseModel)
 _LONGEST_QUOTE: Final = 300  # characters of a strange reply that a message repeats
 
 _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
-    {400: RequestError, 413: ImageTooLarge, 404: NotFound, 500: EngineError, 504: DeadlineExceeded}
+    {
+        400: RequestError,
+        401: Unauthorized,
+        413: ImageTooLarge,
+        404: NotFound,
+        500: EngineError,
+        504: DeadlineExceeded,
+    }
 )
 
 
-class CallOptions(GenerationKeywords, total=False):
-    """Options of one call: those of `GenerationKeywords`, and a time limit.
+class CallOptions(RequestKeywords, total=False):
+    """Options of one call: those of `RequestKeywords`, and a time limit.
 
     `timeout_s`: seconds until `DeadlineExceeded`, with all tries and the waits between them; left out, it is
     the client's.

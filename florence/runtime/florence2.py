@@ -32,20 +32,16 @@ from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.options import (
-    GenerationKeywords,
-    GenerationParameters,
-    Pictures,
-    read_generation_parameters,
-)
+from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
+from florence.types.pictures import PictureOptions, Pictures
 from florence.types.tasks import AnswerAs, Kind, Task, TaskSpec, TaskTable, prompt_task
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
 """PictureSource, task, and the task's text or region where it takes one."""
 
 
-class RunOptions(GenerationKeywords, total=False):
-    """Options of one request: those of `GenerationKeywords`, and what is no generation option.
+class RunOptions(RequestKeywords, total=False):
+    """Options of one request: those of `RequestKeywords`, and what is no generation option.
 
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
     `prompt`: what the model reads, word for word, in place of a task. `answer_as`: how its answer is read,
@@ -83,6 +79,9 @@ class Florence2:
         name: str,
         *,
         revision: str | None = None,
+        base: str | None = None,
+        adapter: str | None = None,
+        input_size: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
         limits: ImageLimits | None = None,
@@ -94,9 +93,13 @@ class Florence2:
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
         tasks: Sequence[Task] | str | None = None,
+        score_temperature: float = 1.0,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
+        `base`: a checkpoint that gives the tokenizer and the preprocessor which this one lacks. `adapter`: a
+        LoRA adapter, a directory or a hub id, which is merged into the weights. `input_size`: pixels of the
+        square that pictures are resized to, a multiple of 32, in place of the preprocessor's.
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
         layers, on a CPU with VNNI). `limits`: on pictures. `config`: of the engine; its default suits the
@@ -107,7 +110,8 @@ class Florence2:
         "original", as the original's processor does it. `observer`: gets the engine's events. `on_broken`: is
         called when the engine has failed and can't recover. `tasks`: the checkpoint's tasks beside the
         built-in ones, or as FLORENCE_TASKS names them; None: those of the file `florence_tasks.json` beside
-        the checkpoint. On a CPU the process keeps the memory that it frees.
+        the checkpoint. `score_temperature`: above 0; divides the log-odds of scores. On a CPU the process
+        keeps the memory that it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there, and for tasks that clash or are malformed.
@@ -116,6 +120,9 @@ class Florence2:
         loaded = load(
             name,
             revision=revision,
+            base=base,
+            adapter=adapter,
+            input_size=input_size,
             device=device,
             dtype=dtype,
             limits=limits or DEFAULT_LIMITS,
@@ -125,6 +132,7 @@ class Florence2:
             observer=observer or Observer(),
             on_broken=on_broken,
             tasks=tasks,
+            score_temperature=score_temperature,
         )
         return cls(loaded, pictures)
 
@@ -145,6 +153,9 @@ class Florence2:
         return cls.load(
             settings.model,
             revision=settings.revision,
+            base=settings.base,
+            adapter=settings.adapter,
+            input_size=settings.input_size,
             device=device,
             dtype=settings.dtype,
             limits=settings.image_limits,
@@ -152,6 +163,7 @@ class Florence2:
             readers=(settings.readers or usual) if workers else 0,
             fast_jpeg=settings.fast_jpeg,
             pictures=settings.pictures,
+            score_temperature=settings.score_temperature,
             observer=observer,
             on_broken=on_broken,
             tasks=settings.tasks,
@@ -333,11 +345,11 @@ class Florence2:
 
 def _parameters_of(options: RunOptions) -> GenerationParameters:
     """The generation options as one object. Raises `OptionError`."""
-    others = RunOptions.__annotations__.keys() - GenerationKeywords.__annotations__.keys()
+    others = RunOptions.__annotations__.keys() - RequestKeywords.__annotations__.keys()
     single = {name: value for name, value in options.items() if name not in others and value is not None}
     parameters = options.get("parameters")
     if parameters is None:
-        return read_generation_parameters(single)
+        return read_request_parameters(single)
     if single:
         raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
     return parameters
@@ -345,8 +357,9 @@ def _parameters_of(options: RunOptions) -> GenerationParameters:
 
 def _view_of(parameters: GenerationParameters, usual: Pictures) -> View:
     """How the request's picture becomes RGB."""
-    original, colour = (parameters.pictures or usual) == "original", parameters.background
-    return View(original) if colour is None else View(original, getrgb(colour)[:3])
+    asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
+    original = (asked.pictures or usual) == "original"
+    return View(original) if asked.background is None else View(original, getrgb(asked.background)[:3])
 
 
 def _task_of(task: str | Task | None, options: RunOptions) -> str | Task:

@@ -34,7 +34,7 @@ def tasks_of_settings(settings: Settings) -> list[Task]:
     folder = Path()
     if settings.tasks is None:
         try:
-            folder = resolve_checkpoint(settings.model, settings.revision).directory
+            folder = resolve_checkpoint(settings.model, settings.revision, settings.base).directory
         except CheckpointError:
             return []  # loading it will say why
     return own_tasks(settings.tasks, folder)

@@ -17,7 +17,8 @@ from typing import Any, Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from florence.errors import BodyTooLarge, ClientLeft, Closed
+from florence.errors import BodyTooLarge, ClientLeft, Closed, Unauthorized
+from florence.server.keys import ApiKeys
 from florence.server.replies import error_reply, json_reply
 
 _WITHOUT_MODEL: Final = frozenset(("/", "/docs.json", "/healthz", "/livez", "/metrics", "/v2/health/live"))
@@ -54,6 +55,22 @@ class V2Routes(HttpMiddleware):
         else:
             is_v2 = path == "/v2" or path.startswith("/v2/")
         await (self.v2 if is_v2 else self.app)(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class NeedsKey(HttpMiddleware):
+    """Refuses requests without one of the keys, before their body is read; `open_paths` need none."""
+
+    keys: ApiKeys
+    open_paths: frozenset[str]
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in self.open_paths and scope["method"] != "OPTIONS":  # a browser's preflight
+            try:
+                self.keys.check(Headers(scope=scope).get("authorization"))
+            except Unauthorized as error:
+                return await error_reply(error, {"Connection": "close"})(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 @dataclass(frozen=True)

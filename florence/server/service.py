@@ -21,8 +21,16 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
+from florence.server.keys import ApiKeys, keys_of
 from florence.server.metrics import EngineMetrics
-from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes, WhileLoading
+from florence.server.middleware import (
+    BodyLimit,
+    CancelOnDisconnect,
+    ErrorBodies,
+    NeedsKey,
+    V2Routes,
+    WhileLoading,
+)
 from florence.server.supervisor import (
     end_serving,
     end_with_supervisor,
@@ -52,15 +60,21 @@ PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fi
 SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
 ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
 ALL_ADDRESSES = "0.0.0.0"
+OPEN_PATHS = frozenset(
+    ("/", "/docs.json", "/healthz", "/livez", "/metrics", "/readyz", "/v2/health/live", "/v2/health/ready")
+)
+"""What needs no API key: probes and pages."""
 GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
 
 
 def fetch_checkpoint(settings: Settings) -> None:
     """Download the checkpoint's files once for all workers. Ends the process where that fails."""
-    from florence.checkpoint.hub import resolve_checkpoint
+    from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 
     try:
-        resolve_checkpoint(settings.model, settings.revision)
+        resolve_checkpoint(settings.model, settings.revision, settings.base)
+        if settings.adapter:
+            resolve_adapter(settings.adapter)
     except FlorenceError as error:
         sys.exit(f"florence: {error}")
 
@@ -129,6 +143,7 @@ class TaskService:
     settings: Settings
     devices: Sequence[str]
     inference: Inference
+    keys: ApiKeys | None
     load: Load
 
     def __init__(self) -> None:
@@ -171,7 +186,7 @@ class TaskService:
 
         host, port = self.settings.grpc_host or http_host() or ALL_ADDRESSES, self.settings.grpc_port
         models = ModelRepository([self.inference])
-        server = GrpcServer(models, self.settings.max_body_bytes, shared=len(self.devices) > 1)
+        server = GrpcServer(models, self.settings.max_body_bytes, self.keys, shared=len(self.devices) > 1)
         try:
             await server.start(host, port)
         except FlorenceError as error:
@@ -218,17 +233,21 @@ def build_service(
     inference = Inference(
         settings.timeout_s, any_prompt=settings.prompts == "any", pictures=settings.v2_pictures
     )
+    inline = settings.api_keys.get_secret_value() if settings.api_keys else None
+    keys = keys_of(inline, settings.api_keys_file)
     members = {
         **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
         "devices": devices,
         "inference": inference,
+        "keys": keys,
         "load": staticmethod(load),
         "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
         "__doc__": TaskService.__doc__,
     }
     if {"model", "revision"} & settings.model_fields_set:
-        members["checkpoint"] = CheckpointModel(settings.model, settings.revision)  # for `bentoml build`
+        wanted = (settings.model, settings.revision, settings.base)
+        members["checkpoint"] = CheckpointModel(*wanted)  # for `bentoml build`
     on_gpus = [int(device.removeprefix("cuda:")) for device in devices if device != "cpu"]
     variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
     decorate: Any = bentoml.service(
@@ -247,7 +266,8 @@ def build_service(
     built = decorate(type("Florence2Service", (TaskService,), members))
     built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
     built.mount_asgi_app(create_task_app(inference))
-    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes):
+    open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
+    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes, keys, open_paths):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
 
@@ -257,7 +277,12 @@ def _before_workers(settings: Settings, fetch: Fetch) -> None:
     fetch(settings)
 
 
-def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Middleware]:
+def middleware_of(
+    repository: ModelRepository,
+    max_body_bytes: int,
+    keys: ApiKeys | None = None,
+    open_paths: frozenset[str] = OPEN_PATHS,
+) -> list[Middleware]:
     """The middleware of HTTP requests, outermost first.
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
@@ -265,7 +290,7 @@ def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Midd
     outside of all. For gRPC calls, the counterpart is an interceptor of the server in `v2.grpc_server`.
     """
     return [
-        # Authentication goes here: before a body is read or a route is found.
+        *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
         Middleware(BodyLimit, max_bytes=max_body_bytes),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),

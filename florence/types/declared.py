@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from florence.errors import SettingsError, quote
 from florence.types.bounds import MAX_NGRAM
 from florence.types.regions import LOCATIONS_EXAMPLE
-from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task, TaskTable
+from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task
 
 TASKS_FILE: Final = "florence_tasks.json"
 """Its name beside a checkpoint."""
@@ -149,8 +149,9 @@ PRESETS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = MappingProxyType(
 """Rows of known families of fine-tunes, by the name in FLORENCE_TASKS."""
 
 
-def preset_of(table: TaskTable, token: str) -> str | None:
-    """The preset that would declare a token which the table has not."""
-    if token in table:
-        return None
-    return next((name for name, rows in PRESETS.items() if any(row["token"] == token for row in rows)), None)
+def ways_out(wanted: str, other: str) -> str:
+    """What to do about a prompt that is no task, for the end of a message; `other`: than declaring it."""
+    presets = (name for name, rows in PRESETS.items() if any(row["token"] == wanted.strip() for row in rows))
+    preset = next(presets, None)
+    how = "FLORENCE_TASKS" if preset is None else f"FLORENCE_TASKS={preset} has it"
+    return f"; for a prompt of one's own, declare a task ({how}), or {other}"

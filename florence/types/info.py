@@ -5,7 +5,7 @@ Plain types, shared by service and client; `Florence2.info` gives the model's pa
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from florence.types.declared import DeclaredTask
 from florence.types.options import GenerationParameters
@@ -14,6 +14,7 @@ from florence.types.results import config_with_example
 _EXAMPLE = {
     "checkpoint": "mrhendrey/Florence-2-large-ft-safetensors",
     "revision": "0123456789abcdef0123456789abcdef01234567",
+    "adapter": None,
     "parameters": 776_465_408,
     "device": "cuda:0",
     "dtype": "bfloat16",
@@ -81,10 +82,6 @@ class GenerationSettings(GenerationParameters):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    @model_validator(mode="after")
-    def _sample_alone(self) -> GenerationSettings:
-        return self  # the settings of sampling stand here though it is off
-
     forced_bos_id: int | None = Field(description="Token that every answer begins with; null: none.")
     forced_eos_id: int | None = Field(description="Token that a full answer ends with; null: none.")
 
@@ -96,6 +93,9 @@ class ModelInfo(BaseModel):
 
     checkpoint: str = Field(description="A hub id, a directory, or demo.")
     revision: str | None = Field(description="The commit, of a checkpoint from the hub.")
+    adapter: str | None = Field(
+        default=None, description="The LoRA adapter that is merged into the weights; null: none."
+    )
     parameters: int = Field(description="Numbers in the checkpoint.")
     device: str = Field(description="cpu, or cuda:<n>.")
     dtype: str = Field(description="Type of the weights.")

@@ -1,10 +1,10 @@
-"""The options of a request: what may be asked of the generation, checked."""
+"""The options of a request: what may be asked of the generation and of its items, checked."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,9 +19,8 @@ from florence.types.bounds import (
     MAX_TOKENS,
     MAX_TOP_K,
 )
-
-Pictures = Literal["seen", "original"]
-"""How a picture becomes RGB: as a viewer shows it, or as the original's processor does it."""
+from florence.types.filters import FilterKeywords, ItemFilter
+from florence.types.pictures import PictureKeywords, PictureOptions
 
 MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
@@ -52,8 +51,6 @@ class GenerationKeywords(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     seed: int | None
-    pictures: Pictures | None
-    background: str | None
 
 
 class GenerationParameters(BaseModel):
@@ -130,21 +127,11 @@ class GenerationParameters(BaseModel):
         le=MAX_SEED,
         description="With do_sample: decides the draws. Left out, one is drawn; the answer says which.",
     )
-    pictures: Pictures | None = Field(
-        default=None,
-        description="How the picture becomes RGB. seen: as a viewer shows it; original: as the original's "
-        "processor does it, without transparency, depth beyond 8 bits, and colour profile.",
-    )
-    background: str | None = Field(
-        default=None,
-        pattern=r"^#[0-9A-Fa-f]{6}$",
-        description="What is seen through transparent pixels, as #rrggbb; white if left out.",
-    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_bool_as_number(cls, value: object, info: Any) -> object:
-        if isinstance(value, bool) and info.field_name not in ("early_stopping", "do_sample"):
+        if isinstance(value, bool) and info.field_name not in ("early_stopping", "do_sample", "nms_agnostic"):
             raise ValueError("true and false are not numbers")
         return value
 
@@ -160,45 +147,61 @@ class GenerationParameters(BaseModel):
         if self.do_sample and (self.num_beams or 1) > 1:
             raise ValueError(f"do_sample draws one answer and needs num_beams=1, got {self.num_beams}")
         given = [name for name in OF_SAMPLING if getattr(self, name) is not None]
-        if given and not self.do_sample:
+        if given and self.do_sample is None:  # false says itself that nothing is to be drawn
             raise ValueError(f"{' and '.join(given)}: nothing is drawn without do_sample=true")
         return self
 
-    def with_seed(self) -> GenerationParameters:
+    def with_seed(self) -> Self:
         """The same, with a seed where one is needed and missing."""
         if not self.do_sample or self.seed is not None:
             return self
         return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to be copied by hand
 
 
-def read_generation_parameters(options: Mapping[str, object]) -> GenerationParameters:
+class RequestKeywords(GenerationKeywords, PictureKeywords, FilterKeywords, total=False):
+    """All options of a request as keyword arguments."""
+
+
+class RequestParameters(ItemFilter, PictureOptions, GenerationParameters):
+    """How to read the picture, how to generate, and which items to keep: all options of a request."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"num_beams": 3, "max_new_tokens": 1024, "min_score": 0.5}]},
+    )
+
+
+def read_request_parameters(options: Mapping[str, object]) -> RequestParameters:
     """The options as parameters; OptionError naming the option, what it may be and what it was."""
     try:
-        return GenerationParameters.model_validate(dict(options))
+        return RequestParameters.model_validate(dict(options))
     except ValidationError as error:
         reasons = (explain_option(detail) for detail in error.errors())
         raise OptionError("; ".join(dict.fromkeys(reasons))) from error  # each type of a union has its own
 
 
 def explain_option(detail: Mapping[str, Any]) -> str:
-    """A pydantic error of `GenerationParameters`, in words that say what to change."""
+    """A pydantic error of `RequestParameters`, in words that say what to change."""
     if not detail["loc"]:
         return str(detail["ctx"]["error"])
     name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
-        return f"unknown option {name[:60]!r}; the options are {', '.join(GenerationParameters.model_fields)}"
+        return f"unknown option {name[:60]!r}; the options are {', '.join(RequestParameters.model_fields)}"
     return f"{name} must be {allowed_values(name)}, got {quote(detail['input'])}"
 
 
 def allowed_values(name: str) -> str:
     """What an option may be, in words."""
-    schema, *others = GenerationParameters.model_json_schema()["properties"][name]["anyOf"]
+    schema, *others = RequestParameters.model_json_schema()["properties"][name]["anyOf"]
     if "enum" in schema:
         return " or ".join(schema["enum"])
     if "pattern" in schema:
         return "a colour such as #ffffff"
     if schema["type"] == "boolean":
         return 'true, false or "never"' if len(others) > 1 else "true or false"
+    if schema["type"] == "array":
+        return f"1 to {schema['maxItems']} texts"
     noun = "an integer" if schema["type"] == "integer" else "a number"
     least, most = (f"{schema[end]:.16g}" for end in ("minimum", "maximum"))
     return f"{noun} from {least} to {most}"

@@ -9,10 +9,10 @@ tokens; the search decides where they are used.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-
-from florence.engine.request import GenerationOptions
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -20,36 +20,27 @@ _WEYL = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 
 
+@dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the request in each slot draws its tokens, all [slots]. `samples`: whether it draws at all."""
+    """How the request in each slot draws its tokens, all [slots]; int64, and float64 from `temperature` on.
 
-    def __init__(self, slots: int, device: torch.device) -> None:
-        def ones(dtype: torch.dtype) -> Tensor:
-            return torch.ones(slots, dtype=dtype, device=device)
+    `samples`: whether it draws at all, 0 or 1. `tail`: 1 - top_p, the share of the probability left out.
+    """
 
-        self.samples = torch.zeros(slots, dtype=torch.bool, device=device)
-        self.seed, self.top_k = ones(torch.int64), ones(torch.int64)
-        self.temperature, self.penalty = ones(torch.float32), ones(torch.float32)
-        self.tail = ones(torch.float32)  # 1 - top_p: the share of the probability that is left out
-
-    def start(self, slot: int, options: GenerationOptions) -> None:
-        """Take over the options of the request that starts in a slot."""
-        for value, buffer in (
-            (options.do_sample, self.samples),
-            (options.seed or 0, self.seed),
-            (options.top_k, self.top_k),
-            (options.temperature, self.temperature),
-            (options.repetition_penalty, self.penalty),
-            (1 - options.top_p, self.tail),
-        ):
-            buffer[slot].fill_(value)
+    samples: Tensor
+    seed: Tensor
+    top_k: Tensor
+    temperature: Tensor
+    penalty: Tensor
+    tail: Tensor
 
     def draw(self, scores: Tensor, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """A token for each slot, and its log-probability among those it was drawn from, [n] each.
 
         `scores` [n, vocab]: after the search's rules. `positions` [n]: tokens generated before.
         """
-        warped = warp(scores, self.temperature[slots], self.top_k[slots], self.tail[slots])
+        temperature, tail = self.temperature[slots].float(), self.tail[slots].float()
+        warped = warp(scores, temperature, self.top_k[slots], tail)
         noise = gumbel(self.seed[slots], positions, scores.shape[-1])
         tokens = (warped + noise).argmax(-1)
         return tokens, warped.gather(1, tokens[:, None])[:, 0] - warped.logsumexp(-1)

@@ -33,7 +33,7 @@ from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop, reply_or_error
 from florence.types.analysis import SentRegion
 from florence.types.answer import TaskAnswer, answer_type
-from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, explain_option
+from florence.types.options import MAX_TEXT_CHARS, RequestParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.results import Result
 from florence.types.tasks import Input, Kind, Task, prompt_task
@@ -112,7 +112,7 @@ class PictureInput(Described):
         return made
 
 
-class PlainInput(GenerationParameters, PictureInput):
+class PlainInput(RequestParameters, PictureInput):
     """Input of a task that takes nothing but the picture."""
 
 
@@ -121,7 +121,7 @@ class _PromptField(PictureInput):
     answer_as: Kind = Field(default=Kind.TEXT, description="How its answer is read.")
 
 
-class PromptInput(GenerationParameters, _PromptField):
+class PromptInput(RequestParameters, _PromptField):
     """Input of `/prompt`: a prompt of one's own."""
 
 
@@ -129,7 +129,7 @@ class _TextField(PictureInput):
     text: str = Field(max_length=MAX_TEXT_CHARS, description="What to look for, or the caption to ground.")
 
 
-class TextInput(GenerationParameters, _TextField):
+class TextInput(RequestParameters, _TextField):
     """Input of a task that takes a text."""
 
 
@@ -140,7 +140,7 @@ class _RegionField(PictureInput):
     )
 
 
-class RegionInput(GenerationParameters, _RegionField):
+class RegionInput(RequestParameters, _RegionField):
     """Input of a task that takes a region."""
 
 
@@ -208,7 +208,7 @@ async def answer_task(
         text,
         region=region,
         timeout_s=timeout_s,
-        parameters=GenerationParameters.model_construct(**fields),  # validated with the input
+        parameters=RequestParameters.model_construct(**fields),  # validated with the input
     )
     return task_answer(await await_answer(future, timeout_s))
 
@@ -295,7 +295,7 @@ def explain(error: ValidationError, task: Task | None, input_type: type[BaseMode
             reasons.append(f"unknown field {name!r}; the fields are {allowed}")
         elif detail["type"] == "missing":
             reasons.append(f"{name} is missing")
-        elif name in GenerationParameters.model_fields:
+        elif name in RequestParameters.model_fields:
             reasons.append(explain_option(detail))
         else:
             message = detail["msg"].removeprefix("Value error, ")

@@ -16,6 +16,7 @@ from florence.errors import Closed, NotFound, TaskError
 from florence.server.replies import json_reply, reply_or_error
 from florence.server.typed.endpoints import INPUT_TYPES, Refused, answer_task, explain
 from florence.server.v2.inference import Inference
+from florence.types.declared import ways_out
 
 
 def create_task_app(inference: Inference) -> Starlette:
@@ -31,10 +32,11 @@ async def _answer(inference: Inference, request: Request) -> Response:
     """Raises NotFound, which names the tasks, for a path that names none."""
     if (model := inference.model) is None:
         raise Closed("the model is not loaded")
+    name = request.path_params["name"]
     try:
-        task = model.tasks.resolve(request.path_params["name"])
+        task = model.tasks.resolve(name)
     except TaskError as error:
-        raise NotFound(str(error)) from None
+        raise NotFound(f"{error}{ways_out(name, 'send it to /prompt')}") from None
     input_type = INPUT_TYPES[task.input]
     sent = await input_type.from_http_request(request, None)
     if isinstance(sent, Refused):

@@ -18,7 +18,8 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
-from florence.errors import NotFound, ProtocolError, SettingsError
+from florence.errors import NotFound, ProtocolError, SettingsError, Unauthorized
+from florence.server.keys import ApiKeys
 from florence.server.replies import GRPC_CODES, failure_of, log_failure
 from florence.server.v2.infer_body import answer_tensor
 from florence.server.v2.inference import ModelRepository
@@ -36,6 +37,15 @@ from florence.server.v2.tensors import (
 
 STREAM_AHEAD: Final = 64  # requests of one stream that are processed at a time
 _MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
+_OPEN_METHODS: Final = frozenset(
+    (
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.health.v1.Health/List",
+        "/inference.GRPCInferenceService/ServerLive",
+        "/inference.GRPCInferenceService/ServerReady",
+    )
+)
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
 
 
@@ -43,13 +53,21 @@ class GrpcServer:
     """A gRPC server on one port. max_message_bytes: of a request; shared: whether other processes listen on
     the same port, and the kernel balances connections (SO_REUSEPORT)."""
 
-    def __init__(self, repository: ModelRepository, max_message_bytes: int, *, shared: bool) -> None:
+    def __init__(
+        self,
+        repository: ModelRepository,
+        max_message_bytes: int,
+        keys: ApiKeys | None = None,
+        *,
+        shared: bool,
+    ) -> None:
         self._server = grpc.aio.server(
+            interceptors=[KeyInterceptor(keys)] if keys else [],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", int(shared)),
-            ]
+            ],
         )
         self._calls = _Calls(repository)
         self._server.add_generic_rpc_handlers(_handlers(self._calls))
@@ -72,6 +90,37 @@ class GrpcServer:
         and end when they have answered what they took."""
         self._calls.end_streams()
         await self._server.stop(grace_s)
+
+
+class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+    """Refuses calls without one of the keys; health checks, liveness and readiness need none."""
+
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        if details.method not in _OPEN_METHODS:
+            sent = dict(details.invocation_metadata).get("authorization")
+            try:
+                self._keys.check(sent if isinstance(sent, str) else None)
+            except Unauthorized as error:
+                return _refusing(str(error), await continuation(details))
+        return await continuation(details)
+
+
+def _refusing(reason: str, handler: Any) -> Any:
+    """A handler of the same kind that answers UNAUTHENTICATED."""
+
+    async def refuse(_request: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
+
+    async def refuse_stream(_requests: Any, context: Any) -> AsyncIterator[Any]:
+        await refuse(None, context)
+        yield  # a generator, as the handler has to be
+
+    if handler is not None and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(refuse_stream)
+    return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 def _handlers(calls: _Calls) -> tuple[Any, ...]:

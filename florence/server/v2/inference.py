@@ -20,7 +20,8 @@ from florence.server.v2.model import ServedModel, parse_version
 from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.statistics import Reason, Spans, Statistics
 from florence.server.v2.tensors import InferRequest, Row, read_rows
-from florence.types.options import OF_SAMPLING, GenerationParameters, Pictures, read_generation_parameters
+from florence.types.options import OF_SAMPLING, RequestParameters, read_request_parameters
+from florence.types.pictures import Pictures
 from florence.types.tasks import Task
 
 if TYPE_CHECKING:
@@ -192,17 +193,17 @@ def _ask(prompts: AcceptedPrompts, row: Row, index: int, count: int) -> tuple[st
     return (task.token if task.token in prompts.tasks else task), text
 
 
-def generation_options(parameters: Mapping[str, Any]) -> GenerationParameters:
+def generation_options(parameters: Mapping[str, Any]) -> RequestParameters:
     """The generation options among a request's parameters; others, such as Triton's own, are ignored, and so
     are a temperature and the like where nothing is drawn: clients send them to any model.
 
     Raises OptionError for a wrong value.
     """
-    known = set(GenerationParameters.model_fields)
+    known = set(RequestParameters.model_fields)
     if parameters.get("do_sample") in (None, False):
         known -= set(OF_SAMPLING)
     options = {name: value for name, value in parameters.items() if name in known}
-    return read_generation_parameters(options)
+    return read_request_parameters(options)
 
 
 def _spans(answers: Sequence[OriginalAnswer], answered_ns: int, output_ns: int) -> Spans:

@@ -6,16 +6,10 @@ Knows tasks and texts; nothing about requests and models.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
 
 from florence.errors import TaskError
-from florence.types.declared import preset_of
+from florence.types.declared import ways_out
 from florence.types.tasks import INPUT_SLOT, TASKS, Input, Task, TaskTable, prompt_task
-
-_WAYS: Final = (
-    "; to send a prompt of one's own, declare it as a task ({how}), or let FLORENCE_PROMPTS=any take prompts "
-    "as they are"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +29,8 @@ class AcceptedPrompts:
         try:
             return self.tasks.resolve(prompt), text
         except TaskError as error:
-            preset = preset_of(self.tasks, prompt.strip())
-            how = f"FLORENCE_TASKS={preset} has it" if preset else "FLORENCE_TASKS"
-            raise TaskError(f"{error}{_WAYS.format(how=how)}") from None
+            other = "let FLORENCE_PROMPTS=any take prompts as they are"
+            raise TaskError(f"{error}{ways_out(prompt, other)}") from None
 
 
 def _as_original(prompt: str, text: str | None) -> Task:
