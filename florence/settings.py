@@ -29,6 +29,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from florence.engine.config import CpuKernels, CudaKernels, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
+from florence.types.pictures import Pictures
 
 PREFIX = "FLORENCE_"
 CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
@@ -159,6 +160,12 @@ class Settings(BaseSettings):
         description="Decode JPEGs of at least twice the model's input size at a half, a quarter or an eighth "
         "of their size: faster, and pixels differ a little.",
     )
+    pictures: Pictures = Field(
+        default="seen",
+        description="How pictures become RGB at the typed endpoints: `seen`, as a viewer shows them, or "
+        "`original`, as the original's processor does it.",
+    )
+    v2_pictures: Pictures = Field(default="original", description="The same for the v2 protocol.")
     score_temperature: float = Field(
         default=1.0,
         gt=0,

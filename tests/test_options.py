@@ -39,6 +39,8 @@ WISHED: dict[str, Any] = {
     "top_k": 30,
     "top_p": 0.875,
     "seed": 2**53 - 1,
+    "pictures": "original",
+    "background": "#102030",
     "min_score": 0.25,
     "labels": ("car", "red door"),
     "nms_iou": 0.6,

@@ -12,6 +12,7 @@ from florence import __version__
 from florence.cli.verify import VERIFY, add_verify
 from florence.types.filters import ItemFilter
 from florence.types.options import RequestParameters, allowed_values
+from florence.types.pictures import PictureOptions
 from florence.types.tasks import TASKS, Input, Kind
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -213,9 +214,11 @@ def _add_region(parser: argparse.ArgumentParser) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     generation = parser.add_argument_group("generation options (default: as the checkpoint says)")
+    pictures = parser.add_argument_group("how the picture is read (default: as it is seen, on white)")
     filters = parser.add_argument_group("which items to keep (default: all)")
     for name, field in RequestParameters.model_fields.items():
-        options = filters if name in ItemFilter.model_fields else generation
+        options = pictures if name in PictureOptions.model_fields else generation
+        options = filters if name in ItemFilter.model_fields else options
         words, allowed = str(field.description).removesuffix("."), allowed_values(name)
         options.add_argument(
             f"--{name.replace('_', '-')}",

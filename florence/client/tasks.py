@@ -117,6 +117,7 @@ class TaskMethods(
     def map(
         self,
         pictures: Iterable[Picture],
+        /,
         task: str | Task,
         text: str | None = None,
         *,

@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import Any, Unpack
 
 from PIL import Image
+from PIL.ImageColor import getrgb
 
 from florence.answers.answer import Answer, OriginalAnswer
 from florence.engine.config import EngineConfig
@@ -21,6 +22,7 @@ from florence.engine.observer import Observer
 from florence.errors import FlorenceError, OptionError, TaskError, quote
 from florence.images.decode import load_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.seen import View
 from florence.model.devices import pick_device
 from florence.readers.cores import default_readers
 from florence.readers.picture import PictureSource
@@ -31,6 +33,7 @@ from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
 from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
+from florence.types.pictures import PictureOptions, Pictures
 from florence.types.tasks import AnswerAs, Kind, Task, TaskSpec, TaskTable, prompt_task
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
@@ -59,7 +62,7 @@ class Florence2:
     Use it as a context manager, or call `close` at the end.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, pictures: Pictures = "seen") -> None:
         self._pipeline = loaded.pipeline
         self._engine = loaded.engine
         self._info = loaded.info
@@ -67,7 +70,7 @@ class Florence2:
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
         busy = limits["max_batch_size"] + limits["max_encode_batch"]
         self._in_flight = min(busy, limits["max_queue"])
-        self._limits = loaded.limits
+        self._limits, self._pictures = loaded.limits, pictures
         self._dispatcher = Dispatcher(loaded.pipeline, loaded.engine, loaded.readers, loaded.observer)
 
     @classmethod
@@ -86,6 +89,7 @@ class Florence2:
         threads: int | None = None,
         readers: int = 0,
         fast_jpeg: bool = False,
+        pictures: Pictures = "seen",
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
         tasks: Sequence[Task] | str | None = None,
@@ -102,11 +106,12 @@ class Florence2:
         device. `threads`: CPU threads of the model, in place of the configuration's. `readers`: processes
         that read pictures, so that a crash or a bomb in a decoder fails one request; 0 for threads of this
         process. `fast_jpeg`: large JPEGs are decoded at less than their size, which changes pixels a little.
-        `observer`: gets the engine's events. `on_broken`: is called when the engine has failed and can't
-        recover. `tasks`: the checkpoint's tasks beside the built-in ones, or as FLORENCE_TASKS names them;
-        None: those of the file `florence_tasks.json` beside the checkpoint.
-        `score_temperature`: above 0; divides the log-odds of scores. On a CPU the process keeps the
-        memory that it frees.
+        `pictures`: how they become RGB unless a request says it: "seen", as a viewer shows them, or
+        "original", as the original's processor does it. `observer`: gets the engine's events. `on_broken`: is
+        called when the engine has failed and can't recover. `tasks`: the checkpoint's tasks beside the
+        built-in ones, or as FLORENCE_TASKS names them; None: those of the file `florence_tasks.json` beside
+        the checkpoint. `score_temperature`: above 0; divides the log-odds of scores. On a CPU the process
+        keeps the memory that it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there, and for tasks that clash or are malformed.
@@ -129,7 +134,7 @@ class Florence2:
             tasks=tasks,
             score_temperature=score_temperature,
         )
-        return cls(loaded)
+        return cls(loaded, pictures)
 
     @classmethod
     def from_settings(
@@ -157,6 +162,7 @@ class Florence2:
             config=settings.engine_config(kind, reserved=workers > 0),
             readers=(settings.readers or usual) if workers else 0,
             fast_jpeg=settings.fast_jpeg,
+            pictures=settings.pictures,
             score_temperature=settings.score_temperature,
             observer=observer,
             on_broken=on_broken,
@@ -175,8 +181,8 @@ class Florence2:
         """Start one task on one picture; the answer comes in the future.
 
         `image`: a PIL picture, taken as it is now (it is copied, and may be changed or closed afterwards), or
-        bytes, a path, or a function that gives the bytes (called where pictures are read, in another thread),
-        turned by their EXIF orientation first.
+        bytes, a path, or a function that gives the bytes (called where pictures are read, in another thread).
+        All are turned by their EXIF orientation first; a PIL picture is not with `pictures="original"`.
         `task`: a token such as `<OD>`, a name such as `object_detection`, or a `Task`; or none, with a
         `prompt` among the options. `text`: what the task reads besides the picture. `on_text`: is told the
         answer's text piece by piece while it is generated, in another thread; only with `num_beams=1` and
@@ -315,7 +321,9 @@ class Florence2:
         """Start tasks on one picture; what is wrong with the picture or the options fails them all.
         `one_beam`: unless the options say another number; `original`: as `TaskRequest` has it."""
         try:
-            image, parameters = self._own(image), _parameters_of(options)
+            parameters = _parameters_of(options)
+            view = _view_of(parameters, self._pictures)
+            image = self._own(image, view)
             tasks = [(_task_of(task, options), text) for task, text in asks]
         except FlorenceError as error:
             return [failed(error.with_traceback(None)) for _ in asks]  # this frame holds the picture
@@ -325,13 +333,13 @@ class Florence2:
         requests = [
             TaskRequest(task, text, parameters, region, timeout_s, on_text, original) for task, text in tasks
         ]
-        return self._dispatcher.submit(image, requests)
+        return self._dispatcher.submit(image, requests, view)
 
-    def _own(self, image: PictureSource) -> PictureSource:
+    def _own(self, image: PictureSource, view: View) -> PictureSource:
         """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
         if not isinstance(image, Image.Image):
             return image
-        picture = load_image(image, self._limits)
+        picture = load_image(image, self._limits, view)
         return picture.copy() if picture is image else picture
 
 
@@ -345,6 +353,13 @@ def _parameters_of(options: RunOptions) -> GenerationParameters:
     if single:
         raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
     return parameters
+
+
+def _view_of(parameters: GenerationParameters, usual: Pictures) -> View:
+    """How the request's picture becomes RGB."""
+    asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
+    original = (asked.pictures or usual) == "original"
+    return View(original) if asked.background is None else View(original, getrgb(asked.background)[:3])
 
 
 def _task_of(task: str | Task | None, options: RunOptions) -> str | Task:

@@ -230,7 +230,9 @@ def build_service(
     `fetch` runs once, before the workers start; `load` makes a worker's model.
     """
     devices = settings.devices(gpus)
-    inference = Inference(settings.timeout_s, any_prompt=settings.prompts == "any")
+    inference = Inference(
+        settings.timeout_s, any_prompt=settings.prompts == "any", pictures=settings.v2_pictures
+    )
     inline = settings.api_keys.get_secret_value() if settings.api_keys else None
     keys = keys_of(inline, settings.api_keys_file)
     members = {

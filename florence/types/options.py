@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -20,6 +20,7 @@ from florence.types.bounds import (
     MAX_TOP_K,
 )
 from florence.types.filters import FilterKeywords, ItemFilter
+from florence.types.pictures import PictureKeywords, PictureOptions
 
 MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
@@ -150,19 +151,19 @@ class GenerationParameters(BaseModel):
             raise ValueError(f"{' and '.join(given)}: nothing is drawn without do_sample=true")
         return self
 
-    def with_seed(self) -> GenerationParameters:
+    def with_seed(self) -> Self:
         """The same, with a seed where one is needed and missing."""
         if not self.do_sample or self.seed is not None:
             return self
         return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to be copied by hand
 
 
-class RequestKeywords(GenerationKeywords, FilterKeywords, total=False):
+class RequestKeywords(GenerationKeywords, PictureKeywords, FilterKeywords, total=False):
     """All options of a request as keyword arguments."""
 
 
-class RequestParameters(ItemFilter, GenerationParameters):
-    """How to generate, and which items to keep: all options of a request."""
+class RequestParameters(ItemFilter, PictureOptions, GenerationParameters):
+    """How to read the picture, how to generate, and which items to keep: all options of a request."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -193,6 +194,10 @@ def explain_option(detail: Mapping[str, Any]) -> str:
 def allowed_values(name: str) -> str:
     """What an option may be, in words."""
     schema, *others = RequestParameters.model_json_schema()["properties"][name]["anyOf"]
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    if "pattern" in schema:
+        return "a colour such as #ffffff"
     if schema["type"] == "boolean":
         return 'true, false or "never"' if len(others) > 1 else "true or false"
     if schema["type"] == "array":

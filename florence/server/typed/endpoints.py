@@ -26,6 +26,7 @@ from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import FlorenceError, ProtocolError, RequestError, TaskError
+from florence.images.headers import FORMATS
 from florence.server.long_strings import parse_json
 from florence.server.outcomes import await_answer
 from florence.server.picture import EncodedPicture
@@ -76,7 +77,7 @@ class PictureInput(Described):
 
     image: EncodedPicture = Field(
         description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
-        "PNG, JPEG, WebP, GIF, BMP or TIFF, told by its bytes."
+        f"{FORMATS}, told by its bytes."
     )
 
     @classmethod

@@ -21,6 +21,7 @@ from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.statistics import Reason, Spans, Statistics
 from florence.server.v2.tensors import InferRequest, Row, read_rows
 from florence.types.options import OF_SAMPLING, RequestParameters, read_request_parameters
+from florence.types.pictures import Pictures
 from florence.types.tasks import Task
 
 if TYPE_CHECKING:
@@ -33,12 +34,18 @@ T = TypeVar("T")
 
 class Inference:
     """A model behind the v2 protocol. timeout_s: limit on the time of a request; served: its name for
-    clients; any_prompt: whether a TASK_PROMPT that is no task is read as it is (FLORENCE_PROMPTS=any)."""
+    clients; any_prompt: whether a TASK_PROMPT that is no task is read as it is (FLORENCE_PROMPTS=any);
+    pictures: how they become RGB unless a request says it."""
 
     def __init__(
-        self, timeout_s: float, served: ServedModel | None = None, *, any_prompt: bool = False
+        self,
+        timeout_s: float,
+        served: ServedModel | None = None,
+        *,
+        any_prompt: bool = False,
+        pictures: Pictures = "original",
     ) -> None:
-        self.any_prompt = any_prompt
+        self.any_prompt, self.pictures = any_prompt, pictures
         self.served = served or ServedModel()
         self.model: Florence2 | None = None
         self.timeout_s = timeout_s
@@ -69,7 +76,10 @@ class Inference:
         with the task that waits here.
         """
         model = self.ready_model()
-        options: dict[str, Any] = {"parameters": generation_options(infer.parameters).with_seed()}
+        parameters = generation_options(infer.parameters).with_seed()
+        if parameters.pictures is None:
+            parameters = parameters.model_copy(update={"pictures": self.pictures})
+        options: dict[str, Any] = {"parameters": parameters}
         options["timeout_s"] = timeout_s = self._seconds_for(infer.parameters)
         if on_text is not None:
             options["on_text"] = on_text
