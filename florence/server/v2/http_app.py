@@ -41,6 +41,11 @@ def infer_paths(served: ServedModel) -> list[str]:
     return [path.format(model=served.name, version=served.version) + "/infer" for path in paths]
 
 
+def v2_paths(served: ServedModel) -> set[str]:
+    """All paths of a model, and of the server."""
+    return {route.path.format(model=served.name, version=served.version) for route in _routes()}
+
+
 class V2App(Starlette):
     """The routes under /v2. max_body_bytes: of a compressed body, once it is decompressed; bodies as they are
     sent are limited by `BodyLimit`.
