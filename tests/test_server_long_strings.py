@@ -9,12 +9,12 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from v2 import parse_infer_request
 
-from florence.errors import ProtocolError
-from florence.server.long_strings import LONG, Document, LongString, TooMuchStructure, parse_json
+from florence.errors import ProtocolError, TooMuchStructure
+from florence.server.long_strings import LONG, Document, LongString, parse_json
 from florence.server.v2.tensors import read_rows
 
 STRINGS = st.one_of(
@@ -148,6 +148,7 @@ def test_backslashes_before_a_quote_are_counted(count: int) -> None:
             assert resolved(Document(body).parse()) == parse_json(body)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.text(alphabet='aA/+"\\\n\u00e9\u732b', max_size=60), st.booleans(), st.integers(1, 5))
 def test_pieces_are_the_string(text: str, ascii_: bool, times: int) -> None:
     """Wherever the cuts are: through escapes, and through characters of several bytes."""

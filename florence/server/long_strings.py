@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, NoReturn
 
-from florence.errors import ProtocolError
+from florence.errors import MalformedJson, ProtocolError, TooMuchStructure
 from florence.types.options import MAX_TEXT_CHARS
 
 LONG: Final = 16_384
@@ -41,10 +41,6 @@ _STAND_IN: Final = b"-Infinity"  # not JSON, but Python's parser asks `parse_con
 _WRONG: Final = "failed to parse the request JSON buffer: "
 
 
-class TooMuchStructure(ProtocolError):
-    """More values, or longer ones, than any request has."""
-
-
 def parse_json(text: bytes | str, constant: Callable[[str], Any] | None = None) -> Any:
     """A short text's JSON value; ProtocolError saying where it is malformed. A byte order mark is allowed.
 
@@ -53,7 +49,7 @@ def parse_json(text: bytes | str, constant: Callable[[str], Any] | None = None) 
     try:
         return json.loads(text, parse_constant=constant or _refuse_constant)
     except json.JSONDecodeError as error:
-        raise _malformed(error.msg, error.pos) from None
+        raise MalformedJson(error.msg, error.pos) from None
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:  # not UTF-8, or a number of thousands of digits
@@ -106,6 +102,21 @@ def _end_of_escapes(piece: bytes) -> int:
     return whole.end() if whole and whole.end() else len(piece)
 
 
+def short_strings(value: Any) -> Any:
+    """The value with texts in place of LongStrings; ProtocolError for one that is too long for a text."""
+    if isinstance(value, LongString):
+        if len(value) > _MOST_QUOTED:
+            raise ProtocolError(
+                f"a text has {len(value)} bytes; at most {MAX_TEXT_CHARS} characters are allowed"
+            )
+        return str(value)
+    if isinstance(value, list):
+        return [short_strings(element) for element in value]
+    if isinstance(value, dict):
+        return {name: short_strings(element) for name, element in value.items()}
+    return value
+
+
 class _Span(NamedTuple):
     """Where a string begins and ends, with its quotes."""
 
@@ -140,8 +151,8 @@ class Document:
         short = _STAND_IN.join(self._around())
         try:
             value = parse_json(short, string_or_refuse)
-        except _Malformed as error:
-            raise _malformed(error.reason, self._place(short, error.position)) from None
+        except MalformedJson as error:
+            raise MalformedJson(error.reason, self._place(short, error.position)) from None
         return value
 
     def _long_values(self) -> Iterator[_Span]:
@@ -154,7 +165,7 @@ class Document:
             _check(strings, outside)
             stop = _end_of_string(body, start + 1, end)
             if stop < 0:
-                raise _malformed("Unterminated string starting at", start)
+                raise MalformedJson("Unterminated string starting at", start)
             if stop - start > LONG and body[position:start].rstrip(_WHITE)[-1:] in (b"[", b",", b":"):
                 after = body[stop + 1 : min(end, stop + MOST_STRUCTURE)].lstrip(_WHITE)
                 if not after.startswith(b":"):
@@ -180,24 +191,12 @@ class Document:
         return place
 
 
-class _Malformed(ProtocolError):
-    """Not JSON, at a position."""
-
-    def __init__(self, reason: str, position: int) -> None:
-        super().__init__(f"{_WRONG}{reason} at {position}")
-        self.reason, self.position = reason, position
-
-
-def _malformed(reason: str, position: int) -> _Malformed:
-    return _Malformed(reason, position)
-
-
 def _refuse_constant(name: str) -> NoReturn:
     raise ProtocolError(f"{_WRONG}{name} is not JSON")
 
 
 def _too_much(reason: str) -> TooMuchStructure:
-    return TooMuchStructure(f"the request's JSON is more than a request can mean: {reason}")
+    return TooMuchStructure("JSON", reason)
 
 
 def _check(strings: int, outside: int) -> None:

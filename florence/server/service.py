@@ -23,9 +23,17 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
+from florence.server.bodies import BodyBudget
 from florence.server.http_metrics import CountRequests, metrics_endpoint
 from florence.server.metrics import EngineMetrics
-from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, V2Routes, WhileLoading
+from florence.server.middleware import (
+    BodyLimit,
+    CancelOnDisconnect,
+    Decompress,
+    ErrorBodies,
+    V2Routes,
+    WhileLoading,
+)
 from florence.server.supervisor import (
     end_serving,
     end_with_supervisor,
@@ -249,7 +257,8 @@ def build_service(
     built.add_asgi_middleware(
         CountRequests, paths=functools.partial(known_paths, built, about, inference.served)
     )
-    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes):
+    budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
+    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes, budget):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
 
@@ -265,7 +274,7 @@ def _before_workers(settings: Settings, fetch: Fetch) -> None:
     fetch(settings)
 
 
-def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Middleware]:
+def middleware_of(repository: ModelRepository, max_body_bytes: int, budget: BodyBudget) -> list[Middleware]:
     """The middleware of HTTP requests, outermost first.
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
@@ -275,11 +284,12 @@ def middleware_of(repository: ModelRepository, max_body_bytes: int) -> list[Midd
     """
     return [
         # Authentication goes here: before a body is read or a route is found.
-        Middleware(BodyLimit, max_bytes=max_body_bytes),
+        Middleware(BodyLimit, max_bytes=max_body_bytes, budget=budget),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
         Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
+        Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
     ]
 
 

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from florence.errors import Closed, NotFound, ProtocolError
+from florence.server.bodies import read_body
 from florence.server.long_strings import Document
 from florence.server.replies import json_reply, off_loop, reply_or_error
 from florence.server.v2.http_infer import (
@@ -24,7 +25,6 @@ from florence.server.v2.http_infer import (
     generate_stream,
     infer,
     inference_of,
-    read_body,
     repository_of,
     version_of,
 )
@@ -147,7 +147,7 @@ def _check_model_ready(request: Request) -> None:
 
 
 async def _index(request: Request) -> Response:
-    body = await read_body(request)
+    body = await read_body(request.receive)
     wanted = await off_loop(len(body), lambda: Document(body).parse()) if body else {}
     if not isinstance(wanted, dict) or not isinstance(wanted.get("ready", False), bool):
         raise ProtocolError('the body must be empty, or a JSON object such as {"ready": true}')

@@ -58,6 +58,11 @@ def read_infer_request(served: ServedModel, document: Document, tail: memoryview
     return InferRequest(request_id, columns, parameters, _wants_binary(served, content, parameters))
 
 
+def read_infer_body(served: ServedModel, body: bytes | bytearray, header_length: str | None) -> InferRequest:
+    """The request of a whole body: `split_body`, then `read_infer_request`."""
+    return read_infer_request(served, *split_body(served, body, header_length))
+
+
 def answer_tensor(rows: int) -> dict[str, Any]:
     """Name, type and shape of the answer's one output."""
     return {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, 1]}
