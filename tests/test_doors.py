@@ -75,6 +75,8 @@ LIBRARIES: dict[str, set[str]] = {
         "circus",
         "google",
         "grpc",
+        "grpc_health",
+        "grpc_reflection",
         "prometheus_client",
         "pybase64",
         "pydantic",

@@ -141,6 +141,7 @@ class TaskService:
     settings: Settings
     devices: Sequence[str]
     inference: Inference
+    budget: BodyBudget  # of bodies over HTTP and gRPC together
     load: Load
 
     def __init__(self) -> None:
@@ -183,7 +184,9 @@ class TaskService:
 
         host, port = self.settings.grpc_host or http_host() or ALL_ADDRESSES, self.settings.grpc_port
         models = ModelRepository([self.inference])
-        server = GrpcServer(models, self.settings.max_body_bytes, shared=len(self.devices) > 1)
+        server = GrpcServer(
+            models, self.settings.max_body_bytes, shared=len(self.devices) > 1, budget=self.budget
+        )
         try:
             await server.start(host, port)
         except FlorenceError as error:
@@ -223,11 +226,13 @@ def build_service(
     """
     devices = settings.devices(gpus)
     inference = Inference(settings.timeout_s)
+    budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     members = {
         **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
         "devices": devices,
         "inference": inference,
+        "budget": budget,
         "load": staticmethod(load),
         "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
         "__doc__": TaskService.__doc__,
@@ -257,7 +262,6 @@ def build_service(
     built.add_asgi_middleware(
         CountRequests, paths=functools.partial(known_paths, built, about, inference.served)
     )
-    budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes, budget):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
