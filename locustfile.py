@@ -15,6 +15,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import random
 import sys
 from dataclasses import dataclass
@@ -147,6 +148,8 @@ class FlorenceUser(FastHttpUser):
     def ask(self) -> None:
         question = self.load.draw()
         path, body, headers = self.request(question)
+        if key := os.environ.get("FLORENCE_API_KEY"):
+            headers = {**headers, "Authorization": f"Bearer {key}"}
         with self.client.post(
             path, data=body, headers=headers, name=self.label(question.task), catch_response=True
         ) as reply:

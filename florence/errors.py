@@ -10,6 +10,7 @@ FlorenceError
 │   └── ProtocolError 400     a malformed v2 request
 │       ├── MalformedJson 400     no JSON, at a position
 │       └── TooMuchStructure 400  more values, or longer ones, than any request has
+├── Unauthorized 401          no API key, or an unknown one
 ├── NotFound 404              unknown model or version
 ├── SlowBody 408              a body that does not arrive in the time allowed
 ├── BodyTooLarge 413          a body longer than the service takes, also once it is decompressed
@@ -81,6 +82,12 @@ class TooMuchStructure(ProtocolError):
 
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(f"the request's {what} is more than a request can mean: {reason}")
+
+
+class Unauthorized(FlorenceError):
+    """The request has no API key, or one that the service does not know."""
+
+    status = 401
 
 
 class NotFound(FlorenceError):

@@ -13,9 +13,17 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from florence.engine.config import CpuKernels, EngineConfig
@@ -23,6 +31,7 @@ from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
 
 PREFIX = "FLORENCE_"
+CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
 MIB = 1024 * 1024
 
 # Kubernetes puts the address of a Service called `florence` into each pod's environment under these names.
@@ -78,6 +87,16 @@ class Settings(BaseSettings):
     grpc_host: str | None = Field(
         default=None, description="Address that the gRPC port listens on; default: where HTTP listens."
     )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="API keys as `name:key`, separated by commas; requests need one of them then. A key has "
+        "at least 32 characters.",
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="The same in a file, one `name:key` a line; it is read again when it changes.",
+    )
+    open_metrics: bool = Field(default=True, description="Whether `/metrics` needs no API key.")
     timeout_s: float = Field(
         default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up with a 504."
     )
@@ -207,7 +226,10 @@ def read_settings(make: Callable[[type[Settings]], Settings] = lambda settings: 
     """
     known = [PREFIX + field.upper() for field in Settings.model_fields]
     own = [(name, value) for name, value in sorted(os.environ.items()) if name.upper().startswith(PREFIX)]
-    unknown = [name for name, value in own if name.upper() not in known and not _from_kubernetes(name, value)]
+    others = {*known, CLIENT_KEY}
+    unknown = [
+        name for name, value in own if name.upper() not in others and not _from_kubernetes(name, value)
+    ]
     if unknown:
         raise SettingsError("; ".join(_suggest(name, known) for name in unknown))
     return make(Settings)

@@ -15,7 +15,7 @@ from florence.cli import main
 from florence.settings import PREFIX, Settings
 
 DOCS = ROOT / "docs"
-COMMANDS = ((), ("run",), ("bulk",), ("info",), ("load-data",), ("serve",))
+COMMANDS = ((), ("run",), ("bulk",), ("info",), ("load-data",), ("serve",), ("verify",))
 
 
 def settings_table() -> str:

@@ -153,7 +153,7 @@ def test_each_status_has_its_exception_with_the_servers_words(
     ("reply", "words"),
     [
         (httpx.Response(502, text="<html>Bad Gateway"), "502.*<html>Bad Gateway"),
-        (httpx.Response(401, json={"error": "no token"}), "401.*no token"),
+        (httpx.Response(403, json={"error": "no token"}), "403.*no token"),
         (httpx.Response(308, headers={"location": "https://elsewhere"}), "308.*https://elsewhere"),
         (httpx.Response(500, text="oops"), "500.*oops"),
         (httpx.Response(200, text="<html>Welcome"), "200.*<html>Welcome"),

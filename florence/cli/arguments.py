@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from florence import __version__
+from florence.cli.verify import VERIFY, add_verify
 from florence.types.options import GenerationParameters, allowed_values
 from florence.types.tasks import TASKS, Input
 
@@ -43,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_where(_add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits"))
     _add_load_data(commands)
     _add_serve(commands)
+    add_verify(_add(commands, "verify", *VERIFY))
     return parser
 
 

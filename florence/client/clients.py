@@ -7,6 +7,7 @@ Knows httpx. A client keeps connections open between calls and may be shared: `C
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from functools import partial
@@ -40,6 +41,7 @@ RETRIES = 4
 
 TransportT = TypeVar("TransportT")
 
+API_KEY = "FLORENCE_API_KEY"
 _READY = "v2/health/ready"
 _METADATA = "v2"
 _INFO = "info"
@@ -55,6 +57,7 @@ class _Connected(Generic[TransportT]):
         self,
         url: str,
         *,
+        api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = TIMEOUT_S,
         retries: int = RETRIES,
@@ -69,6 +72,8 @@ class _Connected(Generic[TransportT]):
         if retries < 0:
             raise SettingsError(f"retries must be 0 or more, got {retries}")
         self._timeout_s, self._retries = timeout_s, retries
+        key = api_key or os.environ.get(API_KEY)
+        headers = ({"Authorization": f"Bearer {key}"} if key else {}) | dict(headers or {})
         # As many connections as calls: `map` and the caller's threads limit those.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)
         self._http = self._http_type(
@@ -93,7 +98,8 @@ class Client(
 ):
     """A florence service at a URL; use it as a context manager, or call `close`.
 
-    `headers` go with every request, for example a token that a gateway wants. `timeout_s`: for one call, its
+    `api_key`: one of the service's, else the environment's FLORENCE_API_KEY. `headers` go with every request,
+    for example a token that a gateway wants. `timeout_s`: for one call, its
     tries included. `retries`: further tries when there is no connection, or the service says 429 or 503.
     Proxies are taken from the environment, as httpx does. `transport`: httpx's, for tests.
     """

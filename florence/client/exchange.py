@@ -29,6 +29,7 @@ from florence.errors import (
     ImageTooLarge,
     NotFound,
     RequestError,
+    Unauthorized,
     Unavailable,
     quote,
 )
@@ -45,7 +46,14 @@ AnswerT = TypeVar("AnswerT", bound=BaseModel)
 _LONGEST_QUOTE: Final = 300  # characters of a strange reply that a message repeats
 
 _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
-    {400: RequestError, 413: ImageTooLarge, 404: NotFound, 500: EngineError, 504: DeadlineExceeded}
+    {
+        400: RequestError,
+        401: Unauthorized,
+        413: ImageTooLarge,
+        404: NotFound,
+        500: EngineError,
+        504: DeadlineExceeded,
+    }
 )
 
 

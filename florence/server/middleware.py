@@ -18,8 +18,17 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from florence.errors import BodyTooLarge, ClientLeft, Closed, FlorenceError, SlowBody, UnknownEncoding
+from florence.errors import (
+    BodyTooLarge,
+    ClientLeft,
+    Closed,
+    FlorenceError,
+    SlowBody,
+    Unauthorized,
+    UnknownEncoding,
+)
 from florence.server.bodies import Body, BodyBudget, keep_body, plain_body, read_body
+from florence.server.keys import ApiKeys
 from florence.server.replies import error_reply, json_reply
 from florence.server.v2.compression import ENCODINGS, PIECE
 
@@ -57,6 +66,22 @@ class V2Routes(HttpMiddleware):
         else:
             is_v2 = path == "/v2" or path.startswith("/v2/")
         await (self.v2 if is_v2 else self.app)(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class NeedsKey(HttpMiddleware):
+    """Refuses requests without one of the keys, before their body is read; `open_paths` need none."""
+
+    keys: ApiKeys
+    open_paths: frozenset[str]
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in self.open_paths and scope["method"] != "OPTIONS":  # a browser's preflight
+            try:
+                self.keys.check(Headers(scope=scope).get("authorization"))
+            except Unauthorized as error:
+                return await error_reply(error, {"Connection": "close"})(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ INTERNAL_ERROR: Final = "internal error: the server's log says more"
 GRPC_CODES: Mapping[int, str] = MappingProxyType(
     {
         400: "INVALID_ARGUMENT",
+        401: "UNAUTHENTICATED",
         404: "NOT_FOUND",
         408: "DEADLINE_EXCEEDED",
         413: "INVALID_ARGUMENT",
@@ -108,8 +109,10 @@ def error_reply(error: Exception, headers: Mapping[str, str] | None = None) -> R
     """The reply for an error: its status, its message, and when to come back if that helps. Logs it."""
     log_failure(error)
     failure = failure_of(error)
-    retry = {} if failure.retry_after_s is None else {"Retry-After": str(failure.retry_after_s)}
-    return json_reply({"error": failure.message}, failure.status, {**(headers or {}), **retry})
+    more = {} if failure.retry_after_s is None else {"Retry-After": str(failure.retry_after_s)}
+    if failure.status == 401:
+        more["WWW-Authenticate"] = "Bearer"
+    return json_reply({"error": failure.message}, failure.status, {**(headers or {}), **more})
 
 
 def json_reply(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

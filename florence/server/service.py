@@ -23,14 +23,18 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
+from florence.server.access_log import escape_what_clients_write
 from florence.server.bodies import BodyBudget
+from florence.server.connections import bound_connections
 from florence.server.http_metrics import CountRequests, metrics_endpoint
+from florence.server.keys import ApiKeys, keys_of
 from florence.server.metrics import EngineMetrics
 from florence.server.middleware import (
     BodyLimit,
     CancelOnDisconnect,
     Decompress,
     ErrorBodies,
+    NeedsKey,
     V2Routes,
     WhileLoading,
 )
@@ -64,6 +68,10 @@ BENTOML_PATHS = ("/", "/schema.json", "/docs.json", "/healthz", "/livez", "/read
 SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
 ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
 ALL_ADDRESSES = "0.0.0.0"
+OPEN_PATHS = frozenset(
+    ("/", "/docs.json", "/healthz", "/livez", "/metrics", "/readyz", "/v2/health/live", "/v2/health/ready")
+)
+"""What needs no API key: probes and pages."""
 GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
 
 
@@ -142,10 +150,12 @@ class TaskService:
     devices: Sequence[str]
     inference: Inference
     budget: BodyBudget  # of bodies over HTTP and gRPC together
+    keys: ApiKeys | None
     load: Load
 
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
+        escape_what_clients_write()
         end_with_supervisor()
         self.timeout_s = self.settings.timeout_s
         self.grpc: GrpcServer | None = None
@@ -185,7 +195,11 @@ class TaskService:
         host, port = self.settings.grpc_host or http_host() or ALL_ADDRESSES, self.settings.grpc_port
         models = ModelRepository([self.inference])
         server = GrpcServer(
-            models, self.settings.max_body_bytes, shared=len(self.devices) > 1, budget=self.budget
+            models,
+            self.settings.max_body_bytes,
+            self.keys,
+            shared=len(self.devices) > 1,
+            budget=self.budget,
         )
         try:
             await server.start(host, port)
@@ -225,14 +239,19 @@ def build_service(
     `fetch` runs once, before the workers start; `load` makes a worker's model.
     """
     devices = settings.devices(gpus)
+    if is_worker():
+        bound_connections(settings.head_timeout_s)
     inference = Inference(settings.timeout_s)
     budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
+    inline = settings.api_keys.get_secret_value() if settings.api_keys else None
+    keys = keys_of(inline, settings.api_keys_file)
     members = {
         **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
         "devices": devices,
         "inference": inference,
         "budget": budget,
+        "keys": keys,
         "load": staticmethod(load),
         "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
         "__doc__": TaskService.__doc__,
@@ -262,7 +281,10 @@ def build_service(
     built.add_asgi_middleware(
         CountRequests, paths=functools.partial(known_paths, built, about, inference.served)
     )
-    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes, budget):
+    open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
+    for middleware in middleware_of(
+        ModelRepository([inference]), settings.max_body_bytes, keys, open_paths, budget=budget
+    ):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
 
@@ -278,7 +300,14 @@ def _before_workers(settings: Settings, fetch: Fetch) -> None:
     fetch(settings)
 
 
-def middleware_of(repository: ModelRepository, max_body_bytes: int, budget: BodyBudget) -> list[Middleware]:
+def middleware_of(
+    repository: ModelRepository,
+    max_body_bytes: int,
+    keys: ApiKeys | None = None,
+    open_paths: frozenset[str] = OPEN_PATHS,
+    *,
+    budget: BodyBudget | None = None,
+) -> list[Middleware]:
     """The middleware of HTTP requests, outermost first.
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
@@ -286,9 +315,12 @@ def middleware_of(repository: ModelRepository, max_body_bytes: int, budget: Body
     `CountRequests`, are outside of all. For gRPC calls, the counterpart is an interceptor of the server in
     `v2.grpc_server`.
     """
+    budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
-        # Authentication goes here: before a body is read or a route is found.
-        Middleware(BodyLimit, max_bytes=max_body_bytes, budget=budget),
+        *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
+        Middleware(
+            BodyLimit, max_bytes=max_body_bytes, budget=budget or BodyBudget(4 * max_body_bytes, 60.0)
+        ),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),

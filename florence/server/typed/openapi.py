@@ -96,10 +96,15 @@ def openapi_document() -> dict[str, Any]:
         "servers": [{"url": "."}],
         "tags": [{"name": "Tasks"}, {"name": "Service"}, {"name": "v2 protocol"}, {"name": "Health"}],
         "paths": {**paths, "/info": {"get": _info_operation(schemas)}, **_v2_paths(), **_health_paths()},
-        "components": {"schemas": {**definitions["$defs"], "Error": _ERROR}},
+        "components": {
+            "schemas": {**definitions["$defs"], "Error": _ERROR},
+            "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer", "description": _KEYS}},
+        },
+        "security": [{}, {"apiKey": []}],
     }
 
 
+_KEYS: Final = "Needed where the service has API keys (FLORENCE_API_KEYS)."
 _ERROR: Final = {
     "type": "object",
     "properties": {"error": {"type": "string", "description": "What went wrong, and what to change."}},

@@ -18,8 +18,9 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
-from florence.errors import NotFound, ProtocolError, SettingsError
+from florence.errors import NotFound, ProtocolError, SettingsError, Unauthorized
 from florence.server.bodies import BodyBudget
+from florence.server.keys import ApiKeys
 from florence.server.replies import GRPC_CODES, failure_of, log_failure, off_loop
 from florence.server.v2.grpc_about import INFERENCE, Health, StrictMessages, add_about
 from florence.server.v2.infer_body import answer_tensor
@@ -41,6 +42,15 @@ from florence.server.v2.tensors import (
 STREAM_AHEAD: Final = 64  # requests of one stream that are processed at a time
 _MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
 _INFER: Final = service_pb2.ModelInferRequest
+_OPEN_METHODS: Final = frozenset(
+    (
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.health.v1.Health/List",
+        "/inference.GRPCInferenceService/ServerLive",
+        "/inference.GRPCInferenceService/ServerReady",
+    )
+)
 
 
 class GrpcServer:
@@ -51,12 +61,13 @@ class GrpcServer:
         self,
         repository: ModelRepository,
         max_message_bytes: int,
+        keys: ApiKeys | None = None,
         *,
         shared: bool,
         budget: BodyBudget | None = None,
     ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[StrictMessages()],
+            interceptors=[*([KeyInterceptor(keys)] if keys else []), StrictMessages()],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -88,6 +99,37 @@ class GrpcServer:
         self._calls.end_streams()
         await self._health.stop()
         await self._server.stop(grace_s)
+
+
+class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+    """Refuses calls without one of the keys; health checks, liveness and readiness need none."""
+
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        if details.method not in _OPEN_METHODS:
+            sent = dict(details.invocation_metadata).get("authorization")
+            try:
+                self._keys.check(sent if isinstance(sent, str) else None)
+            except Unauthorized as error:
+                return _refusing(str(error), await continuation(details))
+        return await continuation(details)
+
+
+def _refusing(reason: str, handler: Any) -> Any:
+    """A handler of the same kind that answers UNAUTHENTICATED."""
+
+    async def refuse(_request: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
+
+    async def refuse_stream(_requests: Any, context: Any) -> AsyncIterator[Any]:
+        await refuse(None, context)
+        yield  # a generator, as the handler has to be
+
+    if handler is not None and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(refuse_stream)
+    return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 def _handlers(calls: _Calls) -> tuple[Any, ...]:

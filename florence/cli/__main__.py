@@ -1,0 +1,8 @@
+"""`python -m florence.cli`: the `florence` command where no script of that name is, as in the image."""
+
+import sys
+
+from florence.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

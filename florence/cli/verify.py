@@ -1,0 +1,82 @@
+"""`florence verify`: the checkpoint in this package against the same one in transformers and timm.
+
+Knows which settings and pictures the words of a command line mean; the comparison is `florence.verification`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Final
+
+from florence.cli.sources import list_pictures
+
+VERIFY: Final = (
+    "check a checkpoint against transformers and timm, on this machine",
+    "Asks both sides the same and compares token ids, log-probabilities and the tower; then the dtype\n"
+    "that is served with float32, and the speed of both. Exit status 0: nothing but known differences;\n"
+    "1: a fault. Needs the package florence2-server.",
+)
+"""The command's summary, and what its help ends with."""
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """`florence verify`; 0 where nothing but known differences was found, else 1."""
+    from florence.runtime.florence2 import Florence2
+    from florence.settings import read_settings
+    from florence.verification.proof import verify as compare
+    from florence.verification.trials import bundled_pictures, own_pictures
+
+    changes = {
+        name: getattr(arguments, name) for name in ("model", "device", "dtype") if getattr(arguments, name)
+    }
+    if arguments.model:
+        changes["revision"] = None
+    # A deployment's limit on the wait is for its clients, and its faster reading of JPEGs changes pixels.
+    settings = read_settings().model_copy(update={"max_latency_ms": None, "fast_jpeg": False} | changes)
+    device = settings.device.partition(",")[0]  # a list: a service's workers
+    pictures = own_pictures(list_pictures([arguments.pictures])) if arguments.pictures else bundled_pictures()
+
+    if arguments.json is not None:
+        arguments.json.touch()  # a path that can't be written is told before the work, not after it
+
+    def load(dtype: str) -> Florence2:
+        return Florence2.from_settings(settings.model_copy(update={"dtype": dtype}), device)
+
+    report = compare(
+        settings.model,
+        load,
+        pictures,
+        revision=settings.revision,
+        device=device,
+        dtype=settings.dtype,
+        quick=arguments.quick,
+    )
+    for line in report.table():
+        print(line)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report.json(), indent=2) + "\n", encoding="utf-8")
+    return 1 if report.faults else 0
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument(
+        "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: as FLORENCE_DEVICE says)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16", "int8"),
+        help="what is compared with float32 (default: as FLORENCE_DTYPE says; float32: nothing is)",
+    )
+    parser.add_argument(
+        "--pictures", metavar="DIR", help="pictures to ask about (default: two drawn ones in the package)"
+    )
+    parser.add_argument("--quick", action="store_true", help="one picture and short answers")
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write all that was found, every answer included"
+    )

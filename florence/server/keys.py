@@ -1,0 +1,142 @@
+"""API keys: which callers may ask, and under which name.
+
+Knows keys and names; knows nothing about HTTP and gRPC. Keys come from a setting or from a file, which is
+read again when it changes. Only hashes are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Final
+
+from florence.errors import SettingsError, Unauthorized
+
+logger = logging.getLogger("florence.service")
+
+MIN_CHARS: Final = 32
+CHECK_S: Final = 2.0
+"""Seconds between two looks at the file's time of change."""
+HELP: Final = "send `Authorization: Bearer KEY` with one of the service's API keys"
+
+_LINE: Final = re.compile(rf"([A-Za-z0-9][A-Za-z0-9_.-]{{0,63}}):([!-~]{{{MIN_CHARS},512}})")
+_caller: ContextVar[str] = ContextVar("caller", default="")
+
+
+def caller() -> str:
+    """The name of the key with which the current request was sent; empty where no keys are asked for."""
+    return _caller.get()
+
+
+def read_keys(lines: Iterable[str], source: str) -> dict[str, bytes]:
+    """The SHA-256 of each key by its name, from lines `name:key`; empty lines and those after # are none.
+
+    Raises SettingsError, which names the line by its number, never its key.
+    """
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(lines, 1):
+        if not (line := line.strip()) or line.startswith("#"):
+            continue
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise SettingsError(
+                f"{source}, line {number}: must be name:key, the key of at least {MIN_CHARS} visible "
+                "characters (`openssl rand -hex 32` makes one)"
+            )
+        name, digest = found[1], _digest(found[2])
+        if name in keys or any(hmac.compare_digest(digest, other) for other in keys.values()):
+            raise SettingsError(f"{source}, line {number}: the name or the key of {name!r} is there twice")
+        keys[name] = digest
+    if not keys:
+        raise SettingsError(f"{source} holds no key")
+    return keys
+
+
+class ApiKeys:
+    """The keys of a service. Safe for threads."""
+
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
+        self._keys = dict(keys)
+
+    def check(self, authorization: str | None) -> str:
+        """The name of the key in an Authorization header; Unauthorized where it holds none that is known.
+
+        Takes the same time whichever key is right, and remembers the name for `caller`.
+        """
+        kind, _, token = (authorization or "").partition(" ")
+        sent = _digest(token.strip() if kind.lower() == "bearer" else "")
+        matches = [name for name, digest in self._current().items() if hmac.compare_digest(digest, sent)]
+        if not matches:
+            reason = "the API key is not known" if authorization else "an API key is needed"
+            raise Unauthorized(f"{reason}: {HELP}")
+        _caller.set(matches[0])
+        return matches[0]
+
+    def _current(self) -> Mapping[str, bytes]:
+        return self._keys
+
+
+class FileKeys(ApiKeys):
+    """The keys in a file, read again when it changes. A file that is wrong leaves the old keys, and a log
+    line says why; at the start it is a SettingsError."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = path, clock
+        self._lock = threading.Lock()
+        self._version, self._looked = _version_of(path), clock()
+        super().__init__(_read_file(path))
+
+    def _current(self) -> Mapping[str, bytes]:
+        with self._lock:
+            if self._clock() - self._looked >= CHECK_S:
+                self._looked = self._clock()
+                self._read_again()
+            return self._keys
+
+    def _read_again(self) -> None:
+        version = _version_of(self._path)
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._keys = _read_file(self._path)
+        except SettingsError as error:
+            logger.error("the API keys stay as they are: %s", error)
+        else:
+            logger.info("API keys are read again: %s", ", ".join(sorted(self._keys)))
+
+
+def keys_of(inline: str | None, path: Path | None) -> ApiKeys | None:
+    """The keys that the settings FLORENCE_API_KEYS and FLORENCE_API_KEYS_FILE give; None for neither."""
+    if inline and path:
+        raise SettingsError("set FLORENCE_API_KEYS or FLORENCE_API_KEYS_FILE, not both")
+    if path:
+        return FileKeys(path)
+    return ApiKeys(read_keys(re.split(r"[,\n]", inline), "FLORENCE_API_KEYS")) if inline else None
+
+
+def _read_file(path: Path) -> dict[str, bytes]:
+    try:
+        return read_keys(path.read_text(encoding="utf-8").splitlines(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"FLORENCE_API_KEYS_FILE can't be read: {error}") from error
+
+
+def _version_of(path: Path) -> tuple[int, ...]:
+    """Differs where the file was changed or replaced, as Kubernetes does by a link."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return ()
+    return facts.st_mtime_ns, facts.st_size, facts.st_ino
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

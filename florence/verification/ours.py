@@ -1,0 +1,88 @@
+"""Trials on this package, asked as a program would, all at once or one by one; and what its tokenizer, its
+reader of pictures and its tower make of them.
+
+Knows nothing about transformers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from florence.answers.answer import Answer
+from florence.checkpoint.config import read_config
+from florence.checkpoint.preprocessing import read_preprocessing
+from florence.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from florence.checkpoint.weights import load_model
+from florence.engine.device.reference import TokenRules
+from florence.images.preprocess import InputSize
+from florence.model.kernels.linear import pack
+from florence.model.vision import Normalize
+from florence.readers.picture import LocalReader
+from florence.runtime.florence2 import Florence2
+from florence.types.options import GenerationParameters
+from florence.verification.theirs import Given
+from florence.verification.trials import Sample, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What this package makes of pictures before the language model. `pixels`: normalised float32 [1, 3,
+    height, width]; `features`: of the tower, float32 [1, dim, height, width]; one of each a picture, on the
+    CPU. `rules`, `pad_id`: the special tokens. `tower_s`: seconds of the tower for one picture."""
+
+    tokenizer: Tokenizer
+    pixels: list[Tensor]
+    features: list[Tensor]
+    rules: TokenRules
+    pad_id: int
+    tower_s: float
+
+
+@torch.inference_mode()
+def read_inputs(directory: Path, device: torch.device, pictures: Sequence[Sample]) -> Inputs:
+    """By the loader, in float32; the model is let go again. Raises `CheckpointError`."""
+    config, preprocessing = read_config(directory), read_preprocessing(directory)
+    tokenizer = load_tokenizer(directory, config.text.vocab_size)
+    normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
+    model = load_model(directory, config, normalize, tokenizer.size, device, torch.float32)
+    pack(model)
+    reader = LocalReader(InputSize(preprocessing.height, preprocessing.width, preprocessing.resample))
+    pixels = [torch.from_numpy(reader.read(picture.data).pixels)[None].to(device) for picture in pictures]
+    values = [model.vision.normalize(each) for each in pixels]
+    started = time.perf_counter()
+    features = [model.vision.tower(each).cpu() for each in values]
+    tower_s = (time.perf_counter() - started) / len(pictures)
+    text, generation = config.text, config.generation
+    rules = TokenRules(text.start_id, text.eos_id, generation.forced_bos_id, generation.forced_eos_id)
+    return Inputs(tokenizer, [each.cpu() for each in values], features, rules, text.pad_id, tower_s)
+
+
+def ask_at_once(model: Florence2, trials: Sequence[Trial]) -> Iterator[Given]:
+    """All trials together, as many as the queue takes; the answers in the trials' order."""
+    room = model.info()["limits"]["max_queue"]
+    for first in range(0, len(trials), room):
+        futures = [
+            model.submit(each.picture.data, each.task, each.text, parameters=_parameters(each))
+            for each in trials[first : first + room]
+        ]
+        for future in futures:
+            yield _given(future.result())
+
+
+def ask_alone(model: Florence2, trial: Trial) -> Given:
+    """One trial with no other beside it."""
+    return next(ask_at_once(model, [trial]))
+
+
+def _parameters(trial: Trial) -> GenerationParameters:
+    return GenerationParameters(**asdict(trial.options))
+
+
+def _given(answer: Answer) -> Given:
+    return Given(tuple(answer.token_ids), tuple(answer.token_logprobs))

@@ -1,0 +1,266 @@
+"""The whole of `florence verify`, in an order in which at most one side's model is in memory.
+
+First this package: pictures, prompts and tower; then the engine in float32, and in the dtype that is served.
+Then transformers on the same directory, and timm's tower. What is compared, and from where on a difference is
+a fault, is in `checks` and `verdict`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import torch
+
+from florence.checkpoint.hub import Checkpoint, resolve_checkpoint
+from florence.engine.request import GenerationOptions
+from florence.model.devices import INT8, pick_device, pick_dtype
+from florence.runtime.florence2 import Florence2
+from florence.verification import checks
+from florence.verification.checks import Rates
+from florence.verification.ours import Inputs, ask_alone, ask_at_once, read_inputs
+from florence.verification.progress import Progress, duration
+from florence.verification.reading import quiet_libraries, read_model, read_processor, read_tower
+from florence.verification.report import Line, Report
+from florence.verification.theirs import Given, Transformers
+from florence.verification.trials import (
+    LONGEST,
+    LONGEST_QUICK,
+    PLAIN,
+    Part,
+    Sample,
+    Trial,
+    make_trials,
+    variants,
+)
+from florence.verification.verdict import Compared, Verdict, compare
+
+FLOAT32: Final = "float32"
+_TIMED, _TIMED_QUICK = 8, 4
+"""Pictures that each speed is measured with."""
+
+Loader = Callable[[str], Florence2]
+"""From a dtype's name to the model that is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """What this package answered in float32, all at once and one by one, and what in the dtype that is
+    served, all at once (None where that is float32)."""
+
+    inputs: Inputs
+    together: list[Given]
+    alone: list[Given]
+    served: list[Given] | None
+    rates: dict[str, Rates]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One checkpoint on one device, in this package and in transformers.
+
+    `load` gives the model to ask; `served`: the dtype beside float32, or float32. `quick`: short answers.
+    """
+
+    checkpoint: Checkpoint
+    load: Loader
+    pictures: Sequence[Sample]
+    device: torch.device
+    served: str
+    quick: bool
+    progress: Progress
+
+    def run(self) -> Report:
+        """Everything. Raises `CheckpointError` where a side can't read the checkpoint."""
+        started = self.progress.clock()
+        quiet_libraries()
+        self.progress.say(f"reading {self.checkpoint.label} on {self.device}")
+        directory = self.checkpoint.directory
+        processor = read_processor(directory, directory)  # what it refuses is told before the work
+        inputs = read_inputs(directory, self.device, self.pictures)
+        _free()
+        trials, ours = self._ask_ours(inputs)
+        lines, compared = self._ask_theirs(processor, trials, ours)
+        about = {
+            "checkpoint": self.checkpoint.label,
+            "device": str(self.device),
+            "dtype": self.served,
+            "pictures": [picture.name for picture in self.pictures],
+            "max_new_tokens": trials[0].options.max_new_tokens,
+            "versions": [f"{name} {version(name)}" for name in ("torch", "transformers", "timm")],
+        }
+        return Report(about, lines, compared, self.progress.clock() - started)
+
+    def _ask_ours(self, inputs: Inputs) -> tuple[list[Trial], Ours]:
+        """This package's side; only the answers stay in memory."""
+        over, rates = self.progress.over, dict[str, Rates]()
+        served = None
+        with self.load(FLOAT32) as model:
+            info = model.info()
+            longest = min(LONGEST_QUICK if self.quick else LONGEST, info["limits"]["max_new_tokens"])
+            trials = make_trials(self.pictures, info["generation"], longest)
+            self._say_expected(len(trials), inputs)
+            count = len(trials)
+            all_at_once = ask_at_once(model, trials)
+            together = list(over("florence, float32, all at once", all_at_once, count, together=True))
+            one_by_one = (ask_alone(model, trial) for trial in trials)
+            alone = list(over("florence, float32, one by one", one_by_one, count))
+            rates[FLOAT32] = self._our_rates(model, trials)
+        _free()
+        if self.served != FLOAT32:
+            with self.load(self.served) as model:
+                what, all_at_once = f"florence, {self.served}, all at once", ask_at_once(model, trials)
+                served = list(over(what, all_at_once, count, together=True))
+                rates[self.served] = self._our_rates(model, trials)
+            _free()
+        return trials, Ours(inputs, together, alone, served, rates)
+
+    def _ask_theirs(
+        self, processor: Any, trials: Sequence[Trial], ours: Ours
+    ) -> tuple[list[Line], list[Compared]]:
+        """transformers' side, and the comparison."""
+        directory, inputs, over = self.checkpoint.directory, ours.inputs, self.progress.over
+        self.progress.say("reading the same files with transformers and timm")
+        model = read_model(directory, inputs.tokenizer.size)
+        tower = read_tower(directory, model)
+        theirs = Transformers(model, processor, inputs.rules, inputs.pad_id, self.device)
+        lines = list(self._input_lines(trials, inputs, theirs, tower))
+        del tower
+        asked = zip(trials, ours.together, strict=True)
+        answers = ((trial, given, theirs.answer(trial)) for trial, given in asked)
+        found = list(over("transformers, float32, one by one", answers, len(trials)))
+        compared = [compare(trial, mine, other, theirs) for trial, mine, other in found]
+        lines += [
+            checks.answer_line(part, [each for each in compared if each.trial.part is part]) for part in Part
+        ]
+        lines.append(checks.crowd_line(ours.together, ours.alone, self._excused(compared, ours, theirs)))
+        rates = {FLOAT32: self._their_rates(theirs, trials)}
+        if ours.served is not None:
+            moved = None
+            if self.served != INT8:
+                theirs.model.to(getattr(torch, self.served))
+                moved = self._their_move(theirs, compared)
+                rates[self.served] = self._their_rates(theirs, trials)
+            lines.append(checks.dtype_line(self.served, ours.together, ours.served, moved))
+        for dtype, rate in ours.rates.items():
+            lines += checks.rate_lines(dtype, rate, rates.get(dtype), self._timed_about(trials))
+        return lines, compared
+
+    def _input_lines(
+        self, trials: Sequence[Trial], inputs: Inputs, theirs: Transformers, tower: torch.nn.Module
+    ) -> Iterator[Line]:
+        """What goes into the language model."""
+        each_task = list({trial.task: trial for trial in trials}.values())
+        yield checks.prompt_line(
+            [tuple(inputs.tokenizer.encode(trial.prompt)) for trial in each_task],
+            [theirs.prompt_ids(trial) for trial in each_task],
+        )
+        pixels = [theirs.pixels(picture) for picture in self.pictures]
+        yield checks.pixel_line(inputs.pixels, pixels)
+        native = [theirs.features(picture) for picture in self.pictures]
+        tower.to(self.device)
+        with torch.inference_mode():
+            timm = [tower(each.to(self.device)).cpu() for each in pixels]
+        yield from checks.tower_lines(inputs.features, native, timm)
+
+    def _excused(self, compared: Sequence[Compared], ours: Ours, theirs: Transformers) -> int:
+        """How many answers differ between alone and together only by rounding, by the same rule as against
+        transformers."""
+        differ = [
+            compare(each.trial, alone, each.theirs, theirs).verdict
+            for each, alone in zip(compared, ours.alone, strict=True)
+            if each.ours.token_ids != alone.token_ids
+        ]
+        return sum(verdict is not Verdict.FAULT for verdict in differ)
+
+    def _their_move(self, theirs: Transformers, compared: Sequence[Compared]) -> float:
+        """How far the served dtype moves transformers' log-probabilities of its own answers, on average."""
+        greedy = [each for each in compared if each.trial.part is Part.GREEDY]
+        what = f"transformers, {self.served}, its answers again"
+        scored = (
+            Given(each.theirs.token_ids, tuple(theirs.logprobs(each.trial, each.theirs.token_ids)))
+            for each in greedy
+        )
+        return checks.mean_move(
+            [each.theirs for each in greedy], list(self.progress.over(what, scored, len(greedy)))
+        )
+
+    def _our_rates(self, model: Florence2, trials: Sequence[Trial]) -> Rates:
+        alone, together = self._timed(trials)
+        ask_alone(model, trials[0])
+        return Rates(
+            self._rate(len(alone), lambda: [ask_alone(model, trial) for trial in alone]),
+            self._rate(len(together), lambda: list(ask_at_once(model, together))),
+        )
+
+    def _their_rates(self, theirs: Transformers, trials: Sequence[Trial]) -> Rates:
+        self.progress.say("transformers, pictures a second")
+        alone, together = self._timed(trials)
+        theirs.generate(alone[:1])
+        return Rates(
+            self._rate(len(alone), lambda: [theirs.generate([trial]) for trial in alone]),
+            self._rate(len(together), lambda: theirs.generate(together)),
+        )
+
+    def _rate(self, count: int, ask: Callable[[], object]) -> float:
+        started = self.progress.clock()
+        ask()
+        return count / (self.progress.clock() - started)
+
+    def _timed(self, trials: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
+        """Two sets of captions of pictures that differ, so that no side remembers one."""
+        count = _TIMED_QUICK if self.quick else _TIMED
+        options = self._timed_options(trials)
+        made = [Trial(Part.BEAMS, picture, PLAIN, options) for picture in variants(self.pictures, 2 * count)]
+        return made[:count], made[count:]
+
+    def _timed_options(self, trials: Sequence[Trial]) -> GenerationOptions:
+        return next(trial.options for trial in trials if trial.part is Part.BEAMS)
+
+    def _timed_about(self, trials: Sequence[Trial]) -> str:
+        count = _TIMED_QUICK if self.quick else _TIMED
+        return f"{count} pictures, {PLAIN.token}, {self._timed_options(trials).num_beams} beams"
+
+    def _say_expected(self, trials: int, inputs: Inputs) -> None:
+        sides = 2 if self.served == FLOAT32 else 3
+        expected = duration(sides * (2 * trials + 20) * inputs.tower_s)
+        self.progress.say(
+            f"{trials} answers of each side; about {expected} in all, if the tower's "
+            f"{inputs.tower_s:.2g} s a picture tell"
+        )
+
+
+def verify(
+    name: str,
+    load: Loader,
+    pictures: Sequence[Sample],
+    *,
+    revision: str | None = None,
+    device: str,
+    dtype: str,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare a checkpoint, named as for `Florence2.load`, in this package and in transformers and timm.
+
+    `load`: from a dtype's name to the model to ask, on `device`. `dtype`: that is compared with float32, as
+    `Florence2.load` has it. `quick`: the first picture only, and short answers.
+
+    Raises `CheckpointError` where a side can't find or read the checkpoint, `SettingsError` for a device or
+    dtype that is not there.
+    """
+    placed = pick_device(device)
+    served = dtype if dtype == INT8 else str(pick_dtype(dtype, placed)).removeprefix("torch.")
+    asked = pictures[:1] if quick else pictures
+    checkpoint = resolve_checkpoint(name, revision)
+    return Proof(checkpoint, load, asked, placed, served, quick, progress or Progress()).run()
+
+
+def _free() -> None:
+    """Give a model's memory back before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,104 @@
+"""Whether two answers to one trial agree; where they don't, whether that is a fault.
+
+Three differences of token ids are told apart. Where the search ends early and short answers are at a
+disadvantage, transformers 5 and the original judge differently: known, if the original's rule on
+transformers' own logits gives this package's answer. Where two searches are as good as each other, rounding
+decides: if both answers appear when transformers' logits are moved by as little as the two sides differ.
+All else is a fault. Knows nothing about models or reports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from florence.engine.request import GenerationOptions
+from florence.verification.theirs import Given
+from florence.verification.trials import Trial
+
+TOLERANCE: Final = 1e-3
+"""Of a log-probability in float32. Sums of numbers in another order differ by 1e-4 at full size."""
+
+_NOISE: Final = 1e-5
+_TRIES: Final = 8
+
+
+class Verdict(StrEnum):
+    """Of one trial. The first three are no faults."""
+
+    SAME = "same"
+    KNOWN = "known difference"
+    ROUNDING = "decided by rounding"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A trial's two answers. `largest`: difference of log-probabilities, over all tokens of equal answers;
+    of different ones, between the two sides' numbers for this package's answer. `why`: for a person."""
+
+    trial: Trial
+    verdict: Verdict
+    largest: float
+    ours: Given
+    theirs: Given
+    why: str = ""
+
+    @property
+    def same_ids(self) -> bool:
+        return self.ours.token_ids == self.theirs.token_ids
+
+
+class Witness(Protocol):
+    """What is asked about an answer that differs: `theirs.Transformers`."""
+
+    def logprobs(self, trial: Trial, token_ids: Sequence[int]) -> list[float]: ...
+
+    def searched(self, trial: Trial, noise: float = 0.0, seed: int = 0) -> tuple[int, ...]: ...
+
+
+def compare(trial: Trial, ours: Given, theirs: Given, witness: Witness) -> Compared:
+    """The verdict on one trial."""
+    same = ours.token_ids == theirs.token_ids
+    numbers = theirs.token_logprobs if same else witness.logprobs(trial, ours.token_ids)
+    largest = largest_difference(ours.token_logprobs, numbers)
+    if not largest <= TOLERANCE:
+        reason = f"log-probabilities differ by {largest:.1e}" if same else _forbidden(largest)
+        return Compared(trial, Verdict.FAULT, largest, ours, theirs, reason)
+    if same:
+        return Compared(trial, Verdict.SAME, largest, ours, theirs)
+    verdict, why = _judge(trial, ours, theirs, witness, max(_NOISE, 4 * largest))
+    return Compared(trial, verdict, largest, ours, theirs, why)
+
+
+def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Of two lists of log-probabilities; infinite where only one of a pair is, or one is no number."""
+    apart = (abs(one - other) for one, other in zip(ours, theirs, strict=True) if one != other)
+    return max((math.inf if math.isnan(each) else each for each in apart), default=0.0)
+
+
+def has_known_difference(options: GenerationOptions) -> bool:
+    """Whether transformers 5 may end the search earlier than the original: a candidate that has just ended no
+    longer counts among those that could still win."""
+    return options.num_beams > 1 and options.early_stopping is False and options.length_penalty > 0
+
+
+def _judge(trial: Trial, ours: Given, theirs: Given, witness: Witness, noise: float) -> tuple[Verdict, str]:
+    """Of different answers whose numbers agree."""
+    if has_known_difference(trial.options) and witness.searched(trial) == ours.token_ids:
+        return Verdict.KNOWN, "transformers 5 ends this search earlier than the original"
+    found = set()
+    for seed in range(_TRIES):
+        found.add(witness.searched(trial, noise, seed))
+        if {ours.token_ids, theirs.token_ids} <= found:
+            return Verdict.ROUNDING, f"a change of the logits by {noise:.0e} decides between the two"
+    return Verdict.FAULT, "the numbers agree, the search does not"
+
+
+def _forbidden(largest: float) -> str:
+    if largest == float("inf"):
+        return "the answer has a token that transformers' rules forbid there"
+    return f"other token ids; for these, log-probabilities differ by {largest:.1e}"

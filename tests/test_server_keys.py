@@ -1,0 +1,217 @@
+"""API keys: over HTTP and gRPC, from a setting and from a file that changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import tritonclient.grpc as triton
+from fake_model import FakeModel
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from triton_client import triton_inputs
+from tritonclient.utils import InferenceServerException
+from v2 import INFER, picture, request, send
+from waiting import PATIENCE_S
+
+from florence.errors import SettingsError, Unauthorized
+from florence.server.keys import CHECK_S, ApiKeys, FileKeys, caller, keys_of, read_keys
+from florence.server.service import OPEN_PATHS, middleware_of
+from florence.server.v2.grpc_server import GrpcServer
+from florence.server.v2.inference import Inference, ModelRepository
+from florence.settings import Settings, read_settings
+
+ALICE, BOB = secrets.token_hex(16), secrets.token_hex(16)
+CLOSED_PATHS = ["/caption", "/analyze", "/info", INFER, "/v2", "/v2/models/florence2/stats", "/anything"]
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def keys() -> ApiKeys:
+    made = keys_of(f"alice:{ALICE},bob:{BOB}", None)
+    assert made is not None
+    return made
+
+
+@pytest.fixture
+def repository(model: FakeModel) -> ModelRepository:
+    inference = Inference(5.0)
+    inference.model = model
+    return ModelRepository([inference])
+
+
+async def _name(_request: Any) -> Response:
+    return JSONResponse({"caller": caller()})
+
+
+@pytest.fixture
+def guarded(repository: ModelRepository, keys: ApiKeys) -> Starlette:
+    """The service's middleware; the other routes say which caller they see."""
+    routes = [Route("/{path:path}", _name, methods=["GET", "POST", "OPTIONS"])]
+    return Starlette(routes=routes, middleware=middleware_of(repository, 100_000, keys))
+
+
+@pytest.mark.parametrize("path", CLOSED_PATHS)
+@pytest.mark.parametrize(
+    "headers",
+    [{}, bearer("x" * 32), bearer(ALICE[:-1]), {"authorization": ALICE}, {"authorization": "Basic x"}],
+)
+def test_doors_are_closed_without_a_key(guarded: Starlette, path: str, headers: dict[str, str]) -> None:
+    """401 with one line of help and the scheme, before the body is read: one that is far too long too."""
+    reply = send(guarded, "POST", path, content=b"x" * 200_000, headers=headers)
+    assert (reply.status_code, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert "Authorization: Bearer KEY" in reply.json()["error"]
+    assert ALICE not in reply.text
+
+
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+def test_probes_and_pages_are_open(guarded: Starlette, path: str) -> None:
+    """Without a key."""
+    assert send(guarded, "GET", path).status_code != 401
+
+
+def test_metrics_are_closed_by_setting(repository: ModelRepository, keys: ApiKeys) -> None:
+    """`open_paths` without them."""
+    middleware = middleware_of(repository, 1000, keys, OPEN_PATHS - {"/metrics"})
+    app = Starlette(routes=[Route("/metrics", _name)], middleware=middleware)
+    assert send(app, "GET", "/metrics").status_code == 401
+    assert send(app, "GET", "/metrics", headers=bearer(BOB)).status_code == 200
+
+
+def test_a_key_opens_all_doors_under_its_name(guarded: Starlette) -> None:
+    """The name is what the endpoint sees; the scheme's name is in any case."""
+    assert send(guarded, "POST", INFER, json=request(), headers=bearer(ALICE)).status_code == 200
+    for name, key in (("alice", ALICE), ("bob", BOB)):
+        reply = send(guarded, "POST", "/caption", headers={"authorization": f"bearer {key}"})
+        assert reply.json() == {"caller": name}
+
+
+def test_a_browsers_preflight_needs_no_key(guarded: Starlette) -> None:
+    """It can't send one."""
+    assert send(guarded, "OPTIONS", "/caption").status_code != 401
+
+
+@pytest.fixture
+def grpc_port(repository: ModelRepository, keys: ApiKeys) -> Iterator[int]:
+    """A gRPC server with keys, on a loop in a thread of its own."""
+    from threading import Thread
+
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever)
+    thread.start()
+
+    def run(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(PATIENCE_S)
+
+    async def start() -> tuple[GrpcServer, int]:
+        server = GrpcServer(repository, 10**6, keys, shared=False)
+        return server, await server.start("127.0.0.1", 0)
+
+    server, port = run(start())
+    yield port
+    run(server.stop(0))
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_grpc_needs_a_key_too(grpc_port: int) -> None:
+    """UNAUTHENTICATED with the same help for calls and streams; liveness and health checks are open."""
+    with triton.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        for headers in (None, bearer("x" * 40)):
+            for call in (
+                lambda sent: client.get_server_metadata(headers=sent),
+                lambda sent: client.infer("florence2", triton_inputs(picture()), headers=sent),
+            ):
+                with pytest.raises(InferenceServerException, match="Bearer KEY") as caught:
+                    call(headers)
+                assert caught.value.status() == f"{grpc.StatusCode.UNAUTHENTICATED}"
+        assert client.get_server_metadata(headers=bearer(ALICE)).name
+        answer = client.infer("florence2", triton_inputs(picture()), headers=bearer(BOB))
+        assert answer.as_numpy("PARSED_JSON").size == 1
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        health = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert health(b"", timeout=PATIENCE_S) == b"\x08\x01"
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        with pytest.raises(grpc.RpcError) as refused:
+            list(stream(iter([b""]), timeout=PATIENCE_S))
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no key"),
+        ("alice", "line 1: must be name:key"),
+        ("alice:short", "at least 32"),
+        (f"# a comment\n\nal ice:{ALICE}", "line 3: must be name:key"),
+        (f"alice:{ALICE}\nalice:{BOB}", "line 2: the name or the key of 'alice' is there twice"),
+        (f"alice:{ALICE}\nbob:{ALICE}", "line 2: the name or the key of 'bob' is there twice"),
+    ],
+)
+def test_a_wrong_file_is_told_by_its_line_and_never_shows_a_key(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    """At the start."""
+    path = tmp_path / "keys"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=words) as caught:
+        keys_of(None, path)
+    assert ALICE not in str(caught.value)
+
+
+def test_the_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A new key opens, an old one no longer; a wrong file leaves what there was, and says so once."""
+    path, now = tmp_path / "keys", [0.0]
+    path.write_text(f"alice:{ALICE}\n")
+    keys = FileKeys(path, clock=lambda: now[0])
+
+    def write(text: str) -> None:
+        path.write_text(text)
+        os.utime(path, ns=(0, int(now[0] * 1e9) + 1))  # not the same time, however fast this is
+        now[0] += CHECK_S
+
+    assert keys.check(f"Bearer {ALICE}") == "alice"
+    write(f"bob:{BOB}\n")
+    assert keys.check(f"Bearer {BOB}") == "bob"
+    with pytest.raises(Unauthorized):
+        keys.check(f"Bearer {ALICE}")
+    with caplog.at_level(logging.ERROR):
+        write("broken")
+        assert [keys.check(f"Bearer {BOB}") for _ in range(3)] == ["bob"] * 3
+        path.unlink()
+        now[0] += CHECK_S
+        assert keys.check(f"Bearer {BOB}") == "bob"
+    assert len(caplog.records) == 2
+    assert BOB not in caplog.text
+
+
+def test_settings_hide_keys_and_take_one_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No repr shows a key; the client's own variable is not taken for a misspelt setting."""
+    monkeypatch.setenv("FLORENCE_API_KEYS", f"alice:{ALICE}")
+    monkeypatch.setenv("FLORENCE_API_KEY", ALICE)
+    settings = read_settings()
+    assert ALICE not in repr(settings) + str(settings)
+    with pytest.raises(SettingsError, match="not both"):
+        keys_of("alice:" + ALICE, tmp_path / "keys")
+    assert keys_of(None, None) is None
+    assert Settings().open_metrics
+
+
+def test_only_hashes_are_kept(keys: ApiKeys) -> None:
+    """What a dump of the memory's objects would show."""
+    assert ALICE not in repr(vars(keys))
+    assert set(read_keys([f"a:{ALICE}"], "test")) == {"a"}

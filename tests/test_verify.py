@@ -1,0 +1,166 @@
+"""`florence verify`: sound checkpoints pass, and each kind of fault in this package is told, by the exit
+status and by the lines of the report.
+
+transformers' side is asked once for each checkpoint; faults are put into this package's side only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from goldens import Goldens
+from torch import Tensor
+
+from florence.checkpoint import layout
+from florence.engine.device.search import _Step
+from florence.model import decode
+from florence.model.florence2 import Florence2Model
+from florence.runtime import loading
+from florence.verification import ours, proof, trials
+from florence.verification.theirs import Given, Transformers
+from florence.verification.trials import Part, Trial
+
+Verify = Callable[..., tuple[int, dict[str, Any], str]]
+"""Arguments -> exit status, the JSON report, and the table."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def remembered() -> dict[tuple[str, str], Given]:
+    """transformers' answers, by checkpoint and trial."""
+    return {}
+
+
+@pytest.fixture
+def verify(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    florence: Callable[..., tuple[int, str, str]],
+    remembered: dict[tuple[str, str], Given],
+) -> Verify:
+    """The command on one picture, with one of its trials in `every`, and transformers' answers remembered."""
+    make, answer = trials.make_trials, Transformers.answer
+    step = 4
+
+    def some(*arguments: Any) -> list[Trial]:
+        asked = make(*arguments)
+        return [trial for part in Part for trial in [each for each in asked if each.part is part][::step]]
+
+    def remember(self: Transformers, trial: Trial) -> Given:
+        key = (
+            str(self.model.config.text_config.d_model),
+            repr((trial.picture.name, str(trial), trial.options)),
+        )
+        if key not in remembered:
+            remembered[key] = answer(self, trial)
+        return remembered[key]
+
+    monkeypatch.setattr(proof, "make_trials", some)
+    monkeypatch.setattr(Transformers, "answer", remember)
+    monkeypatch.setattr(proof, "_TIMED_QUICK", 1)
+
+    def run(model: object, *arguments: str, every: int = 4) -> tuple[int, dict[str, Any], str]:
+        nonlocal step
+        step = every
+        file = tmp_path / "report.json"
+        status, out, _ = florence(
+            "verify", "--model", model, "--device", "cpu", "--quick", "--json", file, *arguments
+        )
+        return status, json.loads(file.read_text()), out
+
+    return run
+
+
+def faults(report: dict[str, Any]) -> set[str]:
+    return {line["part"] for line in report["lines"] if line["ok"] is False}
+
+
+def test_the_demo_checkpoint_is_verified(verify: Verify) -> None:
+    """In transformers' layout, with bfloat16 beside float32: every line is there, and none is a fault."""
+    status, report, table = verify("demo", "--dtype", "bfloat16")
+    assert (status, report["verified"], faults(report)) == (0, True, set())
+    parts = [line["part"] for line in report["lines"]]
+    assert {*Part, "prompts", "pixels", "alone, and in a crowd", "bfloat16 against float32"} <= {*parts}
+    assert all(line["found"] in table for line in report["lines"])
+    assert all(answer["verdict"] == "same" for answer in report["answers"])
+
+
+def test_a_checkpoint_in_microsofts_layout_is_verified(verify: Verify, goldens: Goldens) -> None:
+    """Random weights, so that no two tensors are alike, with a bias on the logits that transformers drops."""
+    status, report, _ = verify(goldens.checkpoint, "--dtype", "float32", every=8)
+    assert (status, faults(report)) == (0, set())
+
+
+def swap_two_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same shape, in the decoder."""
+
+    def load(*arguments: Any) -> Florence2Model:
+        model = loading_model(*arguments)
+        one, other = (layer.fc1.bias for layer in model.language.decoder.layers[:2])
+        one.data, other.data = other.data, one.data
+        return model
+
+    loading_model = loading.load_model
+    monkeypatch.setattr(loading, "load_model", load)
+    monkeypatch.setattr(ours, "load_model", load)
+
+
+def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder's, by one."""
+    monkeypatch.setattr(decode, "POSITION_OFFSET", decode.POSITION_OFFSET + 1)
+
+
+def allow_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule on n-grams is off."""
+    ban = _Step._ban
+
+    def allow(self: _Step, logits: Tensor) -> None:
+        self.state.ngram_sizes.zero_()
+        ban(self, logits)
+
+    monkeypatch.setattr(_Step, "_ban", allow)
+
+
+def map_a_name_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows for columns in the table of positions."""
+    names = layout._PREFIXES["native"]
+    rows, columns = "vision.projector.rows.", "vision.projector.columns."
+    monkeypatch.setitem(names, rows, layout._PREFIXES["native"][columns])
+    monkeypatch.setitem(names, columns, names[rows].replace("column", "row"))
+
+
+def swap_tower_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two norms of one block of the tower."""
+    table = list(layout._TOWER["native"])
+    table += [(r"\.norm1\.", ".norm0."), (r"\.norm2\.", ".norm1."), (r"\.norm0\.", ".norm2.")]
+    monkeypatch.setitem(layout._TOWER, "native", tuple(table))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "shown"),
+    [
+        (swap_two_weights, {Part.GREEDY, Part.BEAMS, Part.SEARCHES}),
+        (shift_positions, {Part.GREEDY, Part.BEAMS, Part.SEARCHES}),
+        (allow_repeats, {Part.SEARCHES}),
+        (map_a_name_wrongly, {Part.GREEDY, Part.BEAMS, Part.SEARCHES}),
+        (swap_tower_norms, {"tower, timm's DaViT", "tower, transformers'"}),
+    ],
+)
+def test_a_fault_is_told(
+    verify: Verify,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[pytest.MonkeyPatch], None],
+    shown: set[str],
+) -> None:
+    """Exit status 1, the lines where it shows, and the answers that differ."""
+    spoil(monkeypatch)
+    status, report, table = verify("demo", "--dtype", "float32")
+    assert (status, report["verified"]) == (1, False)
+    assert shown <= faults(report)
+    assert "NOT verified" in table
+    assert any(answer["verdict"] == "fault" for answer in report["answers"])

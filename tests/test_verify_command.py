@@ -1,0 +1,47 @@
+"""`florence verify` as a program, from the files that a container has."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from serving import ROOT
+
+
+@pytest.mark.slow
+def test_it_runs_from_the_files_of_a_bento(tmp_path: Path) -> None:
+    """All of it, from a folder with what bentofile.yaml packs, without a script, a checkout or a network."""
+    packed = yaml.safe_load((ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
+    for pattern in packed["include"]:
+        for file in ROOT.glob(pattern.removeprefix("/")):
+            target = tmp_path / file.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    for pattern in packed["exclude"]:
+        for path in tmp_path.glob(pattern.strip("/")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report = tmp_path / "report.json"
+    command = ["-m", "florence.cli", "verify", "--model", "demo", "--device", "cpu", "--dtype", "float32"]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(
+        [sys.executable, *command, "--quick", "--json", str(report)],
+        cwd=tmp_path,
+        env=variables | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Verified" in ran.stdout
+    assert "35 answers of each side; about" in ran.stderr
+    assert "left" in ran.stderr
+    found = json.loads(report.read_text())
+    assert found["verified"] is True
+    assert len(found["answers"]) == 35
