@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 else:
     H11Protocol = object
 
-TURN_S: Final = 0.005
-"""Seconds of one turn, in which heads are read; then what is under way, and new probes, have theirs."""
 MOST_WAITING_BYTES: Final = 65_536  # of a connection that waits for its turn
+AGAIN_S: Final = 0.1
+"""Seconds until a head that waits for its turn is looked at again."""
 _PROBES: Final = tuple(
     b"%b %b " % (method, path)
     for method in (b"GET", b"HEAD")
@@ -29,7 +28,8 @@ _PROBES: Final = tuple(
 
 
 class Turns:
-    """Connections that have sent a head, in the order in which it came."""
+    """Connections that have sent a head, in the order in which it came. One of them is read in each round of
+    the event loop, so that a round takes no longer than a request's first step."""
 
     def __init__(self) -> None:
         self._waiting: deque[BoundedConnection] = deque()
@@ -38,15 +38,13 @@ class Turns:
         """Let it be read when it is its turn."""
         self._waiting.append(connection)
         if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._take)
+            connection.loop.call_soon(self._take)
 
     def _take(self) -> None:
-        end = time.perf_counter() + TURN_S
-        while self._waiting and time.perf_counter() < end:
-            self._waiting[0].take_turn()
-            self._waiting.popleft()
+        connection = self._waiting.popleft()
         if self._waiting:
-            asyncio.get_running_loop().call_soon(self._take)
+            connection.loop.call_soon(self._take)
+        connection.take_turn()
 
 
 class BoundedConnection(H11Protocol):
@@ -114,6 +112,9 @@ class BoundedConnection(H11Protocol):
     def _give_up(self) -> None:
         self._timer = None
         if self.transport.is_closing() or self._under_way():
+            return
+        if self._has_turn:  # it is not the client that is slow now
+            self._timer = self.loop.call_later(AGAIN_S, self._give_up)
             return
         if self._begun and not self._answered:
             self.transport.write(_too_slow(self.head_timeout_s))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import bentoml
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from florence.bento.image import image_settings
@@ -283,7 +284,12 @@ def build_service(
     )
     open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
     for middleware in middleware_of(
-        ModelRepository([inference]), settings.max_body_bytes, keys, open_paths, budget=budget
+        ModelRepository([inference]),
+        settings.max_body_bytes,
+        keys,
+        open_paths,
+        budget=budget,
+        origins=settings.cors_origins,
     ):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
@@ -307,6 +313,7 @@ def middleware_of(
     open_paths: frozenset[str] = OPEN_PATHS,
     *,
     budget: BodyBudget | None = None,
+    origins: str | None = None,
 ) -> list[Middleware]:
     """The middleware of HTTP requests, outermost first.
 
@@ -317,6 +324,7 @@ def middleware_of(
     """
     budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
+        *([cors(origins)] if origins else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
         Middleware(
             BodyLimit, max_bytes=max_body_bytes, budget=budget or BodyBudget(4 * max_body_bytes, 60.0)
@@ -327,6 +335,19 @@ def middleware_of(
         Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
         Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
     ]
+
+
+def cors(origins: str) -> Middleware:
+    """Lets pages of these origins, a list with commas or `*`, call every path from a browser. Outermost,
+    since a preflight has no key and no route of its own."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()],
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
+        max_age=600,
+    )
 
 
 def end_worker() -> None:
