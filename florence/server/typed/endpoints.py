@@ -242,6 +242,8 @@ async def _read_form(request: Request) -> dict[str, Any]:
         return {name: await _read_part(form, name, in_json=in_json) for name in form}
     finally:
         await form.close()
+        for file in parser._files_to_close_on_error:  # of parts without an end, which are not in the form
+            file.close()
 
 
 async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
