@@ -6,10 +6,11 @@ An input is told by its kind, seed and number alone, so any can be made again.
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -55,6 +56,12 @@ WORDS: Final = (
 )
 
 
+ODD: Final = (
+    None, True, 0, -1, 2**31, 2**63, 2**64, 1e300, 0.5, "", "x", "\ud800", "<OD>", "7" * 100, [], {}, [[]],
+    [None], {"a": {}}, [1, 1], [36, 1], [-1, 1], "BYTES", "FP32", "TEXT_PROMPT", "never",
+)  # fmt: skip
+
+
 def mutate(source: random.Random, data: bytes) -> bytes:
     """The data with one to eight changes: bytes set, bits turned, parts removed, repeated, moved, put in."""
     made = bytearray(data)
@@ -80,6 +87,33 @@ def mutate(source: random.Random, data: bytes) -> bytes:
             case 6:
                 del made[at:]
     return bytes(made)
+
+
+def mutate_json(source: random.Random, data: bytes) -> bytes:
+    """The JSON with one to three of its values replaced, removed or put in: it is JSON still."""
+    content = json.loads(data)
+    for _ in range(source.randint(1, 3)):
+        places = list(_places(content))
+        if not places:
+            break
+        holder, key = source.choice(places)
+        odd = copy.deepcopy(source.choice((*ODD, holder[key], [holder[key]] * source.randint(0, 3))))
+        match source.randrange(4):
+            case 0:
+                del holder[key]
+            case 1 if isinstance(holder, dict):
+                holder[source.choice(("", "x", "parameters", "binary_data_size", "num_beams"))] = odd
+            case _:
+                holder[key] = odd
+    return json.dumps(content).encode()
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each member and element, as its holder and its key."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inside:
+        yield value, key
+        yield from _places(each)
 
 
 @cache
@@ -133,6 +167,11 @@ def typed_body() -> bytes:
     return json.dumps({"image": image, "num_beams": 1, "max_new_tokens": 2}).encode()
 
 
+def generate_body() -> bytes:
+    """A request of the generate extension."""
+    return typed_body().replace(b'{"image"', b'{"TASK_PROMPT": "<CAPTION>", "INPUT_IMAGE"')
+
+
 def form_body() -> bytes:
     """The same as a form, its boundary `edge`."""
     head = b'--edge\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
@@ -167,9 +206,10 @@ class Target:
     allowed: tuple[type[Exception], ...] = (FlorenceError,)
 
     def input(self, kind: str, seed: int, number: int) -> bytes:
-        """The input of that number."""
+        """The input of that number. JSON is damaged as bytes, or as values."""
         source = random.Random(f"{kind} {seed} {number}")
-        return mutate(source, self.seeds()[source.choice(sorted(self.seeds()))])
+        real = self.seeds()[source.choice(sorted(self.seeds()))]
+        return (mutate_json if real.startswith(b"{") and source.randrange(2) else mutate)(source, real)
 
     def feed(self, data: bytes) -> None:
         """Read it; any other exception than those allowed comes out."""
@@ -188,7 +228,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "picture": Target(pictures, lambda data: _reader().read(data)),
     "infer": Target(lambda: {"": infer_body()}, lambda data: _read_rows(parse_infer_request(data).columns)),
     "generate": Target(
-        lambda: {"": typed_body().replace(b"image", b"INPUT_IMAGE")},
+        lambda: {"": generate_body()},
         lambda data: _read_rows(parse_generate_request(SERVED, data).columns),
     ),
     "typed": Target(lambda: {"": typed_body()}, PlainInput._from_json, (FlorenceError, ValidationError)),
