@@ -90,7 +90,7 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "images": {"PIL", "pillow_heif"},
     "readers": {"PIL", "numpy"},
-    "model": {"einops", "llvmlite", "numba", "numpy", "torch"},
+    "model": {"einops", "llvmlite", "numba", "numpy", "torch", "triton"},
     "settings": {"pydantic", "pydantic_settings"},
     "export": {"PIL", "numpy", "supervision"},
     "types": {"pydantic"},
