@@ -110,6 +110,8 @@ LIBRARIES: dict[str, set[str]] = {
         "circus",
         "google",
         "grpc",
+        "grpc_health",
+        "grpc_reflection",
         "prometheus_client",
         "pybase64",
         "pydantic",
@@ -117,6 +119,7 @@ LIBRARIES: dict[str, set[str]] = {
         "pynvml",
         "starlette",
         "tritonclient",
+        "uvicorn",
     },
     "service": set(),
 }
