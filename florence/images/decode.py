@@ -61,7 +61,10 @@ def inspect(data: bytes, limits: ImageLimits) -> Header:
     header = read_header(data, limits.max_frames)
     _check_pixels(header.width, header.height, limits)
     if header.frames > limits.max_frames:
-        raise ImageTooLarge(f"the picture has more than the {limits.max_frames} frames that are allowed")
+        raise ImageTooLarge(
+            f"the picture has more than the {limits.max_frames} frames that are allowed "
+            "(FLORENCE_MAX_IMAGE_FRAMES)"
+        )
     pixels = header.width * header.height
     if header.passes * pixels > MOST_PASSES * limits.max_pixels:
         raise ImageTooLarge(
@@ -134,7 +137,9 @@ def check_bytes(count: int, limits: ImageLimits) -> None:
     if count == 0:
         raise ImageError("the picture is empty: it has 0 bytes")
     if count > limits.max_bytes:
-        raise ImageTooLarge(f"the picture has {count} bytes; up to {limits.max_bytes} are allowed")
+        raise ImageTooLarge(
+            f"the picture has {count} bytes; up to {limits.max_bytes} are allowed (FLORENCE_MAX_IMAGE_BYTES)"
+        )
 
 
 def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
@@ -143,11 +148,12 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise ImageTooLarge(
             f"the picture has {width}x{height} = {width * height} pixels; "
-            f"up to {limits.max_pixels} are allowed"
+            f"up to {limits.max_pixels} are allowed (FLORENCE_MAX_IMAGE_PIXELS)"
         )
     if max(width, height) > limits.max_side:
         raise ImageTooLarge(
-            f"the picture is {width}x{height}; up to {limits.max_side} pixels a side are allowed"
+            f"the picture is {width}x{height}; up to {limits.max_side} pixels a side are allowed "
+            "(FLORENCE_MAX_IMAGE_SIDE)"
         )
 
 

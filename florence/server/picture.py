@@ -17,12 +17,13 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from florence.errors import ImageError, ProtocolError
+from florence.images.headers import FORMATS
 from florence.server.long_strings import LongString
 
 _WHITE_SPACE = b" \t\r\n"
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
-_FIRST_BYTES = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]", re.DOTALL)
-_PATH = re.compile(r"[^\r\n]{0,250}\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_FIRST_BYTES = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|....ftyp", re.DOTALL)
+_PATH = re.compile(r"[^\r\n]{0,250}\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|hei[cf])", re.IGNORECASE)
 _URL = re.compile(r"(https?|ftp|file|s3|gs)://|blob:", re.IGNORECASE)
 _REPR = re.compile(r"b['\"]")
 _FOREIGN = re.compile(rb"[^A-Za-z0-9_=-]")
@@ -119,7 +120,7 @@ def decode_picture(data: bytes | memoryview) -> bytes:
         if bytes(data[:_PIECE]).isascii():
             raise
         raise ImageError(
-            "the picture is neither base64 nor a PNG, JPEG, WebP, GIF, BMP or TIFF file "
+            f"the picture is neither base64 nor a file in {FORMATS} "
             f"(its first bytes are {bytes(data[:8]).hex(' ')})"
         ) from None
 
