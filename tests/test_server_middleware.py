@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from florence.answers.answer import Answer
 from florence.errors import Closed
+from florence.server.bodies import BodyBudget
 from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
 from florence.server.outcomes import await_answer
 from florence.server.replies import reply_or_error
@@ -36,7 +37,7 @@ def send(content: Any, **headers: str) -> httpx.Response:
     """One POST to an app that reads its body, behind the limit."""
     app = Starlette(
         routes=[Route("/", _echo_length, methods=["POST"])],
-        middleware=[Middleware(BodyLimit, max_bytes=LIMIT)],
+        middleware=[Middleware(BodyLimit, max_bytes=LIMIT, budget=BodyBudget(4 * LIMIT, 60.0))],
     )
 
     async def sent() -> httpx.Response:

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from v2 import INFER, request, send
 
+from florence.server.bodies import BodyBudget
 from florence.server.service import middleware_of
 from florence.server.v2.inference import Inference, ModelRepository
 
@@ -49,7 +50,7 @@ def guarded(model: FakeModel) -> Starlette:
     """The service's list with an authentication at its first place; other routes than /v2 are stand-ins."""
     inference = Inference(5.0)
     inference.model = model
-    middleware = middleware_of(ModelRepository([inference]), 100_000)
+    middleware = middleware_of(ModelRepository([inference]), 100_000, BodyBudget(400_000, 60.0))
     routes = [Route("/{path:path}", _other, methods=["GET", "POST"])]
     return Starlette(routes=routes, middleware=[Middleware(NeedsKey), *middleware])
 

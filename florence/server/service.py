@@ -15,17 +15,22 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import bentoml
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
+from florence.server.bodies import BodyBudget
+from florence.server.http_metrics import CountRequests, metrics_endpoint
 from florence.server.keys import ApiKeys, keys_of
 from florence.server.metrics import EngineMetrics
 from florence.server.middleware import (
     BodyLimit,
     CancelOnDisconnect,
+    Decompress,
     ErrorBodies,
     NeedsKey,
     V2Routes,
@@ -42,8 +47,9 @@ from florence.server.supervisor import (
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
 from florence.server.typed.openapi import create_about_app
-from florence.server.v2.http_app import V2App, infer_paths
+from florence.server.v2.http_app import V2App, infer_paths, v2_paths
 from florence.server.v2.inference import Inference, ModelRepository
+from florence.server.v2.model import ServedModel
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
@@ -56,6 +62,7 @@ logger = logging.getLogger("florence.service")
 Load = Callable[[Settings, str, Observer], "Florence2"]
 Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
+BENTOML_PATHS = ("/", "/schema.json", "/docs.json", "/healthz", "/livez", "/readyz")
 SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
 ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
 ALL_ADDRESSES = "0.0.0.0"
@@ -199,10 +206,6 @@ class TaskService:
     async def __is_alive__(self) -> bool:
         return self.inference.model is None or self.inference.model.alive
 
-    async def __metrics__(self, content: str) -> str:
-        """BentoML's own metrics, and Triton's beside them."""
-        return content + self.inference.statistics.as_metrics()
-
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # as above
     async def close(self) -> None:
         """All HTTP requests have been answered by now: the server waits for them before it ends. gRPC calls
@@ -249,6 +252,7 @@ def build_service(
         workers=len(devices),
         resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
         traffic={"timeout": settings.timeout_s + GRACE_S},
+        metrics={"enabled": False},  # they label any path that a client asks for; see `http_metrics`
         # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
         logging={
             "access": {"skip_paths": [*PROBES, *infer_paths(inference.served)], "request_content_type": False}
@@ -257,11 +261,24 @@ def build_service(
         envs=variant.envs,
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
-    built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
+    about = create_about_app(inference, settings.max_body_bytes)
+    about.router.routes.append(Route("/metrics", metrics_endpoint(inference.statistics.as_metrics)))
+    built.mount_asgi_app(about)
+    built.add_asgi_middleware(
+        CountRequests, paths=functools.partial(known_paths, built, about, inference.served)
+    )
+    budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
-    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes, keys, open_paths):
+    repository = ModelRepository([inference])
+    for middleware in middleware_of(repository, settings.max_body_bytes, budget, keys, open_paths):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
+
+
+def known_paths(built: Any, about: Starlette, served: ServedModel) -> set[str]:
+    """The paths that the service answers: its endpoints, its documents, the v2 routes and BentoML's own."""
+    own = {route.path for route in about.routes if isinstance(route, Route)}
+    return {*BENTOML_PATHS, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
 
 
 def _before_workers(settings: Settings, fetch: Fetch) -> None:
@@ -272,22 +289,25 @@ def _before_workers(settings: Settings, fetch: Fetch) -> None:
 def middleware_of(
     repository: ModelRepository,
     max_body_bytes: int,
+    budget: BodyBudget,
     keys: ApiKeys | None = None,
     open_paths: frozenset[str] = OPEN_PATHS,
 ) -> list[Middleware]:
     """The middleware of HTTP requests, outermost first.
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
-    the health checks; those after it to BentoML's routes only. BentoML's own metrics, log and time limit are
-    outside of all. For gRPC calls, the counterpart is an interceptor of the server in `v2.grpc_server`.
+    the health checks; those after it to BentoML's routes only. BentoML's own log and time limit, and
+    `CountRequests`, are outside of all. For gRPC calls, the counterpart is an interceptor of the server in
+    `v2.grpc_server`.
     """
     return [
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
-        Middleware(BodyLimit, max_bytes=max_body_bytes),
+        Middleware(BodyLimit, max_bytes=max_body_bytes, budget=budget),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
         Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
+        Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
     ]
 
 

@@ -17,14 +17,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from florence.errors import Closed, NotFound, ProtocolError
-from florence.server.long_strings import parse_json
+from florence.server.bodies import read_body
+from florence.server.long_strings import Document
 from florence.server.replies import json_reply, off_loop, reply_or_error
 from florence.server.v2.http_infer import (
     generate,
     generate_stream,
     infer,
     inference_of,
-    read_body,
     repository_of,
     version_of,
 )
@@ -39,6 +39,11 @@ def infer_paths(served: ServedModel) -> list[str]:
     """The paths of a model's infer requests, with its version and without."""
     paths = (MODEL_PATH, VERSION_PATH)
     return [path.format(model=served.name, version=served.version) + "/infer" for path in paths]
+
+
+def v2_paths(served: ServedModel) -> set[str]:
+    """All paths of a model, and of the server."""
+    return {route.path.format(model=served.name, version=served.version) for route in _routes()}
 
 
 class V2App(Starlette):
@@ -142,8 +147,8 @@ def _check_model_ready(request: Request) -> None:
 
 
 async def _index(request: Request) -> Response:
-    body = await read_body(request)
-    wanted = await off_loop(len(body), parse_json, body) if body else {}
+    body = await read_body(request.receive)
+    wanted = await off_loop(len(body), lambda: Document(body).parse()) if body else {}
     if not isinstance(wanted, dict) or not isinstance(wanted.get("ready", False), bool):
         raise ProtocolError('the body must be empty, or a JSON object such as {"ready": true}')
     return json_reply(repository_of(request).index(only_ready=wanted.get("ready", False)))

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NoReturn
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.long_strings import LongString
 from florence.server.outcomes import name_row
-from florence.server.picture import decode_base64, decode_picture, decode_plain_base64
+from florence.server.picture import decode_base64, decode_picture
 from florence.server.v2.model import INPUTS, OUTPUT, REQUIRED_INPUTS, ServedModel
 from florence.types.options import MAX_TEXT_CHARS
 
@@ -237,9 +237,7 @@ def _row_count(served: ServedModel, shape: Sequence[int], name: str, request_id:
 
 def _picture(element: Element) -> bytes:
     """The encoded picture's bytes. Takes memory within the element's size."""
-    if isinstance(element, LongString):  # plain base64 is JSON as it stands; the rest has to show that it is
-        return decode_plain_base64(element.text) or decode_base64(str(element))
-    return decode_base64(element) if isinstance(element, str) else decode_picture(element)
+    return decode_base64(element) if isinstance(element, str | LongString) else decode_picture(element)
 
 
 def _text(element: Element, what: str) -> str:
