@@ -96,6 +96,12 @@ class Settings(BaseSettings):
         default=None,
         description="The same in a file, one `name:key` a line; it is read again when it changes.",
     )
+    key_queue_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Part of `FLORENCE_MAX_QUEUE` for the waiting requests of one API key; more get a 503.",
+    )
     open_metrics: bool = Field(default=True, description="Whether `/metrics` needs no API key.")
     timeout_s: float = Field(
         default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up with a 504."

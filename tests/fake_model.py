@@ -136,6 +136,9 @@ class FakeModel:
             "tasks": list(TASKS),
         }
 
+    def memory(self) -> dict[str, int]:
+        return {"caches": 3, "picture_cache": 2, "pixels": 1}
+
     def close(self, *, drain_s: float | None = None) -> None:
         self.note("close")
         self.closed = True

@@ -28,6 +28,7 @@ from florence.runtime.dispatcher import Dispatcher
 from florence.runtime.futures import failed
 from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
+from florence.runtime.shares import Shares, no_owner
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
 from florence.types.options import GenerationKeywords, GenerationParameters, read_generation_parameters
@@ -56,16 +57,19 @@ class Florence2:
     Use it as a context manager, or call `close` at the end.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, shares: Shares | None = None) -> None:
         self._pipeline = loaded.pipeline
         self._engine = loaded.engine
         self._info = loaded.info
+        self._memory = loaded.memory
         limits = loaded.info["limits"]
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
         busy = limits["max_batch_size"] + limits["max_encode_batch"]
         self._in_flight = min(busy, limits["max_queue"])
         self._limits = loaded.limits
-        self._dispatcher = Dispatcher(loaded.pipeline, loaded.engine, loaded.readers, loaded.observer)
+        self._dispatcher = Dispatcher(
+            loaded.pipeline, loaded.engine, loaded.readers, loaded.observer, shares=shares
+        )
 
     @classmethod
     def load(
@@ -83,6 +87,8 @@ class Florence2:
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
         tasks: Sequence[Task] = (),
+        owner: Callable[[], str] = no_owner,
+        owner_share: float = 1.0,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
@@ -93,8 +99,9 @@ class Florence2:
         that read pictures, so that a crash or a bomb in a decoder fails one request; 0 for threads of this
         process. `fast_jpeg`: large JPEGs are decoded at less than their size, which changes pixels a little.
         `observer`: gets the engine's events. `on_broken`: is called when the engine has failed and can't
-        recover. `tasks`: the checkpoint's tasks beside the built-in ones. On a CPU the process keeps the
-        memory that it frees.
+        recover. `tasks`: the checkpoint's tasks beside the built-in ones. `owner`: says whose request is
+        submitted, called in the thread and the context that submit it; `owner_share`: of the queue, for the
+        waiting requests of one owner. On a CPU the process keeps the memory that it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there.
@@ -113,7 +120,7 @@ class Florence2:
             on_broken=on_broken,
             tasks=tasks,
         )
-        return cls(loaded)
+        return cls(loaded, Shares(int(owner_share * loaded.info["limits"]["max_queue"]), owner))
 
     @classmethod
     def from_settings(
@@ -124,6 +131,7 @@ class Florence2:
         workers: int = 0,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
+        owner: Callable[[], str] = no_owner,
     ) -> Florence2:
         """`load` what the settings name, on one of their devices. `workers`: of the service that this is one
         of, with reader processes and the memory of a full engine from the start; 0 outside a service."""
@@ -140,6 +148,8 @@ class Florence2:
             fast_jpeg=settings.fast_jpeg,
             observer=observer,
             on_broken=on_broken,
+            owner=owner,
+            owner_share=settings.key_queue_share,
         )
 
     def submit(
@@ -256,6 +266,11 @@ class Florence2:
     def info(self) -> dict[str, Any]:
         """What runs, and how: checkpoint, revision, device, dtype, limits, generation settings, tasks."""
         return dict(self._info)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on device and machine: `caches` of the requests that are decoded, `picture_cache` of the
+        latest pictures, `pixels` that readers write."""
+        return self._memory()
 
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish those that came (for at most `drain_s` seconds), and free the device.

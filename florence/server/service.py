@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
 from florence.server.bodies import BodyBudget
+from florence.server.gpu_metrics import gpu_lines
 from florence.server.http_metrics import CountRequests, metrics_endpoint
-from florence.server.keys import ApiKeys, keys_of
+from florence.server.keys import ApiKeys, caller, keys_of
 from florence.server.metrics import EngineMetrics
 from florence.server.middleware import (
     BodyLimit,
@@ -90,7 +92,7 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Florence2
 
     workers = len(settings.devices(count_gpus()))
     model = Florence2.from_settings(
-        settings, device, workers=workers, observer=observer, on_broken=end_worker
+        settings, device, workers=workers, observer=observer, on_broken=end_worker, owner=caller
     )
     model.warm_up()
     return model
@@ -116,9 +118,16 @@ def engine_metrics() -> EngineMetrics:
     )
 
 
+def triton_metrics(inference: Inference) -> str:
+    """The metrics that have Triton's names: of v2 requests and of the GPUs."""
+    import pynvml  # type: ignore[import-untyped]
+
+    return inference.statistics.as_metrics() + "".join(map(str, gpu_lines(pynvml)))
+
+
 def count_gpus() -> int:
     """GPUs that CUDA shows to the workers, asked of the driver: the supervisor does not load torch."""
-    import pynvml  # type: ignore[import-untyped]
+    import pynvml
 
     try:
         pynvml.nvmlInit()
@@ -153,6 +162,7 @@ class TaskService:
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
         end_with_supervisor()
+        self.started = time.monotonic()
         self.timeout_s = self.settings.timeout_s
         self.grpc: GrpcServer | None = None
         if not is_worker():
@@ -170,7 +180,10 @@ class TaskService:
         worker = bentoml.server_context.worker_index or 1  # BentoML counts from 1; None: there are no workers
         device = self.devices[(worker - 1) % len(self.devices)]
         logger.info("loading %s on %s", self.settings.model, device)
-        self.inference.model = self.load(self.settings, device, engine_metrics())
+        metrics = engine_metrics()
+        model = self.load(self.settings, device, metrics)
+        metrics.ready(model.info(), model.memory, time.monotonic() - self.started)
+        self.inference.model = model
         logger.info("ready: %s on %s", self.settings.model, device)
 
     def _load_or_end(self) -> None:
@@ -262,7 +275,8 @@ def build_service(
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
     about = create_about_app(inference, settings.max_body_bytes)
-    about.router.routes.append(Route("/metrics", metrics_endpoint(inference.statistics.as_metrics)))
+    triton = functools.partial(triton_metrics, inference)
+    about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
     built.mount_asgi_app(about)
     built.add_asgi_middleware(
         CountRequests, paths=functools.partial(known_paths, built, about, inference.served)

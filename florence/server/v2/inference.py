@@ -18,6 +18,7 @@ from florence.runtime.streaming import OnText
 from florence.server.outcomes import await_answers, log_answer
 from florence.server.v2.model import ServedModel, parse_version
 from florence.server.v2.statistics import Reason, Spans, Statistics
+from florence.server.v2.tally import SharedTally
 from florence.server.v2.tensors import InferRequest, read_rows
 from florence.types.options import GenerationParameters, read_generation_parameters
 
@@ -37,7 +38,7 @@ class Inference:
         self.served = served or ServedModel()
         self.model: Florence2 | None = None
         self.timeout_s = timeout_s
-        self.statistics = Statistics(self.served)
+        self.statistics = Statistics(self.served, SharedTally())
 
     @property
     def ready(self) -> bool:
