@@ -69,12 +69,6 @@ class ProtocolError(RequestError):
     """The body is not a request of the v2 protocol for this model."""
 
 
-class Unauthorized(FlorenceError):
-    """The request has no API key, or one that the service does not know."""
-
-    status = 401
-
-
 class MalformedJson(ProtocolError):
     """The body is not JSON. `reason` and `position`: what is wrong, and where."""
 
@@ -88,6 +82,12 @@ class TooMuchStructure(ProtocolError):
 
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(f"the request's {what} is more than a request can mean: {reason}")
+
+
+class Unauthorized(FlorenceError):
+    """The request has no API key, or one that the service does not know."""
+
+    status = 401
 
 
 class NotFound(FlorenceError):

@@ -87,6 +87,8 @@ LIBRARIES: dict[str, set[str]] = {
         "circus",
         "google",
         "grpc",
+        "grpc_health",
+        "grpc_reflection",
         "prometheus_client",
         "pybase64",
         "pydantic",
@@ -94,6 +96,7 @@ LIBRARIES: dict[str, set[str]] = {
         "pynvml",
         "starlette",
         "tritonclient",
+        "uvicorn",
     },
     "service": set(),
 }

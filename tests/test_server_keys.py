@@ -23,7 +23,6 @@ from v2 import INFER, picture, request, send
 from waiting import PATIENCE_S
 
 from florence.errors import SettingsError, Unauthorized
-from florence.server.bodies import BodyBudget
 from florence.server.keys import CHECK_S, ApiKeys, FileKeys, caller, keys_of, read_keys
 from florence.server.service import OPEN_PATHS, middleware_of
 from florence.server.v2.grpc_server import GrpcServer
@@ -60,9 +59,7 @@ async def _name(_request: Any) -> Response:
 def guarded(repository: ModelRepository, keys: ApiKeys) -> Starlette:
     """The service's middleware; the other routes say which caller they see."""
     routes = [Route("/{path:path}", _name, methods=["GET", "POST", "OPTIONS"])]
-    return Starlette(
-        routes=routes, middleware=middleware_of(repository, 100_000, BodyBudget(400_000, 60.0), keys)
-    )
+    return Starlette(routes=routes, middleware=middleware_of(repository, 100_000, keys))
 
 
 @pytest.mark.parametrize("path", CLOSED_PATHS)
@@ -86,7 +83,7 @@ def test_probes_and_pages_are_open(guarded: Starlette, path: str) -> None:
 
 def test_metrics_are_closed_by_setting(repository: ModelRepository, keys: ApiKeys) -> None:
     """`open_paths` without them."""
-    middleware = middleware_of(repository, 1000, BodyBudget(4000, 60.0), keys, OPEN_PATHS - {"/metrics"})
+    middleware = middleware_of(repository, 1000, keys, OPEN_PATHS - {"/metrics"})
     app = Starlette(routes=[Route("/metrics", _name)], middleware=middleware)
     assert send(app, "GET", "/metrics").status_code == 401
     assert send(app, "GET", "/metrics", headers=bearer(BOB)).status_code == 200

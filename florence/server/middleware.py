@@ -54,7 +54,8 @@ class HttpMiddleware:
 class V2Routes(HttpMiddleware):
     """Sends requests under /v2 to their own app, past BentoML's routing.
 
-    That app makes its own error bodies. It also answers `/`, with Triton's 404; browsers get BentoML's page.
+    That app makes its own error bodies. It also answers `/`, for load balancers' probes; browsers get
+    BentoML's page.
     """
 
     v2: ASGIApp

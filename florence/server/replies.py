@@ -115,7 +115,7 @@ def error_reply(error: Exception, headers: Mapping[str, str] | None = None) -> R
     return json_reply({"error": failure.message}, failure.status, {**(headers or {}), **more})
 
 
-def json_reply(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_reply(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON in ASCII, so that a lone surrogate in a quoted value can't break the reply."""
     body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
     return Response(body, status, headers, "application/json")

@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 import bentoml
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
+from florence.server.access_log import escape_what_clients_write
 from florence.server.bodies import BodyBudget
+from florence.server.connections import bound_connections
 from florence.server.gpu_metrics import gpu_lines
 from florence.server.http_metrics import CountRequests, metrics_endpoint
 from florence.server.keys import ApiKeys, caller, keys_of
@@ -156,11 +159,13 @@ class TaskService:
     settings: Settings
     devices: Sequence[str]
     inference: Inference
+    budget: BodyBudget  # of bodies over HTTP and gRPC together
     keys: ApiKeys | None
     load: Load
 
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
+        escape_what_clients_write()
         end_with_supervisor()
         self.started = time.monotonic()
         self.timeout_s = self.settings.timeout_s
@@ -203,7 +208,13 @@ class TaskService:
 
         host, port = self.settings.grpc_host or http_host() or ALL_ADDRESSES, self.settings.grpc_port
         models = ModelRepository([self.inference])
-        server = GrpcServer(models, self.settings.max_body_bytes, self.keys, shared=len(self.devices) > 1)
+        server = GrpcServer(
+            models,
+            self.settings.max_body_bytes,
+            self.keys,
+            shared=len(self.devices) > 1,
+            budget=self.budget,
+        )
         try:
             await server.start(host, port)
         except FlorenceError as error:
@@ -242,7 +253,10 @@ def build_service(
     `fetch` runs once, before the workers start; `load` makes a worker's model.
     """
     devices = settings.devices(gpus)
+    if is_worker():
+        bound_connections(settings.head_timeout_s)
     inference = Inference(settings.timeout_s)
+    budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     inline = settings.api_keys.get_secret_value() if settings.api_keys else None
     keys = keys_of(inline, settings.api_keys_file)
     members = {
@@ -250,6 +264,7 @@ def build_service(
         "settings": settings,
         "devices": devices,
         "inference": inference,
+        "budget": budget,
         "keys": keys,
         "load": staticmethod(load),
         "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
@@ -281,10 +296,15 @@ def build_service(
     built.add_asgi_middleware(
         CountRequests, paths=functools.partial(known_paths, built, about, inference.served)
     )
-    budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
-    repository = ModelRepository([inference])
-    for middleware in middleware_of(repository, settings.max_body_bytes, budget, keys, open_paths):
+    for middleware in middleware_of(
+        ModelRepository([inference]),
+        settings.max_body_bytes,
+        keys,
+        open_paths,
+        budget=budget,
+        origins=settings.cors_origins,
+    ):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
 
@@ -303,9 +323,11 @@ def _before_workers(settings: Settings, fetch: Fetch) -> None:
 def middleware_of(
     repository: ModelRepository,
     max_body_bytes: int,
-    budget: BodyBudget,
     keys: ApiKeys | None = None,
     open_paths: frozenset[str] = OPEN_PATHS,
+    *,
+    budget: BodyBudget | None = None,
+    origins: str | None = None,
 ) -> list[Middleware]:
     """The middleware of HTTP requests, outermost first.
 
@@ -314,15 +336,32 @@ def middleware_of(
     `CountRequests`, are outside of all. For gRPC calls, the counterpart is an interceptor of the server in
     `v2.grpc_server`.
     """
+    budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
+        *([cors(origins)] if origins else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
-        Middleware(BodyLimit, max_bytes=max_body_bytes, budget=budget),
+        Middleware(
+            BodyLimit, max_bytes=max_body_bytes, budget=budget or BodyBudget(4 * max_body_bytes, 60.0)
+        ),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
         Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
         Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
     ]
+
+
+def cors(origins: str) -> Middleware:
+    """Lets pages of these origins, a list with commas or `*`, call every path from a browser. Outermost,
+    since a preflight has no key and no route of its own."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()],
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
+        max_age=600,
+    )
 
 
 def end_worker() -> None:

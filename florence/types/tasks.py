@@ -146,6 +146,13 @@ class TaskTable(Mapping[str, Task]):
         return task.prompt if task.input is Input.NONE else task.prompt.replace(INPUT_SLOT, str(text))
 
     def _unknown(self, wanted: str) -> str:
+        sent = wanted.strip()
+        head = next((token for token in self if sent.startswith(token) and sent != token), None)
+        if head is not None:
+            return (
+                f"unknown task {quote(wanted)}: the text for {head} stands by itself, in TEXT_PROMPT over "
+                'the v2 protocol, in "text" elsewhere'
+            )
         plain = {_plain_key(key): task for key, task in self._by_key.items()}
         close = get_close_matches(_plain_key(wanted[:100]), plain, n=1)
         hint = "".join(f"; did you mean {plain[key].token} or {plain[key].name}? The" for key in close)

@@ -77,16 +77,17 @@ class V2App(Starlette):
 
 def _routes() -> list[Route]:
     routes = [
+        Route("/", _root, methods=["GET"]),  # HEAD too: probes of load balancers
         _json_route("/v2", lambda request: server_metadata()),
-        _check_route("/v2/health/live", lambda request: None),
-        _check_route("/v2/health/ready", _check_ready),
+        _json_route("/v2/health/live", lambda request: {"live": True}),
+        _json_route("/v2/health/ready", _ready),
         _json_route("/v2/models/stats", lambda request: repository_of(request).statistics()),
         _route("POST", "/v2/repository/index", _index),
     ]
     for path in (MODEL_PATH, VERSION_PATH):
         routes += [
             _json_route(path, lambda request: inference_of(request).served.metadata()),
-            _check_route(path + "/ready", _check_model_ready),
+            _json_route(path + "/ready", _model_ready),
             _json_route(path + "/config", lambda request: inference_of(request).served.config()),
             _json_route(
                 path + "/stats",
@@ -108,16 +109,6 @@ def _json_route(path: str, content: Callable[[Request], object]) -> Route:
     return _route("GET", path, answer)
 
 
-def _check_route(path: str, check: Callable[[Request], object]) -> Route:
-    """An empty reply, unless the check raises."""
-
-    async def answer(request: Request) -> Response:
-        check(request)
-        return Response(media_type="text/plain")
-
-    return _route("GET", path, answer)
-
-
 def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:
     async def answer(request: Request) -> Response:
         return await reply_or_error(handler(request))
@@ -127,23 +118,30 @@ def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Respon
     return route
 
 
+async def _root(request: Request) -> Response:
+    return json_reply(server_metadata())
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     """A path that is not there, or not with this method."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return json_reply({"error": HTTPStatus(status).phrase}, status)
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return json_reply({"error": HTTPStatus(status).phrase}, status, headers)
 
 
-def _check_ready(request: Request) -> None:
+def _ready(request: Request) -> dict[str, bool]:
     if not repository_of(request).ready:
         raise Closed("the model is not ready")
+    return {"ready": True}
 
 
-def _check_model_ready(request: Request) -> None:
+def _model_ready(request: Request) -> dict[str, object]:
     try:
         inference = inference_of(request)
     except NotFound as error:
         raise ProtocolError(str(error)) from None  # Triton answers 400 on this path only
     inference.ready_model()
+    return {"name": inference.served.name, "ready": True}
 
 
 async def _index(request: Request) -> Response:

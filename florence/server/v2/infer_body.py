@@ -27,6 +27,7 @@ from florence.server.v2.tensors import (
     pack,
     read_columns,
     refuse,
+    refuse_shared_memory,
     wrong_kind,
 )
 from florence.types.tasks import Kind, TaskTable
@@ -211,8 +212,7 @@ def _binary_size(tensor: Mapping[str, Any]) -> int | None:
     """How many bytes of the tail are this tensor's; None when its strings are in `data`."""
     parameters = tensor.get("parameters")
     named = parameters if isinstance(parameters, dict) else {}
-    if "shared_memory_region" in named:
-        raise ProtocolError("there is no shared memory here: send tensors in 'data' or in binary form")
+    refuse_shared_memory(named)
     size = named.get("binary_data_size")
     if "data" in tensor and size is not None:
         raise ProtocolError(_ONE_OF + "set 'data' 'binary_data_size'")
@@ -255,6 +255,7 @@ def _wants_binary(served: ServedModel, content: Mapping[str, Any], parameters: M
             raise wrong_kind("outputs", "object")
         check_name(served, "output", member(output, "name", str))
         named = optional_member(output, "parameters", dict)
+        refuse_shared_memory(named)
         if "binary_data" in named:
             wanted = member(named, "binary_data", bool)
     if "binary_data_output" in parameters:

@@ -8,7 +8,7 @@ where a client may branch on them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, NoReturn
@@ -118,6 +118,14 @@ def refuse(request_id: str, message: str) -> NoReturn:
 def wrong_kind(name: str, kind: str) -> ProtocolError:
     """The error, in Triton's words, for a member of a JSON object that is not of its kind."""
     return ProtocolError(f"Unable to parse '{name}': attempt to access JSON non-{kind} as {kind}")
+
+
+def refuse_shared_memory(parameters: Container[str]) -> None:
+    """ProtocolError for a tensor that names a region of shared memory."""
+    if "shared_memory_region" in parameters:
+        raise ProtocolError(
+            "there is no shared memory here: send tensors in the request itself, in 'data' or in binary form"
+        )
 
 
 def check_name(served: ServedModel, what: Literal["input", "output"], name: str) -> None:
