@@ -57,10 +57,26 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str = Field(
-        default="mrhendrey/Florence-2-large-ft-safetensors",  # what the replaced Triton deployment served
-        description="Checkpoint: a hub id, a directory, or `demo`, the small one in the package.",
+        default="microsoft/Florence-2-large-ft",  # what the replaced Triton deployment served
+        description="Checkpoint: a hub id, `owner/name:folder`, a directory, or `demo`, the small one in the "
+        "package.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    base: str | None = Field(
+        default=None,
+        description="Checkpoint that gives the tokenizer and the preprocessor which `FLORENCE_MODEL` lacks.",
+    )
+    adapter: str | None = Field(
+        default=None,
+        description="LoRA adapter that is merged into the weights at the start: a hub id or a directory.",
+    )
+    input_size: int | None = Field(
+        default=None,
+        ge=32,
+        le=2**16,
+        description="Pixels of the square that pictures are resized to, a multiple of 32; default: as the "
+        "checkpoint's preprocessor says.",
+    )
     device: str = Field(
         default="auto",
         description="`auto` (all GPUs, else the CPU), `cpu`, `cuda` (all GPUs), `cuda:1`, or a list such as "
@@ -80,7 +96,7 @@ class Settings(BaseSettings):
     encode_budget_ms: float = _engine("encode_budget_ms")
     max_new_tokens: int = _engine("max_new_tokens")
     max_prompt_tokens: int = _engine("max_prompt_tokens")
-    picture_cache_bytes: int = _engine("picture_cache_bytes")
+    picture_cache_bytes: int | None = _engine("picture_cache_bytes")
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."
     )

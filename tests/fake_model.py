@@ -126,6 +126,7 @@ class FakeModel:
         return {
             "checkpoint": self.checkpoint,
             "revision": None,
+            "adapter": None,
             "parameters": 1,
             "device": "cpu",
             "dtype": "float32",

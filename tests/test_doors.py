@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,11 +49,12 @@ DOORS: dict[str, set[str]] = {
         "runtime",
         "types",
     },
-    "cli": {"client", "errors", "florence", "runtime", "settings", "types", "verification"},
+    "cli": {"client", "convert", "errors", "florence", "runtime", "settings", "types", "verification"},
     "server": {"answers", "checkpoint", "engine", "errors", "florence", "runtime", "settings", "types"},
 }
 # Rooms that are one node together. Each may import those that stand before it.
 PARTS: dict[str, tuple[str, ...]] = {
+    "checkpoint": ("checkpoint", "convert"),
     "images": ("images", "readers"),
     "runtime": ("runtime", "florence"),
     "server": ("bento", "server", "service"),
@@ -75,6 +77,7 @@ LIBRARIES: dict[str, set[str]] = {
     "answers": {"pydantic"},
     "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
     "client": {"PIL", "httpx", "pydantic", "tqdm"},
+    "convert": {"safetensors", "torch"},
     "engine": {"numpy", "torch"},
     "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
@@ -160,6 +163,40 @@ def test_imports_go_one_way(path: Path) -> None:
             assert module.split(".")[0] in LIBRARIES[room], f"{path}:{line}: {room} imports {module}"
 
 
+def test_only_convert_opens_a_pickle() -> None:
+    """Pickle can run code: one room unpickles, in a program that nothing imports, and only its command leads
+    there. Service, build and library never load that room."""
+    openers = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources()
+        if any(module.split(".")[0] in {"pickle", "dill", "joblib"} for module, _ in imported(path))
+        or re.search(r"\btorch\.(load|jit\.load|package)\b|weights_only=", path.read_text(encoding="utf-8"))
+    }
+    assert openers == {"florence/convert/pickled.py"}
+    users = {
+        (path.relative_to(PACKAGE).as_posix(), module)
+        for path in sources()
+        if path.is_relative_to(PACKAGE)
+        for module, _ in imported(path)
+        if module.startswith("florence.convert")
+    }
+    assert users == {("cli/convert.py", "florence.convert.convert")}
+    loaded = modules_after(
+        "import florence.server.service, florence.bento.weights, florence.runtime.florence2"
+    )
+    assert not [name for name in loaded if name.startswith("florence.convert")]
+
+
+def modules_after(statement: str) -> list[str]:
+    """Modules that a fresh Python holds after a statement."""
+    program = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
 def test_the_doors_have_no_ring() -> None:
     """No room can be reached from itself."""
     for start in sorted(DOORS.keys() | {room for rooms in PARTS.values() for room in rooms}):
@@ -174,12 +211,7 @@ def test_the_doors_have_no_ring() -> None:
 
 def loaded_after(statement: str) -> set[str]:
     """Top-level names of the modules that a fresh Python holds after a statement."""
-    program = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    return {name.split(".")[0] for name in run.stdout.split()}
+    return {name.split(".")[0] for name in modules_after(statement)}
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults_are_those_of_the_replaced_deployment_and_of_the_picture_limits() -> None:
     """Without variables the checkpoint is the replaced deployment's, and the limits are the library's own."""
     settings = read_settings()
-    assert settings.model == "mrhendrey/Florence-2-large-ft-safetensors"
+    assert settings.model == "microsoft/Florence-2-large-ft"
     assert settings.image_limits == ImageLimits()
     assert settings.engine_config("cpu") == EngineConfig()
     assert settings.engine_config("cuda") == EngineConfig.for_device("cuda") != EngineConfig()

@@ -15,8 +15,7 @@ from typing import Any
 import bentoml
 from bentoml.exceptions import BentoMLException, NotFound
 
-from florence.checkpoint.files import checkpoint_files
-from florence.checkpoint.hub import Checkpoint, copy_checkpoint, resolve_checkpoint
+from florence.checkpoint.hub import COPIES, Checkpoint, copy_checkpoint, resolve_checkpoint
 from florence.errors import CheckpointError
 from florence.settings import Settings
 
@@ -25,17 +24,17 @@ _LONGEST_NAME = 63  # of BentoML's tags
 
 
 class CheckpointModel(bentoml.models.BentoModel):  # type: ignore[misc]  # BentoML makes its types lazily
-    """The checkpoint of a name and revision, for `bentoml build` to pack. Serving does not need it."""
+    """The checkpoint of a name and revision, with what it lacks from `base`, for `bentoml build` to pack.
+    Serving does not need it."""
 
-    def __init__(self, name: str, revision: str | None) -> None:
+    def __init__(self, name: str, revision: str | None, base: str | None = None) -> None:
         super().__init__(tag=ALIAS)  # the real one is known when the checkpoint is found
-        object.__setattr__(self, "_wanted", (name, revision))  # BentoML's class is frozen
+        object.__setattr__(self, "_wanted", (name, revision, base))  # BentoML's class is frozen
 
     def to_info(self, alias: str | None = None) -> Any:
         """Put the checkpoint into the store; what the Bento's description says of it."""
-        name, revision = self._wanted
         try:
-            stored = store_checkpoint(resolve_checkpoint(name, revision))
+            stored = store_checkpoint(resolve_checkpoint(*self._wanted))
         except CheckpointError as error:
             raise BentoMLException(str(error)) from error  # `bentoml build` shows its own as one sentence
         return bentoml.models.BentoModel(stored.tag).to_info(alias or ALIAS)
@@ -65,7 +64,7 @@ def packed_settings(settings: Settings) -> Settings:
         return settings
     packed = resolve_checkpoint(str(directory))
     name = settings.model if "model" in settings.model_fields_set else packed.name
-    if name == packed.name and settings.revision in (None, packed.revision):
+    if packed.name in (name, COPIES.get(name)) and settings.revision in (None, packed.revision):
         return settings.model_copy(update={"model": str(directory), "revision": None})
     return settings.model_copy(update={"model": name})
 
@@ -87,7 +86,7 @@ def _store_name(name: str) -> str:
 def _digest(checkpoint: Checkpoint) -> str:
     """The same for the same commit, names and bytes of files."""
     digest = hashlib.sha256(f"{checkpoint.revision}\n".encode())
-    for file in checkpoint_files(checkpoint.directory):
+    for file in checkpoint.files:
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file.name} {content}\n".encode())

@@ -8,12 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from florence.checkpoint.files import CONFIG, GENERATION_CONFIG, read_json
 from florence.checkpoint.generation import SettingsSource, read_generation
-from florence.errors import CheckpointError
+from florence.errors import CheckpointError, quote
 from florence.model.config import ACTIVATIONS, STAGES, ModelConfig, StackConfig, TextConfig, VisionConfig
+
+MOST: Mapping[str, int] = MappingProxyType(
+    {
+        "depths": 128,
+        "encoder_layers": 128,
+        "decoder_layers": 128,
+        "mlp_ratio": 64,
+        "window_size": 64,
+        "vocab_size": 2**20,
+    }
+)
+"""Largest sizes that are read, so that a wrong file is refused before it costs memory or minutes;
+Florence-2-large has 12 layers, windows of 12 and 51,289 tokens."""
+
+MOST_USUALLY = 2**16
+"""The same for all other sizes."""
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -24,7 +41,7 @@ def read_config(directory: Path) -> ModelConfig:
     raw = read_json(directory / CONFIG)
     if raw.get("model_type") != "florence2":
         raise CheckpointError(
-            f"{directory}: config.json has model_type {raw.get('model_type')!r}, expected 'florence2'"
+            f"{directory}: config.json has model_type {quote(raw.get('model_type'))}, expected 'florence2'"
         )
     vision, text = _Section(raw, "vision_config"), _Section(raw, "text_config")
     native = "embed_dim" in vision.values
@@ -86,7 +103,7 @@ def _text_config(section: _Section, tied_default: bool) -> TextConfig:
     activation = section.values.get("activation_function", "gelu")
     if activation not in ACTIVATIONS:
         raise CheckpointError(
-            f"text_config.activation_function is {activation!r}, supported: {', '.join(ACTIVATIONS)}"
+            f"text_config.activation_function is {quote(activation)}, supported: {', '.join(ACTIVATIONS)}"
         )
     d_model = section.integer("d_model")
     stacks = {
@@ -139,26 +156,34 @@ class _Section:
 
     def integer(self, key: str) -> int:
         value = self.values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a positive integer")
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected a positive integer")
+        self._bound(key, value)
         return value
+
+    def _bound(self, key: str, value: float) -> None:
+        if value > (most := MOST.get(key, MOST_USUALLY)):
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected at most {most}")
 
     def token_id(self, key: str, default: int) -> int:
         value, size = self._given(key, default), self.integer("vocab_size")
         if type(value) is not int or not 0 <= value < size:
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a token id from 0 to {size - 1}")
+            raise CheckpointError(
+                f"{self.name}.{key} is {quote(value)}, expected a token id from 0 to {size - 1}"
+            )
         return value
 
     def ratio(self, key: str, default: float) -> float:
         value = self._given(key, default)
         if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected a positive number")
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected a positive number")
+        self._bound(key, value)
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._given(key, default)
         if not isinstance(value, bool):
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, expected true or false")
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected true or false")
         return value
 
     def _given(self, key: str, default: object) -> Any:
@@ -174,11 +199,12 @@ class _Section:
             or any(not isinstance(item, int) or item < 1 for item in value)
         ):
             raise CheckpointError(
-                f"{self.name}.{key} is {value!r}, expected {STAGES} positive integers, one a stage"
+                f"{self.name}.{key} is {quote(value)}, expected {STAGES} positive integers, one a stage"
             )
+        self._bound(key, max(value))
         return tuple(value)
 
     def require(self, key: str, supported: object) -> None:
         value = self.values.get(key, supported)
         if value != supported:
-            raise CheckpointError(f"{self.name}.{key} is {value!r}, supported is only {supported!r}")
+            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, supported is only {supported!r}")

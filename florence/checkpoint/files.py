@@ -12,7 +12,13 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ORIGIN = "florence_origin.json"  # in a copy in a Bento: the name and revision of the original
+
+MAX_TEXT_BYTES = 64 * 2**20
+"""Most bytes of a JSON or text file of a checkpoint; the largest known has five million."""
+
+_POINTER = b"version https://git-lfs"
 
 
 def weight_files(directory: Path) -> list[str]:
@@ -27,9 +33,8 @@ def weight_files(directory: Path) -> list[str]:
     if not index.is_file():
         return []
     try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({str(shard) for shard in shards})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        names = sorted({str(shard) for shard in read_json(index)["weight_map"].values()})
+    except (CheckpointError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} can't be read as an index of safetensors files: {error!r}") from error
     if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
         raise CheckpointError(
@@ -54,14 +59,38 @@ def checkpoint_files(directory: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object. Raises `CheckpointError` where it is missing or holds something
-    else."""
+    """A file that holds a JSON object, with or without a byte order mark. Raises `CheckpointError` where it
+    is missing or holds something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
+        values = json.loads(read_text(path))
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} is nested too deep") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds {type(values).__name__}, expected an object")
     return values
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, without its byte order mark. Raises `CheckpointError` where it is missing, too
+    large, or no such text."""
+    try:
+        if (size := path.stat().st_size) > MAX_TEXT_BYTES:
+            raise CheckpointError(f"{path} has {size} bytes; at most {MAX_TEXT_BYTES} are read")
+        check_content(path)
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from None
+
+
+def check_content(path: Path) -> None:
+    """Raise `CheckpointError` for a file that only points to its content, as a clone without Git LFS has."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(
+                f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or "
+                "give the repository's name on the hub in place of the folder"
+            )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from florence.errors import CheckpointError
+from florence.errors import CheckpointError, quote
 from florence.model.config import GenerationDefaults
 from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY
 
@@ -70,4 +70,4 @@ class _Settings:
 
 
 def _refused(source: str, name: str, value: object, allowed: str) -> CheckpointError:
-    return CheckpointError(f"{source}: {name} is {value!r}, expected {allowed}")
+    return CheckpointError(f"{source}: {name} is {quote(value)}, expected {allowed}")

@@ -1,32 +1,24 @@
-"""A checkpoint's name to a directory with its files.
+"""A checkpoint's or an adapter's name to a directory with its files.
 
-A name is `demo` (the small checkpoint in the package), a directory, or a repository of the hub (`owner/name`,
-with an optional revision). Of a repository only JSON and safetensors files and `merges.txt` are downloaded:
-never code, never pickle. The hub library's own variables apply: HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT,
-HF_TOKEN.
+A name is `demo` (the small checkpoint in the package), a directory, or a repository of the hub:
+`owner/name`, `owner/name@revision`, `owner/name:folder`, `owner/name@revision:folder`. Of a repository only
+JSON and safetensors files and `merges.txt` are downloaded: never code, never pickle. The hub library's own
+variables apply: HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 import json
-import re
+import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from florence.checkpoint.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CONFIG,
     MERGES,
     ORIGIN,
@@ -38,35 +30,37 @@ from florence.checkpoint.files import (
     WEIGHTS_INDEX,
     checkpoint_files,
     missing_weights,
+    read_json,
     weight_files,
 )
+from florence.checkpoint.foreign import explain_files, is_adapter
+from florence.checkpoint.repository import NotUsable, Repository
 from florence.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 DEMO = "demo"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+COPIES: dict[str, str] = {"microsoft/Florence-2-large-ft": "mrhendrey/Florence-2-large-ft-safetensors"}
+"""Repository -> one with the same weights as safetensors, which is taken where the first has none."""
 
-# Each row: alternative sets of files, one of which has to be there.
-_NEEDED: tuple[tuple[tuple[str, ...], ...], ...] = (
-    ((CONFIG,),),
-    ((TOKENIZER,), (VOCAB, MERGES)),
-    ((PREPROCESSOR,), (PROCESSOR,)),
-)
+Choices = tuple[tuple[str, ...], ...]
+"""Alternative sets of files, one of which has to be there."""
 
-_CONVERT = (
-    "pickle is never opened here, since it can run code. Take the same model as safetensors, "
-    "mrhendrey/Florence-2-large-ft-safetensors or florence-community/Florence-2-large-ft, or convert it "
-    "where you trust it: load it with transformers, then save_pretrained(..., safe_serialization=True)"
-)
+CONFIG_FILES: Choices = ((CONFIG,),)
+TOKENIZER_FILES: Choices = ((TOKENIZER,), (VOCAB, MERGES))
+PREPROCESSOR_FILES: Choices = ((PREPROCESSOR,), (PROCESSOR,))
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a checkpoint's files are. `revision`: the commit, for a repository of the hub."""
+    """Where a checkpoint's files are. `revision`: the commit, for a repository of the hub. `base`: a
+    directory with the tokenizer or the preprocessor that `directory` lacks; None where it lacks neither."""
 
     name: str
     revision: str | None
     directory: Path
+    base: Path | None = None
 
     @property
     def short_name(self) -> str:
@@ -78,113 +72,172 @@ class Checkpoint:
         """The name in answers and log lines: `owner/name@1a2b3c4d5e6f`, `demo`, or the directory."""
         return self.name if self.revision is None else f"{self.name}@{self.revision[:12]}"
 
+    @property
+    def tokenizer(self) -> Path:
+        """The directory that has the tokenizer."""
+        return self._holder(TOKENIZER_FILES)
 
-def resolve_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
+    @property
+    def preprocessor(self) -> Path:
+        """The directory that has the preprocessor's settings."""
+        return self._holder(PREPROCESSOR_FILES)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read, sorted by name."""
+        files = checkpoint_files(self.directory)
+        for holder, choices in ((self.tokenizer, TOKENIZER_FILES), (self.preprocessor, PREPROCESSOR_FILES)):
+            if holder != self.directory:
+                files += [holder / name for names in choices for name in names if (holder / name).is_file()]
+        return sorted(set(files), key=lambda file: file.name)
+
+    def _holder(self, choices: Choices) -> Path:
+        return self.base if self.base and not _has(self.directory, choices) else self.directory
+
+
+def resolve_checkpoint(name: str, revision: str | None = None, base: str | None = None) -> Checkpoint:
     """The checkpoint of this name, downloaded to the hub's cache if it is not there.
 
     `demo` always means the one in the package; a directory of that name is `./demo`. A directory made by
-    `copy_checkpoint` has the name and revision of its original. Raises `CheckpointError` when the checkpoint
-    can't be found or downloaded, lacks a file, or has its weights as pickle only; the message says what to
-    do.
+    `copy_checkpoint` has the name and revision of its original. `base`: a name too; its tokenizer and
+    preprocessor are taken where the checkpoint has none. Raises `CheckpointError` when the checkpoint can't
+    be found or downloaded, lacks a file, has a foreign format, or has its weights as pickle only; the message
+    says what to do.
     """
     if name != DEMO and not (name and Path(name).is_dir()):
-        return _from_hub(name, revision)
+        try:
+            return _from_hub(name, revision, base)
+        except NotUsable:
+            copy = None if name not in COPIES else _found_or_none(COPIES[name], revision, base)
+            if copy is None:
+                raise
+            log.warning("%s has no safetensors here; taking %s, the same weights", name, copy.label)
+            return copy
     if revision is not None:
         raise CheckpointError(
             f"{name!r} has no revisions: only repositories of the hub have ({revision!r} was asked)"
         )
-    demo = Path(str(importlib.resources.files("florence") / "demo" / "checkpoint"))
-    directory = demo if name == DEMO else Path(name)
-    _check_described(directory, name)
+    directory = _directory_of(name)
+    found = _base_of(directory, base)
+    _check_described(directory, name, found, lambda: _names_in(directory))
     if not _check_weights(directory, name):
-        raise CheckpointError(_without_weights(name, pickled=any(directory.glob("*.bin"))))
+        raise _without_weights(name, directory, _names_in(directory))
     if name != DEMO and (directory / ORIGIN).is_file():
         return _of_origin(directory)
-    return Checkpoint(name, None, directory)
+    return Checkpoint(name, None, directory, found)
+
+
+def resolve_adapter(name: str) -> Checkpoint:
+    """The LoRA adapter of this name, a directory or a repository of the hub, as `resolve_checkpoint` finds a
+    checkpoint. Its tensors may be named as a whole model's are. Raises `CheckpointError`."""
+    if name and Path(name).is_dir():
+        found = Checkpoint(name, None, Path(name))
+    else:
+        asked = Repository.parse(name)
+        directory = asked.fetch([ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+        commit = asked.commit_of(directory)
+        if (directory / ADAPTER_CONFIG).is_file() and not is_adapter(directory):
+            directory = replace(asked, revision=commit).fetch([WEIGHTS])
+        found = Checkpoint(asked.name, commit, directory)
+    if not (found.directory / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"the adapter {name} lacks {ADAPTER_CONFIG}, without which its tensors can't be scaled"
+        )
+    if not (is_adapter(found.directory) or (found.directory / WEIGHTS).is_file()):
+        raise CheckpointError(
+            f"the adapter {name} lacks {ADAPTER_WEIGHTS}; where it has adapter_model.bin instead, "
+            "`florence convert --adapter` reads that"
+        )
+    return found
 
 
 def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
     """Copy the files of a checkpoint that are read into a directory, and note its name and revision there."""
-    for file in checkpoint_files(checkpoint.directory):
+    for file in checkpoint.files:
         shutil.copyfile(file, target / file.name)  # the hub's cache holds links
     origin = {"name": checkpoint.short_name, "revision": checkpoint.revision}
     (target / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
 
 
+def _directory_of(name: str) -> Path:
+    demo = Path(str(importlib.resources.files("florence") / "demo" / "checkpoint"))
+    return demo if name == DEMO else Path(name)
+
+
+def _names_in(directory: Path) -> list[str]:
+    return [str(file.relative_to(directory)) for file in (*directory.glob("*"), *directory.glob("*/*"))]
+
+
+def _found_or_none(name: str, revision: str | None, base: str | None) -> Checkpoint | None:
+    try:
+        return _from_hub(name, revision, base)
+    except NotUsable:
+        return None
+
+
 def _of_origin(directory: Path) -> Checkpoint:
     try:
-        origin = json.loads((directory / ORIGIN).read_text(encoding="utf-8"))
+        origin = read_json(directory / ORIGIN)
         name, revision = origin["name"], origin["revision"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (CheckpointError, LookupError) as error:
         raise CheckpointError(f"{directory / ORIGIN} can't be read: {error}") from error
     return Checkpoint(str(name), revision and str(revision), directory)
 
 
-def _from_hub(name: str, revision: str | None) -> Checkpoint:
-    if not _HUB_ID.fullmatch(name):
-        raise CheckpointError(
-            f"there is no checkpoint {name!r}: expected a directory, a repository of the hub such as "
-            f"florence-community/Florence-2-large-ft, or {DEMO}"
-        )
+def _from_hub(name: str, revision: str | None, base: str | None) -> Checkpoint:
+    asked = Repository.parse(name, revision)
     # First the small files: other repositories than Florence-2 are refused before weights are downloaded.
-    directory = _fetch(name, revision, ["*.json", MERGES])
-    _check_described(directory, name)
-    commit = directory.name  # so that both calls get the same commit
-    _fetch(name, commit, weight_files(directory) or [WEIGHTS])
+    directory = asked.fetch(["*.json", MERGES])
+    found = replace(asked, revision=asked.commit_of(directory))  # so that all calls get the same commit
+    described = _base_of(directory, base)
+    _check_described(directory, name, described, found.list_files)
+    found.fetch(weight_files(directory) or [WEIGHTS])
     if not _check_weights(directory, name):
-        with _hub_errors(name, revision):
-            pickled = any(file.endswith(".bin") for file in HfApi().list_repo_files(name, revision=commit))
-        raise CheckpointError(_without_weights(name, pickled=pickled))
-    return Checkpoint(name, commit, directory)
+        raise _without_weights(name, directory, found.list_files())
+    return Checkpoint(found.name, found.revision, directory, described)
 
 
-def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
-    with _hub_errors(name, revision):
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
-        )
+def _base_of(directory: Path, base: str | None) -> Path | None:
+    """The directory of the checkpoint `base`; None where it is not needed. Of a repository only the small
+    files are downloaded."""
+    needed = [choices for choices in (TOKENIZER_FILES, PREPROCESSOR_FILES) if not _has(directory, choices)]
+    if base is None or not needed or not (directory / CONFIG).is_file():
+        return None
+    if base == DEMO or Path(base).is_dir():
+        found = _directory_of(base)
+    else:
+        wanted = [name for choices in needed for names in choices for name in names]
+        found = Repository.parse(base).fetch(wanted)
+    if missing := _missing(found, needed):
+        raise CheckpointError(f"the base {base} lacks {missing}")
+    return found
 
 
-@contextmanager
-def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub library's errors into a `CheckpointError` that says what the user can do."""
-    try:
-        yield
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"the repository {name} is gated: accept its terms on its page, then set HF_TOKEN to your token"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"the repository {name} has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"the hub ({constants.ENDPOINT}) has no repository {name}, or it is private: "
-            "check the spelling, or set HF_TOKEN to a token that may read it"
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        unreachable = f"the hub ({constants.ENDPOINT}) can't be reached"
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable
-        raise CheckpointError(
-            f"{name} can't be loaded: {why}, and the cache ({constants.HF_HUB_CACHE}) has no complete copy. "
-            "Without the hub there are two ways out: give a local directory that holds the checkpoint, "
-            "or set FLORENCE_MODEL=demo for the small one that comes with florence"
-        ) from error
-    except Exception as error:  # the HTTP library under the hub's differs between its versions
-        raise CheckpointError(
-            f"the download of {name} from the hub ({constants.ENDPOINT}) did not finish: {error}. "
-            "Files that were finished are kept: run the same again to fetch the rest"
-        ) from error
+def _has(directory: Path, choices: Choices) -> bool:
+    return any(all((directory / file).is_file() for file in files) for files in choices)
 
 
-def _check_described(directory: Path, name: str) -> None:
-    """Raise `CheckpointError` unless configuration, tokenizer and preprocessing are there."""
-    missing = [
+def _missing(directory: Path, needed: Sequence[Choices]) -> str:
+    """The files that a directory lacks, in words; "" for none."""
+    return ", ".join(
         " or ".join(" with ".join(files) for files in choices)
-        for choices in _NEEDED
-        if not any(all((directory / file).is_file() for file in files) for files in choices)
-    ]
-    if missing:
-        raise CheckpointError(f"{name} is not a whole Florence-2 checkpoint: it lacks {', '.join(missing)}")
+        for choices in needed
+        if not _has(directory, choices)
+    )
+
+
+def _check_described(directory: Path, name: str, base: Path | None, listing: Callable[[], list[str]]) -> None:
+    """Raise `CheckpointError` unless configuration, tokenizer and preprocessing are there, or in the base."""
+    needed = [CONFIG_FILES] if base else [CONFIG_FILES, TOKENIZER_FILES, PREPROCESSOR_FILES]
+    missing = _missing(directory, needed)
+    if not missing:
+        return
+    hint = "; FLORENCE_BASE may name the checkpoint that it was made from, which has the rest"
+    if not _has(directory, CONFIG_FILES):
+        hint = ""
+        if words := explain_files(directory, listing()):
+            raise CheckpointError(f"{name} {words}")
+    raise CheckpointError(f"{name} is not a whole Florence-2 checkpoint: it lacks {missing}{hint}")
 
 
 def _check_weights(directory: Path, name: str) -> bool:
@@ -197,7 +250,9 @@ def _check_weights(directory: Path, name: str) -> bool:
     return bool(weight_files(directory))
 
 
-def _without_weights(name: str, *, pickled: bool) -> str:
-    if pickled:
-        return f"{name} has its weights as pickle (.bin) only: {_CONVERT}"
-    return f"{name} is not a whole Florence-2 checkpoint: it lacks {WEIGHTS}, and {WEIGHTS_INDEX} with shards"
+def _without_weights(name: str, directory: Path, names: Sequence[str]) -> CheckpointError:
+    if words := explain_files(directory, names):
+        return NotUsable(f"{name} {words}")
+    return NotUsable(
+        f"{name} is not a whole Florence-2 checkpoint: it lacks {WEIGHTS}, and {WEIGHTS_INDEX} with shards"
+    )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Final, Literal
 
 Layout = Literal["original", "native"]
+LAYOUTS: Final[tuple[Layout, ...]] = ("original", "native")
 
 SHARED, HEAD, BIAS = "language.shared.weight", "language.lm_head.weight", "language.final_logits_bias"
 
@@ -67,6 +68,20 @@ _TOWER: dict[Layout, tuple[tuple[str, str], ...]] = {
         (r"\.cpe(\d)\.proj\.", r".conv\1."),
     ),
 }
+
+
+# What torch.compile, DDP, FSDP, activation checkpoints and PEFT put into the names of what they wrap.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+    r"|^base_model\.model\."
+)
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what modules around the model, or around parts of it, have put into it."""
+    while (shorter := _WRAPPERS.sub("", name)) != name:
+        name = shorter
+    return name
 
 
 def find_layout(names: Iterable[str]) -> Layout | None:

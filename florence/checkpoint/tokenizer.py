@@ -14,14 +14,14 @@ tokenizers other than byte-level BPE with `<s>`, `<pad>` and `</s>`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from florence.checkpoint.files import MERGES, TOKENIZER, VOCAB
+from florence.checkpoint.files import MERGES, TOKENIZER, VOCAB, read_json, read_text
 from florence.errors import CheckpointError, TaskError
 
 BOS, PAD, EOS = "<s>", "<pad>", "</s>"
@@ -44,7 +44,8 @@ MAX_SPARE_ROWS = 1 + 64
 class Tokenizer:
     """Encodes prompts and decodes answers; thread-safe.
 
-    `size`: tokens of the base vocabulary and `ADDED_TOKENS`, without `<image>`.
+    `size`: rows of an embedding for the base vocabulary, `ADDED_TOKENS` and a fine-tune's own tokens; without
+    `<image>`, unless own tokens follow it.
     `bos_id`, `pad_id`, `eos_id`: ids of `<s>`, `<pad>` and `</s>`.
     """
 
@@ -52,7 +53,8 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._backend = backend
         self._alone = {token_id: backend.decode([token_id], skip_special_tokens=False) for token_id in added}
-        self.size = backend.get_vocab_size(with_added_tokens=True) - (backend.token_to_id(IMAGE) is not None)
+        self._image = backend.token_to_id(IMAGE)
+        self.size = 1 + max(set(backend.get_vocab(with_added_tokens=True).values()) - {self._image})
         self.bos_id, self.pad_id, self.eos_id = (_required_id(backend, each) for each in (BOS, PAD, EOS))
 
     def encode(self, prompt: str) -> list[int]:
@@ -69,7 +71,7 @@ class Tokenizer:
                 f"{error.start}: send whole Unicode characters"
             ) from error
         ids: list[int] = self._backend.encode(prompt).ids
-        if ids and max(ids) >= self.size:
+        if self._image in ids:
             raise TaskError(f"the text holds {IMAGE}, which stands for the picture itself; leave it out")
         return ids
 
@@ -145,7 +147,7 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     _complete_added_tokens(backend, directory)
     tokenizer = Tokenizer(backend)
     _check_size(tokenizer, vocab_size, directory)
-    _check_round_trip(tokenizer, directory)
+    _check_round_trip(tokenizer, _required_id(backend, ADDED_TOKENS[0]), directory)
     return tokenizer
 
 
@@ -153,9 +155,11 @@ def _read_backend(directory: Path) -> Backend:
     file, vocab, merges = directory / TOKENIZER, directory / VOCAB, directory / MERGES
     try:
         if file.is_file():
-            return Backend.from_file(str(file))
+            return Backend.from_str(read_text(file))
         if vocab.is_file() and merges.is_file():
             return _bart_backend(vocab, merges)
+    except CheckpointError:
+        raise
     except Exception as error:  # the Rust library raises plain Exception for a file that it can't parse
         raise CheckpointError(f"the tokenizer in {directory} can't be read: {error}") from error
     raise CheckpointError(
@@ -166,7 +170,9 @@ def _read_backend(directory: Path) -> Backend:
 
 def _bart_backend(vocab: Path, merges: Path) -> Backend:
     """BART's byte-level BPE from its older two files."""
-    backend = Backend(models.BPE.from_file(str(vocab), str(merges)))
+    lines = read_text(merges).split("\n")
+    parts = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
+    backend = Backend(models.BPE(read_json(vocab), [(left, right) for left, _, right in parts]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(
@@ -185,14 +191,14 @@ def _required_id(backend: Backend, content: str) -> int:
 
 
 def _complete_added_tokens(backend: Backend, directory: Path) -> None:
-    """Add `ADDED_TOKENS` after the base vocabulary, or check that they are there already."""
+    """Add `ADDED_TOKENS` after the base vocabulary, or check that they are there already: behind the base
+    vocabulary, and before `<image>` and a fine-tune's own tokens."""
     found = {content: backend.token_to_id(content) for content in ADDED_TOKENS}
     if all(token_id is None for token_id in found.values()):
         added = [AddedToken(content, special=True, normalized=False) for content in ADDED_TOKENS]
         backend.add_special_tokens(added)
         found = {content: backend.token_to_id(content) for content in ADDED_TOKENS}
-    others = sum(token_id is not None for token_id in (*found.values(), backend.token_to_id(IMAGE)))
-    first = backend.get_vocab_size(with_added_tokens=True) - others
+    first = _first_added(backend, found)
     for offset, content in enumerate(ADDED_TOKENS):
         if found[content] != first + offset:
             raise CheckpointError(
@@ -200,6 +206,15 @@ def _complete_added_tokens(backend: Backend, directory: Path) -> None:
                 f"behind its base vocabulary: expected {content} as id {first + offset}, "
                 f"found {'none' if found[content] is None else found[content]}"
             )
+
+
+def _first_added(backend: Backend, found: Mapping[str, int | None]) -> int:
+    """The id that `<od>` should have: the number of tokens that are neither Florence-2's nor added behind
+    them."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    ids = [token_id for token_id in found.values() if token_id is not None]
+    own = [token for token, token_id in vocabulary.items() if token_id > max(ids) and token not in found]
+    return len(vocabulary) - len(ids) - len(own)
 
 
 def _check_size(tokenizer: Tokenizer, vocab_size: int, directory: Path) -> None:
@@ -210,11 +225,10 @@ def _check_size(tokenizer: Tokenizer, vocab_size: int, directory: Path) -> None:
         )
 
 
-def _check_round_trip(tokenizer: Tokenizer, directory: Path) -> None:
+def _check_round_trip(tokenizer: Tokenizer, first: int, directory: Path) -> None:
     """Raise `CheckpointError` unless the added tokens are recognised in text, between `<s>` and `</s>`."""
     text = "".join(ADDED_TOKENS)
-    first = tokenizer.size - len(ADDED_TOKENS)
-    expected = [tokenizer.bos_id, *range(first, tokenizer.size), tokenizer.eos_id]
+    expected = [tokenizer.bos_id, *range(first, first + len(ADDED_TOKENS)), tokenizer.eos_id]
     found = tokenizer.encode(text)
     if found != expected or tokenizer.decode(expected) != BOS + text + EOS:
         raise CheckpointError(

@@ -1,14 +1,14 @@
 """Loads a checkpoint's tensors into a `Florence2Model`: safetensors only, every tensor accounted for.
 
-Reads single and sharded files in both layouts (`layout.py`). Knows nothing about hubs, tokenizers or
-pictures. Not covered: adapters (LoRA) and quantised tensors, which are refused as unexpected tensors.
+Reads single and sharded files in both layouts (`layout.py`), and merges an adapter on the way. Knows nothing
+about hubs, tokenizers or pictures. Not covered: quantised tensors, which are refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from florence.checkpoint.files import WEIGHTS, WEIGHTS_INDEX, missing_weights, weight_files
+from florence.checkpoint.adapters import Adapter, read_adapter
+from florence.checkpoint.files import WEIGHTS, WEIGHTS_INDEX, check_content, missing_weights, weight_files
+from florence.checkpoint.foreign import explain_tensors
 from florence.checkpoint.layout import (
     BIAS,
     HEAD,
@@ -27,10 +29,11 @@ from florence.checkpoint.layout import (
     find_layout,
     is_transposed,
     shared_aliases,
+    unwrapped,
 )
 from florence.errors import CheckpointError
 from florence.model.config import ModelConfig
-from florence.model.devices import keep_full_float32
+from florence.model.devices import keep_full_precision
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
@@ -42,46 +45,48 @@ def load_model(
     vocab_size: int,
     device: torch.device,
     dtype: torch.dtype,
+    adapter: AdapterFiles | None = None,
 ) -> Florence2Model:
-    """The model of `config`, with the weights in the directory's safetensors. In float32 on a GPU it turns
-    TF32 off for the process (`keep_full_float32`).
+    """The model of `config`, with the weights in the directory's safetensors. On a GPU it sets how this
+    process sums products (`keep_full_precision`). `adapter`: the name and directory of a LoRA adapter, which
+    is merged into the weights in float32, before they get their dtype.
 
     `vocab_size`: the tokenizer's number of tokens. Rows after these, which native checkpoints add for their
     picture token and as padding, are dropped: the original has none, and they must not take probability.
 
     Raises `CheckpointError`: one error that names every missing, unexpected or misshapen tensor.
     """
-    keep_full_float32(device, dtype)
-    with torch.device("meta"), Uninitialized():
-        model = Florence2Model(replace(config, text=replace(config.text, vocab_size=vocab_size)), normalize)
-    with ExitStack() as files:
-        found = dict(_open_tensors(directory, files))
-        layout = find_layout(found)
-        if layout is None:
-            problem = "its safetensors hold no Florence-2, the vision tower is not in them"
-            raise CheckpointError(f"{directory}: {problem}")
-        sources = _match(directory, config, layout, model.state_dict(), found)
-        tensors: dict[str, Tensor] = {}
-        for name, (file, source) in sources.items():
-            tensor: Tensor = file.get_tensor(source)
+    keep_full_precision(device, dtype)
+    model = outline(config, normalize, vocab_size)
+    tensors: dict[str, Tensor] = {}
+    with open_weights(directory, config, model.state_dict(), adapter) as weights:
+        for name in weights.sources:
+            tensor = weights.read(name)
             if name in (SHARED, HEAD):
                 tensor = tensor[:vocab_size]
             if name == BIAS:
                 tensor = tensor[:, :vocab_size]
-            tensor = tensor.T if is_transposed(name, layout) else tensor
             # One by one, so that at most one tensor is held in two dtypes.
             tensors[name] = tensor.to(device=device, dtype=dtype).contiguous()
     tensors.setdefault(BIAS, torch.zeros(1, vocab_size, device=device, dtype=dtype))
-    if sources[HEAD] == sources[SHARED]:
+    if weights.tied:
         tensors[HEAD] = tensors[SHARED]
     model.load_state_dict(tensors, strict=True, assign=True)
     model.language.has_logits_bias = bool(tensors[BIAS].any())
-    model.language.tied_head = sources[HEAD] == sources[SHARED]
+    model.language.tied_head = weights.tied
     model.vision.normalize = normalize.to(device, dtype)
     model.vision.tower = model.vision.tower.to(memory_format=torch.channels_last)
     if device.type == "cpu":
         model.vision.tower.attend_per_picture()
+    else:
+        model.language.lay_out_for_gpu()
     return model.eval().requires_grad_(False)
+
+
+def outline(config: ModelConfig, normalize: Normalize, vocab_size: int) -> Florence2Model:
+    """The model with names and shapes of its tensors, but no memory for them."""
+    with torch.device("meta"), Uninitialized():
+        return Florence2Model(replace(config, text=replace(config.text, vocab_size=vocab_size)), normalize)
 
 
 def count_parameters(model: Florence2Model) -> int:
@@ -111,13 +116,59 @@ class Uninitialized(TorchFunctionMode):
 TensorSource = tuple[Any, str]
 """An open safetensors file and a tensor's name in it."""
 
+AdapterFiles = tuple[str, Path]
+"""An adapter's name and its directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The open weights of a checkpoint, checked to be whole. `sources`: names of the model's tensors -> where
+    they are read from; `layout`: of the files."""
+
+    layout: Layout
+    sources: Mapping[str, TensorSource]
+    adapter: Adapter | None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding: not where an adapter changes it."""
+        changed = self.adapter is not None and self.adapter.touches(HEAD)
+        return self.sources[HEAD] == self.sources[SHARED] and not changed
+
+    def read(self, name: str) -> Tensor:
+        """The model's tensor, with the adapter and all rows of the vocabulary, in the dtype of the file, or
+        in float32 where the adapter has changed it."""
+        file, source = self.sources[name]
+        tensor: Tensor = file.get_tensor(source)
+        if is_transposed(name, self.layout):
+            tensor = tensor.T
+        return tensor if self.adapter is None else self.adapter.merged(name, tensor)
+
+
+@contextmanager
+def open_weights(
+    directory: Path, config: ModelConfig, state: Mapping[str, Tensor], adapter: AdapterFiles | None
+) -> Iterator[Weights]:
+    """The weights of a model with the tensors `state`, of which names and shapes are read, while the block
+    runs. Raises as `load_model` does."""
+    with ExitStack() as files:
+        found = _open_tensors(directory, files)
+        layout = find_layout(found)
+        if layout is None:
+            problem = "its safetensors hold no Florence-2, the vision tower is not in them"
+            raise CheckpointError(f"{directory}: {problem}")
+        sources = _match(directory, config, layout, state, found)
+        shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+        placed = None if adapter is None else read_adapter(adapter[1], adapter[0], shapes)
+        yield Weights(layout, sources, placed)
+
 
 def _match(
     directory: Path,
     config: ModelConfig,
     layout: Layout,
     state: Mapping[str, Tensor],
-    found: Mapping[str, Any],
+    found: Mapping[str, TensorSource],
 ) -> dict[str, TensorSource]:
     """Where each of the model's tensors is read from, after a check of all names and shapes."""
     names = {name: checkpoint_name(name, layout) for name in state}
@@ -134,17 +185,23 @@ def _match(
         if source not in found:
             if name != BIAS:  # native files have none; it is zero in BART
                 problems.append(f"{source}: missing, expected {shapes[name]}")
-        elif (shape := list(found[source].get_slice(source).get_shape())) != shapes[name]:
+        elif (shape := _shape(found[source])) != shapes[name]:
             problems.append(f"{source}: expected {shapes[name]}, found {shape}")
     known = {*names.values(), checkpoint_name(HEAD, layout), *shared_aliases(layout)}
-    for source in found:
-        if source not in known:
-            shape = list(found[source].get_slice(source).get_shape())
-            problems.append(f"{source}: unexpected, {shape} in the file")
+    problems += [
+        f"{source}: unexpected, {_shape(found[source])} in the file"
+        for source in found
+        if source not in known
+    ]
     if problems:
         lines = "\n  ".join(sorted(set(problems)))
         raise CheckpointError(f"{directory}: its tensors do not fit the sizes in config.json:\n  {lines}")
-    return {name: (found[source], source) for name, source in names.items() if source in found}
+    return {name: found[source] for name, source in names.items() if source in found}
+
+
+def _shape(source: TensorSource) -> list[int]:
+    file, name = source
+    return list(file.get_slice(name).get_shape())
 
 
 def _expected_shapes(
@@ -155,21 +212,39 @@ def _expected_shapes(
         name: list(tensor.shape)[:: -1 if is_transposed(name, layout) else 1]
         for name, tensor in state.items()
     }
+    return shapes | _with_all_rows(config)
+
+
+def _with_all_rows(config: ModelConfig) -> dict[str, list[int]]:
+    """Shapes of the tensors that have a row for each token of the file's vocabulary."""
     rows = config.text.vocab_size
-    return shapes | {name: [rows, config.text.d_model] for name in (SHARED, HEAD)} | {BIAS: [1, rows]}
+    return {SHARED: [rows, config.text.d_model], HEAD: [rows, config.text.d_model], BIAS: [1, rows]}
 
 
-def _open_tensors(directory: Path, files: ExitStack) -> Iterator[tuple[str, Any]]:
-    """Pairs of a tensor's name and the open file that holds it."""
+def _open_tensors(directory: Path, files: ExitStack) -> dict[str, TensorSource]:
+    """Where each tensor is, under its name in an unwrapped model."""
     names = weight_files(directory)
     if not names:
         raise CheckpointError(f"{directory} holds neither {WEIGHTS} nor {WEIGHTS_INDEX}")
     if missing := missing_weights(directory):
         raise CheckpointError(f"{directory} lacks {', '.join(missing)}, which {WEIGHTS_INDEX} names")
+    found: dict[str, TensorSource] = {}
+    dtypes: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     for path in (directory / name for name in names):
+        check_content(path)
         try:
             file = files.enter_context(safe_open(path, framework="pt"))
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
+        metadata |= file.metadata() or {}
         for name in file.keys():  # noqa: SIM118  (not a dict: it can't be iterated)
-            yield name, file
+            if (short := unwrapped(name)) in found:
+                raise CheckpointError(
+                    f"{directory}: {name} and {found[short][1]} are the same tensor's names"
+                )
+            found[short] = (file, name)
+            dtypes[name] = file.get_slice(name).get_dtype()
+    if words := explain_tensors(directory, dtypes, metadata):
+        raise CheckpointError(f"{directory} {words}")
+    return found

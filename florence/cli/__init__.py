@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:
     """What does the command; only its own modules are imported, so that --help is there at once."""
-    from florence.cli import asking, bulk, load_data, serving, verify
+    from florence.cli import asking, bulk, convert, load_data, serving, verify
 
     commands = {
         "run": asking.run,
@@ -48,6 +48,7 @@ def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:
         "info": asking.info,
         "load-data": load_data.write_load_data,
         "serve": serving.serve,
+        "convert": convert.convert,
         "verify": verify.verify,
     }
     return commands[command]

@@ -44,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_where(_add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits"))
     _add_load_data(commands)
     _add_serve(commands)
+    _add_convert(commands)
     add_verify(_add(commands, "verify", *VERIFY))
     return parser
 
@@ -200,3 +201,27 @@ def _drawn_file(text: str) -> Path:
     if path.suffix.lower() not in DRAWN_FORMATS:
         raise argparse.ArgumentTypeError(f"must end in {', '.join(DRAWN_FORMATS)}, got {text!r}")
     return path
+
+
+def _add_convert(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "convert",
+        "make a safetensors directory of a checkpoint as pickle, or of a base and an adapter",
+        "Pickles are opened here and nowhere else: in a process of its own, which reads tensors only, with\n"
+        "a limit on its memory. What is written is checked as a start checks it. Needs florence2-server.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a hub id, or a directory")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty directory")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--base", metavar="NAME", help="checkpoint with the tokenizer and preprocessor that SOURCE lacks"
+    )
+    parser.add_argument("--adapter", metavar="NAME", help="LoRA adapter to merge, a hub id or a directory")
+    parser.add_argument(
+        "--memory-gib",
+        metavar="N",
+        type=partial(_whole, most=2**20),
+        default=16,
+        help="most memory for opening a pickle, GiB (default: 16)",
+    )

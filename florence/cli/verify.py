@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from florence.cli.sources import list_pictures
+from florence.errors import SettingsError
 
 VERIFY: Final = (
     "check a checkpoint against transformers and timm, on this machine",
@@ -35,6 +36,11 @@ def verify(arguments: argparse.Namespace) -> int:
         changes["revision"] = None
     # A deployment's limit on the wait is for its clients, and its faster reading of JPEGs changes pixels.
     settings = read_settings().model_copy(update={"max_latency_ms": None, "fast_jpeg": False} | changes)
+    if settings.adapter or settings.base or settings.input_size:
+        raise SettingsError(
+            "verify compares one directory or repository as it is: make one with `florence convert`, its "
+            "--base and --adapter, and unset FLORENCE_ADAPTER, FLORENCE_BASE and FLORENCE_INPUT_SIZE"
+        )
     device = settings.device.partition(",")[0]  # a list: a service's workers
     pictures = own_pictures(list_pictures([arguments.pictures])) if arguments.pictures else bundled_pictures()
 

@@ -77,6 +77,9 @@ class Florence2:
         name: str,
         *,
         revision: str | None = None,
+        base: str | None = None,
+        adapter: str | None = None,
+        input_size: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
         limits: ImageLimits | None = None,
@@ -92,6 +95,9 @@ class Florence2:
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
+        `base`: a checkpoint that gives the tokenizer and the preprocessor which this one lacks. `adapter`: a
+        LoRA adapter, a directory or a hub id, which is merged into the weights. `input_size`: pixels of the
+        square that pictures are resized to, a multiple of 32, in place of the preprocessor's.
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
         layers, on a CPU with VNNI). `limits`: on pictures. `config`: of the engine; its default suits the
@@ -110,6 +116,9 @@ class Florence2:
         loaded = load(
             name,
             revision=revision,
+            base=base,
+            adapter=adapter,
+            input_size=input_size,
             device=device,
             dtype=dtype,
             limits=limits or DEFAULT_LIMITS,
@@ -140,6 +149,9 @@ class Florence2:
         return cls.load(
             settings.model,
             revision=settings.revision,
+            base=settings.base,
+            adapter=settings.adapter,
+            input_size=settings.input_size,
             device=device,
             dtype=settings.dtype,
             limits=settings.image_limits,

@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from florence.checkpoint.adapter_config import read_adapter_config
 from florence.checkpoint.config import read_config
-from florence.checkpoint.hub import resolve_checkpoint
+from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 from florence.checkpoint.preprocessing import read_preprocessing
 from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.runner import Runner
+from florence.engine.device.sizing import Needs, fit_memory
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.errors import CheckpointError
@@ -55,6 +57,9 @@ def load(
     name: str,
     *,
     revision: str | None,
+    base: str | None,
+    adapter: str | None,
+    input_size: int | None,
     device: str,
     dtype: str,
     limits: ImageLimits,
@@ -71,23 +76,48 @@ def load(
     """
     placed = pick_device(device)
     weights_dtype = pick_dtype(dtype, placed)
-    checkpoint = resolve_checkpoint(name, revision)
+    checkpoint = resolve_checkpoint(name, revision, base)
+    merged = None if adapter is None else resolve_adapter(adapter)
+    label = checkpoint.label
+    if merged is not None:
+        label = f"{label} + {merged.label}"
+        trained_on = read_adapter_config(merged.directory).base or "a checkpoint that it does not name"
+        log.info("merging the adapter %s, which was trained on %s", merged.label, trained_on)
     files = read_config(checkpoint.directory)
-    preprocessing = read_preprocessing(checkpoint.directory)
+    preprocessing = read_preprocessing(checkpoint.preprocessor, input_size)
     config = _fit_tokens(files, preprocessing, config)
-    tokenizer = load_tokenizer(checkpoint.directory, files.text.vocab_size)
+    tokenizer = load_tokenizer(checkpoint.tokenizer, files.text.vocab_size)
     normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
     if placed.type == "cpu":
         keep_freed_memory()
         bound_kernel_caches()
-    model = load_model(checkpoint.directory, files, normalize, tokenizer.size, placed, weights_dtype)
+    model = load_model(
+        checkpoint.directory,
+        files,
+        normalize,
+        tokenizer.size,
+        placed,
+        weights_dtype,
+        None if merged is None else (merged.label, merged.directory),
+    )
     parameters = count_parameters(model)
     if dtype == INT8:
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
     if config.cpu_kernels == "auto":
         pack(model, config.threads)
+    backend = Backend.for_device(
+        model.device,
+        model.dtype,
+        model.config.text.decoder_head_dim,
+        cpu_kernels=config.cpu_kernels,
+        threads=config.threads,
+    )
+    picture_tokens = _picture_tokens(preprocessing)
+    encoder_room = picture_tokens + config.max_prompt_tokens
+    needs = Needs.of(files, encoder_room, (preprocessing.height, preprocessing.width), weights_dtype.itemsize)
+    config = fit_memory(config, needs, backend.memory.free_bytes())
     pipeline = Pipeline(
-        checkpoint=checkpoint.label,
+        checkpoint=label,
         tokenizer=tokenizer,
         defaults=files.generation,
         max_new_tokens=config.max_new_tokens,
@@ -98,6 +128,7 @@ def load(
     info = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,
+        "adapter": None if merged is None else merged.label,
         "parameters": parameters,
         "device": str(placed),
         "dtype": INT8 if dtype == INT8 else str(weights_dtype).removeprefix("torch."),
@@ -106,14 +137,6 @@ def load(
         "generation": asdict(files.generation) | asdict(pipeline.options(GenerationParameters())),
         "tasks": list(pipeline.tasks),
     }
-    backend = Backend.for_device(
-        model.device,
-        model.dtype,
-        model.config.text.decoder_head_dim,
-        cpu_kernels=config.cpu_kernels,
-        threads=config.threads,
-    )
-    picture_tokens = _picture_tokens(preprocessing)
     runner = Runner(
         model,
         config.max_batch_size,
@@ -121,7 +144,7 @@ def load(
         picture_tokens=picture_tokens,
         encode_batch=config.max_encode_batch,
         picture_size=(preprocessing.height, preprocessing.width),
-        encoder_room=picture_tokens + config.max_prompt_tokens,
+        encoder_room=encoder_room,
         decoder_room=config.max_new_tokens,
         feature_bytes=config.picture_cache_bytes,
         reserved=config.reserved,
@@ -135,7 +158,7 @@ def load(
     engine = Engine(runner, config, observer=observer, on_broken=on_broken)
     log.info(
         "loaded %s on %s as %s, with caches of %.0f MiB for %d requests of %d beams in all",
-        checkpoint.label, info["device"], info["dtype"],
+        label, info["device"], info["dtype"],
         runner.caches.nbytes / 2**20, runner.sizes.slots, runner.sizes.rows,
     )  # fmt: skip
     log.info("%d readers of pictures decode in %.0f MiB together", len(reading), limits.decode_bytes / 2**20)
@@ -158,8 +181,8 @@ def _fit_tokens(model: ModelConfig, preprocessing: Preprocessing, config: Engine
     most = STRIDE * model.vision.max_positions
     if height % STRIDE or width % STRIDE or max(height, width) > most:
         raise CheckpointError(
-            f"preprocessor_config.json resizes to {height}x{width} pixels; "
-            f"the tower needs multiples of {STRIDE} up to {most}"
+            f"pictures would be resized to {height}x{width} pixels, as preprocessor_config.json or "
+            f"FLORENCE_INPUT_SIZE says; the tower needs multiples of {STRIDE} up to {most}"
         )
     picture_tokens = _picture_tokens(preprocessing)
     room = model.text.max_positions - picture_tokens

@@ -80,10 +80,12 @@ GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its messa
 
 def fetch_checkpoint(settings: Settings) -> None:
     """Download the checkpoint's files once for all workers. Ends the process where that fails."""
-    from florence.checkpoint.hub import resolve_checkpoint
+    from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 
     try:
-        resolve_checkpoint(settings.model, settings.revision)
+        resolve_checkpoint(settings.model, settings.revision, settings.base)
+        if settings.adapter:
+            resolve_adapter(settings.adapter)
     except FlorenceError as error:
         sys.exit(f"florence: {error}")
 
@@ -271,7 +273,8 @@ def build_service(
         "__doc__": TaskService.__doc__,
     }
     if {"model", "revision"} & settings.model_fields_set:
-        members["checkpoint"] = CheckpointModel(settings.model, settings.revision)  # for `bentoml build`
+        wanted = (settings.model, settings.revision, settings.base)
+        members["checkpoint"] = CheckpointModel(*wanted)  # for `bentoml build`
     on_gpus = [int(device.removeprefix("cuda:")) for device in devices if device != "cpu"]
     variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
     decorate: Any = bentoml.service(

@@ -13,6 +13,7 @@ from florence.types.results import config_with_example
 _EXAMPLE = {
     "checkpoint": "mrhendrey/Florence-2-large-ft-safetensors",
     "revision": "0123456789abcdef0123456789abcdef01234567",
+    "adapter": None,
     "parameters": 776_465_408,
     "device": "cuda:0",
     "dtype": "bfloat16",
@@ -84,6 +85,9 @@ class ModelInfo(BaseModel):
 
     checkpoint: str = Field(description="A hub id, a directory, or demo.")
     revision: str | None = Field(description="The commit, of a checkpoint from the hub.")
+    adapter: str | None = Field(
+        default=None, description="The LoRA adapter that is merged into the weights; null: none."
+    )
     parameters: int = Field(description="Numbers in the checkpoint.")
     device: str = Field(description="cpu, or cuda:<n>.")
     dtype: str = Field(description="Type of the weights.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, StepShape
+from florence.engine.device.search_state import RUNNING, SearchState, StepShape
 from florence.model.attention import DecodeBatch
 
 
@@ -23,7 +23,8 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
     step = _Step(state, batch, shape)
     tokens, logprobs, faulty = step.candidates_of_rows(logits)
     step.choose(tokens, logprobs)
-    state.status[batch.slots] = torch.where(step.running & faulty, FAULTY, state.status[batch.slots])
+    faulty = step.running & faulty
+    state.status[batch.slots] = torch.where(faulty, state.constants.faulty, state.status[batch.slots])
 
 
 class _Step:
@@ -48,7 +49,7 @@ class _Step:
         request's logits are NaN or infinite, [n]."""
         batch, rules = self.batch, self.state.rules
         normalizer = logits.logsumexp(-1)  # [r]
-        faulty = self._by_request(~normalizer.isfinite()[:, None], fill=False).flatten(1).any(-1)
+        faulty = (~normalizer.isfinite()[batch.rows_of] & batch.is_beam).any(-1)
         self._ban(logits)
         if self.shape.greedy:  # greedy search normalises after the rules, beam search before
             greedy = (self.beams == 1)[batch.request_of]
@@ -73,22 +74,21 @@ class _Step:
         sizes = state.ngram_sizes[batch.slots]
         known = self.positions <= self.generated[:, None]  # [n, t]
         banned = (self.suffix_matches >= (sizes - 1)[:, None, None]) & (known & (sizes > 0)[:, None])[:, None]
-        limits = torch.where(banned, -torch.inf, torch.inf)  # [n, k, t]
+        limits = torch.where(banned, state.constants.minus_infinity, state.constants.infinity)  # [n, k, t]
         rows = batch.request_of, batch.beam_of
         logits.scatter_reduce_(1, self.sequences[rows], limits[rows].to(logits.dtype), "amin")
         early = (self.generated < state.min_new_tokens[batch.slots])[batch.request_of]
-        eos_id = state.rules.eos_id
-        logits[:, eos_id] = torch.where(early, -torch.inf, logits[:, eos_id])
+        logits[:, state.rules.eos_id].masked_fill_(early, -torch.inf)
 
     def choose(self, tokens: Tensor, logprobs: Tensor) -> None:
         """From candidates [r, 2k] to the next beams and the finished hypotheses."""
         state, beams = self.state, self.shape.beams
         totals = state.totals[self.batch.slots, :beams]  # [n, k]
-        offered = self._by_request(logprobs, fill=-torch.inf)  # [n, k, c]
+        offered = self._by_request(logprobs, state.constants.minus_infinity)  # [n, k, c]
         width = offered.shape[-1]
         best, flat = (offered + totals[..., None]).flatten(1).topk(2 * beams if width > 1 else beams, dim=-1)
         parents = flat // width  # [n, 2k] each
-        token = self._by_request(tokens, fill=0).flatten(1).gather(1, flat)
+        token = self._by_request(tokens, state.constants.zero).flatten(1).gather(1, flat)
         logprob = offered.flatten(1).gather(1, flat)
         rank = torch.arange(best.shape[1], device=best.device)
         counts = rank < 2 * self.beams[:, None]
@@ -107,7 +107,7 @@ class _Step:
         chosen.scatter_(1, target, rank.expand_as(target))
         chosen = chosen[:, :beams]  # [n, k] ranks
         is_open = torch.arange(beams, device=best.device) < torch.minimum(self.beams, nth[:, -1] + 1)[:, None]
-        next_totals = torch.where(is_open, best.gather(1, chosen), -torch.inf)
+        next_totals = torch.where(is_open, best.gather(1, chosen), state.constants.minus_infinity)
         at_limit = self.running & ~done & (self.generated + 1 == self.max_new_tokens)
         if self._may_be_last():
             hypotheses.add_open(chosen, is_open & at_limit[:, None], next_totals)
@@ -138,7 +138,8 @@ class _Step:
         here = self.positions == (self.generated + 1)[:, None, None]  # [n, 1, t]
         matches = self.suffix_matches.gather(1, parent)
         sequences = torch.where(here, token[..., None], self.sequences.gather(1, parent))
-        grown = torch.where(sequences[..., :-1] == token[..., None], matches[..., :-1] + 1, 0)
+        repeated = sequences[..., :-1] == token[..., None]
+        grown = torch.where(repeated, matches[..., :-1] + 1, state.constants.zero)
         matches = torch.cat([torch.zeros_like(matches[..., :1]), grown], dim=-1)
         history = state.logprobs[slots, :k, :t].gather(1, parent)
         history = torch.where(here, logprob[..., None], history)
@@ -154,11 +155,12 @@ class _Step:
             buffer[slots, :k, :t] = torch.where(self.running[:, None, None], new, old)
         state.totals[slots, :k] = torch.where(self.running[:, None], totals, state.totals[slots, :k])
         state.generated[slots] += self.running
-        state.status[slots] = torch.where(self.running & done, DONE, state.status[slots])
+        state.status[slots] = torch.where(self.running & done, state.constants.done, state.status[slots])
 
-    def _by_request(self, values: Tensor, fill: float) -> Tensor:
+    def _by_request(self, values: Tensor, fill: Tensor) -> Tensor:
         """Values of the rows [r, any] by request, [n, k, any]; `fill` where a request has fewer beams."""
-        return values[self.batch.rows_of].masked_fill(~self.batch.is_beam[..., None], fill)
+        result: Tensor = torch.where(self.batch.is_beam[..., None], values[self.batch.rows_of], fill)
+        return result
 
 
 class _Finished:
@@ -180,7 +182,7 @@ class _Finished:
     def worst(self) -> Tensor:
         """The lowest score, [n]; +inf where there is no hypothesis."""
         kept = self._indices < self.count[:, None]
-        return torch.where(kept, self.scores, torch.inf).amin(-1)
+        return torch.where(kept, self.scores, self._step.state.constants.infinity).amin(-1)
 
     def add_all(self, wanted: Tensor, totals: Tensor) -> None:
         """Add the candidates that are `wanted` [n, 2k], in the order of their rank, with their totals [n,
@@ -210,11 +212,11 @@ class _Finished:
         # It replaces the worst one; of equals, the oldest.
         kept = self._indices < self.count[:, None]
         is_worst = kept & (self.scores == worst[:, None])
-        oldest = torch.where(is_worst, self.order, torch.iinfo(torch.int64).max).argmin(-1)
+        oldest = torch.where(is_worst, self.order, step.state.constants.largest).argmin(-1)
         index = torch.where(full, oldest, self.count)
         here = (self._indices == index[:, None]) & keep[:, None]  # [n, k]
         self.scores = torch.where(here, score[:, None], self.scores)
-        newest = torch.where(kept, self.order, -1).amax(-1) + 1
+        newest = torch.where(kept, self.order, step.state.constants.minus_one).amax(-1) + 1
         self.order = torch.where(here, newest[:, None], self.order)
         self.lengths = torch.where(here, generated[:, None], self.lengths)
         self.count = self.count + (keep & ~full)
@@ -244,6 +246,6 @@ class _Finished:
 
 def _force(tokens: Tensor, logprobs: Tensor, forced: Tensor, token: int) -> None:
     """Make `token` the only candidate, with log-probability 0, in the rows where `forced` [r]."""
-    tokens[:, 0] = torch.where(forced, token, tokens[:, 0])
-    first = torch.arange(logprobs.shape[1], device=logprobs.device) == 0
-    logprobs.copy_(torch.where(forced[:, None], torch.where(first, 0.0, -torch.inf), logprobs))
+    tokens[:, 0].masked_fill_(forced, token)
+    logprobs.masked_fill_(forced[:, None], -torch.inf)
+    logprobs[:, 0].masked_fill_(forced, 0.0)

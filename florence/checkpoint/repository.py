@@ -1,0 +1,120 @@
+"""Files of the hub's repositories, downloaded to its cache, with errors that say what the user can do.
+
+Knows nothing about what the files are for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from florence.errors import CheckpointError
+
+_HUB_ID = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(@(?P<revision>\w[\w./-]*))?(:(?P<folder>\w[\w.-]*(/\w[\w.-]*)*))?"
+)
+
+
+class NotUsable(CheckpointError):
+    """A repository that is not there, can't be reached, or has no weights that are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A folder ("": the top) of a repository of the hub at a revision."""
+
+    owner_and_name: str
+    revision: str | None
+    folder: str
+
+    @classmethod
+    def parse(cls, name: str, revision: str | None = None) -> Repository:
+        """From `owner/name[@revision][:folder]`. Raises `CheckpointError` for other names, and for two
+        revisions."""
+        parts = _HUB_ID.fullmatch(name)
+        if parts is None:
+            raise CheckpointError(
+                f"there is no checkpoint {name!r}: expected a directory, a repository of the hub such as "
+                "florence-community/Florence-2-large-ft or owner/name:folder, or demo"
+            )
+        if parts["revision"] and revision:
+            raise CheckpointError(f"{name!r} names a revision, and {revision!r} is another: give one of them")
+        return cls(parts["repository"], parts["revision"] or revision, parts["folder"] or "")
+
+    @property
+    def name(self) -> str:
+        """Without the revision."""
+        return f"{self.owner_and_name}:{self.folder}" if self.folder else self.owner_and_name
+
+    def fetch(self, patterns: Sequence[str]) -> Path:
+        """The directory of the folder with the files of these patterns, but none of a deeper folder."""
+        with _hub_errors(self):
+            top = snapshot_download(
+                self.owner_and_name,
+                revision=self.revision,
+                allow_patterns=[self._stem + pattern for pattern in patterns],
+                ignore_patterns=[f"{self._stem}*/*"],
+            )
+        return Path(top) / self.folder
+
+    def commit_of(self, directory: Path) -> str:
+        """The commit of what `fetch` returned."""
+        depth = len(Path(self.folder).parts)
+        return directory.parents[depth - 1].name if depth else directory.name
+
+    def list_files(self) -> list[str]:
+        """Names of all files in the folder and below it; none where the hub must not be asked."""
+        if constants.HF_HUB_OFFLINE:
+            return []
+        with _hub_errors(self):
+            names = HfApi().list_repo_files(self.owner_and_name, revision=self.revision)
+        return [name.removeprefix(self._stem) for name in names if name.startswith(self._stem)]
+
+    @property
+    def _stem(self) -> str:
+        return f"{self.folder}/" if self.folder else ""
+
+
+@contextmanager
+def _hub_errors(repository: Repository) -> Iterator[None]:
+    """Turn the hub library's errors into a `CheckpointError` that says what the user can do."""
+    name, revision = repository.owner_and_name, repository.revision
+    try:
+        yield
+    except GatedRepoError as error:
+        raise NotUsable(
+            f"the repository {name} is gated: accept its terms on its page, then set HF_TOKEN to your token"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise NotUsable(f"the repository {name} has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise NotUsable(
+            f"the hub ({constants.ENDPOINT}) has no repository {name}, or it is private: "
+            "check the spelling, or set HF_TOKEN to a token that may read it"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        unreachable = f"the hub ({constants.ENDPOINT}) can't be reached"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable
+        raise NotUsable(
+            f"{name} can't be loaded: {why}, and the cache ({constants.HF_HUB_CACHE}) has no complete copy. "
+            "Without the hub there are two ways out: give a local directory that holds the checkpoint, "
+            "or set FLORENCE_MODEL=demo for the small one that comes with florence"
+        ) from error
+    except Exception as error:  # the HTTP library under the hub's differs between its versions
+        raise CheckpointError(
+            f"the download of {name} from the hub ({constants.ENDPOINT}) did not finish: {error}. "
+            "Files that were finished are kept: run the same again to fetch the rest"
+        ) from error

@@ -1,0 +1,79 @@
+"""Pickled tensors to one safetensors file: a program for a process of its own.
+
+`python -m florence.convert.pickled OUT MEMORY FILE...`. The one place that opens a pickle, and only with
+`weights_only=True`, which builds tensors and calls nothing else. It takes no more than MEMORY bytes, so that
+a small file can't fill the machine's. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the tensors of all files into one; ends the process with one line on stderr where that fails."""
+    out, memory, *files = arguments
+    limit_process(int(memory))
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= named_tensors(torch.load(file, map_location="cpu", weights_only=True))
+            save_file(plain(tensors), out, {"format": "pt"})
+        except Exception as error:  # noqa: BLE001  (torch raises many kinds for a file that it can't read)
+            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+                sys.exit(f"{file} takes more than the {memory} bytes of memory allowed; see --memory-gib")
+            sys.exit(f"{file} can't be read as tensors and nothing else: {shortened(error)}")
+
+
+def limit_process(memory: int) -> None:
+    """Bound the memory that this process takes from now on, and the size of a file that it writes."""
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (used + memory, used + memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def named_tensors(content: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict, which may stand under `state_dict`, `model` or `module` in what a trainer
+    saved. ValueError where there are none."""
+    for key in ("state_dict", "model", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    named = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(name): value.detach() for name, value in named if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"it holds {type(content).__name__} without named tensors")
+    return tensors
+
+
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: contiguous, each with memory of its own; of several names for
+    one tensor, as tied weights have, the first."""
+    kept: dict[str, Tensor] = {}
+    seen: set[object] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if same in seen and tensor.numel():
+            continue
+        alone = storage.data_ptr() not in seen and storage.nbytes() == tensor.nbytes
+        kept[name] = tensor if alone and tensor.is_contiguous() else tensor.contiguous().clone()
+        seen |= {same, storage.data_ptr()}
+    return kept
+
+
+def shortened(error: Exception) -> str:
+    """The beginning of an error, in one line."""
+    return " ".join(str(error).partition(". ")[0].split())[:300] or type(error).__name__
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
