@@ -170,6 +170,9 @@ class Settings(BaseSettings):
         description="Decode JPEGs of at least twice the model's input size at a half, a quarter or an eighth "
         "of their size: faster, and pixels differ a little.",
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="`json` writes each line of the log as a JSON object."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`info` writes a line for each answer, `warning` only what went wrong."
     )

@@ -28,9 +28,12 @@ _SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class EngineMetrics(Observer):
-    """Counts the events of one engine. labels: those of BentoML's batch sizes beside the method's name."""
+    """Counts the events of one engine. labels: those of BentoML's batch sizes beside the method's name;
+    on_finished: gets each report too."""
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, labels: Mapping[str, str], on_finished: Callable[[RequestReport], None] | None = None
+    ) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         # Not the global one, where two services in one process would clash. BentoML reads the files.
@@ -85,6 +88,7 @@ class EngineMetrics(Observer):
         self._ready = gauge("ready_seconds", "From a worker's start until it was ready", mode="livemax")
         labels_of_build = ("version", "python", *_LIBRARIES, "checkpoint", "device", "dtype")
         self._build = gauge("build_info", "What runs; always 1", *labels_of_build, mode="livemax")
+        self._on_finished = on_finished
         self._memory: Callable[[], Mapping[str, int]] = dict
 
     def ready(self, info: Mapping[str, Any], memory: Callable[[], Mapping[str, int]], seconds: float) -> None:
@@ -108,6 +112,8 @@ class EngineMetrics(Observer):
         self._requests.labels(report.outcome.value).inc()
         if report.owner:
             self._keys.labels(report.owner, report.outcome.value).inc()
+        if self._on_finished is not None:
+            self._on_finished(report)
 
     def reading(self, change: int) -> None:
         self._reading.inc(change)

@@ -30,6 +30,7 @@ from florence.server.bodies import BodyBudget
 from florence.server.connections import bound_connections
 from florence.server.gpu_metrics import gpu_lines
 from florence.server.http_metrics import CountRequests, metrics_endpoint
+from florence.server.json_log import log_json
 from florence.server.keys import ApiKeys, caller, keys_of
 from florence.server.metrics import EngineMetrics
 from florence.server.middleware import (
@@ -41,6 +42,7 @@ from florence.server.middleware import (
     V2Routes,
     WhileLoading,
 )
+from florence.server.request_ids import RequestIds
 from florence.server.supervisor import (
     end_serving,
     end_with_supervisor,
@@ -49,6 +51,7 @@ from florence.server.supervisor import (
     leave,
     prepare_supervisor,
 )
+from florence.server.tracing import bentoml_tracing, trace_request
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
 from florence.server.typed.openapi import create_about_app
@@ -119,7 +122,8 @@ def engine_metrics() -> EngineMetrics:
             "worker_index": str(context.worker_index or 1),
             "service_version": context.bento_version,
             "service_name": context.bento_name,
-        }
+        },
+        functools.partial(trace_request, provider=bentoml_tracing()),
     )
 
 
@@ -168,6 +172,8 @@ class TaskService:
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
         escape_what_clients_write()
+        if self.settings.log_format == "json":
+            log_json()
         end_with_supervisor()
         self.started = time.monotonic()
         self.timeout_s = self.settings.timeout_s
@@ -319,6 +325,8 @@ def known_paths(built: Any, about: Starlette, served: ServedModel) -> set[str]:
 
 
 def _before_workers(settings: Settings, fetch: Fetch) -> None:
+    if settings.log_format == "json":
+        log_json()
     prepare_supervisor()
     fetch(settings)
 
@@ -341,6 +349,7 @@ def middleware_of(
     """
     budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
+        Middleware(RequestIds),
         *([cors(origins)] if origins else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
         Middleware(
