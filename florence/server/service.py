@@ -28,11 +28,9 @@ from florence.errors import Closed, EngineError, FlorenceError
 from florence.server.access_log import escape_what_clients_write
 from florence.server.bodies import BodyBudget
 from florence.server.connections import bound_connections
-from florence.server.gpu_metrics import gpu_lines
 from florence.server.http_metrics import CountRequests, metrics_endpoint
 from florence.server.json_log import log_json
 from florence.server.keys import ApiKeys, caller, keys_of
-from florence.server.metrics import EngineMetrics
 from florence.server.middleware import (
     BodyLimit,
     CancelOnDisconnect,
@@ -51,13 +49,13 @@ from florence.server.supervisor import (
     leave,
     prepare_supervisor,
 )
-from florence.server.tracing import bentoml_tracing, trace_request
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint
 from florence.server.typed.openapi import create_about_app
 from florence.server.v2.http_app import V2App, infer_paths, v2_paths
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.model import ServedModel
+from florence.server.worker_metrics import engine_metrics, triton_metrics
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
@@ -113,30 +111,9 @@ def let_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def engine_metrics() -> EngineMetrics:
-    """Metrics with the labels of BentoML's own batches in this worker."""
-    context = bentoml.server_context
-    return EngineMetrics(
-        {
-            "runner_name": "florence2",
-            "worker_index": str(context.worker_index or 1),
-            "service_version": context.bento_version,
-            "service_name": context.bento_name,
-        },
-        functools.partial(trace_request, provider=bentoml_tracing()),
-    )
-
-
-def triton_metrics(inference: Inference) -> str:
-    """The metrics that have Triton's names: of v2 requests and of the GPUs."""
-    import pynvml  # type: ignore[import-untyped]
-
-    return inference.statistics.as_metrics() + "".join(map(str, gpu_lines(pynvml)))
-
-
 def count_gpus() -> int:
     """GPUs that CUDA shows to the workers, asked of the driver: the supervisor does not load torch."""
-    import pynvml
+    import pynvml  # type: ignore[import-untyped]
 
     try:
         pynvml.nvmlInit()
@@ -299,7 +276,7 @@ def build_service(
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
     about = create_about_app(inference, settings.max_body_bytes)
-    triton = functools.partial(triton_metrics, inference)
+    triton = functools.partial(triton_metrics, inference.statistics)
     about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
     built.mount_asgi_app(about)
     built.add_asgi_middleware(
