@@ -170,6 +170,7 @@ def served(shared_model: FakeModel) -> FakeModel:
     """The model of the one service, as if nothing had been asked yet."""
     shared_model.calls.clear()
     shared_model.error = None
+    shared_model.own = []
     return shared_model
 
 

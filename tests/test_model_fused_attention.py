@@ -17,7 +17,7 @@ from florence.checkpoint.config import read_config
 from florence.errors import EngineError
 from florence.model import fused_attention
 from florence.model.config import ModelConfig
-from florence.model.fused_attention import EFFICIENT, FLASH, MATH, Trial, pin_attention, trials_of
+from florence.model.fused_attention import EFFICIENT, FLASH, MATH, BackendTrial, pin_attention, trials_of
 
 BEAMS, LENGTHS, ROOM = (1, 3, 8), (64, 128), 128
 
@@ -43,7 +43,7 @@ def switches() -> Iterator[None]:
     cuda.enable_cudnn_sdp(cudnn)
 
 
-def trials(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Iterator[Trial]:
+def trials(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Iterator[BackendTrial]:
     return trials_of(config, LENGTHS, ROOM, BEAMS, torch.device("cpu"), dtype)
 
 

@@ -1,4 +1,4 @@
-"""One declaration of the generation options: every door offers exactly `GenerationParameters`' fields."""
+"""One declaration of the generation options: every door offers exactly `RequestParameters`' fields."""
 
 from __future__ import annotations
 
@@ -16,46 +16,63 @@ from florence.model.config import GenerationDefaults
 from florence.runtime.florence2 import RunOptions
 from florence.runtime.pipeline import Pipeline
 from florence.server.typed.analysis import AnalyzeInput
-from florence.server.typed.endpoints import INPUT_TYPES, PictureInput
+from florence.server.typed.endpoints import INPUT_TYPES, PictureInput, PromptInput
 from florence.server.typed.openapi import openapi_document
 from florence.server.v2.inference import generation_options
 from florence.types.info import GenerationSettings
-from florence.types.options import GenerationKeywords, GenerationParameters, allowed_values
+from florence.types.options import GenerationParameters, RequestKeywords, RequestParameters, allowed_values
 from florence.types.tasks import Input
 
-OPTIONS = GenerationParameters.model_fields
+OPTIONS = RequestParameters.model_fields
+INPUTS = (*INPUT_TYPES.values(), PromptInput, AnalyzeInput)
+OTHERS = {"image", "text", "region", "tasks", "prompt", "answer_as"}
 WISHED: dict[str, Any] = {
-    "num_beams": 5,
+    "num_beams": 1,
     "max_new_tokens": 40,
     "min_new_tokens": 4,
     "no_repeat_ngram_size": 2,
     "early_stopping": "never",
     "length_penalty": -0.5,
+    "repetition_penalty": 1.25,
+    "do_sample": True,
+    "temperature": 0.75,
+    "top_k": 30,
+    "top_p": 0.875,
+    "seed": 2**53 - 1,
+    "pictures": "original",
+    "background": "#102030",
+    "min_score": 0.25,
+    "labels": ("car", "red door"),
+    "nms_iou": 0.6,
+    "nms_agnostic": True,
+    "min_size": 12.5,
+    "max_items": 7,
 }
+SENT = {**WISHED, "labels": "car,red door", "nms_agnostic": "true"}  # where a value is text
 
 
 def test_every_option_has_a_value_in_these_tests() -> None:
     """So that a new option is tested at each door."""
     assert list(WISHED) == list(OPTIONS)
-    assert set(GenerationParameters(**WISHED).model_dump().values()) == set(WISHED.values())
+    assert set(RequestParameters(**WISHED).model_dump().values()) == set(WISHED.values())
 
 
 def test_keyword_arguments_have_the_models_names_and_types() -> None:
     """The one TypedDict is the model's, field by field; library and client add only other options."""
-    declared = get_type_hints(GenerationParameters)
+    declared = get_type_hints(RequestParameters)
     hints = {name: declared[name] for name in OPTIONS}
-    assert get_type_hints(GenerationKeywords) == hints
+    assert get_type_hints(RequestKeywords) == hints
     assert {name: hint for name, hint in get_type_hints(RunOptions).items() if name in OPTIONS} == hints
     assert {name: hint for name, hint in get_type_hints(CallOptions).items() if name in OPTIONS} == hints
     assert get_type_hints(RunOptions).keys() - OPTIONS.keys() >= {"region", "timeout_s"}
     assert get_type_hints(CallOptions).keys() - OPTIONS.keys() == {"timeout_s"}
 
 
-@pytest.mark.parametrize("model", [*INPUT_TYPES.values(), AnalyzeInput], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", INPUTS, ids=lambda model: model.__name__)
 def test_typed_endpoints_take_them_all(model: type[PictureInput]) -> None:
     """With the same types and bounds; beside them are the picture and what the task takes."""
-    assert set(model.model_fields) - set(OPTIONS) <= {"image", "text", "region", "tasks"}
-    declared = GenerationParameters.model_json_schema()["properties"]
+    assert set(model.model_fields) - set(OPTIONS) <= OTHERS
+    declared = RequestParameters.model_json_schema()["properties"]
     taken = model.model_json_schema()["properties"]
     assert {name: taken[name] for name in OPTIONS} == declared
 
@@ -68,16 +85,17 @@ def test_the_openapi_document_shows_them_all() -> None:
 
 
 def test_v2_parameters_are_read_by_the_same_names() -> None:
-    """Others are ignored, as Triton's own are."""
-    assert generation_options({**WISHED, "sequence_id": 1}) == GenerationParameters(**WISHED)
+    """Others are ignored, as Triton's own are, and options of sampling where nothing is sampled."""
+    assert generation_options({"temperature": 0, "seed": "x", "top_k": 1}) == RequestParameters()
+    assert generation_options({**SENT, "sequence_id": 1}) == RequestParameters(**WISHED)
 
 
 def test_the_command_line_has_a_flag_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     """With its bounds in the help; the values come out as the model's."""
-    flags = [part for name, value in WISHED.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [part for name, value in SENT.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     for command in (["run", "p.png", "caption"], ["bulk", "p.png", "--task", "caption", "--out", "o"]):
-        assert read_options(make_parser().parse_args([*command, *flags])) == GenerationParameters(**WISHED)
-        assert read_options(make_parser().parse_args(command)) == GenerationParameters()
+        assert read_options(make_parser().parse_args([*command, *flags])) == RequestParameters(**WISHED)
+        assert read_options(make_parser().parse_args(command)) == RequestParameters()
         with pytest.raises(SystemExit):
             make_parser().parse_args([command[0], "--help"])
         printed = " ".join(capsys.readouterr().out.split())
@@ -94,15 +112,40 @@ def test_the_engine_gets_each_of_them() -> None:
     """Resolved: what is asked for is what the engine is told, and nothing is None where it is not."""
     defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2)
     pipeline = Pipeline("none", None, defaults, 1024)  # type: ignore[arg-type]
-    assert [field.name for field in fields(GenerationOptions)] == list(OPTIONS)
-    assert pipeline.options(GenerationParameters(**WISHED)) == GenerationOptions(**WISHED)
+    assert [field.name for field in fields(GenerationOptions)] == list(GenerationParameters.model_fields)
+    generation = {name: WISHED[name] for name in GenerationParameters.model_fields}
+    assert pipeline.options(RequestParameters(**WISHED)) == GenerationOptions(**generation)
     silent = pipeline.options(GenerationParameters())
-    assert silent == GenerationOptions(3, 1024, 0, 3, True, 1.0)
+    assert silent == GenerationOptions(3, 1024, 0, 3, True, 1.0, top_k=50)
+
+
+def test_a_request_that_samples_has_one_beam_and_a_seed() -> None:
+    """Unless it says another number of beams, which is refused. A seed that is left out is a new one."""
+    pipeline = Pipeline("none", None, GenerationDefaults(3, 3, True, 1.0, 0, 2), 1024)  # type: ignore[arg-type]
+    made = [pipeline.options(GenerationParameters(do_sample=True)) for _ in range(9)]
+    assert {(each.num_beams, each.do_sample) for each in made} == {(1, True)}
+    assert len({each.seed for each in made}) == 9
+    assert all(each.seed is not None and 0 <= each.seed < 2**32 for each in made)
+
+
+def test_a_checkpoints_own_settings_hold_where_a_request_is_silent() -> None:
+    """Also for sampling, which itself a request alone can ask for."""
+    defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2, 1.5, 0.5, 7, 0.25)
+    pipeline = Pipeline("none", None, defaults, 1024)  # type: ignore[arg-type]
+    off = GenerationParameters(do_sample=False, temperature=0.5, seed=1)  # for a client with a switch
+    assert not pipeline.options(off).do_sample
+    silent, asked = (pipeline.options(GenerationParameters(do_sample=wish)) for wish in (None, True))
+    assert (silent.do_sample, silent.repetition_penalty) == (False, 1.5)
+    assert (asked.repetition_penalty, asked.temperature, asked.top_k, asked.top_p) == (1.5, 0.5, 7, 0.25)
 
 
 def test_info_says_each_of_them() -> None:
     """How the model generates where a request does not say."""
-    assert set(GenerationSettings.model_fields) == {*OPTIONS, "forced_bos_id", "forced_eos_id"}
+    assert set(GenerationSettings.model_fields) == {
+        *GenerationParameters.model_fields,
+        "forced_bos_id",
+        "forced_eos_id",
+    }
 
 
 @pytest.mark.parametrize("number", [0, 1, 0.0, 1.0])

@@ -66,6 +66,7 @@ def test_options_reach_the_model_and_foreign_parameters_do_not(app: Starlette, m
         "max_new_tokens": 5,
         "early_stopping": False,
         "timeout_s": 5.0,
+        "pictures": "original",
     }
 
 

@@ -55,14 +55,16 @@ def closed_loop(
     for _ in range(concurrency):
         scheduler.add(_Request(now))
     while len(answers) < (ROUNDS + 1) * concurrency:
-        started = now
-        while now - started < scheduler.budget_s(len(decoding)):
+        started, parts = now, 0
+        while scheduler.has_time(now - started, len(decoding), parts):
             taken = scheduler.take(len(decoding), lambda waiting: len(list(waiting)))
             if not taken:
                 break
             seconds = encode_s(len(taken))
             now += seconds
+            scheduler.part_ended(seconds)  # an encode is one part here
             scheduler.encoded(len(taken), seconds)
+            parts = 1
             decoding += taken
         now += step_s(max(request.steps for request in decoding) + 2)
         scheduler.stepped()

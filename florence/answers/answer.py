@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from florence.answers.lexemes import Piece, Scorer
+from florence.answers.lexemes import Piece
 from florence.answers.original import post_process_text, read_text
+from florence.answers.scorer import Scorer, TokenFacts
 from florence.answers.typed import parse_result
 from florence.export.annotation import DrawableAnswer
 from florence.types.answer import TaskAnswer, Timings, Usage
+from florence.types.bounds import Sums
 from florence.types.regions import read_image_size
 from florence.types.results import Result
 from florence.types.tasks import TASKS, Task
@@ -40,13 +42,23 @@ class Answer(TaskAnswer[Result]):
         "token is given. 0 for tokens that were forced.",
     )
 
+    _asked: Task | None = PrivateAttr(None)
+
     def florence(self) -> dict[str, Any]:
         """The original's JSON: what `post_process_generation(text=raw_text, task, image_size)` gives.
 
-        Raises RequestError in the one case that the original refuses: a location number beyond 64 bits.
+        Of a task that is not built in: what it would give for one of that kind. Raises RequestError in the
+        one case that the original refuses: a location number beyond 64 bits.
         """
         size = (self.image_size.width, self.image_size.height)
-        return post_process_text(self.task, self.raw_text, size)
+        return post_process_text(self._asked or self.task, self.raw_text, size)
+
+    @classmethod
+    def of(cls, task: Task, **fields: Any) -> Answer:
+        """An answer of this task, with these other fields."""
+        made = cls(task=task.token, **fields)
+        made._asked = task
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,7 @@ class OriginalAnswer:
     """An answer in the original's shape only, as the v2 protocol sends it: no typed result is made.
 
     task: its token. finish_reason: "stop" or "length". text: JSON in ASCII of what
-    `Answer.florence()` gives.
+    `Answer.florence()` gives. seed: of the draws, None without.
     """
 
     task: str
@@ -63,6 +75,7 @@ class OriginalAnswer:
     timings: Timings
     checkpoint: str
     text: str
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,7 @@ class ParsedAnswer(DrawableAnswer):
     raw_text: str
     image_size: tuple[float, float] | None
     result: Result
+    _asked: Task | None = field(default=None, repr=False)
 
     @property
     def pixel_size(self) -> tuple[int, int] | None:
@@ -83,7 +97,7 @@ class ParsedAnswer(DrawableAnswer):
 
     def florence(self) -> dict[str, Any]:
         """As `Answer.florence`."""
-        return post_process_text(self.task, self.raw_text, self.image_size)
+        return post_process_text(self._asked or self.task, self.raw_text, self.image_size)
 
 
 def parse_answer(
@@ -93,18 +107,22 @@ def parse_answer(
     image_size: Sequence[float] | None = None,
     pieces: Sequence[Piece] = (),
     token_logprobs: Sequence[float] = (),
+    token_windows: Sequence[Sums] = (),
+    temperature: float = 1.0,
 ) -> ParsedAnswer:
     """Parse the text that the model generated for a task; any text can be parsed.
 
     task: a token, an endpoint's name, or a `Task`; an unknown one is parsed as plain text, as the original
     does. raw_text: with its special tokens. image_size: (width, height) of the picture after EXIF rotation,
     needed by every answer in pixels. pieces: the text cut into the tokens it came from. token_logprobs: one
-    number for each token that the pieces count, the start token included; with both, items have scores.
+    number for each token that the pieces count, the start token included; with both, items have the
+    original's scores. token_windows: of each token too, the probability within `WINDOWS` around a location
+    (`florence.types.bounds`); with these, items have scores. temperature: divides the log-odds of scores.
     Raises RequestError when the size is missing or wrong, or the pieces don't fit the text.
     """
     known = task if isinstance(task, Task) else TASKS.find(task)
     token = known.token if known is not None else str(task)
     text = read_text(raw_text)
     size = None if image_size is None else read_image_size(image_size)
-    scorer = Scorer(text, pieces, token_logprobs)
-    return ParsedAnswer(token, text, size, parse_result(known, text, size, scorer))
+    scorer = Scorer(text, pieces, TokenFacts(token_logprobs, token_windows), temperature)
+    return ParsedAnswer(token, text, size, parse_result(known, text, size, scorer), known)

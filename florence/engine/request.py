@@ -10,14 +10,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from florence.types.bounds import Sums
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """How one request is decoded: the resolved options, without defaults.
+    """How one request is decoded: the resolved options.
 
     `early_stopping`: True stops once `num_beams` hypotheses are finished, False once no open beam can beat
     them as it stands, "never" once none can even at full length (the three meanings of transformers'
-    `generate`).
+    `generate`). `do_sample`: tokens are drawn, with one beam. `top_k`: 0 draws from all tokens. `seed`: of
+    the draws, None where there are none.
     """
 
     num_beams: int
@@ -26,6 +29,12 @@ class GenerationOptions:
     no_repeat_ngram_size: int
     early_stopping: bool | Literal["never"]
     length_penalty: float
+    repetition_penalty: float = 1.0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
 
     @property
     def max_length(self) -> int:
@@ -76,7 +85,9 @@ class Generation:
 
     `token_ids`: the start token, then the generated ones up to EOS. `token_logprobs`: one for each generated
     token, so one fewer; forced tokens have 0. `score`: their sum over length ** length_penalty.
-    `picture_tokens`: how many tokens the picture became.
+    `picture_tokens`: how many tokens the picture became. `token_windows`: for each generated token, how much
+    probability lay within each of `bounds.WINDOWS` around it; zeros for a token that is not one of the
+    ordered ones, and nothing at all where the engine knows of no such tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -85,3 +96,4 @@ class Generation:
     finish_reason: Literal["stop", "length"]
     picture_tokens: int
     timings: EngineTimings
+    token_windows: tuple[Sums, ...] = ()

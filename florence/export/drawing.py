@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from florence.errors import ImageError
 from florence.export.annotation import Annotation
 from florence.images.decode import load_image
+from florence.images.seen import SEEN
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
@@ -37,7 +38,7 @@ def draw_annotations(
     font_path: str | os.PathLike[str] | None = None,
 ) -> Image.Image:
     """A new RGB picture. Annotations are cut at its edges; a caption makes it higher by a strip."""
-    picture = load_image(image).copy()
+    picture = load_image(image, view=SEEN).copy()
     scale = math.sqrt(picture.width * picture.height)
     font = _font(font_path, max(12, round(scale / 36)))
     line = max(2, round(scale / 280))

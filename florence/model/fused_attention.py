@@ -45,7 +45,7 @@ FLOAT32_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class BackendTrial:
     """Inputs of one call of attention, laid out in memory as the model does it; `mask` is added to scores."""
 
     name: str
@@ -76,7 +76,7 @@ def trials_of(
     beams: Sequence[int],
     device: torch.device,
     dtype: torch.dtype,
-) -> Iterator[Trial]:
+) -> Iterator[BackendTrial]:
     """One for each kind of attention that a model of these sizes computes by PyTorch's function: windows of
     each stage; the text encoder and the decoder's cross-attention, for each encoder length and number of
     beams. `encoder_room`: positions of a slot of the caches."""
@@ -90,22 +90,24 @@ def trials_of(
         return queries, keys, values
 
     for stage, (dim, heads) in enumerate(zip(vision.dims, vision.heads, strict=True)):
-        yield Trial(f"windows of stage {stage + 1}", *split(WINDOWS, vision.window**2, heads, dim // heads))
+        yield BackendTrial(
+            f"windows of stage {stage + 1}", *split(WINDOWS, vision.window**2, heads, dim // heads)
+        )
     for length in encoder_lengths:
         lengths = length - 7 * torch.arange(REQUESTS, device=device)
         seen = torch.arange(length, device=device) < lengths[:, None]
         mask = additive_mask(seen, dtype)[:, None, None]  # [requests, 1, 1, length]
         heads, width = text.encoder.heads, text.d_model // text.encoder.heads
-        yield Trial(f"encoder of {length}", *split(REQUESTS, length, heads, width), mask)
+        yield BackendTrial(f"encoder of {length}", *split(REQUESTS, length, heads, width), mask)
         heads, width = text.decoder.heads, text.decoder_head_dim
         keys, values = normal(2, REQUESTS, heads, encoder_room, width)[:, :, :, :length]
         for count in beams:
             queries = normal(REQUESTS, count, heads, width).transpose(1, 2)
-            yield Trial(f"{count} beams over {length}", queries, keys, values, mask)
+            yield BackendTrial(f"{count} beams over {length}", queries, keys, values, mask)
 
 
 def pin_attention(
-    trials: Iterator[Trial], orders: Sequence[Sequence[SDPBackend]] = ORDERS
+    trials: Iterator[BackendTrial], orders: Sequence[Sequence[SDPBackend]] = ORDERS
 ) -> Sequence[SDPBackend]:
     """Let the process use the first of `orders` with which all trials agree with float32, and log it.
 
@@ -126,7 +128,7 @@ def pin_attention(
     raise EngineError("no attention of this device agrees with float32; see the log")
 
 
-def _failure(trials: Sequence[Trial]) -> str | None:
+def _failure(trials: Sequence[BackendTrial]) -> str | None:
     """What is wrong with attention as it is set now; None if nothing is."""
     for trial in trials:
         try:

@@ -31,7 +31,9 @@ from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.readers.processes import ProcessReaders
 from florence.readers.readers import Readers, ThreadReaders
+from florence.runtime.own_tasks import own_tasks
 from florence.runtime.pipeline import Pipeline
+from florence.types.declared import DeclaredTask
 from florence.types.info import RequestLimits
 from florence.types.options import GenerationParameters
 from florence.types.tasks import TASKS, Task
@@ -68,7 +70,8 @@ def load(
     fast_jpeg: bool,
     observer: Observer,
     on_broken: Callable[[], None] | None,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task] | str | None,
+    score_temperature: float,
 ) -> Loaded:
     """Find, read, check and place a checkpoint, and start its engine's thread.
 
@@ -77,6 +80,9 @@ def load(
     placed = pick_device(device)
     weights_dtype = pick_dtype(dtype, placed)
     checkpoint = resolve_checkpoint(name, revision, base)
+    if tasks is None or isinstance(tasks, str):
+        tasks = own_tasks(tasks, checkpoint.directory)
+    table = TASKS.extended(tasks)
     merged = None if adapter is None else resolve_adapter(adapter)
     label = checkpoint.label
     if merged is not None:
@@ -121,7 +127,8 @@ def load(
         tokenizer=tokenizer,
         defaults=files.generation,
         max_new_tokens=config.max_new_tokens,
-        tasks=TASKS.extended(tasks),
+        tasks=table,
+        score_temperature=score_temperature,
     )
     image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
     declared = asdict(config) | image_limits | {"decode_memory_bytes": limits.decode_bytes}
@@ -135,7 +142,8 @@ def load(
         "picture_size": [preprocessing.height, preprocessing.width],
         "limits": {name: declared[name] for name in RequestLimits.model_fields},
         "generation": asdict(files.generation) | asdict(pipeline.options(GenerationParameters())),
-        "tasks": list(pipeline.tasks),
+        "tasks": list(table),
+        "declared_tasks": [DeclaredTask.of(task).model_dump(mode="json") for task in tasks],
     }
     runner = Runner(
         model,
@@ -148,6 +156,7 @@ def load(
         decoder_room=config.max_new_tokens,
         feature_bytes=config.picture_cache_bytes,
         reserved=config.reserved,
+        ordered=tokenizer.location_ids,
     )
     size = InputSize(preprocessing.height, preprocessing.width, preprocessing.resample, fast_jpeg)
     reading: Readers

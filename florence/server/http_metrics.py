@@ -68,7 +68,9 @@ class HttpMetrics:
 
     def begin(self, path: str) -> Callable[[int], None]:
         """A request for this path has come; returns what to call with its status once it is answered."""
-        labels = (path if path in self._paths else OTHER, *self._common)
+        named = f"{path.rpartition('/')[0]}/{{name}}"  # of a task that the checkpoint declares
+        known = next((each for each in (path, named) if each in self._paths), OTHER)
+        labels = (known, *self._common)
         started = time.perf_counter()
         active = self._active.labels(*labels)
         active.inc()

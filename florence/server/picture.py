@@ -28,11 +28,11 @@ _REPR = re.compile(r"b['\"]")
 _FOREIGN = re.compile(rb"[^A-Za-z0-9_=-]")
 _PIECE = 2**20
 
-Text = str | bytes | bytearray | memoryview | LongString
+Base64Text = str | bytes | bytearray | memoryview | LongString
 """Base64, as it comes from JSON or in a tensor."""
 
 
-def decode_base64(text: Text) -> bytes:
+def decode_base64(text: Base64Text) -> bytes:
     """The bytes encoded in base64 text, which may hold white space and begin with a data URI's head.
 
     Takes three quarters of the text's size. Raises ImageError when the text is empty, a URL, or not base64.
@@ -40,7 +40,7 @@ def decode_base64(text: Text) -> bytes:
     return decode_plain_base64(text) or _decode_other(text)
 
 
-def decode_plain_base64(text: Text) -> bytes:
+def decode_plain_base64(text: Base64Text) -> bytes:
     """The bytes of base64 text without white space and data URI's head; b"" for any other text."""
     try:
         return pybase64.b64decode(text.text if isinstance(text, LongString) else text, validate=True)
@@ -48,7 +48,7 @@ def decode_plain_base64(text: Text) -> bytes:
         return b""
 
 
-def _decode_other(text: Text) -> bytes:
+def _decode_other(text: Base64Text) -> bytes:
     """The bytes of base64 with white space or a data URI's head; ImageError for any other text."""
     pieces = _pieces(text)
     first = next(pieces, "").lstrip()
@@ -77,7 +77,7 @@ def _decode_other(text: Text) -> bytes:
     raise ImageError(f"the picture is not valid base64: {reason}")
 
 
-def _pieces(text: Text) -> Iterator[str]:
+def _pieces(text: Base64Text) -> Iterator[str]:
     """The text in pieces, none of which holds the interpreter's lock for long."""
     if isinstance(text, LongString):
         yield from text.pieces()

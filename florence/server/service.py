@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import bentoml
+from bentoml._internal.server.http import traffic
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -37,6 +38,7 @@ from florence.server.middleware import (
     Decompress,
     ErrorBodies,
     NeedsKey,
+    TimeLimit,
     V2Routes,
     WhileLoading,
 )
@@ -50,8 +52,9 @@ from florence.server.supervisor import (
     prepare_supervisor,
 )
 from florence.server.typed.analysis import analyze_endpoint
-from florence.server.typed.endpoints import endpoint
+from florence.server.typed.endpoints import endpoint, prompt_endpoint
 from florence.server.typed.openapi import create_about_app
+from florence.server.typed.task_paths import TASK_PATH, create_task_app
 from florence.server.v2.http_app import V2App, infer_paths, v2_paths
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.model import ServedModel
@@ -76,6 +79,7 @@ OPEN_PATHS = frozenset(
     ("/", "/docs.json", "/healthz", "/livez", "/metrics", "/readyz", "/v2/health/live", "/v2/health/ready")
 )
 """What needs no API key: probes and pages."""
+SWITCH_S = 0.001  # a fifth of Python's: the event loop gets the lock sooner from threads that compute
 GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
 
 
@@ -149,6 +153,7 @@ class TaskService:
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
         escape_what_clients_write()
+        sys.setswitchinterval(SWITCH_S)
         if self.settings.log_format == "json":
             log_json()
         end_with_supervisor()
@@ -228,6 +233,7 @@ class TaskService:
             leave(0)  # it is being loaded, in a thread that can't be stopped
 
     analyze = analyze_endpoint()
+    prompt = prompt_endpoint()
 
 
 def build_service(
@@ -240,7 +246,10 @@ def build_service(
     devices = settings.devices(gpus)
     if is_worker():
         bound_connections(settings.head_timeout_s)
-    inference = Inference(settings.timeout_s)
+        traffic.TimeoutMiddleware = TimeLimit  # type: ignore[misc,assignment]  # see there
+    inference = Inference(
+        settings.timeout_s, any_prompt=settings.prompts == "any", pictures=settings.v2_pictures
+    )
     budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     inline = settings.api_keys.get_secret_value() if settings.api_keys else None
     keys = keys_of(inline, settings.api_keys_file)
@@ -279,6 +288,7 @@ def build_service(
     triton = functools.partial(triton_metrics, inference.statistics)
     about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
     built.mount_asgi_app(about)
+    built.mount_asgi_app(create_task_app(inference))
     built.add_asgi_middleware(
         CountRequests, paths=functools.partial(known_paths, built, about, inference.served)
     )
@@ -298,7 +308,7 @@ def build_service(
 def known_paths(built: Any, about: Starlette, served: ServedModel) -> set[str]:
     """The paths that the service answers: its endpoints, its documents, the v2 routes and BentoML's own."""
     own = {route.path for route in about.routes if isinstance(route, Route)}
-    return {*BENTOML_PATHS, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
+    return {*BENTOML_PATHS, TASK_PATH, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
 
 
 def _before_workers(settings: Settings, fetch: Fetch) -> None:

@@ -1,4 +1,4 @@
-"""The typed results of a task: text, boxes, quadrilaterals or polygons.
+"""The typed results of a task: text, tags, JSON, boxes, quadrilaterals or polygons.
 
 Pixels are those of the picture after its EXIF rotation, floats, x to the right and y down from the top left
 corner. Knows nothing about how an answer is generated or parsed.
@@ -20,8 +20,25 @@ Score = Annotated[
     Field(
         ge=0,
         le=1,
-        description="exp of the mean log-probability of the item's own location tokens (of a text: of its "
-        "own tokens), 0 to 1. It ranks items, it is not calibrated. null: no log-probabilities.",
+        description="How probable it is that this box (quad, polygon) overlaps the true one by at least half "
+        "and has its label (text), 0 to 1; null where the probabilities are not known.",
+    ),
+]
+OriginalScore = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        description="The figure of Microsoft's code: exp of the mean log-probability of the item's location "
+        "tokens, 0 to 1. Only for ranking: 0.06 is usual for a right box.",
+    ),
+]
+TextScore = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        description="exp of the mean log-probability of the text's tokens, 0 to 1; null: they are not known.",
     ),
 ]
 
@@ -34,12 +51,18 @@ def config_with_example(example: dict[str, Any]) -> ConfigDict:
     return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
 
 
-_DETECTION = {"label": "car", "box": [34.2, 160.1, 597.4, 371.8], "score": 0.93}
-_OCR_REGION = {"text": "EXIT", "quad": [12.5, 8.1, 80.3, 8.4, 80.2, 30.9, 12.4, 30.6], "score": 0.88}
+_DETECTION = {"label": "car", "box": [34.2, 160.1, 597.4, 371.8], "score": 0.97, "original_score": 0.07}
+_OCR_REGION = {
+    "text": "EXIT",
+    "quad": [12.5, 8.1, 80.3, 8.4, 80.2, 30.9, 12.4, 30.6],
+    "score": 0.95,
+    "original_score": 0.06,
+}
 _INSTANCE = {
     "label": "car",
     "polygons": [[34.2, 300.5, 60.1, 180.3, 590.7, 210.9, 597.4, 371.8]],
-    "score": 0.81,
+    "score": 0.88,
+    "original_score": 0.05,
 }
 
 
@@ -49,10 +72,9 @@ class Detection(BaseModel):
     model_config = config_with_example(_DETECTION)
 
     label: str = Field(description="What is in the box; empty where the task gives no labels.")
-    box: Box = Field(
-        description="x1, y1, x2, y2 in pixels, as the model wrote them: neither sorted nor clipped."
-    )
+    box: Box = Field(description="x1, y1, x2, y2 in pixels, x1 <= x2 and y1 <= y2.")
     score: Score = None
+    original_score: OriginalScore = None
 
 
 class Detections(Drawable, BaseModel):
@@ -77,6 +99,7 @@ class OcrRegion(BaseModel):
     text: str = Field(description="The text as read, without white space around it.")
     quad: Quad = Field(description="x1, y1, ... x4, y4 in pixels, clockwise from the text's top left corner.")
     score: Score = None
+    original_score: OriginalScore = None
 
 
 class OcrRegions(Drawable, BaseModel):
@@ -101,6 +124,7 @@ class Instance(BaseModel):
         description="Its parts, each x1, y1, x2, y2, ... in pixels, with three points or more."
     )
     score: Score = None
+    original_score: OriginalScore = None
 
 
 class Segmentation(Drawable, BaseModel):
@@ -124,6 +148,45 @@ class Text(Drawable, BaseModel):
 
     kind: Literal["text"] = "text"
     text: str = Field(description="The text, without white space around it.")
+    score: TextScore = None
+
+    def annotations(self) -> list[Annotation]:
+        return []
+
+    def caption(self) -> str:
+        return self.text
+
+
+class Tags(Drawable, BaseModel):
+    """The parts of a text that is a list: what stands between its commas."""
+
+    model_config = config_with_example(
+        {"kind": "tags", "tags": ["car", "street", "day"], "text": "car, street, day", "score": 0.71}
+    )
+
+    kind: Literal["tags"] = "tags"
+    tags: list[str] = Field(description="In their order, without white space around them; none is empty.")
+    text: str = Field(description="The text that they stand in, without white space around it.")
+    score: Score = None
+
+    def annotations(self) -> list[Annotation]:
+        return []
+
+    def caption(self) -> str:
+        return self.text
+
+
+class JsonValue(Drawable, BaseModel):
+    """A text that is meant to be JSON."""
+
+    model_config = config_with_example(
+        {"kind": "json", "value": {"total": 12.5}, "text": '{"total": 12.5}', "error": None, "score": 0.87}
+    )
+
+    kind: Literal["json"] = "json"
+    value: Any = Field(description="What the text says; null also where it is no JSON.")
+    text: str = Field(description="The text, without white space around it.")
+    error: str | None = Field(default=None, description="Why the text is no JSON; null where it is.")
     score: Score = None
 
     def annotations(self) -> list[Annotation]:
@@ -136,10 +199,14 @@ class Text(Drawable, BaseModel):
 RESULT_TYPES: Final[Mapping[Kind, Any]] = MappingProxyType(
     {
         Kind.TEXT: Text,
+        Kind.TAGS: Tags,
+        Kind.JSON: JsonValue,
         Kind.BOXES: Detections,
         Kind.QUADS: OcrRegions,
         Kind.POLYGONS: Segmentation,
         Kind.BOXES_OR_POLYGONS: Annotated[Detections | Segmentation, Field(discriminator="kind")],
     }
 )
-Result = Annotated[Text | Detections | OcrRegions | Segmentation, Field(discriminator="kind")]
+Result = Annotated[
+    Text | Tags | JsonValue | Detections | OcrRegions | Segmentation, Field(discriminator="kind")
+]

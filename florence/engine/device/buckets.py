@@ -30,6 +30,7 @@ ALIGNMENT = 64
 """Encoder lengths are multiples of this: a GPU's attention reads whole tiles, and odd rows of a mask are its
 slowest and least tested case."""
 
+_VOCABULARY = 2**16  # to draw a token, all scores of a row are sorted
 COMMON_BEAMS = 3
 """Beams of Microsoft's checkpoints, beside one and the most."""
 
@@ -52,6 +53,8 @@ class StepKey:
             and mine.length >= its.length
             and mine.greedy >= its.greedy
             and mine.encoder_length >= its.encoder_length
+            and mine.sampled >= its.sampled
+            and mine.penalized >= its.penalized
         )
 
     @property
@@ -59,7 +62,8 @@ class StepKey:
         """Positions of keys and values that a step reads, and the scores of each beam at an eighth of one."""
         shape = self.shape
         own = self.rows * shape.length * (1 + shape.beams / 8)
-        return self.slots * shape.encoder_length + own + shape.greedy * self.rows
+        scores = self.rows * (shape.greedy + _VOCABULARY * (shape.sampled + shape.penalized))
+        return self.slots * shape.encoder_length + own + scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,11 @@ class Buckets:
         picture and its prompt."""
         lengths = (*(length for length in doubling(MIN_LENGTH, room) if length < room), room + 1)
         encoder_lengths = _encoder_lengths(picture_tokens, encoder_room)
-        shapes = {*_usual(beams, lengths, encoder_lengths[0]), *_rare(beams, lengths, encoder_lengths[-1])}
+        shapes = {
+            *_usual(beams, lengths, encoder_lengths[0]),
+            *_rare(beams, lengths, encoder_lengths[-1]),
+            StepShape(MAX_BEAMS, lengths[-1], True, encoder_lengths[-1], sampled=True, penalized=True),
+        }
         keys = {
             StepKey(count, min(rows, count * shape.beams), shape)
             for shape in shapes

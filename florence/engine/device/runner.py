@@ -63,7 +63,7 @@ class Runner(StepRunner):
     them when they first come. `encoder_room`, `decoder_room`: positions of a slot and of a row, None for as
     many as the checkpoint has. `feature_bytes`: memory for the features of the latest pictures. `reserved`:
     allocate at the start all memory that a full engine needs; otherwise a backend with `lazy_pages` allocates
-    it on first use.
+    it on first use. `ordered`: as `TokenRules` has it, if no rules are given.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Runner(StepRunner):
         feature_bytes: int = DEFAULT_PICTURE_CACHE_BYTES,
         reserved: bool = False,
         rules: TokenRules | None = None,
+        ordered: range | None = None,
     ) -> None:
         text, generation = model.config.text, model.config.generation
         rows = max(MAX_BEAMS, slots * generation.num_beams)
@@ -91,6 +92,7 @@ class Runner(StepRunner):
             eos_id=text.eos_id,
             forced_bos_id=generation.forced_bos_id,
             forced_eos_id=generation.forced_eos_id,
+            ordered=ordered,
         )
         room = text.max_positions
         encoder_room = encoder_room or room
@@ -146,7 +148,12 @@ class Runner(StepRunner):
         lazy = backend.lazy_pages and not self._reserved
         caches = Caches(sizes, text.decoder, text.d_model, model.device, model.dtype, lazy=lazy)
         state = SearchState(
-            sizes.slots, sizes.decoder_room, self.rules, model.device, free_host_reads=backend.free_host_reads
+            sizes.slots,
+            sizes.decoder_room,
+            self.rules,
+            model.device,
+            rows=sizes.rows,
+            free_host_reads=backend.free_host_reads,
         )
         context = StepContext(model.language, caches, state, backend.attention)
         encodes: Encodes = PlainEncodes(model, caches, backend.memory)
@@ -264,7 +271,7 @@ class Runner(StepRunner):
         outcome is known now; their slots are free again."""
         running = [sequence for sequence in sequences if not sequence.ended]
         if running:
-            self._buffers.steps.run([StepSequence(s.slot, s.encoder_length, s.steps) for s in running])
+            self._buffers.steps.run([_step_of(sequence) for sequence in running])
         for sequence in running:
             sequence.steps += 1
         latest = StepReadback(self.state, self.backend.memory, running)
@@ -309,3 +316,14 @@ class Runner(StepRunner):
         if len(hypothesis.token_ids) < request.options.max_length:
             return False
         return self.rules.forced_eos_id is not None or hypothesis.token_ids[-1] != self.rules.eos_id
+
+
+def _step_of(sequence: SequenceState) -> StepSequence:
+    options = sequence.request.options
+    return StepSequence(
+        sequence.slot,
+        sequence.encoder_length,
+        sequence.steps,
+        sampled=options.do_sample,
+        penalized=options.repetition_penalty != 1,
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from florence.engine.device.sampling import penalize
 from florence.engine.device.search_state import RUNNING, SearchState, StepShape
 from florence.model.attention import DecodeBatch
 
@@ -23,6 +24,7 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
     step = _Step(state, batch, shape)
     tokens, logprobs, faulty = step.candidates_of_rows(logits)
     step.choose(tokens, logprobs)
+    step.store_windows(logits)
     faulty = step.running & faulty
     state.status[batch.slots] = torch.where(faulty, state.constants.faulty, state.status[batch.slots])
 
@@ -43,6 +45,7 @@ class _Step:
         self.sequences = state.sequences[slots, : shape.beams, : shape.length]  # [n, k, t]
         self.suffix_matches = state.suffix_matches[slots, : shape.beams, : shape.length]
         self.positions = torch.arange(shape.length, device=slots.device)
+        self.own_rows = batch.rows[batch.rows_of]  # [n, k] of the caches
 
     def candidates_of_rows(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The 2k likeliest next tokens of each row and their log-probabilities, both [r, 2k], and whether a
@@ -50,12 +53,17 @@ class _Step:
         batch, rules = self.batch, self.state.rules
         normalizer = logits.logsumexp(-1)  # [r]
         faulty = (~normalizer.isfinite()[batch.rows_of] & batch.is_beam).any(-1)
+        if self.shape.penalized:
+            self._penalize(logits, normalizer)
         self._ban(logits)
         if self.shape.greedy:  # greedy search normalises after the rules, beam search before
             greedy = (self.beams == 1)[batch.request_of]
             normalizer = torch.where(greedy, logits.logsumexp(-1), normalizer)
+        self._normalizer = normalizer
         values, tokens = logits.topk(min(2 * self.shape.beams, logits.shape[-1]), dim=-1)
         logprobs = values - normalizer[:, None]
+        if self.shape.sampled:
+            self._draw(logits, tokens, logprobs)
         generated = self.generated[batch.request_of]
         if rules.forced_bos_id is not None:
             _force(tokens, logprobs, generated == 0, rules.forced_bos_id)
@@ -63,6 +71,30 @@ class _Step:
             last = generated + 1 == self.max_new_tokens[batch.request_of]
             _force(tokens, logprobs, last, rules.forced_eos_id)
         return tokens, logprobs, faulty
+
+    def _penalize(self, logits: Tensor, normalizer: Tensor) -> None:
+        """Make the tokens that a row has had less likely, or likelier; of beam search in log-probabilities,
+        which the `normalizer` [r] makes of logits."""
+        batch, requests = self.batch, self.batch.request_of
+        known = self.positions <= self.generated[:, None]  # [n, t]
+        seen = torch.where(known[:, None], self.sequences, self.state.rules.start_id)
+        offsets = torch.where((self.beams == 1)[requests], 0.0, normalizer)
+        penalties = self.state.sampling.penalty[batch.slots].float()
+        penalize(logits, seen[requests, batch.beam_of], penalties[requests], offsets)
+
+    def _draw(self, logits: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
+        """Make a drawn token the only candidate [r, 2k] in the row of each request that asks for one."""
+        batch, sampling = self.batch, self.state.sampling
+        drawing = (sampling.samples[batch.slots] > 0) & self.running  # [n]
+        picked = torch.arange(len(drawing), device=drawing.device)
+        if self.state.free_host_reads:  # no work for the others
+            picked = picked[drawing]
+        rows = batch.rows_of[picked, 0]
+        token, logprob = sampling.draw(logits[rows], batch.slots[picked], self.generated[picked])
+        drawn = torch.zeros_like(self.generated).index_copy(0, picked, token)  # [n]
+        chance = logprobs.new_zeros(len(drawing)).index_copy(0, picked, logprob)
+        owner = batch.request_of
+        _force(tokens, logprobs, drawing[owner], drawn[owner], chance[owner])
 
     def _ban(self, logits: Tensor) -> None:
         """Set repeated n-grams, and EOS before the minimum length, to -inf.
@@ -135,6 +167,7 @@ class _Step:
         slots = batch.slots
         parent = parents.gather(1, chosen)[..., None].expand(-1, -1, t)  # [n, k, t]
         token, logprob = token.gather(1, chosen), logprob.gather(1, chosen)
+        self._chosen, self._parent_rows = token, batch.rows_of.gather(1, parent[..., 0])
         here = self.positions == (self.generated + 1)[:, None, None]  # [n, 1, t]
         matches = self.suffix_matches.gather(1, parent)
         sequences = torch.where(here, token[..., None], self.sequences.gather(1, parent))
@@ -144,7 +177,7 @@ class _Step:
         history = state.logprobs[slots, :k, :t].gather(1, parent)
         history = torch.where(here, logprob[..., None], history)
         indirection = state.beam_indirection[slots, :k, :t].gather(1, parent)
-        indirection = torch.where(here, batch.rows[batch.rows_of][..., None].int(), indirection)
+        indirection = torch.where(here, self.own_rows[..., None].int(), indirection)
         for buffer, new in (
             (state.sequences, sequences),
             (state.suffix_matches, matches),
@@ -156,6 +189,17 @@ class _Step:
         state.totals[slots, :k] = torch.where(self.running[:, None], totals, state.totals[slots, :k])
         state.generated[slots] += self.running
         state.status[slots] = torch.where(self.running & done, state.constants.done, state.status[slots])
+
+    def store_windows(self, logits: Tensor) -> None:
+        """Keep the window sums of the tokens that `choose` chose, by the logits that it chose by."""
+        state, sums, batch = self.state, self.state.window_sums, self.batch
+        if sums is None or (state.free_host_reads and not bool(sums.contains(self._chosen).any())):
+            return
+        windows = sums(logits, self._normalizer, self._parent_rows, self._chosen)  # [n, k, w]
+        rows = torch.where(batch.is_beam & self.running[:, None], self.own_rows, state.unused_row)
+        # A finished request in its extra step may have filled all positions.
+        position = (self.generated + 1).clamp(max=state.max_positions - 1)[:, None]
+        state.windows[rows, position.expand_as(rows)] = windows
 
     def _by_request(self, values: Tensor, fill: Tensor) -> Tensor:
         """Values of the rows [r, any] by request, [n, k, any]; `fill` where a request has fewer beams."""
@@ -178,6 +222,8 @@ class _Finished:
         self.lengths = state.finished_lengths[slots, :k]
         self.sequences = state.finished_sequences[slots, :k, :t]
         self.logprobs = state.finished_logprobs[slots, :k, :t]
+        self._rows = state.beam_indirection[slots, :k, :t]
+        self.indirection = state.finished_indirection[slots, :k, :t]
 
     def worst(self) -> Tensor:
         """The lowest score, [n]; +inf where there is no hypothesis."""
@@ -193,16 +239,17 @@ class _Finished:
         for rank in range(self._step.shape.beams):
             if may_skip and not bool(wanted[:, rank].any()):
                 continue
-            self._add(torch.full_like(self.count, rank), wanted[:, rank], totals[:, rank])
+            # Its last token, EOS, has no row.
+            self._add(torch.full_like(self.count, rank), wanted[:, rank], totals[:, rank], beam=0)
 
     def add_open(self, chosen: Tensor, wanted: Tensor, totals: Tensor) -> None:
         """Add the open beams that are `wanted` [n, k]; `chosen` [n, k]: their ranks."""
         for beam in range(self._step.shape.beams):
-            self._add(chosen[:, beam], wanted[:, beam], totals[:, beam])
+            self._add(chosen[:, beam], wanted[:, beam], totals[:, beam], beam)
 
-    def _add(self, rank: Tensor, wanted: Tensor, total: Tensor) -> None:
-        """Add each request's candidate of `rank` [n] if it is `wanted` [n] and among the best, `total`
-        [n]."""
+    def _add(self, rank: Tensor, wanted: Tensor, total: Tensor, beam: int) -> None:
+        """Add each request's candidate of `rank` [n] if it is `wanted` [n] and among the best, `total` [n].
+        `beam`: whose row its last token goes to."""
         step = self._step
         generated = step.generated + 1
         score = total.double() / generated.double() ** step.length_penalty
@@ -228,6 +275,9 @@ class _Finished:
         history = torch.where(end, logprob, self._history.gather(1, parent))
         self.sequences = torch.where(here[..., None], sequence, self.sequences)
         self.logprobs = torch.where(here[..., None], history, self.logprobs)
+        row = step.own_rows[:, beam, None, None].int()
+        indirection = torch.where(end, row, self._rows.gather(1, parent))
+        self.indirection = torch.where(here[..., None], indirection, self.indirection)
         self._changed = True
 
     def store(self) -> None:
@@ -242,10 +292,16 @@ class _Finished:
         state.finished_lengths[slots, :k] = self.lengths
         state.finished_sequences[slots, :k, :t] = self.sequences
         state.finished_logprobs[slots, :k, :t] = self.logprobs
+        state.finished_indirection[slots, :k, :t] = self.indirection
 
 
-def _force(tokens: Tensor, logprobs: Tensor, forced: Tensor, token: int) -> None:
-    """Make `token` the only candidate, with log-probability 0, in the rows where `forced` [r]."""
-    tokens[:, 0].masked_fill_(forced, token)
+def _force(
+    tokens: Tensor, logprobs: Tensor, forced: Tensor, token: int | Tensor, logprob: float | Tensor = 0.0
+) -> None:
+    """Make `token` the only candidate, with this log-probability, in the rows where `forced`; [r] each."""
     logprobs.masked_fill_(forced[:, None], -torch.inf)
-    logprobs[:, 0].masked_fill_(forced, 0.0)
+    for column, value in ((tokens[:, 0], token), (logprobs[:, 0], logprob)):
+        if isinstance(value, Tensor):
+            column.copy_(torch.where(forced, value, column))
+        else:
+            column.masked_fill_(forced, value)

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.reference import UNREACHABLE, TokenRules
+from florence.engine.device.sampling import Sampling
+from florence.engine.device.window_sums import WindowSums
 from florence.engine.request import GenerationOptions
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
-from florence.types.bounds import MAX_BEAMS
+from florence.types.bounds import MAX_BEAMS, WINDOWS
 
 RUNNING, DONE, FAULTY = 0, 1, 2
 """Values of `SearchState.status`; FAULTY: the logits were NaN or infinite."""
@@ -34,6 +36,12 @@ _NUMBERS = (
     "max_new_tokens",
     "min_new_tokens",
     "length_penalty",
+    "samples",
+    "seed",
+    "top_k",
+    "temperature",
+    "repetition_penalty",
+    "tail",
 )
 """The numbers that `SearchState` has for each slot, in their order; `decided` is the first two."""
 
@@ -44,12 +52,15 @@ class StepShape:
 
     `beams`: of the widest request. `length`: positions of a sequence, more than the longest one has.
     `greedy`: whether some request has one beam. `encoder_length`: positions of the longest encoder states.
+    `sampled`: whether some request draws its tokens. `penalized`: whether some has a repetition penalty.
     """
 
     beams: int
     length: int
     greedy: bool
     encoder_length: int
+    sampled: bool = False
+    penalized: bool = False
 
 
 class Constants:
@@ -76,12 +87,25 @@ class SearchState:
     continuation in the last step, which is the token of a search with one beam. `totals` [s, b]: sums of
     log-probabilities. `finished_*` [s, b, ...]: the finished hypotheses; `finished_order` numbers them by
     age. `free_host_reads`: whether `advance` may read values on the host, to skip work.
+
+    `windows` [rows + 1, t, w]: the window sums of the token at each position of a cache row. A row's position
+    is written once in a request's life, so that `beam_indirection` says where those of a beam's past are, and
+    nothing is copied when beams change places; `finished_indirection` says it of finished hypotheses. The
+    last row is never read. It has no room where there are no ordered tokens.
     """
 
     def __init__(
-        self, slots: int, room: int, rules: TokenRules, device: torch.device, *, free_host_reads: bool = False
+        self,
+        slots: int,
+        room: int,
+        rules: TokenRules,
+        device: torch.device,
+        *,
+        rows: int | None = None,
+        free_host_reads: bool = False,
     ) -> None:
         self.rules, self.free_host_reads = rules, free_host_reads
+        self.window_sums = None if rules.ordered is None else WindowSums(rules.ordered, device)
         self.constants = Constants(device)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -98,17 +122,28 @@ class SearchState:
         self.finished_logprobs = zeros(*positions, dtype=torch.float32)
         self.finished_scores = zeros(MAX_BEAMS, dtype=torch.float64)
         self.finished_lengths, self.finished_order = zeros(MAX_BEAMS), zeros(MAX_BEAMS)
+        self.finished_indirection = zeros(*positions, dtype=torch.int32)
+        cache_rows = slots * MAX_BEAMS if rows is None else rows
+        self.unused_row = torch.full((), cache_rows, device=device)
+        widths = 0 if rules.ordered is None else len(WINDOWS)
+        self.windows = torch.zeros(cache_rows + 1, self.max_positions, widths, device=device)
         # One number for each slot: together, so that one write starts a search. Set by `_numbers_of`.
         self._numbers = torch.zeros(len(_NUMBERS), slots, dtype=torch.int64, device=device)
-        rows: dict[str, Tensor] = dict(zip(_NUMBERS, self._numbers, strict=True))
-        self.status, self.last_token = rows["status"], rows["last_token"]
+        numbers: dict[str, Tensor] = dict(zip(_NUMBERS, self._numbers, strict=True))
+        self.status, self.last_token = numbers["status"], numbers["last_token"]
         self.decided = self._numbers[:2]  # both: one copy to the host
         self.status.fill_(DONE)  # no slot is in use yet
-        self.generated, self.finished_count = rows["generated"], rows["finished_count"]
-        self.beams, self.ngram_sizes = rows["beams"], rows["ngram_sizes"]
-        self.early_stopping = rows["early_stopping"]
-        self.max_new_tokens, self.min_new_tokens = rows["max_new_tokens"], rows["min_new_tokens"]
-        self.length_penalty = rows["length_penalty"].view(torch.float64)
+        self.generated, self.finished_count = numbers["generated"], numbers["finished_count"]
+        self.beams, self.ngram_sizes = numbers["beams"], numbers["ngram_sizes"]
+        self.early_stopping = numbers["early_stopping"]
+        self.max_new_tokens, self.min_new_tokens = numbers["max_new_tokens"], numbers["min_new_tokens"]
+        self.length_penalty = numbers["length_penalty"].view(torch.float64)
+        self.sampling = Sampling(
+            numbers["samples"],
+            numbers["seed"],
+            numbers["top_k"],
+            *(numbers[name].view(torch.float64) for name in ("temperature", "repetition_penalty", "tail")),
+        )
         # Of a search that starts, by its number of beams: [MAX_BEAMS + 1, MAX_BEAMS].
         beam = torch.arange(MAX_BEAMS, device=device)
         absent = beam >= torch.arange(MAX_BEAMS + 1, device=device)[:, None]
@@ -153,6 +188,12 @@ def _numbers_of(options: GenerationOptions) -> tuple[int, ...]:
         options.max_new_tokens,
         options.min_new_tokens,
         _bits(options.length_penalty),
+        int(options.do_sample),
+        options.seed or 0,
+        options.top_k,
+        _bits(options.temperature),
+        _bits(options.repetition_penalty),
+        _bits(1 - options.top_p),
     )
 
 

@@ -33,6 +33,7 @@ from florence.errors import (
     TooMuchStructure,
     quote,
 )
+from florence.images.headers import FORMATS
 from florence.server.bodies import read_body
 from florence.server.long_strings import Document, short_strings
 from florence.server.outcomes import await_answer
@@ -40,10 +41,10 @@ from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop, reply_or_error
 from florence.types.analysis import SentRegion
 from florence.types.answer import TaskAnswer, answer_type
-from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, explain_option
+from florence.types.options import MAX_TEXT_CHARS, RequestParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.results import Result
-from florence.types.tasks import Input, Kind, Task
+from florence.types.tasks import Input, Kind, Task, prompt_task
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
@@ -87,7 +88,7 @@ class PictureInput(Described):
 
     image: EncodedPicture = Field(
         description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
-        "PNG, JPEG, WebP, GIF, BMP or TIFF, told by its bytes."
+        f"{FORMATS}, told by its bytes."
     )
 
     @classmethod
@@ -125,15 +126,24 @@ class PictureInput(Described):
         return made
 
 
-class PlainInput(GenerationParameters, PictureInput):
+class PlainInput(RequestParameters, PictureInput):
     """Input of a task that takes nothing but the picture."""
+
+
+class _PromptField(PictureInput):
+    prompt: str = Field(max_length=MAX_TEXT_CHARS, description="What the model reads, word for word.")
+    answer_as: Kind = Field(default=Kind.TEXT, description="How its answer is read.")
+
+
+class PromptInput(RequestParameters, _PromptField):
+    """Input of `/prompt`: a prompt of one's own."""
 
 
 class _TextField(PictureInput):
     text: str = Field(max_length=MAX_TEXT_CHARS, description="What to look for, or the caption to ground.")
 
 
-class TextInput(GenerationParameters, _TextField):
+class TextInput(RequestParameters, _TextField):
     """Input of a task that takes a text."""
 
 
@@ -144,7 +154,7 @@ class _RegionField(PictureInput):
     )
 
 
-class RegionInput(GenerationParameters, _RegionField):
+class RegionInput(RequestParameters, _RegionField):
     """Input of a task that takes a region."""
 
 
@@ -162,6 +172,10 @@ def output_type(kind: Kind) -> type[BaseModel]:
     return made
 
 
+class PromptAnswer(Described, TaskAnswer[Result]):
+    """The answer to a prompt; its result is of the kind that was asked for."""
+
+
 class Endpoints(Protocol):
     """The members of the service that endpoints use."""
 
@@ -174,22 +188,43 @@ def endpoint(task: Task) -> Any:
     input_type = INPUT_TYPES[task.input]
 
     async def answer(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
-        image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
-        future = service.model.submit(
-            image,
-            task.token,
-            text,
-            region=region,
-            timeout_s=service.timeout_s,
-            parameters=GenerationParameters.model_construct(**fields),  # validated with the input
-        )
-        return task_answer(await await_answer(future, service.timeout_s))
+        return await answer_task(service.model, service.timeout_s, task.token, fields)
 
     def refusal(error: ValidationError) -> RequestError:
         return explain(error, task, input_type)
 
     summary = f"{task.summary} Task {task.token}."
     return create_api(task.name, summary, input_type, output_type(task.kind), answer, refusal)
+
+
+def prompt_endpoint() -> Any:
+    """The BentoML API of a prompt of one's own: `POST /prompt`."""
+
+    async def answer(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+        task = prompt_task(fields.pop("prompt"), fields.pop("answer_as"))
+        return await answer_task(service.model, service.timeout_s, task, fields)
+
+    def refusal(error: ValidationError) -> RequestError:
+        return explain(error, None, PromptInput)
+
+    summary = "Answer a prompt of one's own, which the model reads word for word."
+    return create_api("prompt", summary, PromptInput, PromptAnswer, answer, refusal)
+
+
+async def answer_task(
+    model: Florence2, timeout_s: float, task: str | Task, fields: dict[str, Any]
+) -> BaseModel:
+    """The answer to a task, by the fields of its input."""
+    image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
+    future = model.submit(
+        image,
+        task,
+        text,
+        region=region,
+        timeout_s=timeout_s,
+        parameters=RequestParameters.model_construct(**fields),  # validated with the input
+    )
+    return task_answer(await await_answer(future, timeout_s))
 
 
 def create_api(
@@ -242,6 +277,8 @@ async def _read_form(request: Request) -> dict[str, Any]:
         return {name: await _read_part(form, name, in_json=in_json) for name in form}
     finally:
         await form.close()
+        for file in parser._files_to_close_on_error:  # of parts without an end, which are not in the form
+            file.close()
 
 
 async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
@@ -259,7 +296,7 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
         if name == "image":
             return data
         part = data.decode("utf-8", "replace")
-    if name == "image" or (name == "text" and not in_json):
+    if name == "image" or (name in ("text", "prompt") and not in_json):
         return part
     return await off_loop(size, _read_value, part)
 
@@ -299,7 +336,7 @@ def explain(error: ValidationError, task: Task | None, input_type: type[BaseMode
             reasons.append(f"unknown field {name!r}; the fields are {allowed}")
         elif detail["type"] == "missing":
             reasons.append(f"{name} is missing")
-        elif name in GenerationParameters.model_fields:
+        elif name in RequestParameters.model_fields:
             reasons.append(explain_option(detail))
         else:
             message = detail["msg"].removeprefix("Value error, ")
