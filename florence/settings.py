@@ -124,6 +124,12 @@ class Settings(BaseSettings):
         default=None,
         description="The same in a file, one `name:key` a line; it is read again when it changes.",
     )
+    key_queue_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Part of `FLORENCE_MAX_QUEUE` for the waiting requests of one API key; more get a 503.",
+    )
     open_metrics: bool = Field(default=True, description="Whether `/metrics` needs no API key.")
     timeout_s: float = Field(
         default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up with a 504."
@@ -188,6 +194,9 @@ class Settings(BaseSettings):
         le=100,
         description="Divides the log-odds of scores: above 1 for a checkpoint that is too sure, below for "
         "one that is not sure enough.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="`json` writes each line of the log as a JSON object."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`info` writes a line for each answer, `warning` only what went wrong."

@@ -158,6 +158,9 @@ class FakeModel:
             "declared_tasks": [DeclaredTask.of(each).model_dump(mode="json") for each in self._declared()],
         }
 
+    def memory(self) -> dict[str, int]:
+        return {"caches": 3, "picture_cache": 2, "pixels": 1}
+
     def close(self, *, drain_s: float | None = None) -> None:
         self.note("close")
         self.closed = True

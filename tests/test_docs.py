@@ -19,6 +19,7 @@ from docs_tables import COMMANDS, GENERATED, printed_help, with_part
 from pages import DOCS, NAMES, anchors, blocks, links, read
 from serving import ROOT, Server
 
+from florence.server.gpu_metrics import READINGS
 from florence.settings import CLIENT_KEY, PREFIX, Settings
 
 PATIENCE_S = 300.0
@@ -203,7 +204,8 @@ def test_help_fits_a_terminal(command: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_the_metrics_are_those_of_the_service(fake_server: Server) -> None:
-    """The page has a row for every metric of HTTP, of the engine and of the v2 protocol, and for no other."""
+    """The page has a row for every metric of HTTP, of the engine and of the v2 protocol, and for no other but
+    those that come with a real model's requests, API keys and GPUs: `test_monitoring` sees these."""
     rows = re.findall(r"^\| `((?:florence|nv|bentoml)_\w+)` \|", read(DOCS / "metrics.md"), re.MULTILINE)
     assert len(rows) == len(set(rows))
     text = httpx.get(f"{fake_server.url}/metrics").text
@@ -212,7 +214,8 @@ def test_the_metrics_are_those_of_the_service(fake_server: Server) -> None:
         f"{name.removesuffix('_total')}_total" if kind == "counter" and not name.startswith("nv") else name
         for name, kind in there
     }
-    assert set(rows) == names
+    parts = {f"florence_request_{part}_seconds" for part in ("read", "queue", "encode", "decode", "total")}
+    assert set(rows) == names | parts | {"florence_key_requests_total"} | {each.name for each in READINGS}
 
 
 @EVERY_PAGE

@@ -112,6 +112,7 @@ LIBRARIES: dict[str, set[str]] = {
         "grpc",
         "grpc_health",
         "grpc_reflection",
+        "opentelemetry",
         "prometheus_client",
         "pybase64",
         "pydantic",

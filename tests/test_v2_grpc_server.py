@@ -114,7 +114,7 @@ def test_an_answer_and_its_statistics(model: FakeModel) -> None:
         assert model.calls[0].image == picture()
         (entry,) = (await stub.ModelStatistics(service_pb2.ModelStatisticsRequest())).model_stats
         assert (entry.inference_count, entry.inference_stats.compute_infer.count) == (1, 1)
-        assert inference.statistics.success.count == 1
+        assert inference.statistics.as_dict()["execution_count"] == 1
 
     run(model, check)
 

@@ -86,17 +86,22 @@ class Engine:
             decoding=len(self._decoding),
         )
 
-    def submit(self, request: Request, on_done: OnDone) -> SequenceState:
+    def submit(
+        self, request: Request, on_done: OnDone, on_taken: Callable[[], object] | None = None
+    ) -> SequenceState:
         """Queue `request`; its `cancel` frees its slot at the next step.
 
         `on_done` gets a `Generation`, or `DeadlineExceeded`, `EngineError` or `Closed`, or `ClientLeft` after
-        a cancel; perhaps before `submit` returns.
+        a cancel; perhaps before `submit` returns. `on_taken` is called on the engine's thread when the
+        request leaves the queue to be encoded; it must be quick and must not raise.
 
         Raises `Overloaded` when the queue is full or the wait would exceed `max_latency_ms`, `Closed` after
         `close` and while the engine is not ready, `RequestError` for a prompt or an output that is too long.
         """
         check_tokens(self._config, len(request.prompt_ids), request.options.max_new_tokens)
         sequence = SequenceState(request, on_done=on_done, arrived_s=self._clock())
+        if on_taken is not None:
+            sequence.on_taken = on_taken
         with self._changed:
             if self.alive and self._recovering:
                 raise Closed("the engine restarts; come back")
@@ -114,6 +119,10 @@ class Engine:
         if refused is not None:
             self._observer.ended(FinishReason.REFUSED)
             raise refused
+
+    def wait_s(self, waiting: int) -> float:
+        """Seconds that `waiting` requests will take, as far as is known."""
+        return self._scheduler.wait_s(waiting)
 
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish those that came (for at most `drain_s` seconds), and end the thread.
@@ -221,6 +230,7 @@ class Engine:
         for sequence in sequences:
             if sequence.phase is Phase.WAITING:
                 sequence.phase, sequence.taken_s = Phase.ENCODING, started
+                sequence.on_taken()
         return EncodeBatch(sequences, self._runner.encode_parts(sequences))
 
     def _encode_part(self, batch: EncodeBatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import Context
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +17,7 @@ class FinishReason(StrEnum):
     FAULT = "fault"  # the request or the device failed
     REFUSED = "refused"  # the queue was full, or the wait too long
     CLOSED = "closed"  # the engine stopped first
+    INVALID = "invalid"  # its picture, task, text or options can't be answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,31 @@ class EngineSnapshot:
     waiting: int
     encoding: int
     decoding: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReport:
+    """One request from its arrival to its end.
+
+    `task`: its name, "" for an unknown one; `owner`: as `Florence2.load` has it, "" for none; `arrived`:
+    seconds since the epoch; `read_s`: until its picture was read; `queue_s`, `encode_s`, `decode_s`: in the
+    engine; `total_s`: all of it. None where it did not come so far, or ended there. `picture_size`: width,
+    height. `context`: of the call that submitted it.
+    """
+
+    task: str
+    outcome: FinishReason
+    owner: str
+    beams: int
+    tokens: int
+    picture_size: tuple[int, int] | None
+    arrived: float
+    read_s: float | None
+    queue_s: float | None
+    encode_s: float | None
+    decode_s: float | None
+    total_s: float
+    context: Context
 
 
 class Observer:
@@ -49,3 +76,6 @@ class Observer:
 
     def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
         """A request ended, with so many generated tokens, after waiting for `queue_s`."""
+
+    def finished(self, report: RequestReport) -> None:
+        """A request has its outcome, whichever part of the runtime gave it. In any thread."""

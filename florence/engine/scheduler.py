@@ -89,10 +89,14 @@ class Scheduler(Generic[RequestT]):
         """Take these requests out of the queue, as far as they are in it."""
         self._waiting = deque(request for request in self._waiting if request not in unwanted)
 
+    def wait_s(self, waiting: int) -> float:
+        """Seconds that so many requests will take; 0 while nothing is known."""
+        # With few requests, answers are far apart for other reasons, and only encoding tells the cost of one.
+        return max(self.throughput.seconds_for(waiting), waiting * self.encode_s)
+
     def refusal(self, waiting: int) -> Overloaded | None:
         """Why one more request behind `waiting` others is one too many; None if it is not."""
-        # With few requests, answers are far apart for other reasons, and only encoding tells the cost of one.
-        wait_s = max(self.throughput.seconds_for(waiting), waiting * self.encode_s)
+        wait_s = self.wait_s(waiting)
         most_ms = self.config.max_latency_ms
         if waiting >= self.config.max_queue:
             reason, retry_after_s = f"{waiting} requests are waiting, as many as may", wait_s

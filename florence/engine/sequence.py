@@ -30,6 +30,10 @@ def _ignore(outcome: Generation | FlorenceError) -> None:
     pass
 
 
+def _go_on() -> None:
+    pass
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class SequenceState:
     """A request in the engine. The engine's thread alone changes it, but for `cancel`.
@@ -37,8 +41,8 @@ class SequenceState:
     Of the runner: `slot`; `picture_tokens` and `encoder_length`, of the picture and of picture and prompt
     together; `steps` taken; `finite`: all that it wrote to the caches is known to be finite; `ended`: its
     search is known to have ended, and its answer is on the way from the device; `dropped`: its slot may be
-    another's. Of the engine: `phase`; `cancelled`; times by the engine's clock; `cancellations`: where
-    `cancel` leaves word for it.
+    another's. Of the engine: `on_taken`, called when it leaves the queue; `phase`; `cancelled`; times by the
+    engine's clock; `cancellations`: where `cancel` leaves word for it.
     """
 
     request: Request
@@ -51,6 +55,7 @@ class SequenceState:
     dropped: bool = False
 
     on_done: OnDone = _ignore
+    on_taken: Callable[[], object] = _go_on
     phase: Phase = Phase.WAITING
     cancelled: bool = False
     arrived_s: float = 0.0

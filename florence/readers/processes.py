@@ -30,6 +30,7 @@ class ProcessReaders(Readers):
         process_limits: ProcessLimits | None = None,
     ) -> None:
         self.memory = PixelMemory(size.height, size.width, count + spare_slots, on_memory)
+        self._nbytes = self.memory.buffer.nbytes
         bounds = process_limits or ProcessLimits()
         budget = DecodeBudget(limits.decode_bytes)
         self._processes = [ProcessReader(size, limits, bounds, self.memory, budget) for _ in range(count)]
@@ -39,6 +40,10 @@ class ProcessReaders(Readers):
     def pids(self) -> list[int]:
         """Of the processes that read now."""
         return [process.pid for process in self._processes]
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
 
     def close(self, drain_s: float | None = None) -> None:
         """As `Readers.close`. Pixels that were read stay valid."""

@@ -63,6 +63,11 @@ class Readers:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that is shared with readers."""
+        return 0
+
     def __len__(self) -> int:
         """How many pictures are read at a time."""
         return len(self._readers)

@@ -8,6 +8,7 @@ the finisher. What takes it out of one completes its future or hands it to the n
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +22,15 @@ from florence.engine.faults import strip_tracebacks
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.engine.request import Generation
-from florence.errors import Closed, DeadlineExceeded, FlorenceError
+from florence.errors import Closed, DeadlineExceeded, FlorenceError, Overloaded
 from florence.images.seen import ORIGINAL, View
 from florence.readers.picture import PictureSource, ReadPicture
 from florence.readers.readers import Readers, complete
 from florence.runtime.deadlines import DeadlineWatch
 from florence.runtime.futures import cancel_with, shut_down
+from florence.runtime.journey import Journey
 from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskRequest
+from florence.runtime.shares import Shares
 from florence.runtime.streaming import TextStreamer
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ class Accepted:
     deadline: float | None
     streamer: TextStreamer | None
     original: bool
+    journey: Journey
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +133,15 @@ class Dispatcher:
         readers: Readers,
         observer: Observer,
         *,
+        shares: Shares | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock`: seconds; the engine's."""
+        """`shares`: of the queue; `clock`: seconds; the engine's."""
         self._pipeline = pipeline
         self._engine = engine
         self._readers = readers
+        self._observer = observer
+        self._shares = shares or Shares(sys.maxsize)
         self._clock = clock
         self._queue = PreprocessQueue(observer, clock)
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="florence-finisher")
@@ -178,28 +185,42 @@ class Dispatcher:
     ) -> dict[Future[Answer], Accepted]:
         """Those that pass their checks and for which there is room; the futures of the others fail."""
         admitted: dict[Future[Answer], Accepted] = {}
+        owner = self._shares.owner()
         for future, request in requests.items():
+            journey = Journey(owner, self._clock, started)
+            future.add_done_callback(partial(self._report, journey))
             try:
-                accepted = self._accept(request, started)
-                self._check_room(len(admitted))
+                accepted = self._accept(request, journey)
+                self._check_room(len(admitted), owner)
             except Exception as error:  # noqa: BLE001  (it is the outcome, as in any executor)
                 complete(future, error)
             else:
+                self._shares.enter(owner, future)
                 admitted[future] = accepted
         return admitted
 
-    def _accept(self, request: TaskRequest, started: float) -> Accepted:
-        task = self._pipeline.check(request)
+    def _report(self, journey: Journey, future: Future[Answer]) -> None:
+        self._shares.leave(journey.owner, future)
+        self._observer.finished(journey.report(future))
+
+    def _accept(self, request: TaskRequest, journey: Journey) -> Accepted:
+        task, started = self._pipeline.check(request), journey.started
+        journey.task = task
         deadline = None if request.timeout_s is None else started + request.timeout_s
         streamer = None
         if request.on_text is not None:
             streamer = TextStreamer(self._pipeline.tokenizer.reader(), request.on_text, self._finisher)
-        return Accepted(task, started, deadline, streamer, request.original)
+        return Accepted(task, started, deadline, streamer, request.original, journey)
 
-    def _check_room(self, before: int) -> None:
+    def _check_room(self, before: int, owner: str) -> None:
         """Raise the reason if one more request is not taken, with `before` others not in the queue yet."""
         if self._closed:
             raise Closed("this model was closed")
+        try:
+            self._shares.check(owner, self._engine.wait_s)
+        except Overloaded:
+            self._observer.ended(FinishReason.REFUSED)
+            raise
         self._engine.check_load(before + len(self._queue) + self._engine.snapshot().waiting)
 
     def _continue(self, futures: Sequence[Future[Answer]], picture: Future[ReadPicture]) -> None:
@@ -220,6 +241,7 @@ class Dispatcher:
             return
         request, taken, sequence, failure = waiting.request, False, None, None
         on_token = None if request.streamer is None else request.streamer.on_token
+        request.journey.has_read(picture.size)
         try:
             prepared = self._pipeline.prepare(request.task, picture, request.deadline, on_token)
             finish = partial(self._finish, future, request, prepared)
@@ -227,7 +249,9 @@ class Dispatcher:
                 taken = self._queue.take(future)
                 if taken:  # the engine's thread has no time for more than handing the outcome on
                     sequence = self._engine.submit(
-                        prepared.request, lambda outcome: self._finisher.submit(finish, outcome)
+                        prepared.request,
+                        lambda outcome: self._finisher.submit(finish, outcome),
+                        partial(self._shares.leave, request.journey.owner, future),
                     )
         except Exception as error:  # noqa: BLE001  (as above)
             failure = _without_frames(error) if taken or self._queue.take(future) else None
@@ -248,6 +272,7 @@ class Dispatcher:
         make = self._pipeline.original_answer if request.original else self._pipeline.answer
         try:
             if isinstance(outcome, Generation):
+                request.journey.generated(outcome)
                 if request.streamer is not None:
                     request.streamer.end()
                 made = make(prepared, outcome, self._clock() - request.started)

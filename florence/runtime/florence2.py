@@ -30,6 +30,7 @@ from florence.runtime.dispatcher import Dispatcher
 from florence.runtime.futures import failed
 from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
+from florence.runtime.shares import Shares, no_owner
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
 from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
@@ -62,16 +63,19 @@ class Florence2:
     Use it as a context manager, or call `close` at the end.
     """
 
-    def __init__(self, loaded: Loaded, pictures: Pictures = "seen") -> None:
+    def __init__(self, loaded: Loaded, pictures: Pictures = "seen", shares: Shares | None = None) -> None:
         self._pipeline = loaded.pipeline
         self._engine = loaded.engine
         self._info = loaded.info
+        self._memory = loaded.memory
         limits = loaded.info["limits"]
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
         busy = limits["max_batch_size"] + limits["max_encode_batch"]
         self._in_flight = min(busy, limits["max_queue"])
         self._limits, self._pictures = loaded.limits, pictures
-        self._dispatcher = Dispatcher(loaded.pipeline, loaded.engine, loaded.readers, loaded.observer)
+        self._dispatcher = Dispatcher(
+            loaded.pipeline, loaded.engine, loaded.readers, loaded.observer, shares=shares
+        )
 
     @classmethod
     def load(
@@ -94,6 +98,8 @@ class Florence2:
         on_broken: Callable[[], None] | None = None,
         tasks: Sequence[Task] | str | None = None,
         score_temperature: float = 1.0,
+        owner: Callable[[], str] = no_owner,
+        owner_share: float = 1.0,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
@@ -110,8 +116,9 @@ class Florence2:
         "original", as the original's processor does it. `observer`: gets the engine's events. `on_broken`: is
         called when the engine has failed and can't recover. `tasks`: the checkpoint's tasks beside the
         built-in ones, or as FLORENCE_TASKS names them; None: those of the file `florence_tasks.json` beside
-        the checkpoint. `score_temperature`: above 0; divides the log-odds of scores. On a CPU the process
-        keeps the memory that it frees.
+        the checkpoint. `score_temperature`: above 0; divides the log-odds of scores. `owner`: says whose
+        request is submitted, called in the thread and the context that submit it; `owner_share`: of the
+        queue, for the waiting requests of one owner. On a CPU the process keeps the memory that it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there, and for tasks that clash or are malformed.
@@ -134,7 +141,8 @@ class Florence2:
             tasks=tasks,
             score_temperature=score_temperature,
         )
-        return cls(loaded, pictures)
+        shares = Shares(int(owner_share * loaded.info["limits"]["max_queue"]), owner)
+        return cls(loaded, pictures, shares)
 
     @classmethod
     def from_settings(
@@ -145,6 +153,7 @@ class Florence2:
         workers: int = 0,
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
+        owner: Callable[[], str] = no_owner,
     ) -> Florence2:
         """`load` what the settings name, on one of their devices. `workers`: of the service that this is one
         of, with reader processes and the memory of a full engine from the start; 0 outside a service."""
@@ -167,6 +176,8 @@ class Florence2:
             observer=observer,
             on_broken=on_broken,
             tasks=settings.tasks,
+            owner=owner,
+            owner_share=settings.key_queue_share,
         )
 
     def submit(
@@ -292,6 +303,11 @@ class Florence2:
     def info(self) -> dict[str, Any]:
         """What runs, and how: checkpoint, revision, device, dtype, limits, generation settings, tasks."""
         return dict(self._info)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on device and machine: `caches` of the requests that are decoded, `picture_cache` of the
+        latest pictures, `pixels` that readers write."""
+        return self._memory()
 
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish those that came (for at most `drain_s` seconds), and free the device.

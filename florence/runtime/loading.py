@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A checkpoint that answers. `info` says what runs, and how, in values that JSON can hold."""
+    """A checkpoint that answers. `info` says what runs, and how, in values that JSON can hold;
+    `memory`: bytes of caches and buffers by their names."""
 
     pipeline: Pipeline
     engine: Engine
@@ -51,6 +52,7 @@ class Loaded:
     limits: ImageLimits
     observer: Observer
     info: dict[str, Any]
+    memory: Callable[[], dict[str, int]]
 
 
 def load(
@@ -170,7 +172,12 @@ def load(
         runner.caches.nbytes / 2**20, runner.sizes.slots, runner.sizes.rows,
     )  # fmt: skip
     log.info("%d readers of pictures decode in %.0f MiB together", len(reading), limits.decode_bytes / 2**20)
-    return Loaded(pipeline, engine, reading, limits, observer, info)
+
+    def memory() -> dict[str, int]:
+        caches, features = runner.caches.nbytes, runner.features.nbytes
+        return {"caches": caches, "picture_cache": features, "pixels": reading.nbytes}
+
+    return Loaded(pipeline, engine, reading, limits, observer, info, memory)
 
 
 def _picture_tokens(preprocessing: Preprocessing) -> int:

@@ -22,6 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from florence.server.v2.tally import HIDDEN
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
 
@@ -122,7 +124,8 @@ def scrape() -> bytes:
     _forget_the_dead(directory)
     collected = MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
-    registry.register(_Collected([_in_order(metric) for metric in collected]))
+    shown = [metric for metric in collected if not metric.name.startswith(HIDDEN)]
+    registry.register(_Collected([_in_order(metric) for metric in shown]))
     return generate_latest(registry)
 
 
@@ -161,7 +164,8 @@ def _place(sample: Any) -> tuple[Any, ...]:
 
 
 def metrics_endpoint(extra: Callable[[], str]) -> Callable[[Request], Awaitable[Response]]:
-    """`GET /metrics`. extra: further metrics in the text format. One scrape works at a time; others wait."""
+    """`GET /metrics`. extra: further metrics in the text format, called in a thread. One scrape works
+    at a time; others wait."""
     turn = asyncio.Lock()
 
     async def answer(request: Request) -> Response:
@@ -169,6 +173,7 @@ def metrics_endpoint(extra: Callable[[], str]) -> Callable[[Request], Awaitable[
 
         async with turn:
             text = await anyio.to_thread.run_sync(scrape)
-        return Response(text + extra().encode(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+            more = await anyio.to_thread.run_sync(extra)
+        return Response(text + more.encode(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return answer

@@ -14,6 +14,9 @@ from typing import Any, Final, TypeVar
 
 from florence.answers.answer import Answer, OriginalAnswer
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
+from florence.server.json_log import FIELDS
+from florence.server.keys import caller
+from florence.server.request_ids import call_facts
 
 logger = logging.getLogger("florence.service")
 
@@ -25,12 +28,23 @@ AnswerT = TypeVar("AnswerT", Answer, OriginalAnswer)
 
 
 def log_answer(answer: Answer | OriginalAnswer, request: str = "") -> None:
-    """Log an answer and the checkpoint that gave it. request: text in front of the line."""
+    """Log an answer, its checkpoint, and the API key's name. request: text in front of the line."""
+    key, facts = caller(), call_facts()
+    usage, timings = answer.usage, answer.timings
     logger.info(
-        "%s%s answered by %s: %s, %d tokens, %.3f s, of these %.3f s waiting",
+        "%s%s answered by %s: %s, %d tokens, %.3f s, of these %.3f s waiting%s",
         request, answer.task, answer.checkpoint, answer.finish_reason,
-        answer.usage.generated_tokens, answer.timings.total_s, answer.timings.queue_s,
+        usage.generated_tokens, timings.total_s, timings.queue_s, f", key {key}" if key else "",
+        extra={
+            FIELDS: {
+                "task": answer.task, "checkpoint": answer.checkpoint, "outcome": answer.finish_reason,
+                "tokens": usage.generated_tokens, "total_s": timings.total_s, "queue_s": timings.queue_s,
+                "encode_s": timings.encode_s, "decode_s": timings.decode_s,
+            }
+        },
     )  # fmt: skip
+    if facts is not None:
+        facts.logged = True
 
 
 async def await_answer(future: Future[Answer], timeout_s: float) -> Answer:

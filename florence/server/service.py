@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,8 @@ from florence.server.access_log import escape_what_clients_write
 from florence.server.bodies import BodyBudget
 from florence.server.connections import bound_connections
 from florence.server.http_metrics import CountRequests, metrics_endpoint
-from florence.server.keys import ApiKeys, keys_of
-from florence.server.metrics import EngineMetrics
+from florence.server.json_log import log_json
+from florence.server.keys import ApiKeys, caller, keys_of
 from florence.server.middleware import (
     BodyLimit,
     CancelOnDisconnect,
@@ -41,6 +42,7 @@ from florence.server.middleware import (
     V2Routes,
     WhileLoading,
 )
+from florence.server.request_ids import RequestIds
 from florence.server.supervisor import (
     end_serving,
     end_with_supervisor,
@@ -56,6 +58,7 @@ from florence.server.typed.task_paths import TASK_PATH, create_task_app
 from florence.server.v2.http_app import V2App, infer_paths, v2_paths
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.model import ServedModel
+from florence.server.worker_metrics import engine_metrics, triton_metrics
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
@@ -99,7 +102,7 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Florence2
 
     workers = len(settings.devices(count_gpus()))
     model = Florence2.from_settings(
-        settings, device, workers=workers, observer=observer, on_broken=end_worker
+        settings, device, workers=workers, observer=observer, on_broken=end_worker, owner=caller
     )
     model.warm_up()
     return model
@@ -110,19 +113,6 @@ def let_threads_sleep() -> None:
     readers of pictures need the same cores. OpenMP's own variables take precedence."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-
-
-def engine_metrics() -> EngineMetrics:
-    """Metrics with the labels of BentoML's own batches in this worker."""
-    context = bentoml.server_context
-    return EngineMetrics(
-        {
-            "runner_name": "florence2",
-            "worker_index": str(context.worker_index or 1),
-            "service_version": context.bento_version,
-            "service_name": context.bento_name,
-        }
-    )
 
 
 def count_gpus() -> int:
@@ -164,7 +154,10 @@ class TaskService:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
         escape_what_clients_write()
         sys.setswitchinterval(SWITCH_S)
+        if self.settings.log_format == "json":
+            log_json()
         end_with_supervisor()
+        self.started = time.monotonic()
         self.timeout_s = self.settings.timeout_s
         self.grpc: GrpcServer | None = None
         if not is_worker():
@@ -182,7 +175,10 @@ class TaskService:
         worker = bentoml.server_context.worker_index or 1  # BentoML counts from 1; None: there are no workers
         device = self.devices[(worker - 1) % len(self.devices)]
         logger.info("loading %s on %s", self.settings.model, device)
-        self.inference.model = self.load(self.settings, device, engine_metrics())
+        metrics = engine_metrics()
+        model = self.load(self.settings, device, metrics)
+        metrics.ready(model.info(), model.memory, time.monotonic() - self.started)
+        self.inference.model = model
         logger.info("ready: %s on %s", self.settings.model, device)
 
     def _load_or_end(self) -> None:
@@ -289,7 +285,8 @@ def build_service(
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
     about = create_about_app(inference, settings.max_body_bytes)
-    about.router.routes.append(Route("/metrics", metrics_endpoint(inference.statistics.as_metrics)))
+    triton = functools.partial(triton_metrics, inference.statistics)
+    about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
     built.mount_asgi_app(about)
     built.mount_asgi_app(create_task_app(inference))
     built.add_asgi_middleware(
@@ -315,6 +312,8 @@ def known_paths(built: Any, about: Starlette, served: ServedModel) -> set[str]:
 
 
 def _before_workers(settings: Settings, fetch: Fetch) -> None:
+    if settings.log_format == "json":
+        log_json()
     prepare_supervisor()
     fetch(settings)
 
@@ -337,6 +336,7 @@ def middleware_of(
     """
     budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
+        Middleware(RequestIds),
         *([cors(origins)] if origins else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
         Middleware(

@@ -26,6 +26,11 @@ class FeatureCache:
         self._bytes = 0
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all features that are kept. In any thread."""
+        return self._bytes
+
     def clear(self) -> None:
         """Drop all features."""
         self._features.clear()

@@ -22,6 +22,7 @@ from florence.errors import NotFound, ProtocolError, SettingsError, Unauthorized
 from florence.server.bodies import BodyBudget
 from florence.server.keys import ApiKeys
 from florence.server.replies import GRPC_CODES, failure_of, log_failure, off_loop
+from florence.server.request_ids import CallContext
 from florence.server.v2.grpc_about import INFERENCE, Health, StrictMessages, add_about
 from florence.server.v2.infer_body import answer_tensor
 from florence.server.v2.inference import ModelRepository
@@ -67,7 +68,7 @@ class GrpcServer:
         budget: BodyBudget | None = None,
     ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[*([KeyInterceptor(keys)] if keys else []), StrictMessages()],
+            interceptors=[CallContext(), *([KeyInterceptor(keys)] if keys else []), StrictMessages()],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),

@@ -1,18 +1,18 @@
 """Counts and durations of v2 requests, as Triton's statistics and metrics.
 
-Knows nothing about requests or models. One process's counters, used on its event loop only, without locks.
+Knows nothing about requests or models; a `Tally` holds the counts.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from florence.server.prometheus_text import Lines
 from florence.server.v2.model import ServedModel
+from florence.server.v2.tally import LATEST, PENDING, Tally
 
 
 class Reason(StrEnum):
@@ -34,116 +34,113 @@ class Spans(NamedTuple):
     compute_output: int
 
 
+_NAME = "nv_inference_"
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
+_BATCH = "batch."  # before a request's rows
+_FAILURE = "failure."  # before the reason
 
 
-@dataclass(slots=True)
-class Duration:
-    """How often, and how long in all."""
-
-    count: int = 0
-    ns: int = 0
-
-    def add(self, ns: int) -> None:
-        self.count += 1
-        self.ns += ns
-
-
-def _durations(names: Iterable[str] = Spans._fields) -> dict[str, Duration]:
-    return {name: Duration() for name in names}
-
-
-@dataclass(slots=True)
 class Statistics:
     """Counters of one model. A request counts once, however many rows it has; rows are counted apart.
 
     As in Triton, malformed requests (body, inputs, outputs, options) are not counted, while one with a wrong
-    picture, task or text is a failure: those are checked by the model.
+    picture, task or text is a failure: those are checked by the model. tally: holds the counts; those of
+    this process, if none is given.
     """
 
-    served: ServedModel = field(default_factory=ServedModel)
-    rows: int = 0
-    pending: int = 0
-    last_inference_ms: int = 0
-    success: Duration = field(default_factory=Duration)
-    fail: Duration = field(default_factory=Duration)
-    parts: dict[str, Duration] = field(default_factory=_durations)  # by the fields of `Spans`
-    batches: dict[int, dict[str, Duration]] = field(default_factory=dict)  # _COMPUTE's, by a request's rows
-    failures: Counter[Reason] = field(default_factory=Counter)
+    def __init__(self, served: ServedModel | None = None, tally: Tally | None = None) -> None:
+        self.served = served or ServedModel()
+        self._tally = tally or Tally()
+
+    @property
+    def pending(self) -> int:
+        """Requests that are not answered yet."""
+        return self._tally.values()[PENDING]
+
+    @property
+    def failures(self) -> Counter[Reason]:
+        """Failed requests by their reasons."""
+        counts = self._tally.values()
+        return Counter({reason: counts[_FAILURE + reason] for reason in Reason if counts[_FAILURE + reason]})
 
     def begin(self) -> None:
         """A well-formed request has come."""
-        self.pending += 1
+        self._tally.add(PENDING, 1)
 
     def succeed(self, rows: int, spans: Spans) -> None:
         """It is answered."""
         self._end()
-        self.rows += rows
-        self.success.add(sum(spans))
-        batch = self.batches.setdefault(rows, _durations(_COMPUTE))
+        self._tally.add("rows", rows)
+        self._add_time("success", sum(spans))
         for name, ns in spans._asdict().items():
-            self.parts[name].add(ns)
-            if name in batch:
-                batch[name].add(ns)
+            self._add_time(name, ns)
+            if name in _COMPUTE:
+                self._add_time(f"{_BATCH}{rows}.{name}", ns)
 
     def fail_for(self, reason: Reason, ns: int) -> None:
         """It has failed. ns: since it came."""
         self._end()
-        self.fail.add(ns)
-        self.failures[reason] += 1
+        self._add_time("fail", ns)
+        self._tally.add(_FAILURE + reason, 1)
 
     def _end(self) -> None:
-        self.pending -= 1
-        self.last_inference_ms = time.time_ns() // 1_000_000
+        self._tally.add(PENDING, -1)
+        self._tally.set(LATEST, time.time_ns() // 1_000_000)
+
+    def _add_time(self, name: str, ns: int) -> None:
+        self._tally.add(f"{name}.count", 1)
+        self._tally.add(f"{name}.ns", ns)
 
     def as_dict(self) -> dict[str, Any]:
         """The model's entry in Triton's statistics. batch_stats are by the rows of a request."""
-        never, counted = asdict(Duration()), asdict(self)
+        counts = self._tally.values()
+
+        def duration(name: str) -> dict[str, int]:
+            return {"count": counts[f"{name}.count"], "ns": counts[f"{name}.ns"]}
+
+        rows = {int(name.split(".")[1]) for name in counts if name.startswith(_BATCH)}
         return {
             "name": self.served.name,
             "version": self.served.version,
-            "last_inference": self.last_inference_ms,
-            "inference_count": self.rows,
-            "execution_count": self.success.count,
+            "last_inference": counts[LATEST],
+            "inference_count": counts["rows"],
+            "execution_count": counts["success.count"],
             "inference_stats": {
-                "success": counted["success"],
-                "fail": counted["fail"],
-                **counted["parts"],
-                "cache_hit": never,
-                "cache_miss": never,
+                name: duration(name)
+                for name in ("success", "fail", *Spans._fields, "cache_hit", "cache_miss")
             },
             "response_stats": {},
             "batch_stats": [
-                {"batch_size": rows, **parts} for rows, parts in sorted(counted["batches"].items())
+                {"batch_size": size, **{part: duration(f"{_BATCH}{size}.{part}") for part in _COMPUTE}}
+                for size in sorted(rows)
             ],
             "memory_usage": [],
         }
 
     def as_metrics(self) -> str:
         """The same in Prometheus' text format, under Triton's names."""
+        counts = self._tally.values()
         labels = f'model="{self.served.name}",version="{self.served.version}"'
-        failures = {f'{labels},reason="{reason}"': self.failures[reason] for reason in Reason}
-        whole = self.success.ns + self.fail.ns
+        failures = {f'{labels},reason="{reason}"': counts[_FAILURE + reason] for reason in Reason}
+        whole = counts["success.ns"] + counts["fail.ns"]
         counters = (
-            ("request_success", "Answered inference requests", self.success.count),
-            ("count", "Rows of answered inference requests", self.rows),
-            ("exec_count", "Inference requests that the model answered", self.success.count),
+            ("request_success", "Answered inference requests", counts["success.count"]),
+            ("count", "Rows of answered inference requests", counts["rows"]),
+            ("exec_count", "Inference requests that the model answered", counts["success.count"]),
             ("request_duration_us", "Microseconds of all inference requests", whole // 1000),
-            ("queue_duration_us", "Microseconds spent waiting", self.parts["queue"].ns // 1000),
-            ("compute_input_duration_us", "... reading pictures", self.parts["compute_input"].ns // 1000),
-            ("compute_infer_duration_us", "... in the model", self.parts["compute_infer"].ns // 1000),
-            ("compute_output_duration_us", "... making replies", self.parts["compute_output"].ns // 1000),
+            ("queue_duration_us", "Microseconds spent waiting", counts["queue.ns"] // 1000),
+            ("compute_input_duration_us", "... reading pictures", counts["compute_input.ns"] // 1000),
+            ("compute_infer_duration_us", "... in the model", counts["compute_infer.ns"] // 1000),
+            ("compute_output_duration_us", "... making replies", counts["compute_output.ns"] // 1000),
         )
-        pending = {labels: self.pending}
-        return (
-            _metric("request_failure", "Failed inference requests", failures)
-            + "".join(_metric(name, text, {labels: value}) for name, text, value in counters)
-            + _metric("pending_request_count", "Inference requests not yet answered", pending, "gauge")
-        )
-
-
-def _metric(name: str, text: str, values: Mapping[str, int], kind: str = "counter") -> str:
-    """The lines of one metric. values: by their labels."""
-    name = f"nv_inference_{name}"
-    lines = "".join(f"{name}{{{labels}}} {value}\n" for labels, value in values.items())
-    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{lines}"
+        lines = [
+            Lines(_NAME + "request_failure", "Failed inference requests", failures),
+            *(Lines(_NAME + name, text, {labels: value}) for name, text, value in counters),
+            Lines(
+                _NAME + "pending_request_count",
+                "Inference requests not yet answered",
+                {labels: counts[PENDING]},
+                "gauge",
+            ),
+        ]
+        return "".join(map(str, lines))

@@ -1,0 +1,102 @@
+"""An id for each request, in and out: the client's `X-Request-Id`, or a new one.
+
+Knows headers and the context of a request; nothing about bodies and models. Log lines and spans read the id
+where they are written.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER: Final = "x-request-id"
+_GIVEN: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+@dataclass(slots=True)
+class CallFacts:
+    """What log lines tell of the request that they belong to. `logged`: an answer has a line already."""
+
+    request_id: str
+    logged: bool = False
+
+
+_facts: ContextVar[CallFacts | None] = ContextVar("call_facts", default=None)
+
+
+def call_facts() -> CallFacts | None:
+    """Of the current request; None outside of one."""
+    return _facts.get()
+
+
+def begin_call(given: str | None) -> str:
+    """A request has come with this header: its id, which is a new one where the client's is missing, too long
+    or of other characters than log lines and headers can hold."""
+    request_id = given if given and _GIVEN.fullmatch(given) else uuid.uuid4().hex
+    _facts.set(CallFacts(request_id))
+    return request_id
+
+
+@dataclass(frozen=True)
+class RequestIds:
+    """ASGI middleware: each HTTP request has an id, and its answer tells it."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request_id = begin_call(Headers(scope=scope).get(HEADER))
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message["headers"], (HEADER.encode(), request_id.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, told)
+
+
+class CallContext(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+    """The same for gRPC calls, in their metadata. The `traceparent` that a call brings is the parent of its
+    spans; over HTTP that is BentoML's business. First of all interceptors."""
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        sent = _texts(details.invocation_metadata)
+        request_id = begin_call(sent.get(HEADER))
+        from opentelemetry import context, propagate
+
+        context.attach(propagate.extract(sent))
+        return _telling(await continuation(details), ((HEADER, request_id),))
+
+
+def _texts(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
+    return {name: value for name, value in metadata or () if isinstance(value, str)}
+
+
+def _telling(handler: Any, metadata: tuple[tuple[str, str], ...]) -> Any:
+    """The handler of a call, which sends the metadata before its first response."""
+    if handler is None or handler.request_streaming != handler.response_streaming:
+        return handler
+
+    async def unary(request: Any, context: Any) -> Any:
+        await context.send_initial_metadata(metadata)
+        return await handler.unary_unary(request, context)
+
+    async def stream(requests: Any, context: Any) -> Any:
+        await context.send_initial_metadata(metadata)
+        async for response in handler.stream_stream(requests, context):
+            yield response
+
+    read, write = handler.request_deserializer, handler.response_serializer
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream, read, write)
+    return grpc.unary_unary_rpc_method_handler(unary, read, write)

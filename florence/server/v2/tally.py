@@ -1,0 +1,90 @@
+"""Counts of v2 requests: of this process, or of all workers of a service together.
+
+Knows names and numbers only. The workers' counts are in the files of `prometheus_client`'s multiprocess mode,
+whose directory BentoML sets: so it must be imported after that, with the first count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from prometheus_client import Gauge
+
+DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
+HIDDEN: Final = "florence_v2_counts_"
+"""What the names of these metrics begin with; /metrics shows them under Triton's names instead."""
+PENDING: Final = "pending"
+"""What is under way: it goes with its worker. All other counts outlive theirs."""
+LATEST: Final = "latest"
+"""The highest of all workers' is told, not the sum."""
+_MODES: Final[Mapping[str, str]] = {PENDING: "livesum", LATEST: "max"}
+_LABEL: Final = "count"
+
+
+class Tally:
+    """Counts by name, in this process. Used without locks: changed on one event loop, read in any thread."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, amount: int) -> None:
+        """So many more."""
+        self._counts[name] += amount
+
+    def set(self, name: str, value: int) -> None:
+        """It is this now."""
+        self._counts[name] = value
+
+    def values(self) -> Counter[str]:
+        """All counts so far."""
+        return self._counts.copy()
+
+
+class SharedTally(Tally):
+    """Counts by name of all workers together, where there are any; else of this process."""
+
+    @cached_property
+    def _gauges(self) -> dict[str, Gauge]:
+        """One for each way to add workers up."""
+        from prometheus_client import CollectorRegistry
+        from prometheus_client import Gauge as NewGauge
+
+        made: dict[str, Gauge] = {}
+        for mode in ("sum", *_MODES.values()):
+            made[mode] = NewGauge(
+                HIDDEN + mode,
+                "Counts of v2 requests",
+                [_LABEL],
+                registry=CollectorRegistry(),
+                multiprocess_mode=mode,  # type: ignore[arg-type]  # a literal
+            )
+        return made
+
+    def add(self, name: str, amount: int) -> None:
+        super().add(name, amount)
+        self._publish(name)
+
+    def set(self, name: str, value: int) -> None:
+        super().set(name, value)
+        self._publish(name)
+
+    def _publish(self, name: str) -> None:
+        if os.environ.get(DIRECTORY):
+            self._gauges[_MODES.get(name, "sum")].labels(name).set(self._counts[name])
+
+    def values(self) -> Counter[str]:
+        directory = os.environ.get(DIRECTORY)
+        if not directory:
+            return super().values()
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        files = [str(file) for mode in self._gauges for file in Path(directory).glob(f"gauge_{mode}_*.db")]
+        merged = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        samples = (sample for metric in merged if metric.name.startswith(HIDDEN) for sample in metric.samples)
+        return Counter({sample.labels[_LABEL]: int(sample.value) for sample in samples})

@@ -1,0 +1,117 @@
+"""Request ids in and out, and log lines as JSON: one an answer, with what belongs to its request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextvars import copy_context
+from io import StringIO
+from typing import Any
+
+import pytest
+from fake_model import FakeModel, original_of
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from v2 import picture, send
+
+from florence.server.json_log import JsonLines, OneLineAnAnswer
+from florence.server.keys import ApiKeys, read_keys
+from florence.server.outcomes import log_answer
+from florence.server.request_ids import RequestIds, begin_call
+
+KEY = "k" * 32
+access = logging.getLogger("test.access")
+
+
+@pytest.fixture
+def lines() -> Iterator[StringIO]:
+    """What the service's log gets, as JSON."""
+    written = StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(JsonLines())
+    loggers = [logging.getLogger("florence.service"), access]
+    levels = [logger.level for logger in loggers]
+    access.addFilter(OneLineAnAnswer())
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    yield written
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+async def _answer(request: Request) -> Response:
+    if request.url.path == "/caption":
+        ApiKeys(read_keys([f"alice:{KEY}"], "here")).check(f"Bearer {KEY}")
+        log_answer(original_of(FakeModel().submit(picture(), "<CAPTION>").result(30)))
+    return Response()
+
+
+async def _logged(scope: object, receive: object, send: object) -> None:
+    """The service's order: BentoML's access log is outside of ids, and writes after the answer."""
+    app = RequestIds(Starlette(routes=[Route("/{path:path}", _answer, methods=["POST"])]))
+    await app(scope, receive, send)  # type: ignore[arg-type]
+    access.info("%s", scope["path"])  # type: ignore[index]
+
+
+def test_an_answer_has_one_line_of_json(lines: StringIO) -> None:
+    """With task, outcome, tokens and times, the request's id and the key's name; not the key."""
+    send(_logged, "POST", "/caption", headers={"x-request-id": "mine"})  # type: ignore[arg-type]
+    (line,) = lines.getvalue().splitlines()
+    fields = json.loads(line)
+    expected = {"task": "<CAPTION>", "outcome": "stop", "tokens": 3, "request_id": "mine", "key": "alice"}
+    assert expected.items() <= fields.items()
+    assert {"time", "level", "logger", "message", "checkpoint", "total_s", "queue_s"} <= fields.keys()
+    assert KEY not in line
+
+
+def test_a_request_without_an_answer_has_its_access_line(lines: StringIO) -> None:
+    """What failed or asks for no answer is in the log too."""
+    send(_logged, "POST", "/other")  # type: ignore[arg-type]
+    (line,) = lines.getvalue().splitlines()
+    assert json.loads(line)["message"] == "/other"
+
+
+@given(st.text())
+def test_any_text_is_one_line(text: str) -> None:
+    """Line breaks, quotes and lone surrogates too; it comes back as it was."""
+    record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
+    line = JsonLines().format(record)
+    assert line.isascii()
+    assert "\n" not in line
+    assert json.loads(line)["message"] == text
+
+
+def test_a_traceback_is_in_its_line() -> None:
+    """As the field `error`."""
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        record = logging.LogRecord("a", logging.ERROR, "", 0, "failed", None, sys.exc_info())
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    assert "ValueError: broken" in json.loads(line)["error"]
+
+
+@pytest.mark.parametrize("given", ["a", "0af7-1_x", "x" * 128, "a/b:c@d"])
+def test_a_client_s_id_comes_back(given: str) -> None:
+    """Over HTTP in the same header."""
+    app: Any = RequestIds(Starlette(routes=[Route("/", _answer, methods=["POST"])]))
+    reply = send(app, "POST", "/", headers={"X-Request-Id": given})
+    assert reply.headers["X-Request-Id"] == given
+
+
+@given(st.none() | st.text())
+def test_no_other_id_does(given: str | None) -> None:
+    """None, too long, with spaces or line breaks: a new one in its place, which no other request has."""
+    first, second = copy_context().run(begin_call, given), copy_context().run(begin_call, given)
+    if first != given:
+        assert first != second
+        assert len(first) == 32

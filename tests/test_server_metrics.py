@@ -1,0 +1,182 @@
+"""Metrics of requests, GPUs and v2 counts: each event in its series, workers added up, names as needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextvars import copy_context
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_model import FakeModel
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from florence.engine.observer import FinishReason, RequestReport
+from florence.server.gpu_metrics import READINGS, gpu_lines
+from florence.server.metrics import EngineMetrics
+
+ROOT = Path(__file__).resolve().parents[1]
+ANSWERED = RequestReport(
+    task="caption",
+    outcome=FinishReason.STOP,
+    owner="alice",
+    beams=3,
+    tokens=7,
+    picture_size=(2, 3),
+    arrived=0.0,
+    read_s=0.25,
+    queue_s=0.5,
+    encode_s=1.0,
+    decode_s=2.0,
+    total_s=4.0,
+    context=copy_context(),
+)
+REFUSED = replace(
+    ANSWERED, outcome=FinishReason.REFUSED, owner="", read_s=None, queue_s=None, encode_s=None, decode_s=None
+)
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Each value by its name and its labels, as Prometheus reads them."""
+    families = text_string_to_metric_families(text)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_a_request_counts_under_its_task_and_its_end() -> None:
+    """A time for each part that it came to; the key's name, where it has one; `unknown` for no task."""
+    metrics = EngineMetrics({})
+    for report in (ANSWERED, ANSWERED, replace(REFUSED, task="")):
+        metrics.finished(report)
+    seen = samples(generate_latest(metrics.registry).decode())
+    stopped = (("outcome", "stop"), ("task", "caption"))
+    for part, seconds in {"read": 0.25, "queue": 0.5, "encode": 1, "decode": 2, "total": 4}.items():
+        assert seen[f"florence_request_{part}_seconds_count", stopped] == 2
+        assert seen[f"florence_request_{part}_seconds_sum", stopped] == 2 * seconds
+    refused = (("outcome", "refused"), ("task", "unknown"))
+    assert seen["florence_request_total_seconds_count", refused] == 1
+    assert ("florence_request_read_seconds_count", refused) not in seen
+    assert seen["florence_requests_total", (("outcome", "stop"),)] == 2
+    assert seen["florence_key_requests_total", (("key", "alice"), ("outcome", "stop"))] == 2
+    assert not any(labels == (("key", ""), ("outcome", "refused")) for _, labels in seen)
+
+
+def test_a_ready_worker_says_what_runs_and_what_it_holds() -> None:
+    """Versions, checkpoint, device and dtype; seconds; bytes, measured again with each encode."""
+    metrics, model = EngineMetrics({}), FakeModel()
+    held = {"caches": 3}
+    metrics.ready(model.info(), lambda: held, 1.5)
+    held["caches"] = 4
+    metrics.encoded(1, 1, 0.1)
+    seen = samples(generate_latest(metrics.registry).decode())
+    assert seen["florence_ready_seconds", ()] == 1.5
+    assert seen["florence_memory_bytes", (("part", "caches"),)] == 4
+    (build,) = (dict(labels) for name, labels in seen if name == "florence_build_info")
+    assert (build["checkpoint"], build["device"], build["dtype"]) == ("fake", "cpu", "float32")
+    assert build["torch"]
+
+
+class NvmlError(Exception):
+    pass
+
+
+def fake_nvml(gpus: int, missing: str = "") -> Any:
+    """The driver's library for so many GPUs; the function of the name `missing` is not supported."""
+
+    def unsupported(_gpu: int) -> None:
+        raise NvmlError("not supported")
+
+    def no_driver() -> None:
+        if not gpus:
+            raise NvmlError("no driver")
+
+    functions = {
+        "nvmlInit": no_driver,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: gpus,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetUUID": lambda gpu: f"GPU-{gpu}",
+        "nvmlDeviceGetUtilizationRates": lambda gpu: SimpleNamespace(gpu=50 + gpu),
+        "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(total=100, used=10 + gpu),
+        "nvmlDeviceGetPowerUsage": lambda gpu: 90_500,
+        "nvmlDeviceGetEnforcedPowerLimit": lambda gpu: 300_000,
+        "nvmlDeviceGetTotalEnergyConsumption": lambda gpu: 2_000,
+    }
+    return SimpleNamespace(
+        NVMLError=NvmlError, **{**functions, **({missing: unsupported} if missing else {})}
+    )
+
+
+def test_gpus_have_triton_s_names_and_units() -> None:
+    """Shares of 1, bytes, watts and joules, by UUID, and no `_total` at the counter's end."""
+    text = "".join(map(str, gpu_lines(fake_nvml(2))))
+    first, second = (("gpu_uuid", "GPU-0"),), (("gpu_uuid", "GPU-1"),)
+    seen = samples(text)
+    assert (seen["nv_gpu_utilization", first], seen["nv_gpu_utilization", second]) == (0.5, 0.51)
+    assert seen["nv_gpu_memory_used_bytes", second] == 11
+    assert (seen["nv_gpu_power_usage", first], seen["nv_gpu_power_limit", first]) == (90.5, 300)
+    assert 'nv_energy_consumption{gpu_uuid="GPU-0"} 2.0' in text
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=lambda reading: reading.name)
+def test_what_a_driver_does_not_give_is_left_out(reading: Any) -> None:
+    """And nothing else; without a driver there is nothing."""
+    text = "".join(map(str, gpu_lines(fake_nvml(1, reading.function))))
+    left_out = [each.name for each in READINGS if each.function == reading.function]
+    assert [each.name for each in READINGS if f"# TYPE {each.name} " not in text] == left_out
+    assert not list(gpu_lines(fake_nvml(0)))
+
+
+WORKER = """
+import sys
+from florence.server.v2.statistics import Reason, Spans, Statistics
+from florence.server.v2.tally import SharedTally
+statistics = Statistics(tally=SharedTally())
+for _ in range(int(sys.argv[1])):
+    statistics.begin()
+    statistics.succeed(2, Spans(1000, 2000, 3000, 4000))
+statistics.begin()
+statistics.fail_for(Reason.BACKEND, 5000)
+"""
+READER = """
+import json
+from florence.server.http_metrics import scrape
+from florence.server.v2.statistics import Statistics
+from florence.server.v2.tally import SharedTally
+statistics = Statistics(tally=SharedTally())
+print(json.dumps([statistics.as_dict(), statistics.as_metrics(), scrape().decode()]))
+"""
+
+
+def python(code: str, directory: Path, *arguments: str) -> str:
+    """Run as a worker of a service whose files are in the directory."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+def test_workers_v2_counts_are_one_sum(tmp_path: Path) -> None:
+    """Whichever worker is asked, and also after those that counted have ended: statistics and metrics are
+    those of all, and the names of their files' own metrics are not shown."""
+    python(WORKER, tmp_path, "3")
+    python(WORKER, tmp_path, "4")
+    entry, text, scraped = json.loads(python(READER, tmp_path))
+    assert (entry["inference_count"], entry["execution_count"]) == (14, 7)
+    assert entry["inference_stats"]["fail"] == {"count": 2, "ns": 10_000}
+    assert entry["inference_stats"]["compute_infer"] == {"count": 7, "ns": 21_000}
+    assert [batch["batch_size"] for batch in entry["batch_stats"]] == [2]
+    assert entry["last_inference"] > 1_500_000_000_000
+    assert 'nv_inference_request_success{model="florence2",version="1"} 7' in text
+    assert 'reason="BACKEND"} 2' in text
+    assert 'nv_inference_pending_request_count{model="florence2",version="1"} 0' in text
+    assert "v2_counts" not in scraped
