@@ -1,11 +1,15 @@
 """CPU seconds and wall seconds of one decode step: this engine against `transformers.generate`, in one run.
 
     python benchmarks/decode_step.py [--size large|base|tiny] [--requests 16] [--beams 3] [--dtype bfloat16]
+                                     [--scores]
 
 Both decode the same random weights from encoder states of the same length, with beam search, the n-gram rule
 and forced tokens, in turns; a figure is the median over the steps of all turns. transformers runs one static
 batch, its best case; the engine runs requests that could join and leave. Beside them: the best matrix product
 on this machine, of the rows of the step, and what the step's own products would take at that rate.
+
+`--scores` measures, in place of transformers, what the window sums for scores add to a step in which every
+beam writes a location; a step in which none does skips them.
 """
 
 from __future__ import annotations
@@ -89,6 +93,27 @@ def steps_of_engine(runner: Runner, encoded: Tensor, beams: int) -> list[Cost]:
     return clock.costs()
 
 
+@torch.inference_mode()
+def scores_of_step(runner: Runner, requests: int, beams: int) -> Cost:
+    """What the window sums of one step take: the median of many, the first ones left out."""
+    state, text = runner.state, runner.model.config.text
+    ordered, window_sums = runner.rules.ordered, state.window_sums
+    if ordered is None or window_sums is None:
+        raise ValueError("the runner keeps no window sums")
+    logits = torch.randn(requests * beams, text.vocab_size)
+    normalizer = logits.logsumexp(-1)
+    rows = torch.arange(requests * beams).view(requests, beams)
+    tokens = torch.randint(ordered.start, ordered.stop, (requests, beams))
+    costs = []
+    for _ in range(300):
+        began = time.process_time(), time.perf_counter()
+        sums = window_sums(logits, normalizer, rows, tokens)
+        state.windows[rows, torch.zeros_like(rows)] = sums
+        costs.append((time.process_time() - began[0], time.perf_counter() - began[1]))
+    cpu, wall = (statistics.median(values) for values in zip(*costs[50:], strict=True))
+    return cpu, wall
+
+
 def rate_of_products(rows: int, width: int, dtype: torch.dtype) -> float:
     """FLOP a CPU-second of the best product of that many rows with a matrix of 4 * width by width, and of a
     large one."""
@@ -112,6 +137,13 @@ def flops_of_step(model: Florence2Model, rows: int) -> float:
     return 2.0 * rows * (decoder.layers * layer + width * config.vocab_size)
 
 
+def _print_scores(steps: list[Cost], scores: Cost) -> None:
+    step = [statistics.median(values) for values in zip(*steps, strict=True)]
+    print(f"{'step':13} {1e3 * step[0]:8.2f} CPU-ms {1e3 * step[1]:8.2f} ms wall")
+    print(f"{'scores':13} {1e3 * scores[0]:8.2f} CPU-ms {1e3 * scores[1]:8.2f} ms wall")
+    print(f"{'share':13} {scores[0] / step[0]:8.2%}        {scores[1] / step[1]:8.2%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -121,23 +153,31 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--scores", action="store_true", help="what scores add to a step")
     arguments = parser.parse_args()
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     native = make_native(arguments.size, dtype)
     model = convert(native, torch.device("cpu"), dtype)
-    runner = Runner(model, arguments.requests, backend=backend_of(model))
+    ordered = range(100, 1100)  # a thousand ids, wherever they are
+    runner = Runner(model, arguments.requests, backend=backend_of(model), ordered=ordered)
     width = SIZES[arguments.size][0]
     encoded = torch.randn(arguments.requests, ENCODER_LENGTH, width).to(dtype)
+    print(
+        f"{arguments.size}, {arguments.requests} requests x {arguments.beams} beams, {ENCODER_LENGTH} tokens "
+        f"encoded, {arguments.dtype}, {torch.get_num_threads()} threads"
+    )
+    if arguments.scores:
+        ours = [
+            cost for _ in range(arguments.turns) for cost in steps_of_engine(runner, encoded, arguments.beams)
+        ]
+        _print_scores(ours, scores_of_step(runner, arguments.requests, arguments.beams))
+        return
     rate = rate_of_products(arguments.requests * arguments.beams, width, dtype)
     theirs: list[Cost] = []
     ours: list[Cost] = []
     for _ in range(arguments.turns):
         theirs += steps_of_transformers(native, encoded, arguments.beams)
         ours += steps_of_engine(runner, encoded, arguments.beams)
-    print(
-        f"{arguments.size}, {arguments.requests} requests x {arguments.beams} beams, {ENCODER_LENGTH} tokens "
-        f"encoded, {arguments.dtype}, {torch.get_num_threads()} threads"
-    )
     medians = []
     for name, costs in (("transformers", theirs), ("florence", ours)):
         cpu, wall = (statistics.median(values) for values in zip(*costs, strict=True))

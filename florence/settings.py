@@ -148,6 +148,13 @@ class Settings(BaseSettings):
         description="Decode JPEGs of at least twice the model's input size at a half, a quarter or an eighth "
         "of their size: faster, and pixels differ a little.",
     )
+    score_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Divides the log-odds of scores: above 1 for a checkpoint that is too sure, below for "
+        "one that is not sure enough.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`info` writes a line for each answer, `warning` only what went wrong."
     )

@@ -25,7 +25,7 @@ from florence.model.config import GenerationDefaults
 from florence.settings import Settings
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.info import RequestLimits
-from florence.types.options import read_generation_parameters
+from florence.types.options import read_request_parameters
 from florence.types.regions import region_text
 from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
 from florence.types.tasks import TASKS, Kind, TaskTable
@@ -177,7 +177,7 @@ class FakeModel:
             raise Closed("the model is closed")
         task = TASKS.resolve(call.task)
         others = ("region", "timeout_s", "parameters")
-        read_generation_parameters({name: each for name, each in call.options.items() if name not in others})
+        read_request_parameters({name: each for name, each in call.options.items() if name not in others})
         size = open_image(call.image, ImageLimits()).size
         given = call.options.get("region") or call.text
         TASKS.build_prompt(task, region_text(given, size) if task.input == "region" and given else given)

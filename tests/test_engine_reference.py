@@ -149,7 +149,7 @@ def test_of_equal_scores_the_newest_is_best_and_the_oldest_is_replaced() -> None
     """The order of transformers' `BeamHypotheses`, which decides ties."""
     finished = FinishedHypotheses(options(num_beams=2))
     for token, total in ((3, -2.0), (4, -2.0), (5, -1.0)):
-        finished.add([2, token], [total], total)
+        finished.add([2, token], [total], [], total)
     assert [hypothesis.token_ids[1] for hypothesis in finished.kept] == [4, 5]
-    finished.add([2, 6], [-1.0], -1.0)
+    finished.add([2, 6], [-1.0], [], -1.0)
     assert finished.best().token_ids == [2, 6]

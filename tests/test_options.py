@@ -1,4 +1,4 @@
-"""One declaration of the generation options: every door offers exactly `GenerationParameters`' fields."""
+"""One declaration of the generation options: every door offers exactly `RequestParameters`' fields."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from florence.server.typed.endpoints import INPUT_TYPES, PictureInput
 from florence.server.typed.openapi import openapi_document
 from florence.server.v2.inference import generation_options
 from florence.types.info import GenerationSettings
-from florence.types.options import GenerationKeywords, GenerationParameters, allowed_values
+from florence.types.options import GenerationParameters, RequestKeywords, RequestParameters, allowed_values
 from florence.types.tasks import Input
 
-OPTIONS = GenerationParameters.model_fields
+OPTIONS = RequestParameters.model_fields
 WISHED: dict[str, Any] = {
     "num_beams": 5,
     "max_new_tokens": 40,
@@ -31,20 +31,27 @@ WISHED: dict[str, Any] = {
     "no_repeat_ngram_size": 2,
     "early_stopping": "never",
     "length_penalty": -0.5,
+    "min_score": 0.25,
+    "labels": ("car", "red door"),
+    "nms_iou": 0.6,
+    "nms_agnostic": True,
+    "min_size": 12.5,
+    "max_items": 7,
 }
+SENT = {**WISHED, "labels": "car,red door", "nms_agnostic": "true"}  # where a value is text
 
 
 def test_every_option_has_a_value_in_these_tests() -> None:
     """So that a new option is tested at each door."""
     assert list(WISHED) == list(OPTIONS)
-    assert set(GenerationParameters(**WISHED).model_dump().values()) == set(WISHED.values())
+    assert set(RequestParameters(**WISHED).model_dump().values()) == set(WISHED.values())
 
 
 def test_keyword_arguments_have_the_models_names_and_types() -> None:
     """The one TypedDict is the model's, field by field; library and client add only other options."""
-    declared = get_type_hints(GenerationParameters)
+    declared = get_type_hints(RequestParameters)
     hints = {name: declared[name] for name in OPTIONS}
-    assert get_type_hints(GenerationKeywords) == hints
+    assert get_type_hints(RequestKeywords) == hints
     assert {name: hint for name, hint in get_type_hints(RunOptions).items() if name in OPTIONS} == hints
     assert {name: hint for name, hint in get_type_hints(CallOptions).items() if name in OPTIONS} == hints
     assert get_type_hints(RunOptions).keys() - OPTIONS.keys() >= {"region", "timeout_s"}
@@ -55,7 +62,7 @@ def test_keyword_arguments_have_the_models_names_and_types() -> None:
 def test_typed_endpoints_take_them_all(model: type[PictureInput]) -> None:
     """With the same types and bounds; beside them are the picture and what the task takes."""
     assert set(model.model_fields) - set(OPTIONS) <= {"image", "text", "region", "tasks"}
-    declared = GenerationParameters.model_json_schema()["properties"]
+    declared = RequestParameters.model_json_schema()["properties"]
     taken = model.model_json_schema()["properties"]
     assert {name: taken[name] for name in OPTIONS} == declared
 
@@ -69,15 +76,15 @@ def test_the_openapi_document_shows_them_all() -> None:
 
 def test_v2_parameters_are_read_by_the_same_names() -> None:
     """Others are ignored, as Triton's own are."""
-    assert generation_options({**WISHED, "sequence_id": 1}) == GenerationParameters(**WISHED)
+    assert generation_options({**SENT, "sequence_id": 1}) == RequestParameters(**WISHED)
 
 
 def test_the_command_line_has_a_flag_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     """With its bounds in the help; the values come out as the model's."""
-    flags = [part for name, value in WISHED.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [part for name, value in SENT.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     for command in (["run", "p.png", "caption"], ["bulk", "p.png", "--task", "caption", "--out", "o"]):
-        assert read_options(make_parser().parse_args([*command, *flags])) == GenerationParameters(**WISHED)
-        assert read_options(make_parser().parse_args(command)) == GenerationParameters()
+        assert read_options(make_parser().parse_args([*command, *flags])) == RequestParameters(**WISHED)
+        assert read_options(make_parser().parse_args(command)) == RequestParameters()
         with pytest.raises(SystemExit):
             make_parser().parse_args([command[0], "--help"])
         printed = " ".join(capsys.readouterr().out.split())
@@ -94,12 +101,17 @@ def test_the_engine_gets_each_of_them() -> None:
     """Resolved: what is asked for is what the engine is told, and nothing is None where it is not."""
     defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2)
     pipeline = Pipeline("none", None, defaults, 1024)  # type: ignore[arg-type]
-    assert [field.name for field in fields(GenerationOptions)] == list(OPTIONS)
-    assert pipeline.options(GenerationParameters(**WISHED)) == GenerationOptions(**WISHED)
-    silent = pipeline.options(GenerationParameters())
+    assert [field.name for field in fields(GenerationOptions)] == list(GenerationParameters.model_fields)
+    generation = {name: WISHED[name] for name in GenerationParameters.model_fields}
+    assert pipeline.options(RequestParameters(**WISHED)) == GenerationOptions(**generation)
+    silent = pipeline.options(RequestParameters())
     assert silent == GenerationOptions(3, 1024, 0, 3, True, 1.0)
 
 
 def test_info_says_each_of_them() -> None:
     """How the model generates where a request does not say."""
-    assert set(GenerationSettings.model_fields) == {*OPTIONS, "forced_bos_id", "forced_eos_id"}
+    assert set(GenerationSettings.model_fields) == {
+        *GenerationParameters.model_fields,
+        "forced_bos_id",
+        "forced_eos_id",
+    }

@@ -114,6 +114,7 @@ def test_the_typed_answer_that_is_shown_is_the_demo_checkpoints(readme: str, mod
     for one, other in zip(shown.detections, answer.result.detections, strict=True):
         assert (one.label, one.box) == (other.label, other.box)
         assert one.score == pytest.approx(other.score, abs=1e-4)
+        assert one.original_score == pytest.approx(other.original_score, abs=1e-4)
     assert (shown.usage, shown.image_size, shown.checkpoint) == (
         answer.usage, answer.image_size, answer.checkpoint
     )  # fmt: skip

@@ -23,7 +23,7 @@ from florence.errors import DeadlineExceeded, ImageError, Overloaded, TaskError
 from florence.readers.readers import THREADS
 from florence.runtime.dispatcher import Dispatcher
 from florence.runtime.pipeline import TaskRequest
-from florence.types.options import GenerationParameters
+from florence.types.options import RequestParameters
 
 
 def test_many_tasks_on_one_picture_leave_a_reader_to_others(
@@ -89,7 +89,7 @@ def test_a_wrong_request_fails_before_its_picture_is_read(
     """An unknown task, a missing region, a text that the task does not take; it takes no place."""
     futures = occupy(dispatcher, slow)
     text = "some text" if task == "<CAPTION>" else None
-    (wrong,) = dispatcher.submit(picture, [TaskRequest(task, text, GenerationParameters())])
+    (wrong,) = dispatcher.submit(picture, [TaskRequest(task, text, RequestParameters())])
     assert isinstance(wrong.exception(0), TaskError)
     assert gauges.unread == THREADS
     assert not any(future.done() for future in futures)

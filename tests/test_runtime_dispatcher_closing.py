@@ -20,7 +20,7 @@ from florence.readers import readers
 from florence.runtime import dispatcher as module
 from florence.runtime.dispatcher import Dispatcher
 from florence.runtime.pipeline import TaskRequest
-from florence.types.options import GenerationParameters
+from florence.types.options import RequestParameters
 
 
 def test_closing_waits_for_a_picture_no_longer_than_it_is_told(
@@ -69,7 +69,7 @@ def test_closing_with_a_limit_does_not_wait_for_a_callback_that_hangs(
         told.set()
         assert release.wait(PATIENCE_S)
 
-    request = TaskRequest("<CAPTION>", None, GenerationParameters(num_beams=1), on_text=on_text)
+    request = TaskRequest("<CAPTION>", None, RequestParameters(num_beams=1), on_text=on_text)
     dispatcher.submit(picture, [request])
     assert told.wait(PATIENCE_S)
     closing = threading.Thread(target=dispatcher.close, args=(0.0,), daemon=True)

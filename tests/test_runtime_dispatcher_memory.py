@@ -21,7 +21,7 @@ from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 from florence.readers.readers import Readers
 from florence.runtime.dispatcher import Dispatcher
 from florence.runtime.pipeline import TaskRequest
-from florence.types.options import GenerationParameters
+from florence.types.options import RequestParameters
 
 
 def test_a_cancelled_request_keeps_no_picture_though_the_readers_are_busy(
@@ -81,7 +81,7 @@ def test_a_request_that_fails_after_its_picture_was_read_keeps_no_pixels(
     dispatcher = Dispatcher(pipeline, engine, Readers([Noting(input_size(library))]), gauges)
     gc.disable()
     try:
-        request = TaskRequest(task, None, GenerationParameters(), region)
+        request = TaskRequest(task, None, RequestParameters(), region)
         (future,) = dispatcher.submit(picture, [request])
         assert isinstance(future.exception(PATIENCE_S), RequestError)
         wait_until(lambda: pixels[0]() is None)

@@ -16,7 +16,7 @@ from florence.readers.picture import LocalReader
 from florence.runtime.futures import generate
 from florence.runtime.pipeline import TaskRequest
 from florence.runtime.streaming import TextStreamer
-from florence.types.options import GenerationParameters
+from florence.types.options import RequestParameters
 
 PATIENCE_S = 60.0
 MOST = 24  # tokens
@@ -92,7 +92,7 @@ def test_on_token_gets_each_token_as_it_is_decided(library: Florence2, picture: 
     def on_token(token_id: int) -> None:
         received.append((token_id, threading.current_thread().name))
 
-    parameters = GenerationParameters(num_beams=1, max_new_tokens=12, min_new_tokens=least)
+    parameters = RequestParameters(num_beams=1, max_new_tokens=12, min_new_tokens=least)
     pipeline = library._pipeline
     checked = pipeline.check(TaskRequest("<CAPTION>", None, parameters, on_text=print))
     height, width = library.info()["picture_size"]

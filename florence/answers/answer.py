@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from florence.answers.lexemes import Piece, Scorer
+from florence.answers.lexemes import Piece
 from florence.answers.original import post_process_text, read_text
+from florence.answers.scorer import Scorer, TokenFacts
 from florence.answers.typed import parse_result
 from florence.export.annotation import DrawableAnswer
 from florence.types.answer import TaskAnswer, Timings, Usage
+from florence.types.bounds import Sums
 from florence.types.regions import read_image_size
 from florence.types.results import Result
 from florence.types.tasks import TASKS, Task
@@ -93,18 +95,22 @@ def parse_answer(
     image_size: Sequence[float] | None = None,
     pieces: Sequence[Piece] = (),
     token_logprobs: Sequence[float] = (),
+    token_windows: Sequence[Sums] = (),
+    temperature: float = 1.0,
 ) -> ParsedAnswer:
     """Parse the text that the model generated for a task; any text can be parsed.
 
     task: a token, an endpoint's name, or a `Task`; an unknown one is parsed as plain text, as the original
     does. raw_text: with its special tokens. image_size: (width, height) of the picture after EXIF rotation,
     needed by every answer in pixels. pieces: the text cut into the tokens it came from. token_logprobs: one
-    number for each token that the pieces count, the start token included; with both, items have scores.
+    number for each token that the pieces count, the start token included; with both, items have the
+    original's scores. token_windows: of each token too, the probability within `WINDOWS` around a location
+    (`florence.types.bounds`); with these, items have scores. temperature: divides the log-odds of scores.
     Raises RequestError when the size is missing or wrong, or the pieces don't fit the text.
     """
     known = task if isinstance(task, Task) else TASKS.find(task)
     token = known.token if known is not None else str(task)
     text = read_text(raw_text)
     size = None if image_size is None else read_image_size(image_size)
-    scorer = Scorer(text, pieces, token_logprobs)
+    scorer = Scorer(text, pieces, TokenFacts(token_logprobs, token_windows), temperature)
     return ParsedAnswer(token, text, size, parse_result(known, text, size, scorer))

@@ -5,14 +5,12 @@ Knows nothing about tasks or pixels. Only the vocabulary's own tokens count: `<l
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from florence.errors import RequestError
 from florence.types.regions import LOCATION_PATTERN
 
 PADDING: Final = ("<s>", "</s>", "<pad>")
@@ -81,44 +79,3 @@ def read_lexemes(text: str) -> Iterator[Lexeme]:
             yield Lexeme(LexemeKind.MARKUP, match.group(), match.start())
     if cursor < len(text):
         yield Lexeme(LexemeKind.TEXT, text[cursor:], cursor)
-
-
-class Scorer:
-    """Log-probabilities of the generated tokens, found by the position of their text."""
-
-    def __init__(self, text: str, pieces: Sequence[Piece], token_logprobs: Sequence[float]) -> None:
-        """Pieces or log-probabilities may be missing: then every score is None.
-
-        Raises RequestError when the pieces are not the text's or count tokens without a log-probability.
-        """
-        self._logprobs = token_logprobs
-        self._pieces = pieces if token_logprobs else ()
-        self._tokens: dict[tuple[int, int], int] = {}  # (position in the text, length) -> index of the token
-        if not self._pieces:
-            return
-        cursor = 0
-        for piece in self._pieces:
-            if not 0 <= piece.start <= piece.stop <= len(token_logprobs):
-                raise RequestError(f"{piece} lies outside the {len(token_logprobs)} log-probabilities given")
-            if piece.stop - piece.start == 1:
-                self._tokens[cursor, len(piece.text)] = piece.start
-            cursor += len(piece.text)
-        if "".join(piece.text for piece in self._pieces) != text:
-            raise RequestError("the pieces' texts joined must be the generated text")
-
-    def score_locations(self, locations: Sequence[Lexeme]) -> float | None:
-        """exp of the mean log-probability of some locations; None if one is spelled out in plain text."""
-        indices = [self._tokens.get((location.start, len(location.text))) for location in locations]
-        return None if None in indices else self._score([index for index in indices if index is not None])
-
-    def score_text(self) -> float | None:
-        """exp of the mean log-probability of all tokens but `<s>`, `</s>` and `<pad>`."""
-        texts = [piece for piece in self._pieces if piece.text not in PADDING]
-        return self._score([index for piece in texts for index in range(piece.start, piece.stop)])
-
-    def _score(self, indices: Sequence[int]) -> float | None:
-        if not indices:
-            return None
-        mean = sum(self._logprobs[index] for index in indices) / len(indices)
-        # Rounding can lift a log-probability a little above 0.
-        return None if math.isnan(mean) else math.exp(min(mean, 0.0))

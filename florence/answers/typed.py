@@ -2,8 +2,9 @@
 
 Labels keep all their characters, `<`, newlines and non-ASCII letters too. Locations that make no whole box,
 quad or polygon of three points are left out. Phrase grounding drops the same stop phrases as the original,
-pronouns and the like, since they name nothing visible. Coordinates are pixels in double precision, the
-middle of each bin. Any text can be parsed, in linear time. Knows nothing about tokenizers or tensors.
+pronouns and the like, since they name nothing visible. Boxes are sorted,
+x1 <= x2 and y1 <= y2. Coordinates are pixels in double precision, the middle of each bin. Any text can be
+parsed, in linear time. Knows nothing about tokenizers or tensors.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from florence.answers.lexemes import PADDING, STOP_PHRASES, Lexeme, LexemeKind, Scorer, read_lexemes
+from florence.answers.lexemes import PADDING, STOP_PHRASES, Lexeme, LexemeKind, read_lexemes
+from florence.answers.scorer import Scorer
 from florence.export.annotation import box_polygon
 from florence.types.regions import PictureSize, locations_to_pixels
 from florence.types.results import (
+    Box,
     Detection,
     Detections,
     Instance,
@@ -33,14 +36,18 @@ _PADDING = re.compile("|".join(PADDING))
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Consecutive locations, cut at each `<sep>`, with the text before them.
+    """Consecutive locations, cut at each `<sep>`, with the texts before them.
 
     enclosed: whether a `<poly>` opens the group.
     """
 
-    text: str
+    before: list[Lexeme]
     enclosed: bool
     parts: list[list[Lexeme]]
+
+    @property
+    def text(self) -> str:
+        return "".join(lexeme.text for lexeme in self.before).strip()
 
 
 def parse_result(task: Task | None, text: str, image_size: PictureSize, scorer: Scorer) -> Result:
@@ -61,9 +68,10 @@ def parse_result(task: Task | None, text: str, image_size: PictureSize, scorer: 
 
 def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> list[Detection]:
     found = []
-    for label, group in _label_groups(text):
-        for (x1, y1, x2, y2), score in _chunks(group, 4, image_size, scorer):
-            found.append(Detection(label=label if labelled else "", box=(x1, y1, x2, y2), score=score))
+    for label, named, group in _label_groups(text):
+        for four in _chunks(group, 4):
+            scores, box = scorer.score_box(four, named if labelled else ()), _box(four, image_size)
+            found.append(Detection(label=label if labelled else "", box=box, **scores.fields()))
     return found
 
 
@@ -71,41 +79,45 @@ def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegio
     """A second quad without text of its own has none: unlike a label, a text belongs to one quad."""
     regions = []
     for group in _read_groups(text):
-        content = group.text
-        for (x1, y1, x2, y2, x3, y3, x4, y4), score in _chunks(group, 8, image_size, scorer):
-            regions.append(OcrRegion(text=content, quad=(x1, y1, x2, y2, x3, y3, x4, y4), score=score))
-            content = ""
+        content, named = group.text, group.before
+        for eight in _chunks(group, 8):
+            x1, y1, x2, y2, x3, y3, x4, y4 = _pixels(eight, image_size)
+            quad, scores = (x1, y1, x2, y2, x3, y3, x4, y4), scorer.score_outlines([eight], named)
+            regions.append(OcrRegion(text=content, quad=quad, **scores.fields()))
+            content, named = "", []
     return OcrRegions(regions=regions)
 
 
 def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> Segmentation:
     """labelled: things have labels, and groups without `<poly>` are boxes, given as their four corners."""
     instances = []
-    for label, group in _label_groups(text):
+    for label, named, group in _label_groups(text):
         if labelled and not group.enclosed:
-            for (x1, y1, x2, y2), score in _chunks(group, 4, image_size, scorer):
-                corners = box_polygon((x1, y1, x2, y2))
-                instances.append(Instance(label=label, polygons=[corners], score=score))
+            for four in _chunks(group, 4):
+                corners, scores = box_polygon(_box(four, image_size)), scorer.score_box(four, named)
+                instances.append(Instance(label=label, polygons=[corners], **scores.fields()))
             continue
         whole = [part[: len(part) // 2 * 2] for part in group.parts]
         polygons = [part for part in whole if len(part) >= _FEWEST_LOCATIONS]
         if polygons:
-            score = scorer.score_locations([location for polygon in polygons for location in polygon])
+            scores = scorer.score_outlines(polygons, named if labelled else ())
             outlines = [_pixels(polygon, image_size) for polygon in polygons]
-            instances.append(Instance(label=label if labelled else "", polygons=outlines, score=score))
+            shown = label if labelled else ""
+            instances.append(Instance(label=shown, polygons=outlines, **scores.fields()))
     return Segmentation(instances=instances)
 
 
-def _label_groups(text: str) -> Iterator[tuple[str, _Group]]:
-    """Each group with its label; a group without text of its own has the previous label."""
-    label = ""
+def _label_groups(text: str) -> Iterator[tuple[str, list[Lexeme], _Group]]:
+    """Each group with its label and where that stands; one without text of its own has the previous label."""
+    label, named = "", list[Lexeme]()
     for group in _read_groups(text):
-        label = group.text or label
-        yield label, group
+        if group.text:
+            label, named = group.text, group.before
+        yield label, named, group
 
 
 def _read_groups(text: str) -> Iterator[_Group]:
-    before: list[str] = []
+    before: list[Lexeme] = []
     parts: list[list[Lexeme]] = [[]]
     enclosed = False
     for lexeme in read_lexemes(text):
@@ -115,23 +127,26 @@ def _read_groups(text: str) -> Iterator[_Group]:
             parts.append([])
         else:
             if any(parts):
-                yield _Group("".join(before).strip(), enclosed, parts)
+                yield _Group(before, enclosed, parts)
                 before = []
             parts, enclosed = [[]], lexeme.text == "<poly>"
             if lexeme.kind is LexemeKind.TEXT:
-                before.append(lexeme.text)
+                before.append(lexeme)
     if any(parts):
-        yield _Group("".join(before).strip(), enclosed, parts)
+        yield _Group(before, enclosed, parts)
 
 
-def _chunks(
-    group: _Group, size: int, image_size: PictureSize, scorer: Scorer
-) -> Iterator[tuple[list[float], float | None]]:
-    """Pixels and score of each whole `size` locations of each part."""
+def _chunks(group: _Group, size: int) -> Iterator[list[Lexeme]]:
+    """Each whole `size` locations of each part."""
     for part in group.parts:
         for first in range(0, len(part) - size + 1, size):
-            chunk = part[first : first + size]
-            yield _pixels(chunk, image_size), scorer.score_locations(chunk)
+            yield part[first : first + size]
+
+
+def _box(four: Sequence[Lexeme], image_size: PictureSize) -> Box:
+    """Left, top, right, bottom: the model may write the corners in another order."""
+    x1, y1, x2, y2 = _pixels(four, image_size)
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _pixels(locations: Sequence[Lexeme], image_size: PictureSize) -> list[float]:

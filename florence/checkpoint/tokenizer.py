@@ -27,10 +27,12 @@ from florence.errors import CheckpointError, TaskError
 BOS, PAD, EOS = "<s>", "<pad>", "</s>"
 IMAGE = "<image>"  # in native files only: a placeholder for picture tokens in transformers' prompts
 
+LOCATIONS = tuple(f"<loc_{bin_index}>" for bin_index in range(1000))
+
 # In the original processor's order, which determines the ids; "desciption" is its spelling.
 ADDED_TOKENS: tuple[str, ...] = (
     *("<od>", "</od>", "<ocr>", "</ocr>"),
-    *(f"<loc_{bin_index}>" for bin_index in range(1000)),
+    *LOCATIONS,
     *("<cap>", "</cap>", "<ncap>", "</ncap>", "<dcap>", "</dcap>", "<grounding>", "</grounding>"),
     *("<seg>", "</seg>", "<sep>", "<region_cap>", "</region_cap>"),
     *("<region_to_desciption>", "</region_to_desciption>", "<proposal>", "</proposal>"),
@@ -46,7 +48,8 @@ class Tokenizer:
 
     `size`: rows of an embedding for the base vocabulary, `ADDED_TOKENS` and a fine-tune's own tokens; without
     `<image>`, unless own tokens follow it.
-    `bos_id`, `pad_id`, `eos_id`: ids of `<s>`, `<pad>` and `</s>`.
+    `bos_id`, `pad_id`, `eos_id`: ids of `<s>`, `<pad>` and `</s>`. `location_ids`: of `<loc_0>` and those
+    that follow it.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -56,6 +59,8 @@ class Tokenizer:
         self._image = backend.token_to_id(IMAGE)
         self.size = 1 + max(set(backend.get_vocab(with_added_tokens=True).values()) - {self._image})
         self.bos_id, self.pad_id, self.eos_id = (_required_id(backend, each) for each in (BOS, PAD, EOS))
+        first = _required_id(backend, LOCATIONS[0])
+        self.location_ids = range(first, first + len(LOCATIONS))
 
     def encode(self, prompt: str) -> list[int]:
         """`<s>` + the tokens of `prompt` + `</s>`; nothing is stripped and nothing is cut.

@@ -9,7 +9,8 @@ from typing import Final, TypeAlias
 
 from florence import __version__
 from florence.cli.verify import VERIFY, add_verify
-from florence.types.options import GenerationParameters, allowed_values
+from florence.types.filters import ItemFilter
+from florence.types.options import RequestParameters, allowed_values
 from florence.types.tasks import TASKS, Input
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -171,8 +172,10 @@ def _add_region(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    options = parser.add_argument_group("generation options (default: as the checkpoint says)")
-    for name, field in GenerationParameters.model_fields.items():
+    generation = parser.add_argument_group("generation options (default: as the checkpoint says)")
+    filters = parser.add_argument_group("which items to keep (default: all)")
+    for name, field in RequestParameters.model_fields.items():
+        options = filters if name in ItemFilter.model_fields else generation
         words, allowed = str(field.description).removesuffix("."), allowed_values(name)
         options.add_argument(
             f"--{name.replace('_', '-')}",

@@ -18,7 +18,7 @@ from florence.client import Client
 from florence.client.exchange import CallOptions
 from florence.errors import TaskError
 from florence.types.answer import TaskAnswer
-from florence.types.options import GenerationParameters, read_generation_parameters
+from florence.types.options import RequestParameters, read_request_parameters
 from florence.types.results import Result, Text
 from florence.types.tasks import TASKS, Input
 
@@ -92,10 +92,10 @@ def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str |
     return task.token, text, None
 
 
-def read_options(arguments: argparse.Namespace) -> GenerationParameters:
+def read_options(arguments: argparse.Namespace) -> RequestParameters:
     """The generation options of a command line; OptionError for a wrong value."""
-    names = GenerationParameters.model_fields
-    return read_generation_parameters({name: getattr(arguments, name) for name in names})
+    names = RequestParameters.model_fields
+    return read_request_parameters({name: getattr(arguments, name) for name in names})
 
 
 def load_model(arguments: argparse.Namespace) -> Florence2:

@@ -67,7 +67,7 @@ def answer_schema() -> Any:
     text, number, whole = pa.string(), pa.float64(), pa.int64()
 
     def things(**fields: Any) -> Any:
-        return pa.list_(pa.struct([*fields.items(), ("score", number)]))
+        return pa.list_(pa.struct([*fields.items(), ("score", number), ("original_score", number)]))
 
     result = {
         "kind": text,

@@ -35,7 +35,7 @@ from florence.errors import (
 )
 from florence.types.analysis import Analysis
 from florence.types.answer import answer_type
-from florence.types.options import GenerationKeywords
+from florence.types.options import RequestKeywords
 from florence.types.regions import PIXELS_EXAMPLE, Region
 from florence.types.tasks import TASKS, Input, Task, TaskSpec
 
@@ -57,8 +57,8 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
 )
 
 
-class CallOptions(GenerationKeywords, total=False):
-    """Options of one call: those of `GenerationKeywords`, and a time limit.
+class CallOptions(RequestKeywords, total=False):
+    """Options of one call: those of `RequestKeywords`, and a time limit.
 
     `timeout_s`: seconds until `DeadlineExceeded`, with all tries and the waits between them; left out, it is
     the client's.

@@ -1,8 +1,10 @@
-"""Measures a checkpoint on held-out scenes: `python -m florence.demo.evaluate --seed N --count M`.
+"""Measures a checkpoint on held-out scenes: `python -m florence.demo.evaluate --seed N --count M [--hard]`.
 
 Scene i of a seed is drawn from the held-out stream, which shares no scene with training. Every task is asked
 once a scene (those on words only where a word stands). Boxes are measured by pycocotools, captions by
-pycocoevalcap: `pip install ".[evaluate]"` in the project's folder. Knows nothing about training.
+pycocoevalcap: `pip install ".[evaluate]"` in the project's folder. Hard scenes have four to six things, small
+ones smaller and some cut by the edge, in a picture that is blurred, noisy and pale. Knows nothing about
+training.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from pathlib import Path
 
 from florence.demo.draw import command_parser, read_things
 from florence.demo.evaluation.captions import words_here
-from florence.demo.evaluation.exam import Exam, ask_model, ask_service
+from florence.demo.evaluation.exam import Exam, ask_model, ask_service, by_original_score
 from florence.demo.evaluation.grading import Grade
 from florence.demo.evaluation.metrics import (
     Figures,
     Judged,
+    area_under_curve,
     evaluator,
     expected_calibration_error,
     reliability,
@@ -50,7 +53,8 @@ def _evaluate(arguments: argparse.Namespace, exam: Exam) -> None:
             results = [answer.result for answer in ask_model(model, exam.items)]
     grades, words = exam.grade(results), words_here()
     figures = {task: one.figures for task, one in grades.items()}
-    print(table(figures), _reliability_table(grades), sep="\n\n")
+    old = exam.grade([by_original_score(result) for result in results])
+    print(table(figures), _reliability_table(grades), _old_scores(grades, old), sep="\n\n")
     print(f"\n{scenes_of(arguments)}, {time.monotonic() - began:.0f} s")
     print(f"average precision by pycocotools, CIDEr by pycocoevalcap after {words}")
     answered_by = {"url": arguments.url} if arguments.url else {"dtype": arguments.dtype}
@@ -70,16 +74,39 @@ def table(figures: Mapping[str, Figures]) -> str:
 
 def _reliability_table(grades: Mapping[str, Grade]) -> str:
     """For each kind of answer, from the lowest scores to the highest: mean score, share of right ones."""
+    kinds = _by_kind(grades)
+    heads = [f"{len(judged)} {kind}: score, right" for kind, judged in kinds.items()]
+    columns = [[f"{row.score:.3f}  {row.right:.3f}" for row in reliability(of)] for of in kinds.values()]
+    errors = [f"ECE {expected_calibration_error(judged):.3f}" for judged in kinds.values()]
+    areas = [f"AUC {area_under_curve(judged):.3f}" for judged in kinds.values()]
+    rows = [heads, *zip_longest(*columns, fillvalue=""), errors, areas]
+    return "\n".join("".join(f"{cell:>28}" for cell in row) for row in rows)
+
+
+def _by_kind(grades: Mapping[str, Grade]) -> dict[str, list[Judged]]:
+    """What was judged, by kind of answer."""
     kinds: dict[str, list[Judged]] = {}
     for task, one in grades.items():
         kind = TASKS.resolve(task).kind
         kind = Kind.BOXES if kind is Kind.BOXES_OR_POLYGONS else kind  # this world asks for boxes only
         kinds.setdefault(str(kind), []).extend(one.judged)
-    heads = [f"{len(judged)} {kind}: score, right" for kind, judged in kinds.items()]
-    columns = [[f"{row.score:.3f}  {row.right:.3f}" for row in reliability(of)] for of in kinds.values()]
-    errors = [f"ECE {expected_calibration_error(judged):.3f}" for judged in kinds.values()]
-    rows = [heads, *zip_longest(*columns, fillvalue=""), errors]
-    return "\n".join("".join(f"{cell:>28}" for cell in row) for row in rows)
+    return kinds
+
+
+def _old_scores(grades: Mapping[str, Grade], old: Mapping[str, Grade]) -> str:
+    """What the original's scores come to: calibration, area under the curve, average precision."""
+    lines = ["by the original's score:"]
+    for kind, judged in _by_kind(old).items():
+        error, area = expected_calibration_error(judged), area_under_curve(judged)
+        lines.append(f"{kind:38} ECE {error:.3f}  AUC {area:.3f}")
+    for task, one in old.items():
+        pairs = [(name, value, grades[task].figures[name]) for name, value in one.figures.items()]
+        precision = [
+            f"{name} {value:.3f} ({new:.3f})" for name, value, new in pairs if name.startswith("mAP")
+        ]
+        if precision:
+            lines.append(f"{task:38} {'  '.join(precision)}")
+    return "\n".join(lines)
 
 
 def finite(figures: Mapping[str, Figures]) -> dict[str, dict[str, float | None]]:
@@ -93,6 +120,8 @@ def finite(figures: Mapping[str, Figures]) -> dict[str, dict[str, float | None]]
 def exam_parser(description: str | None) -> argparse.ArgumentParser:
     """The options that say which questions are asked of which checkpoint."""
     parser = command_parser(description, count=40)
+    parser.set_defaults(things=None)
+    parser.add_argument("--hard", action="store_true", help="hard scenes, of four to six things")
     parser.add_argument("--checkpoint", default="demo", help="demo, a directory or a hub id")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="tokens or names")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -102,6 +131,7 @@ def exam_parser(description: str | None) -> argparse.ArgumentParser:
 def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, Exam], None]) -> None:
     """The command on the exam that its arguments name. An error ends it with one line on stderr."""
     arguments = parser.parse_args()
+    arguments.things = arguments.things or ((4, MOST_THINGS) if arguments.hard else (1, 4))
     things = read_things(parser, arguments, MOST_THINGS)
     if arguments.count < 1 or arguments.seed < 0:
         parser.error("--count must be 1 or more, --seed 0 or more")
@@ -109,7 +139,8 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, 
         for module in ("pycocotools.cocoeval", "pycocoevalcap.cider.cider"):
             evaluator(module)  # before anything is asked
         tasks = [TASKS.resolve(task).token for task in arguments.tasks]
-        command(arguments, Exam.draw(arguments.seed, arguments.count, tasks, Limits(things=things)))
+        limits = Limits(things=things, hard=arguments.hard)
+        command(arguments, Exam.draw(arguments.seed, arguments.count, tasks, limits))
     except (FlorenceError, OSError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
 
@@ -117,14 +148,20 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, 
 def scenes_of(arguments: argparse.Namespace) -> str:
     """Which scenes were looked at."""
     fewest, most = arguments.things
-    return f"{arguments.count} scenes of {fewest} to {most} things, held-out seed {arguments.seed}"
+    hard = "hard " if arguments.hard else ""
+    return f"{arguments.count} {hard}scenes of {fewest} to {most} things, held-out seed {arguments.seed}"
 
 
 def write_json(arguments: argparse.Namespace, report: dict[str, object]) -> None:
     """The report where --json says, with what was asked."""
     if arguments.json is not None:
         asked = {"checkpoint": arguments.checkpoint} if not getattr(arguments, "url", None) else {}
-        asked |= {"seed": arguments.seed, "scenes": arguments.count, "things": list(arguments.things)}
+        asked |= {
+            "seed": arguments.seed,
+            "scenes": arguments.count,
+            "things": list(arguments.things),
+            "hard": arguments.hard,
+        }
         arguments.json.write_text(json.dumps({**asked, **report}, indent=2) + "\n", encoding="utf-8")
 
 

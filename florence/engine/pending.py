@@ -55,6 +55,7 @@ class Pending:
             finish_reason=reason,
             picture_tokens=sequence.picture_tokens,
             timings=sequence.timings(now),
+            token_windows=tuple(made.token_windows),
         )
         wanted = self.complete(sequence, generation)
         ending = FinishReason(reason) if wanted else FinishReason.CANCELLED

@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from florence.types.bounds import Sums
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
@@ -76,7 +78,9 @@ class Generation:
 
     `token_ids`: the start token, then the generated ones up to EOS. `token_logprobs`: one for each generated
     token, so one fewer; forced tokens have 0. `score`: their sum over length ** length_penalty.
-    `picture_tokens`: how many tokens the picture became.
+    `picture_tokens`: how many tokens the picture became. `token_windows`: for each generated token, how much
+    probability lay within each of `bounds.WINDOWS` around it; zeros for a token that is not one of the
+    ordered ones, and nothing at all where the engine knows of no such tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -85,3 +89,4 @@ class Generation:
     finish_reason: Literal["stop", "length"]
     picture_tokens: int
     timings: EngineTimings
+    token_windows: tuple[Sums, ...] = ()

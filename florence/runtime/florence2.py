@@ -30,15 +30,15 @@ from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.options import GenerationKeywords, GenerationParameters, read_generation_parameters
+from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
 from florence.types.tasks import Task, TaskSpec, TaskTable
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
 """PictureSource, task, and the task's text or region where it takes one."""
 
 
-class RunOptions(GenerationKeywords, total=False):
-    """Options of one request: those of `GenerationKeywords`, and what is no generation option.
+class RunOptions(RequestKeywords, total=False):
+    """Options of one request: those of `RequestKeywords`, and what is no generation option.
 
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
     `timeout_s`: seconds until `DeadlineExceeded`. `parameters`: all generation options as one object that is
@@ -86,6 +86,7 @@ class Florence2:
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
         tasks: Sequence[Task] = (),
+        score_temperature: float = 1.0,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
@@ -99,7 +100,8 @@ class Florence2:
         that read pictures, so that a crash or a bomb in a decoder fails one request; 0 for threads of this
         process. `fast_jpeg`: large JPEGs are decoded at less than their size, which changes pixels a little.
         `observer`: gets the engine's events. `on_broken`: is called when the engine has failed and can't
-        recover. `tasks`: the checkpoint's tasks beside the built-in ones. On a CPU the process keeps the
+        recover. `tasks`: the checkpoint's tasks beside the built-in ones.
+        `score_temperature`: above 0; divides the log-odds of scores. On a CPU the process keeps the
         memory that it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
@@ -121,6 +123,7 @@ class Florence2:
             observer=observer or Observer(),
             on_broken=on_broken,
             tasks=tasks,
+            score_temperature=score_temperature,
         )
         return cls(loaded)
 
@@ -150,6 +153,7 @@ class Florence2:
             config=settings.engine_config(kind, reserved=workers > 0),
             readers=(settings.readers or usual) if workers else 0,
             fast_jpeg=settings.fast_jpeg,
+            score_temperature=settings.score_temperature,
             observer=observer,
             on_broken=on_broken,
         )
@@ -322,7 +326,7 @@ def _parameters_of(options: RunOptions) -> GenerationParameters:
     single = {name: value for name, value in options.items() if name not in others and value is not None}
     parameters = options.get("parameters")
     if parameters is None:
-        return read_generation_parameters(single)
+        return read_request_parameters(single)
     if single:
         raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
     return parameters

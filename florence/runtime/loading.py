@@ -66,6 +66,7 @@ def load(
     observer: Observer,
     on_broken: Callable[[], None] | None,
     tasks: Sequence[Task],
+    score_temperature: float,
 ) -> Loaded:
     """Find, read, check and place a checkpoint, and start its engine's thread.
 
@@ -108,6 +109,7 @@ def load(
         defaults=files.generation,
         max_new_tokens=config.max_new_tokens,
         tasks=TASKS.extended(tasks),
+        score_temperature=score_temperature,
     )
     image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
     declared = asdict(config) | image_limits | {"decode_memory_bytes": limits.decode_bytes}
@@ -142,6 +144,7 @@ def load(
         decoder_room=config.max_new_tokens,
         feature_bytes=config.picture_cache_bytes,
         reserved=config.reserved,
+        ordered=tokenizer.location_ids,
     )
     size = InputSize(preprocessing.height, preprocessing.width, preprocessing.resample, fast_jpeg)
     reading: Readers

@@ -13,6 +13,7 @@ from typing import Any
 
 from florence.answers import Piece, parse_answer
 from florence.answers.answer import Answer, OriginalAnswer
+from florence.answers.filtering import keep_items, keep_original_items
 from florence.answers.original import post_process_text
 from florence.checkpoint.tokenizer import Tokenizer
 from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
@@ -22,8 +23,10 @@ from florence.model.config import GenerationDefaults
 from florence.readers.picture import ReadPicture
 from florence.runtime.streaming import OnText
 from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
+from florence.types.results import Result
 from florence.types.tasks import TASKS, Input, Kind, Task, TaskTable
 
 TaskText = str | Sequence[float] | None
@@ -47,11 +50,13 @@ class TaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class CheckedTask:
-    """A task with its text or region and its resolved options; a region is not compared with a picture."""
+    """A task with its text or region, its resolved options and the items that are wanted; a region is not
+    compared with a picture."""
 
     task: Task
     given: TaskText
     options: GenerationOptions
+    wanted: ItemFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Prepared:
     task: Task
     image_size: tuple[int, int]
     request: Request
+    wanted: ItemFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class Pipeline:
 
     `max_new_tokens`: of the longest answer there is room for (FLORENCE_MAX_NEW_TOKENS, at most the decoder's
     positions); longer requests are cut to it. `checkpoint`: its name, said in every answer.
+    `score_temperature`: divides the log-odds of scores (FLORENCE_SCORE_TEMPERATURE).
     """
 
     checkpoint: str
@@ -76,6 +83,7 @@ class Pipeline:
     defaults: GenerationDefaults
     max_new_tokens: int
     tasks: TaskTable = TASKS
+    score_temperature: float = 1.0
 
     def check(self, request: TaskRequest) -> CheckedTask:
         """All checks that need no picture. Raises `TaskError` and `OptionError`."""
@@ -88,7 +96,8 @@ class Pipeline:
         self.tasks.check_input(task, given)
         if request.on_text is not None:
             _check_streamed(task, options)
-        return CheckedTask(task, given, options)
+        asked = request.parameters
+        return CheckedTask(task, given, options, asked if isinstance(asked, ItemFilter) else ItemFilter())
 
     def prepare(
         self,
@@ -113,7 +122,7 @@ class Pipeline:
             on_token=on_token,
             digest=picture.digest,
         )
-        return Prepared(checked.task, picture.size, request)
+        return Prepared(checked.task, picture.size, request, checked.wanted)
 
     def options(self, parameters: GenerationParameters) -> GenerationOptions:
         """The parameters with the checkpoint's own settings in place of those that are None.
@@ -130,22 +139,17 @@ class Pipeline:
         tokens = {"min_new_tokens": fewest, "max_new_tokens": min(most, self.max_new_tokens)}
         names = [each.name for each in fields(GenerationOptions)]
         own = {name: value for name, value in asdict(self.defaults).items() if name in names}
-        return GenerationOptions(**{**own, **parameters.model_dump(exclude_none=True), **tokens})
+        asked = parameters.model_dump(include=set(GenerationParameters.model_fields), exclude_none=True)
+        return GenerationOptions(**{**own, **asked, **tokens})
 
     def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
         """The typed answer of what the engine generated, `total_s` seconds after the request came."""
         token_ids = list(generation.token_ids)
         raw_text = self.tokenizer.decode(token_ids)
         width, height = prepared.image_size
-        parsed = parse_answer(
-            prepared.task,
-            raw_text,
-            image_size=prepared.image_size,
-            pieces=[Piece(*piece) for piece in self.tokenizer.pieces(token_ids)],
-            token_logprobs=[0.0, *generation.token_logprobs],  # the start token was given, not generated
-        )
+        result = self._result(prepared, generation, raw_text)
         return Answer(
-            result=parsed.result,
+            result=result if prepared.wanted.is_off else keep_items(result, prepared.wanted),
             image_size=ImageSize(width=width, height=height),
             **self._facts(prepared, generation, total_s),
             raw_text=raw_text,
@@ -157,7 +161,24 @@ class Pipeline:
         """The same in the original's shape only. Raises RequestError as `Answer.florence`."""
         raw_text = self.tokenizer.decode(list(generation.token_ids))
         original = post_process_text(prepared.task.token, raw_text, prepared.image_size)
+        if not prepared.wanted.is_off:
+            scored = self._result(prepared, generation, raw_text)
+            original = keep_original_items(original, scored, prepared.wanted)
         return OriginalAnswer(text=json.dumps(original), **self._facts(prepared, generation, total_s))
+
+    def _result(self, prepared: Prepared, generation: Generation, raw_text: str) -> Result:
+        """All that was found, with scores."""
+        windows = generation.token_windows
+        return parse_answer(
+            prepared.task,
+            raw_text,
+            image_size=prepared.image_size,
+            pieces=[Piece(*piece) for piece in self.tokenizer.pieces(list(generation.token_ids))],
+            # The start token was given, not generated.
+            token_logprobs=[0.0, *generation.token_logprobs],
+            token_windows=[(), *windows] if windows else (),
+            temperature=self.score_temperature,
+        ).result
 
     def _facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
         """The fields that both kinds of answers have."""

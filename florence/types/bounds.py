@@ -9,3 +9,9 @@ MAX_TOKENS: Final = 4096
 MAX_NGRAM: Final = 4096
 MAX_PENALTY: Final = 10.0
 """Of a length penalty, either sign: within it even 4096 ** length_penalty is a float32."""
+
+WINDOWS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Widths w, in locations to each side of a chosen one, at which the engine sums probabilities."""
+
+Sums = tuple[float, ...]
+"""Of one location: the probability within each of `WINDOWS` around it."""

@@ -1,4 +1,4 @@
-"""The options of a request: what may be asked of the generation, checked."""
+"""The options of a request: what may be asked of the generation and of its items, checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from florence.errors import OptionError, quote
 from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY, MAX_TOKENS
+from florence.types.filters import FilterKeywords, ItemFilter
 
 MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
@@ -72,7 +73,7 @@ class GenerationParameters(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_bool_as_number(cls, value: object, info: Any) -> object:
-        if isinstance(value, bool) and info.field_name != "early_stopping":
+        if isinstance(value, bool) and info.field_name not in ("early_stopping", "nms_agnostic"):
             raise ValueError("true and false are not numbers")
         return value
 
@@ -84,29 +85,45 @@ class GenerationParameters(BaseModel):
         return self
 
 
-def read_generation_parameters(options: Mapping[str, object]) -> GenerationParameters:
+class RequestKeywords(GenerationKeywords, FilterKeywords, total=False):
+    """All options of a request as keyword arguments."""
+
+
+class RequestParameters(ItemFilter, GenerationParameters):
+    """How to generate, and which items to keep: all options of a request."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"num_beams": 3, "max_new_tokens": 1024, "min_score": 0.5}]},
+    )
+
+
+def read_request_parameters(options: Mapping[str, object]) -> RequestParameters:
     """The options as parameters; OptionError naming the option, what it may be and what it was."""
     try:
-        return GenerationParameters.model_validate(dict(options))
+        return RequestParameters.model_validate(dict(options))
     except ValidationError as error:
         reasons = (explain_option(detail) for detail in error.errors())
         raise OptionError("; ".join(dict.fromkeys(reasons))) from error  # each type of a union has its own
 
 
 def explain_option(detail: Mapping[str, Any]) -> str:
-    """A pydantic error of `GenerationParameters`, in words that say what to change."""
+    """A pydantic error of `RequestParameters`, in words that say what to change."""
     if not detail["loc"]:
         return str(detail["ctx"]["error"])
     name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
-        return f"unknown option {name[:60]!r}; the options are {', '.join(GenerationParameters.model_fields)}"
+        return f"unknown option {name[:60]!r}; the options are {', '.join(RequestParameters.model_fields)}"
     return f"{name} must be {allowed_values(name)}, got {quote(detail['input'])}"
 
 
 def allowed_values(name: str) -> str:
     """What an option may be, in words."""
-    schema = GenerationParameters.model_json_schema()["properties"][name]["anyOf"][0]
+    schema, *others = RequestParameters.model_json_schema()["properties"][name]["anyOf"]
     if schema["type"] == "boolean":
-        return 'true, false or "never"'
+        return 'true, false or "never"' if len(others) > 1 else "true or false"
+    if schema["type"] == "array":
+        return f"1 to {schema['maxItems']} texts"
     noun = "an integer" if schema["type"] == "integer" else "a number"
     return f"{noun} from {schema['minimum']:g} to {schema['maximum']:g}"

@@ -20,8 +20,25 @@ Score = Annotated[
     Field(
         ge=0,
         le=1,
-        description="exp of the mean log-probability of the item's own location tokens (of a text: of its "
-        "own tokens), 0 to 1. It ranks items, it is not calibrated. null: no log-probabilities.",
+        description="How probable it is that this box (quad, polygon) overlaps the true one by at least half "
+        "and has its label (text), 0 to 1; null where the probabilities are not known.",
+    ),
+]
+OriginalScore = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        description="The figure of Microsoft's code: exp of the mean log-probability of the item's location "
+        "tokens, 0 to 1. Only for ranking: 0.06 is usual for a right box.",
+    ),
+]
+TextScore = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        description="exp of the mean log-probability of the text's tokens, 0 to 1; null: they are not known.",
     ),
 ]
 
@@ -34,12 +51,18 @@ def config_with_example(example: dict[str, Any]) -> ConfigDict:
     return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
 
 
-_DETECTION = {"label": "car", "box": [34.2, 160.1, 597.4, 371.8], "score": 0.93}
-_OCR_REGION = {"text": "EXIT", "quad": [12.5, 8.1, 80.3, 8.4, 80.2, 30.9, 12.4, 30.6], "score": 0.88}
+_DETECTION = {"label": "car", "box": [34.2, 160.1, 597.4, 371.8], "score": 0.97, "original_score": 0.07}
+_OCR_REGION = {
+    "text": "EXIT",
+    "quad": [12.5, 8.1, 80.3, 8.4, 80.2, 30.9, 12.4, 30.6],
+    "score": 0.95,
+    "original_score": 0.06,
+}
 _INSTANCE = {
     "label": "car",
     "polygons": [[34.2, 300.5, 60.1, 180.3, 590.7, 210.9, 597.4, 371.8]],
-    "score": 0.81,
+    "score": 0.88,
+    "original_score": 0.05,
 }
 
 
@@ -49,10 +72,9 @@ class Detection(BaseModel):
     model_config = config_with_example(_DETECTION)
 
     label: str = Field(description="What is in the box; empty where the task gives no labels.")
-    box: Box = Field(
-        description="x1, y1, x2, y2 in pixels, as the model wrote them: neither sorted nor clipped."
-    )
+    box: Box = Field(description="x1, y1, x2, y2 in pixels, x1 <= x2 and y1 <= y2.")
     score: Score = None
+    original_score: OriginalScore = None
 
 
 class Detections(Drawable, BaseModel):
@@ -77,6 +99,7 @@ class OcrRegion(BaseModel):
     text: str = Field(description="The text as read, without white space around it.")
     quad: Quad = Field(description="x1, y1, ... x4, y4 in pixels, clockwise from the text's top left corner.")
     score: Score = None
+    original_score: OriginalScore = None
 
 
 class OcrRegions(Drawable, BaseModel):
@@ -101,6 +124,7 @@ class Instance(BaseModel):
         description="Its parts, each x1, y1, x2, y2, ... in pixels, with three points or more."
     )
     score: Score = None
+    original_score: OriginalScore = None
 
 
 class Segmentation(Drawable, BaseModel):
@@ -124,7 +148,7 @@ class Text(Drawable, BaseModel):
 
     kind: Literal["text"] = "text"
     text: str = Field(description="The text, without white space around it.")
-    score: Score = None
+    score: TextScore = None
 
     def annotations(self) -> list[Annotation]:
         return []

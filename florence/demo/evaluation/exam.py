@@ -64,6 +64,15 @@ def ask_model(model: Florence2, items: Sequence[ExamItem]) -> list[Answer]:
     return answers
 
 
+def by_original_score(result: Result) -> Result:
+    """The result with the original's scores in place of the calibrated ones; a text has one score only."""
+    for name in ("detections", "regions", "instances"):
+        if hasattr(result, name):
+            items = [item.model_copy(update={"score": item.original_score}) for item in getattr(result, name)]
+            return result.model_copy(update={name: items})
+    return result
+
+
 def ask_service(url: str, items: Sequence[ExamItem]) -> list[Result]:
     """The same from a service's typed endpoints. Raises what `florence.client.Client` raises."""
 

@@ -83,6 +83,20 @@ class CalibrationRow:
     right: float
 
 
+def area_under_curve(judged: Sequence[Judged]) -> float:
+    """How probable it is that a right item has a better score than a wrong one, equal ones counting half:
+    the area under the ROC curve (Mann and Whitney's U). nan without right or wrong items."""
+    ranked = sorted(judged, key=lambda one: one.score)
+    right = sum(one.right for one in ranked)
+    pairs, better, below = right * (len(ranked) - right), 0.0, 0
+    for _, equal in itertools.groupby(ranked, key=lambda one: one.score):
+        group = [one.right for one in equal]
+        wrong = len(group) - sum(group)
+        better += sum(group) * (below + wrong / 2)
+        below += wrong
+    return better / pairs if pairs else math.nan
+
+
 def reliability(judged: Sequence[Judged]) -> list[CalibrationRow]:
     """`GROUPS` groups of equal size, lowest scores first; fewer where there are fewer items.
 

@@ -1,4 +1,4 @@
-"""Turns a scene into a picture: its background, things from back to front, a JPEG's noise.
+"""Turns a scene into a picture: its background, things from back to front, a poor camera, a JPEG's noise.
 
 The same scene gives the same pixels.
 """
@@ -47,6 +47,8 @@ def draw_scene(scene: Scene, typeface: Typeface) -> Image.Image:
         thing = scene.things[layer]
         mask, corner = thing_mask(thing, typeface)
         image.paste(thing.rgb, (*corner, corner[0] + mask.width, corner[1] + mask.height), mask)
+    if scene.camera is not None:
+        image = scene.camera.take(image, rng)
     if scene.jpeg_quality is None:
         return image
     data = io.BytesIO()

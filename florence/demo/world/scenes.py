@@ -13,7 +13,16 @@ from typing import Final
 
 import numpy as np
 
-from florence.demo.world.shapes import RING_HOLE, TURN, Points, answer_polygon, turned, unit_outline
+from florence.demo.world.hardship import CUT_SHARE, Camera, across_the_edge, clip
+from florence.demo.world.shapes import (
+    RING_HOLE,
+    TURN,
+    Points,
+    answer_polygon,
+    from_topmost,
+    turned,
+    unit_outline,
+)  # fmt: skip
 from florence.demo.world.typeface import FACES, Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
 from florence.types.results import Box
@@ -21,6 +30,7 @@ from florence.types.results import Box
 MOST_THINGS: Final = 6  # of usual size
 MOST_CROWDED: Final = 40  # of a lesser scale
 MOST_OVERLAP: Final = 0.12  # of the smaller of two boxes
+_HARD_SCALE: Final = (0.72, 1.0)  # of small things and words; a large thing that is small has no right name
 LEFT_GAP: Final = 0.05  # of the width, between the left edges of any two things: the reading order is clear
 _BORDER: Final = 0.02
 _CONTRAST: Final = 95.0  # distance in RGB between a thing and its background
@@ -40,7 +50,8 @@ class Limits:
     """What may be drawn: number of things, share of scenes with words, square root of the picture's area.
 
     scale: of things and the gaps between them, over the usual; below 1 it makes room for a crowd, of which a
-    word more stands among every six things.
+    word more stands among every six things. hard: smaller things, some cut by the picture's edge, taken
+    by a poor camera.
     """
 
     things: tuple[int, int] = (1, 4)
@@ -48,6 +59,7 @@ class Limits:
     side: tuple[int, int] = (160, 320)
     aspect: float = 1.9  # longer side over the shorter, at most
     scale: float = 1.0
+    hard: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +67,7 @@ class Thing:
     """One thing: a shape, or a printed word (then `text` and `face` are set and `size` is empty).
 
     outline: [N, 2] vertices as drawn; of a word the four corners, clockwise from where reading starts.
+    cut_polygon: [N, 2] what is in the picture of the polygon of a thing that its edge cuts.
     """
 
     shape: str
@@ -66,6 +79,7 @@ class Thing:
     outline: Points = field(repr=False)
     face: str = ""
     font_size: int = 0
+    cut_polygon: Points | None = field(default=None, repr=False)
 
     @property
     def box(self) -> Box:
@@ -87,12 +101,17 @@ class Thing:
     @property
     def polygon(self) -> Points:
         """[N, 2] the outline as answers write it; of a ring the outer edge."""
+        if self.cut_polygon is not None:
+            return self.cut_polygon
         return self.outline if self.text else answer_polygon(self.shape, self.outline)
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture before it is drawn. `things` go from left to right, `layers` (their indices) upwards."""
+    """A picture before it is drawn. `things` go from left to right, `layers` (their indices) upwards.
+
+    camera: of a hard scene.
+    """
 
     width: int
     height: int
@@ -103,6 +122,7 @@ class Scene:
     layers: tuple[int, ...]
     texture_seed: int
     jpeg_quality: int | None
+    camera: Camera | None = None
 
 
 def scene_rng(split: Split, seed: int, index: int) -> np.random.Generator:
@@ -124,16 +144,16 @@ def make_scene(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> 
         words += count // 6
     placed: list[Thing] = []
     for number in range(count):
-        thing = _place(rng, typeface, (width, height), base, placed, limits.scale, is_word=number < words)
+        thing = _place(rng, typeface, (width, height), base, placed, limits, is_word=number < words)
         if thing is not None:
             placed.append(thing)
     order = sorted(range(len(placed)), key=lambda index: placed[index].box[0])
     layers = tuple(int(layer) for layer in rng.permutation(len(placed)))
     quality = int(rng.integers(55, 96)) if rng.random() < 0.6 else None
-    return Scene(
-        width, height, tone, str(rng.choice(TEXTURES)), base, tuple(placed[index] for index in order),
-        layers, int(rng.integers(2**31)), quality,
-    )  # fmt: skip
+    texture, texture_seed = str(rng.choice(TEXTURES)), int(rng.integers(2**31))
+    camera = Camera.draw(rng, math.sqrt(width * height)) if limits.hard else None
+    things = tuple(placed[index] for index in order)
+    return Scene(width, height, tone, texture, base, things, layers, texture_seed, quality, camera)
 
 
 def _background_colour(rng: np.random.Generator, tone: str) -> Rgb:
@@ -148,20 +168,22 @@ def _place(
     size: tuple[int, int],
     base: Rgb,
     placed: list[Thing],
-    scale: float,
+    limits: Limits,
     is_word: bool,
 ) -> Thing | None:
     """A new thing that stands clear enough of the others, or None where there was no room for any."""
     for _ in range(_TRIES):
-        thing = _word(rng, typeface, size, base, scale) if is_word else _shape(rng, size, base, scale)
-        moved = _moved(rng, thing, size)
-        if moved is not None and _fits(moved, size, placed, scale):
+        thing = _word(rng, typeface, size, base, limits) if is_word else _shape(rng, size, base, limits)
+        # Cut, a word can't be read, a small thing not told, and a ring's hole has no centre.
+        may_cut = limits.hard and thing.size == "large" and thing.shape != "ring"
+        moved = (_cut if may_cut and rng.random() < CUT_SHARE else _moved)(rng, thing, size)
+        if moved is not None and _fits(moved, size, placed, limits):
             return moved
     return None
 
 
-def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing], scale: float) -> bool:
-    centre, gap = thing.centre[0] / size[0], LEFT_GAP * scale
+def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing], limits: Limits) -> bool:
+    centre, gap = thing.centre[0] / size[0], LEFT_GAP * limits.scale
     if min(abs(centre - 1 / 3), abs(centre - 2 / 3)) < gap / 2:
         return False  # it must be clear whether a thing stands at the left, in the middle or at the right
     for other in placed:
@@ -181,9 +203,15 @@ def _overlap(a: Box, b: Box) -> float:
     return wide * high / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
-def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb, scale: float) -> Thing:
+def _scale(rng: np.random.Generator, limits: Limits) -> float:
+    """Of a small thing or a word over the usual size."""
+    return limits.scale * float(rng.uniform(*_HARD_SCALE)) if limits.hard else limits.scale
+
+
+def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb, limits: Limits) -> Thing:
     shape = str(rng.choice(SHAPES))
     size_name = str(rng.choice(list(SIZES)))
+    scale = _scale(rng, limits) if size_name == "small" else limits.scale
     diameter = rng.uniform(*SIZES[size_name]) * scale * math.sqrt(size[0] * size[1])
     most = TURN.get(shape, 180.0)
     turn = float(rng.uniform(-most, most))
@@ -194,10 +222,11 @@ def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb, scale: fl
 
 
 def _word(
-    rng: np.random.Generator, typeface: Typeface, size: tuple[int, int], base: Rgb, scale: float
+    rng: np.random.Generator, typeface: Typeface, size: tuple[int, int], base: Rgb, limits: Limits
 ) -> Thing:
     text = str(rng.choice(WORDS))
-    font_size = max(12, round(rng.uniform(0.15, 0.23) * scale * math.sqrt(size[0] * size[1])))
+    letters = rng.uniform(0.15, 0.23) * _scale(rng, limits) * math.sqrt(size[0] * size[1])
+    font_size = max(12, round(letters))
     face = str(rng.choice(list(FACES)))
     wide, high = typeface.ink(text, face, font_size).size
     turn = float(rng.uniform(-14, 14)) if rng.random() < 0.5 else 0.0
@@ -214,6 +243,15 @@ def _moved(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thi
     if (high < low).any():
         return None
     return replace(thing, outline=thing.outline + rng.uniform(low, high))
+
+
+def _cut(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thing | None:
+    """The thing at a random place where the picture's edge cuts it, or None where it is too large."""
+    if (np.ptp(thing.outline, axis=0) > size).any():
+        return None
+    whole = across_the_edge(rng, thing.outline, size)
+    polygon = from_topmost(clip(answer_polygon(thing.shape, whole), size))
+    return replace(thing, outline=clip(whole, size), cut_polygon=polygon)
 
 
 def _colour(rng: np.random.Generator, base: Rgb) -> tuple[str, Rgb]:

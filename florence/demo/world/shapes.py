@@ -39,7 +39,11 @@ def turned(points: Points, degrees: float) -> Points:
 
 def answer_polygon(shape: str, outline: Points) -> Points:
     """The polygon an answer writes: few vertices, clockwise, from the topmost one (then the leftmost)."""
-    points = outline[::ANSWER_STEP] if shape in _CURVED else outline
+    return from_topmost(outline[::ANSWER_STEP] if shape in _CURVED else outline)
+
+
+def from_topmost(points: Points) -> Points:
+    """The same polygon, written from its topmost vertex (then the leftmost)."""
     first = min(range(len(points)), key=lambda index: (points[index, 1], points[index, 0]))
     return np.roll(points, -first, axis=0)
 

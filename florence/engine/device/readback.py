@@ -10,7 +10,9 @@ from torch import Tensor
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.reference import Hypothesis
 from florence.engine.device.search_state import SearchState
+from florence.engine.device.window_sums import WindowSums
 from florence.engine.sequence import SequenceState
+from florence.types.bounds import Sums
 
 
 class StepReadback:
@@ -43,33 +45,45 @@ class StepReadback:
         """The hypotheses that `fetch_hypotheses` started to copy."""
         if self._best is None:
             return []
-        rows = self._best().tolist()
-        return [(sequence, _hypothesis(row)) for sequence, row in zip(self._ended, rows, strict=True)]
+        positions, ordered = self._state.max_positions, self._state.window_sums
+        rows = zip(self._ended, self._best(), strict=True)
+        return [(sequence, _hypothesis(row, positions, ordered)) for sequence, row in rows]
 
 
 def best_of(state: SearchState, slots: Tensor) -> Tensor:
     """The best finished hypothesis of each of `slots` int64 [n] whose search is done; of equal scores the
-    last one kept. float64 [n, 2 + 2 * max_positions], which represents all values exactly: score, length,
-    tokens, log-probabilities."""
+    last one kept. float64 [n, 2 + (2 + w) * max_positions], which represents all values exactly: score,
+    length, tokens, log-probabilities, window sums of w widths."""
     scores = state.finished_scores[slots]  # [n, b]
     kept = torch.arange(scores.shape[1], device=scores.device) < state.finished_count[slots, None]
     highest = torch.where(kept, scores, -torch.inf).amax(-1, keepdim=True)
     best = torch.where(kept & (scores == highest), state.finished_order[slots], -1).argmax(-1)
+    rows = state.finished_indirection[slots, best]  # [n, positions]
+    positions = torch.arange(state.max_positions, device=slots.device)
     columns = (
         scores.gather(1, best[:, None]),
         state.finished_lengths[slots, best][:, None],
         state.finished_sequences[slots, best],
         state.finished_logprobs[slots, best],
+        state.windows[rows, positions].flatten(1),
     )
     return torch.cat([column.double() for column in columns], dim=1)
 
 
-def _hypothesis(row: list[float]) -> Hypothesis:
+def _hypothesis(row: Tensor, positions: int, ordered: WindowSums | None) -> Hypothesis:
     """From a row of `best_of`."""
-    score, length, positions = row[0], int(row[1]), (len(row) - 2) // 2
-    tokens, logprobs = row[2 : 2 + positions], row[2 + positions :]
+    stop = int(row[1]) + 1
+    tokens, logprobs, windows = row[2:].tensor_split((positions, 2 * positions))
+    tokens = tokens[:stop].long()
     return Hypothesis(
-        token_ids=[int(token) for token in tokens[: length + 1]],
-        token_logprobs=logprobs[1 : length + 1],
-        score=score,
+        token_ids=tokens.tolist(),
+        token_logprobs=logprobs[1:stop].tolist(),
+        score=float(row[0]),
+        token_windows=[] if ordered is None else _windows(windows.view(positions, -1), tokens, ordered),
     )
+
+
+def _windows(windows: Tensor, tokens: Tensor, ordered: WindowSums) -> list[Sums]:
+    """Of the generated tokens; zeros for those that are not ordered, for which a step keeps none."""
+    kept = torch.where(ordered.contains(tokens)[:, None], windows[: len(tokens)], 0.0)
+    return [tuple(sums) for sums in kept[1:].tolist()]

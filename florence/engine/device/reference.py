@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from florence.engine.device.window_sums import window_sums
 from florence.engine.request import GenerationOptions, Request
 from florence.errors import EngineError
 from florence.model.florence2 import Florence2Model
 from florence.model.language import Cache, LanguageModel
+from florence.types.bounds import Sums
 
 Advance = Callable[[Sequence[int], Sequence[int]], Tensor]
 """`advance(parents, tokens)` -> float32 logits [beams, vocab]: beam i now continues beam `parents[i]` with
@@ -33,22 +35,28 @@ UNREACHABLE = -1e9
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """Special token ids; a forced id of None forces nothing."""
+    """Special token ids; a forced id of None forces nothing.
+
+    `ordered`: ids in an order in which near ones mean nearly the same, for `window_sums`; None for no sums.
+    """
 
     start_id: int
     eos_id: int
     forced_bos_id: int | None
     forced_eos_id: int | None
+    ordered: range | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """A sequence with its start token, the log-probability of each generated token, and the score: their sum
-    over length ** length_penalty."""
+    over length ** length_penalty. `token_windows`: the window sums of each generated token, if there are
+    ordered ones."""
 
     token_ids: list[int]
     token_logprobs: list[float]
     score: float
+    token_windows: list[Sums] = field(default_factory=list)
 
 
 def generate(advance: Advance, options: GenerationOptions, rules: TokenRules) -> Hypothesis:
@@ -100,6 +108,7 @@ class Search(ABC):
         self.rules = rules
         self.sequences = [[rules.start_id]] * options.num_beams
         self.logprobs = [list[float]()] * options.num_beams
+        self.windows = [list[Sums]()] * options.num_beams
         self.parents = [0] * options.num_beams
         self.done = False
 
@@ -112,6 +121,11 @@ class Search(ABC):
         if bool(logits.isnan().any()):
             raise EngineError("the model gave values that are not numbers for this request")
         self._choose(logits)
+
+    def _windows(self, logprobs: Tensor, token: int) -> list[Sums]:
+        """The window sums of a chosen token in a list, which is empty where there are no ordered tokens."""
+        ordered = self.rules.ordered
+        return [] if ordered is None else [window_sums(logprobs, token, ordered)]
 
     @abstractmethod
     def _choose(self, logits: Tensor) -> None: ...
@@ -128,14 +142,16 @@ class GreedySearch(Search):
         # Greedy search applies the rules to raw logits, beam search to log-probabilities.
         scores = apply_rules(logits, self.sequences, self.options, self.rules)[0]
         token = int(scores.argmax())
-        self.logprobs = [[*self.logprobs[0], float(scores.log_softmax(dim=-1)[token])]]
+        logprobs = scores.log_softmax(dim=-1)
+        self.logprobs = [[*self.logprobs[0], float(logprobs[token])]]
+        self.windows = [[*self.windows[0], *self._windows(logprobs, token)]]
         self.sequences = [[*self.sequences[0], token]]
         self.done = token == self.rules.eos_id or len(self.sequences[0]) == self.options.max_length
 
     def best(self) -> Hypothesis:
         logprobs = self.logprobs[0]
         score = sum(logprobs) / len(logprobs) ** self.options.length_penalty
-        return Hypothesis(self.sequences[0], logprobs, score)
+        return Hypothesis(self.sequences[0], logprobs, score, self.windows[0])
 
 
 class BeamSearch(Search):
@@ -154,26 +170,29 @@ class BeamSearch(Search):
         best, flat = candidates.flatten().topk(2 * beams)
         values = scores.flatten()[flat].tolist()
         parents: list[int] = []
-        sequences, logprobs, totals = [], [], []
+        sequences, logprobs, windows, totals = [], [], [], []
         vocab = scores.shape[-1]
         for rank, (total, index, value) in enumerate(zip(best.tolist(), flat.tolist(), values, strict=True)):
             parent, token = divmod(index, vocab)
             sequence, history = [*self.sequences[parent], token], [*self.logprobs[parent], value]
+            sums = [*self.windows[parent], *self._windows(scores[parent], token)]
             if token == eos_id:
                 if rank < beams:  # a candidate that ranks after the open beams is dropped
-                    self.finished.add(sequence, history, total)
+                    self.finished.add(sequence, history, sums, total)
             elif len(parents) < beams:
                 parents.append(parent)
                 sequences.append(sequence)
                 logprobs.append(history)
+                windows.append(sums)
                 totals.append(total)
-        self.parents, self.sequences, self.logprobs, self.totals = parents, sequences, logprobs, totals
+        self.parents, self.sequences, self.totals = parents, sequences, totals
+        self.logprobs, self.windows = logprobs, windows
         length = len(sequences[0])
         if self.finished.is_done(best=float(best[0]), generated=length - 1):
             self.done = True
         elif length == self.options.max_length:
-            for sequence, history, total in zip(sequences, logprobs, totals, strict=True):
-                self.finished.add(sequence, history, total)
+            for sequence, history, sums, total in zip(sequences, logprobs, windows, totals, strict=True):
+                self.finished.add(sequence, history, sums, total)
             self.done = True
 
     def best(self) -> Hypothesis:
@@ -187,13 +206,15 @@ class FinishedHypotheses:
     options: GenerationOptions
     kept: list[Hypothesis] = field(default_factory=list)
 
-    def add(self, token_ids: list[int], token_logprobs: list[float], total: float) -> None:
+    def add(
+        self, token_ids: list[int], token_logprobs: list[float], token_windows: list[Sums], total: float
+    ) -> None:
         """Keep a finished sequence if it is among the best; of equal scores the older one is replaced."""
         score = total / len(token_logprobs) ** self.options.length_penalty
         full = len(self.kept) == self.options.num_beams
         if full and score <= self.worst:
             return
-        self.kept.append(Hypothesis(token_ids, token_logprobs, score))
+        self.kept.append(Hypothesis(token_ids, token_logprobs, score, token_windows))
         if full:
             del self.kept[min(range(len(self.kept)), key=lambda index: self.kept[index].score)]
 

@@ -61,7 +61,7 @@ class Runner(StepRunner):
     them when they first come. `encoder_room`, `decoder_room`: positions of a slot and of a row, None for as
     many as the checkpoint has. `feature_bytes`: memory for the features of the latest pictures. `reserved`:
     allocate at the start all memory that a full engine needs; otherwise a backend with `lazy_pages` allocates
-    it on first use.
+    it on first use. `ordered`: as `TokenRules` has it, if no rules are given.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Runner(StepRunner):
         feature_bytes: int = DEFAULT_PICTURE_CACHE_BYTES,
         reserved: bool = False,
         rules: TokenRules | None = None,
+        ordered: range | None = None,
     ) -> None:
         text, generation = model.config.text, model.config.generation
         rows = max(MAX_BEAMS, slots * generation.num_beams)
@@ -89,6 +90,7 @@ class Runner(StepRunner):
             eos_id=text.eos_id,
             forced_bos_id=generation.forced_bos_id,
             forced_eos_id=generation.forced_eos_id,
+            ordered=ordered,
         )
         room = text.max_positions
         self.sizes = CacheSizes(slots, rows, encoder_room or room, decoder_room or room)
@@ -134,7 +136,12 @@ class Runner(StepRunner):
         lazy = backend.lazy_pages and not self._reserved
         caches = Caches(sizes, text.decoder, text.d_model, model.device, model.dtype, lazy=lazy)
         state = SearchState(
-            sizes.slots, sizes.decoder_room, self.rules, model.device, free_host_reads=backend.free_host_reads
+            sizes.slots,
+            sizes.decoder_room,
+            self.rules,
+            model.device,
+            rows=sizes.rows,
+            free_host_reads=backend.free_host_reads,
         )
         context = StepContext(model.language, caches, state, backend.attention)
         encodes: Encodes = PlainEncodes(model, caches, backend.memory)

@@ -23,6 +23,7 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
     step = _Step(state, batch, shape)
     tokens, logprobs, faulty = step.candidates_of_rows(logits)
     step.choose(tokens, logprobs)
+    step.store_windows(logits)
     state.status[batch.slots] = torch.where(step.running & faulty, FAULTY, state.status[batch.slots])
 
 
@@ -42,6 +43,7 @@ class _Step:
         self.sequences = state.sequences[slots, : shape.beams, : shape.length]  # [n, k, t]
         self.suffix_matches = state.suffix_matches[slots, : shape.beams, : shape.length]
         self.positions = torch.arange(shape.length, device=slots.device)
+        self.own_rows = batch.rows[batch.rows_of]  # [n, k] of the caches
 
     def candidates_of_rows(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The 2k likeliest next tokens of each row and their log-probabilities, both [r, 2k], and whether a
@@ -53,6 +55,7 @@ class _Step:
         if self.shape.greedy:  # greedy search normalises after the rules, beam search before
             greedy = (self.beams == 1)[batch.request_of]
             normalizer = torch.where(greedy, logits.logsumexp(-1), normalizer)
+        self._normalizer = normalizer
         values, tokens = logits.topk(min(2 * self.shape.beams, logits.shape[-1]), dim=-1)
         logprobs = values - normalizer[:, None]
         generated = self.generated[batch.request_of]
@@ -135,6 +138,7 @@ class _Step:
         slots = batch.slots
         parent = parents.gather(1, chosen)[..., None].expand(-1, -1, t)  # [n, k, t]
         token, logprob = token.gather(1, chosen), logprob.gather(1, chosen)
+        self._chosen, self._parent_rows = token, batch.rows_of.gather(1, parent[..., 0])
         here = self.positions == (self.generated + 1)[:, None, None]  # [n, 1, t]
         matches = self.suffix_matches.gather(1, parent)
         sequences = torch.where(here, token[..., None], self.sequences.gather(1, parent))
@@ -143,7 +147,7 @@ class _Step:
         history = state.logprobs[slots, :k, :t].gather(1, parent)
         history = torch.where(here, logprob[..., None], history)
         indirection = state.beam_indirection[slots, :k, :t].gather(1, parent)
-        indirection = torch.where(here, batch.rows[batch.rows_of][..., None].int(), indirection)
+        indirection = torch.where(here, self.own_rows[..., None].int(), indirection)
         for buffer, new in (
             (state.sequences, sequences),
             (state.suffix_matches, matches),
@@ -155,6 +159,18 @@ class _Step:
         state.totals[slots, :k] = torch.where(self.running[:, None], totals, state.totals[slots, :k])
         state.generated[slots] += self.running
         state.status[slots] = torch.where(self.running & done, DONE, state.status[slots])
+
+    def store_windows(self, logits: Tensor) -> None:
+        """Keep the window sums of the tokens that `choose` chose, by the logits that it chose by."""
+        state, sums, batch = self.state, self.state.window_sums, self.batch
+        if sums is None or (state.free_host_reads and not bool(sums.contains(self._chosen).any())):
+            return
+        windows = sums(logits, self._normalizer, self._parent_rows, self._chosen)  # [n, k, w]
+        unused = state.windows.shape[0] - 1
+        rows = torch.where(batch.is_beam & self.running[:, None], self.own_rows, unused)
+        # A finished request in its extra step may have filled all positions.
+        position = (self.generated + 1).clamp(max=state.max_positions - 1)[:, None]
+        state.windows[rows, position.expand_as(rows)] = windows
 
     def _by_request(self, values: Tensor, fill: float) -> Tensor:
         """Values of the rows [r, any] by request, [n, k, any]; `fill` where a request has fewer beams."""
@@ -176,6 +192,8 @@ class _Finished:
         self.lengths = state.finished_lengths[slots, :k]
         self.sequences = state.finished_sequences[slots, :k, :t]
         self.logprobs = state.finished_logprobs[slots, :k, :t]
+        self._rows = state.beam_indirection[slots, :k, :t]
+        self.indirection = state.finished_indirection[slots, :k, :t]
 
     def worst(self) -> Tensor:
         """The lowest score, [n]; +inf where there is no hypothesis."""
@@ -191,16 +209,17 @@ class _Finished:
         for rank in range(self._step.shape.beams):
             if may_skip and not bool(wanted[:, rank].any()):
                 continue
-            self._add(torch.full_like(self.count, rank), wanted[:, rank], totals[:, rank])
+            # Its last token, EOS, has no row.
+            self._add(torch.full_like(self.count, rank), wanted[:, rank], totals[:, rank], beam=0)
 
     def add_open(self, chosen: Tensor, wanted: Tensor, totals: Tensor) -> None:
         """Add the open beams that are `wanted` [n, k]; `chosen` [n, k]: their ranks."""
         for beam in range(self._step.shape.beams):
-            self._add(chosen[:, beam], wanted[:, beam], totals[:, beam])
+            self._add(chosen[:, beam], wanted[:, beam], totals[:, beam], beam)
 
-    def _add(self, rank: Tensor, wanted: Tensor, total: Tensor) -> None:
-        """Add each request's candidate of `rank` [n] if it is `wanted` [n] and among the best, `total`
-        [n]."""
+    def _add(self, rank: Tensor, wanted: Tensor, total: Tensor, beam: int) -> None:
+        """Add each request's candidate of `rank` [n] if it is `wanted` [n] and among the best, `total` [n].
+        `beam`: whose row its last token goes to."""
         step = self._step
         generated = step.generated + 1
         score = total.double() / generated.double() ** step.length_penalty
@@ -226,6 +245,9 @@ class _Finished:
         history = torch.where(end, logprob, self._history.gather(1, parent))
         self.sequences = torch.where(here[..., None], sequence, self.sequences)
         self.logprobs = torch.where(here[..., None], history, self.logprobs)
+        row = step.own_rows[:, beam, None, None].int()
+        indirection = torch.where(end, row, self._rows.gather(1, parent))
+        self.indirection = torch.where(here[..., None], indirection, self.indirection)
         self._changed = True
 
     def store(self) -> None:
@@ -240,6 +262,7 @@ class _Finished:
         state.finished_lengths[slots, :k] = self.lengths
         state.finished_sequences[slots, :k, :t] = self.sequences
         state.finished_logprobs[slots, :k, :t] = self.logprobs
+        state.finished_indirection[slots, :k, :t] = self.indirection
 
 
 def _force(tokens: Tensor, logprobs: Tensor, forced: Tensor, token: int) -> None:

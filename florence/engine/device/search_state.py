@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.reference import UNREACHABLE, TokenRules
+from florence.engine.device.window_sums import WindowSums
 from florence.engine.request import GenerationOptions
 from florence.model.attention import DecodeBatch
-from florence.types.bounds import MAX_BEAMS
+from florence.types.bounds import MAX_BEAMS, WINDOWS
 
 RUNNING, DONE, FAULTY = 0, 1, 2
 """Values of `SearchState.status`; FAULTY: the logits were NaN or infinite."""
@@ -46,12 +47,25 @@ class SearchState:
     continuation in the last step, which is the token of a search with one beam. `totals` [s, b]: sums of
     log-probabilities. `finished_*` [s, b, ...]: the finished hypotheses; `finished_order` numbers them by
     age. `free_host_reads`: whether `advance` may read values on the host, to skip work.
+
+    `windows` [rows + 1, t, w]: the window sums of the token at each position of a cache row. A row's position
+    is written once in a request's life, so that `beam_indirection` says where those of a beam's past are, and
+    nothing is copied when beams change places; `finished_indirection` says it of finished hypotheses. The
+    last row is never read. It has no room where there are no ordered tokens.
     """
 
     def __init__(
-        self, slots: int, room: int, rules: TokenRules, device: torch.device, *, free_host_reads: bool = False
+        self,
+        slots: int,
+        room: int,
+        rules: TokenRules,
+        device: torch.device,
+        *,
+        rows: int | None = None,
+        free_host_reads: bool = False,
     ) -> None:
         self.rules, self.free_host_reads = rules, free_host_reads
+        self.window_sums = None if rules.ordered is None else WindowSums(rules.ordered, device)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
@@ -70,7 +84,11 @@ class SearchState:
         self.finished_logprobs = zeros(*positions, dtype=torch.float32)
         self.finished_scores = zeros(MAX_BEAMS, dtype=torch.float64)
         self.finished_lengths, self.finished_order = zeros(MAX_BEAMS), zeros(MAX_BEAMS)
+        self.finished_indirection = zeros(*positions, dtype=torch.int32)
         self.finished_count = zeros()
+        rows = slots * MAX_BEAMS if rows is None else rows
+        widths = 0 if rules.ordered is None else len(WINDOWS)
+        self.windows = torch.zeros(rows + 1, self.max_positions, widths, device=device)
         # The requests' options, [s] each.
         self.beams, self.ngram_sizes, self.early_stopping = zeros(), zeros(), zeros()
         self.max_new_tokens, self.min_new_tokens = zeros(), zeros()

@@ -26,7 +26,7 @@ from florence.server.typed.endpoints import (
     task_answer,
 )
 from florence.types.analysis import MOST_TASKS, Analysis, AnalysisTask, TaskFailure
-from florence.types.options import GenerationParameters
+from florence.types.options import RequestParameters
 
 TASKS_EXAMPLE: Final = ("caption", {"task": "<CAPTION_TO_PHRASE_GROUNDING>", "text": "a green car"})
 _PROBLEMS: Final = MappingProxyType(
@@ -45,7 +45,7 @@ class _TasksField(PictureInput):
     )
 
 
-class AnalyzeInput(GenerationParameters, _TasksField):
+class AnalyzeInput(RequestParameters, _TasksField):
     """Input of `/analyze`: a picture, tasks, and options that hold for all of them."""
 
 
@@ -61,7 +61,7 @@ def analyze_endpoint() -> Any:
 
 async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
     image, tasks = fields.pop("image"), [_read_task(task) for task in fields.pop("tasks")]
-    parameters = GenerationParameters.model_construct(**fields)  # validated with the input
+    parameters = RequestParameters.model_construct(**fields)  # validated with the input
     given = [(task.task, task.given) for task in tasks]
     futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, parameters=parameters)
     return _analysis(tasks, await await_outcomes(futures, service.timeout_s))

@@ -32,7 +32,7 @@ from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop, reply_or_error
 from florence.types.analysis import SentRegion
 from florence.types.answer import TaskAnswer, answer_type
-from florence.types.options import MAX_TEXT_CHARS, GenerationParameters, explain_option
+from florence.types.options import MAX_TEXT_CHARS, RequestParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.results import Result
 from florence.types.tasks import Input, Kind, Task
@@ -111,7 +111,7 @@ class PictureInput(Described):
         return made
 
 
-class PlainInput(GenerationParameters, PictureInput):
+class PlainInput(RequestParameters, PictureInput):
     """Input of a task that takes nothing but the picture."""
 
 
@@ -119,7 +119,7 @@ class _TextField(PictureInput):
     text: str = Field(max_length=MAX_TEXT_CHARS, description="What to look for, or the caption to ground.")
 
 
-class TextInput(GenerationParameters, _TextField):
+class TextInput(RequestParameters, _TextField):
     """Input of a task that takes a text."""
 
 
@@ -130,7 +130,7 @@ class _RegionField(PictureInput):
     )
 
 
-class RegionInput(GenerationParameters, _RegionField):
+class RegionInput(RequestParameters, _RegionField):
     """Input of a task that takes a region."""
 
 
@@ -167,7 +167,7 @@ def endpoint(task: Task) -> Any:
             text,
             region=region,
             timeout_s=service.timeout_s,
-            parameters=GenerationParameters.model_construct(**fields),  # validated with the input
+            parameters=RequestParameters.model_construct(**fields),  # validated with the input
         )
         return task_answer(await await_answer(future, service.timeout_s))
 
@@ -260,7 +260,7 @@ def explain(error: ValidationError, task: Task | None, input_type: type[BaseMode
             reasons.append(f"unknown field {name!r}; the fields are {allowed}")
         elif detail["type"] == "missing":
             reasons.append(f"{name} is missing")
-        elif name in GenerationParameters.model_fields:
+        elif name in RequestParameters.model_fields:
             reasons.append(explain_option(detail))
         else:
             message = detail["msg"].removeprefix("Value error, ")

@@ -19,7 +19,7 @@ from florence.server.outcomes import await_answers, log_answer
 from florence.server.v2.model import ServedModel, parse_version
 from florence.server.v2.statistics import Reason, Spans, Statistics
 from florence.server.v2.tensors import InferRequest, read_rows
-from florence.types.options import GenerationParameters, read_generation_parameters
+from florence.types.options import RequestParameters, read_request_parameters
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
@@ -160,13 +160,13 @@ class ModelRepository:
         return {"model_stats": [inference.statistics.as_dict() for inference in chosen]}
 
 
-def generation_options(parameters: Mapping[str, Any]) -> GenerationParameters:
+def generation_options(parameters: Mapping[str, Any]) -> RequestParameters:
     """The generation options among a request's parameters; others, such as Triton's own, are ignored.
 
     Raises OptionError for a wrong value.
     """
-    options = {name: value for name, value in parameters.items() if name in GenerationParameters.model_fields}
-    return read_generation_parameters(options)
+    options = {name: value for name, value in parameters.items() if name in RequestParameters.model_fields}
+    return read_request_parameters(options)
 
 
 def _spans(answers: Sequence[OriginalAnswer], answered_ns: int, output_ns: int) -> Spans:

@@ -1,0 +1,141 @@
+"""Keeps the items of an answer that a request wants, in their order: the same rule for typed results and for
+the original's JSON.
+
+Overlaps are those of the boxes around items. Knows nothing about how answers are generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from florence.types.filters import ItemFilter
+from florence.types.results import Box, Detections, OcrRegions, Result, Segmentation
+
+_TOLERANCE: Final = 0.01  # pixels; the original's are float32
+_LISTS: Final = (("bboxes", "labels"), ("quad_boxes", "labels"), ("polygons", "labels"))
+_OPEN_LISTS: Final = (("bboxes", "bboxes_labels"), ("polygons", "polygons_labels"))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What filters look at. bounds: left, top, right, bottom in pixels."""
+
+    label: str
+    bounds: Box
+    score: float | None
+
+
+def keep_items(result: Result, wanted: ItemFilter) -> Result:
+    """The result with the items that are wanted."""
+    kept = kept_items(items_of(result), wanted)
+    if isinstance(result, Detections):
+        return Detections(detections=[result.detections[index] for index in kept])
+    if isinstance(result, OcrRegions):
+        return OcrRegions(regions=[result.regions[index] for index in kept])
+    if isinstance(result, Segmentation):
+        return Segmentation(instances=[result.instances[index] for index in kept])
+    return result
+
+
+def keep_original_items(answer: Mapping[str, Any], result: Result, wanted: ItemFilter) -> dict[str, Any]:
+    """The original's JSON, {task: content}, with the items that are wanted; a text is left as it is.
+
+    result: the typed one of the same text, which has the scores. An item of the original's that is not in it
+    has no score.
+    """
+    ((task, content),) = answer.items()
+    if not isinstance(content, dict):
+        return {task: content}
+    known = items_of(result)
+    lists = _OPEN_LISTS if "bboxes_labels" in content else _LISTS
+    parts = [(places, labels) for places, labels in lists if places in content]
+    items, owners = list[Item](), list[tuple[str, str, int]]()
+    for places, labels in parts:
+        for index, (place, label) in enumerate(zip(content[places], content[labels], strict=True)):
+            numbers = [number for part in place for number in part] if places == "polygons" else place
+            bounds = _bounds(numbers)
+            items.append(Item(label, bounds, _score_of(bounds, known)))
+            owners.append((places, labels, index))
+    kept = [owners[index] for index in kept_items(items, wanted)]
+    filtered = dict(content)
+    for places, labels in parts:
+        own = [index for owner, _, index in kept if owner == places]
+        filtered |= {name: [content[name][index] for index in own] for name in (places, labels)}
+    return {task: filtered}
+
+
+def kept_items(items: Sequence[Item], wanted: ItemFilter) -> list[int]:
+    """Indices of the wanted items, in their order. Of equal scores the earlier item is better; an item
+    without one is the worst."""
+    labels = wanted.labels and {label.casefold() for label in wanted.labels}
+    able = [
+        index
+        for index, item in enumerate(items)
+        if (not labels or item.label.strip().casefold() in labels)
+        and (wanted.min_score is None or (item.score is not None and item.score >= wanted.min_score))
+        and (wanted.min_size is None or min(_sides(item.bounds)) >= wanted.min_size)
+    ]
+    best = sorted(able, key=lambda index: _rank(items[index]))
+    if wanted.nms_iou is not None:
+        best = _suppressed(items, best, wanted.nms_iou, agnostic=bool(wanted.nms_agnostic))
+    return sorted(best[: wanted.max_items])
+
+
+def _rank(item: Item) -> float:
+    return 1.0 if item.score is None else -item.score
+
+
+def _suppressed(items: Sequence[Item], best: Sequence[int], most: float, *, agnostic: bool) -> list[int]:
+    """Greedy non-maximum suppression."""
+    kept: list[int] = []
+    for index in best:
+        item = items[index]
+        rivals = (items[each] for each in kept if agnostic or items[each].label == item.label)
+        if all(overlap(item.bounds, rival.bounds) <= most for rival in rivals):
+            kept.append(index)
+    return kept
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes; 0 where they have no area."""
+    across = min(a[2], b[2]) - max(a[0], b[0])
+    down = min(a[3], b[3]) - max(a[1], b[1])
+    if across <= 0 or down <= 0:
+        return 0.0
+    (wide, high), (other_wide, other_high) = _sides(a), _sides(b)
+    return across * down / (wide * high + other_wide * other_high - across * down)
+
+
+def items_of(result: Result) -> list[Item]:
+    """The items of a typed result, one for each in its order; none of a text."""
+    if isinstance(result, Detections):
+        return [Item(each.label, each.box, each.score) for each in result.detections]
+    if isinstance(result, OcrRegions):
+        return [Item(each.text, _bounds(each.quad), each.score) for each in result.regions]
+    if isinstance(result, Segmentation):
+        polygons = [[number for part in each.polygons for number in part] for each in result.instances]
+        rows = zip(result.instances, polygons, strict=True)
+        return [Item(each.label, _bounds(numbers), each.score) for each, numbers in rows]
+    return []
+
+
+def _score_of(bounds: Box, known: Sequence[Item]) -> float | None:
+    """That of the first known item at the same place."""
+    near = (
+        item.score
+        for item in known
+        if all(abs(a - b) <= _TOLERANCE for a, b in zip(item.bounds, bounds, strict=True))
+    )
+    return next(near, None)
+
+
+def _bounds(numbers: Sequence[float]) -> Box:
+    """Around x, y, x, y, ...; a point at 0, 0 around nothing."""
+    xs, ys = numbers[0::2] or (0.0,), numbers[1::2] or (0.0,)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _sides(bounds: Box) -> tuple[float, float]:
+    return bounds[2] - bounds[0], bounds[3] - bounds[1]

@@ -1,0 +1,76 @@
+"""What makes a scene hard: a poor camera, and things that the picture's edge cuts.
+
+Seeded and without side effects. Knows nothing about what the things are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from florence.demo.world.shapes import Points
+
+MOST_BLUR: Final = 0.01  # standard deviation over the square root of the picture's area
+MOST_NOISE: Final = 14.0  # standard deviation of each colour, which goes from 0 to 255
+LEAST_CONTRAST: Final = 0.85  # of the picture that a good camera takes
+CUT_SHARE: Final = 0.35  # of the large shapes
+CUT: Final = (0.1, 0.3)  # of a cut shape's width or height, how much lies outside
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """How badly a picture is taken. blur, noise: standard deviations, in pixels and in levels of colour;
+    contrast: 1 is a good picture, 0 a grey one."""
+
+    blur: float
+    noise: float
+    contrast: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, side: float) -> Camera:
+        """One by lot; `side`: square root of the picture's area."""
+        blur, noise, contrast = rng.uniform((0, 0, LEAST_CONTRAST), (MOST_BLUR * side, MOST_NOISE, 1))
+        return cls(float(blur), float(noise), float(contrast))
+
+    def take(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """The RGB picture as this camera takes it: contrast, then blur, then the sensor's noise."""
+        pixels = np.asarray(image, dtype=np.float32)
+        middle = pixels.mean()
+        flat = Image.fromarray((middle + (pixels - middle) * self.contrast).clip(0, 255).astype(np.uint8))
+        soft = np.asarray(flat.filter(ImageFilter.GaussianBlur(self.blur)), dtype=np.float32)
+        noisy = soft + rng.standard_normal(soft.shape, dtype=np.float32) * self.noise
+        return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def across_the_edge(rng: np.random.Generator, outline: Points, size: tuple[int, int]) -> Points:
+    """[N, 2] the outline moved so that one edge of the picture cuts it, at a random place along that edge.
+
+    It must be smaller than the picture.
+    """
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    axis, far = int(rng.integers(2)), bool(rng.random() < 0.5)
+    corner = rng.uniform((0.0, 0.0), np.array(size) - (high - low))  # of its box, at the top left
+    outside = rng.uniform(*CUT) * (high - low)[axis]
+    corner[axis] = size[axis] - (high - low)[axis] + outside if far else -outside
+    moved: Points = outline - low + corner
+    return moved
+
+
+def clip(outline: Points, size: tuple[int, int]) -> Points:
+    """[M, 2] the part of an outline [N, 2] that lies in the picture, by Sutherland and Hodgman's algorithm
+    (1974)."""
+    for axis, limit, sign in ((0, 0.0, 1), (0, float(size[0]), -1), (1, 0.0, 1), (1, float(size[1]), -1)):
+        kept: list[Points] = []
+        inside = sign * (outline[:, axis] - limit) >= 0
+        for index, point in enumerate(outline):
+            before = outline[index - 1]
+            if inside[index] != inside[index - 1]:
+                share = (limit - before[axis]) / (point[axis] - before[axis])
+                kept.append(before + (point - before) * share)
+            if inside[index]:
+                kept.append(point)
+        outline = np.array(kept)
+    return outline

@@ -1,0 +1,49 @@
+"""How much probability lies near a chosen token, among tokens of which near ids mean nearly the same.
+
+`window_sums` is the definition, one token at a time; `WindowSums` computes the same for a whole step, without
+reading a value on the host. Knows ids and probabilities; what such tokens mean is known by the reader of the
+sums.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from florence.types.bounds import WINDOWS, Sums
+
+
+def window_sums(logprobs: Tensor, token: int, ordered: range) -> Sums:
+    """For each width w of `WINDOWS`, the probability of the `ordered` tokens from `token` - w to `token` + w;
+    zeros for a token that is not one of them.
+
+    `logprobs` [vocab]: as the search has them, with -inf for the tokens that its rules forbid.
+    """
+    if token not in ordered:
+        return (0.0,) * len(WINDOWS)
+    first, last = ordered.start, ordered.stop - 1
+    near = [slice(max(token - width, first), min(token + width, last) + 1) for width in WINDOWS]
+    return tuple(float(logprobs[ids].exp().sum()) for ids in near)
+
+
+class WindowSums:
+    """The sums of all rows' beams; r: rows, w: widths, c: `ordered` tokens."""
+
+    def __init__(self, ordered: range, device: torch.device) -> None:
+        self._ordered = ordered
+        self._widths = torch.tensor(WINDOWS, device=device)
+
+    def contains(self, tokens: Tensor) -> Tensor:
+        """Whether each token is one of the ordered ones."""
+        return (tokens >= self._ordered.start) & (tokens < self._ordered.stop)
+
+    def __call__(self, logits: Tensor, normalizer: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [..., w]: of `tokens` [...], chosen by `rows` [...] of `logits` [r, vocab], whose
+        log-probabilities are what is left over `normalizer` [r]."""
+        first, count = self._ordered.start, len(self._ordered)
+        probabilities = (logits[:, first : self._ordered.stop] - normalizer[:, None]).exp()  # [r, c]
+        before = torch.nn.functional.pad(probabilities.cumsum(-1), (1, 0))  # [r, c + 1]
+        places = (tokens - first).clamp(0, count - 1)[..., None]  # [..., 1]
+        low, high = (places - self._widths).clamp(min=0), (places + self._widths + 1).clamp(max=count)
+        rows = rows[..., None]
+        return torch.where(self.contains(tokens)[..., None], before[rows, high] - before[rows, low], 0.0)

@@ -1,0 +1,74 @@
+"""Which items of an answer a request wants to have: by score, label, size, overlap and number.
+
+Knows nothing about how items are found; `florence.answers.filtering` applies these options.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MOST_LABELS: Final = 1000
+MOST_ITEMS: Final = 10_000
+LARGEST_SIZE: Final = 100_000
+_Label = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class FilterKeywords(TypedDict, total=False):
+    """`ItemFilter`'s fields as keyword arguments; what is left out, or None, filters nothing."""
+
+    min_score: float | None
+    labels: tuple[str, ...] | None
+    nms_iou: float | None
+    nms_agnostic: bool | None
+    min_size: float | None
+    max_items: int | None
+
+
+class ItemFilter(BaseModel):
+    """Which boxes, quads and polygons stay in the answer. Off by default; texts are not touched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_score: float | None = Field(
+        default=None, ge=0, le=1, description="Keep items with at least this score; those without one go."
+    )
+    labels: Annotated[tuple[_Label, ...], Field(min_length=1, max_length=MOST_LABELS)] | None = Field(
+        default=None,
+        description="Keep items with one of these labels (of OCR: texts), in any case; a list, or one text "
+        "with commas.",
+    )
+    nms_iou: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Drop items whose box overlaps that of a better one by more than this (IoU, "
+        "non-maximum suppression).",
+    )
+    nms_agnostic: bool | None = Field(
+        default=None, description="Whether nms_iou compares items of different labels too."
+    )
+    min_size: float | None = Field(
+        default=None,
+        ge=0,
+        le=LARGEST_SIZE,
+        description="Keep items whose box is at least so many pixels wide and high.",
+    )
+    max_items: int | None = Field(
+        default=None, ge=1, le=MOST_ITEMS, description="Keep at most so many items, the best ones."
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """`car, person` is two labels; a label that holds a comma needs a list."""
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is filtered."""
+        return all(
+            value is None
+            for value in (self.min_score, self.labels, self.nms_iou, self.min_size, self.max_items)
+        )
