@@ -60,6 +60,8 @@ class Drawing:
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
             raise RequestError(f"opacity must be a number from 0 to 1, got {self.opacity}")
+        if self.font is not None:
+            self._font((1, 1))  # raises where it can't be read
 
     def draw(
         self,
@@ -114,12 +116,11 @@ class Drawing:
             raise ImageError(f"the font {os.fspath(self.font)!r} can't be read: {error}") from error
 
     def _colours(self, annotations: Sequence[Annotation]) -> list[Rgb]:
-        """The colour of each label, or of its category; what has neither gets one colour after the other,
-        unless one is given."""
+        """Each annotation's, by its category; without a label one after the other, unless one is given."""
         known = self.colours if isinstance(self.colours, Colours) else Colours(self.colours)
         found: list[Rgb] = []
         for number, annotation in enumerate(annotations):
-            name = annotation.label if annotation.label in known else category_name(annotation)
+            name = category_name(annotation)
             unnamed = name == UNNAMED and name not in known
             found.append(PALETTE[number % len(PALETTE)] if unnamed else _rgb(known[name]))
         return found

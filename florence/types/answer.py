@@ -14,6 +14,7 @@ from florence.types.results import (
     Instance,
     OcrRegion,
     OcrRegions,
+    Result,
     Segmentation,
     Text,
     config_with_example,
@@ -55,7 +56,7 @@ class Timings(BaseModel):
     total_s: float = Field(ge=0, description="From the request's arrival to its answer, seconds.")
 
 
-ResultT = TypeVar("ResultT")
+ResultT = TypeVar("ResultT", bound=Result)  # TaskAnswer alone reads any result, by its kind
 
 _ANSWER_EXAMPLE = {
     "image_size": _IMAGE_SIZE,
