@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -51,30 +54,57 @@ def requests(size: str, tokens: int, count: int = 64) -> list[Request]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Answers a second, and latencies in seconds."""
+
+    rate: float
+    p50: float
+    p99: float
+
+
 def throughput(
     engine: Engine, asked: list[Request], concurrency: int, *, first: int, count: int, window_s: float
 ) -> float:
-    """Answers a second with so many requests always under way.
+    """The rate of `measure`."""
+    return measure(engine, cycle(asked), concurrency, first=first, count=count, window_s=window_s).rate
 
-    The `first` answers do not count; then at least `count` do, and as many more as come in `window_s`.
+
+def measure(
+    engine: Engine,
+    source: Iterator[Request],
+    concurrency: int,
+    *,
+    first: int,
+    count: int,
+    window_s: float,
+    patience_s: float = math.inf,
+) -> Measured:
+    """Answers a second, and how long they take, with so many requests always under way.
+
+    The `first` answers do not count; then at least `count` do, and as many more as come in `window_s`. Raises
+    `TimeoutError` where that takes longer than `patience_s`.
     """
-    source: Iterator[Request] = cycle(asked)
-    lock, over, done = threading.Lock(), threading.Event(), []
+    lock, over, done = threading.Lock(), threading.Event(), list[float]()
     failed: list[BaseException] = []
+    latencies: list[float] = []
     idle, under_way = threading.Event(), 0
+    gives_up = time.perf_counter() + patience_s
 
     def send() -> None:
         nonlocal under_way
         with lock:
             request, under_way = next(source), under_way + 1
-        generate(engine, request).add_done_callback(finish)
+        sent = time.perf_counter()
+        generate(engine, request).add_done_callback(partial(finish, sent))
 
-    def finish(future: Future[Generation]) -> None:
+    def finish(sent: float, future: Future[Generation]) -> None:
         nonlocal under_way
         if (error := future.exception()) is not None:  # raised where somebody sees it
             failed.append(error)
             over.set()
         done.append(time.perf_counter())
+        latencies.append(done[-1] - sent)
         with lock:
             under_way -= 1
         if not over.is_set():
@@ -82,20 +112,26 @@ def throughput(
         elif under_way == 0:
             idle.set()
 
+    def wait(for_more: Callable[[], bool]) -> None:
+        while for_more() and not failed:
+            if time.perf_counter() > gives_up:
+                over.set()
+                raise TimeoutError(f"{len(done)} answers after {patience_s:.0f} s")
+            time.sleep(0.01)
+
     for _ in range(concurrency):
         send()
-    while len(done) < first and not failed:
-        time.sleep(0.01)
+    wait(lambda: len(done) < first)
     started = time.perf_counter()
-    while (time.perf_counter() - started < window_s or len(done) < first + count) and not failed:
-        time.sleep(0.01)
+    wait(lambda: time.perf_counter() - started < window_s or len(done) < first + count)
     if failed:
         raise failed[0]
     last = len(done)
     rate = (last - first) / (done[last - 1] - done[first - 1])
+    counted = sorted(latencies[first:last])
     over.set()
-    idle.wait()
-    return rate
+    wait(lambda: not idle.is_set())
+    return Measured(rate, counted[len(counted) // 2], counted[int(0.99 * (len(counted) - 1))])
 
 
 @torch.inference_mode()

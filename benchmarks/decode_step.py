@@ -26,6 +26,7 @@ from transformers import Florence2ForConditionalGeneration, StoppingCriteria, St
 from transformers.modeling_outputs import BaseModelOutput
 
 from florence.engine.device.runner import Runner
+from florence.engine.device.search_state import starts_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.florence2 import Florence2Model
@@ -83,8 +84,7 @@ def steps_of_engine(runner: Runner, encoded: Tensor, beams: int) -> list[Cost]:
     taken = [runner.slots.take(beams) for _ in encoded]
     slots = torch.tensor([slot.index for slot in taken])
     runner.caches.write_cross_kv(slots, runner.model.language.decoder.cross_kv_by_layer(encoded))
-    for slot in taken:
-        runner.state.start(slot.index, slot.rows, options)
+    runner.state.start(starts_of([(slot, options) for slot in taken]))
     sequences = [SequenceState(request, slot, 577, ENCODER_LENGTH) for slot in taken]
     clock = Clock()
     for _ in range(LAST + 2):

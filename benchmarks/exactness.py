@@ -117,11 +117,11 @@ def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> li
 @torch.inference_mode()
 def generate_alone(native: Florence2ForConditionalGeneration, request: Request) -> Theirs:
     """One request through transformers' own `generate`."""
-    options = request.options
-    pixels = torch.from_numpy(request.pixels)[None].permute(0, 3, 1, 2)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    options, device = request.options, native.device
+    pixels = torch.from_numpy(request.pixels)[None].permute(0, 3, 1, 2).to(device)
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
     marks = [native.config.image_token_id] * (1 + (pixels.shape[-1] // 32) ** 2)
-    ids = torch.tensor([[*marks, *request.prompt_ids]])
+    ids = torch.tensor([[*marks, *request.prompt_ids]], device=device)
     search = {"early_stopping": True, "length_penalty": options.length_penalty}
     found = native.generate(
         input_ids=ids,

@@ -1,319 +1,183 @@
-"""The engine on one GPU: exactness, drift, the nine tasks' throughput, shares of peak, memory, transformers.
+"""Everything about the engine on one GPU, in one run of under nine minutes.
 
-    python benchmarks/gpu.py                  # on a GPU, Florence-2-large sizes, under nine minutes
-    python benchmarks/gpu.py --rehearse       # on a CPU, tiny sizes: that the script itself works
+    python benchmarks/gpu.py --json gpu.json          # on a GPU, Florence-2-large sizes
+    python benchmarks/gpu.py --rehearse               # on a CPU, tiny sizes: that the script itself works
+    python benchmarks/gpu.py --only replays profile   # some sections
 
-Needs torch, timm, transformers, einops, safetensors and Pillow, and this repository. Weights are random;
-lengths of outputs are set, so each task generates as many tokens as it does on photographs. Pictures differ
-from request to request and nothing is remembered of them, so each goes through the tower.
+Needs torch, timm, transformers, einops, safetensors, numpy and Pillow, and this repository; no service.
+
+smoke         what is installed, captures at tiny size, attention backends against plain attention
+start         seconds and memory until ready
+exactness     ids against `transformers.generate` in float32 on the same card, with the gaps of mismatches;
+              the served dtype alone, in a crowd, and against float32
+shares        what a copy, a product and a small kernel take: the costs that `gpu_ledger.py` assumes
+replays       graphs between device events, on a grid of slots and lengths, and encodes; what the host adds
+profile       time by kernel of steps and encodes
+streams       a tower beside steps on two streams
+rows          nine tasks by the service's engine at 30, 36 and 64, pictures that differ and one; p50 and p99
+transformers  its best static batch
+variants      ways to compute one thing, and each kernel of the project against its twin
+drift         logits of other dtypes against float32
+
+A section that fails is tried again without cuDNN's attention, then without graphs, and the others go on; one
+that hangs, or breaks the device, ends the process, and a new one does the rest. Clocks and power are read
+before and after each. `--json` is written as figures come. Weights are random, lengths of outputs are set.
+
+On a lent machine that keeps only what is written to the folder $OUT, one command, a little longer than the
+script's own limit:
+
+    set -o pipefail; PYTHONUNBUFFERED=1 timeout 540 python3 benchmarks/gpu.py
+        --json $OUT/gpu.json --traces $OUT 2>&1 | tee $OUT/log
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import math
-import statistics
+import os
+import platform
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from closed_loop import PROMPT_TOKENS, TASKS, generate_static, options, requests, throughput
-from random_models import SIDE, SIZES, VOCAB, backend_of, convert, make_native, picture_tokens
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from florence.engine.config import EngineConfig
-from florence.engine.device.backend import Backend
-from florence.engine.device.graphs import EagerCapturer
-from florence.engine.device.reference import generate_alone
-from florence.engine.device.runner import Runner
-from florence.engine.loop import Engine
-from florence.engine.sequence import SequenceState
-from florence.model.florence2 import Florence2Model
-from florence.runtime.futures import generate
+from on_gpu import exact, replays, tables, variants
+from on_gpu.bench import Bench, without_cudnn_attention
+from on_gpu.sections import Lost, Report, Section, Sections, go_on, watch
+from random_models import SIZES
 
-REPLACED = {  # pictures/s of the replaced Triton ensemble, RTX 4090, float16, 3 beams, concurrency 36
-    "CAPTION": 26.6,
-    "DETAILED_CAPTION": 14.5,
-    "MORE_DETAILED_CAPTION": 19.6,
-    "CAPTION_TO_PHRASE_GROUNDING": 29.7,
-    "OD": 5.8,
-    "DENSE_REGION_CAPTION": 7.3,
-    "REGION_PROPOSAL": 6.3,
-    "OCR": 29.4,
-    "OCR_WITH_REGION": 21.6,
-}
-ENCODE_BATCH = 16
-TABLE_S, PEER_S = 330.0, 480.0  # from the start, by which the engine's table and transformers' are done
+STOP_S = 480.0
+GRACE_S = 20.0  # after which the process ends whatever it does
+CLOCKS = "clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu,utilization.gpu"
+PACKAGES = ("torch", "triton", "transformers", "timm", "einops", "safetensors", "numpy", "Pillow")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What is measured: sizes, device, how long each window lasts, concurrencies, static batches."""
+def sections_of(bench: Bench, ends_at: float, window_s: float, traces: Path | None) -> list[Section]:
+    """In the order of what must be known first."""
 
-    size: str
-    device: torch.device
-    dtype: torch.dtype
-    window_s: float
-    concurrencies: tuple[int, ...]
-    static_batches: tuple[int, ...]
-    tokens_of: dict[str, int]
-    until: float = math.inf  # a reading of `time.monotonic()` by which the tables shall be done
+    def smoke(add: Any) -> None:
+        add("versions", versions(bench))
+        exact.smoke(bench, add)
 
-    def runner(self, model: Florence2Model, slots: int) -> Runner:
-        on_gpu = self.device.type == "cuda"
-        backend = backend_of(model) if on_gpu else Backend(capturer=EagerCapturer())
-        return Runner(
-            model,
-            slots,
-            backend=backend,
-            picture_tokens=picture_tokens(self.size),
-            encode_batch=min(slots, ENCODE_BATCH),
-            picture_size=(SIDE[self.size], SIDE[self.size]),
-            feature_bytes=0,
-        )
-
-    def engine(self, model: Florence2Model, slots: int, budget_s: float = 0.05) -> Engine:
-        config = EngineConfig(
-            max_batch_size=slots,
-            max_encode_batch=min(slots, ENCODE_BATCH),
-            max_queue=4 * slots,
-            encode_budget_ms=budget_s * 1000,
-            max_prompt_tokens=1024 - picture_tokens(self.size),
-        )
-        return Engine(self.runner(model, slots), config)
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def timed(self, work: Callable[[], object], repeats: int = 5) -> float:
-        """Median seconds of the work."""
-        work()
-        times = []
-        for _ in range(repeats):
-            self.synchronize()
-            started = time.perf_counter()
-            work()
-            self.synchronize()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+    return [
+        Section("smoke", 60, smoke),
+        Section("start", 90, partial(replays.start, bench)),
+        Section("exactness", 110, partial(exact.exactness, bench)),
+        Section("shares", 20, partial(replays.shares, bench)),
+        Section("replays", 75, partial(replays.grid, bench)),
+        Section("profile", 60, partial(replays.profiled, bench, traces=traces)),
+        Section("streams", 20, partial(replays.streams, bench)),
+        Section(
+            "rows",
+            200,
+            partial(tables.nine_rows, bench, until=ends_at - 150, window_s=window_s),
+        ),
+        Section("transformers", 90, partial(tables.through_transformers, bench, until=ends_at - 60)),
+        Section("variants", 60, partial(variants.variants, bench)),
+        Section("drift", 40, partial(exact.drift, bench)),
+    ]
 
 
-def exactness(bench: Bench) -> dict[str, object]:
-    """Ids in a crowd against the plain search alone, float32, tiny and base sizes.
-
-    Twice, so that the second round runs what the first one captured, with decode steps between all chunks of
-    all encodes.
-    """
-    report: dict[str, object] = {}
-    for size in ("tiny", "base") if bench.size == "large" else ("tiny",):
-        small = replace(bench, size=size, dtype=torch.float32)
-        model = convert(make_native(size, torch.float32), bench.device, torch.float32)
-        asked = [
-            replace(request, options=replace(options(24, 1 + index % 5), min_new_tokens=0))
-            for index, request in enumerate(requests(size, 24, 15))
-        ]
-        with torch.inference_mode():
-            rules = small.runner(model, 1).rules
-            alone = [tuple(generate_alone(model, request, rules).token_ids) for request in asked]
-        engine = small.engine(model, 16, budget_s=1e-4)
-        same = 0
-        for _ in range(2):
-            futures = [generate(engine, request) for request in asked]
-            same += sum(future.result().token_ids == own for future, own in zip(futures, alone, strict=True))
-        engine.close()
-        report[size] = {"requests": 2 * len(asked), "same ids": same}
-    return report
-
-
-@torch.inference_mode()
-def drift(bench: Bench) -> dict[str, object]:
-    """Logits of the same forced tokens in lower precision against float32."""
-    native = make_native(bench.size, torch.float32)
-    pixels = torch.from_numpy(np.stack([request.pixels for request in requests(bench.size, 1, 2)]))
-    ids = torch.randint(100, VOCAB - 1100, (2, 24), generator=torch.Generator().manual_seed(0))
-
-    def logits(dtype: torch.dtype) -> torch.Tensor:
-        model = convert(native, bench.device, dtype)
-        prompt = torch.tensor([[0, 100, 101, 2]] * 2, device=bench.device)
-        encoded = model.encode(model.encode_images(pixels.to(bench.device)), prompt)
-        states, _ = model.language.decode(
-            ids.to(bench.device), None, model.language.decoder.cross_kv(encoded)
-        )
-        return model.language.logits(states)
-
-    exact = logits(torch.float32)
-    report: dict[str, object] = {"spread of float32 logits": float(exact.std())}
-    for dtype in (torch.bfloat16, torch.float16):
-        lower = logits(dtype)
-        report[str(dtype)] = {
-            "mean difference": float((lower - exact).abs().mean()),
-            "same first choice": float((lower.argmax(-1) == exact.argmax(-1)).float().mean()),
-        }
-    return report
-
-
-@torch.inference_mode()
-def shares_of_peak(bench: Bench, model: Florence2Model) -> dict[str, object]:
-    """Encode in FLOP, a decode step in bytes, against a matrix product and a copy on the same device."""
-    side = 8192 if bench.device.type == "cuda" else 512
-    matrix = torch.randn(side, side, device=bench.device, dtype=bench.dtype)
-    flops = 2 * side**3 / bench.timed(lambda: matrix @ matrix)
-    block = torch.empty(
-        2**30 if bench.device.type == "cuda" else 2**24, dtype=torch.uint8, device=bench.device
-    )
-    other = torch.empty_like(block)
-    bandwidth = 2 * block.nbytes / bench.timed(lambda: other.copy_(block))
-    asked = requests(bench.size, 40, ENCODE_BATCH)
-    pixels = torch.from_numpy(np.stack([request.pixels for request in asked])).to(bench.device)
-    prompts = torch.tensor([request.prompt_ids for request in asked], device=bench.device)
-    with FlopCounterMode(display=False) as counter:
-        model.encode(model.encode_images(pixels), prompts)
-    slots = max(*bench.concurrencies, ENCODE_BATCH)
-    runner = bench.runner(model, slots)
-    runner.prepare()
-    encode_s = bench.timed(lambda: [runner.drop(sequence) for sequence in runner.encode(asked)])
-    sequences: list[SequenceState] = []
-    while len(sequences) < slots:
-        sequences += runner.encode(asked[: min(ENCODE_BATCH, slots - len(sequences))])
-    for _ in range(4):
-        runner.step(sequences)
-    step_s = bench.timed(lambda: runner.step(sequences), repeats=9)
-    text = model.config.text
-    layer = 6 * text.d_model**2 + 2 * text.d_model * text.decoder.ffn_dim
-    weights = (text.decoder.layers * layer + text.d_model * text.vocab_size) * bench.dtype.itemsize
-    length = picture_tokens(bench.size) + PROMPT_TOKENS
-    layers, _, heads, _, head_dim = runner.caches.cross_keys.shape
-    cross = 2 * slots * layers * length * heads * head_dim * bench.dtype.itemsize
-    return {
-        "matrix product, TFLOP/s": flops / 1e12,
-        "copy, GB/s": bandwidth / 1e9,
-        "encode, ms a picture": encode_s / len(asked) * 1e3,
-        "encode, share of the matrix product": counter.get_total_flops() / encode_s / flops,
-        f"decode step of {slots} requests, ms": step_s * 1e3,
-        "decode step, share of the copy": (weights + cross) / step_s / bandwidth,
-        "caches, GiB": runner.caches.nbytes / 2**30,
+def versions(bench: Bench) -> dict[str, Any]:
+    """What is installed, and on what it runs."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "size": bench.size,
+        "dtype": str(bench.dtype),
     }
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    if bench.on_gpu:
+        properties = torch.cuda.get_device_properties(bench.device)
+        found["device"] = str(properties)
+        found["cuda, cudnn"] = [torch.version.cuda, torch.backends.cudnn.version()]
+    return found
 
 
-def nine_tasks(bench: Bench, model: Florence2Model) -> dict[str, dict[str, float]]:
-    """Pictures/s of each task at each concurrency."""
-    table: dict[str, dict[str, float]] = {task: {} for task in bench.tokens_of}
-    windows = len(bench.concurrencies) * len(bench.tokens_of)
-    for concurrency in bench.concurrencies:
-        engine = bench.engine(model, concurrency)
-        for task, tokens in bench.tokens_of.items():
-            asked = requests(bench.size, tokens)
-            window_s = min(bench.window_s, max(0.5, (bench.until - time.monotonic()) / windows))
-            windows -= 1
-            rate = throughput(
-                engine, asked, concurrency, first=concurrency, count=concurrency, window_s=window_s
-            )
-            table[task][str(concurrency)] = rate
-            print(f"  {task:28} {concurrency:3} at once: {rate:8.1f} pictures/s", flush=True)
-        engine.close()
-        del engine
-        forget()
-    return table
+def clocks() -> list[str] | None:
+    """Clocks, power and temperature, as nvidia-smi reads them."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader"]
+    try:
+        read = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return read.stdout.strip().split(", ")
 
 
-def through_transformers(bench: Bench, native: Florence2ForConditionalGeneration) -> dict[str, float]:
-    """Pictures/s of `generate` on the best of some static batches; nan where no batch fits the memory, or
-    no time is left."""
-    native = native.to(bench.device)
-    table: dict[str, float] = {}
-    for task, tokens in bench.tokens_of.items():
-        rates = [math.nan]
-        for batch in bench.static_batches:
-            asked = requests(bench.size, tokens, batch)
-            work = partial(generate_static, native, asked, bench.dtype, bench.device)
-            if time.monotonic() > bench.until:
-                break
-            try:
-                rates.append(batch / bench.timed(work, repeats=1))
-            except torch.OutOfMemoryError as error:
-                print(f"  {task:28} transformers, batch of {batch}: {error}", flush=True)
-        table[task] = max(rates[1:], default=math.nan)
-        print(f"  {task:28} transformers: {table[task]:8.1f} pictures/s", flush=True)
-    return table
+def is_lost(bench: Bench) -> bool:
+    """Whether the device takes no work any more: an illegal access stays until the process ends."""
+    if not bench.on_gpu:
+        return False
+    try:
+        return float(torch.ones(1, device=bench.device).sum()) != 1.0
+    except RuntimeError:
+        return True
 
 
-def forget() -> None:
-    """Free the memory of engines that are closed: captured work refers to itself, and PyTorch keeps freed
-    memory."""
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def report_table(rows: dict[str, dict[str, float]], peer: dict[str, float]) -> str:
-    """The nine tasks as a Markdown table."""
-    concurrencies = list(next(iter(rows.values())))
-    head = ["task", *(f"{c} at once" for c in concurrencies), "transformers", "ratio", "replaced ensemble"]
-    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
-    for task, rates in rows.items():
-        best = max(rates.values())
-        cells = [*(f"{rate:.1f}" for rate in rates.values()), f"{peer[task]:.1f}", f"{best / peer[task]:.1f}"]
-        lines.append(" | ".join([task, *cells, f"{REPLACED[task]}"]))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def main() -> None:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--size", choices=sorted(set(SIZES) - {"tiny"}), default="large")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
-    parser.add_argument("--window-s", type=float, default=4.0, help="seconds of each throughput figure")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    arguments = parser.parse_args()
-    if arguments.rehearse:
-        short = {task: max(2, tokens // 10) for task, tokens in TASKS.items()}
-        bench = Bench("tiny", torch.device("cpu"), torch.bfloat16, 0.1, (3,), (2,), short)
-    elif torch.cuda.is_available():
-        dtype = getattr(torch, arguments.dtype)
-        device = torch.device("cuda:0")
-        bench = Bench(arguments.size, device, dtype, arguments.window_s, (30, 36, 64), (16, 64), TASKS)
-    else:
+    parser.add_argument(
+        "--window-s", type=float, default=2.5, help="seconds of each of the nine rows' figures"
+    )
+    parser.add_argument("--stop-s", type=float, default=STOP_S, help="seconds after which nothing begins")
+    parser.add_argument("--only", nargs="+", help="sections to run, by name")
+    parser.add_argument("--json", type=Path, help="write the figures here as they come")
+    parser.add_argument("--traces", type=Path, help="write the profiler's traces into this folder")
+    parser.add_argument("--ends-at", type=float, help=argparse.SUPPRESS)  # of a run that goes on
+    arguments = parser.parse_args(words)
+    if not (arguments.rehearse or torch.cuda.is_available()):
         parser.error("no CUDA device; --rehearse runs tiny sizes on the CPU")
-    started = time.monotonic()
-    on_gpu = bench.device.type == "cuda"
-    device_name = torch.cuda.get_device_name(bench.device) if on_gpu else "CPU"
-    figures: dict[str, object] = {"device": device_name, "size": bench.size, "dtype": str(bench.dtype)}
+    return arguments
 
-    def section(name: str, value: object) -> None:
-        figures[name] = value
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-        print(f"{name} ({time.monotonic() - started:.0f} s)", flush=True)
-        print(json.dumps(value, indent=2), flush=True)
 
-    section("exactness, float32", exactness(bench))
-    section("drift", drift(bench))
-    native = make_native(bench.size, bench.dtype)
-    model = convert(native, bench.device, bench.dtype)
-    section("shares of peak", shares_of_peak(bench, model))
-    forget()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    rows = nine_tasks(replace(bench, until=started + TABLE_S), model)
-    section("nine tasks", rows)
-    if on_gpu:
-        section("most memory in use, GiB", torch.cuda.max_memory_allocated() / 2**30)
-    peer = through_transformers(replace(bench, until=started + PEER_S), native)
-    section("transformers", peer)
-    print(report_table(rows, peer))
-    print(f"{device_name}, {bench.size}, {bench.dtype}: {time.monotonic() - started:.0f} s in all")
+def main() -> None:
+    arguments = parse()
+    resumed = arguments.ends_at is not None
+    ends_at = arguments.ends_at if resumed else time.time() + arguments.stop_s
+    watch(ends_at - time.time() + GRACE_S)
+    if arguments.rehearse:
+        torch.set_num_threads(1)
+        bench = Bench("tiny", torch.device("cpu"), torch.bfloat16, slots=4, encode_batch=2)
+    else:
+        bench = Bench(arguments.size, torch.device("cuda:0"), getattr(torch, arguments.dtype))
+    report = Report.resumed(arguments.json) if resumed else Report(arguments.json)
+    sections = sections_of(bench, ends_at, arguments.window_s, arguments.traces)
+    names = [section.name for section in sections]
+    if unknown := set(arguments.only or ()) - set(names):
+        sys.exit(f"no section is named {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    wanted = [section for section in sections if arguments.only is None or section.name in arguments.only]
+    ways = [("without cuDNN's attention", without_cudnn_attention), ("without graphs", bench.uncaptured)]
+    running = Sections(report, ends_at, ways, clocks, partial(is_lost, bench))
+    try:
+        running.run(wanted)
+    except Lost as error:
+        left: list[Section] = list(error.args[0])
+        report.add("run", "a new process after", error.__cause__.args[0] if error.__cause__ else "")
+        if left:
+            bench.close()
+            go_on([section.name for section in left], {"--ends-at": str(ends_at)})
+    print(tables.table(report.figures))
+    print(f"{time.time() - ends_at + arguments.stop_s:.0f} s in all", flush=True)
+    bench.close()
+    sys.stdout.flush()
+    os._exit(1 if any("failed" in figures for figures in report.figures.values()) else 0)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,8 @@ def picture_tokens(size: str) -> int:
     return 1 + (SIDE[size] // 32) ** 2
 
 
-def make_native(
-    size: str, dtype: torch.dtype, seed: int = 0, vocab: int = VOCAB
-) -> Florence2ForConditionalGeneration:
-    """transformers' model with random weights, on the CPU."""
+def native_config(size: str, vocab: int = VOCAB) -> Florence2Config:
+    """transformers' configuration of a model of this size."""
     d_model, layers, heads, ffn_dim, dims = SIZES[size]
     sides = ("encoder", "decoder")
     text = {"model_type": "bart", "vocab_size": vocab, "d_model": d_model, "max_position_embeddings": 1024}
@@ -59,10 +57,17 @@ def make_native(
     groups = [dim // 16 if size == "tiny" else dim // 32 for dim in dims]
     window = 4 if size == "tiny" else 12
     vision = {"embed_dim": dims, "num_heads": groups, "num_groups": groups, "projection_dim": d_model}
-    torch.manual_seed(seed)
-    config = Florence2Config(
+    return Florence2Config(
         text_config=text, vision_config=vision | {"window_size": window}, image_token_id=vocab - 1
     )
+
+
+def make_native(
+    size: str, dtype: torch.dtype, seed: int = 0, vocab: int = VOCAB
+) -> Florence2ForConditionalGeneration:
+    """transformers' model with random weights, on the CPU."""
+    config = native_config(size, vocab)
+    torch.manual_seed(seed)
     return Florence2ForConditionalGeneration(config).to(dtype).eval()
 
 
@@ -72,8 +77,13 @@ def convert(
     """The same weights in this package's model, through its own loading code."""
     with tempfile.TemporaryDirectory() as folder:
         native.save_pretrained(folder)
-        config, normalize = read_config(Path(folder)), Normalize(MEAN, STD, RESCALE)
-        model = load_model(Path(folder), config, normalize, VOCAB, device, dtype)
+        return load_saved(Path(folder), device, dtype)
+
+
+def load_saved(folder: Path, device: torch.device, dtype: torch.dtype) -> Florence2Model:
+    """This package's model of weights that transformers has saved."""
+    config, normalize = read_config(folder), Normalize(MEAN, STD, RESCALE)
+    model = load_model(folder, config, normalize, VOCAB, device, dtype)
     pack(model)
     return model
 

@@ -29,6 +29,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from florence.engine.config import CpuKernels, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
+from florence.types.pictures import Pictures
 
 PREFIX = "FLORENCE_"
 CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
@@ -62,6 +63,16 @@ class Settings(BaseSettings):
         "package.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    tasks: str | None = Field(
+        default=None,
+        description="The checkpoint's own tasks: JSON files or the presets `promptgen`, `description`, "
+        "`docvqa` and `vqa`, separated by commas; default: `florence_tasks.json` beside the checkpoint.",
+    )
+    prompts: Literal["tasks", "any"] = Field(
+        default="tasks",
+        description="What v2 takes as TASK_PROMPT: `tasks`, or `any` text, which the model reads as it is "
+        "where it is no task.",
+    )
     base: str | None = Field(
         default=None,
         description="Checkpoint that gives the tokenizer and the preprocessor which `FLORENCE_MODEL` lacks.",
@@ -96,7 +107,7 @@ class Settings(BaseSettings):
     encode_budget_ms: float = _engine("encode_budget_ms")
     max_new_tokens: int = _engine("max_new_tokens")
     max_prompt_tokens: int = _engine("max_prompt_tokens")
-    picture_cache_bytes: int = _engine("picture_cache_bytes")
+    picture_cache_bytes: int | None = _engine("picture_cache_bytes")
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."
     )
@@ -148,6 +159,12 @@ class Settings(BaseSettings):
         description="Decode JPEGs of at least twice the model's input size at a half, a quarter or an eighth "
         "of their size: faster, and pixels differ a little.",
     )
+    pictures: Pictures = Field(
+        default="seen",
+        description="How pictures become RGB at the typed endpoints: `seen`, as a viewer shows them, or "
+        "`original`, as the original's processor does it.",
+    )
+    v2_pictures: Pictures = Field(default="original", description="The same for the v2 protocol.")
     score_temperature: float = Field(
         default=1.0,
         gt=0,

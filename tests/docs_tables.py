@@ -1,10 +1,12 @@
-"""The parts of docs/ that are made from the code: `python tests/docs_tables.py` writes them anew."""
+"""The parts of docs/ that are made from the code: `python tests/docs_tables.py` writes them anew, with
+`--reckoned` also those that take a minute, the reckoned figures of a GPU."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -60,6 +62,21 @@ GENERATED: Mapping[str, tuple[str, Callable[[], str]]] = MappingProxyType(
 """Name of a part -> its page, and what makes it."""
 
 
+def reckoned_tables() -> str:
+    """What `python benchmarks/gpu_ledger.py` reckons for Florence-2-large on an H100."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from ledger.reckoning import reckon
+    from ledger.report import page
+
+    return page(reckon("h100", "large", requests=64, beams=3, length=128))
+
+
+RECKONED: Mapping[str, tuple[str, Callable[[], str]]] = MappingProxyType(
+    {"reckoned": ("performance.md", reckoned_tables)}
+)
+"""As `GENERATED`, of what takes long; `tests/test_gpu_ledger.py` checks it."""
+
+
 def with_part(page: str, name: str, part: str) -> str:
     """The page with this part between its two comments."""
     pattern = rf"(<!-- generated: {name} -->\n).*?(\n?<!-- end -->)"
@@ -68,12 +85,12 @@ def with_part(page: str, name: str, part: str) -> str:
     return made
 
 
-def write() -> None:
-    """Write all parts into their pages."""
-    for name, (file, make) in GENERATED.items():
+def write(parts: Mapping[str, tuple[str, Callable[[], str]]]) -> None:
+    """Write these parts into their pages."""
+    for name, (file, make) in parts.items():
         path: Any = DOCS / file
         path.write_text(with_part(path.read_text(encoding="utf-8"), name, make()), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write()
+    write({**GENERATED, **(RECKONED if "--reckoned" in sys.argv else {})})

@@ -24,16 +24,29 @@ from florence.images.limits import ImageLimits
 from florence.model.config import GenerationDefaults
 from florence.settings import Settings
 from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.declared import DeclaredTask, declare
 from florence.types.info import RequestLimits
-from florence.types.options import read_request_parameters
+from florence.types.options import GenerationParameters, read_request_parameters
 from florence.types.regions import region_text
-from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
-from florence.types.tasks import TASKS, Kind, TaskTable
+from florence.types.results import (
+    Detection,
+    Detections,
+    Instance,
+    JsonValue,
+    OcrRegion,
+    OcrRegions,
+    Segmentation,
+    Tags,
+    Text,
+)
+from florence.types.tasks import TASKS, Kind, Task, TaskTable
 
 PIECES = ("a", " fake")
 LOCATIONS = "<loc_100><loc_200><loc_300><loc_400>"
 RAW_TEXT = {
     Kind.TEXT: "a fake",
+    Kind.TAGS: "a, fake",
+    Kind.JSON: '{"a": "fake"}',
     Kind.BOXES: "fake" + LOCATIONS,
     Kind.QUADS: "fake" + LOCATIONS + LOCATIONS,
     Kind.POLYGONS: LOCATIONS + "<loc_500><loc_600>",
@@ -41,6 +54,8 @@ RAW_TEXT = {
 }
 RESULT = {
     Kind.TEXT: Text(text="a fake"),
+    Kind.TAGS: Tags(tags=["a", "fake"], text="a, fake"),
+    Kind.JSON: JsonValue(value={"a": "fake"}, text='{"a": "fake"}'),
     Kind.BOXES: Detections(detections=[Detection(label="fake", box=(1, 2, 3, 4), score=0.5)]),
     Kind.QUADS: OcrRegions(regions=[OcrRegion(text="fake", quad=(1, 2, 3, 2, 3, 4, 1, 4))]),
     Kind.POLYGONS: Segmentation(instances=[Instance(label="", polygons=[[1, 2, 3, 2, 3, 4]])]),
@@ -50,10 +65,11 @@ RESULT = {
 
 @dataclass
 class Call:
-    """One request as the model got it."""
+    """One request as the model got it. task: its token; asked: the `Task`, where one was given."""
 
     image: Any
     task: str
+    asked: Task | None
     text: Any
     options: dict[str, Any]
     future: Future[Any]
@@ -67,7 +83,7 @@ class FakeModel:
 
     error: what every request fails with. held: requests stay open until `release` is set. delay_s: each takes
     that long, one after the other. fails_late: `error` comes after a stream's text. trace: a file that gets a
-    line for each event.
+    line for each event. own: rows of declared tasks.
     """
 
     ready: bool = True
@@ -82,32 +98,36 @@ class FakeModel:
     release: threading.Event = field(default_factory=threading.Event)
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     closed: bool = False
+    own: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tasks(self) -> TaskTable:
-        return TASKS
+        return TASKS.extended(self._declared())
+
+    def _declared(self) -> list[Task]:
+        return declare(("row", row) for row in self.own)
 
     def submit(
         self,
         image: bytes | Callable[[], bytes],
-        task: str,
+        task: str | Task,
         text: Any = None,
         *,
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Future[Answer]:
-        return self._submit(Call(image, task, text, options, Future(), on_text))
+        return self._submit(Call(image, *_names(task), text, options, Future(), on_text))
 
     def submit_original(
         self,
         image: bytes | Callable[[], bytes],
-        task: str,
+        task: str | Task,
         text: Any = None,
         *,
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Future[OriginalAnswer]:
-        return self._submit(Call(image, task, text, options, Future(), on_text, original=True))
+        return self._submit(Call(image, *_names(task), text, options, Future(), on_text, original=True))
 
     def _submit(self, call: Call) -> Future[Any]:
         parameters = call.options.pop("parameters", None)
@@ -134,7 +154,8 @@ class FakeModel:
             "limits": RequestLimits(**{**Settings().model_dump(), **asdict(EngineConfig())}).model_dump(),
             "generation": asdict(GenerationDefaults(3, 3, True, 1.0, 0, 2))
             | asdict(GenerationOptions(3, 1024, 0, 3, True, 1.0)),
-            "tasks": list(TASKS),
+            "tasks": list(self.tasks),
+            "declared_tasks": [DeclaredTask.of(each).model_dump(mode="json") for each in self._declared()],
         }
 
     def close(self, *, drain_s: float | None = None) -> None:
@@ -175,14 +196,16 @@ class FakeModel:
             call.image = call.image()
         if self.closed:
             raise Closed("the model is closed")
-        task = TASKS.resolve(call.task)
+        tasks = self.tasks
+        task = tasks.resolve(call.asked or call.task)
         others = ("region", "timeout_s", "parameters")
         read_request_parameters({name: each for name, each in call.options.items() if name not in others})
         size = open_image(call.image, ImageLimits()).size
         given = call.options.get("region") or call.text
-        TASKS.build_prompt(task, region_text(given, size) if task.input == "region" and given else given)
-        return Answer(
-            task=task.token,
+        tasks.build_prompt(task, region_text(given, size) if task.input == "region" and given else given)
+        drawn = GenerationParameters(**{name: call.options.get(name) for name in ("do_sample", "seed")})
+        return Answer.of(
+            task,
             result=RESULT[task.kind],
             image_size=ImageSize(width=size[0], height=size[1]),
             finish_reason="stop",
@@ -192,7 +215,12 @@ class FakeModel:
             raw_text=f"</s><s>{RAW_TEXT[task.kind]}</s>",
             token_ids=[2, 0, 4, 2],
             token_logprobs=[0.0, -0.5, 0.0],
+            seed=drawn.with_seed().seed,
         )
+
+
+def _names(task: str | Task) -> tuple[str, Task | None]:
+    return (task.token, task) if isinstance(task, Task) else (task, None)
 
 
 def original_of(answer: Answer) -> OriginalAnswer:
@@ -204,6 +232,7 @@ def original_of(answer: Answer) -> OriginalAnswer:
         answer.timings,
         answer.checkpoint,
         json.dumps(answer.florence()),
+        answer.seed,
     )
 
 

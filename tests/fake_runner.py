@@ -70,6 +70,8 @@ class FakeRunner:
         self.reset()
         self.resets = 0
 
+    chunks_ahead = 0
+
     def reset(self) -> None:
         self.resets += 1
         if self.lost:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import ROOT
 
+from florence import Florence2
 from florence.answers import parse_answer
-from florence.answers.filtering import Item, keep_items, keep_original_items, kept_items, overlap
+from florence.answers.filtering import Place, items_of, keep_items, keep_original_items, kept_items, overlap
 from florence.errors import OptionError
 from florence.types.bounds import WINDOWS
 from florence.types.filters import ItemFilter
@@ -20,15 +23,18 @@ from florence.types.results import Detection, Detections, Text
 from test_answers_scores import pieces_of  # isort: skip
 
 SIZE = (1000, 1000)
+NAMES = ("circle", "heart")
 
 
-def random_items(seed: int) -> list[Item]:
+def random_items(seed: int) -> list[Place]:
     dice = random.Random(seed)
     items = []
     for _ in range(dice.randint(0, 12)):
         left, top = dice.randint(0, 60), dice.randint(0, 60)
         bounds = (left, top, left + dice.randint(0, 40), top + dice.randint(0, 40))
-        items.append(Item(dice.choice(["car", "Door"]), bounds, dice.choice([None, 0.0, 0.3, 0.3, 0.8, 1.0])))
+        items.append(
+            Place(dice.choice(["car", "Door"]), bounds, dice.choice([None, 0.0, 0.3, 0.3, 0.8, 1.0]))
+        )
     return items
 
 
@@ -139,3 +145,25 @@ def test_labels_may_be_one_text_with_commas() -> None:
         read_request_parameters({"labels": "car,,"})
     with pytest.raises(OptionError, match="min_score must be a number from 0 to 1, got 2"):
         read_request_parameters({"min_score": 2})
+
+
+def test_a_request_says_what_to_keep_and_v2_filters_only_when_asked() -> None:
+    """The typed answer has the items that filters keep of all, the original's JSON the same ones; its scores
+    are the same whatever is kept."""
+    picture = ROOT / "data" / "scene_02.png"
+    with Florence2.load("demo", device="cpu", dtype="float32") as model:
+        found = model.run(picture, "<OD>").result
+        least = sorted(item.score or 0.0 for item in items_of(found))[1]
+        kept = model.run(picture, "<OD>", min_score=least).result
+        assert items_of(kept) == [item for item in items_of(found) if (item.score or 0.0) >= least]
+        assert len(items_of(kept)) == len(items_of(found)) - 1
+        wanted = read_request_parameters({"labels": "circle,Heart"})
+        plain, filtered = (
+            json.loads(model.submit_original(picture, "<OD>", parameters=each).result().text)["<OD>"]
+            for each in (read_request_parameters({}), wanted)
+        )
+    assert plain["labels"] == [item.label for item in items_of(found)]
+    assert filtered == {
+        name: [value for value, label in zip(plain[name], plain["labels"], strict=True) if label in NAMES]
+        for name in plain
+    }

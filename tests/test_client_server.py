@@ -181,7 +181,7 @@ def sendable(task: Task) -> dict[str, Any]:
 def test_bentomls_own_client_asks_every_task(server: Server, client: Client) -> None:
     """SyncHTTPClient learns the endpoints from the service; its answers are the typed ones as JSON."""
     with bentoml.SyncHTTPClient(server.url) as plain:
-        assert set(plain.endpoints) == {"analyze", *(task.name for task in TASKS.values())}
+        assert set(plain.endpoints) == {"analyze", "prompt", *(task.name for task in TASKS.values())}
         for task in TASKS.values():
             answer = getattr(plain, task.name)(**sendable(task))
             assert answer == client.run(PICTURE, task.token, **given(task)).model_dump(mode="json")

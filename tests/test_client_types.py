@@ -29,6 +29,13 @@ def ask(client: Client, picture: Image.Image) -> None:
     reveal_type(client.region_to_segmentation(b"", (1, 2, 3, 4)).instances)  # list[Instance]
     reveal_type(client.open_vocabulary_detection(b"", "a car").result)  # Detections | Segmentation
     reveal_type(client.info().device)  # str
+    reveal_type(client.prompt(b"", "x").text)  # str
+    reveal_type(client.prompt(b"", "x", answer_as="tags").tags)  # list[str]
+    reveal_type(client.prompt(b"", "x", answer_as="json"))  # TaskAnswer[JsonValue]
+    reveal_type(client.prompt(b"", "x", answer_as="boxes").detections)  # list[Detection]
+    reveal_type(client.task("t", b"", answer_as="quads").regions)  # list[OcrRegion]
+    reveal_type(client.task("t", b"").task)  # str
+    client.prompt(b"", "x", answer_as="xml")  # error
     client.caption(picture).detections  # error
     client.open_vocabulary_detection(b"", "a car").detections  # error
     client.run(picture, "<OD>").detections  # error
@@ -37,6 +44,7 @@ def ask(client: Client, picture: Image.Image) -> None:
 
 async def wait(client: AsyncClient) -> None:
     reveal_type((await client.object_detection("street.jpg")).detections)  # list[Detection]
+    reveal_type((await client.prompt(b"", "x", answer_as="tags")).tags)  # list[str]
     async for _, answer in client.map(["street.jpg"], "caption"):
         reveal_type(answer.task)  # str
 """

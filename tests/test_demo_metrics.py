@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from florence.demo.evaluation.metrics import (
     GROUPS,
     Judged,
     area_overlap,
+    area_under_curve,
     box_overlap,
     expected_calibration_error,
     reliability,
@@ -163,6 +165,16 @@ def test_scores_that_are_probabilities_have_no_error() -> None:
     assert expected_calibration_error(fair) == pytest.approx(0.0)
     assert expected_calibration_error([Judged(0.2, True)] * 7) == pytest.approx(0.8)
     assert math.isnan(expected_calibration_error([]))
+
+
+def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
+    """Of a right and a wrong item each; equal scores count half."""
+    dice = random.Random(5)
+    judged = [Judged(dice.choice([0.1, 0.2, 0.5, 0.9]), dice.random() < 0.6) for _ in range(60)]
+    right, wrong = ([one.score for one in judged if one.right is kind] for kind in (True, False))
+    pairs = [(a > b) + (a == b) / 2 for a in right for b in wrong]
+    assert area_under_curve(judged) == pytest.approx(sum(pairs) / len(pairs))
+    assert math.isnan(area_under_curve([Judged(0.5, True)]))
 
 
 def test_groups_go_from_low_scores_to_high() -> None:

@@ -10,12 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
 
 from florence import parse_answer
 from florence.demo.world.backgrounds import background
 from florence.demo.world.drawing import draw_lots, draw_scene, thing_mask
 from florence.demo.world.ground_truth import Question, brief, full, questions
+from florence.demo.world.hardship import clip
 from florence.demo.world.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.world.shapes import unit_outline
 from florence.demo.world.tokenizer import make_tokenizer
@@ -271,3 +273,39 @@ def test_what_is_asked_for_is_just_what_the_answer_is_about(
                     absences.add(len(text.split()))
     assert directions == {"left", "right", "above", "below"}
     assert absences == {1, 2, 3}
+
+
+def test_hard_scenes_are_cut_by_the_edge_and_badly_taken(typeface: Typeface) -> None:
+    """A cut thing's truth is what the picture shows of it: its box ends at the edge, its outline inside. The
+    usual scenes have no such thing, and the same seed draws the same."""
+    hard = Limits(things=(4, 6), hard=True)
+    scenes = [make_scene(scene_rng(Split.HELD_OUT, 3, index), typeface, hard) for index in range(40)]
+    cut = [(thing, scene) for scene in scenes for thing in scene.things if thing.cut_polygon is not None]
+    assert 5 < len(cut) < 100
+    for thing, scene in cut:
+        x1, y1, x2, y2 = thing.box
+        assert min(x1, y1, scene.width - x2, scene.height - y2) == pytest.approx(0, abs=1e-6)
+        for points in (thing.outline, thing.polygon):
+            assert (points >= -1e-6).all()
+            assert (points <= np.array((scene.width, scene.height)) + 1e-6).all()
+    cameras = [scene.camera for scene in scenes]
+    assert all(camera is not None for camera in cameras)
+    again = make_scene(scene_rng(Split.HELD_OUT, 3, 0), typeface, hard)
+    assert draw_scene(again, typeface).tobytes() == draw_scene(scenes[0], typeface).tobytes()
+    usual = make_scene(scene_rng(Split.HELD_OUT, 3, 0), typeface, Limits(things=(4, 6)))
+    assert usual.camera is None
+    assert all(thing.cut_polygon is None for thing in usual.things)
+
+
+def test_clipping_keeps_just_what_is_inside() -> None:
+    """Pixel by pixel, for random triangles."""
+    dice = np.random.default_rng(4)
+    for _ in range(20):
+        triangle = dice.uniform(-30, 90, (3, 2))
+        masks = []
+        for points in (triangle, clip(triangle, (60, 50))):
+            image = Image.new("1", (60, 50))
+            if len(points) > 2:
+                ImageDraw.Draw(image).polygon([tuple(point) for point in points.tolist()], fill=1)
+            masks.append(np.asarray(image)[1:-1, 1:-1])
+        assert (masks[0] != masks[1]).mean() < 0.03

@@ -20,7 +20,7 @@ DOORS: dict[str, set[str]] = {
     "errors": set(),
     "images": {"errors"},
     "model": {"errors"},
-    "settings": {"engine", "errors", "images"},
+    "settings": {"engine", "errors", "images", "types"},
     "export": {"errors", "images"},
     "types": {"errors", "export"},
     "answers": {"errors", "export", "types"},
@@ -62,7 +62,17 @@ DOORS: dict[str, set[str]] = {
         "types",
         "verification",
     },
-    "server": {"answers", "checkpoint", "engine", "errors", "florence", "runtime", "settings", "types"},
+    "server": {
+        "answers",
+        "checkpoint",
+        "engine",
+        "errors",
+        "florence",
+        "images",
+        "runtime",
+        "settings",
+        "types",
+    },
 }
 # Rooms that are one node together. Each may import those that stand before it.
 PARTS: dict[str, tuple[str, ...]] = {

@@ -9,16 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from goldens import imagenet_normalize, load_float32
+from goldens import load_float32
 from PIL import Image
 from tiny import make_native
 
 from florence import Florence2
-from florence.checkpoint.config import read_config
-from florence.checkpoint.weights import load_model
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.memory import CudaMemory, DeviceMemory
+from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
@@ -93,37 +91,6 @@ def test_token_ids_are_the_same_with_and_without_kernels_for_cpus(tmp_path: Path
         answers[kind] = decode_crowd(Runner(model, 6, backend=backend), asked, random.Random(1))
     assert answers["auto"] == answers["off"]
     assert len(set(map(tuple, answers["off"]))) > 20
-
-
-@pytest.mark.gpu
-@torch.inference_mode()
-def test_token_ids_on_a_gpu_are_those_of_a_cpu(tmp_path: Path) -> None:
-    """float32, graphs captured and replayed, results one step late; again after a reset."""
-    vocab = make_native(tmp_path).config.text_config.vocab_size
-    asked = [random_request(random.Random(seed)) for seed in range(40)]
-    expected = decode_crowd(Runner(load_float32(tmp_path, vocab), 6), asked, random.Random(1))
-    config, cuda = read_config(tmp_path), torch.device("cuda:0")
-    model = load_model(tmp_path, config, imagenet_normalize(), vocab, cuda, torch.float32)
-    backend = Backend.for_device(cuda, torch.float32, HEAD_DIM)
-    runner = Runner(model, 6, backend=backend, picture_tokens=5, picture_size=(64, 64))
-    runner.prepare()
-    for _ in range(2):
-        assert decode_crowd(runner, asked, random.Random(1)) == expected
-        runner.reset()
-
-
-@pytest.mark.gpu
-def test_copies_to_and_from_a_gpu_hold_their_values() -> None:
-    """What is downloaded is what was there when the download started."""
-    memory = CudaMemory(torch.device("cuda:0"))
-    memory.activate()
-    values = torch.arange(1000)
-    buffer = memory.upload(values)
-    before = memory.download(buffer)
-    memory.store(values * 2, buffer)
-    after = memory.download(buffer)
-    assert torch.equal(before(), values)
-    assert torch.equal(after(), values * 2)
 
 
 def test_a_model_that_is_loaded_without_kernels_for_cpus_packs_nothing(

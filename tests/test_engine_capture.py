@@ -23,12 +23,15 @@ from torch.utils._pytree import tree_leaves
 from florence.checkpoint.config import read_config
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.encodes import BucketEncodes
 from florence.engine.device.graphs import Replay, Work
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
+from florence.engine.device.search_state import starts_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
+from florence.engine.slots import Slot
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
@@ -150,36 +153,43 @@ def captured(runner: Runner) -> Capture:
 
 
 def test_steps_can_be_captured(runner: Runner) -> None:
-    """All shapes that are captured at the start, and requests with one, three and eight beams together."""
+    """All shapes, which are captured at the start; requests with one, three and eight beams together need no
+    other."""
     steps = runner._buffers.steps
     assert isinstance(steps, BucketSteps)
-    steps.prepare(PICTURE_TOKENS)
+    steps.prepare()
     prepared = captured(runner).captured
-    assert prepared == len(steps.captured) == 6
+    assert prepared == len(steps.captured) == len(runner._buckets().steps)
     left = encode(runner, [1, 3, 8])
     for _ in range(3):
         runner._buffers.latest = None
         runner.step(left)
-    assert captured(runner).captured == prepared + 1
+    assert captured(runner).captured == prepared
     assert {"aten.scatter_reduce_.two", "aten.topk.default"} <= captured(runner).operations
 
 
 def test_encodes_can_be_captured(runner: Runner) -> None:
-    """One request, and three with longer prompts; tower and encoder each."""
-    for count, total in ((1, 2), (3, 4)):
+    """Tower and encoder, for all numbers of requests and lengths of prompts; then no encode needs another
+    shape."""
+    encodes, buckets = runner._buffers.encodes, runner._buckets()
+    assert isinstance(encodes, BucketEncodes)
+    encodes.prepare(SIDE, SIDE)
+    assert captured(runner).captured == len(buckets.pictures) * (1 + len(buckets.prompts)) == 9
+    for count in (1, 3):
         for _ in range(3):
             runner.features.clear()
             for sequence in encode(runner, [3] * count):
                 runner.drop(sequence)
-        assert captured(runner).captured == total
+        assert captured(runner).captured == 9
     assert "aten.convolution.default" in captured(runner).operations
 
 
 def test_work_between_steps_never_waits(runner: Runner) -> None:
     """The start of a search, a wipe of caches and the choice of the best hypotheses."""
     slots = torch.zeros(3, dtype=torch.int64, device="cuda")
+    starts = runner.backend.memory.upload(starts_of([(Slot(1, (0, 3, 4)), asked([3])[0].options)] * 2))
     with torch.inference_mode(False), OnTheDevice():
-        runner.state.start(1, (0, 3, 4), asked([3])[0].options)
+        runner.state.start(starts)
         runner.caches.wipe(1, (0, 3, 4))
         found = best_of(runner.state, slots)
     assert found.dtype is torch.float64

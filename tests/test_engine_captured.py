@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import weakref
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,23 +16,26 @@ import torch
 from goldens import load_float32
 from shared_pool import SharedPool
 from tiny import make_native
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import wait_until
 
 from florence.engine.config import EngineConfig
-from florence.engine.device import bucket_steps, encodes
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.graphs import EagerCapturer, GraphCapturer
+from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.reference import generate_alone
 from florence.engine.device.runner import Runner
+from florence.engine.device.search_state import RUNNING, starts_of
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
+from florence.engine.slots import Slot
 from florence.model.caches import Caches
-from florence.model.chunks import Chunks, run_to_end, with_barrier
+from florence.model.chunks import Chunks, run_to_end, with_pauses
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
 
-PICTURE_TOKENS, PROMPT_ROOM, PATIENCE_S = 5, 30, 60
+PICTURE_TOKENS, PROMPT_ROOM, PATIENCE_S = 5, 80, 60
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def request(seed: int, *, most: int = 20, least: int = 0, beams: int = 3) -> Req
 @contextmanager
 def engine(runner: Runner, **limits: Any) -> Iterator[Engine]:
     room = {"max_new_tokens": runner.sizes.decoder_room, "max_prompt_tokens": PROMPT_ROOM}
-    running = Engine(runner, EngineConfig(max_batch_size=8, **room, **limits))
+    running = Engine(runner, EngineConfig(**{"max_batch_size": 8, **room, **limits}))
     yield running
     running.close()
 
@@ -133,19 +137,6 @@ def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
         assert generate(running, request(1)).result(PATIENCE_S).token_ids == expected
 
 
-@pytest.mark.parametrize("beams", [1, 3, 8])
-def test_steps_of_the_checkpoints_own_number_of_beams_are_captured_at_the_start(
-    model: Florence2Model, monkeypatch: pytest.MonkeyPatch, beams: int
-) -> None:
-    generation = replace(model.config.generation, num_beams=beams)
-    monkeypatch.setattr(model, "config", replace(model.config, generation=generation))
-    runner = Runner(
-        model, 2, picture_tokens=PICTURE_TOKENS, decoder_room=20, backend=Backend(capturer=EagerCapturer())
-    )
-    runner.prepare()
-    assert captured_beams(runner) == {beams}
-
-
 def test_capturing_before_the_first_request_leaves_the_caches_empty(model: Florence2Model) -> None:
     """Steps without requests attend to nothing and compute NaN; also after other requests have run."""
     runner = Runner(
@@ -161,25 +152,85 @@ def test_capturing_before_the_first_request_leaves_the_caches_empty(model: Flore
             runner.drop(sequence)
 
 
-def test_shapes_beyond_the_maximum_run_uncaptured_and_give_the_same_answers(
-    model: Florence2Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+class Counted(SharedPool):
+    """Counts captures, and refuses those whose number is in `refused`."""
+
+    def __init__(self, refused: Container[int] = ()) -> None:
+        super().__init__()
+        self.refused, self.captures = refused, 0
+
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        self.captures += 1
+        if self.captures in self.refused:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return super().capture(work)
+
+
+def crowd(count: int) -> list[Request]:
+    """Any number of beams, prompts of any length, short and long answers."""
+    asked = [request(number % 6, beams=1 + number % 8) for number in range(count)]
+    long = (0, *range(10, 10 + 66), 2)
+    return [replace(each, prompt_ids=long) if number % 5 == 0 else each for number, each in enumerate(asked)]
+
+
+@pytest.mark.parametrize("beams", [1, 3, 5, 8])
+def test_nothing_is_captured_once_requests_come(
+    model: Florence2Model, monkeypatch: pytest.MonkeyPatch, beams: int
 ) -> None:
-    """It is logged once for steps and once for encodes."""
-    monkeypatch.setattr(bucket_steps, "MAX_GRAPHS", 2)
-    monkeypatch.setattr(encodes, "MAX_GRAPHS", 1)
-    runner = Runner(model, 8, picture_tokens=PICTURE_TOKENS, backend=gpu_like(SharedPool()))
-    asked = [request(number % 6, beams=1 + number % 5) for number in range(16)]
-    with engine(runner, max_encode_batch=3) as running:
+    """Whatever the checkpoint's own number of beams: all shapes that requests need are captured before."""
+    generation = replace(model.config.generation, num_beams=beams)
+    monkeypatch.setattr(model, "config", replace(model.config, generation=generation))
+    capturer = Counted()
+    runner = Runner(
+        model,
+        9,
+        picture_tokens=PICTURE_TOKENS,
+        picture_size=(64, 64),
+        decoder_room=70,
+        backend=gpu_like(capturer),
+    )
+    runner.prepare()
+    assert {1, 3, beams, 8} == captured_beams(runner)
+    prepared = capturer.captures
+    asked = crowd(24)
+    with engine(runner) as running:
+        wait_until(lambda: capturer.captures == 2 * prepared)  # by the engine's thread, too
         futures = [generate(running, each) for each in asked]
         for each, future in zip(asked, futures, strict=True):
             assert future.result(PATIENCE_S).token_ids == alone(runner, each)
-    assert len(bucket_steps_of(runner).captured) <= 2
-    said = [record.message for record in caplog.records if "uncaptured" in record.message]
-    assert sorted(message.split()[3] for message in said) == ["encodes", "steps"]
+    assert capturer.captures == 2 * prepared
+    assert all(work.captured for work in bucket_steps_of(runner)._prepared.values())
 
 
-def test_a_search_starts_without_a_copy_from_the_host(model: Florence2Model) -> None:
-    """On a GPU such a copy would wait for all steps that have been sent."""
+@pytest.mark.parametrize("refused", [range(1000), {1, 4, 6, 15, 17}], ids=["all", "some"])
+def test_what_can_t_be_captured_runs_uncaptured(
+    model: Florence2Model, caplog: pytest.LogCaptureFixture, refused: Container[int]
+) -> None:
+    """All of it or some steps and encodes; each is logged, and the answers are the same, also after a
+    reset."""
+    capturer = Counted(refused)
+    runner = Runner(
+        model,
+        8,
+        picture_tokens=PICTURE_TOKENS,
+        picture_size=(64, 64),
+        decoder_room=30,
+        backend=gpu_like(capturer),
+    )
+    asked = crowd(12)
+    with engine(runner) as running:
+        for _ in range(2):
+            futures = [generate(running, each) for each in asked]
+            for each, future in zip(asked, futures, strict=True):
+                assert future.result(PATIENCE_S).token_ids == alone(runner, each)
+    said = [record.message for record in caplog.records if "can't be captured" in record.message]
+    assert len(said) == sum(number in refused for number in range(1, capturer.captures + 1))
+    assert {message.split()[1] for message in said} == {"encode", "step"}
+
+
+def test_searches_start_with_one_copy_from_the_host(model: Florence2Model) -> None:
+    """However many start: on a GPU such a copy would wait for all steps that have been sent. Each is as if it
+    had started alone, whatever was in its slot before."""
 
     class Copies(TorchDispatchMode):
         seen: list[str] = []  # noqa: RUF012  (used by this test only)
@@ -187,20 +238,41 @@ def test_a_search_starts_without_a_copy_from_the_host(model: Florence2Model) -> 
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:  # the names are torch's
-            if any(word in str(func) for word in ("copy", "lift", "index_put")):
+            if any(word in str(func) for word in ("lift", "scalar_tensor")):
                 self.seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    runner = Runner(model, 4)
-    with Copies() as copies:
-        runner.state.start(1, (0, 3, 4), request(0).options)
-        runner.caches.wipe(1, (0, 3, 4))
-    assert copies.seen == []
-    assert runner.state.beam_indirection[1, :3, 0].tolist() == [0, 3, 4]
+    dice = random.Random(0)
+    runner, alone = Runner(model, 6), Runner(model, 6)
+    for _ in range(10):
+        rows = dice.sample(range(18), 14)
+        asked = [
+            (Slot(slot, tuple(rows.pop() for _ in range(beams))), request(slot, beams=beams).options)
+            for slot, beams in zip(dice.sample(range(6), 3), (1, 3, 8), strict=True)
+        ]
+        starts = starts_of(asked)
+        with Copies() as copies:
+            runner.state.start(starts)
+            runner.caches.wipe(1, (0, 3, 4))
+        assert copies.seen == []
+        for slot, options in asked:
+            alone.state.start(starts_of([(slot, options)]))
+            state, index = runner.state, slot.index
+            assert state.status[index] == RUNNING
+            assert state.generated[index] == state.finished_count[index] == 0
+            assert state.beams[index] == options.num_beams == len(slot.rows)
+            assert state.length_penalty[index] == options.length_penalty
+            assert state.beam_indirection[index, : len(slot.rows), 0].tolist() == list(slot.rows)
+            assert state.sequences[index, :, 0].eq(runner.rules.start_id).all()
+            assert state.totals[index].isfinite().sum() == options.num_beams
+        assert torch.equal(runner.state.totals, alone.state.totals)
+        for state in (runner.state, alone.state):  # as requests leave it
+            state.totals.fill_(-3.0)
+            state.generated.fill_(7)
 
 
-def test_a_barrier_follows_each_chunk() -> None:
-    """The last one too; closing the generator with barriers closes the chunks."""
+def test_a_pause_follows_each_chunk() -> None:
+    """The last one too; closing the generator with pauses closes the chunks."""
     events: list[str] = []
 
     def chunks() -> Chunks[int]:
@@ -212,10 +284,10 @@ def test_a_barrier_follows_each_chunk() -> None:
         finally:
             events.append("closed")
 
-    assert run_to_end(with_barrier(chunks(), lambda: events.append("barrier"))) == 7
-    assert events == ["chunk 0", "barrier", "chunk 1", "barrier", "closed", "barrier"]
+    assert run_to_end(with_pauses(chunks(), lambda: events.append("pause"))) == 7
+    assert events == ["chunk 0", "pause", "chunk 1", "pause", "closed", "pause"]
     events.clear()
-    begun = with_barrier(chunks(), lambda: events.append("barrier"))
+    begun = with_pauses(chunks(), lambda: events.append("pause"))
     next(begun)
     begun.close()
-    assert events == ["chunk 0", "barrier", "closed"]
+    assert events == ["chunk 0", "pause", "closed"]

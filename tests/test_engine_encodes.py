@@ -14,8 +14,9 @@ from torch import Tensor
 
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.buckets import Buckets
 from florence.engine.device.encodes import BucketEncodes, PlainEncodes
-from florence.engine.device.graphs import Buckets, EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
@@ -26,13 +27,12 @@ from florence.model.chunks import run_to_end
 from florence.model.florence2 import Florence2Model
 
 PICTURE_TOKENS, SLOTS = 5, 8
-SIZES = CacheSizes(SLOTS, 3 * SLOTS, encoder_room=60, decoder_room=20)
+SIZES = CacheSizes(SLOTS, 3 * SLOTS, encoder_room=128, decoder_room=20)
 BUCKETS = Buckets.of(
     slots=SLOTS,
     rows=3 * SLOTS,
     beams=3,
-    max_beams=8,
-    length=21,
+    room=20,
     picture_tokens=PICTURE_TOKENS,
     encoder_room=SIZES.encoder_room,
     pictures=SLOTS,
@@ -47,13 +47,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
 
 
 class Watched(EagerCapturer):
-    """Keeps the results of captured work."""
+    """Keeps the results of captured work, which it replays once."""
 
     def __init__(self) -> None:
         self.results: list[Sequence[Tensor]] = []
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         captured = super().capture(work)
+        captured[0]()
         self.results.append(captured[1])
         return captured
 
@@ -72,17 +73,17 @@ def prompts_of(lengths: Sequence[int]) -> list[tuple[int, ...]]:
 
 @torch.inference_mode()
 def test_a_captured_encode_fills_its_slots_as_the_plain_one_and_no_others(model: Florence2Model) -> None:
-    """Full and partly filled buckets by turns, so that padding rows have held other requests; each while it
-    warms up, is captured, and is replayed."""
+    """Full and partly filled buckets by turns, so that padding rows have held other requests."""
     dice = np.random.default_rng(0)
     capturer = Watched()
     caches, expected = caches_of(model), caches_of(model)
     memory = DeviceMemory()
     captured = BucketEncodes(model, caches, memory, BUCKETS, capturer)
+    captured.prepare(64, 64)
     plain = PlainEncodes(model, expected, memory)
     for number, count in enumerate((4, 3, 4, 3, 8, 6, 5, 6, 1, 1, 1)):
         slots = [int(slot) for slot in dice.permutation(SLOTS)[:count]]
-        lengths = [int(length) for length in dice.integers(2, 50 if number % 2 else 16, count)]
+        lengths = [int(length) for length in dice.integers(2, 110 if number % 2 else 16, count)]
         pictures = torch.randn(count, PICTURE_TOKENS, model.config.text.d_model)
         for buffer in (*buffers(caches), *buffers(expected)):
             buffer.fill_(UNTOUCHED)
@@ -94,44 +95,49 @@ def test_a_captured_encode_fills_its_slots_as_the_plain_one_and_no_others(model:
                 torch.testing.assert_close(mine[:, slot, :, :own], other[:, slot, :, :own])
             absent = sorted(set(range(SLOTS)) - set(slots))
             assert (mine[:, absent] == UNTOUCHED).all()
-    assert len(capturer.results) >= 3
-    assert not any(capturer.results)  # captured work has no results beside the caches
+    towers, encoders = BUCKETS.pictures, len(BUCKETS.pictures) * len(BUCKETS.prompts)
+    assert [len(results) for results in capturer.results] == [1] * len(towers) + [0] * encoders
 
 
 def buffers(caches: Caches) -> tuple[Tensor, Tensor]:
     return caches.cross_keys, caches.cross_values
 
 
+class Watching(DeviceMemory):
+    """Where the values of each store came from."""
+
+    def __init__(self) -> None:
+        self.sources: list[int] = []
+
+    def store(self, values: Tensor, buffer: Tensor) -> None:
+        self.sources.append(values.data_ptr())
+        super().store(values, buffer)
+
+
+@torch.inference_mode()
+def test_pixels_go_from_where_they_were_read_to_the_device(model: Florence2Model) -> None:
+    """With no copy on the host: a reader's page-locked memory is what the device copies from."""
+    memory = Watching()
+    captured = BucketEncodes(model, caches_of(model), memory, BUCKETS, EagerCapturer())
+    captured.prepare(64, 64)
+    pixels = [torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8) for _ in range(3)]
+    memory.sources.clear()
+    tokens = run_to_end(captured.encode_images(pixels))
+    assert memory.sources == [picture.data_ptr() for picture in pixels]
+    torch.testing.assert_close(tokens, model.encode_images(torch.stack(pixels)))
+
+
 @torch.inference_mode()
 def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2Model) -> None:
-    """And more pictures than the largest bucket has are refused."""
+    """Also of pictures of another size than the captured one. More than the largest bucket has are
+    refused."""
     captured = BucketEncodes(model, caches_of(model), DeviceMemory(), BUCKETS, EagerCapturer())
-    for count in (4, 3, 4, 3):
-        pixels = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
+    captured.prepare(64, 64)
+    for count, side in ((4, 64), (3, 64), (4, 32), (4, 64), (3, 64)):
+        pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
         torch.testing.assert_close(run_to_end(captured.encode_images(pixels)), model.encode_images(pixels))
     with pytest.raises(ValueError, match="9 fits none"):
         run_to_end(captured.encode_images(torch.zeros(SLOTS + 1, 64, 64, 3, dtype=torch.uint8)))
-
-
-def prompts_for(picture_tokens: int, encoder_room: int) -> tuple[int, ...]:
-    """The buckets of prompts beside a picture."""
-    return Buckets.of(
-        slots=4,
-        rows=12,
-        beams=3,
-        max_beams=8,
-        length=21,
-        picture_tokens=picture_tokens,
-        encoder_room=encoder_room,
-        pictures=4,
-    ).prompts
-
-
-def test_prompts_of_the_tasks_meet_few_shapes() -> None:
-    """With large's sizes the tasks' own sentences have a bucket of their own, and any prompt fits one."""
-    assert prompts_for(577, 1024) == (16, 32, 64, 256, 447)
-    assert prompts_for(5, 25) == (16, 20)
-    assert prompts_for(5, 15) == (10,)
 
 
 def request(seed: int) -> Request:
@@ -192,8 +198,8 @@ def test_an_encode_that_fails_or_is_closed_frees_all_slots(
 
 @torch.inference_mode()
 def test_encodes_of_all_sizes_are_captured_before_the_first_request(model: Florence2Model) -> None:
-    """Largest first, since all share one memory pool; batches of short prompts are replayed from then on,
-    also after a reset."""
+    """Largest first, since all share one memory pool; batches of any prompts are replayed from then on, also
+    after a reset."""
     capturer = Watched()
     backend = Backend(capturer=capturer)
     runner = Runner(
@@ -203,11 +209,13 @@ def test_encodes_of_all_sizes_are_captured_before_the_first_request(model: Flore
     for _ in range(2):
         pictures = [len(results[0]) for results in capturer.results if results]
         assert pictures == [3, 2, 1]
-        steps = captured_steps(runner)
-        assert len(capturer.results) == 2 * len(pictures) + steps
+        captured = len(capturer.results)
+        prompts = len(runner._buckets().prompts)
+        assert captured == (1 + prompts) * len(pictures) + captured_steps(runner)
         for count in (1, 3, 2):
             check_alone(runner, [request(seed) for seed in range(count)])
-        assert len(capturer.results) - captured_steps(runner) == 2 * len(pictures)
+        check_alone(runner, [request(30)])  # a long prompt
+        assert len(capturer.results) == captured
         capturer.results.clear()
         runner.reset()
     with pytest.raises(ValueError, match="4 fits none"):

@@ -72,13 +72,21 @@ class Sent:
 def random_request(dice: random.Random) -> Request:
     """Any of six pictures, any prompt, number of beams, length, and settings."""
     least = dice.choice([0, 0, 7])
+    beams = dice.choice([1, 1, dice.randint(2, 8), dice.randint(2, 8), dice.randint(2, 8)])
+    sampled = beams == 1 and dice.random() < 0.7
     options = GenerationOptions(
-        num_beams=dice.randint(1, 8),
+        num_beams=beams,
         max_new_tokens=dice.randint(max(1, least), ROOM),
         min_new_tokens=least,
         no_repeat_ngram_size=dice.choice([0, 2, 3, 3]),
         early_stopping=dice.choice([True, True, False, "never"]),
         length_penalty=dice.choice([0.0, 1.0, 1.0, 2.0, -1.0]),
+        repetition_penalty=dice.choice([1.0, 1.0, 1.3, 0.8]),
+        do_sample=sampled,
+        temperature=dice.choice([0.7, 1.0, 2.0]),
+        top_k=dice.choice([0, 20]),
+        top_p=dice.choice([0.8, 1.0]),
+        seed=dice.getrandbits(53) if sampled else None,
     )
     pixels = np.random.default_rng(dice.randrange(PICTURES)).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     prompt = (0, *(dice.randint(3, 1000) for _ in range(dice.randint(1, LONGEST_PROMPT - 2))), 2)

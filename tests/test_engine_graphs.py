@@ -5,18 +5,21 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence.engine.device.graphs import Buckets, EagerCapturer, doubling, round_up
+from florence.engine.device.buckets import Buckets, StepKey, doubling, round_up
+from florence.engine.device.graphs import EagerCapturer
+from florence.engine.device.search_state import StepShape
 
 
-@given(first=st.integers(1, 64), last=st.integers(1, 5000))
-def test_sizes_ascend_to_the_largest_and_waste_less_than_half(first: int, last: int) -> None:
+@given(st.integers(1, 64), st.integers(1, 5000), st.sampled_from([None, 4, 8]))
+def test_sizes_ascend_to_the_largest_and_waste_less_than_half(
+    first: int, last: int, halves: int | None
+) -> None:
     """Each is at most twice the one before."""
-    sizes = doubling(first, last)
+    sizes = doubling(first, last, halves=halves)
     assert list(sizes) == sorted(set(sizes))
     assert sizes[-1] == last
     assert all(after <= 2 * before for before, after in pairwise(sizes))
@@ -35,23 +38,76 @@ def test_a_size_is_rounded_up_to_the_next_bucket(sizes: set[int], data: st.DataO
     assert round_up(rounded, ascending) == rounded
 
 
-def test_buckets_cover_the_caches() -> None:
-    """Large's sizes on a GPU: any request fits, and there are few shapes."""
+LARGE: dict[str, int] = {
+    "slots": 64,
+    "rows": 192,
+    "beams": 3,
+    "room": 1024,
+    "picture_tokens": 577,
+    "encoder_room": 1024,
+    "pictures": 16,
+}
+"""Large's sizes on a GPU."""
+
+
+def test_few_shapes_hold_all_requests_to_large() -> None:
+    """All graphs of steps and encodes; encoder lengths are multiples of 64, and a usual prompt reads no more
+    than it needs."""
+    buckets = Buckets.of(**LARGE)
+    graphs = len(buckets.steps) + len(buckets.pictures) * (1 + len(buckets.prompts))
+    assert graphs <= 136
+    assert {key.shape.encoder_length for key in buckets.steps} == {640, 1024}
+    assert buckets.prompts == (63, 447)
+    assert buckets.pictures == (1, 2, 4, 8, 12, 16)
+    usual = buckets.step(StepKey(30, 90, StepShape(3, 100, False, 577 + 40)))
+    assert usual == StepKey(32, 96, StepShape(3, 128, False, 640))
+
+
+@given(
+    st.integers(1, 70),
+    st.integers(1, 8),
+    st.integers(4, 1024),
+    st.integers(1, 600),
+    st.integers(1, 500),
+    st.data(),
+)
+def test_any_step_fits_a_shape_and_none_that_costs_less(
+    slots: int, beams: int, room: int, picture_tokens: int, prompt: int, data: st.DataObject
+) -> None:
+    """Whatever the engine's sizes and the requests in it; the shape lies within the caches."""
+    rows, encoder_room = max(8, slots * beams), picture_tokens + prompt
     buckets = Buckets.of(
-        slots=64,
-        rows=192,
-        beams=3,
-        max_beams=8,
-        length=1025,
-        picture_tokens=577,
-        encoder_room=1024,
-        pictures=16,
+        slots=slots,
+        rows=rows,
+        beams=beams,
+        room=room,
+        picture_tokens=picture_tokens,
+        encoder_room=encoder_room,
+        pictures=4,
     )
-    assert (buckets.slots[-1], buckets.rows[-1], buckets.beams) == (64, 192, (1, 3, 8))
-    assert (buckets.lengths[-1], buckets.encoder_lengths[-1]) == (1025, 1024)
-    assert len(buckets.slots) <= 12
-    assert len(buckets.lengths) <= 10
-    assert min(buckets.encoder_lengths) == 577 + 16
+    draw = data.draw
+    needed = StepKey(
+        draw(st.integers(1, slots)),
+        draw(st.integers(1, rows)),
+        StepShape(
+            draw(st.integers(1, 8)),
+            draw(st.integers(2, room + 1)),
+            draw(st.booleans()),
+            draw(st.integers(1, encoder_room)),
+        ),
+    )
+    key = buckets.step(needed)
+    assert key.covers(needed)
+    assert key.slots <= slots
+    assert key.rows <= rows
+    assert key.shape.encoder_length <= encoder_room
+    assert not [other for other in buckets.steps if other.cost < key.cost and other.covers(needed)]
+    assert buckets.prompts[-1] == prompt
+    assert all(length % 64 == 0 or length == encoder_room for length in encoder_lengths(buckets))
+
+
+def encoder_lengths(buckets: Buckets) -> set[int]:
+    return {key.shape.encoder_length for key in buckets.steps}
 
 
 def test_captured_work_reads_its_buffers_at_each_replay() -> None:
@@ -66,17 +122,3 @@ def test_captured_work_reads_its_buffers_at_each_replay() -> None:
         assert torch.equal(results[0], values * 2)
         assert kept is None or kept is results[0]  # the same tensor at each replay
         kept = results[0]
-
-
-@pytest.mark.gpu
-def test_a_cuda_graph_reads_its_buffers_at_each_replay() -> None:
-    """As the eager capturer does."""
-    from florence.engine.device.graphs import CudaGraphCapturer
-
-    buffer = torch.zeros(3, device="cuda")
-    work = lambda: [buffer * 2]  # noqa: E731
-    work()
-    replay, (result,) = CudaGraphCapturer(torch.device("cuda")).capture(work)
-    buffer.fill_(5.0)
-    replay()
-    assert result.tolist() == [10.0] * 3

@@ -121,8 +121,25 @@ def test_an_idle_device_takes_a_request_at_once() -> None:
 
 def test_encoding_has_a_budget_only_while_others_are_decoded() -> None:
     scheduler: Scheduler[str] = Scheduler(EngineConfig(encode_budget_ms=500))
-    assert scheduler.budget_s(3) == 0.5
-    assert scheduler.budget_s(0) == float("inf")
+    assert scheduler.has_time(0.49, 3, 1)
+    assert not scheduler.has_time(0.5, 3, 1)
+    assert scheduler.has_time(1e9, 0, 1)
+
+
+def test_no_part_is_begun_that_would_end_after_the_budget() -> None:
+    """By the longest of the latest parts; at the start of a turn one may be begun in any case."""
+    scheduler: Scheduler[str] = Scheduler(EngineConfig(encode_budget_ms=500))
+    for seconds in (0.01, 0.2, 0.01):
+        scheduler.part_ended(seconds)
+    assert scheduler.has_time(0.29, 3, 1)
+    assert not scheduler.has_time(0.32, 3, 1)
+    assert not scheduler.has_time(0.12, 3, 2)  # one is still under way
+    scheduler.part_ended(2.0)
+    assert scheduler.has_time(0.0, 3, 0)
+    assert not scheduler.has_time(0.0, 3, 1)
+    for _ in range(100):
+        scheduler.part_ended(0.01)
+    assert scheduler.has_time(0.45, 3, 1)
 
 
 def test_unwanted_requests_leave_the_queue_and_the_rest_keep_their_order() -> None:

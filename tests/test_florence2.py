@@ -224,7 +224,7 @@ def test_many_tasks_on_one_picture_see_it_once_and_answer_as_one_by_one(
     ("options", "error", "message"),
     [
         ({"num_beams": 9}, OptionError, "num_beams must be an integer from 1 to 8"),
-        ({"temperature": 1.0}, OptionError, "unknown option 'temperature'"),
+        ({"beams": 1.0}, OptionError, "unknown option 'beams'"),
         ({"timeout_s": 0}, OptionError, "timeout_s must be"),
         ({"parameters": GenerationParameters(), "num_beams": 2}, OptionError, "leave out num_beams"),
         ({"region": (1, 2, 3, 4)}, TaskError, "takes no"),

@@ -86,6 +86,24 @@ def test_a_native_generation_config_is_used_where_the_text_config_is_silent(tmp_
 
 
 @pytest.mark.parametrize(
+    ("written", "temperature", "top_k"), [({}, 1.0, 50), ({"temperature": 0.5, "top_k": 7}, 0.5, 7)]
+)
+def test_a_checkpoints_settings_for_sampling_are_read(
+    tmp_path: Path, written: dict[str, Any], temperature: float, top_k: int
+) -> None:
+    """A wrong one counts as not written, since only requests that sample would use it; a wrong penalty would
+    spoil all answers, and is refused."""
+    make_native(tmp_path)
+    write(tmp_path, {"top_p": -1, "repetition_penalty": 1.5, **written}, "generation_config.json")
+    generation = read_config(tmp_path).generation
+    assert (generation.temperature, generation.top_k, generation.top_p) == (temperature, top_k, 1.0)
+    assert generation.repetition_penalty == 1.5
+    write(tmp_path, {"repetition_penalty": 0}, "generation_config.json")
+    with pytest.raises(CheckpointError, match="repetition_penalty is 0, expected a number from"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("path", "value", "message"),
     [
         ("model_type", "bart", "model_type 'bart', expected 'florence2'"),

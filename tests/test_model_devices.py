@@ -21,7 +21,7 @@ from florence.model.devices import (
     has_fast_bf16,
     has_vnni,
     keep_freed_memory,
-    keep_full_float32,
+    keep_full_precision,
     pick_device,
     pick_dtype,
 )
@@ -150,6 +150,9 @@ def test_kernel_caches_are_bounded_unless_the_environment_says_how(monkeypatch: 
 @pytest.fixture
 def precisions() -> Iterator[list[Any]]:
     """Whose `fp32_precision` is TF32, and what it was before after the test."""
+    products = torch.backends.cuda.matmul
+    halves = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    rounding = [getattr(products, name) for name in halves]
     settings = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
@@ -157,12 +160,25 @@ def precisions() -> Iterator[list[Any]]:
     yield settings
     for setting, value in zip(settings, before, strict=True):
         setting.fp32_precision = value
+    for name, rounds in zip(halves, rounding, strict=True):
+        setattr(products, name, rounds)
 
 
 def test_float32_on_a_gpu_is_float32_in_convolutions_and_products(precisions: list[Any]) -> None:
     """Where cuDNN would round to TF32 by default; other devices and dtypes change no setting."""
-    keep_full_float32(CPU, torch.float32)
-    keep_full_float32(torch.device("cuda"), torch.bfloat16)
+    keep_full_precision(CPU, torch.float32)
+    keep_full_precision(torch.device("cuda"), torch.bfloat16)
     assert [setting.fp32_precision for setting in precisions] == ["tf32", "tf32"]
-    keep_full_float32(torch.device("cuda:0"), torch.float32)
+    keep_full_precision(torch.device("cuda:0"), torch.float32)
     assert [setting.fp32_precision for setting in precisions] == ["ieee", "ieee"]
+
+
+def test_sums_of_half_precision_are_float32_on_a_gpu(precisions: list[Any]) -> None:
+    """Also where a library splits them; by default their parts are rounded."""
+    products = torch.backends.cuda.matmul
+    products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = True
+    keep_full_precision(CPU, torch.bfloat16)
+    assert products.allow_bf16_reduced_precision_reduction
+    keep_full_precision(torch.device("cuda:0"), torch.bfloat16)
+    assert not products.allow_bf16_reduced_precision_reduction
+    assert not products.allow_fp16_reduced_precision_reduction

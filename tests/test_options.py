@@ -16,7 +16,7 @@ from florence.model.config import GenerationDefaults
 from florence.runtime.florence2 import RunOptions
 from florence.runtime.pipeline import Pipeline
 from florence.server.typed.analysis import AnalyzeInput
-from florence.server.typed.endpoints import INPUT_TYPES, PictureInput
+from florence.server.typed.endpoints import INPUT_TYPES, PictureInput, PromptInput
 from florence.server.typed.openapi import openapi_document
 from florence.server.v2.inference import generation_options
 from florence.types.info import GenerationSettings
@@ -24,13 +24,23 @@ from florence.types.options import GenerationParameters, RequestKeywords, Reques
 from florence.types.tasks import Input
 
 OPTIONS = RequestParameters.model_fields
+INPUTS = (*INPUT_TYPES.values(), PromptInput, AnalyzeInput)
+OTHERS = {"image", "text", "region", "tasks", "prompt", "answer_as"}
 WISHED: dict[str, Any] = {
-    "num_beams": 5,
+    "num_beams": 1,
     "max_new_tokens": 40,
     "min_new_tokens": 4,
     "no_repeat_ngram_size": 2,
     "early_stopping": "never",
     "length_penalty": -0.5,
+    "repetition_penalty": 1.25,
+    "do_sample": True,
+    "temperature": 0.75,
+    "top_k": 30,
+    "top_p": 0.875,
+    "seed": 2**53 - 1,
+    "pictures": "original",
+    "background": "#102030",
     "min_score": 0.25,
     "labels": ("car", "red door"),
     "nms_iou": 0.6,
@@ -58,10 +68,10 @@ def test_keyword_arguments_have_the_models_names_and_types() -> None:
     assert get_type_hints(CallOptions).keys() - OPTIONS.keys() == {"timeout_s"}
 
 
-@pytest.mark.parametrize("model", [*INPUT_TYPES.values(), AnalyzeInput], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", INPUTS, ids=lambda model: model.__name__)
 def test_typed_endpoints_take_them_all(model: type[PictureInput]) -> None:
     """With the same types and bounds; beside them are the picture and what the task takes."""
-    assert set(model.model_fields) - set(OPTIONS) <= {"image", "text", "region", "tasks"}
+    assert set(model.model_fields) - set(OPTIONS) <= OTHERS
     declared = RequestParameters.model_json_schema()["properties"]
     taken = model.model_json_schema()["properties"]
     assert {name: taken[name] for name in OPTIONS} == declared
@@ -75,7 +85,8 @@ def test_the_openapi_document_shows_them_all() -> None:
 
 
 def test_v2_parameters_are_read_by_the_same_names() -> None:
-    """Others are ignored, as Triton's own are."""
+    """Others are ignored, as Triton's own are, and options of sampling where nothing is sampled."""
+    assert generation_options({"temperature": 0, "seed": "x", "top_k": 1}) == RequestParameters()
     assert generation_options({**SENT, "sequence_id": 1}) == RequestParameters(**WISHED)
 
 
@@ -104,8 +115,28 @@ def test_the_engine_gets_each_of_them() -> None:
     assert [field.name for field in fields(GenerationOptions)] == list(GenerationParameters.model_fields)
     generation = {name: WISHED[name] for name in GenerationParameters.model_fields}
     assert pipeline.options(RequestParameters(**WISHED)) == GenerationOptions(**generation)
-    silent = pipeline.options(RequestParameters())
-    assert silent == GenerationOptions(3, 1024, 0, 3, True, 1.0)
+    silent = pipeline.options(GenerationParameters())
+    assert silent == GenerationOptions(3, 1024, 0, 3, True, 1.0, top_k=50)
+
+
+def test_a_request_that_samples_has_one_beam_and_a_seed() -> None:
+    """Unless it says another number of beams, which is refused. A seed that is left out is a new one."""
+    pipeline = Pipeline("none", None, GenerationDefaults(3, 3, True, 1.0, 0, 2), 1024)  # type: ignore[arg-type]
+    made = [pipeline.options(GenerationParameters(do_sample=True)) for _ in range(9)]
+    assert {(each.num_beams, each.do_sample) for each in made} == {(1, True)}
+    assert len({each.seed for each in made}) == 9
+    assert all(each.seed is not None and 0 <= each.seed < 2**32 for each in made)
+
+
+def test_a_checkpoints_own_settings_hold_where_a_request_is_silent() -> None:
+    """Also for sampling, which itself a request alone can ask for."""
+    defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2, 1.5, 0.5, 7, 0.25)
+    pipeline = Pipeline("none", None, defaults, 1024)  # type: ignore[arg-type]
+    off = GenerationParameters(do_sample=False, temperature=0.5, seed=1)  # for a client with a switch
+    assert not pipeline.options(off).do_sample
+    silent, asked = (pipeline.options(GenerationParameters(do_sample=wish)) for wish in (None, True))
+    assert (silent.do_sample, silent.repetition_penalty) == (False, 1.5)
+    assert (asked.repetition_penalty, asked.temperature, asked.top_k, asked.top_p) == (1.5, 0.5, 7, 0.25)
 
 
 def test_info_says_each_of_them() -> None:

@@ -13,7 +13,7 @@ from florence.types.tasks import TASKS
 def test_bentomls_own_documents_can_be_made() -> None:
     """`bentoml build` writes both; its clients read the second to know that the picture is a file."""
     built = service.build_service(Settings(), 0, lambda _settings, _device, _observer: FakeModel())
-    assert set(built.apis) == {"analyze", *(task.name for task in TASKS.values())}
+    assert set(built.apis) == {"analyze", "prompt", *(task.name for task in TASKS.values())}
     paths = built.openapi_spec.asdict()["paths"]
     routes = {route["name"]: route for route in built.schema()["routes"]}
     for task in TASKS.values():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from florence.answers.lexemes import Piece
 from florence.answers.original import post_process_text, read_text
@@ -42,13 +42,23 @@ class Answer(TaskAnswer[Result]):
         "token is given. 0 for tokens that were forced.",
     )
 
+    _asked: Task | None = PrivateAttr(None)
+
     def florence(self) -> dict[str, Any]:
         """The original's JSON: what `post_process_generation(text=raw_text, task, image_size)` gives.
 
-        Raises RequestError in the one case that the original refuses: a location number beyond 64 bits.
+        Of a task that is not built in: what it would give for one of that kind. Raises RequestError in the
+        one case that the original refuses: a location number beyond 64 bits.
         """
         size = (self.image_size.width, self.image_size.height)
-        return post_process_text(self.task, self.raw_text, size)
+        return post_process_text(self._asked or self.task, self.raw_text, size)
+
+    @classmethod
+    def of(cls, task: Task, **fields: Any) -> Answer:
+        """An answer of this task, with these other fields."""
+        made = cls(task=task.token, **fields)
+        made._asked = task
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ class OriginalAnswer:
     """An answer in the original's shape only, as the v2 protocol sends it: no typed result is made.
 
     task: its token. finish_reason: "stop" or "length". text: JSON in ASCII of what
-    `Answer.florence()` gives.
+    `Answer.florence()` gives. seed: of the draws, None without.
     """
 
     task: str
@@ -65,6 +75,7 @@ class OriginalAnswer:
     timings: Timings
     checkpoint: str
     text: str
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,7 @@ class ParsedAnswer(DrawableAnswer):
     raw_text: str
     image_size: tuple[float, float] | None
     result: Result
+    _asked: Task | None = field(default=None, repr=False)
 
     @property
     def pixel_size(self) -> tuple[int, int] | None:
@@ -85,7 +97,7 @@ class ParsedAnswer(DrawableAnswer):
 
     def florence(self) -> dict[str, Any]:
         """As `Answer.florence`."""
-        return post_process_text(self.task, self.raw_text, self.image_size)
+        return post_process_text(self._asked or self.task, self.raw_text, self.image_size)
 
 
 def parse_answer(
@@ -113,4 +125,4 @@ def parse_answer(
     text = read_text(raw_text)
     size = None if image_size is None else read_image_size(image_size)
     scorer = Scorer(text, pieces, TokenFacts(token_logprobs, token_windows), temperature)
-    return ParsedAnswer(token, text, size, parse_result(known, text, size, scorer))
+    return ParsedAnswer(token, text, size, parse_result(known, text, size, scorer), known)

@@ -19,8 +19,8 @@ _OPEN_LISTS: Final = (("bboxes", "bboxes_labels"), ("polygons", "polygons_labels
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """What filters look at. bounds: left, top, right, bottom in pixels."""
+class Place:
+    """An item as filters look at it. bounds: left, top, right, bottom in pixels."""
 
     label: str
     bounds: Box
@@ -51,12 +51,12 @@ def keep_original_items(answer: Mapping[str, Any], result: Result, wanted: ItemF
     known = items_of(result)
     lists = _OPEN_LISTS if "bboxes_labels" in content else _LISTS
     parts = [(places, labels) for places, labels in lists if places in content]
-    items, owners = list[Item](), list[tuple[str, str, int]]()
+    items, owners = list[Place](), list[tuple[str, str, int]]()
     for places, labels in parts:
         for index, (place, label) in enumerate(zip(content[places], content[labels], strict=True)):
             numbers = [number for part in place for number in part] if places == "polygons" else place
             bounds = _bounds(numbers)
-            items.append(Item(label, bounds, _score_of(bounds, known)))
+            items.append(Place(label, bounds, _score_of(bounds, known)))
             owners.append((places, labels, index))
     kept = [owners[index] for index in kept_items(items, wanted)]
     filtered = dict(content)
@@ -66,7 +66,7 @@ def keep_original_items(answer: Mapping[str, Any], result: Result, wanted: ItemF
     return {task: filtered}
 
 
-def kept_items(items: Sequence[Item], wanted: ItemFilter) -> list[int]:
+def kept_items(items: Sequence[Place], wanted: ItemFilter) -> list[int]:
     """Indices of the wanted items, in their order. Of equal scores the earlier item is better; an item
     without one is the worst."""
     labels = wanted.labels and {label.casefold() for label in wanted.labels}
@@ -83,11 +83,11 @@ def kept_items(items: Sequence[Item], wanted: ItemFilter) -> list[int]:
     return sorted(best[: wanted.max_items])
 
 
-def _rank(item: Item) -> float:
+def _rank(item: Place) -> float:
     return 1.0 if item.score is None else -item.score
 
 
-def _suppressed(items: Sequence[Item], best: Sequence[int], most: float, *, agnostic: bool) -> list[int]:
+def _suppressed(items: Sequence[Place], best: Sequence[int], most: float, *, agnostic: bool) -> list[int]:
     """Greedy non-maximum suppression."""
     kept: list[int] = []
     for index in best:
@@ -108,20 +108,20 @@ def overlap(a: Box, b: Box) -> float:
     return across * down / (wide * high + other_wide * other_high - across * down)
 
 
-def items_of(result: Result) -> list[Item]:
+def items_of(result: Result) -> list[Place]:
     """The items of a typed result, one for each in its order; none of a text."""
     if isinstance(result, Detections):
-        return [Item(each.label, each.box, each.score) for each in result.detections]
+        return [Place(each.label, each.box, each.score) for each in result.detections]
     if isinstance(result, OcrRegions):
-        return [Item(each.text, _bounds(each.quad), each.score) for each in result.regions]
+        return [Place(each.text, _bounds(each.quad), each.score) for each in result.regions]
     if isinstance(result, Segmentation):
         polygons = [[number for part in each.polygons for number in part] for each in result.instances]
         rows = zip(result.instances, polygons, strict=True)
-        return [Item(each.label, _bounds(numbers), each.score) for each, numbers in rows]
+        return [Place(each.label, _bounds(numbers), each.score) for each, numbers in rows]
     return []
 
 
-def _score_of(bounds: Box, known: Sequence[Item]) -> float | None:
+def _score_of(bounds: Box, known: Sequence[Place]) -> float | None:
     """That of the first known item at the same place."""
     near = (
         item.score

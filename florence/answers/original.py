@@ -22,7 +22,7 @@ from typing import Any, Final
 from florence.answers.lexemes import STOP_PHRASES
 from florence.errors import RequestError
 from florence.types.regions import BINS, PictureSize, need_image_size
-from florence.types.tasks import TASKS, Kind
+from florence.types.tasks import TASKS, Kind, Task
 
 LOCATION: Final = r"<loc_\d+>"  # any number of any script's digits, as the original reads them
 _LOCATION = re.compile(LOCATION)
@@ -48,13 +48,16 @@ class _Box:
     span: tuple[int, int]
 
 
-def post_process_text(task: str, text: str, image_size: PictureSize) -> dict[str, Any]:
-    """What the original gives for `text=`, keyed by the task; unknown tasks are parsed as plain text.
+def post_process_text(task: str | Task, text: str, image_size: PictureSize) -> dict[str, Any]:
+    """What the original gives for `text=`, keyed by the task; unknown tasks are parsed as plain text. A
+    `Task` that is not built in is parsed as the original would, had it a task of that kind.
 
     image_size: (width, height), needed where the text holds locations, and always for `<OCR_WITH_REGION>`.
     Raises RequestError where the original raises: without that size, or for a bin beyond 64 bits.
     """
-    return {task: _parse(task, read_text(text), image_size)}
+    known = task if isinstance(task, Task) else TASKS.get(task)
+    token = task.token if isinstance(task, Task) else task
+    return {token: _parse(known, read_text(text), image_size)}
 
 
 def post_process_sequence(
@@ -76,8 +79,8 @@ def post_process_sequence(
             f"{len(texts)} for this sequence, got {len(transition_beam_score)}"
         )
     text = "".join(texts)
-    answer = _parse(task, text, image_size)
     known = TASKS.get(task)
+    answer = _parse(known, text, image_size)
     if known and known.scored_by_original and transition_beam_score is not None and answer["bboxes"]:
         spans = [box.span for box in _labelled_boxes(text)]
         answer["scores"] = _scores(spans, texts, transition_beam_score)
@@ -97,9 +100,8 @@ def read_text(text: object) -> str:
     return text
 
 
-def _parse(task: str, text: str, image_size: PictureSize) -> Any:
-    known = TASKS.get(task)
-    if known is None or known.kind is Kind.TEXT:
+def _parse(known: Task | None, text: str, image_size: PictureSize) -> Any:
+    if known is None or known.kind.is_text:
         return text.replace("<s>", "").replace("</s>", "")
     if known.kind is Kind.QUADS:
         return _ocr_regions(text, image_size)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from florence.answers.json_text import read_json
 from florence.answers.lexemes import PADDING, STOP_PHRASES, Lexeme, LexemeKind, read_lexemes
 from florence.answers.scorer import Scorer
 from florence.export.annotation import box_polygon
@@ -22,10 +23,12 @@ from florence.types.results import (
     Detection,
     Detections,
     Instance,
+    JsonValue,
     OcrRegion,
     OcrRegions,
     Result,
     Segmentation,
+    Tags,
     Text,
 )
 from florence.types.tasks import Kind, Task
@@ -55,8 +58,8 @@ def parse_result(task: Task | None, text: str, image_size: PictureSize, scorer: 
 
     image_size: (width, height), needed where the text holds a box, quad or polygon: RequestError without.
     """
-    if task is None or task.kind is Kind.TEXT:
-        return Text(text=_PADDING.sub("", text).strip(), score=scorer.score_text())
+    if task is None or task.kind.is_text:
+        return _text_result(Kind.TEXT if task is None else task.kind, text, scorer)
     if task.kind is Kind.QUADS:
         return _ocr_regions(text, image_size, scorer)
     if task.kind is Kind.POLYGONS or (task.kind is Kind.BOXES_OR_POLYGONS and "<poly>" in text):
@@ -64,6 +67,17 @@ def parse_result(task: Task | None, text: str, image_size: PictureSize, scorer: 
     found = _detections(text, image_size, scorer, labelled=task.labelled)
     dropped = STOP_PHRASES if task.drops_stop_phrases else ()
     return Detections(detections=[each for each in found if each.label not in dropped])
+
+
+def _text_result(kind: Kind, text: str, scorer: Scorer) -> Text | Tags | JsonValue:
+    text, score = _PADDING.sub("", text).strip(), scorer.score_text()
+    if kind is Kind.TAGS:
+        tags = [tag for part in text.split(",") if (tag := part.strip())]
+        return Tags(tags=tags, text=text, score=score)
+    if kind is Kind.JSON:
+        value, error = read_json(text)
+        return JsonValue(value=value, text=text, error=error, score=score)
+    return Text(text=text, score=score)
 
 
 def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> list[Detection]:

@@ -1,4 +1,4 @@
-"""A checkpoint's settings for beam search, within the bounds that a request's options have too.
+"""A checkpoint's settings for the search, within the bounds that a request's options have too.
 
 Knows JSON values, not files.
 """
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from florence.errors import CheckpointError, quote
 from florence.model.config import GenerationDefaults
-from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY
+from florence.types.bounds import LEAST_FACTOR, MAX_BEAMS, MAX_FACTOR, MAX_NGRAM, MAX_PENALTY, MAX_TOP_K
 
 SettingsSource = tuple[str, Mapping[str, Any]]
 """Where settings are written, for error messages, and the settings."""
@@ -24,9 +24,13 @@ def read_generation(sources: Sequence[SettingsSource], vocab_size: int) -> Gener
         num_beams=settings.integer("num_beams", 3, least=1, most=MAX_BEAMS),
         no_repeat_ngram_size=settings.integer("no_repeat_ngram_size", 3, least=0, most=MAX_NGRAM),
         early_stopping=settings.early_stopping(),
-        length_penalty=settings.penalty(),
+        length_penalty=settings.number("length_penalty", 1.0, least=-MAX_PENALTY, most=MAX_PENALTY),
         forced_bos_id=settings.forced_id("forced_bos_token_id", 0, vocab_size),
         forced_eos_id=settings.forced_id("forced_eos_token_id", 2, vocab_size),
+        repetition_penalty=settings.number("repetition_penalty", 1.0, least=LEAST_FACTOR, most=MAX_FACTOR),
+        temperature=settings.usable("temperature", 1.0, least=LEAST_FACTOR, most=MAX_FACTOR),
+        top_k=int(settings.usable("top_k", 50, least=0, most=MAX_TOP_K)),
+        top_p=settings.usable("top_p", 1.0, least=0.0, most=1.0),
     )
 
 
@@ -48,11 +52,16 @@ class _Settings:
             raise _refused(source, "early_stopping", value, 'true, false or "never"')
         return value
 
-    def penalty(self) -> float:
-        source, value = self._find("length_penalty", 1.0)
-        if type(value) not in (int, float) or not -MAX_PENALTY <= value <= MAX_PENALTY:
-            raise _refused(source, "length_penalty", value, f"a number from {-MAX_PENALTY} to {MAX_PENALTY}")
+    def number(self, name: str, default: float, *, least: float, most: float) -> float:
+        source, value = self._find(name, default)
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise _refused(source, name, value, f"a number from {least} to {most}")
         return float(value)
+
+    def usable(self, name: str, default: float, *, least: float, most: float) -> float:
+        """A setting for sampling; the default where it is wrong, since most requests have no use for it."""
+        _, value = self._find(name, default)
+        return value if type(value) in (int, float) and least <= value <= most else default
 
     def forced_id(self, name: str, default: int, vocab_size: int) -> int | None:
         source, value = self._find(name, default, null_counts=True)

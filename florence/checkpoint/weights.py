@@ -33,7 +33,7 @@ from florence.checkpoint.layout import (
 )
 from florence.errors import CheckpointError
 from florence.model.config import ModelConfig
-from florence.model.devices import keep_full_float32
+from florence.model.devices import keep_full_precision
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
@@ -47,8 +47,8 @@ def load_model(
     dtype: torch.dtype,
     adapter: AdapterFiles | None = None,
 ) -> Florence2Model:
-    """The model of `config`, with the weights in the directory's safetensors. In float32 on a GPU it turns
-    TF32 off for the process (`keep_full_float32`). `adapter`: the name and directory of a LoRA adapter, which
+    """The model of `config`, with the weights in the directory's safetensors. On a GPU it sets how this
+    process sums products (`keep_full_precision`). `adapter`: the name and directory of a LoRA adapter, which
     is merged into the weights in float32, before they get their dtype.
 
     `vocab_size`: the tokenizer's number of tokens. Rows after these, which native checkpoints add for their
@@ -56,7 +56,7 @@ def load_model(
 
     Raises `CheckpointError`: one error that names every missing, unexpected or misshapen tensor.
     """
-    keep_full_float32(device, dtype)
+    keep_full_precision(device, dtype)
     model = outline(config, normalize, vocab_size)
     tensors: dict[str, Tensor] = {}
     with open_weights(directory, config, model.state_dict(), adapter) as weights:
@@ -78,6 +78,8 @@ def load_model(
     model.vision.tower = model.vision.tower.to(memory_format=torch.channels_last)
     if device.type == "cpu":
         model.vision.tower.attend_per_picture()
+    else:
+        model.language.lay_out_for_gpu()
     return model.eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from florence.cli.arguments import make_parser
+from florence.cli.arguments import read_arguments
 from florence.errors import FlorenceError, RequestError, SettingsError
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -22,7 +22,7 @@ NO_SERVER = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command line; its exit status. Help, version and wrong arguments end by SystemExit."""
-    arguments = make_parser().parse_args(argv)
+    arguments = read_arguments(argv)
     try:
         return _carry_out(arguments.command)(arguments)
     except (FlorenceError, OSError) as error:

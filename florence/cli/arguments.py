@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -11,11 +12,13 @@ from florence import __version__
 from florence.cli.verify import VERIFY, add_verify
 from florence.types.filters import ItemFilter
 from florence.types.options import RequestParameters, allowed_values
-from florence.types.tasks import TASKS, Input
+from florence.types.pictures import PictureOptions
+from florence.types.tasks import TASKS, Input, Kind
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _WIDTH: Final = 100
+_WORDS: Final = 2  # behind PICTURE
 _INPUTS: Final = {Input.NONE: "", Input.TEXT: " TEXT", Input.REGION: " --region"}
 _STATUS: Final = (
     "exit status: 0 done; 1 it failed on the way; 2 what was asked is wrong; "
@@ -51,6 +54,21 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a command line. Ends by SystemExit where they are wrong."""
+    parser = make_parser()
+    arguments, words = parser.parse_known_args(argv)
+    # argparse gives up on TASK and TEXT once an option stands behind PICTURE.
+    behind = [] if arguments.command != "run" else [word for word in words if not word.startswith("-")]
+    before = getattr(arguments, "task", None), getattr(arguments, "text", None)
+    given = [word for word in before if word is not None]
+    if len(behind) < len(words) or len(given) + len(behind) > _WORDS:
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    if behind:
+        arguments.task, arguments.text = (*given, *behind, None)[:2]
+    return arguments
+
+
 def _add(commands: Commands, name: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
     return commands.add_parser(
         name,
@@ -65,8 +83,14 @@ def _add_run(commands: Commands) -> None:
     tasks = "tasks:\n" + "\n".join(f"  {task.name}{_INPUTS[task.input]}" for task in TASKS.values())
     parser = _add(commands, "run", "ask one task about one picture", tasks)
     parser.add_argument("picture", metavar="PICTURE", help="a file; - is standard input")
-    parser.add_argument("task", metavar="TASK", help="one of those below, or its token, such as <OD>")
+    parser.add_argument(
+        "task",
+        metavar="TASK",
+        nargs="?",
+        help="one of those below, or of the checkpoint's own, or its token, such as <OD>",
+    )
     parser.add_argument("text", metavar="TEXT", nargs="?", help="what to look for, or the caption to ground")
+    _add_prompt(parser, "--task", help="the same as TASK, which may be left out then", dest="named")
     _add_region(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the whole answer as JSON")
@@ -87,7 +111,7 @@ def _add_bulk(commands: Commands) -> None:
         "them.",
     )
     _add_sources(parser)
-    parser.add_argument("--task", metavar="TASK", required=True, help="a task's name, or its token")
+    _add_prompt(parser, "--task", help="a task's name, or its token", required=True)
     parser.add_argument(
         "--out",
         metavar="OUT",
@@ -203,6 +227,23 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_prompt(
+    parser: argparse.ArgumentParser, flag: str, *, help: str, required: bool = False, dest: str = "task"
+) -> None:
+    """A task by its name, or a prompt in its place."""
+    asked = parser.add_mutually_exclusive_group(required=required)
+    asked.add_argument(flag, metavar="TASK", dest=dest, help=help)
+    asked.add_argument(
+        "--prompt", metavar="PROMPT", help="in place of a task: what the model reads, verbatim"
+    )
+    parser.add_argument(
+        "--answer-as",
+        metavar="KIND",
+        choices=list(Kind),
+        help=f"how the answer to PROMPT is read: {', '.join(Kind)} (default: text)",
+    )
+
+
 def _add_region(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--region", metavar="X1,Y1,X2,Y2", help="pixels of the picture after its EXIF turn, or four <loc_n>"
@@ -211,9 +252,11 @@ def _add_region(parser: argparse.ArgumentParser) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     generation = parser.add_argument_group("generation options (default: as the checkpoint says)")
+    pictures = parser.add_argument_group("how the picture is read (default: as it is seen, on white)")
     filters = parser.add_argument_group("which items to keep (default: all)")
     for name, field in RequestParameters.model_fields.items():
-        options = filters if name in ItemFilter.model_fields else generation
+        options = pictures if name in PictureOptions.model_fields else generation
+        options = filters if name in ItemFilter.model_fields else options
         words, allowed = str(field.description).removesuffix("."), allowed_values(name)
         options.add_argument(
             f"--{name.replace('_', '-')}",

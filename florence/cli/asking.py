@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any, cast
 from florence.cli.lines import answer_json
 from florence.client import Client
 from florence.client.exchange import CallOptions
-from florence.errors import TaskError
+from florence.errors import TaskError, quote
 from florence.types.answer import TaskAnswer
+from florence.types.declared import ways_out
 from florence.types.options import RequestParameters, read_request_parameters
-from florence.types.results import Result, Text
-from florence.types.tasks import TASKS, Input
+from florence.types.results import JsonValue, Result, Tags, Text
+from florence.types.tasks import TASKS, Input, Kind, Task, prompt_task
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
+    from florence.settings import Settings
 
 Asker = Callable[[Any], TaskAnswer[Any]]
 """From a picture (a path or bytes) to its answer."""
@@ -31,6 +33,7 @@ Asker = Callable[[Any], TaskAnswer[Any]]
 
 def run(arguments: argparse.Namespace) -> int:
     """`florence run`."""
+    _take_words(arguments)
     picture = sys.stdin.buffer.read() if arguments.picture == "-" else arguments.picture
     with open_asker(arguments) as ask:
         answer = ask(picture)
@@ -59,7 +62,8 @@ def info(arguments: argparse.Namespace) -> int:
 @contextmanager
 def open_asker(arguments: argparse.Namespace) -> Iterator[Asker]:
     """What answers the arguments' task about a picture, wherever they say, until the context ends."""
-    task, text, region = read_question(arguments)
+    task = find_task(arguments)
+    _, text, region = read_question(arguments, task)
     options = cast(CallOptions, read_options(arguments).model_dump(exclude_none=True))
     if arguments.timeout_s is not None:
         options["timeout_s"] = arguments.timeout_s
@@ -79,9 +83,48 @@ def open_asker(arguments: argparse.Namespace) -> Iterator[Asker]:
             yield ask
 
 
-def read_question(arguments: argparse.Namespace) -> tuple[str, str | None, str | None]:
-    """The task's token, its text, and its region, which may stand in the text's place."""
-    task = TASKS.resolve(arguments.task)
+def find_task(arguments: argparse.Namespace) -> Task:
+    """The task that the arguments name, or that stands for their prompt. Raises TaskError."""
+    if arguments.prompt is not None:
+        return prompt_task(arguments.prompt, arguments.answer_as or Kind.TEXT)
+    if arguments.answer_as is not None:
+        raise TaskError("--answer-as says how the answer to a --prompt is read; leave it out")
+    known = TASKS.find(arguments.task)
+    try:
+        return known or TASKS.extended(_own_tasks(arguments)).resolve(arguments.task)
+    except TaskError as error:
+        raise TaskError(f"{error}{ways_out(arguments.task, 'ask it with --prompt')}") from None
+
+
+def _own_tasks(arguments: argparse.Namespace) -> list[Task]:
+    """The tasks that the checkpoint declares which is asked, at a service or here."""
+    if arguments.url:
+        with Client(arguments.url) as client:
+            return [row.task() for row in client.info().declared_tasks]
+    from florence.runtime.own_tasks import tasks_of_settings
+
+    return tasks_of_settings(_settings(arguments))
+
+
+def _take_words(arguments: argparse.Namespace) -> None:
+    """Put the words behind PICTURE where they belong: after --task the first one is the text."""
+    words = [word for word in (arguments.task, arguments.text) if word is not None]
+    if arguments.prompt is None and arguments.named is None and not words:
+        raise TaskError("what is to be done? Name a task, or give a --prompt")
+    if arguments.prompt is not None and words:
+        raise TaskError(f"{quote(words[0])} and --prompt are both given; a prompt stands in place of a task")
+    if arguments.named is not None:
+        if len(words) > 1:
+            raise TaskError(f"two tasks are given, {quote(arguments.named)} and {quote(words[0])}")
+        arguments.task, arguments.text = arguments.named, next(iter(words), None)
+
+
+def read_question(
+    arguments: argparse.Namespace, task: Task | None = None
+) -> tuple[str, str | None, str | None]:
+    """The task's token, its text, and its region, which may stand in the text's place. `task`: as `find_task`
+    finds it."""
+    task = task or find_task(arguments)
     text, region = arguments.text, arguments.region
     if text is not None and region is not None:
         raise TaskError("both a text and a region are given; a task takes one of them")
@@ -101,19 +144,29 @@ def read_options(arguments: argparse.Namespace) -> RequestParameters:
 def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
     from florence.runtime.florence2 import Florence2
+
+    settings = _settings(arguments)
+    return Florence2.from_settings(settings, settings.device.partition(",")[0])  # a list: a service's workers
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
     from florence.settings import read_settings
 
     # The limit on the wait is for a service's clients.
     settings = read_settings().model_copy(update={"max_latency_ms": None})
     if arguments.model:
         settings = settings.model_copy(update={"model": arguments.model, "revision": None})
-    return Florence2.from_settings(settings, settings.device.partition(",")[0])  # a list: a service's workers
+    return settings
 
 
 def describe(result: Result) -> Iterator[str]:
     """Lines for a person: the text, or score, label and pixels of each thing."""
     if isinstance(result, Text):
         yield result.text
+    elif isinstance(result, Tags):
+        yield from result.tags
+    elif isinstance(result, JsonValue):
+        yield result.text if result.error else json.dumps(result.value, indent=2, ensure_ascii=False)
     for found in result.annotations():
         boxes = ((*polygon[:2], *polygon[4:6]) for polygon in found.polygons)  # two corners of the four
         yield _line(found.score, found.label, [*boxes] if found.shape == "box" else found.polygons)

@@ -79,7 +79,8 @@ class _Names(set[str]):
         self._folder = folder
 
     def new(self, picture: str, task: str) -> Path:
-        stem = "_".join([picture, re.sub(r"\W+", "_", task.lower()).strip("_")])
+        words = re.sub(r"\W+", "_", task.lower()).strip("_")  # a prompt stands in a task's place
+        stem = f"{picture}_{words[:40]}"
         numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
         name = next(name for name in numbered if name.casefold() not in self)
         self.add(name.casefold())  # some file systems take no notice of case

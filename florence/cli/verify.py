@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from florence.cli.sources import list_pictures
 from florence.errors import SettingsError
@@ -34,8 +34,9 @@ def verify(arguments: argparse.Namespace) -> int:
     }
     if arguments.model:
         changes["revision"] = None
-    # A deployment's limit on the wait is for its clients, and its faster reading of JPEGs changes pixels.
-    settings = read_settings().model_copy(update={"max_latency_ms": None, "fast_jpeg": False} | changes)
+    # A deployment's limit on the wait is for its clients; its own ways to read pictures give other pixels.
+    plain: dict[str, Any] = {"max_latency_ms": None, "fast_jpeg": False, "pictures": "original"}
+    settings = read_settings().model_copy(update=plain | changes)
     if settings.adapter or settings.base or settings.input_size:
         raise SettingsError(
             "verify compares one directory or repository as it is: make one with `florence convert`, its "

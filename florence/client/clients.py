@@ -33,7 +33,7 @@ from florence.errors import SettingsError
 from florence.types.analysis import Analysis, TaskFailure
 from florence.types.answer import TaskAnswer
 from florence.types.info import ServiceInfo
-from florence.types.results import Detections, OcrRegions, Result, Segmentation, Text
+from florence.types.results import Detections, JsonValue, OcrRegions, Result, Segmentation, Tags, Text
 from florence.types.tasks import TaskSpec
 
 TIMEOUT_S = 310.0  # a little more than the service's default, whose message tells more
@@ -88,6 +88,8 @@ class Client(
     _Connected[httpx.BaseTransport],
     TaskMethods[
         TaskAnswer[Text],
+        TaskAnswer[Tags],
+        TaskAnswer[JsonValue],
         TaskAnswer[Detections],
         TaskAnswer[OcrRegions],
         TaskAnswer[Segmentation],
@@ -171,6 +173,8 @@ class AsyncClient(
     _Connected[httpx.AsyncBaseTransport],
     TaskMethods[
         Awaitable[TaskAnswer[Text]],
+        Awaitable[TaskAnswer[Tags]],
+        Awaitable[TaskAnswer[JsonValue]],
         Awaitable[TaskAnswer[Detections]],
         Awaitable[TaskAnswer[OcrRegions]],
         Awaitable[TaskAnswer[Segmentation]],

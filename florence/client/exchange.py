@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
+from urllib.parse import quote as percent_encoded
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -29,15 +30,17 @@ from florence.errors import (
     ImageTooLarge,
     NotFound,
     RequestError,
+    TaskError,
     Unauthorized,
     Unavailable,
     quote,
 )
 from florence.types.analysis import Analysis
-from florence.types.answer import answer_type
+from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import RequestKeywords
 from florence.types.regions import PIXELS_EXAMPLE, Region
-from florence.types.tasks import TASKS, Input, Task, TaskSpec
+from florence.types.results import Result
+from florence.types.tasks import TASKS, AnswerAs, Input, Kind, Task, TaskSpec
 
 CONNECT_S: Final = 10.0  # a server that is there takes a connection at once
 FIRST_WAIT_S: Final = 0.5
@@ -98,7 +101,27 @@ def build_call(
     """
     asked = TASKS.resolve(task)
     given = {"text": text, "region": _plain_region(region)}
-    return _call(asked.name, picture, given, options, answer_type(asked.kind))
+    path = asked.name if asked.token in TASKS else f"tasks/{asked.name}"
+    if asked.is_prompt:
+        path, given = "prompt", given | {"prompt": asked.prompt, "answer_as": asked.kind.value}
+    return _call(path, picture, given, options, answer_type(asked.kind))
+
+
+def build_named_call(
+    picture: Picture,
+    name: str,
+    text: str | None,
+    region: Region | None,
+    answer_as: Kind | AnswerAs | None,
+    options: CallOptions,
+) -> ServiceCall:
+    """The request of a task that the service knows by this name or token. Raises as `build_call`, but for
+    unknown tasks: the service tells those."""
+    if not isinstance(name, str) or not name.strip("./"):
+        raise TaskError(f"a task is its name or token, got {quote(name)}")
+    answer = TaskAnswer[Result] if answer_as is None else answer_type(Kind(answer_as))
+    given = {"text": text, "region": _plain_region(region)}
+    return _call(f"tasks/{percent_encoded(name, safe='')}", picture, given, options, answer)
 
 
 def build_analysis(picture: Picture, tasks: Iterable[TaskSpec], options: CallOptions) -> ServiceCall:
@@ -243,7 +266,7 @@ def _plain_region(region: Region | None) -> list[float] | str | None:
 def _field(name: str, value: object) -> str:
     """A form's field: the text as it is, all else in JSON."""
     try:
-        if name == "text":
+        if name in ("text", "prompt"):
             if not isinstance(value, str):
                 raise TypeError(f"expected a str, got {value!r}")
             value.encode()  # half of a surrogate pair has no bytes

@@ -6,24 +6,28 @@ task takes and answers with; the rest comes from the table of tasks.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
 from typing import Any, Generic, Self, TypeVar, Unpack
 
-from florence.client.exchange import CallOptions, ServiceCall, build_call
+from florence.client.exchange import CallOptions, build_call
 from florence.client.pictures import Picture
+from florence.client.prompts import (
+    AnyT,
+    BoxesT,
+    FoundT,
+    JsonT,
+    PolygonsT,
+    PromptMethods,
+    QuadsT,
+    TagsT,
+    TextT,
+)
 from florence.types.regions import Region
 from florence.types.tasks import TASKS, Task
 
 T = TypeVar("T")
-TextT = TypeVar("TextT")
-BoxesT = TypeVar("BoxesT")
-QuadsT = TypeVar("QuadsT")
-PolygonsT = TypeVar("PolygonsT")
-FoundT = TypeVar("FoundT")
-AnyT = TypeVar("AnyT")
 MapT = TypeVar("MapT")
 
 CONCURRENCY = 32
@@ -32,7 +36,7 @@ CONCURRENCY = 32
 class TaskMethod(Generic[T]):
     """A descriptor: the task of its own name, asked through the client that it is read from."""
 
-    _client: TaskMethods[Any, Any, Any, Any, Any, Any, Any]
+    _client: TaskMethods[Any, Any, Any, Any, Any, Any, Any, Any, Any]
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.task = TASKS.resolve(name)
@@ -68,7 +72,10 @@ class RegionMethod(TaskMethod[T]):
         return answer
 
 
-class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, MapT]):
+class TaskMethods(
+    PromptMethods[TextT, TagsT, JsonT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT],
+    Generic[TextT, TagsT, JsonT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, MapT],
+):
     """One method for each task. `image`: a path, bytes, a PIL image or pixels (see `pictures.Picture`).
 
     All raise the errors that `florence.client.errors` lists. Answers hold pixels of the picture after EXIF
@@ -110,6 +117,7 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, M
     def map(
         self,
         pictures: Iterable[Picture],
+        /,
         task: str | Task,
         text: str | None = None,
         *,
@@ -132,7 +140,3 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT, M
             ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress
         )
         return answers
-
-    @abstractmethod
-    def _send(self, build: Callable[[], ServiceCall]) -> Any:
-        """The answer to the call that `build` makes, or an awaitable of it."""

@@ -23,6 +23,9 @@ DEFAULT_MAX_NEW_TOKENS: Final = 1024
 DEFAULT_PICTURE_CACHE_BYTES: Final = 128 * 2**20
 """Room for the features of about a hundred pictures of Florence-2-large in bfloat16."""
 
+GPU_PICTURE_CACHE_BYTES: Final = 2 * 2**30
+"""Of about 1,800: the requests of some minutes."""
+
 _BOUNDS: Final[Mapping[str, tuple[Callable[[Any, Any], bool], str]]] = MappingProxyType(
     {
         "ge": (operator.ge, "greater than or equal to"),
@@ -47,7 +50,8 @@ class EngineConfig:
 
     max_batch_size: int = _declare(
         16,
-        "Requests that decode together in a worker; default: 16 on a CPU, 64 on a GPU.",
+        "Requests that decode together in a worker; fewer where a GPU has no memory for so many. "
+        "Default: 16 on a CPU, 64 on a GPU.",
         on_gpu=64,
         ge=1,
         le=1024,
@@ -55,7 +59,7 @@ class EngineConfig:
     max_encode_batch: int = _declare(
         4,
         "Most pictures that are encoded together in a worker; fewer where that takes longer than the encode "
-        "budget. Default: 4 on a CPU, 16 on a GPU.",
+        "budget, or more memory than a GPU has. Default: 4 on a CPU, 16 on a GPU.",
         on_gpu=16,
         ge=1,
         le=1024,
@@ -103,7 +107,9 @@ class EngineConfig:
     )
     picture_cache_bytes: int = _declare(
         DEFAULT_PICTURE_CACHE_BYTES,
-        "Memory of a worker for what the tower saw in the latest pictures.",
+        "Memory of a worker for what the tower saw in the latest pictures. Default: 128 MiB on a CPU; on a "
+        "GPU 2 GiB, or a sixteenth of the free memory if that is less.",
+        on_gpu=GPU_PICTURE_CACHE_BYTES,
         ge=0,
         le=2**40,
     )

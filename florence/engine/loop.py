@@ -192,9 +192,10 @@ class Engine:
             self._encoding = None
 
     def _encode(self) -> None:
-        """Encode waiting requests, within the budget that those in the decode batch leave."""
-        started = self._clock()
-        while self._clock() - started < self._scheduler.budget_s(len(self._decoding)):
+        """Encode waiting requests, within the budget that those in the decode batch leave: at least one part,
+        and others while they are expected to end within it."""
+        started, parts = self._clock(), 0
+        while self._scheduler.has_time(self._clock() - started, len(self._decoding), parts):
             if self._encoding is None:
                 if not (taken := self._take()):
                     return
@@ -202,6 +203,7 @@ class Engine:
             self._report_load()
             self._encode_part(self._encoding)
             self._drop_unwanted()
+            parts = 1 + self._runner.chunks_ahead  # the next one, and what the device has not finished
 
     def _take(self) -> list[SequenceState]:
         """The requests to encode next."""
@@ -223,12 +225,14 @@ class Engine:
 
     def _encode_part(self, batch: EncodeBatch) -> None:
         """One part of an encode."""
+        started = batch.seconds
         try:
             pictures = batch.advance(self._clock)
         except Exception as error:  # noqa: BLE001  (logged, and the outcome of its requests)
             self._encoding = None
             self._encode_failed(batch.sequences, error)
             return
+        self._scheduler.part_ended(batch.seconds - started)
         if pictures is not None:
             self._encoding = None
             self._join(batch, pictures)

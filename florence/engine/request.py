@@ -15,11 +15,12 @@ from florence.types.bounds import Sums
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """How one request is decoded: the resolved options, without defaults.
+    """How one request is decoded: the resolved options.
 
     `early_stopping`: True stops once `num_beams` hypotheses are finished, False once no open beam can beat
     them as it stands, "never" once none can even at full length (the three meanings of transformers'
-    `generate`).
+    `generate`). `do_sample`: tokens are drawn, with one beam. `top_k`: 0 draws from all tokens. `seed`: of
+    the draws, None where there are none.
     """
 
     num_beams: int
@@ -28,6 +29,12 @@ class GenerationOptions:
     no_repeat_ngram_size: int
     early_stopping: bool | Literal["never"]
     length_penalty: float
+    repetition_penalty: float = 1.0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
 
     @property
     def max_length(self) -> int:

@@ -21,6 +21,10 @@ class StepRunner(Protocol):
     def slots(self) -> SlotAllocator:
         """Free slots and rows of the caches; another object after `reset`."""
 
+    @property
+    def chunks_ahead(self) -> int:
+        """How many parts of an encode may be under way on the device when `encode_parts` yields."""
+
     def prepare(self, threads: int | None = None) -> None:
         """Make this thread ready, with so many CPU threads for one operation (None: torch's choice)."""
 

@@ -24,6 +24,7 @@ STEPS_BETWEEN_ENCODES = 4
 """Decode steps for which an encode batch that is not full waits, while requests are decoded."""
 
 EMA_DECAY = 0.9  # of the mean time between answers, at each answer
+PART_DECAY = 0.95  # of the longest part of an encode, at each part
 ENCODE_EMA_DECAY = 0.5  # of the mean time of an encode, at each encode
 
 
@@ -35,6 +36,7 @@ class Scheduler(Generic[RequestT]):
         self.throughput = ThroughputEstimate(clock)
         self._waiting: deque[RequestT] = deque()
         self._steps = STEPS_BETWEEN_ENCODES  # decode steps since the last encode
+        self.part_s = 0.0  # of a long part of an encode
         self.encode_s = 0.0  # of one request, a moving average; 0 while nothing is known
 
     def __len__(self) -> int:
@@ -70,9 +72,14 @@ class Scheduler(Generic[RequestT]):
         kept = ENCODE_EMA_DECAY if self.encode_s else 0.0
         self.encode_s = kept * self.encode_s + (1 - kept) * mean
 
-    def budget_s(self, decoding: int) -> float:
-        """Seconds for which encoding may go on before the next decode step."""
-        return self.config.encode_budget_ms / 1000 if decoding else float("inf")
+    def part_ended(self, seconds: float) -> None:
+        """Record that one part of an encode took so long."""
+        self.part_s = max(seconds, PART_DECAY * self.part_s)
+
+    def has_time(self, spent_s: float, decoding: int, parts: int) -> bool:
+        """Whether so many more parts of encodes may be done before the next decode step, after `spent_s` on
+        others, while `decoding` requests wait for it."""
+        return not decoding or spent_s + parts * self.part_s < self.config.encode_budget_ms / 1000
 
     def stepped(self) -> None:
         """Record one decode step."""

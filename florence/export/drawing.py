@@ -21,28 +21,28 @@ from florence.export.plates import Rectangle, lay_out
 from florence.images.decode import load_image
 from florence.images.seen import SEEN
 
-Rgb = tuple[int, int, int]
-Colour = str | Rgb
+Channels = tuple[int, int, int]  # red, green, blue
+Colour = str | Channels
 """A name, "#rrggbb", or red, green and blue from 0 to 255."""
 Point = tuple[float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-PALETTE: Final[tuple[Rgb, ...]] = (
+PALETTE: Final[tuple[Channels, ...]] = (
     (255, 214, 10), (10, 190, 255), (255, 70, 85), (90, 220, 90), (255, 120, 240),
     (255, 145, 30), (120, 120, 255), (0, 225, 190), (200, 235, 60), (205, 150, 100),
 )  # fmt: skip
-DARK: Final[Rgb] = (16, 16, 16)
-LIGHT: Final[Rgb] = (255, 255, 255)
+DARK: Final[Channels] = (16, 16, 16)
+LIGHT: Final[Channels] = (255, 255, 255)
 
 
-class Colours(dict[str, Rgb]):
+class Colours(dict[str, Channels]):
     """Colours by label; a new label gets the next of `PALETTE`. Passed to many drawings, it keeps them."""
 
     def __init__(self, known: Mapping[str, Colour] | None = None) -> None:
         """Raises RequestError for what is no colour."""
         super().__init__({label: _rgb(colour) for label, colour in (known or {}).items()})
 
-    def __missing__(self, label: str) -> Rgb:
+    def __missing__(self, label: str) -> Channels:
         free = [colour for colour in PALETTE if colour not in self.values()]
         self[label] = free[0] if free else PALETTE[len(self) % len(PALETTE)]
         return self[label]
@@ -115,10 +115,10 @@ class Drawing:
         except OSError as error:
             raise ImageError(f"the font {os.fspath(self.font)!r} can't be read: {error}") from error
 
-    def _colours(self, annotations: Sequence[Annotation]) -> list[Rgb]:
+    def _colours(self, annotations: Sequence[Annotation]) -> list[Channels]:
         """Each annotation's, by its category; without a label one after the other, unless one is given."""
         known = self.colours if isinstance(self.colours, Colours) else Colours(self.colours)
-        found: list[Rgb] = []
+        found: list[Channels] = []
         for number, annotation in enumerate(annotations):
             name = category_name(annotation)
             unnamed = name == UNNAMED and name not in known
@@ -126,7 +126,7 @@ class Drawing:
         return found
 
 
-def _rgb(colour: Colour) -> Rgb:
+def _rgb(colour: Colour) -> Channels:
     try:
         red, green, blue = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else colour
         if not all(isinstance(part, int) and 0 <= part <= 255 for part in (red, green, blue)):
@@ -150,7 +150,7 @@ def _add_mask(
     layer.alpha_composite(patch, (left, top))
 
 
-def _draw_line(pen: ImageDraw.ImageDraw, points: Sequence[Point], colour: Rgb, line: int) -> None:
+def _draw_line(pen: ImageDraw.ImageDraw, points: Sequence[Point], colour: Channels, line: int) -> None:
     pen.line(points, fill=DARK, width=line + 2 * max(1, line // 2), joint="curve")
     pen.line(points, fill=colour, width=line, joint="curve")
 
@@ -188,7 +188,7 @@ class _Plate:
         left, top, right, bottom = self.box
         return (math.ceil(right - left) + 2 * self.pad, math.ceil(bottom - top) + 2 * self.pad)
 
-    def draw(self, pen: ImageDraw.ImageDraw, place: Rectangle, colour: Rgb, font: Font) -> None:
+    def draw(self, pen: ImageDraw.ImageDraw, place: Rectangle, colour: Channels, font: Font) -> None:
         pen.rectangle(place, fill=colour, outline=DARK)
         at = place[0] + self.pad - self.box[0], place[1] + self.pad - self.box[1]
         brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]

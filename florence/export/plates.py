@@ -16,7 +16,7 @@ _MOST_HIDDEN: Final = 0.02  # of other things, their shares added up, by a plate
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Placement:
     """places: of plates by their number. away: the numbers of those in the column to the picture's right.
     size: of the picture with that column."""
 
@@ -25,7 +25,7 @@ class Layout:
     size: Size
 
 
-def lay_out(things: Sequence[Rectangle], plates: Sequence[Size], picture: Size, *, grow: bool) -> Layout:
+def lay_out(things: Sequence[Rectangle], plates: Sequence[Size], picture: Size, *, grow: bool) -> Placement:
     """A place for the plate of each thing, where it has one: not of size (0, 0).
 
     It is the place beside the thing that hides least of other things. Where each such place is taken, out of
@@ -49,11 +49,11 @@ def lay_out(things: Sequence[Rectangle], plates: Sequence[Size], picture: Size, 
         else:
             places[number] = _inside(thing, plate, picture, taken)
     if not away:
-        return Layout(places, frozenset(), picture)
+        return Placement(places, frozenset(), picture)
     column = _column(things, away, picture)
     right, bottom = (max(place[edge] for place in column.values()) for edge in (2, 3))
     size = int(right) + _gap(away), max(picture[1], int(bottom) + 1)
-    return Layout(places | column, frozenset(away), size)
+    return Placement(places | column, frozenset(away), size)
 
 
 def _column(things: Sequence[Rectangle], plates: Mapping[int, Size], picture: Size) -> dict[int, Rectangle]:

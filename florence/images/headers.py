@@ -25,6 +25,8 @@ from florence.images.heif import read_heif
 from florence.images.tiff import exif_orientation, read_tiff
 
 FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
+FIRST_BYTES: Final = 16
+"""As many tell the format."""
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.
 MAX_BLOCKS = 500_000
 _MAX_PROFILE = 2**20  # bytes of a colour profile; printers' have the most, some hundred thousand
@@ -47,6 +49,11 @@ def read_header(data: bytes, max_frames: int) -> Header:
         f"this is not a picture in a known format (its first bytes are {data[:8].hex(' ')}): send a file in "
         f"{FORMATS}"
     )
+
+
+def is_picture(first_bytes: bytes) -> bool:
+    """Whether a file that begins with these `FIRST_BYTES` bytes is in one of `FORMATS`."""
+    return any(pattern.match(first_bytes) for _, pattern, _ in _FORMATS)
 
 
 def _png(data: bytes, max_frames: int) -> Header:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from florence.model.caches import Caches
 from florence.model.kernels.cpu.attention import CpuAttention
+from florence.model.kernels.precise import bmm_float32
+from florence.model.masks import additive_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +116,17 @@ class _DenseStep:
         self._encoder_length, self._length = step.encoder_length, indirection.shape[-1]
         self._rows, self._requests = len(batch.rows), len(batch.slots)
         seen = torch.arange(self._encoder_length, device=device) < batch.encoder_lengths[:, None]
-        self._cross_mask = seen[:, None, None]  # [requests, 1, 1, encoder_length]
+        # Both masks are added to scores: prepared once for all layers.
+        cross_mask = additive_mask(seen, step.caches.cross_keys.dtype)
+        self._cross_mask = cross_mask[:, None, None]  # [requests, 1, 1, encoder_length]
         # Which positions of a row each beam of its request owns: [rows, beams, length].
         owned = indirection[batch.request_of] == batch.rows[:, None, None]
         past = torch.arange(self._length, device=device) <= step.positions[:, None]
-        self._self_mask = (owned & past[:, None])[:, None]  # [rows, 1, beams, length]
-        self._absent = ~batch.is_beam[:, :, None, None]  # [requests, beams, 1, 1]
+        self._self_mask = additive_mask(owned & past[:, None], torch.float32)
+        self._is_beam = batch.is_beam[:, :, None, None]  # [requests, beams, 1, 1]
+        # Tensors, because `torch.where` fills a new one for each number.
+        self._zero = torch.zeros((), device=device)
+        self._minus_infinity = torch.full((), -torch.inf, device=device)
 
     def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
         """The beams of a request are query rows over its one copy of the encoder's keys and values."""
@@ -140,22 +147,24 @@ class _DenseStep:
         values = caches.self_values[layer, : self._rows, :, : self._length]
         grouped = split_heads(queries, keys.shape[1])[batch.rows_of]
         spread = grouped[batch.request_of].transpose(1, 2)  # [rows, heads, beams, head_dim]
-        scores = (spread @ keys.transpose(2, 3)).float() * keys.shape[-1] ** -0.5
-        scores = scores.masked_fill(~self._self_mask, -torch.inf)  # [rows, heads, beams, length]
-        highest = self._by_request(scores.amax(-1).transpose(1, 2), -torch.inf).amax(1)
+        scores = bmm_float32(spread.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+        scores = scores.view(*spread.shape[:3], -1)  # [rows, heads, beams, length]
+        scores = torch.add(self._self_mask[:, None], scores, alpha=keys.shape[-1] ** -0.5)
+        highest = self._by_request(scores.amax(-1).transpose(1, 2), self._minus_infinity).amax(1)
         # [requests, beams, heads]; finite, since every beam sees at least the position it has just written
-        shifted = scores - highest[batch.request_of].transpose(1, 2)[..., None]
-        weights = shifted.exp()
-        sums = self._by_request(weights.sum(-1).transpose(1, 2), 0.0).sum(1)  # [requests, beams, heads]
-        partial = (weights.to(values.dtype) @ values).float()  # [rows, heads, beams, head_dim]
-        partial = partial.transpose(1, 2).flatten(2)  # [rows, beams, d_model]
-        mixed = self._by_request(partial, 0.0).sum(1)  # [requests, beams, d_model]
+        shifted = scores.sub_(highest[batch.request_of].transpose(1, 2)[..., None])
+        weights = shifted.exp_()
+        sums = self._by_request(weights.sum(-1).transpose(1, 2), self._zero).sum(1)
+        partial = bmm_float32(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))
+        partial = partial.view(spread.shape).transpose(1, 2).flatten(2)  # [rows, beams, d_model]
+        mixed = self._by_request(partial, self._zero).sum(1)  # [requests, beams, d_model]
         mixed = mixed.view(*sums.shape, -1) / sums[..., None]  # [requests, beams, heads, head_dim]
         return mixed[batch.request_of, batch.beam_of].flatten(1).to(queries.dtype)
 
-    def _by_request(self, partial: Tensor, absent: float) -> Tensor:
+    def _by_request(self, partial: Tensor, absent: Tensor) -> Tensor:
         """[rows, beams, any] -> [requests, rows of the request, beams, any]; `absent` where it has fewer."""
-        return partial[self._batch.rows_of].masked_fill(self._absent, absent)
+        result: Tensor = torch.where(self._is_beam, partial[self._batch.rows_of], absent)
+        return result
 
 
 class KernelAttention:

@@ -20,17 +20,17 @@ def run_to_end(chunks: Chunks[T]) -> T:
             return result
 
 
-def with_barrier(chunks: Chunks[T], barrier: Callable[[], None]) -> Chunks[T]:
-    """The same chunks, each followed by a call of `barrier`."""
+def with_pauses(chunks: Chunks[T], pause: Callable[[], None]) -> Chunks[T]:
+    """The same chunks, each followed by a call of `pause`."""
     try:
         while True:
             try:
                 next(chunks)
             except StopIteration as end:
-                barrier()
+                pause()
                 result: T = end.value
                 return result
-            barrier()
+            pause()
             yield
     finally:
         chunks.close()

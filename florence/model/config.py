@@ -64,11 +64,12 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """A checkpoint's settings for beam search, for options that a request leaves out.
+    """A checkpoint's settings for the search, for options that a request leaves out.
 
     The original calls `language_model.generate`, which reads `text_config` and never its
     `generation_config.json`; native checkpoints keep the same settings in `generation_config.json`. A setting
-    that is missing or null has the value of Microsoft's checkpoints. `early_stopping`: as in
+    that is missing or null has the value of Microsoft's checkpoints, or transformers' default where they have
+    none; whether to sample is the request's alone. `early_stopping`: as in
     `engine.request.GenerationOptions`. A forced id that is null is None, and forces nothing.
     """
 
@@ -78,6 +79,10 @@ class GenerationDefaults:
     length_penalty: float
     forced_bos_id: int | None
     forced_eos_id: int | None
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,10 @@ class ChannelAttention(nn.Module):
         # Scaled before the product, as in the original: the goldens depend on this rounding.
         scores = (queries * qkv.shape[1] ** -0.5).transpose(-1, -2) @ keys  # [pictures, groups, dim, dim]
         weights = scores.softmax(dim=-1).transpose(-1, -2)
-        # Denormal weights do not change the sum, but a CPU multiplies them fifty times slower.
-        mixed: Tensor = values @ weights.masked_fill(weights < torch.finfo(weights.dtype).tiny, 0)
+        if self.per_picture:
+            # Denormal weights do not change the sum, but a CPU multiplies them fifty times slower.
+            weights = weights.masked_fill(weights < torch.finfo(weights.dtype).tiny, 0)
+        mixed: Tensor = values @ weights
         return rearrange(mixed, "pictures groups cells dim -> pictures cells (groups dim)")
 
 

@@ -28,7 +28,7 @@ def decode_step(
     states = decoder.layernorm_embedding(language.embed(tokens) + embedded)  # [rows, d_model]
     for index, layer in enumerate(cast("Iterable[DecoderLayer]", decoder.layers)):
         own, cross = layer.self_attn, layer.encoder_attn
-        queries, keys, values = own.q_proj(states), own.k_proj(states), own.v_proj(states)
+        queries, keys, values = own.project(states)
         caches.self_keys[index][rows, :, positions] = split_heads(keys, own.heads)
         caches.self_values[index][rows, :, positions] = split_heads(values, own.heads)
         mixed = attention.self_attention(queries, index)

@@ -88,13 +88,18 @@ def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
     return any(flag in flags for flag in VNNI_FLAGS)
 
 
-def keep_full_float32(device: torch.device, dtype: torch.dtype) -> None:
-    """Turn TF32 off for the whole process if a model in float32 runs on a GPU.
+def keep_full_precision(device: torch.device, dtype: torch.dtype) -> None:
+    """On a GPU, for the whole process: sum products in float32, and turn TF32 off for a model in float32.
 
-    By default cuDNN rounds the inputs of convolutions to TF32 (ten bits). Matrix products don't by default,
-    which is set here explicitly.
+    By default a product in half precision whose sum is split over blocks rounds their sums to half precision,
+    and cuDNN rounds the inputs of convolutions in float32 to TF32 (ten bits). Matrix products in float32
+    don't by default, which is set here explicitly.
     """
-    if device.type == "cuda" and dtype is torch.float32:
+    if device.type != "cuda":
+        return
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    if dtype is torch.float32:
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at import
         torch.backends.cuda.matmul.fp32_precision = "ieee"
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
 from florence.model.kernels.linear import Linear
+from florence.model.masks import additive_mask
 
 POSITION_OFFSET = 2
 """BART's position table starts with two unused rows."""
@@ -49,6 +50,10 @@ class KeysValues:
         return KeysValues(self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1))
 
 
+HEAD_MULTIPLE = 64
+"""Rows of the head on a GPU are a multiple of this: 51,289 becomes 51,328, and each row of logits starts at a
+multiple of 256 bytes."""
+
 Cache = tuple[KeysValues, ...]
 """One `KeysValues` for each decoder layer."""
 
@@ -63,17 +68,47 @@ class Attention(nn.Module):
         self.k_proj = Linear(d_model, d_model)
         self.v_proj = Linear(d_model, d_model)
         self.out_proj = Linear(d_model, d_model)
+        self._fused: tuple[Tensor, Tensor] | None = None  # weights and biases of q, k and v
+
+    def fuse(self) -> None:
+        """Compute queries, keys and values by one product, as suits a GPU; the three layers' weights become
+        views. Not covered: moving them to another device afterwards."""
+        layers, width = (self.q_proj, self.k_proj, self.v_proj), self.q_proj.in_features
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        self._fused = weight, torch.cat([layer.bias.detach() for layer in layers])
+        for index, layer in enumerate(layers):
+            view = weight[index * width : (index + 1) * width]
+            layer.weight = nn.Parameter(view, requires_grad=False)
+
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., d_model] -> queries, keys and values, each of the same shape."""
+        if self._fused is None:
+            return self.q_proj(states), self.k_proj(states), self.v_proj(states)
+        queries, keys, values = F.linear(states, *self._fused).chunk(3, dim=-1)
+        return queries, keys, values
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """[rows, length, d_model] -> keys and values [rows, heads, length, head_dim]."""
-        return KeysValues(self._split(self.k_proj(states)), self._split(self.v_proj(states)))
+        if self._fused is None:
+            return KeysValues(self._split(self.k_proj(states)), self._split(self.v_proj(states)))
+        (weight, bias), width = self._fused, self.q_proj.in_features
+        keys, values = F.linear(states, weight[width:], bias[width:]).chunk(2, dim=-1)
+        return KeysValues(self._split(keys), self._split(values))
+
+    def to_itself(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`states` [rows, length, d_model] plus their attention to each other; `mask` as in `forward`."""
+        queries, keys, values = map(self._split, self.project(states))
+        return self._attend(states, queries, KeysValues(keys, values), mask)
 
     def forward(self, states: Tensor, memory: KeysValues, mask: Tensor | None = None) -> Tensor:
         """`states` [rows, queries, d_model] plus their attention to `memory` [rows, heads, length, head_dim].
 
-        `mask`, true where attention is allowed, broadcasts to [rows, heads, queries, length].
+        `mask` broadcasts to [rows, heads, queries, length]: bool, true where attention is allowed, or added
+        to the scores.
         """
-        queries = self._split(self.q_proj(states))
+        return self._attend(states, self._split(self.q_proj(states)), memory, mask)
+
+    def _attend(self, states: Tensor, queries: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
         mixed = F.scaled_dot_product_attention(queries, memory.keys, memory.values, attn_mask=mask)
         mixed = rearrange(mixed, "rows heads queries head_dim -> rows queries (heads head_dim)")
         return self.out_proj.plus(mixed, states)
@@ -104,9 +139,8 @@ class EncoderLayer(Layer):
     """Self-attention and feed-forward."""
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """[rows, length, d_model] -> the same shape; `mask` broadcasts to [rows, heads, length, length]."""
-        attended = self.self_attn(states, self.self_attn.keys_values(states), mask)
-        return self.feed_forward(self.self_attn_layer_norm(attended))
+        """[rows, length, d_model] -> the same shape; `mask` as in `Attention.forward`."""
+        return self.feed_forward(self.self_attn_layer_norm(self.self_attn.to_itself(states, mask)))
 
 
 class DecoderLayer(Layer):
@@ -157,9 +191,10 @@ class Encoder(Stack):
         """[rows, length, d_model] -> the same shape, yielding between layers; `mask` [rows, length] is false
         on padding."""
         states = self.add_positions(embeddings, 0)
-        allowed = None if mask is None else mask[:, None, None, :]  # [rows, 1, 1, length]
+        # Prepared once for all layers: [rows, 1, 1, length].
+        added = None if mask is None else additive_mask(mask, states.dtype)[:, None, None]
         for layer in self.layers:
-            states = layer(states, allowed)
+            states = layer(states, added)
             yield
         return states
 
@@ -211,6 +246,16 @@ class LanguageModel(nn.Module):
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
         self.has_logits_bias = True
         self.tied_head = False  # whether the head's weight is the embedding; set when weights are loaded
+
+    def lay_out_for_gpu(self) -> None:
+        """Fuse the products of each attention, and pad the head to rows that a GPU's kernels can read and
+        write in whole vectors."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fuse()
+        self.lm_head.pad_outputs(HEAD_MULTIPLE)
+        if self.tied_head:
+            self.shared.weight = self.lm_head.weight
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[rows, length] -> [rows, length, d_model]."""

@@ -22,6 +22,7 @@ from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
 from florence.engine.request import Generation
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
+from florence.images.seen import ORIGINAL, View
 from florence.readers.picture import PictureSource, ReadPicture
 from florence.readers.readers import Readers, complete
 from florence.runtime.deadlines import DeadlineWatch
@@ -145,7 +146,9 @@ class Dispatcher:
         """Whether no more requests are taken."""
         return self._closed
 
-    def submit(self, image: PictureSource, requests: Sequence[TaskRequest]) -> list[Future[Answer]]:
+    def submit(
+        self, image: PictureSource, requests: Sequence[TaskRequest], view: View = ORIGINAL
+    ) -> list[Future[Answer]]:
         """Start requests on one picture, which is read once; a future for each."""
         started = self._clock()
         futures: list[Future[Answer]] = [Future() for _ in requests]
@@ -153,7 +156,7 @@ class Dispatcher:
             admitted = self._admit(dict(zip(futures, requests, strict=True)), started)
             if not admitted:
                 return futures
-            picture = self._readers.read(image)
+            picture = self._readers.read(image, view)
             self._queue.add(admitted, picture)
         picture.add_done_callback(partial(self._continue, list(admitted)))
         return futures

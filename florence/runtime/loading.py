@@ -19,6 +19,7 @@ from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.runner import Runner
+from florence.engine.device.sizing import Needs, fit_memory
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.errors import CheckpointError
@@ -30,7 +31,9 @@ from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.readers.processes import ProcessReaders
 from florence.readers.readers import Readers, ThreadReaders
+from florence.runtime.own_tasks import own_tasks
 from florence.runtime.pipeline import Pipeline
+from florence.types.declared import DeclaredTask
 from florence.types.info import RequestLimits
 from florence.types.options import GenerationParameters
 from florence.types.tasks import TASKS, Task
@@ -65,7 +68,7 @@ def load(
     fast_jpeg: bool,
     observer: Observer,
     on_broken: Callable[[], None] | None,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task] | str | None,
     score_temperature: float,
 ) -> Loaded:
     """Find, read, check and place a checkpoint, and start its engine's thread.
@@ -75,6 +78,9 @@ def load(
     placed = pick_device(device)
     weights_dtype = pick_dtype(dtype, placed)
     checkpoint = resolve_checkpoint(name, revision, base)
+    if tasks is None or isinstance(tasks, str):
+        tasks = own_tasks(tasks, checkpoint.directory)
+    table = TASKS.extended(tasks)
     merged = None if adapter is None else resolve_adapter(adapter)
     label = checkpoint.label
     if merged is not None:
@@ -103,12 +109,23 @@ def load(
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
     if config.cpu_kernels == "auto":
         pack(model, config.threads)
+    backend = Backend.for_device(
+        model.device,
+        model.dtype,
+        model.config.text.decoder_head_dim,
+        cpu_kernels=config.cpu_kernels,
+        threads=config.threads,
+    )
+    picture_tokens = _picture_tokens(preprocessing)
+    encoder_room = picture_tokens + config.max_prompt_tokens
+    needs = Needs.of(files, encoder_room, (preprocessing.height, preprocessing.width), weights_dtype.itemsize)
+    config = fit_memory(config, needs, backend.memory.free_bytes())
     pipeline = Pipeline(
         checkpoint=label,
         tokenizer=tokenizer,
         defaults=files.generation,
         max_new_tokens=config.max_new_tokens,
-        tasks=TASKS.extended(tasks),
+        tasks=table,
         score_temperature=score_temperature,
     )
     image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
@@ -123,16 +140,9 @@ def load(
         "picture_size": [preprocessing.height, preprocessing.width],
         "limits": {name: declared[name] for name in RequestLimits.model_fields},
         "generation": asdict(files.generation) | asdict(pipeline.options(GenerationParameters())),
-        "tasks": list(pipeline.tasks),
+        "tasks": list(table),
+        "declared_tasks": [DeclaredTask.of(task).model_dump(mode="json") for task in tasks],
     }
-    backend = Backend.for_device(
-        model.device,
-        model.dtype,
-        model.config.text.decoder_head_dim,
-        cpu_kernels=config.cpu_kernels,
-        threads=config.threads,
-    )
-    picture_tokens = _picture_tokens(preprocessing)
     runner = Runner(
         model,
         config.max_batch_size,
@@ -140,7 +150,7 @@ def load(
         picture_tokens=picture_tokens,
         encode_batch=config.max_encode_batch,
         picture_size=(preprocessing.height, preprocessing.width),
-        encoder_room=picture_tokens + config.max_prompt_tokens,
+        encoder_room=encoder_room,
         decoder_room=config.max_new_tokens,
         feature_bytes=config.picture_cache_bytes,
         reserved=config.reserved,

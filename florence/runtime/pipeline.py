@@ -27,7 +27,7 @@ from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
 from florence.types.results import Result
-from florence.types.tasks import TASKS, Input, Kind, Task, TaskTable
+from florence.types.tasks import TASKS, Input, Task, TaskTable
 
 TaskText = str | Sequence[float] | None
 """A text, or a region: four numbers in pixels or `<loc_n>` text."""
@@ -91,7 +91,8 @@ class Pipeline:
             raise TaskError("both text and region are given; a task takes one of them")
         if request.timeout_s is not None and not 0 < request.timeout_s < float("inf"):
             raise OptionError(f"timeout_s must be a number of seconds above 0, got {request.timeout_s!r}")
-        task, options = self.tasks.resolve(request.task), self.options(request.parameters)
+        task = self.tasks.resolve(request.task)
+        options = self.options(request.parameters, task)
         given = request.text if request.region is None else request.region
         self.tasks.check_input(task, given)
         if request.on_text is not None:
@@ -124,8 +125,9 @@ class Pipeline:
         )
         return Prepared(checked.task, picture.size, request, checked.wanted)
 
-    def options(self, parameters: GenerationParameters) -> GenerationOptions:
-        """The parameters with the checkpoint's own settings in place of those that are None.
+    def options(self, parameters: GenerationParameters, task: Task | None = None) -> GenerationOptions:
+        """The parameters with the task's and the checkpoint's own settings in place of those that are None; a
+        request that samples has one beam, and a seed.
 
         Raises OptionError where more tokens are demanded than an answer may have.
         """
@@ -139,7 +141,11 @@ class Pipeline:
         tokens = {"min_new_tokens": fewest, "max_new_tokens": min(most, self.max_new_tokens)}
         names = [each.name for each in fields(GenerationOptions)]
         own = {name: value for name, value in asdict(self.defaults).items() if name in names}
-        asked = parameters.model_dump(include=set(GenerationParameters.model_fields), exclude_none=True)
+        if task is not None and task.no_repeat_ngram_size is not None:
+            own["no_repeat_ngram_size"] = task.no_repeat_ngram_size
+        if parameters.do_sample:
+            own["num_beams"] = 1
+        asked = parameters.with_seed().model_dump(include=set(names), exclude_none=True)
         return GenerationOptions(**{**own, **asked, **tokens})
 
     def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
@@ -148,7 +154,8 @@ class Pipeline:
         raw_text = self.tokenizer.decode(token_ids)
         width, height = prepared.image_size
         result = self._result(prepared, generation, raw_text)
-        return Answer(
+        return Answer.of(
+            prepared.task,
             result=result if prepared.wanted.is_off else keep_items(result, prepared.wanted),
             image_size=ImageSize(width=width, height=height),
             **self._facts(prepared, generation, total_s),
@@ -160,11 +167,12 @@ class Pipeline:
     def original_answer(self, prepared: Prepared, generation: Generation, total_s: float) -> OriginalAnswer:
         """The same in the original's shape only. Raises RequestError as `Answer.florence`."""
         raw_text = self.tokenizer.decode(list(generation.token_ids))
-        original = post_process_text(prepared.task.token, raw_text, prepared.image_size)
+        original = post_process_text(prepared.task, raw_text, prepared.image_size)
         if not prepared.wanted.is_off:
             scored = self._result(prepared, generation, raw_text)
             original = keep_original_items(original, scored, prepared.wanted)
-        return OriginalAnswer(text=json.dumps(original), **self._facts(prepared, generation, total_s))
+        facts = self._facts(prepared, generation, total_s)
+        return OriginalAnswer(task=prepared.task.token, text=json.dumps(original), **facts)
 
     def _result(self, prepared: Prepared, generation: Generation, raw_text: str) -> Result:
         """All that was found, with scores."""
@@ -183,7 +191,6 @@ class Pipeline:
     def _facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
         """The fields that both kinds of answers have."""
         return {
-            "task": prepared.task.token,
             "finish_reason": generation.finish_reason,
             "usage": Usage(
                 picture_tokens=generation.picture_tokens,
@@ -192,11 +199,12 @@ class Pipeline:
             ),
             "timings": Timings(**asdict(generation.timings), total_s=total_s),
             "checkpoint": self.checkpoint,
+            "seed": prepared.request.options.seed,
         }
 
 
 def _check_streamed(task: Task, options: GenerationOptions) -> None:
-    if task.kind is not Kind.TEXT:
+    if not task.kind.is_text:
         raise TaskError(f"{task.token} does not answer in text, so there is nothing to stream")
     if options.num_beams != 1:
         raise OptionError(

@@ -40,8 +40,9 @@ from florence.server.supervisor import (
     prepare_supervisor,
 )
 from florence.server.typed.analysis import analyze_endpoint
-from florence.server.typed.endpoints import endpoint
+from florence.server.typed.endpoints import endpoint, prompt_endpoint
 from florence.server.typed.openapi import create_about_app
+from florence.server.typed.task_paths import create_task_app
 from florence.server.v2.http_app import V2App, infer_paths
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings, read_settings
@@ -218,6 +219,7 @@ class TaskService:
             leave(0)  # it is being loaded, in a thread that can't be stopped
 
     analyze = analyze_endpoint()
+    prompt = prompt_endpoint()
 
 
 def build_service(
@@ -228,7 +230,9 @@ def build_service(
     `fetch` runs once, before the workers start; `load` makes a worker's model.
     """
     devices = settings.devices(gpus)
-    inference = Inference(settings.timeout_s)
+    inference = Inference(
+        settings.timeout_s, any_prompt=settings.prompts == "any", pictures=settings.v2_pictures
+    )
     inline = settings.api_keys.get_secret_value() if settings.api_keys else None
     keys = keys_of(inline, settings.api_keys_file)
     members = {
@@ -261,6 +265,7 @@ def build_service(
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
     built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
+    built.mount_asgi_app(create_task_app(inference))
     open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
     for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes, keys, open_paths):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)

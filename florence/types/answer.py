@@ -12,10 +12,12 @@ from florence.types.results import (
     Detection,
     Detections,
     Instance,
+    JsonValue,
     OcrRegion,
     OcrRegions,
     Result,
     Segmentation,
+    Tags,
     Text,
     config_with_example,
 )
@@ -64,6 +66,7 @@ _ANSWER_EXAMPLE = {
     "usage": _USAGE,
     "timings": _TIMINGS,
     "checkpoint": "microsoft/Florence-2-large-ft",
+    "seed": None,
 }
 
 
@@ -73,8 +76,9 @@ def _add_example(schema: dict[str, Any], model: type[BaseModel]) -> None:
     if not (isinstance(result_type, type) and issubclass(result_type, BaseModel)):
         result_type = Detections
     result = result_type.model_json_schema()["examples"][0]
-    task = min((task for task in TASKS.values() if task.kind == result["kind"]), key=lambda task: task.input)
-    example = {"task": task.token, "result": result, **_ANSWER_EXAMPLE}
+    tasks = [task for task in TASKS.values() if task.kind == result["kind"]]
+    token = min(tasks, key=lambda task: task.input).token if tasks else "<GENERATE_TAGS>"
+    example = {"task": token, "result": result, **_ANSWER_EXAMPLE}
     schema.setdefault("description", TaskAnswer.__doc__)  # a class made by TaskAnswer[...] has no docstring
     schema["examples"] = [example | getattr(model, "example_extra", {})]
 
@@ -84,7 +88,7 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)
 
-    task: str = Field(description="The task's token, such as <OD>.")
+    task: str = Field(description="The task's token, such as <OD>; of a prompt of one's own: the prompt.")
     result: ResultT = Field(description="The typed result; its `kind` says which.")
     image_size: ImageSize
     finish_reason: Literal["stop", "length"] = Field(
@@ -93,14 +97,28 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     usage: Usage
     timings: Timings
     checkpoint: str = Field(description="The checkpoint that answered, with its revision where it has one.")
+    seed: int | None = Field(
+        default=None,
+        description="Of the draws: with it the same request gets the same answer. null: nothing was drawn.",
+    )
 
     # The result's own content. For a type checker only answers of that kind have it; on others it is an
     # AttributeError.
 
     @property
-    def text(self: TaskAnswer[Text]) -> str:
-        """The text of an answer in text."""
+    def text(self: TaskAnswer[Text] | TaskAnswer[Tags] | TaskAnswer[JsonValue]) -> str:
+        """The text of an answer in text, tags or JSON."""
         return self.result.text
+
+    @property
+    def tags(self: TaskAnswer[Tags]) -> list[str]:
+        """The tags of an answer in tags."""
+        return self.result.tags
+
+    @property
+    def value(self: TaskAnswer[JsonValue]) -> Any:
+        """The value of an answer in JSON; None also where the text is no JSON."""
+        return self.result.value
 
     @property
     def detections(self: TaskAnswer[Detections]) -> list[Detection]:

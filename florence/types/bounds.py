@@ -7,6 +7,12 @@ from typing import Final
 MAX_BEAMS: Final = 8
 MAX_TOKENS: Final = 4096
 MAX_NGRAM: Final = 4096
+MAX_TOP_K: Final = 1_000_000
+MAX_SEED: Final = 2**53 - 1
+"""The largest integer that every reader of JSON keeps exactly."""
+LEAST_FACTOR: Final = 0.01
+MAX_FACTOR: Final = 100.0
+"""Of a temperature and of a repetition penalty."""
 MAX_PENALTY: Final = 10.0
 """Of a length penalty, either sign: within it even 4096 ** length_penalty is a float32."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from florence.types.declared import DeclaredTask
 from florence.types.options import GenerationParameters
 from florence.types.results import config_with_example
 
@@ -39,10 +40,17 @@ _EXAMPLE = {
         "no_repeat_ngram_size": 3,
         "early_stopping": True,
         "length_penalty": 1.0,
+        "repetition_penalty": 1.0,
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+        "seed": None,
         "forced_bos_id": 0,
         "forced_eos_id": 2,
     },
     "tasks": ["<CAPTION>", "<OD>"],
+    "declared_tasks": [],
     "version": "0.1.0",
     "timeout_s": 300.0,
     "max_body_bytes": 67_108_864,
@@ -70,7 +78,7 @@ class RequestLimits(BaseModel):
 
 
 class GenerationSettings(GenerationParameters):
-    """How the model generates where a request does not say; no option is null here."""
+    """How the model generates where a request does not say; no option is null here but `seed`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -97,6 +105,9 @@ class ModelInfo(BaseModel):
     limits: RequestLimits
     generation: GenerationSettings
     tasks: list[str] = Field(description="The tasks' tokens.")
+    declared_tasks: list[DeclaredTask] = Field(
+        default=[], description="Those of the tasks that are the checkpoint's own, beside the built-in ones."
+    )
 
 
 class ServiceInfo(ModelInfo):

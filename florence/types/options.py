@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, Final, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from florence.errors import OptionError, quote
-from florence.types.bounds import MAX_BEAMS, MAX_NGRAM, MAX_PENALTY, MAX_TOKENS
+from florence.types.bounds import (
+    LEAST_FACTOR,
+    MAX_BEAMS,
+    MAX_FACTOR,
+    MAX_NGRAM,
+    MAX_PENALTY,
+    MAX_SEED,
+    MAX_TOKENS,
+    MAX_TOP_K,
+)
 from florence.types.filters import FilterKeywords, ItemFilter
+from florence.types.pictures import PictureKeywords, PictureOptions
 
 MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
 the limit on its tokens, which so long a text always exceeds: in English it has about 10,000."""
+
+OF_SAMPLING: Final = ("temperature", "top_k", "top_p", "seed")
+"""The options that mean something only with `do_sample`."""
 
 
 class GenerationKeywords(TypedDict, total=False):
@@ -31,6 +45,12 @@ class GenerationKeywords(TypedDict, total=False):
     no_repeat_ngram_size: int | None
     early_stopping: bool | Literal["never"] | None
     length_penalty: float | None
+    repetition_penalty: float | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
 
 
 class GenerationParameters(BaseModel):
@@ -69,11 +89,49 @@ class GenerationParameters(BaseModel):
         allow_inf_nan=False,
         description="Above 0 favours long answers, below 0 short ones.",
     )
+    repetition_penalty: float | None = Field(
+        default=None,
+        ge=LEAST_FACTOR,
+        le=MAX_FACTOR,
+        allow_inf_nan=False,
+        description="Above 1 makes tokens that came before less likely, below 1 likelier; with beams too.",
+    )
+    do_sample: bool | None = Field(
+        default=None,
+        description="Draw each token by its probability, with one beam, in place of taking the likeliest.",
+    )
+    temperature: float | None = Field(
+        default=None,
+        ge=LEAST_FACTOR,
+        le=MAX_FACTOR,
+        allow_inf_nan=False,
+        description="With do_sample: what scores are divided by; below 1 favours likely tokens, above 1 rare "
+        "ones.",
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_TOP_K,
+        description="With do_sample: how many of the likeliest tokens are drawn from; 0: all.",
+    )
+    top_p: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="With do_sample: the share of the probability that the tokens have which are drawn from.",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        description="With do_sample: decides the draws. Left out, one is drawn; the answer says which.",
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_bool_as_number(cls, value: object, info: Any) -> object:
-        if isinstance(value, bool) and info.field_name not in ("early_stopping", "nms_agnostic"):
+        if isinstance(value, bool) and info.field_name not in ("early_stopping", "do_sample", "nms_agnostic"):
             raise ValueError("true and false are not numbers")
         return value
 
@@ -84,13 +142,28 @@ class GenerationParameters(BaseModel):
             raise ValueError(f"min_new_tokens must not be above max_new_tokens, got {fewest} and {most}")
         return self
 
+    @model_validator(mode="after")
+    def _sample_alone(self) -> GenerationParameters:
+        if self.do_sample and (self.num_beams or 1) > 1:
+            raise ValueError(f"do_sample draws one answer and needs num_beams=1, got {self.num_beams}")
+        given = [name for name in OF_SAMPLING if getattr(self, name) is not None]
+        if given and self.do_sample is None:  # false says itself that nothing is to be drawn
+            raise ValueError(f"{' and '.join(given)}: nothing is drawn without do_sample=true")
+        return self
 
-class RequestKeywords(GenerationKeywords, FilterKeywords, total=False):
+    def with_seed(self) -> Self:
+        """The same, with a seed where one is needed and missing."""
+        if not self.do_sample or self.seed is not None:
+            return self
+        return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to be copied by hand
+
+
+class RequestKeywords(GenerationKeywords, PictureKeywords, FilterKeywords, total=False):
     """All options of a request as keyword arguments."""
 
 
-class RequestParameters(ItemFilter, GenerationParameters):
-    """How to generate, and which items to keep: all options of a request."""
+class RequestParameters(ItemFilter, PictureOptions, GenerationParameters):
+    """How to read the picture, how to generate, and which items to keep: all options of a request."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -121,9 +194,14 @@ def explain_option(detail: Mapping[str, Any]) -> str:
 def allowed_values(name: str) -> str:
     """What an option may be, in words."""
     schema, *others = RequestParameters.model_json_schema()["properties"][name]["anyOf"]
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    if "pattern" in schema:
+        return "a colour such as #ffffff"
     if schema["type"] == "boolean":
         return 'true, false or "never"' if len(others) > 1 else "true or false"
     if schema["type"] == "array":
         return f"1 to {schema['maxItems']} texts"
     noun = "an integer" if schema["type"] == "integer" else "a number"
-    return f"{noun} from {schema['minimum']:g} to {schema['maximum']:g}"
+    least, most = (f"{schema[end]:.16g}" for end in ("minimum", "maximum"))
+    return f"{noun} from {least} to {most}"

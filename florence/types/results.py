@@ -1,4 +1,4 @@
-"""The typed results of a task: text, boxes, quadrilaterals or polygons.
+"""The typed results of a task: text, tags, JSON, boxes, quadrilaterals or polygons.
 
 Pixels are those of the picture after its EXIF rotation, floats, x to the right and y down from the top left
 corner. Knows nothing about how an answer is generated or parsed.
@@ -157,13 +157,56 @@ class Text(Drawable, BaseModel):
         return self.text
 
 
+class Tags(Drawable, BaseModel):
+    """The parts of a text that is a list: what stands between its commas."""
+
+    model_config = config_with_example(
+        {"kind": "tags", "tags": ["car", "street", "day"], "text": "car, street, day", "score": 0.71}
+    )
+
+    kind: Literal["tags"] = "tags"
+    tags: list[str] = Field(description="In their order, without white space around them; none is empty.")
+    text: str = Field(description="The text that they stand in, without white space around it.")
+    score: Score = None
+
+    def annotations(self) -> list[Annotation]:
+        return []
+
+    def caption(self) -> str:
+        return self.text
+
+
+class JsonValue(Drawable, BaseModel):
+    """A text that is meant to be JSON."""
+
+    model_config = config_with_example(
+        {"kind": "json", "value": {"total": 12.5}, "text": '{"total": 12.5}', "error": None, "score": 0.87}
+    )
+
+    kind: Literal["json"] = "json"
+    value: Any = Field(description="What the text says; null also where it is no JSON.")
+    text: str = Field(description="The text, without white space around it.")
+    error: str | None = Field(default=None, description="Why the text is no JSON; null where it is.")
+    score: Score = None
+
+    def annotations(self) -> list[Annotation]:
+        return []
+
+    def caption(self) -> str:
+        return self.text
+
+
 RESULT_TYPES: Final[Mapping[Kind, Any]] = MappingProxyType(
     {
         Kind.TEXT: Text,
+        Kind.TAGS: Tags,
+        Kind.JSON: JsonValue,
         Kind.BOXES: Detections,
         Kind.QUADS: OcrRegions,
         Kind.POLYGONS: Segmentation,
         Kind.BOXES_OR_POLYGONS: Annotated[Detections | Segmentation, Field(discriminator="kind")],
     }
 )
-Result = Annotated[Text | Detections | OcrRegions | Segmentation, Field(discriminator="kind")]
+Result = Annotated[
+    Text | Tags | JsonValue | Detections | OcrRegions | Segmentation, Field(discriminator="kind")
+]

@@ -1,7 +1,7 @@
 """The tasks of Florence-2: token, prompt, input besides the picture, kind of answer.
 
-`TASKS` holds the fifteen built-in tasks; a checkpoint may be loaded with more (`TaskTable.extended`). What a
-task means is a field of `Task`: no other module compares tokens or names.
+`TASKS` holds the fifteen built-in tasks; a checkpoint may be loaded with more (`TaskTable.extended`), which
+`types.declared` reads. What a task means is a field of `Task`: no other module compares tokens or names.
 
 Knows nothing about pictures, pixels, tokenizers or how an answer is parsed. A region is only text here;
 `regions.region_text` makes that text from pixels.
@@ -16,13 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 from florence.errors import SettingsError, TaskError, quote
 from florence.types.regions import LOCATIONS_EXAMPLE, REGION_EXAMPLES, Region
 
 INPUT_SLOT: Final = "{input}"
 _TEXT_EXAMPLE = "a green car"
+_PROMPT: Final = "prompt"
 
 
 class Input(StrEnum):
@@ -33,14 +34,25 @@ class Input(StrEnum):
     REGION = "region"
 
 
+AnswerAs = Literal["text", "tags", "json", "boxes", "quads", "polygons", "boxes_or_polygons"]
+"""The values of `Kind`, as a caller may write them."""
+
+
 class Kind(StrEnum):
     """Which result a task answers with."""
 
     TEXT = "text"
+    TAGS = "tags"
+    JSON = "json"
     BOXES = "boxes"
     QUADS = "quads"
     POLYGONS = "polygons"
     BOXES_OR_POLYGONS = "boxes_or_polygons"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the answer is read from the text alone, without a place in the picture."""
+        return self in (Kind.TEXT, Kind.TAGS, Kind.JSON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,7 @@ class Task:
     example_answer: a text that the task may answer with; None: the example of its kind will do.
     labelled: whether boxes and polygons have labels. drops_stop_phrases: whether boxes whose label names
     nothing visible (`answers.lexemes`) are left out. scored_by_original: whether the original's JSON can
-    hold scores.
+    hold scores. no_repeat_ngram_size: for requests that don't say one; None: as the checkpoint says.
     """
 
     token: str
@@ -67,6 +79,27 @@ class Task:
     labelled: bool = True
     drops_stop_phrases: bool = False
     scored_by_original: bool = False
+    no_repeat_ngram_size: int | None = None
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is a prompt of one's own, made by `prompt_task`."""
+        return self.name == _PROMPT and self.token == self.prompt
+
+
+def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
+    """A prompt of one's own, which the model reads as it is; its answer is named after it.
+
+    Raises TaskError for a blank prompt, or a kind of answer that there is not.
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise TaskError(f"a prompt is a text that is not blank, got {quote(prompt)}")
+    if answer_as not in list(Kind):
+        raise TaskError(f"answer_as must be one of {', '.join(Kind)}, got {quote(answer_as)}")
+    return Task(
+        prompt, _PROMPT, prompt, Input.NONE, Kind(answer_as), "A prompt of one's own.",
+        no_repeat_ngram_size=0,
+    )  # fmt: skip
 
 
 TaskSpec = str | Task | tuple[str | Task, Region | None]
@@ -132,12 +165,18 @@ class TaskTable(Mapping[str, Task]):
             raise TaskError(f"{task.token} needs a text, for example {task.example!r}, got {quote(given)}")
         if task.input is Input.REGION and absent:
             raise TaskError(f"{task.token} needs a region: {REGION_EXAMPLES}")
-        inside = next((token for token in self if isinstance(given, str) and token in given), None)
+        inside = self.token_in(given)
         if inside is not None:
             raise TaskError(
                 f"the text of {task.token} must not hold a task token, but {inside} stands in it; "
                 f"send only the input, for example {task.example!r}"
             )
+
+    def token_in(self, text: object) -> str | None:
+        """The first task token in brackets that stands in a text; those without are words like any other."""
+        if not isinstance(text, str):
+            return None
+        return next((token for token in self if token[0] + token[-1] == "<>" and token in text), None)
 
     def build_prompt(self, task: Task, text: str | None = None) -> str:
         """The sentence the model reads for a task; the text, or the region as `<loc_n>`, goes in unstripped.
@@ -146,6 +185,12 @@ class TaskTable(Mapping[str, Task]):
         return task.prompt if task.input is Input.NONE else task.prompt.replace(INPUT_SLOT, str(text))
 
     def _unknown(self, wanted: str) -> str:
+        inside = self.token_in(wanted)
+        if inside is not None and wanted.strip() != inside:
+            return (
+                f"unknown task {quote(wanted)}; send {inside} alone as the task, and what belongs to it "
+                "apart from it, as its text or region (TEXT_PROMPT in v2)"
+            )
         plain = {_plain_key(key): task for key, task in self._by_key.items()}
         close = get_close_matches(_plain_key(wanted[:100]), plain, n=1)
         hint = "".join(f"; did you mean {plain[key].token} or {plain[key].name}? The" for key in close)
@@ -161,6 +206,8 @@ def _check_task(task: Task) -> None:
     token, slots = quote(task.token), int(task.input is not Input.NONE)
     if not task.token.strip():
         raise SettingsError(f"the task {quote(task.name)} has no token")
+    if task.name == _PROMPT:
+        raise SettingsError(f"{token} can't be named {_PROMPT!r}: that is for prompts of one's own")
     if not task.name.isidentifier():
         raise SettingsError(f"the name of {token} must be letters, digits and _, got {quote(task.name)}")
     if task.prompt.count(INPUT_SLOT) != slots:

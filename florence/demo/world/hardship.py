@@ -72,5 +72,5 @@ def clip(outline: Points, size: tuple[int, int]) -> Points:
                 kept.append(before + (point - before) * share)
             if inside[index]:
                 kept.append(point)
-        outline = np.array(kept)
+        outline = np.array(kept).reshape(-1, 2)
     return outline

@@ -26,6 +26,7 @@ class Backend:
     steps and encodes of a few fixed shapes as graphs; None runs each shape as it comes.
     `delayed_readback`: read what a step decided only after the next step has been sent, so that the device
     never waits for the host; a finished request then stays in the batch for one extra step.
+    `pins_attention`: choose among PyTorch's fused attentions at the start, by trying them.
     `free_host_reads`: whether the host may read a value of the device between operations at no cost, to skip
     work. `lazy_pages`: whether memory that was never written costs nothing.
     """
@@ -34,6 +35,7 @@ class Backend:
     memory: DeviceMemory = field(default_factory=DeviceMemory)
     capturer: GraphCapturer | None = None
     delayed_readback: bool = False
+    pins_attention: bool = False
     free_host_reads: bool = True
     lazy_pages: bool = True
 
@@ -54,6 +56,7 @@ class Backend:
                 memory=CudaMemory(device),
                 capturer=CudaGraphCapturer(device),
                 delayed_readback=True,
+                pins_attention=True,
                 free_host_reads=False,
                 lazy_pages=False,
             )

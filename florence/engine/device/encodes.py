@@ -6,23 +6,17 @@ Both give each request the result that it would get alone: padding is masked, or
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from florence.engine.device.graphs import (
-    MAX_GRAPHS,
-    Buckets,
-    CapturedWork,
-    GraphCapturer,
-    round_up,
-    warn_once,
-)
+from florence.engine.device.buckets import Buckets, round_up
+from florence.engine.device.graphs import CapturedWork, GraphCapturer
 from florence.engine.device.memory import DeviceMemory
 from florence.model.caches import Caches
-from florence.model.chunks import Chunks, run_to_end
+from florence.model.chunks import Chunks
 from florence.model.florence2 import Florence2Model
 
 Prompts = Sequence[Sequence[int]]
@@ -64,13 +58,13 @@ class PlainEncodes(Encodes):
         self._caches.write_cross_kv(where, language.decoder.cross_kv_by_layer(encoded))
 
 
-class BucketEncodes(Encodes):
-    """Batches and prompts padded to one of a few sizes, each captured as a graph on its second use: the first
-    use warms up. Shapes beyond `MAX_GRAPHS` run uncaptured.
+class BucketEncodes(PlainEncodes):
+    """Batches and prompts padded to one of a few sizes, each captured as a graph before the first request.
+    Pictures of another size than the one that was prepared are encoded uncaptured.
 
-    Captured work reads fixed buffers, which it shares with other work of the same input shapes, and writes to
-    the caches. Its only results are picture tokens, in memory that all graphs share. So no chunk ends between
-    a replay and the use of its results, or a decode step could overwrite them.
+    Captured work reads fixed buffers, which all batch sizes share, and writes to the caches. Its only results
+    are picture tokens, in memory that all graphs share. So no chunk ends between a replay and the use of its
+    results, or a decode step could overwrite them.
     """
 
     def __init__(
@@ -83,31 +77,55 @@ class BucketEncodes(Encodes):
     ) -> None:
         super().__init__(model, caches, memory)
         self._buckets, self._capturer = buckets, capturer
-        self._inputs: dict[tuple[object, ...], Tensor] = {}
-        self._seen: dict[tuple[object, ...], CapturedWork] = {}
-        self._warn = warn_once("encodes")
+        self._pixels: Tensor | None = None  # [pictures, height, width, 3]
+        self._towers: dict[int, CapturedWork] = {}  # by pictures
+        self._encoders: dict[tuple[int, int], CapturedWork] = {}  # by requests and tokens of the prompt
 
     def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
-        (tokens,) = self._run("images", self._encode_images, batch_of(pixels, self._memory))
-        yield from ()  # one chunk
+        rows = round_up(len(pixels), self._buckets.pictures)
+        if self._pixels is None or any(picture.shape != self._pixels.shape[1:] for picture in pixels):
+            return (yield from super().encode_images(pixels))
+        for picture, row in zip(pixels, self._pixels, strict=False):  # others keep what was there
+            self._memory.store(picture, row)
+        (tokens,) = self._towers[rows].run()
         return tokens[: len(pixels)]
 
     def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
-        yield  # the pictures were a chunk
+        rows = round_up(len(prompts), self._buckets.pictures)
         longest = round_up(max(map(len, prompts)), self._buckets.prompts)
+        work = self._encoders.get((rows, longest))
+        if work is None:
+            yield from super().write_cross_kv(pictures, prompts, slots)
+            return
+        yield  # the pictures were a chunk
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
-        mask = mask_of(prompts, pictures.shape[1], longest)
-        self._run("cross_kv", self._write_cross_kv, pictures, ids, mask, torch.tensor(slots))
+        work.load([pictures, ids, mask_of(prompts, pictures.shape[1], longest), torch.tensor(slots)])
+        work.run()
 
-    def prepare(self, height: int, width: int) -> None:
-        """Capture batches of all sizes, with pictures of this size and the shortest bucket of prompts,
-        largest first. Writes to the first slot, which must be free."""
+    def prepare(self, height: int, width: int) -> list[bool]:
+        """Capture batches of all sizes, with pictures of this size and each bucket of prompts, largest first;
+        for each, whether it could be captured. Writes to the first slot, which must be free."""
+        most, device = self._buckets.pictures[-1], self._model.device
+        self._pixels = torch.zeros(most, height, width, 3, dtype=torch.uint8, device=device)
         for rows in reversed(self._buckets.pictures):
-            pixels = [torch.zeros(height, width, 3, dtype=torch.uint8)] * rows
-            for _ in range(2):
-                pictures = run_to_end(self.encode_images(pixels)).clone()
-                prompts = [[self._model.config.text.eos_id]] * rows
-                run_to_end(self.write_cross_kv(pictures, prompts, [0] * rows))
+            name, pixels = f"the encode of {rows} pictures", self._pixels[:rows]
+            self._towers[rows] = CapturedWork(
+                name, partial(self._encode_images, pixels), [pixels], self._memory
+            )
+            self._towers[rows].capture(self._capturer)
+        (tokens,) = self._towers[most].run()
+        pictures = tokens.clone()
+        for longest in reversed(self._buckets.prompts):
+            ids = torch.zeros(most, longest, dtype=torch.int64, device=device)
+            mask = torch.ones(most, pictures.shape[1] + longest, dtype=torch.bool, device=device)
+            slots = torch.zeros(most, dtype=torch.int64, device=device)
+            for rows in reversed(self._buckets.pictures):
+                inputs = [value[:rows] for value in (pictures, ids, mask, slots)]
+                name = f"the encode of {rows} prompts of {longest} tokens"
+                work = CapturedWork(name, partial(self._write_cross_kv, *inputs), inputs, self._memory)
+                work.capture(self._capturer)
+                self._encoders[rows, longest] = work
+        return [work.captured for work in (*self._towers.values(), *self._encoders.values())]
 
     def _encode_images(self, pixels: Tensor) -> Sequence[Tensor]:
         return [self._model.encode_images(pixels)]
@@ -116,28 +134,6 @@ class BucketEncodes(Encodes):
         encoded = self._model.language.encode(pictures, ids, mask)
         self._caches.write_cross_kv(slots, self._model.language.decoder.cross_kv_by_layer(encoded))
         return []
-
-    def _run(self, name: str, work: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Sequence[Tensor]:
-        """The results of the work for inputs [rows, ...], some of whose rows may be padding. Raises
-        `ValueError` for more rows than the largest bucket has."""
-        rows = round_up(len(inputs[0]), self._buckets.pictures)
-        key = (name, rows, *(value.shape[1:] for value in inputs))
-        if key not in self._seen:
-            if len(self._seen) >= MAX_GRAPHS:
-                self._warn()
-                return work(*map(self._memory.upload, inputs))
-            buffers = [self._input((name, index), rows, value) for index, value in enumerate(inputs)]
-            self._seen[key] = CapturedWork(partial(work, *buffers), buffers, self._memory, self._capturer)
-        self._seen[key].load(inputs)
-        return self._seen[key].run()
-
-    def _input(self, name: tuple[str, int], rows: int, value: Tensor) -> Tensor:
-        """The buffer [rows, ...] for an input like `value`."""
-        shape = (rows, *value.shape[1:])
-        key = (name, shape)
-        if key not in self._inputs:
-            self._inputs[key] = torch.zeros(shape, dtype=value.dtype, device=self._model.device)
-        return self._inputs[key]
 
 
 def batch_of(pixels: Sequence[Tensor], memory: DeviceMemory) -> Tensor:

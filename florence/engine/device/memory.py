@@ -7,8 +7,10 @@ device has read or written it. Knows tensors only.
 from __future__ import annotations
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ log = logging.getLogger(__name__)
 
 Download = Callable[[], Tensor]
 """Waits for a copy to the host and returns it."""
+
+Wait = Callable[[], None]
+"""Waits until the device has done some work."""
 
 
 class DeviceMemory:
@@ -40,8 +45,13 @@ class DeviceMemory:
         copy = values.clone()
         return lambda: copy
 
-    def synchronize(self) -> None:
-        """Wait until the device has done all work sent so far."""
+    def mark(self) -> Wait:
+        """What waits for the work sent so far, and for nothing that is sent later."""
+        return lambda: None
+
+    def free_bytes(self) -> int | None:
+        """Memory of the device that is free; None where nothing is to be shared out."""
+        return None
 
     def release(self) -> None:
         """Give freed memory back, so that other buffers can take its place."""
@@ -52,25 +62,48 @@ class DeviceMemory:
 
 
 class CudaMemory(DeviceMemory):
-    """A CUDA device's."""
+    """A CUDA device's.
+
+    `exclusive`: torch captures one graph at a time in a process, and may not free memory meanwhile.
+    """
+
+    exclusive: ClassVar = threading.Lock()
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._copying: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
     def activate(self) -> None:
         torch.cuda.set_device(self._device)
 
     def upload(self, values: Tensor) -> Tensor:
-        return _pinned(values).to(self._device, non_blocking=True)
+        return self._sent(values, lambda pinned: pinned.to(self._device, non_blocking=True))
 
     def store(self, values: Tensor, buffer: Tensor) -> None:
-        buffer.copy_(_pinned(values), non_blocking=True)
+        self._sent(values, lambda pinned: buffer.copy_(pinned, non_blocking=True))
+
+    def _sent(self, values: Tensor, copy: Callable[[Tensor], Tensor]) -> Tensor:
+        """The result of the copy, of page-locked memory if `values` are the host's. Memory that torch has not
+        locked itself, as that of pixels, is held until it has been read: its owner would use it again."""
+        if not values.is_cpu:
+            return copy(values)
+        pinned = values.pin_memory()  # itself where it is page-locked already
+        result = copy(pinned)
+        if pinned.data_ptr() == values.data_ptr():
+            self._copying.append((self._event(), pinned))
+        return result
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
     def download(self, values: Tensor) -> Download:
         arriving = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         arriving.copy_(values, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event = self._event()
+        while self._copying and self._copying[0][0].query():  # type: ignore[no-untyped-call]
+            self._copying.popleft()
 
         def arrived() -> Tensor:
             event.synchronize()
@@ -78,11 +111,16 @@ class CudaMemory(DeviceMemory):
 
         return arrived
 
-    def synchronize(self) -> None:
-        torch.cuda.current_stream(self._device).synchronize()
+    def mark(self) -> Wait:
+        return self._event().synchronize
+
+    def free_bytes(self) -> int | None:
+        self.release()  # what torch keeps is free too
+        return int(torch.cuda.mem_get_info(self._device)[0])
 
     def release(self) -> None:
-        torch.cuda.empty_cache()
+        with self.exclusive:
+            torch.cuda.empty_cache()
 
     def lock_pages(self, buffer: memoryview) -> Callable[[], None] | None:
         address = torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()
@@ -92,8 +130,3 @@ class CudaMemory(DeviceMemory):
             log.warning("pixels can't be page-locked (CUDA error %d): they are copied once more", failure)
             return None
         return lambda: runtime.cudaHostUnregister(address)
-
-
-def _pinned(values: Tensor) -> Tensor:
-    """`values` in page-locked memory if they are the host's."""
-    return values.pin_memory() if values.is_cpu else values

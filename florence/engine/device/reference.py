@@ -1,8 +1,9 @@
 """Plain beam search, one request at a time: the definition of "exact".
 
 It gives what Microsoft's original code gets from transformers 4.46's `generate` (`_beam_search`,
-`BeamSearchScorer`, `_sample` without sampling): the same operations in the same order, on Python lists in
-place of tensors. Every faster path is tested against it. Knows scores and token ids; the caller's `advance`
+`BeamSearchScorer`, `_sample`): the same operations in the same order, on Python lists in
+place of tensors. Where tokens are drawn, the processed scores are the original's, and the draws those of
+`sampling.gumbel`. Every faster path is tested against it. Knows scores and token ids; the caller's `advance`
 computes the scores.
 
 transformers 5 differs in one setting: with `early_stopping` False and a length penalty above 0 it may end a
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from florence.engine.device.sampling import gumbel
 from florence.engine.device.window_sums import window_sums
 from florence.engine.request import GenerationOptions, Request
 from florence.errors import EngineError
@@ -136,15 +138,19 @@ class Search(ABC):
 
 
 class GreedySearch(Search):
-    """One beam: the most likely token at each step."""
+    """One beam: the most likely token at each step, or one that is drawn."""
 
     def _choose(self, logits: Tensor) -> None:
         # Greedy search applies the rules to raw logits, beam search to log-probabilities.
         scores = apply_rules(logits, self.sequences, self.options, self.rules)[0]
-        token = int(scores.argmax())
-        logprobs = scores.log_softmax(dim=-1)
-        self.logprobs = [[*self.logprobs[0], float(logprobs[token])]]
-        self.windows = [[*self.windows[0], *self._windows(logprobs, token)]]
+        plain = scores.log_softmax(dim=-1)
+        noise: Tensor | float = 0.0
+        if self.options.do_sample:
+            scores = warp_scores(scores, self.options)
+            noise = _noise(self.options.seed or 0, len(self.logprobs[0]), scores)
+        token = int((scores + noise).argmax())
+        self.logprobs = [[*self.logprobs[0], float(scores.log_softmax(dim=-1)[token])]]
+        self.windows = [[*self.windows[0], *self._windows(plain, token)]]
         self.sequences = [[*self.sequences[0], token]]
         self.done = token == self.rules.eos_id or len(self.sequences[0]) == self.options.max_length
 
@@ -243,13 +249,15 @@ class FinishedHypotheses:
 def apply_rules(
     scores: Tensor, sequences: Sequence[Sequence[int]], options: GenerationOptions, rules: TokenRules
 ) -> Tensor:
-    """Scores [beams, vocab] with -inf for tokens that may not come next.
+    """Scores [beams, vocab] with the repetition penalty, and -inf for tokens that may not come next.
 
-    In the original's order: repeated n-grams (the start token is part of the sequence), EOS before
-    `min_new_tokens`, the forced first token, the forced last token.
+    In the original's order: the penalty on tokens that have come before, repeated n-grams (the start token is
+    part of the sequence in both), EOS before `min_new_tokens`, the forced first token, the forced last token.
     """
     scores = scores.clone()
     for row, sequence in enumerate(sequences):
+        seen, penalty = scores[row, sequence], options.repetition_penalty
+        scores[row, sequence] = torch.where(seen < 0, seen * penalty, seen / penalty)
         banned = repeated_tokens(sequence, options.no_repeat_ngram_size)
         scores[row, banned] = -torch.inf
     length = len(sequences[0])
@@ -269,6 +277,27 @@ def repeated_tokens(sequence: Sequence[int], size: int) -> list[int]:
     ends = range(size - 1, len(sequence))  # of n-grams
     last = list(sequence[len(sequence) - size + 1 :])
     return [sequence[end] for end in ends if list(sequence[end - size + 1 : end]) == last]
+
+
+def warp_scores(scores: Tensor, options: GenerationOptions) -> Tensor:
+    """Scores [vocab] from which a token is drawn: divided by the temperature, then -inf for all but the
+    `top_k` likeliest, then for the least likely that have at most 1 - `top_p` of the probability together."""
+    scores = scores / options.temperature
+    if options.top_k:
+        least = scores.topk(min(options.top_k, len(scores))).values[-1]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if options.top_p < 1:
+        ordered, tokens = scores.sort(stable=True)
+        dropped = ordered.softmax(-1).cumsum(-1) <= 1 - options.top_p
+        dropped[-1] = False
+        scores[tokens[dropped]] = -torch.inf
+    return scores
+
+
+def _noise(seed: int, position: int, scores: Tensor) -> Tensor:
+    """For one token's draw, [vocab]."""
+    where = torch.tensor([[seed], [position]], device=scores.device)
+    return gumbel(where[0], where[1], len(scores))[0]
 
 
 def _only(scores: Tensor, token: int) -> Tensor:

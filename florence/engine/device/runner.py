@@ -16,12 +16,14 @@ from torch import Tensor
 from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.buckets import Buckets, aligned
+from florence.engine.device.capturing import capture_all, memory_errors, try_attentions
 from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.device.features import FeatureCache
-from florence.engine.device.graphs import Buckets
+from florence.engine.device.memory import Wait
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
-from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState
+from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
 from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps, StepSequence
 from florence.engine.request import Request
 from florence.engine.runner import StepRunner
@@ -29,7 +31,7 @@ from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot, SlotAllocator
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
-from florence.model.chunks import Chunks, run_to_end, with_barrier
+from florence.model.chunks import Chunks, run_to_end, with_pauses
 from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
@@ -93,12 +95,21 @@ class Runner(StepRunner):
             ordered=ordered,
         )
         room = text.max_positions
-        self.sizes = CacheSizes(slots, rows, encoder_room or room, decoder_room or room)
+        encoder_room = encoder_room or room
+        if self.backend.capturer is not None:
+            encoder_room = min(aligned(encoder_room), room)
+        self.sizes = CacheSizes(slots, rows, encoder_room, decoder_room or room)
         self._picture_tokens, self._picture_size = picture_tokens, picture_size
         self._encode_batch = min(encode_batch or slots, slots)
         self._reserved = reserved
         self._prepared = False
-        self._buffers = self._build()
+        self._sent: Wait = lambda: None  # waits for the latest chunk of an encode
+        with memory_errors(slots, self._encode_batch):
+            self._buffers = self._build()
+
+    @property
+    def chunks_ahead(self) -> int:
+        return 1 if self.backend.delayed_readback else 0
 
     @property
     def slots(self) -> SlotAllocator:
@@ -120,6 +131,7 @@ class Runner(StepRunner):
 
         Raises whatever the device raises, if it is gone for good.
         """
+        self._sent = lambda: None
         del self._buffers  # before the new ones are made: a device has no room for both
         self.features.clear()
         gc.collect()  # captured work refers to itself
@@ -162,12 +174,13 @@ class Runner(StepRunner):
         if threads:
             torch.set_num_threads(threads)  # of the calling thread's operations
         self.backend.memory.activate()
+        if self.backend.pins_attention:
+            try_attentions(self.model, self._buckets(), self.sizes.encoder_room)
         buffers = self._buffers
-        if isinstance(buffers.encodes, BucketEncodes) and self._picture_size is not None:
-            buffers.encodes.prepare(*self._picture_size)
-        if isinstance(buffers.steps, BucketSteps):
-            buffers.steps.prepare(self._picture_tokens)
-            buffers.caches.clear()  # steps without requests attend to nothing, and may write NaN
+        if self.backend.capturer is not None:
+            with memory_errors(self.sizes.slots, self._encode_batch):
+                capture_all(buffers.steps, buffers.encodes, self._picture_size)
+            buffers.caches.clear()
         elif self._reserved:
             beams = self.model.config.generation.num_beams  # of most requests
             for rows in range(beams, self.sizes.rows + 1, beams):
@@ -180,8 +193,7 @@ class Runner(StepRunner):
             slots=sizes.slots,
             rows=sizes.rows,
             beams=config.generation.num_beams,
-            max_beams=MAX_BEAMS,
-            length=sizes.decoder_room + 1,
+            room=sizes.decoder_room,
             picture_tokens=self._picture_tokens,
             encoder_room=sizes.encoder_room,
             pictures=self._encode_batch,
@@ -199,10 +211,15 @@ class Runner(StepRunner):
         cache.
 
         Each request gets the result that it would get alone. Yields between the chunks of the work, so that
-        decode steps can run in between. A chunk ends when the device has finished it, so that its time is
-        that of the work, not that of sending it.
+        decode steps can run in between. A chunk ends when the device has finished the one before it: the
+        device has work while the host prepares the next, and the chunks' times are those of the work.
         """
-        return with_barrier(self._encode(sequences), self.backend.memory.synchronize)
+        return with_pauses(self._encode(sequences), self._wait_for_previous)
+
+    def _wait_for_previous(self) -> None:
+        """Wait until the chunk before the one just sent is done, in whatever encode it was."""
+        previous, self._sent = self._sent, self.backend.memory.mark()
+        previous()
 
     @torch.inference_mode()
     def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
@@ -214,8 +231,8 @@ class Runner(StepRunner):
             prompts = [request.prompt_ids for request in requests]
             yield from self._buffers.encodes.write_cross_kv(pictures, prompts, slots)
             # Last: a decode step between two chunks would advance a search that has started.
-            for sequence in sequences:
-                self.state.start(sequence.slot.index, sequence.slot.rows, sequence.request.options)
+            starts = starts_of([(sequence.slot, sequence.request.options) for sequence in sequences])
+            self.state.start(self.backend.memory.upload(starts))
         except BaseException:  # also when the chunks are closed
             for sequence in sequences:
                 self.drop(sequence)
@@ -254,7 +271,7 @@ class Runner(StepRunner):
         outcome is known now; their slots are free again."""
         running = [sequence for sequence in sequences if not sequence.ended]
         if running:
-            self._buffers.steps.run([StepSequence(s.slot, s.encoder_length, s.steps) for s in running])
+            self._buffers.steps.run([_step_of(sequence) for sequence in running])
         for sequence in running:
             sequence.steps += 1
         latest = StepReadback(self.state, self.backend.memory, running)
@@ -299,3 +316,14 @@ class Runner(StepRunner):
         if len(hypothesis.token_ids) < request.options.max_length:
             return False
         return self.rules.forced_eos_id is not None or hypothesis.token_ids[-1] != self.rules.eos_id
+
+
+def _step_of(sequence: SequenceState) -> StepSequence:
+    options = sequence.request.options
+    return StepSequence(
+        sequence.slot,
+        sequence.encoder_length,
+        sequence.steps,
+        sampled=options.do_sample,
+        penalized=options.repetition_penalty != 1,
+    )

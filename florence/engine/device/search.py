@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, StepShape
+from florence.engine.device.sampling import penalize
+from florence.engine.device.search_state import RUNNING, SearchState, StepShape
 from florence.model.attention import DecodeBatch
 
 
@@ -24,7 +25,8 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
     tokens, logprobs, faulty = step.candidates_of_rows(logits)
     step.choose(tokens, logprobs)
     step.store_windows(logits)
-    state.status[batch.slots] = torch.where(step.running & faulty, FAULTY, state.status[batch.slots])
+    faulty = step.running & faulty
+    state.status[batch.slots] = torch.where(faulty, state.constants.faulty, state.status[batch.slots])
 
 
 class _Step:
@@ -50,7 +52,9 @@ class _Step:
         request's logits are NaN or infinite, [n]."""
         batch, rules = self.batch, self.state.rules
         normalizer = logits.logsumexp(-1)  # [r]
-        faulty = self._by_request(~normalizer.isfinite()[:, None], fill=False).flatten(1).any(-1)
+        faulty = (~normalizer.isfinite()[batch.rows_of] & batch.is_beam).any(-1)
+        if self.shape.penalized:
+            self._penalize(logits, normalizer)
         self._ban(logits)
         if self.shape.greedy:  # greedy search normalises after the rules, beam search before
             greedy = (self.beams == 1)[batch.request_of]
@@ -58,6 +62,8 @@ class _Step:
         self._normalizer = normalizer
         values, tokens = logits.topk(min(2 * self.shape.beams, logits.shape[-1]), dim=-1)
         logprobs = values - normalizer[:, None]
+        if self.shape.sampled:
+            self._draw(logits, tokens, logprobs)
         generated = self.generated[batch.request_of]
         if rules.forced_bos_id is not None:
             _force(tokens, logprobs, generated == 0, rules.forced_bos_id)
@@ -65,6 +71,30 @@ class _Step:
             last = generated + 1 == self.max_new_tokens[batch.request_of]
             _force(tokens, logprobs, last, rules.forced_eos_id)
         return tokens, logprobs, faulty
+
+    def _penalize(self, logits: Tensor, normalizer: Tensor) -> None:
+        """Make the tokens that a row has had less likely, or likelier; of beam search in log-probabilities,
+        which the `normalizer` [r] makes of logits."""
+        batch, requests = self.batch, self.batch.request_of
+        known = self.positions <= self.generated[:, None]  # [n, t]
+        seen = torch.where(known[:, None], self.sequences, self.state.rules.start_id)
+        offsets = torch.where((self.beams == 1)[requests], 0.0, normalizer)
+        penalties = self.state.sampling.penalty[batch.slots].float()
+        penalize(logits, seen[requests, batch.beam_of], penalties[requests], offsets)
+
+    def _draw(self, logits: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
+        """Make a drawn token the only candidate [r, 2k] in the row of each request that asks for one."""
+        batch, sampling = self.batch, self.state.sampling
+        drawing = (sampling.samples[batch.slots] > 0) & self.running  # [n]
+        picked = torch.arange(len(drawing), device=drawing.device)
+        if self.state.free_host_reads:  # no work for the others
+            picked = picked[drawing]
+        rows = batch.rows_of[picked, 0]
+        token, logprob = sampling.draw(logits[rows], batch.slots[picked], self.generated[picked])
+        drawn = torch.zeros_like(self.generated).index_copy(0, picked, token)  # [n]
+        chance = logprobs.new_zeros(len(drawing)).index_copy(0, picked, logprob)
+        owner = batch.request_of
+        _force(tokens, logprobs, drawing[owner], drawn[owner], chance[owner])
 
     def _ban(self, logits: Tensor) -> None:
         """Set repeated n-grams, and EOS before the minimum length, to -inf.
@@ -76,22 +106,21 @@ class _Step:
         sizes = state.ngram_sizes[batch.slots]
         known = self.positions <= self.generated[:, None]  # [n, t]
         banned = (self.suffix_matches >= (sizes - 1)[:, None, None]) & (known & (sizes > 0)[:, None])[:, None]
-        limits = torch.where(banned, -torch.inf, torch.inf)  # [n, k, t]
+        limits = torch.where(banned, state.constants.minus_infinity, state.constants.infinity)  # [n, k, t]
         rows = batch.request_of, batch.beam_of
         logits.scatter_reduce_(1, self.sequences[rows], limits[rows].to(logits.dtype), "amin")
         early = (self.generated < state.min_new_tokens[batch.slots])[batch.request_of]
-        eos_id = state.rules.eos_id
-        logits[:, eos_id] = torch.where(early, -torch.inf, logits[:, eos_id])
+        logits[:, state.rules.eos_id].masked_fill_(early, -torch.inf)
 
     def choose(self, tokens: Tensor, logprobs: Tensor) -> None:
         """From candidates [r, 2k] to the next beams and the finished hypotheses."""
         state, beams = self.state, self.shape.beams
         totals = state.totals[self.batch.slots, :beams]  # [n, k]
-        offered = self._by_request(logprobs, fill=-torch.inf)  # [n, k, c]
+        offered = self._by_request(logprobs, state.constants.minus_infinity)  # [n, k, c]
         width = offered.shape[-1]
         best, flat = (offered + totals[..., None]).flatten(1).topk(2 * beams if width > 1 else beams, dim=-1)
         parents = flat // width  # [n, 2k] each
-        token = self._by_request(tokens, fill=0).flatten(1).gather(1, flat)
+        token = self._by_request(tokens, state.constants.zero).flatten(1).gather(1, flat)
         logprob = offered.flatten(1).gather(1, flat)
         rank = torch.arange(best.shape[1], device=best.device)
         counts = rank < 2 * self.beams[:, None]
@@ -110,7 +139,7 @@ class _Step:
         chosen.scatter_(1, target, rank.expand_as(target))
         chosen = chosen[:, :beams]  # [n, k] ranks
         is_open = torch.arange(beams, device=best.device) < torch.minimum(self.beams, nth[:, -1] + 1)[:, None]
-        next_totals = torch.where(is_open, best.gather(1, chosen), -torch.inf)
+        next_totals = torch.where(is_open, best.gather(1, chosen), state.constants.minus_infinity)
         at_limit = self.running & ~done & (self.generated + 1 == self.max_new_tokens)
         if self._may_be_last():
             hypotheses.add_open(chosen, is_open & at_limit[:, None], next_totals)
@@ -142,7 +171,8 @@ class _Step:
         here = self.positions == (self.generated + 1)[:, None, None]  # [n, 1, t]
         matches = self.suffix_matches.gather(1, parent)
         sequences = torch.where(here, token[..., None], self.sequences.gather(1, parent))
-        grown = torch.where(sequences[..., :-1] == token[..., None], matches[..., :-1] + 1, 0)
+        repeated = sequences[..., :-1] == token[..., None]
+        grown = torch.where(repeated, matches[..., :-1] + 1, state.constants.zero)
         matches = torch.cat([torch.zeros_like(matches[..., :1]), grown], dim=-1)
         history = state.logprobs[slots, :k, :t].gather(1, parent)
         history = torch.where(here, logprob[..., None], history)
@@ -158,7 +188,7 @@ class _Step:
             buffer[slots, :k, :t] = torch.where(self.running[:, None, None], new, old)
         state.totals[slots, :k] = torch.where(self.running[:, None], totals, state.totals[slots, :k])
         state.generated[slots] += self.running
-        state.status[slots] = torch.where(self.running & done, DONE, state.status[slots])
+        state.status[slots] = torch.where(self.running & done, state.constants.done, state.status[slots])
 
     def store_windows(self, logits: Tensor) -> None:
         """Keep the window sums of the tokens that `choose` chose, by the logits that it chose by."""
@@ -166,15 +196,15 @@ class _Step:
         if sums is None or (state.free_host_reads and not bool(sums.contains(self._chosen).any())):
             return
         windows = sums(logits, self._normalizer, self._parent_rows, self._chosen)  # [n, k, w]
-        unused = state.windows.shape[0] - 1
-        rows = torch.where(batch.is_beam & self.running[:, None], self.own_rows, unused)
+        rows = torch.where(batch.is_beam & self.running[:, None], self.own_rows, state.unused_row)
         # A finished request in its extra step may have filled all positions.
         position = (self.generated + 1).clamp(max=state.max_positions - 1)[:, None]
         state.windows[rows, position.expand_as(rows)] = windows
 
-    def _by_request(self, values: Tensor, fill: float) -> Tensor:
+    def _by_request(self, values: Tensor, fill: Tensor) -> Tensor:
         """Values of the rows [r, any] by request, [n, k, any]; `fill` where a request has fewer beams."""
-        return values[self.batch.rows_of].masked_fill(~self.batch.is_beam[..., None], fill)
+        result: Tensor = torch.where(self.batch.is_beam[..., None], values[self.batch.rows_of], fill)
+        return result
 
 
 class _Finished:
@@ -198,7 +228,7 @@ class _Finished:
     def worst(self) -> Tensor:
         """The lowest score, [n]; +inf where there is no hypothesis."""
         kept = self._indices < self.count[:, None]
-        return torch.where(kept, self.scores, torch.inf).amin(-1)
+        return torch.where(kept, self.scores, self._step.state.constants.infinity).amin(-1)
 
     def add_all(self, wanted: Tensor, totals: Tensor) -> None:
         """Add the candidates that are `wanted` [n, 2k], in the order of their rank, with their totals [n,
@@ -229,11 +259,11 @@ class _Finished:
         # It replaces the worst one; of equals, the oldest.
         kept = self._indices < self.count[:, None]
         is_worst = kept & (self.scores == worst[:, None])
-        oldest = torch.where(is_worst, self.order, torch.iinfo(torch.int64).max).argmin(-1)
+        oldest = torch.where(is_worst, self.order, step.state.constants.largest).argmin(-1)
         index = torch.where(full, oldest, self.count)
         here = (self._indices == index[:, None]) & keep[:, None]  # [n, k]
         self.scores = torch.where(here, score[:, None], self.scores)
-        newest = torch.where(kept, self.order, -1).amax(-1) + 1
+        newest = torch.where(kept, self.order, step.state.constants.minus_one).amax(-1) + 1
         self.order = torch.where(here, newest[:, None], self.order)
         self.lengths = torch.where(here, generated[:, None], self.lengths)
         self.count = self.count + (keep & ~full)
@@ -265,8 +295,13 @@ class _Finished:
         state.finished_indirection[slots, :k, :t] = self.indirection
 
 
-def _force(tokens: Tensor, logprobs: Tensor, forced: Tensor, token: int) -> None:
-    """Make `token` the only candidate, with log-probability 0, in the rows where `forced` [r]."""
-    tokens[:, 0] = torch.where(forced, token, tokens[:, 0])
-    first = torch.arange(logprobs.shape[1], device=logprobs.device) == 0
-    logprobs.copy_(torch.where(forced[:, None], torch.where(first, 0.0, -torch.inf), logprobs))
+def _force(
+    tokens: Tensor, logprobs: Tensor, forced: Tensor, token: int | Tensor, logprob: float | Tensor = 0.0
+) -> None:
+    """Make `token` the only candidate, with this log-probability, in the rows where `forced`; [r] each."""
+    logprobs.masked_fill_(forced[:, None], -torch.inf)
+    for column, value in ((tokens[:, 0], token), (logprobs[:, 0], logprob)):
+        if isinstance(value, Tensor):
+            column.copy_(torch.where(forced, value, column))
+        else:
+            column.masked_fill_(forced, value)

@@ -30,11 +30,14 @@ Occupancy = list[tuple[Slot, int]]
 
 @dataclass(frozen=True, slots=True)
 class StepSequence:
-    """What a step needs to know of a request; `steps`: how many it has taken."""
+    """What a step needs to know of a request; `steps`: how many it has taken. `sampled`: whether it draws its
+    tokens, `penalized`: whether it has a repetition penalty."""
 
     slot: Slot
     encoder_length: int
     steps: int
+    sampled: bool = False
+    penalized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,8 @@ def shape_of(sequences: Sequence[StepSequence], max_positions: int) -> StepShape
         length=min(max(sequence.steps for sequence in sequences) + 2, max_positions),
         greedy=min(beams) == 1,
         encoder_length=max(sequence.encoder_length for sequence in sequences),
+        sampled=any(sequence.sampled for sequence in sequences),
+        penalized=any(sequence.penalized for sequence in sequences),
     )
 
 

@@ -46,4 +46,4 @@ class WindowSums:
         places = (tokens - first).clamp(0, count - 1)[..., None]  # [..., 1]
         low, high = (places - self._widths).clamp(min=0), (places + self._widths + 1).clamp(max=count)
         rows = rows[..., None]
-        return torch.where(self.contains(tokens)[..., None], before[rows, high] - before[rows, low], 0.0)
+        return (before[rows, high] - before[rows, low]) * self.contains(tokens)[..., None]

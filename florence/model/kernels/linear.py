@@ -15,6 +15,7 @@ from florence.model.kernels import onednn
 from florence.model.kernels.activations import activate
 from florence.model.kernels.cpu.products import PanelWeight, make_products
 from florence.model.kernels.int8 import Int8Weight
+from florence.model.kernels.precise import mm_float32
 
 PackedWeight = onednn.OneDnnWeight | PanelWeight | Int8Weight
 """A weight [outputs, inner] and its bias in the layout of some kernel."""
@@ -32,6 +33,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias)
         self.activation = activation
         self.packed: PackedWeight | None = None
+        self._padded: Tensor | None = None  # the weight and rows of zeros after it
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -46,9 +48,19 @@ class Linear(nn.Linear):
         return self.packed.product(states, residual=residual)
 
     def sums(self, states: Tensor) -> Tensor | None:
-        """`self(states)` without activation, in float32 and never rounded to the dtype; None where the
-        kernel rounds."""
+        """`self(states)` without bias and activation, in float32 and never rounded to the dtype; None where
+        the kernel rounds."""
+        if self._padded is not None:
+            total = mm_float32(states.reshape(-1, self.in_features), self._padded.T)
+            return total.view(*states.shape[:-1], -1)[..., : self.out_features]
         return self.packed.sums(states) if isinstance(self.packed, PanelWeight) else None
+
+    def pad_outputs(self, multiple: int) -> None:
+        """Let `sums` multiply with a weight of a multiple of so many rows, those after the last output zeros;
+        its results are views without them. `weight` becomes a view too."""
+        rows = -(-self.out_features // multiple) * multiple
+        self._padded = F.pad(self.weight.detach(), (0, 0, 0, rows - self.out_features))
+        self.weight = nn.Parameter(self._padded[: self.out_features], requires_grad=False)
 
     def pack(self) -> None:
         """Pack the weight for oneDNN, and drop the plain one."""

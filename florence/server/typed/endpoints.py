@@ -26,6 +26,7 @@ from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import FlorenceError, ProtocolError, RequestError, TaskError
+from florence.images.headers import FORMATS
 from florence.server.long_strings import parse_json
 from florence.server.outcomes import await_answer
 from florence.server.picture import EncodedPicture
@@ -35,7 +36,7 @@ from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import MAX_TEXT_CHARS, RequestParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.results import Result
-from florence.types.tasks import Input, Kind, Task
+from florence.types.tasks import Input, Kind, Task, prompt_task
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
@@ -76,7 +77,7 @@ class PictureInput(Described):
 
     image: EncodedPicture = Field(
         description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
-        "PNG, JPEG, WebP, GIF, BMP or TIFF, told by its bytes."
+        f"{FORMATS}, told by its bytes."
     )
 
     @classmethod
@@ -115,6 +116,15 @@ class PlainInput(RequestParameters, PictureInput):
     """Input of a task that takes nothing but the picture."""
 
 
+class _PromptField(PictureInput):
+    prompt: str = Field(max_length=MAX_TEXT_CHARS, description="What the model reads, word for word.")
+    answer_as: Kind = Field(default=Kind.TEXT, description="How its answer is read.")
+
+
+class PromptInput(RequestParameters, _PromptField):
+    """Input of `/prompt`: a prompt of one's own."""
+
+
 class _TextField(PictureInput):
     text: str = Field(max_length=MAX_TEXT_CHARS, description="What to look for, or the caption to ground.")
 
@@ -148,6 +158,10 @@ def output_type(kind: Kind) -> type[BaseModel]:
     return made
 
 
+class PromptAnswer(Described, TaskAnswer[Result]):
+    """The answer to a prompt; its result is of the kind that was asked for."""
+
+
 class Endpoints(Protocol):
     """The members of the service that endpoints use."""
 
@@ -160,22 +174,43 @@ def endpoint(task: Task) -> Any:
     input_type = INPUT_TYPES[task.input]
 
     async def answer(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
-        image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
-        future = service.model.submit(
-            image,
-            task.token,
-            text,
-            region=region,
-            timeout_s=service.timeout_s,
-            parameters=RequestParameters.model_construct(**fields),  # validated with the input
-        )
-        return task_answer(await await_answer(future, service.timeout_s))
+        return await answer_task(service.model, service.timeout_s, task.token, fields)
 
     def refusal(error: ValidationError) -> RequestError:
         return explain(error, task, input_type)
 
     summary = f"{task.summary} Task {task.token}."
     return create_api(task.name, summary, input_type, output_type(task.kind), answer, refusal)
+
+
+def prompt_endpoint() -> Any:
+    """The BentoML API of a prompt of one's own: `POST /prompt`."""
+
+    async def answer(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+        task = prompt_task(fields.pop("prompt"), fields.pop("answer_as"))
+        return await answer_task(service.model, service.timeout_s, task, fields)
+
+    def refusal(error: ValidationError) -> RequestError:
+        return explain(error, None, PromptInput)
+
+    summary = "Answer a prompt of one's own, which the model reads word for word."
+    return create_api("prompt", summary, PromptInput, PromptAnswer, answer, refusal)
+
+
+async def answer_task(
+    model: Florence2, timeout_s: float, task: str | Task, fields: dict[str, Any]
+) -> BaseModel:
+    """The answer to a task, by the fields of its input."""
+    image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
+    future = model.submit(
+        image,
+        task,
+        text,
+        region=region,
+        timeout_s=timeout_s,
+        parameters=RequestParameters.model_construct(**fields),  # validated with the input
+    )
+    return task_answer(await await_answer(future, timeout_s))
 
 
 def create_api(
@@ -238,7 +273,7 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
         if name == "image":
             return data
         part = data.decode("utf-8", "replace")
-    if name == "image" or (name == "text" and not in_json):
+    if name == "image" or (name in ("text", "prompt") and not in_json):
         return part
     try:
         return json.loads(part)

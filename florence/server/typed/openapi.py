@@ -24,7 +24,13 @@ from florence import __version__
 from florence.errors import Closed
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import TASKS_EXAMPLE, AnalyzeAnswer, AnalyzeInput
-from florence.server.typed.endpoints import INPUT_TYPES, MULTIPART, output_type
+from florence.server.typed.endpoints import (
+    INPUT_TYPES,
+    MULTIPART,
+    PromptAnswer,
+    PromptInput,
+    output_type,
+)
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
 from florence.server.v2.inference import Inference
@@ -32,7 +38,7 @@ from florence.server.v2.model import ServedModel
 from florence.types.analysis import Analysis
 from florence.types.info import ServiceInfo
 from florence.types.results import Text
-from florence.types.tasks import TASKS, Input, Task
+from florence.types.tasks import TASKS, Input, Kind, Task
 
 JSON: Final = "application/json"
 _REFERENCE = "#/components/schemas/{model}"
@@ -61,7 +67,7 @@ def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
     """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
-        return json_reply(openapi_document())
+        return json_reply(openapi_document(_own_tasks(inference)))
 
     async def info(request: Request) -> Response:
         if inference.model is None:
@@ -73,17 +79,26 @@ def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
     return Starlette(routes=[Route("/docs.json", docs), Route("/info", info)])
 
 
+def _own_tasks(inference: Inference) -> tuple[Task, ...]:
+    """The tasks that the checkpoint declares; none before it is loaded."""
+    known = () if inference.model is None else inference.model.tasks.values()
+    return tuple(task for task in known if task.token not in TASKS)
+
+
 @cache
-def openapi_document() -> dict[str, Any]:
-    """The document, OpenAPI 3.1, as JSON can hold it. Cached: every service has the same, slow to build."""
-    types = {output_type(task.kind) for task in TASKS.values()}
+def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
+    """The document, OpenAPI 3.1, as JSON can hold it, with an entry for each of the checkpoint's own tasks.
+    Cached: it is slow to build."""
+    types = {output_type(task.kind): None for task in (*TASKS.values(), *own_tasks)}
+    others = PromptInput, PromptAnswer, AnalyzeInput, AnalyzeAnswer, ServiceInfo
     wanted: list[tuple[Any, JsonSchemaMode]] = [
-        (model, "serialization")
-        for model in (*INPUT_TYPES.values(), *types, AnalyzeInput, AnalyzeAnswer, ServiceInfo)
+        (model, "serialization") for model in (*INPUT_TYPES.values(), *types, *others)
     ]
     references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
     schemas = {model: reference for (model, _), reference in references.items()}
     paths = {f"/{task.name}": {"post": _task_operation(task, schemas)} for task in TASKS.values()}
+    paths |= {f"/tasks/{task.name}": {"post": _task_operation(task, schemas)} for task in own_tasks}
+    paths["/prompt"] = {"post": _prompt_operation(schemas)}
     paths["/analyze"] = {"post": _analyze_operation(schemas)}
     return {
         "openapi": "3.1.0",
@@ -116,12 +131,29 @@ def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     example = _request_example(task)
     return {
         "tags": ["Tasks"],
-        "operationId": task.name,
+        "operationId": task.name if task.token in TASKS else f"tasks_{task.name}",
         "summary": task.summary,
         "description": f"Task `{task.token}`. The picture is an upload in multipart/form-data, or base64 in "
         "JSON; its format is told by its bytes.",
         "requestBody": _body(schemas[INPUT_TYPES[task.input]], example, example),
         "responses": _responses(schemas[output_type(task.kind)], _answer_example(task)),
+    }
+
+
+def _prompt_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
+    prompt = TASKS.resolve("caption").prompt
+    example = {"image": _PICTURE, "prompt": prompt, "answer_as": "text"}
+    return {
+        "tags": ["Tasks"],
+        "operationId": "prompt",
+        "summary": "Answer a prompt of one's own, which the model reads word for word.",
+        "description": "For fine-tunes with prompts that are no task here. Any tokens may repeat in the "
+        "answer, unless `no_repeat_ngram_size` is sent. An answer that should be JSON and is not has the "
+        "value null, the text, and why.",
+        "requestBody": _body(schemas[PromptInput], example, example),
+        "responses": _responses(
+            schemas[PromptAnswer], {**_schema_example(output_type(Kind.TEXT)), "task": prompt}
+        ),
     }
 
 

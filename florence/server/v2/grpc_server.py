@@ -226,7 +226,8 @@ class _Calls:
         infer = read_infer_request(inference.served, request)
 
         def respond(answers: Sequence[OriginalAnswer]) -> Any:
-            return infer_response(inference.served, infer.id, [answer.text for answer in answers])
+            texts = [answer.text for answer in answers]
+            return infer_response(inference.served, infer.id, texts, answers[0].seed)
 
         return await inference.answer(infer, respond)
 
@@ -291,9 +292,13 @@ def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
     return InferRequest(message.id, columns, parameters, binary_output=True)
 
 
-def infer_response(served: ServedModel, request_id: str, texts: Sequence[str]) -> Any:
-    """The ModelInferResponse; one element for each row."""
+def infer_response(
+    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+) -> Any:
+    """The ModelInferResponse; one element for each row. seed: of their draws, where they sampled."""
     response = infer_head(served, request_id)
+    if seed is not None:
+        response.parameters["seed"].int64_param = seed
     response.outputs.add(**answer_tensor(len(texts)))
     response.raw_output_contents.append(pack(text.encode("ascii") for text in texts))
     return response

@@ -71,7 +71,8 @@ async def generate_stream(request: Request) -> Response:
     """An event for each piece of text if `is_token_stream`, then the answer; else one event with the answer,
     as Triton sends for a model that is not decoupled."""
     asked = await _read_generate(request)
-    if not is_token_stream(asked, inference_of(request).ready_model().tasks):
+    inference = inference_of(request)
+    if not is_token_stream(asked, inference.prompts(inference.ready_model())):
         return await _generate(request, asked, _event_reply)
     texts: _Texts = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -160,11 +161,11 @@ async def _as_accepted(reply: Response, accepted: str) -> Response:
 
 
 def _infer_reply(served: ServedModel, asked: InferRequest, answers: Sequence[OriginalAnswer]) -> Response:
-    texts = [answer.text for answer in answers]
+    texts, seed = [answer.text for answer in answers], answers[0].seed
     headers = checkpoint_header(answers[0].checkpoint)
     if not asked.binary_output:
-        return json_reply(build_infer_answer(served, asked.id, texts), headers=headers)
-    body, header_length = build_binary_answer(served, asked.id, texts)
+        return json_reply(build_infer_answer(served, asked.id, texts, seed), headers=headers)
+    body, header_length = build_binary_answer(served, asked.id, texts, seed)
     return Response(body, 200, {HEADER_LENGTH: str(header_length), **headers}, "application/octet-stream")
 
 
@@ -190,7 +191,8 @@ async def _generate(
     inference = inference_of(request)
 
     def build(answers: Sequence[OriginalAnswer]) -> Response:
-        content = build_generate_answer(inference.served, asked.id, [answer.text for answer in answers])
+        texts = [answer.text for answer in answers]
+        content = build_generate_answer(inference.served, asked.id, texts, answers[0].seed)
         return reply(content, headers=checkpoint_header(answers[0].checkpoint))
 
     return await inference.answer(asked, build, on_text=on_text)

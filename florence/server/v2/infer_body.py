@@ -16,6 +16,7 @@ from florence.errors import OptionError, ProtocolError
 from florence.server.long_strings import Document, LongString, parse_json
 from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
+from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.tensors import (
     DATATYPES,
     Element,
@@ -26,10 +27,10 @@ from florence.server.v2.tensors import (
     check_text,
     pack,
     read_columns,
+    read_rows,
     refuse,
     wrong_kind,
 )
-from florence.types.tasks import Kind, TaskTable
 
 TEXT_KEY: Final = "text_output"
 """Where Triton's text backends put the text of an event; our output is there in the last event only."""
@@ -63,25 +64,30 @@ def answer_tensor(rows: int) -> dict[str, Any]:
     return {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, 1]}
 
 
-def build_infer_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> dict[str, Any]:
+def build_infer_answer(
+    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+) -> dict[str, Any]:
     """The answer's JSON object, with one string for each row."""
     output = {**answer_tensor(len(texts)), "data": list(texts)}
-    return {**answer_head(served, request_id), "outputs": [output]}
+    return {**answer_head(served, request_id, seed), "outputs": [output]}
 
 
-def build_binary_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> tuple[bytes, int]:
+def build_binary_answer(
+    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+) -> tuple[bytes, int]:
     """The answer with a packed tensor, and how many bytes of it are its JSON."""
     packed = pack(text.encode("ascii") for text in texts)
     output = {**answer_tensor(len(texts)), "parameters": {"binary_data_size": len(packed)}}
-    head = json.dumps({**answer_head(served, request_id), "outputs": [output]}, separators=(",", ":"))
+    head = json.dumps({**answer_head(served, request_id, seed), "outputs": [output]}, separators=(",", ":"))
     text = head.encode("ascii")
     return text + packed, len(text)
 
 
-def answer_head(served: ServedModel, request_id: str) -> dict[str, Any]:
-    """The request's id, if it was sent, and the model's name and version."""
+def answer_head(served: ServedModel, request_id: str, seed: int | None = None) -> dict[str, Any]:
+    """The request's id, if it was sent, the model's name and version, and the seed of the draws, if any."""
     head: dict[str, Any] = {"id": request_id} if request_id else {}
-    return head | {"model_name": served.name, "model_version": served.version}
+    drawn = {} if seed is None else {"parameters": {"seed": seed}}
+    return head | {"model_name": served.name, "model_version": served.version} | drawn
 
 
 def parse_generate_request(served: ServedModel, body: bytes) -> InferRequest:
@@ -97,18 +103,21 @@ def parse_generate_request(served: ServedModel, body: bytes) -> InferRequest:
     return InferRequest(request_id, columns, check_parameters(parameters))
 
 
-def build_generate_answer(served: ServedModel, request_id: str, texts: Sequence[str]) -> dict[str, Any]:
+def build_generate_answer(
+    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+) -> dict[str, Any]:
     """The answer's JSON object: a text for one row, a list of texts for more."""
-    return {**answer_head(served, request_id), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
+    return {**answer_head(served, request_id, seed), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
 
 
-def is_token_stream(infer: InferRequest, tasks: TaskTable) -> bool:
+def is_token_stream(infer: InferRequest, prompts: AcceptedPrompts) -> bool:
     """Whether a stream of this request gives its text token by token: one row, one beam, a text to answer.
 
-    One beam has to be asked for, since the checkpoint's own setting is more. Raises OptionError where several
-    are asked for, TaskError for an unknown task.
+    One beam has to be asked for, or sampling, since the checkpoint's own setting is more. Raises OptionError
+    where several are asked for, TaskError for an unknown task.
     """
-    beams = generation_options(infer.parameters).num_beams
+    options = generation_options(infer.parameters)
+    beams = 1 if options.do_sample else options.num_beams
     if beams is None:
         return False
     if beams > 1:
@@ -117,7 +126,11 @@ def is_token_stream(infer: InferRequest, tasks: TaskTable) -> bool:
             "part of the answer is final before all of it is; ask generate, or leave num_beams out to get "
             "the whole answer as one event"
         )
-    return infer.row_count == 1 and tasks.resolve(str(infer.columns["TASK_PROMPT"][0])).kind is Kind.TEXT
+    if infer.row_count != 1:
+        return False
+    (row,) = read_rows(infer.columns)
+    task, _ = prompts.find(row.task, row.text)
+    return task.kind.is_text
 
 
 def build_text_event(served: ServedModel, request_id: str, text: str) -> bytes:

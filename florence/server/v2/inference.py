@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from florence.answers.answer import OriginalAnswer
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, NotFound, ProtocolError, Unavailable
 from florence.runtime.streaming import OnText
-from florence.server.outcomes import await_answers, log_answer
+from florence.server.outcomes import await_answers, log_answer, name_row
 from florence.server.v2.model import ServedModel, parse_version
+from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.statistics import Reason, Spans, Statistics
-from florence.server.v2.tensors import InferRequest, read_rows
-from florence.types.options import RequestParameters, read_request_parameters
+from florence.server.v2.tensors import InferRequest, Row, read_rows
+from florence.types.options import OF_SAMPLING, RequestParameters, read_request_parameters
+from florence.types.pictures import Pictures
+from florence.types.tasks import Task
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
@@ -31,9 +34,18 @@ T = TypeVar("T")
 
 class Inference:
     """A model behind the v2 protocol. timeout_s: limit on the time of a request; served: its name for
-    clients."""
+    clients; any_prompt: whether a TASK_PROMPT that is no task is read as it is (FLORENCE_PROMPTS=any);
+    pictures: how they become RGB unless a request says it."""
 
-    def __init__(self, timeout_s: float, served: ServedModel | None = None) -> None:
+    def __init__(
+        self,
+        timeout_s: float,
+        served: ServedModel | None = None,
+        *,
+        any_prompt: bool = False,
+        pictures: Pictures = "original",
+    ) -> None:
+        self.any_prompt, self.pictures = any_prompt, pictures
         self.served = served or ServedModel()
         self.model: Florence2 | None = None
         self.timeout_s = timeout_s
@@ -64,7 +76,10 @@ class Inference:
         with the task that waits here.
         """
         model = self.ready_model()
-        options: dict[str, Any] = {"parameters": generation_options(infer.parameters)}
+        parameters = generation_options(infer.parameters).with_seed()
+        if parameters.pictures is None:
+            parameters = parameters.model_copy(update={"pictures": self.pictures})
+        options: dict[str, Any] = {"parameters": parameters}
         options["timeout_s"] = timeout_s = self._seconds_for(infer.parameters)
         if on_text is not None:
             options["on_text"] = on_text
@@ -72,7 +87,12 @@ class Inference:
         self.statistics.begin()
         try:
             rows = read_rows(infer.columns)
-            futures = [model.submit_original(row.image, row.task, row.text, **options) for row in rows]
+            prompts = self.prompts(model)
+            asked = [_ask(prompts, row, index, len(rows)) for index, row in enumerate(rows)]
+            futures = [
+                model.submit_original(row.image, task, text, **options)
+                for row, (task, text) in zip(rows, asked, strict=True)
+            ]
             answers = await await_answers(futures, timeout_s, log=log)
             answered = time.perf_counter_ns()
             reply = build(answers)
@@ -82,6 +102,10 @@ class Inference:
         spans = _spans(answers, answered - started, time.perf_counter_ns() - answered)
         self.statistics.succeed(len(rows), spans)
         return reply
+
+    def prompts(self, model: Florence2) -> AcceptedPrompts:
+        """What may stand in a request's TASK_PROMPT."""
+        return AcceptedPrompts(model.tasks, self.any_prompt)
 
     def _seconds_for(self, parameters: Mapping[str, Any]) -> float:
         """The request's time limit: the service's, or its own `timeout` (microseconds) if that is less.
@@ -160,12 +184,25 @@ class ModelRepository:
         return {"model_stats": [inference.statistics.as_dict() for inference in chosen]}
 
 
+def _ask(prompts: AcceptedPrompts, row: Row, index: int, count: int) -> tuple[str | Task, str | None]:
+    """What a row asks the model; a task of the model by its token."""
+    try:
+        task, text = prompts.find(row.task, row.text)
+    except FlorenceError as error:
+        raise name_row(error, index, count) from None
+    return (task.token if task.token in prompts.tasks else task), text
+
+
 def generation_options(parameters: Mapping[str, Any]) -> RequestParameters:
-    """The generation options among a request's parameters; others, such as Triton's own, are ignored.
+    """The generation options among a request's parameters; others, such as Triton's own, are ignored, and so
+    are a temperature and the like where nothing is drawn: clients send them to any model.
 
     Raises OptionError for a wrong value.
     """
-    options = {name: value for name, value in parameters.items() if name in RequestParameters.model_fields}
+    known = set(RequestParameters.model_fields)
+    if parameters.get("do_sample") in (None, False):
+        known -= set(OF_SAMPLING)
+    options = {name: value for name, value in parameters.items() if name in known}
     return read_request_parameters(options)
 
 

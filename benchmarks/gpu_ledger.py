@@ -1,0 +1,52 @@
+"""What the GPU path dispatches, counted without a GPU, and the time that it would take: reckoned, not
+measured.
+
+    python benchmarks/gpu_ledger.py [--card h100|a100|l4|4090] [--size large|base]
+        [--requests 64 --beams 3 --length 128] [--json FILE]
+
+A decode step and an encode run on fake CUDA tensors of real sizes, as a CUDA graph would capture them, and
+each operation that is dispatched is written down with its kernels, bytes and FLOP. `ledger/costs.py` has the
+one table of what they cost, with sources; measured figures change it, nothing else does. The nine tasks are
+reckoned by the engine's own scheduler in a closed loop. `--length`: positions of the longest sequences;
+`--crowds`: random crowds with which graphs are counted, 0 to leave that out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ledger.costs import CARDS
+from ledger.reckoning import reckon
+from ledger.report import whole
+from random_models import SIZES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--card", choices=CARDS, default="h100")
+    parser.add_argument("--size", choices=SIZES, default="large")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--crowds", type=int, default=100)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    figures = reckon(
+        arguments.card,
+        arguments.size,
+        requests=arguments.requests,
+        beams=arguments.beams,
+        length=arguments.length,
+        crowds=arguments.crowds,
+    )
+    print(whole(figures))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

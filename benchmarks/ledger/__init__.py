@@ -1,0 +1,1 @@
+"""What the GPU path dispatches, counted on fake tensors, and what it would take: reckoned, not measured."""

@@ -1,0 +1,103 @@
+"""What work costs on a card: the one table of costs, each with its source. Measurements change it, nothing
+else does.
+
+Knows seconds, bytes and FLOP; knows nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+SMALL_KERNEL_S = 2.0e-6
+"""A kernel of a graph that has hardly anything to do. The audit of this path, which reckoned with 1.6 to 2.4
+microseconds."""
+
+EAGER_LAUNCH_S = 8.8e-6
+"""A kernel that is launched outside a graph, on the host's clock. The audit: 0.15 ms for 17 fills."""
+
+HOST_COPY = 25e9
+"""Bytes a second from page-locked memory of the host to a card. Assumed: what PCIe 4.0 x16 leaves of its
+32 GB/s."""
+
+BEST_PRODUCT = 0.80
+"""The share of a card's published rate that the best large product reaches: 790 of an H100's 989 TFLOP/s,
+measured on random bfloat16 numbers. The floor of an encode is reckoned with it."""
+
+BANDWIDTH_SHARE = 2.9 / 3.35
+"""Of the published bandwidth: 2.9 TB/s of an H100, the audit's. 3.0 TB/s were measured on one, copying."""
+
+PRODUCT_SHARE = 560 / 989.4
+"""Of the published rate: 560 TFLOP/s of an H100, the audit's mean over the sizes of a tower's products."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How well a class of kernels uses the bandwidth and the products' rate, each in its own share of a
+    card's published peak."""
+
+    bandwidth: float
+    products: float
+
+
+CLASSES: Mapping[str, Shares] = MappingProxyType(
+    {
+        "product": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),
+        "memory": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # element by element, copies, reductions
+        "own": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # a kernel of the project's that names no other class
+        "depthwise": Shares(0.55 * BANDWIDTH_SHARE, PRODUCT_SHARE),
+        "batched product": Shares(0.60 * BANDWIDTH_SHARE, PRODUCT_SHARE),  # skinny ones
+        "attention, head of 32": Shares(BANDWIDTH_SHARE, 180 / 989.4),
+        "attention": Shares(BANDWIDTH_SHARE, 350 / 989.4),
+        "attention, few queries": Shares(2.0 / 3.35, 350 / 989.4),  # a tile of 128 rows for three queries
+    }
+)
+"""The audit's class factors: depthwise convolutions 55% of the bandwidth, skinny batched products 60%,
+attention of small heads 180 to 350 TFLOP/s, and 2.0 TB/s where it has fewer queries than its tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A card's published peaks: bytes a second, and dense 16-bit FLOP a second that are summed in float32."""
+
+    name: str
+    bandwidth: float
+    products: float
+    source: str
+
+    def seconds(self, kind: str, kernels: int, moved: float, flop: float) -> float:
+        """Reckoned time of one operation of a class: the longest of launches, memory and products."""
+        shares = CLASSES[kind]
+        return max(
+            kernels * SMALL_KERNEL_S,
+            moved / (self.bandwidth * shares.bandwidth),
+            flop / (self.products * shares.products),
+        )
+
+    def floor_s(self, needed: float, flop: float) -> float:
+        """The least time for so many bytes and FLOP: what a copy and the best product reach."""
+        return max(needed / (self.bandwidth * BANDWIDTH_SHARE), flop / (self.products * BEST_PRODUCT))
+
+
+CARDS: Mapping[str, Card] = MappingProxyType(
+    {
+        "h100": Card("H100 SXM 80 GB", 3.35e12, 989.4e12, "NVIDIA's H100 datasheet"),
+        "a100": Card("A100 SXM 80 GB", 2.039e12, 312e12, "NVIDIA's A100 datasheet"),
+        "l4": Card("L4 24 GB", 0.300e12, 121e12, "NVIDIA's L4 datasheet: 242 TFLOP/s with sparsity"),
+        "4090": Card("RTX 4090 24 GB", 1.008e12, 165.2e12, "NVIDIA's Ada architecture paper"),
+    }
+)
+
+
+def whole_peaks(card: Card) -> Card:
+    """The same card, of whose published peaks a copy and a product get all."""
+    return replace(card, bandwidth=card.bandwidth / BANDWIDTH_SHARE, products=card.products / PRODUCT_SHARE)
+
+
+TIMM_TOWER = 59.0
+"""Pictures a second of `davit_huge_fl` at 768 x 768 on an RTX 4090, as timm publishes it (`results/` of
+huggingface/pytorch-image-models): the measured time to which the reckoning is held."""
+
+TOLERANCE = 0.25
+"""How far a reckoned tower may be from timm's before the miss is printed."""

@@ -1,0 +1,280 @@
+"""The engine's runner on a GPU that isn't there: what its graphs would hold is counted instead.
+
+Weights and caches are fake tensors of real sizes. The runner chooses its shapes and attention as on a GPU;
+only memory and capture are replaced, so nothing is computed and no answer ever ends.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from random_models import MEAN, RESCALE, SIDE, STD, native_config, picture_tokens
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from florence.checkpoint.config import read_config
+from florence.engine.device import backend as backends
+from florence.engine.device.backend import Backend
+from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.memory import DeviceMemory, Download
+from florence.engine.device.runner import Runner
+from florence.engine.device.steps import StepContext
+from florence.engine.request import GenerationOptions, Request
+from florence.engine.sequence import SequenceState
+from florence.model.caches import Caches
+from florence.model.florence2 import Florence2Model
+from florence.model.kernels.linear import pack
+from florence.model.language import Decoder, LanguageModel
+from florence.model.vision import Normalize
+from ledger.counting import Counting, Ledger
+from ledger.own import Load, own_kernels, rules_of
+
+DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
+
+
+class AbsentMemory(DeviceMemory):
+    """Memory of a GPU that isn't there. `uploaded`: bytes sent to it. Whatever is read back is zero: all
+    searches run on."""
+
+    def __init__(self) -> None:
+        self.uploaded = 0
+
+    def upload(self, values: Tensor) -> Tensor:
+        self.uploaded += values.nbytes
+        return torch.empty(values.shape, dtype=values.dtype, device=DEVICE)
+
+    def store(self, values: Tensor, buffer: Tensor) -> None:
+        if values.device.type == "cpu":
+            self.uploaded += values.nbytes
+            return
+        buffer.copy_(values)
+
+    def download(self, values: Tensor) -> Download:
+        zeros = np.zeros(values.shape)  # a tensor of the host would be a fake one too
+        return lambda: cast("Tensor", zeros)
+
+
+@dataclass
+class AbsentCapturer:
+    """Captures nothing, and says how often it was asked."""
+
+    captured: int = 0
+
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        self.captured += 1
+        return lambda: None, work()
+
+    def reset(self) -> None:
+        self.captured = 0
+
+
+@contextmanager
+def decomposed() -> Iterator[None]:
+    """Without inference mode, in which a composite operation hides those that it consists of."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def counted_steps(ledger: Ledger, load: Load) -> Iterator[None]:
+    """Write what decode steps dispatch into the ledger, while `load` is on the engine."""
+    step = StepContext.step
+
+    def counting(*args: Any, **kwargs: Any) -> None:
+        with decomposed(), Counting(ledger, rules_of(own_kernels(), load)):
+            step(*args, **kwargs)
+
+    with patch.object(StepContext, "step", counting):
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is counted: a model's size, the slots of its engine, and the beams of each request."""
+
+    size: str = "large"
+    slots: int = 64
+    beams: int = 3
+    encode_batch: int = 16
+    prompt_tokens: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """An encode of `pictures`. `graphs`: what they hold, the tower's first; `between`: kernels launched
+    between graphs. `uploaded`: bytes from the host."""
+
+    pictures: int
+    graphs: Sequence[Ledger]
+    between: int
+    uploaded: int
+
+
+class FakeEngine:
+    """A runner with fake weights, whose encodes and steps are counted in the shapes of graphs. Use it in
+    `fakes()`."""
+
+    def __init__(self, shape: Shape, model: Florence2Model | None = None) -> None:
+        self.shape = shape
+        model = model or fake_model(shape.size)
+        self._capturer, self._memory = AbsentCapturer(), AbsentMemory()
+        self.runner = Runner(
+            model,
+            shape.slots,
+            backend=replace(gpu_backend(model), memory=self._memory, capturer=self._capturer),
+            picture_tokens=picture_tokens(shape.size),
+            encode_batch=shape.encode_batch,
+        )
+
+    @property
+    def captured(self) -> int:
+        """Graphs captured so far."""
+        return self._capturer.captured
+
+    @property
+    def encoder_length(self) -> int:
+        """Positions of a request's encoder states."""
+        return self.length_of(self.shape)
+
+    @staticmethod
+    def length_of(shape: Shape) -> int:
+        """`encoder_length` of an engine of this shape."""
+        return picture_tokens(shape.size) + shape.prompt_tokens
+
+    def encode(self, pictures: int) -> Encode:
+        """Count an encode of so many different pictures: what its graphs hold, and what runs between them."""
+        load = Load(pictures, self.shape.beams, self.encoder_length, 0)
+        model, side, tower, cross = self.runner.model, SIDE[self.shape.size], Ledger(), Ledger()
+        encodes: Any = self.runner._buffers.encodes
+        longest = min(size for size in encodes._buckets.prompts if size >= self.shape.prompt_tokens)
+        with decomposed(), Counting(tower, rules_of(own_kernels(), load)):
+            tokens = model.encode_images(on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8)))
+        ids = on_device(torch.empty(pictures, longest, dtype=torch.int64))
+        mask = on_device(torch.empty(pictures, tokens.shape[1] + longest, dtype=torch.bool))
+        with decomposed(), Counting(cross, rules_of(own_kernels(), load)):
+            encodes._write_cross_kv(tokens, ids, mask, on_device(torch.empty(pictures, dtype=torch.int64)))
+        return Encode(pictures, (tower, cross), *self._between(pictures))
+
+    def _between(self, pictures: int) -> tuple[int, int]:
+        """Kernels launched, and bytes sent, around the graphs of an encode."""
+        engine = FakeEngine(replace(self.shape, encode_batch=pictures), self.runner.model)
+        side, between = SIDE[self.shape.size], Ledger()
+        with without_work():
+            engine.runner._picture_size = (side, side)
+            engine.runner.prepare()
+            for _ in range(2):  # the first time finds slots that were never used
+                between.operations.clear()
+                uploaded = engine._memory.uploaded
+                with Counting(between):
+                    for sequence in engine._encoded(pictures):
+                        engine.runner.drop(sequence)
+        return between.kernels, engine._memory.uploaded - uploaded
+
+    def steps(self, requests: int, lengths: Sequence[int]) -> list[Ledger]:
+        """Count a decode step of so many requests for each length of their sequences."""
+        running: list[SequenceState] = []
+        while len(running) < requests:
+            running += self._encoded(min(self.shape.encode_batch, requests - len(running)))
+        ledgers = []
+        for length in lengths:
+            load = Load(requests, self.shape.beams, self.encoder_length, mean_length(length))
+            for sequence in running:
+                sequence.steps = length - 2  # the token read, and the one chosen
+            ledger = Ledger()
+            with counted_steps(ledger, load):
+                self.runner.step(running)
+            ledgers.append(ledger)
+        for sequence in running:
+            self.runner.drop(sequence)
+        return ledgers
+
+    def _encoded(self, count: int) -> list[SequenceState]:
+        self.runner.features.clear()
+        side = SIDE[self.shape.size]
+        options = GenerationOptions(self.shape.beams, 1024, 1024, 3, True, 1.0)
+        prompt = (0, *range(100, 98 + self.shape.prompt_tokens), 2)
+        pictures = [np.full((side, side, 3), number, np.uint8) for number in range(count)]
+        return self.runner.encode([Request(pixels, prompt, options) for pixels in pictures])
+
+
+@contextmanager
+def fakes() -> Iterator[None]:
+    """Tensors that are made within have no memory."""
+    with FakeTensorMode(), torch.no_grad():
+        yield
+
+
+def mean_length(length: int, shortest: int = 64) -> float:
+    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below."""
+    return length / 2 if length <= shortest else 0.75 * length
+
+
+def gpu_backend(model: Florence2Model) -> Backend:
+    """What the service takes on a GPU, without the parts that ask for one."""
+    head_dim = model.config.text.decoder_head_dim
+    with patch.multiple(backends, CudaMemory=lambda _: AbsentMemory(), CudaGraphCapturer=lambda _: None):
+        backend = Backend.for_device(DEVICE, DTYPE, head_dim)
+    tries = {"pins_attention": False}  # trying attentions needs their values
+    return replace(backend, **{name: off for name, off in tries.items() if hasattr(backend, name)})
+
+
+def fake_model(size: str) -> Florence2Model:
+    """A model as it is after loading, its weights fake."""
+    with tempfile.TemporaryDirectory() as folder:
+        native_config(size).save_pretrained(folder)
+        config = read_config(Path(folder))
+    with unset_fake_temporarily():
+        normalize = Normalize(MEAN, STD, RESCALE)
+        with torch.device("meta"):
+            model = Florence2Model(config, normalize)
+    model.language.tied_head, model.language.has_logits_bias = True, False
+    move(model)
+    pack(model)
+    return model.eval()
+
+
+def move(model: nn.Module) -> None:
+    """Its parameters and buffers become the device's, floating ones in `DTYPE`."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(on_device(weight), requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, on_device(buffer))
+
+
+def on_device(value: Tensor) -> Tensor:
+    """A fake tensor of this shape."""
+    dtype = DTYPE if value.is_floating_point() else value.dtype
+    return torch.empty(value.shape, dtype=dtype, device=DEVICE)
+
+
+@contextmanager
+def without_work() -> Iterator[None]:
+    """The model computes nothing; results have their shapes."""
+
+    def nothing(*_: Any, **__: Any) -> Any:
+        return ()
+
+    def tokens(model: Florence2Model, pixels: torch.Tensor) -> torch.Tensor:
+        count = 1 + (pixels.shape[1] // 32) * (pixels.shape[2] // 32)
+        width = model.config.text.d_model
+        return torch.empty(len(pixels), count, width, dtype=model.dtype, device=pixels.device)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(StepContext, "step", nothing))
+        stack.enter_context(patch.object(Florence2Model, "encode_images", tokens))
+        stack.enter_context(patch.object(LanguageModel, "encode", nothing))
+        stack.enter_context(patch.object(Decoder, "cross_kv_by_layer", nothing))
+        stack.enter_context(patch.object(Caches, "write_cross_kv", nothing))
+        yield

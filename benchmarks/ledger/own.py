@@ -1,0 +1,77 @@
+"""The project's GPU kernels, as the ledger and `gpu.py` find them: by one list, so that a new kernel appears
+in both by itself.
+
+`florence.model.kernels.cuda`, where it is there, has `KERNELS`, a sequence of `OwnKernel`. A kernel is a
+custom operation (`torch.library.custom_op` or `triton_op`) with a fake implementation. An operation of the
+project's that is not in the list counts as one kernel that reads and writes all its arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ledger.counting import Operation, Rule
+
+PACKAGE = "florence.model.kernels.cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a step reads from memory and no shape shows. `encoder_length`, `length`: mean positions of a
+    request's encoder states and of a beam's past; `requests` and `beams` are in use."""
+
+    requests: int
+    beams: int
+    encoder_length: float
+    length: float
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kernel on random inputs of real sizes, three ways; each call returns what it computed. `twin`: the
+    plain definition. `dense`: what runs where the kernel is off, None where that is the twin."""
+
+    kernel: Callable[[], Tensor | Sequence[Tensor]]
+    twin: Callable[[], Tensor | Sequence[Tensor]]
+    dense: Callable[[], Tensor | Sequence[Tensor]] | None = None
+
+
+class OwnKernel(Protocol):
+    """A kernel as the benchmarks see it. `name`: of its operation, "florence::own_attention"."""
+
+    name: str
+
+    def cost(self, load: Load, *arguments: Any) -> tuple[float, float]:
+        """Bytes moved and FLOP of one call with these (fake) arguments."""
+
+    def case(self, device: torch.device, dtype: torch.dtype) -> Case:
+        """Random inputs of real sizes."""
+
+
+def own_kernels(package: str = PACKAGE) -> Sequence[OwnKernel]:
+    """The list; empty where there are no kernels, or no Triton for them."""
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError:
+        return ()
+    found: Sequence[OwnKernel] = getattr(module, "KERNELS", ())
+    return found
+
+
+def rules_of(kernels: Sequence[OwnKernel], load: Load) -> Mapping[str, Rule]:
+    """How the ledger counts these kernels under a load."""
+
+    def rule(kernel: OwnKernel) -> Rule:
+        def operation(arguments: tuple[Any, ...], result: Any) -> Operation:
+            moved, flop = kernel.cost(load, *arguments)
+            return Operation(kernel.name, "own", 1, moved, flop, flop)
+
+        return operation
+
+    return {kernel.name: rule(kernel) for kernel in kernels}

@@ -1,0 +1,209 @@
+"""All figures of one card and one model: counts of a step and an encode, reckoned times, the nine tasks.
+
+Counts come from `fakes.py`, costs from `costs.py`; this puts them together and prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from closed_loop import TASKS
+from random_models import SIZES, VOCAB
+from replaced import REPLACED
+
+from ledger.costs import CARDS, EAGER_LAUNCH_S, HOST_COPY, TIMM_TOWER, Card, whole_peaks
+from ledger.counting import Ledger
+from ledger.fakes import DTYPE, Encode, FakeEngine, Shape, fakes, mean_length
+from ledger.graphs import count_graphs
+from ledger.rows import closed_loop
+
+CONCURRENCIES = (30, 36, 64)
+LENGTHS = (64, 128, 256)
+"""Buckets of lengths that the nine tasks' answers need."""
+
+ENCODES = (1, 16)
+"""Batches of pictures that are counted; the time of others lies between."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted for one model: encodes by pictures, steps by requests and length, graphs captured
+    before the engine is ready and after."""
+
+    shape: Shape
+    encodes: dict[int, Encode]
+    steps: dict[tuple[int, int], Ledger]
+    graphs: tuple[int, int] | None = None
+
+
+@cache
+def count(
+    size: str, beams: int, wanted: tuple[tuple[int, int], ...], encodes: tuple[int, ...], crowds: int = 0
+) -> Counts:
+    """Count steps of the `wanted` (requests, length), encodes, and the graphs of so many random crowds."""
+    requests = [number for number, _ in wanted]
+    shape = Shape(size, slots=max(64, *requests), beams=beams)
+    steps: dict[tuple[int, int], Ledger] = {}
+    with fakes():
+        engine = FakeEngine(shape)
+        counted = {pictures: engine.encode(pictures) for pictures in encodes}
+        for number in sorted(set(requests)):
+            lengths = sorted(length for each, length in wanted if each == number)
+            steps |= {
+                (number, length): ledger
+                for length, ledger in zip(lengths, engine.steps(number, lengths), strict=True)
+            }
+        graphs = count_graphs(shape, crowds) if crowds else None
+    return Counts(shape, counted, steps, graphs)
+
+
+def needed_bytes(shape: Shape, requests: int, length: int) -> dict[str, float]:
+    """The fewest bytes of a step: the decoder's weights once, each request's encoder keys and values once for
+    all its beams, and each beam's past."""
+    d_model, layers, _, ffn_dim, _ = SIZES[shape.size]
+    weights = layers * (6 * d_model**2 + 2 * d_model * ffn_dim) + d_model * VOCAB
+    position = 2 * layers * d_model * DTYPE.itemsize  # keys and values of all layers
+    encoder_length = FakeEngine.length_of(shape)
+    return {
+        "weights": float(weights * DTYPE.itemsize),
+        "cross": float(requests * encoder_length * position),
+        "own": requests * shape.beams * mean_length(length) * position,
+    }
+
+
+@dataclass(frozen=True)
+class Reckoner:
+    """Reckoned times of counted work on a card."""
+
+    card: Card
+    counts: Counts
+
+    def step_s(self, requests: int, length: int) -> float:
+        """Of a step whose longest sequence has so many positions."""
+        bucket = min(each for number, each in self.counts.steps if number == requests and each >= length)
+        return self.counts.steps[requests, bucket].seconds(self.card)
+
+    def encode_s(self, requests: int, *, new_pictures: bool = True) -> float:
+        """Of an encode of so many requests; their pictures are known where none are new. Between two sizes
+        that were counted, a share of both."""
+        sizes = sorted(self.counts.encodes)
+        padded = next(size for size in doubled(sizes[-1]) if size >= requests)
+        low, high = sizes[0], sizes[-1]
+        share = (padded - low) / (high - low) if high > low else 1.0
+        first, last = (self._whole(self.counts.encodes[size], new_pictures) for size in (low, high))
+        return first + share * (last - first)
+
+    def _whole(self, encode: Encode, new_pictures: bool) -> float:
+        graphs = encode.graphs if new_pictures else encode.graphs[1:]
+        device = sum(graph.seconds(self.card) for graph in graphs)
+        return device + self.host_s(encode, new_pictures=new_pictures)
+
+    def host_s(self, encode: Encode, *, new_pictures: bool = True) -> float:
+        """Of one encode, while the device waits: launches between graphs, and bytes that are sent."""
+        sent = encode.uploaded / HOST_COPY if new_pictures else 0.0
+        return encode.between * EAGER_LAUNCH_S + sent
+
+    def rows(self, concurrency: int, *, new_pictures: bool) -> dict[str, dict[str, float]]:
+        """Rate and latencies of the nine tasks."""
+        return {
+            task: asdict(
+                closed_loop(
+                    concurrency,
+                    tokens,
+                    lambda requests: self.encode_s(requests, new_pictures=new_pictures),
+                    lambda length: self.step_s(concurrency, length),
+                )
+            )
+            for task, tokens in TASKS.items()
+        }
+
+
+def doubled(last: int) -> Sequence[int]:
+    """1, 2, 4, ... up to `last`."""
+    return [*(2**power for power in range(last.bit_length()) if 2**power < last), last]
+
+
+def reckon(
+    card_name: str, size: str, *, requests: int, beams: int, length: int, crowds: int = 100
+) -> dict[str, Any]:
+    """Every figure, as JSON can hold it."""
+    card = CARDS[card_name]
+    grid = [(number, each) for number in CONCURRENCIES for each in LENGTHS]
+    wanted = tuple(sorted({*grid, (requests, length)}))
+    counts = count(size, beams, wanted, ENCODES, crowds)
+    reckoner = Reckoner(card, counts)
+    rows = {
+        str(concurrency): {
+            "different pictures": reckoner.rows(concurrency, new_pictures=True),
+            "one picture": reckoner.rows(concurrency, new_pictures=False),
+        }
+        for concurrency in CONCURRENCIES
+    }
+    return {
+        "reckoned, not measured": True,
+        "card": card.name,
+        "size": size,
+        "step": _step(reckoner, requests, length),
+        "encode": _encode(reckoner),
+        "graphs": counts.graphs,
+        "rows": rows,
+        "replaced": {str(number): dict(rates) for number, rates in REPLACED.items()},
+        "check": tower_check(counts) if size == "large" else None,
+    }
+
+
+def _step(reckoner: Reckoner, requests: int, length: int) -> dict[str, Any]:
+    ledger = reckoner.counts.steps[requests, length]
+    needed = needed_bytes(reckoner.counts.shape, requests, length)
+    total = sum(needed.values())
+    return {
+        "requests": requests,
+        "beams": reckoner.counts.shape.beams,
+        "length": length,
+        "kernels": ledger.kernels,
+        "moved, GB": ledger.moved / 1e9,
+        "needed, GB": total / 1e9,
+        "of them": {name: each / 1e9 for name, each in needed.items()},
+        "TFLOP": ledger.flop / 1e12,
+        "ms": ledger.seconds(reckoner.card) * 1e3,
+        "floor, ms": reckoner.card.floor_s(total, ledger.flop) * 1e3,
+        "kernels by operation": dict(ledger.by_name().most_common()),
+    }
+
+
+def _encode(reckoner: Reckoner) -> dict[str, Any]:
+    encode = reckoner.counts.encodes[ENCODES[-1]]
+    names = ("tower", "encoder and cross")
+    flop = sum(graph.flop for graph in encode.graphs)
+    device = sum(graph.seconds(reckoner.card) for graph in encode.graphs)
+    return {
+        "pictures": encode.pictures,
+        "kernels": sum(graph.kernels for graph in encode.graphs),
+        "parts": {
+            name: {
+                "kernels": graph.kernels,
+                "moved, GB": graph.moved / 1e9,
+                "TFLOP": graph.flop / 1e12,
+                "ms": graph.seconds(reckoner.card) * 1e3,
+            }
+            for name, graph in zip(names, encode.graphs, strict=True)
+        },
+        "launches between graphs": encode.between,
+        "ms a picture": device / encode.pictures * 1e3,
+        "host, ms a picture": reckoner.host_s(encode) / encode.pictures * 1e3,
+        "floor, ms a picture": reckoner.card.floor_s(0.0, flop) / encode.pictures * 1e3,
+    }
+
+
+def tower_check(counts: Counts) -> dict[str, float]:
+    """The tower, pictures a second on an RTX 4090: as timm measured it, as reckoned with the card's published
+    peaks, and with an H100's shares of them."""
+    encode, card = counts.encodes[ENCODES[-1]], CARDS["4090"]
+
+    def rate(each: Card) -> float:
+        return encode.pictures / encode.graphs[0].seconds(each)
+
+    return {"timm": TIMM_TOWER, "published peaks": rate(whole_peaks(card)), "H100's shares": rate(card)}

@@ -1,0 +1,209 @@
+"""What is measured, on what, and the clocks: models made once, runners and engines as the service has them,
+and times between CUDA events."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_models import SIDE, backend_of, load_saved, make_native, picture_tokens
+from torch import Tensor
+from transformers import Florence2ForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from florence.engine.config import EngineConfig
+from florence.engine.device.backend import Backend
+from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.runner import Runner
+from florence.engine.loop import Engine
+from florence.model.florence2 import Florence2Model
+
+
+@dataclass
+class Watched:
+    """A capturer that remembers the replays as they run: `recent`, the last ones first to last."""
+
+    inner: GraphCapturer
+    captured: int = 0
+    recent: list[Replay] = field(default_factory=list)
+
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        replay, results = self.inner.capture(work)
+        self.captured += 1
+
+        def watched() -> None:
+            self.recent.append(replay)
+            replay()
+
+        return watched, results
+
+    def reset(self) -> None:
+        self.inner.reset()
+        self.recent.clear()
+
+
+@dataclass
+class Bench:
+    """`slots`, `encode_batch`: of the service's engine. `capture`: whether steps and encodes are captured."""
+
+    size: str
+    device: torch.device
+    dtype: torch.dtype
+    slots: int = 64
+    encode_batch: int = 16
+    capture: bool = True
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @cached_property
+    def folder(self) -> Path:
+        """The random weights in float32, made and saved once."""
+        self._kept = tempfile.TemporaryDirectory()
+        try:
+            with self.device:  # drawn on the device: the host takes a hundred times as long
+                native = make_native(self.size, torch.float32)
+        except RuntimeError:  # everything else depends on this
+            native = make_native(self.size, torch.float32)
+        native.save_pretrained(self._kept.name)
+        return Path(self._kept.name)
+
+    def close(self) -> None:
+        """Remove the saved weights."""
+        if "folder" in self.__dict__:
+            self._kept.cleanup()
+
+    def native(self) -> Florence2ForConditionalGeneration:
+        """transformers' model of the same weights, as it comes."""
+        return (
+            Florence2ForConditionalGeneration.from_pretrained(self.folder, dtype=self.dtype)
+            .to(self.device)
+            .eval()
+        )
+
+    def load(self, dtype: torch.dtype | None = None) -> Florence2Model:
+        """This package's model of these weights, through its own loading code."""
+        return load_saved(self.folder, self.device, dtype or self.dtype)
+
+    @cached_property
+    def model(self) -> Florence2Model:
+        """`load`, once."""
+        return self.load()
+
+    def backend(self, model: Florence2Model) -> tuple[Backend, Watched]:
+        """As the service would run the model, its replays watched; on a CPU the same fixed shapes."""
+        if self.on_gpu:
+            backend = backend_of(model)
+            inner = backend.capturer or EagerCapturer()
+        else:
+            backend, inner = Backend(delayed_readback=True, free_host_reads=False), EagerCapturer()
+        watched = Watched(inner)
+        return replace(backend, capturer=watched if self.capture else None), watched
+
+    def runner(
+        self, model: Florence2Model, slots: int | None = None, feature_bytes: int = 0
+    ) -> tuple[Runner, Watched]:
+        """A runner, and its replays."""
+        backend, watched = self.backend(model)
+        slots = slots or self.slots
+        runner = Runner(
+            model,
+            slots,
+            backend=backend,
+            picture_tokens=picture_tokens(self.size),
+            encode_batch=min(slots, self.encode_batch),
+            picture_size=(SIDE[self.size], SIDE[self.size]),
+            feature_bytes=feature_bytes,
+        )
+        return runner, watched
+
+    @cached_property
+    def service(self) -> tuple[Runner, Watched]:
+        """A runner as the service has it, all prepared graphs captured, once."""
+        runner, watched = self.runner(self.model)
+        runner.prepare()
+        return runner, watched
+
+    def drop_service(self) -> None:
+        """Free its caches and graphs."""
+        self.__dict__.pop("service", None)
+        forget()
+
+    def engine(self, model: Florence2Model, slots: int | None = None, **config: Any) -> Engine:
+        """An engine with the service's configuration."""
+        settings = EngineConfig.for_device(
+            "cuda",
+            max_batch_size=slots or self.slots,
+            max_encode_batch=min(slots or self.slots, self.encode_batch),
+            max_prompt_tokens=1024 - picture_tokens(self.size),
+            **config,
+        )
+        runner, _ = self.runner(model, slots, settings.picture_cache_bytes)
+        return Engine(runner, settings)
+
+    def synchronize(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def device_ms(self, work: Callable[[], object], repeats: int = 20) -> float:
+        """Milliseconds of the work, sent so many times back to back, between two events of the device; on a
+        CPU by the host's clock. The first run is not counted."""
+        work()
+        if not self.on_gpu:
+            return self.host_ms(work, 1)
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        self.synchronize()
+        first.record()
+        for _ in range(repeats):
+            work()
+        last.record()
+        self.synchronize()
+        return float(first.elapsed_time(last)) / repeats
+
+    def host_ms(self, work: Callable[[], object], repeats: int = 5) -> float:
+        """Median milliseconds until the work is done, on the host's clock."""
+        times = []
+        for _ in range(repeats):
+            self.synchronize()
+            started = time.perf_counter()
+            work()
+            self.synchronize()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times) * 1e3
+
+    @contextmanager
+    def uncaptured(self) -> Iterator[None]:
+        """Without graphs: a way on where capture fails."""
+        self.capture = False
+        try:
+            yield
+        finally:
+            self.capture = True
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """A way on where cuDNN finds no plan for an attention."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def forget() -> None:
+    """Free the memory of what is closed: captured work refers to itself, and PyTorch keeps freed memory."""
+    gc.collect()
+    torch.cuda.empty_cache()

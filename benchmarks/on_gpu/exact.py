@@ -1,0 +1,185 @@
+"""Are the answers right on this card: against `transformers.generate` in float32, alone against in a crowd,
+and how far other dtypes are from float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from closed_loop import options
+from closed_loop import requests as random_requests
+from exactness import Theirs, generate_alone, requests
+from random_models import VOCAB, convert, decide, make_native
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from florence.engine.loop import Engine
+from florence.engine.request import Generation, Request
+from florence.model.florence2 import Florence2Model
+from florence.runtime.futures import generate
+from on_gpu.bench import Bench, forget
+
+Add = Callable[[str, Any], None]
+PATIENCE_S = 45.0
+SLOTS = 16
+
+
+def smoke(bench: Bench, add: Add) -> None:
+    """One capture of everything at tiny size, and each attention backend against the plain one."""
+    tiny = replace(bench, size="tiny")
+    model = tiny.load()
+    asked = random_requests("tiny", 8, 6)
+    engine = tiny.engine(model, 4)
+    answers = answer_all(engine, [*asked, *(replace(each, options=options(8, beams=1)) for each in asked)])
+    engine.close()
+    add("answers of the tiny model", len(answers))
+    add("attention", attention_backends(bench))
+
+
+def attention_backends(bench: Bench) -> dict[str, Any]:
+    """The largest difference from the plain attention, or why there is none."""
+    dice = torch.Generator(bench.device).manual_seed(0)
+    found: dict[str, Any] = {}
+    queries, keys, values = (
+        torch.randn(2, 4, length, 64, generator=dice, device=bench.device, dtype=bench.dtype)
+        for length in (3, 640, 640)
+    )
+    mask = (torch.arange(640, device=bench.device) < 589)[None, None, None].expand(2, 1, 3, 640)
+    plain = attend(SDPBackend.MATH, queries.float(), keys.float(), values.float(), mask)
+    for backend in (
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.MATH,
+    ):
+        try:
+            mixed = attend(backend, queries, keys, values, mask)
+            found[backend.name] = float((mixed.float() - plain).abs().max())
+        except RuntimeError as error:
+            found[backend.name] = str(error).splitlines()[0]
+    return found
+
+
+def attend(
+    backend: SDPBackend, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """By this backend and no other."""
+    with sdpa_kernel([backend]):
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
+def exactness(bench: Bench, add: Add) -> None:
+    """Ids in a crowd against `transformers.generate` one by one, in float32 on the same card; and the dtype
+    that is served: alone, in a crowd, and against float32."""
+    for size, count in (("tiny", 24), ("base", 12)) if bench.size != "tiny" else (("tiny", 6),):
+        native = make_native(size, torch.float32)
+        decide(native)
+        asked = [request for _, request in requests(size, 20, (1, 3, 5), 0)][:count]
+        exact = replace(bench, size=size, dtype=torch.float32)
+        model = convert(native, bench.device, torch.float32)
+        native.to(bench.device)
+        theirs = [generate_alone(native, request) for request in asked]
+        ours, changed = crowd(exact, model, asked)
+        add(f"{size}, float32", agreement(ours, theirs) | {"changed when asked again": changed})
+        add(f"{size}, {bench.dtype}", served(replace(bench, size=size), native, asked, ours))
+        del native, model
+        forget()
+
+
+def served(
+    bench: Bench, native: Any, asked: Sequence[Request], exact: Sequence[Generation]
+) -> dict[str, Any]:
+    """Shares of equal answers of the dtype that is served."""
+    model = convert(native.cpu(), bench.device, bench.dtype)
+    together, changed = crowd(bench, model, asked)
+    engine = bench.engine(model, SLOTS)
+    alone = [answer_all(engine, [request])[0] for request in asked]
+    engine.close()
+
+    def same(one: Sequence[Generation], other: Sequence[Generation]) -> str:
+        equal = sum(a.token_ids == b.token_ids for a, b in zip(one, other, strict=True))
+        return f"{equal} of {len(asked)}"
+
+    return {
+        "alone as in a crowd": same(alone, together),
+        "alone as in float32": same(alone, exact),
+        "in a crowd as in float32": same(together, exact),
+        "changed when asked again": changed,
+    }
+
+
+def crowd(bench: Bench, model: Florence2Model, asked: Sequence[Request]) -> tuple[list[Generation], int]:
+    """All at once, twice, so that the second round runs what the first captured; with a tiny encode budget
+    a step is taken between all parts of all encodes. The second answers, and how many of them are others than
+    the first."""
+    engine = bench.engine(model, SLOTS, encode_budget_ms=0.1)
+    first, second = answer_all(engine, asked), answer_all(engine, asked)
+    engine.close()
+    return second, sum(a.token_ids != b.token_ids for a, b in zip(first, second, strict=True))
+
+
+def answer_all(engine: Engine, asked: Sequence[Request]) -> list[Generation]:
+    """All requests at once."""
+    futures: list[Future[Generation]] = [generate(engine, request) for request in asked]
+    return [future.result(PATIENCE_S) for future in futures]
+
+
+def agreement(ours: Sequence[Generation], theirs: Sequence[Theirs]) -> dict[str, Any]:
+    """How many answers have the same ids; of each other one how far the two are apart."""
+    mismatches = []
+    apart = 0.0
+    for our, their in zip(ours, theirs, strict=True):
+        if our.token_ids == their.token_ids:
+            pairs = zip(our.token_logprobs, their.token_logprobs, strict=True)
+            apart = max([apart, *(abs(a - b) for a, b in pairs)])
+            continue
+        at = next(
+            (i for i, (a, b) in enumerate(zip(our.token_ids, their.token_ids, strict=False)) if a != b), -1
+        )
+        gap = sum(our.token_logprobs) - sum(their.token_logprobs)
+        mismatches.append(
+            {"first different token": at, "ours above theirs, log-probability": gap,
+             "scores": [our.score, their.score]}
+        )  # fmt: skip
+    gaps = [gap for their in theirs for gap in their.gaps]
+    return {
+        "requests": len(ours),
+        "same ids": len(ours) - len(mismatches),
+        "mismatches": mismatches,
+        "log-probabilities of equal answers differ at most": apart,
+        "least gap of best and second, greedy": min(gaps, default=None),
+        "different answers": len({their.token_ids for their in theirs}),
+    }
+
+
+@torch.inference_mode()
+def drift(bench: Bench, add: Add) -> None:
+    """Logits of the same forced tokens in lower precision against float32, of one set of saved weights."""
+    pixels = torch.from_numpy(np.stack([each.pixels for each in random_requests(bench.size, 1, 2)]))
+    ids = torch.randint(100, VOCAB - 1100, (2, 24), generator=torch.Generator().manual_seed(0))
+    prompt = torch.tensor([[0, 100, 101, 2]] * 2, device=bench.device)
+
+    def logits(dtype: torch.dtype) -> torch.Tensor:
+        model = bench.model if dtype is bench.dtype else bench.load(dtype)
+        encoded = model.encode(model.encode_images(pixels.to(bench.device)), prompt)
+        cross = model.language.decoder.cross_kv(encoded)
+        states, _ = model.language.decode(ids.to(bench.device), None, cross)
+        return model.language.logits(states)
+
+    exact = logits(torch.float32)
+    add("spread of float32 logits", float(exact.std()))
+    forget()
+    for dtype in (torch.bfloat16, torch.float16):
+        lower = logits(dtype)
+        add(
+            str(dtype),
+            {
+                "mean difference": float((lower - exact).abs().mean()),
+                "same first choice": float((lower.argmax(-1) == exact.argmax(-1)).float().mean()),
+            },
+        )
+        forget()

@@ -1,0 +1,171 @@
+"""Sections of a long run that fail alone: each has a limit, its figures are written as they come, and a
+section that hangs or breaks the device ends the process, whose successor goes on with the rest.
+
+Knows nothing about what is measured.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Way = tuple[str, Callable[[], AbstractContextManager[None]]]
+"""A name, and a context in which a section may work though it failed without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Something to measure. `work` gets a function that takes figures as they come, under a name. `limit_s`:
+    after which it counts as hung."""
+
+    name: str
+    limit_s: float
+    work: Callable[[Callable[[str, Any], None]], None]
+
+
+@dataclass
+class Report:
+    """The figures of a run, in a file that is written anew with each of them."""
+
+    path: Path | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, section: str, name: str, value: Any) -> None:
+        """Take one figure, and print it."""
+        self.figures.setdefault(section, {})[name] = value
+        self._write()
+        print(f"  {name}: {json.dumps(value)}", flush=True)
+
+    def _write(self) -> None:
+        if self.path is not None:
+            beside = self.path.with_suffix(".part")
+            beside.write_text(json.dumps(self.figures, indent=2, default=str) + "\n")
+            beside.replace(self.path)
+
+    @classmethod
+    def resumed(cls, path: Path | None) -> Report:
+        """With the figures that an earlier process of the same run has written."""
+        if path is None or not path.exists():
+            return cls(path)
+        return cls(path, json.loads(path.read_text()))
+
+
+class Lost(Exception):
+    """A section hung, or the device takes no work any more: this process can measure nothing else."""
+
+
+@dataclass
+class Sections:
+    """Runs sections in order. `ends_at`: a reading of `time.time()` by which all must be over. `ways`: tried
+    one after the other where a section fails as it is; one that helps is kept for the rest. `state`: what is
+    noted before and after each section, the device's clocks for instance. `is_lost`: whether the device takes
+    no work any more."""
+
+    report: Report
+    ends_at: float
+    ways: Sequence[Way] = ()
+    state: Callable[[], Any] = lambda: None
+    is_lost: Callable[[], bool] = lambda: False
+    _kept: Way | None = None
+
+    def run(self, sections: Sequence[Section]) -> None:
+        """All of them. Raises `Lost` where the process has to end; `left` of it are those that remain."""
+        for index, section in enumerate(sections):
+            if (left_s := self.ends_at - time.time()) <= 0:
+                self.report.add("run", f"left out, no time: {section.name}", True)
+                continue
+            print(f"{section.name} ({left_s:.0f} s are left)", flush=True)
+            try:
+                self._one(section)
+            except Lost as error:
+                error.add_note(section.name)
+                raise Lost(sections[index + 1 :]) from error
+
+    def _one(self, section: Section) -> None:
+        started, before = time.time(), self.state()
+        done = self._attempt(section, self._kept)
+        for way in () if done else self.ways:
+            if way is self._kept:
+                continue
+            print(f"  again: {way[0]}", flush=True)
+            done = self._attempt(section, way)
+            if done:
+                self._kept = way
+                self.report.add("run", f"kept after {section.name}", way[0])
+                break
+        if before is not None:
+            self.report.add(section.name, "device before and after", [before, self.state()])
+        self.report.add(section.name, "seconds", round(time.time() - started, 1))
+
+    def _attempt(self, section: Section, way: Way | None) -> bool:
+        """Run it in a thread of its own, for a hung one can't be stopped. Returns whether it succeeded."""
+        raised: list[BaseException] = []
+        limit_s = min(section.limit_s, self.ends_at - time.time())
+
+        def work() -> None:
+            try:
+                if way is None:
+                    section.work(lambda name, value: self.report.add(section.name, name, value))
+                else:
+                    with way[1]():
+                        section.work(lambda name, value: self.report.add(section.name, name, value))
+            except BaseException as error:  # noqa: BLE001  (written into the report)
+                raised.append(error)
+
+        thread = threading.Thread(target=work, name=section.name, daemon=True)
+        thread.start()
+        thread.join(max(limit_s, 0.0))
+        label = "failed" if way is None else f"failed, {way[0]}"
+        if thread.is_alive():
+            self.report.add(section.name, label, f"not over after {limit_s:.0f} s\n{stacks()}")
+            raise Lost(section.name)
+        if raised:
+            self.report.add(section.name, label, "".join(traceback.format_exception(raised[0])))
+            if self.is_lost():
+                raise Lost(section.name)
+        return not raised
+
+
+def stacks() -> str:
+    """Where all threads are."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read()
+
+
+def watch(seconds: float) -> None:
+    """End this process after so many seconds whatever it does, its stacks printed: also where Python itself
+    can't go on."""
+    faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True)
+
+
+def go_on(names: Sequence[str], options: Mapping[str, str]) -> None:
+    """Replace this process by one that runs the sections of these names: memory and a broken device's state
+    go with it. Does not return."""
+    words = [word for name, value in options.items() for word in (name, value)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *own_command(), "--only", *names, *words])
+
+
+def own_command() -> list[str]:
+    """How this script was started, without the options that `go_on` gives anew."""
+    kept: list[str] = []
+    dropping = False
+    for word in sys.argv:
+        if word.startswith("--"):
+            dropping = word in ("--only", "--ends-at")
+        if not dropping:
+            kept.append(word)
+    return kept

@@ -1,0 +1,202 @@
+"""Ways to compute one thing, timed beside each other on the sizes of the model: which of them this card
+likes.
+
+Each variant fails alone: where one can't run, its error stands in place of its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from ledger.own import own_kernels
+from random_models import SIDE, SIZES, VOCAB
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from on_gpu.bench import Bench, forget
+
+Add = Callable[[str, Any], None]
+Work = Callable[[], object]
+BEAMS, PICTURES, ENCODER_LENGTH = 3, 16, 640
+BACKENDS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+)
+
+
+@torch.inference_mode()
+def variants(bench: Bench, add: Add) -> None:
+    """All of them, the quick ones first."""
+    for part in (head, depthwise, attention, scaled, own, batches, compiled):
+        try:
+            part(bench, add)
+        except Exception as error:  # noqa: BLE001  (its figure; the others go on)
+            add(f"{part.__name__}: failed", repr(error)[:500])
+        forget()
+
+
+def timed(bench: Bench, ways: Mapping[str, Work], repeats: int = 10) -> dict[str, Any]:
+    """Milliseconds of each way, or its error."""
+    found: dict[str, Any] = {}
+    for name, work in ways.items():
+        try:
+            found[name] = round(bench.device_ms(work, repeats), 4)
+        except Exception as error:  # noqa: BLE001
+            found[name] = repr(error).splitlines()[0][:200]
+    return found
+
+
+def randn(bench: Bench, *shape: int) -> Tensor:
+    """Random numbers of the device and dtype that are served."""
+    return torch.randn(*shape, device=bench.device, dtype=bench.dtype)
+
+
+def head(bench: Bench, add: Add) -> None:
+    """The head's product: its odd number of rows, a multiple of 64, and sums in float32 as they are made."""
+    d_model = SIZES[bench.size][0]
+    states = randn(bench, bench.slots * BEAMS, d_model)
+    plain, padded = randn(bench, VOCAB, d_model), randn(bench, -(-VOCAB // 64) * 64, d_model)
+    add(
+        "head",
+        timed(
+            bench,
+            {
+                f"{VOCAB} rows, then float32": lambda: (states @ plain.t()).float(),
+                f"{len(padded)} rows, then float32": lambda: (states @ padded.t()).float(),
+                f"{VOCAB} rows, float32 sums": lambda: torch.mm(states, plain.t(), out_dtype=torch.float32),
+                f"{len(padded)} rows, float32 sums": lambda: torch.mm(
+                    states, padded.t(), out_dtype=torch.float32
+                ),
+            },
+        ),
+    )
+
+
+def stages(bench: Bench) -> list[tuple[int, int]]:
+    """Dimension and cells a side of each stage of the tower."""
+    return [(dim, SIDE[bench.size] // (4 * 2**stage)) for stage, dim in enumerate(SIZES[bench.size][4])]
+
+
+def depthwise(bench: Bench, add: Add) -> None:
+    """The tower's depthwise convolution, channels last: cuDNN's against PyTorch's own."""
+    for dim, side in stages(bench):
+        cells = randn(bench, PICTURES, side, side, dim).permute(0, 3, 1, 2)
+        filters = randn(bench, dim, 1, 3, 3).contiguous(memory_format=torch.channels_last)
+
+        def run(allowed: bool, cells: Tensor = cells, filters: Tensor = filters) -> Tensor:
+            torch.backends.cudnn.enabled = allowed  # `flags` would touch TF32's old switches too
+            try:
+                return F.conv2d(cells, filters, padding=1, groups=len(filters))
+            finally:
+                torch.backends.cudnn.enabled = True
+
+        ways = {
+            "cuDNN": lambda run=run: run(True),
+            "PyTorch's": lambda run=run: run(False),
+            "a copy, for comparison": lambda cells=cells: cells.clone(),
+        }
+        add(f"depthwise, {dim} x {side} x {side}", timed(bench, ways))
+
+
+def attention(bench: Bench, add: Add) -> None:
+    """Each backend on the shapes of the tower's windows, of the encoder, and of a step's cross attention."""
+    d_model, _, heads, _, _ = SIZES[bench.size]
+    shapes = {
+        f"windows of {dim}": ((PICTURES * max(1, (side // 12) ** 2), dim // 32 or 1, 144, 32), 144, False)
+        for dim, side in stages(bench)
+    }
+    wide = d_model // heads
+    shapes["encoder"] = ((PICTURES, heads, ENCODER_LENGTH, wide), ENCODER_LENGTH, True)
+    shapes["cross"] = ((bench.slots, heads, BEAMS, wide), ENCODER_LENGTH, True)
+    for name, ((rows, count, length, width), keys, masked) in shapes.items():
+        queries = randn(bench, rows, length, count, width).transpose(1, 2)
+        memory = randn(bench, rows, keys, count, width).transpose(1, 2)
+        mask = (torch.arange(keys, device=bench.device) < keys - 51).expand(rows, 1, 1, keys)
+
+        def run(
+            backend: SDPBackend,
+            queries: Tensor = queries,
+            memory: Tensor = memory,
+            mask: Tensor | None = mask if masked else None,
+        ) -> Tensor:
+            with sdpa_kernel([backend]):
+                return F.scaled_dot_product_attention(queries, memory, memory, attn_mask=mask)
+
+        ways = {each.name: lambda each=each, run=run: run(each) for each in BACKENDS}
+        add(f"attention, {name}", timed(bench, ways))
+
+
+def scaled(bench: Bench, add: Add) -> None:
+    """Products of the tower's third stage in fp8 (e4m3, a scale for each row) and in the served dtype."""
+    dim, side = stages(bench)[2]
+    rows = PICTURES * side * side
+    for inputs, outputs in ((dim, 3 * dim), (dim, 4 * dim), (4 * dim, dim)):
+        states, weight = randn(bench, rows, inputs), randn(bench, outputs, inputs)
+        low, low_weight = states.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
+        ones = torch.ones(rows, 1, device=bench.device), torch.ones(1, outputs, device=bench.device)
+        ways: dict[str, Work] = {
+            str(bench.dtype): lambda a=states, b=weight: a @ b.t(),  # type: ignore[misc]
+            "fp8": lambda a=low, b=low_weight, s=ones: torch._scaled_mm(  # type: ignore[misc]
+                a, b.t(), scale_a=s[0], scale_b=s[1], out_dtype=bench.dtype, use_fast_accum=True
+            ),
+            "to fp8": lambda a=states: a.to(torch.float8_e4m3fn),  # type: ignore[misc]
+        }
+        add(f"product {rows} x {inputs} -> {outputs}", timed(bench, ways))
+
+
+def own(bench: Bench, add: Add) -> None:
+    """Each kernel of the project against its plain twin and what runs without it."""
+    for kernel in own_kernels():
+        try:
+            case = kernel.case(bench.device, bench.dtype)
+            ways: dict[str, Work] = {"kernel": case.kernel, "twin": case.twin}
+            if case.dense is not None:
+                ways["dense"] = case.dense
+            figures = timed(bench, ways)
+            figures["furthest from the twin"] = furthest(case.kernel(), case.twin())
+        except Exception as error:  # noqa: BLE001
+            figures = {"failed": repr(error)[:300]}
+        add(f"kernel {kernel.name}", figures)
+
+
+def furthest(found: Any, expected: Any) -> float:
+    """The largest norm of a difference, in multiples of what is expected."""
+    pairs = [(found, expected)] if isinstance(found, Tensor) else zip(found, expected, strict=True)
+    worst = 0.0
+    for one, other in pairs:
+        one, other = one.double(), other.double()
+        worst = max(worst, float((one - other).norm() / other.norm().clamp(min=1e-30)))
+    return worst
+
+
+def batches(bench: Bench, add: Add) -> None:
+    """The tower without graphs: what larger batches would give."""
+    for count in (4, 8, 16, 32) if bench.on_gpu else (2,):
+        pixels = torch.zeros(count, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
+        pixels = pixels.random_(0, 256).to(bench.device)
+        work = {"ms": lambda pixels=pixels: bench.model.encode_images(pixels)}
+        found = timed(bench, work, 3)["ms"]
+        add(f"tower, {count} at once, ms a picture", found / count if isinstance(found, float) else found)
+
+
+def compiled(bench: Bench, add: Add) -> None:
+    """One block of the tower's third stage by `torch.compile`. Last, since compiling takes its time."""
+    tower: Any = bench.model.vision.tower
+    block = tower.stages[2].blocks[0]
+    dim, side = stages(bench)[2]
+    cells = randn(bench, PICTURES if bench.on_gpu else 1, side, side, dim)
+
+    def both(cells: Tensor) -> Tensor:
+        result: Tensor = block.channel_block(block.spatial_block(cells))
+        return result
+
+    ways: dict[str, Work] = {"plain": lambda: both(cells)}
+    if bench.on_gpu:
+        fast = torch.compile(both)
+        ways["compiled"] = lambda: fast(cells)
+    add("a block of the third stage, ms", timed(bench, ways))

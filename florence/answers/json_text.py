@@ -1,0 +1,50 @@
+"""A generated text read as JSON, strictly: what is read can be written as JSON again.
+
+A model may write anything: numbers that are none, half a surrogate pair, brackets without end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final, NoReturn
+
+DEEPEST: Final = 64
+"""Arrays and objects inside one another; writers of JSON have limits too."""
+
+
+def read_json(text: str) -> tuple[Any, str | None]:
+    """The value and None; None and why where the text is no JSON."""
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return None, "a string holds half of a surrogate pair"
+    except ValueError as error:
+        return None, str(error)
+    except RecursionError:
+        return None, _too_deep()
+    return (value, None) if _depth(value) <= DEEPEST else (None, _too_deep())
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number[:60]} is too large for a number")
+    return value
+
+
+def _too_deep() -> str:
+    return f"more than {DEEPEST} arrays and objects stand inside one another"
+
+
+def _depth(value: Any) -> int:
+    """How many arrays and objects stand inside one another."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, list | dict)]:
+        depth += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth

@@ -1,0 +1,24 @@
+"""Products of half-precision matrices whose sums are not rounded back to half precision.
+
+A product accumulates in float32 anyway; a GPU's libraries can write these sums as they are (`out_dtype`, a
+GPU's only), where otherwise they are rounded to bfloat16's eight bits and converted again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mm_float32(left: Tensor, right: Tensor) -> Tensor:
+    """[n, k] @ [k, m] in float32, never rounded on a GPU."""
+    if left.is_cuda and left.dtype is not torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left, right).float()
+
+
+def bmm_float32(left: Tensor, right: Tensor) -> Tensor:
+    """[batch, n, k] @ [batch, k, m] in float32, never rounded on a GPU."""
+    if left.is_cuda and left.dtype is not torch.float32:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left, right).float()

@@ -1,0 +1,46 @@
+"""`POST /tasks/{name}`: any task that the loaded checkpoint has, its own ones included; a Starlette app.
+
+BentoML's endpoints are made before a checkpoint is loaded, so tasks that a checkpoint declares have theirs
+here. Input and answer are those of the built-in tasks' endpoints.
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from florence.errors import Closed, NotFound, TaskError
+from florence.server.replies import json_reply, reply_or_error
+from florence.server.typed.endpoints import INPUT_TYPES, Refused, answer_task, explain
+from florence.server.v2.inference import Inference
+from florence.types.declared import ways_out
+
+
+def create_task_app(inference: Inference) -> Starlette:
+    """The one route."""
+
+    async def task(request: Request) -> Response:
+        return await reply_or_error(_answer(inference, request))
+
+    return Starlette(routes=[Route("/tasks/{name}", task, methods=["POST"])])
+
+
+async def _answer(inference: Inference, request: Request) -> Response:
+    """Raises NotFound, which names the tasks, for a path that names none."""
+    if (model := inference.model) is None:
+        raise Closed("the model is not loaded")
+    name = request.path_params["name"]
+    try:
+        task = model.tasks.resolve(name)
+    except TaskError as error:
+        raise NotFound(f"{error}{ways_out(name, 'send it to /prompt')}") from None
+    input_type = INPUT_TYPES[task.input]
+    sent = await input_type.from_http_request(request, None)
+    if isinstance(sent, Refused):
+        raise explain(sent.error, task, input_type) if isinstance(sent.error, ValidationError) else sent.error
+    fields = {name: getattr(sent, name) for name in input_type.model_fields}
+    answer = await answer_task(model, inference.timeout_s, task.token, fields)
+    return json_reply(answer.model_dump(mode="json"))

@@ -1,0 +1,157 @@
+"""Tasks that a fine-tune has beside the built-in ones: their rows in a file, and the presets.
+
+A file is a JSON array of rows, each with the fields of `DeclaredTask`. Knows their text, not where it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from florence.errors import SettingsError, quote
+from florence.types.bounds import MAX_NGRAM
+from florence.types.regions import LOCATIONS_EXAMPLE
+from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task
+
+TASKS_FILE: Final = "florence_tasks.json"
+"""Its name beside a checkpoint."""
+
+_EXAMPLES: Final = MappingProxyType({Input.TEXT: "What is this?", Input.REGION: LOCATIONS_EXAMPLE})
+
+TaskRow = tuple[str, object]
+"""Where a row stands, for errors, and the row."""
+
+
+class DeclaredTask(BaseModel):
+    """A task of a checkpoint: a row of `florence_tasks.json`, and of what `/info` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    token: str = Field(
+        min_length=1, max_length=100, description="How v2 and answers name it: <GENERATE_TAGS>."
+    )
+    name: str = Field(
+        min_length=1, max_length=100, description="Its name in paths, clients and commands: generate_tags."
+    )
+    prompt: str = Field(
+        default="",
+        description="What the model reads, with {input} where the text or region goes. Left out: the token, "
+        "and the input behind it.",
+    )
+    input: Input = Field(default=Input.NONE, description="What it takes besides the picture.")
+    kind: Kind = Field(default=Kind.TEXT, description="What it answers with.")
+    no_repeat_ngram_size: int | None = Field(
+        default=0,
+        ge=0,
+        le=MAX_NGRAM,
+        description="For requests that don't say one; null: as the checkpoint says.",
+    )
+    summary: str = Field(default="", description="One sentence, for the API's pages.")
+    example: str | None = Field(default=None, description="An input that it accepts, for errors and pages.")
+    labelled: bool = Field(default=True, description="Whether boxes and polygons have labels.")
+
+    @classmethod
+    def of(cls, task: Task) -> DeclaredTask:
+        """The row of a task."""
+        return cls(**{name: getattr(task, name) for name in cls.model_fields})
+
+    def task(self) -> Task:
+        """The task that it declares."""
+        slot = "" if self.input is Input.NONE else INPUT_SLOT
+        return Task(
+            token=self.token,
+            name=self.name,
+            prompt=self.prompt or self.token + slot,
+            input=self.input,
+            kind=self.kind,
+            summary=self.summary or f"The checkpoint's task {self.token}.",
+            example=self.example or _EXAMPLES.get(self.input),
+            labelled=self.labelled,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+        )
+
+
+def read_rows(text: str, source: str) -> list[TaskRow]:
+    """The rows in a file's text. Raises SettingsError, which names the `source`, if it is no JSON array."""
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{source} is not valid JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise SettingsError(f"{source} must hold an array of tasks, got {quote(rows)}")
+    return [(f"{source}, row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def declare(rows: Iterable[TaskRow]) -> list[Task]:
+    """The tasks of all rows. Raises one SettingsError that names each row which is malformed, or clashes with
+    a built-in task or a row before it."""
+    table, wrong = TASKS, []
+    for where, row in rows:
+        try:
+            table = table.extended([_read_row(row)])
+        except SettingsError as error:
+            wrong.append(f"{where}: {error}")
+    if wrong:
+        raise SettingsError("; ".join(wrong))
+    return list(table.values())[len(TASKS) :]
+
+
+def _read_row(row: object) -> Task:
+    try:
+        return DeclaredTask.model_validate(row).task()
+    except ValidationError as error:
+        named = f"{quote(row['token'])}: " if isinstance(row, Mapping) and row.get("token") else ""
+        raise SettingsError(
+            named + ", ".join(_explain(dict(detail)) for detail in error.errors(include_url=False))
+        ) from None
+
+
+def _explain(detail: dict[str, Any]) -> str:
+    name, message = str(detail["loc"][0]) if detail["loc"] else "the row", detail["msg"]
+    if detail["type"] == "extra_forbidden":
+        return f"unknown field {name[:60]!r}; the fields are {', '.join(DeclaredTask.model_fields)}"
+    if detail["type"] == "missing":
+        return f"{name} is missing"
+    if not detail["loc"]:
+        return f"a row is an object with token, name and more, got {quote(detail['input'])}"
+    return f"{name}: {message[0].lower()}{message[1:]}, got {quote(detail['input'])}"
+
+
+def _plain(*tokens: str, kind: Kind = Kind.TEXT) -> list[dict[str, Any]]:
+    """Tasks whose prompt is their token."""
+    return [{"token": f"<{token}>", "name": token.lower(), "kind": kind} for token in tokens]
+
+
+PRESETS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = MappingProxyType(
+    {
+        # MiaoshouAI's PromptGen; the author's own programs write MIX where the cards write MIXED.
+        "promptgen": [
+            *_plain("GENERATE_TAGS", kind=Kind.TAGS),
+            *_plain("MIXED_CAPTION", "MIX_CAPTION", "MIXED_CAPTION_PLUS", "MIX_CAPTION_PLUS"),
+            *_plain("ANALYZE", "GENERATE_PROMPT"),
+        ],
+        # gokaygokay's captioners
+        "description": [
+            {
+                "token": "<DESCRIPTION>",
+                "name": "description",
+                "prompt": "<DESCRIPTION>Describe this image in great detail.",
+            }
+        ],
+        "docvqa": [{"token": "<DocVQA>", "name": "docvqa", "input": Input.TEXT}],
+        "vqa": [{"token": "<VQA>", "name": "vqa", "input": Input.TEXT}],
+    }
+)
+"""Rows of known families of fine-tunes, by the name in FLORENCE_TASKS."""
+
+
+def ways_out(wanted: str, other: str) -> str:
+    """What to do about a prompt that is no task, for the end of a message; `other`: than declaring it."""
+    presets = (name for name, rows in PRESETS.items() if any(row["token"] == wanted.strip() for row in rows))
+    preset = next(presets, None)
+    how = "FLORENCE_TASKS" if preset is None else f"FLORENCE_TASKS={preset} has it"
+    return f"; for a prompt of one's own, declare a task ({how}), or {other}"

@@ -1,0 +1,36 @@
+"""How a request's picture becomes RGB: as a viewer shows it, or as the original's processor does it.
+
+Knows nothing about how that is done; `florence.images.seen` does it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Pictures = Literal["seen", "original"]
+
+
+class PictureKeywords(TypedDict, total=False):
+    """`PictureOptions`' fields as keyword arguments; what is left out, or None, is as the service says."""
+
+    pictures: Pictures | None
+    background: str | None
+
+
+class PictureOptions(BaseModel):
+    """How the picture becomes RGB."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pictures: Pictures | None = Field(
+        default=None,
+        description="How the picture becomes RGB. seen: as a viewer shows it; original: as the original's "
+        "processor does it, without transparency, depth beyond 8 bits, and colour profile.",
+    )
+    background: str | None = Field(
+        default=None,
+        pattern=r"^#[0-9A-Fa-f]{6}$",
+        description="What is seen through transparent pixels, as #rrggbb; white if left out.",
+    )

@@ -1,0 +1,83 @@
+"""Answers that are read from the text alone: tags and JSON. Whatever the model wrote can be sent on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from florence.answers import parse_answer
+from florence.answers.json_text import DEEPEST, read_json
+from florence.types.results import JsonValue, Tags
+from florence.types.tasks import prompt_task
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=9,
+)
+
+
+def parsed(text: str, kind: str) -> Any:
+    return parse_answer(prompt_task("x", kind), text).result
+
+
+@settings(deadline=None)
+@given(tags=st.lists(st.text("abc d"), max_size=6))
+def test_tags_are_what_stands_between_the_commas(tags: list[str]) -> None:
+    result = parsed(f"</s><s>{','.join(tags)}</s>", "tags")
+    assert isinstance(result, Tags)
+    assert result.tags == [tag.strip() for tag in tags if tag.strip()]
+    assert result.text == ",".join(tags).strip()
+
+
+@settings(deadline=None)
+@given(value=VALUES)
+def test_json_is_read_as_it_was_written(value: Any) -> None:
+    text = json.dumps(value)
+    result = parsed(f"</s><s>{text}</s>", "json")
+    if "\\ud" in text and result.error:  # half of a surrogate pair
+        assert result.value is None
+        return
+    assert (result.value, result.error) == (value, None)
+    assert json.loads(result.model_dump_json())["value"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value"),
+        ("a red circle", "Expecting value"),
+        ('{"a": 1', "Expecting ','"),
+        ('{"a": NaN}', "NaN is no number of JSON"),
+        ("[-Infinity]", "-Infinity is no number"),
+        ("1e999", "1e999 is too large"),
+        ('"\\ud800"', "half of a surrogate pair"),
+        ("9" * 5000, "4300 digits"),
+        ("[" * 100_000, "arrays and objects"),
+        ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), f"more than {DEEPEST} arrays"),
+    ],
+)
+def test_what_is_no_json_has_the_text_and_the_reason(text: str, reason: str) -> None:
+    """And no value, but it is an answer that JSON can hold."""
+    result = parsed(text, "json")
+    assert isinstance(result, JsonValue)
+    assert (result.value, result.text) == (None, text)
+    assert reason in str(result.error)
+    json.loads(result.model_dump_json())
+
+
+def test_nested_json_up_to_the_limit_can_be_sent() -> None:
+    text = "[" * DEEPEST + "]" * DEEPEST
+    assert json.loads(parsed(text, "json").model_dump_json())["value"] == json.loads(text)
+    assert parsed("9" * 4000, "json").model_dump_json().count("9") == 8000
+
+
+@settings(deadline=None)
+@given(text=st.text())
+def test_any_text_is_read_or_refused_with_a_reason(text: str) -> None:
+    value, error = read_json(text)
+    assert error is None or (value is None and error)

@@ -1,0 +1,106 @@
+"""How many kernels a GPU would launch for a step and an encode, counted on fake tensors: what was won stays.
+
+The numbers of layers are those of Florence-2-large; sizes are small, but each stage has several windows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_count import KernelCount
+from test_engine_capture import AbsentMemory, move
+from tiny import make_native
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from florence.checkpoint.config import read_config
+from florence.engine.device.backend import Backend
+from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.buckets import StepKey
+from florence.engine.device.encodes import BucketEncodes
+from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.runner import Runner
+from florence.engine.device.search_state import StepShape
+from florence.engine.device.steps import StepSequence, dense_batch
+from florence.engine.slots import Slot
+from florence.model.florence2 import Florence2Model
+from florence.model.vision import Normalize
+
+LAYERS = {"decoder_layers": 12, "encoder_layers": 12}
+
+
+class Counting:
+    """Counts the kernels of each work that is captured, in their order."""
+
+    def __init__(self) -> None:
+        self.counts: list[Counter[str]] = []
+
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        with torch.inference_mode(False), torch.no_grad(), KernelCount() as counted:
+            results = work()
+        self.counts.append(counted.kernels)
+        return lambda: None, results
+
+    def reset(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
+    """Of a step of three beams without and with requests of one beam, and of the two parts of an encode."""
+    directory: Path = tmp_path_factory.mktemp("tiny")
+    make_native(directory, text_config=LAYERS, vision_config={"depths": [1, 1, 9, 1]})
+    config = read_config(directory)
+    with torch.device("meta"):
+        model = Florence2Model(config, Normalize([0.5] * 3, [0.25] * 3, 1 / 255))
+    model.language.tied_head, model.language.has_logits_bias = True, False
+    with FakeTensorMode(), torch.no_grad():
+        move(model, torch.bfloat16)
+        model.language.lay_out_for_gpu()
+        capturer = Counting()
+        backend = Backend(
+            memory=AbsentMemory(),
+            capturer=capturer,
+            delayed_readback=True,
+            free_host_reads=False,
+            lazy_pages=False,
+        )
+        runner = Runner(model, 8, backend=backend, picture_tokens=65, encode_batch=1, decoder_room=60)
+        steps, encodes = runner._buffers.steps, runner._buffers.encodes
+        assert isinstance(steps, BucketSteps)
+        assert isinstance(encodes, BucketEncodes)
+        for greedy in (False, True):
+            shape = StepShape(3, 60, greedy, runner._buckets().steps[0].shape.encoder_length)
+            batch = dense_batch([StepSequence(Slot(0, (0, 1, 2)), 8, 0)], 8, 24, 3).map(backend.memory.upload)
+            capturer.capture(partial(steps._step, batch, StepKey(8, 24, shape)))
+        encodes.prepare(256, 256)
+    return dict(zip(("step", "step with one beam", "tower", "encoder"), capturer.counts, strict=False))
+
+
+def test_a_step_launches_few_kernels(counts: dict[str, Counter[str]]) -> None:
+    """One product for queries, keys and values of each layer, one conversion of masks for all; tensors are
+    filled for none but the masks and what grows; one log-sum-exp where all are beam searches."""
+    step, with_one = counts["step"], counts["step with one beam"]
+    assert step.total() <= 964
+    assert step["addmm"] == 12 * 6
+    assert step["attention"] == 12
+    assert step["attention's mask"] == step["masked_fill"] == 0
+    assert step["scalar_tensor"] <= 1
+    assert step["logsumexp"] == with_one["logsumexp"] / 2
+    assert step["topk"] == 2  # of logits, and of candidates: none to compute scores again
+
+
+def test_an_encode_launches_few_kernels(counts: dict[str, Counter[str]]) -> None:
+    """The mask is converted once, and the projections of an attention are one product."""
+    encoder = counts["encoder"]
+    assert encoder["attention"] == 12
+    assert encoder["attention's mask"] == 0
+    assert encoder["addmm"] == 12 * 4 + 12
+    assert encoder.total() <= 164
+    assert counts["tower"].total() <= 477
+    assert counts["tower"]["lt"] == 0  # denormal numbers are a CPU's concern

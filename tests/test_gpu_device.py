@@ -1,0 +1,131 @@
+"""A device's memory and graphs: copies, page-locked pixels, captures that fail.
+
+`pytest -m gpu` runs this on a CUDA device, a default run rehearses it on the CPU; see `test_gpu_engine.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from florence.engine.device.graphs import (
+    CapturedWork,
+    CudaGraphCapturer,
+    EagerCapturer,
+    GraphCapturer,
+    Replay,
+    Work,
+)
+from florence.engine.device.memory import CudaMemory, DeviceMemory
+from florence.readers.memory import PixelMemory
+
+pytestmark = pytest.mark.filterwarnings("default")  # of whatever versions are there
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def memory_of(kind: str) -> DeviceMemory:
+    memory = CudaMemory(torch.device("cuda:0")) if kind == "cuda" else DeviceMemory()
+    memory.activate()
+    return memory
+
+
+class Suspicious(EagerCapturer):
+    """Refuses to capture work that reads a value on the host, as CUDA does; here it is marked."""
+
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        if getattr(work, "reads", False):
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return super().capture(work)
+
+
+def capturer_of(kind: str) -> GraphCapturer:
+    return CudaGraphCapturer(torch.device("cuda:0")) if kind == "cuda" else Suspicious()
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_copies_hold_their_values(kind: str) -> None:
+    """What is downloaded is what was there when the download started."""
+    memory = memory_of(kind)
+    values = torch.arange(1000)
+    buffer = memory.upload(values).clone()
+    before = memory.download(buffer)
+    memory.store(values * 2, buffer)
+    after = memory.download(buffer)
+    memory.mark()()
+    assert torch.equal(before(), values)
+    assert torch.equal(after(), values * 2)
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_pixels_are_read_from_the_memory_of_their_readers(kind: str) -> None:
+    """Page-locked where the device can do that; a slot that is given back is not used again before it has
+    been read."""
+    memory = memory_of(kind)
+    pixels = PixelMemory(64, 64, 4, on_memory=memory.lock_pages)
+    buffer = memory.upload(torch.zeros(64, 64, 64, 3, dtype=torch.uint8)).clone()
+    for number, row in enumerate(buffer):
+        slot = pixels.acquire()
+        while slot is None:  # all are still being read
+            memory.download(buffer[0, 0])()
+            gc.collect()
+            slot = pixels.acquire()
+        picture = pixels.hand_out(slot)
+        picture.fill(number)
+        given = torch.from_numpy(picture)
+        if kind == "cuda":
+            assert given.is_pinned()
+        memory.store(given, row)
+        del given, picture
+    memory.mark()()
+    assert memory.download(buffer)().flatten(1).unique(dim=1).flatten().tolist() == list(range(64))
+    memory.download(buffer[0, 0])()
+    gc.collect()
+    assert pixels.free == 4
+    pixels.close()
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_replays_read_their_buffers(kind: str) -> None:
+    """Written between replays, through the same memory."""
+    memory = memory_of(kind)
+    buffer = memory.upload(torch.zeros(4)).clone()
+    work = CapturedWork("the work", lambda: [buffer * 2], [buffer], memory)
+    work.capture(capturer_of(kind))
+    assert work.captured
+    for number in range(3):
+        work.load([torch.full((2,), float(number))])  # the others repeat the first
+        (result,) = work.run()
+        assert memory.download(result)().tolist() == [2.0 * number] * 4
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_work_that_can_t_be_captured_runs_and_other_work_still_is(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It reads a value on the host. Afterwards the thread's stream is the one from before."""
+    memory, capturer = memory_of(kind), capturer_of(kind)
+    buffer = memory.upload(torch.ones(3)).clone()
+    stream = torch.cuda.current_stream() if kind == "cuda" else None
+
+    def reading() -> list[Tensor]:
+        return [buffer * buffer.sum().item()]
+
+    reading.reads = True  # type: ignore[attr-defined]
+    bad = CapturedWork("the reading work", reading, [buffer], memory)
+    good = [CapturedWork("other work", lambda: [buffer + 1], [buffer], memory) for _ in range(2)]
+    good[0].capture(capturer)
+    bad.capture(capturer)
+    good[1].capture(capturer)
+    assert [work.captured for work in (*good, bad)] == [True, True, False]
+    assert caplog.text.count("the reading work can't be captured") == 1
+    for _ in range(2):
+        assert memory.download(bad.run()[0])().tolist() == [3.0] * 3
+        for work in good:
+            assert memory.download(work.run()[0])().tolist() == [2.0] * 3
+    if kind == "cuda":
+        assert torch.cuda.current_stream() == stream

@@ -1,0 +1,211 @@
+"""The engine as a GPU runs it: captured steps and encodes against plain ones, resets, cancels, two at once.
+
+`pytest -m gpu` runs this on a CUDA device, and needs torch, transformers, safetensors and Pillow, but nothing
+that only the service does. A default run rehearses it on the CPU, where replays repeat the work and overwrite
+each other's results as graphs of one memory pool may.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from goldens import imagenet_normalize
+from shared_pool import SharedPool
+from tiny import make_native
+
+from florence.checkpoint.config import read_config
+from florence.checkpoint.weights import load_model
+from florence.engine.config import EngineConfig
+from florence.engine.device.backend import Backend
+from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.graphs import EagerCapturer, GraphCapturer
+from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.runner import Runner
+from florence.engine.loop import Engine
+from florence.engine.request import GenerationOptions, Request
+from florence.engine.sequence import SequenceState
+from florence.model.florence2 import Florence2Model
+from florence.runtime.futures import generate
+
+SLOTS, PICTURE_TOKENS, ROOM, LONGEST_PROMPT, PATIENCE_S = 9, 5, 80, 100, 120
+
+pytestmark = pytest.mark.filterwarnings("default")  # of whatever versions are there
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+
+
+class Answer(NamedTuple):
+    """What a request got."""
+
+    token_ids: list[int]
+    token_logprobs: list[float]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of its answers end before their limit."""
+    directory: Path = tmp_path_factory.mktemp("tiny")
+    make_native(directory, end=2.0)
+    return directory
+
+
+def load(checkpoint: Path, kind: str, dtype: torch.dtype) -> Florence2Model:
+    """On the device, with weights in a GPU's layout."""
+    config, device = read_config(checkpoint), torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+    vocab = config.text.vocab_size
+    model = load_model(checkpoint, config, imagenet_normalize(), vocab, device, dtype)
+    if kind == "cpu":
+        model.language.lay_out_for_gpu()
+    return model
+
+
+def backend_of(model: Florence2Model, capturer: GraphCapturer | None = None) -> Backend:
+    """As on a GPU; `capturer` replaces the device's own."""
+    if model.device.type == "cuda":
+        backend = Backend.for_device(model.device, model.dtype, model.config.text.decoder_head_dim)
+        return backend if capturer is None else replace(backend, capturer=capturer)
+    return Backend(
+        capturer=capturer or SharedPool(), delayed_readback=True, free_host_reads=False, pins_attention=True
+    )
+
+
+def runner_of(model: Florence2Model, capturer: GraphCapturer | None = None) -> Runner:
+    return Runner(
+        model,
+        SLOTS,
+        backend=backend_of(model, capturer),
+        picture_tokens=PICTURE_TOKENS,
+        encode_batch=4,
+        picture_size=(64, 64),
+        encoder_room=PICTURE_TOKENS + LONGEST_PROMPT,
+        decoder_room=ROOM,
+    )
+
+
+def random_request(dice: random.Random) -> Request:
+    """Any picture, prompt, number of beams, length and settings; some have a long prompt, or answer."""
+    most = dice.choice([4, 12, 24, 24, ROOM])
+    options = GenerationOptions(
+        num_beams=dice.choice([1, 2, 3, 3, 3, 5, 8]),
+        max_new_tokens=most,
+        min_new_tokens=dice.choice([0, 0, most]),
+        no_repeat_ngram_size=dice.choice([0, 3]),
+        early_stopping=dice.choice([True, False, "never"]),
+        length_penalty=dice.choice([0.0, 1.0, 2.0]),
+    )
+    pixels = np.random.default_rng(dice.randint(0, 5)).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    length = dice.choice([1, 10, 12, 25, 40, LONGEST_PROMPT - 2])
+    return Request(pixels, (0, *(dice.randint(3, 1000) for _ in range(length)), 2), options)
+
+
+def decode(runner: Runner, asked: Sequence[Request], dice: random.Random) -> dict[int, Answer]:
+    """The answers of a crowd whose requests join a few at a time; now and then one is cancelled, before its
+    first step or in the middle, and has none."""
+    coming, active = list(enumerate(asked)), dict[SequenceState, int]()
+    answers: dict[int, Answer] = {}
+    while coming or active:
+        fitting = runner.slots.fits(request.options.num_beams for _, request in coming)
+        if fitting and (not active or dice.random() < 0.4):
+            joining = coming[: min(fitting, dice.randint(1, 4))]
+            coming = coming[len(joining) :]
+            sequences = runner.encode([request for _, request in joining])
+            active |= zip(sequences, (number for number, _ in joining), strict=True)
+        if len(active) > 2 and dice.random() < 0.05:
+            gone = dice.choice([each for each in active if not each.ended] or list(active))
+            runner.drop(gone)
+            del active[gone]
+        for sequence, outcome in runner.step(list(active)):
+            assert isinstance(outcome, Hypothesis)
+            answers[active.pop(sequence)] = Answer(outcome.token_ids, outcome.token_logprobs)
+    runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
+    return answers
+
+
+def alone(model: Florence2Model, rules_of: Runner, request: Request) -> list[int]:
+    return generate_alone(model, request, rules_of.rules).token_ids
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+@torch.inference_mode()
+def test_captured_work_gives_the_answers_of_plain_work(
+    checkpoint: Path, kind: str, dtype: torch.dtype
+) -> None:
+    """Ids and log-probabilities, for prompts of all lengths and any beams, with cancels in the middle, and
+    again after a reset. In float32 they are also those of the plain search, one request at a time."""
+    model = load(checkpoint, kind, dtype)
+    asked = [random_request(random.Random(seed)) for seed in range(30)]
+    captured, plain = runner_of(model), runner_of(model, EagerCapturer())
+    for runner in (captured, plain):
+        runner.prepare()
+    expected = decode(plain, asked, random.Random(1))
+    assert 15 < len(expected) < len(asked)
+    for _ in range(2):
+        answers = decode(captured, asked, random.Random(1))
+        assert answers.keys() == expected.keys()
+        for number, answer in answers.items():
+            assert answer.token_ids == expected[number].token_ids, asked[number].options
+            assert answer.token_logprobs == pytest.approx(expected[number].token_logprobs, abs=1e-3)
+        captured.reset()
+    if dtype is FLOAT32:
+        for number, answer in expected.items():
+            assert answer.token_ids == alone(model, plain, asked[number]), asked[number].options
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+@torch.inference_mode()
+def test_everything_is_captured(checkpoint: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Every shape of steps and encodes, also after a reset; attention is chosen before."""
+    caplog.set_level("INFO")
+    runner = runner_of(load(checkpoint, kind, BFLOAT16))
+    runner.prepare()
+    for _ in range(2):
+        steps = runner._buffers.steps
+        assert isinstance(steps, BucketSteps)
+        assert len(steps.captured) == len(runner._buckets().steps)
+        runner.reset()
+    assert "can't be captured" not in caplog.text
+    assert "shapes agree" in caplog.text
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_two_engines_on_one_device_do_not_disturb_each_other(checkpoint: Path, kind: str) -> None:
+    """They start, capture and serve at the same time; each request gets the answer that it gets alone."""
+    models = [load(checkpoint, kind, FLOAT32) for _ in range(2)]
+    asked = [random_request(random.Random(100 + seed)) for seed in range(16)]
+    config = EngineConfig(
+        max_batch_size=SLOTS, max_encode_batch=4, max_new_tokens=ROOM, max_prompt_tokens=LONGEST_PROMPT
+    )
+    runners = [runner_of(model) for model in models]
+    engines = [Engine(runner, config) for runner in runners]
+    futures = [generate(engines[number % 2], request) for number, request in enumerate(asked * 2)]
+    futures += [generate(engines[1 - number % 2], request) for number, request in enumerate(asked)]
+    answers = [future.result(PATIENCE_S).token_ids for future in futures]
+    for engine in engines:
+        engine.close()
+    with torch.inference_mode():
+        expected = [tuple(alone(models[0], runners[0], request)) for request in asked]
+    assert answers == expected * 3
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_token_ids_on_a_gpu_are_those_of_a_cpu(checkpoint: Path) -> None:
+    """In float32, whatever joins and leaves."""
+    asked = [random_request(random.Random(seed)) for seed in range(30)]
+    runners = [runner_of(load(checkpoint, kind, FLOAT32)) for kind in ("cuda", "cpu")]
+    for runner in runners:
+        runner.prepare()
+    mine, theirs = (decode(runner, asked, random.Random(1)) for runner in runners)
+    assert mine.keys() == theirs.keys()
+    assert {number: answer.token_ids for number, answer in mine.items()} == {
+        number: answer.token_ids for number, answer in theirs.items()
+    }

@@ -1,0 +1,221 @@
+"""The GPU ledger counts what is dispatched, by rules that hold for each kind of operation, and what it
+reckons follows from its counts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from docs_tables import RECKONED, with_part
+from serving import ROOT
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from closed_loop import TASKS
+from ledger.bars import BARS
+from ledger.costs import CARDS, CLASSES, SMALL_KERNEL_S
+from ledger.counting import Counting, Ledger
+from ledger.fakes import FakeEngine, Shape, fakes
+from ledger.own import Load, rules_of
+from ledger.reckoning import reckon
+from ledger.report import whole
+from ledger.rows import closed_loop
+from replaced import REPLACED
+
+ROWS, COLUMNS = 64, 256
+SIZE = 2 * ROWS * COLUMNS  # bytes of a matrix in bfloat16
+
+
+@pytest.fixture
+def fake() -> Iterator[Callable[..., Tensor]]:
+    """Makes tensors of a GPU that isn't there."""
+    with FakeTensorMode(), torch.no_grad():
+        yield lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="cuda")
+
+
+def count(work: Callable[[], Any], rules: Any = None) -> Ledger:
+    ledger = Ledger()
+    with Counting(ledger, rules):
+        work()
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("work", "kernels", "moved"),
+    [
+        (lambda x: x.view(-1)[3:].view(1, -1).transpose(0, 1), 0, 0),
+        (lambda x: x + x, 1, 3 * SIZE),
+        (lambda x: x + x[:1].expand(ROWS, -1), 1, 2 * SIZE + SIZE / ROWS),
+        (lambda x: x.reshape(COLUMNS, ROWS), 0, 0),
+        (lambda x: x.t().reshape(-1), 1, 2 * SIZE),
+        (lambda x: x.float(), 1, 3 * SIZE),
+        (lambda x: x.to(torch.bfloat16), 0, 0),
+        (lambda x: x.fill_(1.0), 1, SIZE),
+        (lambda x: torch.empty_like(x), 0, 0),
+        (lambda x: torch.zeros_like(x), 1, SIZE),
+        (lambda x: x.copy_(x), 1, 2 * SIZE),
+        (F.gelu, 1, 2 * SIZE),
+    ],
+)
+def test_kernels_and_bytes_of_plain_operations(fake: Any, work: Any, kernels: int, moved: float) -> None:
+    """A view launches nothing; what is expanded is read once."""
+    values = fake(ROWS, COLUMNS)
+    found = count(lambda: work(values))
+    assert (found.kernels, found.moved) == (kernels, moved)
+
+
+def test_a_gather_moves_what_it_takes_and_not_its_table(fake: Any) -> None:
+    """Rows of a large table, and rows written into one."""
+    table, places = fake(100_000, COLUMNS), fake(ROWS, dtype=torch.int64)
+    taken = 2 * SIZE + 8 * ROWS
+    assert count(lambda: table[places]).moved == taken
+    assert count(lambda: F.embedding(places, table)).moved == taken
+    rows = fake(ROWS, COLUMNS)
+    assert count(lambda: table.index_put_((places,), rows)).moved == taken
+
+
+def test_products_have_flop_and_bias_of_a_convolution_is_a_second_kernel(fake: Any) -> None:
+    """2 m n k; a depthwise convolution is a class of its own."""
+    left, right = fake(ROWS, COLUMNS), fake(COLUMNS, ROWS)
+    found = count(lambda: left @ right)
+    assert (found.flop, found.operations[0].kind) == (2 * ROWS * ROWS * COLUMNS, "product")
+    pixels, filters, bias = fake(1, 32, 8, 8), fake(32, 1, 3, 3), fake(32)
+    found = count(lambda: F.conv2d(pixels, filters, bias, padding=1, groups=32))
+    assert (found.kernels, found.operations[0].kind) == (2, "depthwise")
+    assert count(lambda: F.conv2d(pixels, filters, padding=1, groups=32)).kernels == 1
+
+
+def test_attention_is_one_kernel_and_a_mask_of_truth_values_three_more(fake: Any) -> None:
+    """Its tiles do more than was asked for where it has few queries."""
+    queries, keys = fake(2, 4, 3, 64), fake(2, 4, 100, 64)
+    mask = fake(2, 1, 1, 100, dtype=torch.bool)
+    plain = count(lambda: F.scaled_dot_product_attention(queries, keys, keys))
+    assert plain.kernels == 1
+    assert plain.flop == 2 * 2 * (2 * 4 * 3 * 100 * 64)
+    assert plain.operations[0].worked == 2 * 2 * (2 * 4 * 128 * 128 * 64)
+    assert count(lambda: F.scaled_dot_product_attention(queries, keys, keys, mask)).kernels == 4
+
+
+def test_a_kernel_of_our_own_is_one_kernel_with_its_own_cost(fake: Any) -> None:
+    """Without one it reads and writes its arguments."""
+    name = "florence_test_ledger::halve"
+    if not hasattr(torch.ops, "florence_test_ledger") or not hasattr(torch.ops.florence_test_ledger, "halve"):
+        operation = torch.library.custom_op(
+            name, lambda values: values / 2, mutates_args=(), schema="(Tensor values) -> Tensor"
+        )
+        operation.register_fake(torch.empty_like)
+    values = fake(ROWS, COLUMNS)
+    work = lambda: torch.ops.florence_test_ledger.halve(values)  # noqa: E731
+    found = count(work)
+    assert (found.kernels, found.moved) == (1, 2 * SIZE)
+
+    @dataclass
+    class Halve:
+        name: str
+
+        def cost(self, load: Load, values: Tensor) -> tuple[float, float]:
+            return load.length * len(values), 7.0
+
+        def case(self, device: torch.device, dtype: torch.dtype) -> Any:
+            raise NotImplementedError
+
+    found = count(work, rules_of([Halve(name)], Load(1, 3, 589, 96)))
+    assert (found.kernels, found.moved, found.flop) == (1, 96 * ROWS, 7.0)
+
+
+def test_an_operation_takes_the_longest_of_launch_memory_and_products() -> None:
+    """On every card, for every class."""
+    for card in CARDS.values():
+        for kind, shares in CLASSES.items():
+            assert card.seconds(kind, 3, 0, 0) == 3 * SMALL_KERNEL_S
+            assert card.seconds(kind, 1, 1e12, 0) == 1e12 / (card.bandwidth * shares.bandwidth)
+            assert card.seconds(kind, 1, 0, 1e18) == 1e18 / (card.products * shares.products)
+            assert card.floor_s(1e9, 0) <= card.seconds(kind, 1, 1e9, 0)
+
+
+@pytest.mark.parametrize("concurrency", [1, 30, 64])
+def test_a_closed_loop_is_as_fast_as_its_parts(concurrency: int) -> None:
+    """Where encodes cost nothing, all requests share each step, and one more since answers come late; where
+    steps cost nothing, encodes are all that counts."""
+    decoding = closed_loop(concurrency, 20, lambda requests: 0.0, lambda length: 1e-3)
+    assert decoding.rate == pytest.approx(concurrency / 21e-3, rel=0.1)
+    encoding = closed_loop(concurrency, 20, lambda requests: 5e-3 * requests, lambda length: 0.0)
+    assert encoding.rate == pytest.approx(200.0, rel=0.1)
+    both = closed_loop(concurrency, 20, lambda requests: 5e-3 * requests, lambda length: 1e-3)
+    assert both.rate <= 1 / (5e-3 + 21e-3 / concurrency) * 1.001
+    assert both.p50 <= both.p99
+
+
+def test_a_step_moves_more_with_more_requests_and_its_kernels_stay() -> None:
+    """Counted at tiny sizes, in the shapes that the engine itself chooses."""
+    with fakes():
+        engine = FakeEngine(Shape("tiny", slots=16))
+        few, many = engine.steps(1, [64])[0], engine.steps(16, [64])[0]
+        encode = engine.encode(2)
+    assert few.kernels == many.kernels > 0
+    assert few.moved < many.moved
+    assert len(encode.graphs) == 2
+    assert encode.uploaded >= 2 * 64 * 64 * 3
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    """What the page shows."""
+    return reckon("h100", "large", requests=64, beams=3, length=128)
+
+
+@pytest.mark.slow
+def test_no_more_kernels_than_the_bars(figures: dict[str, Any]) -> None:
+    """`benchmarks/ledger/bars.py`: lower a bar when a change earns it."""
+    assert figures["step"]["kernels"] <= BARS["step"]
+    assert figures["encode"]["kernels"] <= BARS["encode"]
+
+
+@pytest.mark.slow
+def test_the_floor_is_below_what_is_reckoned(figures: dict[str, Any]) -> None:
+    """And more bytes are moved than needed."""
+    step, encode = figures["step"], figures["encode"]
+    assert step["floor, ms"] < step["ms"]
+    assert step["needed, GB"] == pytest.approx(3.2, abs=0.05)
+    assert step["needed, GB"] < step["moved, GB"]
+    assert encode["floor, ms a picture"] < encode["ms a picture"]
+
+
+@pytest.mark.slow
+def test_nine_rows_are_reckoned_beside_the_old_ones(figures: dict[str, Any]) -> None:
+    """At each concurrency; one picture for all is never slower than pictures that differ."""
+    assert set(REPLACED[30]) == set(REPLACED[36]) == set(TASKS)
+    for rows in figures["rows"].values():
+        assert set(rows["one picture"]) == set(TASKS)
+        for task, row in rows["one picture"].items():
+            assert row["rate"] > rows["different pictures"][task]["rate"] > 0
+
+
+@pytest.mark.slow
+def test_whatever_is_printed_is_marked_as_reckoned(figures: dict[str, Any]) -> None:
+    """Each table by itself, and the check against a measured tower says how far it is off."""
+    printed = whole(figures)
+    blocks = [block for block in printed.split("\n\n") if block.startswith("| ")]
+    assert len(blocks) == 4
+    assert all("reckoned" in block for block in blocks)
+    assert "timm measured" in printed
+    assert ("MISSED" in printed) == (abs(figures["check"]["published peaks"] / 59 - 1) > 0.25)
+
+
+@pytest.mark.slow
+def test_the_performance_page_has_the_ledgers_tables(
+    figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python tests/docs_tables.py --reckoned` makes it so. It says first that no GPU has run the code."""
+    monkeypatch.setattr("ledger.reckoning.reckon", lambda *_, **__: figures)
+    for name, (file, make) in RECKONED.items():
+        page = (ROOT / "docs" / file).read_text(encoding="utf-8")
+        assert with_part(page, name, make()) == page
+        assert page.split("\n\n")[1].startswith("**No GPU has run this code")

@@ -1,0 +1,104 @@
+"""The layout of a GPU's weights: fused products and a padded head give the results of the checkpoint's own
+layers. Checked on the CPU, where the same code runs, and on fake tensors of a GPU."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from goldens import load_float32
+from tiny import make_native
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from florence.checkpoint.weights import count_parameters
+from florence.engine.device.reference import generate_alone
+from florence.engine.device.runner import Runner
+from florence.engine.request import GenerationOptions, Request
+from florence.model.florence2 import Florence2Model
+from florence.model.kernels.linear import Linear
+from florence.model.kernels.precise import bmm_float32, mm_float32
+from florence.model.language import HEAD_MULTIPLE, Attention
+from florence.model.masks import additive_mask
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Florence2Model, Florence2Model]:
+    """As loaded, and laid out for a GPU."""
+    directory: Path = tmp_path_factory.mktemp("tiny")
+    vocab = make_native(directory).config.text_config.vocab_size
+    plain, fused = load_float32(directory, vocab), load_float32(directory, vocab)
+    fused.language.lay_out_for_gpu()
+    return plain, fused
+
+
+def test_answers_are_those_of_the_checkpoint_s_own_layers(
+    models: tuple[Florence2Model, Florence2Model],
+) -> None:
+    """Token ids and scores; weights are counted once, and those that are tied stay so."""
+    plain, fused = models
+    rules, dice = Runner(plain, 1).rules, random.Random(0)
+    with torch.inference_mode():
+        for seed in range(12):
+            pixels = np.random.default_rng(seed % 3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            options = GenerationOptions(1 + seed % 5, 20, 0, 3, True, 1.0)
+            prompt = (0, *(dice.randrange(3, 1000) for _ in range(1 + seed)), 2)
+            asked = Request(pixels, prompt, options)
+            mine, theirs = (generate_alone(model, asked, rules) for model in (fused, plain))
+            assert mine.token_ids == theirs.token_ids
+            assert mine.score == pytest.approx(theirs.score, rel=1e-4)
+    assert count_parameters(fused) == count_parameters(plain)
+    assert fused.language.shared.weight is fused.language.lm_head.weight
+    assert fused.state_dict().keys() == plain.state_dict().keys()
+    for name, tensor in fused.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("shape", [(7, 16), (2, 3, 16)])
+def test_a_padded_head_has_no_logits_for_its_padding(shape: tuple[int, ...]) -> None:
+    """Rows of logits begin at multiples of the padding, and hold exactly the vocabulary's."""
+    head = Linear(16, 1100, bias=False).requires_grad_(False)
+    weight, states = head.weight.clone(), torch.randn(shape)
+    head.pad_outputs(HEAD_MULTIPLE)
+    logits = head.sums(states)
+    assert logits is not None
+    torch.testing.assert_close(logits, states @ weight.T)
+    assert logits.shape == (*shape[:-1], 1100)
+    assert logits.stride(-2) == 1152
+    assert torch.equal(head(states), states @ weight.T)
+
+
+def test_one_product_for_queries_keys_and_values() -> None:
+    """As the three layers, for the decoder's rows and the encoder's sequences; masks are bool, or added."""
+    torch.manual_seed(0)
+    own, fused = Attention(24, 4).requires_grad_(False), Attention(24, 4).requires_grad_(False)
+    fused.load_state_dict(own.state_dict())
+    fused.fuse()
+    for states in (torch.randn(5, 24), torch.randn(2, 6, 24)):
+        for mine, theirs in zip(fused.project(states), own.project(states), strict=True):
+            torch.testing.assert_close(mine, theirs)
+    memory, other = fused.keys_values(states), own.keys_values(states)
+    torch.testing.assert_close(memory.keys, other.keys)
+    torch.testing.assert_close(memory.values, other.values)
+    allowed = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    expected = own(states, other, allowed[:, None, None])
+    added = additive_mask(allowed, torch.float32)[:, None, None]
+    torch.testing.assert_close(fused.to_itself(states, added), expected)
+    assert torch.equal(own.to_itself(states, added), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_scores_and_logits_of_a_gpu_are_float32(dtype: torch.dtype) -> None:
+    """They come from the product as they are: no operation after it rounds or converts them."""
+    with FakeTensorMode(), torch.device("cuda"):
+        left, right = torch.empty(3, 5, 8, dtype=dtype), torch.empty(3, 8, 4, dtype=dtype)
+        assert bmm_float32(left, right).dtype is mm_float32(left[0], right[0]).dtype is torch.float32
+        head = Linear(8, 100, bias=False)
+        head.weight = torch.nn.Parameter(torch.empty(100, 8, dtype=dtype))
+        head.pad_outputs(HEAD_MULTIPLE)
+        logits = head.sums(left[0])
+        assert logits is not None
+        assert logits.dtype is torch.float32
+        assert logits.shape == (5, 100)
