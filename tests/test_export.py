@@ -191,7 +191,18 @@ def test_labels_are_not_numbered_as_they_come_without_being_told(result: Drawabl
 
 @pytest.mark.parametrize(
     "wrong",
-    ["car", ["car", 3], {"car": "1"}, {"car": True}, [{"name": "car"}], ["car", "car"], [None], {3: 3}],
+    [
+        "car",
+        ["car", 3],
+        {"car": "1"},
+        {"car": True},
+        [{"name": "car"}],
+        ["car", "car"],
+        [None],
+        {3: 3},
+        {"car", "object"},
+        3,
+    ],
 )
 def test_what_is_no_label_map_is_refused(wrong: Any) -> None:
     for export in (BOXES.to_coco, BOXES.to_supervision):

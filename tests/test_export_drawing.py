@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -37,11 +38,11 @@ def crosses(one: Rectangle, other: Rectangle) -> bool:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_plate_lies_on_its_thing_or_on_another_plate(seed: int) -> None:
-    """Random things, few or crowded, also at the edges and as large as the picture: each plate has its place
-    within the picture that is drawn, and in the picture itself it hides little of other things."""
+    """Random things, also at the edges and as large as the picture: each plate has its place within what is
+    drawn."""
     rng = random.Random(seed)
     things: list[Rectangle] = [(-2, -2, SIZE[0] + 2, SIZE[1] + 2)]
-    for _ in range(rng.choice([1, 5, 40])):
+    for _ in range(rng.choice([1, 4, 8])):
         left, top = rng.uniform(-2, SIZE[0] - 10), rng.uniform(-2, SIZE[1] - 10)
         things.append((left, top, rng.uniform(left, SIZE[0]), rng.uniform(top, SIZE[1])))
     plates = [(rng.randint(10, 120), rng.randint(10, 20)) for _ in things]
@@ -56,6 +57,21 @@ def test_no_plate_lies_on_its_thing_or_on_another_plate(seed: int) -> None:
         assert (place[0] > SIZE[0]) == (number in layout.away)
         others = [other for key, other in layout.places.items() if key != number]
         assert not any(crosses(place, other) for other in others)
+
+
+def test_a_crowd_makes_the_picture_little_larger() -> None:
+    """With far more things than there is room for: one column of labels, no higher than the picture."""
+    rng = random.Random(0)
+    crowd = [
+        (x, y, x + 60, y + 60) for x, y in ((rng.uniform(0, 260), rng.uniform(0, 180)) for _ in range(150))
+    ]
+    layout = lay_out(crowd, [(70, 16)] * len(crowd), SIZE, grow=True)
+    assert layout.places.keys() == set(range(len(crowd)))
+    assert layout.size[0] <= SIZE[0] + 100
+    assert layout.size[1] == SIZE[1]
+    assert 10 <= len(layout.away) <= 12
+    column = [layout.places[number] for number in layout.away]
+    assert not any(crosses(one, other) for one, other in itertools.combinations(column, 2))
 
 
 @pytest.mark.parametrize("box", [(0, 0, 320, 240), (0, 0, 320, 60), (100, 100, 140, 130), (0, 180, 40, 240)])

@@ -56,8 +56,8 @@ def label_map(categories: LabelMap | None, *, first: int) -> Mapping[str, int]:
     if isinstance(categories, Mapping):
         _check_ids(categories.items())
         return categories
-    if isinstance(categories, str):
-        raise RequestError(f"categories must be {_FORMS}, got the text {quote(categories)}")
+    if isinstance(categories, str) or not isinstance(categories, Sequence):  # a set has no stable order
+        raise RequestError(f"categories must be {_FORMS}, got {quote(categories)}")
     named = [
         (each.get("name"), each.get("id")) if isinstance(each, Mapping) else (each, number)
         for number, each in enumerate(categories, start=first)

@@ -13,6 +13,7 @@ Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 Size = tuple[int, int]  # width, height
 
 _MOST_HIDDEN: Final = 0.02  # of other things, their shares added up, by a plate beside its thing
+_ROWS: Final = 4  # of plates for which the column has room in the smallest picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +31,45 @@ def lay_out(things: Sequence[Rectangle], plates: Sequence[Size], picture: Size, 
 
     It is the place beside the thing that hides least of other things. Where each such place is taken, out of
     the picture, or hides more than a little of a thing that the thing does not lie in: with `grow` it is in a
-    column to the picture's right; without, it is the one that hides least, at worst on the thing itself.
+    column to the picture's right. Without, and where the column is full, it is the one that hides least, at
+    worst on the thing itself.
     """
     places: dict[int, Rectangle] = {}
     away: dict[int, Size] = {}
+    room = max([picture[1], *(_ROWS * height for _, height in plates)]) if grow else 0
     for number, (thing, plate) in enumerate(zip(things, plates, strict=True)):
         if plate == (0, 0):
             continue
-        taken = list(places.values())
-        others = [other for other in things if _overlap(thing, other) < _overlap(thing, thing)]
-        beside = [each for each in _beside(thing, plate, picture) if not _covers(each, [thing, *taken])]
-        # A place that hides next to nothing of the others is chosen by what it hides of all.
-        hidden = [(max(_hidden(each, others), _MOST_HIDDEN), _hidden(each, things)) for each in beside]
-        if beside and (min(hidden)[0] <= _MOST_HIDDEN or not grow):
-            places[number] = beside[hidden.index(min(hidden))]
-        elif grow:
+        reach = _grown(thing, plate)
+        near = [each for each in things if _overlap(each, reach)]
+        taken = [each for each in places.values() if _overlap(each, reach)]
+        place, hides = _least_hiding(thing, plate, picture, near, taken)
+        used = sum(height + _gap(away) for _, height in away.values())
+        if (place is None or hides > _MOST_HIDDEN) and used + plate[1] <= room:
             away[number] = plate
         else:
-            places[number] = _inside(thing, plate, picture, taken)
+            places[number] = place or _inside(thing, plate, picture, taken)
     if not away:
         return Placement(places, frozenset(), picture)
     column = _column(things, away, picture)
     right, bottom = (max(place[edge] for place in column.values()) for edge in (2, 3))
     size = int(right) + _gap(away), max(picture[1], int(bottom) + 1)
     return Placement(places | column, frozenset(away), size)
+
+
+def _least_hiding(
+    thing: Rectangle, plate: Size, picture: Size, near: Sequence[Rectangle], taken: Sequence[Rectangle]
+) -> tuple[Rectangle | None, float]:
+    """The best place beside the thing, if there is one, and what it hides of the things that the thing does
+    not lie in."""
+    beside = [each for each in _beside(thing, plate, picture) if not _covers(each, [thing, *taken])]
+    if not beside:
+        return None, 0
+    others = [other for other in near if _overlap(thing, other) < _overlap(thing, thing)]
+    # A place that hides next to nothing of the others is chosen by what it hides of all.
+    hidden = [(max(_hidden(each, others), _MOST_HIDDEN), _hidden(each, near)) for each in beside]
+    least = min(hidden)
+    return beside[hidden.index(least)], least[0]
 
 
 def _column(things: Sequence[Rectangle], plates: Mapping[int, Size], picture: Size) -> dict[int, Rectangle]:
@@ -79,7 +95,7 @@ def _column(things: Sequence[Rectangle], plates: Mapping[int, Size], picture: Si
 
 
 def _gap(plates: Mapping[int, Size]) -> int:
-    return max(2, max(height for _, height in plates.values()) // 4)
+    return max(2, max((height for _, height in plates.values()), default=0) // 4)
 
 
 def _beside(thing: Rectangle, plate: Size, picture: Size) -> list[Rectangle]:
@@ -106,6 +122,12 @@ def _inside(thing: Rectangle, plate: Size, picture: Size, taken: Sequence[Rectan
     ys = [_within(thing[1] + row * height, height, picture[1]) for row in range(rows)]
     places = [(x, y, x + width, y + height) for y in ys]
     return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+
+
+def _grown(thing: Rectangle, plate: Size) -> Rectangle:
+    """All that a plate beside the thing may cover."""
+    left, top, right, bottom = thing
+    return left - plate[0], top - 2 * plate[1], right + plate[0], bottom + 2 * plate[1]
 
 
 def _within(start: float, length: float, whole: float) -> float:
