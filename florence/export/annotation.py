@@ -77,7 +77,8 @@ class Drawable(ABC):
         """A copy of the picture, RGB, with masks, outlines, labels and scores on it.
 
         A label stands beside its thing. Where it has no room there, it stands to the right of the picture,
-        which is made wider, with a line to its thing. A text stands in a strip below the picture.
+        which is made wider, with a line to its thing; only in a crowd that fills that column too it lies on
+        things. A text stands in a strip below the picture.
 
         `image`: the picture of the request, as a PIL image, bytes or a path. `font`: a TrueType file for
         labels beyond Latin letters, which Pillow's own font lacks. `colours`: by label ("text" for words that

@@ -83,7 +83,7 @@ class Drawing:
 
     def _layer(self, annotations: Sequence[Annotation], size: tuple[int, int]) -> Image.Image:
         """RGBA: all that is drawn. It is larger than the picture where labels have no room in it."""
-        font, line = self._font(size), max(2, round(math.sqrt(size[0] * size[1]) / 280))
+        font, line = self._font(size, len(annotations)), max(2, round(math.sqrt(size[0] * size[1]) / 280))
         colours = self._colours(annotations)
         plates = [_plate(each, font, size[0]) for each in annotations]
         things = [_outside(each, line, size) for each in annotations]
@@ -106,8 +106,9 @@ class Drawing:
             plates[number].draw(pen, place, colours[number], font)
         return layer
 
-    def _font(self, size: tuple[int, int]) -> Font:
-        height = max(12, round(math.sqrt(size[0] * size[1]) / 36))
+    def _font(self, size: tuple[int, int], labels: int = 0) -> Font:
+        crowd = max(1, math.sqrt(labels / 25))  # from there on the more labels, the smaller
+        height = max(12, round(math.sqrt(size[0] * size[1]) / (36 * crowd)))
         if self.font is None:
             return ImageFont.load_default(height)
         try:
