@@ -2,6 +2,7 @@
 # make quick     install, then lint, types and the tests that start no server and take no time
 # make test      install, then lint, types and all tests that need only what pip installs
 # make test-system   install, then the tests that need programs from elsewhere
+# make fuzz      install, then damaged inputs for hours; FUZZ="--seed 1 --start 20000" goes on from there
 # make demo      install, then a tour of the service with the bundled checkpoint
 # make serve     install, then the service with the default checkpoint, on port 8000
 # make image-check   install, then build the container image of a Bento and check it in containers: with Docker,
@@ -24,7 +25,7 @@ PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --unsafe-p
 EXTRAS := demo evaluate parquet supervision load test docs dev image
 HELD := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: install quick test test-system lint types pytest demo serve wheels docs image-check lock clean
+.PHONY: install fuzz quick test test-system lint types pytest demo serve wheels docs image-check lock clean
 
 install: $(INSTALLED)
 
@@ -35,6 +36,9 @@ $(INSTALLED): requirements.lock pyproject.toml deploy/client/pyproject.toml
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . --editable ./deploy/client
 	touch $@
+
+fuzz: install
+	$(BIN)/python tests/fuzz.py $(FUZZ)
 
 quick: lint types
 	$(PYTEST) -m "not slow and not system and not gpu and not weights and not image"

@@ -8,8 +8,11 @@ FlorenceError
 │   ├── RegionError 400       a region outside the picture or written wrongly
 │   ├── OptionError 400       a generation option out of range
 │   └── ProtocolError 400     a malformed v2 request
+│       ├── MalformedJson 400     no JSON, at a position
+│       └── TooMuchStructure 400  more values, or longer ones, than any request has
 ├── Unauthorized 401          no API key, or an unknown one
 ├── NotFound 404              unknown model or version
+├── SlowBody 408              a body that does not arrive in the time allowed
 ├── BodyTooLarge 413          a body longer than the service takes, also once it is decompressed
 ├── ClientLeft 499            the client no longer waits for the answer
 ├── UnknownEncoding 501       a body in an encoding that can't be undone
@@ -66,6 +69,21 @@ class ProtocolError(RequestError):
     """The body is not a request of the v2 protocol for this model."""
 
 
+class MalformedJson(ProtocolError):
+    """The body is not JSON. `reason` and `position`: what is wrong, and where."""
+
+    def __init__(self, reason: str, position: int) -> None:
+        super().__init__(f"failed to parse the request JSON buffer: {reason} at {position}")
+        self.reason, self.position = reason, position
+
+
+class TooMuchStructure(ProtocolError):
+    """A message has more values, or longer ones, than any request; it is not parsed."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"the request's {what} is more than a request can mean: {reason}")
+
+
 class Unauthorized(FlorenceError):
     """The request has no API key, or one that the service does not know."""
 
@@ -86,6 +104,17 @@ class BodyTooLarge(FlorenceError):
     def __init__(self, max_bytes: int) -> None:
         super().__init__(
             f"the request's body is larger than the {max_bytes} bytes allowed (FLORENCE_MAX_BODY_BYTES)"
+        )
+
+
+class SlowBody(FlorenceError):
+    """The request's body did not arrive in the time that the service waits for one."""
+
+    status = 408
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"the request's body did not arrive within {timeout_s:g} s (FLORENCE_BODY_TIMEOUT_S)"
         )
 
 
@@ -155,5 +184,5 @@ class SettingsError(FlorenceError):
 
 def quote(value: object, longest: int = 80) -> str:
     """The value for a message: so many characters of it that a huge one can't fill a log."""
-    text = repr(value)
+    text = repr(value[: longest + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= longest else text[:longest] + "..."

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from florence.engine.config import CpuKernels, EngineConfig
+from florence.engine.config import CpuKernels, CudaKernels, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
 from florence.types.pictures import Pictures
@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     )
     threads: int | None = _engine("threads")
     cpu_kernels: CpuKernels = _engine("cpu_kernels")
+    cuda_kernels: CudaKernels = _engine("cuda_kernels")
     max_batch_size: int | None = _engine("max_batch_size")
     max_encode_batch: int | None = _engine("max_encode_batch")
     max_queue: int = _engine("max_queue")
@@ -129,6 +130,22 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(
         default=64 * MIB, ge=1024, le=2**31, description="Most bytes of a request's body; more get a 413."
+    )
+    body_memory_bytes: Annotated[int, Field(ge=1024, le=2**40)] | None = Field(
+        default=None,
+        description="Memory of all bodies of a worker, from their first byte to their answer: one that finds "
+        "no room gets a 503; default: four times `FLORENCE_MAX_BODY_BYTES`, and never less than twice.",
+    )
+    head_timeout_s: float = Field(
+        default=15.0, gt=0, le=3600, description="Seconds for the head of an HTTP request to arrive."
+    )
+    body_timeout_s: float = Field(
+        default=60.0, gt=0, le=86_400, description="Seconds for the body of an HTTP request to arrive."
+    )
+    cors_origins: str | None = Field(
+        default=None,
+        description="Origins whose pages may call the service from a browser, such as "
+        "`https://a.example,https://b.example`, or `*` for any; default: none.",
     )
     max_image_bytes: int = Field(
         default=DEFAULT_LIMITS.max_bytes, ge=1, le=2**31, description="Most bytes of an encoded picture."
@@ -225,6 +242,11 @@ class Settings(BaseSettings):
         names = {each.name for each in fields(EngineConfig)} & type(self).model_fields.keys()
         values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return EngineConfig.for_device(kind, reserved=reserved, **values)
+
+    @property
+    def body_budget_bytes(self) -> int:
+        """What the bodies of a worker may take together."""
+        return max(self.body_memory_bytes or 4 * self.max_body_bytes, 2 * self.max_body_bytes)
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -107,6 +107,14 @@ def test_a_file_that_cant_be_written_is_an_error_before_any_request(
         assert words in err
 
 
+def test_a_device_is_no_file_for_answers(florence: Run) -> None:
+    """A second run would read it, and /dev/full has no end."""
+    status, _, err = florence(
+        "bulk", PICTURE, "--task", "caption", "--out", "/dev/full", "--url", "http://127.0.0.1:9"
+    )
+    assert (status, "is no file" in err) == (2, True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "status", "answered"), [("r.jsonl", 0, 2), ("r.parquet", 3, 1)])
 def test_a_file_whose_name_is_no_text_does_not_end_the_run(

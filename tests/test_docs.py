@@ -203,16 +203,16 @@ def test_help_fits_a_terminal(command: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_the_metrics_are_those_of_the_service(fake_server: Server) -> None:
-    """The page has a row for every metric of the engine and of the v2 protocol, and for no other."""
+    """The page has a row for every metric of HTTP, of the engine and of the v2 protocol, and for no other."""
     rows = re.findall(r"^\| `((?:florence|nv|bentoml)_\w+)` \|", read(DOCS / "metrics.md"), re.MULTILINE)
     assert len(rows) == len(set(rows))
     text = httpx.get(f"{fake_server.url}/metrics").text
-    there = re.findall(r"^# TYPE ((?:florence|nv)_\w+) (\w+)$", text, re.MULTILINE)
+    there = re.findall(r"^# TYPE ((?:florence|nv|bentoml)_\w+) (\w+)$", text, re.MULTILINE)
     names = {
-        f"{name.removesuffix('_total')}_total" if kind == "counter" and name.startswith("florence") else name
+        f"{name.removesuffix('_total')}_total" if kind == "counter" and not name.startswith("nv") else name
         for name, kind in there
     }
-    assert set(rows) == names | {"bentoml_service_adaptive_batch_size"}
+    assert set(rows) == names
 
 
 @EVERY_PAGE

@@ -146,3 +146,10 @@ def test_info_says_each_of_them() -> None:
         "forced_bos_id",
         "forced_eos_id",
     }
+
+
+@pytest.mark.parametrize("number", [0, 1, 0.0, 1.0])
+def test_early_stopping_is_no_number(number: float) -> None:
+    """As its schema says."""
+    with pytest.raises(OptionError, match="early_stopping"):
+        generation_options({"early_stopping": number})

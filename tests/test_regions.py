@@ -142,3 +142,10 @@ def test_wrong_image_sizes_are_refused(size: object) -> None:
     """A picture has two positive, finite lengths; anything else is an error that says so."""
     with pytest.raises(RequestError, match=r"image_size must be \(width, height\)"):
         read_image_size(size)  # type: ignore[arg-type]
+
+
+def test_parts_of_the_picture_are_no_pixels() -> None:
+    """A region in 0..1 would be answered wrongly, in silence; the message says what it is in pixels."""
+    with pytest.raises(RegionError, match=r"write \[64.0, 48.0, 320.0, 240.0\]"):
+        region_text([0.1, 0.1, 0.5, 0.5], (640, 480))
+    assert region_text([0, 0, 1, 1], (8, 8))  # the first pixel of a tiny picture

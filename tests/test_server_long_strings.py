@@ -9,18 +9,20 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from v2 import parse_infer_request
 
-from florence.errors import ProtocolError
+from florence.errors import ProtocolError, TooMuchStructure
 from florence.server.long_strings import LONG, Document, LongString, parse_json
 from florence.server.v2.tensors import read_rows
 
 STRINGS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(["-Infinity", "NaN", 'a"b', "a\\", '\\"', "[", ",", "\u732b"]),
-    st.sampled_from(["x" * (LONG + 1), "\u732b" * LONG, 'x"' * LONG, "\\" * LONG, "\n" * LONG]),
+    st.sampled_from(
+        ["x" * (LONG + 1), "\u732b" * LONG, ("x" * 60 + '"') * (LONG // 50), "\\" * LONG, "\n" * LONG]
+    ),
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | STRINGS,
@@ -59,16 +61,17 @@ def test_every_encoding_of_json_is_read(encoding: str, length: int) -> None:
 
 
 def test_only_what_is_around_pictures_is_parsed() -> None:
-    """Several of them, each a view into the body; strings in other places are left to the parser."""
-    pictures = ["p" * 200_000, "q" * 300_000]
-    body = json.dumps({"a": pictures, "b": "r" * 100_000, "c": ["s" * 100]}).encode()
-    document = Document(body)
-    assert document.size < 100_500
-    parsed = document.parse()
-    assert [type(string) for string in parsed["a"]] == [LongString, LongString]
-    assert all(string.quoted.obj is body for string in parsed["a"])
-    assert [len(string) for string in parsed["a"]] == [200_000, 300_000]
-    assert parsed["b"] == "r" * 100_000
+    """Elements and members alike, however far they are set in, each a view into the body."""
+    content = {"a": ["p" * 200_000, "q" * 300_000], "b": "r" * 100_000, "c": [[[["s" * 100]]], "t" * 50_000]}
+    for indent in (None, 40):
+        body = json.dumps(content, indent=indent).encode()
+        document = Document(body)
+        assert document.size < 2000
+        parsed = document.parse()
+        longs = [*parsed["a"], parsed["b"], parsed["c"][1]]
+        assert [type(string) for string in longs] == [LongString] * 4
+        assert all(string.quoted.obj is body for string in longs)
+        assert resolved(parsed) == content
 
 
 @pytest.mark.parametrize(
@@ -108,12 +111,50 @@ def test_a_long_picture_may_be_written_in_any_way_json_allows(escaped: bool) -> 
     assert row.image() == picture
 
 
-def test_a_body_of_quotes_takes_no_longer_than_to_parse_it() -> None:
-    """Only the first strings are looked at: a megabyte of empty ones is left to the parser."""
-    body = b'{"a":[' + b",".join([b'""'] * 300_000) + b"]}"
-    document = Document(body)
-    assert document.size == len(body)
-    assert document.parse() == {"a": [""] * 300_000}
+TOO_MUCH = {
+    "objects": b'{"inputs":[' + b"{}," * 100_000 + b"0]}",
+    "keys": b"{" + b",".join(b'"%d":0' % index for index in range(5000)) + b"}",
+    "strings": b'{"a":[' + b",".join([b'""'] * 300_000) + b"]}",
+    "digits": b'{"a":' + b"1" * 100_000 + b"}",
+    "spaces": b'{"a":1' + b" " * 100_000 + b"}",
+    "nesting": b'{"a":' + b"[" * 100_000,
+    "escaped quotes": b'{"a":"' + b'\\"' * 600_000 + b'"}',
+    "medium strings": b'{"a":[' + b",".join([b'"%b"' % (b"x" * LONG)[:-9]] * 200) + b"]}",
+    "a huge key": b'{"' + b"k" * (3 << 20) + b'":1}',
+    "a bare string": b'"' + b"k" * (3 << 20) + b'"',
+    "UTF-16": ('{"a":"' + "x" * (2 << 20) + '"}').encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+def test_structure_that_no_request_means_is_refused_before_it_is_parsed(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is made of, the parser never sees it."""
+    monkeypatch.setattr("florence.server.long_strings.parse_json", None)
+    with pytest.raises(TooMuchStructure, match="more than a request can mean"):
+        Document(TOO_MUCH[kind])
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_backslashes_before_a_quote_are_counted(count: int) -> None:
+    """However many there are: an even number ends the string, an odd number goes on."""
+    for extra in (0, 60, 64, 200, 70_000):
+        body = b'{"a":["x' + b"\\" * (2 * extra + count) + b'","' + b"y" * 20_000 + b'"]}'
+        if count % 2:
+            with pytest.raises(ProtocolError):
+                Document(body).parse()
+        else:
+            assert resolved(Document(body).parse()) == parse_json(body)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.text(alphabet='aA/+"\\\n\u00e9\u732b', max_size=60), st.booleans(), st.integers(1, 5))
+def test_pieces_are_the_string(text: str, ascii_: bool, times: int) -> None:
+    """Wherever the cuts are: through escapes, and through characters of several bytes."""
+    quoted = json.dumps(text * 3000 * times, ensure_ascii=ascii_).encode()
+    string = LongString(memoryview(quoted))
+    assert "".join(string.pieces()) == str(string) == text * 3000 * times
 
 
 def test_a_long_picture_costs_no_copy_before_it_is_read() -> None:

@@ -18,7 +18,8 @@ from starlette.routing import Route
 
 from florence.answers.answer import Answer
 from florence.errors import Closed
-from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies
+from florence.server.bodies import BodyBudget
+from florence.server.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, TimeLimit
 from florence.server.outcomes import await_answer
 from florence.server.replies import reply_or_error
 
@@ -36,7 +37,7 @@ def send(content: Any, **headers: str) -> httpx.Response:
     """One POST to an app that reads its body, behind the limit."""
     app = Starlette(
         routes=[Route("/", _echo_length, methods=["POST"])],
-        middleware=[Middleware(BodyLimit, max_bytes=LIMIT)],
+        middleware=[Middleware(BodyLimit, max_bytes=LIMIT, budget=BodyBudget(4 * LIMIT, 60.0))],
     )
 
     async def sent() -> httpx.Response:
@@ -225,3 +226,40 @@ def test_a_future_cancelled_by_the_model_is_a_503_and_not_a_cancelled_caller() -
     future.cancel()
     with pytest.raises(Closed, match="send the request again"):
         asyncio.run(await_answer(future, 5.0))
+
+
+def limited(app: Any, timeout_s: float) -> list[Any]:
+    """What an app behind the time limit sends."""
+    messages: list[Any] = []
+
+    async def collect(message: Any) -> None:
+        messages.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/"}
+    asyncio.run(TimeLimit(app, timeout_s)(scope, _never, collect))
+    return messages
+
+
+def test_an_answer_that_does_not_begin_in_time_is_a_504() -> None:
+    async def hangs(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    start, body = limited(hangs, 0.01)
+    assert (start["status"], b"not finished within" in body["body"]) == (504, True)
+
+
+def test_an_answer_that_has_begun_may_take_its_time() -> None:
+    """And a request that is answered leaves no timer behind, which would keep all of it until it is due."""
+    loops: list[Any] = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        loops.append(asyncio.get_running_loop())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(0.05)
+        await send({"type": "http.response.body", "body": b"x"})
+        assert not [timer for timer in loops[0]._scheduled if not timer.cancelled()]
+
+    assert [message["type"] for message in limited(slow, 0.01)] == [
+        "http.response.start",
+        "http.response.body",
+    ]

@@ -74,3 +74,20 @@ def test_bentomls_errors_have_one_shape(guarded: Starlette) -> None:
     """A plain text of the framework becomes an object, below the v2 routes too."""
     reply = send(guarded, "DELETE", "/caption", headers={"x-api-key": "right"})
     assert (reply.status_code, reply.json()) == (405, {"error": "Method Not Allowed"})
+
+
+@pytest.mark.parametrize(("method", "path"), DOORS)
+def test_cors_reaches_every_door(model: FakeModel, method: str, path: str) -> None:
+    """A preflight is answered and answers are marked, for the origins of the setting only."""
+    inference = Inference(5.0)
+    inference.model = model
+    origins = "https://a.example, https://b.example"
+    middleware = middleware_of(ModelRepository([inference]), 100_000, origins=origins)
+    app = Starlette(routes=[Route("/{path:path}", _other, methods=["GET", "POST"])], middleware=middleware)
+    asked = {"origin": "https://b.example", "access-control-request-method": method}
+    preflight = send(app, "OPTIONS", path, headers={**asked, "access-control-request-headers": "x-any"})
+    assert preflight.status_code == 200
+    for reply in (preflight, send(app, method, path, headers=asked)):
+        assert reply.headers["access-control-allow-origin"] == "https://b.example"
+    foreign = send(app, method, path, headers={"origin": "https://c.example"})
+    assert "access-control-allow-origin" not in foreign.headers

@@ -22,7 +22,8 @@ def test_base64_comes_back_however_its_lines_are_broken(data: bytes, width: int,
 
 
 @pytest.mark.parametrize(
-    "head", ["data:image/png;base64,", "DATA:;BASE64,", "data:image/jpg;name=a.jpg;base64,"]
+    "head",
+    ["data:image/png;base64,", "DATA:;BASE64,", "data:image/jpg;name=a.jpg;base64,", "\n  data:;base64,"],
 )
 def test_a_data_uri_is_taken(head: str) -> None:
     """What a browser's FileReader gives can be sent as it is; its type does not matter."""
@@ -65,7 +66,10 @@ def test_the_fast_decoder_takes_what_pythons_strict_one_takes(text: str) -> None
         ("QUI", "not valid base64"),
         ("QUI=QUI=", "not valid base64"),
         ("QÜI=", "beyond ASCII"),
-        ("QU-_", "not valid base64"),
+        ("QU-_", "not valid base64: it is URL-safe base64, with - and _; send the standard form"),
+        ("b'QUJD'", "it is Python's text of bytes"),
+        ("blob:https://example.org/1234-5678", "not fetched from a URL"),
+        ("\n https://example.org/a.png", "not fetched from a URL"),
         ("data:image/png,abc", "data URI is not base64"),
         ("https://example.org/a.png", "not fetched from a URL"),
         ("  file:///etc/passwd", "not fetched from a URL"),

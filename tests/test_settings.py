@@ -38,6 +38,7 @@ def test_the_engine_is_configured_as_the_settings_say(kind: str) -> None:
     values = {"threads": 3, "max_batch_size": 5, "max_encode_batch": 2, "max_queue": 7, "max_latency_ms": 9.0}
     values |= {
         "cpu_kernels": "off",
+        "cuda_kernels": "off",
         "encode_budget_ms": 8.0,
         "max_new_tokens": 6,
         "max_prompt_tokens": 4,

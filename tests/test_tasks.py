@@ -174,3 +174,9 @@ def test_the_text_goes_in_as_it_is(task: Task, text: str) -> None:
     assert prompt.startswith(before)
     assert prompt.endswith(after)
     assert prompt[len(before) : len(prompt) - len(after)] == text
+
+
+def test_a_text_behind_the_token_is_told_its_place() -> None:
+    """As the original's users write it."""
+    with pytest.raises(TaskError, match="alone as the task"):
+        TASKS.resolve("<CAPTION_TO_PHRASE_GROUNDING>a red moon")

@@ -66,6 +66,7 @@ def test_options_reach_the_model_and_foreign_parameters_do_not(app: Starlette, m
         "max_new_tokens": 5,
         "early_stopping": False,
         "timeout_s": 5.0,
+        "pictures": "original",
     }
 
 
@@ -135,11 +136,35 @@ def test_one_failed_row_gives_up_the_others(app: Starlette, model: FakeModel) ->
     assert all(call.future.cancelled() for call in model.calls[2:])
 
 
-@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/v2/models/florence2/ready"])
-def test_health_is_an_empty_200(app: Starlette, path: str) -> None:
-    """As Triton answers; the written specification shows JSON."""
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/florence2/ready", {"name": "florence2", "ready": True}),
+        ("/v2/models/florence2/versions/1/ready", {"name": "florence2", "ready": True}),
+    ],
+)
+def test_health_has_the_open_protocols_body(app: Starlette, path: str, body: dict[str, Any]) -> None:
+    """KServe's client reads it; Triton's own looks at the status only."""
     reply = send(app, "GET", path)
-    assert (reply.status_code, reply.content) == (200, b"")
+    assert (reply.status_code, reply.json()) == (200, body)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_probe_of_the_root_is_answered(app: Starlette, method: str) -> None:
+    """By the server's metadata: load balancers ask for `/` unless they are told otherwise."""
+    assert send(app, method, "/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v2"), ("GET", INFER), ("DELETE", "/v2/models/stats")]
+)
+def test_a_wrong_method_is_told_the_right_one(app: Starlette, method: str, path: str) -> None:
+    """405 with Allow, as HTTP asks for."""
+    reply = send(app, method, path)
+    allowed = "POST" if path == INFER else "GET"
+    assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
 
 
 @pytest.mark.parametrize("missing", ["not loaded", "not warm"])

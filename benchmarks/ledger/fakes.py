@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from florence.checkpoint.config import read_config
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
+from florence.engine.device.find_cuda_kernels import load_kernels
 from florence.engine.device.graphs import Replay, Work
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
@@ -223,7 +224,8 @@ def mean_length(length: int, shortest: int = 64) -> float:
 def gpu_backend(model: Florence2Model) -> Backend:
     """What the service takes on a GPU, without the parts that ask for one."""
     head_dim = model.config.text.decoder_head_dim
-    with patch.multiple(backends, CudaMemory=lambda _: AbsentMemory(), CudaGraphCapturer=lambda _: None):
+    absent = {"CudaMemory": lambda _: AbsentMemory(), "CudaGraphCapturer": lambda _: None}
+    with patch.multiple(backends, **absent, find_kernels=lambda *_: load_kernels()):
         backend = Backend.for_device(DEVICE, DTYPE, head_dim)
     tries = {"pins_attention": False}  # trying attentions needs their values
     return replace(backend, **{name: off for name, off in tries.items() if hasattr(backend, name)})
@@ -241,6 +243,7 @@ def fake_model(size: str) -> Florence2Model:
     model.language.tied_head, model.language.has_logits_bias = True, False
     move(model)
     pack(model)
+    model.language.lay_out_for_gpu()
     return model.eval()
 
 

@@ -54,6 +54,8 @@ def check_files(out: Path, lines: Path, failures: Path) -> None:
     """Raises RequestError, before any request, where answers would be lost or could not be written."""
     if failures.resolve() in (out.resolve(), lines.resolve()):
         raise RequestError(f"{failures} can't hold both answers and failures; name another --failures")
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise RequestError(f"{out} is no file: a second run reads what is there and goes on; name one")
     for file in (out, failures):
         if not file.parent.is_dir():
             raise RequestError(f"there is no directory {str(file.parent)!r} for {file.name}")

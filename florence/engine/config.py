@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from florence.errors import SettingsError
 
 CpuKernels = Literal["auto", "off"]
+CudaKernels = Literal["auto", "off"]
 """Whether the project's kernels for CPUs are used where they can be, or PyTorch's operations everywhere."""
 
 DEFAULT_MAX_NEW_TOKENS: Final = 1024
@@ -104,6 +105,11 @@ class EngineConfig:
         "auto",
         "`off`: compute with PyTorch's own operations only, not with the project's kernels for CPUs. In "
         "float32 token ids are the same.",
+    )
+    cuda_kernels: CudaKernels = _declare(  # noqa: RUF009  (a field)
+        "auto",
+        "`off`: take decode steps with PyTorch's own operations only, not with the project's kernels for "
+        "GPUs. In float32 token ids are the same.",
     )
     picture_cache_bytes: int = _declare(
         DEFAULT_PICTURE_CACHE_BYTES,

@@ -122,6 +122,7 @@ def encoded(image: object, limits: ImageLimits) -> bytes:
     Raises ImageError for anything else and for files that can't be read, ImageTooLarge above the limit.
     """
     if isinstance(image, bytes | bytearray | memoryview):
+        check_bytes(len(image), limits)  # before they are copied
         return bytes(image)
     if isinstance(image, str | os.PathLike):
         return _read_file(Path(image), limits)

@@ -16,11 +16,13 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from florence.model.caches import Caches
 from florence.model.kernels.cpu.attention import CpuAttention
+from florence.model.kernels.linear import Linear
 from florence.model.kernels.precise import bmm_float32
+from florence.model.language import POSITION_OFFSET, LanguageModel
 from florence.model.masks import additive_mask
 
 
@@ -69,14 +71,20 @@ class StepInputs:
 
 
 class StepAttention(Protocol):
-    """Both attentions of any layer in one step."""
+    """Both attentions of any layer in one step, and what else lies between the products."""
 
     def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
         """Attention of `queries` [rows, d_model] to the encoder states of each row's request; same shape."""
 
-    def self_attention(self, queries: Tensor, layer: int) -> Tensor:
-        """Attention of `queries` [rows, d_model] to each row's own past, this step's position included; same
-        shape. The step's keys and values are in the caches by then."""
+    def self_attention(self, queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
+        """Write the step's `keys` and `values` [rows, d_model] into the caches. Attention of `queries` [rows,
+        d_model] to each row's own past, this step's position included; same shape."""
+
+    def embed(self, language: LanguageModel, tokens: Tensor) -> Tensor:
+        """The decoder's first states [rows, d_model] of `tokens` int64 [rows] at their positions."""
+
+    def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
+        """`norm(residual + linear(inputs))`, [rows, d_model]."""
 
 
 class AttentionBackend(Protocol):
@@ -85,15 +93,43 @@ class AttentionBackend(Protocol):
     `masked`: whether it reads whole rows of the first slots and rows of the caches and masks what is not a
     request's own. Then its batches list those slots and rows in order (`steps.dense_batch`), and what is
     masked must be finite. Otherwise batches hold only the rows in use, a request's rows adjacent
-    (`steps.ragged_batch`), and only what a request has written is read.
+    (`steps.ragged_batch`), and only what a request has written is read. `grouped`: whether each request has
+    as many rows as the widest (`steps.grouped_batch`), so that lengths and beams change no shape.
     """
 
     @property
     def masked(self) -> bool: ...
 
+    @property
+    def grouped(self) -> bool: ...
+
     def begin(self, step: StepInputs) -> StepAttention:
         """The attentions of one step, prepared for all layers. Where steps are captured as graphs, so is this
         call: it must not read a value on the host."""
+
+
+class PlainStep:
+    """What lies between the products besides attention, by PyTorch's operations."""
+
+    def __init__(self, step: StepInputs) -> None:
+        self._step = step
+
+    def embed(self, language: LanguageModel, tokens: Tensor) -> Tensor:
+        decoder = language.decoder
+        places = decoder.embed_positions.weight[self._step.positions + POSITION_OFFSET]
+        states: Tensor = decoder.layernorm_embedding(language.embed(tokens) + places)
+        return states
+
+    def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
+        states: Tensor = norm(linear.plus(inputs, residual))
+        return states
+
+    def _write(self, keys: Tensor, values: Tensor, layer: int) -> None:
+        """A step's keys and values [rows, d_model] into the caches."""
+        caches, rows, positions = self._step.caches, self._step.batch.rows, self._step.positions
+        heads = caches.self_keys.shape[2]
+        caches.self_keys[layer][rows, :, positions] = split_heads(keys, heads)
+        caches.self_values[layer][rows, :, positions] = split_heads(values, heads)
 
 
 class DenseAttention:
@@ -103,14 +139,15 @@ class DenseAttention:
     values, so that a CUDA graph can hold them.
     """
 
-    masked = True
+    masked, grouped = True, False
 
     def begin(self, step: StepInputs) -> StepAttention:
         return _DenseStep(step)
 
 
-class _DenseStep:
+class _DenseStep(PlainStep):
     def __init__(self, step: StepInputs) -> None:
+        super().__init__(step)
         self._caches, self._batch = step.caches, step.batch
         batch, indirection, device = step.batch, step.beam_indirection, step.positions.device
         self._encoder_length, self._length = step.encoder_length, indirection.shape[-1]
@@ -138,10 +175,11 @@ class _DenseStep:
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self._cross_mask)
         return mixed[batch.request_of, :, batch.beam_of].flatten(1)
 
-    def self_attention(self, queries: Tensor, layer: int) -> Tensor:
+    def self_attention(self, queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
         """Split-KV attention: a beam's past is spread over cache rows, each row computes a partial result for
         every beam of its request, and the partial results are combined by log-sum-exp, as in flash-decoding
         (Dao et al. 2023, https://pytorch.org/blog/flash-decoding/)."""
+        self._write(keys, values, layer)
         caches, batch = self._caches, self._batch
         keys = caches.self_keys[layer, : self._rows, :, : self._length]
         values = caches.self_values[layer, : self._rows, :, : self._length]
@@ -170,7 +208,7 @@ class _DenseStep:
 class KernelAttention:
     """Both attentions by the CPU kernel, which reads each beam's keys where they are, and no others."""
 
-    masked = False
+    masked = grouped = False
 
     def __init__(self, kernel: CpuAttention) -> None:
         self._kernel = kernel
@@ -179,8 +217,9 @@ class KernelAttention:
         return _KernelStep(self._kernel, step)
 
 
-class _KernelStep:
+class _KernelStep(PlainStep):
     def __init__(self, kernel: CpuAttention, step: StepInputs) -> None:
+        super().__init__(step)
         batch = step.batch
         self._kernel, self._caches = kernel, step.caches
         self._slots, self._encoder_lengths = batch.slots.int(), batch.encoder_lengths
@@ -194,7 +233,8 @@ class _KernelStep:
             queries, keys, values, self._slots, self._starts, self._encoder_lengths
         )
 
-    def self_attention(self, queries: Tensor, layer: int) -> Tensor:
+    def self_attention(self, queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
+        self._write(keys, values, layer)
         keys, values = self._caches.self_keys[layer], self._caches.self_values[layer]
         return self._kernel.self_attention(queries, keys, values, self._sources, self._lengths)
 

@@ -12,30 +12,24 @@ from typing import cast
 
 from torch import Tensor
 
-from florence.model.attention import StepAttention, StepInputs, split_heads
-from florence.model.language import POSITION_OFFSET, DecoderLayer, LanguageModel
+from florence.model.attention import StepAttention
+from florence.model.language import DecoderLayer, LanguageModel
 
 
-def decode_step(
-    language: LanguageModel, step: StepInputs, tokens: Tensor, attention: StepAttention
-) -> Tensor:
+def decode_step(language: LanguageModel, tokens: Tensor, attention: StepAttention) -> Tensor:
     """Advance every row by one of `tokens` int64 [rows], and write its keys and values at its position.
 
     Returns float32 logits [rows, vocab].
     """
-    decoder, caches, rows, positions = language.decoder, step.caches, step.batch.rows, step.positions
-    embedded = decoder.embed_positions.weight[positions + POSITION_OFFSET]
-    states = decoder.layernorm_embedding(language.embed(tokens) + embedded)  # [rows, d_model]
-    for index, layer in enumerate(cast("Iterable[DecoderLayer]", decoder.layers)):
+    states = attention.embed(language, tokens)  # [rows, d_model]
+    for index, layer in enumerate(cast("Iterable[DecoderLayer]", language.decoder.layers)):
         own, cross = layer.self_attn, layer.encoder_attn
         queries, keys, values = own.project(states)
-        caches.self_keys[index][rows, :, positions] = split_heads(keys, own.heads)
-        caches.self_values[index][rows, :, positions] = split_heads(values, own.heads)
-        mixed = attention.self_attention(queries, index)
-        states = layer.self_attn_layer_norm(own.out_proj.plus(mixed, states))
+        mixed = attention.self_attention(queries, keys, values, index)
+        states = attention.add_norm(own.out_proj, layer.self_attn_layer_norm, mixed, states)
         mixed = attention.cross_attention(cross.q_proj(states), index)
-        states = layer.encoder_attn_layer_norm(cross.out_proj.plus(mixed, states))
-        states = layer.feed_forward(states)
+        states = attention.add_norm(cross.out_proj, layer.encoder_attn_layer_norm, mixed, states)
+        states = attention.add_norm(layer.fc2, layer.final_layer_norm, layer.fc1(states), states)
     return language.logits(states)
 
 

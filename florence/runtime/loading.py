@@ -114,6 +114,7 @@ def load(
         model.dtype,
         model.config.text.decoder_head_dim,
         cpu_kernels=config.cpu_kernels,
+        cuda_kernels=config.cuda_kernels,
         threads=config.threads,
     )
     picture_tokens = _picture_tokens(preprocessing)

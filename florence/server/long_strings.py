@@ -1,8 +1,9 @@
-"""Parses JSON without copying its long strings: most of a body is pictures in base64.
+"""Parses JSON without copying its long strings, and refuses structure that no request can mean.
 
-Parsing and copying them would take most of a request's time on the event loop, and twice their memory. Each
-long string in a list is found by its quotes alone, and the JSON around it is parsed as usual. Pure functions
-on bytes.
+Most of a body is pictures in base64. Parsing and copying them would take most of a request's time, twice
+their memory, and the interpreter's lock. So strings are found by their quotes alone: the long ones stay where
+they are, what is outside of strings is counted, and only a small rest is ever given to the parser. Pure
+functions on bytes; a body may be bytes or a bytearray.
 
 Faster parsers do not replace it: on a body of 240 KiB and of 1.8 MiB, this takes 0.011 and 0.027 ms, orjson
 3.13 0.045 and 0.39 ms, msgspec 0.22 0.042 and 0.33 ms, json 0.09 and 0.71 ms (best of 300, one AMD EPYC
@@ -11,46 +12,58 @@ core). They also refuse a byte order mark, and orjson rounds long integers.
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple, NoReturn
 
-from florence.errors import ProtocolError
+from florence.errors import MalformedJson, ProtocolError, TooMuchStructure
+from florence.types.options import MAX_TEXT_CHARS
 
-LONG: Final = 65_536
+LONG: Final = 16_384
 """Bytes of a string above which it stays where it is. Few texts that a task takes are so long."""
+MOST_STRUCTURE: Final = 65_536
+"""Bytes outside of strings: a request of 36 rows, written with a line for each value, has a tenth."""
+MOST_STRINGS: Final = 4096
+MOST_PARSED: Final = 2 * 2**20
+"""Bytes that are given to the parser: 36 rows whose strings all stay just below `LONG` have 1.7 MiB."""
 
-_MOST_STRINGS: Final = 512  # looked at; a request of 36 rows has fewer
+_MOST_QUOTED: Final = 12 * MAX_TEXT_CHARS  # bytes of a text, each character written as two escapes
+_QUOTE: Final = b'"'
 _BACKSLASH: Final = ord("\\")
+_WHITE: Final = b" \t\r\n"
+_PIECE: Final = 2**18
+_ESCAPE: Final = 6  # bytes of the longest escape
+_ESCAPES: Final = re.compile(rb"(?:[^\\]|\\u[0-9a-fA-F]{4}|\\[^u])*", re.DOTALL)
+_INSIDE: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _STAND_IN: Final = b"-Infinity"  # not JSON, but Python's parser asks `parse_constant` for its value
+_WRONG: Final = "failed to parse the request JSON buffer: "
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ProtocolError(f"failed to parse the request JSON buffer: {name} is not JSON")
-
-
-def parse_json(body: bytes, constant: Callable[[str], Any] = _refuse_constant) -> Any:
-    """The body's JSON value; ProtocolError saying where it is malformed. A byte order mark is allowed.
+def parse_json(text: bytes | str, constant: Callable[[str], Any] | None = None) -> Any:
+    """A short text's JSON value; ProtocolError saying where it is malformed. A byte order mark is allowed.
 
     constant: the value of NaN, Infinity and -Infinity, which are no JSON.
     """
     try:
-        return json.loads(body, parse_constant=constant)
+        return json.loads(text, parse_constant=constant or _refuse_constant)
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at {error.pos}"
+        raise MalformedJson(error.msg, error.pos) from None
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:  # not UTF-8, or a number of thousands of digits
         reason = str(error)[:200]
-    raise ProtocolError(f"failed to parse the request JSON buffer: {reason}")
+    raise ProtocolError(_WRONG + reason)
 
 
-@dataclass(frozen=True, slots=True)
 class LongString:
     """A string as it stands in its body. quoted: with its quotes, and with escapes if it has any."""
 
-    quoted: memoryview
+    __slots__ = ("quoted",)
+
+    def __init__(self, quoted: memoryview) -> None:
+        self.quoted = quoted
 
     def __len__(self) -> int:
         return len(self.quoted) - 2
@@ -64,54 +77,147 @@ class LongString:
         """The decoded string. ProtocolError if it is not UTF-8 or holds a control character."""
         return str(parse_json(bytes(self.quoted)))
 
+    def pieces(self) -> Iterator[str]:
+        """The decoded string in pieces, none of which holds the interpreter's lock for long. Halves of a
+        surrogate pair that is written in escapes may come in two pieces. Raises as `str`."""
+        decoder, position, text = codecs.getincrementaldecoder("utf-8")(), 0, self.text
+        while position < len(text):
+            piece = bytes(text[position : position + _PIECE])
+            if position + len(piece) < len(text):
+                piece = piece[: _end_of_escapes(piece)]
+            position += len(piece)
+            try:
+                part = decoder.decode(piece, final=position == len(text))
+            except UnicodeDecodeError as error:
+                raise ProtocolError(_WRONG + str(error)[:200]) from None
+            yield str(parse_json(f'"{part}"'))
+
+
+def _end_of_escapes(piece: bytes) -> int:
+    """How many bytes of a JSON string's piece end where no escape does go on."""
+    for stop in range(len(piece), len(piece) - 256, -_ESCAPE):
+        if _BACKSLASH not in piece[max(0, stop - _ESCAPE) : stop]:
+            return stop
+    whole = _ESCAPES.match(piece)  # escapes everywhere: from the piece's start
+    return whole.end() if whole and whole.end() else len(piece)
+
+
+def short_strings(value: Any) -> Any:
+    """The value with texts in place of LongStrings; ProtocolError for one that is too long for a text."""
+    if isinstance(value, LongString):
+        if len(value) > _MOST_QUOTED:
+            raise ProtocolError(
+                f"a text has {len(value)} bytes; at most {MAX_TEXT_CHARS} characters are allowed"
+            )
+        return str(value)
+    if isinstance(value, list):
+        return [short_strings(element) for element in value]
+    if isinstance(value, dict):
+        return {name: short_strings(element) for name, element in value.items()}
+    return value
+
+
+class _Span(NamedTuple):
+    """Where a string begins and ends, with its quotes."""
+
+    start: int
+    stop: int
+
 
 class Document:
-    """A body's JSON, not parsed yet. `size`: bytes of it that have to be."""
+    """A body's JSON, not parsed yet: the first `length` bytes. `size`: bytes of it that have to be.
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._spans = list(_long_elements(body))
-        self.size = len(body) - sum(stop - start for start, stop in self._spans)
+    Raises ProtocolError for a string without an end, TooMuchStructure for what no request can mean.
+    """
+
+    def __init__(self, body: bytes | bytearray, length: int | None = None) -> None:
+        self._body, self._length = body, len(body) if length is None else length
+        self._spans = [] if 0 in body[:2] else list(self._long_values())  # UTF-16 and UTF-32 have zeros
+        self.size = self._length - sum(stop - start for start, stop in self._spans)
+        if self.size > MOST_PARSED:
+            raise _too_much(f"{self.size} bytes of it are no long strings; up to {MOST_PARSED} may be")
 
     def parse(self) -> Any:
-        """Its value, a LongString in place of each long string that stands in a list.
+        """Its value, a LongString in place of each long string that is an element or a member.
 
         Raises ProtocolError saying where it is malformed. A byte order mark is allowed.
         """
-        around = _cut_out(self._body, self._spans)
-        if self._spans and not any(_STAND_IN in part for part in around):
-            strings = iter(LongString(memoryview(self._body)[start:stop]) for start, stop in self._spans)
+        strings = iter([LongString(memoryview(self._body)[start:stop]) for start, stop in self._spans])
 
-            def string_or_refuse(word: str) -> LongString:
-                return next(strings) if word == "-Infinity" else _refuse_constant(word)
+        def string_or_refuse(word: str) -> LongString:
+            string = next(strings, None) if word == "-Infinity" else None
+            return _refuse_constant(word) if string is None else string
 
-            try:
-                return parse_json(_STAND_IN.join(around), string_or_refuse)
-            except ProtocolError:  # its position is another one in the whole body
-                pass
-        return parse_json(self._body)
+        short = _STAND_IN.join(self._around())
+        try:
+            value = parse_json(short, string_or_refuse)
+        except MalformedJson as error:
+            raise MalformedJson(error.reason, self._place(short, error.position)) from None
+        return value
+
+    def _long_values(self) -> Iterator[_Span]:
+        """The long strings that are values, not keys. Goes from quote to quote; counts what is between."""
+        body, end = self._body, self._length
+        outside = position = strings = 0
+        while (start := body.find(_QUOTE, position, end)) >= 0:
+            strings += 1
+            outside += start - position
+            _check(strings, outside)
+            stop = _end_of_string(body, start + 1, end)
+            if stop < 0:
+                raise MalformedJson("Unterminated string starting at", start)
+            if stop - start > LONG and body[position:start].rstrip(_WHITE)[-1:] in (b"[", b",", b":"):
+                after = body[stop + 1 : min(end, stop + MOST_STRUCTURE)].lstrip(_WHITE)
+                if not after.startswith(b":"):
+                    yield _Span(start, stop + 1)
+            position = stop + 1
+        _check(strings, outside + end - position)
+
+    def _around(self) -> list[bytes]:
+        """The parts before, between and after the long strings."""
+        starts = [0, *(stop for _, stop in self._spans)]
+        stops = [*(start for start, _ in self._spans), self._length]
+        return [bytes(self._body[start:stop]) for start, stop in zip(starts, stops, strict=True)]
+
+    def _place(self, short: bytes, position: int) -> int:
+        """Where in the whole body what stands at a position of the parsed text is."""
+        if not self._spans:
+            return position
+        place = len(short.decode("utf-8", "replace")[:position].encode())
+        for start, stop in self._spans:
+            if place <= start:
+                break
+            place += stop - start - len(_STAND_IN)
+        return place
 
 
-def _long_elements(body: bytes) -> Iterator[tuple[int, int]]:
-    """Where the long strings begin and end that are elements of lists; with their quotes.
-
-    Goes from quote to quote, and no further than the first that may be escaped.
-    """
-    if len(body) < LONG or body[0] != ord("{") or body[1] == 0:  # small, no object, or not UTF-8
-        return
-    position = 0
-    for _ in range(_MOST_STRINGS):
-        start = body.find(b'"', position)
-        stop = body.find(b'"', start + 1)
-        if start < 0 or stop < 0 or body[stop - 1] == _BACKSLASH:
-            return
-        position = stop + 1
-        if stop - start > LONG and body[max(0, start - 16) : start].rstrip().endswith((b"[", b",")):
-            yield start, position
+def _refuse_constant(name: str) -> NoReturn:
+    raise ProtocolError(f"{_WRONG}{name} is not JSON")
 
 
-def _cut_out(body: bytes, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The parts of the body before, between and after the spans."""
-    starts = [0, *(stop for _, stop in spans)]
-    stops = [*(start for start, _ in spans), len(body)]
-    return [body[start:stop] for start, stop in zip(starts, stops, strict=True)]
+def _too_much(reason: str) -> TooMuchStructure:
+    return TooMuchStructure("JSON", reason)
+
+
+def _check(strings: int, outside: int) -> None:
+    if strings > MOST_STRINGS:
+        raise _too_much(f"it has more than {MOST_STRINGS} strings")
+    if outside > MOST_STRUCTURE:
+        raise _too_much(f"it has more than {MOST_STRUCTURE} bytes outside of strings")
+
+
+def _end_of_string(body: bytes | bytearray, start: int, end: int) -> int:
+    """Where the quote is that ends a string whose text begins at `start`; -1 if there is none."""
+    stop = body.find(_QUOTE, start, end)
+    if stop < 0 or body[stop - 1] != _BACKSLASH or stop == start:
+        return stop
+    position = start  # a quote that may be part of the text: read its escapes
+    while position - start <= _MOST_QUOTED:
+        match = _INSIDE.match(body, position, min(end, position + _PIECE))
+        stop = match.end() if match else position
+        if stop < end and body[stop] == _QUOTE[0]:
+            return stop
+        if stop == position:
+            return -1
+        position = stop
+    raise _too_much(f"a string with quotation marks in it has more than {_MOST_QUOTED} bytes")

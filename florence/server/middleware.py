@@ -15,11 +15,23 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from florence.errors import BodyTooLarge, ClientLeft, Closed, Unauthorized
+from florence.errors import (
+    BodyTooLarge,
+    ClientLeft,
+    Closed,
+    DeadlineExceeded,
+    FlorenceError,
+    SlowBody,
+    Unauthorized,
+    UnknownEncoding,
+)
+from florence.server.bodies import Body, BodyBudget, keep_body, plain_body, read_body
 from florence.server.keys import ApiKeys
 from florence.server.replies import error_reply, json_reply
+from florence.server.v2.compression import ENCODINGS, PIECE
 
 _WITHOUT_MODEL: Final = frozenset(("/", "/docs.json", "/healthz", "/livez", "/metrics", "/v2/health/live"))
 
@@ -43,7 +55,8 @@ class HttpMiddleware:
 class V2Routes(HttpMiddleware):
     """Sends requests under /v2 to their own app, past BentoML's routing.
 
-    That app makes its own error bodies. It also answers `/`, with Triton's 404; browsers get BentoML's page.
+    That app makes its own error bodies. It also answers `/`, for load balancers' probes; browsers get
+    BentoML's page.
     """
 
     v2: ASGIApp
@@ -90,48 +103,120 @@ class WhileLoading(HttpMiddleware):
 
 @dataclass(frozen=True)
 class BodyLimit(HttpMiddleware):
-    """Refuses bodies longer than `max_bytes` with 413, by Content-Length or, without one, while they arrive.
+    """Refuses bodies longer than `max_bytes` with 413, by Content-Length or, without one, while they arrive;
+    with 408 those that don't arrive in time, and with 503 those for which the budget has no room.
 
     The rest of such a body is discarded, up to `max_bytes` more: a client that sends everything before it
     reads would otherwise see a closed connection instead of the answer.
     """
 
     max_bytes: int
+    budget: BodyBudget
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
+        body = self.budget.begin()
         if length.isdecimal() and int(length) > self.max_bytes:
             if headers.get("expect", "").lower() != "100-continue":  # else the body is not sent yet
-                await self._discard(receive)
+                await self._discard(body, receive)
+            self.budget.end(body)
             reply = error_reply(BodyTooLarge(self.max_bytes), {"Connection": "close"})
             return await reply(scope, receive, send)
-        received = 0
+        received, refused = 0, False
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                if message.get("more_body", False):
-                    await self._discard(receive)
-                raise BodyTooLarge(self.max_bytes)
+            nonlocal received, refused
+            if body.arrived:
+                return await receive()
+            try:
+                message = await body.receive(receive)
+                size = len(message.get("body", b""))
+                received += size
+                if received > self.max_bytes:
+                    raise BodyTooLarge(self.max_bytes)
+                await body.grow(size)
+            except FlorenceError as error:
+                refused = True
+                if not isinstance(error, SlowBody):
+                    await self._discard(body, receive)
+                raise
             return message
 
         async def closing(message: Message) -> None:
-            if message["type"] == "http.response.start" and received > self.max_bytes:
+            if message["type"] == "http.response.start" and refused:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
-        await self.app(scope, counted, closing)
+        keep_body(scope, body)
+        try:
+            await self.app(scope, counted, closing)
+        finally:
+            self.budget.end(body)
 
-    async def _discard(self, receive: Receive) -> None:
+    async def _discard(self, body: Body, receive: Receive) -> None:
         left = self.max_bytes
-        while left > 0:
-            message = await receive()
-            if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                return
-            left -= len(message.get("body", b""))
+        try:
+            while left > 0 and not body.arrived:
+                left -= len((await body.receive(receive)).get("body", b""))
+        except FlorenceError:  # it takes too long, or is given up
+            return
+
+
+@dataclass(frozen=True)
+class Decompress(HttpMiddleware):
+    """Undoes gzip and deflate of a request's body, for routes that know no encodings."""
+
+    max_bytes: int
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        encoding = Headers(scope=scope).get("content-encoding", "")
+        if encoding in ("", "identity"):
+            return await self.app(scope, receive, send)
+        try:
+            plain = await plain_body(scope, await read_body(receive), encoding, self.max_bytes)
+        except (FlorenceError, ClientDisconnect) as error:
+            named = {"Accept-Encoding": ENCODINGS} if isinstance(error, UnknownEncoding) else {}
+            return await error_reply(error, named)(scope, receive, send)
+        rest, more = memoryview(plain), True
+
+        async def pieces() -> Message:
+            nonlocal rest, more
+            if not more:
+                return await receive()
+            piece, rest = bytes(rest[:PIECE]), rest[PIECE:]
+            more = len(rest) > 0
+            return {"type": "http.request", "body": piece, "more_body": more}
+
+        told = (b"content-encoding", b"content-length", b"transfer-encoding")
+        kept = [(name, value) for name, value in scope["headers"] if name not in told]
+        length = (b"content-length", str(len(plain)).encode())
+        await self.app({**scope, "headers": [*kept, length]}, pieces, send)
+
+
+@dataclass(frozen=True)
+class TimeLimit(HttpMiddleware):
+    """504 where an answer has not begun in time. In place of BentoML's, whose timers keep each request's
+    context until the time would be up: at a hundred requests a second, hundreds of megabytes."""
+
+    timeout: float
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = asyncio.timeout(self.timeout)
+
+        async def begun(message: Message) -> None:
+            if limit.when() is not None:
+                limit.reschedule(None)
+            await send(message)
+
+        try:
+            async with limit:
+                await self.app(scope, receive, begun)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            late = DeadlineExceeded(f"the request was not finished within {self.timeout:g} s")
+            await error_reply(late)(scope, receive, send)
 
 
 class CancelOnDisconnect(HttpMiddleware):

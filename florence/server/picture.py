@@ -8,62 +8,101 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import pybase64
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from florence.errors import ImageError
+from florence.errors import ImageError, ProtocolError
+from florence.server.long_strings import LongString
 
 _WHITE_SPACE = b" \t\r\n"
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _FIRST_BYTES = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]", re.DOTALL)
 _PATH = re.compile(r"[^\r\n]{0,250}\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
-_URL = re.compile(r"\s*(https?|ftp|file|s3|gs)://", re.IGNORECASE)
+_URL = re.compile(r"(https?|ftp|file|s3|gs)://|blob:", re.IGNORECASE)
+_REPR = re.compile(r"b['\"]")
+_FOREIGN = re.compile(rb"[^A-Za-z0-9_=-]")
+_PIECE = 2**20
+
+Base64Text = str | bytes | bytearray | memoryview | LongString
+"""Base64, as it comes from JSON or in a tensor."""
 
 
-def decode_base64(text: str | bytes | memoryview) -> bytes:
+def decode_base64(text: Base64Text) -> bytes:
     """The bytes encoded in base64 text, which may hold white space and begin with a data URI's head.
 
     Takes three quarters of the text's size. Raises ImageError when the text is empty, a URL, or not base64.
     """
-    return decode_plain_base64(text) or _decode_other(text if isinstance(text, str) else str(text, "latin-1"))
+    return decode_plain_base64(text) or _decode_other(text)
 
 
-def decode_plain_base64(text: str | bytes | memoryview) -> bytes:
+def decode_plain_base64(text: Base64Text) -> bytes:
     """The bytes of base64 text without white space and data URI's head; b"" for any other text."""
     try:
-        return pybase64.b64decode(text, validate=True)
+        return pybase64.b64decode(text.text if isinstance(text, LongString) else text, validate=True)
     except ValueError:
         return b""
 
 
-def _decode_other(text: str) -> bytes:
+def _decode_other(text: Base64Text) -> bytes:
     """The bytes of base64 with white space or a data URI's head; ImageError for any other text."""
-    if _URL.match(text):
+    pieces = _pieces(text)
+    first = next(pieces, "").lstrip()
+    if _URL.match(first):
         raise ImageError(
             "pictures are not fetched from a URL; send the picture itself, as base64 or as an upload"
         )
-    head = _DATA_URI.match(text)
+    head = _DATA_URI.match(first)
     if head is not None and not head.group().lower().endswith(";base64,"):
         raise ImageError("the picture's data URI is not base64: it must begin with data:image/...;base64,")
+    encoded = bytearray()
     try:
-        encoded = text[head.end() if head else 0 :].encode("ascii").translate(None, _WHITE_SPACE)
-        if len(encoded) % 4:  # strict_mode lets some padding too much pass
-            raise binascii.Error("its length is not a multiple of 4: characters are missing or left over")
-        decoded = binascii.a2b_base64(encoded, strict_mode=True)
-    except (UnicodeEncodeError, binascii.Error) as error:
-        if _PATH.fullmatch(text):
-            raise ImageError(
-                f"{text!r} looks like a path; send the file's bytes, as base64 or as an upload"
-            ) from None
-        reason = str(error) if isinstance(error, binascii.Error) else "it holds characters beyond ASCII"
-        raise ImageError(f"the picture is not valid base64: {reason}") from None
-    if not decoded:
-        raise ImageError("the picture is empty")
-    return decoded
+        for piece in (first[head.end() if head else 0 :], *pieces):
+            encoded += piece.encode("ascii").translate(None, _WHITE_SPACE)
+    except UnicodeEncodeError:
+        reason = "it holds characters beyond ASCII"
+    else:
+        decoded = decode_plain_base64(encoded) if len(encoded) % 4 == 0 else b""
+        if decoded:
+            return decoded
+        if not encoded:
+            raise ImageError("the picture is empty")
+        reason = _reason(first, encoded)
+    if _PATH.fullmatch(first):
+        raise ImageError(f"{first!r} looks like a path; send the file's bytes, as base64 or as an upload")
+    raise ImageError(f"the picture is not valid base64: {reason}")
+
+
+def _pieces(text: Base64Text) -> Iterator[str]:
+    """The text in pieces, none of which holds the interpreter's lock for long."""
+    if isinstance(text, LongString):
+        yield from text.pieces()
+        return
+    for start in range(0, len(text), _PIECE):
+        piece = text[start : start + _PIECE]
+        yield piece if isinstance(piece, str) else str(piece, "latin-1")
+
+
+def _reason(first: str, encoded: bytearray) -> str:
+    """Why base64 text without white space can't be decoded. first: how it begins."""
+    if _REPR.match(first):
+        return "it is Python's text of bytes, b'...'; send base64.b64encode(data).decode()"
+    if _FOREIGN.search(encoded) is None and (b"-" in encoded or b"_" in encoded):
+        return "it is URL-safe base64, with - and _; send the standard form, with + and /"
+    if len(encoded) % 4:  # the strict decoder lets some padding too much pass
+        return (
+            "its length is not a multiple of 4: padding (=) or characters are missing or left over; send the "
+            "whole text, with its padding"
+        )
+    try:
+        binascii.a2b_base64(encoded[:_PIECE], strict_mode=True)
+    except binascii.Error as error:
+        return str(error)
+    return "it holds other characters, or padding (=) before its end"
 
 
 def decode_picture(data: bytes | memoryview) -> bytes:
@@ -73,11 +112,11 @@ def decode_picture(data: bytes | memoryview) -> bytes:
     Raises ImageError as `decode_base64`.
     """
     if _FIRST_BYTES.match(data):
-        return bytes(data)
+        return cast("bytes", data)  # a view will do: to copy it takes long
     try:
         return decode_base64(data)
     except ImageError:
-        if bytes(data).isascii():
+        if bytes(data[:_PIECE]).isascii():
             raise
         raise ImageError(
             "the picture is neither base64 nor a PNG, JPEG, WebP, GIF, BMP or TIFF file "
@@ -91,14 +130,14 @@ def _take(value: object) -> bytes | Path:
     if isinstance(value, (bytes, bytearray, memoryview)):
         if not value:
             raise PydanticCustomError("picture", "the picture is empty")
-        return bytes(value)
+        return cast("bytes", value)
     if isinstance(value, Path):
         return value
-    if not isinstance(value, str):
+    if not isinstance(value, str | LongString):
         raise PydanticCustomError("picture", "must be base64 text, or an upload in multipart/form-data")
     try:
         return decode_base64(value)
-    except ImageError as error:
+    except (ImageError, ProtocolError) as error:
         raise PydanticCustomError("picture", "{reason}", {"reason": str(error)}) from None
 
 

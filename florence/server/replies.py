@@ -16,7 +16,9 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 from urllib.parse import quote
 
+import anyio
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -31,6 +33,7 @@ GRPC_CODES: Mapping[int, str] = MappingProxyType(
         400: "INVALID_ARGUMENT",
         401: "UNAUTHENTICATED",
         404: "NOT_FOUND",
+        408: "DEADLINE_EXCEEDED",
         413: "INVALID_ARGUMENT",
         499: "CANCELLED",
         500: "INTERNAL",
@@ -44,6 +47,8 @@ GRPC_CODES: Mapping[int, str] = MappingProxyType(
 CHECKPOINT_HEADER = "florence-checkpoint"
 MOST_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop longer than a thread's start
 T = TypeVar("T")
+_MOST_PARSERS: Final = 2
+_PARSERS: Final = RunVar[anyio.CapacityLimiter | None]("florence_parsers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +84,17 @@ def log_failure(error: Exception) -> None:
 
 
 async def off_loop(size: int, function: Callable[..., T], *args: object) -> T:
-    """The function's value; computed in a thread if `size`, the bytes it works on, is above MOST_INLINE."""
+    """The function's value; computed in a thread if `size`, the bytes it works on, is above MOST_INLINE.
+
+    Few threads at a time: each may hold the interpreter's lock for some milliseconds, and the loop needs it.
+    """
     if size <= MOST_INLINE:
         return function(*args)
-    return await anyio.to_thread.run_sync(function, *args)
+    limiter = _PARSERS.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(_MOST_PARSERS)
+        _PARSERS.set(limiter)
+    return await anyio.to_thread.run_sync(function, *args, limiter=limiter)
 
 
 async def reply_or_error(work: Awaitable[T]) -> T | Response:
@@ -103,7 +115,7 @@ def error_reply(error: Exception, headers: Mapping[str, str] | None = None) -> R
     return json_reply({"error": failure.message}, failure.status, {**(headers or {}), **more})
 
 
-def json_reply(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_reply(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON in ASCII, so that a lone surrogate in a quoted value can't break the reply."""
     body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
     return Response(body, status, headers, "application/json")

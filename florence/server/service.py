@@ -15,19 +15,29 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import bentoml
+from bentoml._internal.server.http import traffic
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
+from florence.server.access_log import escape_what_clients_write
+from florence.server.bodies import BodyBudget
+from florence.server.connections import bound_connections
+from florence.server.http_metrics import CountRequests, metrics_endpoint
 from florence.server.keys import ApiKeys, keys_of
 from florence.server.metrics import EngineMetrics
 from florence.server.middleware import (
     BodyLimit,
     CancelOnDisconnect,
+    Decompress,
     ErrorBodies,
     NeedsKey,
+    TimeLimit,
     V2Routes,
     WhileLoading,
 )
@@ -42,9 +52,10 @@ from florence.server.supervisor import (
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint, prompt_endpoint
 from florence.server.typed.openapi import create_about_app
-from florence.server.typed.task_paths import create_task_app
-from florence.server.v2.http_app import V2App, infer_paths
+from florence.server.typed.task_paths import TASK_PATH, create_task_app
+from florence.server.v2.http_app import V2App, infer_paths, v2_paths
 from florence.server.v2.inference import Inference, ModelRepository
+from florence.server.v2.model import ServedModel
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
@@ -57,6 +68,7 @@ logger = logging.getLogger("florence.service")
 Load = Callable[[Settings, str, Observer], "Florence2"]
 Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
+BENTOML_PATHS = ("/", "/schema.json", "/docs.json", "/healthz", "/livez", "/readyz")
 SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
 ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
 ALL_ADDRESSES = "0.0.0.0"
@@ -64,6 +76,7 @@ OPEN_PATHS = frozenset(
     ("/", "/docs.json", "/healthz", "/livez", "/metrics", "/readyz", "/v2/health/live", "/v2/health/ready")
 )
 """What needs no API key: probes and pages."""
+SWITCH_S = 0.001  # a fifth of Python's: the event loop gets the lock sooner from threads that compute
 GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
 
 
@@ -143,11 +156,14 @@ class TaskService:
     settings: Settings
     devices: Sequence[str]
     inference: Inference
+    budget: BodyBudget  # of bodies over HTTP and gRPC together
     keys: ApiKeys | None
     load: Load
 
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
+        escape_what_clients_write()
+        sys.setswitchinterval(SWITCH_S)
         end_with_supervisor()
         self.timeout_s = self.settings.timeout_s
         self.grpc: GrpcServer | None = None
@@ -186,7 +202,13 @@ class TaskService:
 
         host, port = self.settings.grpc_host or http_host() or ALL_ADDRESSES, self.settings.grpc_port
         models = ModelRepository([self.inference])
-        server = GrpcServer(models, self.settings.max_body_bytes, self.keys, shared=len(self.devices) > 1)
+        server = GrpcServer(
+            models,
+            self.settings.max_body_bytes,
+            self.keys,
+            shared=len(self.devices) > 1,
+            budget=self.budget,
+        )
         try:
             await server.start(host, port)
         except FlorenceError as error:
@@ -201,10 +223,6 @@ class TaskService:
 
     async def __is_alive__(self) -> bool:
         return self.inference.model is None or self.inference.model.alive
-
-    async def __metrics__(self, content: str) -> str:
-        """BentoML's own metrics, and Triton's beside them."""
-        return content + self.inference.statistics.as_metrics()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # as above
     async def close(self) -> None:
@@ -230,9 +248,13 @@ def build_service(
     `fetch` runs once, before the workers start; `load` makes a worker's model.
     """
     devices = settings.devices(gpus)
+    if is_worker():
+        bound_connections(settings.head_timeout_s)
+        traffic.TimeoutMiddleware = TimeLimit  # type: ignore[misc,assignment]  # see there
     inference = Inference(
         settings.timeout_s, any_prompt=settings.prompts == "any", pictures=settings.v2_pictures
     )
+    budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     inline = settings.api_keys.get_secret_value() if settings.api_keys else None
     keys = keys_of(inline, settings.api_keys_file)
     members = {
@@ -240,6 +262,7 @@ def build_service(
         "settings": settings,
         "devices": devices,
         "inference": inference,
+        "budget": budget,
         "keys": keys,
         "load": staticmethod(load),
         "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
@@ -256,6 +279,7 @@ def build_service(
         workers=len(devices),
         resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
         traffic={"timeout": settings.timeout_s + GRACE_S},
+        metrics={"enabled": False},  # they label any path that a client asks for; see `http_metrics`
         # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
         logging={
             "access": {"skip_paths": [*PROBES, *infer_paths(inference.served)], "request_content_type": False}
@@ -264,12 +288,30 @@ def build_service(
         envs=variant.envs,
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
-    built.mount_asgi_app(create_about_app(inference, settings.max_body_bytes))
+    about = create_about_app(inference, settings.max_body_bytes)
+    about.router.routes.append(Route("/metrics", metrics_endpoint(inference.statistics.as_metrics)))
+    built.mount_asgi_app(about)
     built.mount_asgi_app(create_task_app(inference))
+    built.add_asgi_middleware(
+        CountRequests, paths=functools.partial(known_paths, built, about, inference.served)
+    )
     open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
-    for middleware in middleware_of(ModelRepository([inference]), settings.max_body_bytes, keys, open_paths):
+    for middleware in middleware_of(
+        ModelRepository([inference]),
+        settings.max_body_bytes,
+        keys,
+        open_paths,
+        budget=budget,
+        origins=settings.cors_origins,
+    ):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
+
+
+def known_paths(built: Any, about: Starlette, served: ServedModel) -> set[str]:
+    """The paths that the service answers: its endpoints, its documents, the v2 routes and BentoML's own."""
+    own = {route.path for route in about.routes if isinstance(route, Route)}
+    return {*BENTOML_PATHS, TASK_PATH, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
 
 
 def _before_workers(settings: Settings, fetch: Fetch) -> None:
@@ -282,21 +324,43 @@ def middleware_of(
     max_body_bytes: int,
     keys: ApiKeys | None = None,
     open_paths: frozenset[str] = OPEN_PATHS,
+    *,
+    budget: BodyBudget | None = None,
+    origins: str | None = None,
 ) -> list[Middleware]:
     """The middleware of HTTP requests, outermost first.
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
-    the health checks; those after it to BentoML's routes only. BentoML's own metrics, log and time limit are
-    outside of all. For gRPC calls, the counterpart is an interceptor of the server in `v2.grpc_server`.
+    the health checks; those after it to BentoML's routes only. BentoML's own log and time limit, and
+    `CountRequests`, are outside of all. For gRPC calls, the counterpart is an interceptor of the server in
+    `v2.grpc_server`.
     """
+    budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
+        *([cors(origins)] if origins else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
-        Middleware(BodyLimit, max_bytes=max_body_bytes),
+        Middleware(
+            BodyLimit, max_bytes=max_body_bytes, budget=budget or BodyBudget(4 * max_body_bytes, 60.0)
+        ),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
         Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
+        Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
     ]
+
+
+def cors(origins: str) -> Middleware:
+    """Lets pages of these origins, a list with commas or `*`, call every path from a browser. Outermost,
+    since a preflight has no key and no route of its own."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()],
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
+        max_age=600,
+    )
 
 
 def end_worker() -> None:

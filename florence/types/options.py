@@ -133,6 +133,8 @@ class GenerationParameters(BaseModel):
     def _refuse_bool_as_number(cls, value: object, info: Any) -> object:
         if isinstance(value, bool) and info.field_name not in ("early_stopping", "do_sample", "nms_agnostic"):
             raise ValueError("true and false are not numbers")
+        if info.field_name == "early_stopping" and isinstance(value, int | float) and type(value) is not bool:
+            raise ValueError("numbers are neither true nor false")
         return value
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ REGION_EXAMPLES: Final = (
     f"x1, y1, x2, y2 in pixels, for example '{str(PIXELS_EXAMPLE).strip('()')}', or four locations, in "
     f"thousandths of the picture's width and height, for example '{LOCATIONS_EXAMPLE}'"
 )
+_TINY = 16  # pixels: in a smaller picture, the first pixel may be a region
 _LONGEST_TEXT = 1000  # characters; four numbers need far fewer
 
 
@@ -53,7 +54,7 @@ def region_text(region: Region, image_size: Sequence[float]) -> str:
     Raises RegionError when it is none of them, not finite, empty, or not inside the picture.
     """
     if not isinstance(region, str):
-        return region_to_locations(region, image_size)
+        return _sent_pixels(region, image_size)
     text = region.strip()
     if "<" in text:
         return _check_locations(text)
@@ -62,7 +63,22 @@ def region_text(region: Region, image_size: Sequence[float]) -> str:
     parts = text.strip("()[]").replace(",", " ").split()
     if len(parts) != 4 or not all(_NUMBER.fullmatch(part) for part in parts):
         raise RegionError(f"the region {quote(region)} is not four numbers; write {REGION_EXAMPLES}")
-    return region_to_locations([float(part) for part in parts], image_size)
+    return _sent_pixels([float(part) for part in parts], image_size)
+
+
+def _sent_pixels(region: Sequence[float], image_size: Sequence[float]) -> str:
+    """As `region_to_locations`; RegionError for parts of the picture, answered as its corner."""
+    locations = region_to_locations(region, image_size)
+    width, height = read_image_size(image_size)
+    x1, y1, x2, y2 = (float(value) for value in region)
+    if max(x2, y2) <= 1 and min(width, height) > _TINY:
+        pixels = [x1 * width, y1 * height, x2 * width, y2 * height]
+        raise RegionError(
+            f"the region {quote(region)} looks like parts of the width and height; in this picture of "
+            f"{width:g}x{height:g} pixels write {pixels}, or four locations in thousandths, for example "
+            f"'{LOCATIONS_EXAMPLE}'"
+        )
+    return locations
 
 
 def region_to_locations(region: Sequence[float], image_size: Sequence[float]) -> str:

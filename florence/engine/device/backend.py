@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from florence.engine.config import CpuKernels
+from florence.engine.config import CpuKernels, CudaKernels
+from florence.engine.device.find_cuda_kernels import find_kernels
 from florence.engine.device.graphs import CudaGraphCapturer, GraphCapturer
 from florence.engine.device.memory import CudaMemory, DeviceMemory
+from florence.engine.device.search import SearchStep, advance
 from florence.model.attention import AttentionBackend, DenseAttention, KernelAttention
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -22,16 +24,17 @@ from florence.model.kernels.cpu.openmp import available
 class Backend:
     """How steps run on a device. The defaults are right on any CPU: PyTorch's operations, step by step.
 
-    `attention`: computes a step's attentions. `memory`: copies to and from the device. `capturer`: captures
-    steps and encodes of a few fixed shapes as graphs; None runs each shape as it comes.
-    `delayed_readback`: read what a step decided only after the next step has been sent, so that the device
-    never waits for the host; a finished request then stays in the batch for one extra step.
-    `pins_attention`: choose among PyTorch's fused attentions at the start, by trying them.
+    `attention`: computes a step's attentions. `search`: lets the searches choose their next tokens. `memory`:
+    copies to and from the device. `capturer`: captures steps and encodes of a few fixed shapes as graphs;
+    None runs each shape as it comes. `delayed_readback`: read what a step decided only after the next step
+    has been sent, so that the device never waits for the host; a finished request then stays in the batch for
+    one extra step. `pins_attention`: choose among PyTorch's fused attentions at the start, by trying them.
     `free_host_reads`: whether the host may read a value of the device between operations at no cost, to skip
     work. `lazy_pages`: whether memory that was never written costs nothing.
     """
 
     attention: AttentionBackend = field(default_factory=DenseAttention)
+    search: SearchStep = advance
     memory: DeviceMemory = field(default_factory=DeviceMemory)
     capturer: GraphCapturer | None = None
     delayed_readback: bool = False
@@ -47,12 +50,17 @@ class Backend:
         head_dim: int,
         *,
         cpu_kernels: CpuKernels = "auto",
+        cuda_kernels: CudaKernels = "auto",
         threads: int | None = None,
     ) -> Backend:
         """The backend for a model of `dtype` whose decoder has heads of `head_dim`. `threads`: of the CPU
         kernels, PyTorch's number where it is None."""
         if device.type == "cuda":
+            kernels = find_kernels(device, dtype, head_dim) if cuda_kernels == "auto" else None
+            attention, search = kernels or (DenseAttention(), advance)
             return cls(
+                attention,
+                search,
                 memory=CudaMemory(device),
                 capturer=CudaGraphCapturer(device),
                 delayed_readback=True,
@@ -62,4 +70,4 @@ class Backend:
             )
         if cpu_kernels == "off" or not available(dtype):
             return cls()
-        return cls(KernelAttention(CpuAttention(dtype, head_dim, threads)))
+        return cls(attention=KernelAttention(CpuAttention(dtype, head_dim, threads)))

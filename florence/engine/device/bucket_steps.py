@@ -17,6 +17,7 @@ from florence.engine.device.steps import (
     StepSequence,
     dense_batch,
     extent_of,
+    grouped_batch,
     occupancy_of,
     shape_of,
 )
@@ -25,8 +26,9 @@ from florence.model.attention import DecodeBatch
 
 
 class BucketSteps(Steps):
-    """Steps over the first slots and rows of the caches, in the cheapest of the captured shapes. Each shape
-    has fixed input tensors. Before `prepare` steps have the same shapes and run uncaptured."""
+    """Steps over the first slots and rows of the caches, or over groups of rows where attention wants those,
+    in the cheapest of the captured shapes. Each shape has fixed input tensors. Before `prepare` steps have
+    the same shapes and run uncaptured."""
 
     def __init__(
         self, context: StepContext, memory: DeviceMemory, buckets: Buckets, capturer: GraphCapturer
@@ -73,7 +75,12 @@ class BucketSteps(Steps):
 
     def _key(self, sequences: Sequence[StepSequence]) -> StepKey:
         shape = shape_of(sequences, self._context.state.max_positions)
+        if self._context.attention.grouped:
+            count = len(sequences)
+            return self._buckets.step(StepKey(count, count * shape.beams, shape))
         return self._buckets.step(StepKey(*extent_of(sequences), shape))
 
     def _batch(self, key: StepKey, sequences: Sequence[StepSequence]) -> DecodeBatch:
+        if self._context.attention.grouped:
+            return grouped_batch(sequences, key.slots, key.shape.beams)
         return dense_batch(sequences, key.slots, key.rows, key.shape.beams)

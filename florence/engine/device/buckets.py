@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from florence.engine.device.search_state import StepShape
 from florence.types.bounds import MAX_BEAMS
@@ -89,10 +90,12 @@ class Buckets:
         picture_tokens: int,
         encoder_room: int,
         pictures: int,
+        grouped: bool = False,
     ) -> Buckets:
         """For caches of `slots` and `rows` with `room` positions, requests with mostly `beams` beams, and up
         to `pictures` pictures of `picture_tokens` in an encode; an encoder has `encoder_room` positions for a
-        picture and its prompt."""
+        picture and its prompt. `grouped`: steps read lengths from memory (`AttentionBackend`), so that shapes
+        differ in requests and beams only."""
         lengths = (*(length for length in doubling(MIN_LENGTH, room) if length < room), room + 1)
         encoder_lengths = _encoder_lengths(picture_tokens, encoder_room)
         shapes = {
@@ -105,6 +108,8 @@ class Buckets:
             for shape in shapes
             for count in doubling(MIN_SLOTS, slots, halves=4)
         }
+        if grouped:
+            keys = set(_grouped(slots, beams, room, encoder_lengths[-1]))
         return cls(
             steps=tuple(sorted(keys, key=lambda key: key.cost)),
             pictures=doubling(1, pictures, halves=8),
@@ -133,6 +138,18 @@ def _rare(beams: int, lengths: Sequence[int], encoder_length: int) -> Iterator[S
     for length in lengths:
         for count in {max(beams, COMMON_BEAMS), MAX_BEAMS}:
             yield StepShape(count, length, True, encoder_length)
+
+
+def _grouped(slots: int, beams: int, room: int, encoder_length: int) -> Iterator[StepKey]:
+    """Any length; sampling and penalties with the usual numbers of beams, or in the largest shape."""
+    plain = partial(StepShape, length=room + 1, greedy=True, encoder_length=encoder_length)
+    special = partial(plain, sampled=True, penalized=True)
+    for count in doubling(MIN_SLOTS, slots, halves=4):
+        for width in (1, COMMON_BEAMS, beams, MAX_BEAMS):
+            yield StepKey(count, count * width, plain(width))
+        usual = max(beams, COMMON_BEAMS)
+        yield StepKey(count, count * usual, special(usual))
+    yield StepKey(slots, slots * MAX_BEAMS, special(MAX_BEAMS))
 
 
 def _encoder_lengths(picture_tokens: int, room: int) -> tuple[int, ...]:

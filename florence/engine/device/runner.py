@@ -155,7 +155,7 @@ class Runner(StepRunner):
             rows=sizes.rows,
             free_host_reads=backend.free_host_reads,
         )
-        context = StepContext(model.language, caches, state, backend.attention)
+        context = StepContext(model.language, caches, state, backend.attention, backend.search)
         encodes: Encodes = PlainEncodes(model, caches, backend.memory)
         if backend.capturer is not None:
             buckets = self._buckets()
@@ -197,6 +197,7 @@ class Runner(StepRunner):
             picture_tokens=self._picture_tokens,
             encoder_room=sizes.encoder_room,
             pictures=self._encode_batch,
+            grouped=self.backend.attention.grouped,
         )
 
     def encode(self, requests: Sequence[Request]) -> list[SequenceState]:

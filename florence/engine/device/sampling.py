@@ -72,7 +72,7 @@ def warp(scores: Tensor, temperature: Tensor, top_k: Tensor, tail: Tensor) -> Te
     least = ordered.gather(1, first)  # equal scores stay together
     ordered = ordered.masked_fill(ordered < least, -torch.inf)
     dropped = (ordered.softmax(-1).cumsum(-1) <= tail[:, None]) & (tail > 0)[:, None]
-    dropped[:, -1] = False
+    dropped[:, -1].fill_(False)  # no tensor of the host, which a graph can't hold
     dropped |= ordered == -torch.inf
     return scores.masked_fill(torch.zeros_like(dropped).scatter(1, tokens, dropped), -torch.inf)
 

@@ -7,12 +7,17 @@ within the rounding of float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from florence.engine.device.sampling import penalize
 from florence.engine.device.search_state import RUNNING, SearchState, StepShape
 from florence.model.attention import DecodeBatch
+
+SearchStep = Callable[[SearchState, DecodeBatch, StepShape, Tensor], None]
+"""`advance`, or what computes the same."""
 
 
 def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Tensor) -> None:
@@ -27,6 +32,17 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
     step.store_windows(logits)
     faulty = step.running & faulty
     state.status[batch.slots] = torch.where(faulty, state.constants.faulty, state.status[batch.slots])
+
+
+def candidates(
+    state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tokens that may follow each row, and their log-probabilities, [rows, 2 * beams] each; what was
+    taken from the row's logits for that, [rows]; whether a request's logits are NaN or infinite, [requests].
+    `logits` are overwritten."""
+    step = _Step(state, batch, shape)
+    tokens, logprobs, faulty = step.candidates_of_rows(logits)
+    return tokens, logprobs, step.normalizer, faulty
 
 
 class _Step:
@@ -59,7 +75,7 @@ class _Step:
         if self.shape.greedy:  # greedy search normalises after the rules, beam search before
             greedy = (self.beams == 1)[batch.request_of]
             normalizer = torch.where(greedy, logits.logsumexp(-1), normalizer)
-        self._normalizer = normalizer
+        self.normalizer = normalizer
         values, tokens = logits.topk(min(2 * self.shape.beams, logits.shape[-1]), dim=-1)
         logprobs = values - normalizer[:, None]
         if self.shape.sampled:
@@ -195,7 +211,7 @@ class _Step:
         state, sums, batch = self.state, self.state.window_sums, self.batch
         if sums is None or (state.free_host_reads and not bool(sums.contains(self._chosen).any())):
             return
-        windows = sums(logits, self._normalizer, self._parent_rows, self._chosen)  # [n, k, w]
+        windows = sums(logits, self.normalizer, self._parent_rows, self._chosen)  # [n, k, w]
         rows = torch.where(batch.is_beam & self.running[:, None], self.own_rows, state.unused_row)
         # A finished request in its extra step may have filled all positions.
         position = (self.generated + 1).clamp(max=state.max_positions - 1)[:, None]

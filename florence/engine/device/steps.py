@@ -1,9 +1,10 @@
 """A decode step: from the requests in it to tensors, and the step itself.
 
-Two layouts, which compute the same. `RaggedSteps` holds only the rows in use, for attention that reads only
+Three layouts, which compute the same. `RaggedSteps` holds only the rows in use, for attention that reads only
 what a request has written (a CPU with the project's kernel). `DenseSteps` runs over the first slots and rows
 of the caches, masked; `bucket_steps.py` does so with all sizes rounded up, so that graphs can be captured.
-Everything stays on the device.
+There, kernels that read lengths from memory get `grouped_batch`: the requests in use, with equal numbers of
+rows. Everything stays on the device.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.search import advance
+from florence.engine.device.search import SearchStep, advance
 from florence.engine.device.search_state import SearchState, StepShape
 from florence.engine.slots import Slot
 from florence.model.attention import AttentionBackend, DecodeBatch, StepInputs
@@ -48,6 +49,7 @@ class StepContext:
     caches: Caches
     state: SearchState
     attention: AttentionBackend
+    search: SearchStep = advance
 
     def step(self, batch: DecodeBatch, shape: StepShape) -> None:
         """Decode one token for every row of the batch, and let the searches choose."""
@@ -55,8 +57,8 @@ class StepContext:
         length = min(shape.length, self.caches.sizes.decoder_room)
         indirection = self.state.beam_indirection[batch.slots, : shape.beams, :length]
         inputs = StepInputs(self.caches, batch, indirection, positions, shape.encoder_length)
-        logits = decode_step(self.language, inputs, tokens, self.attention.begin(inputs))
-        advance(self.state, batch, shape, logits)
+        logits = decode_step(self.language, tokens, self.attention.begin(inputs))
+        self.search(self.state, batch, shape, logits)
 
 
 class Steps(ABC):
@@ -159,6 +161,26 @@ def dense_batch(sequences: Sequence[StepSequence], slots: int, rows: int, beams:
         rows_of=rows_of,
         beams=counts,
         encoder_lengths=lengths,
+    )
+
+
+def grouped_batch(sequences: Sequence[StepSequence], requests: int, beams: int) -> DecodeBatch:
+    """These requests, each with the rows of `beams` beams, and padding up to so many requests.
+
+    An absent beam, or request, repeats a place that is in use; its number of beams says that nothing is to be
+    written there.
+    """
+    taken = [sequence.slot for sequence in sequences]
+    padding = requests - len(taken)
+    places = [[*slot.rows, *slot.rows[:1] * (beams - len(slot.rows))] for slot in taken]
+    places += [[taken[0].rows[0]] * beams] * padding
+    return _make_batch(
+        slots=[slot.index for slot in taken] + [taken[0].index] * padding,
+        rows=[row for rows in places for row in rows],
+        owners=[(request, beam) for request in range(requests) for beam in range(beams)],
+        rows_of=[list(range(request * beams, (request + 1) * beams)) for request in range(requests)],
+        beams=[len(slot.rows) for slot in taken] + [0] * padding,
+        encoder_lengths=[sequence.encoder_length for sequence in sequences] + [1] * padding,
     )
 
 

@@ -27,23 +27,23 @@ def window_sums(logprobs: Tensor, token: int, ordered: range) -> Sums:
 
 
 class WindowSums:
-    """The sums of all rows' beams; r: rows, w: widths, c: `ordered` tokens."""
+    """The sums of all rows' beams; r: rows, w: `widths`, c: `ordered` tokens."""
 
     def __init__(self, ordered: range, device: torch.device) -> None:
-        self._ordered = ordered
-        self._widths = torch.tensor(WINDOWS, device=device)
+        self.ordered = ordered
+        self.widths = torch.tensor(WINDOWS, device=device)
 
     def contains(self, tokens: Tensor) -> Tensor:
         """Whether each token is one of the ordered ones."""
-        return (tokens >= self._ordered.start) & (tokens < self._ordered.stop)
+        return (tokens >= self.ordered.start) & (tokens < self.ordered.stop)
 
     def __call__(self, logits: Tensor, normalizer: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
         """float32 [..., w]: of `tokens` [...], chosen by `rows` [...] of `logits` [r, vocab], whose
         log-probabilities are what is left over `normalizer` [r]."""
-        first, count = self._ordered.start, len(self._ordered)
-        probabilities = (logits[:, first : self._ordered.stop] - normalizer[:, None]).exp()  # [r, c]
+        first, count = self.ordered.start, len(self.ordered)
+        probabilities = (logits[:, first : self.ordered.stop] - normalizer[:, None]).exp()  # [r, c]
         before = torch.nn.functional.pad(probabilities.cumsum(-1), (1, 0))  # [r, c + 1]
         places = (tokens - first).clamp(0, count - 1)[..., None]  # [..., 1]
-        low, high = (places - self._widths).clamp(min=0), (places + self._widths + 1).clamp(max=count)
+        low, high = (places - self.widths).clamp(min=0), (places + self.widths + 1).clamp(max=count)
         rows = rows[..., None]
         return (before[rows, high] - before[rows, low]) * self.contains(tokens)[..., None]

@@ -13,7 +13,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final, Protocol
 
 import bentoml
 from bentoml import IODescriptor
@@ -25,9 +25,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from florence.answers.answer import Answer
-from florence.errors import FlorenceError, ProtocolError, RequestError, TaskError
+from florence.errors import (
+    FlorenceError,
+    ProtocolError,
+    RequestError,
+    TaskError,
+    TooMuchStructure,
+    quote,
+)
 from florence.images.headers import FORMATS
-from florence.server.long_strings import parse_json
+from florence.server.bodies import read_body
+from florence.server.long_strings import Document, short_strings
 from florence.server.outcomes import await_answer
 from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop, reply_or_error
@@ -43,6 +51,9 @@ if TYPE_CHECKING:
 
 MULTIPART: Final = "multipart/form-data"
 _MOST_PARTS: Final = 32
+_MOST_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is no file: it is decoded in one go
+_MOST_FIELD: Final = 12 * MAX_TEXT_CHARS  # bytes of a part that is no picture: a text, escaped twice
+_PIECE: Final = 2**20
 _BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 
 
@@ -93,7 +104,7 @@ class PictureInput(Described):
                 fields = await _read_form(request)
                 size = len(fields["image"]) if isinstance(fields.get("image"), str) else 0
                 return await off_loop(size, cls.model_validate, fields)
-            body = await request.body()
+            body = await read_body(request.receive)
             return await off_loop(len(body), cls._from_json, body)
         except (FlorenceError, ValidationError) as error:
             return Refused(error)
@@ -101,9 +112,12 @@ class PictureInput(Described):
             return Refused(RequestError("the client left while it sent its request"))
 
     @classmethod
-    def _from_json(cls, body: bytes) -> PictureInput:
+    def _from_json(cls, body: bytes | bytearray) -> PictureInput:
         try:
-            content = parse_json(body) if body else {}
+            content = Document(body).parse() if body else {}
+            if isinstance(content, dict):
+                image = {name: content.pop(name) for name in ("image",) if name in content}
+                content = {**image, **short_strings(content)}
         except ProtocolError as error:
             raise RequestError(f"the body must be a JSON object or multipart/form-data: {error}") from None
         if not isinstance(content, dict):
@@ -247,7 +261,11 @@ def task_answer(answer: Answer) -> BaseModel:
 async def _read_form(request: Request) -> dict[str, Any]:
     """The fields of a multipart body, in memory; the service's limit on bodies bounds it."""
     parser = MultiPartParser(
-        request.headers, request.stream(), max_files=_MOST_PARTS, max_fields=_MOST_PARTS, max_part_size=2**31
+        request.headers,
+        request.stream(),
+        max_files=_MOST_PARTS,
+        max_fields=_MOST_PARTS,
+        max_part_size=_MOST_TEXT_PART,
     )
     parser.spool_max_size = 2**31  # no temporary file: the disk may be read-only
     try:
@@ -259,6 +277,8 @@ async def _read_form(request: Request) -> dict[str, Any]:
         return {name: await _read_part(form, name, in_json=in_json) for name in form}
     finally:
         await form.close()
+        for file in parser._files_to_close_on_error:  # of parts without an end, which are not in the form
+            file.close()
 
 
 async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
@@ -268,17 +288,38 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
     if len(parts) > 1:
         raise RequestError(f"{name[:60]} is sent {len(parts)} times; send it once")
     part = parts[0]
+    size = (part.size or 0) if isinstance(part, UploadFile) else len(part)
+    if name != "image" and size > _MOST_FIELD:
+        raise RequestError(f"{name[:60]} has {size} bytes; up to {_MOST_FIELD} are allowed")
     if isinstance(part, UploadFile):
-        data = await part.read()
+        data = await off_loop(size, _read_upload, part.file)
         if name == "image":
             return data
         part = data.decode("utf-8", "replace")
     if name == "image" or (name in ("text", "prompt") and not in_json):
         return part
+    return await off_loop(size, _read_value, part)
+
+
+def _read_upload(file: BinaryIO) -> bytes | bytearray:
+    """A file's bytes; a large one in pieces, none of which holds the interpreter's lock for long."""
+    data = file.read(_PIECE)
+    if len(data) < _PIECE:
+        return data
+    whole = bytearray(data)
+    while data := file.read(_PIECE):
+        whole += data
+    return whole
+
+
+def _read_value(text: str) -> Any:
+    """What the text means as JSON; the text itself where it is none."""
     try:
-        return json.loads(part)
-    except (ValueError, RecursionError):
-        return part
+        return short_strings(Document(text.encode("utf-8", "surrogatepass")).parse())
+    except TooMuchStructure as error:
+        raise RequestError(str(error)) from None
+    except ProtocolError:
+        return text
 
 
 def explain(error: ValidationError, task: Task | None, input_type: type[BaseModel]) -> RequestError:
@@ -299,7 +340,7 @@ def explain(error: ValidationError, task: Task | None, input_type: type[BaseMode
             reasons.append(explain_option(detail))
         else:
             message = detail["msg"].removeprefix("Value error, ")
-            got = "" if name in ("", "image") else f", got {repr(detail['input'])[:60]}"
+            got = "" if name in ("", "image") else f", got {quote(detail['input'], 60)}"
             named = name and "picture" not in message  # a message on the picture names it itself
             reasons.append(f"{name}: {message}{got}" if named else message)
     return RequestError("; ".join(dict.fromkeys(reasons)))

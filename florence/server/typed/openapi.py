@@ -48,11 +48,18 @@ _PICTURE = (
 )
 _FAILURES: Final = (  # status, meaning, an example of its message
     (400, "The request can't be answered as it stands; the message says what to change.", "image is missing"),
+    (404, "There is no such path, model or version.", "Not Found"),
+    (
+        408,
+        "The body did not arrive in the time allowed.",
+        "the request's body did not arrive within 60 s (FLORENCE_BODY_TIMEOUT_S)",
+    ),
     (
         413,
         "The body or the picture is larger than allowed.",
         "the picture has 10000x8000 = 80000000 pixels; up to 64000000 are allowed",
     ),
+    (501, "The body's encoding is neither gzip nor deflate.", "Unsupported compression type"),
     (500, "The service failed; its log says more.", INTERNAL_ERROR),
     (
         503,

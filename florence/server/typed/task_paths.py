@@ -6,6 +6,8 @@ here. Input and answer are those of the built-in tasks' endpoints.
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,6 +20,8 @@ from florence.server.typed.endpoints import INPUT_TYPES, Refused, answer_task, e
 from florence.server.v2.inference import Inference
 from florence.types.declared import ways_out
 
+TASK_PATH: Final = "/tasks/{name}"
+
 
 def create_task_app(inference: Inference) -> Starlette:
     """The one route."""
@@ -25,7 +29,7 @@ def create_task_app(inference: Inference) -> Starlette:
     async def task(request: Request) -> Response:
         return await reply_or_error(_answer(inference, request))
 
-    return Starlette(routes=[Route("/tasks/{name}", task, methods=["POST"])])
+    return Starlette(routes=[Route(TASK_PATH, task, methods=["POST"])])
 
 
 async def _answer(inference: Inference, request: Request) -> Response:

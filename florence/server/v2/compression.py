@@ -6,7 +6,7 @@ Pure functions on bytes. Names of encodings are matched exactly, as Triton does;
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -14,32 +14,48 @@ from florence.errors import BodyTooLarge, ProtocolError, UnknownEncoding
 
 _WINDOWS: Mapping[str, int] = MappingProxyType({"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS})
 ENCODINGS: Final = ", ".join(_WINDOWS)
+PIECE: Final = 2**17
+"""Bytes that are decompressed at a time."""
+_PART: Final = 2**16  # bytes that zlib is given at a time: it copies what it has not read yet
 
 
-def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+def decompress(body: bytes | bytearray, encoding: str, max_bytes: int) -> bytes | bytearray:
     """The body without its encoding, at most `max_bytes` of it. encoding: "" or "identity" for none.
 
-    Raises UnknownEncoding, BodyTooLarge, and ProtocolError for a body that is malformed, cut short, or
-    followed by other bytes.
+    Raises as `decompressed`, and BodyTooLarge.
     """
     if encoding in ("", "identity"):
         return body
+    plain = bytearray()
+    for piece in decompressed(body, encoding):
+        if len(plain) + len(piece) > max_bytes:
+            raise BodyTooLarge(max_bytes)
+        plain += piece
+    return plain
+
+
+def decompressed(body: bytes | bytearray, encoding: str) -> Iterator[bytes]:
+    """The body without its encoding, in pieces of at most `PIECE` bytes; each takes a moment.
+
+    Raises UnknownEncoding, and ProtocolError for a body that is malformed, cut short, or followed by other
+    bytes.
+    """
     if encoding not in _WINDOWS:
         raise UnknownEncoding("Unsupported compression type")
-    stream = zlib.decompressobj(_WINDOWS[encoding])
-    try:
-        plain = stream.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise ProtocolError(f"the body is not valid {encoding}: {error}") from None
-    if len(plain) > max_bytes:
-        raise BodyTooLarge(max_bytes)
-    if not stream.eof:
-        raise ProtocolError(f"the body is not valid {encoding}: it is cut short")
-    if stream.unused_data:
-        raise ProtocolError(
-            f"the body is not valid {encoding}: {len(stream.unused_data)} bytes follow its end"
-        )
-    return plain
+    stream, packed, plain = zlib.decompressobj(_WINDOWS[encoding]), memoryview(body), b""
+    while not stream.eof:
+        given: bytes | memoryview = stream.unconsumed_tail
+        if not given:
+            given, packed = packed[:_PART], packed[_PART:]
+        if not given and len(plain) < PIECE:
+            raise ProtocolError(f"the body is not valid {encoding}: it is cut short")
+        try:
+            plain = stream.decompress(given, PIECE)
+        except zlib.error as error:
+            raise ProtocolError(f"the body is not valid {encoding}: {error}") from None
+        yield plain
+    if rest := len(stream.unused_data) + len(packed):
+        raise ProtocolError(f"the body is not valid {encoding}: {rest} bytes follow its end")
 
 
 def compress(body: bytes, encoding: str) -> bytes:

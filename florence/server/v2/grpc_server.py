@@ -19,10 +19,13 @@ from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, ProtocolError, SettingsError, Unauthorized
+from florence.server.bodies import BodyBudget
 from florence.server.keys import ApiKeys
-from florence.server.replies import GRPC_CODES, failure_of, log_failure
+from florence.server.replies import GRPC_CODES, failure_of, log_failure, off_loop
+from florence.server.v2.grpc_about import INFERENCE, Health, StrictMessages, add_about
 from florence.server.v2.infer_body import answer_tensor
 from florence.server.v2.inference import ModelRepository
+from florence.server.v2.messages import parse_message
 from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.tensors import (
     DATATYPES,
@@ -33,10 +36,12 @@ from florence.server.v2.tensors import (
     check_text,
     pack,
     read_columns,
+    refuse_shared_memory,
 )
 
 STREAM_AHEAD: Final = 64  # requests of one stream that are processed at a time
 _MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
+_INFER: Final = service_pb2.ModelInferRequest
 _OPEN_METHODS: Final = frozenset(
     (
         "/grpc.health.v1.Health/Check",
@@ -46,7 +51,6 @@ _OPEN_METHODS: Final = frozenset(
         "/inference.GRPCInferenceService/ServerReady",
     )
 )
-_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
 
 
 class GrpcServer:
@@ -60,16 +64,19 @@ class GrpcServer:
         keys: ApiKeys | None = None,
         *,
         shared: bool,
+        budget: BodyBudget | None = None,
     ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[KeyInterceptor(keys)] if keys else [],
+            interceptors=[*([KeyInterceptor(keys)] if keys else []), StrictMessages()],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", int(shared)),
             ],
         )
-        self._calls = _Calls(repository)
+        self._calls = _Calls(repository, budget or BodyBudget(4 * max_message_bytes, 60.0))
+        self._health = Health(lambda: repository.ready)
+        add_about(self._server, self._health)
         self._server.add_generic_rpc_handlers(_handlers(self._calls))
 
     async def start(self, host: str, port: int) -> int:
@@ -83,12 +90,14 @@ class GrpcServer:
                 "or 0 for none"
             ) from None
         await self._server.start()
+        self._health.start()
         return bound
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls; those that came may go on for that many seconds. Streams take no more requests,
         and end when they have answered what they took."""
         self._calls.end_streams()
+        await self._health.stop()
         await self._server.stop(grace_s)
 
 
@@ -130,24 +139,21 @@ def _handlers(calls: _Calls) -> tuple[Any, ...]:
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
             partial(_answer, call),
-            getattr(service_pb2, f"{name}Request").FromString,
+            None,  # the call reads its message: what is none is its error
             getattr(service_pb2, f"{name}Response").SerializeToString,
         )
         for name, call in unary.items()
     }
     methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         calls.model_stream_infer,
-        service_pb2.ModelInferRequest.FromString,
+        None,
         service_pb2.ModelStreamInferResponse.SerializeToString,
     )
-    health = {"Check": grpc.unary_unary_rpc_method_handler(calls.health)}
-    return (
-        grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods),
-        grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
-    )
+    return (grpc.method_handlers_generic_handler(INFERENCE, methods),)
 
 
-async def _describe(content: Callable[[Any], Mapping[str, Any]], name: str, request: Any) -> Any:
+async def _describe(content: Callable[[Any], Mapping[str, Any]], name: str, data: bytes) -> Any:
+    request = parse_message(getattr(service_pb2, f"{name}Request"), data)
     return ParseDict(content(request), getattr(service_pb2, f"{name}Response")())
 
 
@@ -176,8 +182,8 @@ def _scrub(text: str) -> str:
 class _Calls:
     """The service's methods, from request to response"""
 
-    def __init__(self, repository: ModelRepository) -> None:
-        self._repository = repository
+    def __init__(self, repository: ModelRepository, budget: BodyBudget) -> None:
+        self._repository, self._budget = repository, budget
         self._readers: set[asyncio.Task[None]] = set()  # of the open streams
 
     def end_streams(self) -> None:
@@ -220,10 +226,21 @@ class _Calls:
         except NotFound:
             return False
 
-    async def model_infer(self, request: Any) -> Any:
+    async def model_infer(self, data: bytes) -> Any:
+        """The ModelInferResponse to a ModelInferRequest."""
+        message = self._budget.begin()
+        message.arrived = True
+        try:
+            await message.grow(len(data))
+            return await self._infer(await off_loop(len(data), parse_message, _INFER, data))
+        finally:
+            self._budget.end(message)
+
+    async def _infer(self, request: Any) -> Any:
         inference = self._repository.find(request.model_name, request.model_version)
         inference.ready_model()
-        infer = read_infer_request(inference.served, request)
+        size = request.ByteSize()
+        infer = await off_loop(size, read_infer_request, inference.served, request)
 
         def respond(answers: Sequence[OriginalAnswer]) -> Any:
             texts = [answer.text for answer in answers]
@@ -264,9 +281,14 @@ class _Calls:
                 task.cancel()
                 task = None if answers.empty() else answers.get_nowait()
 
-    async def _stream_answer(self, request: Any) -> Any:
+    async def _stream_answer(self, data: bytes) -> Any:
+        request = _INFER()
+        message = self._budget.begin()
+        message.arrived = True
         try:
-            response = await self.model_infer(request)
+            await message.grow(len(data))
+            request = await off_loop(len(data), parse_message, _INFER, data)
+            response = await self._infer(request)
             response.parameters["triton_final_response"].bool_param = True
             return service_pb2.ModelStreamInferResponse(infer_response=response)
         except Exception as error:  # noqa: BLE001  (logged and answered)
@@ -276,10 +298,8 @@ class _Calls:
             return service_pb2.ModelStreamInferResponse(  # the stream stays open
                 error_message=_scrub(failure_of(error).message), infer_response=infer_head(served, request.id)
             )
-
-    async def health(self, request: bytes, context: Any) -> bytes:
-        """grpc.health.v1: the state of all models, whatever service is asked for."""
-        return _SERVING if self._repository.ready else _NOT_SERVING
+        finally:
+            self._budget.end(message)
 
 
 def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
@@ -289,6 +309,7 @@ def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
     columns = read_columns(served, _tensors(served, message), message.id)
     for output in message.outputs:
         check_name(served, "output", output.name)
+        refuse_shared_memory(output.parameters)
     return InferRequest(message.id, columns, parameters, binary_output=True)
 
 
@@ -320,6 +341,7 @@ def _tensors(served: ServedModel, message: Any) -> Iterator[Tensor]:
     for index, tensor in enumerate(message.inputs):
         name = tensor.name
         check_name(served, "input", name)
+        refuse_shared_memory(tensor.parameters)
         datatype = tensor.datatype if tensor.datatype in DATATYPES else "<invalid>"
         if not raw:
             yield Tensor(name, datatype, tensor.shape, tensor.contents.bytes_contents)

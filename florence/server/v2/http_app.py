@@ -17,14 +17,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from florence.errors import Closed, NotFound, ProtocolError
-from florence.server.long_strings import parse_json
+from florence.server.bodies import read_body
+from florence.server.long_strings import Document
 from florence.server.replies import json_reply, off_loop, reply_or_error
 from florence.server.v2.http_infer import (
     generate,
     generate_stream,
     infer,
     inference_of,
-    read_body,
     repository_of,
     version_of,
 )
@@ -39,6 +39,11 @@ def infer_paths(served: ServedModel) -> list[str]:
     """The paths of a model's infer requests, with its version and without."""
     paths = (MODEL_PATH, VERSION_PATH)
     return [path.format(model=served.name, version=served.version) + "/infer" for path in paths]
+
+
+def v2_paths(served: ServedModel) -> set[str]:
+    """All paths of a model, and of the server."""
+    return {route.path.format(model=served.name, version=served.version) for route in _routes()}
 
 
 class V2App(Starlette):
@@ -72,16 +77,17 @@ class V2App(Starlette):
 
 def _routes() -> list[Route]:
     routes = [
+        Route("/", _root, methods=["GET"]),  # HEAD too: probes of load balancers
         _json_route("/v2", lambda request: server_metadata()),
-        _check_route("/v2/health/live", lambda request: None),
-        _check_route("/v2/health/ready", _check_ready),
+        _json_route("/v2/health/live", lambda request: {"live": True}),
+        _json_route("/v2/health/ready", _ready),
         _json_route("/v2/models/stats", lambda request: repository_of(request).statistics()),
         _route("POST", "/v2/repository/index", _index),
     ]
     for path in (MODEL_PATH, VERSION_PATH):
         routes += [
             _json_route(path, lambda request: inference_of(request).served.metadata()),
-            _check_route(path + "/ready", _check_model_ready),
+            _json_route(path + "/ready", _model_ready),
             _json_route(path + "/config", lambda request: inference_of(request).served.config()),
             _json_route(
                 path + "/stats",
@@ -103,16 +109,6 @@ def _json_route(path: str, content: Callable[[Request], object]) -> Route:
     return _route("GET", path, answer)
 
 
-def _check_route(path: str, check: Callable[[Request], object]) -> Route:
-    """An empty reply, unless the check raises."""
-
-    async def answer(request: Request) -> Response:
-        check(request)
-        return Response(media_type="text/plain")
-
-    return _route("GET", path, answer)
-
-
 def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:
     async def answer(request: Request) -> Response:
         return await reply_or_error(handler(request))
@@ -122,28 +118,35 @@ def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Respon
     return route
 
 
+async def _root(request: Request) -> Response:
+    return json_reply(server_metadata())
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     """A path that is not there, or not with this method."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return json_reply({"error": HTTPStatus(status).phrase}, status)
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return json_reply({"error": HTTPStatus(status).phrase}, status, headers)
 
 
-def _check_ready(request: Request) -> None:
+def _ready(request: Request) -> dict[str, bool]:
     if not repository_of(request).ready:
         raise Closed("the model is not ready")
+    return {"ready": True}
 
 
-def _check_model_ready(request: Request) -> None:
+def _model_ready(request: Request) -> dict[str, object]:
     try:
         inference = inference_of(request)
     except NotFound as error:
         raise ProtocolError(str(error)) from None  # Triton answers 400 on this path only
     inference.ready_model()
+    return {"name": inference.served.name, "ready": True}
 
 
 async def _index(request: Request) -> Response:
-    body = await read_body(request)
-    wanted = await off_loop(len(body), parse_json, body) if body else {}
+    body = await read_body(request.receive)
+    wanted = await off_loop(len(body), lambda: Document(body).parse()) if body else {}
     if not isinstance(wanted, dict) or not isinstance(wanted.get("ready", False), bool):
         raise ProtocolError('the body must be empty, or a JSON object such as {"ready": true}')
     return json_reply(repository_of(request).index(only_ready=wanted.get("ready", False)))

@@ -12,17 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from anyio.to_thread import run_sync
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import ClientLeft, NotFound, ProtocolError, UnknownEncoding
 from florence.runtime.streaming import OnText
+from florence.server.bodies import plain_body, read_body
 from florence.server.outcomes import log_answer
 from florence.server.replies import checkpoint_header, error_reply, json_reply, off_loop, reply_or_error
-from florence.server.v2.compression import ENCODINGS, choose_encoding, compress, decompress
+from florence.server.v2.compression import ENCODINGS, choose_encoding, compress
 from florence.server.v2.infer_body import (
     build_binary_answer,
     build_event,
@@ -31,8 +31,7 @@ from florence.server.v2.infer_body import (
     build_text_event,
     is_token_stream,
     parse_generate_request,
-    read_infer_request,
-    split_body,
+    read_infer_body,
 )
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.model import ServedModel
@@ -111,28 +110,17 @@ def version_of(request: Request) -> str:
     return version
 
 
-async def read_body(request: Request) -> bytes:
-    """The request's body, as `request.body()`, with less overhead."""
-    chunks = []
-    more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
 async def _infer(request: Request, started: float) -> Response:
     inference = inference_of(request)
     inference.ready_model()
     try:
-        body = await _plain_body(request)
+        encoding = request.headers.get("content-encoding", "")
+        most: int = request.app.state.max_body_bytes
+        body = await plain_body(request.scope, await read_body(request.receive), encoding, most)
     except UnknownEncoding as error:
         return error_reply(error, {"Accept-Encoding": ENCODINGS})
-    document, tail = split_body(inference.served, body, request.headers.get(HEADER_LENGTH))
-    asked = await off_loop(document.size, read_infer_request, inference.served, document, tail)
+    length = request.headers.get(HEADER_LENGTH)
+    asked = await off_loop(_json_size(body, length), read_infer_body, inference.served, body, length)
 
     def log(answer: OriginalAnswer) -> None:
         log_answer(answer, _outcome(request.scope, 200, started) + ": ")
@@ -141,13 +129,9 @@ async def _infer(request: Request, started: float) -> Response:
     return await _as_accepted(reply, request.headers.get("accept-encoding", ""))
 
 
-async def _plain_body(request: Request) -> bytes:
-    """The request's body, decompressed in a thread, since its plain size is not known in advance."""
-    body = await read_body(request)
-    encoding = request.headers.get("content-encoding", "")
-    if encoding in ("", "identity"):
-        return body
-    return await run_sync(decompress, body, encoding, request.app.state.max_body_bytes)
+def _json_size(body: bytes | bytearray, length: str | None) -> int:
+    """Bytes that have to be looked at; packed tensors behind them have not."""
+    return int(length) if length and length.isdecimal() and len(length) < 12 else len(body)
 
 
 async def _as_accepted(reply: Response, accepted: str) -> Response:
@@ -181,7 +165,7 @@ async def _read_generate(request: Request) -> InferRequest:
     inference.ready_model()
     if request.headers.get("content-encoding", "identity") not in ("", "identity"):
         raise ProtocolError("Unsupported content-encoding, only 'identity' is supported.")
-    body = await read_body(request)
+    body = await read_body(request.receive)
     return await off_loop(len(body), parse_generate_request, inference.served, body)
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from florence.errors import OptionError, ProtocolError
-from florence.server.long_strings import Document, LongString, parse_json
+from florence.server.long_strings import LONG, Document, LongString
 from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
 from florence.server.v2.prompts import AcceptedPrompts
@@ -29,6 +29,7 @@ from florence.server.v2.tensors import (
     read_columns,
     read_rows,
     refuse,
+    refuse_shared_memory,
     wrong_kind,
 )
 
@@ -57,6 +58,11 @@ def read_infer_request(served: ServedModel, document: Document, tail: memoryview
     parameters = check_parameters(optional_member(content, "parameters", dict))
     columns = read_columns(served, _tensors(served, member(content, "inputs", list), tail), request_id)
     return InferRequest(request_id, columns, parameters, _wants_binary(served, content, parameters))
+
+
+def read_infer_body(served: ServedModel, body: bytes | bytearray, header_length: str | None) -> InferRequest:
+    """The request of a whole body: `split_body`, then `read_infer_request`."""
+    return read_infer_request(served, *split_body(served, body, header_length))
 
 
 def answer_tensor(rows: int) -> dict[str, Any]:
@@ -90,10 +96,10 @@ def answer_head(served: ServedModel, request_id: str, seed: int | None = None) -
     return head | {"model_name": served.name, "model_version": served.version} | drawn
 
 
-def parse_generate_request(served: ServedModel, body: bytes) -> InferRequest:
+def parse_generate_request(served: ServedModel, body: bytes | bytearray) -> InferRequest:
     """The request in a body such as {"INPUT_IMAGE": "<base64>", "TASK_PROMPT": "<CAPTION>"}; a list of texts
     makes as many rows. Keys that name no input are parameters. Raises ProtocolError."""
-    content = parse_json(body)
+    content = Document(body).parse()
     if not isinstance(content, dict):
         raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
     request_id = check_text(optional_member(content, "id", str), "id")
@@ -143,7 +149,9 @@ def build_event(content: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
-def split_body(served: ServedModel, body: bytes, header_length: str | None) -> tuple[Document, memoryview]:
+def split_body(
+    served: ServedModel, body: bytes | bytearray, header_length: str | None
+) -> tuple[Document, memoryview]:
     """The body's JSON, not parsed, and the packed tensors behind it; ProtocolError for a wrong length.
 
     header_length: bytes of the JSON, as the header Inference-Header-Content-Length says; None: all.
@@ -163,7 +171,7 @@ def split_body(served: ServedModel, body: bytes, header_length: str | None) -> t
         raise ProtocolError(
             f"inference header size should be in range (0, {len(body)}), got: {header_length}"
         )
-    return Document(body[:number]), memoryview(body)[number:]
+    return Document(body, number), memoryview(body)[number:]
 
 
 def member(holder: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -172,9 +180,12 @@ def member(holder: Mapping[str, Any], name: str, kind: type) -> Any:
         raise ProtocolError(
             f"Unable to parse '{name}': attempt to access non-existing object member '{name}'"
         )
-    if not isinstance(holder[name], kind):
+    value = holder[name]
+    if isinstance(value, LongString) and kind is str:
+        raise ProtocolError(f"'{name}' has {len(value)} bytes; at most {LONG} are allowed")
+    if not isinstance(value, kind):
         raise wrong_kind(name, _KINDS[kind])
-    return holder[name]
+    return value
 
 
 def optional_member(holder: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -214,8 +225,7 @@ def _binary_size(tensor: Mapping[str, Any]) -> int | None:
     """How many bytes of the tail are this tensor's; None when its strings are in `data`."""
     parameters = tensor.get("parameters")
     named = parameters if isinstance(parameters, dict) else {}
-    if "shared_memory_region" in named:
-        raise ProtocolError("there is no shared memory here: send tensors in 'data' or in binary form")
+    refuse_shared_memory(named)
     size = named.get("binary_data_size")
     if "data" in tensor and size is not None:
         raise ProtocolError(_ONE_OF + "set 'data' 'binary_data_size'")
@@ -258,6 +268,7 @@ def _wants_binary(served: ServedModel, content: Mapping[str, Any], parameters: M
             raise wrong_kind("outputs", "object")
         check_name(served, "output", member(output, "name", str))
         named = optional_member(output, "parameters", dict)
+        refuse_shared_memory(named)
         if "binary_data" in named:
             wanted = member(named, "binary_data", bool)
     if "binary_data_output" in parameters:

@@ -8,7 +8,7 @@ where a client may branch on them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, NoReturn
@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NoReturn
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.long_strings import LongString
 from florence.server.outcomes import name_row
-from florence.server.picture import decode_base64, decode_picture, decode_plain_base64
+from florence.server.picture import decode_base64, decode_picture
 from florence.server.v2.model import INPUTS, OUTPUT, REQUIRED_INPUTS, ServedModel
 from florence.types.options import MAX_TEXT_CHARS
 
@@ -118,6 +118,14 @@ def refuse(request_id: str, message: str) -> NoReturn:
 def wrong_kind(name: str, kind: str) -> ProtocolError:
     """The error, in Triton's words, for a member of a JSON object that is not of its kind."""
     return ProtocolError(f"Unable to parse '{name}': attempt to access JSON non-{kind} as {kind}")
+
+
+def refuse_shared_memory(parameters: Container[str]) -> None:
+    """ProtocolError for a tensor that names a region of shared memory."""
+    if "shared_memory_region" in parameters:
+        raise ProtocolError(
+            "there is no shared memory here: send tensors in the request itself, in 'data' or in binary form"
+        )
 
 
 def check_name(served: ServedModel, what: Literal["input", "output"], name: str) -> None:
@@ -237,9 +245,7 @@ def _row_count(served: ServedModel, shape: Sequence[int], name: str, request_id:
 
 def _picture(element: Element) -> bytes:
     """The encoded picture's bytes. Takes memory within the element's size."""
-    if isinstance(element, LongString):  # plain base64 is JSON as it stands; the rest has to show that it is
-        return decode_plain_base64(element.text) or decode_base64(str(element))
-    return decode_base64(element) if isinstance(element, str) else decode_picture(element)
+    return decode_base64(element) if isinstance(element, str | LongString) else decode_picture(element)
 
 
 def _text(element: Element, what: str) -> str:

@@ -1,0 +1,51 @@
+"""Whether the Triton kernels can be used on a device. Imports them only where there is one that may run
+them."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+
+import torch
+
+from florence.engine.device.search import SearchStep
+from florence.model.attention import AttentionBackend
+
+log = logging.getLogger(__name__)
+
+HEAD_DIMS = 16, 32, 64, 128
+"""That fill the tiles of tensor cores."""
+
+OLDEST = 8, 0
+"""The oldest compute capability that the kernels are compiled for in the tests."""
+
+
+def find_kernels(
+    device: torch.device, dtype: torch.dtype, head_dim: int
+) -> tuple[AttentionBackend, SearchStep] | None:
+    """Attention and search by the kernels for a CUDA device; None, and a warning, where they can't be used:
+    without triton, on an old card, with other heads, or where one fails or differs from its definition."""
+    if find_spec("triton") is None:
+        log.warning("triton is not installed: decode steps use PyTorch's operations, which is slower")
+        return None
+    if torch.cuda.get_device_capability(device) < OLDEST or head_dim not in HEAD_DIMS:
+        log.warning("no kernels for this GPU or this model: decode steps use PyTorch's operations")
+        return None
+    from florence.engine.device import cuda_kernels
+
+    try:
+        with torch.cuda.device(device), torch.inference_mode():
+            for kernel in cuda_kernels.KERNELS:
+                kernel.check(device, dtype)
+    except Exception as error:
+        log.warning("decode steps use PyTorch's operations, since a kernel failed", exc_info=error)
+        return None
+    return load_kernels()
+
+
+def load_kernels() -> tuple[AttentionBackend, SearchStep]:
+    """Attention and search by the kernels, unchecked. Needs triton, and no GPU."""
+    from florence.engine.device import cuda_search
+    from florence.model.cuda_attention import CudaAttention
+
+    return CudaAttention(), cuda_search.advance

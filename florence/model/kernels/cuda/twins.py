@@ -1,0 +1,137 @@
+"""What the kernels compute, in plain PyTorch: their definition, against which they are tested.
+
+r: rows, `requests * beams` of them; n: requests; h: heads; d: head_dim. A kernel sums in another order and
+rounds less often, nothing else. Rows of absent beams hold anything. Needs no triton.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def self_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    beams: Tensor,
+    indirection: Tensor,
+) -> Tensor:
+    """Write the keys and values of a step, and attend to each row's past, the step's position included.
+
+    `queries`, `keys`, `values` [r, h * d], with one stride between rows. `key_cache`, `value_cache` [cache
+    rows, h, room, d]: row i is written at `rows[i]` and `positions[i]`, int64 [r]; the positions of a request
+    are equal. `beams` int32 [n]: of each request, whose rows are its first ones; 0 for none. `indirection`
+    int32 [n, beams, room]: the cache row of each position of a beam's past. Returns [r, h * d].
+    """
+    heads, head_dim = key_cache.shape[1], key_cache.shape[3]
+    out, width = torch.zeros_like(queries), len(queries) // len(beams)
+    for row in _present(beams, width):
+        place, position = rows[row], int(positions[row])
+        key_cache[place, :, position] = keys[row].view(heads, head_dim)
+        value_cache[place, :, position] = values[row].view(heads, head_dim)
+    for row in _present(beams, width):
+        position = int(positions[row])
+        past = torch.arange(position + 1, device=queries.device)
+        sources = indirection[row // width, row % width, : position + 1].long()
+        sources[position] = rows[row]
+        out[row] = _attend(queries[row], key_cache[sources, :, past], value_cache[sources, :, past])
+    return out
+
+
+def cross_attention(
+    queries: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, lengths: Tensor, beams: Tensor
+) -> Tensor:
+    """Attend to the encoder states of each row's request.
+
+    `queries` [r, h * d]. `key_cache`, `value_cache` [cache slots, h, room, d]. `slots` int64, `lengths` (at
+    least 1) and `beams` int32, all [n]. Returns [r, h * d].
+    """
+    out, width = torch.zeros_like(queries), len(queries) // len(beams)
+    for row in _present(beams, width):
+        slot, length = slots[row // width], int(lengths[row // width])
+        keys, values = key_cache[slot, :, :length], value_cache[slot, :, :length]
+        out[row] = _attend(queries[row], keys.transpose(0, 1), values.transpose(0, 1))
+    return out
+
+
+def _present(beams: Tensor, width: int) -> list[int]:
+    """The rows in use."""
+    return [index * width + beam for index, count in enumerate(beams.tolist()) for beam in range(count)]
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """[h * d] to keys and values [length, h, d]."""
+    heads, head_dim = keys.shape[1:]
+    scores = torch.einsum("hd,lhd->hl", query.float().view(heads, head_dim), keys.float())
+    weights = (scores * head_dim**-0.5).softmax(-1)
+    return torch.einsum("hl,lhd->hd", weights, values.float()).flatten().to(query.dtype)
+
+
+def add_norm(
+    product: Tensor, product_bias: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """The layer norm of `product + product_bias + residual`.
+
+    `product`, `residual` [r, width]; `product_bias`, `weight`, `bias` [width]. Rounds once, at the end.
+    """
+    total = product.float() + product_bias.float() + residual.float()
+    return F.layer_norm(total, weight.shape, weight.float(), bias.float(), eps).to(product.dtype)
+
+
+def embed(
+    tokens: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    places: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: float,
+    eps: float,
+    offset: int,
+) -> Tensor:
+    """The layer norm of the scaled embeddings of tokens, plus those of their positions.
+
+    `tokens`, `positions` int64 [r]; `table` [vocab, width]; `places` [offset + most positions, width];
+    `weight`, `bias` [width]. Returns [r, width], rounded once.
+    """
+    total = table[tokens].float() * scale + places[positions + offset].float()
+    return F.layer_norm(total, weight.shape, weight.float(), bias.float(), eps).to(table.dtype)
+
+
+def window_sums(
+    logits: Tensor,
+    normalizers: Tensor,
+    tokens: Tensor,
+    parent_rows: Tensor,
+    rows: Tensor,
+    slots: Tensor,
+    generated: Tensor,
+    widths: Tensor,
+    windows: Tensor,
+    first: int,
+    count: int,
+) -> None:
+    """Sum the probabilities of the tokens up to each of `widths` away from a chosen one, among the `count`
+    tokens from `first` on; of a token that is none of these nothing is written.
+
+    `logits` float32 [r, vocab] and `normalizers` [r]: log-probabilities are what is left of a logit over its
+    row's normalizer. `tokens`, `parent_rows` int64 [n, beams]: the token that each beam was given, and the
+    row whose logits it was chosen by. `rows` int64 [r]: of the caches. `slots` int64 [n]. `generated` int64
+    [slots]: the position of the token. `widths` int64 [w]. Written is `windows` float32 [cache rows,
+    positions, w].
+    """
+    beams = tokens.shape[1]
+    for place, token in enumerate(tokens.flatten().tolist()):
+        if not first <= token < first + count:
+            continue
+        parent, position = int(parent_rows.flatten()[place]), generated[slots[place // beams]]
+        probabilities = (logits[parent, first : first + count] - normalizers[parent]).exp()
+        distances = (torch.arange(first, first + count, device=tokens.device) - token).abs()
+        for index, width in enumerate(widths.tolist()):
+            windows[rows[place], position, index] = probabilities[distances <= width].sum()

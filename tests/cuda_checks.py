@@ -1,0 +1,346 @@
+"""Checks of the Triton kernels on a CPU, in triton's interpreter: `test_model_cuda_kernels.py` runs them in a
+process of their own, since triton chooses the interpreter when it is imported."""
+
+from __future__ import annotations
+
+import random
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from goldens import load_float32
+from tiny import make_native
+from torch import Tensor
+
+from florence.engine.device import cuda_kernels, cuda_search, search
+from florence.engine.device.backend import Backend
+from florence.engine.device.cuda_kernels import Case, CudaKernel, ExampleSizes
+from florence.engine.device.graphs import EagerCapturer
+from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device.runner import Runner
+from florence.engine.device.search_state import FAULTY, RUNNING, SearchState, StepShape, starts_of
+from florence.engine.device.steps import StepSequence, grouped_batch
+from florence.engine.request import GenerationOptions, Request
+from florence.engine.slots import Slot
+from florence.model.attention import DecodeBatch
+from florence.model.cuda_attention import CudaAttention
+from florence.model.kernels.cuda import attention, candidates, norms, twins, windows
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
+
+DTYPES = {
+    # Of results around 1 that are rounded once, and of softmax weights that are rounded before.
+    torch.float32: {"rtol": 1e-5, "atol": 2e-6},
+    torch.bfloat16: {"rtol": 2**-7, "atol": 2**-7},
+    torch.float16: {"rtol": 2**-10, "atol": 2**-10},
+}
+HEADS, HEAD_DIM, ROOM = 2, 16, 150
+"""Room for more than two blocks of keys."""
+
+ROOM_OF_SEARCH = 12
+
+
+class Crowd(NamedTuple):
+    """Requests of a step, each with its own beams, places and lengths; some are padding."""
+
+    beams: Tensor
+    rows: Tensor
+    slots: Tensor
+    positions: Tensor
+    indirection: Tensor
+    lengths: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """Which rows are some beam's."""
+        width = len(self.rows) // len(self.beams)
+        return (torch.arange(width) < self.beams[:, None]).flatten()
+
+
+def crowd(seed: int, width: int) -> Crowd:
+    """Beams from none to `width`, whose pasts are spread over the rows of their request."""
+    torch.manual_seed(seed)
+    dice = random.Random(seed)
+    counts = [width, 0, dice.randint(1, width)]
+    dice.shuffle(counts)
+    beams = torch.tensor(counts, dtype=torch.int32)
+    places = torch.randperm(3 * width + 2)[: 3 * width]
+    position = torch.tensor([dice.choice([0, 1, 63, 64, 65, 149]) for _ in counts])
+    parents = (torch.rand(3, width, ROOM) * beams.clamp(min=1)[:, None, None]).long()
+    rows = places.view(3, width)[torch.arange(3)[:, None, None], parents]
+    return Crowd(
+        beams,
+        places,
+        torch.randperm(5)[:3],
+        position.repeat_interleave(width),
+        rows.int(),
+        torch.tensor([dice.choice([1, 63, 64, 65, ROOM]) for _ in counts], dtype=torch.int32),
+    )
+
+
+def numbers(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A cache with more room than is used; what no request has written is not a number."""
+    cache = torch.full(shape, torch.nan, dtype=dtype)
+    cache[:, :, : ROOM + 1] = numbers(*cache[:, :, : ROOM + 1].shape, dtype=dtype)
+    return cache
+
+
+@pytest.fixture(params=[1, 8], ids=["whole", "divided"])
+def splits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Whether one program reads all keys of a head, or several do."""
+    monkeypatch.setattr(attention, "splits_for", lambda *_: request.param)
+    return int(request.param)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_self_attention_equals_its_twin(dtype: torch.dtype, width: int, splits: int) -> None:
+    """And writes the step's keys and values, at its position and nowhere else."""
+    step = crowd(width + splits, width)
+    states = numbers(3 * width, 3 * HEADS * HEAD_DIM, dtype=dtype).chunk(3, dim=-1)
+    caches = [poisoned(3 * width + 2, HEADS, ROOM + 9, HEAD_DIM, dtype=dtype) for _ in range(2)]
+    twin = [cache.clone() for cache in caches]
+    place = step.rows, step.positions, step.beams, step.indirection
+    made = attention.self_attention(*states, *caches, *place)
+    expected = twins.self_attention(*states, *twin, *place)
+    torch.testing.assert_close(made[step.present], expected[step.present], **DTYPES[dtype])
+    for cache, other in zip(caches, twin, strict=True):
+        torch.testing.assert_close(cache, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_cross_attention_equals_its_twin(dtype: torch.dtype, width: int, splits: int) -> None:
+    """And reads no position after a request's length."""
+    step = crowd(width + splits, width)
+    queries = numbers(3 * width, HEADS * HEAD_DIM, dtype=dtype)
+    caches = [numbers(5, HEADS, ROOM + 9, HEAD_DIM, dtype=dtype) for _ in range(2)]
+    for slot, length in zip(step.slots.tolist(), step.lengths.tolist(), strict=True):
+        for cache in caches:
+            cache[slot, :, length:] = torch.nan
+    arguments = queries, *caches, step.slots, step.lengths, step.beams
+    made, expected = attention.cross_attention(*arguments), twins.cross_attention(*arguments)
+    torch.testing.assert_close(made[step.present], expected[step.present], **DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [48, 64])
+def test_norms_equal_their_twins(dtype: torch.dtype, width: int) -> None:
+    """Of rows whose width is a power of two and of others."""
+    torch.manual_seed(width)
+    vectors = [numbers(width, dtype=dtype) for _ in range(3)]
+    product, residual = numbers(5, width, dtype=dtype), numbers(5, width, dtype=dtype)
+    arguments: tuple[Any, ...] = (product, vectors[0], residual, *vectors[1:], 1e-5)
+    torch.testing.assert_close(norms.add_norm(*arguments), twins.add_norm(*arguments), **DTYPES[dtype])
+    tokens, positions = torch.randint(0, 20, (5,)), torch.randint(0, 9, (5,))
+    tables = numbers(20, width, dtype=dtype), numbers(11, width, dtype=dtype)
+    arguments = (tokens, positions, *tables, *vectors[1:], 1.5, 1e-5, 2)
+    torch.testing.assert_close(norms.embed(*arguments), twins.embed(*arguments), **DTYPES[dtype])
+
+
+def test_window_sums_equal_their_twin() -> None:
+    """Of tokens at both ends and in the middle, outside, and of beams that do not go on."""
+    torch.manual_seed(0)
+    tokens = torch.tensor([[30, 49, 4], [-1, 50, 35]])  # the ordered ones are 30 to 49
+    parents, rows = torch.randint(6, (2, 3)), torch.randperm(9)[:6]
+    slots, generated, widths = torch.tensor([3, 0]), torch.tensor([4, 9, 9, 2]), torch.tensor([0, 3, 100])
+    logits = torch.randn(6, 64)[:, :60]
+    logits[:, 33] = -torch.inf
+    made, expected = torch.zeros(9, 8, 3), torch.zeros(9, 8, 3)
+    arguments = logits, logits.logsumexp(-1), tokens, parents, rows, slots, generated, widths
+    windows.window_sums(*arguments, made, 30, 20)
+    twins.window_sums(*arguments, expected, 30, 20)
+    torch.testing.assert_close(made, expected)
+    assert (made > 0).sum() == 3 * 3
+
+
+@pytest.mark.parametrize("kernel", cuda_kernels.KERNELS[:-2], ids=lambda kernel: kernel.name)
+def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel) -> None:
+    """And the check finds a kernel that gives something else."""
+    torch.manual_seed(0)
+    sizes = ExampleSizes(1, 3, 1, 16, 1100, 70, 70)
+    with patch.object(cuda_kernels, "SMALL", sizes):
+        kernel.check(torch.device("cpu"), torch.float32)
+        wrong = replace(kernel, example=lambda *_: disturbed(kernel.example(*_)))
+        with pytest.raises(AssertionError, match=f"{kernel.name} differs"):
+            wrong.check(torch.device("cpu"), torch.float32)
+
+
+def disturbed(case: Case) -> Case:
+    """The same with another result."""
+    return Case(lambda: [values + 1 for values in case.kernel()], case.twin)
+
+
+class Searches(NamedTuple):
+    """Requests with random options, in random slots and rows."""
+
+    state: SearchState
+    placed: list[Slot]
+    width: int
+
+    def batch(self, requests: int) -> DecodeBatch:
+        """With padding up to so many."""
+        return grouped_batch([StepSequence(slot, 1, 0) for slot in self.placed], requests, self.width)
+
+
+def searches(seed: int) -> Searches:
+    dice = random.Random(seed)
+    width = dice.choice([1, 3, 8])
+    rules = TokenRules(0, 2, dice.choice([None, None, 0]), dice.choice([None, 2]), range(20, 190))
+    state = SearchState(5, ROOM_OF_SEARCH, rules, torch.device("cpu"))
+    rows = iter(dice.sample(range(40), 40))
+    placed = [
+        Slot(slot, tuple(next(rows) for _ in range(dice.randint(1, width))))
+        for slot in dice.sample(range(5), 2)
+    ]
+    for slot in placed:
+        least = dice.choice([0, 0, 5])
+        options = GenerationOptions(
+            num_beams=len(slot.rows),
+            max_new_tokens=dice.randint(max(1, least), ROOM_OF_SEARCH - 1),
+            min_new_tokens=least,
+            no_repeat_ngram_size=dice.choice([0, 2, 3]),
+            early_stopping=dice.choice([True, False, "never"]),
+            length_penalty=dice.choice([0.0, 1.0, 2.0, -1.0, 0.7]),
+        )
+        state.start(starts_of([(slot, options)]))
+    return Searches(state, placed, width)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_search_equals_its_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step to the end: any beams, n-grams, forced and early EOS, stopping, penalties, limits; padding
+    and all other slots stay as they are, and logits that are not numbers are found."""
+    monkeypatch.setattr(candidates, "CHUNK", 128)
+    dice, crowd = random.Random(seed), searches(seed)
+    torch.manual_seed(seed)
+    made, expected = deepcopy(crowd.state), crowd.state
+    shape = StepShape(crowd.width, ROOM_OF_SEARCH + 1, True, 1)
+    rows, used = len(crowd.placed) * crowd.width, [slot.index for slot in crowd.placed]
+    for step in range(ROOM_OF_SEARCH):
+        logits = torch.randn(rows + crowd.width, 210) * 3
+        if step == 0:  # the beams of a request are equal
+            logits = logits[:: crowd.width].repeat_interleave(crowd.width, 0)
+        logits[:, 2] += dice.choice([0.0, 0.0, 5.0])
+        if dice.random() < 0.03:
+            logits[dice.randrange(rows), 7] = dice.choice([torch.nan, torch.inf])
+        before = deepcopy(made)
+        search.advance(expected, crowd.batch(2), shape, logits[:rows, :200].clone())
+        cuda_search.advance(made, crowd.batch(3), shape, logits.clone()[:, :200])
+        for slot in used:
+            if before.status[slot] == RUNNING:
+                same(made, expected, slot)
+            else:
+                unchanged(made, before, slot)
+        for slot in set(range(5)).difference(used):
+            unchanged(made, before, slot)
+        if not (made.status[used] == RUNNING).any():
+            break
+
+
+WRITTEN = (
+    *("sequences", "suffix_matches", "logprobs", "beam_indirection", "totals", "generated", "status"),
+    *("finished_sequences", "finished_logprobs", "finished_indirection"),
+    *(f"finished_{name}" for name in ("lengths", "order", "count", "scores")),
+)
+
+
+def unchanged(state: SearchState, before: SearchState, slot: int) -> None:
+    """A step has written nothing there."""
+    for name in WRITTEN:
+        assert torch.equal(getattr(state, name)[slot], getattr(before, name)[slot]), name
+
+
+def same(made: SearchState, expected: SearchState, slot: int) -> None:
+    """What can be seen of a search."""
+    assert made.status[slot] == expected.status[slot]
+    if made.status[slot] == FAULTY:
+        return
+    assert made.last_token[slot] == expected.last_token[slot]
+    assert made.generated[slot] == expected.generated[slot]
+    stop, beams = int(made.generated[slot]) + 1, int(made.beams[slot])
+    torch.testing.assert_close(made.totals[slot, :beams], expected.totals[slot, :beams], rtol=1e-5, atol=1e-5)
+    kept, kept_by_definition = windows_of(made, slot), windows_of(expected, slot)
+    torch.testing.assert_close(kept, kept_by_definition, rtol=1e-4, atol=1e-5)
+    open_beams = expected.totals[slot, :beams] > -1e8  # others are equal, so any of them may come first
+    for name in ("sequences", "suffix_matches", "beam_indirection", "logprobs"):
+        first = 1 if name == "beam_indirection" else 0  # all beams begin alike
+        now, then = (getattr(state, name)[slot, :beams, first:stop][open_beams] for state in (made, expected))
+        torch.testing.assert_close(now, then, rtol=1e-5, atol=1e-5)
+    assert made.finished_count[slot] == expected.finished_count[slot]
+    for index in range(int(made.finished_count[slot])):
+        if expected.finished_scores[slot, index] < -1e8:
+            continue
+        length = int(expected.finished_lengths[slot, index])
+        assert made.finished_lengths[slot, index] == length
+        assert made.finished_order[slot, index] == expected.finished_order[slot, index]
+        for name in ("finished_sequences", "finished_logprobs"):
+            now, then = (getattr(state, name)[slot, index, : length + 1] for state in (made, expected))
+            torch.testing.assert_close(now, then, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        made.finished_scores[slot], expected.finished_scores[slot], rtol=1e-5, atol=1e-5
+    )
+
+
+def windows_of(state: SearchState, slot: int) -> Tensor:
+    """The window sums along each open beam, and along each hypothesis that is not impossible."""
+    assert state.window_sums is not None
+    stop, beams = int(state.generated[slot]) + 1, int(state.beams[slot])
+    is_open = state.totals[slot, :beams] > -1e8
+    paths = [
+        (
+            state.beam_indirection[slot, :beams, 1:stop][is_open],
+            state.sequences[slot, :beams, 1:stop][is_open],
+        )
+    ]
+    for index in range(int(state.finished_count[slot])):
+        if state.finished_scores[slot, index] > -1e8:
+            last = int(state.finished_lengths[slot, index]) + 1
+            rows, tokens = state.finished_indirection, state.finished_sequences
+            paths.append((rows[slot, index, None, 1:last], tokens[slot, index, None, 1:last]))
+    sums = []
+    for rows, tokens in paths:
+        found = state.windows[rows.long(), torch.arange(1, rows.shape[1] + 1)]
+        sums.append((found * state.window_sums.contains(tokens)[..., None]).flatten())
+    return torch.cat(sums)
+
+
+def test_the_engine_is_exact_with_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests with one to four beams, in one crowd, get the answers that they get alone."""
+    monkeypatch.setattr(attention, "splits_for", lambda *_: 1)
+    make_native(
+        tmp_path, text_config={"d_model": 64, "decoder_layers": 2}, vision_config={"projection_dim": 64}
+    )
+    model = load_float32(tmp_path, 1100)
+    backend = Backend(
+        CudaAttention(),
+        cuda_search.advance,
+        capturer=EagerCapturer(),
+        delayed_readback=True,
+        free_host_reads=False,
+    )
+    runner = Runner(model, 3, backend=backend, decoder_room=12, picture_tokens=5)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    requests = [
+        Request(pixels, (0, *range(5, 8 + 20 * beams), 2), GenerationOptions(beams, most, 0, 2, True, 1.0))
+        for beams, most in ((3, 8), (1, 5), (4, 6))
+    ]
+    sequences = runner.encode(requests)
+    answers = {}
+    while len(answers) < len(requests):
+        answers |= {sequences.index(sequence): outcome for sequence, outcome in runner.step(sequences)}
+    for index, request in enumerate(requests):
+        alone = generate_alone(model, request, runner.rules)
+        answer = answers[index]
+        assert isinstance(answer, Hypothesis)
+        assert answer.token_ids == alone.token_ids
+        assert answer.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-3)

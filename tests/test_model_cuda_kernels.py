@@ -1,0 +1,125 @@
+"""The Triton kernels, without a GPU: they compute what their twins define, compile for the cards that the
+service is for, and are not looked for anywhere else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="PyTorch's builds for CPUs have no triton")
+
+import torch
+from cuda_compile import compiling
+from torch import Tensor
+
+from florence.model.kernels.cuda import attention, candidates, choose, norms, windows
+
+TESTS = Path(__file__).parent
+VOCAB, PADDED, POSITIONS, WIDTH, HEADS, MOST = 51_289, 51_328, 1_025, 1_024, 16, 8
+
+
+def test_kernels_equal_their_twins_in_the_interpreter() -> None:
+    """`cuda_checks.py`: random ragged crowds, in each dtype."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "cuda_checks.py"]
+    done = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=TESTS.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_else_needs_triton() -> None:
+    """All modules but the kernels and what calls them are imported without it, as on a machine without a
+    GPU; so are the twins."""
+    script = """
+import pkgutil, sys
+sys.modules["triton"] = None
+import florence
+for module in pkgutil.walk_packages(florence.__path__, "florence."):
+    name = module.name
+    if name.startswith(("florence.model", "florence.engine")) and ".cuda" not in name:
+        __import__(name)
+import florence.model.kernels.cuda.twins
+kernels = {name for name in sys.modules if name.startswith("florence.model.kernels.cuda.")}
+assert kernels == {"florence.model.kernels.cuda.twins"}, kernels
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def launch_all(dtype: torch.dtype, requests: int, beams: int) -> None:
+    """Each kernel, with arguments of Florence-2-large."""
+    rows, head_dim = requests * beams, WIDTH // HEADS
+
+    def states(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def floats(*shape: int) -> Tensor:
+        return torch.empty(shape)
+
+    def int64(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int64)
+
+    def int32(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32)
+
+    history = (requests, MOST, POSITIONS)
+    queries, keys, values = states(rows, 3 * WIDTH).chunk(3, dim=-1)
+    own = [states(rows, HEADS, POSITIONS - 1, head_dim) for _ in range(2)]
+    cross = [states(requests, HEADS, 640, head_dim) for _ in range(2)]
+    places = int64(rows), int64(rows), int32(requests), int32(requests, beams, POSITIONS)
+    attention.self_attention(queries, keys, values, *own, *places)
+    attention.cross_attention(states(rows, WIDTH), *cross, int64(requests), int32(requests), int32(requests))
+    vectors = [states(WIDTH) for _ in range(3)]
+    norms.add_norm(states(rows, WIDTH), vectors[0], states(rows, WIDTH), *vectors[1:], 1e-5)
+    tables = states(VOCAB, WIDTH), states(POSITIONS + 2, WIDTH)
+    norms.embed(int64(rows), int64(rows), *tables, *vectors[1:], 1.0, 1e-5, 2)
+    numbers = [int64(requests) for _ in range(6)]
+    logits = floats(rows, PADDED)[:, :VOCAB]
+    counts = int32(requests)
+    parts = candidates.scan(logits, numbers[0], counts, int64(*history), int64(*history), *numbers[1:4], 2)
+    tokens, logprobs, _, faulty = candidates.merge(*parts, numbers[0], counts, *numbers[1:3], -1, 2)
+    choose.choose(
+        *(tokens, logprobs, faulty, numbers[0], counts, int64(rows)),
+        *(numbers[1], numbers[2], numbers[3], floats(requests, MOST)),
+        *(int64(*history), int64(*history), floats(*history), int32(*history)),
+        *(numbers[4], floats(requests, MOST).double(), int64(requests, MOST), int64(requests, MOST)),
+        *(int64(*history), floats(*history), int32(*history)),
+        *(numbers[5], numbers[0], floats(requests).double(), 2),
+    )
+    chosen = int64(requests, beams), int64(requests, beams), int64(rows), int64(requests), int64(requests)
+    kept = int64(6), floats(rows + 1, POSITIONS, 6)
+    windows.window_sums(logits, floats(rows), *chosen, *kept, 50_269, 1_000)
+
+
+ALL = [
+    (90, torch.bfloat16, 16, 3),
+    *(
+        pytest.param(capability, dtype, requests, beams, marks=pytest.mark.slow)
+        for capability in (80, 89, 90)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+        for requests, beams in ((16, 3), (2, 8), (16, 1))
+        if (capability, dtype, beams) != (90, torch.bfloat16, 3)
+    ),
+]
+
+
+@pytest.mark.parametrize(("capability", "dtype", "requests", "beams"), ALL)
+def test_kernels_compile_and_keep_all_in_registers(
+    capability: int, dtype: torch.dtype, requests: int, beams: int
+) -> None:
+    """For A100, L4 and H100: no spill, no local memory, shared memory that fits several times, and tensor
+    cores for products in half precision."""
+    with compiling(capability) as used:
+        launch_all(dtype, requests, beams)
+    names = {each.name for each in used}
+    assert {"self_attention_kernel", "cross_attention_kernel", "scan_kernel", "choose_kernel"} <= names
+    assert ("combine_kernel" in names) == (requests * HEADS < attention.PROGRAMS)
+    for each in used:
+        assert (each.name, each.local) == (each.name, 0)
+        assert each.shared <= 100 * 1024 / 2, each.name
+        if "attention" in each.name and dtype is not torch.float32:
+            assert "mma" in each.ptx, each.name

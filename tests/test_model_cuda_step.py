@@ -1,0 +1,162 @@
+"""A decode step by the Triton kernels as a GPU would get it, on tensors without memory: what is launched, in
+how many shapes, and that a graph can hold it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="PyTorch's builds for CPUs have no triton")
+
+import torch
+from kernel_count import KernelCount
+from test_engine_capture import AbsentMemory, Capture, move
+from tiny import make_native
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from florence.checkpoint.config import read_config
+from florence.engine.device import cuda_search
+from florence.engine.device.backend import Backend
+from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.buckets import Buckets, StepKey
+from florence.engine.device.cuda_kernels import KERNELS
+from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.runner import Runner
+from florence.engine.device.steps import StepSequence, grouped_batch, shape_of
+from florence.engine.slots import Slot
+from florence.model.cuda_attention import CudaAttention
+from florence.model.florence2 import Florence2Model
+from florence.model.vision import Normalize
+
+LAYERS = 12
+
+
+class Counting(Capture):
+    """Counts the kernels of each work that is captured, and refuses what a graph could not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[Counter[str]] = []
+
+    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        with KernelCount() as counted:
+            made = super().capture(work)
+        self.counts.append(counted.kernels)
+        return made
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[str]]:
+    """Of all steps that are captured, with the layers of Florence-2-large."""
+    directory: Path = tmp_path_factory.mktemp("tiny")
+    make_native(directory, text_config={"decoder_layers": LAYERS})
+    with torch.device("meta"):
+        model = Florence2Model(read_config(directory), Normalize([0.5] * 3, [0.25] * 3, 1 / 255))
+    model.language.tied_head, model.language.has_logits_bias = True, False
+    capturer = Counting()
+    backend = Backend(
+        CudaAttention(),
+        cuda_search.advance,
+        memory=AbsentMemory(),
+        capturer=capturer,
+        delayed_readback=True,
+        free_host_reads=False,
+        lazy_pages=False,
+    )
+    with FakeTensorMode(), torch.inference_mode():
+        move(model, torch.bfloat16)
+        model.language.lay_out_for_gpu()
+        runner = Runner(
+            model,
+            64,
+            backend=backend,
+            picture_tokens=5,
+            encode_batch=1,
+            decoder_room=60,
+            ordered=range(9, 99),
+        )
+        steps = runner._buffers.steps
+        assert isinstance(steps, BucketSteps)
+        steps.prepare()
+        return dict(zip(steps.captured, capturer.counts, strict=True))
+
+
+def test_a_step_launches_few_kernels(counts: dict[StepKey, Counter[str]]) -> None:
+    """Twelve in each layer, four for all searches, and each of the table's is one that is launched."""
+    names = {name.removeprefix("florence::") for name in (kernel.name for kernel in KERNELS)}
+    for key, count in counts.items():
+        if key.shape.sampled:  # candidates by PyTorch's operations
+            assert count["choose"] == 1 > count["scan"]
+            continue
+        assert count.total() <= 160, key
+        assert {name: count[name] for name in names} == {
+            "self_attention": LAYERS,
+            "cross_attention": LAYERS,
+            "add_norm": 3 * LAYERS,
+            "embed": 1,
+            "window_sums": 1,
+            "scan": 1,
+            "merge": 1,
+            "choose": 1,
+        }
+
+
+def test_lengths_are_no_shapes(counts: dict[StepKey, Counter[str]]) -> None:
+    """All steps of any requests, with one to eight beams, have few graphs."""
+    plain = [key for key in counts if not key.shape.sampled]
+    assert len(plain) == 15
+    assert len(counts) == 15 + 6
+    assert {key.shape.beams for key in counts} == {1, 3, 8}
+    buckets = Buckets.of(
+        slots=64,
+        rows=192,
+        beams=3,
+        room=1024,
+        picture_tokens=577,
+        encoder_room=1088,
+        pictures=16,
+        grouped=True,
+    )
+    dice = random.Random(0)
+    for _ in range(200):
+        sequences = crowd(dice, dice.randint(1, 64))
+        shape = shape_of(sequences, 1025)
+        key = buckets.step(StepKey(len(sequences), len(sequences) * shape.beams, shape))
+        assert key.rows == key.slots * key.shape.beams
+        assert key.shape.beams == next(size for size in (1, 3, 8) if size >= shape.beams)
+        assert key.slots < 2 * max(8, len(sequences))
+
+
+def crowd(dice: random.Random, requests: int) -> list[StepSequence]:
+    rows = iter(dice.sample(range(1000), 8 * requests))
+    return [
+        StepSequence(
+            Slot(slot, tuple(next(rows) for _ in range(dice.randint(1, 8)))),
+            dice.randint(578, 1088),
+            dice.randint(0, 1023),
+        )
+        for slot in dice.sample(range(100), requests)
+    ]
+
+
+def test_a_grouped_batch_lists_the_requests_in_use() -> None:
+    """Each with the same number of rows, its own first; padding has no beams, and names places in use."""
+    sequences = crowd(random.Random(1), 5)
+    batch = grouped_batch(sequences, 8, 8)
+    assert batch.slots[:5].tolist() == [sequence.slot.index for sequence in sequences]
+    assert batch.beams.tolist() == [*(len(sequence.slot.rows) for sequence in sequences), 0, 0, 0]
+    assert batch.encoder_lengths[:5].tolist() == [sequence.encoder_length for sequence in sequences]
+    for sequence, rows in zip(sequences, batch.rows.view(8, 8), strict=False):
+        own = sequence.slot.rows
+        assert tuple(rows[: len(own)].tolist()) == own
+        assert set(rows.tolist()) == set(own)
+    assert torch.equal(batch.request_of, torch.arange(64) // 8)
+    assert torch.equal(batch.beam_of, torch.arange(64) % 8)
+    assert torch.equal(batch.rows_of, torch.arange(64).view(8, 8))
+    assert torch.equal(batch.is_beam.sum(1), batch.beams.long())
+    assert set(batch.slots[5:].tolist()) <= set(batch.slots[:5].tolist())

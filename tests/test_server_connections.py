@@ -1,0 +1,144 @@
+"""Connections of a real HTTP server: slow heads are given up, probes go before a burst, logs are escaped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from florence.server.access_log import MOST_CHARS, EscapeControls
+from florence.server.connections import BoundedConnection, Turns
+
+PATIENCE_S = 30.0
+HEAD = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    """204, whatever is asked."""
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+@asynccontextmanager
+async def serving(app: App, head_timeout_s: float) -> AsyncIterator[int]:
+    """The app on a port of its own."""
+    made: Any = type(
+        "Connection",
+        (BoundedConnection, AutoHTTPProtocol),
+        {"turns": Turns(), "head_timeout_s": head_timeout_s},
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(app, http=made, log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        running = asyncio.ensure_future(server.serve([listening]))
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await running
+
+
+async def said(port: int, *parts: bytes) -> bytes:
+    """All that a server answers to these bytes, until it closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+    text = await asyncio.wait_for(reader.read(), PATIENCE_S)
+    writer.close()
+    return text
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"", b""),
+        (b"GET / HT", b"HTTP/1.1 408 "),
+        (HEAD[:-2] % b"", b"HTTP/1.1 408 "),
+    ],
+)
+def test_a_head_that_does_not_arrive_is_given_up(sent: bytes, expected: bytes) -> None:
+    """Half of one is answered with 408; a connection without a byte is closed."""
+
+    async def scenario() -> bytes:
+        async with serving(answer, 0.05) as port:
+            return await said(port, sent)
+
+    assert asyncio.run(scenario()).startswith(expected)
+
+
+def test_a_byte_at_a_time_gets_no_more_time() -> None:
+    """The limit is on the whole head."""
+
+    async def scenario() -> bytes:
+        async with serving(answer, 0.2) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reading = asyncio.ensure_future(reader.read())
+            writer.write(b"GET / HTTP/1.1\r\nX: ")
+            while not reading.done():
+                writer.write(b"x")
+                await asyncio.wait([reading], timeout=0.02)
+            writer.close()
+            return await reading
+
+    assert asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S)).startswith(b"HTTP/1.1 408 ")
+
+
+def test_requests_one_after_the_other_and_in_one_piece_are_answered() -> None:
+    """Pipelined ones, and one in two parts; the time of an answer is not the head's."""
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.1)
+        await answer(scope, receive, send)
+
+    async def scenario() -> bytes:
+        async with serving(slow, 0.08) as port:
+            last = b"GET / HTTP/1.1\r\nConnection: close\r\nHost: a\r\n\r\n"
+            return await said(port, HEAD % b"1" + HEAD % b"2", last)
+
+    assert asyncio.run(scenario()).count(b"HTTP/1.1 204") == 3
+
+
+def test_a_probe_goes_before_a_burst() -> None:
+    """A hundred heads have come: only a few of them are read before the probe that came after them."""
+    order: list[str] = []
+
+    async def noted(scope: Any, receive: Any, send: Any) -> None:
+        order.append(scope["path"])
+        await answer(scope, receive, send)
+
+    async def scenario() -> None:
+        async with serving(noted, PATIENCE_S) as port:
+            clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(101)]
+            for index, (_, writer) in enumerate(clients):
+                writer.write(HEAD % (b"v2/health/live" if index == 100 else b"caption"))
+            for reader, writer in clients:
+                assert (await asyncio.wait_for(reader.readline(), PATIENCE_S)).startswith(b"HTTP/1.1 204")
+                writer.close()
+
+    asyncio.run(scenario())
+    assert len(order) == 101
+    assert order.index("/v2/health/live") < 50
+
+
+@pytest.mark.parametrize("control", ["\n", "\r\n", "\x1b[31m", "\x00", "\x9b", "\u2028", "\u202e"])
+def test_no_line_of_the_log_is_a_clients(control: str) -> None:
+    """Line breaks, terminal sequences and turned text are escaped, in arguments as in messages."""
+    record = logging.LogRecord("x", logging.INFO, "x", 1, "%s (path=%s)", ("1.2.3.4", f"/a{control}b"), None)
+    assert EscapeControls().filter(record)
+    assert control not in record.getMessage()
+    assert record.getMessage() == f"1.2.3.4 (path=/a{control.encode('unicode_escape').decode()}b)"
+
+
+def test_a_long_path_is_cut_in_the_log() -> None:
+    record = logging.LogRecord("x", logging.INFO, "x", 1, "%s", ("a" * 10 * MOST_CHARS,), None)
+    EscapeControls().filter(record)
+    assert len(record.getMessage()) == MOST_CHARS

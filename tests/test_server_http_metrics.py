@@ -1,0 +1,97 @@
+"""Metrics of HTTP requests: counted under BentoML's names, with a bounded number of series."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.parser import text_string_to_metric_families
+from serving import Server
+from starlette.testclient import TestClient
+
+from florence.server.http_metrics import OTHER, HttpMetrics, _in_order
+
+
+def series(metrics: HttpMetrics) -> dict[tuple[str, str], float]:
+    """Each sample without histogram buckets, by its name and endpoint."""
+    return {
+        (sample.name, sample.labels.get("endpoint", "")): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if "le" not in sample.labels and not sample.name.endswith("_created")
+    }
+
+
+def test_any_paths_make_one_series() -> None:
+    """A thousand paths that are not there count as one endpoint; a known one has its own."""
+    metrics = HttpMetrics(["/caption"])
+    metrics.begin("/caption")(200)
+    metrics.begin("/nope")(404)
+    before = len(series(metrics))
+    for index in range(1000):
+        metrics.begin(f"/nope/{index}")(404)
+    assert len(series(metrics)) == before
+    assert series(metrics)["bentoml_service_request_total", OTHER] == 1001
+    assert series(metrics)["bentoml_service_request_total", "/caption"] == 1
+
+
+def test_requests_under_way_are_counted_until_they_end() -> None:
+    metrics = HttpMetrics(["/ocr"])
+    ends = [metrics.begin("/ocr") for _ in range(3)]
+    assert series(metrics)["bentoml_service_request_in_progress", "/ocr"] == 3
+    for end in ends:
+        end(200)
+    assert series(metrics)["bentoml_service_request_in_progress", "/ocr"] == 0
+    assert series(metrics)["bentoml_service_request_duration_seconds_count", "/ocr"] == 3
+
+
+def test_a_histograms_samples_are_in_the_text_formats_order() -> None:
+    """Buckets in rising order, then count and sum, for each set of labels."""
+    histogram = Histogram("h", "text", ["a"], buckets=(1, 2, 10), registry=CollectorRegistry())
+    for label in "xy":
+        histogram.labels(label).observe(3)
+    (metric,) = histogram.collect()
+    metric.samples = [each for each in reversed(metric.samples) if not each.name.endswith("_created")]
+    got = [(s.labels["a"], s.name, s.labels.get("le")) for s in _in_order(metric).samples]
+    one = [("h_bucket", "1.0"), ("h_bucket", "2.0"), ("h_bucket", "10.0"), ("h_bucket", "+Inf")]
+    assert got == [(label, *each) for label in "xy" for each in [*one, ("h_count", None), ("h_sum", None)]]
+
+
+def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
+    """Requests of the service's own paths are labelled with them; the document lists no other."""
+    from florence.server.service import build_service, known_paths
+    from florence.server.typed.openapi import create_about_app
+    from florence.server.v2.inference import Inference
+    from florence.settings import Settings
+
+    inference = Inference(5.0)
+    built = build_service(Settings(grpc_port=0), 0)
+    known = known_paths(built, create_about_app(inference, 1000), inference.served)
+    assert set(client.get("/docs.json").json()["paths"]) - {"/metrics"} <= known
+    assert "/v2/models/florence2/versions/1/infer" in known
+
+
+@pytest.mark.slow
+def test_a_scrape_grows_with_no_path(fake_server: Server) -> None:
+    """Of a running service: 300 unknown paths and methods add no series, and the text can be parsed."""
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(base_url=fake_server.url, timeout=60) as http:
+            await asyncio.gather(*(http.request("GET", f"/nope/{i}?{i}") for i in range(300)))
+            await asyncio.gather(*(http.post(f"/v2/models/m{i}/infer") for i in range(300)))
+
+    def scraped() -> list[Any]:
+        text = httpx.get(fake_server.url + "/metrics").text
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    for path in ("/nope", "/v2/models/m/infer", "/caption"):
+        httpx.post(fake_server.url + path)
+    httpx.get(fake_server.url + "/nope")
+    before = scraped()
+    asyncio.run(ask())
+    after = scraped()
+    assert len(after) <= len(before)
+    assert {s.labels["endpoint"] for s in after if "endpoint" in s.labels} <= {OTHER, "/caption", "/readyz"}
