@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from florence.answers import parse_answer
+    from florence.answers import parse_answer, read_answers
     from florence.runtime.florence2 import Florence2
 
-__all__ = ["Florence2", "parse_answer"]
+__all__ = ["Florence2", "parse_answer", "read_answers"]
 __version__ = "0.1.0"
 
 
@@ -31,8 +31,8 @@ def __getattr__(name: str) -> Any:
             raise
 
         return Florence2
-    if name == "parse_answer":
-        from florence.answers import parse_answer
+    if name in ("parse_answer", "read_answers"):
+        from florence import answers
 
-        return parse_answer
+        return getattr(answers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,17 @@ from florence.cli import main
 from florence.settings import PREFIX, Settings
 
 DOCS = ROOT / "docs"
-COMMANDS = ((), ("run",), ("bulk",), ("info",), ("load-data",), ("serve",), ("convert",), ("verify",))
+COMMANDS = (
+    (),
+    ("run",),
+    ("bulk",),
+    ("draw",),
+    ("info",),
+    ("load-data",),
+    ("serve",),
+    ("convert",),
+    ("verify",),
+)
 
 
 def settings_table() -> str:

@@ -23,7 +23,7 @@ def ask(client: Client, picture: Image.Image) -> None:
     reveal_type(answer.detections)  # list[Detection]
     reveal_type(answer.detections[0].box)  # tuple[float, float, float, float]
     reveal_type(answer.draw(picture))  # Image
-    reveal_type(answer.to_coco())  # list[dict[str, Any]]
+    reveal_type(answer.to_coco(categories=["car"]))  # list[dict[str, Any]]
     reveal_type(client.caption(picture).text)  # str
     reveal_type(client.ocr_with_region(b"").regions)  # list[OcrRegion]
     reveal_type(client.region_to_segmentation(b"", (1, 2, 3, 4)).instances)  # list[Instance]

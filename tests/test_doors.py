@@ -50,9 +50,11 @@ DOORS: dict[str, set[str]] = {
         "types",
     },
     "cli": {
+        "answers",
         "client",
         "convert",
         "errors",
+        "export",
         "florence",
         "images",
         "runtime",

@@ -62,10 +62,11 @@ def test_polygons_are_seen_on_any_background(name: str, grey: int) -> None:
 
 @pytest.mark.parametrize("size", [(40, 30), (240, 160), (2000, 1500)])
 def test_labels_have_contrast_and_stay_in_the_picture(size: tuple[int, int]) -> None:
-    """A long label is cut to the picture's width; on its plate, ink and ground are far apart."""
+    """A long label is cut to the picture's width; on its plate, ink and ground are far apart. Only a picture
+    without room for it grows."""
     long = Detections(detections=[Detection(label="a very long label " * 30, box=(5, 5, 25, 25), score=0.5)])
     drawn = np.asarray(long.draw(plain("white", size)).convert("L")).astype(int)
-    assert drawn.shape == size[::-1]
+    assert drawn.shape == size[::-1] if size[0] > 40 else drawn.shape[1] < 2.5 * size[0]
     assert drawn.max() - drawn.min() > 120
 
 
@@ -116,7 +117,7 @@ def test_what_can_not_be_read_is_told(tmp_path: Path) -> None:
 
 def test_boxes_as_coco() -> None:
     """x, y, width, height, sorted; a thing without a label is an object; no score where there is none."""
-    first, second = BOXES.to_coco(image_id=7)
+    first, second = BOXES.to_coco(image_id=7, categories=["car", "object"])
     assert first == {
         "id": 1,
         "image_id": 7,
@@ -135,14 +136,14 @@ def test_boxes_as_coco() -> None:
 
 def test_polygons_as_coco() -> None:
     """All parts of one thing are one annotation; what has no polygon is none."""
-    (leaf,) = POLYGONS.to_coco()
+    (leaf,) = POLYGONS.to_coco(categories=["leaf"])
     assert leaf["segmentation"] == POLYGONS.instances[0].polygons
     assert leaf["bbox"] == [40, 50, 160, 90]
     assert leaf["area"] == 80 * 80 + 50 * 50 / 2
 
 
 def test_words_read_are_of_one_category() -> None:
-    (word,) = QUADS.to_coco()
+    (word,) = QUADS.to_coco(categories=["text"])
     assert (word["category_name"], word["text"]) == ("text", "EXIT")
     assert word["segmentation"] == [list(QUADS.regions[0].quad)]
 
@@ -152,6 +153,79 @@ def test_given_categories_are_kept() -> None:
     assert BOXES.to_coco(categories={"object": 3, "car": 9})[0]["category_id"] == 9
     with pytest.raises(RequestError, match="no id for 'object'"):
         BOXES.to_coco(categories={"car": 9})
+
+
+FORMS: dict[
+    str, tuple[Any, list[int], list[int]]
+] = {  # the ids of "object" and "car" in COCO and supervision
+    "names": (["tree", "car", "object"], [3, 2], [2, 1]),
+    "mapping": ({"car": 7, "object": 0}, [0, 7], [0, 7]),
+    "COCO": ([{"id": 5, "name": "car", "supercategory": ""}, {"id": 9, "name": "object"}], [9, 5], [9, 5]),
+    "growing": (Categories(["object"]), [1, 2], [1, 2]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_label_map_has_several_forms(form: str) -> None:
+    """Ids by name, names in their order, or what a COCO file has: each call uses the ids it gives."""
+    categories, in_coco, in_supervision = FORMS[form]
+    swapped = Detections(detections=BOXES.detections[::-1])
+    for result, order in ((swapped, 1), (BOXES, -1)):
+        assert [each["category_id"] for each in result.to_coco(categories=categories)] == in_coco[::order]
+        assert result.to_supervision(categories=categories).class_id.tolist() == in_supervision[::order]
+        made = coco_dataset([("a", answer(result))], categories=categories)
+        assert [each["category_id"] for each in made["annotations"]] == in_coco[::order]
+
+
+@pytest.mark.parametrize("result", [BOXES, QUADS, Detections(detections=[]), Text(text="a")])
+def test_labels_are_not_numbered_as_they_come_without_being_told(result: Drawable) -> None:
+    """Whatever is found, so that a program fails at its first picture; the message says what to pass."""
+    for export in (
+        result.to_coco,
+        result.to_supervision,
+        lambda: coco_dataset([("a", answer(result))]),
+    ):
+        with pytest.raises(RequestError, match=r"categories is missing.*\{'car': 1.*Categories\(\)"):
+            export()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "car",
+        ["car", 3],
+        {"car": "1"},
+        {"car": True},
+        [{"name": "car"}],
+        ["car", "car"],
+        [None],
+        {3: 3},
+        {"car", "object"},
+        3,
+    ],
+)
+def test_what_is_no_label_map_is_refused(wrong: Any) -> None:
+    for export in (BOXES.to_coco, BOXES.to_supervision):
+        with pytest.raises(RequestError, match="categories"):
+            export(categories=wrong)
+
+
+def test_the_categories_of_answers_do_not_depend_on_their_order() -> None:
+    """Ids by alphabet, for what is found in all of them."""
+    results = [BOXES, POLYGONS, QUADS, Text(text="x")]
+    expected = {"car": 1, "leaf": 2, "object": 3, "text": 4}
+    assert Categories.of(results) == Categories.of(map(answer, results[::-1])) == expected
+    assert list(Categories.of(results, first=0).values()) == [0, 1, 2, 3]
+
+
+def test_a_data_set_gives_its_categories_to_the_next() -> None:
+    """All of the label map stands in it, also what was not found; the next data set has the same ids."""
+    first = coco_dataset([("a", answer(BOXES))], categories=["tree", "object", "car"])
+    assert [each["name"] for each in first["categories"]] == ["tree", "object", "car"]
+    again = coco_dataset([("b", answer(BOXES))], categories=first["categories"])
+    assert again["categories"] == first["categories"]
+    with pytest.raises(RequestError, match="same id"):
+        coco_dataset([("a", answer(BOXES))], categories={"car": 1, "object": 1})
 
 
 def test_shared_categories_keep_their_ids_over_pictures() -> None:
@@ -166,10 +240,10 @@ def test_shared_categories_keep_their_ids_over_pictures() -> None:
 def test_a_parsed_text_is_drawn_and_exported_as_an_answer_is() -> None:
     """Without a picture's size too, where there is nothing in pixels."""
     parsed = parse_answer("<OD>", "car<loc_1><loc_2><loc_30><loc_40>", image_size=SIZE)
-    assert parsed.to_coco() == parsed.result.to_coco()
+    assert parsed.to_coco(categories=["car"]) == parsed.result.to_coco(categories=["car"])
     assert parsed.draw(plain("grey")).size == SIZE
-    assert len(parsed.to_supervision()) == 1
-    assert parse_answer("<CAPTION>", "a car").to_coco() == []
+    assert len(parsed.to_supervision(categories=["car"])) == 1
+    assert parse_answer("<CAPTION>", "a car").to_coco(categories=[]) == []
 
 
 def answer(result: Any) -> TaskAnswer[Any]:
@@ -187,7 +261,8 @@ def answer(result: Any) -> TaskAnswer[Any]:
 def test_many_answers_make_one_data_set() -> None:
     """Ids are unique, categories shared; a picture with nothing in it is still there."""
     results: dict[str, Drawable] = {"a": BOXES, "b": Text(text="x"), "c": POLYGONS, "d": BOXES}
-    made = coco_dataset((name, answer(result)) for name, result in results.items())
+    answers = ((name, answer(result)) for name, result in results.items())
+    made = coco_dataset(answers, categories=Categories())
     assert [image["file_name"] for image in made["images"]] == ["a", "b", "c", "d"]
     assert {image["width"] for image in made["images"]} == {240}
     assert [each["id"] for each in made["annotations"]] == [1, 2, 3, 4, 5]
@@ -199,7 +274,7 @@ def test_many_answers_make_one_data_set() -> None:
 
 def test_boxes_for_supervision() -> None:
     """N sorted boxes with labels; classes count from 0 as they come; no scores where one is missing."""
-    found = BOXES.to_supervision()
+    found = BOXES.to_supervision(categories=Categories(first=0))
     assert found.xyxy.tolist() == [[40, 60, 120, 140], [150.5, 90.0, 230.5, 150.0]]
     assert found.data["class_name"].tolist() == ["car", "object"]
     assert found.class_id.tolist() == [0, 1]
@@ -212,7 +287,7 @@ def test_boxes_for_supervision() -> None:
 
 def test_words_for_supervision() -> None:
     """Labels are the words, the class is one; corners go where supervision keeps turned boxes."""
-    found = QUADS.to_supervision()
+    found = QUADS.to_supervision(categories=["text"])
     assert found.data["class_name"].tolist() == ["EXIT"]
     assert found.data["xyxyxyxy"].tolist() == [[[50, 50], [150, 60], [148, 90], [48, 80]]]
     assert found.xyxy.tolist() == [[48, 50, 150, 90]]
@@ -220,20 +295,20 @@ def test_words_for_supervision() -> None:
 
 def test_polygons_for_supervision_are_masks_of_the_picture() -> None:
     """All parts of a thing in one mask, as large as the polygons say; an answer knows the size."""
-    found = answer(POLYGONS).to_supervision()
+    found = answer(POLYGONS).to_supervision(categories=["leaf"])
     assert found.mask.shape == (1, SIZE[1], SIZE[0])
     assert found.mask.sum() == pytest.approx(80 * 80 + 50 * 50 / 2, rel=0.05)
     assert found.mask[0, 100, 80]
     assert found.mask[0, 60, 195]
     assert not found.mask[0, 10, 10]
     with pytest.raises(RequestError, match="image_size"):
-        POLYGONS.to_supervision()
+        POLYGONS.to_supervision(categories=["leaf"])
 
 
 @pytest.mark.parametrize("nothing", [Detections(detections=[]), OcrRegions(regions=[]), Text(text="a")])
 def test_nothing_found_is_an_empty_detections(nothing: Drawable) -> None:
     """It can be filtered and merged as others can."""
-    empty = nothing.to_supervision()
+    empty = nothing.to_supervision(categories=["car"])
     assert len(empty) == 0
     assert len(empty[empty.confidence > 0.5]) == 0
     assert empty.data["class_name"].tolist() == []
@@ -245,7 +320,7 @@ def test_supervision_draws_them(name: str) -> None:
     import supervision
 
     image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
-    found = answer(PLACES[name]).to_supervision()
+    found = answer(PLACES[name]).to_supervision(categories=Categories(first=0))
     annotators = [supervision.BoxAnnotator(), supervision.LabelAnnotator()]
     if name == "polygons":
         annotators.append(supervision.MaskAnnotator())
@@ -257,18 +332,20 @@ def test_supervision_draws_them(name: str) -> None:
 def test_without_supervision_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(MissingLibrary, match="pip install supervision"):
-        BOXES.to_supervision()
+        BOXES.to_supervision(categories=Categories())
 
 
 def test_an_answer_draws_and_files_as_its_result() -> None:
     image = plain("grey")
-    assert answer(BOXES).to_coco(image_id=7) == BOXES.to_coco(image_id=7)
+    ids = {"car": 1, "object": 2}
+    assert answer(BOXES).to_coco(image_id=7, categories=ids) == BOXES.to_coco(image_id=7, categories=ids)
     assert ImageChops.difference(answer(BOXES).draw(image), BOXES.draw(image)).getbbox() is None
 
 
 def test_results_need_no_pillow_until_they_are_drawn() -> None:
     program = (
-        "import sys, florence.types.results as s; s.Text(text='a').to_coco(); print('PIL' in sys.modules)"
+        "import sys, florence.types.results as s; s.Text(text='a').to_coco(categories=[]); "
+        "print('PIL' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"

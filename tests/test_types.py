@@ -34,7 +34,7 @@ from florence.types.results import (
 MODELS: list[type[BaseModel]] = [
     *(Text, Detection, Detections, OcrRegion, OcrRegions, Instance, Segmentation, ImageSize, Usage, Timings),
     *(TaskAnswer[Text], TaskAnswer[Detections], TaskAnswer[OcrRegions], TaskAnswer[Segmentation]),
-    *(Answer, RequestParameters, ServiceInfo),
+    *(TaskAnswer, Answer, RequestParameters, ServiceInfo),
 ]
 PIXELS = st.floats(-1e6, 1e6)
 ANSWER = Answer.model_json_schema()["examples"][0]

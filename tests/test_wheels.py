@@ -26,15 +26,16 @@ OLDEST = ("pillow==10.1.0", "pydantic==2.6.0", "httpx==0.25.0", "tqdm==4.60.0") 
 PICTURE = ROOT / "data" / "scene_02.png"
 
 CLIENT_PROGRAM = """
-import sys
+import os, sys
 from PIL import Image
-from florence import parse_answer
+from florence import parse_answer, read_answers
 from florence.client import Client, Unreachable
 from florence.errors import FlorenceError
 from florence.types.results import Detections
 found = parse_answer("<OD>", "star<loc_100><loc_100><loc_500><loc_500>", image_size=(100, 100))
 assert isinstance(found.result, Detections)
 assert found.result.draw(sys.argv[1]).size == Image.open(sys.argv[1]).size
+assert list(read_answers(os.devnull)) == []
 with Client("http://127.0.0.1:9", retries=0) as client:
     try:
         client.object_detection(sys.argv[1])

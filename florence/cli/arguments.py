@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_bulk(commands)
+    _add_draw(commands)
     _add_where(_add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits"))
     _add_load_data(commands)
     _add_serve(commands)
@@ -138,6 +139,43 @@ def _add_bulk(commands: Commands) -> None:
     )
     _add_options(parser)
     _add_where(parser)
+
+
+def _add_draw(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "draw",
+        "draw the answers of a file of JSON lines on their pictures",
+        "Writes OUT/PICTURE_TASK.png for each line. What can't be drawn is named, and the others are drawn.",
+    )
+    parser.add_argument("results", metavar="RESULTS", type=Path, help="a file that florence bulk wrote")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty directory")
+    parser.add_argument(
+        "--pictures",
+        metavar="DIR",
+        type=Path,
+        default=Path(),
+        help="where relative paths of pictures begin (default: here)",
+    )
+    parser.add_argument(
+        "--colours",
+        metavar="LABEL=COLOUR",
+        action="append",
+        default=[],
+        help="a label's colour, such as car=red or car=#ff0000; may be given again (default: one colour "
+        "for each label, the same in all pictures)",
+    )
+    parser.add_argument(
+        "--opacity",
+        metavar="VALUE",
+        type=float,
+        default=0.4,
+        help="of masks, from 0, only the outline, to 1 (default: 0.4)",
+    )
+    parser.add_argument(
+        "--overlay", action="store_true", help="without the picture: transparent, to lay over it"
+    )
+    parser.add_argument("--font", metavar="FILE", help="a TrueType font, for labels beyond Latin letters")
 
 
 def _add_load_data(commands: Commands) -> None:

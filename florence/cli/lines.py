@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from florence.answers.reading import is_incomplete
 from florence.client import Failure
 from florence.errors import RequestError
 from florence.types.answer import TaskAnswer
@@ -44,7 +45,8 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
-                _check_incomplete(file, line)
+                if not is_incomplete(line):
+                    raise RequestError(f"{file} is not a file of `florence bulk`; name another --out")
                 break
             yield _read_row(file, number, line)
             whole += len(line)
@@ -92,9 +94,3 @@ def _read_row(file: Path, number: int, line: bytes) -> dict[str, Any]:
     if isinstance(row, dict) and isinstance(row.get("picture"), str) and "task" in row:
         return row
     raise RequestError(f"line {number} of {file} is not an answer of `florence bulk`; name another --out")
-
-
-def _check_incomplete(file: Path, line: bytes) -> None:
-    begin = b'{"picture"'
-    if line[: len(begin)] != begin[: len(line)]:
-        raise RequestError(f"{file} is not a file of `florence bulk`; name another --out")

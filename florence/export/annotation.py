@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import supervision
     from PIL import Image
 
+    from florence.export.coco import LabelMap
+    from florence.export.drawing import Colour
+
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
@@ -67,48 +70,59 @@ class Drawable(ABC):
         image: Image.Image | bytes | str | os.PathLike[str],
         *,
         font: str | os.PathLike[str] | None = None,
+        colours: Mapping[str, Colour] | None = None,
+        opacity: float = 0.4,
+        overlay: bool = False,
     ) -> Image.Image:
-        """A copy of the picture with polygons, labels and scores on it; a text stands in a strip below it.
+        """A copy of the picture, RGB, with masks, outlines, labels and scores on it.
 
-        `image`: the picture of the request, as a PIL image in its seen orientation, or as bytes or a path.
-        `font`: a TrueType file for labels beyond Latin letters, which Pillow's own font lacks. Raises
-        ImageError.
+        A label stands beside its thing. Where it has no room there, it stands to the right of the picture,
+        which is made wider, with a line to its thing; only in a crowd that fills that column too it lies on
+        things. A text stands in a strip below the picture.
+
+        `image`: the picture of the request, as a PIL image, bytes or a path. `font`: a TrueType file for
+        labels beyond Latin letters, which Pillow's own font lacks. `colours`: by label ("text" for words that
+        were read, "object" for things without one), a name, "#rrggbb" or red, green and blue; other labels
+        get colours in the order in which they come. One `drawing.Colours()`, passed to many calls, keeps
+        them over many pictures. `opacity`: of masks, from 0, only the outline, to 1. `overlay`: RGBA of the
+        picture's size, transparent where nothing is drawn; a label that has no room lies on its thing.
+
+        Raises ImageError for a picture or font that can't be read, RequestError for a wrong colour or
+        opacity, and for an overlay of a text.
         """
-        from florence.export.drawing import draw_annotations
+        from florence.export.drawing import Drawing
 
-        return draw_annotations(image, self.annotations(), self.caption(), font)
+        drawing = Drawing(font=font, colours=colours, opacity=opacity, overlay=overlay)
+        return drawing.draw(image, self.annotations(), self.caption())
 
-    def to_coco(
-        self, *, image_id: int = 1, categories: Mapping[str, int] | None = None
-    ) -> list[dict[str, Any]]:
+    def to_coco(self, *, image_id: int = 1, categories: LabelMap | None = None) -> list[dict[str, Any]]:
         """COCO annotations, numbered from 1; a text gives none.
 
-        `categories`: ids by name. Without it each call numbers its labels from 1 in their order, so an id
-        means another label in the next picture. To keep ids over many pictures, pass the same mapping each
-        time: your own, or one `coco.Categories()`, which gives new labels the next id.
-        `florence.export.coco.coco_dataset` makes a whole data set of many answers.
+        `categories`: the label map, the same for all pictures: ids by name, a list of names (numbered from
+        1), the `categories` of a COCO file, or one `coco.Categories()`, which gives new labels the next id.
+        Raises RequestError without it, and for a label that it lacks. `florence.export.coco.coco_dataset`
+        makes a whole data set of many answers.
         """
-        from florence.export.coco import Categories, coco_annotations
+        from florence.export.coco import coco_annotations, label_map
 
-        ids = Categories() if categories is None else categories
+        ids = label_map(categories, first=1)
         return coco_annotations(self.annotations(), image_id=image_id, categories=ids)
 
     def to_supervision(
-        self, *, image_size: tuple[int, int] | None = None, categories: Mapping[str, int] | None = None
+        self, *, image_size: tuple[int, int] | None = None, categories: LabelMap | None = None
     ) -> supervision.Detections:
         """The annotations as `supervision.Detections`, in their order; a text gives an empty one.
 
         `xyxy` holds sorted boxes, `confidence` the scores, `data["class_name"]` the labels (of text that was
-        read: the words), `data["xyxyxyxy"]` quads. `class_id` comes from `categories`, as in `to_coco`;
-        without it each call counts its labels from 0, so before merging pictures, tracking or building a data
-        set pass one `coco.Categories(first=0)` to all calls. `image_size`: width and height of the picture,
-        needed where polygons become masks [N, H, W]; an answer knows it. Raises
-        MissingLibrary without the extra "supervision", RequestError without a needed size.
+        read: the words), `data["xyxyxyxy"]` quads. `class_id` comes from `categories`, as in `to_coco`, but a
+        list of names is numbered from 0: its indices. `image_size`: width and height of the picture, needed
+        where polygons become masks [N, H, W]; an answer knows it. Raises MissingLibrary without the extra
+        "supervision", RequestError as `to_coco` and without a needed size.
         """
-        from florence.export.coco import Categories
+        from florence.export.coco import label_map
         from florence.export.detections import to_detections
 
-        ids = Categories(first=0) if categories is None else categories
+        ids = label_map(categories, first=0)
         return to_detections(self.annotations(), image_size or self.pixel_size, ids)
 
 

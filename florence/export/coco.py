@@ -8,48 +8,102 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from florence.errors import RequestError
-from florence.export.annotation import Annotation, DrawableAnswer
+from florence.errors import RequestError, quote
+from florence.export.annotation import Annotation, Drawable, DrawableAnswer
 
 UNNAMED: Final = "object"  # the category of things without a label
+_FORMS: Final = "ids by name ({'car': 1, 'tree': 2}), names in a list, or the categories of a COCO file"
+
+LabelMap = Mapping[str, int] | Sequence[str] | Sequence[Mapping[str, Any]]
+"""Ids by name; or names, numbered in their order; or the `categories` of a COCO file."""
 
 
 class Categories(dict[str, int]):
     """Ids by category; a category without one gets the next id. Passed to many calls, it keeps ids the same.
 
-    first: the first id: 1 in COCO, 0 in supervision.
+    known: ids that are given already, in any form of `LabelMap`. first: the first id: 1 in COCO, 0 in
+    supervision.
     """
 
-    def __init__(self, known: Mapping[str, int] | None = None, *, first: int = 1) -> None:
-        super().__init__(known or {})
+    def __init__(self, known: LabelMap = (), *, first: int = 1) -> None:
+        """Raises RequestError where `known` is no label map."""
+        super().__init__(label_map(known, first=first))
         self._first = first
 
     def __missing__(self, name: str) -> int:
         number = self[name] = max(self.values(), default=self._first - 1) + 1
         return number
 
+    @classmethod
+    def of(cls, results: Iterable[Drawable], *, first: int = 1) -> Categories:
+        """The categories of these answers or results, numbered by alphabet: their order does not matter."""
+        names = {category_name(each) for result in results for each in result.annotations()}
+        return cls(sorted(names), first=first)
+
+
+def label_map(categories: LabelMap | None, *, first: int) -> Mapping[str, int]:
+    """The ids by name; a mapping is returned itself, so that `Categories` grows in the caller's hands.
+
+    `first`: the id of the first of a sequence of names. Raises RequestError for None, for what is no label
+    map, and where two names of a sequence are the same.
+    """
+    if categories is None:
+        raise RequestError(
+            "categories is missing: labels numbered as they come would get other ids in the next picture. "
+            f"For all pictures pass the same {_FORMS}, or one florence.export.coco.Categories(), which "
+            "numbers new labels as they come"
+        )
+    if isinstance(categories, Mapping):
+        _check_ids(categories.items())
+        return categories
+    if isinstance(categories, str) or not isinstance(categories, Sequence):  # a set has no stable order
+        raise RequestError(f"categories must be {_FORMS}, got {quote(categories)}")
+    named = [
+        (each.get("name"), each.get("id")) if isinstance(each, Mapping) else (each, number)
+        for number, each in enumerate(categories, start=first)
+    ]
+    _check_ids(named)
+    ids: dict[str, int] = {}
+    for name, number in named:
+        if ids.setdefault(str(name), int(number)) != number:  # type: ignore[arg-type]  # both are checked
+            raise RequestError(f"categories names {quote(name)} twice")
+    return ids
+
+
+def _check_ids(named: Iterable[tuple[Any, Any]]) -> None:
+    for name, number in named:
+        if not isinstance(name, str) or type(number) is not int:
+            raise RequestError(f"categories must be {_FORMS}, got {quote(name)} with the id {quote(number)}")
+
 
 def coco_dataset(
-    answers: Iterable[tuple[str, DrawableAnswer]], *, categories: Mapping[str, int] | None = None
+    answers: Iterable[tuple[str, DrawableAnswer]], *, categories: LabelMap | None = None
 ) -> dict[str, Any]:
     """The answers, each with its picture's file name, as `images`, `annotations` and `categories`.
 
-    `categories`: ids by name; None: numbered from 1 in their order. Image ids count the answers from 1, so
-    take `map`'s with `ordered=True` where they have to be the same each time:
+    `categories`: the label map, as in `Drawable.to_coco`; all of it stands in the data set, so that its
+    `categories` can be passed on to the next one. Image ids count the answers from 1, so take `map`'s with
+    `ordered=True` where they have to be the same each time:
 
-        coco_dataset(client.map(paths, "object_detection", ordered=True))
+        answers = client.map(paths, "object_detection", ordered=True)
+        coco_dataset(answers, categories=["car", "tree"])
+
+    Raises RequestError without a label map, for a label that it lacks, for an id that it gives twice, and
+    where a picture's size is not known.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    ids = Categories() if categories is None else categories
+    ids = label_map(categories, first=1)
     for image_id, (file_name, answer) in enumerate(answers, start=1):
         if answer.pixel_size is None:
             raise RequestError(f"the size of {file_name!r} is not known; give parse_answer its image_size")
         width, height = answer.pixel_size
         images.append({"id": image_id, "file_name": str(file_name), "width": width, "height": height})
         annotations += coco_annotations(
-            answer.result.annotations(), image_id=image_id, categories=ids, first_id=len(annotations) + 1
+            answer.annotations(), image_id=image_id, categories=ids, first_id=len(annotations) + 1
         )
+    if len(set(ids.values())) < len(ids):
+        raise RequestError("categories gives two names the same id, which a COCO data set can't hold")
     named = [{"id": number, "name": name} for name, number in ids.items()]
     return {"images": images, "annotations": annotations, "categories": named}
 
@@ -96,8 +150,8 @@ def category_id(annotation: Annotation, categories: Mapping[str, int]) -> int:
         return categories[name]
     except KeyError:
         raise RequestError(
-            f"categories has no id for {name!r}; add it, or pass coco.Categories(your ids), which numbers "
-            "new categories"
+            f"categories has no id for {name!r}; add it, or pass florence.export.coco.Categories(your ids), "
+            "which numbers new categories"
         ) from None
 
 

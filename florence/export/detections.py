@@ -16,11 +16,10 @@ from PIL import Image, ImageDraw
 from florence.errors import MissingLibrary, RequestError
 from florence.export.annotation import Annotation
 from florence.export.coco import category_id, category_name
+from florence.export.plates import Size
 
 if TYPE_CHECKING:
     import supervision
-
-Size = tuple[int, int]  # width, height
 
 
 def to_detections(

@@ -1,100 +1,209 @@
-"""Draws annotations on a picture so that they can be read on any background.
+"""Draws annotations on a picture, or on a transparent layer, so that they can be read on any background.
 
 Every line has a dark casing, every label a plate in the colour of its annotation; sizes follow the picture's.
-The same label has the same colour. Plates keep clear of each other where there is room.
+The same label has the same colour. Where plates go is said by `plates`.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from florence.errors import ImageError
+from florence.errors import ImageError, RequestError, quote
 from florence.export.annotation import Annotation
+from florence.export.coco import UNNAMED, category_name
+from florence.export.plates import Rectangle, lay_out
 from florence.images.decode import load_image
 from florence.images.seen import SEEN
 
-Colour = tuple[int, int, int]
-Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
+Channels = tuple[int, int, int]  # red, green, blue
+Colour = str | Channels
+"""A name, "#rrggbb", or red, green and blue from 0 to 255."""
+Point = tuple[float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-PALETTE: Final[tuple[Colour, ...]] = (
+PALETTE: Final[tuple[Channels, ...]] = (
     (255, 214, 10), (10, 190, 255), (255, 70, 85), (90, 220, 90), (255, 120, 240),
     (255, 145, 30), (120, 120, 255), (0, 225, 190), (200, 235, 60), (205, 150, 100),
 )  # fmt: skip
-DARK: Final[Colour] = (16, 16, 16)
-LIGHT: Final[Colour] = (255, 255, 255)
-_TINT: Final = 70  # of 255: how much of an area's colour covers it
+DARK: Final[Channels] = (16, 16, 16)
+LIGHT: Final[Channels] = (255, 255, 255)
 
 
-def draw_annotations(
-    image: Image.Image | bytes | str | os.PathLike[str],
-    annotations: Sequence[Annotation],
-    caption: str,
-    font_path: str | os.PathLike[str] | None = None,
-) -> Image.Image:
-    """A new RGB picture. Annotations are cut at its edges; a caption makes it higher by a strip."""
-    picture = load_image(image, view=SEEN).copy()
-    scale = math.sqrt(picture.width * picture.height)
-    font = _font(font_path, max(12, round(scale / 36)))
-    line = max(2, round(scale / 280))
-    coloured = list(zip(annotations, _colours(annotations), strict=True))
-    for annotation, colour in coloured:
-        if annotation.shape == "area":
-            _tint(picture, annotation, colour)
-    pen = ImageDraw.Draw(picture)
-    for annotation, colour in coloured:
-        for polygon in annotation.polygons:
-            _draw_polygon(pen, polygon, colour, line, picture.size)
-    taken: list[Rectangle] = []
-    for annotation, colour in coloured:
-        _draw_plate(picture, annotation, colour, font, taken)
-    return _add_caption(picture, caption, font) if caption else picture
+class Colours(dict[str, Channels]):
+    """Colours by label; a new label gets the next of `PALETTE`. Passed to many drawings, it keeps them."""
+
+    def __init__(self, known: Mapping[str, Colour] | None = None) -> None:
+        """Raises RequestError for what is no colour."""
+        super().__init__({label: _rgb(colour) for label, colour in (known or {}).items()})
+
+    def __missing__(self, label: str) -> Channels:
+        free = [colour for colour in PALETTE if colour not in self.values()]
+        self[label] = free[0] if free else PALETTE[len(self) % len(PALETTE)]
+        return self[label]
 
 
-def _font(path: str | os.PathLike[str] | None, size: int) -> Font:
-    if path is None:
-        return ImageFont.load_default(size)
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How to draw; the fields are the arguments of `Drawable.draw`."""
+
+    font: str | os.PathLike[str] | None = None
+    colours: Mapping[str, Colour] | None = None
+    opacity: float = 0.4
+    overlay: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.opacity <= 1:
+            raise RequestError(f"opacity must be a number from 0 to 1, got {self.opacity}")
+        if self.font is not None:
+            self._font((1, 1))  # raises where it can't be read
+
+    def draw(
+        self,
+        image: Image.Image | bytes | str | os.PathLike[str],
+        annotations: Sequence[Annotation],
+        caption: str,
+    ) -> Image.Image:
+        """A new picture, see `Drawable.draw`. Annotations are cut at its edges."""
+        if self.overlay and caption:
+            raise RequestError("a text has no place in the picture; draw it without overlay")
+        picture = load_image(image, view=SEEN)
+        layer = self._layer(annotations, picture.size)
+        if self.overlay:
+            return layer
+        drawn = Image.new("RGB", layer.size, LIGHT)
+        drawn.paste(picture, (0, 0))
+        drawn.paste(layer, (0, 0), layer)
+        return _add_caption(drawn, caption, self._font(picture.size)) if caption else drawn
+
+    def _layer(self, annotations: Sequence[Annotation], size: tuple[int, int]) -> Image.Image:
+        """RGBA: all that is drawn. It is larger than the picture where labels have no room in it."""
+        font, line = self._font(size, len(annotations)), max(2, round(math.sqrt(size[0] * size[1]) / 280))
+        colours = self._colours(annotations)
+        plates = [_plate(each, font, size[0]) for each in annotations]
+        things = [_outside(each, line, size) for each in annotations]
+        layout = lay_out(things, [plate.size for plate in plates], size, grow=not self.overlay)
+        layer = Image.new("RGBA", layout.size)
+        for annotation, colour in zip(annotations, colours, strict=True):
+            if annotation.shape == "area":
+                _add_mask(layer, annotation, (*colour, round(255 * self.opacity)), size)
+        pen = ImageDraw.Draw(layer)
+        for annotation, colour in zip(annotations, colours, strict=True):
+            for polygon in annotation.polygons:
+                points = _points(polygon, size)
+                _draw_line(pen, [*points, *points[:2]], colour, line)  # the second again: it joins the corner
+        for number in layout.away:
+            left, top, _, bottom = layout.places[number]
+            thing, middle = things[number], (top + bottom) / 2
+            near = thing[2] - line, min(max(middle, thing[1] + line), thing[3] - line)
+            _draw_line(pen, [(left, middle), near], colours[number], max(1, line // 2))
+        for number, place in layout.places.items():
+            plates[number].draw(pen, place, colours[number], font)
+        return layer
+
+    def _font(self, size: tuple[int, int], labels: int = 0) -> Font:
+        crowd = max(1, math.sqrt(labels / 25))  # from there on the more labels, the smaller
+        height = max(12, round(math.sqrt(size[0] * size[1]) / (36 * crowd)))
+        if self.font is None:
+            return ImageFont.load_default(height)
+        try:
+            return ImageFont.truetype(os.fspath(self.font), height)
+        except OSError as error:
+            raise ImageError(f"the font {os.fspath(self.font)!r} can't be read: {error}") from error
+
+    def _colours(self, annotations: Sequence[Annotation]) -> list[Channels]:
+        """Each annotation's, by its category; without a label one after the other, unless one is given."""
+        known = self.colours if isinstance(self.colours, Colours) else Colours(self.colours)
+        found: list[Channels] = []
+        for number, annotation in enumerate(annotations):
+            name = category_name(annotation)
+            unnamed = name == UNNAMED and name not in known
+            found.append(PALETTE[number % len(PALETTE)] if unnamed else _rgb(known[name]))
+        return found
+
+
+def _rgb(colour: Colour) -> Channels:
     try:
-        return ImageFont.truetype(os.fspath(path), size)
-    except OSError as error:
-        raise ImageError(f"the font {os.fspath(path)!r} can't be read: {error}") from error
+        red, green, blue = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else colour
+        if not all(isinstance(part, int) and 0 <= part <= 255 for part in (red, green, blue)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise RequestError(
+            f"{quote(colour)} is no colour; write a name such as 'red', '#ff0000', or (255, 0, 0)"
+        ) from None
+    return red, green, blue
 
 
-def _colours(annotations: Sequence[Annotation]) -> list[Colour]:
-    """One colour for each category; without categories, one after the other."""
-    names = [each.category or each.label or number for number, each in enumerate(annotations)]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return [PALETTE[numbers[name] % len(PALETTE)] for name in names]
-
-
-def _tint(picture: Image.Image, annotation: Annotation, colour: Colour) -> None:
-    mask = Image.new("L", picture.size)
-    pen = ImageDraw.Draw(mask)
-    for polygon in annotation.polygons:
-        pen.polygon(_points(polygon, picture.size), fill=_TINT)
-    picture.paste(colour, (0, 0), mask)
-
-
-def _draw_polygon(
-    pen: ImageDraw.ImageDraw, polygon: Sequence[float], colour: Colour, line: int, size: tuple[int, int]
+def _add_mask(
+    layer: Image.Image, annotation: Annotation, colour: tuple[int, int, int, int], size: tuple[int, int]
 ) -> None:
-    points = _points(polygon, size)
-    closed = [*points, *points[:2]]  # the second point again, so that the last corner is joined as well
-    pen.line(closed, fill=DARK, width=line + 2 * max(1, line // 2), joint="curve")
-    pen.line(closed, fill=colour, width=line, joint="curve")
+    """The inside of the annotation's polygons, over what is there."""
+    left, top, right, bottom = map(round, _clipped(annotation.bounds, size))
+    patch = Image.new("RGBA", (right - left + 1, bottom - top + 1))
+    pen = ImageDraw.Draw(patch)
+    for polygon in annotation.polygons:
+        pen.polygon([(x - left, y - top) for x, y in _points(polygon, size)], fill=colour)
+    layer.alpha_composite(patch, (left, top))
 
 
-def _points(polygon: Sequence[float], size: tuple[int, int]) -> list[tuple[float, float]]:
+def _draw_line(pen: ImageDraw.ImageDraw, points: Sequence[Point], colour: Channels, line: int) -> None:
+    pen.line(points, fill=DARK, width=line + 2 * max(1, line // 2), joint="curve")
+    pen.line(points, fill=colour, width=line, joint="curve")
+
+
+def _outside(annotation: Annotation, line: int, size: tuple[int, int]) -> Rectangle:
+    """The rectangle around the annotation and its line."""
+    left, top, right, bottom = _clipped(annotation.bounds, size)
+    return left - line, top - line, right + line, bottom + line
+
+
+def _clipped(bounds: Rectangle, size: tuple[int, int]) -> Rectangle:
+    (left, top), (right, bottom) = _points(bounds, size)
+    return left, top, right, bottom
+
+
+def _points(polygon: Sequence[float], size: tuple[int, int]) -> list[Point]:
     """Clipped to the picture, so that the line of a box at its edge is visible."""
     return [
         (min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1))
         for x, y in zip(polygon[0::2], polygon[1::2], strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plate:
+    """A label's text; its box where it is written at (0, 0); the room around it."""
+
+    text: str
+    box: Rectangle
+    pad: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels; (0, 0) without a text."""
+        left, top, right, bottom = self.box
+        return (math.ceil(right - left) + 2 * self.pad, math.ceil(bottom - top) + 2 * self.pad)
+
+    def draw(self, pen: ImageDraw.ImageDraw, place: Rectangle, colour: Channels, font: Font) -> None:
+        pen.rectangle(place, fill=colour, outline=DARK)
+        at = place[0] + self.pad - self.box[0], place[1] + self.pad - self.box[1]
+        brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+        pen.text(at, self.text, fill=DARK if brightness > 110 else LIGHT, font=font)
+
+
+def _plate(annotation: Annotation, font: Font, width: int) -> _Plate:
+    """Label and score, if any, cut to the picture's width."""
+    score = "" if annotation.score is None else f"{annotation.score:.2f}"
+    words = _fit(" ".join([*annotation.label.split(), score]).strip(), font, width)
+    if not words:
+        return _Plate("", (0, 0, 0, 0), 0)
+    box = ImageDraw.Draw(Image.new("1", (1, 1))).textbbox((0, 0), words, font=font)
+    return _Plate(words, box, max(2, round((box[3] - box[1]) / 5)))
 
 
 def _fit(words: str, font: Font, width: int) -> str:
@@ -106,48 +215,6 @@ def _fit(words: str, font: Font, width: int) -> str:
         if font.getlength(shorter) <= width * 0.9:
             return shorter
     return words[:1]
-
-
-def _draw_plate(
-    picture: Image.Image, annotation: Annotation, colour: Colour, font: Font, taken: list[Rectangle]
-) -> None:
-    """Draw label and score, if any, on a plate near the annotation, clear of those in `taken` if possible;
-    its place is added there."""
-    score = "" if annotation.score is None else f"{annotation.score:.2f}"
-    words = _fit(" ".join([*annotation.label.split(), score]).strip(), font, picture.width)
-    if not words:
-        return
-    pen = ImageDraw.Draw(picture)
-    left, top, right, bottom = pen.textbbox((0, 0), words, font=font)
-    pad = max(2, round((bottom - top) / 5))
-    width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    places = _places(annotation, width, height, picture.size)
-    place = min(places, key=lambda each: sum(_overlap(each, other) for other in taken))
-    pen.rectangle(place, fill=colour, outline=DARK)
-    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    ink = DARK if brightness > 110 else LIGHT
-    pen.text((place[0] + pad - left, place[1] + pad - top), words, fill=ink, font=font)
-    taken.append(place)
-
-
-def _places(annotation: Annotation, width: float, height: float, size: tuple[int, int]) -> list[Rectangle]:
-    """Where a plate may go, best first: above the annotation, in its top, below it, in its bottom; left and
-    right."""
-    left, top, right, bottom = annotation.bounds
-    found: list[Rectangle] = []
-    for y in (top - height, top, bottom, bottom - height, top + height, top - 2 * height):
-        for x in (left, right - width):
-            inside_x = min(max(x, 0), max(size[0] - 1 - width, 0))
-            inside_y = min(max(y, 0), max(size[1] - 1 - height, 0))
-            found.append((inside_x, inside_y, inside_x + width, inside_y + height))
-    return found
-
-
-def _overlap(one: Rectangle, other: Rectangle) -> float:
-    """The area that both cover, in square pixels."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(width, 0) * max(height, 0)
 
 
 def _add_caption(picture: Image.Image, caption: str, font: Font) -> Image.Image:

@@ -83,7 +83,7 @@ def raw_mode(image: Image.Image) -> str:
     """How an opened picture's file stores a value, such as "I;16S"; Pillow forgets it when it loads the
     pixels."""
     tiles = getattr(image, "tile", ())
-    arguments = tiles[0].args if tiles else ""
+    arguments = tiles[0][3] if tiles else ""  # a plain tuple before Pillow 11
     first = arguments if isinstance(arguments, str) else (arguments or ("",))[0]
     return first if isinstance(first, str) else ""
 

@@ -15,6 +15,7 @@ from florence.types.results import (
     JsonValue,
     OcrRegion,
     OcrRegions,
+    Result,
     Segmentation,
     Tags,
     Text,
@@ -57,7 +58,7 @@ class Timings(BaseModel):
     total_s: float = Field(ge=0, description="From the request's arrival to its answer, seconds.")
 
 
-ResultT = TypeVar("ResultT")
+ResultT = TypeVar("ResultT", bound=Result)  # TaskAnswer alone reads any result, by its kind
 
 _ANSWER_EXAMPLE = {
     "image_size": _IMAGE_SIZE,

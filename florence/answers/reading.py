@@ -1,0 +1,62 @@
+"""Answers from a file of `florence bulk`, a JSON line for each picture.
+
+Knows what a line holds; knows nothing about models, pictures or how the file came to be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from florence.errors import RequestError
+from florence.types.answer import TaskAnswer
+from florence.types.results import Result
+
+
+class PictureAnswer(TaskAnswer[Result]):
+    """A typed answer with its picture and what was asked about it."""
+
+    picture: str = Field(description="The picture's path, as it was given to `florence bulk`.")
+    given_text: str | None = Field(None, alias="text", description="The text of the request.")
+    given_region: str | None = Field(None, alias="region", description="The region of the request.")
+
+
+def read_answers(path: str | os.PathLike[str]) -> Iterator[PictureAnswer]:
+    """The answers in a file of JSON lines that `florence bulk` wrote, one at a time, in the file's order.
+
+    An incomplete last line, which a killed run leaves, is left out. Raises RequestError at a line that is no
+    answer, OSError for a file that can't be read.
+    """
+    for answer in read_each(path):
+        if isinstance(answer, RequestError):
+            raise answer
+        yield answer
+
+
+def read_each(path: str | os.PathLike[str]) -> Iterator[PictureAnswer | RequestError]:
+    """As `read_answers`, but a line that is no answer gives its error, and the next ones follow."""
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield PictureAnswer.model_validate(json.loads(line))
+            except (ValueError, RecursionError) as error:  # of JSON, UTF-8 and pydantic
+                if isinstance(error, ValidationError) or not is_incomplete(line):
+                    where = f"line {number} of {os.fspath(path)}"
+                    yield RequestError(f"{where} is no answer of `florence bulk`: {_reason(error)}")
+
+
+def is_incomplete(line: bytes) -> bool:
+    """Whether it is the beginning of an answer's line, without its end."""
+    begin = b'{"picture"'
+    return not line.endswith(b"\n") and line[: len(begin)] == begin[: len(line)]
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))

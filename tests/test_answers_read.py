@@ -1,0 +1,144 @@
+"""Lines of `florence bulk` back as answers; JSON of any answer back as its typed result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_model import RESULT
+
+import florence
+from florence.answers import PictureAnswer
+from florence.answers.reading import read_each
+from florence.cli.lines import answer_line
+from florence.errors import RequestError
+from florence.export.coco import Categories, coco_dataset
+from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
+from florence.types.results import Detections, Text
+from florence.types.tasks import TASKS
+
+PICTURES = ("a.png", "in/ü.jpg", "\udcff.png")  # the last is not UTF-8
+
+
+def answer_of(task: str, result: Any) -> TaskAnswer[Any]:
+    return TaskAnswer[Any](
+        task=task,
+        result=result,
+        image_size=ImageSize(width=640, height=480),
+        finish_reason="stop",
+        usage=Usage(picture_tokens=1, prompt_tokens=2, generated_tokens=3),
+        timings=Timings(queue_s=0, encode_s=0, decode_s=0, total_s=0),
+        checkpoint="fake",
+    )
+
+
+def every_line() -> list[tuple[str, str, Any]]:
+    """(line, picture, result) of every task about every picture, as `bulk` writes them."""
+    return [
+        (answer_line(picture, (task.token, "a car", None), answer_of(task.token, result)), picture, result)
+        for picture in PICTURES
+        for task, result in ((task, RESULT[task.kind]) for task in TASKS.values())
+    ]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(line for line, _, _ in every_line()), encoding="utf-8")
+    return path
+
+
+def test_lines_come_back_as_they_were_written(file: Path) -> None:
+    """Each with its picture, what was asked, and the typed result; they export as other answers do."""
+    answers = list(florence.read_answers(str(file)))
+    for answer, (_, picture, result) in zip(answers, every_line(), strict=True):
+        assert isinstance(answer, TaskAnswer)
+        assert answer.result == result
+        assert (answer.picture, answer.given_text, answer.given_region) == (picture, "a car", None)
+    made = coco_dataset(((each.picture, each) for each in answers), categories=Categories.of(answers))
+    assert len(made["images"]) == len(answers)
+    assert {each["name"] for each in made["categories"]} == {"fake", "object", "text"}
+
+
+@pytest.mark.parametrize("result", RESULT.values(), ids=[str(kind) for kind in RESULT])
+def test_json_of_any_answer_gives_its_typed_result(result: Any) -> None:
+    """By its kind, whatever the task is called."""
+    answer = TaskAnswer.model_validate_json(answer_of("<MY_TASK>", result).model_dump_json())
+    assert type(answer.result) is type(result)
+    assert answer.result == result
+    assert TaskAnswer.model_validate_json(answer.model_dump_json()) == answer
+    assert answer.annotations() == result.annotations()
+
+
+def test_an_unknown_kind_is_told() -> None:
+    body = json.loads(answer_of("<OD>", Text(text="a")).model_dump_json())
+    body["result"]["kind"] = "sounds"
+    with pytest.raises(ValueError, match=r"'sounds'.*'boxes'"):
+        TaskAnswer.model_validate_json(json.dumps(body))
+
+
+def test_a_line_that_is_cut_off_is_left_out(file: Path) -> None:
+    """Wherever a killed run was stopped; a whole last line without its end is an answer. The file stays."""
+    whole = every_line()[0][0].encode()
+    for cut in range(0, len(whole), 7):
+        file.write_bytes(whole + whole[:cut])
+        assert len(list(florence.read_answers(file))) == 1
+        assert file.read_bytes() == whole + whole[:cut]
+    file.write_bytes(whole + whole[:-1])
+    assert len(list(florence.read_answers(file))) == 2
+    file.write_bytes(b"")
+    assert list(florence.read_answers(file)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"no JSON\n", "line 2 of .*results.jsonl is no answer of `florence bulk`: "),
+        (b"no JSON", "line 2"),
+        (b"\n", "line 2"),
+        (b"[]\n", "line 2"),
+        (b"\xff\n", "line 2"),
+        (b'{"picture": "a", "result": {"kind": "text"}}', "line 2"),
+        (b'{"picture": \n', "line 2"),
+        (b"[" * 100_000 + b"\n", "line 2"),
+        (every_line()[0][0].replace('"kind":"text"', '"kind":"odd"').encode(), "line 2.*result: .*'odd'"),
+    ],
+)
+def test_what_is_no_answer_is_named(file: Path, line: bytes, reason: str) -> None:
+    """By its line; those before it are given. Read one by one, those after it are too."""
+    first, second = (line.encode() for line, _, _ in every_line()[:2])
+    file.write_bytes(first + line)
+    answers = florence.read_answers(file)
+    assert next(answers).picture == "a.png"
+    with pytest.raises(RequestError, match=reason):
+        next(answers)
+    file.write_bytes(first + line.rstrip(b"\n") + b"\n" + second)
+    kinds = [type(each) for each in read_each(file)]
+    assert kinds == [PictureAnswer, RequestError, PictureAnswer]
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"):
+        next(florence.read_answers(tmp_path / "absent.jsonl"))
+
+
+def test_reading_needs_nothing_of_the_models(file: Path) -> None:
+    """A program that only reads answers imports neither torch nor Pillow nor the service."""
+    program = (
+        "import sys, florence; answers = list(florence.read_answers(sys.argv[1])); print(len(answers)); "
+        "print({'torch', 'numpy', 'PIL', 'bentoml', 'httpx'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program, str(file)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.split("\n")[:2] == [str(len(every_line())), "set()"]
+
+
+def test_a_kind_can_be_demanded() -> None:
+    """`TaskAnswer[Detections]` takes boxes only, as before."""
+    text = answer_of("<CAPTION>", Text(text="a")).model_dump_json()
+    with pytest.raises(ValueError, match="boxes"):
+        TaskAnswer[Detections].model_validate_json(text)
