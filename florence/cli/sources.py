@@ -1,6 +1,7 @@
 """Pictures as a command line names them: files, directories, globs and lists.
 
-In a directory a picture is told by its first bytes, as everywhere, not by its name.
+In a directory a picture is told by its first bytes, as everywhere. A file that is named like one and has
+other bytes is asked about too, so that its failure is told.
 """
 
 from __future__ import annotations
@@ -9,9 +10,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from florence.errors import RequestError
 from florence.images.headers import FIRST_BYTES, is_picture
+
+PICTURE_SUFFIXES: Final = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
+APPLE_DOUBLE: Final = b"\0\x05\x16\x07"
+"""The first bytes of what macOS writes beside files on other systems' disks, as ._ and the file's name."""
 
 
 def list_pictures(sources: Sequence[str]) -> list[str]:
@@ -53,9 +61,11 @@ def _pictures_of(source: str, others: Counter[str]) -> Iterator[str]:
 def _is_picture(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return is_picture(file.read(FIRST_BYTES))
+            first = file.read(FIRST_BYTES)
     except OSError:
         return True  # asking about it says why it can't be read
+    named = path.suffix.lower() in PICTURE_SUFFIXES and not first.startswith(APPLE_DOUBLE)
+    return named or is_picture(first)
 
 
 def _matches(pattern: Path) -> list[Path]:
