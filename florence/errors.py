@@ -22,6 +22,7 @@ FlorenceError
 ├── DeadlineExceeded 504      not finished in the time given
 ├── EngineError 500           the device or the model failed on this request
 ├── CheckpointError 500       a checkpoint can't be found or doesn't fit
+│   └── RepositoryError 500   of the hub: not there, not reached, or without weights
 ├── MissingLibrary 500        an optional library that is not installed
 └── SettingsError 500         a setting is unknown or out of range
 """
@@ -166,6 +167,10 @@ class EngineError(FlorenceError):
 
 class CheckpointError(FlorenceError):
     """A checkpoint can't be found, read, or doesn't fit the model."""
+
+
+class RepositoryError(CheckpointError):
+    """A repository of the hub is not there, can't be reached, or has no weights that are read."""
 
 
 class MissingLibrary(FlorenceError):

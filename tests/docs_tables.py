@@ -74,7 +74,7 @@ def reckoned_tables() -> str:
 RECKONED: Mapping[str, tuple[str, Callable[[], str]]] = MappingProxyType(
     {"reckoned": ("performance.md", reckoned_tables)}
 )
-"""As `GENERATED`, of what takes long; `tests/test_gpu_ledger.py` checks it."""
+"""As `GENERATED`, of what takes long; `tests/test_ledger.py` checks it."""
 
 
 def with_part(page: str, name: str, part: str) -> str:

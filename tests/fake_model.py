@@ -203,7 +203,7 @@ class FakeModel:
         task = tasks.resolve(call.asked or call.task)
         others = ("region", "timeout_s", "parameters")
         read_request_parameters({name: each for name, each in call.options.items() if name not in others})
-        size = open_image(call.image, ImageLimits()).size
+        size = open_image(bytes(call.image), ImageLimits()).size
         given = call.options.get("region") or call.text
         tasks.build_prompt(task, region_text(given, size) if task.input == "region" and given else given)
         drawn = GenerationParameters(**{name: call.options.get(name) for name in ("do_sample", "seed")})

@@ -94,8 +94,8 @@ def test_ready_comes_after_loading_and_with_every_worker_on_its_device(tmp_path:
     with serving_fake({"load_s": load_s}, FLORENCE_DEVICE="cpu,cpu") as server:
         server.wait_ready()
         assert time.monotonic() - started >= load_s
+        wait_until(lambda: server.log.count("ready: ") == 2)  # until then each worker answers for itself
         assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
-        wait_until(lambda: server.log.count("ready: ") == 2)
         for worker in ("florence2:1]", "florence2:2]"):
             lines = [line for line in server.log.splitlines() if worker in line]
             assert "loading" in lines[0]

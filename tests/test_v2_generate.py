@@ -41,7 +41,10 @@ def test_texts_go_in_and_a_text_comes_out(app: Starlette, model: FakeModel) -> N
         "PARSED_JSON": '{"<CAPTION>": "a fake"}',
     }
     (call,) = model.calls
-    assert (call.image, call.options) == (picture(), {"num_beams": 1, "timeout_s": 5.0})
+    assert (call.image, call.options) == (
+        picture(),
+        {"num_beams": 1, "pictures": "original", "timeout_s": 5.0},
+    )
 
 
 def test_lists_make_rows(app: Starlette) -> None:

@@ -143,7 +143,7 @@ def test_a_requests_own_timeout_is_its_deadline(
     """In microseconds, unless the service's own is less; 0 is none, and so is one too short to keep."""
     parameters = {"timeout": timeout, "priority": 5}
     assert send(app, "POST", INFER, json=request(parameters=parameters)).status_code == 200
-    assert model.calls[0].options == {"timeout_s": seconds}
+    assert model.calls[0].options == {"pictures": "original", "timeout_s": seconds}
 
 
 def test_a_request_whose_time_is_up_is_answered_even_if_the_model_is_not_back(

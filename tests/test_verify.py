@@ -17,7 +17,7 @@ from torch import Tensor
 
 from florence.checkpoint import layout
 from florence.engine.device.search import _Step
-from florence.model import decode
+from florence.model import attention
 from florence.model.florence2 import Florence2Model
 from florence.runtime import loading
 from florence.verification import ours, proof, trials
@@ -112,7 +112,7 @@ def swap_two_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder's, by one."""
-    monkeypatch.setattr(decode, "POSITION_OFFSET", decode.POSITION_OFFSET + 1)
+    monkeypatch.setattr(attention, "POSITION_OFFSET", attention.POSITION_OFFSET + 1)
 
 
 def allow_repeats(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,8 @@ from florence.checkpoint.files import (
     weight_files,
 )
 from florence.checkpoint.foreign import explain_files, is_adapter
-from florence.checkpoint.repository import NotUsable, Repository
-from florence.errors import CheckpointError
+from florence.checkpoint.repository import Repository
+from florence.errors import CheckpointError, RepositoryError
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def resolve_checkpoint(name: str, revision: str | None = None, base: str | None 
     if name != DEMO and not (name and Path(name).is_dir()):
         try:
             return _from_hub(name, revision, base)
-        except NotUsable:
+        except RepositoryError:
             copy = None if name not in COPIES else _found_or_none(COPIES[name], revision, base)
             if copy is None:
                 raise
@@ -171,7 +171,7 @@ def _names_in(directory: Path) -> list[str]:
 def _found_or_none(name: str, revision: str | None, base: str | None) -> Checkpoint | None:
     try:
         return _from_hub(name, revision, base)
-    except NotUsable:
+    except RepositoryError:
         return None
 
 
@@ -252,7 +252,7 @@ def _check_weights(directory: Path, name: str) -> bool:
 
 def _without_weights(name: str, directory: Path, names: Sequence[str]) -> CheckpointError:
     if words := explain_files(directory, names):
-        return NotUsable(f"{name} {words}")
-    return NotUsable(
+        return RepositoryError(f"{name} {words}")
+    return RepositoryError(
         f"{name} is not a whole Florence-2 checkpoint: it lacks {WEIGHTS}, and {WEIGHTS_INDEX} with shards"
     )

@@ -20,16 +20,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from florence.errors import CheckpointError
+from florence.errors import CheckpointError, RepositoryError
 
 _HUB_ID = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(@(?P<revision>\w[\w./-]*))?(:(?P<folder>\w[\w.-]*(/\w[\w.-]*)*))?"
 )
-
-
-class NotUsable(CheckpointError):
-    """A repository that is not there, can't be reached, or has no weights that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +91,20 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise NotUsable(
+        raise RepositoryError(
             f"the repository {name} is gated: accept its terms on its page, then set HF_TOKEN to your token"
         ) from error
     except RevisionNotFoundError as error:
-        raise NotUsable(f"the repository {name} has no revision {revision!r}") from error
+        raise RepositoryError(f"the repository {name} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise NotUsable(
+        raise RepositoryError(
             f"the hub ({constants.ENDPOINT}) has no repository {name}, or it is private: "
             "check the spelling, or set HF_TOKEN to a token that may read it"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         unreachable = f"the hub ({constants.ENDPOINT}) can't be reached"
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable
-        raise NotUsable(
+        raise RepositoryError(
             f"{name} can't be loaded: {why}, and the cache ({constants.HF_HUB_CACHE}) has no complete copy. "
             "Without the hub there are two ways out: give a local directory that holds the checkpoint, "
             "or set FLORENCE_MODEL=demo for the small one that comes with florence"

@@ -125,10 +125,11 @@ def bound_connections(head_timeout_s: float) -> None:
     """In a worker, before uvicorn starts in it: let its connections be bounded ones."""
     from uvicorn.protocols.http import auto
 
+    usual: Any = getattr(auto.AutoHTTPProtocol, "usual", auto.AutoHTTPProtocol)  # of a service made before
     made: Any = type(
         "Connection",
-        (BoundedConnection, auto.AutoHTTPProtocol),
-        {"turns": Turns(), "head_timeout_s": head_timeout_s},
+        (BoundedConnection, usual),
+        {"turns": Turns(), "head_timeout_s": head_timeout_s, "usual": usual},
     )
     auto.AutoHTTPProtocol = made
 

@@ -44,11 +44,13 @@ from florence.server.middleware import (
 )
 from florence.server.request_ids import RequestIds
 from florence.server.supervisor import (
+    a_sibling_serves,
     end_serving,
     end_with_supervisor,
     http_host,
     is_worker,
     leave,
+    mark_loaded,
     prepare_supervisor,
 )
 from florence.server.typed.analysis import analyze_endpoint
@@ -163,6 +165,9 @@ class TaskService:
         if not is_worker():
             self._load()
             return
+        if a_sibling_serves():  # it takes the requests meanwhile: this one does not accept any yet
+            self._load_or_end()
+            return
         # In a thread, so that this worker answers probes meanwhile.
         threading.Thread(target=self._load_or_end, name="florence-load", daemon=True).start()
 
@@ -179,6 +184,7 @@ class TaskService:
         model = self.load(self.settings, device, metrics)
         metrics.ready(model.info(), model.memory, time.monotonic() - self.started)
         self.inference.model = model
+        mark_loaded()
         logger.info("ready: %s on %s", self.settings.model, device)
 
     def _load_or_end(self) -> None:

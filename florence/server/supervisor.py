@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -24,6 +25,9 @@ FAILED: Final = signal.SIGUSR1
 """What a worker sends to its supervisor when it can't start: others would not either."""
 CHECK_S: Final = 1.0
 """Seconds between two looks of the supervisor at its workers."""
+_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names a folder which the workers of one service share, and no others."""
+_MARK: Final = "florence-loaded-"
 _PR_SET_PDEATHSIG: Final = 1  # of Linux's prctl
 
 
@@ -78,6 +82,30 @@ def leave(status: int) -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)
+
+
+def a_sibling_serves() -> bool:
+    """In a worker: whether another one of the same service has its model loaded and lives."""
+    return any(_lives(int(mark.name.removeprefix(_MARK))) for mark in _marks())
+
+
+def mark_loaded() -> None:
+    """In a worker: tell the others that this one has its model loaded."""
+    if folder := os.environ.get(_FOLDER):
+        Path(folder, f"{_MARK}{os.getpid()}").touch()
+
+
+def _marks() -> list[Path]:
+    folder = os.environ.get(_FOLDER)
+    return list(Path(folder).glob(f"{_MARK}[0-9]*")) if folder else []
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return pid != os.getpid()
 
 
 def http_host() -> str | None:
