@@ -20,6 +20,7 @@ from florence.answers.answer import OriginalAnswer
 from florence.server import service
 from florence.settings import read_settings
 from florence.types.answer import Timings, Usage
+from florence.types.tasks import TASKS
 
 ANSWER = OriginalAnswer(
     task="<CAPTION>",
@@ -35,10 +36,17 @@ class EchoModel:
     """Stands for `florence.Florence2`: each request is answered at once. reads: whether its picture is
     decoded from base64 first, here on the event loop; the real one does that where it reads pictures."""
 
-    ready = True
+    ready = alive = True
+    tasks = TASKS
 
     def __init__(self, *, reads: bool) -> None:
         self._reads = reads
+
+    def info(self) -> dict[str, str]:
+        return {"checkpoint": "echo", "device": "cpu", "dtype": "float32"}
+
+    def memory(self) -> dict[str, int]:
+        return {}
 
     def submit_original(
         self, image: Callable[[], bytes], task: str, text: Any = None, **options: Any
