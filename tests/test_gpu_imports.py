@@ -35,6 +35,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=TESTS.parent, env=bare, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_tests_with_the_mark_are_found_and_no_others() -> None:
     """`pytest -m gpu` imports no module that needs the service."""
     found = run("--collect-only", "-m", "gpu")
@@ -48,6 +49,7 @@ def test_the_tests_with_the_mark_are_found_and_no_others() -> None:
     assert all("cuda" in name or "on_a_gpu" in name for name in names)
 
 
+@pytest.mark.slow
 def test_they_run() -> None:
     """Here on the CPU."""
     ran = run("tests/test_gpu_device.py", "tests/test_gpu_engine.py", "-k", "captured and not answers")

@@ -22,6 +22,7 @@ TESTS = Path(__file__).parent
 VOCAB, PADDED, POSITIONS, WIDTH, HEADS, MOST = 51_289, 51_328, 1_025, 1_024, 16, 8
 
 
+@pytest.mark.slow
 def test_kernels_equal_their_twins_in_the_interpreter() -> None:
     """`cuda_checks.py`: random ragged crowds, in each dtype."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "cuda_checks.py"]
