@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -39,7 +40,7 @@ logger = logging.getLogger("florence.service")
 
 
 @dataclass(frozen=True)
-class HttpMiddleware:
+class HttpMiddleware(ABC):
     """Around an app. Websockets and the lifespan go to the app as they are, HTTP requests to `handle`."""
 
     app: ASGIApp
@@ -47,8 +48,9 @@ class HttpMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
 
+    @abstractmethod
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
+        """Answer one HTTP request, or hand it on to the app."""
 
 
 @dataclass(frozen=True)
