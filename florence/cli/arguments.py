@@ -14,6 +14,7 @@ from florence.types.filters import ItemFilter
 from florence.types.options import RequestParameters, allowed_values
 from florence.types.pictures import PictureOptions
 from florence.types.tasks import TASKS, Input, Kind
+from florence.types.tiling import TileOptions
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -253,9 +254,11 @@ def _add_region(parser: argparse.ArgumentParser) -> None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     generation = parser.add_argument_group("generation options (default: as the checkpoint says)")
     pictures = parser.add_argument_group("how the picture is read (default: as it is seen, on white)")
+    tiles = parser.add_argument_group("large pictures with small things (default: not cut)")
     filters = parser.add_argument_group("which items to keep (default: all)")
     for name, field in RequestParameters.model_fields.items():
         options = pictures if name in PictureOptions.model_fields else generation
+        options = tiles if name in TileOptions.model_fields else options
         options = filters if name in ItemFilter.model_fields else options
         words, allowed = str(field.description).removesuffix("."), allowed_values(name)
         options.add_argument(

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from PIL import Image, ImageChops, ImageCms
 
+from florence.images.tiles import Tiling
+
 _WHITE: Final = (255, 255, 255)
 _ALPHA: Final = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
 _KEPT: Final = frozenset(("L", "RGB", "CMYK"))
@@ -28,11 +30,13 @@ _DEPTH: Final = re.compile(r"(?:I|F);(\d+)(.*)")
 class View:
     """How pictures become RGB: as they are seen, or by the original's `convert("RGB")`.
 
-    `background`: R, G and B of what is seen through transparency.
+    `background`: R, G and B of what is seen through transparency. `tiling`: how the picture is cut; None: it
+    is not.
     """
 
     original: bool = False
     background: tuple[int, int, int] = _WHITE
+    tiling: Tiling | None = None
 
 
 SEEN: Final = View()

@@ -32,13 +32,13 @@ def generate(engine: Engine, request: Request) -> Future[Generation]:
 
 
 def cancel_with(future: Future[T], sequence: SequenceState) -> None:
-    """Cancel the request when the future is cancelled."""
+    """Cancel the request when the future is cancelled, or fails for another reason."""
     # Futures keep their callbacks for ever: this one must not keep the request, which has the picture.
     future.add_done_callback(partial(_cancel, ref(sequence)))
 
 
 def _cancel(sequence: ref[SequenceState], future: Future[T]) -> None:
-    if future.cancelled() and (found := sequence()) is not None:
+    if (future.cancelled() or future.exception()) and (found := sequence()) is not None:
         found.cancel()
 
 

@@ -72,6 +72,7 @@ def load(
     on_broken: Callable[[], None] | None,
     tasks: Sequence[Task] | str | None,
     score_temperature: float,
+    max_tiles: int,
 ) -> Loaded:
     """Find, read, check and place a checkpoint, and start its engine's thread.
 
@@ -130,9 +131,17 @@ def load(
         max_new_tokens=config.max_new_tokens,
         tasks=table,
         score_temperature=score_temperature,
+        max_tiles=max(1, max_tiles),
     )
     image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
-    declared = asdict(config) | image_limits | {"decode_memory_bytes": limits.decode_bytes}
+    declared = (
+        asdict(config)
+        | image_limits
+        | {
+            "decode_memory_bytes": limits.decode_bytes,
+            "max_tiles": pipeline.max_tiles,
+        }
+    )
     info = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,

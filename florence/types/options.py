@@ -21,6 +21,7 @@ from florence.types.bounds import (
 )
 from florence.types.filters import FilterKeywords, ItemFilter
 from florence.types.pictures import PictureKeywords, PictureOptions
+from florence.types.tiling import TileKeywords, TileOptions
 
 MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
@@ -160,12 +161,12 @@ class GenerationParameters(BaseModel):
         return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to be copied by hand
 
 
-class RequestKeywords(GenerationKeywords, PictureKeywords, FilterKeywords, total=False):
+class RequestKeywords(GenerationKeywords, PictureKeywords, TileKeywords, FilterKeywords, total=False):
     """All options of a request as keyword arguments."""
 
 
-class RequestParameters(ItemFilter, PictureOptions, GenerationParameters):
-    """How to read the picture, how to generate, and which items to keep: all options of a request."""
+class RequestParameters(ItemFilter, TileOptions, PictureOptions, GenerationParameters):
+    """How to read and cut the picture, how to generate, which items to keep: all options of a request."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -199,7 +200,7 @@ def allowed_values(name: str) -> str:
     if "enum" in schema:
         return " or ".join(schema["enum"])
     if "pattern" in schema:
-        return "a colour such as #ffffff"
+        return "off, auto or a grid such as 3x4" if name == "tiles" else "a colour such as #ffffff"
     if schema["type"] == "boolean":
         return 'true, false or "never"' if len(others) > 1 else "true or false"
     if schema["type"] == "array":
