@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Final
 
 import PIL
-from PIL import Image
+from PIL import Image, ImageColor
 
 from florence.errors import ImageError
 from florence.export.annotation import Annotation
 from florence.export.drawing import Drawing
 from florence.images.decode import decode, inspect
 from florence.images.limits import ImageLimits
-from florence.images.seen import SEEN, to_srgb
+from florence.images.seen import SEEN, View, to_srgb
 
 LONGEST_SIDE: Final = 2048
 """Pixels of a drawn picture's longer side; a larger picture is drawn smaller."""
@@ -39,11 +39,15 @@ _SLACK_BYTES: Final = 512 * 2**20  # of the drawing, at the longest side, and of
 
 @dataclass(frozen=True, slots=True)
 class DrawJob:
-    """What to draw: the answer's annotations and its text; limits: of the picture."""
+    """What to draw: the answer's annotations and its text; limits: of the picture; background, frame, page:
+    as in `View`, the background as #rrggbb."""
 
     annotations: Sequence[Annotation]
     caption: str
     limits: ImageLimits
+    background: str | None = None
+    frame: int | None = None
+    page: int | None = None
 
     def pack(self, picture: bytes) -> bytes:
         """The process's input: the job and the picture."""
@@ -69,8 +73,10 @@ def command() -> list[str]:
 
 def draw(job: DrawJob, picture: bytes) -> bytes:
     """The picture with the answer on it, as a PNG. Raises ImageError."""
-    header = inspect(picture, job.limits)
-    decoded, (width, height) = decode(header, SEEN, (LONGEST_SIDE, LONGEST_SIDE))
+    background = SEEN.background if job.background is None else ImageColor.getrgb(job.background)[:3]
+    view = View(background=background, frame=job.frame, page=job.page)
+    header = inspect(picture, job.limits, view)
+    decoded, (width, height) = decode(header, view, (LONGEST_SIDE, LONGEST_SIDE))
     image = to_srgb(decoded, header.profile)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
     scale = image.width / width, image.height / height

@@ -6,6 +6,7 @@ Knows the Accept header and that process; `export` draws.
 from __future__ import annotations
 
 import asyncio
+import logging
 from asyncio.subprocess import PIPE
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,6 +19,9 @@ from florence.answers.answer import Answer
 from florence.errors import DeadlineExceeded, EngineError, ImageError, quote
 from florence.export.process import REFUSED, DrawJob, command
 from florence.images.limits import ImageLimits
+from florence.types.pictures import PictureOptions
+
+logger = logging.getLogger("florence.service")
 
 PNG: Final = "image/png"
 _MOST: Final = 1  # processes at a time: each takes a core and the memory of a picture
@@ -31,10 +35,12 @@ def wants_picture(accept: str) -> bool:
 
 
 async def draw_answer(
-    answer: Answer, picture: bytes, limits: Mapping[str, Any], timeout_s: float
+    answer: Answer, picture: bytes, options: PictureOptions, limits: Mapping[str, Any], timeout_s: float
 ) -> Response:
-    """The reply with the drawn answer. limits: as `/info` says them. Raises ImageError for a picture that
-    can't be drawn on, DeadlineExceeded, and EngineError for a process that ended."""
+    """The reply with the drawn answer. options: the request's; limits: as `/info` says them.
+
+    Raises ImageError for a picture that can't be drawn on, DeadlineExceeded, and EngineError for a process
+    that ended."""
     image_limits = ImageLimits(
         max_bytes=limits["max_image_bytes"],
         max_pixels=limits["max_image_pixels"],
@@ -42,7 +48,8 @@ async def draw_answer(
         max_frames=limits["max_image_frames"],
         decode_bytes=limits["decode_memory_bytes"],
     )
-    job = DrawJob(answer.annotations(), answer.caption(), image_limits).pack(bytes(picture))
+    view = options.model_dump(include={"background", "frame", "page"})
+    job = DrawJob(answer.annotations(), answer.caption(), image_limits, **view).pack(bytes(picture))
     try:
         async with asyncio.timeout(timeout_s), _turn():
             return Response(await _run(job), media_type=PNG)
@@ -72,5 +79,6 @@ async def _run(job: bytes) -> bytes:
     if process.returncode == REFUSED:
         raise ImageError(noise.decode(errors="replace"))
     if process.returncode != 0:
-        raise EngineError(f"the answer was not drawn: status {process.returncode}, {quote(noise[-500:])}")
+        logger.warning("drawing an answer ended with status %d: %s", process.returncode, quote(noise, 500))
+        raise EngineError("the answer was not drawn: the process for it ended")
     return drawn

@@ -89,17 +89,18 @@ async def answer_task(
 ) -> BaseModel | Response:
     """The answer to a task, by the fields of its input; drawn on the picture where that is accepted alone."""
     image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
+    parameters = RequestParameters.model_construct(**fields)  # validated with the input
     future = model.submit(
         image,
         task,
         text,
         region=region,
         timeout_s=timeout_s,
-        parameters=RequestParameters.model_construct(**fields),  # validated with the input
+        parameters=parameters,
     )
     answer = await await_answer(future, timeout_s)
     if wants_picture(accept):
-        return await draw_answer(answer, image, model.info()["limits"], timeout_s)
+        return await draw_answer(answer, image, parameters, model.info()["limits"], timeout_s)
     return task_answer(answer)
 
 
