@@ -154,6 +154,9 @@ class Settings(BaseSettings):
         description="Origins whose pages may call the service from a browser, such as "
         "`https://a.example,https://b.example`, or `*` for any; default: none.",
     )
+    playground: Literal["on", "off"] = Field(
+        default="on", description="`off` leaves the page at `/ui` out, where tasks are tried in a browser."
+    )
     max_image_bytes: int = Field(
         default=DEFAULT_LIMITS.max_bytes, ge=1, le=2**31, description="Most bytes of an encoded picture."
     )

@@ -67,6 +67,7 @@ DOORS: dict[str, set[str]] = {
         "checkpoint",
         "engine",
         "errors",
+        "export",
         "florence",
         "images",
         "runtime",
