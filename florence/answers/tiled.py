@@ -19,7 +19,16 @@ from florence.answers.filtering import items_of
 from florence.answers.lines import lines_of
 from florence.answers.quads import area_of, common_area, points_of
 from florence.answers.split_text import LinePart, join_parts
-from florence.answers.tiled_views import INSIDE, Sighting, area, better_seen, group_views, hull, meet, reach_of
+from florence.answers.tiled_views import (
+    INSIDE,
+    Sighting,
+    area,
+    better_seen,
+    group_views,
+    hull,
+    meet,
+    reach_of,
+)
 from florence.export.annotation import box_polygon
 from florence.types.results import (
     Box,

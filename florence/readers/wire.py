@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 
 from florence.images.tiles import Tiling
 
-REQUEST: Final = Struct("<B?3BIQ")  # kind, view: the original's, background; slot, bytes of the payload
+REQUEST: Final = Struct("<B?3BIIIQ")
+"""Kind; view: the original's, background, frame and page, 0 for none; slot, bytes of the payload."""
 TILING: Final = Struct("<?HHddI")  # behind REQUEST: whether the picture is cut, and the fields of `Tiling`
 BEGUN: Final = b"b"
 NEEDED: Final = Struct("<Q")  # bytes of memory that the decoding takes; 0: there is nothing to decode
@@ -46,6 +47,7 @@ class ReadJob(NamedTuple):
     max_side: int
     max_frames: int
     decode_bytes: int
+    pdf_dpi: int
     slack_bytes: int
     cpu_s: int
 

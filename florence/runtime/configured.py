@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from florence.model.devices import pick_device
@@ -9,8 +10,8 @@ from florence.readers.cores import default_readers
 from florence.settings import Settings
 
 
-def load_arguments(settings: Settings, device: str, workers: int) -> dict[str, Any]:
-    """All that settings say but the checkpoint's name. workers: as `Florence2.from_settings` has it."""
+def load_arguments(settings: Settings, device: str, workers: int, pdf_dpi: int) -> dict[str, Any]:
+    """All that settings say but the checkpoint's name. workers, pdf_dpi: of `Florence2.from_settings`."""
     kind = pick_device(device).type
     usual = default_readers(on_gpu=kind == "cuda", workers=workers) if workers else 0
     return {
@@ -19,7 +20,7 @@ def load_arguments(settings: Settings, device: str, workers: int) -> dict[str, A
         "adapter": settings.adapter,
         "input_size": settings.input_size,
         "dtype": settings.dtype,
-        "limits": settings.image_limits,
+        "limits": replace(settings.image_limits, pdf_dpi=0 if workers else pdf_dpi),
         "config": settings.engine_config(kind, reserved=workers > 0),
         "readers": (settings.readers or usual) if workers else 0,
         "fast_jpeg": settings.fast_jpeg,

@@ -20,7 +20,7 @@ from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
 from florence.errors import FlorenceError, OptionError
 from florence.images.decode import load_image
-from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
 from florence.images.seen import View
 from florence.images.tiles import MOST_TILES
 from florence.model.devices import pick_device
@@ -142,16 +142,18 @@ class Florence2:
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
         owner: Callable[[], str] = no_owner,
+        pdf_dpi: int = PDF_DPI,
     ) -> Florence2:
         """`load` what the settings name, on one of their devices. `workers`: of the service that this is one
-        of, with reader processes and the memory of a full engine from the start; 0 outside a service."""
+        of, with reader processes and the memory of a full engine from the start; 0 outside a service. A
+        service reads no PDF; `pdf_dpi`: as `ImageLimits` has it."""
         return cls.load(
             settings.model,
             device=device,
             observer=observer,
             on_broken=on_broken,
             owner=owner,
-            **load_arguments(settings, device, workers),
+            **load_arguments(settings, device, workers, pdf_dpi),
         )
 
     def submit(

@@ -53,10 +53,9 @@ def view_of(parameters: GenerationParameters, usual: Pictures, max_tiles: int) -
     the most there may be."""
     asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
     original = (asked.pictures or usual) == "original"
+    background = "white" if asked.background is None else asked.background
     tiling = tiling_of(parameters, max_tiles)
-    if asked.background is None:
-        return View(original, tiling=tiling)
-    return View(original, getrgb(asked.background)[:3], tiling=tiling)
+    return View(original, getrgb(background)[:3], asked.frame, asked.page, tiling)
 
 
 def tiling_of(parameters: GenerationParameters, max_tiles: int) -> Tiling | None:
