@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
+from florence.answers.filtering import overlap
 from florence.types.results import Box
 
 MARGIN: Final = 0.05
@@ -98,16 +99,17 @@ def _alike(views: Sequence[Sighting], frames: Sequence[Box]) -> Iterator[_Pair]:
         )
         for one in ones:
             for other in others:
-                like = _likeness(one, other, zone)
+                like = _likeness(one, other, zone, meet(frames[first], frames[second]))
                 if like >= SAME:
                     yield like, one.label == other.label, one.key, other.key
 
 
-def _likeness(a: Sighting, b: Sighting, zone: Box) -> float:
-    """How well two views agree in the zone, 0 to 1."""
-    one, other = meet(a.reach, zone), meet(b.reach, zone)
-    common = area(meet(one, other))
-    return common / (area(one) + area(other) - common)
+def _likeness(a: Sighting, b: Sighting, zone: Box, common: Box) -> float:
+    """How well two views agree where both tiles look, 0 to 1: as they are, or beyond the borders."""
+    return max(
+        overlap(meet(a.reach, zone), meet(b.reach, zone)),
+        overlap(meet(a.bounds, common), meet(b.bounds, common)),
+    )
 
 
 def _zone(a: Box, b: Box) -> Box:

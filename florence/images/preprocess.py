@@ -60,8 +60,9 @@ class InputSize:
 
 def resize(image: Image.Image, size: InputSize, part: Bounds | None = None) -> Image.Image:
     """A picture in mode L, RGB or CMYK, or a part of it, at exactly the input size, whatever its aspect
-    ratio."""
-    return image.resize((size.width, size.height), Image.Resampling(size.resample), part)
+    ratio. Nothing of what lies around the part comes into its pixels."""
+    image = image if part is None else image.crop(part)
+    return image.resize((size.width, size.height), Image.Resampling(size.resample))
 
 
 def memory_to_read(header: Header, size: InputSize, limits: ImageLimits, view: View = ORIGINAL) -> int:
@@ -70,8 +71,10 @@ def memory_to_read(header: Header, size: InputSize, limits: ImageLimits, view: V
     first_pass = 4 * size.width * max(header.width, header.height)  # of the resize
     pixels = 0
     if view.tiling is not None:
-        columns, rows = view.tiling.counts((header.width, header.height), (size.width, size.height))
-        pixels = 3 * size.width * size.height * columns * rows
+        upright = (header.width, header.height)[:: -1 if header.orientation > 4 else 1]
+        parts = size.cut(upright, view)
+        left, top, right, bottom = parts[0]
+        pixels = 3 * size.width * size.height * len(parts) + 4 * (right - left) * (bottom - top)
     needed = header.decode_bytes(original=view.original) + first_pass + pixels
     if needed > limits.decode_bytes:
         raise ImageTooLarge(

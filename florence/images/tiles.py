@@ -37,7 +37,9 @@ class Tiling:
 
         Raises ImageError for more tiles than there may be.
         """
-        columns, rows = self.grid or (self._count(size[axis], input_size[axis]) for axis in (0, 1))
+        columns, rows = self.grid or (
+            min(self._count(size[axis], input_size[axis]), size[axis]) for axis in (0, 1)
+        )
         if columns * rows > self.most:
             raise ImageError(
                 f"a picture of {size[0]}x{size[1]} pixels makes {columns}x{rows} = {columns * rows} tiles; "

@@ -31,8 +31,8 @@ class Tally:
 
 
 def tally(scene: Scene, result: Result, label: Callable[[Thing], str]) -> Tally:
-    """An answer in boxes or quads. A thing is found by an item that overlaps it by half (IoU); right is one
-    such item with the thing's label. An item more that covers half of it, or lies half inside it, is twice."""
+    """An answer in boxes or quads. A thing is found by an item that overlaps it by half (IoU), and right if
+    such an item has its label. More items that do, or have its label and lie half upon it, are twice."""
     places = items_of(result)
     found = right = twice = 0
     for thing in scene.things:

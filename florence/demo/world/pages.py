@@ -50,6 +50,7 @@ def _word(rng: np.random.Generator, typeface: Typeface, base: Rgb, left: float, 
     wide, high = typeface.ink(text, face, font_size).size
     left += rng.uniform(0.05, 0.95) * (_CELL[0] - wide)
     top += (_CELL[1] - high) / 2 + rng.uniform(-_OFF, _OFF)
-    corners = np.array([(0, 0), (wide, 0), (wide, high), (0, high)]) + (left, top)
+    right, bottom = left + wide, top + high
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
     colour, rgb = colour_upon(rng, base)
     return Thing(WORD, colour, "", text, rgb, 0.0, corners, face, font_size)
