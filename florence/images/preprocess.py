@@ -71,7 +71,8 @@ def memory_to_read(header: Header, size: InputSize, limits: ImageLimits, view: V
     first_pass = 4 * size.width * max(header.width, header.height)  # of the resize
     pixels = 0
     if view.tiling is not None:
-        upright = (header.width, header.height)[:: -1 if header.orientation > 4 else 1]
+        turned = header.orientation > 4  # sideways
+        upright = (header.height, header.width) if turned else (header.width, header.height)
         parts = size.cut(upright, view)
         left, top, right, bottom = parts[0]
         pixels = 3 * size.width * size.height * len(parts) + 4 * (right - left) * (bottom - top)
