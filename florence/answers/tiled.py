@@ -162,11 +162,9 @@ def _is_part(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:
 
 
 def _in_one_place(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:
-    """Whether two texts of different tiles overlap as no printed ones do."""
+    """Whether two texts overlap as no printed ones do."""
     one, another = thing.item, other.item
     if not (isinstance(one, OcrRegion) and isinstance(another, OcrRegion)):
-        return False
-    if {view.tile for view in thing.views} & {view.tile for view in other.views}:
         return False
     a, b = points_of(one.quad), points_of(another.quad)
     return common_area(a, b) > _OVERPRINT * min(area_of(a), area_of(b))
