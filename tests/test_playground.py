@@ -161,6 +161,9 @@ def test_a_captions_phrases_are_found_in_one_click(page: Page) -> None:
     phrases = card.locator(".phrase").all_inner_texts()
     assert len(phrases) >= 3
     assert all(phrase in caption for phrase in phrases)
+    shown(card, "v2 program")  # however long the card is, the boxes lie on the picture
+    layer, picture = (card.locator(name).first.bounding_box() for name in (".layer", "figure img"))
+    assert layer == picture
     assert card.locator(".shape").count() >= len(phrases)
 
 
