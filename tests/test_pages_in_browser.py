@@ -6,9 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from browser import open_page
+from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, expect
+from screenshot import TARGET, picture_of
 from serving import Server, serving_fake
 
 pytestmark = pytest.mark.system
@@ -154,3 +157,12 @@ def test_a_request_can_be_stopped(browser: Browser) -> None:
             page.get_by_role("button", name="Stop", exact=True).click()
             expect(page.get_by_role("alert")).to_have_text("Stopped.")
             expect(page.locator("#run")).to_have_text("Run")
+
+
+def test_the_readmes_picture_is_what_the_playground_shows(browser: Browser, demo_server: Server) -> None:
+    """`python tests/screenshot.py` made it: taken again it is the same but for the fonts of this machine."""
+    again = picture_of(browser, demo_server.url).convert("RGB")
+    with Image.open(TARGET) as committed:
+        assert committed.size == again.size
+        assert np.asarray(ImageChops.difference(committed.convert("RGB"), again)).mean() < 12
+    assert TARGET.stat().st_size < 150_000
