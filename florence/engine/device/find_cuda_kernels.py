@@ -8,8 +8,12 @@ from importlib.util import find_spec
 
 import torch
 
+from florence.engine.config import CudaKernels
 from florence.engine.device.search import SearchStep
+from florence.errors import SettingsError
 from florence.model.attention import AttentionBackend
+from florence.model.kernels import fp8
+from florence.model.kernels.fp8 import RowQuantizer
 
 log = logging.getLogger(__name__)
 
@@ -49,3 +53,39 @@ def load_kernels() -> tuple[AttentionBackend, SearchStep]:
     from florence.model.cuda_attention import CudaAttention
 
     return CudaAttention(), cuda_search.advance
+
+
+def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> RowQuantizer:
+    """What rounds the input of products in fp8: the kernel, where it is allowed and agrees with its
+    definition, or PyTorch's operations.
+
+    Raises `SettingsError` where the device's products in fp8 are not those of their definition.
+    """
+    if device.type != "cuda":
+        return fp8.quantize_rows
+    quantize = fp8.quantize_rows
+    if cuda_kernels == "auto" and find_spec("triton") is not None:
+        quantize = _checked_kernel(device)
+    try:
+        with torch.inference_mode():
+            fp8.check(device, quantize)
+    except Exception as error:
+        raise SettingsError(
+            f"this GPU can't multiply in fp8 as dtype 'fp8' needs it; choose another one: {error}"
+        ) from error
+    return quantize
+
+
+def _checked_kernel(device: torch.device) -> RowQuantizer:
+    """The kernel; PyTorch's operations, and a warning, where it fails or differs."""
+    from florence.model.kernels.cuda.quantize import quantize_rows
+
+    rows = torch.randn(32, 64, device=device, dtype=torch.bfloat16)
+    try:
+        with torch.cuda.device(device), torch.inference_mode():
+            for made, expected in zip(quantize_rows(rows), fp8.quantize_rows(rows), strict=True):
+                torch.testing.assert_close(made.float(), expected.float(), rtol=0, atol=0)
+    except Exception as error:
+        log.warning("rows are rounded to fp8 by PyTorch's operations: the kernel failed", exc_info=error)
+        return fp8.quantize_rows
+    return quantize_rows
