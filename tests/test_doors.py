@@ -90,7 +90,7 @@ NARROW: dict[str, set[str]] = {
 # Room -> what it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
-    "images": {"PIL", "pillow_heif"},
+    "images": {"PIL", "pillow_heif", "pypdfium2"},
     "readers": {"PIL", "numpy"},
     "model": {"einops", "llvmlite", "numba", "numpy", "torch", "triton"},
     "settings": {"pydantic", "pydantic_settings"},
