@@ -97,8 +97,8 @@ class Settings(BaseSettings):
     dtype: Precision = Field(
         default="auto",
         description="Type of the weights; `auto`: bfloat16 where the processor is faster with it than with "
-        "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI. `fp8`: most of an encode in "
-        "fp8, on a GPU from Ada or Hopper on, not yet measured on one; a CPU emulates it, slowly.",
+        "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI. `fp8`: most of an encode "
+        "in fp8, on a GPU from Ada or Hopper on, not yet measured on one; a CPU emulates it, slowly.",
     )
     threads: int | None = _engine("threads")
     cpu_kernels: CpuKernels = _engine("cpu_kernels")

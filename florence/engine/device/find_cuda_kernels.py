@@ -61,9 +61,9 @@ def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> 
 
     Raises `SettingsError` where the device's products in fp8 are not those of their definition.
     """
+    quantize: RowQuantizer = fp8.quantize_rows
     if device.type != "cuda":
-        return fp8.quantize_rows
-    quantize = fp8.quantize_rows
+        return quantize
     if cuda_kernels == "auto" and find_spec("triton") is not None:
         quantize = _checked_kernel(device)
     try:
