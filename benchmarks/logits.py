@@ -3,8 +3,8 @@
     python benchmarks/logits.py [--size large|base|tiny] [--precisions bfloat16 fp8 int8] [--threads 2]
 
 The same pictures, prompts and forced tokens in each precision: how far picture tokens, encoder states and
-logits are from those in float32, as a part of their spread, and how often the likeliest token is the same. fp8
-is emulated on a CPU. What a precision changes in answers, `drift.py` measures on the demo checkpoint.
+logits are from those in float32, as a part of their spread, and how often the likeliest token is the same. A
+CPU emulates fp8. What a precision changes in answers, `drift.py` measures on the demo checkpoint.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def find_kernels(
 
     try:
         with torch.cuda.device(device), torch.inference_mode():
-            for kernel in cuda_kernels.KERNELS:
+            for kernel in cuda_kernels.STEP_KERNELS:
                 kernel.check(device, dtype)
     except Exception as error:
         log.warning("decode steps use PyTorch's operations, since a kernel failed", exc_info=error)
@@ -78,14 +78,19 @@ def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> 
 
 def _checked_kernel(device: torch.device) -> RowQuantizer:
     """The kernel; PyTorch's operations, and a warning, where it fails or differs."""
-    from florence.model.kernels.cuda.quantize import quantize_rows
+    from florence.engine.device import cuda_kernels
 
-    rows = torch.randn(32, 64, device=device, dtype=torch.bfloat16)
     try:
         with torch.cuda.device(device), torch.inference_mode():
-            for made, expected in zip(quantize_rows(rows), fp8.quantize_rows(rows), strict=True):
-                torch.testing.assert_close(made.float(), expected.float(), rtol=0, atol=0)
+            cuda_kernels.QUANTIZE.check(device, torch.bfloat16)
     except Exception as error:
         log.warning("rows are rounded to fp8 by PyTorch's operations: the kernel failed", exc_info=error)
         return fp8.quantize_rows
+    return load_quantizer()
+
+
+def load_quantizer() -> RowQuantizer:
+    """The kernel for rows of products in fp8, unchecked. Needs triton, and no GPU."""
+    from florence.model.kernels.cuda.quantize import quantize_rows
+
     return quantize_rows

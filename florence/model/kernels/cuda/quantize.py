@@ -7,7 +7,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import knobs
 
 from florence.model.kernels import fp8
 from florence.model.kernels.cuda.operations import operation, power_of_2
@@ -16,8 +15,11 @@ LARGEST, SMALLEST = tl.constexpr(fp8.LARGEST), tl.constexpr(fp8.SMALLEST)
 EXPONENT = tl.constexpr(0x7F800000)
 """Of a float32's bits: with all others zero they are the power of two below it."""
 
-LEAST_NORMAL = tl.constexpr(2.0**-6)
-"""Of e4m3; smaller numbers are multiples of an eighth of it."""
+INVERSE = tl.constexpr(254 << 23)
+"""Less the bits of a power of two: those of one over it."""
+
+LEAST_NORMAL = tl.constexpr(121 << 23)
+"""Bits of 2 ** -6, e4m3's least normal number; smaller numbers are multiples of an eighth of it."""
 
 TO_WHOLE = tl.constexpr(1.5 * 2.0**23)
 """A float32 of this size has no fraction: adding and subtracting it rounds to the nearest whole number."""
@@ -25,26 +27,26 @@ TO_WHOLE = tl.constexpr(1.5 * 2.0**23)
 
 @triton.jit
 def _rounded(values):
-    """The nearest numbers of e4m3, ties to even: triton's interpreter rounds otherwise."""
-    powers = (values.to(tl.int32, bitcast=True) & EXPONENT).to(tl.float32, bitcast=True)
-    steps = tl.maximum(powers, LEAST_NORMAL) / 8
-    return ((values / steps + TO_WHOLE) - TO_WHOLE) * steps
+    """The nearest numbers of e4m3, ties to even. What triton makes of a conversion alone truncates to float16
+    first on sm_89, and rounds otherwise in its interpreter."""
+    bits = tl.maximum(values.to(tl.int32, bitcast=True) & EXPONENT, LEAST_NORMAL)
+    power, inverse = bits.to(tl.float32, bitcast=True), (-bits + INVERSE).to(tl.float32, bitcast=True)
+    eighths = ((values * inverse * 8 + TO_WHOLE) - TO_WHOLE) * 0.125
+    return eighths * power
 
 
 @triton.jit
-def quantize_rows_kernel(
-    rows, out, scales, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROUND: tl.constexpr
-):
+def quantize_rows_kernel(rows, out, scales, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = d < WIDTH
     values = tl.load(rows + row * stride + d, mask=inside, other=0.0).to(tl.float32)
     # Divided as the definition does: an approximate quotient may round to another number of e4m3.
     scale = tl.div_rn(tl.maximum(tl.max(tl.abs(values), 0), SMALLEST), LARGEST)
-    values = tl.div_rn(values, scale)
-    if ROUND:
-        values = _rounded(values)
+    has_nan = tl.max((values != values).to(tl.int32), 0) > 0  # which `tl.max` of numbers leaves out
+    scale = tl.where(has_nan, float("nan"), scale)
     tl.store(scales + row, scale)
-    tl.store(out + row * WIDTH + d, values.to(tl.float8e4nv), mask=inside)
+    result = _rounded(tl.div_rn(values, scale)).to(tl.float8e4nv)
+    tl.store(out + row * WIDTH + d, result, mask=inside)
 
 
 def _outputs(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,6 +59,6 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     (count, width), (out, scales) = rows.shape, _outputs(rows)
     quantize_rows_kernel[(count,)](
         rows, out, scales, rows.stride(0),
-        WIDTH=width, BLOCK=power_of_2(width), ROUND=bool(knobs.runtime.interpret),
+        WIDTH=width, BLOCK=power_of_2(width),
     )  # fmt: skip
     return out, scales
