@@ -250,6 +250,6 @@ def test_off_is_as_if_it_were_left_out(library: Florence2, picture: Path) -> Non
 
 def test_many_pictures_in_tiles_are_not_too_many_at_once(library: Florence2) -> None:
     """`run_many` has no more of them in flight than the queue has room for."""
-    assert library.room(RequestParameters()) == library.info()["limits"]["max_queue"]
-    assert library.room(RequestParameters(tiles="8x4")) == library.info()["limits"]["max_queue"] // 32
-    assert library.room(RequestParameters(tiles="auto")) == library.info()["limits"]["max_queue"] // 64
+    assert library.room() == library.info()["limits"]["max_queue"]
+    assert library.room(tiles="8x4") == library.info()["limits"]["max_queue"] // 32
+    assert library.room(tiles="auto") == library.info()["limits"]["max_queue"] // 64

@@ -46,7 +46,9 @@ ItemT = TypeVar("ItemT", Detection, Instance, OcrRegion)
 _WHOLE: Final = 0.75
 """Of the area around all views of a thing: what a view has that stands for it."""
 _OVERPRINT: Final = 0.3
-"""Of the smaller of two texts: what may lie on the other one."""
+"""Of the smaller of two texts: what may lie on the other one, of nearly the same score."""
+_DOUBTFUL: Final = 0.5, 0.1
+"""Of the better score, and as `_OVERPRINT` for a text whose score is below that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +164,13 @@ def _is_part(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:
 
 
 def _in_one_place(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:
-    """Whether two texts overlap as no printed ones do."""
+    """Whether two texts, the other one with the better score, overlap as no printed ones do."""
     one, another = thing.item, other.item
     if not (isinstance(one, OcrRegion) and isinstance(another, OcrRegion)):
         return False
+    doubtful = (one.score or 0.0) < _DOUBTFUL[0] * (another.score or 0.0)
     a, b = points_of(one.quad), points_of(another.quad)
-    return common_area(a, b) > _OVERPRINT * min(area_of(a), area_of(b))
+    return common_area(a, b) > (_DOUBTFUL[1] if doubtful else _OVERPRINT) * min(area_of(a), area_of(b))
 
 
 def _least(scores: Sequence[float | None]) -> float | None:

@@ -64,8 +64,7 @@ def open_asker(arguments: argparse.Namespace) -> Iterator[Asker]:
     """What answers the arguments' task about a picture, wherever they say, until the context ends."""
     task = find_task(arguments)
     _, text, region = read_question(arguments, task)
-    parameters = read_options(arguments)
-    options = cast(CallOptions, parameters.model_dump(exclude_none=True))
+    options = cast(CallOptions, read_options(arguments).model_dump(exclude_none=True))
     if arguments.timeout_s is not None:
         options["timeout_s"] = arguments.timeout_s
     if arguments.url:
@@ -75,7 +74,7 @@ def open_asker(arguments: argparse.Namespace) -> Iterator[Asker]:
     else:
         with load_model(arguments) as model:
             given = text if region is None else region
-            room = BoundedSemaphore(model.room(parameters))  # more would be refused
+            room = BoundedSemaphore(model.room(**options))  # more would be refused
 
             def ask(picture: Any) -> TaskAnswer[Any]:
                 with room:

@@ -18,7 +18,7 @@ from PIL import Image
 from florence.answers.answer import Answer, OriginalAnswer
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.errors import FlorenceError, OptionError
+from florence.errors import FlorenceError
 from florence.images.decode import load_image
 from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
 from florence.images.seen import View
@@ -27,14 +27,13 @@ from florence.model.devices import pick_device
 from florence.readers.picture import PictureSource
 from florence.runtime.configured import load_arguments
 from florence.runtime.dispatcher import Dispatcher
-from florence.runtime.futures import failed
+from florence.runtime.futures import failed, outcome_in
 from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
-from florence.runtime.run_options import RunOptions, parameters_of, task_of, tiling_of, view_of
+from florence.runtime.run_options import RunOptions, most_places, parameters_of, task_of, view_of
 from florence.runtime.shares import Shares, no_owner
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.options import GenerationParameters
 from florence.types.pictures import Pictures
 from florence.types.tasks import Task, TaskSpec, TaskTable
 
@@ -94,7 +93,8 @@ class Florence2:
         square that pictures are resized to, a multiple of 32, in place of the preprocessor's.
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
-        layers, on a CPU with VNNI). `limits`: on pictures. `config`: of the engine; its default suits the
+        layers, on a CPU with VNNI), "fp8" (most layers of an encode, on a GPU of sm_89 or newer; a CPU
+        emulates it). `limits`: on pictures. `config`: of the engine; its default suits the
         device. `threads`: CPU threads of the model, in place of the configuration's. `readers`: processes
         that read pictures, so that a crash or a bomb in a decoder fails one request; 0 for threads of this
         process. `fast_jpeg`: large JPEGs are decoded at less than their size, which changes pixels a little.
@@ -222,7 +222,7 @@ class Florence2:
         self, image: PictureSource, asks: Iterable[TaskSpec], **options: Unpack[RunOptions]
     ) -> list[Answer | Exception]:
         """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
-        return [_outcome(future) for future in self.submit_all(image, asks, **options)]
+        return [outcome_in(future) for future in self.submit_all(image, asks, **options)]
 
     def stream(
         self,
@@ -245,25 +245,19 @@ class Florence2:
         An item that fails has its exception in its place; the others are not touched by it. Items are taken
         from the iterable as room comes free, so a generator may read pictures as they are needed.
         """
+        most = min(self._in_flight, self.room(**options))
         answers: list[Answer | Exception] = []
         in_flight: deque[Future[Answer]] = deque()
         for item in items:
-            if len(in_flight) >= min(self._in_flight, self._room_of(options)):
-                answers.append(_outcome(in_flight.popleft()))
+            if len(in_flight) >= most:
+                answers.append(outcome_in(in_flight.popleft()))
             in_flight.append(self.submit(*item, **options))
-        return answers + [_outcome(future) for future in in_flight]
+        return answers + [outcome_in(future) for future in in_flight]
 
-    def room(self, parameters: GenerationParameters) -> int:
+    def room(self, **options: Unpack[RunOptions]) -> int:
         """How many requests with these options may wait at once, when there are no others."""
-        tiling = tiling_of(parameters, self._pipeline.max_tiles)
-        columns, rows = (1, 1) if tiling is None else tiling.grid or (tiling.most, 1)
-        return max(1, int(self._info["limits"]["max_queue"]) // (columns * rows))
-
-    def _room_of(self, options: RunOptions) -> int:
-        try:
-            return self.room(parameters_of(options))
-        except OptionError:  # which each item will say
-            return 1
+        places = most_places(options, self._pipeline.max_tiles)
+        return max(1, int(self._info["limits"]["max_queue"]) // places)
 
     def warm_up(self) -> None:
         """Run a grey picture through every part, so that the first request is not slower than the next."""
@@ -349,11 +343,3 @@ class Florence2:
             return image
         picture = load_image(image, self._limits, view)
         return picture.copy() if picture is image else picture
-
-
-def _outcome(future: Future[Answer]) -> Answer | Exception:
-    """The answer, or the exception in its place."""
-    try:
-        return future.result()
-    except Exception as error:  # noqa: BLE001  (handed to the caller, item by item)
-        return error

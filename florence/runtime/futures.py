@@ -23,6 +23,14 @@ def failed(error: Exception) -> Future[T]:
     return future
 
 
+def outcome_in(future: Future[T]) -> T | Exception:
+    """Wait for what is in a future: its result, or the exception in its place."""
+    try:
+        return future.result()
+    except Exception as error:  # noqa: BLE001  (handed to the caller, item by item)
+        return error
+
+
 def generate(engine: Engine, request: Request) -> Future[Generation]:
     """The engine's answer as a future, for programs that use an engine without `Florence2`. Cancelling the
     future cancels the request. Raises as `Engine.submit`."""

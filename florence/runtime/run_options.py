@@ -71,6 +71,16 @@ def tiling_of(parameters: GenerationParameters, max_tiles: int) -> Tiling | None
     )
 
 
+def most_places(options: RunOptions, max_tiles: int) -> int:
+    """How many places of the queue a request with these options takes at most."""
+    try:
+        tiling = tiling_of(parameters_of(options), max_tiles)
+    except OptionError:  # which the request will tell
+        return 1
+    columns, rows = (1, 1) if tiling is None else tiling.grid or (tiling.most, 1)
+    return columns * rows
+
+
 def task_of(task: str | Task | None, options: RunOptions) -> str | Task:
     """The task that is asked for, by itself or by a prompt. Raises `TaskError` unless it is one of them."""
     prompt, answer_as = options.get("prompt"), options.get("answer_as")
