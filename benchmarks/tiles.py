@@ -8,6 +8,7 @@ library.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from florence.engine.config import EngineConfig
 INPUT = 160  # of the demo checkpoint, pixels
 CROWD = Limits((MOST_CROWDED, MOST_CROWDED), word_share=0.5, side=(1250, 1250), aspect=1.5, scale=0.26)
 MOST = 1024  # tiles, and requests that wait
+MOST_OVERLAP = 0.9  # of a request
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--count", type=int, default=5, help="pages, and scenes")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.5, 1.75, 2, 3], help="of pages' tiles")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.75, 2, 3], help="of pages' tiles")
     parser.add_argument("--crowd-scales", type=float, nargs="+", default=[1, 2, 3], help="of scenes' tiles")
     parser.add_argument("--overlaps", type=float, nargs="+", default=[0.2, 0.5], help="of scenes' tiles")
     arguments = parser.parse_args()
@@ -57,8 +59,9 @@ def main() -> None:
 
 
 def overlap_of(scale: float) -> float:
-    """The least overlap, to a hundredth, that holds the longest word; 0.8 where a tile hardly does."""
-    return min(0.8, -(-100 * LONGEST // (scale * INPUT)) / 100)
+    """The least overlap, to a hundredth, that holds the longest word; a half where a tile does not."""
+    share = math.ceil(100 * LONGEST / (scale * INPUT)) / 100
+    return share if share <= MOST_OVERLAP else 0.5
 
 
 def crowd(rng: Any, typeface: Typeface) -> Scene:

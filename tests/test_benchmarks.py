@@ -27,6 +27,7 @@ TINY = {
     "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
     "start.py": "--rounds 1 --only ready",
     "throughput.py": "--size tiny --window-s 0 --concurrency 2 --static-batches 1 --only caption",
+    "tiles.py": "--count 1 --scales 2.5 --crowd-scales 3 --overlaps 0.2",
     "tour.py": "",
     "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
 }
