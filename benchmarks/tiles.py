@@ -17,7 +17,7 @@ from PIL import Image
 
 from florence import Florence2
 from florence.answers.answer import Answer
-from florence.demo.evaluation.tiles import Tally, tally
+from florence.demo.evaluation.tiles import Findings, tally
 from florence.demo.world.drawing import draw_scene
 from florence.demo.world.pages import LONGEST, make_page
 from florence.demo.world.scenes import MOST_CROWDED, Limits, Scene, Split, Thing, make_scene, scene_rng
@@ -84,7 +84,7 @@ def measure(
     cut: dict[str, Any],
 ) -> None:
     """Ask about each picture, one after the other, and print what came out."""
-    whole, tiles, tokens, began = Tally(), 0, 0, time.perf_counter()
+    whole, tiles, tokens, began = Findings(), 0, 0, time.perf_counter()
     for scene, picture in drawn:
         answer: Answer = model.run(picture, task, **cut)
         tiles, tokens = tiles + answer.tiles, tokens + answer.usage.generated_tokens

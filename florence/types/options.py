@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -194,9 +195,16 @@ def explain_option(detail: Mapping[str, Any]) -> str:
     return f"{name} must be {allowed_values(name)}, got {quote(detail['input'])}"
 
 
+@cache
+def _schemas() -> dict[str, Any]:
+    """Of each option."""
+    made: dict[str, Any] = RequestParameters.model_json_schema()["properties"]
+    return made
+
+
 def allowed_values(name: str) -> str:
     """What an option may be, in words."""
-    schema, *others = RequestParameters.model_json_schema()["properties"][name]["anyOf"]
+    schema, *others = _schemas()[name]["anyOf"]
     if "enum" in schema:
         return " or ".join(schema["enum"])
     if "pattern" in schema:

@@ -16,7 +16,7 @@ from florence.types.results import Result
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Findings:
     """What stands in a picture, what of it was found, and what of that under its right label; the answer's
     items, and those of them that lie where another one says the same thing already."""
 
@@ -26,24 +26,24 @@ class Tally:
     items: int = 0
     twice: int = 0
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(*(sum(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: Findings) -> Findings:
+        return Findings(*(sum(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
 
 
-def tally(scene: Scene, result: Result, label: Callable[[Thing], str]) -> Tally:
+def tally(scene: Scene, result: Result, label: Callable[[Thing], str]) -> Findings:
     """An answer in boxes or quads. A thing is found by an item that overlaps it by half (IoU), and right if
-    such an item has its label. More items that do, or have its label and lie half upon it, are twice."""
+    such an item has its label. More items that do, or have its label and lie half in it, say it twice."""
     places = items_of(result)
     found = right = twice = 0
     for thing in scene.things:
+        name = label(thing)
         over = [place for place in places if overlap(place.bounds, thing.box) >= RIGHT_OVERLAP]
-        least = [min(area(place.bounds), area(thing.box)) / 2 for place in places]
-        on = sum(
-            area(meet(place.bounds, thing.box)) >= half > 0
-            for place, half in zip(places, least, strict=True)
-            if place in over or place.label == label(thing)
-        )
+        inside = [
+            place
+            for place in places
+            if place.label == name and area(meet(place.bounds, thing.box)) > 0.5 * area(place.bounds)
+        ]
         found += bool(over)
-        right += any(place.label == label(thing) for place in over)
-        twice += max(0, on - 1)
-    return Tally(len(scene.things), found, right, len(places), twice)
+        right += any(place.label == name for place in over)
+        twice += max(0, len({*over, *inside}) - 1)
+    return Findings(len(scene.things), found, right, len(places), twice)
