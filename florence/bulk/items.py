@@ -120,6 +120,8 @@ def load_fsspec() -> Any:
 
 
 def _read_url(url: str) -> bytes:
-    with load_fsspec().open(url, "rb") as file:
+    # fsspec tells the other compressions by their suffixes
+    packed = {"tar": {"compression": "gzip"}} if url.lower().endswith(".tgz") else {}
+    with load_fsspec().open(url, "rb", **packed) as file:
         content: bytes = file.read()
         return content

@@ -108,9 +108,9 @@ class _Answers:
 
 def _write_labels(wanted: Export, pictures: list[Labelled], arguments: argparse.Namespace) -> Sequence[str]:
     """What could not be exported."""
-    if wanted.format != "labelstudio" and not any(each.places for each in pictures):
-        if any(each.texts for each in pictures):
-            raise RequestError(f"these answers are texts, and {wanted.format} holds places: export them as txt")
+    placeless = any(each.texts for each in pictures) and not any(each.places for each in pictures)
+    if placeless and wanted.format != "labelstudio":
+        raise RequestError(f"these answers are texts, and {wanted.format} holds places; export them as txt")
     ids = label_ids(arguments.label_map, pictures)
     dropped = keep_labels(pictures, ids, only=arguments.only_labels)
     if dropped:
