@@ -35,6 +35,12 @@ def is_folder(url: str) -> bool:
     return bool(_guarded(url, lambda: files.isdir(path)))
 
 
+def is_there(url: str) -> bool:
+    """Whether there is a file or a folder at a URL."""
+    files, path = _files_at(url)
+    return bool(_guarded(url, lambda: files.exists(path)))
+
+
 def list_files(url: str, *, recursive: bool = True) -> list[str]:
     """URLs of the files below a folder's URL, or of those that a pattern names, sorted."""
     files, path = _files_at(url)

@@ -19,7 +19,7 @@ from florence.bulk.documents import page_items
 from florence.bulk.items import Pages, PictureItem, is_url
 from florence.bulk.manifests import Manifest, is_manifest
 from florence.bulk.question import FindTask, PictureQuestion
-from florence.bulk.remote import is_folder, list_files, open_file, reader_of
+from florence.bulk.remote import is_folder, is_there, list_files, open_file, reader_of
 from florence.errors import RequestError
 from florence.images.headers import FIRST_BYTES, is_picture
 from florence.images.pdf import is_pdf
@@ -117,7 +117,8 @@ class Sources:
     def _remote(self, url: str) -> Iterator[PictureItem]:
         folder = is_folder(url)
         if not folder and not any(letter in url for letter in "*?["):
-            yield from self._file(url, PictureItem(url, reader_of(url)))
+            if is_there(url):
+                yield from self._file(url, PictureItem(url, reader_of(url)))
             return
         for each in list_files(url, recursive=self.recursive):
             suffix = Path(each).suffix.lower()

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from florence.answers.reading import PictureAnswer, read_each
-from florence.bulk.items import is_url, item_named
+from florence.bulk.items import item_named
 from florence.bulk.question import parse_file
 from florence.cli.draw import SOME_FAILED, draw_answers, is_asked
 from florence.cli.telling import tell_lines
@@ -22,6 +22,7 @@ from florence.export.drawing import Drawing
 from florence.export.formats import FORMATS
 from florence.export.labelled import Labelled, keep_labels, labelled_pictures
 from florence.export.labelstudio import write_label_studio
+from florence.export.names import FileNames
 from florence.images.decode import open_image
 from florence.images.limits import DEFAULT_LIMITS
 from florence.images.seen import View
@@ -78,7 +79,7 @@ def export_results(wanted: Export, results: Path, arguments: argparse.Namespace)
     else:
         pictures = labelled_pictures((each.picture, each) for each in answers)
         made = len(pictures)
-        failed = _write_labels(wanted, pictures, arguments)
+        failed = _write_labels(wanted, pictures, arguments) if pictures else ()
     if not made and not answers.failed:
         kind = "text" if wanted.format == "txt" else "answer"
         raise RequestError(f"{results} holds no {kind} of these tasks")
@@ -162,23 +163,26 @@ def write_captions(answers: _Answers, wanted: Export) -> tuple[int, list[str]]:
             )
     if wanted.out is not None and texts:
         wanted.out.mkdir(parents=True, exist_ok=True)
+    names = FileNames()
     for name, text in texts.items():
         try:
-            _write_caption(_caption_file(name, wanted), text)
+            file = (
+                _beside(name, wanted.folder) if wanted.out is None else wanted.out / f"{names.new(name)}.txt"
+            )
+            _write_caption(file, text)
         except (FlorenceError, OSError) as error:
             failed.append(f"{name}: {error}")
     return len(texts), failed
 
 
-def _caption_file(name: str, wanted: Export) -> Path:
-    if wanted.out is None and is_url(name):
+def _beside(name: str, folder: Path) -> Path:
+    """The caption's file beside a picture; of a page or frame, with its number."""
+    item = item_named(name, folder)
+    if callable(item.source):
         raise RequestError("it is no file of this machine; name a directory by --out")
-    path = Path(name.partition("::")[0].split("://")[-1] if is_url(name) else name)
-    file = (
-        path.with_name(path.name.replace("#", "_").replace("=", "_") + ".txt") if "#" in path.name else None
-    )
-    file = file or path.with_suffix(".txt")
-    return wanted.folder / file if wanted.out is None else wanted.out / file.name
+    file = Path(item.source)
+    place = "".join(f"_{kind}_{number}" for kind, number in item.place.items())
+    return file.with_name(f"{file.stem}{place}.txt")
 
 
 def _write_caption(file: Path, text: str) -> None:
