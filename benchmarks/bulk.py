@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import io
 import subprocess
 import sys
 import tempfile
@@ -56,11 +56,11 @@ def main() -> None:
 def make_pictures(folder: Path, count: int) -> bytes:
     """So many files with one content, which is returned."""
     folder.mkdir()
-    first = folder / f"{0:06}.jpg"
-    Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(first)
-    for number in range(1, count):
-        os.link(first, folder / f"{number:06}.jpg")
-    return first.read_bytes()
+    file = io.BytesIO()
+    Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(file, "JPEG")
+    for number in range(count):
+        (folder / f"{number:06}.jpg").write_bytes(file.getvalue())
+    return file.getvalue()
 
 
 def own_rate(server: Server, picture: bytes, seconds: float, connections: int) -> float:

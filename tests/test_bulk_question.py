@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import DOCS, blocks
 
 from florence.bulk.question import PictureQuestion, distinct, read_region, read_tasks_file
 from florence.errors import MissingLibrary, RequestError, TaskError
@@ -43,6 +44,13 @@ def test_an_entry_has_texts_regions_options_and_prompts(tmp_path: Path) -> None:
 
     (tmp_path / "t.json").write_text(json.dumps(yaml.safe_load(YAML)["tasks"]))
     assert read_tasks_file(tmp_path / "t.json", TASKS.resolve, {"num_beams": 3, "timeout_s": 9}) == found
+
+
+def test_the_documents_show_a_file_that_can_be_read(tmp_path: Path) -> None:
+    """Each entry of the example says something else."""
+    (example,) = (block for block in blocks(DOCS / "command-line.md") if block.language == "yaml")
+    (tmp_path / "t.yaml").write_text(example.code)
+    assert len(read_tasks_file(tmp_path / "t.yaml", TASKS.resolve)) == 4
 
 
 @pytest.mark.parametrize(

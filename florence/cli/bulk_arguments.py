@@ -20,7 +20,7 @@ BULK: Final = (
 )
 EXPORT: Final = (
     "make labels, captions or drawings of a file of answers",
-    "yolo and voc are written by supervision's data sets (needs supervision), with copies of the pictures.\n"
+    "yolo and voc are written by supervision's data sets (needs supervision), with copies of pictures.\n"
     "Labels have the numbers of --label-map; without it those of the alphabet, over all of RESULTS.",
 )
 
