@@ -1,9 +1,9 @@
 """The service's description of itself: `GET /info`, and the OpenAPI document, `GET /docs.json`, which
-BentoML's page at / shows.
+the page at /docs shows.
 
-Unlike BentoML's own document, it has two content types for requests (uploads and JSON), examples of each
-task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic types and the
-tasks.
+Unlike BentoML's own document, it has all content types of requests (an upload, JSON, the picture alone), examples
+of each task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic types
+and the tasks.
 """
 
 from __future__ import annotations
