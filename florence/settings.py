@@ -118,6 +118,11 @@ class Settings(BaseSettings):
     grpc_host: str | None = Field(
         default=None, description="Address that the gRPC port listens on; default: where HTTP listens."
     )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="Certificate with its chain, in PEM: with it HTTP and gRPC speak TLS; default: none.",
+    )
+    tls_key: Path | None = Field(default=None, description="The certificate's key, without a passphrase.")
     api_keys: SecretStr | None = Field(
         default=None,
         description="API keys as `name:key`, separated by commas; requests need one of them then. A key has "

@@ -43,6 +43,7 @@ from florence.server.supervisor import (
     mark_loaded,
     prepare_supervisor,
 )
+from florence.server.tls import Tls, tls_of
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint, prompt_endpoint
 from florence.server.typed.openapi import create_about_app
@@ -110,6 +111,7 @@ class TaskService:
     inference: Inference
     budget: BodyBudget  # of bodies over HTTP and gRPC together
     keys: ApiKeys | None
+    tls: Tls | None
     load: Load
 
     def __init__(self) -> None:
@@ -170,6 +172,7 @@ class TaskService:
             self.keys,
             shared=len(self.devices) > 1,
             budget=self.budget,
+            tls=self.tls,
         )
         try:
             await server.start(host, port)
@@ -219,6 +222,7 @@ def build_service(
     budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     inline = settings.api_keys.get_secret_value() if settings.api_keys else None
     keys = keys_of(inline, settings.api_keys_file)
+    tls = tls_of(settings.tls_certificate, settings.tls_key)
     members = {
         **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
@@ -226,6 +230,7 @@ def build_service(
         "inference": inference,
         "budget": budget,
         "keys": keys,
+        "tls": tls,
         "load": staticmethod(load),
         "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
         "__doc__": TaskService.__doc__,
@@ -238,6 +243,7 @@ def build_service(
     decorate: Any = bentoml.service(
         name="florence2",
         http={"port": 8000},
+        **({"ssl": tls.for_bentoml()} if tls else {}),
         workers=len(devices),
         resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
         traffic={"timeout": settings.timeout_s + GRACE_S},
