@@ -7,24 +7,30 @@ limits.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from florence.engine.adapters import AdapterSlots
 from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.buckets import Buckets, aligned
-from florence.engine.device.capturing import capture_all, memory_errors, try_attentions
-from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
+from florence.engine.device.capturing import (
+    capture_all,
+    memory_errors,
+    try_attentions,
+    uncaptured_work,
+)
+from florence.engine.device.encodes import Encodes
 from florence.engine.device.features import FeatureCache
 from florence.engine.device.memory import Wait
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
 from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
-from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps, StepSequence
+from florence.engine.device.steps import Steps, StepSequence
 from florence.engine.request import Request
 from florence.engine.runner import StepRunner
 from florence.engine.sequence import SequenceState
@@ -36,6 +42,8 @@ from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
 
+log = logging.getLogger(__name__)
+
 Outcome = Hypothesis | EngineError
 
 
@@ -45,6 +53,7 @@ class _Buffers:
     free slots that may hold NaN."""
 
     slots: SlotAllocator
+    adapters: AdapterSlots
     caches: Caches
     state: SearchState
     steps: Steps
@@ -102,7 +111,7 @@ class Runner(StepRunner):
         self._picture_tokens, self._picture_size = picture_tokens, picture_size
         self._encode_batch = min(encode_batch or slots, slots)
         self._reserved = reserved
-        self._prepared = False
+        self._prepared = self._stale = False
         self._sent: Wait = lambda: None  # waits for the latest chunk of an encode
         with memory_errors(slots, self._encode_batch):
             self._buffers = self._build()
@@ -114,6 +123,11 @@ class Runner(StepRunner):
     @property
     def slots(self) -> SlotAllocator:
         return self._buffers.slots
+
+    def fits(self, requests: Iterable[Request]) -> int:
+        wanted = list(requests)
+        by_adapters = self._buffers.adapters.fits(each.adapter for each in wanted)
+        return self.slots.fits(each.options.num_beams for each in wanted[:by_adapters])
 
     @property
     def caches(self) -> Caches:
@@ -155,17 +169,10 @@ class Runner(StepRunner):
             rows=sizes.rows,
             free_host_reads=backend.free_host_reads,
         )
-        context = StepContext(model.language, caches, state, backend.attention, backend.search)
-        encodes: Encodes = PlainEncodes(model, caches, backend.memory)
-        if backend.capturer is not None:
-            buckets = self._buckets()
-            steps: Steps = BucketSteps(context, backend.memory, buckets, backend.capturer)
-            encodes = BucketEncodes(model, caches, backend.memory, buckets, backend.capturer)
-        elif backend.attention.masked:
-            steps = DenseSteps(context, backend.memory)
-        else:
-            steps = RaggedSteps(context, backend.memory)
-        return _Buffers(SlotAllocator(sizes.slots, sizes.rows), caches, state, steps, encodes)
+        adapters = AdapterSlots(0 if model.adapters is None else model.adapters.slots)
+        slots = SlotAllocator(sizes.slots, sizes.rows)
+        work = uncaptured_work(model, backend, caches, state, self._buckets)
+        return _Buffers(slots, adapters, caches, state, *work)
 
     @torch.inference_mode()
     def prepare(self, threads: int | None = None) -> None:
@@ -185,7 +192,11 @@ class Runner(StepRunner):
             beams = self.model.config.generation.num_beams  # of most requests
             for rows in range(beams, self.sizes.rows + 1, beams):
                 warm_up_products(self.model.language, rows)
-        self._prepared = True
+        self._prepared, self._stale = True, False
+
+    def rest(self) -> None:
+        if self._stale and self._prepared:
+            self.prepare()
 
     def _buckets(self) -> Buckets:
         sizes, config = self.sizes, self.model.config
@@ -225,34 +236,67 @@ class Runner(StepRunner):
     @torch.inference_mode()
     def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
         requests, misses = [sequence.request for sequence in sequences], self.features.misses
-        pictures = yield from self._encode_images(requests)  # [requests, tokens, d_model]
-        self._allocate(sequences, pictures.shape[1])
+        try:
+            self._place_adapters(sequences)
+            pictures = yield from self._encode_images(sequences)  # [requests, tokens, d_model]
+            self._allocate(sequences, pictures.shape[1])
+        except BaseException:  # also when the chunks are closed
+            for sequence in sequences:
+                self._leave_adapter(sequence)
+            raise
         try:
             slots = [sequence.slot.index for sequence in sequences]
             prompts = [request.prompt_ids for request in requests]
-            yield from self._buffers.encodes.write_cross_kv(pictures, prompts, slots)
+            adapters = [sequence.adapter for sequence in sequences]
+            yield from self._buffers.encodes.write_cross_kv(pictures, prompts, slots, adapters)
             # Last: a decode step between two chunks would advance a search that has started.
             starts = starts_of([(sequence.slot, sequence.request.options) for sequence in sequences])
             self.state.start(self.backend.memory.upload(starts))
-        except BaseException:  # also when the chunks are closed
+        except BaseException:
             for sequence in sequences:
                 self.drop(sequence)
             raise
         return self.features.misses - misses
 
-    def _encode_images(self, requests: Sequence[Request]) -> Chunks[Tensor]:
+    def _place_adapters(self, sequences: Sequence[SequenceState]) -> None:
+        """Give each request the slot of its adapter, and bring those that are new to the device. Raises
+        `IndexError` where there is no free slot."""
+        for sequence in sequences:
+            adapter = sequence.request.adapter
+            sequence.adapter, new = self._buffers.adapters.take(adapter)
+            if not new or adapter is None or self.model.adapters is None:
+                continue
+            changed = self.model.adapters.place(sequence.adapter, adapter.layers)
+            if changed and self.backend.capturer is not None:
+                log.warning(
+                    "the adapter %s needs layers or a rank that no other needed: steps run uncaptured, "
+                    "slower, until no request is decoded",
+                    adapter.name,
+                )
+                buffers, self._stale = self._buffers, True
+                buffers.steps, buffers.encodes = uncaptured_work(
+                    self.model, self.backend, buffers.caches, buffers.state, self._buckets
+                )
+
+    def _leave_adapter(self, sequence: SequenceState) -> None:
+        self._buffers.adapters.give_back(sequence.adapter)
+        sequence.adapter = 0
+
+    def _encode_images(self, sequences: Sequence[SequenceState]) -> Chunks[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model], from the cache where they are there;
-        each other picture is encoded once."""
-        known = self.features.find([request.digest for request in requests])
-        new = {request.digest: request.pixels for request in requests if request.digest not in known}
+        each other picture is encoded once, or once for each adapter that changes the tower."""
+        keys = [sequence.request.picture_key for sequence in sequences]
+        known = self.features.find(keys)
+        new = {key: each for key, each in zip(keys, sequences, strict=True) if key not in known}
         if new:
-            pixels = [torch.from_numpy(picture) for picture in new.values()]
-            tokens = yield from self._buffers.encodes.encode_images(pixels)
+            pixels = [torch.from_numpy(each.request.pixels) for each in new.values()]
+            adapters = [each.adapter for each in new.values()]
+            tokens = yield from self._buffers.encodes.encode_images(pixels, adapters)
             # Copies: a cached picture must not keep its whole batch alive.
             made = dict(zip(new, (picture.clone() for picture in tokens), strict=True))
             self.features.keep(made)
             known |= made
-        return torch.stack([known[request.digest] for request in requests])
+        return torch.stack([known[key] for key in keys])
 
     def _allocate(self, sequences: Sequence[SequenceState], picture_tokens: int) -> None:
         """Give a slot to each request, to all of them or to none."""
@@ -310,6 +354,7 @@ class Runner(StepRunner):
     def drop(self, sequence: SequenceState) -> None:
         sequence.dropped = True
         self.slots.give_back(sequence.slot)
+        self._leave_adapter(sequence)
         if self.backend.attention.masked and not sequence.finite:
             self._buffers.to_wipe.append(sequence.slot)
 
@@ -327,4 +372,5 @@ def _step_of(sequence: SequenceState) -> StepSequence:
         sequence.steps,
         sampled=options.do_sample,
         penalized=options.repetition_penalty != 1,
+        adapter=sequence.adapter,
     )

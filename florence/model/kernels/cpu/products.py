@@ -93,15 +93,18 @@ class PanelWeight:
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """[..., inner] -> [..., outputs]: the activation of the sums, or `residual` [..., outputs] added.
+        """[..., inner] -> [..., outputs]: the sums, `residual` [..., outputs] added, then the activation.
 
         Sums are float32 and rounded to the dtype at the end; activations other than GELU get rounded sums.
         Raises `ValueError` for a shape, dtype or device that does not match.
         """
         if activation not in (None, "gelu"):
-            result = activate(self._run(states, None, states.dtype), activation)
-            return result if residual is None else result.add_(residual)
+            return activate(self._run(states, residual, states.dtype), activation)
         return self._run(states, residual, states.dtype, gelu=activation is not None)
+
+    def like(self, weight: Tensor) -> PanelWeight:
+        """Another weight, without bias, for the same kernel, which must fit it."""
+        return PanelWeight(self._products, weight, None)
 
     def sums(self, states: Tensor) -> Tensor:
         """[..., inner] -> float32 [..., outputs], not rounded to the dtype."""
