@@ -97,13 +97,14 @@ def random_request(dice: random.Random, adapter: EngineAdapter | None, most_beam
 
 
 def run_crowd(
-    runner: Runner, requests: Sequence[Request], dice: random.Random
+    runner: Runner, requests: Sequence[Request], dice: random.Random, together: int = 3
 ) -> list[Hypothesis | EngineError]:
-    """The outcomes of requests that join whenever there is room, some at a time, in their order."""
+    """The outcomes of requests that join whenever there is room, in their order, up to so many encoded
+    together."""
     waiting, decoding, order = list(requests), list[SequenceState](), list[SequenceState]()
     outcomes: dict[int, Hypothesis | EngineError] = {}
     while waiting or decoding:
-        count = min(runner.fits(waiting), dice.randint(0 if decoding else 1, 3))
+        count = min(runner.fits(waiting), dice.randint(0 if decoding else 1, together))
         if count:
             joined, waiting = runner.encode(waiting[:count]), waiting[count:]
             decoding += joined

@@ -313,6 +313,11 @@ class Florence2:
         """The tasks that this checkpoint answers: the built-in ones, and those that it was loaded with."""
         return self._pipeline.tasks
 
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that a request may say."""
+        return [each.name for each in self._pipeline.adapters.infos]
+
     def info(self) -> dict[str, Any]:
         """What runs, and how: checkpoint, revision, adapters, device, dtype, limits, generation settings,
         tasks."""
