@@ -65,6 +65,8 @@ class Sides:
         model = self.model(dtype=dtype)
         if packed:
             pack(model)
+        if fixed:
+            model.language.lay_out_for_gpu()
         model.adapters = make_bank(model, slots, fixed_shapes=fixed)
         model.adapters.reserve([each.layers for each in self.adapters.values()] if room else [])
         return model

@@ -27,9 +27,13 @@ def write_lora(
         for name in file.keys():  # noqa: SIM118  (not a dict)
             layer, shape = name.removesuffix(".weight"), file.get_slice(name).get_shape()
             if len(shape) == 2 and re.search(layers + "$", layer):
-                down, up = (torch.randn(*sizes, generator=dice) for sizes in ((rank, shape[1]), (shape[0], rank)))
+                down, up = (
+                    torch.randn(*sizes, generator=dice) for sizes in ((rank, shape[1]), (shape[0], rank))
+                )
                 tensors[f"base_model.model.{layer}.lora_A.weight"] = down * size
                 tensors[f"base_model.model.{layer}.lora_B.weight"] = up * size
+                if settings.get("use_dora"):
+                    tensors[f"base_model.model.{layer}.lora_magnitude_vector"] = torch.ones(shape[0])
     save_file(tensors, target / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, **settings}
     (target / "adapter_config.json").write_text(json.dumps(config))

@@ -237,7 +237,7 @@ class Runner(StepRunner):
     def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
         requests, misses = [sequence.request for sequence in sequences], self.features.misses
         try:
-            self._place_adapters(sequences)
+            self.place_adapters(sequences)
             pictures = yield from self._encode_images(sequences)  # [requests, tokens, d_model]
             self._allocate(sequences, pictures.shape[1])
         except BaseException:  # also when the chunks are closed
@@ -258,7 +258,7 @@ class Runner(StepRunner):
             raise
         return self.features.misses - misses
 
-    def _place_adapters(self, sequences: Sequence[SequenceState]) -> None:
+    def place_adapters(self, sequences: Sequence[SequenceState]) -> None:
         """Give each request the slot of its adapter, and bring those that are new to the device. Raises
         `IndexError` where there is no free slot."""
         for sequence in sequences:
