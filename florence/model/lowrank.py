@@ -11,10 +11,9 @@ hold them. Knows tensors and slots; nothing about files, names of adapters and r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,6 @@ from florence.model.kernels.linear import Linear
 RANK_MULTIPLE = 16
 """Ranks are padded with zeros to a multiple of this: kernels load whole vectors."""
 
-Product = Callable[[Tensor], Tensor]
 Rows = slice | Tensor
 """Rows of a batch: adjacent ones, or any by their indexes."""
 
@@ -107,7 +105,9 @@ class GroupedAdapters(AdapterBank):
 
     def place(self, slot: int, layers: Mapping[str, Factors]) -> bool:
         for name, linear in self._linears.items():
-            beside = linear.beside if isinstance(linear.beside, _GroupedLayer) else _GroupedLayer(self)
+            beside = linear.beside
+            if not isinstance(beside, _GroupedLayer):
+                beside = _GroupedLayer(self, linear.out_features)
             beside.parts.pop(slot, None)
             if name in layers:
                 beside.parts[slot] = _products(linear, layers[name], self._dtype, self._device)
@@ -129,26 +129,48 @@ class GroupedAdapters(AdapterBank):
         self.groups = []
 
 
+class _PlainWeight:
+    """A weight [outputs, inner], multiplied by PyTorch."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def product(self, states: Tensor) -> Tensor:
+        return F.linear(states, self._weight)
+
+
+ThinWeight = PanelWeight | _PlainWeight
+
+
 class _GroupedLayer:
     """One layer's parts, by slot."""
 
-    def __init__(self, bank: GroupedAdapters) -> None:
-        self.parts: dict[int, tuple[Product, Product]] = {}
-        self._bank = bank
+    def __init__(self, bank: GroupedAdapters, outputs: int) -> None:
+        self.parts: dict[int, tuple[ThinWeight, ThinWeight]] = {}
+        self._bank, self._outputs = bank, outputs
 
     def sums(self, states: Tensor) -> Tensor | None:
-        found = [(self.parts[slot], rows) for slot, rows in self._bank.groups if slot in self.parts]
-        if not found:
+        if not any(slot in self.parts for slot, _ in self._bank.groups):
             return None
+        total = states.new_zeros(*states.shape[:-1], self._outputs)
+        self.add_to(total, states)
+        return total
+
+    def add_to(self, total: Tensor, states: Tensor) -> None:
         rows = self._bank.rows
         split = states.reshape(rows, -1, states.shape[-1])  # [rows, parts, inputs]
-        total: Tensor | None = None
-        for (down, up), where in found:
-            added = up(down(split[where]))
-            if total is None:
-                total = added.new_zeros(*split.shape[:2], added.shape[-1])
-            total[where] = added
-        return None if total is None else total.view(*states.shape[:-1], -1)
+        totals = total.view(rows, -1, self._outputs)
+        for slot, where in self._bank.groups:
+            if slot not in self.parts:
+                continue
+            down, up = self.parts[slot]
+            thin = down.product(split[where])
+            if isinstance(where, Tensor):
+                totals.index_add_(0, where, up.product(thin).to(total.dtype))
+            elif isinstance(up, PanelWeight) and total.dtype == thin.dtype:
+                up.add_to(totals[where], thin)
+            else:
+                totals[where] += up.product(thin)
 
 
 class StackedAdapters(AdapterBank):
@@ -238,6 +260,11 @@ class _StackedLayer:
         result = F.linear(torch.where(own[:, None], thin, self._zero), self.up)
         return result.view(*states.shape[:-1], -1)
 
+    def add_to(self, total: Tensor, states: Tensor) -> None:
+        sums = self.sums(states)
+        if sums is not None:
+            total += sums
+
 
 def make_bank(model: nn.Module, slots: int, *, fixed_shapes: bool) -> AdapterBank:
     """Room for so many adapters beside a model's layers; `fixed_shapes`: for graphs."""
@@ -283,13 +310,13 @@ def _rows(found: list[int]) -> Rows:
 
 def _products(
     linear: Linear, factors: Factors, dtype: torch.dtype, device: torch.device
-) -> tuple[Product, Product]:
+) -> tuple[ThinWeight, ThinWeight]:
     """Both products, by the layer's own kernel where it has one that reads them."""
     down, up = factors.padded(_padded(len(factors.down)), dtype, device)
     packed = linear.packed
     if isinstance(packed, PanelWeight):
-        return packed.like(down).product, packed.like(up).product
-    return partial(F.linear, weight=down), partial(F.linear, weight=up)
+        return packed.like(down), packed.like(up)
+    return _PlainWeight(down), _PlainWeight(up)
 
 
 def _padded(rank: int) -> int:

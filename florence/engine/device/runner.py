@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from florence.engine.adapters import AdapterSlots
 from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
 from florence.engine.device.backend import Backend
 from florence.engine.device.buckets import Buckets, aligned
@@ -29,6 +28,7 @@ from florence.engine.device.features import FeatureCache
 from florence.engine.device.memory import Wait
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
+from florence.engine.device.residents import Residents
 from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
 from florence.engine.device.steps import Steps, StepSequence
 from florence.engine.request import Request
@@ -53,7 +53,7 @@ class _Buffers:
     free slots that may hold NaN."""
 
     slots: SlotAllocator
-    adapters: AdapterSlots
+    adapters: Residents
     caches: Caches
     state: SearchState
     steps: Steps
@@ -169,10 +169,11 @@ class Runner(StepRunner):
             rows=sizes.rows,
             free_host_reads=backend.free_host_reads,
         )
-        adapters = AdapterSlots(0 if model.adapters is None else model.adapters.slots)
-        slots = SlotAllocator(sizes.slots, sizes.rows)
-        work = uncaptured_work(model, backend, caches, state, self._buckets)
-        return _Buffers(slots, adapters, caches, state, *work)
+        slots, adapters = SlotAllocator(sizes.slots, sizes.rows), Residents(model.adapters)
+        return _Buffers(slots, adapters, caches, state, *self._uncaptured_work(caches, state))
+
+    def _uncaptured_work(self, caches: Caches, state: SearchState) -> tuple[Steps, Encodes]:
+        return uncaptured_work(self.model, self.backend, caches, state, self._buckets)
 
     @torch.inference_mode()
     def prepare(self, threads: int | None = None) -> None:
@@ -242,7 +243,7 @@ class Runner(StepRunner):
             self._allocate(sequences, pictures.shape[1])
         except BaseException:  # also when the chunks are closed
             for sequence in sequences:
-                self._leave_adapter(sequence)
+                self._buffers.adapters.leave(sequence)
             raise
         try:
             slots = [sequence.slot.index for sequence in sequences]
@@ -259,28 +260,12 @@ class Runner(StepRunner):
         return self.features.misses - misses
 
     def place_adapters(self, sequences: Sequence[SequenceState]) -> None:
-        """Give each request the slot of its adapter, and bring those that are new to the device. Raises
-        `IndexError` where there is no free slot."""
-        for sequence in sequences:
-            adapter = sequence.request.adapter
-            sequence.adapter, new = self._buffers.adapters.take(adapter)
-            if not new or adapter is None or self.model.adapters is None:
-                continue
-            changed = self.model.adapters.place(sequence.adapter, adapter.layers)
-            if changed and self.backend.capturer is not None:
-                log.warning(
-                    "the adapter %s needs layers or a rank that no other needed: steps run uncaptured, "
-                    "slower, until no request is decoded",
-                    adapter.name,
-                )
-                buffers, self._stale = self._buffers, True
-                buffers.steps, buffers.encodes = uncaptured_work(
-                    self.model, self.backend, buffers.caches, buffers.state, self._buckets
-                )
-
-    def _leave_adapter(self, sequence: SequenceState) -> None:
-        self._buffers.adapters.give_back(sequence.adapter)
-        sequence.adapter = 0
+        """Bring the requests' adapters to the device. Raises `IndexError` where there is no free slot."""
+        changed = self._buffers.adapters.enter(sequences)
+        if changed and self.backend.capturer is not None:
+            log.warning("%s: other layers or ranks than before, steps run uncaptured for now", changed)
+            buffers, self._stale = self._buffers, True
+            buffers.steps, buffers.encodes = self._uncaptured_work(buffers.caches, buffers.state)
 
     def _encode_images(self, sequences: Sequence[SequenceState]) -> Chunks[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model], from the cache where they are there;
@@ -354,7 +339,7 @@ class Runner(StepRunner):
     def drop(self, sequence: SequenceState) -> None:
         sequence.dropped = True
         self.slots.give_back(sequence.slot)
-        self._leave_adapter(sequence)
+        self._buffers.adapters.leave(sequence)
         if self.backend.attention.masked and not sequence.finite:
             self._buffers.to_wipe.append(sequence.slot)
 

@@ -29,6 +29,9 @@ class Beside(Protocol):
     def sums(self, states: Tensor) -> Tensor | None:
         """[..., in_features] -> [..., out_features]; None where no row of the batch has an adapter."""
 
+    def add_to(self, total: Tensor, states: Tensor) -> None:
+        """Add the sums of `states` to `total` [..., out_features], float32 or of the dtype of `states`."""
+
 
 class Linear(nn.Linear):
     """`nn.Linear` with an activation after it, and a fused sum with a residual.
@@ -78,8 +81,9 @@ class Linear(nn.Linear):
             total = self.packed.sums(states)
         else:
             return None
-        added = self.added(states)
-        return total if added is None else total.add_(added)
+        if self.beside is not None:
+            self.beside.add_to(total, states)
+        return total
 
     def pad_outputs(self, multiple: int) -> None:
         """Let `sums` multiply with a weight of a multiple of so many rows, those after the last output zeros;
