@@ -114,6 +114,7 @@ class Settings(BaseSettings):
     threads: int | None = _engine("threads")
     cpu_kernels: CpuKernels = _engine("cpu_kernels")
     cuda_kernels: CudaKernels = _engine("cuda_kernels")
+    encode_stream: bool = _engine("encode_stream")
     max_batch_size: int | None = _engine("max_batch_size")
     max_encode_batch: int | None = _engine("max_encode_batch")
     max_queue: int = _engine("max_queue")
@@ -165,6 +166,9 @@ class Settings(BaseSettings):
         default=None,
         description="Origins whose pages may call the service from a browser, such as "
         "`https://a.example,https://b.example`, or `*` for any; default: none.",
+    )
+    playground: Literal["on", "off"] = Field(
+        default="on", description="`off` leaves the page at `/ui` out, where tasks are tried in a browser."
     )
     max_image_bytes: int = Field(
         default=DEFAULT_LIMITS.max_bytes, ge=1, le=2**31, description="Most bytes of an encoded picture."

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from florence.engine.request import Request
-from florence.engine.sequence import SequenceState
+from florence.engine.sequence import SequenceState, Wait
 from florence.errors import FlorenceError
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ class StepRunner(Protocol):
     def rest(self) -> None:
         """Do what waits for a moment in which no request is on the device."""
 
-    def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[None, None, int]:
+    def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[Wait | None, None, int]:
         """Encode requests together and place them, yielding between parts of the work; returns the number of
-        pictures that were not in the feature cache. Closing it gives all slots back."""
+        pictures that were not in the feature cache. Closing it gives all slots back.
+
+        Where the device does a part beside steps, it yields what waits for that part; it may do so again and
+        again until the last one is done."""
 
     def step(
         self, sequences: Sequence[SequenceState]

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence.model.chunks import Chunks, T
 from florence.model.kernels.cpu.products import PanelWeight
 from florence.model.kernels.linear import Linear
 
@@ -274,24 +273,6 @@ def make_bank(model: nn.Module, slots: int, *, fixed_shapes: bool) -> AdapterBan
 def linear_layers(model: nn.Module) -> dict[str, Linear]:
     """The layers that an adapter may have beside it, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-
-
-def apply_to_chunks(bank: AdapterBank | None, index: Tensor, chunks: Chunks[T]) -> Chunks[T]:
-    """The chunks, each computed for rows with the slots `index` [rows]; other work may be done between
-    them."""
-    if bank is None:
-        return (yield from chunks)
-    try:
-        while True:
-            with bank.applied(index):
-                try:
-                    next(chunks)
-                except StopIteration as end:
-                    result: T = end.value
-                    return result
-            yield
-    finally:
-        chunks.close()
 
 
 def _groups(slots: Sequence[int]) -> list[tuple[int, Rows]]:

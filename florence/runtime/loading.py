@@ -133,6 +133,7 @@ def load(
         model.config.text.decoder_head_dim,
         cpu_kernels=config.cpu_kernels,
         cuda_kernels=config.cuda_kernels,
+        encode_stream=config.encode_stream,
         threads=config.threads,
     )
     if adapters is not None:

@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.buckets import Buckets
-from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
-from florence.engine.device.search_state import SearchState
-from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps
+from florence.engine.device.encodes import BucketEncodes, Encodes
+from florence.engine.device.steps import Steps
 from florence.errors import SettingsError
-from florence.model.caches import Caches
 from florence.model.florence2 import Florence2Model
 from florence.model.fused_attention import pin_attention, trials_of
 
 log = logging.getLogger(__name__)
-
-
-def uncaptured_work(
-    model: Florence2Model,
-    backend: Backend,
-    caches: Caches,
-    state: SearchState,
-    buckets: Callable[[], Buckets],
-) -> tuple[Steps, Encodes]:
-    """Steps and encodes in the layout that suits the device; nothing is captured yet."""
-    memory = backend.memory
-    context = StepContext(model.language, caches, state, backend.attention, backend.search, model.adapters)
-    if backend.capturer is not None:
-        shapes = buckets()
-        steps = BucketSteps(context, memory, shapes, backend.capturer)
-        return steps, BucketEncodes(model, caches, memory, shapes, backend.capturer)
-    encodes = PlainEncodes(model, caches, memory)
-    if backend.attention.masked:
-        return DenseSteps(context, memory), encodes
-    return RaggedSteps(context, memory), encodes
 
 
 def capture_all(steps: Steps, encodes: Encodes, picture_size: tuple[int, int] | None) -> None:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.buckets import Buckets, round_up
+from florence.engine.device.encode_stream import EncodeStream
 from florence.engine.device.graphs import CapturedWork, GraphCapturer
 from florence.engine.device.memory import DeviceMemory
 from florence.model.caches import Caches
-from florence.model.chunks import Chunks, T
+from florence.model.chunks import Chunks, T, within
 from florence.model.florence2 import Florence2Model
-from florence.model.lowrank import apply_to_chunks
 
 Prompts = Sequence[Sequence[int]]
 """Token ids of each request's prompt."""
@@ -52,16 +52,16 @@ class PlainEncodes(Encodes):
 
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
         chunks = self._model.encode_images_in_chunks(batch_of(pixels, self._memory))
-        return self._with(adapters, chunks)
+        return (yield from self._with(adapters, chunks))
 
     def write_cross_kv(
         self, pictures: Tensor, prompts: Prompts, slots: Sequence[int], adapters: AdapterIndex
     ) -> Chunks[None]:
-        return self._with(adapters, self._write(pictures, prompts, slots))
+        yield from self._with(adapters, self._write(pictures, prompts, slots))
 
     def _with(self, adapters: AdapterIndex, chunks: Chunks[T]) -> Chunks[T]:
         index = self._memory.upload(torch.tensor(adapters))
-        return apply_to_chunks(self._model.adapters, index, chunks)
+        return within(chunks, partial(self._model.with_adapters, index))
 
     def _write(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
         language, longest = self._model.language, max(map(len, prompts))
@@ -90,9 +90,10 @@ class BucketEncodes(PlainEncodes):
         memory: DeviceMemory,
         buckets: Buckets,
         capturer: GraphCapturer,
+        stream: EncodeStream | None = None,
     ) -> None:
         super().__init__(model, caches, memory)
-        self._buckets, self._capturer = buckets, capturer
+        self._buckets, self._capturer, self._stream = buckets, capturer, stream or EncodeStream()
         self._pixels: Tensor | None = None  # [pictures, height, width, 3]
         self._picture_adapters = torch.zeros(0)  # [pictures]
         self._towers: dict[int, CapturedWork] = {}  # by pictures
@@ -143,6 +144,7 @@ class BucketEncodes(PlainEncodes):
             ids = torch.zeros(most, longest, dtype=torch.int64, device=device)
             mask = torch.ones(most, pictures.shape[1] + longest, dtype=torch.bool, device=device)
             slots, adapters = (torch.zeros(most, dtype=torch.int64, device=device) for _ in range(2))
+            self._stream.hold([self._pixels, self._picture_adapters, pictures, ids, mask, slots, adapters])
             for rows in reversed(self._buckets.pictures):
                 inputs = [value[:rows] for value in (pictures, ids, mask, slots, adapters)]
                 name = f"the encode of {rows} prompts of {longest} tokens"

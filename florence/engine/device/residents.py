@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from florence.engine.adapters import AdapterSlots, EngineAdapter
-from florence.engine.sequence import SequenceState
+from florence.engine.sequence import SequenceState, Wait
 from florence.model.lowrank import AdapterBank
 
 
 class Residents:
     """The adapters beside one model; none without a bank. Not safe for threads: the engine's one uses it."""
 
-    def __init__(self, bank: AdapterBank | None) -> None:
-        self._bank = bank
+    def __init__(self, bank: AdapterBank | None, settle: Wait) -> None:
+        """`settle`: waits for encodes on a stream of their own, which may read what a change replaces."""
+        self._bank, self._settle = bank, settle
         self._slots = AdapterSlots(0 if bank is None else bank.slots)
 
     def fits(self, adapters: Iterable[EngineAdapter | None]) -> int:
@@ -31,8 +32,10 @@ class Residents:
         for sequence in sequences:
             adapter = sequence.request.adapter
             sequence.adapter, new = self._slots.take(adapter)
-            if new and adapter and self._bank and self._bank.place(sequence.adapter, adapter.layers):
-                changed.append(adapter.name)
+            if new and adapter is not None and self._bank is not None:
+                self._settle()
+                if self._bank.place(sequence.adapter, adapter.layers):
+                    changed.append(adapter.name)
         return changed
 
     def leave(self, sequence: SequenceState) -> None:

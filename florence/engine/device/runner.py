@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,27 +16,20 @@ from torch import Tensor
 from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
 from florence.engine.device.backend import Backend
 from florence.engine.device.buckets import Buckets, aligned
-from florence.engine.device.capturing import (
-    capture_all,
-    memory_errors,
-    try_attentions,
-    uncaptured_work,
-)
-from florence.engine.device.encodes import Encodes
+from florence.engine.device.buffers import Buffers, make_buffers, uncaptured_work
+from florence.engine.device.capturing import capture_all, memory_errors, try_attentions
 from florence.engine.device.features import FeatureCache
-from florence.engine.device.memory import Wait
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
-from florence.engine.device.residents import Residents
 from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
-from florence.engine.device.steps import Steps, StepSequence
+from florence.engine.device.steps import StepSequence
 from florence.engine.request import Request
 from florence.engine.runner import StepRunner
-from florence.engine.sequence import SequenceState
-from florence.engine.slots import Slot, SlotAllocator
+from florence.engine.sequence import SequenceState, Wait
+from florence.engine.slots import SlotAllocator
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
-from florence.model.chunks import Chunks, run_to_end, with_pauses
+from florence.model.chunks import Chunks, with_pauses, within, yielding
 from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
@@ -45,21 +37,6 @@ from florence.types.bounds import MAX_BEAMS
 log = logging.getLogger(__name__)
 
 Outcome = Hypothesis | EngineError
-
-
-@dataclass(slots=True)
-class _Buffers:
-    """All that a reset replaces. `latest`: the readback of the last step, where it is delayed. `to_wipe`:
-    free slots that may hold NaN."""
-
-    slots: SlotAllocator
-    adapters: Residents
-    caches: Caches
-    state: SearchState
-    steps: Steps
-    encodes: Encodes
-    latest: StepReadback | None = None
-    to_wipe: list[Slot] = field(default_factory=list)
 
 
 class Runner(StepRunner):
@@ -146,34 +123,18 @@ class Runner(StepRunner):
         Raises whatever the device raises, if it is gone for good.
         """
         self._sent = lambda: None
+        stream = self.backend.encode_stream
+        stream.wait()  # for encodes that use the buffers
         del self._buffers  # before the new ones are made: a device has no room for both
         self.features.clear()
         gc.collect()  # captured work refers to itself
-        if self.backend.capturer is not None:
-            self.backend.capturer.reset()
+        for capturer in (self.backend.capturer, stream.capturer):
+            if capturer is not None:
+                capturer.reset()
         self.backend.memory.release()
         self._buffers = self._build()
         if self._prepared:
             self.prepare()
-
-    def _build(self) -> _Buffers:
-        """Buffers without requests."""
-        sizes, text, backend, model = self.sizes, self.model.config.text, self.backend, self.model
-        lazy = backend.lazy_pages and not self._reserved
-        caches = Caches(sizes, text.decoder, text.d_model, model.device, model.dtype, lazy=lazy)
-        state = SearchState(
-            sizes.slots,
-            sizes.decoder_room,
-            self.rules,
-            model.device,
-            rows=sizes.rows,
-            free_host_reads=backend.free_host_reads,
-        )
-        slots, adapters = SlotAllocator(sizes.slots, sizes.rows), Residents(model.adapters)
-        return _Buffers(slots, adapters, caches, state, *self._uncaptured_work(caches, state))
-
-    def _uncaptured_work(self, caches: Caches, state: SearchState) -> tuple[Steps, Encodes]:
-        return uncaptured_work(self.model, self.backend, caches, state, self._buckets)
 
     @torch.inference_mode()
     def prepare(self, threads: int | None = None) -> None:
@@ -199,6 +160,12 @@ class Runner(StepRunner):
         if self._stale and self._prepared:
             self.prepare()
 
+    def _build(self) -> Buffers:
+        return make_buffers(
+            self.model, self.backend, self.sizes, self.rules, self._buckets,
+            lazy=self.backend.lazy_pages and not self._reserved,
+        )  # fmt: skip
+
     def _buckets(self) -> Buckets:
         sizes, config = self.sizes, self.model.config
         return Buckets.of(
@@ -215,19 +182,25 @@ class Runner(StepRunner):
     def encode(self, requests: Sequence[Request]) -> list[SequenceState]:
         """All chunks of `encode_parts`, for requests that come from no engine."""
         sequences = [SequenceState(request) for request in requests]
-        run_to_end(self.encode_parts(sequences))
+        for wait in self.encode_parts(sequences):
+            if wait is not None:
+                wait()
         return sequences
 
-    def encode_parts(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
+    def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[Wait | None, None, int]:
         """Encode pictures and prompts together, and give each request a slot. Raises `IndexError` where there
         is no free one. Returns how many pictures went through the tower; the others were in the feature
         cache.
 
         Each request gets the result that it would get alone. Yields between the chunks of the work, so that
         decode steps can run in between. A chunk ends when the device has finished the one before it: the
-        device has work while the host prepares the next, and the chunks' times are those of the work.
+        device has work while the host prepares the next, and the chunks' times are those of the work. Beside
+        steps a chunk ends as soon as it is sent; what waits for it is yielded.
         """
-        return with_pauses(self._encode(sequences), self._wait_for_previous)
+        chunks, stream = self._encode(sequences), self.backend.encode_stream
+        if not stream.beside:
+            return with_pauses(chunks, self._wait_for_previous)
+        return yielding(chunks, stream.wait)
 
     def _wait_for_previous(self) -> None:
         """Wait until the chunk before the one just sent is done, in whatever encode it was."""
@@ -237,10 +210,12 @@ class Runner(StepRunner):
     @torch.inference_mode()
     def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
         requests, misses = [sequence.request for sequence in sequences], self.features.misses
+        stream = self.backend.encode_stream
         try:
             self.place_adapters(sequences)
-            pictures = yield from self._encode_images(sequences)  # [requests, tokens, d_model]
-            self._allocate(sequences, pictures.shape[1])
+            pictures = yield from within(self._encode_images(sequences), stream.sending)
+            with stream.sending():
+                self._allocate(sequences, pictures.shape[1])  # pictures: [requests, tokens, d_model]
         except BaseException:  # also when the chunks are closed
             for sequence in sequences:
                 self._buffers.adapters.leave(sequence)
@@ -249,7 +224,10 @@ class Runner(StepRunner):
             slots = [sequence.slot.index for sequence in sequences]
             prompts = [request.prompt_ids for request in requests]
             adapters = [sequence.adapter for sequence in sequences]
-            yield from self._buffers.encodes.write_cross_kv(pictures, prompts, slots, adapters)
+            writing = self._buffers.encodes.write_cross_kv(pictures, prompts, slots, adapters)
+            yield from within(writing, stream.sending)
+            while not stream.done():
+                yield
             # Last: a decode step between two chunks would advance a search that has started.
             starts = starts_of([(sequence.slot, sequence.request.options) for sequence in sequences])
             self.state.start(self.backend.memory.upload(starts))
@@ -265,7 +243,9 @@ class Runner(StepRunner):
         if changed and self.backend.capturer is not None:
             log.warning("%s: other layers or ranks than before, steps run uncaptured for now", changed)
             buffers, self._stale = self._buffers, True
-            buffers.steps, buffers.encodes = self._uncaptured_work(buffers.caches, buffers.state)
+            buffers.steps, buffers.encodes = uncaptured_work(
+                self.model, self.backend, buffers.caches, buffers.state, self._buckets
+            )
 
     def _encode_images(self, sequences: Sequence[SequenceState]) -> Chunks[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model], from the cache where they are there;
