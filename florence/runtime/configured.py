@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from florence.checkpoint.adapter_list import adapters_of_settings
 from florence.model.devices import pick_device
 from florence.readers.cores import default_readers
 from florence.settings import Settings
@@ -18,6 +19,9 @@ def load_arguments(settings: Settings, device: str, workers: int, pdf_dpi: int) 
         "revision": settings.revision,
         "base": settings.base,
         "adapter": settings.adapter,
+        "adapters": adapters_of_settings(settings.adapters, settings.adapters_file),
+        "max_adapters": settings.max_adapters,
+        "max_adapter_rank": settings.max_adapter_rank,
         "input_size": settings.input_size,
         "dtype": settings.dtype,
         "limits": replace(settings.image_limits, pdf_dpi=0 if workers else pdf_dpi),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from florence.answers import Piece, parse_answer
@@ -16,20 +16,23 @@ from florence.answers.answer import Answer, OriginalAnswer
 from florence.answers.filtering import keep_items, keep_original_items
 from florence.answers.original import post_process_text
 from florence.checkpoint.tokenizer import Tokenizer
+from florence.engine.adapters import EngineAdapter
 from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.errors import OptionError, TaskError
 from florence.images.tiles import MOST_TILES
 from florence.model.config import GenerationDefaults
 from florence.readers.picture import ReadPicture
+from florence.runtime.adapters import Adapters
 from florence.runtime.gathering import OnTile
 from florence.runtime.streaming import OnText
+from florence.types.adapters import AdapterOption
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
 from florence.types.results import Result
-from florence.types.tasks import TASKS, Input, Task, TaskTable
+from florence.types.tasks import Input, Task, TaskTable
 from florence.types.tiling import TileOptions
 
 TaskText = str | Sequence[float] | None
@@ -61,6 +64,7 @@ class CheckedTask:
     given: TaskText
     options: GenerationOptions
     wanted: ItemFilter
+    adapter: EngineAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,10 @@ class Prepared:
 
     task: Task
     image_size: tuple[int, int]
+    wanted: ItemFilter
     prompt_tokens: int
     seed: int | None
-    wanted: ItemFilter
+    adapter: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,8 @@ class Pipeline:
     """Turns pictures and tasks into requests, and generations into answers, for one checkpoint.
 
     `max_new_tokens`: of the longest answer there is room for (FLORENCE_MAX_NEW_TOKENS, at most the decoder's
-    positions); longer requests are cut to it. `checkpoint`: its name, said in every answer.
+    positions); longer requests are cut to it. `checkpoint`: its name, said in every answer. `adapters`: those
+    that a request may name, and all tasks.
     `score_temperature`: divides the log-odds of scores (FLORENCE_SCORE_TEMPERATURE). `max_tiles`: of one
     picture (FLORENCE_MAX_TILES).
     """
@@ -88,9 +94,14 @@ class Pipeline:
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     max_new_tokens: int
-    tasks: TaskTable = TASKS
+    adapters: Adapters = field(default_factory=Adapters)
     score_temperature: float = 1.0
     max_tiles: int = MOST_TILES
+
+    @property
+    def tasks(self) -> TaskTable:
+        """Those of the checkpoint and of the adapters."""
+        return self.adapters.table
 
     def check(self, request: TaskRequest) -> CheckedTask:
         """All checks that need no picture. Raises `TaskError` and `OptionError`."""
@@ -107,7 +118,9 @@ class Pipeline:
         asked = request.parameters
         if isinstance(asked, TileOptions) and asked.tiled:
             self._check_tiled(task, asked, streamed=request.on_text is not None)
-        return CheckedTask(task, given, options, asked if isinstance(asked, ItemFilter) else ItemFilter())
+        wanted = asked if isinstance(asked, ItemFilter) else ItemFilter()
+        adapter = self.adapters.find(asked.adapter if isinstance(asked, AdapterOption) else None, task)
+        return CheckedTask(task, given, options, wanted, adapter)
 
     def prepare(
         self,
@@ -132,9 +145,11 @@ class Pipeline:
             deadline=deadline,
             on_token=on_token,
             digest=picture.digest,
+            adapter=checked.adapter,
         )
-        told = len(request.prompt_ids), checked.options.seed
-        return request, Prepared(checked.task, picture.size, *told, checked.wanted)
+        adapter = None if checked.adapter is None else checked.adapter.name
+        told = len(request.prompt_ids), checked.options.seed, adapter
+        return request, Prepared(checked.task, picture.size, checked.wanted, *told)
 
     def options(self, parameters: GenerationParameters, task: Task | None = None) -> GenerationOptions:
         """The parameters with the task's and the checkpoint's own settings in place of those that are None; a
@@ -200,6 +215,7 @@ class Pipeline:
 
     def facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
         """The fields that both kinds of answers have."""
+        adapter = prepared.adapter
         return {
             "finish_reason": generation.finish_reason,
             "usage": Usage(
@@ -208,7 +224,7 @@ class Pipeline:
                 generated_tokens=len(generation.token_logprobs),
             ),
             "timings": Timings(**asdict(generation.timings), total_s=total_s),
-            "checkpoint": self.checkpoint,
+            "checkpoint": self.checkpoint if adapter is None else f"{self.checkpoint} + {adapter}",
             "seed": prepared.seed,
         }
 

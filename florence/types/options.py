@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Self, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from florence.errors import OptionError, quote
+from florence.types.adapters import AdapterKeywords, AdapterOption
 from florence.types.bounds import (
     LEAST_FACTOR,
     MAX_BEAMS,
@@ -162,12 +163,15 @@ class GenerationParameters(BaseModel):
         return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to be copied by hand
 
 
-class RequestKeywords(GenerationKeywords, PictureKeywords, TileKeywords, FilterKeywords, total=False):
+class RequestKeywords(
+    GenerationKeywords, PictureKeywords, TileKeywords, FilterKeywords, AdapterKeywords, total=False
+):
     """All options of a request as keyword arguments."""
 
 
-class RequestParameters(ItemFilter, TileOptions, PictureOptions, GenerationParameters):
-    """How to read and cut the picture, how to generate, which items to keep: all options of a request."""
+class RequestParameters(AdapterOption, ItemFilter, TileOptions, PictureOptions, GenerationParameters):
+    """How to read and cut the picture, how to generate, which items to keep, and which adapter answers: all
+    options of a request."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -209,6 +213,8 @@ def allowed_values(name: str) -> str:
         return " or ".join(schema["enum"])
     if "pattern" in schema:
         return "off, auto or a grid such as 3x4" if name == "tiles" else "a colour such as #ffffff"
+    if schema["type"] == "string":
+        return f"a name of at most {schema['maxLength']} characters"
     if schema["type"] == "boolean":
         return 'true, false or "never"' if len(others) > 1 else "true or false"
     if schema["type"] == "array":
