@@ -30,6 +30,7 @@ from florence.engine.config import CpuKernels, CudaKernels, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
 from florence.types.pictures import Pictures
+from florence.types.precision import Precision
 
 PREFIX = "FLORENCE_"
 CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
@@ -93,10 +94,11 @@ class Settings(BaseSettings):
         description="`auto` (all GPUs, else the CPU), `cpu`, `cuda` (all GPUs), `cuda:1`, or a list such as "
         "`cuda:0,cuda:1`: one worker for each.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+    dtype: Precision = Field(
         default="auto",
         description="Type of the weights; `auto`: bfloat16 where the processor is faster with it than with "
-        "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI.",
+        "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI. `fp8`: most of an encode "
+        "in fp8, on a GPU from Ada or Hopper on, not yet measured on one; a CPU emulates it, slowly.",
     )
     threads: int | None = _engine("threads")
     cpu_kernels: CpuKernels = _engine("cpu_kernels")

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "florence"
 DOORS: dict[str, set[str]] = {
     "errors": set(),
     "images": {"errors"},
-    "model": {"errors"},
+    "model": {"errors", "types"},
     "settings": {"engine", "errors", "images", "types"},
     "export": {"errors", "images"},
     "types": {"errors", "export"},
@@ -49,8 +49,10 @@ DOORS: dict[str, set[str]] = {
         "runtime",
         "types",
     },
+    "bulk": {"answers", "client", "errors", "images", "types"},
     "cli": {
         "answers",
+        "bulk",
         "client",
         "convert",
         "errors",
@@ -97,7 +99,8 @@ LIBRARIES: dict[str, set[str]] = {
     "settings": {"pydantic", "pydantic_settings"},
     "export": {"PIL", "numpy", "supervision"},
     "types": {"pydantic"},
-    "answers": {"pydantic"},
+    "answers": {"pyarrow", "pydantic"},
+    "bulk": {"PIL", "fsspec", "pyarrow", "yaml"},
     "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
     "client": {"PIL", "httpx", "pydantic", "tqdm"},
     "convert": {"safetensors", "torch"},
@@ -105,7 +108,7 @@ LIBRARIES: dict[str, set[str]] = {
     "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
     "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
-    "cli": {"pyarrow"},
+    "cli": {"PIL", "tqdm"},
     "florence": set(),
     "server": {
         "anyio",

@@ -1,9 +1,9 @@
 """The service's description of itself: `GET /info`, and the OpenAPI document, `GET /docs.json`, which
-BentoML's page at / shows.
+the page at /docs shows.
 
-Unlike BentoML's own document, it has two content types for requests (uploads and JSON), examples of each
-task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic types and the
-tasks.
+Unlike BentoML's own document, it has all content types of requests (an upload, JSON, the picture alone),
+examples of each task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic
+types and the tasks.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
     """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
-        return json_reply(openapi_document(_own_tasks(inference)))
+        return Response(_document_body(_own_tasks(inference)), media_type=JSON)
 
     async def info(request: Request) -> Response:
         if inference.model is None:
@@ -83,6 +83,12 @@ def _own_tasks(inference: Inference) -> tuple[Task, ...]:
     """The tasks that the checkpoint declares; none before it is loaded."""
     known = () if inference.model is None else inference.model.tasks.values()
     return tuple(task for task in known if task.token not in TASKS)
+
+
+@cache
+def _document_body(own_tasks: tuple[Task, ...]) -> bytes:
+    """The document as it is sent."""
+    return bytes(json_reply(openapi_document(own_tasks)).body)
 
 
 @cache

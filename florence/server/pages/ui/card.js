@@ -17,6 +17,7 @@ export class Card {
   #region = new Region();
   #image = el("img", { alt: "The chosen picture" });
   #answer = el("div", { class: "answer", "aria-live": "polite" });
+  #code = el("div");
   #text = el("input", { type: "text", autocomplete: "off" });
   #kind = el("select", {}, ...KINDS.map((kind) => el("option", { value: kind }, kind.replaceAll("_", " "))));
   #tasks;
@@ -42,7 +43,7 @@ export class Card {
       "article",
       { class: "card" },
       el("header", {}, label, this.#select, remove),
-      this.#summary, this.#textField, this.#kindField, this.#region.field, this.#figure, this.#answer,
+      this.#summary, this.#textField, this.#kindField, this.#region.field, this.#figure, this.#answer, this.#code,
     );
     this.#chosen();
   }
@@ -81,6 +82,7 @@ export class Card {
 
   clear() {
     this.#answer.replaceChildren();
+    this.#code.replaceChildren();
     this.#overlay.show([], { width: 1, height: 1 });
     this.element.classList.remove("busy");
   }
@@ -121,7 +123,8 @@ export class Card {
       "Python client": () => python,
       "v2 program": () => v2,
     });
-    this.#answer.replaceChildren(...parts, factsView(answer), code);
+    this.#answer.replaceChildren(...parts, factsView(answer));
+    this.#code.replaceChildren(code);
   }
 
   /** The boxes of a caption's phrases, which are marked in the text above them. */

@@ -5,7 +5,7 @@ import { el, serial } from "./dom.js";
 
 const FIRST = ["num_beams", "max_new_tokens", "tiles", "min_score"];
 const NOT_OPTIONS = ["image", "text", "region", "prompt", "answer_as"];
-const UNSET = "as usual";
+const UNSET = "default";
 
 /** The options of all tasks: their fields, and what is filled in. */
 export class Options {

@@ -1,6 +1,6 @@
 // The tasks that the service has, read from its OpenAPI document: those of the checkpoint are among them.
 
-const ACRONYMS = /\b(ocr|vqa|docvqa|json)\b/gi;
+const ACRONYMS = /\b(ocr|vqa|json)\b/gi;
 const GROUNDING = "<CAPTION_TO_PHRASE_GROUNDING>";
 
 const GROUPS = [
