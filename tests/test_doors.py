@@ -54,6 +54,7 @@ DOORS: dict[str, set[str]] = {
         "client",
         "convert",
         "errors",
+        "evaluation",
         "export",
         "florence",
         "images",
@@ -62,6 +63,7 @@ DOORS: dict[str, set[str]] = {
         "types",
         "verification",
     },
+    "evaluation": {"errors", "export", "types"},
     "server": {
         "answers",
         "checkpoint",
@@ -106,6 +108,7 @@ LIBRARIES: dict[str, set[str]] = {
     "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
     "cli": {"pyarrow"},
     "florence": set(),
+    "evaluation": {"numpy", "pydantic"},  # the evaluators: by name, where they are needed
     "server": {
         "anyio",
         "bentoml",

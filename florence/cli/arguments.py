@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from florence import __version__
+from florence.cli.evaluate import EVALUATE, add_evaluate
 from florence.cli.verify import VERIFY, add_verify
 from florence.types.filters import ItemFilter
 from florence.types.options import RequestParameters, allowed_values
@@ -51,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_convert(commands)
     add_verify(_add(commands, "verify", *VERIFY))
+    _add_evaluate(commands)
     return parser
 
 
@@ -127,6 +129,21 @@ def _add_bulk(commands: Commands) -> None:
     )
     parser.add_argument("--text", metavar="TEXT", help="as for run, the same for all pictures")
     _add_region(parser)
+    _add_pace(parser)
+    _add_options(parser)
+    _add_where(parser)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    parser = _add(commands, "evaluate", *EVALUATE)
+    add_evaluate(parser)
+    _add_prompt(parser, "--task", help="in place of the subject's usual task")
+    _add_pace(parser)
+    _add_options(parser)
+    _add_where(parser)
+
+
+def _add_pace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency",
         metavar="N",
@@ -137,8 +154,6 @@ def _add_bulk(commands: Commands) -> None:
     parser.add_argument(
         "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
     )
-    _add_options(parser)
-    _add_where(parser)
 
 
 def _add_draw(commands: Commands) -> None:
