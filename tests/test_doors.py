@@ -92,7 +92,7 @@ NARROW: dict[str, set[str]] = {
 # Room -> what it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
-    "images": {"PIL", "pillow_heif"},
+    "images": {"PIL", "pillow_heif", "pypdfium2"},
     "readers": {"PIL", "numpy"},
     "model": {"einops", "llvmlite", "numba", "numpy", "torch", "triton"},
     "settings": {"pydantic", "pydantic_settings"},
@@ -189,6 +189,7 @@ def test_imports_go_one_way(path: Path) -> None:
             assert module.split(".")[0] in LIBRARIES[room], f"{path}:{line}: {room} imports {module}"
 
 
+@pytest.mark.slow
 def test_only_convert_opens_a_pickle() -> None:
     """Pickle can run code: one room unpickles, in a program that nothing imports, and only its command leads
     there. Service, build and library never load that room."""
@@ -268,6 +269,7 @@ def test_the_edges_need_no_torch() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["engine", "engine.device.runner", "model.florence2", "checkpoint.weights", "checkpoint.preprocessing"],

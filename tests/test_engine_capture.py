@@ -152,6 +152,7 @@ def captured(runner: Runner) -> Capture:
     return runner.backend.capturer
 
 
+@pytest.mark.slow
 def test_steps_can_be_captured(runner: Runner) -> None:
     """All shapes, which are captured at the start; requests with one, three and eight beams together need no
     other."""
@@ -168,6 +169,7 @@ def test_steps_can_be_captured(runner: Runner) -> None:
     assert {"aten.scatter_reduce_.two", "aten.topk.default"} <= captured(runner).operations
 
 
+@pytest.mark.slow
 def test_encodes_can_be_captured(runner: Runner) -> None:
     """Tower and encoder, for all numbers of requests and lengths of prompts; then no encode needs another
     shape."""

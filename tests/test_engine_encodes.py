@@ -196,6 +196,7 @@ def test_an_encode_that_fails_or_is_closed_frees_all_slots(
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_encodes_of_all_sizes_are_captured_before_the_first_request(model: Florence2Model) -> None:
     """Largest first, since all share one memory pool; batches of any prompts are replayed from then on, also

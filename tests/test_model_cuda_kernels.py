@@ -32,6 +32,7 @@ def test_kernels_equal_their_twins_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_else_needs_triton() -> None:
     """All modules but the kernels and what calls them are imported without it, as on a machine without a
     GPU; so are the twins."""

@@ -41,6 +41,8 @@ WISHED: dict[str, Any] = {
     "seed": 2**53 - 1,
     "pictures": "original",
     "background": "#102030",
+    "frame": 3,
+    "page": 5,
     "min_score": 0.25,
     "labels": ("car", "red door"),
     "nms_iou": 0.6,

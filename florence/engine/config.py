@@ -111,6 +111,11 @@ class EngineConfig:
         "`off`: take decode steps with PyTorch's own operations only, not with the project's kernels for "
         "GPUs. In float32 token ids are the same.",
     )
+    encode_stream: bool = _declare(
+        False,
+        "On a GPU, encode on a stream of its own: no decode step then waits for an encode. Off until a GPU "
+        "has measured it.",
+    )
     picture_cache_bytes: int = _declare(
         DEFAULT_PICTURE_CACHE_BYTES,
         "Memory of a worker for what the tower saw in the latest pictures. Default: 128 MiB on a CPU; on a "

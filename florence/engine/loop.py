@@ -202,7 +202,8 @@ class Engine:
 
     def _encode(self) -> None:
         """Encode waiting requests, within the budget that those in the decode batch leave: at least one part,
-        and others while they are expected to end within it."""
+        and others while they are expected to end within it. Where the device encodes beside steps, send one
+        part."""
         started, parts = self._clock(), 0
         while self._scheduler.has_time(self._clock() - started, len(self._decoding), parts):
             if self._encoding is None:
@@ -212,6 +213,8 @@ class Engine:
             self._report_load()
             self._encode_part(self._encoding)
             self._drop_unwanted()
+            if self._decoding and self._encoding is not None and self._encoding.wait is not None:
+                return
             parts = 1 + self._runner.chunks_ahead  # the next one, and what the device has not finished
 
     def _take(self) -> list[SequenceState]:
@@ -237,12 +240,13 @@ class Engine:
         """One part of an encode."""
         started = batch.seconds
         try:
-            pictures = batch.advance(self._clock)
+            pictures = batch.advance(self._clock, wait=not self._decoding)
         except Exception as error:  # noqa: BLE001  (logged, and the outcome of its requests)
             self._encoding = None
             self._encode_failed(batch.sequences, error)
             return
-        self._scheduler.part_ended(batch.seconds - started)
+        if batch.wait is None:
+            self._scheduler.part_ended(batch.seconds - started)
         if pictures is not None:
             self._encoding = None
             self._join(batch, pictures)

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from florence.engine.request import Request
-from florence.engine.sequence import SequenceState
+from florence.engine.sequence import SequenceState, Wait
 from florence.engine.slots import SlotAllocator
 from florence.errors import FlorenceError
 
@@ -31,9 +31,12 @@ class StepRunner(Protocol):
     def reset(self) -> None:
         """Make new buffers after a fault; raises what the device raises if it is gone for good."""
 
-    def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[None, None, int]:
+    def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[Wait | None, None, int]:
         """Encode requests together and place them, yielding between parts of the work; returns the number of
-        pictures that were not in the feature cache. Closing it gives all slots back."""
+        pictures that were not in the feature cache. Closing it gives all slots back.
+
+        Where the device does a part beside steps, it yields what waits for that part; it may do so again and
+        again until the last one is done."""
 
     def step(
         self, sequences: Sequence[SequenceState]

@@ -17,6 +17,10 @@ OnDone = Callable[[Generation | FlorenceError], object]
 """Called once with a request's outcome, on the engine's thread; it must be quick and must not raise."""
 
 
+Wait = Callable[[], object]
+"""Waits until the device has done some work."""
+
+
 class Phase(StrEnum):
     """Where a request is. `DONE`: it has its outcome."""
 
@@ -100,22 +104,29 @@ class SequenceState:
 
 @dataclass(slots=True)
 class EncodeBatch:
-    """Requests that are being encoded together, part by part. `seconds`: spent on it so far."""
+    """Requests that are being encoded together, part by part. `seconds`: spent on it so far. `wait`: for the
+    latest part, where the device does it beside steps."""
 
     sequences: list[SequenceState]
-    parts: Generator[None, None, int]
+    parts: Generator[Wait | None, None, int]
     seconds: float = 0.0
+    wait: Wait | None = None
+    _left_s: float = 0.0  # when the latest part ended
 
-    def advance(self, clock: Callable[[], float]) -> int | None:
-        """Do one part; the number of pictures that were encoded, if it was the last."""
-        started = clock()
+    def advance(self, clock: Callable[[], float], *, wait: bool) -> int | None:
+        """Do one part; the number of pictures that were encoded, if it was the last. `wait`: for the one
+        before, which may have been going on beside steps."""
+        started = clock() if self.wait is None else self._left_s
         try:
-            next(self.parts)
+            if wait and self.wait is not None:
+                self.wait()
+            self.wait = next(self.parts)
         except StopIteration as end:
             pictures: int = end.value
             return pictures
         finally:
-            self.seconds += clock() - started
+            self._left_s = clock()
+            self.seconds += self._left_s - started
         return None
 
     @property

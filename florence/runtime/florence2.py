@@ -21,7 +21,7 @@ from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
 from florence.errors import FlorenceError, OptionError, TaskError, quote
 from florence.images.decode import load_image
-from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
 from florence.images.seen import View
 from florence.model.devices import pick_device
 from florence.readers.cores import default_readers
@@ -154,9 +154,11 @@ class Florence2:
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
         owner: Callable[[], str] = no_owner,
+        pdf_dpi: int = PDF_DPI,
     ) -> Florence2:
         """`load` what the settings name, on one of their devices. `workers`: of the service that this is one
-        of, with reader processes and the memory of a full engine from the start; 0 outside a service."""
+        of, with reader processes and the memory of a full engine from the start; 0 outside a service. A
+        service reads no PDF; `pdf_dpi`: as `ImageLimits` has it."""
         kind = pick_device(device).type
         usual = default_readers(on_gpu=kind == "cuda", workers=workers) if workers else 0
         return cls.load(
@@ -167,7 +169,7 @@ class Florence2:
             input_size=settings.input_size,
             device=device,
             dtype=settings.dtype,
-            limits=settings.image_limits,
+            limits=replace(settings.image_limits, pdf_dpi=0 if workers else pdf_dpi),
             config=settings.engine_config(kind, reserved=workers > 0),
             readers=(settings.readers or usual) if workers else 0,
             fast_jpeg=settings.fast_jpeg,
@@ -375,7 +377,8 @@ def _view_of(parameters: GenerationParameters, usual: Pictures) -> View:
     """How the request's picture becomes RGB."""
     asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
     original = (asked.pictures or usual) == "original"
-    return View(original) if asked.background is None else View(original, getrgb(asked.background)[:3])
+    background = "white" if asked.background is None else asked.background
+    return View(original, getrgb(background)[:3], asked.frame, asked.page)
 
 
 def _task_of(task: str | Task | None, options: RunOptions) -> str | Task:

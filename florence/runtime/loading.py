@@ -117,6 +117,7 @@ def load(
         model.config.text.decoder_head_dim,
         cpu_kernels=config.cpu_kernels,
         cuda_kernels=config.cuda_kernels,
+        encode_stream=config.encode_stream,
         threads=config.threads,
     )
     picture_tokens = _picture_tokens(preprocessing)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from florence.engine.device.buckets import Buckets, round_up
+from florence.engine.device.encode_stream import EncodeStream
 from florence.engine.device.graphs import CapturedWork, GraphCapturer
 from florence.engine.device.memory import DeviceMemory
 from florence.model.caches import Caches
@@ -74,9 +75,10 @@ class BucketEncodes(PlainEncodes):
         memory: DeviceMemory,
         buckets: Buckets,
         capturer: GraphCapturer,
+        stream: EncodeStream | None = None,
     ) -> None:
         super().__init__(model, caches, memory)
-        self._buckets, self._capturer = buckets, capturer
+        self._buckets, self._capturer, self._stream = buckets, capturer, stream or EncodeStream()
         self._pixels: Tensor | None = None  # [pictures, height, width, 3]
         self._towers: dict[int, CapturedWork] = {}  # by pictures
         self._encoders: dict[tuple[int, int], CapturedWork] = {}  # by requests and tokens of the prompt
@@ -119,6 +121,7 @@ class BucketEncodes(PlainEncodes):
             ids = torch.zeros(most, longest, dtype=torch.int64, device=device)
             mask = torch.ones(most, pictures.shape[1] + longest, dtype=torch.bool, device=device)
             slots = torch.zeros(most, dtype=torch.int64, device=device)
+            self._stream.hold([self._pixels, pictures, ids, mask, slots])
             for rows in reversed(self._buckets.pictures):
                 inputs = [value[:rows] for value in (pictures, ids, mask, slots)]
                 name = f"the encode of {rows} prompts of {longest} tokens"

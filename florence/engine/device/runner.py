@@ -7,7 +7,7 @@ limits.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,18 +20,17 @@ from florence.engine.device.buckets import Buckets, aligned
 from florence.engine.device.capturing import capture_all, memory_errors, try_attentions
 from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.device.features import FeatureCache
-from florence.engine.device.memory import Wait
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
 from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
 from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps, StepSequence
 from florence.engine.request import Request
 from florence.engine.runner import StepRunner
-from florence.engine.sequence import SequenceState
+from florence.engine.sequence import SequenceState, Wait
 from florence.engine.slots import Slot, SlotAllocator
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
-from florence.model.chunks import Chunks, run_to_end, with_pauses
+from florence.model.chunks import Chunks, with_pauses, within, yielding
 from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
@@ -132,11 +131,14 @@ class Runner(StepRunner):
         Raises whatever the device raises, if it is gone for good.
         """
         self._sent = lambda: None
+        stream = self.backend.encode_stream
+        stream.wait()  # for encodes that use the buffers
         del self._buffers  # before the new ones are made: a device has no room for both
         self.features.clear()
         gc.collect()  # captured work refers to itself
-        if self.backend.capturer is not None:
-            self.backend.capturer.reset()
+        for capturer in (self.backend.capturer, stream.capturer):
+            if capturer is not None:
+                capturer.reset()
         self.backend.memory.release()
         self._buffers = self._build()
         if self._prepared:
@@ -160,7 +162,10 @@ class Runner(StepRunner):
         if backend.capturer is not None:
             buckets = self._buckets()
             steps: Steps = BucketSteps(context, backend.memory, buckets, backend.capturer)
-            encodes = BucketEncodes(model, caches, backend.memory, buckets, backend.capturer)
+            stream = backend.encode_stream
+            stream.hold(caches.buffers)
+            capturer = stream.capturer or backend.capturer
+            encodes = BucketEncodes(model, caches, backend.memory, buckets, capturer, stream)
         elif backend.attention.masked:
             steps = DenseSteps(context, backend.memory)
         else:
@@ -203,19 +208,25 @@ class Runner(StepRunner):
     def encode(self, requests: Sequence[Request]) -> list[SequenceState]:
         """All chunks of `encode_parts`, for requests that come from no engine."""
         sequences = [SequenceState(request) for request in requests]
-        run_to_end(self.encode_parts(sequences))
+        for wait in self.encode_parts(sequences):
+            if wait is not None:
+                wait()
         return sequences
 
-    def encode_parts(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
+    def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[Wait | None, None, int]:
         """Encode pictures and prompts together, and give each request a slot. Raises `IndexError` where there
         is no free one. Returns how many pictures went through the tower; the others were in the feature
         cache.
 
         Each request gets the result that it would get alone. Yields between the chunks of the work, so that
         decode steps can run in between. A chunk ends when the device has finished the one before it: the
-        device has work while the host prepares the next, and the chunks' times are those of the work.
+        device has work while the host prepares the next, and the chunks' times are those of the work. Beside
+        steps a chunk ends as soon as it is sent; what waits for it is yielded.
         """
-        return with_pauses(self._encode(sequences), self._wait_for_previous)
+        chunks, stream = self._encode(sequences), self.backend.encode_stream
+        if not stream.beside:
+            return with_pauses(chunks, self._wait_for_previous)
+        return yielding(chunks, stream.wait)
 
     def _wait_for_previous(self) -> None:
         """Wait until the chunk before the one just sent is done, in whatever encode it was."""
@@ -225,12 +236,17 @@ class Runner(StepRunner):
     @torch.inference_mode()
     def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
         requests, misses = [sequence.request for sequence in sequences], self.features.misses
-        pictures = yield from self._encode_images(requests)  # [requests, tokens, d_model]
-        self._allocate(sequences, pictures.shape[1])
+        stream = self.backend.encode_stream
+        pictures = yield from within(self._encode_images(requests), stream.sending)
+        with stream.sending():
+            self._allocate(sequences, pictures.shape[1])  # pictures: [requests, tokens, d_model]
         try:
             slots = [sequence.slot.index for sequence in sequences]
             prompts = [request.prompt_ids for request in requests]
-            yield from self._buffers.encodes.write_cross_kv(pictures, prompts, slots)
+            writing = self._buffers.encodes.write_cross_kv(pictures, prompts, slots)
+            yield from within(writing, stream.sending)
+            while not stream.done():
+                yield
             # Last: a decode step between two chunks would advance a search that has started.
             starts = starts_of([(sequence.slot, sequence.request.options) for sequence in sequences])
             self.state.start(self.backend.memory.upload(starts))
