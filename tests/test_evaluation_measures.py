@@ -8,19 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools.mask import frPyObjects
 
 from florence.evaluation.calibration import (
     GROUPS,
     Judged,
     area_under_curve,
     expected_calibration_error,
+    fit_temperature,
     reliability,
 )
 from florence.evaluation.captions import CaptionScores, Words, tokenize, words_here
 from florence.evaluation.figures import Figures
-from florence.evaluation.overlaps import area_overlap, box_overlap
+from florence.evaluation.overlaps import area_overlap, areas, box_overlap
 from florence.evaluation.precision import BoxPrecision, Found
-from florence.evaluation.texts import word_accuracy
+from florence.evaluation.texts import anls, edits, leaves, vqa_accuracy, word_accuracy
 
 pytestmark = pytest.mark.usefixtures("evaluators")
 
@@ -162,3 +164,89 @@ def test_groups_go_from_low_scores_to_high() -> None:
     assert {row.count for row in rows} == {2, 3}
     assert [row.score for row in rows] == sorted(row.score for row in rows)
     assert (rows[0].right, rows[-1].right) == (0.0, 1.0)
+
+
+def test_a_mask_is_the_polygon_that_it_was_made_of() -> None:
+    """A run-length code, as COCO has it for crowds, covers what its polygon covers: plain and compressed."""
+    square, half = [[10, 10, 50, 10, 50, 50, 10, 50]], [[10, 10, 30, 10, 30, 50, 10, 50]]
+    column = [10 * 60 + 10, 40] + [20, 40] * 39  # down the columns of a picture of 100 x 60
+    plain = {"counts": [*column, 60 * 100 - sum(column)], "size": [60, 100]}
+    compressed = frPyObjects(plain, 60, 100)
+    compressed["counts"] = compressed["counts"].decode()  # as JSON has it
+    for code in (plain, compressed):
+        assert area_overlap(square, code, (100, 60)) == pytest.approx(1.0, abs=0.03)
+        assert area_overlap(half, code, (100, 60)) == pytest.approx(0.5, abs=0.03)
+    assert areas(half, square, (100, 60)) == pytest.approx((800, 1600), rel=0.05)
+    assert areas([], square, (100, 60)) == (0.0, pytest.approx(1600, rel=0.05))
+
+
+def distance(a: str, b: str) -> int:
+    """Levenshtein's, by its definition."""
+    if not a or not b:
+        return len(a or b)
+    changed = distance(a[1:], b[1:]) + (a[0] != b[0])
+    return min(distance(a[1:], b) + 1, distance(a, b[1:]) + 1, changed)
+
+
+def test_wrong_characters_are_the_least_number_of_edits() -> None:
+    """Of random texts, of empty ones too."""
+    dice = random.Random(3)
+    for _ in range(40):
+        a, b = ("".join(dice.choices("ab ", k=dice.randint(0, 6))) for _ in range(2))
+        assert edits(a, b) == distance(a, b)
+    assert edits("x" * 90, "y" + "x" * 100) == 11
+
+
+def test_anls_of_known_answers() -> None:
+    """1 for a right one in any case, the nearest of several, 0 from half wrong on."""
+    assert anls("Mount  Rainier", ["mount rainier"]) == 1.0
+    assert anls("1991", ["1990", "nothing like it"]) == pytest.approx(0.75)
+    assert anls("19", ["1990"]) == 0.0
+    assert anls("", ["1990"]) == 0.0
+
+
+def test_vqa_accuracy_of_known_answers() -> None:
+    """Of ten people's answers: 1 where four say so, 0.3 for one, 0.6 for two, 0.9 for three: the mean over
+    the choices of nine of them. With three answers or fewer any of them is right."""
+    others = [f"no {letter}" for letter in "abcdefghij"]
+    for alike, expected in ((0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)):
+        assert vqa_accuracy("yes", ["yes"] * alike + others[alike:]) == pytest.approx(expected)
+    assert vqa_accuracy("two dogs", ["2 dogs"]) == 1.0
+    assert vqa_accuracy("The dog's bed.", ["dogs bed"]) == 1.0
+    assert vqa_accuracy("1,000.5 m", ["1000.5 m"]) == 1.0
+    assert vqa_accuracy("cat", ["dog"]) == 0.0
+
+
+def test_fields_are_told_by_path_and_value() -> None:
+    """Numbers by their value, texts but for white space, arrays without their order; kinds are not mixed."""
+    assert leaves({"a": {"b": [1, "x  y"]}}) == leaves({"a": {"b": ["x y", 1.0]}})
+    assert set(leaves({"a": [], "b": {}})) == {("a", "\0[]"), ("b", "\0{}")}
+    assert len({*leaves(1), *leaves("1"), *leaves(True), *leaves(None), *leaves("true")}) == 5
+    assert leaves(10**400) == leaves(10**400)
+    assert leaves([1, 1]) - leaves([1]) == leaves([1])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_fitted_temperature_is_the_one_that_scores_were_spoiled_by(temperature: float) -> None:
+    """Of items whose true probabilities have their log-odds multiplied by it; divided again, scores are
+    nearly probabilities, on the half that was not fitted too."""
+    dice, judged = random.Random(7), list[Judged]()
+    for _ in range(4000):
+        odds = dice.gauss(0.5, 1.5)
+        right = dice.random() < 1 / (1 + math.exp(-odds))
+        judged.append(Judged(1 / (1 + math.exp(-odds * temperature)), right))
+    fitted = fit_temperature(judged)
+    assert fitted is not None
+    assert fitted.value == pytest.approx(temperature, rel=0.1)
+    assert fitted.after < 0.03
+    assert fitted.before == pytest.approx(expected_calibration_error(judged))
+
+
+def test_no_temperature_without_right_and_wrong_items() -> None:
+    """In both halves; scores of 0 and 1 have one all the same."""
+    assert fit_temperature([Judged(0.9, True)] * 10) is None
+    assert fit_temperature([Judged(0.9, True), Judged(0.1, False)] * 5) is None
+    sure = [Judged(1.0, True), Judged(0.0, True), Judged(1.0, False), Judged(0.0, False)] * 2
+    fitted = fit_temperature(sure)
+    assert fitted is not None
+    assert fitted.value == pytest.approx(100, rel=0.01)  # as likely right as wrong, whatever the score

@@ -113,9 +113,10 @@ def _report(
     lines, facts = [head, ""], _facts(arguments, task, first, failures)
     if len(sides) == 1:
         figures = first.figures()
-        temperature = None if task.kind.is_text else sides[0].temperature or 1.0
-        scores = report.calibration(first.judged, temperature=temperature)
+        scores = report.calibration(first.judged, None if task.kind.is_text else sides[0].temperature)
         lines += report.figure_lines(figures) + report.calibration_lines(scores)
+        if sides[0].url and "temperature" in scores:
+            lines.append("times the service's own FLORENCE_SCORE_TEMPERATURE, where that is set")
         facts |= {"figures": figures, "calibration": scores}
     else:
         differences = compare(first, last, resamples=arguments.resamples)
@@ -132,7 +133,7 @@ def _report(
     if arguments.out is not None:
         rows = page.worst(last, arguments.worst, better=first if len(sides) > 1 else None)
         shown = [page.Shown(side.name, each) for side, each in zip(sides, evaluations, strict=True)]
-        (arguments.out / PAGE).write_text(page.html_page(head, lines, shown, rows), encoding="utf-8")
+        (arguments.out / PAGE).write_text(page.html_page(head, lines[2:], shown, rows), encoding="utf-8")
         text = json.dumps(report.as_json(facts), indent=2, ensure_ascii=False)
         (arguments.out / FIGURES).write_text(text + "\n", encoding="utf-8")
         _tell(f"{arguments.out} has {FIGURES}, the answers, and {PAGE} with the worst pictures")

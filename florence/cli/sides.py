@@ -54,9 +54,9 @@ class Side:
         return {**settings, "task": task.token, "options": options}
 
     @property
-    def temperature(self) -> float | None:
-        """What scores are divided by here; None for a service, which does not say it."""
-        return None if self.url else model_settings(self.arguments).score_temperature
+    def temperature(self) -> float:
+        """What the log-odds of scores are divided by here; 1 for a service, which does not say it."""
+        return 1.0 if self.url else model_settings(self.arguments).score_temperature
 
 
 def read_sides(arguments: argparse.Namespace) -> list[Side]:

@@ -20,6 +20,7 @@ from florence.evaluation.figures import Evaluation
 from florence.evaluation.measures import outline_of, text_of
 from florence.export.annotation import Annotation, box_polygon
 from florence.export.drawing import Colours, Drawing
+from florence.types.results import Detections
 
 SIDE: Final = 560  # pixels of a drawn picture's longer side, at most
 _QUALITY: Final = 80
@@ -84,7 +85,9 @@ def html_page(title: str, lines: Sequence[str], answers: Sequence[Shown], rows: 
 def _section(number: int, answers: Sequence[Shown]) -> str:
     example = answers[0].evaluation.rows[number].example
     colours = Colours()
-    figures = [_figure("truth", example, _true(example), "; ".join(example.truth.texts), colours)]
+    boxes = any(isinstance(one.evaluation.rows[number].result, Detections) for one in answers)
+    places = [_place(thing, boxes) for thing in example.truth.things]
+    figures = [_figure("truth", example, places, "; ".join(example.truth.texts), colours)]
     for one in answers:
         row = one.evaluation.rows[number]
         name = f"{one.name}: {_known(one.evaluation.quality[number]):.2f}"
@@ -110,13 +113,9 @@ def _figure(name: str, example: Example, places: Sequence[Annotation], text: str
     )
 
 
-def _true(example: Example) -> list[Annotation]:
-    return [_place(thing) for thing in example.truth.things]
-
-
-def _place(thing: TrueThing) -> Annotation:
-    """Its polygons; its box where there are none, or a run-length code."""
+def _place(thing: TrueThing, boxes: bool) -> Annotation:
+    """Its polygons; its box where answers are boxes, and where there are none, or a run-length code."""
     outline = outline_of(thing)
-    if thing.outline is None or isinstance(outline, Mapping):
+    if boxes or thing.outline is None or isinstance(outline, Mapping):
         return Annotation(thing.label, None, [box_polygon(thing.box)], "box")
     return Annotation(thing.label, None, outline, "area")

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from florence.evaluation.calibration import (
+    HOTTEST,
     Judged,
     area_under_curve,
     expected_calibration_error,
@@ -32,7 +33,7 @@ def difference_lines(differences: Sequence[Difference]) -> list[str]:
     for one in differences:
         numbers = " ".join(_shown(value) for value in (one.a, one.b, one.b - one.a))
         star = "  *" if one.is_clear else ""
-        lines.append(f"{one.name:24} {numbers}   {_shown(one.low)} to {_shown(one.high)}{star}")
+        lines.append(f"{one.name:24} {numbers}   {_shown(one.low)} to {_shown(one.high).strip()}{star}")
     return lines
 
 
@@ -40,7 +41,7 @@ def _shown(value: float) -> str:
     return f"{'-':>8}" if math.isnan(value) else f"{value:8.3f}"
 
 
-def calibration(judged: Sequence[Judged], *, temperature: float | None) -> dict[str, Any]:
+def calibration(judged: Sequence[Judged], temperature: float | None) -> dict[str, Any]:
     """What scores come to: how many, ECE, AUC, the groups of `reliability`, and the temperature.
 
     temperature: what the scores were divided by already; None where the setting has no part in them. The
@@ -55,7 +56,7 @@ def calibration(judged: Sequence[Judged], *, temperature: float | None) -> dict[
     }
     if fitted is not None and temperature is not None:
         report |= {
-            "temperature": min(temperature * fitted.value, 100.0),
+            "temperature": min(temperature * fitted.value, HOTTEST),
             "ECE_held_out": fitted.after,
         }
     return report
