@@ -27,6 +27,7 @@ COMMANDS = (
     ("serve",),
     ("convert",),
     ("verify",),
+    ("evaluate",),
 )
 
 

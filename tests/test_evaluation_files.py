@@ -36,8 +36,8 @@ COCO: dict[str, Any] = {
             "caption": "a dog", "phrase": "a cat", "text": "7",
         },
         {
-            "image_id": 2, "category_id": 1, "bbox": [1, 1, 8, 8], "segmentation": [SQUARE], "caption": "two dogs",
-            "phrase": "a dog", "region": [0, 0, 9, 9],
+            "image_id": 2, "category_id": 1, "bbox": [1, 1, 8, 8], "segmentation": [SQUARE],
+            "caption": "two dogs", "phrase": "a dog", "region": [0, 0, 9, 9],
         },
     ],
     "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "cow"}],
@@ -136,7 +136,9 @@ def test_questions_of_vqa_and_docvqa(images: Path) -> None:
 
 def test_rows_of_ones_own(images: Path) -> None:
     """A text or a value of JSON, with a text that goes with it; blank lines are none."""
-    rows = '{"picture": "a.png", "answer": {"n": 1}, "text": "How many?"}\n\n{"picture": "b.png", "answer": "no"}\n'
+    first = '{"picture": "a.png", "answer": {"n": 1}, "text": "How many?"}'
+    second = '{"picture": "b.png", "answer": "no"}'
+    rows = f"{first}\n\n{second}\n"
     files = Files(images, rows=written(images, rows))
     one, two = SUBJECTS["prompts"].read(files, prompt_task("p", Kind.JSON))
     assert (one.text, one.truth.value, two.text, two.truth.value) == ("How many?", {"n": 1}, None, "no")
@@ -168,7 +170,7 @@ def _at(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (_at("annotations", 2, "bbox", to=[1, 2, 3]), "annotations[2].bbox[3] is missing"),
         (_at("annotations", 2, "bbox", 2, to=-1), "annotations[2].bbox[2]: input should be greater than"),
         (_at("annotations", 2, "bbox", 0, to="x"), "annotations[2].bbox[0]: input should be a valid number"),
-        (_at("annotations", 2, "bbox", 0, to=float("nan")), "annotations[2].bbox[0]: input should be a finite"),
+        (_at("annotations", 2, "bbox", 0, to=float("nan")), "bbox[0]: input should be a finite number"),
         (_at("annotations", 2, "bbox", to=None), "annotations[2].bbox: is needed here, and missing"),
         (_at("annotations", 2, "image_id", to=9), "annotations[2].image_id: no picture has the id 9"),
         (_at("annotations", 2, "category_id", to=9), "annotations[2].category_id: no category has the id 9"),
@@ -248,7 +250,9 @@ def test_the_documented_program_converts_refcoco(images: Path, monkeypatch: pyte
     each sentence of the split."""
     instances = {
         "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 80}],
-        "annotations": [{"id": 7, "image_id": 1, "bbox": [10, 10, 40, 40], "segmentation": [SQUARE], "category_id": 1}],
+        "annotations": [
+            {"id": 7, "image_id": 1, "bbox": [10, 10, 40, 40], "segmentation": [SQUARE], "category_id": 1}
+        ],
         "categories": [{"id": 1, "name": "dog"}],
     }  # fmt: skip
     refs = [

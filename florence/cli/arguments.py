@@ -136,7 +136,7 @@ def _add_bulk(commands: Commands) -> None:
 
 def _add_evaluate(commands: Commands) -> None:
     parser = _add(commands, "evaluate", *EVALUATE)
-    add_evaluate(parser)
+    add_evaluate(parser, partial(_whole, most=10**6))
     _add_prompt(parser, "--task", help="in place of the subject's usual task")
     _add_pace(parser)
     _add_options(parser)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -156,8 +156,8 @@ def _tell(message: str) -> None:
     print(f"florence: {message}", file=sys.stderr)
 
 
-def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
+def add_evaluate(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
+    """The command's own arguments. count: reads a number of 1 or more."""
     parser.add_argument(
         "subject", metavar="SUBJECT", choices=list(SUMMARIES), help="what is measured, see below"
     )
@@ -172,7 +172,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="open-vocabulary: ask each picture for every class of the file",
     )
-    parser.add_argument("--limit", metavar="N", type=int, help="only the first N pictures")
+    parser.add_argument("--limit", metavar="N", type=count, help="only the first N pictures")
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -180,7 +180,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="keep answers, figures as JSON and a page of the worst pictures here; a second run goes on",
     )
     parser.add_argument(
-        "--worst", metavar="N", type=int, default=20, help="answers on that page (default: 20)"
+        "--worst", metavar="N", type=count, default=20, help="answers on that page (default: 20)"
     )
     parser.add_argument(
         "--compare",
@@ -192,7 +192,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resamples",
         metavar="N",
-        type=int,
+        type=count,
         default=1000,
         help="draws of pictures for the intervals of --compare (default: 1000)",
     )
