@@ -23,6 +23,7 @@ from florence.evaluation.figures import Figures, Repeats
 from florence.evaluation.libraries import evaluator
 
 ALL_SCORES: Final = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+_TEXT: Final = "caption"  # where the tokenizer looks for it
 _RUNS: Final = 4  # BLEU's longest run of words
 _WORD = re.compile(r"\w+(?:[-']\w+)*")
 
@@ -152,7 +153,7 @@ def tokenize(texts: Sequence[str], words: Words) -> list[str]:
     if words is Words.PLAIN:
         return [" ".join(_WORD.findall(text.lower())) for text in texts]
     lines = [" ".join(text.split()) for text in texts]  # a line each: whatever ends a line is a space
-    written = {number: [{"caption": line}] for number, line in enumerate(lines) if line}
+    written = {number: [{_TEXT: line}] for number, line in enumerate(lines) if line}
     made = evaluator("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer().tokenize(written)
     if made.keys() != written.keys():
         raise OSError(f"Java's tokenizer answered {len(made)} lines to {len(written)} captions")

@@ -55,6 +55,7 @@ class Subject:
     """task: the name of the usual one; None where it has to be said. needs: the field of `Files` that it
     reads. ask: its questions, for a task. measures: how answers of each kind are measured."""
 
+    name: str
     task: str | None
     needs: str
     ask: Callable[[Files, Task], Iterator[Example]]
@@ -110,59 +111,66 @@ def _vqa(files: Files, task: Task) -> Iterator[Example]:
 
 _BOXES: Final = (Kind.BOXES, Kind.BOXES_OR_POLYGONS)
 
-SUBJECTS: Final[Mapping[str, Subject]] = MappingProxyType(
-    {
-        "captions": Subject(
-            "caption", "coco", _coco(lambda coco, task: coco.captions()), {Kind.TEXT: measure_captions}
-        ),
-        "detection": Subject(
-            "object_detection", "coco", _coco(_classes), dict.fromkeys(_BOXES, measure_boxes)
-        ),
-        "dense-captions": Subject(
-            "dense_region_caption",
-            "coco",
-            _coco(lambda coco, task: coco.phrases()),
-            dict.fromkeys(_BOXES, measure_dense),
-        ),
-        "open-vocabulary": Subject(
-            "open_vocabulary_detection",
-            "coco",
-            _coco(lambda coco, task: coco.by_class()),
-            dict.fromkeys((*_BOXES, Kind.POLYGONS), measure_open_vocabulary),
-        ),
-        "segmentation": Subject(
-            "region_to_segmentation",
-            "coco",
-            _coco(lambda coco, task: coco.regions()),
-            {Kind.POLYGONS: measure_outlines},
-        ),
-        "grounding": Subject(
-            "caption_to_phrase_grounding",
-            "coco",
-            _coco(lambda coco, task: coco.grounding()),
-            dict.fromkeys(_BOXES, measure_grounding),
-        ),
-        "referring": Subject(
-            "referring_expression_segmentation",
-            "coco",
-            _coco(lambda coco, task: coco.expressions(outlined=task.kind is Kind.POLYGONS)),
-            {Kind.POLYGONS: measure_outlines} | dict.fromkeys(_BOXES, measure_expressions),
-        ),
-        "ocr": Subject(
-            "ocr_with_region",
-            "coco",
-            _coco(lambda coco, task: coco.writing()),
-            {Kind.QUADS: measure_writing, Kind.TEXT: measure_reading},
-        ),
-        "vqa": Subject(None, "questions", _vqa, {Kind.TEXT: measure_answers}),
-        "prompts": Subject(
-            None,
-            "rows",
-            lambda files, task: prompt_rows(
-                files.rows or Path(), files.images, in_words=task.kind is Kind.TEXT
-            ),
-            {Kind.TEXT: measure_exact, Kind.TAGS: measure_values, Kind.JSON: measure_values},
-        ),
-    }
+_ALL: Final = (
+    Subject(
+        "captions",
+        "caption",
+        "coco",
+        _coco(lambda coco, task: coco.captions()),
+        {Kind.TEXT: measure_captions},
+    ),
+    Subject("detection", "object_detection", "coco", _coco(_classes), dict.fromkeys(_BOXES, measure_boxes)),
+    Subject(
+        "dense-captions",
+        "dense_region_caption",
+        "coco",
+        _coco(lambda coco, task: coco.phrases()),
+        dict.fromkeys(_BOXES, measure_dense),
+    ),
+    Subject(
+        "open-vocabulary",
+        "open_vocabulary_detection",
+        "coco",
+        _coco(lambda coco, task: coco.by_class()),
+        dict.fromkeys((*_BOXES, Kind.POLYGONS), measure_open_vocabulary),
+    ),
+    Subject(
+        "segmentation",
+        "region_to_segmentation",
+        "coco",
+        _coco(lambda coco, task: coco.regions()),
+        {Kind.POLYGONS: measure_outlines},
+    ),
+    Subject(
+        "grounding",
+        "caption_to_phrase_grounding",
+        "coco",
+        _coco(lambda coco, task: coco.grounding()),
+        dict.fromkeys(_BOXES, measure_grounding),
+    ),
+    Subject(
+        "referring",
+        "referring_expression_segmentation",
+        "coco",
+        _coco(lambda coco, task: coco.expressions(outlined=task.kind is Kind.POLYGONS)),
+        {Kind.POLYGONS: measure_outlines} | dict.fromkeys(_BOXES, measure_expressions),
+    ),
+    Subject(
+        "ocr",
+        "ocr_with_region",
+        "coco",
+        _coco(lambda coco, task: coco.writing()),
+        {Kind.QUADS: measure_writing, Kind.TEXT: measure_reading},
+    ),
+    Subject("vqa", None, "questions", _vqa, {Kind.TEXT: measure_answers}),
+    Subject(
+        "prompts",
+        None,
+        "rows",
+        lambda files, task: prompt_rows(files.rows or Path(), files.images, in_words=task.kind is Kind.TEXT),
+        {Kind.TEXT: measure_exact, Kind.TAGS: measure_values, Kind.JSON: measure_values},
+    ),
 )
+
+SUBJECTS: Final[Mapping[str, Subject]] = MappingProxyType({each.name: each for each in _ALL})
 """The subjects of `florence evaluate`, by name."""
