@@ -29,7 +29,8 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
 from florence.model.cuda_attention import CudaAttention
-from florence.model.kernels.cuda import attention, candidates, norms, twins, windows
+from florence.model.kernels import fp8
+from florence.model.kernels.cuda import attention, candidates, norms, quantize, twins, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
 
@@ -147,6 +148,21 @@ def test_norms_equal_their_twins(dtype: torch.dtype, width: int) -> None:
     torch.testing.assert_close(norms.embed(*arguments), twins.embed(*arguments), **DTYPES[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_in_fp8_equal_their_definition(dtype: torch.dtype) -> None:
+    """Bit for bit but for the sign of zero: rows of any magnitude, of zeros, with one large number among
+    small ones, and with space between rows. NaN is in the scale of its row."""
+    torch.manual_seed(0)
+    rows = numbers(12, 100, dtype=torch.float32) * torch.logspace(-4, 4, 12)[:, None]
+    rows[3], rows[4, 1:], rows[5, 7] = 0, rows[4, 1:] * 1e-3, torch.nan
+    rows = rows.to(dtype)[:, 3:93]
+    (made, scales), (expected, exact) = quantize.quantize_rows(rows), fp8.quantize_rows(rows)
+    torch.testing.assert_close(scales, exact, rtol=0, atol=0, equal_nan=True)
+    assert scales.isnan().flatten().tolist() == [row == 5 for row in range(12)]
+    usual = ~scales.isnan().flatten()
+    torch.testing.assert_close(made.float()[usual], expected.float()[usual], rtol=0, atol=0)
+
+
 def test_window_sums_equal_their_twin() -> None:
     """Of tokens at both ends and in the middle, outside, and of beams that do not go on."""
     torch.manual_seed(0)
@@ -163,7 +179,10 @@ def test_window_sums_equal_their_twin() -> None:
     assert (made > 0).sum() == 3 * 3
 
 
-@pytest.mark.parametrize("kernel", cuda_kernels.KERNELS[:-2], ids=lambda kernel: kernel.name)
+CHECKED = (*cuda_kernels.STEP_KERNELS[:-2], cuda_kernels.QUANTIZE)
+
+
+@pytest.mark.parametrize("kernel", CHECKED, ids=lambda kernel: kernel.name)
 def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel) -> None:
     """And the check finds a kernel that gives something else."""
     torch.manual_seed(0)

@@ -29,7 +29,7 @@ from florence.images.pdf import render_page
 from florence.images.preprocess import InputSize
 from florence.images.seen import View
 from florence.readers.picture import LocalReader
-from florence.server.typed.endpoints import PlainInput
+from florence.server.typed.inputs import PlainInput
 from florence.server.v2.grpc_server import read_infer_request
 from florence.server.v2.infer_body import parse_generate_request
 from florence.server.v2.messages import parse_message

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "florence"
 DOORS: dict[str, set[str]] = {
     "errors": set(),
     "images": {"errors"},
-    "model": {"errors"},
+    "model": {"errors", "types"},
     "settings": {"engine", "errors", "images", "types"},
     "export": {"errors", "images"},
     "types": {"errors", "export"},
@@ -69,6 +69,7 @@ DOORS: dict[str, set[str]] = {
         "checkpoint",
         "engine",
         "errors",
+        "export",
         "florence",
         "images",
         "runtime",

@@ -25,7 +25,7 @@ class Kernels:
     """The table of the kernels, in place of the one that needs triton; one kernel may fail its check."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.KERNELS = [self]
+        self.STEP_KERNELS = [self]
         self._error = error
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from florence.model.config import GenerationDefaults
 from florence.runtime.florence2 import RunOptions
 from florence.runtime.pipeline import Pipeline
 from florence.server.typed.analysis import AnalyzeInput
-from florence.server.typed.endpoints import INPUT_TYPES, PictureInput, PromptInput
+from florence.server.typed.inputs import INPUT_TYPES, PictureInput, PromptInput
 from florence.server.typed.openapi import openapi_document
 from florence.server.v2.inference import generation_options
 from florence.types.info import GenerationSettings

@@ -8,7 +8,7 @@ Module names are those of the checkpoints, so that loading only changes prefixes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
-from florence.model.kernels.linear import Linear
+from florence.model.kernels.linear import Linear, PackedWeight
 from florence.model.masks import additive_mask
 
 POSITION_OFFSET = 2
@@ -69,6 +69,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(d_model, d_model)
         self.out_proj = Linear(d_model, d_model)
         self._fused: tuple[Tensor, Tensor] | None = None  # weights and biases of q, k and v
+        self._packed: PackedWeight | None = None  # of q, k and v together
 
     def fuse(self) -> None:
         """Compute queries, keys and values by one product, as suits a GPU; the three layers' weights become
@@ -80,8 +81,20 @@ class Attention(nn.Module):
             view = weight[index * width : (index + 1) * width]
             layer.weight = nn.Parameter(view, requires_grad=False)
 
+    def pack_fused(self, pack: Callable[[Tensor, Tensor], PackedWeight]) -> None:
+        """Compute the product of `fuse`, if there is one, with the weight that `pack` makes of weight and
+        bias, and drop the plain ones. It is for attention of states to themselves."""
+        if self._fused is not None:
+            self._packed = pack(*self._fused)
+            self._fused = None
+            for layer in (self.q_proj, self.k_proj, self.v_proj):
+                layer.register_parameter("weight", None)
+
     def project(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., d_model] -> queries, keys and values, each of the same shape."""
+        if self._packed is not None:
+            queries, keys, values = self._packed.product(states).chunk(3, dim=-1)
+            return queries, keys, values
         if self._fused is None:
             return self.q_proj(states), self.k_proj(states), self.v_proj(states)
         queries, keys, values = F.linear(states, *self._fused).chunk(3, dim=-1)

@@ -108,7 +108,8 @@ class Florence2:
         square that pictures are resized to, a multiple of 32, in place of the preprocessor's.
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
-        layers, on a CPU with VNNI). `limits`: on pictures. `config`: of the engine; its default suits the
+        layers, on a CPU with VNNI), "fp8" (most layers of an encode, on a GPU of sm_89 or newer; a CPU
+        emulates it). `limits`: on pictures. `config`: of the engine; its default suits the
         device. `threads`: CPU threads of the model, in place of the configuration's. `readers`: processes
         that read pictures, so that a crash or a bomb in a decoder fails one request; 0 for threads of this
         process. `fast_jpeg`: large JPEGs are decoded at less than their size, which changes pixels a little.

@@ -18,6 +18,7 @@ from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
+from florence.engine.device.find_cuda_kernels import find_quantizer
 from florence.engine.device.runner import Runner
 from florence.engine.device.sizing import Needs, fit_memory
 from florence.engine.loop import Engine
@@ -26,7 +27,16 @@ from florence.errors import CheckpointError
 from florence.images.limits import ImageLimits
 from florence.images.preprocess import InputSize, Preprocessing
 from florence.model.config import STRIDE, ModelConfig
-from florence.model.devices import INT8, bound_kernel_caches, keep_freed_memory, pick_device, pick_dtype
+from florence.model.devices import (
+    FP8,
+    INT8,
+    QUANTIZED,
+    bound_kernel_caches,
+    keep_freed_memory,
+    pick_device,
+    pick_dtype,
+)
+from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.readers.processes import ProcessReaders
@@ -109,6 +119,8 @@ def load(
     parameters = count_parameters(model)
     if dtype == INT8:
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
+    if dtype == FP8:
+        multiply_in_fp8(model, find_quantizer(placed, config.cuda_kernels))
     if config.cpu_kernels == "auto":
         pack(model, config.threads)
     backend = Backend.for_device(
@@ -140,7 +152,7 @@ def load(
         "adapter": None if merged is None else merged.label,
         "parameters": parameters,
         "device": str(placed),
-        "dtype": INT8 if dtype == INT8 else str(weights_dtype).removeprefix("torch."),
+        "dtype": dtype if dtype in QUANTIZED else str(weights_dtype).removeprefix("torch."),
         "picture_size": [preprocessing.height, preprocessing.width],
         "limits": {name: declared[name] for name in RequestLimits.model_fields},
         "generation": asdict(files.generation) | asdict(pipeline.options(GenerationParameters())),

@@ -68,7 +68,7 @@ class Backend:
                 search,
                 memory=CudaMemory(device),
                 # Beside an encode, which has work for the whole device, a step's kernels come first.
-                capturer=CudaGraphCapturer(device, priority=-1 if encode_stream else 0),
+                capturer=CudaGraphCapturer(device, -1) if encode_stream else CudaGraphCapturer(device),
                 delayed_readback=True,
                 encode_stream=CudaEncodeStream(device) if encode_stream else EncodeStream(),
                 pins_attention=True,

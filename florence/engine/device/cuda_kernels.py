@@ -20,7 +20,8 @@ from florence.engine.device.search_state import SearchState, StepShape, starts_o
 from florence.engine.device.steps import StepSequence, grouped_batch
 from florence.engine.request import GenerationOptions
 from florence.engine.slots import Slot
-from florence.model.kernels.cuda import attention, norms, twins, windows
+from florence.model.kernels import fp8
+from florence.model.kernels.cuda import attention, norms, quantize, twins, windows
 
 STEPS = 3
 """Steps that the searches of an example have taken."""
@@ -151,6 +152,24 @@ def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[floa
     return 4 * scores, 2 * scores
 
 
+def _quantize_cost(load: StepLoad, rows: Tensor) -> tuple[float, float]:
+    return _bytes(rows) + rows.numel() + 4.0 * len(rows), 3.0 * rows.numel()
+
+
+def _quantize_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
+    """The input of a layer of the tower's third stage; results as numbers that can be compared."""
+    rows = torch.randn(36 * sizes.requests * sizes.beams, sizes.width, dtype=dtype, device=device)
+
+    def run(work: fp8.RowQuantizer) -> Callable[[], Sequence[Tensor]]:
+        def quantized() -> Sequence[Tensor]:
+            values, scales = work(rows)
+            return values.float(), scales
+
+        return quantized
+
+    return Case(run(quantize.quantize_rows), run(fp8.quantize_rows))
+
+
 def _self_attention_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
     states = torch.randn(sizes.rows, 3 * sizes.width, dtype=dtype, device=device)
     queries, keys, values = states.chunk(3, dim=1)
@@ -255,7 +274,7 @@ def _windows_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes)
     return Case(run(windows.window_sums), run(twins.window_sums))
 
 
-KERNELS = (
+STEP_KERNELS = (
     CudaKernel("florence::self_attention", _self_attention_cost, _self_attention_case),
     CudaKernel("florence::cross_attention", _cross_attention_cost, _cross_attention_case),
     CudaKernel("florence::add_norm", _add_norm_cost, _add_norm_case),
@@ -265,3 +284,8 @@ KERNELS = (
     CudaKernel("florence::merge", _merge_cost, _search_case),
     CudaKernel("florence::choose", _choose_cost, _search_case),
 )
+
+QUANTIZE = CudaKernel("florence::quantize_rows", _quantize_cost, _quantize_case)
+"""For cards that multiply in fp8, and no others."""
+
+KERNELS = (*STEP_KERNELS, QUANTIZE)

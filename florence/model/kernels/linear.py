@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from florence.model.kernels import onednn
 from florence.model.kernels.activations import activate
 from florence.model.kernels.cpu.products import PanelWeight, make_products
+from florence.model.kernels.fp8 import Fp8Weight
 from florence.model.kernels.int8 import Int8Weight
 from florence.model.kernels.precise import mm_float32
 
-PackedWeight = onednn.OneDnnWeight | PanelWeight | Int8Weight
+PackedWeight = onednn.OneDnnWeight | PanelWeight | Int8Weight | Fp8Weight
 """A weight [outputs, inner] and its bias in the layout of some kernel."""
 
 

@@ -77,7 +77,6 @@ class V2App(Starlette):
 
 def _routes() -> list[Route]:
     routes = [
-        Route("/", _root, methods=["GET"]),  # HEAD too: probes of load balancers
         _json_route("/v2", lambda request: server_metadata()),
         _json_route("/v2/health/live", lambda request: {"live": True}),
         _json_route("/v2/health/ready", _ready),
@@ -116,10 +115,6 @@ def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Respon
     route = Route(path, answer, methods=[method])
     route.methods = {method}  # Starlette adds HEAD to GET; to Triton it is a wrong method
     return route
-
-
-async def _root(request: Request) -> Response:
-    return json_reply(server_metadata())
 
 
 async def _refused(request: Request, error: Exception) -> Response:
