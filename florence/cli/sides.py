@@ -75,7 +75,8 @@ def _changed(arguments: argparse.Namespace, text: str) -> argparse.Namespace:
         changed.url, changed.model = pairs.pop("url"), None
     elif "model" in pairs:
         changed.url = changed.model = changed.settings["revision"] = None  # of another checkpoint
-    for name, value in pairs.items():
+    for name, text_of_value in pairs.items():
+        value = text_of_value or None  # `adapter=`: none
         is_setting = name in _TELLING or name not in RequestParameters.model_fields
         if changed.url is None and is_setting:
             changed.settings[name] = value
