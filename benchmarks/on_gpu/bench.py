@@ -25,12 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.encode_stream import CudaEncodeStream, EncodeStream
-from florence.engine.device.find_cuda_kernels import find_quantizer
 from florence.engine.device.graphs import CudaGraphCapturer, EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
 
 
 @dataclass
@@ -111,9 +109,7 @@ class Bench:
 
     def load_fp8(self) -> Florence2Model:
         """`load` in bfloat16, with what multiplies in fp8; emulated on a CPU. Raises where the card can't."""
-        model = self.load(torch.bfloat16)
-        multiply_in_fp8(model, find_quantizer(self.device))
-        return model
+        return load_saved(self.folder, self.device, torch.bfloat16, fp8=True)
 
     @cached_property
     def model(self) -> Florence2Model:

@@ -196,3 +196,9 @@ def add_evaluate(parser: argparse.ArgumentParser, count: Callable[[str], int]) -
         default=1000,
         help="draws of pictures for the intervals of --compare (default: 1000)",
     )
+    parser.add_argument(
+        "--concurrency", metavar="N", type=count, default=32, help="questions at once (default: 32)"
+    )
+    parser.add_argument(
+        "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
+    )

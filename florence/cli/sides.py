@@ -16,8 +16,8 @@ from threading import BoundedSemaphore
 from typing import Any, Final, cast
 
 from florence.answers.reading import read_answers
+from florence.bulk.lines import answer_line, read_rows
 from florence.cli.asking import find_task, load_model, model_settings, read_options
-from florence.cli.lines import answer_line, read_rows
 from florence.client import Client, Failure, PictureMap
 from florence.client.exchange import CallOptions
 from florence.errors import RequestError, quote
@@ -123,7 +123,7 @@ def answer_all(
                     key = key_of(task, missing[str(name)])
                     answers[key] = answer
                     if file is not None:
-                        file.write(answer_line(key[0], key[1:], answer))
+                        file.write(answer_line(key[0], key[2], key[3], answer))
                         file.flush()
             except KeyboardInterrupt:
                 where = "give --out a directory to keep answers" if out is None else f"answers are in {out}"
