@@ -148,7 +148,9 @@ class Runner(StepRunner):
         """Buffers without requests."""
         sizes, text, backend, model = self.sizes, self.model.config.text, self.backend, self.model
         lazy = backend.lazy_pages and not self._reserved
+        stream = backend.encode_stream
         caches = Caches(sizes, text.decoder, text.d_model, model.device, model.dtype, lazy=lazy)
+        stream.hold(caches.buffers)
         state = SearchState(
             sizes.slots,
             sizes.decoder_room,
@@ -162,8 +164,6 @@ class Runner(StepRunner):
         if backend.capturer is not None:
             buckets = self._buckets()
             steps: Steps = BucketSteps(context, backend.memory, buckets, backend.capturer)
-            stream = backend.encode_stream
-            stream.hold(caches.buffers)
             capturer = stream.capturer or backend.capturer
             encodes = BucketEncodes(model, caches, backend.memory, buckets, capturer, stream)
         elif backend.attention.masked:
