@@ -70,7 +70,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
     )
     with FakeTensorMode(), torch.inference_mode():
         move(model, torch.bfloat16)
-        model.language.lay_out_for_gpu()
+        model.lay_out_for_gpu()
         runner = Runner(
             model,
             64,

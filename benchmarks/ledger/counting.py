@@ -103,7 +103,8 @@ class Counting(TorchDispatchMode):
             return result
         arguments = (*args, *(kwargs or {}).values())
         operation = self._rules.get(name, plain(name))(arguments, result)
-        packet = func._overloadpacket
+        # A product that adds to its first argument in place counts as the one that does not.
+        packet = getattr(torch.ops.aten, name.removesuffix("_"), func._overloadpacket)
         if packet in flop_registry:
             flop = float(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
             kind = product_kind(name, args)

@@ -26,17 +26,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from florence.checkpoint.config import read_config
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
-from florence.engine.device.find_cuda_kernels import load_kernels
+from florence.engine.device.encodes import BucketEncodes
+from florence.engine.device.find_cuda_kernels import load_encode_kernels, load_kernels
 from florence.engine.device.graphs import Replay, Work
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
-from florence.model.caches import Caches
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
-from florence.model.language import Decoder, LanguageModel
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
 from ledger.own import Load, own_kernels, rules_of
@@ -160,7 +159,8 @@ class FakeEngine:
         encodes: Any = self.runner._buffers.encodes
         longest = min(size for size in encodes._buckets.prompts if size >= self.shape.prompt_tokens)
         with decomposed(), Counting(tower, rules_of(own_kernels(), load)):
-            tokens = model.encode_images(on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8)))
+            pixels = on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8))
+            tokens = model.encode_images(pixels, self.runner.backend.encode)
         ids = on_device(torch.empty(pictures, longest, dtype=torch.int64))
         mask = on_device(torch.empty(pictures, tokens.shape[1] + longest, dtype=torch.bool))
         with decomposed(), Counting(cross, rules_of(own_kernels(), load)):
@@ -225,8 +225,12 @@ def gpu_backend(model: Florence2Model) -> Backend:
     """What the service takes on a GPU, without the parts that ask for one."""
     head_dim = model.config.text.decoder_head_dim
     absent = {"CudaMemory": lambda _: AbsentMemory(), "CudaGraphCapturer": lambda _: None}
-    with patch.multiple(backends, **absent, find_kernels=lambda *_: load_kernels()):
-        backend = Backend.for_device(DEVICE, DTYPE, head_dim)
+    found = {
+        "find_kernels": lambda *_: load_kernels(),
+        "find_encode_kernels": lambda *_: load_encode_kernels(),
+    }
+    with patch.multiple(backends, **absent, **found):
+        backend = Backend.for_device(DEVICE, DTYPE, head_dim, vision=model.config.vision)
     tries = {"pins_attention": False}  # trying attentions needs their values
     return replace(backend, **{name: off for name, off in tries.items() if hasattr(backend, name)})
 
@@ -242,8 +246,9 @@ def fake_model(size: str) -> Florence2Model:
             model = Florence2Model(config, normalize)
     model.language.tied_head, model.language.has_logits_bias = True, False
     move(model)
+    model.vision.tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pack(model)
-    model.language.lay_out_for_gpu()
+    model.lay_out_for_gpu()
     return model.eval()
 
 
@@ -269,7 +274,7 @@ def without_work() -> Iterator[None]:
     def nothing(*_: Any, **__: Any) -> Any:
         return ()
 
-    def tokens(model: Florence2Model, pixels: torch.Tensor) -> torch.Tensor:
+    def tokens(model: Florence2Model, pixels: torch.Tensor, *_: Any) -> torch.Tensor:
         count = 1 + (pixels.shape[1] // 32) * (pixels.shape[2] // 32)
         width = model.config.text.d_model
         return torch.empty(len(pixels), count, width, dtype=model.dtype, device=pixels.device)
@@ -277,7 +282,5 @@ def without_work() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(StepContext, "step", nothing))
         stack.enter_context(patch.object(Florence2Model, "encode_images", tokens))
-        stack.enter_context(patch.object(LanguageModel, "encode", nothing))
-        stack.enter_context(patch.object(Decoder, "cross_kv_by_layer", nothing))
-        stack.enter_context(patch.object(Caches, "write_cross_kv", nothing))
+        stack.enter_context(patch.object(BucketEncodes, "_write_cross_kv", nothing))
         yield

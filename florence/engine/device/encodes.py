@@ -16,7 +16,8 @@ from florence.engine.device.buckets import Buckets, round_up
 from florence.engine.device.graphs import CapturedWork, GraphCapturer
 from florence.engine.device.memory import DeviceMemory
 from florence.model.caches import Caches
-from florence.model.chunks import Chunks
+from florence.model.chunks import Chunks, run_to_end
+from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
 
 Prompts = Sequence[Sequence[int]]
@@ -24,10 +25,13 @@ Prompts = Sequence[Sequence[int]]
 
 
 class Encodes(ABC):
-    """The two halves of an encode, each in chunks between which decode steps may run."""
+    """The two halves of an encode, each in chunks between which decode steps may run; `backend` computes
+    their layers."""
 
-    def __init__(self, model: Florence2Model, caches: Caches, memory: DeviceMemory) -> None:
-        self._model, self._caches, self._memory = model, caches, memory
+    def __init__(
+        self, model: Florence2Model, caches: Caches, memory: DeviceMemory, backend: EncodeBackend = PLAIN
+    ) -> None:
+        self._model, self._caches, self._memory, self._backend = model, caches, memory, backend
 
     @abstractmethod
     def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
@@ -45,7 +49,7 @@ class PlainEncodes(Encodes):
     """Exactly the given pictures and prompts, in chunks."""
 
     def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
-        return self._model.encode_images_in_chunks(batch_of(pixels, self._memory))
+        return self._model.encode_images_in_chunks(batch_of(pixels, self._memory), self._backend)
 
     def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
         language, longest = self._model.language, max(map(len, prompts))
@@ -53,9 +57,10 @@ class PlainEncodes(Encodes):
         mask = None
         if min(map(len, prompts)) < longest:
             mask = self._memory.upload(mask_of(prompts, pictures.shape[1], longest))
-        encoded = yield from language.encode_in_chunks(pictures, self._memory.upload(ids), mask)
+        ids = self._memory.upload(ids)
+        encoded = yield from language.encode_in_chunks(pictures, ids, mask, self._backend)
         where = self._memory.upload(torch.tensor(slots))
-        self._caches.write_cross_kv(where, language.decoder.cross_kv_by_layer(encoded))
+        self._backend.write_cross_kv(language.decoder, encoded, self._caches, where)
 
 
 class BucketEncodes(PlainEncodes):
@@ -74,8 +79,9 @@ class BucketEncodes(PlainEncodes):
         memory: DeviceMemory,
         buckets: Buckets,
         capturer: GraphCapturer,
+        backend: EncodeBackend = PLAIN,
     ) -> None:
-        super().__init__(model, caches, memory)
+        super().__init__(model, caches, memory, backend)
         self._buckets, self._capturer = buckets, capturer
         self._pixels: Tensor | None = None  # [pictures, height, width, 3]
         self._towers: dict[int, CapturedWork] = {}  # by pictures
@@ -128,11 +134,12 @@ class BucketEncodes(PlainEncodes):
         return [work.captured for work in (*self._towers.values(), *self._encoders.values())]
 
     def _encode_images(self, pixels: Tensor) -> Sequence[Tensor]:
-        return [self._model.encode_images(pixels)]
+        return [self._model.encode_images(pixels, self._backend)]
 
     def _write_cross_kv(self, pictures: Tensor, ids: Tensor, mask: Tensor, slots: Tensor) -> Sequence[Tensor]:
-        encoded = self._model.language.encode(pictures, ids, mask)
-        self._caches.write_cross_kv(slots, self._model.language.decoder.cross_kv_by_layer(encoded))
+        language = self._model.language
+        encoded = run_to_end(language.encode_in_chunks(pictures, ids, mask, self._backend))
+        self._backend.write_cross_kv(language.decoder, encoded, self._caches, slots)
         return []
 
 

@@ -156,11 +156,13 @@ class Runner(StepRunner):
             free_host_reads=backend.free_host_reads,
         )
         context = StepContext(model.language, caches, state, backend.attention, backend.search)
-        encodes: Encodes = PlainEncodes(model, caches, backend.memory)
+        encodes: Encodes = PlainEncodes(model, caches, backend.memory, backend.encode)
         if backend.capturer is not None:
             buckets = self._buckets()
             steps: Steps = BucketSteps(context, backend.memory, buckets, backend.capturer)
-            encodes = BucketEncodes(model, caches, backend.memory, buckets, backend.capturer)
+            encodes = BucketEncodes(
+                model, caches, backend.memory, buckets, backend.capturer, backend.encode
+            )
         elif backend.attention.masked:
             steps = DenseSteps(context, backend.memory)
         else:
