@@ -91,9 +91,7 @@ def load_saved(folder: Path, device: torch.device, dtype: torch.dtype) -> Floren
 def backend_of(model: Florence2Model) -> Backend:
     """How the service would run the model on its device."""
     config = model.config
-    return Backend.for_device(
-        model.device, model.dtype, config.text.decoder_head_dim, vision=config.vision
-    )
+    return Backend.for_device(model.device, model.dtype, config.text.decoder_head_dim, vision=config.vision)
 
 
 @torch.no_grad()

@@ -99,6 +99,9 @@ class Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
+        if name == "convolution" and args[0].is_contiguous(memory_format=torch.channels_last):
+            # As cuDNN writes it; without a GPU, PyTorch assumes another library.
+            result = result.contiguous(memory_format=torch.channels_last)
         if name not in self._rules and launches_nothing(func, name, args, result):
             return result
         arguments = (*args, *(kwargs or {}).values())

@@ -34,6 +34,7 @@ from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
+from florence.model.encoding import EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize
@@ -155,17 +156,24 @@ class FakeEngine:
     def encode(self, pictures: int) -> Encode:
         """Count an encode of so many different pictures: what its graphs hold, and what runs between them."""
         load = Load(pictures, self.shape.beams, self.encoder_length, 0)
-        model, side, tower, cross = self.runner.model, SIDE[self.shape.size], Ledger(), Ledger()
+        model, cross = self.runner.model, Ledger()
         encodes: Any = self.runner._buffers.encodes
         longest = min(size for size in encodes._buckets.prompts if size >= self.shape.prompt_tokens)
-        with decomposed(), Counting(tower, rules_of(own_kernels(), load)):
-            pixels = on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8))
-            tokens = model.encode_images(pixels, self.runner.backend.encode)
+        tower, tokens = self.tower(pictures, self.runner.backend.encode)
         ids = on_device(torch.empty(pictures, longest, dtype=torch.int64))
         mask = on_device(torch.empty(pictures, tokens.shape[1] + longest, dtype=torch.bool))
         with decomposed(), Counting(cross, rules_of(own_kernels(), load)):
             encodes._write_cross_kv(tokens, ids, mask, on_device(torch.empty(pictures, dtype=torch.int64)))
         return Encode(pictures, (tower, cross), *self._between(pictures))
+
+    def tower(self, pictures: int, backend: EncodeBackend) -> tuple[Ledger, Tensor]:
+        """Count the tower of so many pictures, computed by `backend`; and their tokens."""
+        load = Load(pictures, self.shape.beams, self.encoder_length, 0)
+        side, ledger = SIDE[self.shape.size], Ledger()
+        pixels = on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8))
+        with decomposed(), Counting(ledger, rules_of(own_kernels(), load)):
+            tokens = self.runner.model.encode_images(pixels, backend)
+        return ledger, tokens
 
     def _between(self, pictures: int) -> tuple[int, int]:
         """Kernels launched, and bytes sent, around the graphs of an encode."""
@@ -246,7 +254,6 @@ def fake_model(size: str) -> Florence2Model:
             model = Florence2Model(config, normalize)
     model.language.tied_head, model.language.has_logits_bias = True, False
     move(model)
-    model.vision.tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pack(model)
     model.lay_out_for_gpu()
     return model.eval()
@@ -256,7 +263,10 @@ def move(model: nn.Module) -> None:
     """Its parameters and buffers become the device's, floating ones in `DTYPE`."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(on_device(weight), requires_grad=False))
+            placed = on_device(weight)
+            if placed.dim() == 4:  # filters, as the loader lays them out
+                placed = placed.contiguous(memory_format=torch.channels_last)
+            setattr(module, name, nn.Parameter(placed, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, on_device(buffer))
 

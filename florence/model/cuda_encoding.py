@@ -1,11 +1,14 @@
-"""The layers of an encode by the Triton kernels: an `EncodeBackend` for NVIDIA's GPUs. Imports triton, so it is
-imported where a CUDA device computes, and nowhere else.
+"""The layers of an encode by the Triton kernels: an `EncodeBackend` for NVIDIA's GPUs. Imports triton, so it
+is imported where a CUDA device computes, and nowhere else.
 
 Each sum with a residual is a product's own: it adds to the residual in place, which already has the product's
 bias. Layers that another module has packed are computed by it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +18,9 @@ from florence.model.davit import Block, ConvPositionalEncoding, Stem, WindowAtte
 from florence.model.encoding import PlainEncode
 from florence.model.kernels.cuda import copies, gelu, norms, positions, tower_attention
 from florence.model.kernels.linear import Linear
-from florence.model.language import Decoder, EncoderLayer
+from florence.model.language import Decoder, DecoderLayer, EncoderLayer
 from florence.model.vision import Normalize
+
 
 class CudaEncode(PlainEncode):
     """The tower's blocks, the text encoder's layers, and what comes before and after them."""
@@ -54,7 +58,7 @@ class CudaEncode(PlainEncode):
         return _normed(layer.fc2, layer.final_layer_norm, _activated(layer.fc1, states), states)
 
     def write_cross_kv(self, decoder: Decoder, encoded: Tensor, caches: Caches, slots: Tensor) -> None:
-        for index, layer in enumerate(decoder.layers):
+        for index, layer in enumerate(cast("Iterable[DecoderLayer]", decoder.layers)):
             both = layer.encoder_attn.fused_keys_values(encoded)
             if both is None:
                 return super().write_cross_kv(decoder, encoded, caches, slots)
@@ -66,10 +70,8 @@ def _positions(
     encoding: ConvPositionalEncoding, norm: nn.LayerNorm, cells: Tensor, following: Linear
 ) -> tuple[Tensor, Tensor]:
     """Cells with their positions, ready to be added to by `following`, and their norm."""
-    bias = following.bias if following.packed is None else None
-    return positions.position_norm(
-        cells, encoding.taps, encoding.proj.bias, norm.weight, norm.bias, bias, norm.eps
-    )
+    taps, bias = encoding.by_taps(), following.bias if following.packed is None else None
+    return positions.position_norm(cells.contiguous(), *taps, norm.weight, norm.bias, bias, norm.eps)
 
 
 def _added(linear: Linear, states: Tensor, residual: Tensor) -> Tensor:

@@ -103,12 +103,20 @@ class ConvPositionalEncoding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.proj = Conv2d(dim, dim, 3, groups=dim)
-        self.taps: Tensor | None = None
+        self._taps: tuple[Tensor, Tensor] | None = None
 
     def lay_out_taps(self) -> None:
         """Keep the filters as [9, dim] beside the convolution's own. Not covered: moving them to another
         device afterwards."""
-        self.taps = self.proj.weight.detach().flatten(1).T.contiguous()
+        self._taps = self._transposed()
+
+    def by_taps(self) -> tuple[Tensor, Tensor]:
+        """The filters [9, dim], row by row, and their bias [dim]."""
+        return self._taps or self._transposed()
+
+    def _transposed(self) -> tuple[Tensor, Tensor]:
+        weight, bias = self.proj.weight.detach(), cast("Tensor", self.proj.bias)
+        return weight.flatten(1).T.contiguous(), bias.detach()
 
     def forward(self, cells: Tensor) -> Tensor:
         """[pictures, height, width, dim] -> the same shape."""
@@ -225,7 +233,7 @@ class DaViT(nn.Module):
 
     def chunks(self, values: Tensor, backend: EncodeBackend = PLAIN) -> Chunks[Tensor]:
         """`forward` in chunks: yields between blocks, which `backend` computes."""
-        cells = backend.stem(cast("Stem", self.stem), values.permute(0, 2, 3, 1))
+        cells = backend.stem(self.stem, values.permute(0, 2, 3, 1))
         for stage in cast("Iterable[Stage]", self.stages):
             cells = stage.downsample(cells)
             for block in cast("Iterable[DualBlock]", stage.blocks):

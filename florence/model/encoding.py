@@ -99,9 +99,7 @@ class CompiledEncode(PlainEncode):
     def _compiled(self, block: Block, cells: Tensor) -> Tensor:
         if self._run is None:
             # One function for all blocks: those of one shape share its code.
-            self._run = torch.compile(
-                super().block, fullgraph=True, dynamic=False, backend=self._compiler
-            )
+            self._run = torch.compile(super().block, fullgraph=True, dynamic=False, backend=self._compiler)
         with torch._dynamo.config.patch(recompile_limit=SHAPES):
             result: Tensor = self._run(block, cells)
         return result

@@ -53,10 +53,10 @@ def _window_attention_cost(
 ) -> tuple[float, ...]:
     pictures, height, width, depth = qkv.shape
     windows = pictures * -(-height // side) * -(-width // side)
-    block = tower_attention.window_block(qkv.dtype)
-    asked, done = side * side, -(-side * side // block) * block
-    per_pair = 4.0 * windows * depth / 3
-    return 4 / 3 * bytes_of(qkv), per_pair * asked**2, per_pair * done**2
+    cells, per_pair = side * side, 4.0 * windows * depth / 3
+    blocks = tower_attention.WINDOW_QUERIES, tower_attention.WINDOW_KEYS
+    queries, keys = (-(-cells // block) * block for block in blocks)
+    return 4 / 3 * bytes_of(qkv), per_pair * cells**2, per_pair * queries * keys
 
 
 def _channel_scores_cost(load: StepLoad, qkv: Tensor, groups: int) -> tuple[float, ...]:
@@ -121,7 +121,8 @@ def _window_attention_case(device: torch.device, dtype: torch.dtype, sizes: Enco
 
     def dense() -> Sequence[Tensor]:  # the products before and after it copy windows too
         whole = sizes.side // side * side
-        windows = qkv[:, :whole, :whole].unflatten(2, (-1, side)).unflatten(1, (-1, side))
+        cells, count = qkv[:, :whole, :whole], sizes.side // side
+        windows = cells.reshape(sizes.pictures, count, side, count, side, 3 * sizes.dim)
         rows = windows.transpose(2, 3).reshape(-1, side * side, 3, sizes.heads, sizes.head_dim)
         queries, keys, values = rows.permute(2, 0, 3, 1, 4)
         return (F.scaled_dot_product_attention(queries, keys, values),)
@@ -144,7 +145,7 @@ def _channel_attention_case(device: torch.device, dtype: torch.dtype, sizes: Enc
         return (tower_twins.channel_mix(qkv, tower_twins.channel_scores(qkv, groups, 1)),)
 
     def dense() -> Sequence[Tensor]:
-        split = qkv.flatten(1, 2).unflatten(-1, (3, groups, -1))
+        split = qkv.view(sizes.pictures, -1, 3, groups, sizes.head_dim)
         queries, keys, values = split.permute(2, 0, 3, 1, 4)
         weights = (queries * queries.shape[2] ** -0.5).transpose(-1, -2) @ keys
         return ((values @ weights.softmax(-1).transpose(-1, -2)).transpose(1, 2).flatten(2),)

@@ -1,7 +1,7 @@
 """A row of the table of Triton kernels: what one is called, what defines it, what it costs, and an example.
 
-For whatever goes over all of them: the check at the start, the tests, and the benchmarks that count kernels on
-tensors without memory or time them on a GPU. Needs no triton.
+For whatever goes over all of them: the check at the start, the tests, and the benchmarks that count kernels
+on tensors without memory or time them on a GPU. Needs no triton.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Case:
 
 
 Cost = Callable[..., tuple[float, ...]]
-"""From a `StepLoad` and a call's arguments to bytes moved, FLOP, and FLOP that are done, if tiles that are not
-full make them more."""
+"""From a `StepLoad` and a call's arguments to bytes moved, FLOP, and FLOP that are done, if tiles that are
+not full make them more."""
 
 
 @dataclass(frozen=True)
 class CudaKernel(Generic[Sizes]):
-    """`name`: of the operation. `cost`: see `Cost`; `kind`: the class of costs, as `benchmarks/ledger/costs.py`
-    names it. `example`: the kernel and its twin on a device, with some sizes: `large` are those of
-    Florence-2-large, `small` those of the check at the start."""
+    """`name`: of the operation. `cost`: see `Cost`; `kind`: the class of costs, as
+    `benchmarks/ledger/costs.py` names it. `example`: the kernel and its twin on a device, with some sizes:
+    `large` are those of Florence-2-large, `small` those of the check at the start."""
 
     name: str
     cost: Cost

@@ -1,5 +1,4 @@
-"""The table of the Triton kernels: those of a decode step, and all. Imports triton.
-"""
+"""The table of the Triton kernels: those of a decode step, and all. Imports triton."""
 
 from __future__ import annotations
 
@@ -65,8 +64,10 @@ def _cross_attention_cost(load: StepLoad, queries: Tensor, *arguments: Tensor) -
     return 2 * bytes_of(queries) + read, flop
 
 
-def _add_norm_cost(load: StepLoad, product: Tensor, *arguments: object) -> tuple[float, float]:
-    return 3 * bytes_of(product), 8.0 * product.numel()
+def _add_norm_cost(
+    load: StepLoad, product: Tensor, product_bias: Tensor, residual: Tensor | None, *arguments: object
+) -> tuple[float, float]:
+    return (2 if residual is None else 3) * bytes_of(product), 8.0 * product.numel()
 
 
 def _embed_cost(

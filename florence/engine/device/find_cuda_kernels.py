@@ -32,9 +32,9 @@ def find_kernels(
     without triton, on an old card, with other heads, or where one fails or differs from its definition."""
     if not _can_run(device, "decode steps", [head_dim]):
         return None
-    from florence.engine.device import cuda_kernels
+    from florence.engine.device.cuda_kernels import STEP_KERNELS
 
-    return load_kernels() if _agree(cuda_kernels.STEP_KERNELS, device, dtype, "decode steps") else None
+    return load_kernels() if _agree(STEP_KERNELS, device, dtype, "decode steps") else None
 
 
 def find_encode_kernels(
@@ -45,9 +45,9 @@ def find_encode_kernels(
     head_dims = [dim // number for dim, *numbers in sizes for number in numbers]
     if not _can_run(device, "encodes", head_dims):
         return None
-    from florence.engine.device import cuda_kernels
+    from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS
 
-    return load_encode_kernels() if _agree(cuda_kernels.ENCODE_KERNELS, device, dtype, "encodes") else None
+    return load_encode_kernels() if _agree(ENCODE_KERNELS, device, dtype, "encodes") else None
 
 
 def _can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
@@ -61,9 +61,7 @@ def _can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
     return True
 
 
-def _agree(
-    kernels: Sequence[CudaKernel[Any]], device: torch.device, dtype: torch.dtype, what: str
-) -> bool:
+def _agree(kernels: Sequence[CudaKernel[Any]], device: torch.device, dtype: torch.dtype, what: str) -> bool:
     """Whether all of these compute on the device what their definitions say."""
     try:
         with torch.cuda.device(device), torch.inference_mode():

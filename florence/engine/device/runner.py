@@ -160,9 +160,7 @@ class Runner(StepRunner):
         if backend.capturer is not None:
             buckets = self._buckets()
             steps: Steps = BucketSteps(context, backend.memory, buckets, backend.capturer)
-            encodes = BucketEncodes(
-                model, caches, backend.memory, buckets, backend.capturer, backend.encode
-            )
+            encodes = BucketEncodes(model, caches, backend.memory, buckets, backend.capturer, backend.encode)
         elif backend.attention.masked:
             steps = DenseSteps(context, backend.memory)
         else:

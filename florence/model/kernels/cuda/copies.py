@@ -4,7 +4,6 @@ layer's keys and values go to the slots of their requests."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +15,9 @@ PIXELS, POSITIONS = 1_024, 4
 
 
 @triton.jit
-def look_up_kernel(pixels, table, out, count, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def look_up_kernel(
+    pixels, table, out, count, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     levels = tl.load(pixels + place, mask=inside, other=0).to(tl.int32)
@@ -66,5 +67,3 @@ def write_cross(states: Tensor, slots: Tensor, key_cache: Tensor, value_cache: T
         states, slots, key_cache, value_cache, length, *key_cache.stride()[:2],
         WIDTH=width, HEAD_DIM=key_cache.shape[3], ROWS=POSITIONS, BLOCK=power_of_2(width),
     )  # fmt: skip
-
-

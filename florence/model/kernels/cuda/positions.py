@@ -2,8 +2,8 @@
 """What lies between the products of a block of the tower: the depthwise convolution, its bias, its residual
 and the layer norm after it, in one pass over the cells.
 
-A program goes down a strip of cells. Each row that it reads is the last of three for the row above, the second
-for its own and the first for the row below, whose sums wait in registers.
+A program goes down a strip of cells. Each row that it reads is the last of three for the row above, the
+second for its own and the first for the row below, whose sums wait in registers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from florence.model.kernels.cuda.operations import operation, power_of_2
 ROW_VALUES, MOST_COLUMNS = 4_096, 32
 """Values and cells of a strip's row at most: three rows of sums and one of cells fit into registers."""
 
-VALUES_OF_WARP, PROGRAMS = 256, 512
-"""8 values of each thread. Programs that are aimed at, four for each processor."""
+VALUES_OF_WARP, PROGRAMS = 256, 256
+"""8 values of each thread. Programs that are aimed at, two for each processor."""
 
 
 def strip_of(shape: Sequence[int]) -> tuple[int, int]:

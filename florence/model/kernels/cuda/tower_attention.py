@@ -16,14 +16,14 @@ from torch import Tensor
 from florence.model.kernels.cuda.attention import attend
 from florence.model.kernels.cuda.operations import needs_float32, operation, product
 
-WINDOW_BLOCK, WINDOW_BLOCK_FLOAT32 = 32, 16
-"""Queries, and keys, of a window that a program multiplies at once: of 144 cells, five blocks in half
-precision, nine in float32, whose values take twice the registers."""
+WINDOW_QUERIES, WINDOW_KEYS = 32, 16
+"""Of a window, that a program multiplies at once: 144 cells are five blocks of queries and nine whole ones of
+keys."""
 
 CHANNEL_BLOCK = 128
 """Cells that a program of the attention of channels reads at once."""
 
-PROGRAMS, MOST_PARTS = 1_024, 64
+PROGRAMS, MOST_PARTS = 512, 64
 """Programs of each pass that are aimed at, and parts of a picture's cells at most."""
 
 
@@ -46,24 +46,24 @@ def _window_rows(
 @triton.jit
 def window_attention_kernel(
     qkv, qkv_bias, out, height, width, scale,
-    SIDE: tl.constexpr, DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_BIAS: tl.constexpr, FLOAT32: tl.constexpr,
+    SIDE: tl.constexpr, DIM: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, HAS_BIAS: tl.constexpr, FLOAT32: tl.constexpr,
 ):  # fmt: skip
     columns = tl.cdiv(width, SIDE)
     window, head, picture = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     top, left = window // columns * SIDE, window % columns * SIDE
     first, d = picture * height * width * (3 * DIM), tl.arange(0, HEAD_DIM)
-    for start in range(0, SIDE * SIDE, BLOCK):
-        place = start + tl.arange(0, BLOCK)
+    for start in range(0, SIDE * SIDE, QUERIES):
+        place = start + tl.arange(0, QUERIES)
         query = _window_rows(
             qkv, qkv_bias, first, head * HEAD_DIM, place, top, left, height, width,
             SIDE, DIM, HEAD_DIM, HAS_BIAS,
         )  # fmt: skip
-        highest = tl.full((BLOCK,), -float("inf"), tl.float32)
-        total = tl.zeros((BLOCK,), tl.float32)
-        mixed = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
-        for other in range(0, SIDE * SIDE, BLOCK):
-            near = other + tl.arange(0, BLOCK)
+        highest = tl.full((QUERIES,), -float("inf"), tl.float32)
+        total = tl.zeros((QUERIES,), tl.float32)
+        mixed = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
+        for other in range(0, SIDE * SIDE, KEYS):
+            near = other + tl.arange(0, KEYS)
             keys = _window_rows(
                 qkv, qkv_bias, first, DIM + head * HEAD_DIM, near, top, left, height, width,
                 SIDE, DIM, HEAD_DIM, HAS_BIAS,
@@ -127,11 +127,6 @@ def _cells(qkv: Tensor, *_: object) -> Tensor:
     return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
 
 
-def window_block(dtype: torch.dtype) -> int:
-    """Queries and keys of a block."""
-    return WINDOW_BLOCK_FLOAT32 if dtype is torch.float32 else WINDOW_BLOCK
-
-
 @operation(_cells)
 def window_attention(qkv: Tensor, qkv_bias: Tensor | None, heads: int, side: int) -> Tensor:
     """Attention within windows; see `tower_twins.window_attention`. All contiguous."""
@@ -140,8 +135,9 @@ def window_attention(qkv: Tensor, qkv_bias: Tensor | None, heads: int, side: int
     windows = triton.cdiv(height, side) * triton.cdiv(width, side)
     window_attention_kernel[windows, heads, pictures](
         qkv, qkv_bias, out, height, width, head_dim**-0.5,
-        SIDE=side, DIM=dim, HEAD_DIM=head_dim, BLOCK=window_block(qkv.dtype), HAS_BIAS=qkv_bias is not None,
-        FLOAT32=needs_float32(qkv.dtype), num_warps=2, num_stages=1 if qkv.element_size() == 4 else 2,
+        SIDE=side, DIM=dim, HEAD_DIM=head_dim, QUERIES=WINDOW_QUERIES, KEYS=WINDOW_KEYS,
+        HAS_BIAS=qkv_bias is not None, FLOAT32=needs_float32(qkv.dtype), num_warps=2,
+        num_stages=1 if qkv.element_size() == 4 else 2,
     )  # fmt: skip
     return out
 
@@ -149,7 +145,7 @@ def window_attention(qkv: Tensor, qkv_bias: Tensor | None, heads: int, side: int
 def parts_for(pictures: int, groups: int, cells: int) -> int:
     """Among how many programs the cells of a group of channels are divided."""
     wanted = triton.cdiv(PROGRAMS, pictures * groups)
-    return max(1, min(MOST_PARTS, wanted, triton.cdiv(cells, CHANNEL_BLOCK)))
+    return int(max(1, min(MOST_PARTS, wanted, triton.cdiv(cells, CHANNEL_BLOCK))))
 
 
 def _parts(qkv: Tensor, groups: int) -> Tensor:

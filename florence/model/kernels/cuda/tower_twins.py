@@ -37,7 +37,7 @@ def position_norm(
     filters = taps.float().T.reshape(dim, 1, 3, 3)
     values = cells.float().permute(0, 3, 1, 2)
     moved = F.conv2d(values, filters, taps_bias.float(), padding=1, groups=dim)
-    total = (values + moved).permute(0, 2, 3, 1)
+    total: Tensor = (values + moved).permute(0, 2, 3, 1)
     normed = F.layer_norm(total, (dim,), weight.float(), bias.float(), eps)
     if next_bias is not None:
         total = total + next_bias.float()
@@ -60,9 +60,10 @@ def window_attention(qkv: Tensor, qkv_bias: Tensor | None, heads: int, side: int
     # [3, p, rows, columns, heads, cells, head_dim]
     queries, keys, values = windows.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)
     scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
-    mixed = (scores.softmax(-1) @ values).unflatten(-2, (side, side)).permute(0, 1, 4, 2, 5, 3, 6)
-    whole = mixed.reshape(pictures, rows * side, columns * side, depth // 3)
-    return whole[:, :height, :width].to(qkv.dtype).contiguous()
+    mixed = (scores.softmax(-1) @ values).view(pictures, rows, columns, heads, side, side, -1)
+    whole = mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(pictures, rows * side, columns * side, -1)
+    inside: Tensor = whole[:, :height, :width].to(qkv.dtype)
+    return inside.contiguous()
 
 
 def channel_scores(qkv: Tensor, groups: int, splits: int) -> Tensor:
@@ -72,7 +73,7 @@ def channel_scores(qkv: Tensor, groups: int, splits: int) -> Tensor:
     splits, group_dim, group_dim]: the sum over `splits` is defined, not what each of them has.
     """
     queries, keys, _ = _groups(qkv, groups)
-    parts = queries.new_zeros(*queries.shape[:2], splits, queries.shape[-1], queries.shape[-1])
+    parts: Tensor = queries.new_zeros(*queries.shape[:2], splits, queries.shape[-1], queries.shape[-1])
     parts[:, :, 0] = queries.transpose(-1, -2) @ keys
     return parts
 
@@ -87,12 +88,14 @@ def channel_mix(qkv: Tensor, parts: Tensor) -> Tensor:
     values = _groups(qkv, parts.shape[1])[2]
     weights = (parts.sum(2) * (height * width) ** -0.5).softmax(-1)
     mixed = (values @ weights.transpose(-1, -2)).transpose(1, 2)  # [p, cells, groups, group_dim]
-    return mixed.reshape(pictures, height, width, depth // 3).to(qkv.dtype)
+    result: Tensor = mixed.reshape(pictures, height, width, depth // 3).to(qkv.dtype)
+    return result
 
 
 def _groups(qkv: Tensor, groups: int) -> Tensor:
     """Queries, keys and values, float32 [3, p, groups, cells, group_dim]."""
-    split = qkv.float().flatten(1, 2).unflatten(-1, (3, groups, -1))
+    pictures, height, width, _ = qkv.shape
+    split: Tensor = qkv.float().view(pictures, height * width, 3, groups, -1)
     return split.permute(2, 0, 3, 1, 4)
 
 
@@ -108,6 +111,7 @@ def write_cross(states: Tensor, slots: Tensor, key_cache: Tensor, value_cache: T
     `states` [requests, length, 2 * width]: keys, then values; `slots` int64 [requests], of which one may be
     listed twice, with equal states. The caches are [slots, heads, room, head_dim].
     """
-    length, head_dim = states.shape[1], key_cache.shape[3]
-    for half, cache in zip(states.chunk(2, dim=-1), (key_cache, value_cache), strict=True):
-        cache[:, :, :length][slots] = half.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    (requests, length, _), (_, heads, _, head_dim) = states.shape, key_cache.shape
+    split = states.view(requests, length, 2, heads, head_dim).permute(2, 0, 3, 1, 4)
+    for half, cache in zip(split, (key_cache, value_cache), strict=True):
+        cache[:, :, :length][slots] = half
