@@ -34,7 +34,7 @@ from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
-from florence.model.encoding import EncodeBackend
+from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize
@@ -156,10 +156,10 @@ class FakeEngine:
     def encode(self, pictures: int) -> Encode:
         """Count an encode of so many different pictures: what its graphs hold, and what runs between them."""
         load = Load(pictures, self.shape.beams, self.encoder_length, 0)
-        model, cross = self.runner.model, Ledger()
         encodes: Any = self.runner._buffers.encodes
         longest = min(size for size in encodes._buckets.prompts if size >= self.shape.prompt_tokens)
         tower, tokens = self.tower(pictures, self.runner.backend.encode)
+        cross = Ledger()
         ids = on_device(torch.empty(pictures, longest, dtype=torch.int64))
         mask = on_device(torch.empty(pictures, tokens.shape[1] + longest, dtype=torch.bool))
         with decomposed(), Counting(cross, rules_of(own_kernels(), load)):
@@ -174,6 +174,10 @@ class FakeEngine:
         with decomposed(), Counting(ledger, rules_of(own_kernels(), load)):
             tokens = self.runner.model.encode_images(pixels, backend)
         return ledger, tokens
+
+    def eager_tower(self, pictures: int) -> Ledger:
+        """Count the tower as PyTorch's operations compute it."""
+        return self.tower(pictures, PLAIN)[0]
 
     def _between(self, pictures: int) -> tuple[int, int]:
         """Kernels launched, and bytes sent, around the graphs of an encode."""

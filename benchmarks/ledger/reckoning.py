@@ -16,7 +16,7 @@ from replaced import REPLACED
 
 from ledger.costs import CARDS, EAGER_LAUNCH_S, HOST_COPY, TIMM_TOWER, Card, whole_peaks
 from ledger.counting import Ledger
-from ledger.fakes import DTYPE, PLAIN, Encode, FakeEngine, Shape, fakes, mean_length
+from ledger.fakes import DTYPE, Encode, FakeEngine, Shape, fakes, mean_length
 from ledger.graphs import count_graphs
 from ledger.rows import closed_loop
 
@@ -57,7 +57,7 @@ def count(
                 (number, length): ledger
                 for length, ledger in zip(lengths, engine.steps(number, lengths), strict=True)
             }
-        eager = engine.tower(max(encodes), PLAIN)[0]
+        eager = engine.eager_tower(max(encodes))
         graphs = count_graphs(shape, crowds) if crowds else None
     return Counts(shape, counted, steps, eager, graphs)
 

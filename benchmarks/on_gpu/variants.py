@@ -189,7 +189,7 @@ def batches(bench: Bench, add: Add) -> None:
 
 def compiled(bench: Bench, add: Add) -> None:
     """Both blocks of the tower's stages, and the whole tower: by PyTorch's operations, by the project's
-    kernels, where they are served, and by `torch.compile`. Last, and of the third stage first, since compiling takes its time."""
+    kernels, where they are served, and by `torch.compile`. Last, since compiling takes its time."""
     tower: Any = bench.model.vision.tower
     pictures = PICTURES if bench.on_gpu else 1
     backends: dict[str, EncodeBackend] = {"plain": PLAIN, "served": bench.service[0].backend.encode}

@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-Sizes = TypeVar("Sizes")
+SizesT = TypeVar("SizesT")
 
 
 class StepLoad(Protocol):
@@ -46,16 +46,16 @@ not full make them more."""
 
 
 @dataclass(frozen=True)
-class CudaKernel(Generic[Sizes]):
+class CudaKernel(Generic[SizesT]):
     """`name`: of the operation. `cost`: see `Cost`; `kind`: the class of costs, as
     `benchmarks/ledger/costs.py` names it. `example`: the kernel and its twin on a device, with some sizes:
     `large` are those of Florence-2-large, `small` those of the check at the start."""
 
     name: str
     cost: Cost
-    example: Callable[[torch.device, torch.dtype, Sizes], Case]
-    large: Sizes
-    small: Sizes
+    example: Callable[[torch.device, torch.dtype, SizesT], Case]
+    large: SizesT
+    small: SizesT
     kind: str = "own"
 
     def case(self, device: torch.device, dtype: torch.dtype) -> Case:
