@@ -85,6 +85,8 @@ lock:
 		--output-file requirements.lock pyproject.toml
 	cp requirements.lock requirements-serve.lock  # the same versions, without the packages that serving needs not
 	$(PIP_COMPILE) --extra image --output-file requirements-serve.lock pyproject.toml
+	for client in tests/clients/*/requirements.in; do \
+		$(PIP_COMPILE) --allow-unsafe $(UPGRADE) --output-file $${client%.in}.lock $$client; done
 	sed -i '/^$$/,$$d' requirements.lock requirements-serve.lock  # a warning that florence2-client is not in them
 
 clean:

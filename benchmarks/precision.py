@@ -25,19 +25,24 @@ from florence.engine.device.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.model.devices import keep_freed_memory
 from florence.model.florence2 import Florence2Model
+from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 
-PRECISIONS = ("bfloat16", "float32", "int8")
+TIMED = ("bfloat16", "float32", "int8")
+PRECISIONS = (*TIMED, "fp8")
 
 
 def load(folder: Path, precision: str) -> Florence2Model:
-    """A model as the service would run it; int8 with float32 around it."""
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    """A model as the service would run it on a CPU; int8 with float32 around it, and fp8 emulated, with
+    bfloat16."""
+    dtype = torch.bfloat16 if precision in ("bfloat16", "fp8") else torch.float32
     normalize = Normalize((0.5,) * 3, (0.5,) * 3, 1 / 255)
     model = load_model(folder, read_config(folder), normalize, VOCAB, torch.device("cpu"), dtype)
     if precision == "int8":
         quantize(model.vision.tower, model.language.encoder, model.language.decoder)
+    if precision == "fp8":
+        multiply_in_fp8(model)
     pack(model)
     return model
 
@@ -55,12 +60,12 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         make_native(arguments.size, torch.float32).save_pretrained(folder)
-        models = {precision: load(Path(folder), precision) for precision in PRECISIONS}
+        models = {precision: load(Path(folder), precision) for precision in TIMED}
     side = SIDE[arguments.size]
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     options = GenerationOptions(3, arguments.tokens, arguments.tokens, 3, True, 1.0)
     request = Request(pixels, tuple(range(4, 17)), options)
-    costs: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    costs: dict[str, list[float]] = {precision: [] for precision in TIMED}
     for round_ in range(arguments.rounds + 1):
         for precision, model in models.items():
             began = time.process_time()

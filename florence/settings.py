@@ -30,6 +30,7 @@ from florence.engine.config import CpuKernels, CudaKernels, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
 from florence.types.pictures import Pictures
+from florence.types.precision import Precision
 
 PREFIX = "FLORENCE_"
 CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
@@ -81,6 +82,19 @@ class Settings(BaseSettings):
         default=None,
         description="LoRA adapter that is merged into the weights at the start: a hub id or a directory.",
     )
+    adapters: str | None = Field(
+        default=None,
+        description="LoRA adapters that requests may name, beside the weights: `name=source`, separated by "
+        "commas; a source is a hub id or a directory.",
+    )
+    adapters_file: Path | None = Field(
+        default=None,
+        description="The same in a file, one `name=source` a line; it is read again when it changes.",
+    )
+    max_adapters: int = Field(default=8, ge=1, le=64, description="Most adapters that requests may name.")
+    max_adapter_rank: int = Field(
+        default=64, ge=1, le=1024, description="Highest rank of an adapter that requests may name."
+    )
     input_size: int | None = Field(
         default=None,
         ge=32,
@@ -93,15 +107,17 @@ class Settings(BaseSettings):
         description="`auto` (all GPUs, else the CPU), `cpu`, `cuda` (all GPUs), `cuda:1`, or a list such as "
         "`cuda:0,cuda:1`: one worker for each.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+    dtype: Precision = Field(
         default="auto",
         description="Type of the weights; `auto`: bfloat16 where the processor is faster with it than with "
-        "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI.",
+        "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI. `fp8`: most of an encode "
+        "in fp8, on a GPU from Ada or Hopper on, not yet measured on one; a CPU emulates it, slowly.",
     )
     threads: int | None = _engine("threads")
     cpu_kernels: CpuKernels = _engine("cpu_kernels")
     cuda_kernels: CudaKernels = _engine("cuda_kernels")
     compile_tower: bool = _engine("compile_tower")
+    encode_stream: bool = _engine("encode_stream")
     max_batch_size: int | None = _engine("max_batch_size")
     max_encode_batch: int | None = _engine("max_encode_batch")
     max_queue: int = _engine("max_queue")
@@ -116,6 +132,11 @@ class Settings(BaseSettings):
     grpc_host: str | None = Field(
         default=None, description="Address that the gRPC port listens on; default: where HTTP listens."
     )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="Certificate with its chain, in PEM: with it HTTP and gRPC speak TLS; default: none.",
+    )
+    tls_key: Path | None = Field(default=None, description="The certificate's key, without a passphrase.")
     api_keys: SecretStr | None = Field(
         default=None,
         description="API keys as `name:key`, separated by commas; requests need one of them then. A key has "
@@ -153,6 +174,9 @@ class Settings(BaseSettings):
         default=None,
         description="Origins whose pages may call the service from a browser, such as "
         "`https://a.example,https://b.example`, or `*` for any; default: none.",
+    )
+    playground: Literal["on", "off"] = Field(
+        default="on", description="`off` leaves the page at `/ui` out, where tasks are tried in a browser."
     )
     max_image_bytes: int = Field(
         default=DEFAULT_LIMITS.max_bytes, ge=1, le=2**31, description="Most bytes of an encoded picture."

@@ -68,8 +68,8 @@ def make_adapter(
     of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tied weights, which are none here
-        adapted = get_peft_model(untied(model), config)
         torch.manual_seed(seed)
+        adapted = get_peft_model(untied(model), config)
         with torch.no_grad():
             for name, tensor in adapted.named_parameters():
                 if "lora_magnitude" in name:

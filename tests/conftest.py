@@ -15,6 +15,9 @@ from goldens import Goldens
 from florence.engine.config import EngineConfig
 from florence.engine.loop import Engine
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 HAS_SERVICE = all(map(find_spec, ("pydantic", "bentoml", "grpc")))
 
 if TYPE_CHECKING or HAS_SERVICE:
@@ -192,6 +195,15 @@ def fake_server() -> Iterator[Server]:
     """A real `bentoml serve` with a fake model."""
     with serving_fake() as started:
         started.wait_ready()
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; for one module, since Playwright's loop runs in this thread until it ends."""
+    from browser import chromium
+
+    with chromium() as started:
         yield started
 
 

@@ -6,6 +6,7 @@ An input is told by its kind, seed and number alone, so any can be made again.
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import io
 import json
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
+from pdfs import pdf
 from pictures import drawn, saved
 from pydantic import ValidationError
 from test_v2_grpc_messages import message
@@ -22,15 +24,18 @@ from tritonclient.grpc import service_pb2
 from v2 import SERVED, parse_infer_request
 
 from florence.errors import FlorenceError
-from florence.images.limits import DEFAULT_LIMITS
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.pdf import render_page
 from florence.images.preprocess import InputSize
+from florence.images.seen import View
 from florence.readers.picture import LocalReader
-from florence.server.typed.endpoints import PlainInput
+from florence.server.typed.inputs import PlainInput
 from florence.server.v2.grpc_server import read_infer_request
 from florence.server.v2.infer_body import parse_generate_request
 from florence.server.v2.messages import parse_message
 from florence.server.v2.tensors import read_rows
 
+SMALL: Final = ImageLimits(max_pixels=1_000_000, pdf_dpi=36)
 EXTREMES: Final = (
     b"\x00",
     b"\xff",
@@ -149,6 +154,20 @@ def pictures() -> Mapping[str, bytes]:
     return {**made, "HEIC": file.getvalue()}
 
 
+@cache
+def many() -> Mapping[str, bytes]:
+    """Files of three frames or pages."""
+    first, *others = [drawn(24, 16, frame=index) for index in range(3)]
+    frames = {"save_all": True, "append_images": others}
+    return {kind: saved(first, kind, **frames) for kind in ("GIF", "PNG", "WEBP", "AVIF", "TIFF")}
+
+
+def _read_third(data: bytes) -> None:
+    for view in (View(frame=3), View(page=3)):
+        with contextlib.suppress(FlorenceError):
+            _reader().read(data, view)
+
+
 def infer_body() -> bytes:
     """A v2 request in JSON."""
     columns = {"INPUT_IMAGE": base64.b64encode(pictures()["PNG RGB"]).decode(), "TASK_PROMPT": "<CAPTION>"}
@@ -226,6 +245,8 @@ def _reader() -> LocalReader:
 
 TARGETS: Final[Mapping[str, Target]] = {
     "picture": Target(pictures, lambda data: _reader().read(data)),
+    "frame": Target(many, _read_third),
+    "pdf": Target(lambda: {"": pdf(), "turned": pdf(rotate=90)}, lambda data: render_page(data, 2, SMALL)),
     "infer": Target(lambda: {"": infer_body()}, lambda data: _read_rows(parse_infer_request(data).columns)),
     "generate": Target(
         lambda: {"": generate_body()},

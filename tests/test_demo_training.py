@@ -123,6 +123,7 @@ def test_training_lowers_the_loss(tokenizer: Tokenizer) -> None:
     assert losses[-1]["head"] < 0.9 * losses[0]["head"]
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_then_has_nothing_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import yaml
 from kubernetes_validate import ValidationError
 from manifests import OVERLAY_NAMES, OVERLAYS, adapter_rules, compose, kubernetes
+from programs import program
 from serving import ROOT
 
 from florence.bento.image import MODELS, UID
@@ -97,11 +96,7 @@ def test_an_overlay_has_all_that_a_service_needs(overlay: str) -> None:
 @EVERY_OVERLAY
 def test_kubectl_renders_the_same_objects(overlay: str) -> None:
     """So what the other tests read is what a cluster gets."""
-    kubectl = os.environ.get("KUBECTL") or shutil.which("kubectl")
-    if kubectl is None:
-        if os.environ.get("FLORENCE_CI"):
-            pytest.fail("no kubectl is installed (Debian: kubernetes-client)")
-        pytest.skip("no kubectl is installed (Debian: kubernetes-client)")
+    kubectl = program("kubectl", "kubernetes-client", "KUBECTL")
     rendered = subprocess.run(
         [kubectl, "kustomize", str(OVERLAYS / overlay)],
         capture_output=True, text=True, timeout=60, check=False,

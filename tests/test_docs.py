@@ -124,7 +124,7 @@ def test_what_agrees() -> None:
 def test_a_block_says_what_it_is(name: str) -> None:
     """Its language is one that is checked, or it is shown for reading only; a shown output follows code."""
     found = blocks(ROOT / name)
-    assert {block.language for block in found} <= {"sh", "python", "text", "json"}
+    assert {block.language for block in found} <= {"sh", "python", "text", "json", "yaml"}
     assert 2 * len(found) == len(re.findall(r"^```", read(ROOT / name), re.MULTILINE))
 
 
@@ -230,6 +230,7 @@ def test_every_metric_that_is_named_has_its_row(name: str) -> None:
 FILES = {"nv_inference"}  # the family, not one metric
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     """MkDocs finds no broken link; pages take scripts, styles, fonts and pictures from their own site."""
     pytest.importorskip("mkdocs", reason="MkDocs is not installed (`pip install '.[docs]'`)")

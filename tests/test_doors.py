@@ -19,7 +19,7 @@ PACKAGE = ROOT / "florence"
 DOORS: dict[str, set[str]] = {
     "errors": set(),
     "images": {"errors"},
-    "model": {"errors"},
+    "model": {"errors", "types"},
     "settings": {"engine", "errors", "images", "types"},
     "export": {"errors", "images"},
     "types": {"errors", "export"},
@@ -49,8 +49,10 @@ DOORS: dict[str, set[str]] = {
         "runtime",
         "types",
     },
+    "bulk": {"answers", "client", "errors", "images", "types"},
     "cli": {
         "answers",
+        "bulk",
         "client",
         "convert",
         "errors",
@@ -67,6 +69,7 @@ DOORS: dict[str, set[str]] = {
         "checkpoint",
         "engine",
         "errors",
+        "export",
         "florence",
         "images",
         "runtime",
@@ -90,13 +93,14 @@ NARROW: dict[str, set[str]] = {
 # Room -> what it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
-    "images": {"PIL", "pillow_heif"},
+    "images": {"PIL", "pillow_heif", "pypdfium2"},
     "readers": {"PIL", "numpy"},
     "model": {"einops", "llvmlite", "numba", "numpy", "torch", "triton"},
     "settings": {"pydantic", "pydantic_settings"},
     "export": {"PIL", "numpy", "supervision"},
     "types": {"pydantic"},
-    "answers": {"pydantic"},
+    "answers": {"pyarrow", "pydantic"},
+    "bulk": {"PIL", "fsspec", "pyarrow", "yaml"},
     "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
     "client": {"PIL", "httpx", "pydantic", "tqdm"},
     "convert": {"safetensors", "torch"},
@@ -104,7 +108,7 @@ LIBRARIES: dict[str, set[str]] = {
     "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
     "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
-    "cli": {"pyarrow"},
+    "cli": {"PIL", "tqdm"},
     "florence": set(),
     "server": {
         "anyio",
@@ -186,6 +190,7 @@ def test_imports_go_one_way(path: Path) -> None:
             assert module.split(".")[0] in LIBRARIES[room], f"{path}:{line}: {room} imports {module}"
 
 
+@pytest.mark.slow
 def test_only_convert_opens_a_pickle() -> None:
     """Pickle can run code: one room unpickles, in a program that nothing imports, and only its command leads
     there. Service, build and library never load that room."""
@@ -265,6 +270,7 @@ def test_the_edges_need_no_torch() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["engine", "engine.device.runner", "model.florence2", "checkpoint.weights", "checkpoint.preprocessing"],

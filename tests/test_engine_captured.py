@@ -173,6 +173,7 @@ def crowd(count: int) -> list[Request]:
     return [replace(each, prompt_ids=long) if number % 5 == 0 else each for number, each in enumerate(asked)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 3, 5, 8])
 def test_nothing_is_captured_once_requests_come(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch, beams: int

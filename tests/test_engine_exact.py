@@ -253,6 +253,7 @@ def check_empty(engine: Engine, runner: Runner) -> None:
     assert all(buffer.isfinite().all() for buffer in runner.caches.buffers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "most"), [(2, 1), (6, 4)])
 def test_whatever_comes_and_goes_each_answer_is_the_one_given_alone(
     runner: Runner, asks: list[Ask], budget: int, most: int
@@ -281,6 +282,7 @@ def test_whatever_comes_and_goes_each_answer_is_the_one_given_alone(
     assert PICTURES < runner.features.misses < encodes.total()  # some were forgotten, others were not
 
 
+@pytest.mark.slow
 def test_clients_in_threads_of_their_own_get_what_they_would_get_alone(
     runner: Runner, asks: list[Ask]
 ) -> None:

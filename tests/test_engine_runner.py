@@ -76,7 +76,9 @@ def check_slots(runner: Runner, active: Sequence[SequenceState]) -> None:
     runner.slots.check([sequence.slot for sequence in active], runner.sizes.slots, runner.sizes.rows)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))]
+)
 @torch.inference_mode()
 def test_each_answer_is_the_one_given_alone_whatever_else_is_decoded(runner: Runner, seed: int) -> None:
     """Random arrivals, encode batches, cancels and lengths; ids, log-probabilities and window sums against
@@ -110,6 +112,7 @@ def test_each_answer_is_the_one_given_alone_whatever_else_is_decoded(runner: Run
         assert hypothesis.score == pytest.approx(expected.score, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_requests_one_after_another_in_the_same_slot(runner: Runner) -> None:
     """A request in a used slot gets its own answer: prompts get longer and shorter, beams more and fewer.

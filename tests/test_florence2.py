@@ -273,6 +273,7 @@ def test_info_says_what_runs(library: Florence2, goldens: Goldens) -> None:
     assert library.run(Image.new("L", (9, 9)), "<CAPTION>", max_new_tokens=2).checkpoint == library.checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precisions_answer_too(goldens: Goldens, picture: Path, dtype: str) -> None:
     """A choice: same interface, answers that may drift."""
@@ -292,6 +293,7 @@ def test_a_wrong_device_or_dtype_is_refused(goldens: Goldens) -> None:
         Florence2.load(str(goldens.checkpoint), device="tpu")
 
 
+@pytest.mark.slow
 def test_room_is_kept_for_so_many_tokens_as_are_asked_for(goldens: Goldens, picture: Path) -> None:
     """A longer answer is cut to the room, with `length` as its reason; one that must be longer is refused,
     and so is a longer prompt; a shorter one has the same answer as with room for all positions there are."""

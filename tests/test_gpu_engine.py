@@ -136,6 +136,7 @@ def alone(model: Florence2Model, rules_of: Runner, request: Request) -> list[int
     return generate_alone(model, request, rules_of.rules).token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEVICES)
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
 @torch.inference_mode()
@@ -179,6 +180,7 @@ def test_everything_is_captured(checkpoint: Path, kind: str, caplog: pytest.LogC
     assert "shapes agree" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEVICES)
 def test_two_engines_on_one_device_do_not_disturb_each_other(checkpoint: Path, kind: str) -> None:
     """They start, capture and serve at the same time; each request gets the answer that it gets alone."""

@@ -99,6 +99,7 @@ def test_damaged_files_are_refused_and_nothing_else_happens(format: str) -> None
             open_image(one, ImageLimits(max_pixels=100_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_decoding_stays_within_the_memory(format: str) -> None:
     """That the header lets expect, in a reader process."""

@@ -4,6 +4,7 @@ reckons follows from its counts."""
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from ledger.reckoning import reckon
 from ledger.report import whole
 from ledger.rows import closed_loop
 from replaced import REPLACED
+
+from florence.engine.config import EngineConfig
 
 ROWS, COLUMNS = 64, 256
 SIZE = 2 * ROWS * COLUMNS  # bytes of a matrix in bfloat16
@@ -154,7 +157,9 @@ def test_an_operation_takes_the_longest_of_launch_memory_and_products() -> None:
         for kind, shares in CLASSES.items():
             assert card.seconds(kind, 3, 0, 0) == 3 * SMALL_KERNEL_S
             assert card.seconds(kind, 1, 1e12, 0) == 1e12 / (card.bandwidth * shares.bandwidth)
-            assert card.seconds(kind, 1, 0, 1e18) == 1e18 / (card.products * shares.products)
+            rate = card.fp8 if kind == "fp8 product" else card.products
+            if rate:  # an A100 has none in fp8
+                assert card.seconds(kind, 1, 0, 1e18) == 1e18 / (rate * shares.products)
             assert card.floor_s(1e9, 0) <= card.seconds(kind, 1, 1e9, 0)
 
 
@@ -169,6 +174,36 @@ def test_a_closed_loop_is_as_fast_as_its_parts(concurrency: int) -> None:
     both = closed_loop(concurrency, 20, lambda requests: 5e-3 * requests, lambda length: 1e-3)
     assert both.rate <= 1 / (5e-3 + 21e-3 / concurrency) * 1.001
     assert both.p50 <= both.p99
+
+
+@pytest.mark.parametrize("concurrency", [1, 30, 64])
+def test_encodes_beside_steps_hide_the_shorter_of_both(concurrency: int) -> None:
+    """Never slower than one after the other; alone each takes what it takes; where both take as long, an
+    answer takes little more than either."""
+    config = EngineConfig.for_device("cuda", encode_stream=True)
+    encoding = closed_loop(concurrency, 20, lambda requests: 5e-3 * requests, lambda length: 0.0, config)
+    assert encoding.rate == pytest.approx(200.0, rel=0.1)
+    decoding = closed_loop(concurrency, 20, lambda requests: 0.0, lambda length: 1e-3, config)
+    assert decoding.rate == pytest.approx(concurrency / 21e-3, rel=0.25)  # they join at the next step
+    times: Any = lambda requests: 21e-3 / concurrency * requests, lambda length: 1e-3
+    one, two = closed_loop(concurrency, 20, *times), closed_loop(concurrency, 20, *times, config)
+    assert two.rate <= concurrency / 21e-3
+    if concurrency > 1:  # a single request waits for its own encode
+        assert two.rate > 1.2 * one.rate
+
+
+def test_fp8_is_counted_as_what_it_is() -> None:
+    """Each product in fp8 has rows that are rounded before; the others stay, and so does the work."""
+    with fakes():
+        plain, low = (FakeEngine(Shape("tiny", slots=4, fp8=fp8)).encode(2) for fp8 in (False, True))
+    names = [sum((graph.by_name() for graph in each.graphs), Counter()) for each in (plain, low)]
+    products = names[1]["_scaled_mm"]
+    assert products == names[1]["florence::quantize_rows"] > 10
+    assert names[0]["_scaled_mm"] == 0
+    flop = [sum(graph.flop for graph in each.graphs) for each in (plain, low)]
+    rounding = sum(op.flop for graph in low.graphs for op in graph.operations if "quantize" in op.name)
+    assert flop[1] - rounding == pytest.approx(flop[0])
+    assert 0 < sum(graph.fp8_flop for graph in low.graphs) < flop[0]
 
 
 def test_a_step_moves_more_with_more_requests_and_its_kernels_stay() -> None:

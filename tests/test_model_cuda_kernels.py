@@ -16,7 +16,7 @@ import torch
 from cuda_compile import compiling
 from torch import Tensor
 
-from florence.model.kernels.cuda import attention, candidates, choose, norms, windows
+from florence.model.kernels.cuda import attention, candidates, choose, norms, quantize, windows
 
 TESTS = Path(__file__).parent
 VOCAB, PADDED, POSITIONS, WIDTH, HEADS, MOST = 51_289, 51_328, 1_025, 1_024, 16, 8
@@ -33,6 +33,7 @@ def test_kernels_equal_their_twins_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_else_needs_triton() -> None:
     """All modules but the kernels and what calls them are imported without it, as on a machine without a
     GPU; so are the twins."""
@@ -95,6 +96,18 @@ def launch_all(dtype: torch.dtype, requests: int, beams: int) -> None:
     chosen = int64(requests, beams), int64(requests, beams), int64(rows), int64(requests), int64(requests)
     kept = int64(6), floats(rows + 1, POSITIONS, 6)
     windows.window_sums(logits, floats(rows), *chosen, *kept, 50_269, 1_000)
+
+
+@pytest.mark.parametrize("capability", [89, pytest.param(90, marks=pytest.mark.slow)])
+def test_rows_in_fp8_compile_for_cards_that_have_it(capability: int) -> None:
+    """All of a row in registers, converted by the card's own instruction."""
+    with compiling(capability) as used:
+        for width in (1_024, 4_096):
+            quantize.quantize_rows(torch.empty(64, width, dtype=torch.bfloat16))
+    for each in used:
+        assert (each.name, each.local) == ("quantize_rows_kernel", 0)
+        assert "cvt.rn.satfinite.e4m3x2" in each.ptx
+    assert len(used) == 2
 
 
 ALL = [

@@ -86,6 +86,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
         return dict(zip(steps.captured, capturer.counts, strict=True))
 
 
+@pytest.mark.slow
 def test_a_step_launches_few_kernels(counts: dict[StepKey, Counter[str]]) -> None:
     """Twelve in each layer, four for all searches, and each of the table's is one that is launched."""
     names = {name.removeprefix("florence::") for name in (kernel.name for kernel in STEP_KERNELS)}
@@ -106,6 +107,7 @@ def test_a_step_launches_few_kernels(counts: dict[StepKey, Counter[str]]) -> Non
         }
 
 
+@pytest.mark.slow
 def test_lengths_are_no_shapes(counts: dict[StepKey, Counter[str]]) -> None:
     """All steps of any requests, with one to eight beams, have few graphs."""
     plain = [key for key in counts if not key.shape.sampled]

@@ -15,9 +15,9 @@ import pytest
 import requests
 import yaml
 from manifests import DEPLOY, kubernetes
+from programs import program
 from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
-from test_proxy import program
 from v2 import INFER, picture
 from v2 import request as infer_request
 

@@ -16,7 +16,7 @@ from florence.model.config import GenerationDefaults
 from florence.runtime.florence2 import RunOptions
 from florence.runtime.pipeline import Pipeline
 from florence.server.typed.analysis import AnalyzeInput
-from florence.server.typed.endpoints import INPUT_TYPES, PictureInput, PromptInput
+from florence.server.typed.inputs import INPUT_TYPES, PictureInput, PromptInput
 from florence.server.typed.openapi import openapi_document
 from florence.server.v2.inference import generation_options
 from florence.types.info import GenerationSettings
@@ -41,12 +41,15 @@ WISHED: dict[str, Any] = {
     "seed": 2**53 - 1,
     "pictures": "original",
     "background": "#102030",
+    "frame": 3,
+    "page": 5,
     "min_score": 0.25,
     "labels": ("car", "red door"),
     "nms_iou": 0.6,
     "nms_agnostic": True,
     "min_size": 12.5,
     "max_items": 7,
+    "adapter": "receipts",
 }
 SENT = {**WISHED, "labels": "car,red door", "nms_agnostic": "true"}  # where a value is text
 

@@ -70,6 +70,7 @@ def test_a_background_is_a_colour_in_hexadecimal(library: Florence2, background:
         library.run(b"", "caption", background=background)
 
 
+@pytest.mark.slow
 def test_the_service_sees_by_default_and_v2_reads_as_the_original(
     demo_server: Server, transparent: bytes
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_wrong_row_ends_the_start_before_weights_are_read(goldens: Goldens, tm
         Florence2.load(str(tmp_path), device="cpu")
 
 
+@pytest.mark.slow
 def test_a_seed_decides_what_is_drawn(library: Florence2, picture: Path) -> None:
     """One that is drawn is told, and gives the same answer again; the same beside any others."""
     options: Any = {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -15,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 import requests
+from programs import program, self_signed
 from serving import ROOT, Server, free_port, serving_fake
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from v2 import INFER, picture
@@ -24,15 +23,6 @@ from waiting import wait_until
 pytestmark = pytest.mark.system
 CONFIGURATION = ROOT / "deploy" / "nginx" / "florence.conf"
 MOST = 1_000_000
-
-
-def program(name: str, package: str, variable: str) -> str:
-    """Where it is; the test is skipped without it, but for FLORENCE_CI."""
-    found = os.environ.get(variable) or shutil.which(name) or shutil.which(name, path="/usr/sbin")
-    if found is None:
-        reason = f"no {name} is installed (Debian: {package})"
-        pytest.fail(reason) if os.environ.get("FLORENCE_CI") else pytest.skip(reason)
-    return str(found)
 
 
 @dataclass(frozen=True)
@@ -61,18 +51,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """nginx with the repository's file; addresses, the certificate and the length of times are changed."""
     nginx = program("nginx", "nginx-light", "NGINX_PROGRAM")
     folder = tmp_path_factory.mktemp("nginx")
-    certificate, key = folder / "tls.crt", folder / "tls.key"
-    command = [
-        program("openssl", "openssl", "OPENSSL_PROGRAM"),
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-    ]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
-    files = ["-out", str(certificate), "-keyout", str(key)]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    certificate, _ = self_signed(folder)
     port, grpc_port = free_port(), free_port()
     with serving_fake(FLORENCE_GRPC_PORT=str(grpc_port)) as server:
         changes = {
@@ -122,6 +101,8 @@ def test_the_service_answers_through_it(proxy: Proxy) -> None:
     reply = proxy.ask("POST", "/caption", files={"image": picture()}, headers=headers)
     assert (reply.status_code, reply.headers["X-Request-Id"]) == (200, "mine")
     assert proxy.ask("POST", INFER, json=infer_request()).status_code == 200
+    for path in ("/", "/ui", "/docs", "/pages/main.js", "/pages/coffee.jpg"):
+        assert proxy.ask("GET", path, headers={"accept": "text/html"}).status_code == 200, path
     for path in ("/info", "/docs.json", "/readyz", "/v2", "/v2/health/ready", "/v2/models/florence2"):
         assert proxy.ask("GET", path).status_code == 200, path
 

@@ -241,6 +241,7 @@ def test_memory_is_pinned_once_and_released_when_no_slot_is_held() -> None:
     assert len(events) == 2
 
 
+@pytest.mark.slow
 def test_no_descriptor_and_no_process_is_left(make: Callable[..., ProcessReaders], tmp_path: Path) -> None:
     """After readers that read, crashed and were closed."""
     children = psutil.Process().children()
@@ -296,6 +297,7 @@ def test_a_plain_script_reads_and_ends(tmp_path: Path) -> None:
     wait_until(lambda: gone(int(pid)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_readers_end_with_a_parent_that_is_killed(tmp_path: Path, busy: bool) -> None:
     """Idle, and once the picture at hand is read."""

@@ -6,6 +6,7 @@ import pytest
 from fake_model import FakeModel
 
 from florence.server import service
+from florence.server.gpus import count_visible
 from florence.settings import Settings
 from florence.types.tasks import TASKS
 
@@ -55,7 +56,7 @@ def test_workers_and_gpus_follow_the_devices(
 )  # fmt: skip
 def test_gpus_are_counted_as_cuda_shows_them(visible: str | None, there: int, count: int) -> None:
     """CUDA_VISIBLE_DEVICES picks among those that are there, and ends at the first number that names none."""
-    assert service.count_visible(visible, there) == count
+    assert count_visible(visible, there) == count
 
 
 @pytest.mark.parametrize(

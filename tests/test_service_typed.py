@@ -232,8 +232,8 @@ def test_mistakes_are_answered_with_what_is_allowed(
     ("content", "content_type", "status", "message"),
     [
         (b"", "application/json", 400, "image is missing"),
-        (b"{", "application/json", 400, "must be a JSON object or multipart/form-data: failed to parse"),
-        (PICTURE, "image/png", 400, "must be a JSON object or multipart/form-data"),
+        (b"{", "application/json", 400, "a picture with Content-Type: image/jpeg: failed to parse"),
+        (PICTURE, "text/plain", 400, "a JSON object, multipart/form-data, or a picture"),
         (b"--x", "multipart/form-data", 400, "not valid multipart/form-data: Missing boundary"),
         (b"garbage", "multipart/form-data; boundary=x", 400, ""),
         (b"x" * 200_001, "application/json", 413, "larger than the 200000 bytes allowed"),
@@ -292,12 +292,13 @@ def test_a_client_error_leaves_no_traceback_in_the_log(
 
 
 def test_the_document_shows_each_task_with_examples(client: TestClient) -> None:
-    """/docs.json: upload and JSON for each task, examples that the service takes, one for each error."""
+    """/docs.json: an upload, JSON and the picture alone for each task, with examples that the service takes,
+    and one for each error."""
     document = client.get("/docs.json").json()
     for task in TASKS.values():
         operation = document["paths"][f"/{task.name}"]["post"]
         content = operation["requestBody"]["content"]
-        assert set(content) == {"application/json", "multipart/form-data"}
+        assert list(content) == ["multipart/form-data", "application/json", "image/*"]
         example = content["application/json"]["example"]
         reply = client.post(f"/{task.name}", json=example)
         assert reply.status_code == 200, reply.text

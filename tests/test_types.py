@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from florence.answers.answer import Answer
 from florence.errors import OptionError
-from florence.server.typed.endpoints import TextInput
+from florence.server.typed.inputs import TextInput
 from florence.types.analysis import AnalysisTask
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.info import ServiceInfo

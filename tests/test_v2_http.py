@@ -151,12 +151,6 @@ def test_health_has_the_open_protocols_body(app: Starlette, path: str, body: dic
     assert (reply.status_code, reply.json()) == (200, body)
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_probe_of_the_root_is_answered(app: Starlette, method: str) -> None:
-    """By the server's metadata: load balancers ask for `/` unless they are told otherwise."""
-    assert send(app, method, "/").status_code == 200
-
-
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/v2"), ("GET", INFER), ("DELETE", "/v2/models/stats")]
 )

@@ -36,6 +36,14 @@ OWN_PRODUCT = 0.90
 """Of the libraries' rate: a large product that is written in Triton. Triton's tutorial against cuBLAS on an
 H100, both multiplying 3,072 x 3,072: 525 and 585 TFLOP/s (triton-lang/triton, issue 3672)."""
 
+FP8_SHARE = PRODUCT_SHARE
+"""Of the published rate in fp8. Assumed: that of 16-bit products; their sums are float32's, which some cards
+pay for."""
+
+SHARED = 0.15
+"""A step and an encode at once take this part of the shorter longer than the longer of them: the audit's
+guess."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shares:
@@ -49,6 +57,7 @@ class Shares:
 CLASSES: Mapping[str, Shares] = MappingProxyType(
     {
         "product": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),
+        "fp8 product": Shares(BANDWIDTH_SHARE, FP8_SHARE),
         "memory": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # element by element, copies, reductions
         "own": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # a kernel of the project's that names no other class
         "own product": Shares(BANDWIDTH_SHARE, OWN_PRODUCT * PRODUCT_SHARE),
@@ -65,33 +74,37 @@ attention of small heads 180 to 350 TFLOP/s, and 2.0 TB/s where it has fewer que
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A card's published peaks: bytes a second, and dense 16-bit FLOP a second that are summed in float32."""
+    """A card's published peaks: bytes a second, and dense 16-bit FLOP a second that are summed in float32;
+    `fp8`: the same of products in fp8, 0 where the card has none."""
 
     name: str
     bandwidth: float
     products: float
     source: str
+    fp8: float = 0.0
 
     def seconds(self, kind: str, kernels: int, moved: float, flop: float) -> float:
         """Reckoned time of one operation of a class: the longest of launches, memory and products."""
-        shares = CLASSES[kind]
+        shares, rate = CLASSES[kind], self.fp8 if kind == "fp8 product" else self.products
         return max(
             kernels * SMALL_KERNEL_S,
             moved / (self.bandwidth * shares.bandwidth),
-            flop / (self.products * shares.products),
+            flop / (rate * shares.products) if flop else 0.0,
         )
 
-    def floor_s(self, needed: float, flop: float) -> float:
-        """The least time for so many bytes and FLOP: what a copy and the best product reach."""
-        return max(needed / (self.bandwidth * BANDWIDTH_SHARE), flop / (self.products * BEST_PRODUCT))
+    def floor_s(self, needed: float, flop: float, fp8_flop: float = 0.0) -> float:
+        """The least time for so many bytes and FLOP, and others in fp8: what a copy and the best product
+        reach."""
+        products = flop / self.products + (fp8_flop / self.fp8 if fp8_flop else 0.0)
+        return max(needed / (self.bandwidth * BANDWIDTH_SHARE), products / BEST_PRODUCT)
 
 
 CARDS: Mapping[str, Card] = MappingProxyType(
     {
-        "h100": Card("H100 SXM 80 GB", 3.35e12, 989.4e12, "NVIDIA's H100 datasheet"),
+        "h100": Card("H100 SXM 80 GB", 3.35e12, 989.4e12, "NVIDIA's H100 datasheet", 1978.9e12),
         "a100": Card("A100 SXM 80 GB", 2.039e12, 312e12, "NVIDIA's A100 datasheet"),
-        "l4": Card("L4 24 GB", 0.300e12, 121e12, "NVIDIA's L4 datasheet: 242 TFLOP/s with sparsity"),
-        "4090": Card("RTX 4090 24 GB", 1.008e12, 165.2e12, "NVIDIA's Ada architecture paper"),
+        "l4": Card("L4 24 GB", 0.300e12, 121e12, "NVIDIA's L4 datasheet: 242 TFLOP/s with sparsity", 242e12),
+        "4090": Card("RTX 4090 24 GB", 1.008e12, 165.2e12, "NVIDIA's Ada architecture paper", 330.3e12),
     }
 )
 

@@ -62,6 +62,11 @@ class Ledger:
     def flop(self) -> float:
         return sum(each.flop for each in self.operations)
 
+    @property
+    def fp8_flop(self) -> float:
+        """Those of `flop` that are done in fp8."""
+        return sum(each.flop for each in self.operations if each.kind == "fp8 product")
+
     def seconds(self, card: Card) -> float:
         """Reckoned time on a card, one kernel after the other."""
         return sum(card.seconds(each.kind, each.kernels, each.moved, each.worked) for each in self.operations)
@@ -203,6 +208,8 @@ def product_kind(name: str, args: tuple[Any, ...]) -> str:
     """The class of an operation that multiplies."""
     if name == "convolution":
         return "depthwise" if args[8] > 1 else "product"
+    if name == "_scaled_mm":
+        return "fp8 product"
     return "batched product" if name in ("bmm", "baddbmm") else "product"
 
 

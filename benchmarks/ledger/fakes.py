@@ -27,7 +27,7 @@ from florence.checkpoint.config import read_config
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
 from florence.engine.device.encodes import BucketEncodes
-from florence.engine.device.find_cuda_kernels import load_encode_kernels, load_kernels
+from florence.engine.device.find_cuda_kernels import load_encode_kernels, load_kernels, load_quantizer
 from florence.engine.device.graphs import Replay, Work
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
@@ -36,6 +36,7 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
+from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
@@ -102,13 +103,15 @@ def counted_steps(ledger: Ledger, load: Load) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is counted: a model's size, the slots of its engine, and the beams of each request."""
+    """What is counted: a model's size, the slots of its engine, and the beams of each request. `fp8`: whether
+    most of an encode multiplies in fp8."""
 
     size: str = "large"
     slots: int = 64
     beams: int = 3
     encode_batch: int = 16
     prompt_tokens: int = 12
+    fp8: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class FakeEngine:
 
     def __init__(self, shape: Shape, model: Florence2Model | None = None) -> None:
         self.shape = shape
-        model = model or fake_model(shape.size)
+        model = model or fake_model(shape.size, fp8=shape.fp8)
         self._capturer, self._memory = AbsentCapturer(), AbsentMemory()
         self.runner = Runner(
             model,
@@ -163,7 +166,8 @@ class FakeEngine:
         ids = on_device(torch.empty(pictures, longest, dtype=torch.int64))
         mask = on_device(torch.empty(pictures, tokens.shape[1] + longest, dtype=torch.bool))
         with decomposed(), Counting(cross, rules_of(own_kernels(), load)):
-            encodes._write_cross_kv(tokens, ids, mask, on_device(torch.empty(pictures, dtype=torch.int64)))
+            slots, adapters = (on_device(torch.empty(pictures, dtype=torch.int64)) for _ in range(2))
+            encodes._write_cross_kv(tokens, ids, mask, slots, adapters)
         return Encode(pictures, (tower, cross), *self._between(pictures))
 
     def tower(self, pictures: int, backend: EncodeBackend) -> tuple[Ledger, Tensor]:
@@ -247,7 +251,7 @@ def gpu_backend(model: Florence2Model) -> Backend:
     return replace(backend, **{name: off for name, off in tries.items() if hasattr(backend, name)})
 
 
-def fake_model(size: str) -> Florence2Model:
+def fake_model(size: str, *, fp8: bool = False) -> Florence2Model:
     """A model as it is after loading, its weights fake."""
     with tempfile.TemporaryDirectory() as folder:
         native_config(size).save_pretrained(folder)
@@ -260,6 +264,8 @@ def fake_model(size: str) -> Florence2Model:
     move(model)
     pack(model)
     model.lay_out_for_gpu()
+    if fp8:
+        multiply_in_fp8(model, load_quantizer())
     return model.eval()
 
 

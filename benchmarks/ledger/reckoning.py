@@ -14,6 +14,7 @@ from closed_loop import TASKS
 from random_models import SIZES, VOCAB
 from replaced import REPLACED
 
+from florence.engine.config import EngineConfig
 from ledger.costs import CARDS, EAGER_LAUNCH_S, HOST_COPY, TIMM_TOWER, Card, whole_peaks
 from ledger.counting import Ledger
 from ledger.fakes import DTYPE, Encode, FakeEngine, Shape, fakes, mean_length
@@ -42,11 +43,17 @@ class Counts:
 
 @cache
 def count(
-    size: str, beams: int, wanted: tuple[tuple[int, int], ...], encodes: tuple[int, ...], crowds: int = 0
+    size: str,
+    beams: int,
+    wanted: tuple[tuple[int, int], ...],
+    encodes: tuple[int, ...],
+    crowds: int = 0,
+    fp8: bool = False,
 ) -> Counts:
-    """Count steps of the `wanted` (requests, length), encodes, and the graphs of so many random crowds."""
+    """Count steps of the `wanted` (requests, length), encodes, and the graphs of so many random crowds.
+    `fp8`: whether most of an encode multiplies in fp8."""
     requests = [number for number, _ in wanted]
-    shape = Shape(size, slots=max(64, *requests), beams=beams)
+    shape = Shape(size, slots=max(64, *requests), beams=beams, fp8=fp8)
     steps: dict[tuple[int, int], Ledger] = {}
     with fakes():
         engine = FakeEngine(shape)
@@ -78,10 +85,11 @@ def needed_bytes(shape: Shape, requests: int, length: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Reckoner:
-    """Reckoned times of counted work on a card."""
+    """Reckoned times of counted work on a card. `encode_stream`: whether encodes run beside steps."""
 
     card: Card
     counts: Counts
+    encode_stream: bool = False
 
     def step_s(self, requests: int, length: int) -> float:
         """Of a step whose longest sequence has so many positions."""
@@ -110,6 +118,7 @@ class Reckoner:
 
     def rows(self, concurrency: int, *, new_pictures: bool) -> dict[str, dict[str, float]]:
         """Rate and latencies of the nine tasks."""
+        config = EngineConfig.for_device("cuda", encode_stream=self.encode_stream)
         return {
             task: asdict(
                 closed_loop(
@@ -117,6 +126,7 @@ class Reckoner:
                     tokens,
                     lambda requests: self.encode_s(requests, new_pictures=new_pictures),
                     lambda length: self.step_s(concurrency, length),
+                    config,
                 )
             )
             for task, tokens in TASKS.items()
@@ -129,14 +139,24 @@ def doubled(last: int) -> Sequence[int]:
 
 
 def reckon(
-    card_name: str, size: str, *, requests: int, beams: int, length: int, crowds: int = 100
+    card_name: str,
+    size: str,
+    *,
+    requests: int,
+    beams: int,
+    length: int,
+    crowds: int = 100,
+    fp8: bool = False,
+    encode_stream: bool = False,
 ) -> dict[str, Any]:
-    """Every figure, as JSON can hold it."""
+    """Every figure, as JSON can hold it. `fp8`, `encode_stream`: with these settings, which are off by
+    default."""
     card = CARDS[card_name]
     grid = [(number, each) for number in CONCURRENCIES for each in LENGTHS]
     wanted = tuple(sorted({*grid, (requests, length)}))
-    counts = count(size, beams, wanted, ENCODES, crowds)
-    reckoner = Reckoner(card, counts)
+    counts = count(size, beams, wanted, ENCODES, crowds, fp8)
+    reckoner = Reckoner(card, counts, encode_stream)
+    settings = {"FLORENCE_DTYPE=fp8": fp8, "FLORENCE_ENCODE_STREAM=true": encode_stream}
     rows = {
         str(concurrency): {
             "different pictures": reckoner.rows(concurrency, new_pictures=True),
@@ -148,12 +168,13 @@ def reckon(
         "reckoned, not measured": True,
         "card": card.name,
         "size": size,
+        "settings": [name for name, on in settings.items() if on],
         "step": _step(reckoner, requests, length),
         "encode": _encode(reckoner),
         "graphs": counts.graphs,
         "rows": rows,
         "replaced": {str(number): dict(rates) for number, rates in REPLACED.items()},
-        "check": tower_check(counts) if size == "large" else None,
+        "check": tower_check(counts) if size == "large" and not fp8 else None,
     }
 
 
@@ -179,7 +200,8 @@ def _step(reckoner: Reckoner, requests: int, length: int) -> dict[str, Any]:
 def _encode(reckoner: Reckoner) -> dict[str, Any]:
     encode = reckoner.counts.encodes[ENCODES[-1]]
     names = ("tower", "encoder and cross")
-    flop = sum(graph.flop for graph in encode.graphs)
+    fp8_flop = sum(graph.fp8_flop for graph in encode.graphs)
+    flop = sum(graph.flop for graph in encode.graphs) - fp8_flop
     device = sum(graph.seconds(reckoner.card) for graph in encode.graphs)
     return {
         "pictures": encode.pictures,
@@ -196,7 +218,7 @@ def _encode(reckoner: Reckoner) -> dict[str, Any]:
         "launches between graphs": encode.between,
         "ms a picture": device / encode.pictures * 1e3,
         "host, ms a picture": reckoner.host_s(encode) / encode.pictures * 1e3,
-        "floor, ms a picture": reckoner.card.floor_s(0.0, flop) / encode.pictures * 1e3,
+        "floor, ms a picture": reckoner.card.floor_s(0.0, flop, fp8_flop) / encode.pictures * 1e3,
     }
 
 

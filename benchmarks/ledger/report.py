@@ -133,7 +133,8 @@ def whole(figures: dict[str, Any]) -> str:
     """Everything, for a reader at a terminal."""
     most = list(figures["step"]["kernels by operation"].items())[:12]
     parts = [
-        f"Reckoned, not measured: {figures['card']}, Florence-2-{figures['size']}, bfloat16.",
+        f"Reckoned, not measured: {figures['card']}, Florence-2-{figures['size']}, "
+        f"{' and '.join(figures['settings']) or 'bfloat16'}.",
         figures_table(figures),
         parts_table(figures),
         "Kernels of a step by operation: " + ", ".join(f"{name} {number}" for name, number in most),

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from florence.engine.config import EngineConfig
 from florence.engine.scheduler import Scheduler
+from ledger.costs import SHARED
 
 EncodeTime = Callable[[int], float]
 """Seconds of an encode of so many requests."""
@@ -45,37 +46,76 @@ class Row:
     p99: float
 
 
+class _Loop:
+    """The engine's loop on a clock of its own. `done`: when each request was answered, and after how long."""
+
+    def __init__(self, config: EngineConfig, encode_s: EncodeTime, step_s: StepTime) -> None:
+        self.now, self.done = 0.0, list[tuple[float, float]]()
+        self.scheduler: Scheduler[_Request] = Scheduler(config)
+        self._encode_s, self._step_s = encode_s, step_s
+        self._decoding: list[_Request] = []
+        self._encoding: list[_Request] = []  # beside steps
+        self._began_s = self._left_s = 0.0  # when, and what is left of it if nothing else runs
+
+    def encode(self) -> None:
+        """Before a step, for as long as the budget allows."""
+        started, parts = self.now, 0
+        while self.scheduler.has_time(self.now - started, len(self._decoding), parts):
+            if not (taken := self._take()):
+                break
+            seconds = self._encode_s(len(taken))
+            self.now += seconds
+            self.scheduler.part_ended(seconds)  # an encode is one part here
+            self.scheduler.encoded(len(taken), seconds)
+            parts = 1
+            self._decoding += taken
+
+    def encode_beside(self) -> None:
+        """On a second stream: requests join when their encode is over, and others are taken."""
+        if not self._decoding:
+            self.now, self._left_s = self.now + self._left_s, 0.0
+        if self._left_s:
+            return
+        if self._encoding:
+            self.scheduler.encoded(len(self._encoding), self.now - self._began_s)
+        self._decoding += self._encoding
+        self._encoding, self._began_s = self._take(), self.now
+        self._left_s = self._encode_s(len(self._encoding)) if self._encoding else 0.0
+
+    def step(self, tokens: int) -> None:
+        """For all that are decoded, until they have so many tokens; others are asked in their place."""
+        if not self._decoding:
+            return
+        seconds = self._step_s(max(request.steps for request in self._decoding) + 2)
+        both = min(self._left_s, seconds)
+        self._left_s -= both
+        self.now += seconds + SHARED * both
+        self.scheduler.stepped()
+        for request in self._decoding:
+            request.steps += 1
+        ended = [request for request in self._decoding if request.steps == tokens + EXTRA_STEPS]
+        self._decoding = [request for request in self._decoding if request.steps < tokens + EXTRA_STEPS]
+        for request in ended:
+            self.done.append((self.now, self.now - request.asked_s))
+            self.scheduler.add(_Request(self.now))
+
+    def _take(self) -> list[_Request]:
+        return self.scheduler.take(len(self._decoding), lambda waiting: len(list(waiting)))
+
+
 def closed_loop(
     concurrency: int, tokens: int, encode_s: EncodeTime, step_s: StepTime, config: EngineConfig | None = None
 ) -> Row:
     """One task of so many tokens, `concurrency` requests at once."""
-    scheduler: Scheduler[_Request] = Scheduler(config or EngineConfig.for_device("cuda"))
-    now, decoding = 0.0, list[_Request]()
-    answers: list[tuple[float, float]] = []  # when, and after how long
+    config = config or EngineConfig.for_device("cuda")
+    loop = _Loop(config, encode_s, step_s)
+    encode = loop.encode_beside if config.encode_stream else loop.encode
     for _ in range(concurrency):
-        scheduler.add(_Request(now))
-    while len(answers) < (ROUNDS + 1) * concurrency:
-        started, parts = now, 0
-        while scheduler.has_time(now - started, len(decoding), parts):
-            taken = scheduler.take(len(decoding), lambda waiting: len(list(waiting)))
-            if not taken:
-                break
-            seconds = encode_s(len(taken))
-            now += seconds
-            scheduler.part_ended(seconds)  # an encode is one part here
-            scheduler.encoded(len(taken), seconds)
-            parts = 1
-            decoding += taken
-        now += step_s(max(request.steps for request in decoding) + 2)
-        scheduler.stepped()
-        for request in decoding:
-            request.steps += 1
-        done = [request for request in decoding if request.steps == tokens + EXTRA_STEPS]
-        decoding = [request for request in decoding if request.steps < tokens + EXTRA_STEPS]
-        for request in done:
-            answers.append((now, now - request.asked_s))
-            scheduler.add(_Request(now))
-    warm = answers[concurrency - 1 :]  # a first answer's latency is that of a cold start
+        loop.scheduler.add(_Request(0.0))
+    while len(loop.done) < (ROUNDS + 1) * concurrency:
+        encode()
+        loop.step(tokens)
+    warm = loop.done[concurrency - 1 :]  # a first answer's latency is that of a cold start
     latencies = sorted(seconds for _, seconds in warm[1:])
     rate = (len(warm) - 1) / (warm[-1][0] - warm[0][0])
     return Row(rate, latencies[len(latencies) // 2], latencies[int(0.99 * (len(latencies) - 1))])

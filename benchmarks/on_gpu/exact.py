@@ -8,13 +8,13 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from closed_loop import options
 from closed_loop import requests as random_requests
 from exactness import Theirs, generate_alone, requests
-from random_models import VOCAB, convert, decide, make_native
+from logits import apart, states_of
+from random_models import convert, decide, make_native
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from florence.engine.loop import Engine
@@ -158,28 +158,12 @@ def agreement(ours: Sequence[Generation], theirs: Sequence[Theirs]) -> dict[str,
 
 @torch.inference_mode()
 def drift(bench: Bench, add: Add) -> None:
-    """Logits of the same forced tokens in lower precision against float32, of one set of saved weights."""
-    pixels = torch.from_numpy(np.stack([each.pixels for each in random_requests(bench.size, 1, 2)]))
-    ids = torch.randint(100, VOCAB - 1100, (2, 24), generator=torch.Generator().manual_seed(0))
-    prompt = torch.tensor([[0, 100, 101, 2]] * 2, device=bench.device)
-
-    def logits(dtype: torch.dtype) -> torch.Tensor:
-        model = bench.model if dtype is bench.dtype else bench.load(dtype)
-        encoded = model.encode(model.encode_images(pixels.to(bench.device)), prompt)
-        cross = model.language.decoder.cross_kv(encoded)
-        states, _ = model.language.decode(ids.to(bench.device), None, cross)
-        return model.language.logits(states)
-
-    exact = logits(torch.float32)
-    add("spread of float32 logits", float(exact.std()))
+    """Picture tokens, encoder states and logits in lower precision against float32, of one set of saved
+    weights: `logits.py`."""
+    exact = states_of(bench.load(torch.float32), bench.size)
     forget()
     for dtype in (torch.bfloat16, torch.float16):
-        lower = logits(dtype)
-        add(
-            str(dtype),
-            {
-                "mean difference": float((lower - exact).abs().mean()),
-                "same first choice": float((lower.argmax(-1) == exact.argmax(-1)).float().mean()),
-            },
-        )
+        model = bench.model if dtype is bench.dtype else bench.load(dtype)
+        add(str(dtype), apart(states_of(model, bench.size), exact))
         forget()
+    add("fp8", apart(states_of(bench.load_fp8(), bench.size), exact))

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from florence.cli.sources import list_pictures
+from florence.cli.telling import list_pictures
 from florence.errors import SettingsError
+from florence.types.precision import PRECISIONS
 
 VERIFY: Final = (
     "check a checkpoint against transformers and timm, on this machine",
@@ -77,7 +78,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16", "int8"),
+        choices=PRECISIONS,
         help="what is compared with float32 (default: as FLORENCE_DTYPE says; float32: nothing is)",
     )
     parser.add_argument(

@@ -116,6 +116,11 @@ class EngineConfig:
         "On a GPU, let `torch.compile` fuse the operations of the vision tower, in place of the project's "
         "kernels; it compiles for minutes at each start.",
     )
+    encode_stream: bool = _declare(
+        False,
+        "On a GPU, encode on a stream of its own: no decode step then waits for an encode. Off until a GPU "
+        "has measured it.",
+    )
     picture_cache_bytes: int = _declare(
         DEFAULT_PICTURE_CACHE_BYTES,
         "Memory of a worker for what the tower saw in the latest pictures. Default: 128 MiB on a CPU; on a "

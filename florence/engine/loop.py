@@ -147,6 +147,8 @@ class Engine:
                 self._encode()
                 if self._decoding:
                     self._step()
+                elif self._encoding is None and not self._retries:
+                    self._runner.rest()
         except Exception as error:
             log.critical("the engine is broken", exc_info=error)
             self._error = error
@@ -202,7 +204,8 @@ class Engine:
 
     def _encode(self) -> None:
         """Encode waiting requests, within the budget that those in the decode batch leave: at least one part,
-        and others while they are expected to end within it."""
+        and others while they are expected to end within it. Where the device encodes beside steps, send one
+        part."""
         started, parts = self._clock(), 0
         while self._scheduler.has_time(self._clock() - started, len(self._decoding), parts):
             if self._encoding is None:
@@ -212,6 +215,8 @@ class Engine:
             self._report_load()
             self._encode_part(self._encoding)
             self._drop_unwanted()
+            if self._decoding and self._encoding is not None and self._encoding.wait is not None:
+                return
             parts = 1 + self._runner.chunks_ahead  # the next one, and what the device has not finished
 
     def _take(self) -> list[SequenceState]:
@@ -222,7 +227,7 @@ class Engine:
         with self._changed:
             return self._scheduler.take(
                 len(self._decoding),
-                lambda waiting: self._runner.slots.fits(each.request.options.num_beams for each in waiting),
+                lambda waiting: self._runner.fits(each.request for each in waiting),
             )
 
     def _begin(self, sequences: list[SequenceState]) -> EncodeBatch:
@@ -237,12 +242,13 @@ class Engine:
         """One part of an encode."""
         started = batch.seconds
         try:
-            pictures = batch.advance(self._clock)
+            pictures = batch.advance(self._clock, wait=not self._decoding)
         except Exception as error:  # noqa: BLE001  (logged, and the outcome of its requests)
             self._encoding = None
             self._encode_failed(batch.sequences, error)
             return
-        self._scheduler.part_ended(batch.seconds - started)
+        if batch.wait is None:
+            self._scheduler.part_ended(batch.seconds - started)
         if pictures is not None:
             self._encoding = None
             self._join(batch, pictures)

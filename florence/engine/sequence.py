@@ -17,6 +17,10 @@ OnDone = Callable[[Generation | FlorenceError], object]
 """Called once with a request's outcome, on the engine's thread; it must be quick and must not raise."""
 
 
+Wait = Callable[[], object]
+"""Waits until the device has done some work."""
+
+
 class Phase(StrEnum):
     """Where a request is. `DONE`: it has its outcome."""
 
@@ -38,15 +42,17 @@ def _go_on() -> None:
 class SequenceState:
     """A request in the engine. The engine's thread alone changes it, but for `cancel`.
 
-    Of the runner: `slot`; `picture_tokens` and `encoder_length`, of the picture and of picture and prompt
-    together; `steps` taken; `finite`: all that it wrote to the caches is known to be finite; `ended`: its
-    search is known to have ended, and its answer is on the way from the device; `dropped`: its slot may be
-    another's. Of the engine: `on_taken`, called when it leaves the queue; `phase`; `cancelled`; times by the
-    engine's clock; `cancellations`: where `cancel` leaves word for it.
+    Of the runner: `slot`; `adapter`, its adapter's slot, 0 for none; `picture_tokens` and `encoder_length`,
+    of the picture and of picture and prompt together; `steps` taken; `finite`: all that it wrote to the
+    caches is known to be finite; `ended`: its search is known to have ended, and its answer is on the way
+    from the device; `dropped`: its slot may be another's. Of the engine: `on_taken`, called when it leaves
+    the queue; `phase`; `cancelled`; times by the engine's clock; `cancellations`: where `cancel` leaves word
+    for it.
     """
 
     request: Request
     slot: Slot = UNPLACED
+    adapter: int = 0
     picture_tokens: int = 0
     encoder_length: int = 0
     steps: int = 0
@@ -100,22 +106,29 @@ class SequenceState:
 
 @dataclass(slots=True)
 class EncodeBatch:
-    """Requests that are being encoded together, part by part. `seconds`: spent on it so far."""
+    """Requests that are being encoded together, part by part. `seconds`: spent on it so far. `wait`: for the
+    latest part, where the device does it beside steps."""
 
     sequences: list[SequenceState]
-    parts: Generator[None, None, int]
+    parts: Generator[Wait | None, None, int]
     seconds: float = 0.0
+    wait: Wait | None = None
+    _left_s: float = 0.0  # when the latest part ended
 
-    def advance(self, clock: Callable[[], float]) -> int | None:
-        """Do one part; the number of pictures that were encoded, if it was the last."""
-        started = clock()
+    def advance(self, clock: Callable[[], float], *, wait: bool) -> int | None:
+        """Do one part; the number of pictures that were encoded, if it was the last. `wait`: for the one
+        before, which may have been going on beside steps."""
+        started = clock() if self.wait is None else self._left_s
         try:
-            next(self.parts)
+            if wait and self.wait is not None:
+                self.wait()
+            self.wait = next(self.parts)
         except StopIteration as end:
             pictures: int = end.value
             return pictures
         finally:
-            self.seconds += clock() - started
+            self._left_s = clock()
+            self.seconds += self._left_s - started
         return None
 
     @property

@@ -1,8 +1,8 @@
 """Bytes, paths and PIL images to RGB pictures.
 
 The format is told by the bytes. Limits on bytes, pixels and frames are checked against the header before a
-pixel is decoded. Of animations and documents the first frame is taken. How other modes become RGB is said by
-a `seen.View`.
+pixel is decoded. Which frame of an animation or page of a document is taken, and how other modes become RGB,
+is said by a `seen.View`. Pages of PDFs are rendered `apart`.
 
 Pillow is left as it is found: no setting of it is changed, and none of its warnings comes out, in any thread.
 
@@ -12,15 +12,18 @@ Knows nothing about tensors, tasks or HTTP. Does not cover: URLs, formats beside
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from florence.errors import ImageError, ImageTooLarge
+from florence.images.apart import render_page_apart
 from florence.images.header import HEIF_FORMATS, Header
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.pdf import is_pdf
 from florence.images.seen import ORIGINAL, View, flatten, raw_mode, to_srgb
 from florence.images.tiff import exif_orientation
 
@@ -42,34 +45,49 @@ MOST_PASSES = 10
 
 
 def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, view: View = ORIGINAL) -> Image.Image:
-    """The first frame of an encoded picture: RGB, turned as its EXIF orientation says.
+    """An encoded picture, or the frame or page of one that the view names: RGB, turned as its EXIF
+    orientation says.
 
     Raises ImageTooLarge above a limit, ImageError for bytes that are empty, cut short or no picture in a
     known format.
     """
-    header = inspect(data, limits)
+    data, view = as_picture(data, limits, view)
+    header = inspect(data, limits, view)
     image, _ = decode(header, view)
     return image if view.original else to_srgb(image, header.profile)
 
 
-def inspect(data: bytes, limits: ImageLimits) -> Header:
+def as_picture(data: bytes, limits: ImageLimits, view: View) -> tuple[bytes, View]:
+    """The bytes as they are; of a PDF: the page that the view names, rendered `apart`, and a view of that.
+
+    Raises ImageError for a PDF that can't be read, or is not to be (`limits.pdf_dpi`)."""
+    check_bytes(len(data), limits)
+    if not is_pdf(data):
+        return data, view
+    if view.frame is not None:
+        raise ImageError("a PDF has pages, not frames: leave frame out")
+    return render_page_apart(data, view.page or 1, limits), replace(view, page=None)
+
+
+def inspect(data: bytes, limits: ImageLimits, view: View = ORIGINAL) -> Header:
     """The header of an encoded picture that is within the limits; none of its pixels is decoded.
 
     Raises as `open_image`.
     """
     check_bytes(len(data), limits)
-    header = read_header(data, limits.max_frames)
+    header = read_header(data, limits.max_frames, view.page or view.frame or 1)
     _check_pixels(header.width, header.height, limits)
     if header.frames > limits.max_frames:
         raise ImageTooLarge(
             f"the picture has more than the {limits.max_frames} frames that are allowed "
             "(FLORENCE_MAX_IMAGE_FRAMES)"
         )
+    _check_place(header, view)
     pixels = header.width * header.height
     if header.passes * pixels > MOST_PASSES * limits.max_pixels:
         raise ImageTooLarge(
-            f"the picture has {header.passes} scans of {pixels} pixels; up to "
-            f"{MOST_PASSES * limits.max_pixels} pixels are decoded in all scans together"
+            f"the picture has {header.passes} {'frames' if header.frame > 1 else 'scans'} of {pixels} pixels "
+            f"to decode; up to {MOST_PASSES * limits.max_pixels} pixels are decoded in all of them together"
         )
     return header
 
@@ -77,8 +95,8 @@ def inspect(data: bytes, limits: ImageLimits) -> Header:
 def decode(
     header: Header, view: View, at_least: tuple[int, int] | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The first frame of a picture, turned as its EXIF orientation says; and the (turned) original's width
-    and height. RGB in the original's view, else in one of the modes that `seen.to_srgb` takes.
+    """The picture that the header is of, turned as its EXIF orientation says; and the (turned) original's
+    width and height. RGB in the original's view, else in one of the modes that `seen.to_srgb` takes.
 
     With `at_least`, a width and a height, a JPEG is decoded at a half, a quarter or an eighth of its size
     where both of its sides stay at least so long.
@@ -102,6 +120,8 @@ def load_image(
     if not isinstance(image, Image.Image):
         return open_image(encoded(image, limits), limits, view)
     _check_pixels(*image.size, limits)
+    if view.frame or view.page:
+        raise ImageError("a PIL picture is one frame already, chosen by its `seek`: leave frame and page out")
     if view.original:
         return _flat(image, view, "")
     profile = image.info.get("icc_profile")
@@ -139,6 +159,19 @@ def check_bytes(count: int, limits: ImageLimits) -> None:
     if count > limits.max_bytes:
         raise ImageTooLarge(
             f"the picture has {count} bytes; up to {limits.max_bytes} are allowed (FLORENCE_MAX_IMAGE_BYTES)"
+        )
+
+
+def _check_place(header: Header, view: View) -> None:
+    """Raise ImageError where there is no such frame or page."""
+    kind, other = ("page", "frame") if header.format == "TIFF" else ("frame", "page")
+    number = getattr(view, kind) or 1
+    if (getattr(view, other) or 1) > 1:
+        raise ImageError(f"the {header.format} picture has {kind}s, not {other}s: leave {other} out")
+    if number > header.frames and header.format not in HEIF_FORMATS:  # their decoder tells
+        raise ImageError(
+            f"the {header.format} picture has {header.frames} {kind}{'s' * (header.frames != 1)}; "
+            f"{kind} must be from 1 to {header.frames}, got {number}"
         )
 
 
@@ -181,6 +214,17 @@ def _open(header: Header) -> Image.Image:
     return made
 
 
+def _seek(image: Image.Image, header: Header) -> None:
+    try:
+        image.seek(header.frame - 1)
+    except EOFError:
+        count = getattr(image, "n_frames", 1)
+        raise ImageError(
+            f"the {header.format} picture has {count} frame{'s' * (count != 1)} that can be read; frame must "
+            f"be from 1 to {count}, got {header.frame}"
+        ) from None
+
+
 def _decode(
     header: Header, view: View, at_least: tuple[int, int] | None
 ) -> tuple[Image.Image, tuple[int, int], int]:
@@ -188,6 +232,8 @@ def _decode(
     depth, orientation = "", header.orientation
     try:
         image = _open(header)
+        if header.frame > 1:
+            _seek(image, header)
         found = image.size
         fits = found == (header.width, header.height)
         if header.format in HEIF_FORMATS:  # which may be turned and cropped

@@ -16,6 +16,8 @@ WEBP_BYTES: Final = 17
 """The same for libwebp, which composes animations, also of one frame."""
 HEIF_BYTES: Final = 24
 """The same for HEIF and AVIF: planes of up to 16 bits, and the copies of `SEEN_BYTES`."""
+COMPOSED_BYTES: Final = 12
+"""What later frames of an animation take beside that: the frame before, the new one, and a copy."""
 HEIF_FORMATS: Final = ("AVIF", "HEIF")
 
 
@@ -23,7 +25,8 @@ HEIF_FORMATS: Final = ("AVIF", "HEIF")
 class Header:
     """`width` and `height` are the stored ones, before the EXIF turn; `orientation` is EXIF's 1 to 8.
 
-    `data`: bytes of the same format, in which the decoder finds the first frame; `headers` says what else.
+    `data`: bytes of the same format, in which the decoder finds the frame; `headers` says what else.
+    `frame`: its number among those in `data`, from 1.
     `rgb`: whether the decoder gives RGB. `extra_bytes`: memory that this file's decoding takes beside what
     its pixels do. `passes`: how often the decoder goes over all pixels. `profile`: the colour profile (ICC),
     empty where there is none.
@@ -39,6 +42,7 @@ class Header:
     extra_bytes: int = 0
     passes: int = 1
     profile: bytes = b""
+    frame: int = 1
 
     def decode_bytes(self, *, original: bool) -> int:
         """The memory to expect, in bytes: the file, as it came and as `data`, and the pixels. `original`: see
@@ -50,4 +54,6 @@ class Header:
             each = HEIF_BYTES
         else:
             each = RGB_BYTES if plain else OTHER_BYTES if original else SEEN_BYTES
+        if self.frame > 1:
+            each += COMPOSED_BYTES
         return 2 * len(self.data) + self.width * self.height * each + self.extra_bytes

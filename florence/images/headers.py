@@ -1,7 +1,7 @@
 """What a picture's own bytes say about it: format, size, frames, orientation, and the part that is decoded.
 
 Everything is read without decoding a pixel, so limits can be checked first. Of PNG, JPEG and GIF
-`Header.data` holds only what the decoder needs: no EXIF, text, colour profiles, thumbnails or further frames;
+`Header.data` holds only what the decoder needs: no EXIF, text, colour profiles, thumbnails or later frames;
 of TIFF its directory names nothing else. So the decoder never parses them: broken metadata can't fail a
 picture (Pillow refuses a PNG for one wrong bit in a text chunk), compressed text can't fill the memory,
 Pillow has nothing to warn about, in whatever thread it runs, and no second size can hide behind the one that
@@ -34,15 +34,17 @@ _MAX_PROFILE = 2**20  # bytes of a colour profile; printers' have the most, some
 MAX_JPEG_SCANS = 100
 
 
-def read_header(data: bytes, max_frames: int) -> Header:
+def read_header(data: bytes, max_frames: int, number: int = 1) -> Header:
     """The header of a file in one of `FORMATS`, told by its bytes.
 
-    `frames` is counted up to `max_frames` + 1. Raises ImageError for other formats and for broken headers.
+    `number`: of the frame or page that is to be decoded; which there may not be: of TIFF alone that is an
+    error here. `frames` is counted up to `max_frames` + 1. Raises ImageError for other formats and for broken
+    headers.
     """
     for name, first_bytes, read in _FORMATS:
         if first_bytes.match(data):
             try:
-                return read(data, max_frames)
+                return read(data, max_frames, number)
             except (struct.error, IndexError) as error:
                 raise ImageError(f"the picture is cut short: its {name} header is not complete") from error
     raise ImageError(
@@ -56,18 +58,22 @@ def is_picture(first_bytes: bytes) -> bool:
     return any(pattern.match(first_bytes) for _, pattern, _ in _FORMATS)
 
 
-def _png(data: bytes, max_frames: int) -> Header:
+def _png(data: bytes, max_frames: int, number: int) -> Header:
     kept = [data[:8]]
     width, height = struct.unpack_from(">II", data, 16)
-    frames, orientation, profile = 1, 1, b""
-    for number, (kind, start, end) in enumerate(_chunks(data, 8, ">I4s", trailer=4)):
-        if (number == 0) != (kind == b"IHDR"):
+    frames, orientation, profile = 0, 1, b""
+    still: bool | None = None  # whether the picture in IDAT is a frame before those of the animation
+    animation = (b"acTL", b"fcTL", b"fdAT") if number > 1 else ()
+    for index, (kind, start, end) in enumerate(_chunks(data, 8, ">I4s", trailer=4)):
+        if (index == 0) != (kind == b"IHDR"):
             raise ImageError("the PNG file must begin with its one IHDR chunk")
-        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+        if still is None and kind in (b"fcTL", b"IDAT"):
+            still = kind == b"IDAT"
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", *animation):
             kept.append(data[start:end])
         elif kind == b"tRNS" and _is_whole(data[start + 4 : end]):
             kept.append(data[start:end])  # Pillow would refuse the picture for a damaged one
-        elif kind == b"acTL":
+        if kind == b"acTL":
             frames = min(struct.unpack_from(">I", data, start + 8)[0], max_frames + 1)
         elif kind == b"eXIf":
             orientation = exif_orientation(data[start + 8 : end - 4])
@@ -75,8 +81,12 @@ def _png(data: bytes, max_frames: int) -> Header:
             profile = _unpacked_profile(data[start + 8 : end - 4])
         if kind == b"IEND":
             break
-    rgb = data[24:26] == b"\x08\x02"  # eight bits, truecolour
-    return Header("PNG", width, height, max(frames, 1), orientation, b"".join(kept), rgb, profile=profile)
+    rgb = number == 1 and data[24:26] == b"\x08\x02"  # eight bits, truecolour
+    frames = frames + bool(still) if frames else 1
+    return Header(
+        "PNG", width, height, frames, orientation, b"".join(kept), rgb, passes=number, profile=profile,
+        frame=number,
+    )  # fmt: skip
 
 
 def _is_whole(chunk: bytes) -> bool:
@@ -108,7 +118,7 @@ def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Ite
     raise ImageError(f"the picture is made of more than {MAX_BLOCKS} blocks")
 
 
-def _jpeg(data: bytes, max_frames: int) -> Header:
+def _jpeg(data: bytes, max_frames: int, number: int) -> Header:
     kept, orientation = [data[:2]], 0
     profile: dict[int, bytes] = {}  # by the number of the part
     size: tuple[int, int] | None = None
@@ -174,24 +184,24 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise ImageError("the picture is cut short: its JPEG data end before the first pixel")
 
 
-def _gif(data: bytes, max_frames: int) -> Header:
+def _gif(data: bytes, max_frames: int, number: int) -> Header:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     screen = 13 + _palette_bytes(flags)
     kept, frames = [data[:screen]], 0
     for kind, start, end in _gif_blocks(data, screen):
         if kind == 0x2C:
             frames += 1
-            if frames == 1:
+            if frames <= number:
                 left, top, frame_width, frame_height = struct.unpack_from("<4H", data, start + 1)
                 width, height = max(width, left + frame_width), max(height, top + frame_height)
                 kept.append(data[start:end])
             if frames > max_frames:
                 break
-        elif kind == 0xF9 and not frames:
+        elif kind == 0xF9 and frames < number:
             kept.append(data[start:end])
     if not frames:
         raise ImageError("the GIF file holds no picture")
-    return Header("GIF", width, height, frames, 1, b"".join([*kept, b";"]))
+    return Header("GIF", width, height, frames, 1, b"".join([*kept, b";"]), passes=number, frame=number)
 
 
 def _gif_blocks(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
@@ -221,7 +231,7 @@ def _palette_bytes(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _webp(data: bytes, max_frames: int) -> Header:
+def _webp(data: bytes, max_frames: int, number: int) -> Header:
     kind = data[12:16]
     if kind == b"VP8X":
         width = 1 + int.from_bytes(data[24:27], "little")
@@ -241,10 +251,12 @@ def _webp(data: bytes, max_frames: int) -> Header:
             orientation = exif_orientation(data[start + 8 : end].removeprefix(b"Exif\0\0"))
         elif kind == b"ICCP":
             profile = _checked_profile(data[start + 8 : end])
-    return Header("WEBP", width, height, max(frames, 1), orientation, data, profile=profile)
+    return Header(
+        "WEBP", width, height, max(frames, 1), orientation, data, passes=number, profile=profile, frame=number
+    )
 
 
-def _bmp(data: bytes, max_frames: int) -> Header:
+def _bmp(data: bytes, max_frames: int, number: int) -> Header:
     if struct.unpack_from("<I", data, 14)[0] == 12:
         width, height = struct.unpack_from("<HH", data, 18)
     else:
@@ -252,7 +264,7 @@ def _bmp(data: bytes, max_frames: int) -> Header:
     return Header("BMP", abs(width), abs(height), 1, 1, data)
 
 
-_FORMATS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes, int], Header]], ...] = (
+_FORMATS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes, int, int], Header]], ...] = (
     ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
     ("JPEG", re.compile(rb"\xff\xd8\xff"), _jpeg),
     ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),

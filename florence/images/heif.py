@@ -19,9 +19,10 @@ _MAX_BOXES: Final = 10_000
 _MAX_PROFILE: Final = 2**20
 
 
-def read_heif(data: bytes, max_frames: int) -> Header:
-    """The header of a HEIF or AVIF file. Raises ImageError for a file without a size, struct.error for one
-    that is cut short."""
+def read_heif(data: bytes, max_frames: int, number: int) -> Header:
+    """The header of a HEIF or AVIF file. The decoder tells how many frames there are.
+
+    Raises ImageError for a file without a size, struct.error for one that is cut short."""
     width = height = 0
     profile = b""
     for kind, body in _boxes(memoryview(data)):
@@ -33,7 +34,7 @@ def read_heif(data: bytes, max_frames: int) -> Header:
     if not width or not height:
         raise ImageError("the picture's file (HEIF or AVIF) does not say its size")
     name = "AVIF" if _brands(data) & AVIF_BRANDS else "HEIF"
-    return Header(name, width, height, 1, 1, data, profile=profile)
+    return Header(name, width, height, 1, 1, data, passes=number, profile=profile, frame=number)
 
 
 def _brands(data: bytes) -> set[bytes]:

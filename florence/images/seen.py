@@ -26,13 +26,17 @@ _DEPTH: Final = re.compile(r"(?:I|F);(\d+)(.*)")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How pictures become RGB: as they are seen, or by the original's `convert("RGB")`.
+    """Which picture of a file is taken, and how it becomes RGB: as it is seen, or by the original's
+    `convert("RGB")`.
 
-    `background`: R, G and B of what is seen through transparency.
+    `background`: R, G and B of what is seen through transparency. `frame`, of an animation, and `page`, of a
+    document: counted from 1; None: the first.
     """
 
     original: bool = False
     background: tuple[int, int, int] = _WHITE
+    frame: int | None = None
+    page: int | None = None
 
 
 SEEN: Final = View()

@@ -1,9 +1,10 @@
 """TIFF's directories: the size, pages and orientation of a picture, and the orientation in an EXIF block.
 
 A TIFF file is a chain of directories of tags, one directory a page; EXIF has the same layout. `read_tiff`
-gives a file with one directory that holds only the tags that describe pixels: Pillow warns of broken ones
-among the others, in whatever thread it reads. How the pixels are stored is checked before libtiff sees it:
-the compression, and the number and size of the strips or tiles. Knows nothing about decoding.
+gives a file with one directory, of the page that is asked for, which holds only the tags that describe
+pixels: Pillow warns of broken ones among the others, in whatever thread it reads. How the pixels are stored
+is checked before libtiff sees it: the compression, and the number and size of the strips or tiles. Knows
+nothing about decoding.
 """
 
 from __future__ import annotations
@@ -126,15 +127,31 @@ class _File:
             )
         return self.pack("HH" + self.offset, entry.tag, entry.type, entry.number) + entry.field
 
+    def page_at(self, position: int, number: int) -> int:
+        """The position of the directory of a page, counted from 1; `position`: of the first page's."""
+        seen: set[int] = set()
+        while position and position not in seen and len(seen) < number - 1:
+            seen.add(position)
+            position = self.read(self.offset, self._next(position))
+        if not position or position in seen:
+            raise ImageError(
+                f"the TIFF picture has {len(seen)} page{'s' * (len(seen) != 1)}; page must be from 1 to "
+                f"{len(seen)}, got {number}"
+            )
+        return position
+
+    def _next(self, position: int) -> int:
+        """Where the directory at this position says where the next one is."""
+        count = self.read(self.count, position)
+        return position + struct.calcsize("<" + self.count) + (4 + 2 * self.inline) * count
+
     def count_pages(self, position: int, most: int) -> int:
         """Up to one more than `most`; a page whose directory is cut short is the last."""
         seen: set[int] = set()
         while position and position not in seen and len(seen) <= most:
             seen.add(position)
             try:
-                count = self.read(self.count, position)
-                behind = position + struct.calcsize("<" + self.count) + (4 + 2 * self.inline) * count
-                position = self.read(self.offset, behind)
+                position = self.read(self.offset, self._next(position))
             except struct.error:
                 break
         return len(seen)
@@ -148,15 +165,18 @@ class _File:
         return b"".join([head, self.data[len(head) :], padding, count, *entries, end])
 
 
-def read_tiff(data: bytes, max_frames: int) -> Header:
-    """The header of a TIFF file; its `data`: the file with its first page's pixel tags only.
+def read_tiff(data: bytes, max_frames: int, number: int = 1) -> Header:
+    """The header of a page of a TIFF file, counted from 1; its `data`: the file with that page's pixel tags
+    only.
 
     Raises ImageError for a directory that is broken, struct.error for one that is cut short, ImageTooLarge
     for too many strips or tiles, or too large ones.
     """
     file = _File(data)
     first = file.read(file.offset, 8 if file.big else 4)
-    entries = {entry.tag: entry for entry in file.entries(first)}
+    pages = file.count_pages(first, max_frames)  # before the walk to the page, which this bounds
+    place = first if number == 1 or pages > max_frames else file.page_at(first, number)
+    entries = {entry.tag: entry for entry in file.entries(place)}
     if _WIDTH not in entries or _HEIGHT not in entries:
         raise ImageError("the TIFF file does not say its size")
     kept = [file.kept(entries[tag]) for tag in sorted(entries) if tag in _SINGLE_TAGS | _LIST_TAGS]
@@ -166,7 +186,7 @@ def read_tiff(data: bytes, max_frames: int) -> Header:
         "TIFF",
         width,
         height,
-        file.count_pages(first, max_frames),
+        pages,
         file.orientation(entries),
         file.with_directory(kept),
         layout.rgb,

@@ -4,9 +4,11 @@ between."""
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 T = TypeVar("T")
+V = TypeVar("V")
 Chunks = Generator[None, None, T]
 
 
@@ -31,6 +33,35 @@ def with_pauses(chunks: Chunks[T], pause: Callable[[], None]) -> Chunks[T]:
                 result: T = end.value
                 return result
             pause()
+            yield
+    finally:
+        chunks.close()
+
+
+def yielding(chunks: Chunks[T], value: V) -> Generator[V, None, T]:
+    """The same chunks, with a value between them."""
+    try:
+        while True:
+            try:
+                next(chunks)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            yield value
+    finally:
+        chunks.close()
+
+
+def within(chunks: Chunks[T], context: Callable[[], AbstractContextManager[object]]) -> Chunks[T]:
+    """The same chunks, each done in a context of its own."""
+    try:
+        while True:
+            with context():
+                try:
+                    next(chunks)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
             yield
     finally:
         chunks.close()

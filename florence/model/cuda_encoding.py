@@ -2,7 +2,7 @@
 is imported where a CUDA device computes, and nowhere else.
 
 Each sum with a residual is a product's own: it adds to the residual in place, which already has the product's
-bias. Layers that another module has packed are computed by it.
+bias. Layers that another module has packed are computed by it; what adapters add is added after a product.
 """
 
 from __future__ import annotations
@@ -79,12 +79,15 @@ def _added(linear: Linear, states: Tensor, residual: Tensor) -> Tensor:
     if linear.packed is not None:
         return linear.plus(states, residual)
     residual.view(-1, linear.out_features).addmm_(states.view(-1, linear.in_features), linear.weight.T)
+    if linear.beside is not None:
+        linear.beside.add_to(residual, states)
     return residual
 
 
 def _activated(linear: Linear, states: Tensor) -> Tensor:
     """A linear layer with its activation."""
-    if linear.packed is None and linear.activation == "gelu" and gelu.takes(states.dtype):
+    plain = linear.packed is None and linear.beside is None  # what an adapter adds comes before GELU
+    if plain and linear.activation == "gelu" and gelu.takes(states.dtype):
         return gelu.gelu_linear(states, linear.weight, linear.bias)
     activated: Tensor = linear(states)
     return activated
@@ -95,7 +98,7 @@ def _normed(linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor
     if linear.packed is not None:
         result: Tensor = norm(linear.plus(inputs, residual))
         return result
-    product = F.linear(inputs, linear.weight).view(-1, linear.out_features)
+    product = linear.with_adapters(F.linear(inputs, linear.weight), inputs).view(-1, linear.out_features)
     rows = residual.reshape(product.shape)
     made = norms.add_norm(product, linear.bias, rows, norm.weight, norm.bias, norm.eps)
     return made.view(residual.shape)

@@ -11,12 +11,21 @@ from pathlib import Path
 import torch
 
 from florence.errors import SettingsError
+from florence.model.kernels.fp8 import can_multiply
 from florence.model.kernels.int8 import can_quantize
+from florence.types.precision import PRECISIONS
 
 CPUINFO = Path("/proc/cpuinfo")
 
 INT8 = "int8"
 """A choice beside the dtypes: linear layers multiply in int8, everything else has the dtype of "auto"."""
+
+FP8 = "fp8"
+"""A choice beside the dtypes: some layers multiply in fp8 (`fp8.multiply_in_fp8`), everything else has
+bfloat16."""
+
+QUANTIZED = INT8, FP8
+"""The choices that are not the dtype of all layers."""
 
 VNNI_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 """Flags of processors that multiply and add bytes in one instruction, without overflow."""
@@ -55,8 +64,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """One of `DTYPES` by name, or "auto": on a GPU bfloat16, or float16 where it has none; on a CPU bfloat16
     where the processor multiplies it faster than float32 (`has_fast_bf16`), else float32.
 
-    "int8" gives the dtype of "auto" where linear layers can be quantised (`linear.quantize`). Raises
-    `SettingsError` where they can't, and for an unknown name.
+    "int8" gives the dtype of "auto" where linear layers can be quantised (`linear.quantize`), "fp8" bfloat16
+    where products in fp8 can be computed or emulated. Raises `SettingsError` where they can't, and for an
+    unknown name.
     """
     if name == INT8:
         if not (can_quantize(device) and has_vnni()):
@@ -66,8 +76,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         return torch.bfloat16 if has_fast_bf16() else torch.float32
+    if name == FP8:
+        if not can_multiply(device):
+            raise SettingsError(
+                "dtype 'fp8' needs an NVIDIA GPU of compute capability 8.9 (Ada, Hopper) or newer"
+            )
+        name = "bfloat16"
     if name not in DTYPES:
-        raise SettingsError(f"dtype {name!r} is not known; use auto, {', '.join([*DTYPES, INT8])}")
+        raise SettingsError(f"dtype {name!r} is not known; use {', '.join(PRECISIONS)}")
     return DTYPES[name]
 
 

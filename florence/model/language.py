@@ -8,7 +8,7 @@ Module names are those of the checkpoints, so that loading only changes prefixes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
 from florence.model.encoding import PLAIN, EncodeBackend
-from florence.model.kernels.linear import Linear
+from florence.model.kernels.linear import Linear, PackedWeight
 from florence.model.masks import additive_mask
 
 POSITION_OFFSET = 2
@@ -70,6 +70,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(d_model, d_model)
         self.out_proj = Linear(d_model, d_model)
         self._fused: tuple[Tensor, Tensor] | None = None  # weights and biases of q, k and v
+        self._packed: PackedWeight | None = None  # of q, k and v together
 
     def fuse(self) -> None:
         """Compute queries, keys and values by one product, as suits a GPU; the three layers' weights become
@@ -81,12 +82,28 @@ class Attention(nn.Module):
             view = weight[index * width : (index + 1) * width]
             layer.weight = nn.Parameter(view, requires_grad=False)
 
+    def pack_fused(self, pack: Callable[[Tensor, Tensor], PackedWeight]) -> None:
+        """Compute the product of `fuse`, if there is one, with the weight that `pack` makes of weight and
+        bias, and drop the plain ones. It is for attention of states to themselves."""
+        if self._fused is not None:
+            self._packed = pack(*self._fused)
+            self._fused = None
+            for layer in (self.q_proj, self.k_proj, self.v_proj):
+                layer.register_parameter("weight", None)
+
     def project(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., d_model] -> queries, keys and values, each of the same shape."""
+        if self._packed is not None:
+            queries, keys, values = self._packed.product(states).chunk(3, dim=-1)
+            return queries, keys, values
         if self._fused is None:
             return self.q_proj(states), self.k_proj(states), self.v_proj(states)
         queries, keys, values = F.linear(states, *self._fused).chunk(3, dim=-1)
-        return queries, keys, values
+        return (
+            self.q_proj.with_adapters(queries, states),
+            self.k_proj.with_adapters(keys, states),
+            self.v_proj.with_adapters(values, states),
+        )
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """[rows, length, d_model] -> keys and values [rows, heads, length, head_dim]."""
@@ -101,7 +118,11 @@ class Attention(nn.Module):
         if self._fused is None:
             return None
         (weight, bias), width = self._fused, self.q_proj.in_features
-        return F.linear(states, weight[width:], bias[width:])
+        both = F.linear(states, weight[width:], bias[width:])
+        for layer, half in zip((self.k_proj, self.v_proj), both.chunk(2, dim=-1), strict=True):
+            if layer.beside is not None:
+                layer.beside.add_to(half, states)
+        return both
 
     def to_itself(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """`states` [rows, length, d_model] plus their attention to each other; `mask` as in `forward`."""
@@ -320,5 +341,8 @@ class LanguageModel(nn.Module):
         if product.dtype is not torch.float32 and self.tied_head:
             best = product.topk(min(RESCORED_LOGITS, product.shape[-1]), dim=-1).indices  # [..., best]
             rows = self.shared.weight[best].float()  # [..., best, d_model]
-            scores.scatter_(-1, best, (rows @ states.float().unsqueeze(-1)).squeeze(-1))
+            again = (rows @ states.float().unsqueeze(-1)).squeeze(-1)
+            if (added := self.lm_head.added(states)) is not None:
+                again += added.gather(-1, best)
+            scores.scatter_(-1, best, again)
         return scores

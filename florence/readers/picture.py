@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from florence.images.decode import encoded, inspect, load_image
+from florence.images.decode import as_picture, encoded, inspect, load_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize, memory_to_read, read_resized, resize
 from florence.images.seen import ORIGINAL, View
@@ -48,7 +48,8 @@ class LocalReader:
             resized, original = resize(picture, self._size), picture.size
         else:
             data = encoded(image() if callable(image) else image, self._limits)
-            header = inspect(data, self._limits)
+            data, view = as_picture(data, self._limits, view)
+            header = inspect(data, self._limits, view)
             with self._budget.hold(memory_to_read(header, self._size, self._limits, view)):
                 resized, original = read_resized(header, self._size, view)
         pixels = np.array(resized, dtype=np.uint8)

@@ -90,7 +90,7 @@ class ProcessReader:
         self._job = wire.ReadJob(
             memory.fd, memory.slot_bytes, size.height, size.width, size.resample, size.fast_jpeg,
             limits.max_bytes, limits.max_pixels, limits.max_side, limits.max_frames, limits.decode_bytes,
-            process_limits.slack_bytes, process_limits.cpu_s,
+            limits.pdf_dpi, process_limits.slack_bytes, process_limits.cpu_s,
         )  # fmt: skip
         self._stopped = False
         self._start()
@@ -143,7 +143,8 @@ class ProcessReader:
         begun = False
         try:
             self._socket.settimeout(_START_S)
-            head = wire.REQUEST.pack(kind, view.original, *view.background, self._slot, len(payload))
+            seen = view.original, *view.background, view.frame or 0, view.page or 0
+            head = wire.REQUEST.pack(kind, *seen, self._slot, len(payload))
             self._socket.sendall(head)
             self._socket.sendall(payload)
             self._receive(len(wire.BEGUN))

@@ -10,7 +10,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final, NamedTuple
 
-REQUEST: Final = Struct("<B?3BIQ")  # kind, view: the original's, background; slot, bytes of the payload
+REQUEST: Final = Struct("<B?3BIIIQ")
+"""Kind; view: the original's, background, frame and page, 0 for none; slot, bytes of the payload."""
 BEGUN: Final = b"b"
 NEEDED: Final = Struct("<Q")  # bytes of memory that the decoding takes; 0: there is nothing to decode
 GO: Final = b"g"
@@ -40,5 +41,6 @@ class ReadJob(NamedTuple):
     max_side: int
     max_frames: int
     decode_bytes: int
+    pdf_dpi: int
     slack_bytes: int
     cpu_s: int

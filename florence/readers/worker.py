@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 import warnings
+from dataclasses import replace
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +23,9 @@ from pathlib import Path
 from PIL import AvifImagePlugin
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.decode import encoded, inspect
+from florence.images.decode import as_picture, encoded, inspect
 from florence.images.limits import ImageLimits
+from florence.images.pdf import is_pdf, render_page
 from florence.images.preprocess import InputSize, memory_to_read, read_resized
 from florence.images.seen import View
 from florence.readers import wire
@@ -42,11 +44,12 @@ def main() -> None:
     _limit(resource.RLIMIT_CORE, 0)
     reader = _Reader(job, mmap.mmap(job.memory_fd, 0))
     while head := _receive(wire.REQUEST.size):
-        kind, original, red, green, blue, slot, length = wire.REQUEST.unpack(head)
+        kind, original, red, green, blue, frame, page, slot, length = wire.REQUEST.unpack(head)
         payload = bytes(_receive(length))
         _send(wire.BEGUN)
         _limit_cpu(job.cpu_s)
-        reader.read(kind, payload, View(original, (red, green, blue)), slot)
+        view = View(original, (red, green, blue), frame or None, page or None)
+        reader.read(kind, payload, view, slot)
 
 
 class _Reader:
@@ -56,7 +59,7 @@ class _Reader:
         self._job, self._memory = job, memory
         self._size = InputSize(job.height, job.width, job.resample, job.fast_jpeg)
         self._limits = ImageLimits(
-            job.max_bytes, job.max_pixels, job.max_side, job.max_frames, job.decode_bytes
+            job.max_bytes, job.max_pixels, job.max_side, job.max_frames, job.decode_bytes, job.pdf_dpi
         )
 
     def read(self, kind: int, payload: bytes, view: View, slot: int) -> None:
@@ -65,8 +68,10 @@ class _Reader:
         try:
             if kind == wire.PATH:
                 payload = encoded(Path(os.fsdecode(payload)), self._limits)
+            if is_pdf(payload):
+                payload, view = self._page(payload, view)
             self._limit_memory(2 * len(payload))  # the header's parser copies what the decoder needs
-            header = inspect(payload, self._limits)
+            header = inspect(payload, self._limits, view)
             needed = memory_to_read(header, self._size, self._limits, view)
             told = True
             _send(wire.NEEDED.pack(needed))
@@ -88,6 +93,13 @@ class _Reader:
             _send(wire.NEEDED.pack(0))
         raw = text.encode(errors="replace")[: wire.LONGEST_TEXT]
         _send(wire.REPLY.pack(status, 0, 0, b"", len(raw)) + raw)
+
+    def _page(self, payload: bytes, view: View) -> tuple[bytes, View]:
+        """The page of a PDF as a picture, rendered here: this process is apart already."""
+        if not self._limits.pdf_dpi or view.frame:
+            return as_picture(payload, self._limits, view)  # which refuses it
+        self._limit_memory(self._limits.decode_bytes)
+        return render_page(payload, view.page or 1, self._limits), replace(view, page=None)
 
     def _limit_memory(self, more: int) -> None:
         """So many bytes of private memory more than now, and the slack."""

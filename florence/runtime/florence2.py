@@ -17,11 +17,12 @@ from PIL import Image
 from PIL.ImageColor import getrgb
 
 from florence.answers.answer import Answer, OriginalAnswer
+from florence.checkpoint.adapter_list import AdapterSources, adapters_of_settings
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
 from florence.errors import FlorenceError, OptionError, TaskError, quote
 from florence.images.decode import load_image
-from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
 from florence.images.seen import View
 from florence.model.devices import pick_device
 from florence.readers.cores import default_readers
@@ -33,9 +34,10 @@ from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.shares import Shares, no_owner
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
+from florence.types.declared import DeclaredTask
 from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
 from florence.types.pictures import PictureOptions, Pictures
-from florence.types.tasks import AnswerAs, Kind, Task, TaskSpec, TaskTable, prompt_task
+from florence.types.tasks import TASKS, AnswerAs, Kind, Task, TaskSpec, TaskTable, prompt_task
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
 """PictureSource, task, and the task's text or region where it takes one."""
@@ -85,6 +87,9 @@ class Florence2:
         revision: str | None = None,
         base: str | None = None,
         adapter: str | None = None,
+        adapters: AdapterSources | None = None,
+        max_adapters: int = 8,
+        max_adapter_rank: int = 64,
         input_size: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -104,11 +109,14 @@ class Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
         `base`: a checkpoint that gives the tokenizer and the preprocessor which this one lacks. `adapter`: a
-        LoRA adapter, a directory or a hub id, which is merged into the weights. `input_size`: pixels of the
+        LoRA adapter, a directory or a hub id, which is merged into the weights. `adapters`: those that a
+        request may name (`adapter="receipts"`), name -> directory or hub id, or a file that lists them; at
+        most `max_adapters`, of at most `max_adapter_rank`. `input_size`: pixels of the
         square that pictures are resized to, a multiple of 32, in place of the preprocessor's.
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
-        layers, on a CPU with VNNI). `limits`: on pictures. `config`: of the engine; its default suits the
+        layers, on a CPU with VNNI), "fp8" (most layers of an encode, on a GPU of sm_89 or newer; a CPU
+        emulates it). `limits`: on pictures. `config`: of the engine; its default suits the
         device. `threads`: CPU threads of the model, in place of the configuration's. `readers`: processes
         that read pictures, so that a crash or a bomb in a decoder fails one request; 0 for threads of this
         process. `fast_jpeg`: large JPEGs are decoded at less than their size, which changes pixels a little.
@@ -129,6 +137,9 @@ class Florence2:
             revision=revision,
             base=base,
             adapter=adapter,
+            adapters=adapters,
+            max_adapters=max_adapters,
+            max_adapter_rank=max_adapter_rank,
             input_size=input_size,
             device=device,
             dtype=dtype,
@@ -154,9 +165,11 @@ class Florence2:
         observer: Observer | None = None,
         on_broken: Callable[[], None] | None = None,
         owner: Callable[[], str] = no_owner,
+        pdf_dpi: int = PDF_DPI,
     ) -> Florence2:
         """`load` what the settings name, on one of their devices. `workers`: of the service that this is one
-        of, with reader processes and the memory of a full engine from the start; 0 outside a service."""
+        of, with reader processes and the memory of a full engine from the start; 0 outside a service. A
+        service reads no PDF; `pdf_dpi`: as `ImageLimits` has it."""
         kind = pick_device(device).type
         usual = default_readers(on_gpu=kind == "cuda", workers=workers) if workers else 0
         return cls.load(
@@ -164,10 +177,13 @@ class Florence2:
             revision=settings.revision,
             base=settings.base,
             adapter=settings.adapter,
+            adapters=adapters_of_settings(settings.adapters, settings.adapters_file),
+            max_adapters=settings.max_adapters,
+            max_adapter_rank=settings.max_adapter_rank,
             input_size=settings.input_size,
             device=device,
             dtype=settings.dtype,
-            limits=settings.image_limits,
+            limits=replace(settings.image_limits, pdf_dpi=0 if workers else pdf_dpi),
             config=settings.engine_config(kind, reserved=workers > 0),
             readers=(settings.readers or usual) if workers else 0,
             fast_jpeg=settings.fast_jpeg,
@@ -300,13 +316,24 @@ class Florence2:
         """The tasks that this checkpoint answers: the built-in ones, and those that it was loaded with."""
         return self._pipeline.tasks
 
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that a request may say."""
+        return [each.name for each in self._pipeline.adapters.infos]
+
     def info(self) -> dict[str, Any]:
-        """What runs, and how: checkpoint, revision, device, dtype, limits, generation settings, tasks."""
-        return dict(self._info)
+        """What runs, and how: checkpoint, revision, adapters, device, dtype, limits, generation settings,
+        tasks."""
+        own = [task for task in self.tasks.values() if task.token not in TASKS]
+        return self._info | {
+            "adapters": [each.model_dump(mode="json") for each in self._pipeline.adapters.infos],
+            "tasks": list(self.tasks),
+            "declared_tasks": [DeclaredTask.of(task).model_dump(mode="json") for task in own],
+        }
 
     def memory(self) -> dict[str, int]:
         """Bytes on device and machine: `caches` of the requests that are decoded, `picture_cache` of the
-        latest pictures, `pixels` that readers write."""
+        latest pictures, `pixels` that readers write, `adapters` that requests name."""
         return self._memory()
 
     def close(self, *, drain_s: float | None = None) -> None:
@@ -316,6 +343,7 @@ class Florence2:
         read. It returns after the decode step in progress, and a few seconds more where a callback for text
         holds up the last answers. Closing twice does nothing.
         """
+        self._pipeline.adapters.close()
         self._dispatcher.close(drain_s)
 
     def __enter__(self) -> Florence2:
@@ -375,7 +403,8 @@ def _view_of(parameters: GenerationParameters, usual: Pictures) -> View:
     """How the request's picture becomes RGB."""
     asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
     original = (asked.pictures or usual) == "original"
-    return View(original) if asked.background is None else View(original, getrgb(asked.background)[:3])
+    background = "white" if asked.background is None else asked.background
+    return View(original, getrgb(background)[:3], asked.frame, asked.page)
 
 
 def _task_of(task: str | Task | None, options: RunOptions) -> str | Task:

@@ -1,7 +1,6 @@
 """ASGI middleware around all routes: a limit on bodies, clients that leave, the v2 routes, error bodies.
 
-Knows HTTP messages only. The order is in
-`service.middleware_of`.
+Knows HTTP messages only. The order is in `routing.middleware_of`.
 """
 
 from __future__ import annotations
@@ -57,18 +56,13 @@ class HttpMiddleware(ABC):
 class V2Routes(HttpMiddleware):
     """Sends requests under /v2 to their own app, past BentoML's routing.
 
-    That app makes its own error bodies. It also answers `/`, for load balancers' probes; browsers get
-    BentoML's page.
+    That app makes its own error bodies.
     """
 
     v2: ASGIApp
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        if path == "/":
-            is_v2 = "text/html" not in Headers(scope=scope).get("accept", "")
-        else:
-            is_v2 = path == "/v2" or path.startswith("/v2/")
+        is_v2 = scope["path"] == "/v2" or scope["path"].startswith("/v2/")
         await (self.v2 if is_v2 else self.app)(scope, receive, send)
 
 

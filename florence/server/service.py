@@ -17,9 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 from bentoml._internal.server.http import traffic
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from florence.bento.image import image_settings
@@ -29,20 +26,13 @@ from florence.errors import Closed, EngineError, FlorenceError
 from florence.server.access_log import escape_what_clients_write
 from florence.server.bodies import BodyBudget
 from florence.server.connections import bound_connections
+from florence.server.gpus import count_gpus
 from florence.server.http_metrics import CountRequests, metrics_endpoint
 from florence.server.json_log import log_json
 from florence.server.keys import ApiKeys, caller, keys_of
-from florence.server.middleware import (
-    BodyLimit,
-    CancelOnDisconnect,
-    Decompress,
-    ErrorBodies,
-    NeedsKey,
-    TimeLimit,
-    V2Routes,
-    WhileLoading,
-)
-from florence.server.request_ids import RequestIds
+from florence.server.middleware import TimeLimit
+from florence.server.pages.site import Site
+from florence.server.routing import OPEN_PATHS, known_paths, middleware_of
 from florence.server.supervisor import (
     a_sibling_serves,
     end_serving,
@@ -53,13 +43,13 @@ from florence.server.supervisor import (
     mark_loaded,
     prepare_supervisor,
 )
+from florence.server.tls import Tls, tls_of
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint, prompt_endpoint
 from florence.server.typed.openapi import create_about_app
-from florence.server.typed.task_paths import TASK_PATH, create_task_app
-from florence.server.v2.http_app import V2App, infer_paths, v2_paths
+from florence.server.typed.task_paths import create_task_app
+from florence.server.v2.http_app import infer_paths
 from florence.server.v2.inference import Inference, ModelRepository
-from florence.server.v2.model import ServedModel
 from florence.server.worker_metrics import engine_metrics, triton_metrics
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
@@ -73,26 +63,25 @@ logger = logging.getLogger("florence.service")
 Load = Callable[[Settings, str, Observer], "Florence2"]
 Fetch = Callable[[Settings], None]
 PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
-BENTOML_PATHS = ("/", "/schema.json", "/docs.json", "/healthz", "/livez", "/readyz")
 SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
 ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
 ALL_ADDRESSES = "0.0.0.0"
-OPEN_PATHS = frozenset(
-    ("/", "/docs.json", "/healthz", "/livez", "/metrics", "/readyz", "/v2/health/live", "/v2/health/ready")
-)
-"""What needs no API key: probes and pages."""
 SWITCH_S = 0.001  # a fifth of Python's: the event loop gets the lock sooner from threads that compute
 GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
 
 
 def fetch_checkpoint(settings: Settings) -> None:
     """Download the checkpoint's files once for all workers. Ends the process where that fails."""
+    from florence.checkpoint.adapter_list import adapters_of_settings, list_adapters
     from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 
     try:
         resolve_checkpoint(settings.model, settings.revision, settings.base)
         if settings.adapter:
             resolve_adapter(settings.adapter)
+        if sources := adapters_of_settings(settings.adapters, settings.adapters_file):
+            for source in list_adapters(sources, settings.max_adapters).values():
+                resolve_adapter(source)
     except FlorenceError as error:
         sys.exit(f"florence: {error}")
 
@@ -117,30 +106,6 @@ def let_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def count_gpus() -> int:
-    """GPUs that CUDA shows to the workers, asked of the driver: the supervisor does not load torch."""
-    import pynvml  # type: ignore[import-untyped]
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    try:
-        return count_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), int(pynvml.nvmlDeviceGetCount()))
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def count_visible(visible: str | None, there: int) -> int:
-    """How many of the machine's GPUs CUDA_VISIBLE_DEVICES leaves visible: CUDA reads indexes, and names such
-    as GPU-... and MIG-..., up to the first index that no GPU has."""
-    if visible is None:
-        return there
-    names = [name.strip() for name in visible.split(",")]
-    known = [int(name) < there if name.isdecimal() else name.startswith(("GPU-", "MIG-")) for name in names]
-    return [*known, False].index(False)
-
-
 class TaskService:
     """Florence-2: captions, detection, grounding, segmentation and OCR. Paths are the tasks' names."""
 
@@ -150,6 +115,7 @@ class TaskService:
     inference: Inference
     budget: BodyBudget  # of bodies over HTTP and gRPC together
     keys: ApiKeys | None
+    tls: Tls | None
     load: Load
 
     def __init__(self) -> None:
@@ -210,6 +176,7 @@ class TaskService:
             self.keys,
             shared=len(self.devices) > 1,
             budget=self.budget,
+            tls=self.tls,
         )
         try:
             await server.start(host, port)
@@ -259,6 +226,7 @@ def build_service(
     budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     inline = settings.api_keys.get_secret_value() if settings.api_keys else None
     keys = keys_of(inline, settings.api_keys_file)
+    tls = tls_of(settings.tls_certificate, settings.tls_key)
     members = {
         **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
@@ -266,6 +234,7 @@ def build_service(
         "inference": inference,
         "budget": budget,
         "keys": keys,
+        "tls": tls,
         "load": staticmethod(load),
         "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
         "__doc__": TaskService.__doc__,
@@ -278,6 +247,7 @@ def build_service(
     decorate: Any = bentoml.service(
         name="florence2",
         http={"port": 8000},
+        **({"ssl": tls.for_bentoml()} if tls else {}),
         workers=len(devices),
         resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
         traffic={"timeout": settings.timeout_s + GRACE_S},
@@ -295,8 +265,9 @@ def build_service(
     about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
     built.mount_asgi_app(about)
     built.mount_asgi_app(create_task_app(inference))
+    site = Site(inference, public=keys is None, playground=settings.playground == "on")
     built.add_asgi_middleware(
-        CountRequests, paths=functools.partial(known_paths, built, about, inference.served)
+        CountRequests, paths=functools.partial(known_paths, built, [about, site.app], inference.served)
     )
     open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
     for middleware in middleware_of(
@@ -306,15 +277,10 @@ def build_service(
         open_paths,
         budget=budget,
         origins=settings.cors_origins,
+        site=site,
     ):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
-
-
-def known_paths(built: Any, about: Starlette, served: ServedModel) -> set[str]:
-    """The paths that the service answers: its endpoints, its documents, the v2 routes and BentoML's own."""
-    own = {route.path for route in about.routes if isinstance(route, Route)}
-    return {*BENTOML_PATHS, TASK_PATH, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
 
 
 def _before_workers(settings: Settings, fetch: Fetch) -> None:
@@ -322,51 +288,6 @@ def _before_workers(settings: Settings, fetch: Fetch) -> None:
         log_json()
     prepare_supervisor()
     fetch(settings)
-
-
-def middleware_of(
-    repository: ModelRepository,
-    max_body_bytes: int,
-    keys: ApiKeys | None = None,
-    open_paths: frozenset[str] = OPEN_PATHS,
-    *,
-    budget: BodyBudget | None = None,
-    origins: str | None = None,
-) -> list[Middleware]:
-    """The middleware of HTTP requests, outermost first.
-
-    Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
-    the health checks; those after it to BentoML's routes only. BentoML's own log and time limit, and
-    `CountRequests`, are outside of all. For gRPC calls, the counterpart is an interceptor of the server in
-    `v2.grpc_server`.
-    """
-    budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
-    return [
-        Middleware(RequestIds),
-        *([cors(origins)] if origins else []),
-        *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
-        Middleware(
-            BodyLimit, max_bytes=max_body_bytes, budget=budget or BodyBudget(4 * max_body_bytes, 60.0)
-        ),
-        Middleware(CancelOnDisconnect),
-        Middleware(WhileLoading, check_loaded=repository.check_loaded),
-        Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
-        Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
-        Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
-    ]
-
-
-def cors(origins: str) -> Middleware:
-    """Lets pages of these origins, a list with commas or `*`, call every path from a browser. Outermost,
-    since a preflight has no key and no route of its own."""
-    return Middleware(
-        CORSMiddleware,
-        allow_origins=[origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()],
-        allow_methods=["*"],
-        allow_headers=["*"],
-        expose_headers=["*"],
-        max_age=600,
-    )
 
 
 def end_worker() -> None:

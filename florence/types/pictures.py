@@ -1,15 +1,17 @@
-"""How a request's picture becomes RGB: as a viewer shows it, or as the original's processor does it.
+"""Which picture of a file a request is about, and how it becomes RGB: as a viewer shows it, or as the
+original's processor does it.
 
 Knows nothing about how that is done; `florence.images.seen` does it.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Final, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Pictures = Literal["seen", "original"]
+MOST_NUMBER: Final = 1_000_000
 
 
 class PictureKeywords(TypedDict, total=False):
@@ -17,10 +19,12 @@ class PictureKeywords(TypedDict, total=False):
 
     pictures: Pictures | None
     background: str | None
+    frame: int | None
+    page: int | None
 
 
 class PictureOptions(BaseModel):
-    """How the picture becomes RGB."""
+    """Which picture of the file, and how it becomes RGB."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,4 +37,17 @@ class PictureOptions(BaseModel):
         default=None,
         pattern=r"^#[0-9A-Fa-f]{6}$",
         description="What is seen through transparent pixels, as #rrggbb; white if left out.",
+    )
+    frame: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_NUMBER,
+        description="Frame of an animation, from 1; the first if left out.",
+    )
+    page: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_NUMBER,
+        description="Page of a TIFF picture, and of a PDF where those are read, from 1; the first if left "
+        "out.",
     )

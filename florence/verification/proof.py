@@ -17,7 +17,7 @@ import torch
 
 from florence.checkpoint.hub import Checkpoint, resolve_checkpoint
 from florence.engine.request import GenerationOptions
-from florence.model.devices import INT8, pick_device, pick_dtype
+from florence.model.devices import QUANTIZED, pick_device, pick_dtype
 from florence.runtime.florence2 import Florence2
 from florence.verification import checks
 from florence.verification.checks import Rates
@@ -140,7 +140,7 @@ class Proof:
         rates = {FLOAT32: self._their_rates(theirs, trials)}
         if ours.served is not None:
             moved = None
-            if self.served != INT8:
+            if self.served not in QUANTIZED:
                 theirs.model.to(getattr(torch, self.served))
                 moved = self._their_move(theirs, compared)
                 rates[self.served] = self._their_rates(theirs, trials)
@@ -253,7 +253,7 @@ def verify(
     dtype that is not there.
     """
     placed = pick_device(device)
-    served = dtype if dtype == INT8 else str(pick_dtype(dtype, placed)).removeprefix("torch.")
+    served = dtype if dtype in QUANTIZED else str(pick_dtype(dtype, placed)).removeprefix("torch.")
     asked = pictures[:1] if quick else pictures
     checkpoint = resolve_checkpoint(name, revision)
     return Proof(checkpoint, load, asked, placed, served, quick, progress or Progress()).run()

@@ -19,7 +19,8 @@ from florence.engine.device.search_state import SearchState, StepShape, starts_o
 from florence.engine.device.steps import StepSequence, grouped_batch
 from florence.engine.request import GenerationOptions
 from florence.engine.slots import Slot
-from florence.model.kernels.cuda import attention, norms, twins, windows
+from florence.model.kernels import fp8
+from florence.model.kernels.cuda import attention, norms, quantize, twins, windows
 
 STEPS = 3
 """Steps that the searches of an example have taken."""
@@ -95,6 +96,24 @@ def _choose_cost(load: StepLoad, *arguments: object) -> tuple[float, float]:
 def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[float, float]:
     scores = float(load.requests * load.beams * arguments[-1])  # the last one: how many are ordered
     return 4 * scores, 2 * scores
+
+
+def _quantize_cost(load: StepLoad, rows: Tensor) -> tuple[float, float]:
+    return bytes_of(rows) + rows.numel() + 4.0 * len(rows), 3.0 * rows.numel()
+
+
+def _quantize_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
+    """The input of a layer of the tower's third stage; results as numbers that can be compared."""
+    rows = torch.randn(36 * sizes.requests * sizes.beams, sizes.width, dtype=dtype, device=device)
+
+    def run(work: fp8.RowQuantizer) -> Callable[[], Sequence[Tensor]]:
+        def quantized() -> Sequence[Tensor]:
+            values, scales = work(rows)
+            return values.float(), scales
+
+        return quantized
+
+    return Case(run(quantize.quantize_rows), run(fp8.quantize_rows))
 
 
 def _self_attention_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
@@ -214,4 +233,7 @@ STEP_KERNELS = (
     _step_kernel("florence::choose", _choose_cost, _search_case),
 )
 
-KERNELS: tuple[CudaKernel[Any], ...] = (*STEP_KERNELS, *ENCODE_KERNELS)
+QUANTIZE = _step_kernel("florence::quantize_rows", _quantize_cost, _quantize_case)
+"""For cards that multiply in fp8, and no others."""
+
+KERNELS: tuple[CudaKernel[Any], ...] = (*STEP_KERNELS, QUANTIZE, *ENCODE_KERNELS)

@@ -10,11 +10,15 @@ from typing import Any
 
 import torch
 
+from florence.engine.config import CudaKernels
 from florence.engine.device.cuda_kernel import CudaKernel
 from florence.engine.device.search import SearchStep
+from florence.errors import SettingsError
 from florence.model.attention import AttentionBackend
 from florence.model.config import VisionConfig
 from florence.model.encoding import EncodeBackend
+from florence.model.kernels import fp8
+from florence.model.kernels.fp8 import RowQuantizer
 
 log = logging.getLogger(__name__)
 
@@ -86,3 +90,44 @@ def load_encode_kernels() -> EncodeBackend:
     from florence.model.cuda_encoding import CudaEncode
 
     return CudaEncode()
+
+
+def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> RowQuantizer:
+    """What rounds the input of products in fp8: the kernel, where it is allowed and agrees with its
+    definition, or PyTorch's operations.
+
+    Raises `SettingsError` where the device's products in fp8 are not those of their definition.
+    """
+    quantize: RowQuantizer = fp8.quantize_rows
+    if device.type != "cuda":
+        return quantize
+    if cuda_kernels == "auto" and find_spec("triton") is not None:
+        quantize = _checked_kernel(device)
+    try:
+        with torch.inference_mode():
+            fp8.check(device, quantize)
+    except Exception as error:
+        raise SettingsError(
+            f"this GPU can't multiply in fp8 as dtype 'fp8' needs it; choose another one: {error}"
+        ) from error
+    return quantize
+
+
+def _checked_kernel(device: torch.device) -> RowQuantizer:
+    """The kernel; PyTorch's operations, and a warning, where it fails or differs."""
+    from florence.engine.device import cuda_kernels
+
+    try:
+        with torch.cuda.device(device), torch.inference_mode():
+            cuda_kernels.QUANTIZE.check(device, torch.bfloat16)
+    except Exception as error:
+        log.warning("rows are rounded to fp8 by PyTorch's operations: the kernel failed", exc_info=error)
+        return fp8.quantize_rows
+    return load_quantizer()
+
+
+def load_quantizer() -> RowQuantizer:
+    """The kernel for rows of products in fp8, unchecked. Needs triton, and no GPU."""
+    from florence.model.kernels.cuda.quantize import quantize_rows
+
+    return quantize_rows

@@ -35,15 +35,16 @@ class GraphCapturer(Protocol):
 
 
 class CudaGraphCapturer:
-    """Captures CUDA graphs on one device. They share one memory pool, so the largest should come first."""
+    """Captures CUDA graphs on one device. They share one memory pool, so the largest should come first.
+    `priority`: of their kernels over those of other streams, the lowest number first."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, priority: int = 0) -> None:
+        self._device, self._priority = device, priority
         self.reset()
 
     def reset(self) -> None:
         # A stream of its own: torch's default capture stream belongs to the first device that was used.
-        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(self._device, self._priority)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()  # a pool that has lost all its graphs takes no new ones
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:

@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from florence.engine.sequence import Wait
+
 log = logging.getLogger(__name__)
 
 Download = Callable[[], Tensor]
 """Waits for a copy to the host and returns it."""
-
-Wait = Callable[[], None]
-"""Waits until the device has done some work."""
 
 
 class DeviceMemory:

@@ -17,14 +17,9 @@ from florence.answers.answer import Answer
 from florence.errors import RequestError, TaskError, quote
 from florence.server.outcomes import await_outcomes
 from florence.server.replies import failure_of, log_failure
-from florence.server.typed.endpoints import (
-    Described,
-    Endpoints,
-    PictureInput,
-    create_api,
-    explain,
-    task_answer,
-)
+from florence.server.typed.drawn import wants_picture
+from florence.server.typed.endpoints import Endpoints, accepted, create_api, explain, task_answer
+from florence.server.typed.inputs import Described, PictureInput
 from florence.types.analysis import MOST_TASKS, Analysis, AnalysisTask, TaskFailure
 from florence.types.options import RequestParameters
 
@@ -60,6 +55,8 @@ def analyze_endpoint() -> Any:
 
 
 async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+    if wants_picture(accepted()):
+        raise RequestError("image/png is the drawn answer of one task; ask /analyze for application/json")
     image, tasks = fields.pop("image"), [_read_task(task) for task in fields.pop("tasks")]
     parameters = RequestParameters.model_construct(**fields)  # validated with the input
     given = [(task.task, task.given) for task in tasks]

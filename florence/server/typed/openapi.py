@@ -1,9 +1,9 @@
 """The service's description of itself: `GET /info`, and the OpenAPI document, `GET /docs.json`, which
-BentoML's page at / shows.
+the page at /docs shows.
 
-Unlike BentoML's own document, it has two content types for requests (uploads and JSON), examples of each
-task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic types and the
-tasks.
+Unlike BentoML's own document, it has all content types of requests (an upload, JSON, the picture alone),
+examples of each task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic
+types and the tasks.
 """
 
 from __future__ import annotations
@@ -23,29 +23,22 @@ from starlette.routing import Route
 from florence import __version__
 from florence.errors import Closed
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
-from florence.server.typed.analysis import TASKS_EXAMPLE, AnalyzeAnswer, AnalyzeInput
-from florence.server.typed.endpoints import (
-    INPUT_TYPES,
-    MULTIPART,
-    PromptAnswer,
-    PromptInput,
-    output_type,
-)
+from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
+from florence.server.typed.drawn import PNG
+from florence.server.typed.endpoints import PromptAnswer, output_type
+from florence.server.typed.examples import PICTURE_PATH, example_answer, example_input, picture_text
+from florence.server.typed.forms import MULTIPART, PICTURE
+from florence.server.typed.inputs import INPUT_TYPES, PromptInput
+from florence.server.typed.v2_schemas import v2_schemas
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
 from florence.server.v2.inference import Inference
 from florence.server.v2.model import ServedModel
-from florence.types.analysis import Analysis
 from florence.types.info import ServiceInfo
-from florence.types.results import Text
-from florence.types.tasks import TASKS, Input, Kind, Task
+from florence.types.tasks import TASKS, Input, Task
 
 JSON: Final = "application/json"
 _REFERENCE = "#/components/schemas/{model}"
-# A picture of 2 x 2 pixels, so that an example can be sent as it stands.
-_PICTURE = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AARAwQCgAf7gP9i18U1AAAAABJRU5ErkJggg=="
-)
 _FAILURES: Final = (  # status, meaning, an example of its message
     (400, "The request can't be answered as it stands; the message says what to change.", "image is missing"),
     (404, "There is no such path, model or version.", "Not Found"),
@@ -74,7 +67,7 @@ def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
     """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
-        return json_reply(openapi_document(_own_tasks(inference)))
+        return Response(_document_body(_own_tasks(inference)), media_type=JSON)
 
     async def info(request: Request) -> Response:
         if inference.model is None:
@@ -90,6 +83,12 @@ def _own_tasks(inference: Inference) -> tuple[Task, ...]:
     """The tasks that the checkpoint declares; none before it is loaded."""
     known = () if inference.model is None else inference.model.tasks.values()
     return tuple(task for task in known if task.token not in TASKS)
+
+
+@cache
+def _document_body(own_tasks: tuple[Task, ...]) -> bytes:
+    """The document as it is sent."""
+    return bytes(json_reply(openapi_document(own_tasks)).body)
 
 
 @cache
@@ -119,7 +118,7 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
         "tags": [{"name": "Tasks"}, {"name": "Service"}, {"name": "v2 protocol"}, {"name": "Health"}],
         "paths": {**paths, "/info": {"get": _info_operation(schemas)}, **_v2_paths(), **_health_paths()},
         "components": {
-            "schemas": {**definitions["$defs"], "Error": _ERROR},
+            "schemas": {**definitions["$defs"], **v2_schemas(), "Error": _ERROR},
             "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer", "description": _KEYS}},
         },
         "security": [{}, {"apiKey": []}],
@@ -140,16 +139,18 @@ def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
         "tags": ["Tasks"],
         "operationId": task.name if task.token in TASKS else f"tasks_{task.name}",
         "summary": task.summary,
-        "description": f"Task `{task.token}`. The picture is an upload in multipart/form-data, or base64 in "
-        "JSON; its format is told by its bytes.",
-        "requestBody": _body(schemas[INPUT_TYPES[task.input]], example, example),
-        "responses": _responses(schemas[output_type(task.kind)], _answer_example(task)),
+        "description": f"Task `{task.token}`. The picture is an upload in multipart/form-data, base64 in "
+        "JSON, or the whole body, with a Content-Type such as `image/jpeg`; then the other fields go into "
+        "the query. `Accept: image/png` asks for the answer drawn on the picture.",
+        "x-florence-task": {"token": task.token, "input": task.input, "kind": task.kind},
+        "requestBody": _body(INPUT_TYPES[task.input], schemas, example, example),
+        "responses": _responses(schemas[output_type(task.kind)], _answer_example(task), drawn=True),
     }
 
 
 def _prompt_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     prompt = TASKS.resolve("caption").prompt
-    example = {"image": _PICTURE, "prompt": prompt, "answer_as": "text"}
+    example = {"image": picture_text(), "prompt": prompt, "answer_as": "text"}
     return {
         "tags": ["Tasks"],
         "operationId": "prompt",
@@ -157,24 +158,24 @@ def _prompt_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
         "description": "For fine-tunes with prompts that are no task here. Any tokens may repeat in the "
         "answer, unless `no_repeat_ngram_size` is sent. An answer that should be JSON and is not has the "
         "value null, the text, and why.",
-        "requestBody": _body(schemas[PromptInput], example, example),
+        "requestBody": _body(PromptInput, schemas, example, example),
         "responses": _responses(
-            schemas[PromptAnswer], {**_schema_example(output_type(Kind.TEXT)), "task": prompt}
+            schemas[PromptAnswer], {**_answer_example(TASKS.resolve("caption")), "task": prompt}
         ),
     }
 
 
 def _analyze_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    example = {"image": _PICTURE, "tasks": list(TASKS_EXAMPLE)}
-    form = {"image": _PICTURE, "tasks": json.dumps(TASKS_EXAMPLE)}
+    example = {"image": picture_text(), **example_input("analyze")}
+    form = {**example, "tasks": json.dumps(example["tasks"])}
     return {
         "tags": ["Tasks"],
         "operationId": "analyze",
         "summary": "Answer many tasks on one picture, which is encoded once.",
         "description": "A task that fails has its error and status in its place; where none could be "
         "answered, the reply is the first one's error.",
-        "requestBody": _body(schemas[AnalyzeInput], example, form),
-        "responses": _responses(schemas[AnalyzeAnswer], _schema_example(Analysis)),
+        "requestBody": _body(AnalyzeInput, schemas, example, form),
+        "responses": _responses(schemas[AnalyzeAnswer], example_answer("analyze")),
     }
 
 
@@ -188,25 +189,42 @@ def _info_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _body(schema: Any, example: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
-    """A picture and what goes with it, in JSON or as an upload."""
-    upload = {"allOf": [schema], "properties": {"image": {"type": "string", "format": "binary"}}}
+def _form(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a form: the picture is a file, and what is left out is no null."""
+    schema = model.model_json_schema(mode="serialization", ref_template=_REFERENCE)
+    fields = {name: _without_null(each) for name, each in schema["properties"].items()}
+    fields["image"] = {"type": "string", "format": "binary", "description": fields["image"]["description"]}
+    for name in fields.keys() & example.keys() - {"image"}:
+        fields[name]["examples"] = [example[name]]
+    closed = {"type": "object", "additionalProperties": False}
+    return {**closed, "properties": fields, "required": schema["required"]}
+
+
+def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default", "title")}
+    return rest | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {})
+
+
+def _body(
+    model: type[BaseModel], schemas: Mapping[Any, Any], example: dict[str, Any], form: dict[str, Any]
+) -> dict[str, Any]:
+    """A picture and what goes with it: as an upload, in JSON, or the picture alone."""
     return {
         "required": True,
         "content": {
-            JSON: {"schema": schema, "example": example},
-            MULTIPART: {"schema": upload, "example": {**form, "image": "street.jpg"}},
+            MULTIPART: {"schema": _form(model, example), "example": {**form, "image": PICTURE_PATH.name}},
+            JSON: {"schema": schemas[model], "example": example},
+            PICTURE: {"schema": {"type": "string", "format": "binary"}},
         },
     }
 
 
 def _request_example(task: Task) -> dict[str, Any]:
-    example: dict[str, Any] = {"image": _PICTURE}
-    if task.input is Input.TEXT:
-        example["text"] = task.example
-    elif task.input is Input.REGION:
-        example["region"] = [0.5, 0.5, 1.5, 1.5]
-    return example
+    if task.token in TASKS:
+        return {"image": picture_text(), **example_input(task.name)}
+    given = {} if task.input is Input.NONE else {task.input.value: task.example}
+    return {"image": picture_text(), **given}
 
 
 def _schema_example(model: type[BaseModel]) -> Any:
@@ -214,17 +232,19 @@ def _schema_example(model: type[BaseModel]) -> Any:
 
 
 def _answer_example(task: Task) -> dict[str, Any]:
-    example: dict[str, Any] = {**_schema_example(output_type(task.kind)), "task": task.token}
-    if task.example_answer is not None:
-        example["result"] = Text(text=task.example_answer, score=0.91).model_dump()
-    return example
+    known = example_answer(task.name) if task.token in TASKS else None
+    return known or {**_schema_example(output_type(task.kind)), "task": task.token}
 
 
-def _responses(schema: Mapping[str, Any] | None, example: Any = None) -> dict[str, Any]:
-    """A good answer, without a body where there is no schema, and the errors."""
+def _responses(
+    schema: Mapping[str, Any] | None, example: Any = None, *, drawn: bool = False
+) -> dict[str, Any]:
+    """A good answer, without a body where there is no schema, and the errors. drawn: also as a picture."""
     good: dict[str, Any] = {"description": "The answer."}
     if schema is not None:
         good["content"] = {JSON: {"schema": schema} | ({} if example is None else {"example": example})}
+    if drawn:
+        good["content"][PNG] = {"schema": {"type": "string", "format": "binary"}}
     reference = {"$ref": _REFERENCE.format(model="Error")}
     failures = {
         str(status): {
@@ -240,8 +260,9 @@ def _v2_paths() -> dict[str, Any]:
     served = ServedModel()
     model = MODEL_PATH.format(model=served.name)
     token = TASKS.resolve("caption").token
-    row = json.dumps({token: "A green car in front of a yellow building."})
-    values = {"INPUT_IMAGE": _PICTURE, "TASK_PROMPT": token}
+    caption = example_answer("caption") or {}
+    row = json.dumps({token: caption["result"]["text"]})
+    values = {"INPUT_IMAGE": picture_text(), "TASK_PROMPT": token}
     request = {
         "id": "42",
         "inputs": [
@@ -250,35 +271,40 @@ def _v2_paths() -> dict[str, Any]:
         ],
     }
     answer = build_infer_answer(served, "42", [row])
-    infer = _v2("Answer a task on a picture, as Triton does.", "object", answer)
+    infer = _v2("Answer a task on a picture, as Triton does.", "InferResponse", answer)
     generated = build_generate_answer(served, "", [row])
-    generate = _v2("Answer a task on a picture, with one key for each input.", "object", generated)
+    generate = _v2("Answer a task on a picture, with one key for each input.", "GenerateResponse", generated)
     stream = _v2(
         "The same, its text token by token before it where num_beams is 1 and the task answers in text."
     )
     stream["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-    for operation, body in ((infer, request), (generate, values), (stream, {**values, "num_beams": 1})):
-        operation["requestBody"] = {
-            "required": True,
-            "content": {JSON: {"schema": {"type": "object"}, "example": body}},
-        }
+    bodies: list[tuple[dict[str, Any], str, Any]] = [
+        (infer, "InferRequest", request),
+        (generate, "GenerateRequest", values),
+        (stream, "GenerateRequest", {**values, "num_beams": 1}),
+    ]
+    for operation, name, body in bodies:
+        schema = {"$ref": _REFERENCE.format(model=name)}
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema, "example": body}}}
     return {
         f"{model}/infer": {"post": infer},
         f"{model}/generate": {"post": generate},
         f"{model}/generate_stream": {"post": stream},
-        f"{model}/ready": {"get": _v2("Whether the model takes requests.")},
+        f"{model}/ready": {"get": _v2("Whether the model takes requests.", "Ready")},
         model: {"get": _v2("Inputs and outputs of the model.", "object")},
         f"{model}/config": {"get": _v2("Configuration of the model.", "object")},
         f"{model}/stats": {"get": _v2("Counts and durations of requests.", "object")},
         "/v2/repository/index": {"post": _v2("The models that there are.", "array")},
         "/v2": {"get": _v2("Name and version of the server.", "object")},
-        "/v2/health/live": {"get": _v2("Whether the process answers.")},
-        "/v2/health/ready": {"get": _v2("Whether the model takes requests.")},
+        "/v2/health/live": {"get": _v2("Whether the process answers.", "Live")},
+        "/v2/health/ready": {"get": _v2("Whether the model takes requests.", "Ready")},
     }
 
 
 def _v2(summary: str, type: str | None = None, example: Any = None) -> dict[str, Any]:
-    responses = _responses(None if type is None else {"type": type}, example)
+    """type: of the answer: JSON's, or a schema's name; None for no body."""
+    named = {"$ref": _REFERENCE.format(model=type)} if type in v2_schemas() else {"type": type}
+    responses = _responses(None if type is None else named, example)
     return {"tags": ["v2 protocol"], "summary": summary, "responses": responses}
 
 

@@ -16,7 +16,8 @@ from starlette.routing import Route
 
 from florence.errors import Closed, NotFound, TaskError
 from florence.server.replies import json_reply, reply_or_error
-from florence.server.typed.endpoints import INPUT_TYPES, Refused, answer_task, explain
+from florence.server.typed.endpoints import answer_task, explain
+from florence.server.typed.inputs import INPUT_TYPES, Refused
 from florence.server.v2.inference import Inference
 from florence.types.declared import ways_out
 
@@ -46,5 +47,6 @@ async def _answer(inference: Inference, request: Request) -> Response:
     if isinstance(sent, Refused):
         raise explain(sent.error, task, input_type) if isinstance(sent.error, ValidationError) else sent.error
     fields = {name: getattr(sent, name) for name in input_type.model_fields}
-    answer = await answer_task(model, inference.timeout_s, task.token, fields)
-    return json_reply(answer.model_dump(mode="json"))
+    accept = request.headers.get("accept", "")
+    answer = await answer_task(model, inference.timeout_s, task.token, fields, accept)
+    return answer if isinstance(answer, Response) else json_reply(answer.model_dump(mode="json"))

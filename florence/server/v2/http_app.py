@@ -77,7 +77,6 @@ class V2App(Starlette):
 
 def _routes() -> list[Route]:
     routes = [
-        Route("/", _root, methods=["GET"]),  # HEAD too: probes of load balancers
         _json_route("/v2", lambda request: server_metadata()),
         _json_route("/v2/health/live", lambda request: {"live": True}),
         _json_route("/v2/health/ready", _ready),
@@ -86,9 +85,9 @@ def _routes() -> list[Route]:
     ]
     for path in (MODEL_PATH, VERSION_PATH):
         routes += [
-            _json_route(path, lambda request: inference_of(request).served.metadata()),
+            _json_route(path, lambda request: inference_of(request).metadata()),
             _json_route(path + "/ready", _model_ready),
-            _json_route(path + "/config", lambda request: inference_of(request).served.config()),
+            _json_route(path + "/config", lambda request: inference_of(request).config()),
             _json_route(
                 path + "/stats",
                 lambda request: repository_of(request).statistics(
@@ -116,10 +115,6 @@ def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Respon
     route = Route(path, answer, methods=[method])
     route.methods = {method}  # Starlette adds HEAD to GET; to Triton it is a wrong method
     return route
-
-
-async def _root(request: Request) -> Response:
-    return json_reply(server_metadata())
 
 
 async def _refused(request: Request, error: Exception) -> Response:

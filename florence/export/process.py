@@ -1,0 +1,111 @@
+"""A process that draws one answer: a job and the picture from its standard input, a PNG to its output.
+
+For a service, which does not decode pictures in its own process: a picture that crashes a decoder, or takes
+too much memory, ends this process alone. Knows nothing about HTTP and who starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import struct
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+import PIL
+from PIL import Image, ImageColor
+
+from florence.errors import ImageError
+from florence.export.annotation import Annotation
+from florence.export.drawing import Drawing
+from florence.images.decode import decode, inspect
+from florence.images.limits import ImageLimits
+from florence.images.seen import SEEN, View, to_srgb
+
+LONGEST_SIDE: Final = 2048
+"""Pixels of a drawn picture's longer side; a larger picture is drawn smaller."""
+REFUSED: Final = 3
+"""The exit status where the picture is at fault; the reason stands in the standard error."""
+_BOOT: Final = "import sys; sys.path += sys.argv[1:3]; from florence.export.process import main; main()"
+_LENGTH: Final = struct.Struct("<Q")
+_CPU_S: Final = 60
+_SLACK_BYTES: Final = 512 * 2**20  # of the drawing, at the longest side, and of Python
+
+
+@dataclass(frozen=True, slots=True)
+class DrawJob:
+    """What to draw: the answer's annotations and its text; limits: of the picture; background, frame, page:
+    as in `View`, the background as #rrggbb."""
+
+    annotations: Sequence[Annotation]
+    caption: str
+    limits: ImageLimits
+    background: str | None = None
+    frame: int | None = None
+    page: int | None = None
+
+    def pack(self, picture: bytes) -> bytes:
+        """The process's input: the job and the picture."""
+        head = json.dumps(asdict(self)).encode()
+        return _LENGTH.pack(len(head)) + head + picture
+
+    @classmethod
+    def unpack(cls, data: bytes) -> tuple[DrawJob, bytes]:
+        """What `pack` made."""
+        start = _LENGTH.size
+        (length,) = _LENGTH.unpack_from(data)
+        fields = json.loads(data[start : start + length])
+        annotations = [Annotation(**each) for each in fields.pop("annotations")]
+        limits = ImageLimits(**fields.pop("limits"))
+        return cls(annotations=annotations, limits=limits, **fields), data[start + length :]
+
+
+def command() -> list[str]:
+    """What starts the process."""
+    roots = [str(Path(__file__).parents[2]), str(Path(PIL.__file__).parents[1])]
+    return [sys.executable, "-I", "-S", "-c", _BOOT, *roots]
+
+
+def draw(job: DrawJob, picture: bytes) -> bytes:
+    """The picture with the answer on it, as a PNG. Raises ImageError."""
+    background = SEEN.background if job.background is None else ImageColor.getrgb(job.background)[:3]
+    view = View(background=background, frame=job.frame, page=job.page)
+    header = inspect(picture, job.limits, view)
+    decoded, (width, height) = decode(header, view, (LONGEST_SIDE, LONGEST_SIDE))
+    image = to_srgb(decoded, header.profile)
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
+    scale = image.width / width, image.height / height
+    drawn = Drawing().draw(image, [_scaled(each, scale) for each in job.annotations], job.caption)
+    file = BytesIO()
+    drawn.save(file, "PNG", compress_level=4)
+    return file.getvalue()
+
+
+def _scaled(annotation: Annotation, scale: tuple[float, float]) -> Annotation:
+    polygons = [
+        [value * scale[index % 2] for index, value in enumerate(polygon)] for polygon in annotation.polygons
+    ]
+    return Annotation(annotation.label, annotation.score, polygons, annotation.shape, annotation.category)
+
+
+def main() -> None:
+    """Draw what comes from the standard input."""
+    warnings.simplefilter("ignore")
+    job, picture = DrawJob.unpack(sys.stdin.buffer.read())
+    for kind, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CPU, _CPU_S),
+        (resource.RLIMIT_DATA, job.limits.decode_bytes + _SLACK_BYTES),
+    ):
+        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+    try:
+        drawn = draw(job, picture)
+    except (ImageError, MemoryError) as error:
+        sys.stderr.write(str(error) or "drawing the answer takes too much memory")
+        sys.exit(REFUSED)
+    sys.stdout.buffer.write(drawn)

@@ -1,0 +1,101 @@
+"""PDF pages rendered in a process of their own, one for each page, with limits on its memory and time.
+
+So a PDF that crashes PDFium, or makes it work for ever, fails one request, wherever it is read. Where the
+system has no such limits (Windows), time alone is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import astuple
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import PIL
+
+from florence.errors import ImageError, ImageTooLarge
+from florence.images import pdf
+from florence.images.limits import ImageLimits
+
+_BOOT: Final = (
+    "import sys; n = int(sys.argv[1]); sys.path += sys.argv[2:n]; "
+    "from florence.images.apart import main; main(sys.argv[n:])"
+)
+_ENVIRONMENT: Final = ("LANG", "LC_", "LD_", "PATH", "SYSTEMROOT")
+_CPU_S: Final = 20
+_WALL_S: Final = 120.0
+_DONE, _REFUSED, _TOO_LARGE = b"+", b"-", b"!"
+REFUSED_PDF: Final = (
+    "a service reads no PDF: `florence run`, `florence bulk` and the library render its pages, or send them "
+    "as pictures"
+)
+
+
+def render_page_apart(data: bytes, page: int, limits: ImageLimits) -> bytes:
+    """As `pdf.render_page`. ImageError too where PDFs are not read, and where the process ends or takes too
+    long."""
+    return _ask(data, page, limits)
+
+
+def count_pages_apart(data: bytes, limits: ImageLimits) -> int:
+    """As `pdf.count_pages`."""
+    return int(_ask(data, 0, limits))
+
+
+def _ask(data: bytes, page: int, limits: ImageLimits) -> bytes:
+    if not limits.pdf_dpi:
+        raise ImageError(REFUSED_PDF)
+    library = find_spec("pypdfium2")
+    if library is None or library.origin is None:
+        raise ImageError(pdf.NO_LIBRARY)
+    packages = [Path(__file__).parents[2], Path(PIL.__file__).parents[1], Path(library.origin).parents[1]]
+    roots = [str(root) for root in dict.fromkeys(packages)]
+    words = [str(2 + len(roots)), *roots, str(page), *map(str, astuple(limits))]
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _BOOT, *words],
+            input=data,
+            capture_output=True,
+            timeout=_WALL_S,
+            check=False,
+            env={name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)},
+        )
+    except subprocess.TimeoutExpired:
+        raise ImageError(f"the PDF was not read within {_WALL_S:g} s") from None
+    status, content = ran.stdout[:1], ran.stdout[1:]
+    if ran.returncode or not status:
+        raise ImageError(f"the PDF can't be read: its process ended (exit status {ran.returncode})")
+    if status != _DONE:
+        raise (ImageTooLarge if status == _TOO_LARGE else ImageError)(content.decode(errors="replace"))
+    return content
+
+
+def main(words: list[str]) -> None:
+    """The process's side: the PDF comes from standard input, what became of it goes to standard output."""
+    page, *numbers = map(int, words)
+    limits = ImageLimits(*numbers)
+    data = sys.stdin.buffer.read()
+    _limit(limits.decode_bytes + 3 * len(data))
+    try:
+        answer = pdf.render_page(data, page, limits) if page else str(pdf.count_pages(data)).encode()
+        reply = _DONE + answer
+    except ImageTooLarge as error:
+        reply = _TOO_LARGE + str(error).encode(errors="replace")
+    except ImageError as error:
+        reply = _REFUSED + str(error).encode(errors="replace")
+    except MemoryError:
+        reply = _TOO_LARGE + b"rendering the PDF's page takes more memory than FLORENCE_DECODE_MEMORY_BYTES"
+    sys.stdout.buffer.write(reply)
+
+
+def _limit(most_bytes: int) -> None:
+    try:
+        import resource
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))

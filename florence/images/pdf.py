@@ -1,0 +1,87 @@
+"""A page of a PDF as a picture, rendered by pypdfium2 (PDFium), which comes with the extra "pdf".
+
+PDFium works in one thread of a process only, and reads strangers' files in C++: `apart` calls this module in
+a process of its own, and reader processes call it themselves. Knows nothing about tasks or HTTP.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Final
+
+from florence.errors import ImageError, ImageTooLarge
+from florence.images.headers import FIRST_BYTES, is_picture
+from florence.images.limits import ImageLimits
+
+_MARK: Final = b"%PDF-"
+_MARK_WITHIN: Final = 1024  # bytes: readers of PDF accept what stands before the mark
+_POINTS: Final = 72  # an inch
+NO_LIBRARY: Final = (
+    "PDF pages are read where pypdfium2 is installed: pip install pypdfium2, or 'florence2-server[pdf]'"
+)
+
+
+def is_pdf(data: bytes) -> bool:
+    """Whether a file with these bytes, or first bytes, is a PDF and not a picture."""
+    return _MARK in data[:_MARK_WITHIN] and not is_picture(data[:FIRST_BYTES])
+
+
+def count_pages(data: bytes) -> int:
+    """How many pages the PDF has. Raises ImageError as `render_page`."""
+    document = _open(data)
+    try:
+        return len(document)
+    finally:
+        document.close()
+
+
+def render_page(data: bytes, page: int, limits: ImageLimits) -> bytes:
+    """A page, counted from 1, at `limits.pdf_dpi` as a BMP file: RGB on white, turned as the PDF says, with
+    its notes and filled-in forms.
+
+    Raises ImageError for a PDF that is broken or encrypted, and for a page that it does not have,
+    ImageTooLarge for one of more pixels than are allowed.
+    """
+    document = _open(data)
+    try:
+        if page > (count := len(document)):
+            raise ImageError(
+                f"the PDF has {count} page{'s' * (count != 1)}; page must be from 1 to {count}, got {page}"
+            )
+        return _render(document, page, limits)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # of ctypes and PDFium's wrapper, for damaged pages
+        raise ImageError(f"page {page} of the PDF is damaged: {error}") from error
+    finally:
+        document.close()
+
+
+def _render(document: Any, page: int, limits: ImageLimits) -> bytes:
+    document.init_forms()  # before a page is loaded, else its fields stay empty
+    loaded = document[page - 1]
+    scale = limits.pdf_dpi / _POINTS
+    width, height = (max(1, round(side * scale)) for side in loaded.get_size())
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
+        raise ImageTooLarge(
+            f"page {page} of the PDF has {width}x{height} = {width * height} pixels at {limits.pdf_dpi} dots "
+            f"an inch; up to {limits.max_pixels} pixels, and {limits.max_side} a side, are allowed; "
+            "render it with fewer"
+        )
+    image = loaded.render(scale=scale, rev_byteorder=True).to_pil()
+    file = io.BytesIO()
+    (image if image.mode == "RGB" else image.convert("RGB")).save(file, "BMP")
+    return file.getvalue()
+
+
+def _open(data: bytes) -> Any:
+    try:
+        import pypdfium2
+    except ImportError:
+        raise ImageError(NO_LIBRARY) from None
+    try:
+        return pypdfium2.PdfDocument(data)
+    except pypdfium2.PdfiumError as error:
+        if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
+            raise ImageError("the PDF is encrypted; save it without a password") from None
+        raise ImageError("the PDF is cut short or damaged, or has no pages") from error

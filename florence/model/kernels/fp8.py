@@ -1,0 +1,107 @@
+"""Products in fp8: a static scale for each output, a dynamic scale for each row of the input.
+
+Both operands are rounded to e4m3 (four bits of exponent, three of mantissa; Micikevicius et al. 2022, arXiv
+2209.05433), sums are float32, results the dtype of the input. Each row is scaled by its own largest value, so
+that an answer does not depend on the other rows of a batch. NVIDIA's cards multiply such numbers from sm_89
+on; elsewhere the products are emulated with the same rounding, at less than the speed of float32: for
+measuring what fp8 changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from florence.model.kernels.activations import activate
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = 448.0
+"""The largest number of e4m3."""
+
+SMALLEST = 1e-12
+"""Lower bound of a row's largest value, so that a row of zeros stays zeros."""
+
+MULTIPLE = 16
+"""Of which a product's sizes have to be multiples on a GPU."""
+
+OLDEST = 8, 9
+"""The oldest compute capability with such products."""
+
+RowQuantizer = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""What computes the same as `quantize_rows`."""
+
+
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[rows, width] -> the rows over their scales, in e4m3, and float32 scales [rows, 1]."""
+    values = rows.float()
+    scales = values.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST) / LARGEST
+    return (values / scales).to(E4M3), scales
+
+
+def multiply(
+    rows: Tensor, row_scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None
+) -> Tensor:
+    """bfloat16 [rows, outputs] from e4m3 [rows, inner] and [outputs, inner], with the scales of their
+    rows [rows, 1] and [outputs, 1]."""
+    if rows.is_cuda:
+        return torch._scaled_mm(
+            rows,
+            weight.T,
+            scale_a=row_scales,
+            scale_b=weight_scales.T,
+            bias=bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=False,  # it sums with fewer bits than float32 has
+        )
+    return emulate(rows, row_scales, weight, weight_scales, bias)
+
+
+def emulate(
+    rows: Tensor, row_scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The definition of `multiply`: exact products of e4m3 numbers, summed in float32."""
+    total = (rows.float() @ weight.float().T) * row_scales * weight_scales.T
+    return (total if bias is None else total + bias.float()).to(torch.bfloat16)
+
+
+class Fp8Weight:
+    """A weight [outputs, inner] in e4m3, and its bias. `quantize`: of the input's rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, quantize: RowQuantizer = quantize_rows) -> None:
+        self.bias = None if bias is None else bias.detach()
+        self.weight, self.scales = quantize_rows(weight)
+        self._quantize = quantize
+
+    def product(
+        self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """bfloat16 [..., inner] -> [..., outputs], then an activation, or `residual` [..., outputs] added."""
+        rows, scales = self._quantize(states.reshape(-1, states.shape[-1]))
+        total = multiply(rows, scales, self.weight, self.scales, self.bias)
+        result = activate(total.view(*states.shape[:-1], -1), activation)
+        return result if residual is None else result.add_(residual)
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether a weight's sizes are such that a GPU multiplies by it."""
+    return not any(size % MULTIPLE for size in weight.shape)
+
+
+def can_multiply(device: torch.device) -> bool:
+    """Whether this device multiplies in fp8, by a PyTorch that lets it, or the emulation does."""
+    if device.type != "cuda":
+        return True
+    return hasattr(torch, "_scaled_mm") and torch.cuda.get_device_capability(device) >= OLDEST
+
+
+def check(device: torch.device, quantize: RowQuantizer = quantize_rows) -> None:
+    """Raise `AssertionError`, or what the device raises, unless products there are those of the definition:
+    both round the same sums to bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(size, 64, generator=generator) for size in (32, 48))
+    bias = torch.randn(48, generator=generator).to(device, torch.bfloat16)
+    rows, scales = quantize(states.to(device, torch.bfloat16))
+    there = rows, scales, *quantize_rows(weight.to(device)), bias
+    torch.testing.assert_close(multiply(*there), emulate(*there), rtol=2**-7, atol=2**-7)

@@ -1,0 +1,143 @@
+"""The pages' routes: `/`, `/ui`, `/docs`, and their files under `/pages/`; a Starlette app.
+
+Knows files and headers. What the pages show and ask comes from the public endpoints, in the browser. No page
+may ask another host: the Content-Security-Policy forbids it.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
+
+from florence import __version__
+from florence.server.middleware import ErrorBodies, HttpMiddleware
+from florence.server.replies import json_reply
+from florence.server.v2.inference import Inference
+from florence.server.v2.model import server_metadata
+
+FILES_PATH: Final = "/pages/{name}"
+_HERE: Final = Path(__file__).parent
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),  # a browser asks whether a file is still the same
+)
+
+
+@dataclass(frozen=True)
+class PageRoutes(HttpMiddleware):
+    """Sends requests for the pages to their own app, past keys, loading and BentoML's routing.
+
+    BentoML's page at `/` and its files are hidden, as are its redirects of paths that end with a slash.
+    """
+
+    pages: Starlette
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        own = path in ("/", "/ui", "/docs") or path.startswith(("/pages/", "/static_content/", "/assets/"))
+        app = self.pages if own or (path.endswith("/") and not path.startswith("/v2/")) else self.app
+        await app(scope, receive, send)
+
+
+class _Headed(HttpMiddleware):
+    """Puts the pages' headers on every answer."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def headed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *_HEADERS]}
+            await send(message)
+
+        await self.app(scope, receive, headed)
+
+
+class Site:
+    """The pages of a service. public: whether `/` says what runs, which a service with keys does not;
+    playground: whether there is one."""
+
+    def __init__(self, inference: Inference, *, public: bool, playground: bool) -> None:
+        self._inference, self._public, self._playground = inference, public, playground
+        self._template = Template((_HERE / "root.html").read_text(encoding="utf-8"))
+        folders = ["shared", "samples", "docs", *(["ui"] if playground else [])]
+        self._files = StaticFiles(packages=[(__package__, folder) for folder in folders])
+        routes = [
+            Route("/", self._root),
+            Route("/docs", _page("docs.html")),
+            Route("/docs/", _to("../docs")),
+            Route(FILES_PATH, self._file),
+        ]
+        if playground:
+            routes += [Route("/ui", _page("ui.html")), Route("/ui/", _to("../ui"))]
+        self.app = Starlette(routes=routes, middleware=[Middleware(_Headed), Middleware(ErrorBodies)])
+        self.app.router.redirect_slashes = False
+
+    async def _root(self, request: Request) -> Response:
+        """JSON unless HTML is accepted: for load balancers' probes."""
+        links = self._links()
+        if "text/html" not in request.headers.get("accept", ""):
+            return json_reply({**server_metadata(), **self._facts(), "links": list(links)})
+        items = (
+            f'<li><a href="{path[1:]}">{path}</a><span>{what}</span></li>' for path, what in links.items()
+        )
+        facts = {name: html.escape(str(value)) for name, value in self._facts().items()}
+        shown = {"state": _STATES[self._inference.ready], "checkpoint": "", **facts}
+        page = self._template.substitute(shown, version=__version__, links="\n".join(items))
+        return Response(page, media_type="text/html")
+
+    def _facts(self) -> dict[str, Any]:
+        """What runs, as far as this may be told here."""
+        ready, model = self._inference.ready, self._inference.model
+        if model is None or not self._public:
+            return {"ready": ready}
+        return {"ready": ready, "checkpoint": model.checkpoint}
+
+    def _links(self) -> dict[str, str]:
+        """The paths to begin with, and what is there."""
+        ui = {"/ui": "Playground: try every task on a picture"} if self._playground else {}
+        return {
+            **ui,
+            "/docs": "API page: every endpoint, with examples to send",
+            "/docs.json": "The same as an OpenAPI document",
+            "/info": "What runs: checkpoint, device, limits, settings",
+            "/v2": "The v2 protocol of Triton and KServe",
+            "/metrics": "Metrics for Prometheus",
+        }
+
+    async def _file(self, request: Request) -> Response:
+        return await self._files.get_response(request.path_params["name"], request.scope)
+
+
+_STATES: Final = {True: "ready", False: "not ready"}
+
+
+def _page(name: str) -> Any:
+    async def page(request: Request) -> Response:
+        return FileResponse(_HERE / name, media_type="text/html")
+
+    return page
+
+
+def _to(relative: str) -> Any:
+    """To the page without the slash; relative, since a proxy may have put the service below a path."""
+
+    async def redirect(request: Request) -> Response:
+        return RedirectResponse(relative)
+
+    return redirect

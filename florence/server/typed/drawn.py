@@ -1,0 +1,84 @@
+"""An answer as a picture: drawn on the one that was sent, in a process of its own, as a PNG.
+
+Knows the Accept header and that process; `export` draws.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from asyncio.subprocess import PIPE
+from collections.abc import Mapping
+from typing import Any, Final
+
+import anyio
+from anyio.lowlevel import RunVar
+from starlette.responses import Response
+
+from florence.answers.answer import Answer
+from florence.errors import DeadlineExceeded, EngineError, ImageError, quote
+from florence.export.process import REFUSED, DrawJob, command
+from florence.images.limits import ImageLimits
+from florence.types.pictures import PictureOptions
+
+logger = logging.getLogger("florence.service")
+
+PNG: Final = "image/png"
+_MOST: Final = 1  # processes at a time: each takes a core and the memory of a picture
+_TURN: Final[RunVar[anyio.CapacityLimiter | None]] = RunVar("drawers", None)
+
+
+def wants_picture(accept: str) -> bool:
+    """Whether an Accept header names a PNG, and no JSON beside it."""
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    return PNG in kinds and "application/json" not in kinds
+
+
+async def draw_answer(
+    answer: Answer, picture: bytes, options: PictureOptions, limits: Mapping[str, Any], timeout_s: float
+) -> Response:
+    """The reply with the drawn answer. options: the request's; limits: as `/info` says them.
+
+    Raises ImageError for a picture that can't be drawn on, DeadlineExceeded, and EngineError for a process
+    that ended."""
+    image_limits = ImageLimits(
+        max_bytes=limits["max_image_bytes"],
+        max_pixels=limits["max_image_pixels"],
+        max_side=limits["max_image_side"],
+        max_frames=limits["max_image_frames"],
+        decode_bytes=limits["decode_memory_bytes"],
+    )
+    view = options.model_dump(include={"background", "frame", "page"})
+    job = DrawJob(answer.annotations(), answer.caption(), image_limits, **view).pack(bytes(picture))
+    try:
+        async with asyncio.timeout(timeout_s), _turn():
+            return Response(await _run(job), media_type=PNG)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the answer was not drawn within {timeout_s:g} s") from None
+
+
+def _turn() -> anyio.CapacityLimiter:
+    limiter = _TURN.get()
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(_MOST)
+        _TURN.set(limiter)
+    return limiter
+
+
+async def _run(job: bytes) -> bytes:
+    """What the process draws; it is killed where this is cancelled."""
+    process = await asyncio.create_subprocess_exec(
+        *command(), stdin=PIPE, stdout=PIPE, stderr=PIPE, env={}, start_new_session=True
+    )
+    try:
+        drawn, noise = await process.communicate(job)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode == REFUSED:
+        raise ImageError(noise.decode(errors="replace"))
+    if process.returncode != 0:
+        logger.warning("drawing an answer ended with status %d: %s", process.returncode, quote(noise, 500))
+        raise EngineError("the answer was not drawn: the process for it ended")
+    return drawn

@@ -1,0 +1,139 @@
+"""What the typed endpoints take, as pydantic types: the picture, a text or a region, and the options.
+
+Knows BentoML's IO types and how a request's body becomes them. `images` and `types` check the picture's
+format and the ranges of options.
+
+BentoML answers an exception of its IO types with an error body of its own, and logs a traceback. So an
+invalid input is passed to the endpoint as a value, `Refused`, which the endpoint answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from bentoml import IODescriptor
+from bentoml._internal.service.openapi.specification import Schema
+from pydantic import ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from florence.errors import FlorenceError, ProtocolError, RequestError
+from florence.images.headers import FORMATS
+from florence.server.bodies import read_body
+from florence.server.long_strings import Document, short_strings
+from florence.server.picture import EncodedPicture
+from florence.server.replies import off_loop
+from florence.server.typed.forms import MULTIPART, is_alone, read_alone, read_form
+from florence.types.analysis import SentRegion
+from florence.types.options import MAX_TEXT_CHARS, RequestParameters
+from florence.types.tasks import Input, Kind
+
+_SHAPES = "the body must be a JSON object, multipart/form-data, or a picture with Content-Type: image/jpeg"
+
+
+class Described(IODescriptor):  # type: ignore[misc]  # BentoML's types are not exported
+    """A type of requests or answers that BentoML's own OpenAPI document can hold."""
+
+    @classmethod
+    def openapi_components(cls, name: str) -> dict[str, Any]:
+        """The type's schema and those inside it, without the keys that the document can't hold."""
+        schema = cls.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+        schemas = {**schema.pop("$defs", {}), cls.__name__: schema}
+        known = {field.name for field in Schema.__attrs_attrs__}
+        return {
+            name: Schema(**{key: value for key, value in each.items() if key in known})
+            for name, each in schemas.items()
+        }
+
+
+class Refused:
+    """The reason why an input can't be read, in its place. BentoML passes `model_fields` to the endpoint."""
+
+    model_fields: ClassVar[Mapping[str, None]] = MappingProxyType({"error": None})
+
+    def __init__(self, error: FlorenceError | ValidationError) -> None:
+        self.error = error
+
+
+class PictureInput(Described):
+    """The input of every task: the picture. Unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: EncodedPicture = Field(
+        description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
+        f"{FORMATS}, told by its bytes."
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls) -> None:
+        super().__pydantic_init_subclass__()
+        cls.multipart_fields = ["image"]  # BentoML detects only paths and PIL images
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: object) -> PictureInput | Refused:
+        """The input in a request's body. BentoML's own reader would fetch URLs in it."""
+        try:
+            kind = request.headers.get("content-type", "").lower()
+            if kind.startswith(MULTIPART) or is_alone(kind):
+                fields = await (read_alone if is_alone(kind) else read_form)(request)
+                size = len(fields["image"]) if isinstance(fields.get("image"), str) else 0
+                return await off_loop(size, cls.model_validate, fields)
+            body = await read_body(request.receive)
+            return await off_loop(len(body), cls._from_json, body)
+        except (FlorenceError, ValidationError) as error:
+            return Refused(error)
+        except ClientDisconnect:
+            return Refused(RequestError("the client left while it sent its request"))
+
+    @classmethod
+    def _from_json(cls, body: bytes | bytearray) -> PictureInput:
+        try:
+            content = Document(body).parse() if body else {}
+            if isinstance(content, dict):
+                image = {name: content.pop(name) for name in ("image",) if name in content}
+                content = {**image, **short_strings(content)}
+        except ProtocolError as error:
+            raise RequestError(f"{_SHAPES}: {error}") from None
+        if not isinstance(content, dict):
+            raise RequestError(_SHAPES)
+        made: PictureInput = cls.model_validate(content)
+        return made
+
+
+class PlainInput(RequestParameters, PictureInput):
+    """Input of a task that takes nothing but the picture."""
+
+
+class _PromptField(PictureInput):
+    prompt: str = Field(max_length=MAX_TEXT_CHARS, description="What the model reads, word for word.")
+    answer_as: Kind = Field(default=Kind.TEXT, description="How its answer is read.")
+
+
+class PromptInput(RequestParameters, _PromptField):
+    """Input of `/prompt`: a prompt of one's own."""
+
+
+class _TextField(PictureInput):
+    text: str = Field(max_length=MAX_TEXT_CHARS, description="What to look for, or the caption to ground.")
+
+
+class TextInput(RequestParameters, _TextField):
+    """Input of a task that takes a text."""
+
+
+class _RegionField(PictureInput):
+    region: SentRegion = Field(
+        description="x1, y1, x2, y2 in pixels of the picture after EXIF rotation, or as text <loc_x1><loc_y1>"
+        "<loc_x2><loc_y2> in thousandths of it."
+    )
+
+
+class RegionInput(RequestParameters, _RegionField):
+    """Input of a task that takes a region."""
+
+
+INPUT_TYPES: Mapping[Input, type[PictureInput]] = MappingProxyType(
+    {Input.NONE: PlainInput, Input.TEXT: TextInput, Input.REGION: RegionInput}
+)

@@ -1,0 +1,146 @@
+"""Pages of PDFs as pictures: rendered in a process of their own, within limits; broken ones are one error."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from pdfs import BLUE, GREEN, RED, pdf
+from pictures import drawn, saved
+from PIL import Image
+from serving import Server
+
+from florence.client import Client
+from florence.errors import ImageError, ImageTooLarge, RequestError, SettingsError
+from florence.images.apart import count_pages_apart, render_page_apart
+from florence.images.decode import open_image
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.preprocess import InputSize
+from florence.images.seen import ORIGINAL, SEEN, View
+from florence.readers.picture import LocalReader
+from florence.readers.processes import ProcessReaders
+
+PATIENCE_S = 120
+SIZE = InputSize(40, 60, 0)
+CHANNELS = {RED: (255, 0, 0), BLUE: (0, 0, 255), GREEN: (0, 255, 0)}
+
+
+def corner(image: Image.Image) -> object:
+    return image.getpixel((5, 5))
+
+
+def test_each_page_is_found_by_its_number() -> None:
+    """At 150 dots an inch, white paper, in both views; the first page without a number."""
+    data = pdf()
+    for view in (SEEN, ORIGINAL):
+        image = open_image(data, view=view)
+        assert (image.mode, image.size, corner(image)) == ("RGB", (300, 150), CHANNELS[RED])
+        assert image.getpixel((200, 100)) == (255, 255, 255)
+    for number, colour in enumerate((RED, BLUE, GREEN), start=1):
+        assert corner(open_image(data, view=View(page=number))) == CHANNELS[colour]
+    assert count_pages_apart(data, DEFAULT_LIMITS) == 3
+
+
+def test_a_page_is_turned_as_the_pdf_says() -> None:
+    """The square in the upper left corner goes to the upper right one."""
+    image = open_image(pdf(rotate=90))
+    assert image.size == (150, 300)
+    assert image.getpixel((145, 5)) == CHANNELS[RED]
+
+
+def test_the_resolution_is_a_limit_of_its_own() -> None:
+    """A page of more pixels than allowed is refused before it is rendered; so are more dots than anyone
+    needs, and 0 means that no PDF is read."""
+    assert open_image(pdf(), ImageLimits(pdf_dpi=72)).size == (144, 72)
+    with pytest.raises(ImageTooLarge, match="300x150 = 45000 pixels at 150 dots an inch"):
+        open_image(pdf(), ImageLimits(max_pixels=44_999))
+    with pytest.raises(ImageTooLarge, match="a side"):
+        open_image(pdf(size=(200_000, 10)), DEFAULT_LIMITS)
+    with pytest.raises(SettingsError, match="at most 600"):
+        ImageLimits(pdf_dpi=601)
+    with pytest.raises(ImageError, match="a service reads no PDF"):
+        open_image(pdf(), ImageLimits(pdf_dpi=0))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (pdf(encrypted=True), "encrypted; save it without a password"),
+        (b"%PDF-1.7\nnothing", "cut short or damaged"),
+        (pdf(()), "cut short or damaged"),
+        (pdf()[:200], "cut short or damaged"),
+    ],
+)
+def test_a_pdf_that_cant_be_read_is_one_error(data: bytes, words: str) -> None:
+    """In a process of its own, and in a reader process, which reads the next picture."""
+    with pytest.raises(ImageError, match=words):
+        open_image(data)
+    readers = ProcessReaders(SIZE, count=1)
+    try:
+        with pytest.raises(ImageError, match=words):
+            readers.read(data).result(PATIENCE_S)
+        assert readers.read(pdf(), View(page=3)).result(PATIENCE_S).size == (300, 150)
+    finally:
+        readers.close()
+
+
+def test_readers_read_a_page_alike() -> None:
+    """A thread, which has it rendered apart, and a process, which renders it itself; a page too many, a frame
+    and a PDF where none is read are refused by both."""
+    wanted = LocalReader(SIZE).read(pdf(), View(page=2))
+    readers = ProcessReaders(SIZE, count=1)
+    try:
+        read = readers.read(pdf(), View(page=2)).result(PATIENCE_S)
+        assert (read.size, read.digest) == (wanted.size, wanted.digest) == ((300, 150), wanted.digest)
+        assert np.array_equal(read.pixels[0, 0], CHANNELS[BLUE])
+        for view, words in ((View(page=4), "from 1 to 3, got 4"), (View(frame=1), "leave frame out")):
+            with pytest.raises(ImageError, match=words):
+                readers.read(pdf(), view).result(PATIENCE_S)
+            with pytest.raises(ImageError, match=words):
+                LocalReader(SIZE).read(pdf(), view)
+    finally:
+        readers.close()
+
+
+def test_a_renderer_that_ends_fails_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exit status is told; so is the time that it may take."""
+    from florence.images import apart
+
+    monkeypatch.setattr(apart, "_BOOT", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(ImageError, match=r"its process ended \(exit status -11\)"):
+        render_page_apart(pdf(), 1, DEFAULT_LIMITS)
+    monkeypatch.setattr(apart, "_BOOT", "import time; time.sleep(1000)")
+    monkeypatch.setattr(apart, "_WALL_S", 0.2)
+    with pytest.raises(ImageError, match="not read within"):
+        render_page_apart(pdf(), 1, DEFAULT_LIMITS)
+
+
+def test_memory_is_bounded() -> None:
+    """A page within the limits on pixels that needs more memory than is allowed is too large."""
+    with pytest.raises(ImageError, match=r"memory|ended|damaged"):
+        open_image(pdf(size=(3000, 3000)), ImageLimits(decode_bytes=50 * 2**20))
+
+
+def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("florence.images.apart.find_spec", lambda name: None)
+    with pytest.raises(ImageError, match=r"florence2-server\[pdf\]"):
+        open_image(pdf())
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    from florence.images.pdf import render_page
+
+    with pytest.raises(ImageError, match=r"florence2-server\[pdf\]"):
+        render_page(pdf(), 1, DEFAULT_LIMITS)
+
+
+@pytest.mark.slow
+def test_a_service_reads_no_pdf(demo_server: Server) -> None:
+    """It says what to do instead; pages of TIFF files it reads."""
+    pages = [drawn(24, 16, frame=index) for index in range(3)]
+    tiff = saved(pages[0], "TIFF", save_all=True, append_images=[drawn(48, 32), *pages[1:]])
+    with Client(demo_server.url) as client:
+        with pytest.raises(RequestError, match="a service reads no PDF: `florence run`"):
+            client.caption(pdf())
+        assert client.caption(tiff, page=2).image_size.width == 48
+        with pytest.raises(RequestError, match="page must be from 1 to 4, got 5"):
+            client.caption(tiff, page=5)

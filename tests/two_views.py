@@ -1,0 +1,76 @@
+"""A second stream on a machine that has none: steps find nothing of what encodes write until they end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import ref
+
+import torch
+from shared_pool import SharedPool
+from torch import Tensor
+
+from florence.engine.device.encode_stream import EncodeStream
+
+
+@dataclass
+class _View:
+    """What encodes have written to a buffer since they were done: `values` where `written`."""
+
+    buffer: ref[Tensor]
+    written: Tensor
+    values: Tensor
+
+
+class TwoViews(EncodeStream):
+    """Encodes work at once, but what they wrote to buffers that are held is taken back until they are done;
+    steps find numbers that are none in its place. `polls`: how often an encode is asked in vain whether it
+    is. `asked`: how often that was. `waits`: how often the host waited."""
+
+    beside = True
+
+    def __init__(self, polls: int = 3) -> None:
+        self.capturer = SharedPool()
+        self.polls, self.asked, self.waits = polls, 0, 0
+        self._left, self._views = 0, list[_View]()
+
+    def hold(self, buffers: Iterable[Tensor]) -> None:
+        for buffer in buffers:
+            if all(view.buffer() is not buffer for view in self._views):
+                nothing = torch.zeros_like(buffer, dtype=torch.bool)
+                self._views.append(_View(ref(buffer), nothing, buffer.clone()))
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        before = [(view, buffer, buffer.clone()) for view, buffer in self._held()]
+        for view, buffer, _ in before:
+            buffer.copy_(torch.where(view.written, view.values, buffer))
+        try:
+            yield
+        finally:
+            for view, buffer, steps in before:
+                differs = (buffer != steps) & ~(buffer.isnan() & steps.isnan())
+                view.written, view.values = view.written | differs, buffer.clone()
+                poison = torch.nan if buffer.is_floating_point() else 0
+                buffer.copy_(torch.where(view.written, poison, steps).to(buffer.dtype))
+            self._left = self.polls
+
+    def done(self) -> bool:
+        if self._left:
+            self._left -= 1
+            self.asked += 1
+            return False
+        for view, buffer in self._held():
+            buffer.copy_(torch.where(view.written, view.values, buffer))
+            view.written.zero_()
+        return True
+
+    def wait(self) -> None:
+        self.waits += 1
+        self._left = 0
+
+    def _held(self) -> list[tuple[_View, Tensor]]:
+        self._views = [view for view in self._views if view.buffer() is not None]
+        found = [(view, view.buffer()) for view in self._views]
+        return [(view, buffer) for view, buffer in found if buffer is not None]
