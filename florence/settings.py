@@ -117,6 +117,7 @@ class Settings(BaseSettings):
     threads: int | None = _engine("threads")
     cpu_kernels: CpuKernels = _engine("cpu_kernels")
     cuda_kernels: CudaKernels = _engine("cuda_kernels")
+    compile_tower: bool = _engine("compile_tower")
     encode_stream: bool = _engine("encode_stream")
     max_batch_size: int | None = _engine("max_batch_size")
     max_encode_batch: int | None = _engine("max_encode_batch")

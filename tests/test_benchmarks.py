@@ -21,6 +21,7 @@ TINY = {
     "decode_step.py": "--size tiny --requests 1 --turns 1",
     "encode.py": "--size tiny --rounds 1 --threads 1",
     "endurance.py": "--few 4 --many 8 --turns 1 --threads 1",
+    "grpc_workers.py": "--clients 2 --requests 1",
     "gpu_ledger.py": "--size tiny --crowds 2",
     "logits.py": "--size tiny --threads 1",
     "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",

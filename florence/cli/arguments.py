@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from florence import __version__
 from florence.cli.bulk_arguments import BULK, EXPORT, add_bulk, add_export
+from florence.cli.evaluate import EVALUATE, add_evaluate
 from florence.cli.verify import VERIFY, add_verify
 from florence.images.limits import MAX_PDF_DPI, PDF_DPI
 from florence.types.filters import ItemFilter
@@ -55,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_convert(commands)
     add_verify(_add(commands, "verify", *VERIFY))
+    _add_evaluate(commands)
     return parser
 
 
@@ -112,6 +114,14 @@ def _add_bulk(commands: Commands) -> None:
     _add_region(parser)
     _add_options(parser)
     _add_where(parser, many=True)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    parser = _add(commands, "evaluate", *EVALUATE)
+    add_evaluate(parser, partial(_whole, most=10**6))
+    _add_prompt(parser, "--task", help="in place of the subject's usual task")
+    _add_options(parser)
+    _add_where(parser)
 
 
 def _add_draw(commands: Commands) -> None:

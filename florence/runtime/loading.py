@@ -146,6 +146,8 @@ def load(
         model.config.text.decoder_head_dim,
         cpu_kernels=config.cpu_kernels,
         cuda_kernels=config.cuda_kernels,
+        vision=model.config.vision,
+        compile_tower=config.compile_tower,
         encode_stream=config.encode_stream,
         threads=config.threads,
     )
