@@ -13,11 +13,11 @@ exactness     ids against `transformers.generate` in float32 on the same card, w
 shares        what a copy, a product and a small kernel take: the costs that `gpu_ledger.py` assumes
 replays       graphs between device events, on a grid of slots and lengths, and encodes; what the host adds
 profile       time by kernel of steps and encodes
-streams       a tower beside steps on two streams
+streams       a tower beside steps on two streams; two tasks with FLORENCE_ENCODE_STREAM and without
 rows          nine tasks by the service's engine at 30, 36 and 64, pictures that differ and one; p50 and p99
 transformers  its best static batch
 variants      ways to compute one thing, and each kernel of the project against its twin
-drift         logits of other dtypes against float32
+drift         logits of other dtypes and of fp8 against float32
 
 A section that fails is tried again without cuDNN's attention, then without graphs, and the others go on; one
 that hangs, or breaks the device, ends the process, and a new one does the rest. Clocks and power are read
@@ -73,7 +73,7 @@ def sections_of(bench: Bench, ends_at: float, window_s: float, traces: Path | No
         Section("shares", 20, partial(replays.shares, bench)),
         Section("replays", 75, partial(replays.grid, bench)),
         Section("profile", 60, partial(replays.profiled, bench, traces=traces)),
-        Section("streams", 20, partial(replays.streams, bench)),
+        Section("streams", 60, partial(replays.streams, bench)),
         Section(
             "rows",
             200,

@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.device.backend import Backend
+from florence.engine.device.find_cuda_kernels import find_quantizer
 from florence.engine.device.reference import TokenRules
 from florence.model.florence2 import Florence2Model
+from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize
 
@@ -80,17 +82,23 @@ def convert(
         return load_saved(Path(folder), device, dtype)
 
 
-def load_saved(folder: Path, device: torch.device, dtype: torch.dtype) -> Florence2Model:
-    """This package's model of weights that transformers has saved."""
+def load_saved(
+    folder: Path, device: torch.device, dtype: torch.dtype, *, fp8: bool = False
+) -> Florence2Model:
+    """This package's model of weights that transformers has saved. `fp8`: with what multiplies in it, which
+    a CPU emulates."""
     config, normalize = read_config(folder), Normalize(MEAN, STD, RESCALE)
     model = load_model(folder, config, normalize, VOCAB, device, dtype)
+    if fp8:
+        multiply_in_fp8(model, find_quantizer(device))
     pack(model)
     return model
 
 
 def backend_of(model: Florence2Model) -> Backend:
     """How the service would run the model on its device."""
-    return Backend.for_device(model.device, model.dtype, model.config.text.decoder_head_dim)
+    config = model.config
+    return Backend.for_device(model.device, model.dtype, config.text.decoder_head_dim, vision=config.vision)
 
 
 @torch.no_grad()

@@ -10,7 +10,16 @@ second, in turns; `--spin` leaves OpenMP's waiting as it is, for comparison.
     python benchmarks/under_load.py --deadline 0.2 [--side 7600]
 
 instead prints how long after a request its time limit is told on each door, while pictures of so many pixels
-a side wait to be read.
+a side wait to be read, and
+
+    python benchmarks/under_load.py --health [--burst 2000] [--mib 60]
+
+how long a health probe waits for its answer, at most, beside large bodies and many requests at once.
+
+    python benchmarks/under_load.py --playground 60 [--turns 2] [--rate 4] [--pause 15]
+
+With `--playground` it prints the 95th percentile of v2 requests alone, and beside ten people at the
+playground, in turns of so many seconds.
 """
 
 from __future__ import annotations
@@ -34,8 +43,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the service does, before 
 import httpx
 import numpy as np
 import torch
-from deadlines import measure
+from deadlines import measure as measure_deadlines
 from PIL import Image
+from playground_users import measure as measure_beside
+from playground_users import summary
+from probes import measure as measure_probes
 from random_models import SIDE, SIZES, make_native
 from serving import ROOT, serving
 
@@ -128,10 +140,24 @@ def main() -> None:
     parser.add_argument("--spin", action="store_true", help="OpenMP's own waiting in the service")
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="measure this time limit instead")
     parser.add_argument("--side", type=int, default=7600, help="of the pictures before it, pixels")
+    parser.add_argument("--playground", type=float, metavar="SECONDS", help="people beside v2 requests")
+    parser.add_argument("--rate", type=float, default=4.0, help="v2 requests a second, beside the playground")
+    parser.add_argument("--pause", type=float, default=15.0, help="of a person between requests, seconds")
+    parser.add_argument("--health", action="store_true", help="measure probes instead")
+    parser.add_argument("--burst", type=int, default=2000, help="requests at once")
+    parser.add_argument("--mib", type=int, default=60, help="of each large body")
     arguments = parser.parse_args()
+    if arguments.health:
+        for load, seconds, answers in measure_probes(arguments.burst, arguments.mib):
+            print(f"{load:24} {1000 * seconds:5.0f} ms  {answers}", flush=True)
+        return
     if arguments.deadline is not None:
-        for door, seconds, status in measure(arguments.deadline, arguments.side):
+        for door, seconds, status in measure_deadlines(arguments.deadline, arguments.side):
             print(f"{door:14} {seconds:6.3f} s  {status}", flush=True)
+        return
+    if arguments.playground is not None:
+        alone, beside = measure_beside(arguments.playground, arguments.turns, arguments.rate, arguments.pause)
+        print(summary(alone, beside))
         return
     environment = {"OMP_WAIT_POLICY": "active"} if arguments.spin else {}
     alone, served = [], []

@@ -22,11 +22,13 @@ COMMANDS = (
     ("run",),
     ("bulk",),
     ("draw",),
+    ("export",),
     ("info",),
     ("load-data",),
     ("serve",),
     ("convert",),
     ("verify",),
+    ("evaluate",),
 )
 
 

@@ -2,7 +2,10 @@
 
 Inputs are numbered, so a run that was cut off goes on with `--start`. Function level: any other exception
 than the package's own ends the run, with the input's kind, seed and number. Over HTTP and gRPC: so does an
-answer of 500 or more but 503 with Retry-After, or none in time. Prints by how much memory grew.
+answer of 500 or more but 503 with Retry-After, or none in time.
+
+Prints by how much memory grew. What the service may keep is there before: it remembers few pictures, and its
+readers have decoded large ones.
 """
 
 from __future__ import annotations
@@ -12,23 +15,29 @@ import contextlib
 import http.client
 import os
 import random
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 import fuzzing
 import grpc
+import httpx
 import numpy as np
 import psutil
+from pictures import drawn, saved
 from serving import Server, serving_demo
 
 WARM_UP = 1000  # or a quarter of all
 EVERY = 100
 PATIENCE_S = 60.0
+KEPT_BYTES = 1_000_000  # of the latest pictures, so that a quarter of a run fills it
+LARGE = 2400, 1800  # pixels: what a decoder takes is just below what a reader gives back at once
 HTTP_KINDS = {
     "infer": ("/v2/models/florence2/infer", "application/json"),
     "generate": ("/v2/models/florence2/generate", "application/json"),
@@ -48,6 +57,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=160_000, help="of each kind, at function level")
     parser.add_argument("--requests", type=int, default=40_000, help="of each kind, over HTTP and gRPC")
     parser.add_argument("--kinds", default=",".join(fuzzing.TARGETS), help="at function level")
+    parser.add_argument("--doors", default=",".join((*HTTP_KINDS, "grpc")), help="over HTTP and gRPC")
     asked = parser.parse_args()
     for kind in filter(None, asked.kinds.split(",")):
         target = fuzzing.TARGETS[kind]
@@ -59,8 +69,9 @@ def main() -> int:
         with quiet():  # libtiff writes of each damaged file
             run(kind, feed, asked.start, asked.inputs, [psutil.Process()])
     if asked.requests:
-        with serving_demo() as server:
-            over_network(server, asked.seed, asked.start, asked.requests)
+        with serving_demo(FLORENCE_PICTURE_CACHE_BYTES=str(KEPT_BYTES)) as server:
+            read_large_pictures(server)
+            over_network(server, asked.doors.split(","), asked.seed, asked.start, asked.requests)
     return 0
 
 
@@ -77,20 +88,30 @@ def quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def over_network(server: Server, seed: int, start: int, requests: int) -> None:
-    """All kinds of HTTP requests, and gRPC messages, to a service with the demo checkpoint."""
+def read_large_pictures(server: Server) -> None:
+    """Let each reader take the memory that it keeps for its next pictures."""
+    upload = {"image": saved(drawn(*LARGE), "JPEG")}
+    with ThreadPoolExecutor(4) as pool:
+        sent = [
+            pool.submit(httpx.post, server.url + "/caption", files=upload, timeout=PATIENCE_S)
+            for _ in range(16)
+        ]
+        for reply in sent:
+            reply.result().raise_for_status()
+
+
+def over_network(server: Server, doors: list[str], seed: int, start: int, requests: int) -> None:
+    """HTTP requests of these kinds, and gRPC messages, to a service with the demo checkpoint."""
     processes = psutil.Process(server.process.pid).children(recursive=True)
     host, port = server.url.removeprefix("http://").split(":")
-    for kind, (path, content_type) in HTTP_KINDS.items():
-        run(
-            f"HTTP {kind}",
-            http_sender(host, int(port), kind, path, content_type, seed),
-            start,
-            requests,
-            processes,
-        )
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        run("gRPC", grpc_sender(channel, seed), start, requests, processes)
+    for kind in doors:
+        if kind == "grpc":
+            with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+                run("gRPC", grpc_sender(channel, seed), start, requests, processes)
+            continue
+        path, content_type = HTTP_KINDS[kind]
+        send = http_sender(host, int(port), kind, path, content_type, seed)
+        run(f"HTTP {kind}", send, start, requests, processes)
 
 
 def http_sender(
@@ -144,6 +165,12 @@ def grpc_sender(channel: grpc.Channel, seed: int) -> Callable[[int], str]:
     return send
 
 
+def own_mib(pid: int) -> float:
+    """What a process has taken for itself: pages of files come and go with the machine's other work."""
+    (line,) = re.findall(r"^RssAnon:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(line) / 1024
+
+
 def run(
     name: str, feed: Callable[[int], str], start: int, count: int, processes: list[psutil.Process]
 ) -> None:
@@ -159,7 +186,7 @@ def run(
             raise
         if (number - start) % EVERY == 0 and number - start >= max(WARM_UP, count // 4):
             numbers.append(number)
-            memory.append(sum(process.memory_info().rss for process in processes) / 2**20)
+            memory.append(sum(own_mib(process.pid) for process in processes))
     slope = 1e4 * float(np.polyfit(numbers, memory, 1)[0]) if len(numbers) > 2 else float("nan")
     seconds = time.monotonic() - began
     print(

@@ -112,11 +112,12 @@ def serving_fake(fields: dict[str, object] | None = None, **environment: str) ->
 
 
 @contextlib.contextmanager
-def serving_demo() -> Iterator[Server]:
-    """The demo checkpoint in float32, over HTTP and gRPC, ready; bodies have 3 MB at most."""
+def serving_demo(**environment: str) -> Iterator[Server]:
+    """The demo checkpoint in float32, over HTTP and gRPC, ready; bodies have 3 MB at most. With these
+    variables."""
     ports = {"FLORENCE_GRPC_PORT": str(free_port()), "FLORENCE_GRPC_HOST": "127.0.0.1"}
     settings = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32", "FLORENCE_MAX_BODY_BYTES": "3000000"}
-    with serving("service:service", **settings, **ports) as server:
+    with serving("service:service", **settings, **ports, **environment) as server:
         server.wait_ready()
         yield server
 

@@ -17,9 +17,11 @@ COMMAND = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
 
 TINY = {
     "attention.py": "--requests 1 --beams 1 --threads 1",
+    "bulk.py": "--pictures 40 --rounds 1 --seconds 0.2",
     "decode_step.py": "--size tiny --requests 1 --turns 1",
     "encode.py": "--size tiny --rounds 1 --threads 1",
     "endurance.py": "--few 4 --many 8 --turns 1 --threads 1",
+    "grpc_workers.py": "--clients 2 --requests 1",
     "gpu_ledger.py": "--size tiny --crowds 2",
     "logits.py": "--size tiny --threads 1",
     "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",
@@ -27,6 +29,7 @@ TINY = {
     "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
     "start.py": "--rounds 1 --only ready",
     "throughput.py": "--size tiny --window-s 0 --concurrency 2 --static-batches 1 --only caption",
+    "tiles.py": "--count 1 --scales 2.5 --crowd-scales 3 --overlaps 0.2",
     "tour.py": "",
     "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
 }
@@ -72,6 +75,21 @@ def test_a_time_limit_is_measured_on_every_door() -> None:
     printed = run("under_load.py", "--deadline", "0.001", "--side", "64")
     told = re.compile(r"^(.*?) +[\d.]+ s  (?:504|DEADLINE_EXCEEDED|DeadlineExceeded)$", re.MULTILINE)
     assert told.findall(printed) == ["library", "typed", "analyze", "v2", "v2 generate", "v2 over gRPC"]
+
+
+def test_probes_are_measured_beside_every_load() -> None:
+    """Seven large bodies and a burst, each with the longest wait and what the load got."""
+    printed = run("under_load.py", "--health", "--burst", "20", "--mib", "1")
+    told = re.findall(r"^(.*?) +\d+ ms", printed, re.MULTILINE)
+    assert told[0] == "nothing"
+    assert len(set(told)) == 9
+    assert re.search(r"^20 requests at once .* times 200", printed, re.MULTILINE)
+
+
+def test_people_at_the_playground_are_measured() -> None:
+    """v2 alone and beside them, and the ratio of both."""
+    printed = run("under_load.py", "--playground", "1", "--turns", "1", "--rate", "2", "--pause", "0.1")
+    assert re.search(r"alone \d+ ms, beside the playground \d+: \d+\.\d+ of it", printed)
 
 
 def test_every_script_is_run_by_a_test() -> None:

@@ -49,11 +49,14 @@ DOORS: dict[str, set[str]] = {
         "runtime",
         "types",
     },
+    "bulk": {"answers", "client", "errors", "images", "types"},
     "cli": {
         "answers",
+        "bulk",
         "client",
         "convert",
         "errors",
+        "evaluation",
         "export",
         "florence",
         "images",
@@ -62,6 +65,7 @@ DOORS: dict[str, set[str]] = {
         "types",
         "verification",
     },
+    "evaluation": {"errors", "export", "types"},
     "server": {
         "answers",
         "checkpoint",
@@ -97,7 +101,8 @@ LIBRARIES: dict[str, set[str]] = {
     "settings": {"pydantic", "pydantic_settings"},
     "export": {"PIL", "numpy", "supervision"},
     "types": {"pydantic"},
-    "answers": {"pydantic"},
+    "answers": {"pyarrow", "pydantic"},
+    "bulk": {"PIL", "fsspec", "pyarrow", "yaml"},
     "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
     "client": {"PIL", "httpx", "pydantic", "tqdm"},
     "convert": {"safetensors", "torch"},
@@ -105,8 +110,9 @@ LIBRARIES: dict[str, set[str]] = {
     "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
     "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
-    "cli": {"pyarrow"},
+    "cli": {"PIL", "tqdm"},
     "florence": set(),
+    "evaluation": {"numpy", "pydantic"},  # the evaluators: by name, where they are needed
     "server": {
         "anyio",
         "bentoml",

@@ -4,6 +4,7 @@ reckons follows from its counts."""
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from ledger.reckoning import reckon
 from ledger.report import whole
 from ledger.rows import closed_loop
 from replaced import REPLACED
+
+from florence.engine.config import EngineConfig
 
 ROWS, COLUMNS = 64, 256
 SIZE = 2 * ROWS * COLUMNS  # bytes of a matrix in bfloat16
@@ -92,6 +95,22 @@ def test_products_have_flop_and_bias_of_a_convolution_is_a_second_kernel(fake: A
     assert count(lambda: F.conv2d(pixels, filters, padding=1, groups=32)).kernels == 1
 
 
+def test_a_product_may_add_to_what_it_overwrites(fake: Any) -> None:
+    """One kernel, which reads and writes that once, and has the FLOP of any product."""
+    left, right, total = fake(ROWS, COLUMNS), fake(COLUMNS, ROWS), fake(ROWS, ROWS)
+    found = count(lambda: total.addmm_(left, right))
+    assert (found.kernels, found.flop) == (1, 2 * ROWS * ROWS * COLUMNS)
+    assert (found.moved, found.operations[0].kind) == (2 * SIZE + 2 * (2 * ROWS * ROWS), "product")
+
+
+def test_a_convolution_s_result_lies_as_its_input(fake: Any) -> None:
+    """Channels last, so that nothing after it has to move them."""
+    pixels = fake(1, 8, 8, 32).permute(0, 3, 1, 2)
+    filters = fake(16, 32, 3, 3).contiguous(memory_format=torch.channels_last)
+    found = count(lambda: F.conv2d(pixels, filters).permute(0, 2, 3, 1).contiguous())
+    assert [each.name for each in found.operations] == ["convolution"]
+
+
 def test_attention_is_one_kernel_and_a_mask_of_truth_values_three_more(fake: Any) -> None:
     """Its tiles do more than was asked for where it has few queries."""
     queries, keys = fake(2, 4, 3, 64), fake(2, 4, 100, 64)
@@ -119,15 +138,17 @@ def test_a_kernel_of_our_own_is_one_kernel_with_its_own_cost(fake: Any) -> None:
     @dataclass
     class Halve:
         name: str
+        kind: str = "own product"
 
-        def cost(self, load: Load, values: Tensor) -> tuple[float, float]:
-            return load.length * len(values), 7.0
+        def cost(self, load: Load, values: Tensor) -> tuple[float, ...]:
+            return load.length * len(values), 7.0, 9.0
 
         def case(self, device: torch.device, dtype: torch.dtype) -> Any:
             raise NotImplementedError
 
     found = count(work, rules_of([Halve(name)], Load(1, 3, 589, 96)))
     assert (found.kernels, found.moved, found.flop) == (1, 96 * ROWS, 7.0)
+    assert (found.operations[0].kind, found.operations[0].worked) == ("own product", 9.0)
 
 
 def test_an_operation_takes_the_longest_of_launch_memory_and_products() -> None:
@@ -136,7 +157,9 @@ def test_an_operation_takes_the_longest_of_launch_memory_and_products() -> None:
         for kind, shares in CLASSES.items():
             assert card.seconds(kind, 3, 0, 0) == 3 * SMALL_KERNEL_S
             assert card.seconds(kind, 1, 1e12, 0) == 1e12 / (card.bandwidth * shares.bandwidth)
-            assert card.seconds(kind, 1, 0, 1e18) == 1e18 / (card.products * shares.products)
+            rate = card.fp8 if kind == "fp8 product" else card.products
+            if rate:  # an A100 has none in fp8
+                assert card.seconds(kind, 1, 0, 1e18) == 1e18 / (rate * shares.products)
             assert card.floor_s(1e9, 0) <= card.seconds(kind, 1, 1e9, 0)
 
 
@@ -151,6 +174,36 @@ def test_a_closed_loop_is_as_fast_as_its_parts(concurrency: int) -> None:
     both = closed_loop(concurrency, 20, lambda requests: 5e-3 * requests, lambda length: 1e-3)
     assert both.rate <= 1 / (5e-3 + 21e-3 / concurrency) * 1.001
     assert both.p50 <= both.p99
+
+
+@pytest.mark.parametrize("concurrency", [1, 30, 64])
+def test_encodes_beside_steps_hide_the_shorter_of_both(concurrency: int) -> None:
+    """Never slower than one after the other; alone each takes what it takes; where both take as long, an
+    answer takes little more than either."""
+    config = EngineConfig.for_device("cuda", encode_stream=True)
+    encoding = closed_loop(concurrency, 20, lambda requests: 5e-3 * requests, lambda length: 0.0, config)
+    assert encoding.rate == pytest.approx(200.0, rel=0.1)
+    decoding = closed_loop(concurrency, 20, lambda requests: 0.0, lambda length: 1e-3, config)
+    assert decoding.rate == pytest.approx(concurrency / 21e-3, rel=0.25)  # they join at the next step
+    times: Any = lambda requests: 21e-3 / concurrency * requests, lambda length: 1e-3
+    one, two = closed_loop(concurrency, 20, *times), closed_loop(concurrency, 20, *times, config)
+    assert two.rate <= concurrency / 21e-3
+    if concurrency > 1:  # a single request waits for its own encode
+        assert two.rate > 1.2 * one.rate
+
+
+def test_fp8_is_counted_as_what_it_is() -> None:
+    """Each product in fp8 has rows that are rounded before; the others stay, and so does the work."""
+    with fakes():
+        plain, low = (FakeEngine(Shape("tiny", slots=4, fp8=fp8)).encode(2) for fp8 in (False, True))
+    names = [sum((graph.by_name() for graph in each.graphs), Counter()) for each in (plain, low)]
+    products = names[1]["_scaled_mm"]
+    assert products == names[1]["florence::quantize_rows"] > 10
+    assert names[0]["_scaled_mm"] == 0
+    flop = [sum(graph.flop for graph in each.graphs) for each in (plain, low)]
+    rounding = sum(op.flop for graph in low.graphs for op in graph.operations if "quantize" in op.name)
+    assert flop[1] - rounding == pytest.approx(flop[0])
+    assert 0 < sum(graph.fp8_flop for graph in low.graphs) < flop[0]
 
 
 def test_a_step_moves_more_with_more_requests_and_its_kernels_stay() -> None:

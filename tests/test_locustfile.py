@@ -80,6 +80,18 @@ def test_weights_are_read() -> None:
     assert ran.stdout.decode().splitlines() == [str(line) for line in lines]
 
 
+def test_locust_is_all_that_it_needs() -> None:
+    """Beside this repository: none of the service's packages is imported, whatever is installed here."""
+    program = (
+        "import sys\n"
+        "for name in ('numpy', 'PIL', 'pydantic', 'torch', 'tritonclient', 'httpx', 'bentoml'):\n"
+        "    sys.modules[name] = None\n"
+        "import locustfile"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[str]:
     """A server that answers everything so."""

@@ -123,6 +123,8 @@ def test_the_third_stage_and_the_text_encoder_are_in_fp8_and_nothing_else(folder
     for module in model.modules():
         if isinstance(module, Linear):
             assert (module.weight is None) == (module in low)
+    with pytest.raises(ValueError, match="packed already"):
+        multiply_in_fp8(model)
     pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     tokens, expected = model.encode_images(pixels), plain.encode_images(pixels)
     assert 0 < (tokens - expected).norm() < 0.2 * expected.norm()

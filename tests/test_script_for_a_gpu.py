@@ -199,6 +199,9 @@ def test_the_whole_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
     assert set(figures["transformers"]["best rates"]) == set(TASKS)
     assert "head" in figures["variants"]
     assert not [name for name in figures["variants"] if name.endswith(": failed")]
-    assert "torch.bfloat16" in figures["drift"]
+    assert figures["drift"]["fp8"]["picture tokens"] > figures["drift"]["torch.bfloat16"]["picture tokens"]
+    assert figures["variants"]["encode of 2, ms"]["fp8"] > 0
+    rates = [figures["streams"][f"OD, encode stream {state}"]["rate"] for state in ("on", "off")]
+    assert min(rates) > 0
     assert (tmp_path / "encode.json.gz").exists()
     assert re.search(r"^\| OCR_WITH_REGION \| +\d", ran.stdout, re.MULTILINE)

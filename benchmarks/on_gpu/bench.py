@@ -24,12 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.find_cuda_kernels import find_quantizer
-from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.encode_stream import CudaEncodeStream, EncodeStream
+from florence.engine.device.graphs import CudaGraphCapturer, EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
 
 
 @dataclass
@@ -55,9 +54,17 @@ class Watched:
         self.recent.clear()
 
 
+class BesideOnCpu(EncodeStream):
+    """Encodes are done as they are sent, and otherwise handled as on a stream of their own: a rehearsal."""
+
+    beside = True
+    capturer = EagerCapturer()
+
+
 @dataclass
 class Bench:
-    """`slots`, `encode_batch`: of the service's engine. `capture`: whether steps and encodes are captured."""
+    """`slots`, `encode_batch`: of the service's engine. `capture`: whether steps and encodes are captured.
+    `encode_stream`: whether encodes run beside steps."""
 
     size: str
     device: torch.device
@@ -65,6 +72,7 @@ class Bench:
     slots: int = 64
     encode_batch: int = 16
     capture: bool = True
+    encode_stream: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -101,9 +109,7 @@ class Bench:
 
     def load_fp8(self) -> Florence2Model:
         """`load` in bfloat16, with what multiplies in fp8; emulated on a CPU. Raises where the card can't."""
-        model = self.load(torch.bfloat16)
-        multiply_in_fp8(model, find_quantizer(self.device))
-        return model
+        return load_saved(self.folder, self.device, torch.bfloat16, fp8=True)
 
     @cached_property
     def model(self) -> Florence2Model:
@@ -117,6 +123,11 @@ class Bench:
             inner = backend.capturer or EagerCapturer()
         else:
             backend, inner = Backend(delayed_readback=True, free_host_reads=False), EagerCapturer()
+        if self.encode_stream and self.on_gpu:
+            inner = CudaGraphCapturer(self.device, -1)
+            backend = replace(backend, encode_stream=CudaEncodeStream(self.device))
+        elif self.encode_stream:
+            backend = replace(backend, encode_stream=BesideOnCpu())
         watched = Watched(inner)
         return replace(backend, capturer=watched if self.capture else None), watched
 

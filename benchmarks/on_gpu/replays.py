@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
+from closed_loop import Measured, measure
 from closed_loop import requests as random_requests
 from random_models import SIZES, picture_tokens
 from torch.profiler import ProfilerActivity, profile
@@ -18,7 +21,7 @@ from florence.engine.device.graphs import CudaGraphCapturer, Replay
 from florence.engine.device.runner import Runner
 from florence.engine.request import Request
 from florence.engine.sequence import SequenceState
-from on_gpu.bench import Bench, Watched
+from on_gpu.bench import Bench, Watched, forget
 
 Add = Callable[[str, Any], None]
 GRID = {"slots": (1, 8, 32, 48, 64), "lengths": (64, 128, 256)}
@@ -26,6 +29,10 @@ PROFILED = {"slots": (32, 64), "lengths": (64, 128, 256)}
 REPLAYS = 16
 ROOM = 12
 """Steps that a bucket of lengths has room for beside the replays."""
+
+BESIDE = {"CAPTION": 12, "OD": 130}
+"""Tokens of the tasks whose rates are taken with encodes beside steps: one that is nearly all encode, and one
+that is not."""
 
 LONG = 1000
 """Tokens of requests that do not end while they are measured."""
@@ -156,18 +163,48 @@ def encodes(bench: Bench, runner: Runner, watched: Watched, add: Add) -> None:
         add(f"encode of {count}", figures)
 
 
-@torch.inference_mode()
 def streams(bench: Bench, add: Add) -> None:
+    """Encodes on a stream of their own: graphs beside each other, then engines with the setting and
+    without."""
+    if bench.on_gpu:
+        two_streams(bench, add)
+    bench.drop_service()
+    for task, tokens in BESIDE.items():
+        for on in (False, True):
+            add(f"{task}, encode stream {'on' if on else 'off'}", asdict(beside(bench, tokens, on)))
+
+
+def beside(bench: Bench, tokens: int, on: bool) -> Measured:
+    """Answers a second of an engine, with 30 requests at once whose pictures differ."""
+    concurrency = 30 if bench.on_gpu else 3
+    asked = random_requests(bench.size, tokens if bench.on_gpu else 3, 32 if bench.on_gpu else 2)
+    unseen = (replace(one, digest=n.to_bytes(8, "big")) for n, one in enumerate(cycle(asked)))
+    engine = replace(bench, encode_stream=on).engine(bench.model)
+    try:
+        return measure(
+            engine,
+            unseen,
+            concurrency,
+            first=concurrency,
+            count=concurrency,
+            window_s=2.0 if bench.on_gpu else 0.0,
+            patience_s=30.0,
+        )
+    finally:
+        engine.close(drain_s=5.0)
+        forget()
+
+
+@torch.inference_mode()
+def two_streams(bench: Bench, add: Add) -> None:
     """A tower's graph beside step graphs on two streams: what an encode costs the steps, and both together.
     The tower gets a memory pool of its own, since graphs that share one may not run at once."""
-    if not bench.on_gpu:
-        return
     runner, watched = bench.service
     _, _, sequences = next(crowds(bench, runner, {"slots": (bench.slots,), "lengths": (64,)}))
     step = graph_of_step(watched, runner, sequences)
     pixels = torch.from_numpy(endless(bench, 1)[0].pixels).to(bench.device)
     batch = pixels.expand(bench.encode_batch, -1, -1, -1).contiguous()
-    encode = lambda: [bench.model.encode_images(batch)]  # noqa: E731
+    encode = lambda: [bench.model.encode_images(batch, runner.backend.encode)]  # noqa: E731
     encode()
     tower, _ = CudaGraphCapturer(bench.device).capture(encode)
     if step is None:

@@ -7,6 +7,7 @@ Each variant fails alone: where one can't run, its error stands in place of its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from random_models import SIDE, SIZES, VOCAB
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from florence.engine.device.find_cuda_kernels import find_quantizer
+from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
+from florence.model.kernels.fp8 import Fp8Weight, multiply, quantize_rows
 from on_gpu.bench import Bench, forget
 
 Add = Callable[[str, Any], None]
@@ -32,7 +36,7 @@ BACKENDS = (
 @torch.inference_mode()
 def variants(bench: Bench, add: Add) -> None:
     """All of them, the quick ones first."""
-    for part in (head, depthwise, attention, scaled, own, batches, compiled):
+    for part in (head, depthwise, attention, scaled, own, batches, encode_in_fp8, compiled):
         try:
             part(bench, add)
         except Exception as error:  # noqa: BLE001  (its figure; the others go on)
@@ -132,19 +136,23 @@ def attention(bench: Bench, add: Add) -> None:
 
 
 def scaled(bench: Bench, add: Add) -> None:
-    """Products of the tower's third stage in fp8 (e4m3, a scale for each row) and in the served dtype."""
+    """Products of the tower's third stage in fp8 (e4m3, a scale for each row) and in the served dtype: the
+    product alone, with fewer bits in its sums, and with its input's rounding, as a layer has it."""
     dim, side = stages(bench)[2]
     rows = PICTURES * side * side
     for inputs, outputs in ((dim, 3 * dim), (dim, 4 * dim), (4 * dim, dim)):
         states, weight = randn(bench, rows, inputs), randn(bench, outputs, inputs)
         low, low_weight = states.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
-        ones = torch.ones(rows, 1, device=bench.device), torch.ones(1, outputs, device=bench.device)
+        ones = torch.ones(rows, 1, device=bench.device), torch.ones(outputs, 1, device=bench.device)
+        layer = Fp8Weight(weight, None, find_quantizer(bench.device))
         ways: dict[str, Work] = {
             str(bench.dtype): lambda a=states, b=weight: a @ b.t(),  # type: ignore[misc]
-            "fp8": lambda a=low, b=low_weight, s=ones: torch._scaled_mm(  # type: ignore[misc]
-                a, b.t(), scale_a=s[0], scale_b=s[1], out_dtype=bench.dtype, use_fast_accum=True
+            "fp8": lambda a=low, b=low_weight, s=ones: multiply(a, s[0], b, s[1], None),  # type: ignore[misc]
+            "fp8, fast sums": lambda a=low, b=low_weight, s=ones: torch._scaled_mm(  # type: ignore[misc]
+                a, b.t(), scale_a=s[0], scale_b=s[1].t(), out_dtype=torch.bfloat16, use_fast_accum=True
             ),
-            "to fp8": lambda a=states: a.to(torch.float8_e4m3fn),  # type: ignore[misc]
+            "rows to fp8, PyTorch": lambda a=states: quantize_rows(a),  # type: ignore[misc]
+            "fp8, a layer": lambda a=states, layer=layer: layer.product(a),  # type: ignore[misc]
         }
         add(f"product {rows} x {inputs} -> {outputs}", timed(bench, ways))
 
@@ -176,27 +184,48 @@ def furthest(found: Any, expected: Any) -> float:
 
 def batches(bench: Bench, add: Add) -> None:
     """The tower without graphs: what larger batches would give."""
+    served = bench.service[0].backend.encode
     for count in (4, 8, 16, 32) if bench.on_gpu else (2,):
         pixels = torch.zeros(count, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
         pixels = pixels.random_(0, 256).to(bench.device)
-        work = {"ms": lambda pixels=pixels: bench.model.encode_images(pixels)}
+        work = {"ms": lambda pixels=pixels: bench.model.encode_images(pixels, served)}
         found = timed(bench, work, 3)["ms"]
         add(f"tower, {count} at once, ms a picture", found / count if isinstance(found, float) else found)
 
 
+def encode_in_fp8(bench: Bench, add: Add) -> None:
+    """Tower and encoder without graphs, in the served dtype and with what multiplies in fp8."""
+    count = PICTURES if bench.on_gpu else 2
+    pixels = torch.zeros(count, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
+    pixels = pixels.random_(0, 256).to(bench.device)
+    prompt = torch.tensor([[0, 100, 101, 2]] * count, device=bench.device)
+    ways = {
+        name: lambda model=model: model.encode(model.encode_images(pixels), prompt)  # type: ignore[misc]
+        for name, model in ((str(bench.dtype), bench.model), ("fp8", bench.load_fp8()))
+    }
+    add(f"encode of {count}, ms", timed(bench, ways, 3))
+
+
 def compiled(bench: Bench, add: Add) -> None:
-    """One block of the tower's third stage by `torch.compile`. Last, since compiling takes its time."""
+    """Both blocks of the tower's stages, and the whole tower: by PyTorch's operations, by the project's
+    kernels, where they are served, and by `torch.compile`. Last, since compiling takes its time."""
     tower: Any = bench.model.vision.tower
-    block = tower.stages[2].blocks[0]
-    dim, side = stages(bench)[2]
-    cells = randn(bench, PICTURES if bench.on_gpu else 1, side, side, dim)
-
-    def both(cells: Tensor) -> Tensor:
-        result: Tensor = block.channel_block(block.spatial_block(cells))
-        return result
-
-    ways: dict[str, Work] = {"plain": lambda: both(cells)}
+    pictures = PICTURES if bench.on_gpu else 1
+    backends: dict[str, EncodeBackend] = {"plain": PLAIN, "served": bench.service[0].backend.encode}
     if bench.on_gpu:
-        fast = torch.compile(both)
-        ways["compiled"] = lambda: fast(cells)
-    add("a block of the third stage, ms", timed(bench, ways))
+        backends["compiled"] = CompiledEncode()
+
+    def both(backend: EncodeBackend, blocks: Any, cells: Tensor) -> Tensor:
+        return backend.block(blocks.channel_block, backend.block(blocks.spatial_block, cells))
+
+    for stage in (2, 0, 1, 3):
+        dim, side = stages(bench)[stage]
+        cells, blocks = randn(bench, pictures, side, side, dim), tower.stages[stage].blocks[0]
+        ways: dict[str, Work] = {
+            name: partial(both, backend, blocks, cells) for name, backend in backends.items()
+        }
+        add(f"blocks of stage {stage + 1}, ms", timed(bench, ways))
+    pixels = torch.zeros(pictures, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
+    pixels = pixels.random_(0, 256).to(bench.device)
+    ways = {name: partial(bench.model.encode_images, pixels, backend) for name, backend in backends.items()}
+    add("tower, ms", timed(bench, ways, 3))

@@ -19,11 +19,14 @@ STAGE = 2
 
 
 def multiply_in_fp8(model: Florence2Model, quantize: RowQuantizer = quantize_rows) -> None:
-    """Quantise their weights, and drop the plain ones. `quantize`: of states, on the model's device."""
+    """Quantise their weights, and drop the plain ones. `quantize`: of states, on the model's device. Raises
+    `ValueError` where a layer is packed already, and has no plain weight."""
     stage = cast("Stage", model.vision.tower.stages[STAGE])
     with torch.no_grad():
         for part in (stage.blocks, model.language.encoder.layers):
             for module in part.modules():
+                if isinstance(module, Linear) and module.packed is not None:
+                    raise ValueError("layers that shall multiply in fp8 are packed already")
                 if isinstance(module, Attention):
                     module.pack_fused(lambda weight, bias: Fp8Weight(weight, bias, quantize))
                 elif isinstance(module, Linear) and module.weight is not None and fits(module.weight):

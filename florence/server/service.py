@@ -42,7 +42,9 @@ from florence.server.supervisor import (
     leave,
     mark_loaded,
     prepare_supervisor,
+    share_one_heap,
 )
+from florence.server.tls import Tls, tls_of
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint, prompt_endpoint
 from florence.server.typed.openapi import create_about_app
@@ -114,6 +116,7 @@ class TaskService:
     inference: Inference
     budget: BodyBudget  # of bodies over HTTP and gRPC together
     keys: ApiKeys | None
+    tls: Tls | None
     load: Load
 
     def __init__(self) -> None:
@@ -174,6 +177,7 @@ class TaskService:
             self.keys,
             shared=len(self.devices) > 1,
             budget=self.budget,
+            tls=self.tls,
         )
         try:
             await server.start(host, port)
@@ -215,6 +219,7 @@ def build_service(
     """
     devices = settings.devices(gpus)
     if is_worker():
+        share_one_heap()
         bound_connections(settings.head_timeout_s)
         traffic.TimeoutMiddleware = TimeLimit  # type: ignore[misc,assignment]  # see there
     inference = Inference(
@@ -223,6 +228,7 @@ def build_service(
     budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     inline = settings.api_keys.get_secret_value() if settings.api_keys else None
     keys = keys_of(inline, settings.api_keys_file)
+    tls = tls_of(settings.tls_certificate, settings.tls_key)
     members = {
         **{task.name: endpoint(task) for task in TASKS.values()},
         "settings": settings,
@@ -230,6 +236,7 @@ def build_service(
         "inference": inference,
         "budget": budget,
         "keys": keys,
+        "tls": tls,
         "load": staticmethod(load),
         "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
         "__doc__": TaskService.__doc__,
@@ -242,6 +249,7 @@ def build_service(
     decorate: Any = bentoml.service(
         name="florence2",
         http={"port": 8000},
+        **({"ssl": tls.for_bentoml()} if tls else {}),
         workers=len(devices),
         resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
         traffic={"timeout": settings.timeout_s + GRACE_S},

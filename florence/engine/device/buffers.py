@@ -50,6 +50,7 @@ def make_buffers(
     has it."""
     text = model.config.text
     caches = Caches(sizes, text.decoder, text.d_model, model.device, model.dtype, lazy=lazy)
+    backend.encode_stream.hold(caches.buffers)
     state = SearchState(
         sizes.slots,
         sizes.decoder_room,
@@ -76,10 +77,9 @@ def uncaptured_work(
     if backend.capturer is not None:
         shapes, stream = buckets(), backend.encode_stream
         steps = BucketSteps(context, memory, shapes, backend.capturer)
-        stream.hold(caches.buffers)
         capturer = stream.capturer or backend.capturer
-        return steps, BucketEncodes(model, caches, memory, shapes, capturer, stream)
-    encodes = PlainEncodes(model, caches, memory)
+        return steps, BucketEncodes(model, caches, memory, shapes, capturer, backend.encode, stream)
+    encodes = PlainEncodes(model, caches, memory, backend.encode)
     if backend.attention.masked:
         return DenseSteps(context, memory), encodes
     return RaggedSteps(context, memory), encodes

@@ -18,13 +18,15 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
-from florence.errors import NotFound, ProtocolError, SettingsError, Unauthorized
+from florence.errors import NotFound, ProtocolError, SettingsError
 from florence.server.bodies import BodyBudget
 from florence.server.keys import ApiKeys
 from florence.server.replies import GRPC_CODES, failure_of, log_failure, off_loop
 from florence.server.request_ids import CallContext
+from florence.server.tls import Tls
 from florence.server.v2.grpc_about import INFERENCE, Health, StrictMessages, add_about
-from florence.server.v2.infer_body import answer_tensor
+from florence.server.v2.grpc_keys import KeyInterceptor
+from florence.server.v2.infer_body import NO_FACTS, answer_tensor, facts_of
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.messages import parse_message
 from florence.server.v2.model import ServedModel, server_metadata
@@ -43,20 +45,11 @@ from florence.server.v2.tensors import (
 STREAM_AHEAD: Final = 64  # requests of one stream that are processed at a time
 _MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
 _INFER: Final = service_pb2.ModelInferRequest
-_OPEN_METHODS: Final = frozenset(
-    (
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
-        "/grpc.health.v1.Health/List",
-        "/inference.GRPCInferenceService/ServerLive",
-        "/inference.GRPCInferenceService/ServerReady",
-    )
-)
 
 
 class GrpcServer:
     """A gRPC server on one port. max_message_bytes: of a request; shared: whether other processes listen on
-    the same port, and the kernel balances connections (SO_REUSEPORT)."""
+    the same port, and the kernel balances connections (SO_REUSEPORT); tls: None for none."""
 
     def __init__(
         self,
@@ -66,7 +59,9 @@ class GrpcServer:
         *,
         shared: bool,
         budget: BodyBudget | None = None,
+        tls: Tls | None = None,
     ) -> None:
+        self._tls = tls
         self._server = grpc.aio.server(
             interceptors=[CallContext(), *([KeyInterceptor(keys)] if keys else []), StrictMessages()],
             options=[
@@ -84,7 +79,7 @@ class GrpcServer:
         """Listen; returns the port, which the system chooses for 0. SettingsError if it can't be opened."""
         name = f"[{host}]" if ":" in host and not host.startswith("[") else host  # IPv6
         try:
-            bound: int = self._server.add_insecure_port(f"{name}:{port}")
+            bound = self._bind(f"{name}:{port}")
         except RuntimeError as error:
             raise SettingsError(
                 f"can't listen for gRPC on {host}:{port} ({error}); FLORENCE_GRPC_PORT names another port, "
@@ -94,43 +89,17 @@ class GrpcServer:
         self._health.start()
         return bound
 
+    def _bind(self, address: str) -> int:
+        if self._tls is None:
+            return int(self._server.add_insecure_port(address))
+        return int(self._server.add_secure_port(address, self._tls.for_grpc()))
+
     async def stop(self, grace_s: float) -> None:
         """Take no more calls; those that came may go on for that many seconds. Streams take no more requests,
         and end when they have answered what they took."""
         self._calls.end_streams()
         await self._health.stop()
         await self._server.stop(grace_s)
-
-
-class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Refuses calls without one of the keys; health checks, liveness and readiness need none."""
-
-    def __init__(self, keys: ApiKeys) -> None:
-        self._keys = keys
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        if details.method not in _OPEN_METHODS:
-            sent = dict(details.invocation_metadata).get("authorization")
-            try:
-                self._keys.check(sent if isinstance(sent, str) else None)
-            except Unauthorized as error:
-                return _refusing(str(error), await continuation(details))
-        return await continuation(details)
-
-
-def _refusing(reason: str, handler: Any) -> Any:
-    """A handler of the same kind that answers UNAUTHENTICATED."""
-
-    async def refuse(_request: Any, context: Any) -> None:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
-
-    async def refuse_stream(_requests: Any, context: Any) -> AsyncIterator[Any]:
-        await refuse(None, context)
-        yield  # a generator, as the handler has to be
-
-    if handler is not None and handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse_stream)
-    return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 def _handlers(calls: _Calls) -> tuple[Any, ...]:
@@ -245,7 +214,7 @@ class _Calls:
 
         def respond(answers: Sequence[OriginalAnswer]) -> Any:
             texts = [answer.text for answer in answers]
-            return infer_response(inference.served, infer.id, texts, answers[0].seed)
+            return infer_response(inference.served, infer.id, texts, facts_of(answers))
 
         return await inference.answer(infer, respond)
 
@@ -315,12 +284,12 @@ def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
 
 
 def infer_response(
-    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
 ) -> Any:
-    """The ModelInferResponse; one element for each row. seed: of their draws, where they sampled."""
+    """The ModelInferResponse; one element for each row. facts: its parameters (`facts_of`)."""
     response = infer_head(served, request_id)
-    if seed is not None:
-        response.parameters["seed"].int64_param = seed
+    for name, value in facts.items():
+        response.parameters[name].int64_param = value
     response.outputs.add(**answer_tensor(len(texts)))
     response.raw_output_contents.append(pack(text.encode("ascii") for text in texts))
     return response

@@ -1,0 +1,127 @@
+"""`florence bulk` against a service whose model is an echo of 10 ms: its rate, and its memory.
+
+    python benchmarks/bulk.py --pictures 100000
+
+In each round the service's own rate is measured with as little work on the client's side as can be; then
+`florence bulk` asks about so many small pictures, each a file of its own. Prints both rates, the medians of
+them and of their ratio, and the memory of the last command at a quarter, a half, three quarters and the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from light_path import http_sender
+from PIL import Image
+from serving import ROOT, Server, serving
+
+SIDE = 64  # pixels
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--at-once", type=int, default=1, help="pictures that the echo answers side by side")
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of each measurement of the service alone"
+    )
+    arguments = parser.parse_args()
+    environment = {"FLORENCE_MODEL": "demo", "ECHO_AT_ONCE": str(arguments.at_once)}
+    rows: list[tuple[float, float]] = []
+    with serving("echo_services:slow_echo", Path(__file__).parent, **environment) as server:
+        for _ in range(arguments.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                content = make_pictures(Path(folder) / "in", arguments.pictures)
+                alone = own_rate(server, content, arguments.seconds, arguments.concurrency)
+                rate, memory = bulk_rate(server, Path(folder), arguments.pictures, arguments.concurrency)
+            rows.append((alone, rate))
+            print(
+                f"the service alone: {alone:.1f} requests/s; florence bulk: {rate:.1f} pictures/s", flush=True
+            )
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    ratio = statistics.median(rate / alone for alone, rate in rows)
+    print(f"medians: {medians[0]:.1f} and {medians[1]:.1f}; of their ratios: {ratio:.3f}")
+    quarters = [memory[max(len(memory) * quarter // 4 - 1, 0)] for quarter in (1, 2, 3, 4)]
+    print("its memory: " + ", ".join(f"{size / 2**20:.1f}" for size in quarters) + " MiB")
+
+
+def make_pictures(folder: Path, count: int) -> bytes:
+    """So many files with one content, which is returned."""
+    folder.mkdir()
+    file = io.BytesIO()
+    Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(file, "JPEG")
+    for number in range(count):
+        (folder / f"{number:06}.jpg").write_bytes(file.getvalue())
+    return file.getvalue()
+
+
+def own_rate(server: Server, picture: bytes, seconds: float, connections: int) -> float:
+    """Requests a second of clients that send one body over and over, each over its connection."""
+    head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    body = head + picture + b"\r\n--edge--\r\n"
+    senders = [
+        http_sender(server, "/caption", body, "multipart/form-data; boundary=edge")
+        for _ in range(connections)
+    ]
+
+    async def all_of_them() -> int:
+        end = time.perf_counter() + seconds
+        return sum(await asyncio.gather(*(send(end) for send in senders)))
+
+    started = time.perf_counter()
+    count = asyncio.run(all_of_them())
+    return count / (time.perf_counter() - started)
+
+
+def bulk_rate(server: Server, folder: Path, count: int, concurrency: int) -> tuple[float, list[int]]:
+    """Pictures a second from the first answer to the last, and the command's memory (RSS) each second."""
+    out = folder / "r.jsonl"
+    command = [
+        sys.executable, "-m", "florence.cli", "bulk", str(folder / "in"), "--out", str(out),
+        "--task", "caption", "--url", server.url, "--concurrency", str(concurrency), "--no-progress",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT)
+    seen = psutil.Process(process.pid)
+    while not (out.exists() and out.stat().st_size):
+        if process.poll() is not None:
+            raise SystemExit("florence bulk ended before its first answer")
+        time.sleep(0.005)
+    started, memory, first = time.perf_counter(), [seen.memory_info().rss], seen.cpu_times()
+    last, before = first, count_lines(out)
+    while True:
+        try:
+            status = process.wait(1.0)
+            break
+        except subprocess.TimeoutExpired:
+            memory.append(seen.memory_info().rss)
+            last, answered = seen.cpu_times(), count_lines(out) - before
+    seconds = time.perf_counter() - started
+    if status:
+        raise SystemExit(f"florence bulk ended with status {status}")
+    if last is not first and answered:
+        used_s = last.user + last.system - first.user - first.system
+        print(f"CPU time of bulk: {1000 * used_s / answered:.2f} ms a picture")
+    return count / seconds, memory
+
+
+def count_lines(file: Path) -> int:
+    """Answers that are in it."""
+    return file.read_bytes().count(b"\n")
+
+
+if __name__ == "__main__":
+    main()

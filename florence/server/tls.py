@@ -1,0 +1,54 @@
+"""TLS of both ports: one certificate and its key, checked before anything listens.
+
+Knows the two files; nothing about requests. Not covered: certificates of clients, and files that change while
+the service runs: it reads them once.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from florence.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM: a certificate with its chain, and its key without a passphrase."""
+
+    certificate: Path
+    key: Path
+
+    def for_bentoml(self) -> dict[str, Any]:
+        """BentoML's own configuration of HTTP's port."""
+        return {"enabled": True, "certfile": str(self.certificate), "keyfile": str(self.key)}
+
+    def for_grpc(self) -> Any:
+        """The gRPC server's credentials."""
+        return grpc.ssl_server_credentials([(self.key.read_bytes(), self.certificate.read_bytes())])
+
+
+def tls_of(certificate: Path | None, key: Path | None) -> Tls | None:
+    """What the settings FLORENCE_TLS_CERTIFICATE and FLORENCE_TLS_KEY give; None for neither.
+
+    Raises SettingsError for one without the other, and for files that are no certificate and its key.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise SettingsError("set both FLORENCE_TLS_CERTIFICATE and FLORENCE_TLS_KEY, or neither")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_refuse)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise SettingsError(
+            f"FLORENCE_TLS_CERTIFICATE ({certificate}) and FLORENCE_TLS_KEY ({key}) can't be used: {error}"
+        ) from None
+    return Tls(certificate.absolute(), key.absolute())
+
+
+def _refuse() -> str:
+    raise ValueError("the key has a passphrase; write it without one")

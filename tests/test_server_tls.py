@@ -1,0 +1,91 @@
+"""TLS of both ports by settings, with a certificate made here."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from programs import program, self_signed
+from serving import ROOT, free_port, serving_fake
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from florence.errors import SettingsError
+from florence.server.tls import tls_of
+from florence.settings import Settings
+
+PATIENCE_S = 60.0
+
+
+def test_none_or_both_files_are_named(tmp_path: Path) -> None:
+    """One alone is refused by the names of both settings."""
+    assert tls_of(None, None) is None
+    for files in ((tmp_path / "a", None), (None, tmp_path / "a")):
+        with pytest.raises(SettingsError, match="both FLORENCE_TLS_CERTIFICATE and FLORENCE_TLS_KEY"):
+            tls_of(*files)
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    """Missing ones and rubbish, by their settings' names and before anything listens."""
+    rubbish = tmp_path / "rubbish"
+    rubbish.write_text("no certificate")
+    for path in (rubbish, tmp_path / "missing"):
+        settings = Settings(tls_certificate=path, tls_key=path)
+        with pytest.raises(SettingsError, match=r"FLORENCE_TLS_CERTIFICATE .* can't be used"):
+            tls_of(settings.tls_certificate, settings.tls_key)
+
+
+@pytest.mark.system
+def test_a_key_is_the_certificates_and_has_no_passphrase(tmp_path: Path) -> None:
+    """Another key, and one that would make the start wait for a person, are refused."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    certificate, key = self_signed(tmp_path / "one")
+    _, other = self_signed(tmp_path / "two")
+    assert tls_of(certificate, key) is not None
+    locked = tmp_path / "locked"
+    openssl = program("openssl", "openssl", "OPENSSL_PROGRAM")
+    command = [openssl, "rsa", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked]
+    subprocess.run(command, check=True, capture_output=True)
+    for wrong, reason in ((other, "can't be used"), (locked, "passphrase")):
+        with pytest.raises(SettingsError, match=reason):
+            tls_of(certificate, wrong)
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_both_ports_speak_tls_and_nothing_else(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    florence: Callable[..., tuple[int, str, str]],
+) -> None:
+    """Clients that trust the certificate are answered, the command among them; plain ones are not."""
+    certificate, key = self_signed(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    grpc_port = free_port()
+    files = {"FLORENCE_TLS_CERTIFICATE": str(certificate), "FLORENCE_TLS_KEY": str(key)}
+    with serving_fake(FLORENCE_GRPC_PORT=str(grpc_port), **files) as server:
+        plain = server.url
+        server.url = plain.replace("http://", "https://")
+        server.wait_ready()
+        assert httpx.get(server.url + "/v2/health/ready", timeout=PATIENCE_S).json() == {"ready": True}
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(plain + "/livez", timeout=PATIENCE_S)
+        distrustful = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(server.url + "/livez", timeout=PATIENCE_S, verify=distrustful)
+        status, out, _ = florence("run", ROOT / "data" / "scene_02.png", "caption", "--url", server.url)
+        assert (status, bool(out)) == (0, True)
+        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+        ready = service_pb2.ServerReadyRequest()
+        with grpc.secure_channel(f"localhost:{grpc_port}", trusted) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ServerReady(ready, timeout=PATIENCE_S).ready
+        with grpc.insecure_channel(f"localhost:{grpc_port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError):
+                stub.ServerReady(ready, timeout=PATIENCE_S)
