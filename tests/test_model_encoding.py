@@ -19,7 +19,7 @@ from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels import onednn
 from florence.model.kernels.linear import Linear
-from florence.model.lowrank import Factors, linear_layers, make_bank
+from florence.model.lowrank import Factors, StackedAdapters, linear_layers
 
 CPU, PROMPT = torch.device("cpu"), 6
 
@@ -148,7 +148,7 @@ def test_adapters_beside_the_layers_are_added(
     model: Florence2Model, by_twins: EncodeBackend, part: str
 ) -> None:
     """To each row its own, and to one none, on all layers of tower or language model."""
-    model.adapters = make_bank(model, 2, fixed_shapes=True)
+    model.adapters = StackedAdapters(model, 2)
     dice = torch.Generator().manual_seed(0)
     layers = {
         name: Factors(
