@@ -1,10 +1,13 @@
-"""Services for `light_path.py`: the real one before an echo of 0 ms, and BentoML with one bare route."""
+"""Services for `light_path.py`: the real one before an echo of 0 ms, and BentoML with one bare route. For
+`bulk.py`: the real one before an echo of 10 ms."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ from starlette.routing import Route
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from florence.answers.answer import OriginalAnswer
+from florence.answers.answer import Answer, OriginalAnswer
 from florence.server import service
 from florence.settings import read_settings
-from florence.types.answer import Timings, Usage
+from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.results import Text
 from florence.types.tasks import TASKS
 
 ANSWER = OriginalAnswer(
@@ -61,9 +65,37 @@ class EchoModel:
         """Nothing to free."""
 
 
-def _echo(*, reads: bool) -> Any:
+class SlowEcho(EchoModel):
+    """Answers a caption 10 ms after the one before it; with ECHO_AT_ONCE so many side by side."""
+
+    def __init__(self) -> None:
+        super().__init__(reads=False)
+        self._device = ThreadPoolExecutor(int(os.environ.get("ECHO_AT_ONCE", "1")))
+        self._answer = Answer.of(
+            TASKS["<CAPTION>"],
+            result=Text(text="an echo"),
+            image_size=ImageSize(width=64, height=64),
+            finish_reason="stop",
+            usage=ANSWER.usage,
+            timings=ANSWER.timings,
+            checkpoint="echo",
+            raw_text="an echo",
+            token_ids=[],
+            token_logprobs=[],
+        )
+
+    def submit(self, image: Any, task: Any = None, text: Any = None, **options: Any) -> Future[Answer]:
+        """The answer, after its time on the device."""
+        return self._device.submit(self._take)
+
+    def _take(self) -> Answer:
+        time.sleep(0.01)
+        return self._answer
+
+
+def _service(make: Callable[[], EchoModel]) -> Any:
     return service.build_service(
-        read_settings(), 0, lambda settings, device, observer: EchoModel(reads=reads), lambda settings: None
+        read_settings(), 0, lambda settings, device, observer: make(), lambda settings: None
     )
 
 
@@ -79,5 +111,6 @@ class Bare:
 
 Bare.mount_asgi_app(Starlette(routes=[Route("/bare", _read, methods=["POST"])]))
 bare = Bare
-echo = _echo(reads=False)
-reading_echo = _echo(reads=True)
+echo = _service(lambda: EchoModel(reads=False))
+reading_echo = _service(lambda: EchoModel(reads=True))
+slow_echo = _service(SlowEcho)

@@ -59,9 +59,9 @@ def json_body() -> bytes:
     return json.dumps({"id": "1", "inputs": inputs}).encode()
 
 
-def http_sender(server: Server, path: str, body: bytes) -> Sender:
+def http_sender(server: Server, path: str, body: bytes, content_type: str = "application/json") -> Sender:
     """Plain HTTP/1.1 over one connection, with as little work here as can be."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
     request = head.encode() + b"\r\n\r\n" + body
 
     async def send(end: float) -> int:

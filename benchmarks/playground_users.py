@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from statistics import median, quantiles
+from statistics import quantiles
 
 import httpx
 from serving import ROOT, Server, serving
@@ -26,28 +26,26 @@ PEOPLE = 10
 
 
 def measure(seconds: float, turns: int, rate: float, pause_s: float) -> tuple[list[float], list[float]]:
-    """The 95th percentile of v2 requests, seconds, of each turn: alone, and beside ten people.
+    """The seconds of all v2 requests: alone, and beside ten people. In turns, so that both meet the
+    same machine.
 
     seconds: of a turn; rate: v2 requests a second; pause_s: how long a person looks at an answer.
     """
     with serving("service:service", FLORENCE_MODEL="demo", FLORENCE_DTYPE="float32") as server:
         asyncio.run(_ask(server, rate, 2.0))  # everything has been asked once
-        alone, beside = [], []
+        alone: list[float] = []
+        beside: list[float] = []
         for _ in range(turns):
-            alone.append(_p95(asyncio.run(_ask(server, rate, seconds))))
-            beside.append(_p95(asyncio.run(_beside(server, rate, seconds, pause_s))))
+            alone += asyncio.run(_ask(server, rate, seconds))
+            beside += asyncio.run(_beside(server, rate, seconds, pause_s))
         return alone, beside
 
 
 def summary(alone: list[float], beside: list[float]) -> str:
-    """One line: both medians, and their ratio."""
-    one, other = median(alone), median(beside)
-    times = f"alone {1000 * one:.0f} ms, beside the playground {1000 * other:.0f}"
-    return f"p95 of v2 {times}: {other / one:.3f} of it"
-
-
-def _p95(times: list[float]) -> float:
-    return quantiles(times, n=20)[-1] if len(times) > 1 else times[0]
+    """One line: the 95th percentile of both, and their ratio."""
+    one, other = (quantiles(times, n=20)[-1] for times in (alone, beside))
+    told = f"alone {1000 * one:.0f} ms, beside the playground {1000 * other:.0f}"
+    return f"p95 of v2 {told}: {other / one:.3f} of it"
 
 
 async def _beside(server: Server, rate: float, seconds: float, pause_s: float) -> list[float]:

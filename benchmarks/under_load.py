@@ -14,12 +14,12 @@ a side wait to be read, and
 
     python benchmarks/under_load.py --health [--burst 2000] [--mib 60]
 
-how long a health probe waits for its answer, at most, beside large bodies and many requests at once, and
+how long a health probe waits for its answer, at most, beside large bodies and many requests at once.
 
     python benchmarks/under_load.py --playground 60 [--turns 2] [--rate 4] [--pause 15]
 
-the 95th percentile of v2 requests alone, and beside ten people at the playground, in turns of
-so many seconds.
+With `--playground` it prints the 95th percentile of v2 requests alone, and beside ten people at the
+playground, in turns of so many seconds.
 """
 
 from __future__ import annotations
@@ -140,12 +140,12 @@ def main() -> None:
     parser.add_argument("--spin", action="store_true", help="OpenMP's own waiting in the service")
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="measure this time limit instead")
     parser.add_argument("--side", type=int, default=7600, help="of the pictures before it, pixels")
-    parser.add_argument("--health", action="store_true", help="measure probes instead")
-    parser.add_argument("--burst", type=int, default=2000, help="requests at once")
-    parser.add_argument("--mib", type=int, default=60, help="of each large body")
     parser.add_argument("--playground", type=float, metavar="SECONDS", help="people beside v2 requests")
     parser.add_argument("--rate", type=float, default=4.0, help="v2 requests a second, beside the playground")
     parser.add_argument("--pause", type=float, default=15.0, help="of a person between requests, seconds")
+    parser.add_argument("--health", action="store_true", help="measure probes instead")
+    parser.add_argument("--burst", type=int, default=2000, help="requests at once")
+    parser.add_argument("--mib", type=int, default=60, help="of each large body")
     arguments = parser.parse_args()
     if arguments.health:
         for load, seconds, answers in measure_probes(arguments.burst, arguments.mib):

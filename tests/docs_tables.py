@@ -22,6 +22,7 @@ COMMANDS = (
     ("run",),
     ("bulk",),
     ("draw",),
+    ("export",),
     ("info",),
     ("load-data",),
     ("serve",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from serving import ROOT, Server
 
+from florence.bulk.items import PictureItem
+from florence.bulk.question import PictureQuestion
 from florence.types.answer import TaskAnswer
 from florence.types.results import Text
 
@@ -167,10 +169,10 @@ def test_an_interrupted_run_says_what_is_kept(
     """How many answers are in which file, and that the same command goes on; they are there."""
     pictures = copies(tmp_path / "in", 5)
 
-    def ask(picture: str) -> TaskAnswer[Text]:
-        if picture == pictures[3]:
+    def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> list[TaskAnswer[Text]]:
+        if item.picture == pictures[3]:
             raise KeyboardInterrupt
-        return TaskAnswer[Text].model_validate(TaskAnswer[Text].model_json_schema()["examples"][0])
+        return [TaskAnswer[Text].model_validate(TaskAnswer[Text].model_json_schema()["examples"][0])]
 
     monkeypatch.setattr("florence.cli.bulk.open_asker", lambda _: nullcontext(ask))
     out = tmp_path / "r.jsonl"

@@ -12,7 +12,7 @@ from fake_model import RESULT
 from pictures import saved
 from PIL import Image
 
-from florence.cli.lines import answer_line
+from florence.bulk.lines import answer_line
 from florence.export.drawing import Colours
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.results import Detection, Detections, Instance, Segmentation, Text
@@ -32,7 +32,7 @@ def line(picture: object, task: str, result: Any, size: tuple[int, int] = SIZE) 
         timings=Timings(queue_s=0, encode_s=0, decode_s=0, total_s=0),
         checkpoint="fake",
     )
-    return answer_line(str(picture), (task, None, None), answer)
+    return answer_line(str(picture), None, None, answer)
 
 
 def boxes(*labels: str) -> Detections:

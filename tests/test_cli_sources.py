@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pictures import drawn, saved
 
-from florence.cli.sources import list_pictures
+from florence.cli.telling import list_pictures
 from florence.errors import RequestError
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -56,7 +56,7 @@ def install_node(listed: Path, into: Path) -> None:
 def environment(name: str, install: Install) -> Path:
     """The client's environment, made where there is none for its list as it is now."""
     listed = CLIENTS / name
-    said = b"".join(path.read_bytes() for path in sorted(listed.iterdir()) if path.is_file())
+    said = b"".join(path.read_bytes() for path in sorted(listed.iterdir()) if path.suffix != ".py")
     kept = KEPT / f"{name}-{hashlib.sha256(said + sys.version.encode()).hexdigest()[:12]}"
     done = kept / "installed"
     if not done.exists():
@@ -134,6 +134,47 @@ def test_node_gets_the_caption(
     answers = seen([node, folder / "ask.mjs", descriptors], demo_server)
     assert len(answers) == 9
     assert wrong(answers, caption) == {}
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("name", "outermost"),
+    [("serving-runtime", "V1alpha1ServingRuntime"), ("inference-service", "V1beta1InferenceService")],
+)
+def test_kserve_s_types_have_the_fields_of_the_trimmed_schemas(
+    environments: Mapping[str, Future[Path]], name: str, outermost: str
+) -> None:
+    """Each field of `tests/schemas` is one of KServe's own type at that place, and of its kind."""
+    python = installed(environments, "kserve") / "bin" / "python"
+    printed = subprocess.run(
+        [python, CLIENTS / "kserve" / "fields.py"], capture_output=True, check=True, timeout=ASK_S
+    )
+    types: dict[str, dict[str, str]] = json.loads(printed.stdout)
+    schema = json.loads((ROOT / "tests" / "schemas" / f"{name}.json").read_text(encoding="utf-8"))
+    assert f"KServe {kserve_version()} " in schema["$comment"]
+    assert not list(unlike(schema, outermost, types))
+
+
+def kserve_version() -> str:
+    """As its list of packages says."""
+    return (CLIENTS / "kserve" / "requirements.in").read_text(encoding="utf-8").strip().partition("==")[2]
+
+
+def unlike(schema: Mapping[str, Any], kind: str, types: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Where a schema says something else than the API's type; Kubernetes' own types are passed over."""
+    if kind.startswith("list["):
+        if schema.get("type") != "array":
+            yield kind
+        schema, kind = schema.get("items", {}), kind.removeprefix("list[").removesuffix("]")
+    plain = {"str": "string", "int": "integer", "bool": "boolean"}
+    if kind in plain and "enum" not in schema and "const" not in schema and schema.get("type") != plain[kind]:
+        yield kind
+    if kind in types:
+        for name, inner in schema["properties"].items():
+            if name not in types[kind]:
+                yield f"{kind}.{name}"
+            else:
+                yield from unlike(inner, types[kind][name], types)
 
 
 def described() -> bytes:

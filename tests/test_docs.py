@@ -124,7 +124,7 @@ def test_what_agrees() -> None:
 def test_a_block_says_what_it_is(name: str) -> None:
     """Its language is one that is checked, or it is shown for reading only; a shown output follows code."""
     found = blocks(ROOT / name)
-    assert {block.language for block in found} <= {"sh", "python", "text", "json"}
+    assert {block.language for block in found} <= {"sh", "python", "text", "json", "yaml"}
     assert 2 * len(found) == len(re.findall(r"^```", read(ROOT / name), re.MULTILINE))
 
 

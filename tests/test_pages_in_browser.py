@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
 from browser import open_page
 from PIL import Image, ImageChops
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from screenshot import TARGET, picture_of
 from serving import Server, serving_fake
 
@@ -127,6 +128,37 @@ def test_tasks_of_the_checkpoint_appear(browser: Browser, locked: Server) -> Non
         page.get_by_role("button", name="Run", exact=True).click()
         expect(page.locator(".card").nth(0).locator(".text")).to_have_text("a, fake")
         assert seen.asked("/analyze") == 1
+
+
+def test_an_option_that_is_declared_appears(browser: Browser, fake_server: Server) -> None:
+    """By its schema alone: numbers have their bounds, names that /info lists are offered, and what is chosen
+    is sent."""
+    document = httpx.get(f"{fake_server.url}/docs.json").json()
+    info = httpx.get(f"{fake_server.url}/info").json()
+    options = document["components"]["schemas"]["PlainInput"]["properties"]
+    options["adapter"] = {"anyOf": [{"type": "string"}, {"type": "null"}], "description": "Which adapter."}
+    options["halves"] = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 4}, {"type": "null"}]}
+    sent: list[str] = []
+
+    def answered(route: Route) -> None:
+        sent.append((route.request.post_data_buffer or b"").decode("latin-1"))
+        route.abort()
+
+    with open_page(browser, fake_server.url, "/", allowed=("ERR_FAILED",)) as (page, _):
+        page.route("**/docs.json", lambda route: route.fulfill(json=document))
+        page.route("**/info", lambda route: route.fulfill(json=info | {"adapters": [{"name": "cars"}]}))
+        page.route("**/object_detection", answered)
+        page.goto(f"{fake_server.url}/ui")
+        page.get_by_text("More options").click()
+        page.locator("#other-count").click()
+        assert page.get_by_label("halves").get_attribute("max") == "4"
+        page.get_by_label("halves").fill("3")
+        page.get_by_label("adapter").select_option("cars")
+        page.get_by_role("button", name="Run", exact=True).click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        assert 'name="adapter"\r\n\r\ncars' in sent[0]
+        assert 'name="halves"\r\n\r\n3' in sent[0]
+        assert "num_beams" not in sent[0]
 
 
 def test_a_service_that_is_gone_or_busy_is_told(browser: Browser, fake_server: Server) -> None:

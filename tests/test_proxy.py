@@ -101,6 +101,8 @@ def test_the_service_answers_through_it(proxy: Proxy) -> None:
     reply = proxy.ask("POST", "/caption", files={"image": picture()}, headers=headers)
     assert (reply.status_code, reply.headers["X-Request-Id"]) == (200, "mine")
     assert proxy.ask("POST", INFER, json=infer_request()).status_code == 200
+    for path in ("/", "/ui", "/docs", "/pages/main.js", "/pages/coffee.jpg"):
+        assert proxy.ask("GET", path, headers={"accept": "text/html"}).status_code == 200, path
     for path in ("/info", "/docs.json", "/readyz", "/v2", "/v2/health/ready", "/v2/models/florence2"):
         assert proxy.ask("GET", path).status_code == 200, path
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
+import jsonschema
 import pytest
 from fake_model import FakeModel
 from starlette.applications import Starlette
@@ -61,3 +63,28 @@ def test_the_service_has_it_at_its_root(client: TestClient) -> None:
     operation = client.get("/docs.json").json()["paths"]["/info"]["get"]
     schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/ServiceInfo"}
+
+
+def test_v2_bodies_have_schemas_that_hold(client: TestClient) -> None:
+    """The example of each request is valid and answered, and so is the answer; what is not valid is refused
+    with 400: another input, no inputs, a null."""
+    document = client.get("/docs.json").json()
+
+    def schema(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part["content"]["application/json"]["schema"], "components": document["components"]}
+
+    for path in ("infer", "generate"):
+        operation = document["paths"][f"/v2/models/florence2/{path}"]["post"]
+        asked = operation["requestBody"]["content"]["application/json"]["example"]
+        jsonschema.validate(asked, schema(operation["requestBody"]))
+        reply = client.post(f"/v2/models/florence2/{path}", json=asked)
+        assert reply.status_code == 200
+        jsonschema.validate(reply.json(), schema(operation["responses"]["200"]))
+        for wrong in (
+            {},
+            {**asked, "parameters": {"num_beams": None}},
+            {**asked, "inputs": [], "TASK_PROMPT": 7},
+        ):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(wrong, schema(operation["requestBody"]))
+            assert client.post(f"/v2/models/florence2/{path}", json=wrong).status_code == 400

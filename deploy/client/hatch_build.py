@@ -8,7 +8,9 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = Path(__file__).resolve().parents[2] / "florence"
-PARTS = ("__init__.py", "py.typed", "errors.py", "answers", "cli", "client", "export", "images", "types")
+PARTS = (
+    "__init__.py", "py.typed", "errors.py", "answers", "bulk", "cli", "client", "export", "images", "types",
+)  # fmt: skip
 
 
 class ClientHook(BuildHookInterface[Any]):

@@ -1,6 +1,6 @@
-"""Answers from a file of `florence bulk`, a JSON line for each picture.
+"""Answers from a file of `florence bulk`: JSON lines, a Parquet file, or a directory of its parts.
 
-Knows what a line holds; knows nothing about models, pictures or how the file came to be.
+Knows what a row holds; knows nothing about models, pictures or how the file came to be.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from florence.answers.columns import SUFFIX, read_columns
 from florence.errors import RequestError
 from florence.types.answer import TaskAnswer
 from florence.types.results import Result
@@ -20,16 +21,21 @@ from florence.types.results import Result
 class PictureAnswer(TaskAnswer[Result]):
     """A typed answer with its picture and what was asked about it."""
 
-    picture: str = Field(description="The picture's path, as it was given to `florence bulk`.")
+    picture: str = Field(
+        description="The picture's name: its path, as it was given to `florence bulk`, or URL."
+    )
+    id: str | None = Field(None, description="The picture's id, where a manifest gave one.")
+    adapter: str | None = Field(None, description="The adapter that was asked for.")
     given_text: str | None = Field(None, alias="text", description="The text of the request.")
     given_region: str | None = Field(None, alias="region", description="The region of the request.")
 
 
 def read_answers(path: str | os.PathLike[str]) -> Iterator[PictureAnswer]:
-    """The answers in a file of JSON lines that `florence bulk` wrote, one at a time, in the file's order.
+    """The answers in what `florence bulk` wrote, one at a time, in its order: JSON lines, or by its name
+    `.parquet`, or as a directory, Parquet.
 
     An incomplete last line, which a killed run leaves, is left out. Raises RequestError at a line that is no
-    answer, OSError for a file that can't be read.
+    answer, OSError for a file that can't be read, MissingLibrary for Parquet without pyarrow.
     """
     for answer in read_each(path):
         if isinstance(answer, RequestError):
@@ -39,7 +45,11 @@ def read_answers(path: str | os.PathLike[str]) -> Iterator[PictureAnswer]:
 
 def read_each(path: str | os.PathLike[str]) -> Iterator[PictureAnswer | RequestError]:
     """As `read_answers`, but a line that is no answer gives its error, and the next ones follow."""
-    with Path(path).open("rb") as lines:
+    file = Path(path)
+    if file.is_dir() or file.suffix.lower() == SUFFIX:
+        yield from map(PictureAnswer.model_validate, read_columns(file))
+        return
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 yield PictureAnswer.model_validate(json.loads(line))

@@ -40,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:
     """What does the command; only its own modules are imported, so that --help is there at once."""
-    from florence.cli import asking, bulk, convert, draw, load_data, serving, verify
+    from florence.cli import asking, bulk, convert, draw, export, load_data, serving, verify
 
     commands = {
         "run": asking.run,
         "bulk": bulk.bulk,
         "draw": draw.draw,
+        "export": export.export,
         "info": asking.info,
         "load-data": load_data.write_load_data,
         "serve": serving.serve,

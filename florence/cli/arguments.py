@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from florence import __version__
+from florence.cli.bulk_arguments import BULK, EXPORT, add_bulk, add_export
 from florence.cli.verify import VERIFY, add_verify
+from florence.images.limits import MAX_PDF_DPI, PDF_DPI
 from florence.types.filters import ItemFilter
 from florence.types.options import RequestParameters, allowed_values
 from florence.types.pictures import PictureOptions
@@ -46,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_bulk(commands)
     _add_draw(commands)
+    add_export(_add(commands, "export", *EXPORT))
     _add_where(_add(commands, "info", "say what runs here, or at a service: checkpoint, device, limits"))
     _add_load_data(commands)
     _add_serve(commands)
@@ -102,51 +105,20 @@ def _add_run(commands: Commands) -> None:
 
 
 def _add_bulk(commands: Commands) -> None:
-    parser = _add(
-        commands,
-        "bulk",
-        "ask one task about many pictures, into a file of JSON lines or Parquet",
-        "A second run with the same OUT asks only about the pictures that are not in it yet. A Parquet\n"
-        "file is written when a run ends; until then its answers are in OUT.jsonl, where the next run finds\n"
-        "them.",
-    )
+    parser = _add(commands, "bulk", *BULK)
     _add_sources(parser)
-    _add_prompt(parser, "--task", help="a task's name, or its token", required=True)
-    parser.add_argument(
-        "--out",
-        metavar="OUT",
-        type=Path,
-        required=True,
-        help="a JSON line for each picture; a name in .parquet: a row (needs pyarrow)",
-    )
-    parser.add_argument(
-        "--failures",
-        metavar="FILE",
-        type=Path,
-        help="JSON lines of what failed (default: OUT's name .failures.jsonl)",
-    )
-    parser.add_argument("--text", metavar="TEXT", help="as for run, the same for all pictures")
+    add_bulk(parser, partial(_whole, most=2**31))
     _add_region(parser)
-    parser.add_argument(
-        "--concurrency",
-        metavar="N",
-        type=partial(_whole, most=2**31),
-        default=32,
-        help="pictures at once (default: 32)",
-    )
-    parser.add_argument(
-        "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
-    )
     _add_options(parser)
-    _add_where(parser)
+    _add_where(parser, many=True)
 
 
 def _add_draw(commands: Commands) -> None:
     parser = _add(
         commands,
         "draw",
-        "draw the answers of a file of JSON lines on their pictures",
-        "Writes OUT/PICTURE_TASK.png for each line. What can't be drawn is named, and the others are drawn.",
+        "draw the answers of a file of florence bulk on their pictures",
+        "Writes OUT/PICTURE_TASK.png for each answer. What can't be drawn is named, the others are drawn.",
     )
     parser.add_argument("results", metavar="RESULTS", type=Path, help="a file that florence bulk wrote")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty directory")
@@ -263,12 +235,28 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
             metavar="N" if "integer" in allowed else "VALUE",
             help=f"{words[0].lower()}{words[1:]} ({allowed})",
         )
+    parser.add_argument(
+        "--dpi",
+        metavar="N",
+        type=partial(_whole, most=MAX_PDF_DPI),
+        default=PDF_DPI,
+        help=f"dots an inch of a PDF's page (default: {PDF_DPI})",
+    )
     parser.add_argument("--timeout-s", metavar="S", type=float, help="seconds until a picture is given up")
 
 
-def _add_where(parser: argparse.ArgumentParser) -> None:
+def _add_where(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", metavar="URL", help="ask this service; else the model is loaded here")
+    if many:
+        where.add_argument(
+            "--url",
+            metavar="URL",
+            action="append",
+            help="ask this service; may be given again: the one with the least to do is asked; else the "
+            "model is loaded here",
+        )
+    else:
+        where.add_argument("--url", metavar="URL", help="ask this service; else the model is loaded here")
     where.add_argument(
         "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
     )

@@ -8,16 +8,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import BoundedSemaphore
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from florence.cli.lines import answer_json
+from florence.bulk.askers import ModelAsker, ServiceAsker
+from florence.bulk.items import PictureItem
+from florence.bulk.lines import answer_json
+from florence.bulk.question import PictureQuestion
+from florence.bulk.run import Ask
+from florence.bulk.services import Services
+from florence.cli.telling import tell_lines
 from florence.client import Client
-from florence.client.exchange import CallOptions
-from florence.errors import TaskError, quote
-from florence.types.answer import TaskAnswer
+from florence.errors import FlorenceError, TaskError, quote
+from florence.images.decode import open_image
+from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
+from florence.images.seen import View
 from florence.types.declared import ways_out
 from florence.types.options import RequestParameters, read_request_parameters
 from florence.types.results import JsonValue, Result, Tags, Text
@@ -27,24 +35,32 @@ if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
     from florence.settings import Settings
 
-Asker = Callable[[Any], TaskAnswer[Any]]
-"""From a picture (a path or bytes) to its answer."""
-
 
 def run(arguments: argparse.Namespace) -> int:
     """`florence run`."""
     _take_words(arguments)
-    picture = sys.stdin.buffer.read() if arguments.picture == "-" else arguments.picture
+    item, question = _item_of(arguments), read_question(arguments)
     with open_asker(arguments) as ask:
-        answer = ask(picture)
+        (answer,) = ask(item, [question])
+    if isinstance(answer, FlorenceError):
+        raise answer
     if arguments.json:
         print(answer_json(answer))
         return 0
     if arguments.draw is not None:
-        answer.result.draw(picture).save(arguments.draw)
+        shown = open_image(item.read(), _limits(arguments), View(frame=item.frame, page=item.page))
+        answer.result.draw(shown).save(arguments.draw)
     for line in describe(answer.result):
         print(line)
     return 0
+
+
+def _item_of(arguments: argparse.Namespace) -> PictureItem:
+    """The picture of `florence run`."""
+    name, options = arguments.picture, read_options(arguments)
+    if name != "-":
+        return PictureItem(name, name, page=options.page, frame=options.frame)
+    return PictureItem(name, partial(bytes, sys.stdin.buffer.read()), page=options.page, frame=options.frame)
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -60,27 +76,34 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def open_asker(arguments: argparse.Namespace) -> Iterator[Asker]:
-    """What answers the arguments' task about a picture, wherever they say, until the context ends."""
-    task = find_task(arguments)
-    _, text, region = read_question(arguments, task)
-    options = cast(CallOptions, read_options(arguments).model_dump(exclude_none=True))
-    if arguments.timeout_s is not None:
-        options["timeout_s"] = arguments.timeout_s
-    if arguments.url:
-        with Client(arguments.url) as client:
-            client.ready()  # an unreachable service is reported once, not for each picture
-            yield lambda picture: client.run(picture, task, text, region=region, **options)
-    else:
+def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
+    """What answers questions about a picture, wherever the arguments say, until the context ends."""
+    urls = urls_of(arguments)
+    if not urls:
         with load_model(arguments) as model:
-            given = text if region is None else region
-            room = BoundedSemaphore(model.info()["limits"]["max_queue"])  # more would be refused
+            yield ModelAsker(model)
+    elif len(urls) == 1:
+        with Client(urls[0]) as client:
+            client.ready()  # an unreachable service is reported once, not for each picture
+            yield ServiceAsker(lambda ask: ask(client), _limits(arguments))
+    else:
+        services = Services(((url, Client(url, retries=0)) for url in urls), lambda line: tell_lines([line]))
+        try:
+            services.check()
+            yield ServiceAsker(services.call, _limits(arguments))
+        finally:
+            services.close()
 
-            def ask(picture: Any) -> TaskAnswer[Any]:
-                with room:
-                    return model.run(picture, task, given, **options)
 
-            yield ask
+def urls_of(arguments: argparse.Namespace) -> list[str]:
+    """The services that are asked, each once; none where a model is loaded here."""
+    given = arguments.url or []
+    return [given] if isinstance(given, str) else list(dict.fromkeys(given))
+
+
+def _limits(arguments: argparse.Namespace) -> ImageLimits:
+    """Of documents whose pages are rendered here."""
+    return replace(DEFAULT_LIMITS, pdf_dpi=arguments.dpi)
 
 
 def find_task(arguments: argparse.Namespace) -> Task:
@@ -89,7 +112,7 @@ def find_task(arguments: argparse.Namespace) -> Task:
         return prompt_task(arguments.prompt, arguments.answer_as or Kind.TEXT)
     if arguments.answer_as is not None:
         raise TaskError("--answer-as says how the answer to a --prompt is read; leave it out")
-    known = TASKS.find(arguments.task)
+    known = TASKS.find(arguments.task) or TASKS.find(f"<{arguments.task.upper()}>")  # od is <OD>
     try:
         return known or TASKS.extended(_own_tasks(arguments)).resolve(arguments.task)
     except TaskError as error:
@@ -98,8 +121,8 @@ def find_task(arguments: argparse.Namespace) -> Task:
 
 def _own_tasks(arguments: argparse.Namespace) -> list[Task]:
     """The tasks that the checkpoint declares which is asked, at a service or here."""
-    if arguments.url:
-        with Client(arguments.url) as client:
+    if urls := urls_of(arguments):
+        with Client(urls[0]) as client:
             return [row.task() for row in client.info().declared_tasks]
     from florence.runtime.own_tasks import tasks_of_settings
 
@@ -119,20 +142,24 @@ def _take_words(arguments: argparse.Namespace) -> None:
         arguments.task, arguments.text = arguments.named, next(iter(words), None)
 
 
-def read_question(
-    arguments: argparse.Namespace, task: Task | None = None
-) -> tuple[str, str | None, str | None]:
-    """The task's token, its text, and its region, which may stand in the text's place. `task`: as `find_task`
-    finds it."""
-    task = task or find_task(arguments)
+def read_question(arguments: argparse.Namespace) -> PictureQuestion:
+    """The task with its text, or its region, which may stand in the text's place, and its options."""
+    task = find_task(arguments)
     text, region = arguments.text, arguments.region
+    options = question_options(arguments)
     if text is not None and region is not None:
         raise TaskError("both a text and a region are given; a task takes one of them")
     if task.input is Input.REGION:
-        return task.token, None, region or text
+        return PictureQuestion(task, None, region or text, options)
     if region is not None:
         raise TaskError(f"{task.token} takes no region; leave --region out")
-    return task.token, text, None
+    return PictureQuestion(task, text, None, options)
+
+
+def question_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of each question; which page or frame it is about is the item's."""
+    options = read_options(arguments).model_dump(exclude_none=True, exclude={"page", "frame"})
+    return options if arguments.timeout_s is None else {**options, "timeout_s": arguments.timeout_s}
 
 
 def read_options(arguments: argparse.Namespace) -> RequestParameters:
@@ -146,7 +173,8 @@ def load_model(arguments: argparse.Namespace) -> Florence2:
     from florence.runtime.florence2 import Florence2
 
     settings = _settings(arguments)
-    return Florence2.from_settings(settings, settings.device.partition(",")[0])  # a list: a service's workers
+    device = settings.device.partition(",")[0]  # a list: a service's workers
+    return Florence2.from_settings(settings, device, pdf_dpi=getattr(arguments, "dpi", PDF_DPI))
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

@@ -1,110 +1,179 @@
-"""`florence bulk`: one task on many pictures, into a file that a second run completes."""
+"""`florence bulk`: tasks on many pictures, into a file that a second run completes."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from florence.cli.asking import Asker, open_asker, read_question
-from florence.cli.lines import TaskKey, answer_line, is_unicode, key_of, read_rows, write_failures
-from florence.cli.parquet import SUFFIX, lines_beside, load_pyarrow, pack, read_keys
-from florence.cli.sources import list_pictures
-from florence.client import Failure, PictureMap
-from florence.errors import RequestError
-from florence.types.answer import TaskAnswer
+from tqdm import tqdm  # type: ignore[import-untyped]
 
-SOME_FAILED = 3
+from florence.bulk.items import Pages, PictureItem
+from florence.bulk.lines import FailureFile
+from florence.bulk.question import PictureQuestion, distinct, read_tasks_file
+from florence.bulk.run import Ask, Job, QuestionOutcome, Running, RunTally, Shard, open_jobs
+from florence.bulk.sources import Sources
+from florence.bulk.store import Answered, Store
+from florence.cli.asking import find_task, open_asker, question_options, read_options, read_question
+from florence.cli.export import SOME_FAILED, export_results, read_exports
+from florence.cli.telling import tell_lines
+from florence.errors import FlorenceError, RequestError, TaskError
+from florence.types.tasks import Input, Task
 
 
 def bulk(arguments: argparse.Namespace) -> int:
     """`florence bulk`."""
-    out: Path = arguments.out
-    packed = out.suffix.lower() == SUFFIX
-    if packed:
-        load_pyarrow()  # refuses before any request
-    lines = lines_beside(out) if packed else out
-    failures_file = arguments.failures or out.with_suffix(".failures.jsonl")
-    check_files(out, lines, failures_file)
-    key = read_question(arguments)
-    pictures = list_pictures(arguments.sources)
-    answered = read_answered(lines, out if packed else None)
-    done = answered.pop(key, set())
-    if others := sum(map(len, answered.values())):
-        tasks = ", ".join(sorted({task for task, _, _ in answered}))
-        _tell(f"{out} also holds {others} other answers, of {tasks}; name another --out to keep them apart")
-    missing = [picture for picture in pictures if picture not in done]
-    failures: list[Failure] = []
-    if missing:
-        with open_asker(arguments) as ask:
-            failures = ask_all(of_unicode(ask) if packed else ask, missing, key, lines, arguments)
-    if packed and lines.exists():
-        pack(lines, out)
-    write_failures(failures_file, failures)
-    before = f", {len(pictures) - len(missing)} were there before" if done else ""
-    why = f", {len(failures)} failed: see {failures_file}" if failures else ""
-    _tell(f"{len(missing) - len(failures)} answered{before}{why}")
-    return SOME_FAILED if failures else 0
+    store = Store(arguments.out, arguments.part_rows)
+    failures = arguments.failures or store.out.with_suffix(".failures.jsonl")
+    store.check(failures)
+    exports = read_exports(arguments)
+    questions = read_questions(arguments)
+    sources, shard = read_sources(arguments, questions), Shard.parse(arguments.shard)
+    answered = store.answered()
+    if not sources.have_questions:
+        _tell_others(store, answered, questions)
+
+    def jobs(tally: RunTally) -> Iterator[Job]:
+        return open_jobs(sources.items(), questions, answered, shard, tally)
+
+    tally, made = RunTally(), 0
+    total = sum(len(job.questions) for job in jobs(tally)) if sources.countable else None
+    with store, FailureFile(failures) as failed:
+        if total != 0:
+            tally = RunTally()
+            with open_asker(arguments) as ask:
+                run = _Run(store, failed, total)
+                made = run.ask_all(jobs(tally), ask, arguments)
+    _tell_end(made, tally, failed.count, failures, sources)
+    failed_exports = [export for export in exports if export_results(export, store.out, arguments)]
+    return SOME_FAILED if failed.count or failed_exports else 0
 
 
-def check_files(out: Path, lines: Path, failures: Path) -> None:
-    """Raises RequestError, before any request, where answers would be lost or could not be written."""
-    if failures.resolve() in (out.resolve(), lines.resolve()):
-        raise RequestError(f"{failures} can't hold both answers and failures; name another --failures")
-    if out.exists() and not (out.is_file() or out.is_dir()):
-        raise RequestError(f"{out} is no file: a second run reads what is there and goes on; name one")
-    for file in (out, failures):
-        if not file.parent.is_dir():
-            raise RequestError(f"there is no directory {str(file.parent)!r} for {file.name}")
-        if file.is_dir():
-            raise RequestError(f"{file} is a directory; name a file in it")
+def read_questions(arguments: argparse.Namespace) -> tuple[PictureQuestion, ...]:
+    """What each picture is asked, but for a manifest's rows: of --tasks, each --task, or --prompt.
+
+    A --text or --region is for those that take one. Raises TaskError where none does.
+    """
+    if arguments.tasks is not None:
+        if arguments.text is not None or arguments.region is not None:
+            raise TaskError("the texts and regions of --tasks are in its file; leave --text and --region out")
+        return read_tasks_file(
+            arguments.tasks, lambda name: _find(arguments, name), question_options(arguments)
+        )
+    names: Sequence[str] = arguments.task or []
+    if len(names) < 2:
+        one = _with_task(arguments, names[0] if names else None)
+        asked = names or arguments.prompt is not None
+        return (read_question(one).checked(),) if asked else ()
+    options, questions = (
+        question_options(arguments),
+        [
+            PictureQuestion(_find(arguments, name)).with_given(arguments.text, arguments.region)
+            for name in names
+        ],
+    )
+    for flag, given, takes in (
+        ("--text", arguments.text, Input.TEXT), ("--region", arguments.region, Input.REGION)
+    ):  # fmt: skip
+        if given is not None and not any(each.task.input is takes for each in questions):
+            raise TaskError(f"none of these tasks takes what {flag} gives; leave it out")
+    return distinct(
+        PictureQuestion(each.task, each.text, each.region, options).checked() for each in questions
+    )
 
 
-def read_answered(lines: Path, parquet: Path | None) -> dict[TaskKey, set[str]]:
-    """The pictures that have an answer already, by task, text and region."""
-    answered: dict[TaskKey, set[str]] = {}
-    rows = ((row["picture"], key_of(row)) for row in read_rows(lines))
-    for picture, key in itertools.chain(rows, read_keys(parquet) if parquet else ()):
-        answered.setdefault(key, set()).add(picture)
-    return answered
+def read_sources(arguments: argparse.Namespace, questions: tuple[PictureQuestion, ...]) -> Sources:
+    """What the command line names. Raises RequestError for pages that are none."""
+    options = read_options(arguments)
+    if arguments.pages is not None and options.page is not None:
+        raise RequestError("--page and --pages are both given; --pages names one page too")
+    one = None if options.page is None else str(options.page)
+    pages = arguments.pages or one
+    return Sources(
+        arguments.sources,
+        recursive=arguments.recursive,
+        pages=None if pages is None else Pages.parse(pages),
+        frame=options.frame,
+        find=lambda name: _find(arguments, name),
+        questions=questions,
+        options=question_options(arguments),
+    )
 
 
-def of_unicode(ask: Asker) -> Asker:
-    """`ask`, but a picture whose name a Parquet file can't hold fails."""
+class _Run:
+    """Asks, and keeps what comes: answers in the store, failures in their file."""
 
-    def asked(picture: str) -> TaskAnswer[Any]:
-        if not is_unicode(picture):
-            raise RequestError("its name is not UTF-8, which a Parquet file can't hold; JSON lines can")
-        return ask(picture)
+    def __init__(self, store: Store, failures: FailureFile, total: int | None) -> None:
+        self._store, self._failures, self._total = store, failures, total
+        self._made = 0
 
-    return asked
+    def ask_all(self, jobs: Iterator[Job], ask: Ask, arguments: argparse.Namespace) -> int:
+        """How many answers there are now. KeyboardInterrupt says what is kept."""
+        bar = tqdm(total=self._total, unit="answer", disable=True if arguments.no_progress else None)
+        running = Running(
+            jobs, self._refusing(ask), concurrency=arguments.concurrency, ordered=arguments.ordered
+        )
+        with running, bar:
+            try:
+                for job, outcomes in running:
+                    self._keep(job, outcomes)
+                    bar.update(len(outcomes))
+                    if self._failures.count:
+                        bar.set_postfix(failed=self._failures.count, refresh=False)
+            except KeyboardInterrupt:
+                for job, outcomes in running.drain():
+                    self._keep(job, outcomes)
+                left = "rest" if self._total is None else f"other {self._total - self._made}"
+                raise KeyboardInterrupt(
+                    f"interrupted: {self._made} answers are kept in {self._store.lines}; the same command "
+                    f"asks for the {left}"
+                ) from None
+        return self._made
+
+    def _keep(self, job: Job, outcomes: Sequence[QuestionOutcome]) -> None:
+        for question, outcome in zip(job.questions, outcomes, strict=True):
+            if isinstance(outcome, FlorenceError):
+                self._failures.add(job.item.picture, question.task.token, outcome, job.item.id)
+            else:
+                self._store.add(job.item, question, outcome)
+                self._made += 1
+
+    def _refusing(self, ask: Ask) -> Ask:
+        """`ask`, but of a picture that the store can't hold each question fails."""
+
+        def asked(item: PictureItem, questions: Sequence[PictureQuestion]) -> Sequence[QuestionOutcome]:
+            if why := self._store.refuses(item):
+                return [RequestError(why)] * len(questions)
+            return ask(item, questions)
+
+        return asked
 
 
-def ask_all(
-    ask: Asker, pictures: Sequence[str], key: TaskKey, lines: Path, arguments: argparse.Namespace
-) -> list[Failure]:
-    """Ask about the pictures and append the answers as they come; the failures."""
-    kept = 0
-    bar = False if arguments.no_progress else None
-    try:
-        with (
-            lines.open("a", encoding="utf-8") as file,
-            PictureMap(ask, pictures, concurrency=arguments.concurrency, progress=bar) as answers,
-        ):
-            for picture, answer in answers:
-                file.write(answer_line(str(picture), key, answer))
-                file.flush()
-                kept += 1
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted: {kept} answers are kept in {lines}; the same command asks for the other "
-            f"{len(pictures) - kept}"
-        ) from None
-    return answers.failures
+def _find(arguments: argparse.Namespace, name: str) -> Task:
+    return find_task(_with_task(arguments, name))
 
 
-def _tell(message: str) -> None:
-    print(f"florence: {message}", file=sys.stderr)
+def _with_task(arguments: argparse.Namespace, name: str | None) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(arguments), "task": name})
+
+
+def _tell_others(store: Store, answered: Answered, questions: Sequence[PictureQuestion]) -> None:
+    asked = {each.key for each in questions}
+    others = {key: names for key, names in answered.items() if key not in asked}
+    if others:
+        tasks = ", ".join(sorted({task for task, *_ in others}))
+        count = sum(map(len, others.values()))
+        what = f"{count} other answers, of {tasks}; name another --out to keep them apart"
+        tell_lines([f"{store.out} also holds {what}"])
+
+
+def _tell_end(made: int, tally: RunTally, failed: int, failures: Path, sources: Sources) -> None:
+    passed = sources.passed
+    if tally.again:
+        passed.reasons["named or asked twice"] = tally.again
+    if tally.elsewhere:
+        passed.reasons["of other shards"] = tally.elsewhere
+    tell_lines(passed.lines())
+    before = f", {tally.before} were there before" if tally.before else ""
+    why = f", {failed} failed: see {failures}" if failed else ""
+    tell_lines([f"{made} answered{before}{why}"])

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from florence.answers.reading import PictureAnswer, read_each
-from florence.cli.bulk import SOME_FAILED
-from florence.errors import ImageError, RequestError
+from florence.bulk.items import item_named
+from florence.cli.telling import tell_lines
+from florence.errors import FlorenceError, ImageError, RequestError
 from florence.export.drawing import Colours, Drawing
-from florence.images.decode import load_image
-from florence.images.seen import SEEN
+from florence.export.names import FileNames
+from florence.images.decode import open_image
+from florence.images.limits import DEFAULT_LIMITS
+from florence.images.seen import View
+
+SOME_FAILED = 3
 
 
 def draw(arguments: argparse.Namespace) -> int:
@@ -25,25 +29,41 @@ def draw(arguments: argparse.Namespace) -> int:
         opacity=arguments.opacity,
         overlay=arguments.overlay,
     )
-    out: Path = arguments.out
+    return draw_answers(drawing, arguments.results, arguments.out, arguments.pictures)
+
+
+def draw_answers(
+    drawing: Drawing, results: Path, out: Path, pictures: Path, tasks: frozenset[str] = frozenset()
+) -> int:
+    """Draw each answer in a file, of these tasks or of all; the exit status. pictures: where relative paths
+    begin."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RequestError(f"{out} is not a new or empty directory; name another OUT")
-    answers = read_each(arguments.results)
+    answers = (each for each in read_each(results) if not _is_other(each, tasks))
     first = next(answers, None)
     if first is None:
-        raise RequestError(f"{arguments.results} holds no answer")
+        raise RequestError(f"{results} holds no answer")
     out.mkdir(parents=True, exist_ok=True)
-    names, drawn, failed = _Names(out), 0, 0
+    names, drawn, failed = FileNames(), 0, 0
     for answer in itertools.chain([first], answers):
         try:
-            draw_answer(drawing, answer, arguments.pictures, names)
+            draw_answer(drawing, answer, pictures, out, names)
             drawn += 1
-        except (RequestError, OSError) as error:
+        except (FlorenceError, OSError) as error:
             failed += 1
             about = f"{answer.picture}, {answer.task}: " if isinstance(answer, PictureAnswer) else ""
-            _tell(f"not drawn: {about}{error}")
-    _tell(f"{drawn} drawn in {out}" + (f", {failed} not drawn" if failed else ""))
+            tell_lines([f"not drawn: {about}{error}"])
+    tell_lines([f"{drawn} drawn in {out}" + (f", {failed} not drawn" if failed else "")])
     return SOME_FAILED if failed else 0
+
+
+def is_asked(answer: PictureAnswer, tasks: frozenset[str]) -> bool:
+    """Whether an answer's task is among these names and tokens; none means all."""
+    return not tasks or answer.task in tasks or answer.task.strip("<>").lower() in tasks
+
+
+def _is_other(answer: PictureAnswer | RequestError, tasks: frozenset[str]) -> bool:
+    return isinstance(answer, PictureAnswer) and not is_asked(answer, tasks)
 
 
 def read_colours(given: Sequence[str]) -> Colours:
@@ -56,36 +76,21 @@ def read_colours(given: Sequence[str]) -> Colours:
 
 
 def draw_answer(
-    drawing: Drawing, answer: PictureAnswer | RequestError, pictures: Path, names: _Names
+    drawing: Drawing, answer: PictureAnswer | RequestError, pictures: Path, folder: Path, names: FileNames
 ) -> None:
-    """Write one answer's drawing. Raises RequestError and OSError where that can't be done."""
+    """Write one answer's drawing into the folder, as PICTURE_TASK.png.
+
+    Raises FlorenceError and OSError where that can't be done.
+    """
     if isinstance(answer, RequestError):
         raise answer
-    picture = load_image(pictures / answer.picture, view=SEEN)
+    item = item_named(answer.picture, pictures)
+    picture = open_image(item.read(), DEFAULT_LIMITS, View(frame=item.frame, page=item.page))
     if picture.size != answer.pixel_size:
         raise ImageError(
             f"the answer is about a picture of {answer.image_size.width}x{answer.image_size.height} pixels; "
             f"this one has {picture.width}x{picture.height}"
         )
     drawn = drawing.draw(picture, answer.annotations(), answer.caption())
-    drawn.save(names.new(Path(answer.picture).stem, answer.task))
-
-
-class _Names(set[str]):
-    """The files that are written into a directory: PICTURE_TASK.png, numbered where there are several."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def new(self, picture: str, task: str) -> Path:
-        words = re.sub(r"\W+", "_", task.lower()).strip("_")  # a prompt stands in a task's place
-        stem = f"{picture}_{words[:40]}"
-        numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-        name = next(name for name in numbered if name.casefold() not in self)
-        self.add(name.casefold())  # some file systems take no notice of case
-        return self._folder / f"{name}.png"
-
-
-def _tell(message: str) -> None:
-    print(f"florence: {message}", file=sys.stderr)
+    words = re.sub(r"\W+", "_", answer.task.lower()).strip("_")  # a prompt stands in a task's place
+    drawn.save(folder / f"{names.new(answer.picture, f'_{words[:40]}')}.png")

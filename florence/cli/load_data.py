@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from florence.cli.sources import list_pictures
+from florence.cli.telling import list_pictures
 from florence.types.tasks import TASKS, TRITON_TASKS, Input, Task
 
 

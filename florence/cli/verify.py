@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from florence.cli.sources import list_pictures
+from florence.cli.telling import list_pictures
 from florence.errors import SettingsError
 from florence.types.precision import PRECISIONS
 

@@ -26,7 +26,7 @@ def to_detections(
     annotations: Sequence[Annotation], image_size: Size | None, categories: Mapping[str, int]
 ) -> supervision.Detections:
     """N annotations as one Detections, in their order; see `Drawable.to_supervision`."""
-    library = _supervision()
+    library = load_supervision()
     scores = [annotation.score for annotation in annotations]
     made: supervision.Detections = library.Detections(
         xyxy=np.array([annotation.bounds for annotation in annotations], np.float32).reshape(-1, 4),
@@ -41,7 +41,8 @@ def to_detections(
     return made
 
 
-def _supervision() -> Any:
+def load_supervision() -> Any:
+    """The library; MissingLibrary where it is not installed."""
     try:
         with warnings.catch_warnings():
             # It warns that it is slower without OpenCV, which the caller can't change here.

@@ -1,9 +1,9 @@
 """The service's description of itself: `GET /info`, and the OpenAPI document, `GET /docs.json`, which
-BentoML's page at / shows.
+the page at /docs shows.
 
-Unlike BentoML's own document, it has two content types for requests (uploads and JSON), examples of each
-task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic types and the
-tasks.
+Unlike BentoML's own document, it has all content types of requests (an upload, JSON, the picture alone),
+examples of each task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic
+types and the tasks.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from florence.server.typed.endpoints import PromptAnswer, output_type
 from florence.server.typed.examples import PICTURE_PATH, example_answer, example_input, picture_text
 from florence.server.typed.forms import MULTIPART, PICTURE
 from florence.server.typed.inputs import INPUT_TYPES, PromptInput
+from florence.server.typed.v2_schemas import v2_schemas
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
 from florence.server.v2.inference import Inference
@@ -66,7 +67,7 @@ def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
     """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
-        return json_reply(openapi_document(_own_tasks(inference)))
+        return Response(_document_body(_own_tasks(inference)), media_type=JSON)
 
     async def info(request: Request) -> Response:
         if inference.model is None:
@@ -82,6 +83,12 @@ def _own_tasks(inference: Inference) -> tuple[Task, ...]:
     """The tasks that the checkpoint declares; none before it is loaded."""
     known = () if inference.model is None else inference.model.tasks.values()
     return tuple(task for task in known if task.token not in TASKS)
+
+
+@cache
+def _document_body(own_tasks: tuple[Task, ...]) -> bytes:
+    """The document as it is sent."""
+    return bytes(json_reply(openapi_document(own_tasks)).body)
 
 
 @cache
@@ -111,7 +118,7 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
         "tags": [{"name": "Tasks"}, {"name": "Service"}, {"name": "v2 protocol"}, {"name": "Health"}],
         "paths": {**paths, "/info": {"get": _info_operation(schemas)}, **_v2_paths(), **_health_paths()},
         "components": {
-            "schemas": {**definitions["$defs"], "Error": _ERROR},
+            "schemas": {**definitions["$defs"], **v2_schemas(), "Error": _ERROR},
             "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer", "description": _KEYS}},
         },
         "security": [{}, {"apiKey": []}],
@@ -264,35 +271,40 @@ def _v2_paths() -> dict[str, Any]:
         ],
     }
     answer = build_infer_answer(served, "42", [row])
-    infer = _v2("Answer a task on a picture, as Triton does.", "object", answer)
+    infer = _v2("Answer a task on a picture, as Triton does.", "InferResponse", answer)
     generated = build_generate_answer(served, "", [row])
-    generate = _v2("Answer a task on a picture, with one key for each input.", "object", generated)
+    generate = _v2("Answer a task on a picture, with one key for each input.", "GenerateResponse", generated)
     stream = _v2(
         "The same, its text token by token before it where num_beams is 1 and the task answers in text."
     )
     stream["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-    for operation, body in ((infer, request), (generate, values), (stream, {**values, "num_beams": 1})):
-        operation["requestBody"] = {
-            "required": True,
-            "content": {JSON: {"schema": {"type": "object"}, "example": body}},
-        }
+    bodies: list[tuple[dict[str, Any], str, Any]] = [
+        (infer, "InferRequest", request),
+        (generate, "GenerateRequest", values),
+        (stream, "GenerateRequest", {**values, "num_beams": 1}),
+    ]
+    for operation, name, body in bodies:
+        schema = {"$ref": _REFERENCE.format(model=name)}
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema, "example": body}}}
     return {
         f"{model}/infer": {"post": infer},
         f"{model}/generate": {"post": generate},
         f"{model}/generate_stream": {"post": stream},
-        f"{model}/ready": {"get": _v2("Whether the model takes requests.")},
+        f"{model}/ready": {"get": _v2("Whether the model takes requests.", "Ready")},
         model: {"get": _v2("Inputs and outputs of the model.", "object")},
         f"{model}/config": {"get": _v2("Configuration of the model.", "object")},
         f"{model}/stats": {"get": _v2("Counts and durations of requests.", "object")},
         "/v2/repository/index": {"post": _v2("The models that there are.", "array")},
         "/v2": {"get": _v2("Name and version of the server.", "object")},
-        "/v2/health/live": {"get": _v2("Whether the process answers.")},
-        "/v2/health/ready": {"get": _v2("Whether the model takes requests.")},
+        "/v2/health/live": {"get": _v2("Whether the process answers.", "Live")},
+        "/v2/health/ready": {"get": _v2("Whether the model takes requests.", "Ready")},
     }
 
 
 def _v2(summary: str, type: str | None = None, example: Any = None) -> dict[str, Any]:
-    responses = _responses(None if type is None else {"type": type}, example)
+    """type: of the answer: JSON's, or a schema's name; None for no body."""
+    named = {"$ref": _REFERENCE.format(model=type)} if type in v2_schemas() else {"type": type}
+    responses = _responses(None if type is None else named, example)
     return {"tags": ["v2 protocol"], "summary": summary, "responses": responses}
 
 

@@ -1,0 +1,111 @@
+"""`florence bulk` against a service whose model is an echo of 10 ms: its rate, and its memory.
+
+    python benchmarks/bulk.py --pictures 100000
+
+Measures the service's own rate with as little work on the client's side as can be, before and after; then
+`florence bulk` asks about so many small pictures, each a file of its own. Prints both rates, their ratio, and
+the memory of the command at a quarter, a half, three quarters and the end of its way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from light_path import http_sender
+from PIL import Image
+from serving import ROOT, Server, serving
+
+SIDE = 64  # pixels
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--at-once", type=int, default=1, help="pictures that the echo answers side by side")
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of each measurement of the service alone"
+    )
+    arguments = parser.parse_args()
+    environment = {"FLORENCE_MODEL": "demo", "ECHO_AT_ONCE": str(arguments.at_once)}
+    with (
+        serving("echo_services:slow_echo", Path(__file__).parent, **environment) as server,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        content = make_pictures(Path(folder) / "in", arguments.pictures)
+        before = own_rate(server, content, arguments.seconds, arguments.concurrency)
+        rate, memory = bulk_rate(server, Path(folder), arguments.pictures, arguments.concurrency)
+        after = own_rate(server, content, arguments.seconds, arguments.concurrency)
+    print(f"the service alone: {before:.1f} and {after:.1f} requests/s")
+    print(f"florence bulk: {rate:.1f} pictures/s, {2 * rate / (before + after):.3f} of their mean")
+    quarters = [memory[len(memory) * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
+    print("its memory: " + ", ".join(f"{size / 2**20:.1f}" for size in quarters) + " MiB")
+
+
+def make_pictures(folder: Path, count: int) -> bytes:
+    """So many files with one content, which is returned."""
+    folder.mkdir()
+    file = io.BytesIO()
+    Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(file, "JPEG")
+    for number in range(count):
+        (folder / f"{number:06}.jpg").write_bytes(file.getvalue())
+    return file.getvalue()
+
+
+def own_rate(server: Server, picture: bytes, seconds: float, connections: int) -> float:
+    """Requests a second of clients that send one body over and over, each over its connection."""
+    head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    body = head + picture + b"\r\n--edge--\r\n"
+    senders = [
+        http_sender(server, "/caption", body, "multipart/form-data; boundary=edge")
+        for _ in range(connections)
+    ]
+
+    async def all_of_them() -> int:
+        end = time.perf_counter() + seconds
+        return sum(await asyncio.gather(*(send(end) for send in senders)))
+
+    started = time.perf_counter()
+    count = asyncio.run(all_of_them())
+    return count / (time.perf_counter() - started)
+
+
+def bulk_rate(server: Server, folder: Path, count: int, concurrency: int) -> tuple[float, list[int]]:
+    """Pictures a second from the first answer to the last, and the command's memory (RSS) each second."""
+    out = folder / "r.jsonl"
+    command = [
+        sys.executable, "-m", "florence.cli", "bulk", str(folder / "in"), "--out", str(out),
+        "--task", "caption", "--url", server.url, "--concurrency", str(concurrency), "--no-progress",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT)
+    seen = psutil.Process(process.pid)
+    while not (out.exists() and out.stat().st_size):
+        if process.poll() is not None:
+            raise SystemExit("florence bulk ended before its first answer")
+        time.sleep(0.005)
+    started, memory = time.perf_counter(), [seen.memory_info().rss]
+    while True:
+        try:
+            status = process.wait(1.0)
+            break
+        except subprocess.TimeoutExpired:
+            memory.append(seen.memory_info().rss)
+    seconds = time.perf_counter() - started
+    if status:
+        raise SystemExit(f"florence bulk ended with status {status}")
+    return count / seconds, memory
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Pictures in tar archives, also compressed and at URLs: WebDataset's shards among them.
+
+An archive is read once from its beginning to its end. Of a WebDataset sample the picture is asked about;
+what else it holds is passed over. Knows nothing about tasks.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Final
+
+from florence.bulk.items import PictureItem
+from florence.bulk.remote import open_file
+from florence.errors import RequestError
+from florence.images.headers import FIRST_BYTES, is_picture
+from florence.images.pdf import is_pdf
+
+SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def is_archive(name: str) -> bool:
+    """By its name."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def expand_braces(name: str) -> list[str]:
+    """The names that WebDataset's `shard-{000..099}.tar` stands for; else the name itself."""
+    found = _BRACES.search(name)
+    if found is None:
+        return [name]
+    numbers = range(int(found[1]), int(found[2]) + 1)
+    written = [f"{number:0{len(found[1])}}" for number in numbers]
+    return [each for number in written for each in expand_braces(_put(name, found, number))]
+
+
+def archive_items(name: str, others: Counter[str], *, documents: bool) -> Iterator[PictureItem]:
+    """The pictures of an archive, in its order. others: counts other members by their suffix. documents:
+    whether PDFs are pictures.
+
+    Raises RequestError for what is no archive, or one that is cut short: after the members before that.
+    """
+    try:
+        with open_file(name) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                opened = archive.extractfile(member)
+                data = opened.read() if opened else b""
+                if is_picture(data[:FIRST_BYTES]) or (documents and is_pdf(data)):
+                    yield PictureItem(f"tar://{member.name}::{name}", partial(bytes, data))
+                else:
+                    others[PurePosixPath(member.name).suffix.lower()] += 1
+    except (tarfile.TarError, EOFError) as error:
+        raise RequestError(f"{name} is no tar archive, or is cut short: {error}") from error
+
+
+def _put(name: str, found: re.Match[str], number: str) -> str:
+    return name[: found.start()] + number + name[found.end() :]

@@ -1,0 +1,131 @@
+"""What asks about one picture: a service, several services, or a model in this process.
+
+The questions about a picture are asked together, so that it is sent, read and seen once; those with different
+options, and prompts, in calls of their own. Knows nothing about where items come from or where answers go.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from PIL import Image
+
+from florence.bulk.items import PictureItem
+from florence.bulk.question import PictureQuestion
+from florence.bulk.run import QuestionOutcome
+from florence.client import Client
+from florence.errors import FlorenceError, RequestError
+from florence.images.decode import open_image
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.pdf import is_pdf
+from florence.images.seen import View
+from florence.types.analysis import MOST_TASKS, TaskFailure
+
+CallClient = Callable[[Callable[[Client], Any]], Any]
+"""Calls a function with a client; of one service, or of the one of several that has the least to do."""
+
+
+class ServiceAsker:
+    """Asks a service, or several. limits: of documents, whose pages are made pictures here: a service reads
+    no PDF, and gets one page of a TIFF file in place of all."""
+
+    def __init__(self, call: CallClient, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+        self._call, self._limits = call, limits
+
+    def __call__(self, item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
+        try:
+            picture = self._picture(item, questions[0].options)
+        except FlorenceError as error:
+            return [error] * len(questions)
+        place = {"frame": item.frame} if item.frame is not None else {}
+        return _in_groups(questions, lambda group: self._ask(picture, group, place))
+
+    def _picture(self, item: PictureItem, options: Mapping[str, Any]) -> bytes | Image.Image:
+        """The file as it is; of a document: the page, made a picture here. Raises ImageError."""
+        data = item.read()
+        if item.page is None and not is_pdf(data):
+            return data
+        return open_image(data, self._limits, View(options.get("pictures") == "original", page=item.page))
+
+    def _ask(
+        self, picture: Any, group: Sequence[PictureQuestion], place: Mapping[str, int]
+    ) -> list[QuestionOutcome]:
+        options: dict[str, Any] = {**group[0].options, **place}
+        if len(group) == 1:
+            one = group[0]
+            return [
+                self._call(
+                    lambda client: client.run(picture, one.task, one.text, region=one.region, **options)
+                )
+            ]
+        specs = [(each.task, each.given) if each.given is not None else each.task for each in group]
+        answers = self._call(lambda client: client.analyze(picture, specs, **options))
+        return [RequestError(each.error) if isinstance(each, TaskFailure) else each for each in answers]
+
+
+class ModelAsker:
+    """Asks a model in this process, a `Florence2`, and no more of it at a time than its queue takes."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._most: int = model.info()["limits"]["max_queue"]
+        self._free, self._change = self._most, threading.Condition()
+
+    def __call__(self, item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
+        picture: Any = item.source  # read where pictures are read
+        if callable(picture):
+            picture = item.read
+        return _in_groups(questions, lambda group: self._ask(picture, group, item.place))
+
+    def _ask(
+        self, picture: Any, group: Sequence[PictureQuestion], place: Mapping[str, int]
+    ) -> list[QuestionOutcome]:
+        options: dict[str, Any] = {**group[0].options, **place}
+        count = min(len(group), self._most)
+        with self._change:
+            self._change.wait_for(lambda: self._free >= count)
+            self._free -= count
+        try:
+            futures = self._model.submit_all(picture, [(each.task, each.given) for each in group], **options)
+            return [_outcome(future) for future in futures]
+        finally:
+            with self._change:
+                self._free += count
+                self._change.notify_all()
+
+
+def _in_groups(
+    questions: Sequence[PictureQuestion], ask: Callable[[Sequence[PictureQuestion]], list[QuestionOutcome]]
+) -> list[QuestionOutcome]:
+    """The outcomes in the order of the questions. What fails a group fails each of it."""
+    outcomes: dict[int, QuestionOutcome] = {}
+    for numbers in _groups(questions):
+        try:
+            answers = ask([questions[number] for number in numbers])
+        except FlorenceError as error:
+            answers = [error] * len(numbers)
+        outcomes.update(zip(numbers, answers, strict=True))
+    return [outcomes[number] for number in range(len(questions))]
+
+
+def _groups(questions: Sequence[PictureQuestion]) -> Iterator[list[int]]:
+    """Numbers of the questions that go into one call."""
+    found: list[tuple[object, list[int]]] = []
+    for number, each in enumerate(questions):
+        options = None if each.task.is_prompt else dict(each.options)
+        same = next((group for known, group in found if options is not None and known == options), None)
+        if same is None or len(same) == MOST_TASKS:
+            found.insert(0, (options, same := []))
+        same.append(number)
+    yield from (group for _, group in reversed(found))
+
+
+def _outcome(future: Future[Any]) -> QuestionOutcome:
+    try:
+        answer: QuestionOutcome = future.result()
+    except FlorenceError as error:
+        return error
+    return answer

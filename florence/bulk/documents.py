@@ -1,0 +1,58 @@
+"""The pages of documents as items: of PDFs and of TIFF files with many pages. Others stay as they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from florence.bulk.items import Pages, PictureItem
+from florence.errors import ImageError
+from florence.images.apart import count_pages_apart
+from florence.images.headers import read_header
+from florence.images.limits import DEFAULT_LIMITS
+from florence.images.pdf import is_pdf
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def page_items(items: Iterable[PictureItem], pages: Pages, passed: Counter[str]) -> Iterator[PictureItem]:
+    """An item for each of these pages of each document. passed: counts documents that have none of them.
+
+    A document that can't be read stays one item, so that its failure is told.
+    """
+    for item in items:
+        try:
+            count = _count(item)
+        except ImageError:
+            count = None
+        if count is None or item.page is not None:
+            yield item
+            continue
+        numbers = pages.of(count)
+        if not numbers:
+            passed["documents without the pages asked for"] += 1
+        yield from (item.at(page=number) for number in numbers)
+
+
+def _count(item: PictureItem) -> int | None:
+    """Of pages; None of what is no document. Raises ImageError."""
+    if isinstance(item.source, str) and not _may_be_document(item.source):
+        return None
+    data = item.read()
+    if is_pdf(data):
+        return count_pages_apart(data, DEFAULT_LIMITS)
+    if data.startswith(_TIFF):
+        count = read_header(data, DEFAULT_LIMITS.max_frames).frames
+        return count if count > 1 else None
+    return None
+
+
+def _may_be_document(path: str) -> bool:
+    """By the first bytes of a file of this machine. One that can't be read is told when it is asked about."""
+    try:
+        with Path(path).open("rb") as file:
+            first = file.read(1024)
+    except OSError:
+        return False
+    return is_pdf(first) or first.startswith(_TIFF)

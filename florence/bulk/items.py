@@ -1,0 +1,127 @@
+"""Pictures by the names that answers have: files, members of archives, objects at URLs, pages of documents.
+
+A member of an archive is named as fsspec names it (`tar://0001.jpg::shards/0.tar`), a page by the fragment of
+RFC 8118 (`report.pdf#page=3`), a frame alike, so that a name in a file of answers can be opened again. Knows
+nothing about tasks' meaning or about what answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from florence.bulk.question import PictureQuestion
+from florence.errors import ImageError, MissingLibrary, RequestError, quote
+
+_PLACE: Final = re.compile(r"(?s)(.+)#(page|frame)=([1-9][0-9]{0,5})")
+_PAGES: Final = re.compile(r"([1-9][0-9]{0,5})(-)?([1-9][0-9]{0,5})?")
+Source = str | Callable[[], bytes]
+"""A path of this machine, or what gives the bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureItem:
+    """One picture. picture: its name in answers. id: what tells it from others; None: its name. questions: of
+    a manifest's rows; none: those of the run."""
+
+    picture: str
+    source: Source
+    id: str | None = None
+    page: int | None = None
+    frame: int | None = None
+    questions: tuple[PictureQuestion, ...] = ()
+
+    @property
+    def place(self) -> dict[str, int]:
+        """The frame or page as options of a request."""
+        numbers = {"page": self.page, "frame": self.frame}
+        return {name: number for name, number in numbers.items() if number is not None}
+
+    def at(self, *, page: int | None = None, frame: int | None = None) -> PictureItem:
+        """A page or a frame of it, whose name and id say which."""
+        placed = replace(self, page=page, frame=frame)
+        mark = "".join(f"#{name}={number}" for name, number in placed.place.items())
+        id = None if self.id is None else self.id + mark
+        return replace(placed, picture=self.picture + mark, id=id)
+
+    @property
+    def key(self) -> str:
+        """What is answered once for each task."""
+        return self.picture if self.id is None else self.id
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises ImageError where it can't be read."""
+        try:
+            return self.source() if callable(self.source) else Path(self.source).read_bytes()
+        except ImageError:
+            raise
+        except Exception as error:  # storage libraries raise their own types
+            raise ImageError(f"the picture {self.picture!r} can't be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Which pages of documents are asked about: from `first` to `last`, None: to the end."""
+
+    first: int = 1
+    last: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Pages:
+        """`all`, `3`, `2-5` or `2-`. Raises RequestError for another text."""
+        if text == "all":
+            return cls()
+        found = _PAGES.fullmatch(text)
+        if found is None or (found[3] and not found[2]):
+            raise RequestError(f"pages are all, 3, 2-5 or 2-, got {quote(text)}")
+        first = int(found[1])
+        last = int(found[3]) if found[3] else None if found[2] else first
+        if last is not None and last < first:
+            raise RequestError(f"pages go up, got {quote(text)}")
+        return cls(first, last)
+
+    def of(self, count: int) -> range:
+        """Those of a document that has so many."""
+        return range(self.first, (count if self.last is None else min(count, self.last)) + 1)
+
+
+def is_url(name: str) -> bool:
+    """Whether fsspec opens it: its scheme is more than a Windows drive's letter."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) is not None
+
+
+def item_named(name: str, folder: Path = Path()) -> PictureItem:
+    """The picture of an answer, by its name there. `folder`: where relative paths begin.
+
+    Raises MissingLibrary for a URL, or a member of an archive, without fsspec.
+    """
+    found = None if (folder / name).is_file() else _PLACE.fullmatch(name)
+    file = found[1] if found else name
+    page, frame = (int(found[3]) if found and found[2] == kind else None for kind in ("page", "frame"))
+    if not is_url(file):
+        return PictureItem(name, str(folder / file), page=page, frame=frame)
+    head, mark, archive = file.partition("::")
+    if mark and not is_url(archive):
+        file = f"{head}::{folder / archive}"
+    return PictureItem(name, partial(_read_url, file), page=page, frame=frame)
+
+
+def load_fsspec() -> Any:
+    """The library; MissingLibrary where it is not installed."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingLibrary("a URL or a member of an archive", "fsspec", "cloud") from error
+    return fsspec
+
+
+def _read_url(url: str) -> bytes:
+    # fsspec tells the other compressions by their suffixes
+    packed = {"tar": {"compression": "gzip"}} if url.lower().endswith(".tgz") else {}
+    with load_fsspec().open(url, "rb", **packed) as file:
+        content: bytes = file.read()
+        return content

@@ -1,0 +1,127 @@
+"""Answers as JSON lines: a line for each answer, appended when it comes, so that a run can resume.
+
+A line holds the picture's name, its id where it has one, what was asked, and the answer. An incomplete last
+line, left by a killed run, is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from florence.answers.reading import is_incomplete
+from florence.bulk.question import TaskKey
+from florence.errors import FlorenceError, RequestError
+from florence.types.answer import TaskAnswer
+
+_ANSWER_FIELDS = set(TaskAnswer.model_fields)
+
+
+def answer_json(answer: TaskAnswer[Any]) -> str:
+    """One line, the same for a service and a model loaded here."""
+    return answer.model_dump_json(include=_ANSWER_FIELDS)
+
+
+def answer_line(
+    picture: str,
+    text: str | None,
+    region: str | None,
+    answer: TaskAnswer[Any],
+    *,
+    id: str | None = None,
+    adapter: str | None = None,
+) -> str:
+    """The line of one answer, its end included."""
+    head: dict[str, Any] = {"picture": picture, "text": text, "region": region}
+    head |= {name: value for name, value in (("id", id), ("adapter", adapter)) if value is not None}
+    return f"{dumps(head)[:-1]}, {answer_json(answer)[1:]}\n"
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The answers in a file, which may be absent; cuts an incomplete line off its end.
+
+    RequestError where the file holds something else: nothing is appended to it then.
+    """
+    if not file.exists():
+        return
+    whole = 0
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                if not is_incomplete(line):
+                    raise RequestError(f"{file} is not a file of `florence bulk`; name another --out")
+                break
+            yield _read_row(file, number, line)
+            whole += len(line)
+    if whole < file.stat().st_size:
+        with file.open("r+b") as cut:
+            cut.truncate(whole)
+
+
+def key_of(row: dict[str, Any]) -> TaskKey:
+    """The task, text, region and adapter of an answer."""
+    return row["task"], row.get("text"), row.get("region"), row.get("adapter")
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """The id of the picture, or its name."""
+    id = row.get("id")
+    name: str = row["picture"] if id is None else id
+    return name
+
+
+class FailureFile:
+    """A line for each failure, as they come, in place of the last run's; no file where nothing failed."""
+
+    def __init__(self, file: Path) -> None:
+        self.count = 0
+        self._path = file
+        self._opened: IO[str] | None = None
+
+    def add(self, picture: str, task: str, error: FlorenceError, id: str | None = None) -> None:
+        """Write one."""
+        if self._opened is None:
+            self._opened = self._path.open("w", encoding="utf-8")
+        row = {"picture": picture, **({} if id is None else {"id": id}), "task": task, "error": str(error)}
+        self._opened.write(dumps(row) + "\n")
+        self._opened.flush()
+        self.count += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            self._opened.close()
+        elif error is None:
+            self._path.unlink(missing_ok=True)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can encode it: file names are bytes, which need not be text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def dumps(row: dict[str, Any]) -> str:
+    """Unescaped letters; escaped where a file name is not UTF-8, so that it reads back as the same name."""
+    line = json.dumps(row, ensure_ascii=False)
+    return line if is_unicode(line) else json.dumps(row)
+
+
+def _read_row(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if isinstance(row, dict) and isinstance(row.get("picture"), str) and "task" in row:
+        return row
+    raise RequestError(f"line {number} of {file} is not an answer of `florence bulk`; name another --out")

@@ -1,0 +1,89 @@
+"""Files of answers as Parquet: one file, or parts in a directory, written aside and renamed when whole.
+
+A Parquet file can't be appended to, so answers are collected as lines beside it. One file gets them at the
+end of a run; a directory gets a part for so many of them as they come.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from florence.answers.columns import (
+    ROWS,
+    SUFFIX,
+    answer_schema,
+    load_pyarrow,
+    open_parquet,
+    part_files,
+    to_columns,
+)
+from florence.bulk.lines import key_of, name_of, read_rows
+from florence.bulk.question import TaskKey
+
+__all__ = ["SUFFIX", "append_file", "lines_beside", "load_pyarrow", "read_keys", "write_part"]
+_KEY = ("picture", "id", "task", "text", "region", "adapter")
+
+
+def lines_beside(out: Path) -> Path:
+    """The file that collects answers until they are packed."""
+    return out.with_name(out.name + ".jsonl")
+
+
+def read_keys(out: Path) -> Iterator[tuple[str, TaskKey]]:
+    """Picture and key of each row of a file or of parts, which may be absent. RequestError for others."""
+    if not out.exists():
+        return
+    for part in part_files(out):
+        with open_parquet(part) as file:
+            for batch in file.iter_batches(ROWS, columns=list(_KEY)):
+                yield from ((name_of(row), key_of(row)) for row in batch.to_pylist())
+
+
+def append_file(lines: Path, out: Path) -> None:
+    """Append the collected lines to the file's rows, and remove them; all or nothing."""
+    from pyarrow.parquet import ParquetWriter
+
+    rows = _not_in(read_rows(lines), out)
+    new, schema = out.with_name(out.name + ".new"), answer_schema()
+    with ParquetWriter(new, schema, compression="zstd") as writer:
+        if out.exists():
+            with open_parquet(out) as old:
+                for batch in old.iter_batches(ROWS):
+                    writer.write_batch(batch)
+        _write(writer, rows, schema)
+    new.replace(out)
+    lines.unlink(missing_ok=True)
+
+
+def write_part(lines: Path, folder: Path) -> None:
+    """Make the collected lines the folder's next part, and remove them; all or nothing."""
+    from pyarrow.parquet import ParquetWriter
+
+    folder.mkdir(exist_ok=True)
+    parts = part_files(folder)
+    rows = _not_in(read_rows(lines), parts[-1]) if parts else read_rows(lines)
+    first = next(iter(rows), None)
+    if first is not None:
+        number = int(parts[-1].stem.rpartition("-")[2]) + 1 if parts else 0
+        new, schema = folder / f".part-{number:06}.new", answer_schema()
+        with ParquetWriter(new, schema, compression="zstd") as writer:
+            _write(writer, itertools.chain([first], rows), schema)
+        new.replace(folder / f"part-{number:06}{SUFFIX}")
+    lines.unlink(missing_ok=True)
+
+
+def _not_in(rows: Iterator[dict[str, Any]], out: Path) -> Iterator[dict[str, Any]]:
+    """Without those that a run packed which ended before it removed the lines."""
+    known = set(read_keys(out))
+    return (row for row in rows if (name_of(row), key_of(row)) not in known)
+
+
+def _write(writer: Any, rows: Iterable[dict[str, Any]], schema: Any) -> None:
+    from pyarrow import RecordBatch
+
+    rows = map(to_columns, rows)
+    while chunk := list(itertools.islice(rows, ROWS)):
+        writer.write_batch(RecordBatch.from_pylist(chunk, schema=schema))

@@ -1,0 +1,124 @@
+"""Several services as one: each request goes to the one with the fewest under way.
+
+A service that can't be reached, or is busy, is left out for a while and tried again; its requests go to the
+others. Knows nothing about what is asked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from florence.client import Client
+from florence.client.errors import ConnectionLost, Unreachable
+from florence.errors import Unavailable
+
+T = TypeVar("T")
+FIRST_REST_S = 1.0
+LONGEST_REST_S = 30.0
+
+
+@dataclass
+class _Service:
+    url: str
+    client: Client
+    under_way: int = 0
+    rests_until: float = 0.0
+    dead: int = 0  # times in a row that it could not be reached
+
+
+class Services:
+    """Clients by their URLs, made without retries of their own: another service is asked at once.
+
+    tell: gets a sentence where a service is left out, and where it is back. patience_s: how long a request
+    that no service takes waits before it fails. Safe for threads.
+    """
+
+    def __init__(
+        self,
+        clients: Iterable[tuple[str, Client]],
+        tell: Callable[[str], None],
+        *,
+        patience_s: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._services = [_Service(url, client) for url, client in clients]
+        self._tell, self._patience_s, self._clock = tell, patience_s, clock
+        self._change = threading.Condition()
+
+    def check(self) -> None:
+        """Leave out those that can't be reached. Raises Unreachable where that is all of them."""
+        reached = 0
+        for service in self._services:
+            try:
+                service.client.ready()
+                reached += 1
+            except (Unreachable, ConnectionLost) as error:
+                last = error
+                self._rest(service, error)
+        if not reached:
+            raise last
+
+    def call(self, ask: Callable[[Client], T]) -> T:
+        """What `ask` returns for one of the clients. Raises what it raises, but that a service can't be
+        reached, is busy, or broke off: that only when no other takes the request in time."""
+        end = self._clock() + self._patience_s
+        while True:
+            service = self._take()
+            try:
+                answer = ask(service.client)
+            except (Unavailable, ConnectionLost) as error:
+                self._rest(service, error)
+                if self._clock() >= end:
+                    raise
+            else:
+                self._well(service)
+                return answer
+            finally:
+                with self._change:
+                    service.under_way -= 1
+                    self._change.notify_all()
+
+    def close(self) -> None:
+        """Close the clients."""
+        for service in self._services:
+            service.client.close()
+
+    def _take(self) -> _Service:
+        """The one with the fewest requests under way of those that do not rest; waits for one. One that was
+        dead gets one request, by which it shows whether it is back."""
+        with self._change:
+            while True:
+                now = self._clock()
+                awake = [each for each in self._services if each.rests_until <= now]
+                awake = [each for each in awake if not (each.dead and each.under_way)]
+                if awake:
+                    chosen = min(awake, key=lambda each: (not each.dead, each.under_way))
+                    chosen.under_way += 1
+                    return chosen
+                waits = [each.rests_until - now for each in self._services if each.rests_until > now]
+                self._change.wait(min(waits, default=FIRST_REST_S))
+
+    def _rest(self, service: _Service, error: Unavailable | ConnectionLost) -> None:
+        with self._change:
+            gone = isinstance(error, Unreachable | ConnectionLost)
+            first = gone and not service.dead
+            now = self._clock()
+            if gone and service.rests_until <= now:  # else another request of the same time has told it
+                service.dead += 1
+            rest_s = min(FIRST_REST_S * 2 ** max(service.dead - 1, 0), LONGEST_REST_S)
+            if not gone and isinstance(error, Unavailable):
+                rest_s = error.retry_after_s
+            service.rests_until = max(service.rests_until, now + rest_s)
+            self._change.notify_all()
+        if first:
+            self._tell(f"{service.url} is left out, and tried again: {error}")
+
+    def _well(self, service: _Service) -> None:
+        with self._change:
+            back, service.dead = service.dead > 0, 0
+        if back:
+            self._tell(f"{service.url} answers again")

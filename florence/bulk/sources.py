@@ -1,0 +1,187 @@
+"""What a run's sources name: files, directories, globs, lists, manifests, archives and URLs, as items.
+
+In a directory of this machine a picture is told by its first bytes, as everywhere. A file that is named like
+one and has other bytes is asked about too, so that its failure is told. In a folder at a URL the name alone
+tells. Knows nothing about answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from florence.bulk.archives import archive_items, expand_braces, is_archive
+from florence.bulk.documents import page_items
+from florence.bulk.items import Pages, PictureItem, is_url
+from florence.bulk.manifests import Manifest, is_manifest
+from florence.bulk.question import FindTask, PictureQuestion
+from florence.bulk.remote import is_folder, is_there, list_files, open_file, reader_of
+from florence.errors import RequestError
+from florence.images.headers import FIRST_BYTES, is_picture
+from florence.images.pdf import is_pdf
+from florence.types.tasks import TASKS
+
+PICTURE_SUFFIXES: Final = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
+APPLE_DOUBLE: Final = b"\0\x05\x16\x07"
+"""The first bytes of what macOS writes beside files on other systems' disks, as ._ and the file's name."""
+
+
+class PassedOver:
+    """Counts what is not asked about, by the reason. `kinds`: of files that are no pictures, by suffix."""
+
+    def __init__(self) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
+
+    def lines(self) -> Iterator[str]:
+        """For a person, one for each reason."""
+        if self.kinds:
+            most = self.kinds.most_common(8)
+            kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in most)
+            yield f"{self.kinds.total()} files are no pictures and passed over: {kinds}"
+        for reason, count in sorted(self.reasons.items()):
+            yield f"{count} passed over: {reason}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The sources of a run, which can be gone through more than once.
+
+    names: as a command line has them. recursive: whether folders inside of directories are looked into.
+    pages: of documents, None: a document is one picture, and PDFs in directories are passed over. frame: of
+    animations. find,
+    questions, options: for manifests, see there. ignored: as `Manifest.ignored`.
+    """
+
+    names: Sequence[str]
+    recursive: bool = True
+    pages: Pages | None = None
+    frame: int | None = None
+    find: FindTask = TASKS.resolve
+    questions: tuple[PictureQuestion, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    passed: PassedOver = field(default_factory=PassedOver)
+
+    @property
+    def countable(self) -> bool:
+        """Whether going through them costs little: no archive and no document is read."""
+        return self.pages is None and not any(map(is_archive, self._files()))
+
+    @property
+    def have_questions(self) -> bool:
+        """Whether a manifest is among them, which may ask more than the run does."""
+        return any(map(is_manifest, self._files()))
+
+    def items(self) -> Iterator[PictureItem]:
+        """Each picture, in the sources' order. Raises RequestError where a source names none."""
+        self.passed.kinds.clear()
+        self.passed.reasons.clear()
+        for name in self.names:
+            found = False
+            for item in self._items_of(name):
+                found = True
+                yield item if self.frame is None else item.at(frame=self.frame)
+            if not found:
+                raise RequestError(f"{name!r} names no picture: no file, directory or glob with one")
+
+    def _files(self) -> Iterator[str]:
+        """The names, globs expanded where they are of archives or manifests."""
+        for name in self.names:
+            yield name.rstrip("*")
+            if "*" in name and not is_url(name):
+                yield from map(str, _matches(Path(name)))
+
+    def _items_of(self, name: str) -> Iterator[PictureItem]:
+        for each in expand_braces(name):
+            items = self._remote(each) if is_url(each) else self._local(each)
+            yield from items if self.pages is None else page_items(items, self.pages, self.passed.reasons)
+
+    def _local(self, name: str) -> Iterator[PictureItem]:
+        path = Path(name)
+        if path.is_dir():
+            for file in sorted(path.rglob("*") if self.recursive else path.iterdir()):
+                if file.is_file() and self._is_picture(file):
+                    yield PictureItem(str(file), str(file))
+        elif path.is_file():
+            yield from self._file(name, PictureItem(name, name))
+        elif path.name:
+            for each in map(str, _matches(path)):
+                yield from self._file(each, PictureItem(each, each))
+
+    def _remote(self, url: str) -> Iterator[PictureItem]:
+        folder = is_folder(url)
+        if not folder and not any(letter in url for letter in "*?["):
+            if is_there(url):
+                yield from self._file(url, PictureItem(url, reader_of(url)))
+            return
+        for each in list_files(url, recursive=self.recursive):
+            suffix = Path(each).suffix.lower()
+            wanted = (*PICTURE_SUFFIXES, *([".pdf"] if self.pages else []))
+            if suffix in wanted:
+                yield PictureItem(each, reader_of(each))
+            elif not folder and (is_archive(each) or is_manifest(each) or suffix == ".txt"):
+                yield from self._file(each, PictureItem(each, reader_of(each)))
+            else:
+                self._pass_over(suffix)
+
+    def _file(self, name: str, item: PictureItem) -> Iterator[PictureItem]:
+        """The items of a file that is named: of a list, a manifest or an archive; else the file itself."""
+        if name.lower().endswith(".txt"):
+            yield from self._listed(name)
+        elif is_manifest(name):
+            yield from Manifest(name, self.find, self.questions, self.options, self._ignore).items()
+        elif is_archive(name):
+            yield from archive_items(name, self.passed.kinds, documents=self.pages is not None)
+        else:
+            yield item
+
+    def _listed(self, name: str) -> Iterator[PictureItem]:
+        try:
+            with open_file(name) as file:
+                lines = file.read().decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{name} is no list of paths in UTF-8: {error}") from None
+        for line in map(str.strip, lines):
+            if line and not line.startswith("#"):
+                place = f"{name.rpartition('/')[0]}/{line}" if is_url(name) and not is_url(line) else line
+                yield PictureItem(line, reader_of(place)) if is_url(place) else PictureItem(line, line)
+
+    def _is_picture(self, path: Path) -> bool:
+        """Whether a file of a directory is asked about; else it is counted."""
+        try:
+            with path.open("rb") as file:
+                first = file.read(1024)
+        except OSError:
+            return True  # asking about it says why it can't be read
+        if is_pdf(first):
+            if self.pages is None:
+                self.passed.reasons["PDFs, whose pages --pages asks about"] += 1
+            return self.pages is not None
+        named = path.suffix.lower() in PICTURE_SUFFIXES and not first.startswith(APPLE_DOUBLE)
+        wanted = named or is_picture(first[:FIRST_BYTES])
+        if not wanted:
+            self.passed.kinds[path.suffix.lower()] += 1
+        return wanted
+
+    def _pass_over(self, suffix: str) -> None:
+        if suffix == ".pdf":
+            self.passed.reasons["PDFs, whose pages --pages asks about"] += 1
+        else:
+            self.passed.kinds[suffix] += 1
+
+    def _ignore(self, name: str, columns: list[str]) -> None:
+        self.passed.reasons[f"columns of {name} without a meaning here: {', '.join(columns)}"] = len(columns)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    try:
+        found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+        return sorted(each for each in found if each.is_file())
+    except ValueError as error:
+        raise RequestError(f"{str(pattern)!r} is no glob: {error}") from None

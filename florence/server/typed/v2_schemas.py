@@ -1,0 +1,119 @@
+"""JSON schemas of the v2 protocol's bodies, for the OpenAPI document.
+
+Knows the model's tensors and the options that requests take. Bodies with packed tensors behind their JSON are
+not covered: no schema can say them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from florence.server.v2.model import INPUTS, OUTPUT, REQUIRED_INPUTS, ServedModel
+from florence.types.options import RequestParameters
+
+_DESCRIPTIONS = {
+    "INPUT_IMAGE": "The picture in base64.",
+    "TASK_PROMPT": "The task's token, such as <OD>.",
+    "TEXT_PROMPT": "The task's text or region.",
+    OUTPUT: "The original's JSON, as text: an object with the task's token as its key.",
+}
+_NAMED = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
+
+
+@cache
+def v2_schemas() -> dict[str, Any]:
+    """By their names in the document."""
+    rows = ServedModel().max_batch_size
+    shape = {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 1, "maximum": rows},
+        "minItems": 1,
+        "maxItems": 2,
+        "description": "[n, 1] for n rows; [1] is one row.",
+    }
+    strings = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": rows}
+    datatype = {"const": "BYTES", "type": "string"}
+    tensor = {"shape": shape, "datatype": datatype, "data": strings}
+    identity = {"type": "string", "description": "Comes back with the answer."}
+    return {
+        "InferRequest": _object(
+            {
+                "id": identity,
+                "inputs": {
+                    "type": "array",
+                    "items": _object({"name": _one_of(INPUTS), **tensor}),
+                    "minItems": len(REQUIRED_INPUTS),
+                    "maxItems": len(INPUTS),
+                    "description": "; ".join(f"{name}: {_DESCRIPTIONS[name]}" for name in INPUTS),
+                },
+                "outputs": {
+                    "type": "array",
+                    "items": _object({"name": _one_of([OUTPUT]), "parameters": {"type": "object"}}, "name"),
+                },
+                "parameters": _parameters(),
+            },
+            "inputs",
+        ),
+        "InferResponse": _object(
+            {
+                **_NAMED,
+                "id": identity,
+                "outputs": {"type": "array", "items": _object({"name": _one_of([OUTPUT]), **tensor})},
+                "parameters": {"type": "object"},
+            },
+            *_NAMED,
+            "outputs",
+        ),
+        "GenerateRequest": _object(
+            {
+                **{name: _text_or_texts(name, strings) for name in INPUTS},
+                "id": identity,
+                "parameters": _parameters(),
+                **_options(),
+            },
+            *REQUIRED_INPUTS,
+        ),
+        "GenerateResponse": _object(
+            {**_NAMED, "id": identity, OUTPUT: _text_or_texts(OUTPUT, strings)}, *_NAMED, OUTPUT
+        ),
+        "Live": _object({"live": {"type": "boolean"}}),
+        "Ready": _object({"ready": {"type": "boolean"}, "name": {"type": "string"}}, "ready"),
+    }
+
+
+def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    """All properties are required where none is named."""
+    return {"type": "object", "properties": properties, "required": list(required or properties)}
+
+
+def _one_of(names: Any) -> dict[str, Any]:
+    return {"type": "string", "enum": list(names)}
+
+
+def _text_or_texts(name: str, strings: dict[str, Any]) -> dict[str, Any]:
+    either = [{"type": "string"}, {**strings, "description": "One for each row."}]
+    return {"anyOf": either, "description": _DESCRIPTIONS[name]}
+
+
+def _parameters() -> dict[str, Any]:
+    scalar = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean")]}
+    microseconds = {"type": "integer", "minimum": 0, "description": "Deadline in microseconds."}
+    return {
+        "type": "object",
+        "properties": {**_options(), "timeout": microseconds},
+        "additionalProperties": scalar,
+        "description": "Options; others are ignored.",
+    }
+
+
+def _options() -> dict[str, Any]:
+    """Those of the typed endpoints, as v2 takes them: no null, and a list as one text with commas."""
+    declared = RequestParameters.model_json_schema()["properties"]
+    made = {}
+    for name, schema in declared.items():
+        kinds = [kind for kind in schema["anyOf"] if kind["type"] != "null"]
+        if any(kind["type"] == "array" for kind in kinds):
+            kinds = [{"type": "string", "description": "Separated by commas."}]
+        made[name] = {"anyOf": kinds, "description": schema["description"]}
+    return made

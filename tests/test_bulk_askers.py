@@ -1,0 +1,182 @@
+"""What goes to a service or a model for a picture: how many calls, with what, and what comes back."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bulk_runs import answer
+from pdfs import pdf
+from pictures import drawn, saved
+from PIL import Image
+
+from florence.bulk.askers import ModelAsker, ServiceAsker
+from florence.bulk.items import PictureItem
+from florence.bulk.question import PictureQuestion
+from florence.errors import EngineError, FlorenceError, ImageError
+from florence.types.analysis import TaskFailure
+from florence.types.tasks import TASKS, prompt_task
+
+CAPTION, BOXES, OCR = (PictureQuestion(TASKS[token]) for token in ("<CAPTION>", "<OD>", "<OCR>"))
+REGION = PictureQuestion(TASKS["<REGION_TO_OCR>"], region="1,2,3,4")
+GREEDY = PictureQuestion(TASKS["<DETAILED_CAPTION>"], options={"num_beams": 1})
+
+
+class FakeClient:
+    """Remembers its calls; fails the task <OCR>."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.error: FlorenceError | None = None
+
+    def run(self, picture: Any, task: Any, text: Any = None, *, region: Any = None, **options: Any) -> Any:
+        self.calls.append((picture, task.token, text, region, options))
+        if self.error:
+            raise self.error
+        return answer(task)
+
+    def analyze(self, picture: Any, specs: Any, **options: Any) -> list[Any]:
+        self.calls.append((picture, specs, options))
+        if self.error:
+            raise self.error
+        tasks = [spec[0] if isinstance(spec, tuple) else spec for spec in specs]
+        return [
+            TaskFailure(task=task.token, error="no text", status=400)
+            if task.token == "<OCR>"
+            else answer(task)
+            for task in tasks
+        ]
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture
+def asker(client: FakeClient) -> ServiceAsker:
+    return ServiceAsker(lambda ask: ask(client))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def item(tmp_path: Path) -> PictureItem:
+    (tmp_path / "a.png").write_bytes(saved(drawn(48, 32)))
+    return PictureItem("a.png", str(tmp_path / "a.png"))
+
+
+def test_the_questions_of_a_picture_are_one_call(
+    client: FakeClient, asker: ServiceAsker, item: PictureItem
+) -> None:
+    """The picture is sent and seen once; a task that fails alone fails alone."""
+    first, second, third, fourth = asker(item, [CAPTION, OCR, REGION, BOXES])
+    ((picture, specs, options),) = client.calls
+    assert (picture, options) == (item.read(), {})
+    assert specs == [CAPTION.task, OCR.task, (REGION.task, "1,2,3,4"), BOXES.task]
+    assert str(second) == "no text"
+    assert [each.task for each in (first, third, fourth)] == ["<CAPTION>", "<REGION_TO_OCR>", "<OD>"]  # type: ignore[union-attr]
+
+
+def test_other_options_and_prompts_are_calls_of_their_own(
+    client: FakeClient, asker: ServiceAsker, item: PictureItem
+) -> None:
+    """Outcomes come in the order of the questions all the same."""
+    prompt = PictureQuestion(prompt_task("What is it?"))
+    asked = [CAPTION, GREEDY, prompt, BOXES]
+    assert [each.task for each in asker(item, asked)] == [each.task.token for each in asked]  # type: ignore[union-attr]
+    assert [call[1:] for call in client.calls] == [
+        ([CAPTION.task, BOXES.task], {}),
+        ("<DETAILED_CAPTION>", None, None, {"num_beams": 1}),
+        ("What is it?", None, None, {}),
+    ]
+
+
+def test_an_error_fails_the_questions_of_its_call(
+    client: FakeClient, asker: ServiceAsker, item: PictureItem
+) -> None:
+    client.error = EngineError("broken")
+    assert asker(item, [CAPTION, BOXES, GREEDY]) == [client.error] * 3
+    gone = asker(PictureItem("gone", "/no/such/file"), [CAPTION, BOXES])
+    assert [type(each) for each in gone] == [ImageError] * 2
+
+
+def test_a_service_gets_pages_as_pictures(client: FakeClient, asker: ServiceAsker, tmp_path: Path) -> None:
+    """Of a PDF, and of a TIFF file one page in place of all; a frame is left to the service."""
+    (tmp_path / "d.pdf").write_bytes(pdf())
+    pages = [drawn(24, 16, frame=index) for index in range(3)]
+    (tmp_path / "e.tiff").write_bytes(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    for name, page, size in (("d.pdf", 2, (300, 150)), ("d.pdf", None, (300, 150)), ("e.tiff", 3, (24, 16))):
+        asker(PictureItem(name, str(tmp_path / name), page=page), [CAPTION])
+        sent = client.calls[-1][0]
+        assert isinstance(sent, Image.Image)
+        assert sent.size == size
+        assert "page" not in client.calls[-1][-1]
+    assert sent.tobytes() == pages[2].tobytes()
+    asker(PictureItem("e.tiff", str(tmp_path / "e.tiff"), frame=2), [CAPTION])
+    assert (type(client.calls[-1][0]), client.calls[-1][-1]) == (bytes, {"frame": 2})
+    (wrong,) = asker(PictureItem("d.pdf", str(tmp_path / "d.pdf"), page=9), [CAPTION])
+    assert "from 1 to 3, got 9" in str(wrong)
+
+
+class FakeLoaded:
+    """A model whose queue takes three requests; counts those under way."""
+
+    def __init__(self) -> None:
+        self.lock, self.under_way, self.most = threading.Lock(), 0, 0
+        self.calls: list[Any] = []
+
+    def info(self) -> dict[str, Any]:
+        return {"limits": {"max_queue": 3}}
+
+    def submit_all(self, picture: Any, asks: Any, **options: Any) -> list[Future[Any]]:
+        self.calls.append((picture, asks, options))
+        with self.lock:
+            self.under_way += len(asks)
+            self.most = max(self.most, self.under_way)
+        return [self._future(task) for task, _ in asks]
+
+    def _future(self, task: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def end() -> None:
+            with self.lock:
+                self.under_way -= 1
+            future.set_result(answer(task))
+
+        threading.Timer(0.005, end).start()
+        return future
+
+
+def test_a_model_gets_no_more_than_its_queue_takes(item: PictureItem) -> None:
+    """Whatever the number of threads and questions; the path is handed on, to be read where pictures are."""
+    model = FakeLoaded()
+    asker = ModelAsker(model)
+
+    def ask() -> None:
+        for _ in range(5):
+            assert [each.task for each in asker(item, [CAPTION, BOXES])] == ["<CAPTION>", "<OD>"]  # type: ignore[union-attr]
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(model.calls) == 30
+    assert model.most <= 3
+    assert model.calls[0] == (item.source, [(CAPTION.task, None), (BOXES.task, None)], {})
+
+
+def test_a_model_reads_pages_itself(item: PictureItem) -> None:
+    """In its readers, by the option; what gives bytes is called there too."""
+    model = FakeLoaded()
+    ModelAsker(model)(PictureItem("d.pdf", "d.pdf", page=3), [GREEDY])
+    assert model.calls[-1] == ("d.pdf", [(GREEDY.task, None)], {"num_beams": 1, "page": 3})
+
+    def fail() -> bytes:
+        raise ConnectionError("the storage is away")
+
+    ModelAsker(model)(PictureItem("s3://b/a", fail), [CAPTION])
+    with pytest.raises(ImageError, match="'s3://b/a' can't be read: the storage is away"):
+        model.calls[-1][0]()

@@ -1,0 +1,114 @@
+"""Sources in object storage, against moto's S3 server on this machine."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from bulk_runs import echo
+from pictures import drawn, saved
+
+from florence.answers.reading import read_answers
+from florence.bulk.items import Pages, item_named
+from florence.bulk.question import PictureQuestion
+from florence.bulk.sources import Sources
+from florence.errors import ImageError, RequestError
+from florence.types.tasks import TASKS
+
+pytestmark = pytest.mark.slow
+PNG = saved(drawn(48, 32), "PNG")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An address of objects: pictures in folders, a shard, a manifest and a list."""
+    fsspec = pytest.importorskip("fsspec")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    with pytest.MonkeyPatch.context() as patch:
+        server.start()
+        host, port = server.get_host_and_port()
+        for name, value in (
+            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_DEFAULT_REGION", "us-east-1"),
+        ):  # fmt: skip
+            patch.setenv(name, value)
+        files = fsspec.filesystem("s3")
+        files.mkdir("pictures")
+        shard = io.BytesIO()
+        with tarfile.open(fileobj=shard, mode="w") as archive:
+            for name in ("0001.png", "0001.txt"):
+                member = tarfile.TarInfo(name)
+                member.size = len(PNG)
+                archive.addfile(member, io.BytesIO(PNG if name.endswith("png") else bytes(len(PNG))))
+        objects = {
+            "in/a.png": PNG,
+            "in/deep/b.jpg": PNG,
+            "in/d.pdf": b"%PDF-1.4",
+            "in/list.txt": b"# two\na.png\ns3://pictures/in/deep/b.jpg\n",
+            "in/m.csv": b"picture,id\ndeep/b.jpg,7\n",
+            "s-0.tar": shard.getvalue(),
+        }
+        for name, content in objects.items():
+            files.pipe_file(f"pictures/{name}", content)
+        yield "s3://pictures"
+        server.stop()
+
+
+def names(*sources: str, **options: bool | Pages) -> list[str]:
+    return [item.picture for item in Sources(sources, **options).items()]  # type: ignore[arg-type]
+
+
+def test_folders_globs_and_objects_are_named(bucket: str) -> None:
+    """Their names are URLs, which open the object again; other objects are counted."""
+    a, b = f"{bucket}/in/a.png", f"{bucket}/in/deep/b.jpg"
+    sources = Sources([f"{bucket}/in"])
+    found = list(sources.items())
+    assert [item.picture for item in found] == [a, b]
+    assert [item.read() for item in found] == [item_named(item.picture).read() for item in found] == [PNG] * 2
+    assert set(sources.passed.lines()) == {
+        "1 passed over: PDFs, whose pages --pages asks about",
+        "2 files are no pictures and passed over: 1 .txt, 1 .csv",
+    }
+    assert names(f"{bucket}/in", recursive=False) == [a]
+    assert names(f"{bucket}/in/**/*.jpg") == names(f"{bucket}/in/deep/b.jpg") == [b]
+    assert names(f"{bucket}/in", pages=Pages()) == [a, f"{bucket}/in/d.pdf", b]  # its failure is told
+
+
+def test_lists_manifests_and_shards_lie_there_too(bucket: str) -> None:
+    """Relative paths in them begin where they lie."""
+    listed = Sources([f"{bucket}/in/list.txt"])
+    assert [item.read() for item in listed.items()] == [PNG, PNG]
+    (item,) = Sources([f"{bucket}/in/m.csv"], questions=(PictureQuestion(TASKS["<CAPTION>"]),)).items()
+    assert (item.id, item.read()) == ("7", PNG)
+    (member,) = Sources([f"{bucket}/s-{{0..0}}.tar"]).items()
+    assert member.picture == f"tar://0001.png::{bucket}/s-0.tar"
+    assert member.read() == item_named(member.picture).read() == PNG
+
+
+def test_what_is_not_there_is_one_error(bucket: str) -> None:
+    for url in ("s3://nosuchbucket/in", f"{bucket}/gone.png", f"{bucket}/gone/*"):
+        with pytest.raises(RequestError, match="names no picture"):
+            names(url)
+    with pytest.raises(ImageError, match="can't be read"):
+        item_named(f"{bucket}/gone.png").read()
+
+
+def test_bulk_asks_about_objects(
+    bucket: str,
+    florence: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As about files; answers name the URLs, and a second run finds them."""
+    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda _: nullcontext(echo))
+    command = ("bulk", f"{bucket}/in", "--task", "caption", "--out", tmp_path / "r.jsonl")
+    status, _, err = florence(*command)
+    assert (status, err.splitlines()[-1]) == (0, "florence: 2 answered")
+    assert {each.picture for each in read_answers(tmp_path / "r.jsonl")} == {
+        f"{bucket}/in/a.png", f"{bucket}/in/deep/b.jpg",
+    }  # fmt: skip
+    assert "0 answered, 2 were there before" in florence(*command)[2]

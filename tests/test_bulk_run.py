@@ -1,0 +1,226 @@
+"""A run's order, bounds and ends; what is asked and what is not; and a process that is killed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bulk_runs import answer, echo
+from waiting import wait_until
+
+from florence.answers.reading import read_answers
+from florence.bulk.items import PictureItem
+from florence.bulk.question import PictureQuestion
+from florence.bulk.run import Job, Running, RunTally, Shard, open_jobs
+from florence.bulk.store import Answered
+from florence.errors import RequestError, SettingsError
+from florence.types.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+CAPTION, BOXES = PictureQuestion(TASKS["<CAPTION>"]), PictureQuestion(TASKS["<OD>"])
+
+
+def items(count: int) -> list[PictureItem]:
+    return [PictureItem(f"{number}.png", f"{number}.png") for number in range(count)]
+
+
+def jobs(count: int) -> list[Job]:
+    return [Job(item, (CAPTION,)) for item in items(count)]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("concurrency", [1, 3, 16])
+def test_each_job_comes_once(ordered: bool, concurrency: int) -> None:
+    """Whatever each takes; in their order where that is asked for."""
+    source = random.Random(concurrency)
+    waits = {f"{number}.png": source.random() / 500 for number in range(60)}
+
+    def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> Any:
+        time.sleep(waits[item.picture])
+        return echo(item, questions)
+
+    with Running(jobs(60), ask, concurrency=concurrency, ordered=ordered) as running:
+        came = [job.item.picture for job, _ in running]
+    assert (came if ordered else sorted(came, key=lambda name: int(name[:-4]))) == list(waits)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_few_jobs_are_taken_ahead(ordered: bool) -> None:
+    """However many there are, and however slow the first one is: memory does not grow with their number."""
+    taken, release = itertools.count(), threading.Event()
+    most = 0
+
+    def endless() -> Iterator[Job]:
+        nonlocal most
+        for job in itertools.cycle(jobs(5)):
+            most = next(taken)
+            yield job
+
+    def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> Any:
+        if item.picture == "0.png":
+            release.wait(60)
+        return echo(item, questions)
+
+    with Running(endless(), ask, concurrency=4, ordered=ordered) as running:
+        came = iter(running)
+        if ordered:
+            threading.Timer(0.2, release.set).start()
+        next(came)
+        assert most <= 9 + (not ordered) * 9
+        release.set()
+
+
+def test_an_interrupted_run_keeps_what_was_under_way() -> None:
+    """`drain` gives the answers of requests that had begun; no other is begun."""
+    begun: list[str] = []
+    go = threading.Event()
+
+    def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> Any:
+        begun.append(item.picture)
+        go.wait(60)
+        return echo(item, questions)
+
+    def let_go() -> None:
+        wait_until(lambda: len(begun) == 2)
+        go.set()
+
+    with Running(jobs(50), ask, concurrency=2) as running:
+        threading.Thread(target=let_go).start()
+        first, _ = next(iter(running))
+        drained = [job.item.picture for job, _ in running.drain()]
+    assert sorted([first.item.picture, *drained]) == sorted(begun)
+    assert 2 <= len(begun) < 50
+
+
+def test_an_error_that_is_no_answer_ends_the_run() -> None:
+    """It comes out where the answers are taken; the threads end."""
+
+    def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), Running(jobs(9), ask, concurrency=3) as running:
+        list(running)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("florence-bulk")]
+    with pytest.raises(SettingsError):
+        Running(jobs(1), ask, concurrency=0)
+
+
+def test_what_is_answered_is_not_asked() -> None:
+    """By picture and question: of two questions one may be open. A picture that comes twice is asked once."""
+    answered = Answered()
+    assert answered.claim("1.png", CAPTION.key)
+    assert not answered.claim("1.png", CAPTION.key)
+    tally = RunTally()
+    twice = [*items(3), *items(2)]
+    found = list(open_jobs(twice, (CAPTION, BOXES), answered, Shard(), tally))
+    asked = [(job.item.picture, len(job.questions)) for job in found]
+    assert asked == [("0.png", 2), ("1.png", 1), ("2.png", 2)]
+    assert (tally.before, tally.again, tally.elsewhere) == (1, 2, 0)
+    with pytest.raises(RequestError, match="Name a --task"):
+        list(open_jobs(items(1), (), answered, Shard(), tally))
+
+
+def test_an_id_tells_pictures_apart() -> None:
+    """Two files of one id are one picture; one file of two ids is two."""
+    same = [PictureItem("a", "a", id="x"), PictureItem("b", "b", id="x"), PictureItem("a", "a", id="y")]
+    found = list(open_jobs(same, (CAPTION,), Answered(), Shard(), RunTally()))
+    assert [(job.item.picture, job.item.id) for job in found] == [("a", "x"), ("a", "y")]
+
+
+def test_shards_divide_the_pictures() -> None:
+    """Each picture belongs to one of them, whatever else is listed, and they are about as large."""
+    shards = [Shard.parse(f"{number}/8") for number in range(1, 9)]
+    parts = [
+        {job.item.picture for job in open_jobs(items(4000), (CAPTION,), Answered(), shard, RunTally())}
+        for shard in shards
+    ]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 4000
+    assert all(400 < len(part) < 600 for part in parts)
+    for wrong in ("0/8", "9/8", "3", "3/", "a/b", "-1/8", "1/0", "٣/٨"):
+        with pytest.raises(RequestError, match="such as 3/8"):
+            Shard.parse(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", ["r.jsonl", "r.parquet", "parts"])
+def test_a_run_that_is_killed_again_and_again_is_completed(tmp_path: Path, out: str) -> None:
+    """By SIGKILL at any time, also in the middle of writing a part: in the end each answer is there once."""
+    count = 100
+    (tmp_path / "in").mkdir()
+    for number in range(count):
+        (tmp_path / "in" / f"{number:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(8))
+    more = ["--part-rows", "7"] if out == "parts" else []
+    command = [
+        sys.executable, str(ROOT / "tests" / "bulk_runs.py"), "0.004", "bulk", "in", "--task", "caption",
+        "--task", "<OD>", "--out", out, "--concurrency", "3", "--no-progress", *more,
+    ]  # fmt: skip
+    source = random.Random(out)
+    lines = tmp_path / (out if out == "r.jsonl" else f"{out}.jsonl")
+
+    def progress() -> int:
+        parts = sum(path.stat().st_size for path in tmp_path.glob("parts/*"))
+        return parts + (lines.stat().st_size if lines.exists() else 0)
+
+    for _ in range(2):
+        enough = progress() + 2000
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+        wait_until(lambda enough=enough: progress() > enough)
+        time.sleep(source.random() / 50)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "were there before" in ended.stderr
+    kept = Counter((each.picture, each.task) for each in read_answers(tmp_path / out))
+    assert len(kept) == 2 * count
+    assert set(kept.values()) == {1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", out]
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert again.stderr == f"florence: 0 answered, {2 * count} were there before\n"
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
+    """And ends with status 130; the same command goes on."""
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        (tmp_path / "in" / f"{number:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(8))
+    program = str(ROOT / "tests" / "bulk_runs.py")
+    arguments = ["bulk", "in", "--task", "caption", "--out", "r.jsonl", "--concurrency", "2", "--no-progress"]
+    process = subprocess.Popen(
+        [sys.executable, program, "0.05", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    out = tmp_path / "r.jsonl"
+    wait_until(lambda: out.exists() and out.stat().st_size > 0)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    kept = len(out.read_text().splitlines())
+    assert process.returncode == 130
+    assert err == (
+        f"florence: interrupted: {kept} answers are kept in r.jsonl; the same command asks for the other "
+        f"{40 - kept}\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, program, "0", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert ended.stderr == f"florence: {40 - kept} answered, {kept} were there before\n"
+    assert len({json.loads(line)["picture"] for line in out.read_text().splitlines()}) == 40
+
+
+def test_answers_say_what_was_asked() -> None:
+    """The helper of these tests itself: one answer a question, of its kind."""
+    asked = (CAPTION, BOXES)
+    kinds = [outcome.result.kind for outcome in echo(items(1)[0], asked)]  # type: ignore[union-attr]
+    assert kinds == ["text", "boxes"]
+    assert answer(TASKS["<CAPTION>"], "x").result.text == "x"

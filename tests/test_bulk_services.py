@@ -1,0 +1,147 @@
+"""Several services as one: who is asked, who is left out, and when it is tried again. The clock is a fake."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from florence.bulk.services import Services
+from florence.client import ConnectionLost, Unreachable
+from florence.errors import RequestError, Unavailable
+
+
+class Fake:
+    """Stands for a client: answers with its name, or raises."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.error: Exception | None = None
+        self.asked = 0
+
+    def ready(self) -> bool:
+        if self.error:
+            raise self.error
+        return True
+
+    def ask(self) -> str:
+        self.asked += 1
+        if self.error:
+            raise self.error
+        return self.name
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Clock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(*names: str, **options: Any) -> tuple[list[Fake], Services, Clock, list[str]]:
+    fakes, clock, told = [Fake(name) for name in names], Clock(), []
+    clients: Any = [(fake.name, fake) for fake in fakes]
+    return fakes, Services(clients, told.append, clock=clock, **options), clock, told
+
+
+def ask(services: Services) -> str:
+    return services.call(lambda client: client.ask())  # type: ignore[attr-defined]
+
+
+def test_the_one_with_the_least_to_do_is_asked() -> None:
+    """Six requests at a time go to three services two each."""
+    _, services, _, _ = make("a", "b", "c")
+    together, seen = threading.Barrier(7), []
+
+    def hold(client: Any) -> None:
+        seen.append(client.name)
+        together.wait(60)
+
+    threads = [threading.Thread(target=services.call, args=(hold,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    together.wait(60)
+    for thread in threads:
+        thread.join()
+    assert Counter(seen) == {"a": 2, "b": 2, "c": 2}
+
+
+@pytest.mark.parametrize("error", [Unreachable("no connection"), ConnectionLost("it broke")])
+def test_a_dead_service_is_left_out_and_tried_again(error: Exception) -> None:
+    """Its request goes to another one. After a while, which doubles, one request tries it; it is told once
+    that it is out, and that it is back."""
+    (a, b), services, clock, told = make("a", "b")
+    a.error = error
+    assert [ask(services) for _ in range(5)] == ["b"] * 5
+    assert a.asked == 1
+    for rest_s, tries in ((1, 2), (2, 3), (4, 4)):
+        clock.now += rest_s - 0.01
+        assert ask(services) == "b"
+        assert a.asked == tries - 1
+        clock.now += 0.02
+        assert ask(services) == "b"
+        assert a.asked == tries
+    assert told == [f"a is left out, and tried again: {error}"]
+    a.error = None
+    clock.now += 9
+    assert {ask(services) for _ in range(2)} == {"a", "b"} or ask(services) == "a"
+    assert told[1:] == ["a answers again"]
+    assert b.asked >= 10
+
+
+def test_a_busy_service_rests_as_long_as_it_says() -> None:
+    """No sentence is said about it: it is well."""
+    (a, b), services, clock, told = make("a", "b")
+    a.error = Unavailable("the queue is full", retry_after_s=7)
+    assert ask(services) == "b"
+    a.error = None
+    clock.now = 6.9
+    assert [ask(services) for _ in range(3)] == ["b"] * 3
+    clock.now = 7.1
+    assert [ask(services) for _ in range(2)] == ["a"] * 2
+    assert told == []
+    assert b.asked == 4
+
+
+def test_many_failures_at_a_time_count_as_one() -> None:
+    """Requests under way when a service dies do not lengthen its rest."""
+    (a, _), services, clock, _ = make("a", "b")
+    a.error = Unreachable("gone")
+    first = services._services[0]
+    for _ in range(9):
+        services._rest(first, Unreachable("gone"))
+    assert (first.dead, first.rests_until) == (1, 1.0)
+    clock.now = 1.5
+    assert ask(services) == "b"
+    assert first.dead == 2
+
+
+def test_a_request_fails_where_no_service_takes_it() -> None:
+    """After its patience, with the last one's words; a request that is wrong fails at once."""
+    (a, b), services, clock, _ = make("a", "b", patience_s=0.0)
+    a.error = b.error = Unreachable("gone")
+    with pytest.raises(Unreachable, match="gone"):
+        ask(services)
+    a.error = b.error = RequestError("no picture")
+    clock.now = 100
+    with pytest.raises(RequestError, match="no picture"):
+        ask(services)
+
+
+def test_a_start_needs_one_of_them() -> None:
+    """The others are told; with none it is the error of one."""
+    (a, b), services, _, told = make("a", "b")
+    a.error = Unreachable("gone")
+    services.check()
+    assert told == ["a is left out, and tried again: gone"]
+    b.error = Unreachable("gone too")
+    with pytest.raises(Unreachable, match="gone too"):
+        services.check()

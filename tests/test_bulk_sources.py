@@ -1,0 +1,216 @@
+"""What sources name: directories, globs, lists, manifests, archives, documents; and what is passed over."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pdfs import pdf
+from pictures import drawn, saved
+
+from florence.bulk.items import Pages, item_named
+from florence.bulk.question import PictureQuestion
+from florence.bulk.sources import Sources
+from florence.errors import ImageError, RequestError
+from florence.images.decode import open_image
+from florence.images.seen import View
+from florence.types.tasks import TASKS
+
+PNG = saved(drawn(48, 32), "PNG")
+OPEN = PictureQuestion(TASKS.resolve("open_vocabulary_detection"))
+
+
+def names(*sources: object, **options: Any) -> list[str]:
+    return [item.picture for item in Sources([str(each) for each in sources], **options).items()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with pictures in `in` and `in/deep`."""
+    for name in ("in/a.png", "in/b.png", "in/deep/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_directories_are_looked_into_as_deep_as_is_asked(folder: Path) -> None:
+    assert names("in") == ["in/a.png", "in/b.png", "in/deep/c.png"]
+    assert names("in", recursive=False) == ["in/a.png", "in/b.png"]
+
+
+def test_a_list_has_comments(folder: Path) -> None:
+    """A line that begins with # is one; a name that holds # is not. Marks of byte order are none of it."""
+    (folder / "list.txt").write_bytes(b"\xef\xbb\xbf# comment\nin/a.png\n\n  in/b#1.png \n#in/c.png\n")
+    assert names("list.txt") == ["in/a.png", "in/b#1.png"]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
+def test_a_manifest_says_what_is_asked(folder: Path, name: str) -> None:
+    """Its rows alike in every format; neighbouring rows of a picture are one item; ids are kept."""
+    rows: list[dict[str, Any]] = [
+        {"picture": "in/a.png", "task": "caption", "text": None, "region": None, "id": "7"},
+        {
+            "picture": "in/a.png",
+            "task": "<OPEN_VOCABULARY_DETECTION>",
+            "text": "a, b",
+            "region": None,
+            "id": "7",
+        },
+        {"picture": "in/b.png", "task": "region_to_ocr", "text": None, "region": "1,2,3,4", "id": None},
+    ]
+    if name == "m.csv":
+        text = "picture,task,text,region,id\r\nin/a.png,caption,,,7\r\n"
+        text += 'in/a.png,<OPEN_VOCABULARY_DETECTION>,"a, b",,7\r\nin/b.png,region_to_ocr,,"1,2,3,4",\r\n'
+        (folder / name).write_text(text, encoding="utf-8", newline="")
+    elif name == "m.jsonl":
+        (folder / name).write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    else:
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
+    sources = Sources([name])
+    assert sources.have_questions
+    first, second = sources.items()
+    assert (first.picture, first.id, first.key) == ("in/a.png", "7", "7")
+    asked = [(each.task.token, each.text, each.region) for each in first.questions]
+    assert asked == [("<CAPTION>", None, None), ("<OPEN_VOCABULARY_DETECTION>", "a, b", None)]
+    assert (second.id, second.questions[0].region) == (None, "1,2,3,4")
+    assert first.read() == PNG
+
+
+def test_a_manifests_text_goes_to_the_runs_task(folder: Path) -> None:
+    """Where a row has no task. Columns that mean nothing here are told."""
+    (folder / "m.csv").write_text("picture,text,split\nin/a.png,a car,train\nin/b.png,,test\n")
+    sources = Sources(["m.csv"], questions=(PictureQuestion(OPEN.task, "a tree"),))
+    assert [item.questions[0].text for item in sources.items()] == ["a car", "a tree"]
+    assert list(sources.passed.lines()) == ["1 passed over: columns of m.csv without a meaning here: split"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("m.csv", "picture,task\n,caption\n", "m.csv, row 1: it has no picture"),
+        ("m.csv", "picture\nin/a.png\n", "m.csv, row 1: it has no task, and the command names none"),
+        ("m.csv", "picture,task\nin/a.png,captoin\n", "row 1: unknown task 'captoin'"),
+        ("m.csv", "picture,task,text\nin/a.png,caption,x\n", "row 1: .*takes no text"),
+        ("m.csv", 'picture,task\n"in/a.png,caption\n', "m.csv is no CSV"),
+        ("m.csv", "", "m.csv has no rows"),
+        ("m.jsonl", '{"picture": "in/a.png", "task": "caption"}\n[1]\n', "m.jsonl is no JSON object"),
+        ("m.jsonl", "{", "m.jsonl is no JSON"),
+        ("m.jsonl", '{"picture": 7, "task": "caption"}\n', "picture must be a text, got 7"),
+        ("m.jsonl", '{"picture": "a", "task": "region_to_ocr", "region": [1, 2]}\n', "four numbers"),
+        ("m.parquet", "no parquet", "m.parquet is no Parquet file"),
+        ("t.tar", "no tar, but long enough for a header" * 30, "t.tar is no tar archive"),
+        ("l.txt", "", "names no picture"),
+    ],
+)
+def test_a_wrong_file_is_one_error_that_names_the_row(
+    folder: Path, name: str, content: str, words: str
+) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(RequestError, match=words):
+        names(name)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("s.tar", "w"), ("s.tar.gz", "w:gz"), ("s.tgz", "w:gz")])
+def test_an_archive_holds_pictures(folder: Path, name: str, mode: str) -> None:
+    """WebDataset's samples: the picture of each is asked about, what is beside it is counted. Its name opens
+    it again."""
+    members = {
+        "0001.png": PNG,
+        "0001.txt": b"a caption",
+        "0001.json": b"{}",
+        "d/0002.jpg": PNG,
+        "0003.jpg": b"x",
+    }
+    tar(folder / name, members, mode)
+    sources = Sources([name])
+    found = list(sources.items())
+    assert [item.picture for item in found] == [f"tar://0001.png::{name}", f"tar://d/0002.jpg::{name}"]
+    assert [item.read() for item in found] == [PNG, PNG]
+    assert list(sources.passed.lines()) == [
+        "3 files are no pictures and passed over: 1 .txt, 1 .json, 1 .jpg"
+    ]
+    assert not sources.countable
+    assert item_named(found[1].picture).read() == PNG
+    assert item_named(found[1].picture, folder).read() == PNG
+
+
+def test_shards_are_named_by_braces_and_globs(folder: Path) -> None:
+    for number in range(3):
+        tar(folder / f"s-{number:03}.tar", {f"{number}.png": PNG})
+    wanted = [f"tar://{number}.png::s-{number:03}.tar" for number in range(3)]
+    assert names("s-{000..002}.tar") == names("s-*.tar") == wanted
+    (folder / "s-000.tar").write_bytes((folder / "s-000.tar").read_bytes()[:600])
+    with pytest.raises(RequestError, match="is no tar archive, or is cut short"):
+        names("s-000.tar")
+
+
+def test_pages_of_documents_are_items(folder: Path) -> None:
+    """Of PDFs and TIFF files; pictures stay as they are. A name opens the page again."""
+    pages = [drawn(24, 16, frame=index) for index in range(3)]
+    (folder / "in" / "d.pdf").write_bytes(pdf())
+    (folder / "in" / "e.tiff").write_bytes(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    every = [f"in/d.pdf#page={page}" for page in (1, 2, 3)] + [f"in/e.tiff#page={page}" for page in (1, 2, 3)]
+    found = names("in", pages=Pages.parse("all"), recursive=False)
+    assert found == ["in/a.png", "in/b.png", *every]
+    assert names("in/d.pdf", pages=Pages.parse("2-")) == every[1:3]
+    assert names("in/e.tiff", pages=Pages.parse("2")) == [every[4]]
+    item = item_named(every[4])
+    assert (item.page, item.source) == (2, "in/e.tiff")
+    assert open_image(item.read(), view=View(page=item.page)).tobytes() == pages[1].tobytes()
+
+
+def test_a_pdf_in_a_directory_waits_for_pages(folder: Path) -> None:
+    """It is passed over with the option that reads it; a document without the pages is counted too; one that
+    can't be read is asked about, so that its failure is told."""
+    (folder / "in" / "d.pdf").write_bytes(pdf())
+    sources = Sources(["in"], recursive=False)
+    assert [item.picture for item in sources.items()] == ["in/a.png", "in/b.png"]
+    assert list(sources.passed.lines()) == ["1 passed over: PDFs, whose pages --pages asks about"]
+    sources = Sources(["in"], pages=Pages.parse("9"))
+    list(sources.items())
+    assert list(sources.passed.lines()) == ["1 passed over: documents without the pages asked for"]
+    (folder / "in" / "d.pdf").write_bytes(pdf(encrypted=True))
+    assert names("in/d.pdf", pages=Pages()) == ["in/d.pdf"]
+    assert names("in/d.pdf") == ["in/d.pdf"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "x", "3-2", "-3", "1,2", "all pages", "2--3", "1.5"])
+def test_wrong_pages_are_told(text: str) -> None:
+    with pytest.raises(RequestError, match="pages"):
+        Pages.parse(text)
+
+
+def test_a_frame_is_part_of_the_name(folder: Path) -> None:
+    """So that answers about two frames are two, and a drawing shows the right one."""
+    (item,) = Sources(["in/a.png"], frame=3).items()
+    assert (item.picture, item.frame) == ("in/a.png#frame=3", 3)
+    assert item_named(item.picture).frame == 3
+    (folder / "in" / "b#frame=2").write_bytes(PNG)
+    assert item_named("in/b#frame=2").frame is None  # a file of that name
+
+
+def test_what_cant_be_read_is_an_error_of_the_picture(folder: Path) -> None:
+    for name in ("in/gone.png", "tar://x.png::gone.tar", "memory://gone/x.png"):
+        with pytest.raises(ImageError, match="can't be read"):
+            item_named(name).read()
+
+
+def test_a_scheme_that_is_not_known_is_told() -> None:
+    with pytest.raises(RequestError, match=r"nosuch://.*can't be read"):
+        names("nosuch://bucket/a.png")

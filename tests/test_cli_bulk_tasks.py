@@ -1,0 +1,156 @@
+"""`florence bulk` with several tasks, sources of other kinds, several services, and labels at the end."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bulk_runs import echo
+from pdfs import pdf
+from pictures import drawn, saved
+from serving import Server
+
+Run = Callable[..., tuple[int, str, str]]
+PNG = saved(drawn(48, 32))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with four pictures in `in`."""
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        (tmp_path / "in" / f"{number}.png").write_bytes(PNG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def echoed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An echo answers in place of a service."""
+    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda _: nullcontext(echo))
+
+
+def rows(path: Path | str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.usefixtures("echoed")
+def test_several_tasks_are_completed_together(florence: Run, folder: Path) -> None:
+    """An answer for each picture and task; a task that comes later is the only one that is asked then."""
+    command = ("bulk", "in", "--out", "r.jsonl", "--task", "caption", "--task", "od")
+    assert florence(*command)[2] == "florence: 8 answered\n"
+    assert florence(*command, "--task", "ocr")[2] == "florence: 4 answered, 8 were there before\n"
+    assert Counter(row["task"] for row in rows("r.jsonl")) == {"<CAPTION>": 4, "<OD>": 4, "<OCR>": 4}
+
+
+@pytest.mark.usefixtures("echoed")
+def test_a_text_goes_to_the_tasks_that_take_one(florence: Run, folder: Path) -> None:
+    """A text that none of them takes is refused."""
+    asked = ("--task", "caption", "--task", "open_vocabulary_detection")
+    assert florence("bulk", "in/0.png", "--out", "r.jsonl", *asked, "--text", "a car")[0] == 0
+    assert [(row["task"], row["text"]) for row in rows("r.jsonl")] == [
+        ("<CAPTION>", None), ("<OPEN_VOCABULARY_DETECTION>", "a car"),
+    ]  # fmt: skip
+    for more, words in (
+        ((*asked, "--text", "x", "--region", "1,2,3,4"), "none of these tasks takes what --region gives"),
+        (
+            ("--task", "caption", "--task", "ocr", "--text", "x"),
+            "none of these tasks takes what --text gives",
+        ),
+        (("--task", "caption", "--task", "caption"), "asked twice"),
+        (("--task", "open_vocabulary_detection"), "text"),
+        ((), "Name a --task"),
+        (("--task", "caption", "--shard", "9/8"), "such as 3/8"),
+        (("--task", "caption", "--pages", "x"), "pages are all"),
+        (("--task", "caption", "--page", "2", "--pages", "2"), "--page and --pages are both given"),
+        (("--task", "caption", "--export", "coco"), "needs --out"),
+        (("--task", "caption", "--export", "svg=x"), "FORMAT=OUT"),
+    ):
+        status, _, err = florence("bulk", "in", "--out", "n.jsonl", *more)
+        assert (status, words in err) == (2, True), err
+        assert not (folder / "n.jsonl").exists()
+
+
+@pytest.mark.usefixtures("echoed")
+def test_a_file_of_tasks_and_a_manifest(florence: Run, folder: Path) -> None:
+    """The file says what is asked of all; a manifest says it for each of its rows."""
+    (folder / "t.yaml").write_text("- caption\n- {task: open_vocabulary_detection, text: a tree}\n")
+    assert florence("bulk", "in", "--out", "r.jsonl", "--tasks", "t.yaml")[2] == "florence: 8 answered\n"
+    status, _, err = florence("bulk", "in", "--out", "r.jsonl", "--tasks", "t.yaml", "--text", "x")
+    assert (status, "leave --text and --region out" in err) == (2, True)
+    (folder / "m.csv").write_text(
+        "picture,task,text,id\nin/0.png,ocr,,a\nin/0.png,ocr,,b\nin/1.png,caption,,a\n"
+    )
+    assert florence("bulk", "m.csv", "--out", "m.jsonl")[2] == "florence: 3 answered\n"
+    assert {(row["id"], row["task"]) for row in rows("m.jsonl")} == {
+        ("a", "<OCR>"), ("b", "<OCR>"), ("a", "<CAPTION>"),
+    }  # fmt: skip
+    assert florence("bulk", "m.csv", "--out", "m.jsonl")[2] == "florence: 0 answered, 3 were there before\n"
+
+
+@pytest.mark.usefixtures("echoed")
+def test_shards_together_are_all(florence: Run, folder: Path) -> None:
+    """What belongs to another one, or comes twice, is counted."""
+    for number in (1, 2):
+        shard = ("--shard", f"{number}/2", "--out", f"{number}.jsonl")
+        assert florence("bulk", "in", "in/0.png", "--task", "caption", *shard)[0] == 0
+    first, second = ({row["picture"] for row in rows(f"{number}.jsonl")} for number in (1, 2))
+    assert first | second == {f"in/{number}.png" for number in range(4)}
+    assert not first & second
+    _, _, err = florence("bulk", "in", "in/0.png", "--task", "caption", "--out", "all.jsonl")
+    assert err == "florence: 1 passed over: named or asked twice\nflorence: 4 answered\n"
+
+
+@pytest.mark.usefixtures("echoed")
+def test_answers_come_in_order_where_asked(florence: Run, folder: Path) -> None:
+    assert florence("bulk", "in", "--task", "caption", "--out", "r.jsonl", "--ordered")[0] == 0
+    assert [row["picture"] for row in rows("r.jsonl")] == [f"in/{number}.png" for number in range(4)]
+
+
+@pytest.mark.usefixtures("echoed")
+def test_labels_are_made_at_the_end(florence: Run, folder: Path) -> None:
+    """As `florence export` makes them; a place that is taken is refused before anything is asked."""
+    exports = ("--export", "coco=labels", "--export", "yolo=yolo")
+    command = ("bulk", "in", "--task", "od", "--out", "r.jsonl", *exports)
+    assert florence(*command)[0] == 0
+    assert len(json.loads((folder / "labels" / "annotations.json").read_text())["images"]) == 4
+    assert len(list((folder / "yolo" / "labels").iterdir())) == 4
+    (folder / "r.jsonl").unlink()
+    status, _, err = florence(*command)
+    assert (status, "not a new or empty directory" in err) == (2, True)
+    assert not (folder / "r.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_pages_go_to_a_service(florence: Run, fake_server: Server, folder: Path) -> None:
+    """Each as a picture, under its own name; a page that is not there fails alone, and the service itself
+    reads no PDF."""
+    (folder / "in" / "d.pdf").write_bytes(pdf())
+    command = ("--task", "caption", "--task", "od", "--url", fake_server.url)
+    status, _, err = florence("bulk", "in", "--out", "r.jsonl", "--pages", "2-", *command)
+    assert (status, err.splitlines()[-1]) == (0, "florence: 12 answered")
+    sizes = {row["picture"]: row["image_size"]["width"] for row in rows("r.jsonl")}
+    assert sizes == {**{f"in/{n}.png": 48 for n in range(4)}, "in/d.pdf#page=2": 300, "in/d.pdf#page=3": 300}
+    status, printed, _ = florence("run", "in/d.pdf", "caption", "--page", "3", "--url", fake_server.url)
+    assert (status, printed) == (0, "a fake\n")
+    status, _, err = florence("run", "in/d.pdf", "caption", "--page", "4", "--url", fake_server.url)
+    assert (status, "page must be from 1 to 3, got 4" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_dead_service_is_left_out(florence: Run, fake_server: Server, folder: Path) -> None:
+    """The others answer everything; where none can be reached, that is the error."""
+    dead = "http://127.0.0.1:9"
+    command = ("bulk", "in", "--task", "caption", "--out", "r.jsonl")
+    status, _, err = florence(*command, "--url", dead, "--url", fake_server.url)
+    assert (status, err.splitlines()[-1]) == (0, "florence: 4 answered")
+    assert f"florence: {dead} is left out, and tried again" in err
+    (folder / "r.jsonl").unlink()
+    status, _, err = florence(*command, "--url", dead, "--url", "http://127.0.0.1:8")
+    assert status == 1
+    assert "can't be reached" in err.splitlines()[-1]
