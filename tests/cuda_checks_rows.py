@@ -1,4 +1,4 @@
-"""Checks of the Triton kernels that work row by row, in triton's interpreter: rounding to fp8, and low-rank sums.
+"""Checks of the Triton kernels that work row by row, in triton's interpreter: rows to fp8, low-rank sums.
 `test_model_cuda_kernels.py` runs them as it does `cuda_checks.py`."""
 
 from __future__ import annotations
