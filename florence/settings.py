@@ -82,6 +82,19 @@ class Settings(BaseSettings):
         default=None,
         description="LoRA adapter that is merged into the weights at the start: a hub id or a directory.",
     )
+    adapters: str | None = Field(
+        default=None,
+        description="LoRA adapters that requests may name, beside the weights: `name=source`, separated by "
+        "commas; a source is a hub id or a directory.",
+    )
+    adapters_file: Path | None = Field(
+        default=None,
+        description="The same in a file, one `name=source` a line; it is read again when it changes.",
+    )
+    max_adapters: int = Field(default=8, ge=1, le=64, description="Most adapters that requests may name.")
+    max_adapter_rank: int = Field(
+        default=64, ge=1, le=1024, description="Highest rank of an adapter that requests may name."
+    )
     input_size: int | None = Field(
         default=None,
         ge=32,

@@ -49,6 +49,7 @@ WISHED: dict[str, Any] = {
     "nms_agnostic": True,
     "min_size": 12.5,
     "max_items": 7,
+    "adapter": "receipts",
 }
 SENT = {**WISHED, "labels": "car,red door", "nms_agnostic": "true"}  # where a value is text
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import ModelConfig
 from florence.model.language import LanguageModel
+from florence.model.lowrank import AdapterBank
 from florence.model.vision import Normalize, VisionEncoder
 
 
@@ -19,6 +22,7 @@ class Florence2Model(nn.Module):
         self.config = config
         self.vision = VisionEncoder(config.vision, config.text.d_model, normalize)
         self.language = LanguageModel(config.text)
+        self.adapters: AdapterBank | None = None  # beside its layers; rows of a batch name theirs
 
     @property
     def device(self) -> torch.device:
@@ -29,6 +33,10 @@ class Florence2Model(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.language.shared.weight.dtype
+
+    def with_adapters(self, index: Tensor) -> AbstractContextManager[None]:
+        """Within the context, rows of a batch have the adapters in the slots `index` int64 [rows]."""
+        return nullcontext() if self.adapters is None else self.adapters.applied(index)
 
     def encode(self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoder states [rows, picture tokens + length, d_model]; see `LanguageModel.encode`."""

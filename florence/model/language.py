@@ -99,7 +99,11 @@ class Attention(nn.Module):
         else:
             return self.q_proj(states), self.k_proj(states), self.v_proj(states)
         queries, keys, values = product.chunk(3, dim=-1)
-        return queries, keys, values
+        return (
+            self.q_proj.with_adapters(queries, states),
+            self.k_proj.with_adapters(keys, states),
+            self.v_proj.with_adapters(values, states),
+        )
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """[rows, length, d_model] -> keys and values [rows, heads, length, head_dim]."""
@@ -107,6 +111,8 @@ class Attention(nn.Module):
             return KeysValues(self._split(self.k_proj(states)), self._split(self.v_proj(states)))
         (weight, bias), width = self._fused, self.q_proj.in_features
         keys, values = F.linear(states, weight[width:], bias[width:]).chunk(2, dim=-1)
+        keys = self.k_proj.with_adapters(keys, states)
+        values = self.v_proj.with_adapters(values, states)
         return KeysValues(self._split(keys), self._split(values))
 
     def to_itself(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -316,5 +322,8 @@ class LanguageModel(nn.Module):
         if product.dtype is not torch.float32 and self.tied_head:
             best = product.topk(min(RESCORED_LOGITS, product.shape[-1]), dim=-1).indices  # [..., best]
             rows = self.shared.weight[best].float()  # [..., best, d_model]
-            scores.scatter_(-1, best, (rows @ states.float().unsqueeze(-1)).squeeze(-1))
+            again = (rows @ states.float().unsqueeze(-1)).squeeze(-1)
+            if (added := self.lm_head.added(states)) is not None:
+                again += added.gather(-1, best)
+            scores.scatter_(-1, best, again)
         return scores

@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.ImageColor import getrgb
 
 from florence.answers.answer import Answer, OriginalAnswer
+from florence.checkpoint.adapter_list import AdapterSources, adapters_of_settings
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
 from florence.errors import FlorenceError, OptionError, TaskError, quote
@@ -33,9 +34,10 @@ from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.shares import Shares, no_owner
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
+from florence.types.declared import DeclaredTask
 from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
 from florence.types.pictures import PictureOptions, Pictures
-from florence.types.tasks import AnswerAs, Kind, Task, TaskSpec, TaskTable, prompt_task
+from florence.types.tasks import TASKS, AnswerAs, Kind, Task, TaskSpec, TaskTable, prompt_task
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
 """PictureSource, task, and the task's text or region where it takes one."""
@@ -85,6 +87,9 @@ class Florence2:
         revision: str | None = None,
         base: str | None = None,
         adapter: str | None = None,
+        adapters: AdapterSources | None = None,
+        max_adapters: int = 8,
+        max_adapter_rank: int = 64,
         input_size: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -104,7 +109,9 @@ class Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
         `base`: a checkpoint that gives the tokenizer and the preprocessor which this one lacks. `adapter`: a
-        LoRA adapter, a directory or a hub id, which is merged into the weights. `input_size`: pixels of the
+        LoRA adapter, a directory or a hub id, which is merged into the weights. `adapters`: those that a
+        request may name (`adapter="receipts"`), name -> directory or hub id, or a file that lists them; at
+        most `max_adapters`, of at most `max_adapter_rank`. `input_size`: pixels of the
         square that pictures are resized to, a multiple of 32, in place of the preprocessor's.
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
@@ -130,6 +137,9 @@ class Florence2:
             revision=revision,
             base=base,
             adapter=adapter,
+            adapters=adapters,
+            max_adapters=max_adapters,
+            max_adapter_rank=max_adapter_rank,
             input_size=input_size,
             device=device,
             dtype=dtype,
@@ -167,6 +177,9 @@ class Florence2:
             revision=settings.revision,
             base=settings.base,
             adapter=settings.adapter,
+            adapters=adapters_of_settings(settings.adapters, settings.adapters_file),
+            max_adapters=settings.max_adapters,
+            max_adapter_rank=settings.max_adapter_rank,
             input_size=settings.input_size,
             device=device,
             dtype=settings.dtype,
@@ -303,13 +316,24 @@ class Florence2:
         """The tasks that this checkpoint answers: the built-in ones, and those that it was loaded with."""
         return self._pipeline.tasks
 
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that a request may say."""
+        return [each.name for each in self._pipeline.adapters.infos]
+
     def info(self) -> dict[str, Any]:
-        """What runs, and how: checkpoint, revision, device, dtype, limits, generation settings, tasks."""
-        return dict(self._info)
+        """What runs, and how: checkpoint, revision, adapters, device, dtype, limits, generation settings,
+        tasks."""
+        own = [task for task in self.tasks.values() if task.token not in TASKS]
+        return self._info | {
+            "adapters": [each.model_dump(mode="json") for each in self._pipeline.adapters.infos],
+            "tasks": list(self.tasks),
+            "declared_tasks": [DeclaredTask.of(task).model_dump(mode="json") for task in own],
+        }
 
     def memory(self) -> dict[str, int]:
         """Bytes on device and machine: `caches` of the requests that are decoded, `picture_cache` of the
-        latest pictures, `pixels` that readers write."""
+        latest pictures, `pixels` that readers write, `adapters` that requests name."""
         return self._memory()
 
     def close(self, *, drain_s: float | None = None) -> None:
@@ -319,6 +343,7 @@ class Florence2:
         read. It returns after the decode step in progress, and a few seconds more where a callback for text
         holds up the last answers. Closing twice does nothing.
         """
+        self._pipeline.adapters.close()
         self._dispatcher.close(drain_s)
 
     def __enter__(self) -> Florence2:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from florence.answers import Piece, parse_answer
@@ -16,18 +16,21 @@ from florence.answers.answer import Answer, OriginalAnswer
 from florence.answers.filtering import keep_items, keep_original_items
 from florence.answers.original import post_process_text
 from florence.checkpoint.tokenizer import Tokenizer
+from florence.engine.adapters import EngineAdapter
 from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.errors import OptionError, TaskError
 from florence.model.config import GenerationDefaults
 from florence.readers.picture import ReadPicture
+from florence.runtime.adapters import Adapters
 from florence.runtime.streaming import OnText
+from florence.types.adapters import AdapterOption
 from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
 from florence.types.results import Result
-from florence.types.tasks import TASKS, Input, Task, TaskTable
+from florence.types.tasks import Input, Task, TaskTable
 
 TaskText = str | Sequence[float] | None
 """A text, or a region: four numbers in pixels or `<loc_n>` text."""
@@ -57,6 +60,7 @@ class CheckedTask:
     given: TaskText
     options: GenerationOptions
     wanted: ItemFilter
+    adapter: EngineAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,8 @@ class Pipeline:
     """Turns pictures and tasks into requests, and generations into answers, for one checkpoint.
 
     `max_new_tokens`: of the longest answer there is room for (FLORENCE_MAX_NEW_TOKENS, at most the decoder's
-    positions); longer requests are cut to it. `checkpoint`: its name, said in every answer.
+    positions); longer requests are cut to it. `checkpoint`: its name, said in every answer. `adapters`: those
+    that a request may name, and all tasks.
     `score_temperature`: divides the log-odds of scores (FLORENCE_SCORE_TEMPERATURE).
     """
 
@@ -82,8 +87,13 @@ class Pipeline:
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     max_new_tokens: int
-    tasks: TaskTable = TASKS
+    adapters: Adapters = field(default_factory=Adapters)
     score_temperature: float = 1.0
+
+    @property
+    def tasks(self) -> TaskTable:
+        """Those of the checkpoint and of the adapters."""
+        return self.adapters.table
 
     def check(self, request: TaskRequest) -> CheckedTask:
         """All checks that need no picture. Raises `TaskError` and `OptionError`."""
@@ -98,7 +108,9 @@ class Pipeline:
         if request.on_text is not None:
             _check_streamed(task, options)
         asked = request.parameters
-        return CheckedTask(task, given, options, asked if isinstance(asked, ItemFilter) else ItemFilter())
+        wanted = asked if isinstance(asked, ItemFilter) else ItemFilter()
+        adapter = self.adapters.find(asked.adapter if isinstance(asked, AdapterOption) else None, task)
+        return CheckedTask(task, given, options, wanted, adapter)
 
     def prepare(
         self,
@@ -122,6 +134,7 @@ class Pipeline:
             deadline=deadline,
             on_token=on_token,
             digest=picture.digest,
+            adapter=checked.adapter,
         )
         return Prepared(checked.task, picture.size, request, checked.wanted)
 
@@ -190,6 +203,7 @@ class Pipeline:
 
     def _facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
         """The fields that both kinds of answers have."""
+        adapter = prepared.request.adapter
         return {
             "finish_reason": generation.finish_reason,
             "usage": Usage(
@@ -198,7 +212,7 @@ class Pipeline:
                 generated_tokens=len(generation.token_logprobs),
             ),
             "timings": Timings(**asdict(generation.timings), total_s=total_s),
-            "checkpoint": self.checkpoint,
+            "checkpoint": self.checkpoint if adapter is None else f"{self.checkpoint} + {adapter.name}",
             "seed": prepared.request.options.seed,
         }
 

@@ -15,6 +15,7 @@ _EXAMPLE = {
     "checkpoint": "mrhendrey/Florence-2-large-ft-safetensors",
     "revision": "0123456789abcdef0123456789abcdef01234567",
     "adapter": None,
+    "adapters": [],
     "parameters": 776_465_408,
     "device": "cuda:0",
     "dtype": "bfloat16",
@@ -86,6 +87,17 @@ class GenerationSettings(GenerationParameters):
     forced_eos_id: int | None = Field(description="Token that a full answer ends with; null: none.")
 
 
+class AdapterInfo(BaseModel):
+    """An adapter that a request may name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="What a request says.")
+    source: str = Field(description="A hub id with its commit, or a directory.")
+    rank: int = Field(description="The highest of its layers.")
+    tasks: list[str] = Field(default=[], description="Tokens of the tasks that it declares.")
+
+
 class ModelInfo(BaseModel):
     """The checkpoint and how it runs."""
 
@@ -95,6 +107,9 @@ class ModelInfo(BaseModel):
     revision: str | None = Field(description="The commit, of a checkpoint from the hub.")
     adapter: str | None = Field(
         default=None, description="The LoRA adapter that is merged into the weights; null: none."
+    )
+    adapters: list[AdapterInfo] = Field(
+        default=[], description="The LoRA adapters that a request may name, beside the weights."
     )
     parameters: int = Field(description="Numbers in the checkpoint.")
     device: str = Field(description="cpu, or cuda:<n>.")

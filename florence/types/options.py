@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Self, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from florence.errors import OptionError, quote
+from florence.types.adapters import AdapterKeywords, AdapterOption
 from florence.types.bounds import (
     LEAST_FACTOR,
     MAX_BEAMS,
@@ -160,12 +161,13 @@ class GenerationParameters(BaseModel):
         return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to be copied by hand
 
 
-class RequestKeywords(GenerationKeywords, PictureKeywords, FilterKeywords, total=False):
+class RequestKeywords(GenerationKeywords, PictureKeywords, FilterKeywords, AdapterKeywords, total=False):
     """All options of a request as keyword arguments."""
 
 
-class RequestParameters(ItemFilter, PictureOptions, GenerationParameters):
-    """How to read the picture, how to generate, and which items to keep: all options of a request."""
+class RequestParameters(AdapterOption, ItemFilter, PictureOptions, GenerationParameters):
+    """How to read the picture, how to generate, which items to keep, and which adapter answers: all options
+    of a request."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -200,6 +202,8 @@ def allowed_values(name: str) -> str:
         return " or ".join(schema["enum"])
     if "pattern" in schema:
         return "a colour such as #ffffff"
+    if schema["type"] == "string":
+        return f"a name of at most {schema['maxLength']} characters"
     if schema["type"] == "boolean":
         return 'true, false or "never"' if len(others) > 1 else "true or false"
     if schema["type"] == "array":

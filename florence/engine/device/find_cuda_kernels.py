@@ -14,6 +14,7 @@ from florence.errors import SettingsError
 from florence.model.attention import AttentionBackend
 from florence.model.kernels import fp8
 from florence.model.kernels.fp8 import RowQuantizer
+from florence.model.lowrank import LowRankKernels
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,34 @@ def _checked_kernel(device: torch.device) -> RowQuantizer:
         log.warning("rows are rounded to fp8 by PyTorch's operations: the kernel failed", exc_info=error)
         return fp8.quantize_rows
     return load_quantizer()
+
+
+def find_low_rank(
+    device: torch.device, dtype: torch.dtype, cuda_kernels: CudaKernels = "auto"
+) -> LowRankKernels | None:
+    """The kernels for adapters beside the weights; None on other devices and where they are off, and with a
+    warning where they can't be used."""
+    if device.type != "cuda" or cuda_kernels == "off" or find_spec("triton") is None:
+        return None
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return None
+    from florence.engine.device import cuda_kernels as table
+
+    try:
+        with torch.cuda.device(device), torch.inference_mode():
+            for kernel in table.LOW_RANK_KERNELS:
+                kernel.check(device, dtype)
+    except Exception as error:
+        log.warning("adapters use PyTorch's operations, since a kernel failed", exc_info=error)
+        return None
+    return load_low_rank()
+
+
+def load_low_rank() -> LowRankKernels:
+    """The kernels for adapters beside the weights, unchecked. Needs triton, and no GPU."""
+    from florence.model.kernels.cuda import low_rank
+
+    return LowRankKernels(low_rank.shrink, low_rank.expand)
 
 
 def load_quantizer() -> RowQuantizer:

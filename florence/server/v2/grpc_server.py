@@ -27,7 +27,7 @@ from florence.server.tls import Tls
 from florence.server.v2.grpc_about import INFERENCE, Health, StrictMessages, add_about
 from florence.server.v2.grpc_keys import KeyInterceptor
 from florence.server.v2.infer_body import answer_tensor
-from florence.server.v2.inference import ModelRepository
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.messages import parse_message
 from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.tensors import (
@@ -165,8 +165,8 @@ class _Calls:
         """The methods that describe models and server: from a request to its response's fields."""
         models = self._repository
 
-        def served(request: Any) -> ServedModel:
-            return models.find(request.name, request.version).served
+        def inference(request: Any) -> Inference:
+            return models.find(request.name, request.version)
 
         def once_loaded(describe: Callable[[Any], Mapping[str, Any]]) -> Callable[[Any], Mapping[str, Any]]:
             def checked(request: Any) -> Mapping[str, Any]:
@@ -177,8 +177,8 @@ class _Calls:
 
         described: dict[str, Callable[[Any], Mapping[str, Any]]] = {
             "ServerMetadata": lambda _: server_metadata(),
-            "ModelMetadata": lambda request: served(request).metadata(),
-            "ModelConfig": lambda request: {"config": served(request).config()},
+            "ModelMetadata": lambda request: inference(request).served.metadata(),
+            "ModelConfig": lambda request: {"config": inference(request).config()},
             "ModelStatistics": lambda request: models.statistics(request.name, request.version),
             "RepositoryIndex": lambda request: {"models": models.index(only_ready=request.ready)},
         }

@@ -38,14 +38,15 @@ class OpenMPTeam:
         self._parallel = parallel
         self.threads = threads or torch.get_num_threads()
 
-    def run(self, kernel: int, scratch_bytes: int, job: tuple[int, ...]) -> int:
+    def run(self, kernel: int, scratch_bytes: int, job: tuple[int, ...], *, alone: bool = False) -> int:
         """Call the C function at address `kernel` in every thread, with the address of a job: the fields of
-        HEAD, then `job`, in the order of `job_type`. Returns the number of faults that the kernel counted."""
+        HEAD, then `job`, in the order of `job_type`. `alone`: in the calling thread only. Returns the number
+        of faults that the kernel counted."""
         scratch = torch.empty(self.threads * scratch_bytes, dtype=torch.uint8)
         count = len(HEAD) + len(job)
         numbers = (ctypes.c_int64 * count)(0, 0, 0, 0, scratch.data_ptr(), scratch_bytes, *job)
         address = numbers[3] = ctypes.addressof(numbers)
-        self._parallel(kernel, address, self.threads, 0)
+        self._parallel(kernel, address, 1 if alone else self.threads, 0)
         return numbers[FAULTS // NUMBER_BYTES]
 
 

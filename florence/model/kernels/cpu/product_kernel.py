@@ -139,7 +139,7 @@ def _make_multiply(panels: Panels, itemsize: int) -> Operation:
 
 
 def _make_finish(panels: Panels, itemsize: int) -> Operation:
-    """Activation, residual and rounding of one row of a panel; `spare`: working memory of two rows."""
+    """Residual, activation and rounding of one row of a panel; `spare`: working memory of two rows."""
     gelu, add, copy, store, width = panels.gelu, panels.add, panels.copy, panels.store, panels.width
     pointer = as_pointer()
 
@@ -155,13 +155,13 @@ def _make_finish(panels: Panels, itemsize: int) -> Operation:
         target = job.output + row * job.output_row + panel * width * size
         residual = job.residual + row * job.residual_row + panel * width * itemsize
         count = min(width, job.outputs - panel * width)
-        if job.gelu:
-            gelu(sums)
         if job.residual:
             if count < width:
                 move(residual, spare, count * itemsize)
                 residual = spare
             add(residual, sums)
+        if job.gelu:
+            gelu(sums)
         place = target if count == width else spare
         if job.wide:
             copy(sums, place)

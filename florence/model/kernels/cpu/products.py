@@ -22,6 +22,9 @@ from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, available, pla
 TASKS = 16
 """Tasks for each thread that a product is divided into; an idle thread takes the next one."""
 
+ALONE = 2**19
+"""Multiplications of a product for which no other thread is woken: it takes about as long as waking one."""
+
 MAX_PLANS = 1024
 """Shapes whose division into tasks is cached."""
 
@@ -93,27 +96,42 @@ class PanelWeight:
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """[..., inner] -> [..., outputs]: the activation of the sums, or `residual` [..., outputs] added.
+        """[..., inner] -> [..., outputs]: the sums, `residual` [..., outputs] added, then the activation.
 
         Sums are float32 and rounded to the dtype at the end; activations other than GELU get rounded sums.
         Raises `ValueError` for a shape, dtype or device that does not match.
         """
         if activation not in (None, "gelu"):
-            result = activate(self._run(states, None, states.dtype), activation)
-            return result if residual is None else result.add_(residual)
+            return activate(self._run(states, residual, states.dtype), activation)
         return self._run(states, residual, states.dtype, gelu=activation is not None)
+
+    def like(self, weight: Tensor) -> PanelWeight:
+        """Another weight, without bias, for the same kernel, which must fit it."""
+        return PanelWeight(self._products, weight, None)
 
     def sums(self, states: Tensor) -> Tensor:
         """[..., inner] -> float32 [..., outputs], not rounded to the dtype."""
         return self._run(states, None, torch.float32)
 
+    def add_to(self, total: Tensor, states: Tensor) -> None:
+        """Add the product of `states` [..., inner] to `total` [..., outputs], which is contiguous and of the
+        same dtype."""
+        self._run(states, total, total.dtype, output=total.view(-1, self.outputs))
+
     def _run(
-        self, states: Tensor, residual: Tensor | None, dtype: torch.dtype, *, gelu: bool = False
+        self,
+        states: Tensor,
+        residual: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        gelu: bool = False,
+        output: Tensor | None = None,
     ) -> Tensor:
         products = self._products
         rows = _as_rows(states, self.inner, products.dtype)
         count = rows.shape[0]
-        output = torch.empty(count, self.outputs, dtype=dtype)
+        if output is None:
+            output = torch.empty(count, self.outputs, dtype=dtype)
         added: tuple[int, ...] = 0, 0
         if residual is not None:
             residual = _as_rows(residual, self.outputs, products.dtype)
@@ -126,7 +144,8 @@ class PanelWeight:
             *(*places(rows), self._packed.data_ptr(), self._bias.data_ptr(), *added, *places(output)),
             *(gelu, dtype is torch.float32),
         )
-        products.team.run(products.kernel.address, scratch_bytes, job)
+        alone = count * self.inner * self.outputs <= ALONE
+        products.team.run(products.kernel.address, scratch_bytes, job, alone=alone)
         return output if states.dim() == 2 else output.view(*states.shape[:-1], self.outputs)
 
 
