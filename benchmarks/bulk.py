@@ -2,9 +2,9 @@
 
     python benchmarks/bulk.py --pictures 100000
 
-Measures the service's own rate with as little work on the client's side as can be, before and after; then
-`florence bulk` asks about so many small pictures, each a file of its own. Prints both rates, their ratio, and
-the memory of the command at a quarter, a half, three quarters and the end of its way.
+In each round the service's own rate is measured with as little work on the client's side as can be; then
+`florence bulk` asks about so many small pictures, each a file of its own. Prints the medians of both rates and
+of their ratio, and the memory of the command at a quarter, a half, three quarters and the end of its last way.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,17 +40,21 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     environment = {"FLORENCE_MODEL": "demo", "ECHO_AT_ONCE": str(arguments.at_once)}
-    with (
-        serving("echo_services:slow_echo", Path(__file__).parent, **environment) as server,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        content = make_pictures(Path(folder) / "in", arguments.pictures)
-        before = own_rate(server, content, arguments.seconds, arguments.concurrency)
-        rate, memory = bulk_rate(server, Path(folder), arguments.pictures, arguments.concurrency)
-        after = own_rate(server, content, arguments.seconds, arguments.concurrency)
-    print(f"the service alone: {before:.1f} and {after:.1f} requests/s")
-    print(f"florence bulk: {rate:.1f} pictures/s, {2 * rate / (before + after):.3f} of their mean")
-    quarters = [memory[len(memory) * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
+    rows: list[tuple[float, float]] = []
+    with serving("echo_services:slow_echo", Path(__file__).parent, **environment) as server:
+        for _ in range(arguments.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                content = make_pictures(Path(folder) / "in", arguments.pictures)
+                alone = own_rate(server, content, arguments.seconds, arguments.concurrency)
+                rate, memory = bulk_rate(server, Path(folder), arguments.pictures, arguments.concurrency)
+            rows.append((alone, rate))
+            print(
+                f"the service alone: {alone:.1f} requests/s; florence bulk: {rate:.1f} pictures/s", flush=True
+            )
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    ratio = statistics.median(rate / alone for alone, rate in rows)
+    print(f"medians: {medians[0]:.1f} and {medians[1]:.1f}; of their ratios: {ratio:.3f}")
+    quarters = [memory[max(len(memory) * quarter // 4 - 1, 0)] for quarter in (1, 2, 3, 4)]
     print("its memory: " + ", ".join(f"{size / 2**20:.1f}" for size in quarters) + " MiB")
 
 

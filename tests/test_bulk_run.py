@@ -104,6 +104,14 @@ def test_an_interrupted_run_keeps_what_was_under_way() -> None:
     assert 2 <= len(begun) < 50
 
 
+def test_there_are_no_more_threads_than_jobs() -> None:
+    """Whatever the concurrency."""
+    before = threading.active_count()
+    with Running(jobs(3), echo, concurrency=100_000) as running:
+        assert len(list(running)) == 3
+        assert threading.active_count() <= before + 3
+
+
 def test_an_error_that_is_no_answer_ends_the_run() -> None:
     """It comes out where the answers are taken; the threads end."""
 

@@ -97,7 +97,9 @@ def test_the_client_asks_declared_tasks_with_their_kinds(client: Client) -> None
     answers = client.analyze(PICTURE, [rows[0].task(), (rows[2].task(), "a red circle"), "caption"])
     assert [answer.task for answer in answers] == ["<LIST>", "<FIND>", "<CAPTION>"]
     assert client.run(PICTURE, rows[0].task()).result == client.task("list_all", PICTURE).result
-    named = client.analyze(PICTURE, ["list_all", ("find", "a red circle"), ("read", (0, 0, 50, 50)), "caption"])
+    named = client.analyze(
+        PICTURE, ["list_all", ("find", "a red circle"), ("read", (0, 0, 50, 50)), "caption"]
+    )
     assert [answer.task for answer in named] == ["<LIST>", "<FIND>", "<READ>", "<CAPTION>"]
     assert [answer.tags for _, answer in client.map([PICTURE] * 2, "list_all")] == [TAGS] * 2
     with pytest.raises(NotFound, match="did you mean <LIST> or list_all"):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from florence.bulk.askers import ModelAsker, ServiceAsker
@@ -76,8 +77,9 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
-    """What answers questions about a picture, wherever the arguments say, until the context ends."""
+def open_asker(arguments: argparse.Namespace, stopped: Event | None = None) -> Iterator[Ask]:
+    """What answers questions about a picture, wherever the arguments say, until the context ends. stopped:
+    as `Services` has it."""
     urls = urls_of(arguments)
     if not urls:
         with load_model(arguments) as model:
@@ -87,7 +89,8 @@ def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
             client.ready()  # an unreachable service is reported once, not for each picture
             yield ServiceAsker(lambda ask: ask(client), _limits(arguments))
     else:
-        services = Services(((url, Client(url, retries=0)) for url in urls), lambda line: tell_lines([line]))
+        clients = ((url, Client(url, retries=0)) for url in urls)
+        services = Services(clients, lambda line: tell_lines([line]), stopped=stopped)
         try:
             services.check()
             yield ServiceAsker(services.call, _limits(arguments))
