@@ -3,8 +3,8 @@
     python benchmarks/bulk.py --pictures 100000
 
 In each round the service's own rate is measured with as little work on the client's side as can be; then
-`florence bulk` asks about so many small pictures, each a file of its own. Prints the medians of both rates and
-of their ratio, and the memory of the command at a quarter, a half, three quarters and the end of its last way.
+`florence bulk` asks about so many small pictures, each a file of its own. Prints both rates, the medians of
+them and of their ratio, and the memory of the last command at a quarter, a half, three quarters and the end.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--at-once", type=int, default=1, help="pictures that the echo answers side by side")
     parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="of each measurement of the service alone"
     )

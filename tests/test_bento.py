@@ -63,6 +63,15 @@ def test_it_holds_code_lock_and_demo_checkpoint_without_trainer_tests_and_data(b
     """What is packed is what serving reads."""
     source = bento.path / "src"
     assert (source / "florence/demo/checkpoint/model.safetensors").is_file()
+    for page in (
+        "ui.html",
+        "ui/main.js",
+        "api/swagger-ui-bundle.js",
+        "api/swagger-ui-LICENSE.txt",
+        "samples/coffee.jpg",
+    ):
+        assert (source / "florence/server/pages" / page).is_file()
+    assert (source / "florence/server/typed/examples.json").is_file()
     assert {path.name for path in source.iterdir() if path.is_dir()} == {"florence"}
     assert {path.name for path in source.glob("*.py")} == {"service.py"}
     assert {path.name for path in (source / "florence/demo").iterdir()} == {"checkpoint"}

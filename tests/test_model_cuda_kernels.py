@@ -24,9 +24,10 @@ VOCAB, PADDED, POSITIONS, WIDTH, HEADS, MOST = 51_289, 51_328, 1_025, 1_024, 16,
 
 @pytest.mark.slow
 def test_kernels_equal_their_twins_in_the_interpreter() -> None:
-    """`cuda_checks.py`: random ragged crowds, in each dtype; `cuda_checks_rows.py`: single rows."""
-    files = [TESTS / "cuda_checks.py", TESTS / "cuda_checks_rows.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    """`cuda_checks.py`: random ragged crowds, in each dtype; `cuda_checks_rows.py`: single rows;
+    `cuda_encode_checks.py`: random pictures."""
+    checks = [TESTS / f"cuda_{name}.py" for name in ("checks", "checks_rows", "encode_checks")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *checks]
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=TESTS.parent, capture_output=True, text=True
     )

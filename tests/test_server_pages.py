@@ -26,7 +26,7 @@ from florence.server.v2.inference import Inference, ModelRepository
 PAGES = Path(site.__file__).parent
 HTML = {"accept": "text/html,*/*;q=0.8"}
 SERVED = sorted(
-    path.name for folder in ("ui", "docs", "shared", "samples") for path in (PAGES / folder).iterdir()
+    path.name for folder in ("ui", "api", "shared", "samples") for path in (PAGES / folder).iterdir()
 )
 
 

@@ -15,8 +15,8 @@ from serving import ROOT, Server, free_port, serving
 from triton_client import ask_triton
 
 from florence import Florence2
-from florence.cli.lines import read_rows
-from florence.cli.parquet import read_keys
+from florence.bulk.lines import read_rows
+from florence.bulk.parquet import read_keys
 from florence.client import AsyncClient, Client
 from florence.client.errors import UnexpectedReply
 from florence.errors import NotFound, RequestError, TaskError

@@ -129,7 +129,7 @@ def _own_tasks(arguments: argparse.Namespace) -> list[Task]:
             return [row.task() for row in client.info().declared_tasks]
     from florence.runtime.own_tasks import tasks_of_settings
 
-    return tasks_of_settings(_settings(arguments))
+    return tasks_of_settings(model_settings(arguments))
 
 
 def _take_words(arguments: argparse.Namespace) -> None:
@@ -175,16 +175,17 @@ def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
     from florence.runtime.florence2 import Florence2
 
-    settings = _settings(arguments)
+    settings = model_settings(arguments)
     device = settings.device.partition(",")[0]  # a list: a service's workers
     return Florence2.from_settings(settings, device, pdf_dpi=getattr(arguments, "dpi", PDF_DPI))
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def model_settings(arguments: argparse.Namespace) -> Settings:
     from florence.settings import read_settings
 
     # The limit on the wait is for a service's clients.
-    settings = read_settings().model_copy(update={"max_latency_ms": None})
+    given = getattr(arguments, "settings", {})
+    settings = read_settings(lambda make: make(**given)).model_copy(update={"max_latency_ms": None})
     if arguments.model:
         settings = settings.model_copy(update={"model": arguments.model, "revision": None})
     return settings

@@ -14,49 +14,33 @@ from io import BytesIO
 from typing import Any, Unpack
 
 from PIL import Image
-from PIL.ImageColor import getrgb
 
 from florence.answers.answer import Answer, OriginalAnswer
-from florence.checkpoint.adapter_list import AdapterSources, adapters_of_settings
+from florence.checkpoint.adapter_list import AdapterSources
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.errors import FlorenceError, OptionError, TaskError, quote
+from florence.errors import FlorenceError
 from florence.images.decode import load_image
 from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
 from florence.images.seen import View
+from florence.images.tiles import MOST_TILES
 from florence.model.devices import pick_device
-from florence.readers.cores import default_readers
 from florence.readers.picture import PictureSource
+from florence.runtime.configured import load_arguments
 from florence.runtime.dispatcher import Dispatcher
-from florence.runtime.futures import failed
+from florence.runtime.futures import failed, outcome_in
 from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
+from florence.runtime.run_options import RunOptions, most_places, parameters_of, task_of, view_of
 from florence.runtime.shares import Shares, no_owner
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
 from florence.types.declared import DeclaredTask
-from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
-from florence.types.pictures import PictureOptions, Pictures
-from florence.types.tasks import TASKS, AnswerAs, Kind, Task, TaskSpec, TaskTable, prompt_task
+from florence.types.pictures import Pictures
+from florence.types.tasks import TASKS, Task, TaskSpec, TaskTable
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
 """PictureSource, task, and the task's text or region where it takes one."""
-
-
-class RunOptions(RequestKeywords, total=False):
-    """Options of one request: those of `RequestKeywords`, and what is no generation option.
-
-    `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
-    `prompt`: what the model reads, word for word, in place of a task. `answer_as`: how its answer is read,
-    "text" if left out, or another `Kind`. `timeout_s`: seconds until `DeadlineExceeded`. `parameters`: all
-    generation options as one object that is validated already, in place of single ones.
-    """
-
-    region: TaskText
-    prompt: str | None
-    answer_as: Kind | AnswerAs
-    timeout_s: float | None
-    parameters: GenerationParameters | None
 
 
 class Florence2:
@@ -105,6 +89,7 @@ class Florence2:
         score_temperature: float = 1.0,
         owner: Callable[[], str] = no_owner,
         owner_share: float = 1.0,
+        max_tiles: int = MOST_TILES,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
@@ -126,7 +111,8 @@ class Florence2:
         built-in ones, or as FLORENCE_TASKS names them; None: those of the file `florence_tasks.json` beside
         the checkpoint. `score_temperature`: above 0; divides the log-odds of scores. `owner`: says whose
         request is submitted, called in the thread and the context that submit it; `owner_share`: of the
-        queue, for the waiting requests of one owner. On a CPU the process keeps the memory that it frees.
+        queue, for the waiting requests of one owner. `max_tiles`: of one picture, no more than may wait. On a
+        CPU the process keeps the memory that it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there, and for tasks that clash or are malformed.
@@ -151,6 +137,7 @@ class Florence2:
             on_broken=on_broken,
             tasks=tasks,
             score_temperature=score_temperature,
+            max_tiles=min(max_tiles, int(owner_share * config.max_queue)),
         )
         shares = Shares(int(owner_share * loaded.info["limits"]["max_queue"]), owner)
         return cls(loaded, pictures, shares)
@@ -170,30 +157,13 @@ class Florence2:
         """`load` what the settings name, on one of their devices. `workers`: of the service that this is one
         of, with reader processes and the memory of a full engine from the start; 0 outside a service. A
         service reads no PDF; `pdf_dpi`: as `ImageLimits` has it."""
-        kind = pick_device(device).type
-        usual = default_readers(on_gpu=kind == "cuda", workers=workers) if workers else 0
         return cls.load(
             settings.model,
-            revision=settings.revision,
-            base=settings.base,
-            adapter=settings.adapter,
-            adapters=adapters_of_settings(settings.adapters, settings.adapters_file),
-            max_adapters=settings.max_adapters,
-            max_adapter_rank=settings.max_adapter_rank,
-            input_size=settings.input_size,
             device=device,
-            dtype=settings.dtype,
-            limits=replace(settings.image_limits, pdf_dpi=0 if workers else pdf_dpi),
-            config=settings.engine_config(kind, reserved=workers > 0),
-            readers=(settings.readers or usual) if workers else 0,
-            fast_jpeg=settings.fast_jpeg,
-            pictures=settings.pictures,
-            score_temperature=settings.score_temperature,
             observer=observer,
             on_broken=on_broken,
-            tasks=settings.tasks,
             owner=owner,
-            owner_share=settings.key_queue_share,
+            **load_arguments(settings, device, workers, pdf_dpi),
         )
 
     def submit(
@@ -215,6 +185,9 @@ class Florence2:
         answer's text piece by piece while it is generated, in another thread; only with `num_beams=1` and
         for answers that are read from the text alone. Cancelling the future frees the device at its next
         step.
+
+        With `tiles` and a picture larger than one tile, each tile is a request of its own in the engine: it
+        counts in the limits on waiting requests, and the time limit and a cancellation hold for all of them.
 
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
@@ -259,7 +232,7 @@ class Florence2:
         self, image: PictureSource, asks: Iterable[TaskSpec], **options: Unpack[RunOptions]
     ) -> list[Answer | Exception]:
         """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
-        return [_outcome(future) for future in self.submit_all(image, asks, **options)]
+        return [outcome_in(future) for future in self.submit_all(image, asks, **options)]
 
     def stream(
         self,
@@ -282,13 +255,19 @@ class Florence2:
         An item that fails has its exception in its place; the others are not touched by it. Items are taken
         from the iterable as room comes free, so a generator may read pictures as they are needed.
         """
+        most = min(self._in_flight, self.room(**options))
         answers: list[Answer | Exception] = []
         in_flight: deque[Future[Answer]] = deque()
         for item in items:
-            if len(in_flight) >= self._in_flight:
-                answers.append(_outcome(in_flight.popleft()))
+            if len(in_flight) >= most:
+                answers.append(outcome_in(in_flight.popleft()))
             in_flight.append(self.submit(*item, **options))
-        return answers + [_outcome(future) for future in in_flight]
+        return answers + [outcome_in(future) for future in in_flight]
+
+    def room(self, **options: Unpack[RunOptions]) -> int:
+        """How many requests with these options may wait at once, when there are no others."""
+        places = most_places(options, self._pipeline.max_tiles)
+        return max(1, int(self._info["limits"]["max_queue"]) // places)
 
     def warm_up(self) -> None:
         """Run a grey picture through every part, so that the first request is not slower than the next."""
@@ -365,17 +344,18 @@ class Florence2:
         """Start tasks on one picture; what is wrong with the picture or the options fails them all.
         `one_beam`: unless the options say another number; `original`: as `TaskRequest` has it."""
         try:
-            parameters = _parameters_of(options)
-            view = _view_of(parameters, self._pictures)
+            parameters = parameters_of(options)
+            view = view_of(parameters, self._pictures, self._pipeline.max_tiles)
             image = self._own(image, view)
-            tasks = [(_task_of(task, options), text) for task, text in asks]
+            tasks = [(task_of(task, options), text) for task, text in asks]
         except FlorenceError as error:
             return [failed(error.with_traceback(None)) for _ in asks]  # this frame holds the picture
         if one_beam and parameters.num_beams is None:
             parameters = parameters.model_copy(update={"num_beams": 1})
-        region, timeout_s = options.get("region"), options.get("timeout_s")
+        region, timeout_s, on_tile = options.get("region"), options.get("timeout_s"), options.get("on_tile")
         requests = [
-            TaskRequest(task, text, parameters, region, timeout_s, on_text, original) for task, text in tasks
+            TaskRequest(task, text, parameters, region, timeout_s, on_text, original, on_tile)
+            for task, text in tasks
         ]
         return self._dispatcher.submit(image, requests, view)
 
@@ -385,45 +365,3 @@ class Florence2:
             return image
         picture = load_image(image, self._limits, view)
         return picture.copy() if picture is image else picture
-
-
-def _parameters_of(options: RunOptions) -> GenerationParameters:
-    """The generation options as one object. Raises `OptionError`."""
-    others = RunOptions.__annotations__.keys() - RequestKeywords.__annotations__.keys()
-    single = {name: value for name, value in options.items() if name not in others and value is not None}
-    parameters = options.get("parameters")
-    if parameters is None:
-        return read_request_parameters(single)
-    if single:
-        raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
-    return parameters
-
-
-def _view_of(parameters: GenerationParameters, usual: Pictures) -> View:
-    """How the request's picture becomes RGB."""
-    asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
-    original = (asked.pictures or usual) == "original"
-    background = "white" if asked.background is None else asked.background
-    return View(original, getrgb(background)[:3], asked.frame, asked.page)
-
-
-def _task_of(task: str | Task | None, options: RunOptions) -> str | Task:
-    """The task that is asked for, by itself or by a prompt. Raises `TaskError` unless it is one of them."""
-    prompt, answer_as = options.get("prompt"), options.get("answer_as")
-    if task is not None:
-        if prompt is not None or answer_as is not None:
-            raise TaskError(
-                f"prompt and answer_as stand in place of a task, and {quote(task)} is given; leave it out"
-            )
-        return task
-    if prompt is None:
-        raise TaskError("neither a task nor a prompt is given")
-    return prompt_task(prompt, answer_as or Kind.TEXT)
-
-
-def _outcome(future: Future[Answer]) -> Answer | Exception:
-    """The answer, or the exception in its place."""
-    try:
-        return future.result()
-    except Exception as error:  # noqa: BLE001  (handed to the caller, item by item)
-        return error

@@ -93,6 +93,7 @@ def load(
     on_broken: Callable[[], None] | None,
     tasks: Sequence[Task] | str | None,
     score_temperature: float,
+    max_tiles: int,
 ) -> Loaded:
     """Find, read, check and place a checkpoint, and start its engine's thread.
 
@@ -145,6 +146,8 @@ def load(
         model.config.text.decoder_head_dim,
         cpu_kernels=config.cpu_kernels,
         cuda_kernels=config.cuda_kernels,
+        vision=model.config.vision,
+        compile_tower=config.compile_tower,
         encode_stream=config.encode_stream,
         threads=config.threads,
     )
@@ -167,9 +170,17 @@ def load(
         max_new_tokens=config.max_new_tokens,
         adapters=named,
         score_temperature=score_temperature,
+        max_tiles=max(1, max_tiles),
     )
     image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
-    declared = asdict(config) | image_limits | {"decode_memory_bytes": limits.decode_bytes}
+    declared = (
+        asdict(config)
+        | image_limits
+        | {
+            "decode_memory_bytes": limits.decode_bytes,
+            "max_tiles": pipeline.max_tiles,
+        }
+    )
     info = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,

@@ -42,6 +42,7 @@ from florence.server.supervisor import (
     leave,
     mark_loaded,
     prepare_supervisor,
+    share_one_heap,
 )
 from florence.server.tls import Tls, tls_of
 from florence.server.typed.analysis import analyze_endpoint
@@ -218,6 +219,7 @@ def build_service(
     """
     devices = settings.devices(gpus)
     if is_worker():
+        share_one_heap()
         bound_connections(settings.head_timeout_s)
         traffic.TimeoutMiddleware = TimeLimit  # type: ignore[misc,assignment]  # see there
     inference = Inference(

@@ -28,6 +28,7 @@ _EXAMPLE = {
         "max_image_side": 65_535,
         "max_image_frames": 1000,
         "decode_memory_bytes": 536_870_912,
+        "max_tiles": 64,
         "max_batch_size": 64,
         "max_encode_batch": 16,
         "max_queue": 256,
@@ -71,6 +72,7 @@ class RequestLimits(BaseModel):
     max_image_side: int = Field(description="Most pixels of a picture's longer side.")
     max_image_frames: int = Field(description="Most frames or pages of a picture.")
     decode_memory_bytes: int = Field(description="Memory that decoding takes, in all readers together.")
+    max_tiles: int = Field(description="Most tiles of a picture that is cut.")
     max_batch_size: int = Field(description="Requests that decode together.")
     max_encode_batch: int = Field(description="Pictures that are encoded together.")
     max_queue: int = Field(description="Requests that may wait.")

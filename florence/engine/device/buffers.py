@@ -78,8 +78,8 @@ def uncaptured_work(
         shapes, stream = buckets(), backend.encode_stream
         steps = BucketSteps(context, memory, shapes, backend.capturer)
         capturer = stream.capturer or backend.capturer
-        return steps, BucketEncodes(model, caches, memory, shapes, capturer, stream)
-    encodes = PlainEncodes(model, caches, memory)
+        return steps, BucketEncodes(model, caches, memory, shapes, capturer, backend.encode, stream)
+    encodes = PlainEncodes(model, caches, memory, backend.encode)
     if backend.attention.masked:
         return DenseSteps(context, memory), encodes
     return RaggedSteps(context, memory), encodes

@@ -17,7 +17,8 @@ from florence.engine.device.encode_stream import EncodeStream
 from florence.engine.device.graphs import CapturedWork, GraphCapturer
 from florence.engine.device.memory import DeviceMemory
 from florence.model.caches import Caches
-from florence.model.chunks import Chunks, T, within
+from florence.model.chunks import Chunks, T, run_to_end, within
+from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
 
 Prompts = Sequence[Sequence[int]]
@@ -28,10 +29,13 @@ AdapterIndex = Sequence[int]
 
 
 class Encodes(ABC):
-    """The two halves of an encode, each in chunks between which decode steps may run."""
+    """The two halves of an encode, each in chunks between which decode steps may run; `backend` computes
+    their layers."""
 
-    def __init__(self, model: Florence2Model, caches: Caches, memory: DeviceMemory) -> None:
-        self._model, self._caches, self._memory = model, caches, memory
+    def __init__(
+        self, model: Florence2Model, caches: Caches, memory: DeviceMemory, backend: EncodeBackend = PLAIN
+    ) -> None:
+        self._model, self._caches, self._memory, self._backend = model, caches, memory, backend
 
     @abstractmethod
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
@@ -51,7 +55,7 @@ class PlainEncodes(Encodes):
     """Exactly the given pictures and prompts, in chunks."""
 
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
-        chunks = self._model.encode_images_in_chunks(batch_of(pixels, self._memory))
+        chunks = self._model.encode_images_in_chunks(batch_of(pixels, self._memory), self._backend)
         return (yield from self._with(adapters, chunks))
 
     def write_cross_kv(
@@ -69,9 +73,10 @@ class PlainEncodes(Encodes):
         mask = None
         if min(map(len, prompts)) < longest:
             mask = self._memory.upload(mask_of(prompts, pictures.shape[1], longest))
-        encoded = yield from language.encode_in_chunks(pictures, self._memory.upload(ids), mask)
+        ids = self._memory.upload(ids)
+        encoded = yield from language.encode_in_chunks(pictures, ids, mask, self._backend)
         where = self._memory.upload(torch.tensor(slots))
-        self._caches.write_cross_kv(where, language.decoder.cross_kv_by_layer(encoded))
+        self._backend.write_cross_kv(language.decoder, encoded, self._caches, where)
 
 
 class BucketEncodes(PlainEncodes):
@@ -90,9 +95,10 @@ class BucketEncodes(PlainEncodes):
         memory: DeviceMemory,
         buckets: Buckets,
         capturer: GraphCapturer,
+        backend: EncodeBackend = PLAIN,
         stream: EncodeStream | None = None,
     ) -> None:
-        super().__init__(model, caches, memory)
+        super().__init__(model, caches, memory, backend)
         self._buckets, self._capturer, self._stream = buckets, capturer, stream or EncodeStream()
         self._pixels: Tensor | None = None  # [pictures, height, width, 3]
         self._picture_adapters = torch.zeros(0)  # [pictures]
@@ -155,14 +161,15 @@ class BucketEncodes(PlainEncodes):
 
     def _encode_images(self, pixels: Tensor, adapters: Tensor) -> Sequence[Tensor]:
         with self._model.with_adapters(adapters):
-            return [self._model.encode_images(pixels)]
+            return [self._model.encode_images(pixels, self._backend)]
 
     def _write_cross_kv(
         self, pictures: Tensor, ids: Tensor, mask: Tensor, slots: Tensor, adapters: Tensor
     ) -> Sequence[Tensor]:
+        language = self._model.language
         with self._model.with_adapters(adapters):
-            encoded = self._model.language.encode(pictures, ids, mask)
-            self._caches.write_cross_kv(slots, self._model.language.decoder.cross_kv_by_layer(encoded))
+            encoded = run_to_end(language.encode_in_chunks(pictures, ids, mask, self._backend))
+            self._backend.write_cross_kv(language.decoder, encoded, self._caches, slots)
         return []
 
 

@@ -75,7 +75,7 @@ class Site:
     def __init__(self, inference: Inference, *, public: bool, playground: bool) -> None:
         self._inference, self._public, self._playground = inference, public, playground
         self._template = Template((_HERE / "root.html").read_text(encoding="utf-8"))
-        folders = ["shared", "samples", "docs", *(["ui"] if playground else [])]
+        folders = ["shared", "samples", "api", *(["ui"] if playground else [])]
         self._files = StaticFiles(packages=[(__package__, folder) for folder in folders])
         routes = [
             Route("/", self._root),
