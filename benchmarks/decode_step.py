@@ -38,11 +38,14 @@ from florence.engine.device.search_state import starts_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.florence2 import Florence2Model
-from florence.model.lowrank import Factors, linear_layers, make_bank
+from florence.model.grouped_adapters import make_bank
+from florence.model.lowrank import Factors, linear_layers
 
 ENCODER_LENGTH = 590
 PICTURES = 4
 """Of an encode, as many as the service encodes together on a CPU."""
+SIZE = 0.02
+"""Of an adapter's numbers: as small as those of a trained one, so that states stay as they are."""
 ADAPTED = re.compile(r"^language.*(q_proj|k_proj|v_proj|fc2)$|^vision.*fc2$|lm_head$")
 
 FIRST, LAST = 8, 24
@@ -121,7 +124,9 @@ def make_adapters(model: Florence2Model, count: int, rank: int) -> list[EngineAd
         EngineAdapter(
             str(number),
             {
-                name: Factors(torch.randn(rank, layer.in_features), torch.randn(layer.out_features, rank))
+                name: Factors(
+                    SIZE * torch.randn(rank, layer.in_features), SIZE * torch.randn(layer.out_features, rank)
+                )
                 for name, layer in layers.items()
             },
             str(number).encode(),

@@ -24,8 +24,9 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.errors import EngineError
 from florence.model.florence2 import Florence2Model
+from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack
-from florence.model.lowrank import LowRankKernels, make_bank
+from florence.model.lowrank import LowRankKernels
 
 VOCAB, SIDE, ROOM = 1100, 64, 12
 WHOLE_VECTORS = {"text_config": {"encoder_ffn_dim": 48, "decoder_ffn_dim": 80}}

@@ -36,7 +36,8 @@ from florence.engine.slots import Slot
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
-from florence.model.lowrank import Factors, linear_layers, make_bank
+from florence.model.grouped_adapters import make_bank
+from florence.model.lowrank import Factors, linear_layers
 from florence.model.vision import Normalize
 
 PICTURE_TOKENS, SIDE = 5, 64

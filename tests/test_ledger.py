@@ -200,8 +200,11 @@ def test_fp8_is_counted_as_what_it_is() -> None:
     products = names[1]["_scaled_mm"]
     assert products == names[1]["florence::quantize_rows"] > 10
     assert names[0]["_scaled_mm"] == 0
-    flop = [sum(graph.flop for graph in each.graphs) for each in (plain, low)]
-    assert flop[1] == pytest.approx(flop[0], rel=0.05)  # rounding and norms count for a little
+    flop = [
+        sum(op.flop for graph in each.graphs for op in graph.operations if op.kind.endswith("product"))
+        for each in (plain, low)
+    ]
+    assert flop[1] == flop[0] > 0
     assert 0 < sum(graph.fp8_flop for graph in low.graphs) < flop[0]
 
 

@@ -17,8 +17,10 @@ from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import run_to_end
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.florence2 import Florence2Model
+from florence.model.grouped_adapters import make_bank
 from florence.model.kernels import onednn
 from florence.model.kernels.linear import Linear
+from florence.model.lowrank import Factors, linear_layers
 
 CPU, PROMPT = torch.device("cpu"), 6
 
@@ -140,3 +142,28 @@ def test_a_compiler_that_fails_is_left_alone(
     assert caplog.text.count("torch.compile can't compute the tower") == 1
     for mine, theirs in zip(made, encoded(model, PLAIN), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_adapters_beside_the_layers_are_added(
+    model: Florence2Model, by_twins: EncodeBackend, part: str
+) -> None:
+    """To each row its own, and to one none, on all layers of tower or language model."""
+    model.adapters = make_bank(model, 2, fixed_shapes=True)
+    dice = torch.Generator().manual_seed(0)
+    layers = {
+        name: Factors(
+            0.3 * torch.randn(4, layer.in_features, generator=dice),
+            0.3 * torch.randn(layer.out_features, 4, generator=dice),
+        )
+        for name, layer in linear_layers(model).items()
+        if name.startswith(part)
+    }
+    model.adapters.place(2, layers)
+    without = encoded(model, PLAIN)
+    with torch.inference_mode(), model.with_adapters(torch.tensor([0, 2])):
+        mine, theirs = encoded(model, by_twins), encoded(model, PLAIN)
+    assert torch.equal(theirs[1][0], without[1][0])
+    assert not torch.allclose(theirs[1][1], without[1][1], atol=0.1)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

@@ -42,8 +42,9 @@ from florence.engine.sequence import SequenceState
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.fp8 import multiply_in_fp8
+from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack
-from florence.model.lowrank import RANK_MULTIPLE, Factors, linear_layers, make_bank
+from florence.model.lowrank import RANK_MULTIPLE, Factors, linear_layers
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
 from ledger.own import Load, own_kernels, rules_of

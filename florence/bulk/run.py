@@ -17,7 +17,7 @@ from typing import Any
 
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
-from florence.bulk.store import Answered
+from florence.bulk.store import AnsweredTasks
 from florence.errors import FlorenceError, RequestError, SettingsError, quote
 from florence.types.answer import TaskAnswer
 
@@ -71,7 +71,7 @@ class RunTally:
 def open_jobs(
     items: Iterable[PictureItem],
     questions: Sequence[PictureQuestion],
-    answered: Answered,
+    answered: AnsweredTasks,
     shard: Shard,
     tally: RunTally,
 ) -> Iterator[Job]:
@@ -79,7 +79,7 @@ def open_jobs(
 
     Raises RequestError for an item without a question.
     """
-    mine = Answered()
+    mine = AnsweredTasks()
     for item in items:
         if not shard.has(item.key):
             tally.elsewhere += 1

@@ -14,7 +14,7 @@ from florence.bulk.lines import FailureFile
 from florence.bulk.question import PictureQuestion, distinct, read_tasks_file
 from florence.bulk.run import Ask, Job, QuestionOutcome, Running, RunTally, Shard, open_jobs
 from florence.bulk.sources import Sources
-from florence.bulk.store import Answered, Store
+from florence.bulk.store import AnsweredTasks, Store
 from florence.cli.asking import find_task, open_asker, question_options, read_options, read_question
 from florence.cli.export import SOME_FAILED, export_results, read_exports
 from florence.cli.telling import tell_lines
@@ -164,7 +164,7 @@ def _with_task(arguments: argparse.Namespace, name: str | None) -> argparse.Name
     return argparse.Namespace(**{**vars(arguments), "task": name})
 
 
-def _tell_others(store: Store, answered: Answered, questions: Sequence[PictureQuestion]) -> None:
+def _tell_others(store: Store, answered: AnsweredTasks, questions: Sequence[PictureQuestion]) -> None:
     asked = {each.key for each in questions}
     others = {key: names for key, names in answered.items() if key not in asked}
     if others:

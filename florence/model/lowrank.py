@@ -3,9 +3,9 @@
 A layer with the weight W and an adapter's `up @ down` gives x a `W x + up (down x)`, in two thin products, so
 that rows with different adapters, and rows with none, share the product with W (Punica, arXiv 2310.18547;
 S-LoRA, arXiv 2311.03285). An adapter has a slot from 1 on; slot 0 is none. What is summed depends on a row's
-own slot only. Two layouts compute the same: `GroupedAdapters`, which reads the slots on the host and does
-nothing for rows without, and `StackedAdapters`, whose shapes depend on no value, so that a CUDA graph can
-hold them. Knows tensors and slots; nothing about files, names of adapters and requests.
+own slot only. `StackedAdapters`, in plain PyTorch, has shapes that depend on no value, so that a CUDA graph
+can hold them; `grouped_adapters.py` does no more work than there are rows with adapters. Knows tensors and
+slots; nothing about files, names of adapters and requests.
 """
 
 from __future__ import annotations
@@ -19,14 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence.model.kernels.cpu.products import PanelWeight
 from florence.model.kernels.linear import Linear
 
 RANK_MULTIPLE = 16
 """Ranks are padded with zeros to a multiple of this: kernels load whole vectors."""
-
-Rows = slice | Tensor
-"""Rows of a batch: adjacent ones, or any by their indexes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,90 +84,6 @@ class AdapterBank(ABC):
             self._end()
 
 
-class GroupedAdapters(AdapterBank):
-    """Rows are grouped by adapter, and each group is multiplied by itself: work for what is there only, ranks
-    as they are. Reads slots on the host, so not for graphs. Where the layer's own product does not depend on
-    other rows, this one does not either."""
-
-    def __init__(self, model: nn.Module, slots: int) -> None:
-        super().__init__(model, slots)
-        self.groups: list[tuple[int, Rows]] = []
-        self.rows = 0
-        self._held: dict[int, Mapping[str, Factors]] = {}
-
-    def reserve(self, adapters: Sequence[Mapping[str, Factors]]) -> None:
-        pass
-
-    def place(self, slot: int, layers: Mapping[str, Factors]) -> bool:
-        for name, linear in self._linears.items():
-            beside = linear.beside
-            if not isinstance(beside, _GroupedLayer):
-                beside = _GroupedLayer(self, linear.out_features)
-            beside.parts.pop(slot, None)
-            if name in layers:
-                beside.parts[slot] = _products(linear, layers[name], self._dtype, self._device)
-            linear.beside = beside if beside.parts else None
-        self._held[slot] = layers
-        return False
-
-    @property
-    def nbytes(self) -> int:
-        held = (factors for layers in self._held.values() for factors in layers.values())
-        return sum(self._dtype.itemsize * (each.down.numel() + each.up.numel()) for each in held)
-
-    def _begin(self, index: Tensor) -> None:
-        slots = index.tolist()
-        self.rows = len(slots)
-        self.groups = _groups(slots)
-
-    def _end(self) -> None:
-        self.groups = []
-
-
-class _PlainWeight:
-    """A weight [outputs, inner], multiplied by PyTorch."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
-
-    def product(self, states: Tensor) -> Tensor:
-        return F.linear(states, self._weight)
-
-
-ThinWeight = PanelWeight | _PlainWeight
-
-
-class _GroupedLayer:
-    """One layer's parts, by slot."""
-
-    def __init__(self, bank: GroupedAdapters, outputs: int) -> None:
-        self.parts: dict[int, tuple[ThinWeight, ThinWeight]] = {}
-        self._bank, self._outputs = bank, outputs
-
-    def sums(self, states: Tensor) -> Tensor | None:
-        if not any(slot in self.parts for slot, _ in self._bank.groups):
-            return None
-        total = states.new_zeros(*states.shape[:-1], self._outputs)
-        self.add_to(total, states)
-        return total
-
-    def add_to(self, total: Tensor, states: Tensor) -> None:
-        rows = self._bank.rows
-        split = states.reshape(rows, -1, states.shape[-1])  # [rows, parts, inputs]
-        totals = total.view(rows, -1, self._outputs)
-        for slot, where in self._bank.groups:
-            if slot not in self.parts:
-                continue
-            down, up = self.parts[slot]
-            thin = down.product(split[where])
-            if isinstance(where, Tensor):
-                totals.index_add_(0, where, up.product(thin).to(total.dtype))
-            elif isinstance(up, PanelWeight) and total.dtype == thin.dtype:
-                up.add_to(totals[where], thin)
-            else:
-                totals[where] += up.product(thin)
-
-
 @dataclass(frozen=True, slots=True)
 class LowRankKernels:
     """Products of single rows with their own slot's part of stacked matrices; the definitions are in
@@ -226,7 +138,7 @@ class StackedAdapters(AdapterBank):
     def _lay_out(self, adapters: Sequence[Mapping[str, Factors]]) -> bool:
         """Make the tensors wide enough, and add layers that have none; whether anything changed."""
         ranks = [len(factors.down) for layers in adapters for factors in layers.values()]
-        rank, names = _padded(max(ranks, default=1)), {name for layers in adapters for name in layers}
+        rank, names = padded(max(ranks, default=1)), {name for layers in adapters for name in layers}
         has = {name for name, linear in self._linears.items() if linear.beside is not None}
         if rank <= self._rank and names <= has:
             return False
@@ -300,42 +212,11 @@ class _StackedLayer:
         kernels.expand(kernels.shrink(rows, index, self.down, self._bank.rank), index, self.up, total)
 
 
-def make_bank(
-    model: nn.Module, slots: int, *, fixed_shapes: bool, kernels: LowRankKernels | None = None
-) -> AdapterBank:
-    """Room for so many adapters beside a model's layers; `fixed_shapes`: for graphs, with these `kernels`."""
-    return StackedAdapters(model, slots, kernels) if fixed_shapes else GroupedAdapters(model, slots)
-
-
 def linear_layers(model: nn.Module) -> dict[str, Linear]:
     """The layers that an adapter may have beside it, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
 
 
-def _groups(slots: Sequence[int]) -> list[tuple[int, Rows]]:
-    """Each slot that is in use, and its rows."""
-    rows: dict[int, list[int]] = {}
-    for row, slot in enumerate(slots):
-        if slot:
-            rows.setdefault(slot, []).append(row)
-    return [(slot, _rows(found)) for slot, found in rows.items()]
-
-
-def _rows(found: list[int]) -> Rows:
-    first, end = found[0], found[-1] + 1
-    return slice(first, end) if end - first == len(found) else torch.tensor(found)
-
-
-def _products(
-    linear: Linear, factors: Factors, dtype: torch.dtype, device: torch.device
-) -> tuple[ThinWeight, ThinWeight]:
-    """Both products, by the layer's own kernel where it has one that reads them."""
-    down, up = factors.padded(_padded(len(factors.down)), dtype, device)
-    packed = linear.packed
-    if isinstance(packed, PanelWeight):
-        return packed.like(down), packed.like(up)
-    return _PlainWeight(down), _PlainWeight(up)
-
-
-def _padded(rank: int) -> int:
+def padded(rank: int) -> int:
+    """The rank with zeros up to `RANK_MULTIPLE`."""
     return -(-rank // RANK_MULTIPLE) * RANK_MULTIPLE

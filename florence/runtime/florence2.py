@@ -10,19 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from io import BytesIO
 from typing import Any, Unpack
-
-from PIL import Image
 
 from florence.answers.answer import Answer, OriginalAnswer
 from florence.checkpoint.adapter_list import AdapterSources
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
 from florence.errors import FlorenceError
-from florence.images.decode import load_image
 from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
-from florence.images.seen import View
 from florence.images.tiles import MOST_TILES
 from florence.model.devices import pick_device
 from florence.readers.picture import PictureSource
@@ -31,16 +26,21 @@ from florence.runtime.dispatcher import Dispatcher
 from florence.runtime.futures import failed, outcome_in
 from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
-from florence.runtime.run_options import RunOptions, most_places, parameters_of, task_of, view_of
+from florence.runtime.run_options import (
+    Item,
+    RunOptions,
+    grey_picture,
+    most_places,
+    own_picture,
+    parameters_of,
+    task_of,
+    view_of,
+)
 from florence.runtime.shares import Shares, no_owner
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.declared import DeclaredTask
 from florence.types.pictures import Pictures
-from florence.types.tasks import TASKS, Task, TaskSpec, TaskTable
-
-Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
-"""PictureSource, task, and the task's text or region where it takes one."""
+from florence.types.tasks import Task, TaskSpec, TaskTable
 
 
 class Florence2:
@@ -56,8 +56,7 @@ class Florence2:
         self._memory = loaded.memory
         limits = loaded.info["limits"]
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
-        busy = limits["max_batch_size"] + limits["max_encode_batch"]
-        self._in_flight = min(busy, limits["max_queue"])
+        self._in_flight = limits["max_batch_size"] + limits["max_encode_batch"]
         self._limits, self._pictures = loaded.limits, pictures
         self._dispatcher = Dispatcher(
             loaded.pipeline, loaded.engine, loaded.readers, loaded.observer, shares=shares
@@ -186,9 +185,6 @@ class Florence2:
         for answers that are read from the text alone. Cancelling the future frees the device at its next
         step.
 
-        With `tiles` and a picture larger than one tile, each tile is a request of its own in the engine: it
-        counts in the limits on waiting requests, and the time limit and a cancellation hold for all of them.
-
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
         """
@@ -271,9 +267,7 @@ class Florence2:
 
     def warm_up(self) -> None:
         """Run a grey picture through every part, so that the first request is not slower than the next."""
-        picture = BytesIO()
-        Image.new("RGB", (64, 64), "grey").save(picture, "PNG")  # encoded: readers decode it
-        self.run(picture.getvalue(), "<CAPTION>", max_new_tokens=4)
+        self.run(grey_picture(), "<CAPTION>", max_new_tokens=4)
 
     @property
     def ready(self) -> bool:
@@ -303,12 +297,7 @@ class Florence2:
     def info(self) -> dict[str, Any]:
         """What runs, and how: checkpoint, revision, adapters, device, dtype, limits, generation settings,
         tasks."""
-        own = [task for task in self.tasks.values() if task.token not in TASKS]
-        return self._info | {
-            "adapters": [each.model_dump(mode="json") for each in self._pipeline.adapters.infos],
-            "tasks": list(self.tasks),
-            "declared_tasks": [DeclaredTask.of(task).model_dump(mode="json") for task in own],
-        }
+        return self._info | self._pipeline.described()
 
     def memory(self) -> dict[str, int]:
         """Bytes on device and machine: `caches` of the requests that are decoded, `picture_cache` of the
@@ -346,7 +335,7 @@ class Florence2:
         try:
             parameters = parameters_of(options)
             view = view_of(parameters, self._pictures, self._pipeline.max_tiles)
-            image = self._own(image, view)
+            image = own_picture(image, view, self._limits)
             tasks = [(task_of(task, options), text) for task, text in asks]
         except FlorenceError as error:
             return [failed(error.with_traceback(None)) for _ in asks]  # this frame holds the picture
@@ -358,10 +347,3 @@ class Florence2:
             for task, text in tasks
         ]
         return self._dispatcher.submit(image, requests, view)
-
-    def _own(self, image: PictureSource, view: View) -> PictureSource:
-        """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
-        if not isinstance(image, Image.Image):
-            return image
-        picture = load_image(image, self._limits, view)
-        return picture.copy() if picture is image else picture

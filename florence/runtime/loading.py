@@ -39,8 +39,8 @@ from florence.model.devices import (
     pick_dtype,
 )
 from florence.model.fp8 import multiply_in_fp8
+from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack, quantize
-from florence.model.lowrank import make_bank
 from florence.model.vision import Normalize
 from florence.readers.processes import ProcessReaders
 from florence.readers.readers import Readers, ThreadReaders

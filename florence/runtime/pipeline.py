@@ -28,11 +28,12 @@ from florence.runtime.gathering import OnTile
 from florence.runtime.streaming import OnText
 from florence.types.adapters import AdapterOption
 from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.declared import DeclaredTask
 from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
 from florence.types.results import Result
-from florence.types.tasks import Input, Task, TaskTable
+from florence.types.tasks import TASKS, Input, Task, TaskTable
 from florence.types.tiling import TileOptions
 
 TaskText = str | Sequence[float] | None
@@ -102,6 +103,15 @@ class Pipeline:
     def tasks(self) -> TaskTable:
         """Those of the checkpoint and of the adapters."""
         return self.adapters.table
+
+    def described(self) -> dict[str, Any]:
+        """What `info` says of adapters and tasks."""
+        own = [task for task in self.tasks.values() if task.token not in TASKS]
+        return {
+            "adapters": [each.model_dump(mode="json") for each in self.adapters.infos],
+            "tasks": list(self.tasks),
+            "declared_tasks": [DeclaredTask.of(task).model_dump(mode="json") for task in own],
+        }
 
     def check(self, request: TaskRequest) -> CheckedTask:
         """All checks that need no picture. Raises `TaskError` and `OptionError`."""

@@ -5,17 +5,26 @@ Knows nothing about engines and readers.
 
 from __future__ import annotations
 
+from io import BytesIO
+
+from PIL import Image
 from PIL.ImageColor import getrgb
 
 from florence.errors import OptionError, TaskError, quote
+from florence.images.decode import load_image
+from florence.images.limits import ImageLimits
 from florence.images.seen import View
 from florence.images.tiles import Tiling
+from florence.readers.picture import PictureSource
 from florence.runtime.gathering import OnTile
 from florence.runtime.pipeline import TaskText
 from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
 from florence.types.pictures import PictureOptions, Pictures
 from florence.types.tasks import AnswerAs, Kind, Task, prompt_task
 from florence.types.tiling import USUAL_OVERLAP, USUAL_SCALE, TileOptions
+
+Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
+"""PictureSource, task, and the task's text or region where it takes one."""
 
 
 class RunOptions(RequestKeywords, total=False):
@@ -69,6 +78,21 @@ def tiling_of(parameters: GenerationParameters, max_tiles: int) -> Tiling | None
         overlap=USUAL_OVERLAP if overlap is None else overlap,
         most=max_tiles,
     )
+
+
+def own_picture(image: PictureSource, view: View, limits: ImageLimits) -> PictureSource:
+    """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
+    if not isinstance(image, Image.Image):
+        return image
+    picture = load_image(image, limits, view)
+    return picture.copy() if picture is image else picture
+
+
+def grey_picture() -> bytes:
+    """A small one, encoded: readers decode it."""
+    file = BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+    return file.getvalue()
 
 
 def most_places(options: RunOptions, max_tiles: int) -> int:

@@ -16,19 +16,19 @@ from florence.demo.world.ground_truth import Question
 from florence.demo.world.scenes import Scene, Thing
 from florence.types.regions import locations_to_pixels
 
-Asked = tuple[str, Scene, Sequence[Question]]
+AskedScene = tuple[str, Scene, Sequence[Question]]
 """A picture's file name, its scene, and what was asked about it."""
 
 _LOCATION = re.compile(r"<loc_(\d+)>")
 _LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
 
 
-def coco_tasks(scenes: Sequence[Asked]) -> dict[str, dict[str, Any]]:
+def coco_tasks(scenes: Sequence[AskedScene]) -> dict[str, dict[str, Any]]:
     """A data set for each of `TASK_FILES`, by its name."""
     return {name: _data_set(scenes, task, note) for name, (task, note) in TASK_FILES.items()}
 
 
-def _data_set(scenes: Sequence[Asked], task: str, note: _Note) -> dict[str, Any]:
+def _data_set(scenes: Sequence[AskedScene], task: str, note: _Note) -> dict[str, Any]:
     head = coco_head([(name, scene) for name, scene, _ in scenes])
     phrases: dict[str, int] = {}
     annotations: list[dict[str, Any]] = []

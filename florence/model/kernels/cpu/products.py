@@ -22,9 +22,6 @@ from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, available, pla
 TASKS = 16
 """Tasks for each thread that a product is divided into; an idle thread takes the next one."""
 
-ALONE = 2**19
-"""Multiplications of a product for which no other thread is woken: it takes about as long as waking one."""
-
 MAX_PLANS = 1024
 """Shapes whose division into tasks is cached."""
 
@@ -48,8 +45,8 @@ class Products:
         self.plan = lru_cache(MAX_PLANS)(self._plan)
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
         make_work = partial(cpu_product_kernel.make_work, self.panels, dtype.itemsize)
-        fields = cpu_product_kernel.ProductJob._fields
-        self.kernel = load_kernel(f"product {dtype} {self.panels.width}", fields, make_work)
+        self.fields = cpu_product_kernel.ProductJob._fields
+        self.kernel = load_kernel(f"product {dtype} {self.panels.width}", self.fields, make_work)
 
     def fit(self, weight: Tensor) -> bool:
         """Whether a weight can be packed into panels."""
@@ -105,33 +102,30 @@ class PanelWeight:
             return activate(self._run(states, residual, states.dtype), activation)
         return self._run(states, residual, states.dtype, gelu=activation is not None)
 
-    def like(self, weight: Tensor) -> PanelWeight:
-        """Another weight, without bias, for the same kernel, which must fit it."""
-        return PanelWeight(self._products, weight, None)
+    @property
+    def products(self) -> Products:
+        """The kernel that it is packed for."""
+        return self._products
 
     def sums(self, states: Tensor) -> Tensor:
         """[..., inner] -> float32 [..., outputs], not rounded to the dtype."""
         return self._run(states, None, torch.float32)
 
-    def add_to(self, total: Tensor, states: Tensor) -> None:
-        """Add the product of `states` [..., inner] to `total` [..., outputs], which is contiguous and of the
-        same dtype."""
-        self._run(states, total, total.dtype, output=total.view(-1, self.outputs))
+    def job(self, rows: int) -> tuple[int, list[int]]:
+        """Of `ProductBatch`: bytes of working memory, and the fields of a job for so many rows; addresses and
+        strides of states and outputs are 0."""
+        products = self._products
+        block, group, scratch_bytes = products.plan(rows, self.inner, self._panels)
+        sizes = [rows, self.inner, self.outputs, self._panels, block, group]
+        return scratch_bytes, [*sizes, 0, 0, self._packed.data_ptr(), self._bias.data_ptr(), *[0] * 7]
 
     def _run(
-        self,
-        states: Tensor,
-        residual: Tensor | None,
-        dtype: torch.dtype,
-        *,
-        gelu: bool = False,
-        output: Tensor | None = None,
+        self, states: Tensor, residual: Tensor | None, dtype: torch.dtype, *, gelu: bool = False
     ) -> Tensor:
         products = self._products
         rows = _as_rows(states, self.inner, products.dtype)
         count = rows.shape[0]
-        if output is None:
-            output = torch.empty(count, self.outputs, dtype=dtype)
+        output = torch.empty(count, self.outputs, dtype=dtype)
         added: tuple[int, ...] = 0, 0
         if residual is not None:
             residual = _as_rows(residual, self.outputs, products.dtype)
@@ -142,10 +136,9 @@ class PanelWeight:
         job = (  # the fields of `ProductJob`
             *(count, self.inner, self.outputs, self._panels, block, group),
             *(*places(rows), self._packed.data_ptr(), self._bias.data_ptr(), *added, *places(output)),
-            *(gelu, dtype is torch.float32),
+            *(gelu, dtype is torch.float32, 0),
         )
-        alone = count * self.inner * self.outputs <= ALONE
-        products.team.run(products.kernel.address, scratch_bytes, job, alone=alone)
+        products.team.run(products.kernel.address, scratch_bytes, job)
         return output if states.dim() == 2 else output.view(*states.shape[:-1], self.outputs)
 
 
