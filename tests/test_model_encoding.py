@@ -17,9 +17,10 @@ from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import run_to_end
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.florence2 import Florence2Model
+from florence.model.grouped_adapters import make_bank
 from florence.model.kernels import onednn
 from florence.model.kernels.linear import Linear
-from florence.model.lowrank import Factors, StackedAdapters, linear_layers
+from florence.model.lowrank import Factors, linear_layers
 
 CPU, PROMPT = torch.device("cpu"), 6
 
@@ -148,7 +149,7 @@ def test_adapters_beside_the_layers_are_added(
     model: Florence2Model, by_twins: EncodeBackend, part: str
 ) -> None:
     """To each row its own, and to one none, on all layers of tower or language model."""
-    model.adapters = StackedAdapters(model, 2)
+    model.adapters = make_bank(model, 2, fixed_shapes=True)
     dice = torch.Generator().manual_seed(0)
     layers = {
         name: Factors(
