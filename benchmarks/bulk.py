@@ -2,9 +2,9 @@
 
     python benchmarks/bulk.py --pictures 100000
 
-Measures the service's own rate with as little work on the client's side as can be, before and after; then
-`florence bulk` asks about so many small pictures, each a file of its own. Prints both rates, their ratio, and
-the memory of the command at a quarter, a half, three quarters and the end of its way.
+In each round the service's own rate is measured with as little work on the client's side as can be; then
+`florence bulk` asks about so many small pictures, each a file of its own. Prints both rates, the medians of
+them and of their ratio, and the memory of the last command at a quarter, a half, three quarters and the end.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,22 +35,27 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--at-once", type=int, default=1, help="pictures that the echo answers side by side")
     parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="of each measurement of the service alone"
     )
     arguments = parser.parse_args()
     environment = {"FLORENCE_MODEL": "demo", "ECHO_AT_ONCE": str(arguments.at_once)}
-    with (
-        serving("echo_services:slow_echo", Path(__file__).parent, **environment) as server,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        content = make_pictures(Path(folder) / "in", arguments.pictures)
-        before = own_rate(server, content, arguments.seconds, arguments.concurrency)
-        rate, memory = bulk_rate(server, Path(folder), arguments.pictures, arguments.concurrency)
-        after = own_rate(server, content, arguments.seconds, arguments.concurrency)
-    print(f"the service alone: {before:.1f} and {after:.1f} requests/s")
-    print(f"florence bulk: {rate:.1f} pictures/s, {2 * rate / (before + after):.3f} of their mean")
-    quarters = [memory[len(memory) * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
+    rows: list[tuple[float, float]] = []
+    with serving("echo_services:slow_echo", Path(__file__).parent, **environment) as server:
+        for _ in range(arguments.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                content = make_pictures(Path(folder) / "in", arguments.pictures)
+                alone = own_rate(server, content, arguments.seconds, arguments.concurrency)
+                rate, memory = bulk_rate(server, Path(folder), arguments.pictures, arguments.concurrency)
+            rows.append((alone, rate))
+            print(
+                f"the service alone: {alone:.1f} requests/s; florence bulk: {rate:.1f} pictures/s", flush=True
+            )
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    ratio = statistics.median(rate / alone for alone, rate in rows)
+    print(f"medians: {medians[0]:.1f} and {medians[1]:.1f}; of their ratios: {ratio:.3f}")
+    quarters = [memory[max(len(memory) * quarter // 4 - 1, 0)] for quarter in (1, 2, 3, 4)]
     print("its memory: " + ", ".join(f"{size / 2**20:.1f}" for size in quarters) + " MiB")
 
 
@@ -94,17 +100,27 @@ def bulk_rate(server: Server, folder: Path, count: int, concurrency: int) -> tup
         if process.poll() is not None:
             raise SystemExit("florence bulk ended before its first answer")
         time.sleep(0.005)
-    started, memory = time.perf_counter(), [seen.memory_info().rss]
+    started, memory, first = time.perf_counter(), [seen.memory_info().rss], seen.cpu_times()
+    last, before = first, count_lines(out)
     while True:
         try:
             status = process.wait(1.0)
             break
         except subprocess.TimeoutExpired:
             memory.append(seen.memory_info().rss)
+            last, answered = seen.cpu_times(), count_lines(out) - before
     seconds = time.perf_counter() - started
     if status:
         raise SystemExit(f"florence bulk ended with status {status}")
+    if last is not first and answered:
+        used_s = last.user + last.system - first.user - first.system
+        print(f"CPU time of bulk: {1000 * used_s / answered:.2f} ms a picture")
     return count / seconds, memory
+
+
+def count_lines(file: Path) -> int:
+    """Answers that are in it."""
+    return file.read_bytes().count(b"\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """CPU seconds and wall seconds of one decode step: this engine against `transformers.generate`, in one run.
 
     python benchmarks/decode_step.py [--size large|base|tiny] [--requests 16] [--beams 3] [--dtype bfloat16]
-                                     [--scores]
+                                     [--scores | --adapters N [--rank R]]
 
 Both decode the same random weights from encoder states of the same length, with beam search, the n-gram rule
 and forced tokens, in turns; a figure is the median over the steps of all turns. transformers runs one static
@@ -10,28 +10,44 @@ on this machine, of the rows of the step, and what the step's own products would
 
 `--scores` measures, in place of transformers, what the window sums for scores add to a step in which every
 beam writes a location; a step in which none does skips them.
+
+`--adapters` measures, in place of transformers, what N adapters of rank R add to a step in which every
+request has one, and to an encode: on q, k, v and the second feed-forward layer of the language model, that of
+the tower, and the head, which is what the usual trainings of Florence-2 adapt.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from random_models import SIZES, backend_of, convert, make_native
+from random_models import SIDE, SIZES, backend_of, convert, make_native
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
+from florence.engine.adapters import EngineAdapter
 from florence.engine.device.runner import Runner
 from florence.engine.device.search_state import starts_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.florence2 import Florence2Model
+from florence.model.grouped_adapters import make_bank
+from florence.model.lowrank import Factors, linear_layers
 
 ENCODER_LENGTH = 590
+PICTURES = 4
+"""Of an encode, as many as the service encodes together on a CPU."""
+SIZE = 0.02
+"""Of an adapter's numbers: as small as those of a trained one, so that states stay as they are."""
+ADAPTED = re.compile(r"^language.*(q_proj|k_proj|v_proj|fc2)$|^vision.*fc2$|lm_head$")
+
 FIRST, LAST = 8, 24
 """Steps that count: the first ones warm up."""
 
@@ -77,20 +93,83 @@ def steps_of_transformers(
 
 
 @torch.inference_mode()
-def steps_of_engine(runner: Runner, encoded: Tensor, beams: int) -> list[Cost]:
-    """The engine's step, the searches of all requests in it."""
+def steps_of_engine(
+    runner: Runner, encoded: Tensor, beams: int, adapters: Sequence[EngineAdapter | None] = (None,)
+) -> list[Cost]:
+    """The engine's step, the searches of all requests in it, which have these adapters in turn."""
     options = GenerationOptions(beams, LAST + 2, LAST + 2, 3, True, 1.0)
     request = Request(np.zeros((32, 32, 3), np.uint8), (0, 2), options)
     taken = [runner.slots.take(beams) for _ in encoded]
     slots = torch.tensor([slot.index for slot in taken])
     runner.caches.write_cross_kv(slots, runner.model.language.decoder.cross_kv_by_layer(encoded))
     runner.state.start(starts_of([(slot, options) for slot in taken]))
-    sequences = [SequenceState(request, slot, 577, ENCODER_LENGTH) for slot in taken]
+    sequences = [
+        SequenceState(replace(request, adapter=adapters[index % len(adapters)]))
+        for index in range(len(encoded))
+    ]
+    for sequence, slot in zip(sequences, taken, strict=True):
+        sequence.place(slot, 577, ENCODER_LENGTH)
+    runner.place_adapters(sequences)
     clock = Clock()
     for _ in range(LAST + 2):
         runner.step(sequences)
         clock.marks.append((time.process_time(), time.perf_counter()))
     return clock.costs()
+
+
+def make_adapters(model: Florence2Model, count: int, rank: int) -> list[EngineAdapter]:
+    """Adapters with random numbers."""
+    layers = {name: layer for name, layer in linear_layers(model).items() if ADAPTED.search(name)}
+    return [
+        EngineAdapter(
+            str(number),
+            {
+                name: Factors(
+                    SIZE * torch.randn(rank, layer.in_features), SIZE * torch.randn(layer.out_features, rank)
+                )
+                for name, layer in layers.items()
+            },
+            str(number).encode(),
+        )
+        for number in range(count)
+    ]
+
+
+@torch.inference_mode()
+def encode_cost(model: Florence2Model, side: int, index: Tensor) -> Cost:
+    """One encode of pictures with prompts of twelve tokens, with the adapters in the slots `index`."""
+    pixels = torch.randint(0, 256, (len(index), side, side, 3), dtype=torch.uint8)
+    prompts = torch.zeros(len(index), 12, dtype=torch.int64)
+    began = time.process_time(), time.perf_counter()
+    with model.with_adapters(index):
+        encoded = model.encode(model.encode_images(pixels), prompts)
+        model.language.decoder.cross_kv(encoded)
+    return time.process_time() - began[0], time.perf_counter() - began[1]
+
+
+def _print_adapters(runner: Runner, encoded: Tensor, arguments: argparse.Namespace) -> None:
+    plain, adapted = list[Cost](), list[Cost]()
+    adapters = make_adapters(runner.model, arguments.adapters, arguments.rank)
+    for _ in range(arguments.turns):
+        plain += steps_of_engine(runner, encoded, arguments.beams)
+        adapted += steps_of_engine(runner, encoded, arguments.beams, adapters)
+    _print_share("step", plain, adapted)
+    slots, side = 1 + torch.arange(PICTURES) % arguments.adapters, SIDE[arguments.size]
+    plain, adapted = [], []
+    for _ in range(arguments.turns):
+        plain.append(encode_cost(runner.model, side, torch.zeros_like(slots)))
+        adapted.append(encode_cost(runner.model, side, slots))
+    _print_share(f"encode of {PICTURES}", plain, adapted)
+
+
+def _print_share(name: str, plain: list[Cost], adapted: list[Cost]) -> None:
+    medians = [
+        [statistics.median(values) for values in zip(*costs, strict=True)] for costs in (plain, adapted)
+    ]
+    for which, (cpu, wall) in zip(("without", "with"), medians, strict=True):
+        print(f"{name} {which:8} {1e3 * cpu:9.2f} CPU-ms {1e3 * wall:9.2f} ms wall")
+    more = [after / before - 1 for before, after in zip(*medians, strict=True)]
+    print(f"{name} {'more':8} {more[0]:9.1%}        {more[1]:9.1%}")
 
 
 @torch.inference_mode()
@@ -154,10 +233,14 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--scores", action="store_true", help="what scores add to a step")
+    parser.add_argument("--adapters", type=int, default=0, help="what so many adapters add to a step")
+    parser.add_argument("--rank", type=int, default=8, help="of the adapters")
     arguments = parser.parse_args()
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     native = make_native(arguments.size, dtype)
     model = convert(native, torch.device("cpu"), dtype)
+    if arguments.adapters:
+        model.adapters = make_bank(model, arguments.adapters, fixed_shapes=False)
     ordered = range(100, 1100)  # a thousand ids, wherever they are
     runner = Runner(model, arguments.requests, backend=backend_of(model), ordered=ordered)
     width = SIZES[arguments.size][0]
@@ -166,6 +249,9 @@ def main() -> None:
         f"{arguments.size}, {arguments.requests} requests x {arguments.beams} beams, {ENCODER_LENGTH} tokens "
         f"encoded, {arguments.dtype}, {torch.get_num_threads()} threads"
     )
+    if arguments.adapters:
+        _print_adapters(runner, encoded, arguments)
+        return
     if arguments.scores:
         ours = [
             cost for _ in range(arguments.turns) for cost in steps_of_engine(runner, encoded, arguments.beams)

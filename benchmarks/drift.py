@@ -17,10 +17,11 @@ from typing import Final
 import numpy as np
 
 from florence.answers.answer import Answer
-from florence.demo.evaluate import exam_parser, finite, run, scenes_of, write_json
+from florence.demo.evaluate import exam_parser, run, scenes_of, write_json
 from florence.demo.evaluation.exam import Exam, ask_model
 from florence.demo.evaluation.grading import Grade
-from florence.demo.evaluation.metrics import Figures, mean
+from florence.evaluation.figures import Figures
+from florence.evaluation.report import as_json
 from florence.runtime.florence2 import Florence2
 
 ALL: Final = "all tasks"
@@ -45,13 +46,17 @@ def compare(first: Sequence[str], second: Sequence[str]) -> Figures:
     moves: list[float] = [abs(a - b) for one, two in like for a, b in zip(one, two, strict=True)]
     return {
         "answers": len(pairs),
-        "same_text": mean([one == two for one, two in pairs]),
-        "same_words": mean([one == two for one, two in words if any(one) or any(two)]),
+        "same_text": _mean([one == two for one, two in pairs]),
+        "same_words": _mean([one == two for one, two in words if any(one) or any(two)]),
         "comparable": len(like) / len(located) if located else math.nan,
-        "bins_same": mean([move == 0 for move in moves]),
-        "bins_mean": mean(moves),
+        "bins_same": _mean([move == 0 for move in moves]),
+        "bins_mean": _mean(moves),
         "bins_p95": float(np.percentile(moves or [math.nan], 95)),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
 
 
 def _words(text: str) -> list[str]:
@@ -119,9 +124,11 @@ def _drift(arguments: argparse.Namespace, exam: Exam) -> None:
         compared = compare_tasks(exam, answers[first], answers[dtype])
         changed = changes(grades[first], grades[dtype])
         print(f"{dtype} against {first}", table(compared, changed), "", sep="\n")
-        drift[dtype] = {"answers": finite(compared), "changes": finite(changed)}
+        drift[dtype] = {"answers": as_json(compared), "changes": as_json(changed)}
     print(f"{scenes_of(arguments)}, {time.monotonic() - began:.0f} s; text, words, bins: share of the same")
-    figures = {dtype: finite({task: one.figures for task, one in of.items()}) for dtype, of in grades.items()}
+    figures = {
+        dtype: as_json({task: one.figures for task, one in of.items()}) for dtype, of in grades.items()
+    }
     write_json(arguments, {"reference": first, "drift": drift, "figures": figures})
 
 

@@ -97,7 +97,8 @@ def load_saved(
 
 def backend_of(model: Florence2Model) -> Backend:
     """How the service would run the model on its device."""
-    return Backend.for_device(model.device, model.dtype, model.config.text.decoder_head_dim)
+    config = model.config
+    return Backend.for_device(model.device, model.dtype, config.text.decoder_head_dim, vision=config.vision)
 
 
 @torch.no_grad()

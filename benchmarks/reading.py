@@ -26,7 +26,7 @@ from PIL import Image
 
 from florence.images.decode import decode, inspect
 from florence.images.limits import DEFAULT_LIMITS
-from florence.images.preprocess import InputSize, read_resized, resize
+from florence.images.preprocess import InputSize, read_tiles, resize
 from florence.images.seen import ORIGINAL
 from florence.readers.picture import ReadPicture
 from florence.readers.processes import ProcessReaders
@@ -66,7 +66,7 @@ def print_parts(name: str, data: bytes, size: InputSize, times: int) -> None:
     fast = InputSize(size.height, size.width, size.resample, fast_jpeg=True)
 
     def read(one: InputSize) -> object:
-        return read_resized(inspect(data, DEFAULT_LIMITS), one)
+        return [*read_tiles(inspect(data, DEFAULT_LIMITS), one)[1]]
 
     line = (
         f"{name:10} {width * height / 1e6:5.1f} MP {len(data) / 1e6:6.2f} MB"
@@ -74,7 +74,7 @@ def print_parts(name: str, data: bytes, size: InputSize, times: int) -> None:
         f"  resize {milliseconds(lambda: resize(image, size), times):6.1f} ms"
         f"  both {milliseconds(lambda: read(size), times):7.1f} ms"
     )
-    exact, near = (np.asarray(read_resized(header, one)[0], dtype=int) for one in (size, fast))
+    exact, near = (np.asarray(next(read_tiles(header, one)[1]), dtype=int) for one in (size, fast))
     difference = np.abs(exact - near)
     if difference.any():
         line += (

@@ -29,6 +29,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from florence.engine.config import CpuKernels, CudaKernels, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
+from florence.images.tiles import MOST_TILES
 from florence.types.pictures import Pictures
 from florence.types.precision import Precision
 
@@ -82,6 +83,19 @@ class Settings(BaseSettings):
         default=None,
         description="LoRA adapter that is merged into the weights at the start: a hub id or a directory.",
     )
+    adapters: str | None = Field(
+        default=None,
+        description="LoRA adapters that requests may name, beside the weights: `name=source`, separated by "
+        "commas; a source is a hub id or a directory.",
+    )
+    adapters_file: Path | None = Field(
+        default=None,
+        description="The same in a file, one `name=source` a line; it is read again when it changes.",
+    )
+    max_adapters: int = Field(default=8, ge=1, le=64, description="Most adapters that requests may name.")
+    max_adapter_rank: int = Field(
+        default=64, ge=1, le=1024, description="Highest rank of an adapter that requests may name."
+    )
     input_size: int | None = Field(
         default=None,
         ge=32,
@@ -103,6 +117,7 @@ class Settings(BaseSettings):
     threads: int | None = _engine("threads")
     cpu_kernels: CpuKernels = _engine("cpu_kernels")
     cuda_kernels: CudaKernels = _engine("cuda_kernels")
+    compile_tower: bool = _engine("compile_tower")
     encode_stream: bool = _engine("encode_stream")
     max_batch_size: int | None = _engine("max_batch_size")
     max_encode_batch: int | None = _engine("max_encode_batch")
@@ -182,6 +197,13 @@ class Settings(BaseSettings):
         le=2**40,
         description="Memory that decoding takes, in all readers of a worker together: a picture that needs "
         "more waits for the others, one that never fits gets a 413.",
+    )
+    max_tiles: int = Field(
+        default=MOST_TILES,
+        ge=1,
+        le=4096,
+        description="Most tiles of a picture that is cut (`tiles`). Each takes a place in the queue, so it "
+        "is at most `FLORENCE_MAX_QUEUE` times `FLORENCE_KEY_QUEUE_SHARE`.",
     )
     readers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,

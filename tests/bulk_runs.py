@@ -58,7 +58,7 @@ def main() -> int:
         return echo(item, questions)
 
     @contextmanager
-    def open_asker(arguments: argparse.Namespace) -> Iterator[Any]:
+    def open_asker(arguments: argparse.Namespace, stopped: object) -> Iterator[Any]:
         yield slow_echo
 
     bulk.open_asker = open_asker  # type: ignore[assignment]

@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,9 +16,10 @@ from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
-from florence.engine.device import cuda_kernels, cuda_search, search
+from florence.engine.device import cuda_search, search
 from florence.engine.device.backend import Backend
-from florence.engine.device.cuda_kernels import Case, CudaKernel, ExampleSizes
+from florence.engine.device.cuda_kernel import Case, CudaKernel
+from florence.engine.device.cuda_kernels import QUANTIZE, STEP_KERNELS, ExampleSizes
 from florence.engine.device.graphs import EagerCapturer
 from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
 from florence.engine.device.runner import Runner
@@ -179,19 +179,18 @@ def test_window_sums_equal_their_twin() -> None:
     assert (made > 0).sum() == 3 * 3
 
 
-CHECKED = (*cuda_kernels.STEP_KERNELS[:-2], cuda_kernels.QUANTIZE)
+CHECKED = (*STEP_KERNELS[:-2], QUANTIZE)
 
 
 @pytest.mark.parametrize("kernel", CHECKED, ids=lambda kernel: kernel.name)
-def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel) -> None:
+def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel[ExampleSizes]) -> None:
     """And the check finds a kernel that gives something else."""
     torch.manual_seed(0)
-    sizes = ExampleSizes(1, 3, 1, 16, 1100, 70, 70)
-    with patch.object(cuda_kernels, "SMALL", sizes):
-        kernel.check(torch.device("cpu"), torch.float32)
-        wrong = replace(kernel, example=lambda *_: disturbed(kernel.example(*_)))
-        with pytest.raises(AssertionError, match=f"{kernel.name} differs"):
-            wrong.check(torch.device("cpu"), torch.float32)
+    smaller = replace(kernel, small=ExampleSizes(1, 3, 1, 16, 1100, 70, 70))
+    smaller.check(torch.device("cpu"), torch.float32)
+    wrong = replace(smaller, example=lambda *_: disturbed(kernel.example(*_)))
+    with pytest.raises(AssertionError, match=f"{kernel.name} differs"):
+        wrong.check(torch.device("cpu"), torch.float32)
 
 
 def disturbed(case: Case) -> Case:

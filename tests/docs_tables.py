@@ -28,6 +28,7 @@ COMMANDS = (
     ("serve",),
     ("convert",),
     ("verify",),
+    ("evaluate",),
 )
 
 

@@ -141,12 +141,17 @@ class FakeModel:
     def submit_all(self, image: bytes, asks: list[tuple[str, Any]], **options: Any) -> list[Future[Answer]]:
         return [self.submit(image, task, text, **options) for task, text in asks]
 
+    @property
+    def adapters(self) -> list[str]:
+        return []
+
     def info(self) -> dict[str, Any]:
         """Of the same shape as the real one's."""
         return {
             "checkpoint": self.checkpoint,
             "revision": None,
             "adapter": None,
+            "adapters": [],
             "parameters": 1,
             "device": "cpu",
             "dtype": "float32",

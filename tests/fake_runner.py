@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,6 +82,12 @@ class FakeRunner:
         self.before()
         if self.lost:
             raise RuntimeError("the device is gone")
+
+    def fits(self, requests: Iterable[Request]) -> int:
+        return self.slots.fits(each.options.num_beams for each in requests)
+
+    def rest(self) -> None:
+        pass
 
     def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[None, None, int]:
         numbers = [sequence.request.prompt_ids[1] for sequence in sequences]

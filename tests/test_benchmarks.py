@@ -17,10 +17,11 @@ COMMAND = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
 
 TINY = {
     "attention.py": "--requests 1 --beams 1 --threads 1",
-    "bulk.py": "--pictures 40 --seconds 0.2",
+    "bulk.py": "--pictures 40 --rounds 1 --seconds 0.2",
     "decode_step.py": "--size tiny --requests 1 --turns 1",
     "encode.py": "--size tiny --rounds 1 --threads 1",
     "endurance.py": "--few 4 --many 8 --turns 1 --threads 1",
+    "grpc_workers.py": "--clients 2 --requests 1",
     "gpu_ledger.py": "--size tiny --crowds 2",
     "logits.py": "--size tiny --threads 1",
     "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",
@@ -28,6 +29,7 @@ TINY = {
     "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
     "start.py": "--rounds 1 --only ready",
     "throughput.py": "--size tiny --window-s 0 --concurrency 2 --static-batches 1 --only caption",
+    "tiles.py": "--count 1 --scales 2.5 --crowd-scales 3 --overlaps 0.2",
     "tour.py": "",
     "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
 }

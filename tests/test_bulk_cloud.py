@@ -104,7 +104,7 @@ def test_bulk_asks_about_objects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As about files; answers name the URLs, and a second run finds them."""
-    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda _: nullcontext(echo))
+    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda *_: nullcontext(echo))
     command = ("bulk", f"{bucket}/in", "--task", "caption", "--out", tmp_path / "r.jsonl")
     status, _, err = florence(*command)
     assert (status, err.splitlines()[-1]) == (0, "florence: 2 answered")

@@ -105,3 +105,10 @@ def test_questions_that_differ_in_an_adapter_are_two() -> None:
         distinct([plain, PictureQuestion(TASKS["<CAPTION>"], options={"num_beams": 1})])
     for value, text in ((None, None), ("", None), ("<loc_1>", "<loc_1>"), ((1, 2, 3, 4.5), "1,2,3,4.5")):
         assert read_region(value) == text
+
+
+def test_an_entry_may_name_an_adapter(tmp_path: Path) -> None:
+    """The same task without one is another question."""
+    (tmp_path / "t.json").write_text('["caption", {"task": "caption", "adapter": "mine"}]')
+    plain, adapted = read_tasks_file(tmp_path / "t.json", TASKS.resolve)
+    assert (plain.key[3], adapted.key[3], adapted.options) == (None, "mine", {"adapter": "mine"})

@@ -24,7 +24,7 @@ from florence.answers.reading import read_answers
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Job, Running, RunTally, Shard, open_jobs
-from florence.bulk.store import Answered
+from florence.bulk.store import AnsweredTasks
 from florence.errors import RequestError, SettingsError
 from florence.types.tasks import TASKS
 
@@ -104,6 +104,14 @@ def test_an_interrupted_run_keeps_what_was_under_way() -> None:
     assert 2 <= len(begun) < 50
 
 
+def test_there_are_no_more_threads_than_jobs() -> None:
+    """Whatever the concurrency."""
+    before = threading.active_count()
+    with Running(jobs(3), echo, concurrency=100_000) as running:
+        assert len(list(running)) == 3
+        assert threading.active_count() <= before + 3
+
+
 def test_an_error_that_is_no_answer_ends_the_run() -> None:
     """It comes out where the answers are taken; the threads end."""
 
@@ -119,7 +127,7 @@ def test_an_error_that_is_no_answer_ends_the_run() -> None:
 
 def test_what_is_answered_is_not_asked() -> None:
     """By picture and question: of two questions one may be open. A picture that comes twice is asked once."""
-    answered = Answered()
+    answered = AnsweredTasks()
     assert answered.claim("1.png", CAPTION.key)
     assert not answered.claim("1.png", CAPTION.key)
     tally = RunTally()
@@ -135,7 +143,7 @@ def test_what_is_answered_is_not_asked() -> None:
 def test_an_id_tells_pictures_apart() -> None:
     """Two files of one id are one picture; one file of two ids is two."""
     same = [PictureItem("a", "a", id="x"), PictureItem("b", "b", id="x"), PictureItem("a", "a", id="y")]
-    found = list(open_jobs(same, (CAPTION,), Answered(), Shard(), RunTally()))
+    found = list(open_jobs(same, (CAPTION,), AnsweredTasks(), Shard(), RunTally()))
     assert [(job.item.picture, job.item.id) for job in found] == [("a", "x"), ("a", "y")]
 
 
@@ -143,7 +151,7 @@ def test_shards_divide_the_pictures() -> None:
     """Each picture belongs to one of them, whatever else is listed, and they are about as large."""
     shards = [Shard.parse(f"{number}/8") for number in range(1, 9)]
     parts = [
-        {job.item.picture for job in open_jobs(items(4000), (CAPTION,), Answered(), shard, RunTally())}
+        {job.item.picture for job in open_jobs(items(4000), (CAPTION,), AnsweredTasks(), shard, RunTally())}
         for shard in shards
     ]
     assert sum(map(len, parts)) == len(set().union(*parts)) == 4000

@@ -145,3 +145,14 @@ def test_a_start_needs_one_of_them() -> None:
     b.error = Unreachable("gone too")
     with pytest.raises(Unreachable, match="gone too"):
         services.check()
+
+
+def test_a_stopped_run_waits_for_no_service() -> None:
+    """A request that waits for all of them to come back ends at once, and so does one that is refused."""
+    stopped = threading.Event()
+    (a, b), services, _, _ = make("a", "b", stopped=stopped)
+    a.error = b.error = Unreachable("gone")
+    threading.Timer(0.02, stopped.set).start()
+    with pytest.raises(Unavailable):
+        ask(services)  # the clock stands still: no service is tried again
+    assert (a.asked, b.asked) == (1, 1)

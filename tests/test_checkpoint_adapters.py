@@ -19,6 +19,7 @@ from tiny import make_native
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration
 
+from florence.checkpoint.adapters_beside import AdapterBase
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.device.reference import generate_alone
@@ -229,3 +230,39 @@ def test_settings_that_are_not_read_are_refused_by_name(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
         with_adapter(base[0], other)
+
+
+def beside(base: Path, adapter: Path) -> dict[str, Any]:
+    config = read_config(base)
+    return AdapterBase(base, config, imagenet_normalize(), VOCAB, 64).read("the adapter", adapter)
+
+
+def test_beside_others_an_adapters_factors_are_what_a_merge_adds(
+    base: tuple[Path, Florence2ForConditionalGeneration], roboflow: Path
+) -> None:
+    """For each layer and no other: merged weight less the base's. PEFT's copy of the base's embedding beside
+    an adapted head is no change."""
+    merged, plain = with_adapter(base[0], roboflow).state_dict(), load_float32(base[0], VOCAB).state_dict()
+    factors = beside(base[0], roboflow)
+    for name, tensor in merged.items():
+        change = tensor - plain[name]
+        layer = name.removesuffix(".weight")
+        expected = factors[layer].up @ factors[layer].down if layer in factors else torch.zeros_like(change)
+        torch.testing.assert_close(change, expected, atol=1e-5, rtol=0)
+    assert "language.lm_head" in factors
+
+
+def test_beside_others_what_is_trained_whole_and_convolutions_are_refused_together(
+    base: tuple[Path, Florence2ForConditionalGeneration], tmp_path: Path
+) -> None:
+    """One error names them all."""
+    config = LoraConfig(r=2, target_modules=["conv", "fc1"], modules_to_save=["image_proj_norm"], bias="all")
+    make_adapter(base[1], config, tmp_path)
+    with pytest.raises(
+        CheckpointError, match="can't stand beside other adapters; FLORENCE_ADAPTER can"
+    ) as refused:
+        beside(base[0], tmp_path)
+    lines = str(refused.value).splitlines()
+    assert any("stem.conv.weight: not a linear layer" in line for line in lines)
+    assert any("norm.weight: trained whole" in line for line in lines)
+    assert any("fc1.bias: trained whole" in line for line in lines)

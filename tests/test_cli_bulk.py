@@ -174,7 +174,7 @@ def test_an_interrupted_run_says_what_is_kept(
             raise KeyboardInterrupt
         return [TaskAnswer[Text].model_validate(TaskAnswer[Text].model_json_schema()["examples"][0])]
 
-    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda _: nullcontext(ask))
+    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda *_: nullcontext(ask))
     out = tmp_path / "r.jsonl"
     status, _, err = florence("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--concurrency", 1)
     assert status == 130

@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def echoed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An echo answers in place of a service."""
-    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda _: nullcontext(echo))
+    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda *_: nullcontext(echo))
 
 
 def rows(path: Path | str) -> list[dict[str, Any]]:
@@ -69,6 +69,7 @@ def test_a_text_goes_to_the_tasks_that_take_one(florence: Run, folder: Path) -> 
         (("--task", "caption", "--pages", "x"), "pages are all"),
         (("--task", "caption", "--page", "2", "--pages", "2"), "--page and --pages are both given"),
         (("--task", "caption", "--export", "coco"), "needs --out"),
+        (("--task", "caption", "--export", "coco=x", "--label-map", "in/0.png"), "label map"),
         (("--task", "caption", "--export", "svg=x"), "FORMAT=OUT"),
     ):
         status, _, err = florence("bulk", "in", "--out", "n.jsonl", *more)
@@ -110,6 +111,18 @@ def test_shards_together_are_all(florence: Run, folder: Path) -> None:
 def test_answers_come_in_order_where_asked(florence: Run, folder: Path) -> None:
     assert florence("bulk", "in", "--task", "caption", "--out", "r.jsonl", "--ordered")[0] == 0
     assert [row["picture"] for row in rows("r.jsonl")] == [f"in/{number}.png" for number in range(4)]
+
+
+@pytest.mark.usefixtures("echoed")
+def test_a_page_and_a_frame_are_part_of_the_name(florence: Run, folder: Path) -> None:
+    """--page is one of --pages: a picture that has no pages stays as it is."""
+    pages = [drawn(24, 16, frame=index) for index in range(3)]
+    (folder / "in" / "e.tiff").write_bytes(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    assert florence("bulk", "in", "--task", "caption", "--out", "p.jsonl", "--page", "2")[0] == 0
+    named = {f"in/{number}.png" for number in range(4)} | {"in/e.tiff#page=2"}
+    assert {row["picture"] for row in rows("p.jsonl")} == named
+    assert florence("bulk", "in/0.png", "--task", "caption", "--out", "f.jsonl", "--frame", "3")[0] == 0
+    assert [row["picture"] for row in rows("f.jsonl")] == ["in/0.png#frame=3"]
 
 
 @pytest.mark.usefixtures("echoed")

@@ -56,6 +56,7 @@ DOORS: dict[str, set[str]] = {
         "client",
         "convert",
         "errors",
+        "evaluation",
         "export",
         "florence",
         "images",
@@ -64,6 +65,7 @@ DOORS: dict[str, set[str]] = {
         "types",
         "verification",
     },
+    "evaluation": {"errors", "export", "types"},
     "server": {
         "answers",
         "checkpoint",
@@ -110,6 +112,7 @@ LIBRARIES: dict[str, set[str]] = {
     "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
     "cli": {"PIL", "tqdm"},
     "florence": set(),
+    "evaluation": {"numpy", "pydantic"},  # the evaluators: by name, where they are needed
     "server": {
         "anyio",
         "bentoml",

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from florence.checkpoint.config import read_config
+from florence.engine.adapters import EngineAdapter
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.encodes import BucketEncodes
@@ -35,6 +36,8 @@ from florence.engine.slots import Slot
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
+from florence.model.grouped_adapters import make_bank
+from florence.model.lowrank import Factors, linear_layers
 from florence.model.vision import Normalize
 
 PICTURE_TOKENS, SIDE = 5, 64
@@ -98,14 +101,21 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     return read_config(directory)
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.fixture(
+    params=[(torch.bfloat16, 0), (torch.float32, 0), (torch.bfloat16, 2)],
+    ids=["bfloat16", "float32", "adapters"],
+)
 def runner(config: ModelConfig, request: pytest.FixtureRequest) -> Iterator[Runner]:
-    """A runner on a GPU that isn't there, whose readbacks never arrive."""
+    """A runner on a GPU that isn't there, whose readbacks never arrive; with adapters, on every layer."""
+    dtype, adapters = request.param
     with torch.device("meta"):
         model = Florence2Model(config, Normalize([0.5] * 3, [0.25] * 3, 1 / 255))
     model.language.tied_head, model.language.has_logits_bias = True, False
     with FakeTensorMode(), torch.no_grad():
-        move(model, request.param)
+        move(model, dtype)
+        if adapters:
+            model.adapters = make_bank(model, adapters, fixed_shapes=True)
+            model.adapters.reserve([adapter_of(model, 0).layers])
         backend = Backend(
             memory=AbsentMemory(),
             capturer=Capture(),
@@ -129,12 +139,21 @@ def move(model: Florence2Model, dtype: torch.dtype) -> None:
                     owned[name] = torch.nn.Parameter(moved) if owned is module._parameters else moved
 
 
-def asked(beams: Sequence[int]) -> list[Request]:
+def adapter_of(model: Florence2Model, number: int) -> EngineAdapter:
+    layers = {
+        name: Factors(torch.zeros(3, layer.in_features), torch.zeros(layer.out_features, 3))
+        for name, layer in linear_layers(model).items()
+    }
+    return EngineAdapter(str(number), layers, str(number).encode())
+
+
+def asked(beams: Sequence[int], adapters: Sequence[EngineAdapter | None] = (None,)) -> list[Request]:
     return [
         Request(
             np.full((SIDE, SIDE, 3), number, np.uint8),
             (0, *range(10, 14 + 9 * number), 2),
             GenerationOptions(count, 20, 0, 3, True, 1.0),
+            adapter=adapters[number % len(adapters)],
         )
         for number, count in enumerate(beams)
     ]
@@ -142,7 +161,10 @@ def asked(beams: Sequence[int]) -> list[Request]:
 
 def encode(runner: Runner, beams: Sequence[int]) -> list[SequenceState]:
     """Without a wait for the device, which is not there."""
-    sequences = [SequenceState(request) for request in asked(beams)]
+    adapters: list[EngineAdapter | None] = [None]
+    if runner.model.adapters is not None:
+        adapters += [adapter_of(runner.model, number) for number in range(runner.model.adapters.slots)]
+    sequences = [SequenceState(request) for request in asked(beams, adapters)]
     run_to_end(runner._encode(sequences))
     return sequences
 

@@ -87,8 +87,8 @@ def test_a_captured_encode_fills_its_slots_as_the_plain_one_and_no_others(model:
         pictures = torch.randn(count, PICTURE_TOKENS, model.config.text.d_model)
         for buffer in (*buffers(caches), *buffers(expected)):
             buffer.fill_(UNTOUCHED)
-        run_to_end(captured.write_cross_kv(pictures, prompts_of(lengths), slots))
-        run_to_end(plain.write_cross_kv(pictures, prompts_of(lengths), slots))
+        run_to_end(captured.write_cross_kv(pictures, prompts_of(lengths), slots, [0] * len(slots)))
+        run_to_end(plain.write_cross_kv(pictures, prompts_of(lengths), slots, [0] * len(slots)))
         for mine, other in zip(buffers(caches), buffers(expected), strict=True):
             for slot, length in zip(slots, lengths, strict=True):
                 own = PICTURE_TOKENS + length
@@ -122,7 +122,7 @@ def test_pixels_go_from_where_they_were_read_to_the_device(model: Florence2Model
     captured.prepare(64, 64)
     pixels = [torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8) for _ in range(3)]
     memory.sources.clear()
-    tokens = run_to_end(captured.encode_images(pixels))
+    tokens = run_to_end(captured.encode_images(pixels, [0] * len(pixels)))
     assert memory.sources == [picture.data_ptr() for picture in pixels]
     torch.testing.assert_close(tokens, model.encode_images(torch.stack(pixels)))
 
@@ -135,9 +135,10 @@ def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2M
     captured.prepare(64, 64)
     for count, side in ((4, 64), (3, 64), (4, 32), (4, 64), (3, 64)):
         pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
-        torch.testing.assert_close(run_to_end(captured.encode_images(pixels)), model.encode_images(pixels))
+        found = run_to_end(captured.encode_images(pixels, [0] * count))
+        torch.testing.assert_close(found, model.encode_images(pixels))
     with pytest.raises(ValueError, match="9 fits none"):
-        run_to_end(captured.encode_images(torch.zeros(SLOTS + 1, 64, 64, 3, dtype=torch.uint8)))
+        run_to_end(captured.encode_images(torch.zeros(SLOTS + 1, 64, 64, 3, dtype=torch.uint8), [0] * 9))
 
 
 def request(seed: int) -> Request:

@@ -61,7 +61,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
     model.language.tied_head, model.language.has_logits_bias = True, False
     with FakeTensorMode(), torch.no_grad():
         move(model, torch.bfloat16)
-        model.language.lay_out_for_gpu()
+        model.lay_out_for_gpu()
         capturer = Counting()
         backend = Backend(
             memory=AbsentMemory(),

@@ -63,14 +63,17 @@ def load(checkpoint: Path, kind: str, dtype: torch.dtype) -> Florence2Model:
     vocab = config.text.vocab_size
     model = load_model(checkpoint, config, imagenet_normalize(), vocab, device, dtype)
     if kind == "cpu":
-        model.language.lay_out_for_gpu()
+        model.lay_out_for_gpu()
     return model
 
 
 def backend_of(model: Florence2Model, capturer: GraphCapturer | None = None) -> Backend:
     """As on a GPU; `capturer` replaces the device's own."""
     if model.device.type == "cuda":
-        backend = Backend.for_device(model.device, model.dtype, model.config.text.decoder_head_dim)
+        config = model.config
+        backend = Backend.for_device(
+            model.device, model.dtype, config.text.decoder_head_dim, vision=config.vision
+        )
         return backend if capturer is None else replace(backend, capturer=capturer)
     return Backend(
         capturer=capturer or SharedPool(), delayed_readback=True, free_host_reads=False, pins_attention=True

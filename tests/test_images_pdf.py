@@ -7,9 +7,12 @@ import sys
 import numpy as np
 import pytest
 from pdfs import BLUE, GREEN, RED, pdf
+from pictures import drawn, saved
 from PIL import Image
+from serving import Server
 
-from florence.errors import ImageError, ImageTooLarge, SettingsError
+from florence.client import Client
+from florence.errors import ImageError, ImageTooLarge, RequestError, SettingsError
 from florence.images.apart import count_pages_apart, render_page_apart
 from florence.images.decode import open_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
@@ -128,3 +131,16 @@ def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(ImageError, match=r"florence2-server\[pdf\]"):
         render_page(pdf(), 1, DEFAULT_LIMITS)
+
+
+@pytest.mark.slow
+def test_a_service_reads_no_pdf(demo_server: Server) -> None:
+    """It says what to do instead; pages of TIFF files it reads."""
+    pages = [drawn(24, 16, frame=index) for index in range(3)]
+    tiff = saved(pages[0], "TIFF", save_all=True, append_images=[drawn(48, 32), *pages[1:]])
+    with Client(demo_server.url) as client:
+        with pytest.raises(RequestError, match="a service reads no PDF: `florence run`"):
+            client.caption(pdf())
+        assert client.caption(tiff, page=2).image_size.width == 48
+        with pytest.raises(RequestError, match="page must be from 1 to 4, got 5"):
+            client.caption(tiff, page=5)

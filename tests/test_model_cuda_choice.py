@@ -1,11 +1,14 @@
 """Where the Triton kernels are used: on a GPU on which they agree with their definitions, unless a setting
-says no."""
+says no. Those of steps and those of encodes are decided apart."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,19 +16,27 @@ import torch
 from florence.engine.device import backend as backends
 from florence.engine.device import find_cuda_kernels
 from florence.engine.device.backend import Backend
-from florence.engine.device.find_cuda_kernels import find_kernels, load_kernels
+from florence.engine.device.find_cuda_kernels import (
+    find_encode_kernels,
+    find_kernels,
+    load_encode_kernels,
+    load_kernels,
+)
 from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.search import advance
 from florence.model.attention import DenseAttention
+from florence.model.config import VisionConfig
+from florence.model.encoding import PLAIN, CompiledEncode
 
 GPU = torch.device("cuda:0")
+TOWER = VisionConfig((256, 512), (1, 1), (8, 16), (8, 16), 12, 4.0, True, 50, 1)
+TABLES = {"cuda_kernels": "STEP_KERNELS", "cuda_encode_kernels": "ENCODE_KERNELS"}
 
 
-class Kernels:
-    """The table of the kernels, in place of the one that needs triton; one kernel may fail its check."""
+class Kernel:
+    """In place of one that needs triton; it may fail its check."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.STEP_KERNELS = [self]
         self._error = error
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -39,54 +50,91 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A card that is new enough, with kernels that pass."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
-    use(monkeypatch, Kernels())
+    for module in TABLES:
+        use(monkeypatch, module, Kernel())
     monkeypatch.setattr(find_cuda_kernels, "find_spec", lambda _: object())
     monkeypatch.setattr(find_cuda_kernels, "load_kernels", lambda: ("attention", "search"))
+    monkeypatch.setattr(find_cuda_kernels, "load_encode_kernels", lambda: "encode")
 
 
-def use(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> None:
-    name = "florence.engine.device.cuda_kernels"
-    monkeypatch.setitem(sys.modules, name, kernels)
-    monkeypatch.setattr("florence.engine.device.cuda_kernels", kernels, raising=False)
+def use(monkeypatch: pytest.MonkeyPatch, module: str, kernel: Kernel) -> None:
+    name, table = f"florence.engine.device.{module}", SimpleNamespace(**{TABLES[module]: [kernel]})
+    monkeypatch.setitem(sys.modules, name, table)
+    monkeypatch.setattr(name, table, raising=False)
+
+
+def find_both(**sizes: Any) -> list[Any]:
+    tower = replace(TOWER, **sizes)
+    head_dim = 12 if sizes else 64
+    return [
+        find_kernels(GPU, torch.bfloat16, head_dim),
+        find_encode_kernels(GPU, torch.bfloat16, tower),
+    ]
 
 
 @pytest.mark.usefixtures("card")
 def test_kernels_that_agree_are_used() -> None:
-    assert find_kernels(GPU, torch.bfloat16, 64) == ("attention", "search")
+    assert find_both() == [("attention", "search"), "encode"]
 
 
 @pytest.mark.usefixtures("card")
-@pytest.mark.parametrize("reason", ["no triton", "an old card", "other heads", "a kernel fails", "differs"])
-def test_without_them_decode_steps_use_pytorch_and_the_log_says_so(
+@pytest.mark.parametrize("reason", ["no triton", "an old card", "other heads", "other groups"])
+def test_without_them_pytorch_s_operations_are_used_and_the_log_says_so(
     reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if reason == "no triton":
         monkeypatch.setattr(find_cuda_kernels, "find_spec", lambda _: None)
     if reason == "an old card":
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    if reason == "a kernel fails":
-        use(monkeypatch, Kernels(RuntimeError("no image for this GPU")))
-    if reason == "differs":
-        use(monkeypatch, Kernels(AssertionError("florence::scan differs from its definition")))
+    sizes = {"other heads": {"heads": (8, 64)}, "other groups": {"groups": (8, 64)}}.get(reason, {})
     with caplog.at_level(logging.WARNING):
-        assert find_kernels(GPU, torch.bfloat16, 12 if reason == "other heads" else 64) is None
-    assert "PyTorch's operations" in caplog.text
+        assert find_both(**sizes) == [None, None]
+    assert caplog.text.count("PyTorch's operations") == 2
 
 
-@pytest.mark.parametrize("setting", ["auto", "off"])
-def test_the_setting_chooses(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`off` does not even look for them."""
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize("error", [RuntimeError("no image for this GPU"), AssertionError("it differs")])
+@pytest.mark.parametrize("module", TABLES)
+def test_a_kernel_that_fails_costs_its_own_kind_only(
+    module: str, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(monkeypatch, module, Kernel(error))
+    with caplog.at_level(logging.WARNING):
+        steps, encodes = find_both()
+    assert (steps is None, encodes is None) == (module == "cuda_kernels", module == "cuda_encode_kernels")
+    assert caplog.text.count("use PyTorch's operations") == 1
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Backend, list[str]]]:
+    """Backends for a GPU with kernels, and what was looked for."""
     monkeypatch.setattr(backends, "CudaMemory", lambda _: DeviceMemory())
     monkeypatch.setattr(backends, "CudaGraphCapturer", lambda _: None)
-    found = SimpleNamespace(grouped=True), object()
-    asked: list[int] = []
-    monkeypatch.setattr(backends, "find_kernels", lambda *_: asked.append(1) or found)
-    backend = Backend.for_device(GPU, torch.bfloat16, 64, cuda_kernels=setting)  # type: ignore[arg-type]
-    if setting == "auto":
-        assert (backend.attention, backend.search) == found
-    else:
-        assert isinstance(backend.attention, DenseAttention)
-        assert (backend.search, asked) == (advance, [])
+    asked: list[str] = []
+    steps = SimpleNamespace(grouped=True), object()
+    monkeypatch.setattr(backends, "find_kernels", lambda *_: asked.append("steps") or steps)
+    monkeypatch.setattr(backends, "find_encode_kernels", lambda *_: asked.append("encodes") or "encode")
+    return lambda **options: (Backend.for_device(GPU, torch.bfloat16, 64, **options), asked)
+
+
+def test_the_settings_choose(choose: Callable[..., tuple[Backend, list[str]]]) -> None:
+    """`off` does not even look for them; nor does a compiled tower look for those of encodes."""
+    backend, asked = choose(vision=TOWER, cuda_kernels="off")
+    assert isinstance(backend.attention, DenseAttention)
+    assert (backend.search, backend.encode, asked) == (advance, PLAIN, [])
+    backend, asked = choose(vision=TOWER)
+    assert backend.attention.grouped
+    assert (backend.encode, asked) == ("encode", ["steps", "encodes"])
+    for kernels in ("auto", "off"):
+        backend, asked = choose(vision=TOWER, cuda_kernels=kernels, compile_tower=True)
+        assert isinstance(backend.encode, CompiledEncode)
+    assert asked.count("encodes") == 1
+
+
+def test_a_cpu_computes_by_the_modules() -> None:
+    """Whatever is asked for of a GPU."""
+    backend = Backend.for_device(torch.device("cpu"), torch.float32, 64, vision=TOWER, compile_tower=True)
+    assert backend.encode is PLAIN
 
 
 def test_the_kernels_load_without_a_gpu() -> None:
@@ -95,3 +143,4 @@ def test_the_kernels_load_without_a_gpu() -> None:
     attention, search = load_kernels()
     assert attention.grouped
     assert search is not advance
+    assert load_encode_kernels() is not PLAIN

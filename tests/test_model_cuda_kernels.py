@@ -24,8 +24,9 @@ VOCAB, PADDED, POSITIONS, WIDTH, HEADS, MOST = 51_289, 51_328, 1_025, 1_024, 16,
 
 @pytest.mark.slow
 def test_kernels_equal_their_twins_in_the_interpreter() -> None:
-    """`cuda_checks.py`: random ragged crowds, in each dtype."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "cuda_checks.py"]
+    """`cuda_checks.py`: random ragged crowds, in each dtype; `cuda_encode_checks.py`: random pictures."""
+    checks = [TESTS / "cuda_checks.py", TESTS / "cuda_encode_checks.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *checks]
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=TESTS.parent, capture_output=True, text=True
     )

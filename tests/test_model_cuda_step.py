@@ -24,7 +24,7 @@ from florence.engine.device import cuda_search
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.buckets import Buckets, StepKey
-from florence.engine.device.cuda_kernels import KERNELS
+from florence.engine.device.cuda_kernels import STEP_KERNELS
 from florence.engine.device.graphs import Replay, Work
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepSequence, grouped_batch, shape_of
@@ -70,7 +70,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
     )
     with FakeTensorMode(), torch.inference_mode():
         move(model, torch.bfloat16)
-        model.language.lay_out_for_gpu()
+        model.lay_out_for_gpu()
         runner = Runner(
             model,
             64,
@@ -89,7 +89,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
 @pytest.mark.slow
 def test_a_step_launches_few_kernels(counts: dict[StepKey, Counter[str]]) -> None:
     """Twelve in each layer, four for all searches, and each of the table's is one that is launched."""
-    names = {name.removeprefix("florence::") for name in (kernel.name for kernel in KERNELS)}
+    names = {name.removeprefix("florence::") for name in (kernel.name for kernel in STEP_KERNELS)}
     for key, count in counts.items():
         if key.shape.sampled:  # candidates by PyTorch's operations
             assert count["choose"] == 1 > count["scan"]

@@ -43,12 +43,16 @@ WISHED: dict[str, Any] = {
     "background": "#102030",
     "frame": 3,
     "page": 5,
+    "tiles": "auto",
+    "tile_scale": 1.75,
+    "tile_overlap": 0.3,
     "min_score": 0.25,
     "labels": ("car", "red door"),
     "nms_iou": 0.6,
     "nms_agnostic": True,
     "min_size": 12.5,
     "max_items": 7,
+    "adapter": "receipts",
 }
 SENT = {**WISHED, "labels": "car,red door", "nms_agnostic": "true"}  # where a value is text
 

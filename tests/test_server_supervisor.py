@@ -49,3 +49,35 @@ def test_the_collector_passes_over_what_a_worker_has_loaded(monkeypatch: pytest.
         assert not any(each is loaded for each in gc.get_objects())
     finally:
         gc.unfreeze()
+
+
+def test_threads_of_a_worker_share_one_heap() -> None:
+    """As glibc itself says, where it is the C library; unless its own variable asks for more."""
+    code = (
+        "import ctypes, os, sys, threading\n"
+        "from florence.server.supervisor import share_one_heap\n"
+        "libc = ctypes.CDLL(None)\n"
+        "if not hasattr(libc, 'malloc_info'):\n"
+        "    print(0)\n"
+        "    sys.exit()\n"
+        "share_one_heap()\n"
+        "libc.malloc.restype = ctypes.c_void_p\n"
+        "threads = [threading.Thread(target=libc.malloc, args=(100_000,)) for _ in range(8)]\n"
+        "for each in threads:\n"
+        "    each.start()\n"
+        "for each in threads:\n"
+        "    each.join()\n"
+        "libc.fdopen.restype = ctypes.c_void_p\n"
+        "read, write = os.pipe()\n"
+        "stream = ctypes.c_void_p(libc.fdopen(write, b'w'))\n"
+        "libc.malloc_info(0, stream)\n"
+        "libc.fclose(stream)\n"
+        "print(os.fdopen(read).read().count('<heap '))\n"
+    )
+    inherited = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    heaps = [
+        int(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout)
+        for env in (inherited, inherited | {"MALLOC_ARENA_MAX": "4"})
+    ]
+    assert heaps[0] in (0, 1)
+    assert heaps[1] == 0 or heaps[1] > 1

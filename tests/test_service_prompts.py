@@ -97,6 +97,13 @@ def test_the_client_asks_declared_tasks_with_their_kinds(client: Client) -> None
     answers = client.analyze(PICTURE, [rows[0].task(), (rows[2].task(), "a red circle"), "caption"])
     assert [answer.task for answer in answers] == ["<LIST>", "<FIND>", "<CAPTION>"]
     assert client.run(PICTURE, rows[0].task()).result == client.task("list_all", PICTURE).result
+    named = client.analyze(
+        PICTURE, ["list_all", ("find", "a red circle"), ("read", (0, 0, 50, 50)), "caption"]
+    )
+    assert [answer.task for answer in named] == ["<LIST>", "<FIND>", "<READ>", "<CAPTION>"]
+    assert [answer.tags for _, answer in client.map([PICTURE] * 2, "list_all")] == [TAGS] * 2
+    with pytest.raises(NotFound, match="did you mean <LIST> or list_all"):
+        list(client.map([PICTURE] * 9, "list_al"))
 
 
 def test_asyncio_gives_the_same(server: Server) -> None:
@@ -104,6 +111,7 @@ def test_asyncio_gives_the_same(server: Server) -> None:
         async with AsyncClient(server.url) as client:
             said = await client.prompt(PICTURE, CAPTION)
             listed = await client.task("list_all", PICTURE, answer_as="tags")
+            assert [answer.tags async for _, answer in client.map([PICTURE], "<LIST>")] == [TAGS]
             drawn = await client.caption(PICTURE, do_sample=True, temperature=5.0)
             again = await client.caption(PICTURE, do_sample=True, temperature=5.0, seed=drawn.seed)
             assert drawn.text == again.text

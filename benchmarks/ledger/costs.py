@@ -32,6 +32,10 @@ PRODUCT_SHARE = 560 / 989.4
 """Of the published rate: 560 TFLOP/s of an H100, the audit's mean over the sizes of a tower's products."""
 
 
+OWN_PRODUCT = 0.90
+"""Of the libraries' rate: a large product that is written in Triton. Triton's tutorial against cuBLAS on an
+H100, both multiplying 3,072 x 3,072: 525 and 585 TFLOP/s (triton-lang/triton, issue 3672)."""
+
 FP8_SHARE = PRODUCT_SHARE
 """Of the published rate in fp8. Assumed: that of 16-bit products; their sums are float32's, which some cards
 pay for."""
@@ -56,6 +60,7 @@ CLASSES: Mapping[str, Shares] = MappingProxyType(
         "fp8 product": Shares(BANDWIDTH_SHARE, FP8_SHARE),
         "memory": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # element by element, copies, reductions
         "own": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # a kernel of the project's that names no other class
+        "own product": Shares(BANDWIDTH_SHARE, OWN_PRODUCT * PRODUCT_SHARE),
         "depthwise": Shares(0.55 * BANDWIDTH_SHARE, PRODUCT_SHARE),
         "batched product": Shares(0.60 * BANDWIDTH_SHARE, PRODUCT_SHARE),  # skinny ones
         "attention, head of 32": Shares(BANDWIDTH_SHARE, 180 / 989.4),

@@ -104,11 +104,15 @@ class Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
+        if name == "convolution" and args[0].is_contiguous(memory_format=torch.channels_last):
+            # As cuDNN writes it; without a GPU, PyTorch assumes another library.
+            result = result.contiguous(memory_format=torch.channels_last)
         if name not in self._rules and launches_nothing(func, name, args, result):
             return result
         arguments = (*args, *(kwargs or {}).values())
         operation = self._rules.get(name, plain(name))(arguments, result)
-        packet = func._overloadpacket
+        # A product that adds to its first argument in place counts as the one that does not.
+        packet = getattr(torch.ops.aten, name.removesuffix("_"), func._overloadpacket)
         if packet in flop_registry:
             flop = float(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
             kind = product_kind(name, args)

@@ -26,18 +26,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from florence.checkpoint.config import read_config
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
-from florence.engine.device.find_cuda_kernels import load_kernels, load_quantizer
+from florence.engine.device.encodes import BucketEncodes
+from florence.engine.device.find_cuda_kernels import load_encode_kernels, load_kernels, load_quantizer
 from florence.engine.device.graphs import Replay, Work
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
-from florence.model.caches import Caches
+from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack
-from florence.model.language import Decoder, LanguageModel
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
 from ledger.own import Load, own_kernels, rules_of
@@ -159,16 +159,29 @@ class FakeEngine:
     def encode(self, pictures: int) -> Encode:
         """Count an encode of so many different pictures: what its graphs hold, and what runs between them."""
         load = Load(pictures, self.shape.beams, self.encoder_length, 0)
-        model, side, tower, cross = self.runner.model, SIDE[self.shape.size], Ledger(), Ledger()
         encodes: Any = self.runner._buffers.encodes
         longest = min(size for size in encodes._buckets.prompts if size >= self.shape.prompt_tokens)
-        with decomposed(), Counting(tower, rules_of(own_kernels(), load)):
-            tokens = model.encode_images(on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8)))
+        tower, tokens = self.tower(pictures, self.runner.backend.encode)
+        cross = Ledger()
         ids = on_device(torch.empty(pictures, longest, dtype=torch.int64))
         mask = on_device(torch.empty(pictures, tokens.shape[1] + longest, dtype=torch.bool))
         with decomposed(), Counting(cross, rules_of(own_kernels(), load)):
-            encodes._write_cross_kv(tokens, ids, mask, on_device(torch.empty(pictures, dtype=torch.int64)))
+            slots, adapters = (on_device(torch.empty(pictures, dtype=torch.int64)) for _ in range(2))
+            encodes._write_cross_kv(tokens, ids, mask, slots, adapters)
         return Encode(pictures, (tower, cross), *self._between(pictures))
+
+    def tower(self, pictures: int, backend: EncodeBackend) -> tuple[Ledger, Tensor]:
+        """Count the tower of so many pictures, computed by `backend`; and their tokens."""
+        load = Load(pictures, self.shape.beams, self.encoder_length, 0)
+        side, ledger = SIDE[self.shape.size], Ledger()
+        pixels = on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8))
+        with decomposed(), Counting(ledger, rules_of(own_kernels(), load)):
+            tokens = self.runner.model.encode_images(pixels, backend)
+        return ledger, tokens
+
+    def eager_tower(self, pictures: int) -> Ledger:
+        """Count the tower as PyTorch's operations compute it."""
+        return self.tower(pictures, PLAIN)[0]
 
     def _between(self, pictures: int) -> tuple[int, int]:
         """Kernels launched, and bytes sent, around the graphs of an encode."""
@@ -228,8 +241,12 @@ def gpu_backend(model: Florence2Model) -> Backend:
     """What the service takes on a GPU, without the parts that ask for one."""
     head_dim = model.config.text.decoder_head_dim
     absent = {"CudaMemory": lambda _: AbsentMemory(), "CudaGraphCapturer": lambda _: None}
-    with patch.multiple(backends, **absent, find_kernels=lambda *_: load_kernels()):
-        backend = Backend.for_device(DEVICE, DTYPE, head_dim)
+    found = {
+        "find_kernels": lambda *_: load_kernels(),
+        "find_encode_kernels": lambda *_: load_encode_kernels(),
+    }
+    with patch.multiple(backends, **absent, **found):
+        backend = Backend.for_device(DEVICE, DTYPE, head_dim, vision=model.config.vision)
     tries = {"pins_attention": False}  # trying attentions needs their values
     return replace(backend, **{name: off for name, off in tries.items() if hasattr(backend, name)})
 
@@ -246,7 +263,7 @@ def fake_model(size: str, *, fp8: bool = False) -> Florence2Model:
     model.language.tied_head, model.language.has_logits_bias = True, False
     move(model)
     pack(model)
-    model.language.lay_out_for_gpu()
+    model.lay_out_for_gpu()
     if fp8:
         multiply_in_fp8(model, load_quantizer())
     return model.eval()
@@ -256,7 +273,10 @@ def move(model: nn.Module) -> None:
     """Its parameters and buffers become the device's, floating ones in `DTYPE`."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(on_device(weight), requires_grad=False))
+            placed = on_device(weight)
+            if placed.dim() == 4:  # filters, as the loader lays them out
+                placed = placed.contiguous(memory_format=torch.channels_last)
+            setattr(module, name, nn.Parameter(placed, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, on_device(buffer))
 
@@ -274,7 +294,7 @@ def without_work() -> Iterator[None]:
     def nothing(*_: Any, **__: Any) -> Any:
         return ()
 
-    def tokens(model: Florence2Model, pixels: torch.Tensor) -> torch.Tensor:
+    def tokens(model: Florence2Model, pixels: torch.Tensor, *_: Any) -> torch.Tensor:
         count = 1 + (pixels.shape[1] // 32) * (pixels.shape[2] // 32)
         width = model.config.text.d_model
         return torch.empty(len(pixels), count, width, dtype=model.dtype, device=pixels.device)
@@ -282,7 +302,5 @@ def without_work() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(StepContext, "step", nothing))
         stack.enter_context(patch.object(Florence2Model, "encode_images", tokens))
-        stack.enter_context(patch.object(LanguageModel, "encode", nothing))
-        stack.enter_context(patch.object(Decoder, "cross_kv_by_layer", nothing))
-        stack.enter_context(patch.object(Caches, "write_cross_kv", nothing))
+        stack.enter_context(patch.object(BucketEncodes, "_write_cross_kv", nothing))
         yield

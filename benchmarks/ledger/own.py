@@ -43,12 +43,18 @@ class Case:
 
 
 class OwnKernel(Protocol):
-    """A kernel as the benchmarks see it. `name`: of its operation, "florence::own_attention"."""
+    """A kernel as the benchmarks see it. `name`: of its operation, "florence::own_attention". `kind`: the
+    class of costs, as `costs.CLASSES` names it."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def cost(self, load: Load, *arguments: Any) -> tuple[float, float]:
-        """Bytes moved and FLOP of one call with these (fake) arguments."""
+    @property
+    def kind(self) -> str: ...
+
+    def cost(self, load: Load, *arguments: Any) -> tuple[float, ...]:
+        """Bytes moved and FLOP of one call with these (fake) arguments, and FLOP that are done, if they are
+        more."""
 
     def case(self, device: torch.device, dtype: torch.dtype) -> Case:
         """Random inputs of real sizes."""
@@ -69,8 +75,8 @@ def rules_of(kernels: Sequence[OwnKernel], load: Load) -> Mapping[str, Rule]:
 
     def rule(kernel: OwnKernel) -> Rule:
         def operation(arguments: tuple[Any, ...], result: Any) -> Operation:
-            moved, flop = kernel.cost(load, *arguments)
-            return Operation(kernel.name, "own", 1, moved, flop, flop)
+            moved, flop, *done = kernel.cost(load, *arguments)
+            return Operation(kernel.name, kernel.kind, 1, moved, flop, *(done or [flop]))
 
         return operation
 

@@ -32,11 +32,12 @@ ENCODES = (1, 16)
 @dataclass(frozen=True)
 class Counts:
     """What was counted for one model: encodes by pictures, steps by requests and length, graphs captured
-    before the engine is ready and after."""
+    before the engine is ready and after. `eager`: the tower of the most pictures, by PyTorch's operations."""
 
     shape: Shape
     encodes: dict[int, Encode]
     steps: dict[tuple[int, int], Ledger]
+    eager: Ledger
     graphs: tuple[int, int] | None = None
 
 
@@ -63,8 +64,9 @@ def count(
                 (number, length): ledger
                 for length, ledger in zip(lengths, engine.steps(number, lengths), strict=True)
             }
+        eager = engine.eager_tower(max(encodes))
         graphs = count_graphs(shape, crowds) if crowds else None
-    return Counts(shape, counted, steps, graphs)
+    return Counts(shape, counted, steps, eager, graphs)
 
 
 def needed_bytes(shape: Shape, requests: int, length: int) -> dict[str, float]:
@@ -221,11 +223,11 @@ def _encode(reckoner: Reckoner) -> dict[str, Any]:
 
 
 def tower_check(counts: Counts) -> dict[str, float]:
-    """The tower, pictures a second on an RTX 4090: as timm measured it, as reckoned with the card's published
-    peaks, and with an H100's shares of them."""
-    encode, card = counts.encodes[ENCODES[-1]], CARDS["4090"]
+    """The tower by PyTorch's operations, as timm has it, pictures a second on an RTX 4090: as timm measured
+    it, as reckoned with the card's published peaks, and with an H100's shares of them."""
+    card = CARDS["4090"]
 
     def rate(each: Card) -> float:
-        return encode.pictures / encode.graphs[0].seconds(each)
+        return ENCODES[-1] / counts.eager.seconds(each)
 
     return {"timm": TIMM_TOWER, "published peaks": rate(whole_peaks(card)), "H100's shares": rate(card)}

@@ -204,7 +204,7 @@ def two_streams(bench: Bench, add: Add) -> None:
     step = graph_of_step(watched, runner, sequences)
     pixels = torch.from_numpy(endless(bench, 1)[0].pixels).to(bench.device)
     batch = pixels.expand(bench.encode_batch, -1, -1, -1).contiguous()
-    encode = lambda: [bench.model.encode_images(batch)]  # noqa: E731
+    encode = lambda: [bench.model.encode_images(batch, runner.backend.encode)]  # noqa: E731
     encode()
     tower, _ = CudaGraphCapturer(bench.device).capture(encode)
     if step is None:

@@ -7,6 +7,7 @@ Each variant fails alone: where one can't run, its error stands in place of its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from florence.engine.device.find_cuda_kernels import find_quantizer
+from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.kernels.fp8 import Fp8Weight, multiply, quantize_rows
 from on_gpu.bench import Bench, forget
 
@@ -182,10 +184,11 @@ def furthest(found: Any, expected: Any) -> float:
 
 def batches(bench: Bench, add: Add) -> None:
     """The tower without graphs: what larger batches would give."""
+    served = bench.service[0].backend.encode
     for count in (4, 8, 16, 32) if bench.on_gpu else (2,):
         pixels = torch.zeros(count, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
         pixels = pixels.random_(0, 256).to(bench.device)
-        work = {"ms": lambda pixels=pixels: bench.model.encode_images(pixels)}
+        work = {"ms": lambda pixels=pixels: bench.model.encode_images(pixels, served)}
         found = timed(bench, work, 3)["ms"]
         add(f"tower, {count} at once, ms a picture", found / count if isinstance(found, float) else found)
 
@@ -204,18 +207,25 @@ def encode_in_fp8(bench: Bench, add: Add) -> None:
 
 
 def compiled(bench: Bench, add: Add) -> None:
-    """One block of the tower's third stage by `torch.compile`. Last, since compiling takes its time."""
+    """Both blocks of the tower's stages, and the whole tower: by PyTorch's operations, by the project's
+    kernels, where they are served, and by `torch.compile`. Last, since compiling takes its time."""
     tower: Any = bench.model.vision.tower
-    block = tower.stages[2].blocks[0]
-    dim, side = stages(bench)[2]
-    cells = randn(bench, PICTURES if bench.on_gpu else 1, side, side, dim)
-
-    def both(cells: Tensor) -> Tensor:
-        result: Tensor = block.channel_block(block.spatial_block(cells))
-        return result
-
-    ways: dict[str, Work] = {"plain": lambda: both(cells)}
+    pictures = PICTURES if bench.on_gpu else 1
+    backends: dict[str, EncodeBackend] = {"plain": PLAIN, "served": bench.service[0].backend.encode}
     if bench.on_gpu:
-        fast = torch.compile(both)
-        ways["compiled"] = lambda: fast(cells)
-    add("a block of the third stage, ms", timed(bench, ways))
+        backends["compiled"] = CompiledEncode()
+
+    def both(backend: EncodeBackend, blocks: Any, cells: Tensor) -> Tensor:
+        return backend.block(blocks.channel_block, backend.block(blocks.spatial_block, cells))
+
+    for stage in (2, 0, 1, 3):
+        dim, side = stages(bench)[stage]
+        cells, blocks = randn(bench, pictures, side, side, dim), tower.stages[stage].blocks[0]
+        ways: dict[str, Work] = {
+            name: partial(both, backend, blocks, cells) for name, backend in backends.items()
+        }
+        add(f"blocks of stage {stage + 1}, ms", timed(bench, ways))
+    pixels = torch.zeros(pictures, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
+    pixels = pixels.random_(0, 256).to(bench.device)
+    ways = {name: partial(bench.model.encode_images, pixels, backend) for name, backend in backends.items()}
+    add("tower, ms", timed(bench, ways, 3))

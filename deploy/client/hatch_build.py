@@ -9,7 +9,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = Path(__file__).resolve().parents[2] / "florence"
 PARTS = (
-    "__init__.py", "py.typed", "errors.py", "answers", "bulk", "cli", "client", "export", "images", "types",
+    "__init__.py", "py.typed", "errors.py", "answers", "bulk", "cli", "client", "evaluation", "export",
+    "images", "types",
 )  # fmt: skip
 
 

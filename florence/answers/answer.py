@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 
 from florence.answers.lexemes import Piece
 from florence.answers.original import post_process_text, read_text
+from florence.answers.original_form import original_form
 from florence.answers.scorer import Scorer, TokenFacts
 from florence.answers.typed import parse_result
 from florence.export.annotation import DrawableAnswer
@@ -32,9 +33,14 @@ class Answer(TaskAnswer[Result]):
         }
     )
 
-    raw_text: str = Field(description="The generated text with its special tokens, start token included.")
+    raw_text: str = Field(
+        description="The generated text with its special tokens, start token included. Of tiles: a line for "
+        "each."
+    )
     token_ids: list[int] = Field(
-        repr=False, description="The generated sequence: start token, <s>, ..., </s>; no padding."
+        repr=False,
+        description="The generated sequence: start token, <s>, ..., </s>; no padding. Of tiles: those of "
+        "one after the other, as are their log-probabilities.",
     )
     token_logprobs: list[float] = Field(
         repr=False,
@@ -47,9 +53,13 @@ class Answer(TaskAnswer[Result]):
     def florence(self) -> dict[str, Any]:
         """The original's JSON: what `post_process_generation(text=raw_text, task, image_size)` gives.
 
-        Of a task that is not built in: what it would give for one of that kind. Raises RequestError in the
+        Of a task that is not built in: what it would give for one of that kind. Of tiles: the result in that
+        form (`original_form`). Raises RequestError in the
         one case that the original refuses: a location number beyond 64 bits.
         """
+        asked = self._asked or TASKS.find(self.task)
+        if self.tiles > 1 and asked is not None:
+            return {self.task: original_form(asked, self.result)}
         size = (self.image_size.width, self.image_size.height)
         return post_process_text(self._asked or self.task, self.raw_text, size)
 
@@ -66,7 +76,7 @@ class OriginalAnswer:
     """An answer in the original's shape only, as the v2 protocol sends it: no typed result is made.
 
     task: its token. finish_reason: "stop" or "length". text: JSON in ASCII of what
-    `Answer.florence()` gives. seed: of the draws, None without.
+    `Answer.florence()` gives. seed: of the draws, None without. tiles: that the picture was cut into.
     """
 
     task: str
@@ -76,6 +86,7 @@ class OriginalAnswer:
     checkpoint: str
     text: str
     seed: int | None = None
+    tiles: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,8 @@ class ModelAsker:
         self, picture: Any, group: Sequence[PictureQuestion], place: Mapping[str, int]
     ) -> list[QuestionOutcome]:
         options: dict[str, Any] = {**group[0].options, **place}
-        count = min(len(group), self._most)
+        places = self._most // self._model.room(**options) if "tiles" in options else 1  # of one question
+        count = min(len(group) * places, self._most)
         with self._change:
             self._change.wait_for(lambda: self._free >= count)
             self._free -= count

@@ -105,7 +105,10 @@ def read_tasks_file(
 
 def parse_file(path: Path) -> Any:
     """What a file in JSON (by its name) or YAML holds. Raises RequestError, MissingLibrary without pyyaml."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is no text in UTF-8: {error}") from None
     if path.suffix.lower() == ".json":
         try:
             return json.loads(text)

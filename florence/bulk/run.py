@@ -17,7 +17,7 @@ from typing import Any
 
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
-from florence.bulk.store import Answered
+from florence.bulk.store import AnsweredTasks
 from florence.errors import FlorenceError, RequestError, SettingsError, quote
 from florence.types.answer import TaskAnswer
 
@@ -71,7 +71,7 @@ class RunTally:
 def open_jobs(
     items: Iterable[PictureItem],
     questions: Sequence[PictureQuestion],
-    answered: Answered,
+    answered: AnsweredTasks,
     shard: Shard,
     tally: RunTally,
 ) -> Iterator[Job]:
@@ -79,7 +79,7 @@ def open_jobs(
 
     Raises RequestError for an item without a question.
     """
-    mine = Answered()
+    mine = AnsweredTasks()
     for item in items:
         if not shard.has(item.key):
             tally.elsewhere += 1
@@ -98,11 +98,20 @@ def open_jobs(
 class Running:
     """Iterator of (job, outcomes) of the jobs, `concurrency` at a time, in a thread for each.
 
-    ordered: in the order of the jobs, else as they come. Leaving it early, as a context manager, waits for
+    ordered: in the order of the jobs, else as they come. stopped: is set when no more is asked, for an `ask`
+    that waits. Leaving it early, as a context manager, waits for
     the requests under way; `drain` gives what they end with.
     """
 
-    def __init__(self, jobs: Iterable[Job], ask: Ask, *, concurrency: int, ordered: bool = False) -> None:
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        ask: Ask,
+        *,
+        concurrency: int,
+        ordered: bool = False,
+        stopped: threading.Event | None = None,
+    ) -> None:
         if concurrency < 1:
             raise SettingsError(f"concurrency must be 1 or more, got {concurrency}")
         self._jobs = enumerate(jobs)
@@ -114,13 +123,9 @@ class Running:
         self._early: dict[
             int, tuple[Job, Sequence[QuestionOutcome]]
         ] = {}  # answered before one that comes first
-        self._stopped = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"florence-bulk-{number}", daemon=True)
-            for number in range(concurrency)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._stopped = stopped or threading.Event()
+        self._concurrency = concurrency
+        self._threads: list[threading.Thread] = []  # no more than there are jobs
 
     def __iter__(self) -> Iterator[tuple[Job, Sequence[QuestionOutcome]]]:
         following = 0
@@ -163,14 +168,21 @@ class Running:
                 job = next(self._jobs, None)
                 more = job is not None
                 if job is not None:
-                    self._work.put(job)
-                    self._under_way += 1
+                    self._give(job)
                 with suppress(Empty):  # what has ended meanwhile is not kept waiting for the sources
                     yield self._checked(self._done.get_nowait())
             if self._under_way:
                 yield self._checked(self._done.get())
             elif self._stopped.is_set():
                 return
+
+    def _give(self, job: tuple[int, Job]) -> None:
+        self._work.put(job)
+        self._under_way += 1
+        if len(self._threads) < min(self._under_way, self._concurrency):
+            name = f"florence-bulk-{len(self._threads)}"
+            self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
+            self._threads[-1].start()
 
     def _checked(
         self, done: tuple[int, Job, Sequence[QuestionOutcome] | BaseException]

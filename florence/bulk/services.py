@@ -19,6 +19,7 @@ from florence.errors import Unavailable
 T = TypeVar("T")
 FIRST_REST_S = 1.0
 LONGEST_REST_S = 30.0
+_LOOK_S = 0.5  # so often a request that waits looks whether it is to
 
 
 @dataclass
@@ -34,7 +35,8 @@ class Services:
     """Clients by their URLs, made without retries of their own: another service is asked at once.
 
     tell: gets a sentence where a service is left out, and where it is back. patience_s: how long a request
-    that no service takes waits before it fails. Safe for threads.
+    that no service takes waits before it fails. stopped: once it is set nothing is waited for. Safe for
+    threads.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Services:
         tell: Callable[[str], None],
         *,
         patience_s: float = 300.0,
+        stopped: threading.Event | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._services = [_Service(url, client) for url, client in clients]
         self._tell, self._patience_s, self._clock = tell, patience_s, clock
+        self._stopped = stopped or threading.Event()
         self._change = threading.Condition()
 
     def check(self) -> None:
@@ -72,7 +76,7 @@ class Services:
                 answer = ask(service.client)
             except (Unavailable, ConnectionLost) as error:
                 self._rest(service, error)
-                if self._clock() >= end:
+                if self._clock() >= end or self._stopped.is_set():
                     raise
             else:
                 self._well(service)
@@ -100,7 +104,9 @@ class Services:
                     chosen.under_way += 1
                     return chosen
                 waits = [each.rests_until - now for each in self._services if each.rests_until > now]
-                self._change.wait(min(waits, default=FIRST_REST_S))
+                if self._stopped.is_set():
+                    raise Unavailable("the run was stopped before a service took the request")
+                self._change.wait(min([*waits, _LOOK_S]))
 
     def _rest(self, service: _Service, error: Unavailable | ConnectionLost) -> None:
         with self._change:

@@ -33,11 +33,13 @@ APPLE_DOUBLE: Final = b"\0\x05\x16\x07"
 
 
 class PassedOver:
-    """Counts what is not asked about, by the reason. `kinds`: of files that are no pictures, by suffix."""
+    """Counts what is not asked about, by the reason. `kinds`: of files that are no pictures, by suffix.
+    `notes`: what else is to be told, by what it is about."""
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
+        self.notes: dict[str, str] = {}
 
     def lines(self) -> Iterator[str]:
         """For a person, one for each reason."""
@@ -47,6 +49,7 @@ class PassedOver:
             yield f"{self.kinds.total()} files are no pictures and passed over: {kinds}"
         for reason, count in sorted(self.reasons.items()):
             yield f"{count} passed over: {reason}"
+        yield from self.notes.values()
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ class Sources:
             self.passed.kinds[suffix] += 1
 
     def _ignore(self, name: str, columns: list[str]) -> None:
-        self.passed.reasons[f"columns of {name} without a meaning here: {', '.join(columns)}"] = len(columns)
+        self.passed.notes[name] = f"{name} has columns without a meaning here: {', '.join(columns)}"
 
 
 def _matches(pattern: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from florence.errors import RequestError
 from florence.types.answer import TaskAnswer
 
 
-class Answered(dict[TaskKey, set[str]]):
+class AnsweredTasks(dict[TaskKey, set[str]]):
     """The pictures, by their ids or names, that have an answer, by what they were asked."""
 
     def claim(self, name: str, key: TaskKey) -> bool:
@@ -65,9 +65,9 @@ class Store:
             parts = f"; with --part-rows it holds parts of {SUFFIX[1:]}" if self.packed else ""
             raise RequestError(f"{out} is a directory; name a file in it{parts}")
 
-    def answered(self) -> Answered:
+    def answered(self) -> AnsweredTasks:
         """What is in it. Raises RequestError for what no run wrote, to which nothing is added."""
-        found = Answered()
+        found = AnsweredTasks()
         for name, key in itertools.chain(self._waiting_keys(), read_keys(self.out) if self.packed else ()):
             found.claim(name, key)
         return found

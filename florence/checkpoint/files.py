@@ -94,3 +94,12 @@ def check_content(path: Path) -> None:
                 f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or "
                 "give the repository's name on the hub in place of the folder"
             )
+
+
+def version_of(path: Path) -> tuple[int, ...]:
+    """Differs where the file was changed or replaced, as Kubernetes does by a link; empty without a file."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return ()
+    return facts.st_mtime_ns, facts.st_size, facts.st_ino

@@ -36,6 +36,7 @@ from florence.checkpoint.files import (
 from florence.checkpoint.foreign import explain_files, is_adapter
 from florence.checkpoint.repository import Repository
 from florence.errors import CheckpointError, RepositoryError
+from florence.types.declared import TASKS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def resolve_adapter(name: str) -> Checkpoint:
         found = Checkpoint(name, None, Path(name))
     else:
         asked = Repository.parse(name)
-        directory = asked.fetch([ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+        directory = asked.fetch([ADAPTER_CONFIG, ADAPTER_WEIGHTS, TASKS_FILE])
         commit = asked.commit_of(directory)
         if (directory / ADAPTER_CONFIG).is_file() and not is_adapter(directory):
             directory = replace(asked, revision=commit).fetch([WEIGHTS])

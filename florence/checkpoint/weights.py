@@ -79,7 +79,7 @@ def load_model(
     if device.type == "cpu":
         model.vision.tower.attend_per_picture()
     else:
-        model.language.lay_out_for_gpu()
+        model.lay_out_for_gpu()
     return model.eval().requires_grad_(False)
 
 

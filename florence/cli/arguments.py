@@ -10,12 +10,14 @@ from typing import Final, TypeAlias
 
 from florence import __version__
 from florence.cli.bulk_arguments import BULK, EXPORT, add_bulk, add_export
+from florence.cli.evaluate import EVALUATE, add_evaluate
 from florence.cli.verify import VERIFY, add_verify
 from florence.images.limits import MAX_PDF_DPI, PDF_DPI
 from florence.types.filters import ItemFilter
 from florence.types.options import RequestParameters, allowed_values
 from florence.types.pictures import PictureOptions
 from florence.types.tasks import TASKS, Input, Kind
+from florence.types.tiling import TileOptions
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -54,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_convert(commands)
     add_verify(_add(commands, "verify", *VERIFY))
+    _add_evaluate(commands)
     return parser
 
 
@@ -111,6 +114,14 @@ def _add_bulk(commands: Commands) -> None:
     _add_region(parser)
     _add_options(parser)
     _add_where(parser, many=True)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    parser = _add(commands, "evaluate", *EVALUATE)
+    add_evaluate(parser, partial(_whole, most=10**6))
+    _add_prompt(parser, "--task", help="in place of the subject's usual task")
+    _add_options(parser)
+    _add_where(parser)
 
 
 def _add_draw(commands: Commands) -> None:
@@ -225,9 +236,11 @@ def _add_region(parser: argparse.ArgumentParser) -> None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     generation = parser.add_argument_group("generation options (default: as the checkpoint says)")
     pictures = parser.add_argument_group("how the picture is read (default: as it is seen, on white)")
+    tiles = parser.add_argument_group("large pictures with small things (default: not cut)")
     filters = parser.add_argument_group("which items to keep (default: all)")
     for name, field in RequestParameters.model_fields.items():
         options = pictures if name in PictureOptions.model_fields else generation
+        options = tiles if name in TileOptions.model_fields else options
         options = filters if name in ItemFilter.model_fields else options
         words, allowed = str(field.description).removesuffix("."), allowed_values(name)
         options.add_argument(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from florence.bulk.askers import ModelAsker, ServiceAsker
@@ -76,8 +77,9 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
-    """What answers questions about a picture, wherever the arguments say, until the context ends."""
+def open_asker(arguments: argparse.Namespace, stopped: Event | None = None) -> Iterator[Ask]:
+    """What answers questions about a picture, wherever the arguments say, until the context ends. stopped:
+    as `Services` has it."""
     urls = urls_of(arguments)
     if not urls:
         with load_model(arguments) as model:
@@ -87,7 +89,8 @@ def open_asker(arguments: argparse.Namespace) -> Iterator[Ask]:
             client.ready()  # an unreachable service is reported once, not for each picture
             yield ServiceAsker(lambda ask: ask(client), _limits(arguments))
     else:
-        services = Services(((url, Client(url, retries=0)) for url in urls), lambda line: tell_lines([line]))
+        clients = ((url, Client(url, retries=0)) for url in urls)
+        services = Services(clients, lambda line: tell_lines([line]), stopped=stopped)
         try:
             services.check()
             yield ServiceAsker(services.call, _limits(arguments))
@@ -126,7 +129,7 @@ def _own_tasks(arguments: argparse.Namespace) -> list[Task]:
             return [row.task() for row in client.info().declared_tasks]
     from florence.runtime.own_tasks import tasks_of_settings
 
-    return tasks_of_settings(_settings(arguments))
+    return tasks_of_settings(model_settings(arguments))
 
 
 def _take_words(arguments: argparse.Namespace) -> None:
@@ -172,16 +175,17 @@ def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
     from florence.runtime.florence2 import Florence2
 
-    settings = _settings(arguments)
+    settings = model_settings(arguments)
     device = settings.device.partition(",")[0]  # a list: a service's workers
     return Florence2.from_settings(settings, device, pdf_dpi=getattr(arguments, "dpi", PDF_DPI))
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def model_settings(arguments: argparse.Namespace) -> Settings:
     from florence.settings import read_settings
 
     # The limit on the wait is for a service's clients.
-    settings = read_settings().model_copy(update={"max_latency_ms": None})
+    given = getattr(arguments, "settings", {})
+    settings = read_settings(lambda make: make(**given)).model_copy(update={"max_latency_ms": None})
     if arguments.model:
         settings = settings.model_copy(update={"model": arguments.model, "revision": None})
     return settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Event
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -13,7 +14,7 @@ from florence.bulk.lines import FailureFile
 from florence.bulk.question import PictureQuestion, distinct, read_tasks_file
 from florence.bulk.run import Ask, Job, QuestionOutcome, Running, RunTally, Shard, open_jobs
 from florence.bulk.sources import Sources
-from florence.bulk.store import Answered, Store
+from florence.bulk.store import AnsweredTasks, Store
 from florence.cli.asking import find_task, open_asker, question_options, read_options, read_question
 from florence.cli.export import SOME_FAILED, export_results, read_exports
 from florence.cli.telling import tell_lines
@@ -41,8 +42,8 @@ def bulk(arguments: argparse.Namespace) -> int:
     with store, FailureFile(failures) as failed:
         if total != 0:
             tally = RunTally()
-            with open_asker(arguments) as ask:
-                run = _Run(store, failed, total)
+            run = _Run(store, failed, total)
+            with open_asker(arguments, run.stopped) as ask:
                 made = run.ask_all(jobs(tally), ask, arguments)
     _tell_end(made, tally, failed.count, failures, sources)
     failed_exports = [export for export in exports if export_results(export, store.out, arguments)]
@@ -106,12 +107,17 @@ class _Run:
     def __init__(self, store: Store, failures: FailureFile, total: int | None) -> None:
         self._store, self._failures, self._total = store, failures, total
         self._made = 0
+        self.stopped = Event()
 
     def ask_all(self, jobs: Iterator[Job], ask: Ask, arguments: argparse.Namespace) -> int:
         """How many answers there are now. KeyboardInterrupt says what is kept."""
         bar = tqdm(total=self._total, unit="answer", disable=True if arguments.no_progress else None)
         running = Running(
-            jobs, self._refusing(ask), concurrency=arguments.concurrency, ordered=arguments.ordered
+            jobs,
+            self._refusing(ask),
+            concurrency=arguments.concurrency,
+            ordered=arguments.ordered,
+            stopped=self.stopped,
         )
         with running, bar:
             try:
@@ -121,8 +127,8 @@ class _Run:
                     if self._failures.count:
                         bar.set_postfix(failed=self._failures.count, refresh=False)
             except KeyboardInterrupt:
-                for job, outcomes in running.drain():
-                    self._keep(job, outcomes)
+                for job, outcomes in running.drain():  # what fails now will be asked again
+                    self._keep(job, outcomes, failures=False)
                 left = "rest" if self._total is None else f"other {self._total - self._made}"
                 raise KeyboardInterrupt(
                     f"interrupted: {self._made} answers are kept in {self._store.lines}; the same command "
@@ -130,10 +136,11 @@ class _Run:
                 ) from None
         return self._made
 
-    def _keep(self, job: Job, outcomes: Sequence[QuestionOutcome]) -> None:
+    def _keep(self, job: Job, outcomes: Sequence[QuestionOutcome], *, failures: bool = True) -> None:
         for question, outcome in zip(job.questions, outcomes, strict=True):
             if isinstance(outcome, FlorenceError):
-                self._failures.add(job.item.picture, question.task.token, outcome, job.item.id)
+                if failures:
+                    self._failures.add(job.item.picture, question.task.token, outcome, job.item.id)
             else:
                 self._store.add(job.item, question, outcome)
                 self._made += 1
@@ -157,7 +164,7 @@ def _with_task(arguments: argparse.Namespace, name: str | None) -> argparse.Name
     return argparse.Namespace(**{**vars(arguments), "task": name})
 
 
-def _tell_others(store: Store, answered: Answered, questions: Sequence[PictureQuestion]) -> None:
+def _tell_others(store: Store, answered: AnsweredTasks, questions: Sequence[PictureQuestion]) -> None:
     asked = {each.key for each in questions}
     others = {key: names for key, names in answered.items() if key not in asked}
     if others:

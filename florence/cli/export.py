@@ -65,6 +65,7 @@ def read_exports(arguments: argparse.Namespace) -> list[Export]:
             raise RequestError(f"--export takes FORMAT=OUT with one of {', '.join(FORMATS)}, got {given!r}")
         exports.append(Export(format, Path(out) if out else None))
         exports[-1].check()
+    label_ids(arguments.label_map, ())  # raises now what would be raised after the run
     return exports
 
 
@@ -135,18 +136,22 @@ def label_ids(file: Path | None, pictures: Sequence[Labelled]) -> Mapping[str, i
     """The label map of a file, else the labels numbered by alphabet, from 1. Raises RequestError."""
     if file is None:
         return Categories.of(pictures)
+    try:
+        return label_map(_read_labels(file), first=1)
+    except (RequestError, UnicodeDecodeError) as error:
+        raise RequestError(f"{file} is no label map: {error}") from None
+
+
+def _read_labels(file: Path) -> Any:
+    """What stands for a label map in the file."""
     if file.suffix.lower() == ".txt":
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return label_map([line.strip() for line in lines if line.strip()], first=1)
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     content: Any = parse_file(file)
     if isinstance(content, dict):
         content = content.get("categories", content.get("names", content))
     if isinstance(content, dict) and all(isinstance(name, int) for name in content):
-        content = {name: number for number, name in content.items()}  # YOLO's data.yaml
-    try:
-        return label_map(content, first=1)
-    except RequestError as error:
-        raise RequestError(f"{file} is no label map: {error}") from None
+        return {name: number for number, name in content.items()}  # YOLO's data.yaml
+    return content
 
 
 def write_captions(answers: _Answers, wanted: Export) -> tuple[int, list[str]]:

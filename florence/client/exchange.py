@@ -125,7 +125,8 @@ def build_named_call(
 
 
 def build_analysis(picture: Picture, tasks: Iterable[TaskSpec], options: CallOptions) -> ServiceCall:
-    """The request of many tasks on one picture. Raises as `build_call` does."""
+    """The request of many tasks on one picture. Raises as `build_call` does, but for unknown tasks: the
+    service tells those."""
     requests = [_task_request(spec) for spec in tasks]
     return _call("analyze", picture, {"tasks": requests}, options, Analysis)
 
@@ -137,10 +138,11 @@ def _task_request(spec: TaskSpec) -> dict[str, Any]:
             "a task is its name or token, or a pair of that and its text or region, such as "
             f"('region_to_ocr', {PIXELS_EXAMPLE}); got {quote(spec)}"
         )
-    known = TASKS.resolve(task)
-    wanted = "region" if known.input is Input.REGION else "text"
-    value = _plain_region(given) if wanted == "region" else given
-    request: dict[str, Any] = {"task": known.token}
+    known = task if isinstance(task, Task) else TASKS.find(task)
+    # Of a task that only the service knows, numbers are a region.
+    is_region = not isinstance(given, str) if known is None else known.input is Input.REGION
+    wanted, value = ("region", _plain_region(given)) if is_region else ("text", given)
+    request: dict[str, Any] = {"task": task if known is None else known.token}
     return request if value is None else request | {wanted: value}
 
 

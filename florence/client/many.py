@@ -18,7 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 from PIL import Image
 
 from florence.client.pictures import Picture, picture_name
-from florence.errors import FlorenceError, RequestError, SettingsError
+from florence.errors import FlorenceError, NotFound, RequestError, SettingsError, TaskError
 
 logger = logging.getLogger("florence.client")
 
@@ -98,6 +98,8 @@ class _Tally(Generic[AskedT, AnswerT]):
             self._bar.update()
             try:
                 answer = future.result()
+            except (NotFound, TaskError):  # of the task, which is the same for all pictures
+                raise
             except FlorenceError as error:
                 self.failures.append(Failure(picture, error))
                 self._bar.set_postfix(failed=len(self.failures))

@@ -132,10 +132,17 @@ class TaskMethods(
 
         `concurrency`: requests in flight, and files open, at once. A picture that fails does not end it: it
         is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that is
-        a terminal.
+        a terminal. `task` may be one that only the service's checkpoint has; NotFound or TaskError, which
+        ends it, for one that there is not.
         """
-        named = TASKS.resolve(task)  # a wrong name would fail for each picture
-        ask = partial(self.run, task=named, text=text, region=region, **options)
+        known = task if isinstance(task, Task) else TASKS.find(task)
+
+        def ask(picture: Picture) -> AnyT:
+            if known is None and isinstance(task, str):
+                named: AnyT = self.task(task, picture, text, region=region, **options)
+                return named
+            return self.run(picture, known or task, text, region=region, **options)
+
         answers: MapT = self._map_type(
             ask, pictures, concurrency=concurrency, ordered=ordered, progress=progress
         )

@@ -2,16 +2,15 @@
 
 Scene i of a seed is drawn from the held-out stream, which shares no scene with training. Every task is asked
 once a scene (those on words only where a word stands). Boxes are measured by pycocotools, captions by
-pycocoevalcap: `pip install ".[evaluate]"` in the project's folder. Hard scenes have four to six things, small
-ones smaller and some cut by the edge, in a picture that is blurred, noisy and pale. Knows nothing about
-training.
+pycocoevalcap, characters by torchmetrics: `pip install ".[demo,evaluate]"` in the project's folder. Hard
+scenes have four to six things, small ones smaller and some cut by the edge, in a picture that is blurred,
+noisy and pale. Knows nothing about training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -19,19 +18,20 @@ from itertools import zip_longest
 from pathlib import Path
 
 from florence.demo.draw import command_parser, read_things
-from florence.demo.evaluation.captions import words_here
 from florence.demo.evaluation.exam import Exam, ask_model, ask_service, by_original_score
 from florence.demo.evaluation.grading import Grade
-from florence.demo.evaluation.metrics import (
-    Figures,
-    Judged,
-    area_under_curve,
-    evaluator,
-    expected_calibration_error,
-    reliability,
-)  # fmt: skip
 from florence.demo.world.scenes import MOST_THINGS, Limits
 from florence.errors import FlorenceError
+from florence.evaluation.calibration import (
+    Judged,
+    area_under_curve,
+    expected_calibration_error,
+    reliability,
+)
+from florence.evaluation.captions import words_here
+from florence.evaluation.figures import Figures
+from florence.evaluation.libraries import EVALUATORS, evaluator
+from florence.evaluation.report import as_json
 from florence.runtime.florence2 import Florence2
 from florence.types.tasks import TASKS, Kind
 
@@ -59,7 +59,7 @@ def _evaluate(arguments: argparse.Namespace, exam: Exam) -> None:
     print(f"average precision by pycocotools, CIDEr by pycocoevalcap after {words}")
     answered_by = {"url": arguments.url} if arguments.url else {"dtype": arguments.dtype}
     rows = {task: [asdict(row) for row in reliability(one.judged)] for task, one in grades.items()}
-    report = {"caption_tokenizer": words, "tasks": finite(figures), "reliability": rows}
+    report = {"caption_tokenizer": words, "tasks": as_json(figures), "reliability": rows}
     write_json(arguments, {**answered_by, **report})
 
 
@@ -109,14 +109,6 @@ def _old_scores(grades: Mapping[str, Grade], old: Mapping[str, Grade]) -> str:
     return "\n".join(lines)
 
 
-def finite(figures: Mapping[str, Figures]) -> dict[str, dict[str, float | None]]:
-    """The figures with null where there was nothing to measure: JSON has no nan."""
-    return {
-        task: {name: None if math.isnan(value) else value for name, value in row.items()}
-        for task, row in figures.items()
-    }
-
-
 def exam_parser(description: str | None) -> argparse.ArgumentParser:
     """The options that say which questions are asked of which checkpoint."""
     parser = command_parser(description, count=40)
@@ -136,7 +128,7 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, 
     if arguments.count < 1 or arguments.seed < 0:
         parser.error("--count must be 1 or more, --seed 0 or more")
     try:
-        for module in ("pycocotools.cocoeval", "pycocoevalcap.cider.cider"):
+        for module in EVALUATORS:
             evaluator(module)  # before anything is asked
         tasks = [TASKS.resolve(task).token for task in arguments.tasks]
         limits = Limits(things=things, hard=arguments.hard)

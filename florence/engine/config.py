@@ -108,8 +108,13 @@ class EngineConfig:
     )
     cuda_kernels: CudaKernels = _declare(  # noqa: RUF009  (a field)
         "auto",
-        "`off`: take decode steps with PyTorch's own operations only, not with the project's kernels for "
-        "GPUs. In float32 token ids are the same.",
+        "`off`: encode and take decode steps with PyTorch's own operations only, not with the project's "
+        "kernels for GPUs. In float32 token ids are the same.",
+    )
+    compile_tower: bool = _declare(
+        False,
+        "On a GPU, let `torch.compile` fuse the operations of the vision tower, in place of the project's "
+        "kernels; it compiles for minutes at each start.",
     )
     encode_stream: bool = _declare(
         False,

@@ -147,6 +147,8 @@ class Engine:
                 self._encode()
                 if self._decoding:
                     self._step()
+                elif self._encoding is None and not self._retries:
+                    self._runner.rest()
         except Exception as error:
             log.critical("the engine is broken", exc_info=error)
             self._error = error
@@ -225,7 +227,7 @@ class Engine:
         with self._changed:
             return self._scheduler.take(
                 len(self._decoding),
-                lambda waiting: self._runner.slots.fits(each.request.options.num_beams for each in waiting),
+                lambda waiting: self._runner.fits(each.request for each in waiting),
             )
 
     def _begin(self, sequences: list[SequenceState]) -> EncodeBatch:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from florence.engine.adapters import EngineAdapter
 from florence.types.bounds import Sums
 
 
@@ -52,10 +53,11 @@ class Request:
     """One picture and one prompt.
 
     `pixels`: uint8 [height, width, 3] at the model's input size. `prompt_ids`: with `<s>` and `</s>`.
-    `deadline`: a reading of the engine's clock (`time.monotonic()`) after which the request fails. `digest`:
-    of the pixels, computed here if it is not given; requests with the same digest share the tower's features.
+    `deadline`: a reading of the engine's clock (`time.monotonic()`) after which the request fails.
     `on_token`: called on the engine's thread with each token of a request with one beam as soon as it is
-    decided, forced ones and EOS too; it must be quick and must not raise.
+    decided, forced ones and EOS too; it must be quick and must not raise. `digest`: of the pixels, computed
+    here if it is not given. `adapter`: what is added to the model's weights for this request, None for
+    nothing.
     """
 
     pixels: NDArray[np.uint8]
@@ -64,6 +66,12 @@ class Request:
     deadline: float | None = None
     on_token: Callable[[int], None] | None = None
     digest: bytes = b""
+    adapter: EngineAdapter | None = None
+
+    @property
+    def picture_key(self) -> bytes:
+        """Requests with the same one share the tower's features."""
+        return self.digest if self.adapter is None else self.digest + self.adapter.picture_key
 
     def __post_init__(self) -> None:
         if not self.digest:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from florence.engine.request import Request
 from florence.engine.sequence import SequenceState, Wait
-from florence.engine.slots import SlotAllocator
 from florence.errors import FlorenceError
 
 if TYPE_CHECKING:
@@ -18,10 +17,6 @@ class StepRunner(Protocol):
     """Encodes requests and takes decode steps. All methods are called on the engine's thread."""
 
     @property
-    def slots(self) -> SlotAllocator:
-        """Free slots and rows of the caches; another object after `reset`."""
-
-    @property
     def chunks_ahead(self) -> int:
         """How many parts of an encode may be under way on the device when `encode_parts` yields."""
 
@@ -30,6 +25,12 @@ class StepRunner(Protocol):
 
     def reset(self) -> None:
         """Make new buffers after a fault; raises what the device raises if it is gone for good."""
+
+    def fits(self, requests: Iterable[Request]) -> int:
+        """How many of these requests, from the first on, there is room for."""
+
+    def rest(self) -> None:
+        """Do what waits for a moment in which no request is on the device."""
 
     def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[Wait | None, None, int]:
         """Encode requests together and place them, yielding between parts of the work; returns the number of

@@ -42,15 +42,17 @@ def _go_on() -> None:
 class SequenceState:
     """A request in the engine. The engine's thread alone changes it, but for `cancel`.
 
-    Of the runner: `slot`; `picture_tokens` and `encoder_length`, of the picture and of picture and prompt
-    together; `steps` taken; `finite`: all that it wrote to the caches is known to be finite; `ended`: its
-    search is known to have ended, and its answer is on the way from the device; `dropped`: its slot may be
-    another's. Of the engine: `on_taken`, called when it leaves the queue; `phase`; `cancelled`; times by the
-    engine's clock; `cancellations`: where `cancel` leaves word for it.
+    Of the runner: `slot`; `adapter`, its adapter's slot, 0 for none; `picture_tokens` and `encoder_length`,
+    of the picture and of picture and prompt together; `steps` taken; `finite`: all that it wrote to the
+    caches is known to be finite; `ended`: its search is known to have ended, and its answer is on the way
+    from the device; `dropped`: its slot may be another's. Of the engine: `on_taken`, called when it leaves
+    the queue; `phase`; `cancelled`; times by the engine's clock; `cancellations`: where `cancel` leaves word
+    for it.
     """
 
     request: Request
     slot: Slot = UNPLACED
+    adapter: int = 0
     picture_tokens: int = 0
     encoder_length: int = 0
     steps: int = 0

@@ -6,6 +6,7 @@ neither numpy nor torch: reader processes import it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image
@@ -15,6 +16,7 @@ from florence.images.decode import decode
 from florence.images.header import Header
 from florence.images.limits import ImageLimits
 from florence.images.seen import ORIGINAL, View, to_srgb
+from florence.images.tiles import Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,33 @@ class InputSize:
     resample: int
     fast_jpeg: bool = False
 
+    def cut(self, picture: tuple[int, int], view: View) -> list[Bounds]:
+        """The tiles of a picture of this width and height; it alone where it is not cut. Raises ImageError as
+        `Tiling.cut`."""
+        if view.tiling is None:
+            return [(0, 0, *picture)]
+        return view.tiling.cut(picture, (self.width, self.height))
 
-def resize(image: Image.Image, size: InputSize) -> Image.Image:
-    """A picture in mode L, RGB or CMYK at exactly the input size, whatever its aspect ratio."""
+
+def resize(image: Image.Image, size: InputSize, part: Bounds | None = None) -> Image.Image:
+    """A picture in mode L, RGB or CMYK, or a part of it, at exactly the input size, whatever its aspect
+    ratio. Nothing of what lies around the part comes into its pixels."""
+    image = image if part is None else image.crop(part)
     return image.resize((size.width, size.height), Image.Resampling(size.resample))
 
 
 def memory_to_read(header: Header, size: InputSize, limits: ImageLimits, view: View = ORIGINAL) -> int:
-    """The memory that `read_resized` takes, in bytes; ImageTooLarge where it is more than is allowed."""
+    """The memory that `read_tiles` takes, in bytes, with the pixels of all tiles; ImageTooLarge where it is
+    more than is allowed, ImageError for more tiles than are."""
     first_pass = 4 * size.width * max(header.width, header.height)  # of the resize
-    needed = header.decode_bytes(original=view.original) + first_pass
+    pixels = 0
+    if view.tiling is not None:
+        turned = header.orientation > 4  # sideways
+        upright = (header.height, header.width) if turned else (header.width, header.height)
+        parts = size.cut(upright, view)
+        left, top, right, bottom = parts[0]
+        pixels = 3 * size.width * size.height * len(parts) + 4 * (right - left) * (bottom - top)
+    needed = header.decode_bytes(original=view.original) + first_pass + pixels
     if needed > limits.decode_bytes:
         raise ImageTooLarge(
             f"decoding the picture ({header.format}, {header.width}x{header.height}) takes {needed} bytes of "
@@ -66,13 +85,16 @@ def memory_to_read(header: Header, size: InputSize, limits: ImageLimits, view: V
     return needed
 
 
-def read_resized(
+def read_tiles(
     header: Header, size: InputSize, view: View = ORIGINAL
-) -> tuple[Image.Image, tuple[int, int]]:
-    """A picture at the input size, RGB, and the width and height of the (turned) original.
+) -> tuple[tuple[int, int], Iterator[Image.Image]]:
+    """The width and height of the (turned) original; and its tiles (`InputSize.cut`) at the input size, RGB.
 
-    Raises ImageError and ImageTooLarge.
+    The picture is decoded once, before this returns. Raises ImageError and ImageTooLarge; so does the
+    iterator.
     """
-    image, original = decode(header, view, (size.width, size.height) if size.fast_jpeg else None)
-    resized = resize(image, size)
-    return resized if view.original else to_srgb(resized, header.profile), original
+    fast = size.fast_jpeg and view.tiling is None
+    image, original = decode(header, view, (size.width, size.height) if fast else None)
+    parts = [None] if view.tiling is None else size.cut(original, view)
+    resized = (resize(image, size, part) for part in parts)
+    return original, (each if view.original else to_srgb(each, header.profile) for each in resized)

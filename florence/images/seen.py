@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from PIL import Image, ImageChops, ImageCms
 
+from florence.images.tiles import Tiling
+
 _WHITE: Final = (255, 255, 255)
 _ALPHA: Final = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
 _KEPT: Final = frozenset(("L", "RGB", "CMYK"))
@@ -30,13 +32,14 @@ class View:
     `convert("RGB")`.
 
     `background`: R, G and B of what is seen through transparency. `frame`, of an animation, and `page`, of a
-    document: counted from 1; None: the first.
+    document: counted from 1; None: the first. `tiling`: how the picture is cut; None: it is not.
     """
 
     original: bool = False
     background: tuple[int, int, int] = _WHITE
     frame: int | None = None
     page: int | None = None
+    tiling: Tiling | None = None
 
 
 SEEN: Final = View()

@@ -34,6 +34,7 @@ class DecodeBatch:
     row belongs to, as an index into `slots`, and which of its beams it is. `rows_of` [requests, beams]: the
     index in `rows` of each beam; 0 where a request has fewer beams than the widest one, as `is_beam`
     [requests, beams] (bool) says. `beams` [requests]: how many, int32. `encoder_lengths` [requests], int32.
+    `adapters` [rows]: the slot of each row's adapter (`lowrank.py`), 0 for none.
     """
 
     slots: Tensor
@@ -44,6 +45,7 @@ class DecodeBatch:
     is_beam: Tensor
     beams: Tensor
     encoder_lengths: Tensor
+    adapters: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, in the order of the fields."""

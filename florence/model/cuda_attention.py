@@ -62,5 +62,5 @@ class _CudaStep:
         )
 
     def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
-        product = F.linear(inputs, linear.weight)
+        product = linear.with_adapters(F.linear(inputs, linear.weight), inputs)
         return norms.add_norm(product, linear.bias, residual, norm.weight, norm.bias, norm.eps)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import VisionConfig
+from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.kernels.linear import Conv2d, Linear
 
 
@@ -102,6 +103,20 @@ class ConvPositionalEncoding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.proj = Conv2d(dim, dim, 3, groups=dim)
+        self._taps: tuple[Tensor, Tensor] | None = None
+
+    def lay_out_taps(self) -> None:
+        """Keep the filters as [9, dim] beside the convolution's own. Not covered: moving them to another
+        device afterwards."""
+        self._taps = self._transposed()
+
+    def by_taps(self) -> tuple[Tensor, Tensor]:
+        """The filters [9, dim], row by row, and their bias [dim]."""
+        return self._taps or self._transposed()
+
+    def _transposed(self) -> tuple[Tensor, Tensor]:
+        weight, bias = self.proj.weight.detach(), cast("Tensor", self.proj.bias)
+        return weight.flatten(1).T.contiguous(), bias.detach()
 
     def forward(self, cells: Tensor) -> Tensor:
         """[pictures, height, width, dim] -> the same shape."""
@@ -210,13 +225,19 @@ class DaViT(nn.Module):
         32."""
         return run_to_end(self.chunks(values))
 
-    def chunks(self, values: Tensor) -> Chunks[Tensor]:
-        """`forward` in chunks: yields between blocks."""
-        cells: Tensor = self.stem(values.permute(0, 2, 3, 1))
+    def lay_out_for_gpu(self) -> None:
+        """Keep the filters of depthwise convolutions by taps too, as the kernels for GPUs read them."""
+        for module in self.modules():
+            if isinstance(module, ConvPositionalEncoding):
+                module.lay_out_taps()
+
+    def chunks(self, values: Tensor, backend: EncodeBackend = PLAIN) -> Chunks[Tensor]:
+        """`forward` in chunks: yields between blocks, which `backend` computes."""
+        cells = backend.stem(self.stem, values.permute(0, 2, 3, 1))
         for stage in cast("Iterable[Stage]", self.stages):
             cells = stage.downsample(cells)
             for block in cast("Iterable[DualBlock]", stage.blocks):
                 for half in (block.spatial_block, block.channel_block):
-                    cells = half(cells)
+                    cells = backend.block(half, cells)
                     yield
         return cells.permute(0, 3, 1, 2)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import ModelConfig
+from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.language import LanguageModel
+from florence.model.lowrank import AdapterBank
 from florence.model.vision import Normalize, VisionEncoder
 
 
@@ -19,6 +23,7 @@ class Florence2Model(nn.Module):
         self.config = config
         self.vision = VisionEncoder(config.vision, config.text.d_model, normalize)
         self.language = LanguageModel(config.text)
+        self.adapters: AdapterBank | None = None  # beside its layers; rows of a batch name theirs
 
     @property
     def device(self) -> torch.device:
@@ -30,14 +35,23 @@ class Florence2Model(nn.Module):
         """Of the weights."""
         return self.language.shared.weight.dtype
 
+    def lay_out_for_gpu(self) -> None:
+        """Let the weights lie as a GPU's products and kernels read them best."""
+        self.vision.tower.lay_out_for_gpu()
+        self.language.lay_out_for_gpu()
+
+    def with_adapters(self, index: Tensor) -> AbstractContextManager[None]:
+        """Within the context, rows of a batch have the adapters in the slots `index` int64 [rows]."""
+        return nullcontext() if self.adapters is None else self.adapters.applied(index)
+
     def encode(self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoder states [rows, picture tokens + length, d_model]; see `LanguageModel.encode`."""
         return self.language.encode(picture_tokens, prompt_ids, mask)
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor, backend: EncodeBackend = PLAIN) -> Tensor:
         """[pictures, height, width, 3] uint8 -> picture tokens [pictures, tokens, d_model]."""
-        return run_to_end(self.encode_images_in_chunks(pixels))
+        return run_to_end(self.encode_images_in_chunks(pixels, backend))
 
-    def encode_images_in_chunks(self, pixels: Tensor) -> Chunks[Tensor]:
+    def encode_images_in_chunks(self, pixels: Tensor, backend: EncodeBackend = PLAIN) -> Chunks[Tensor]:
         """`encode_images` in chunks: yields between the blocks of the tower."""
-        return self.vision.chunks(pixels)
+        return self.vision.chunks(pixels, backend)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
+from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.kernels.linear import Linear, PackedWeight
 from florence.model.masks import additive_mask
 
@@ -98,20 +99,39 @@ class Attention(nn.Module):
         if self._fused is None:
             return self.q_proj(states), self.k_proj(states), self.v_proj(states)
         queries, keys, values = F.linear(states, *self._fused).chunk(3, dim=-1)
-        return queries, keys, values
+        return (
+            self.q_proj.with_adapters(queries, states),
+            self.k_proj.with_adapters(keys, states),
+            self.v_proj.with_adapters(values, states),
+        )
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """[rows, length, d_model] -> keys and values [rows, heads, length, head_dim]."""
-        if self._fused is None:
+        if (both := self.fused_keys_values(states)) is None:
             return KeysValues(self._split(self.k_proj(states)), self._split(self.v_proj(states)))
-        (weight, bias), width = self._fused, self.q_proj.in_features
-        keys, values = F.linear(states, weight[width:], bias[width:]).chunk(2, dim=-1)
+        keys, values = both.chunk(2, dim=-1)
         return KeysValues(self._split(keys), self._split(values))
+
+    def fused_keys_values(self, states: Tensor) -> Tensor | None:
+        """[rows, length, d_model] -> keys, then values, [rows, length, 2 * d_model]; None where they are not
+        computed by one product."""
+        if self._fused is None:
+            return None
+        (weight, bias), width = self._fused, self.q_proj.in_features
+        both = F.linear(states, weight[width:], bias[width:])
+        for layer, half in zip((self.k_proj, self.v_proj), both.chunk(2, dim=-1), strict=True):
+            if layer.beside is not None:
+                layer.beside.add_to(half, states)
+        return both
 
     def to_itself(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """`states` [rows, length, d_model] plus their attention to each other; `mask` as in `forward`."""
+        return self.out_proj.plus(self.mixed(states, mask), states)
+
+    def mixed(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`to_itself` before the last layer: neither that nor `states` added."""
         queries, keys, values = map(self._split, self.project(states))
-        return self._attend(states, queries, KeysValues(keys, values), mask)
+        return self._mix(queries, KeysValues(keys, values), mask)
 
     def forward(self, states: Tensor, memory: KeysValues, mask: Tensor | None = None) -> Tensor:
         """`states` [rows, queries, d_model] plus their attention to `memory` [rows, heads, length, head_dim].
@@ -119,12 +139,12 @@ class Attention(nn.Module):
         `mask` broadcasts to [rows, heads, queries, length]: bool, true where attention is allowed, or added
         to the scores.
         """
-        return self._attend(states, self._split(self.q_proj(states)), memory, mask)
-
-    def _attend(self, states: Tensor, queries: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
-        mixed = F.scaled_dot_product_attention(queries, memory.keys, memory.values, attn_mask=mask)
-        mixed = rearrange(mixed, "rows heads queries head_dim -> rows queries (heads head_dim)")
+        mixed = self._mix(self._split(self.q_proj(states)), memory, mask)
         return self.out_proj.plus(mixed, states)
+
+    def _mix(self, queries: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
+        mixed = F.scaled_dot_product_attention(queries, memory.keys, memory.values, attn_mask=mask)
+        return rearrange(mixed, "rows heads queries head_dim -> rows queries (heads head_dim)")
 
     def _split(self, states: Tensor) -> Tensor:
         split = "rows length (heads head_dim) -> rows heads length head_dim"
@@ -200,14 +220,16 @@ class Encoder(Stack):
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config, config.encoder, EncoderLayer)
 
-    def chunks(self, embeddings: Tensor, mask: Tensor | None = None) -> Chunks[Tensor]:
+    def chunks(
+        self, embeddings: Tensor, mask: Tensor | None = None, backend: EncodeBackend = PLAIN
+    ) -> Chunks[Tensor]:
         """[rows, length, d_model] -> the same shape, yielding between layers; `mask` [rows, length] is false
         on padding."""
         states = self.add_positions(embeddings, 0)
         # Prepared once for all layers: [rows, 1, 1, length].
         added = None if mask is None else additive_mask(mask, states.dtype)[:, None, None]
-        for layer in self.layers:
-            states = layer(states, added)
+        for layer in cast("Iterable[EncoderLayer]", self.layers):
+            states = backend.layer(layer, states, added)
             yield
         return states
 
@@ -283,12 +305,16 @@ class LanguageModel(nn.Module):
         return run_to_end(self.encode_in_chunks(picture_tokens, prompt_ids, mask))
 
     def encode_in_chunks(
-        self, picture_tokens: Tensor, prompt_ids: Tensor, mask: Tensor | None = None
+        self,
+        picture_tokens: Tensor,
+        prompt_ids: Tensor,
+        mask: Tensor | None = None,
+        backend: EncodeBackend = PLAIN,
     ) -> Chunks[Tensor]:
         """`encode` in chunks: yields between layers."""
         # `scale_embedding` applies to the prompt's embeddings only, as in the original.
         embeddings = torch.cat([picture_tokens, self.embed(prompt_ids)], dim=1)
-        return self.encoder.chunks(embeddings, mask)
+        return self.encoder.chunks(embeddings, mask, backend)
 
     def decode(self, token_ids: Tensor, past: Cache | None, cross_kv: Cache) -> tuple[Tensor, Cache]:
         """Decoder states [rows, length, d_model] of `token_ids` [rows, length] after `past`, and `past` with
@@ -315,5 +341,8 @@ class LanguageModel(nn.Module):
         if product.dtype is not torch.float32 and self.tied_head:
             best = product.topk(min(RESCORED_LOGITS, product.shape[-1]), dim=-1).indices  # [..., best]
             rows = self.shared.weight[best].float()  # [..., best, d_model]
-            scores.scatter_(-1, best, (rows @ states.float().unsqueeze(-1)).squeeze(-1))
+            again = (rows @ states.float().unsqueeze(-1)).squeeze(-1)
+            if (added := self.lm_head.added(states)) is not None:
+                again += added.gather(-1, best)
+            scores.scatter_(-1, best, again)
         return scores

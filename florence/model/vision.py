@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from florence.model.chunks import Chunks
 from florence.model.config import VisionConfig
 from florence.model.davit import DaViT
+from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.kernels.linear import Linear
 
 LEVELS = 256
@@ -84,9 +85,9 @@ class VisionEncoder(nn.Module):
         self.tower = DaViT(config)
         self.projector = Projector(config, d_model)
 
-    def chunks(self, pixels: Tensor) -> Chunks[Tensor]:
+    def chunks(self, pixels: Tensor, backend: EncodeBackend = PLAIN) -> Chunks[Tensor]:
         """[pictures, height, width, 3] uint8 -> [pictures, picture tokens, d_model], yielding between the
         blocks of the tower."""
-        features = yield from self.tower.chunks(self.normalize(pixels))
+        features = yield from self.tower.chunks(backend.normalize(self.normalize, pixels), backend)
         tokens: Tensor = self.projector(features)
         return tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,8 +13,9 @@ from PIL import Image
 
 from florence.images.decode import as_picture, encoded, inspect, load_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
-from florence.images.preprocess import InputSize, memory_to_read, read_resized, resize
+from florence.images.preprocess import InputSize, memory_to_read, read_tiles, resize
 from florence.images.seen import ORIGINAL, View
+from florence.images.tiles import Bounds
 from florence.readers.budget import DecodeBudget
 
 PictureSource = Image.Image | bytes | str | Path | Callable[[], bytes]
@@ -24,11 +25,30 @@ PictureSource = Image.Image | bytes | str | Path | Callable[[], bytes]
 @dataclass(frozen=True, slots=True)
 class ReadPicture:
     """A picture as the model takes it. `size`: width and height of the original; `pixels`: uint8 [height,
-    width, 3] at the model's input size; `digest`: SHA-256 of the pixels."""
+    width, 3] at the model's input size; `digest`: SHA-256 of the pixels.
+
+    Of a picture that was cut, `pixels` and `digest` are those of the first of its `tiles`, which are pictures
+    themselves; `corner`: left and top of a tile in the whole picture.
+    """
 
     size: tuple[int, int]
     pixels: NDArray[np.uint8]
     digest: bytes
+    corner: tuple[int, int] = (0, 0)
+    tiles: tuple[ReadPicture, ...] = ()
+
+    @classmethod
+    def of_tiles(
+        cls, size: tuple[int, int], parts: Sequence[Bounds], read: Sequence[tuple[NDArray[np.uint8], bytes]]
+    ) -> ReadPicture:
+        """A picture of this size, by the pixels and digest of each of its parts; one part is all of it."""
+        if len(parts) == 1:
+            return cls(size, *read[0])
+        tiles = tuple(
+            cls((right - left, bottom - top), *each, corner=(left, top))
+            for (left, top, right, bottom), each in zip(parts, read, strict=True)
+        )
+        return cls(size, *read[0], tiles=tiles)
 
 
 class LocalReader:
@@ -45,18 +65,26 @@ class LocalReader:
         """Raises ImageError, ImageTooLarge, and what a function that gives the bytes raises."""
         if isinstance(image, Image.Image):
             picture = load_image(image, self._limits, view)
-            resized, original = resize(picture, self._size), picture.size
+            original, parts = picture.size, self._size.cut(picture.size, view)
+            read = [_pixels_of(resize(picture, self._size, part)) for part in parts]
         else:
             data = encoded(image() if callable(image) else image, self._limits)
             data, view = as_picture(data, self._limits, view)
             header = inspect(data, self._limits, view)
             with self._budget.hold(memory_to_read(header, self._size, self._limits, view)):
-                resized, original = read_resized(header, self._size, view)
-        pixels = np.array(resized, dtype=np.uint8)
-        return ReadPicture(original, pixels, sha256(pixels.data).digest())
+                original, tiles = read_tiles(header, self._size, view)
+                read = [_pixels_of(tile) for tile in tiles]
+            parts = self._size.cut(original, view)
+        return ReadPicture.of_tiles(original, parts, read)
 
     def stop(self) -> None:
         """A thread can't be stopped."""
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _pixels_of(image: Image.Image) -> tuple[NDArray[np.uint8], bytes]:
+    """uint8 [height, width, 3], and their digest."""
+    pixels = np.array(image, dtype=np.uint8)
+    return pixels, sha256(pixels.data).digest()

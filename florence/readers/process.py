@@ -85,6 +85,7 @@ class ProcessReader:
         if slot is None:
             raise ValueError("each reader needs a slot of its own")
         self._slot, self._memory, self._limits, self._budget = slot, memory, limits, budget
+        self._size = size
         self._wall_s, self._cpu_s = process_limits.wall_s, process_limits.cpu_s
         self._local = LocalReader(size, limits)
         self._job = wire.ReadJob(
@@ -145,7 +146,7 @@ class ProcessReader:
             self._socket.settimeout(_START_S)
             seen = view.original, *view.background, view.frame or 0, view.page or 0
             head = wire.REQUEST.pack(kind, *seen, self._slot, len(payload))
-            self._socket.sendall(head)
+            self._socket.sendall(head + wire.pack_tiling(view.tiling))
             self._socket.sendall(payload)
             self._receive(len(wire.BEGUN))
             begun = True
@@ -154,16 +155,33 @@ class ProcessReader:
             with self._budget.hold(min(needed, self._budget.total)):
                 if needed:
                     self._socket.sendall(wire.GO)
-                reply = self._receive(wire.REPLY.size)
-            status, width, height, digest, length = wire.REPLY.unpack(reply)
-            text = self._receive(min(length, wire.LONGEST_TEXT)).decode(errors="replace")
+                picture = self._receive_picture(view)
         except OSError as error:  # closed by the other end, or a timeout
             raise _Ended(begun=begun, late=isinstance(error, TimeoutError)) from error
         if noise := self._noise():
             log.debug("while reading a picture: %s", noise)
+        return picture
+
+    def _receive_picture(self, view: View) -> ReadPicture:
+        """The picture, when its tiles have come one after the other; ImageError where it can't be read."""
+        size, read = self._receive_tile()
+        parts, tiles = self._size.cut(size, view), [read]
+        for _ in parts[1:]:
+            self._socket.sendall(wire.SLOT.pack(self._slot))
+            tiles.append(self._receive_tile()[1])
+        return ReadPicture.of_tiles(size, parts, tiles)
+
+    def _receive_tile(self) -> tuple[tuple[int, int], tuple[NDArray[np.uint8], bytes]]:
+        """The picture's size; the pixels and the digest of the next tile."""
+        status, width, height, digest, length = wire.REPLY.unpack(self._receive(wire.REPLY.size))
+        text = self._receive(min(length, wire.LONGEST_TEXT)).decode(errors="replace")
         if status != wire.READ:
             raise (ImageTooLarge if status == wire.TOO_LARGE else ImageError)(text)
-        return ReadPicture((width, height), self._take(), digest)
+        try:
+            return (width, height), (self._take(), digest)
+        except MemoryError:
+            self._process.kill()  # it may wait for the next slot
+            raise
 
     def _take(self) -> NDArray[np.uint8]:
         spare = self._memory.acquire()

@@ -2,7 +2,8 @@
 
 To the reader: REQUEST and the payload. Back: BEGUN when the payload has come, NEEDED when its header is read,
 and REPLY with a text when it is done. Between NEEDED, where it is not 0, and the decoding, the reader waits
-for GO. The pixels are in the slot that the request names.
+for GO. The pixels are in the slot that the request names. A picture that is cut has a REPLY for each tile;
+for all but the first the other end, which knows the tiles by the picture's size, sends the SLOT before it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final, NamedTuple
 
+from florence.images.tiles import Tiling
+
 REQUEST: Final = Struct("<B?3BIIIQ")
 """Kind; view: the original's, background, frame and page, 0 for none; slot, bytes of the payload."""
+TILING: Final = Struct("<?HHddI")  # behind REQUEST: whether the picture is cut, and the fields of `Tiling`
 BEGUN: Final = b"b"
 NEEDED: Final = Struct("<Q")  # bytes of memory that the decoding takes; 0: there is nothing to decode
 GO: Final = b"g"
@@ -19,6 +23,8 @@ REPLY: Final = Struct("<BII32sI")  # status, width and height of the original, d
 
 DATA: Final = 0  # the payload is an encoded picture
 PATH: Final = 1  # the payload is a file's path
+
+SLOT: Final = Struct("<I")
 
 READ: Final = 0
 REFUSED: Final = 1  # ImageError
@@ -44,3 +50,16 @@ class ReadJob(NamedTuple):
     pdf_dpi: int
     slack_bytes: int
     cpu_s: int
+
+
+def pack_tiling(tiling: Tiling | None) -> bytes:
+    """TILING; of no grid, columns and rows are 0."""
+    if tiling is None:
+        return TILING.pack(False, 0, 0, 0.0, 0.0, 0)
+    return TILING.pack(True, *(tiling.grid or (0, 0)), tiling.scale, tiling.overlap, tiling.most)
+
+
+def read_tiling(packed: bytes | bytearray) -> Tiling | None:
+    """What `pack_tiling` was given."""
+    cut, columns, rows, scale, overlap, most = TILING.unpack(packed)
+    return Tiling((columns, rows) if columns else None, scale, overlap, most) if cut else None

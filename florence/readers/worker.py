@@ -20,13 +20,13 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
-from PIL import AvifImagePlugin
+from PIL import AvifImagePlugin, Image
 
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.decode import as_picture, encoded, inspect
 from florence.images.limits import ImageLimits
 from florence.images.pdf import is_pdf, render_page
-from florence.images.preprocess import InputSize, memory_to_read, read_resized
+from florence.images.preprocess import InputSize, memory_to_read, read_tiles
 from florence.images.seen import View
 from florence.readers import wire
 
@@ -45,10 +45,11 @@ def main() -> None:
     reader = _Reader(job, mmap.mmap(job.memory_fd, 0))
     while head := _receive(wire.REQUEST.size):
         kind, original, red, green, blue, frame, page, slot, length = wire.REQUEST.unpack(head)
+        tiling = wire.read_tiling(_receive(wire.TILING.size))
         payload = bytes(_receive(length))
         _send(wire.BEGUN)
         _limit_cpu(job.cpu_s)
-        view = View(original, (red, green, blue), frame or None, page or None)
+        view = View(original, (red, green, blue), frame or None, page or None, tiling)
         reader.read(kind, payload, view, slot)
 
 
@@ -77,11 +78,11 @@ class _Reader:
             _send(wire.NEEDED.pack(needed))
             _receive(len(wire.GO))
             self._limit_memory(needed)
-            image, (width, height) = read_resized(header, self._size, view)
-            pixels = image.tobytes()
-            start = slot * self._job.slot_bytes
-            self._memory[start : start + len(pixels)] = pixels
-            _send(wire.REPLY.pack(wire.READ, width, height, sha256(pixels).digest(), 0))
+            size, tiles = read_tiles(header, self._size, view)
+            for number, tile in enumerate(tiles):
+                if number:
+                    (slot,) = wire.SLOT.unpack(_receive(wire.SLOT.size))
+                _send(wire.REPLY.pack(wire.READ, *size, self._write(tile, slot), 0))
             return
         except ImageError as error:
             status = wire.TOO_LARGE if isinstance(error, ImageTooLarge) else wire.REFUSED
@@ -100,6 +101,13 @@ class _Reader:
             return as_picture(payload, self._limits, view)  # which refuses it
         self._limit_memory(self._limits.decode_bytes)
         return render_page(payload, view.page or 1, self._limits), replace(view, page=None)
+
+    def _write(self, image: Image.Image, slot: int) -> bytes:
+        """Put pixels into a slot; their digest."""
+        pixels = image.tobytes()
+        start = slot * self._job.slot_bytes
+        self._memory[start : start + len(pixels)] = pixels
+        return sha256(pixels).digest()
 
     def _limit_memory(self, more: int) -> None:
         """So many bytes of private memory more than now, and the slack."""

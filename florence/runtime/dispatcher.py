@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,17 +21,20 @@ from florence.answers.answer import Answer
 from florence.engine.faults import strip_tracebacks
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer
-from florence.engine.request import Generation
+from florence.engine.request import Generation, Request
+from florence.engine.sequence import SequenceState
 from florence.errors import Closed, DeadlineExceeded, FlorenceError, Overloaded
 from florence.images.seen import ORIGINAL, View
 from florence.readers.picture import PictureSource, ReadPicture
 from florence.readers.readers import Readers, complete
 from florence.runtime.deadlines import DeadlineWatch
 from florence.runtime.futures import cancel_with, shut_down
+from florence.runtime.gathering import Gathering, OnTile
 from florence.runtime.journey import Journey
-from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskRequest
+from florence.runtime.pipeline import CheckedTask, Pipeline, TaskRequest
 from florence.runtime.shares import Shares
 from florence.runtime.streaming import TextStreamer
+from florence.runtime.tiled import AnyPrepared, answer, prepare
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class Accepted:
     deadline: float | None
     streamer: TextStreamer | None
     original: bool
+    on_tile: OnTile | None
     journey: Journey
 
 
@@ -210,7 +214,7 @@ class Dispatcher:
         streamer = None
         if request.on_text is not None:
             streamer = TextStreamer(self._pipeline.tokenizer.reader(), request.on_text, self._finisher)
-        return Accepted(task, started, deadline, streamer, request.original, journey)
+        return Accepted(task, started, deadline, streamer, request.original, request.on_tile, journey)
 
     def _check_room(self, before: int, owner: str) -> None:
         """Raise the reason if one more request is not taken, with `before` others not in the queue yet."""
@@ -239,43 +243,68 @@ class Dispatcher:
         waiting = self._queue.find(future)
         if waiting is None:
             return
-        request, taken, sequence, failure = waiting.request, False, None, None
+        request, taken, failure = waiting.request, False, None
+        sequences = list[SequenceState]()
         on_token = None if request.streamer is None else request.streamer.on_token
         request.journey.has_read(picture.size)
         try:
-            prepared = self._pipeline.prepare(request.task, picture, request.deadline, on_token)
-            finish = partial(self._finish, future, request, prepared)
+            parts, asked = prepare(self._pipeline, request.task, picture, request.deadline, on_token)
+            finish = partial(self._finish, future, request, asked)
+            gathering = Gathering(len(parts), finish, request.on_tile)
             with self._lock:  # so that `_check_room` finds it either here or in the engine
                 taken = self._queue.take(future)
-                if taken:  # the engine's thread has no time for more than handing the outcome on
-                    sequence = self._engine.submit(
-                        prepared.request,
-                        lambda outcome: self._finisher.submit(finish, outcome),
-                        partial(self._shares.leave, request.journey.owner, future),
-                    )
+                if taken:
+                    if picture.tiles:
+                        self._check_tiles(request.journey.owner, len(parts))
+                        self._finisher.submit(gathering.tell)
+                    for part in self._parts(future, request.journey, parts, gathering):
+                        sequences.append(part)
         except Exception as error:  # noqa: BLE001  (as above)
             failure = _without_frames(error) if taken or self._queue.take(future) else None
         if failure is not None:
             self._queue.fail(future, failure)
-        elif sequence is not None:
+        for sequence in sequences:  # also those that are there when a later one is refused
             cancel_with(future, sequence)
+
+    def _check_tiles(self, owner: str, count: int) -> None:
+        """Raise the reason if the tiles of a request, which has one place, find no room for the others."""
+        self._shares.check(owner, self._engine.wait_s, count - 1)
+        self._engine.check_load(len(self._queue) + self._engine.snapshot().waiting + count - 1)
+
+    def _parts(
+        self, future: Future[Answer], journey: Journey, parts: Sequence[Request], gathering: Gathering
+    ) -> Iterator[SequenceState]:
+        """Give the engine the parts of a request, one after the other. The first has the request's own place
+        in its owner's share."""
+        for number, part in enumerate(parts):
+            place: object = future
+            if number:
+                place = object()
+                self._shares.enter(journey.owner, place)
+                future.add_done_callback(partial(self._leave, journey.owner, place))
+            take, leave = partial(gathering.take, number), partial(self._shares.leave, journey.owner, place)
+            # The engine's thread has no time for more than handing the outcome on.
+            yield self._engine.submit(part, partial(self._finisher.submit, take), leave)
+
+    def _leave(self, owner: str, place: object, future: Future[Answer]) -> None:
+        self._shares.leave(owner, place)
 
     def _finish(
         self,
         future: Future[Answer],
         request: Accepted,
-        prepared: Prepared,
-        outcome: Generation | FlorenceError,
+        asked: AnyPrepared,
+        outcome: Sequence[Generation] | FlorenceError,
     ) -> None:
         """Make the answer. In the finisher's thread."""
         made: Any = outcome
-        make = self._pipeline.original_answer if request.original else self._pipeline.answer
         try:
-            if isinstance(outcome, Generation):
+            if not isinstance(outcome, FlorenceError):
                 request.journey.generated(outcome)
                 if request.streamer is not None:
                     request.streamer.end()
-                made = make(prepared, outcome, self._clock() - request.started)
+                seconds = self._clock() - request.started
+                made = answer(self._pipeline, asked, outcome, seconds, original=request.original)
         except Exception as error:  # noqa: BLE001  (as above)
             made = _without_frames(error)
         complete(future, made)

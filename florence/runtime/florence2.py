@@ -10,51 +10,37 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from io import BytesIO
 from typing import Any, Unpack
 
-from PIL import Image
-from PIL.ImageColor import getrgb
-
 from florence.answers.answer import Answer, OriginalAnswer
+from florence.checkpoint.adapter_list import AdapterSources
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
-from florence.errors import FlorenceError, OptionError, TaskError, quote
-from florence.images.decode import load_image
+from florence.errors import FlorenceError
 from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
-from florence.images.seen import View
+from florence.images.tiles import MOST_TILES
 from florence.model.devices import pick_device
-from florence.readers.cores import default_readers
 from florence.readers.picture import PictureSource
+from florence.runtime.configured import load_arguments
 from florence.runtime.dispatcher import Dispatcher
-from florence.runtime.futures import failed
+from florence.runtime.futures import failed, outcome_in
 from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
+from florence.runtime.run_options import (
+    Item,
+    RunOptions,
+    grey_picture,
+    most_places,
+    own_picture,
+    parameters_of,
+    task_of,
+    view_of,
+)
 from florence.runtime.shares import Shares, no_owner
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
-from florence.types.pictures import PictureOptions, Pictures
-from florence.types.tasks import AnswerAs, Kind, Task, TaskSpec, TaskTable, prompt_task
-
-Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
-"""PictureSource, task, and the task's text or region where it takes one."""
-
-
-class RunOptions(RequestKeywords, total=False):
-    """Options of one request: those of `RequestKeywords`, and what is no generation option.
-
-    `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
-    `prompt`: what the model reads, word for word, in place of a task. `answer_as`: how its answer is read,
-    "text" if left out, or another `Kind`. `timeout_s`: seconds until `DeadlineExceeded`. `parameters`: all
-    generation options as one object that is validated already, in place of single ones.
-    """
-
-    region: TaskText
-    prompt: str | None
-    answer_as: Kind | AnswerAs
-    timeout_s: float | None
-    parameters: GenerationParameters | None
+from florence.types.pictures import Pictures
+from florence.types.tasks import Task, TaskSpec, TaskTable
 
 
 class Florence2:
@@ -70,8 +56,7 @@ class Florence2:
         self._memory = loaded.memory
         limits = loaded.info["limits"]
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
-        busy = limits["max_batch_size"] + limits["max_encode_batch"]
-        self._in_flight = min(busy, limits["max_queue"])
+        self._in_flight = limits["max_batch_size"] + limits["max_encode_batch"]
         self._limits, self._pictures = loaded.limits, pictures
         self._dispatcher = Dispatcher(
             loaded.pipeline, loaded.engine, loaded.readers, loaded.observer, shares=shares
@@ -85,6 +70,9 @@ class Florence2:
         revision: str | None = None,
         base: str | None = None,
         adapter: str | None = None,
+        adapters: AdapterSources | None = None,
+        max_adapters: int = 8,
+        max_adapter_rank: int = 64,
         input_size: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -100,11 +88,14 @@ class Florence2:
         score_temperature: float = 1.0,
         owner: Callable[[], str] = no_owner,
         owner_share: float = 1.0,
+        max_tiles: int = MOST_TILES,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
         `base`: a checkpoint that gives the tokenizer and the preprocessor which this one lacks. `adapter`: a
-        LoRA adapter, a directory or a hub id, which is merged into the weights. `input_size`: pixels of the
+        LoRA adapter, a directory or a hub id, which is merged into the weights. `adapters`: those that a
+        request may name (`adapter="receipts"`), name -> directory or hub id, or a file that lists them; at
+        most `max_adapters`, of at most `max_adapter_rank`. `input_size`: pixels of the
         square that pictures are resized to, a multiple of 32, in place of the preprocessor's.
         `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where
         the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
@@ -119,7 +110,8 @@ class Florence2:
         built-in ones, or as FLORENCE_TASKS names them; None: those of the file `florence_tasks.json` beside
         the checkpoint. `score_temperature`: above 0; divides the log-odds of scores. `owner`: says whose
         request is submitted, called in the thread and the context that submit it; `owner_share`: of the
-        queue, for the waiting requests of one owner. On a CPU the process keeps the memory that it frees.
+        queue, for the waiting requests of one owner. `max_tiles`: of one picture, no more than may wait. On a
+        CPU the process keeps the memory that it frees.
 
         Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
         device or dtype that is not there, and for tasks that clash or are malformed.
@@ -130,6 +122,9 @@ class Florence2:
             revision=revision,
             base=base,
             adapter=adapter,
+            adapters=adapters,
+            max_adapters=max_adapters,
+            max_adapter_rank=max_adapter_rank,
             input_size=input_size,
             device=device,
             dtype=dtype,
@@ -141,6 +136,7 @@ class Florence2:
             on_broken=on_broken,
             tasks=tasks,
             score_temperature=score_temperature,
+            max_tiles=min(max_tiles, int(owner_share * config.max_queue)),
         )
         shares = Shares(int(owner_share * loaded.info["limits"]["max_queue"]), owner)
         return cls(loaded, pictures, shares)
@@ -160,27 +156,13 @@ class Florence2:
         """`load` what the settings name, on one of their devices. `workers`: of the service that this is one
         of, with reader processes and the memory of a full engine from the start; 0 outside a service. A
         service reads no PDF; `pdf_dpi`: as `ImageLimits` has it."""
-        kind = pick_device(device).type
-        usual = default_readers(on_gpu=kind == "cuda", workers=workers) if workers else 0
         return cls.load(
             settings.model,
-            revision=settings.revision,
-            base=settings.base,
-            adapter=settings.adapter,
-            input_size=settings.input_size,
             device=device,
-            dtype=settings.dtype,
-            limits=replace(settings.image_limits, pdf_dpi=0 if workers else pdf_dpi),
-            config=settings.engine_config(kind, reserved=workers > 0),
-            readers=(settings.readers or usual) if workers else 0,
-            fast_jpeg=settings.fast_jpeg,
-            pictures=settings.pictures,
-            score_temperature=settings.score_temperature,
             observer=observer,
             on_broken=on_broken,
-            tasks=settings.tasks,
             owner=owner,
-            owner_share=settings.key_queue_share,
+            **load_arguments(settings, device, workers, pdf_dpi),
         )
 
     def submit(
@@ -246,7 +228,7 @@ class Florence2:
         self, image: PictureSource, asks: Iterable[TaskSpec], **options: Unpack[RunOptions]
     ) -> list[Answer | Exception]:
         """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
-        return [_outcome(future) for future in self.submit_all(image, asks, **options)]
+        return [outcome_in(future) for future in self.submit_all(image, asks, **options)]
 
     def stream(
         self,
@@ -269,19 +251,23 @@ class Florence2:
         An item that fails has its exception in its place; the others are not touched by it. Items are taken
         from the iterable as room comes free, so a generator may read pictures as they are needed.
         """
+        most = min(self._in_flight, self.room(**options))
         answers: list[Answer | Exception] = []
         in_flight: deque[Future[Answer]] = deque()
         for item in items:
-            if len(in_flight) >= self._in_flight:
-                answers.append(_outcome(in_flight.popleft()))
+            if len(in_flight) >= most:
+                answers.append(outcome_in(in_flight.popleft()))
             in_flight.append(self.submit(*item, **options))
-        return answers + [_outcome(future) for future in in_flight]
+        return answers + [outcome_in(future) for future in in_flight]
+
+    def room(self, **options: Unpack[RunOptions]) -> int:
+        """How many requests with these options may wait at once, when there are no others."""
+        places = most_places(options, self._pipeline.max_tiles)
+        return max(1, int(self._info["limits"]["max_queue"]) // places)
 
     def warm_up(self) -> None:
         """Run a grey picture through every part, so that the first request is not slower than the next."""
-        picture = BytesIO()
-        Image.new("RGB", (64, 64), "grey").save(picture, "PNG")  # encoded: readers decode it
-        self.run(picture.getvalue(), "<CAPTION>", max_new_tokens=4)
+        self.run(grey_picture(), "<CAPTION>", max_new_tokens=4)
 
     @property
     def ready(self) -> bool:
@@ -303,13 +289,19 @@ class Florence2:
         """The tasks that this checkpoint answers: the built-in ones, and those that it was loaded with."""
         return self._pipeline.tasks
 
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that a request may say."""
+        return [each.name for each in self._pipeline.adapters.infos]
+
     def info(self) -> dict[str, Any]:
-        """What runs, and how: checkpoint, revision, device, dtype, limits, generation settings, tasks."""
-        return dict(self._info)
+        """What runs, and how: checkpoint, revision, adapters, device, dtype, limits, generation settings,
+        tasks."""
+        return self._info | self._pipeline.described()
 
     def memory(self) -> dict[str, int]:
         """Bytes on device and machine: `caches` of the requests that are decoded, `picture_cache` of the
-        latest pictures, `pixels` that readers write."""
+        latest pictures, `pixels` that readers write, `adapters` that requests name."""
         return self._memory()
 
     def close(self, *, drain_s: float | None = None) -> None:
@@ -319,6 +311,7 @@ class Florence2:
         read. It returns after the decode step in progress, and a few seconds more where a callback for text
         holds up the last answers. Closing twice does nothing.
         """
+        self._pipeline.adapters.close()
         self._dispatcher.close(drain_s)
 
     def __enter__(self) -> Florence2:
@@ -340,65 +333,17 @@ class Florence2:
         """Start tasks on one picture; what is wrong with the picture or the options fails them all.
         `one_beam`: unless the options say another number; `original`: as `TaskRequest` has it."""
         try:
-            parameters = _parameters_of(options)
-            view = _view_of(parameters, self._pictures)
-            image = self._own(image, view)
-            tasks = [(_task_of(task, options), text) for task, text in asks]
+            parameters = parameters_of(options)
+            view = view_of(parameters, self._pictures, self._pipeline.max_tiles)
+            image = own_picture(image, view, self._limits)
+            tasks = [(task_of(task, options), text) for task, text in asks]
         except FlorenceError as error:
             return [failed(error.with_traceback(None)) for _ in asks]  # this frame holds the picture
         if one_beam and parameters.num_beams is None:
             parameters = parameters.model_copy(update={"num_beams": 1})
-        region, timeout_s = options.get("region"), options.get("timeout_s")
+        region, timeout_s, on_tile = options.get("region"), options.get("timeout_s"), options.get("on_tile")
         requests = [
-            TaskRequest(task, text, parameters, region, timeout_s, on_text, original) for task, text in tasks
+            TaskRequest(task, text, parameters, region, timeout_s, on_text, original, on_tile)
+            for task, text in tasks
         ]
         return self._dispatcher.submit(image, requests, view)
-
-    def _own(self, image: PictureSource, view: View) -> PictureSource:
-        """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
-        if not isinstance(image, Image.Image):
-            return image
-        picture = load_image(image, self._limits, view)
-        return picture.copy() if picture is image else picture
-
-
-def _parameters_of(options: RunOptions) -> GenerationParameters:
-    """The generation options as one object. Raises `OptionError`."""
-    others = RunOptions.__annotations__.keys() - RequestKeywords.__annotations__.keys()
-    single = {name: value for name, value in options.items() if name not in others and value is not None}
-    parameters = options.get("parameters")
-    if parameters is None:
-        return read_request_parameters(single)
-    if single:
-        raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
-    return parameters
-
-
-def _view_of(parameters: GenerationParameters, usual: Pictures) -> View:
-    """How the request's picture becomes RGB."""
-    asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
-    original = (asked.pictures or usual) == "original"
-    background = "white" if asked.background is None else asked.background
-    return View(original, getrgb(background)[:3], asked.frame, asked.page)
-
-
-def _task_of(task: str | Task | None, options: RunOptions) -> str | Task:
-    """The task that is asked for, by itself or by a prompt. Raises `TaskError` unless it is one of them."""
-    prompt, answer_as = options.get("prompt"), options.get("answer_as")
-    if task is not None:
-        if prompt is not None or answer_as is not None:
-            raise TaskError(
-                f"prompt and answer_as stand in place of a task, and {quote(task)} is given; leave it out"
-            )
-        return task
-    if prompt is None:
-        raise TaskError("neither a task nor a prompt is given")
-    return prompt_task(prompt, answer_as or Kind.TEXT)
-
-
-def _outcome(future: Future[Answer]) -> Answer | Exception:
-    """The answer, or the exception in its place."""
-    try:
-        return future.result()
-    except Exception as error:  # noqa: BLE001  (handed to the caller, item by item)
-        return error

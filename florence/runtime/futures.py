@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 from weakref import ref
 
+from florence.answers.answer import Answer
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, Request
 from florence.engine.sequence import SequenceState
@@ -23,6 +24,14 @@ def failed(error: Exception) -> Future[T]:
     return future
 
 
+def outcome_in(future: Future[Answer]) -> Answer | Exception:
+    """Wait for what is in a future: its result, or the exception in its place."""
+    try:
+        return future.result()
+    except Exception as error:  # noqa: BLE001  (handed to the caller, item by item)
+        return error
+
+
 def generate(engine: Engine, request: Request) -> Future[Generation]:
     """The engine's answer as a future, for programs that use an engine without `Florence2`. Cancelling the
     future cancels the request. Raises as `Engine.submit`."""
@@ -32,13 +41,13 @@ def generate(engine: Engine, request: Request) -> Future[Generation]:
 
 
 def cancel_with(future: Future[T], sequence: SequenceState) -> None:
-    """Cancel the request when the future is cancelled."""
+    """Cancel the request when the future is cancelled, or fails for another reason."""
     # Futures keep their callbacks for ever: this one must not keep the request, which has the picture.
     future.add_done_callback(partial(_cancel, ref(sequence)))
 
 
 def _cancel(sequence: ref[SequenceState], future: Future[T]) -> None:
-    if future.cancelled() and (found := sequence()) is not None:
+    if (future.cancelled() or future.exception()) and (found := sequence()) is not None:
         found.cancel()
 
 

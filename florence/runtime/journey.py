@@ -6,7 +6,7 @@ Knows outcomes and times; nothing about threads, devices or HTTP.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from florence.engine.observer import FinishReason, RequestReport
 from florence.engine.request import EngineTimings, Generation
 from florence.errors import Closed, DeadlineExceeded, Overloaded, RequestError
 from florence.runtime.pipeline import CheckedTask
+from florence.runtime.tiled import last_of
 
 _ENDINGS: tuple[tuple[type[Exception], FinishReason], ...] = (
     (Overloaded, FinishReason.REFUSED),
@@ -44,9 +45,10 @@ class Journey:
         """Its picture was read."""
         self.picture_size, self.read_s = size, self.clock() - self.started
 
-    def generated(self, generation: Generation) -> None:
-        """The engine's part is done."""
-        self.timings, self.tokens = generation.timings, len(generation.token_logprobs)
+    def generated(self, generations: Sequence[Generation]) -> None:
+        """The engine's part is done, of all tiles."""
+        self.timings = last_of(generations).timings
+        self.tokens = sum(len(generation.token_logprobs) for generation in generations)
 
     def report(self, future: Future[Any]) -> RequestReport:
         """The whole way of a request whose future is done."""

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from florence.checkpoint.adapter_config import read_adapter_config
+from florence.checkpoint.adapter_list import AdapterSources
+from florence.checkpoint.adapters_beside import AdapterBase
 from florence.checkpoint.config import read_config
 from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 from florence.checkpoint.preprocessing import read_preprocessing
@@ -23,7 +25,7 @@ from florence.engine.device.runner import Runner
 from florence.engine.device.sizing import Needs, fit_memory
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
-from florence.errors import CheckpointError
+from florence.errors import CheckpointError, SettingsError
 from florence.images.limits import ImageLimits
 from florence.images.preprocess import InputSize, Preprocessing
 from florence.model.config import STRIDE, ModelConfig
@@ -37,18 +39,24 @@ from florence.model.devices import (
     pick_dtype,
 )
 from florence.model.fp8 import multiply_in_fp8
+from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.readers.processes import ProcessReaders
 from florence.readers.readers import Readers, ThreadReaders
+from florence.runtime.adapters import Adapters
 from florence.runtime.own_tasks import own_tasks
 from florence.runtime.pipeline import Pipeline
-from florence.types.declared import DeclaredTask
 from florence.types.info import RequestLimits
 from florence.types.options import GenerationParameters
 from florence.types.tasks import TASKS, Task
 
 log = logging.getLogger(__name__)
+
+_NOT_BESIDE = (
+    "adapters that requests name (FLORENCE_ADAPTERS) stand beside float32, bfloat16 or float16 weights that "
+    "hold no other: unset FLORENCE_ADAPTER, which is merged for all requests, and FLORENCE_DTYPE=int8"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,9 @@ def load(
     revision: str | None,
     base: str | None,
     adapter: str | None,
+    adapters: AdapterSources | None,
+    max_adapters: int,
+    max_adapter_rank: int,
     input_size: int | None,
     device: str,
     dtype: str,
@@ -82,6 +93,7 @@ def load(
     on_broken: Callable[[], None] | None,
     tasks: Sequence[Task] | str | None,
     score_temperature: float,
+    max_tiles: int,
 ) -> Loaded:
     """Find, read, check and place a checkpoint, and start its engine's thread.
 
@@ -89,11 +101,14 @@ def load(
     """
     placed = pick_device(device)
     weights_dtype = pick_dtype(dtype, placed)
+    if adapters is not None and (adapter is not None or dtype == INT8):
+        raise SettingsError(_NOT_BESIDE)
     checkpoint = resolve_checkpoint(name, revision, base)
-    if tasks is None or isinstance(tasks, str):
-        tasks = own_tasks(tasks, checkpoint.directory)
-    table = TASKS.extended(tasks)
     merged = None if adapter is None else resolve_adapter(adapter)
+    if tasks is None or isinstance(tasks, str):
+        folders = [each.directory for each in (checkpoint, merged) if each is not None]
+        tasks = own_tasks(tasks, *folders)
+    table = TASKS.extended(tasks)
     label = checkpoint.label
     if merged is not None:
         label = f"{label} + {merged.label}"
@@ -123,15 +138,22 @@ def load(
         multiply_in_fp8(model, find_quantizer(placed, config.cuda_kernels))
     if config.cpu_kernels == "auto":
         pack(model, config.threads)
+    beside = AdapterBase(checkpoint.directory, files, normalize, tokenizer.size, max_adapter_rank)
+    named = Adapters(table, adapters, beside, max_adapters)
     backend = Backend.for_device(
         model.device,
         model.dtype,
         model.config.text.decoder_head_dim,
         cpu_kernels=config.cpu_kernels,
         cuda_kernels=config.cuda_kernels,
+        vision=model.config.vision,
+        compile_tower=config.compile_tower,
         encode_stream=config.encode_stream,
         threads=config.threads,
     )
+    if adapters is not None:
+        model.adapters = make_bank(model, max_adapters, fixed_shapes=backend.capturer is not None)
+        model.adapters.reserve([each.layers for each in named.engine_adapters])
     picture_tokens = _picture_tokens(preprocessing)
     encoder_room = picture_tokens + config.max_prompt_tokens
     needs = Needs.of(files, encoder_room, (preprocessing.height, preprocessing.width), weights_dtype.itemsize)
@@ -141,11 +163,19 @@ def load(
         tokenizer=tokenizer,
         defaults=files.generation,
         max_new_tokens=config.max_new_tokens,
-        tasks=table,
+        adapters=named,
         score_temperature=score_temperature,
+        max_tiles=max(1, max_tiles),
     )
     image_limits = {f"max_image_{name.removeprefix('max_')}": value for name, value in asdict(limits).items()}
-    declared = asdict(config) | image_limits | {"decode_memory_bytes": limits.decode_bytes}
+    declared = (
+        asdict(config)
+        | image_limits
+        | {
+            "decode_memory_bytes": limits.decode_bytes,
+            "max_tiles": pipeline.max_tiles,
+        }
+    )
     info = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision,
@@ -156,8 +186,6 @@ def load(
         "picture_size": [preprocessing.height, preprocessing.width],
         "limits": {name: declared[name] for name in RequestLimits.model_fields},
         "generation": asdict(files.generation) | asdict(pipeline.options(GenerationParameters())),
-        "tasks": list(table),
-        "declared_tasks": [DeclaredTask.of(task).model_dump(mode="json") for task in tasks],
     }
     runner = Runner(
         model,
@@ -188,7 +216,13 @@ def load(
 
     def memory() -> dict[str, int]:
         caches, features = runner.caches.nbytes, runner.features.nbytes
-        return {"caches": caches, "picture_cache": features, "pixels": reading.nbytes}
+        adapters = 0 if model.adapters is None else model.adapters.nbytes
+        return {
+            "caches": caches,
+            "picture_cache": features,
+            "pixels": reading.nbytes,
+            "adapters": adapters,
+        }
 
     return Loaded(pipeline, engine, reading, limits, observer, info, memory)
 

@@ -8,36 +8,52 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-from florence.checkpoint.hub import resolve_checkpoint
+from florence.checkpoint.adapter_list import adapters_of_settings, list_adapters
+from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 from florence.errors import CheckpointError, SettingsError, quote
 from florence.settings import Settings
 from florence.types.declared import PRESETS, TASKS_FILE, TaskRow, declare, read_rows
 from florence.types.tasks import Task
 
 
-def own_tasks(named: str | None, directory: Path) -> list[Task]:
+def own_tasks(named: str | None, *directories: Path) -> list[Task]:
     """The tasks that `named` (FLORENCE_TASKS) says: files and presets, separated by commas. None:
-    `florence_tasks.json` in the checkpoint's directory, where there is one.
+    `florence_tasks.json` in the directories of the checkpoint and of the adapter that is merged into it,
+    where there is one.
 
     Raises SettingsError for what can't be read, and one that names all rows which are wrong.
     """
     if named is None:
-        beside = directory / TASKS_FILE
-        return declare(_read(beside)) if beside.is_file() else []
+        return tasks_beside(*directories)
     parts = [part.strip() for part in named.split(",")]
     return declare([row for part in parts if part for row in _rows_of(part)])
 
 
+def tasks_beside(*directories: Path) -> list[Task]:
+    """The tasks of each directory's `florence_tasks.json`. Raises as `own_tasks`."""
+    files = [directory / TASKS_FILE for directory in directories]
+    return declare([row for file in files if file.is_file() for row in _read(file)])
+
+
 def tasks_of_settings(settings: Settings) -> list[Task]:
-    """The own tasks of the checkpoint that the settings name, before it is loaded; none where it can't be
-    found."""
-    folder = Path()
-    if settings.tasks is None:
-        try:
-            folder = resolve_checkpoint(settings.model, settings.revision, settings.base).directory
-        except CheckpointError:
-            return []  # loading it will say why
-    return own_tasks(settings.tasks, folder)
+    """The own tasks of the checkpoint and the adapters that the settings name, before they are loaded; none
+    where they can't be found."""
+    try:
+        folders = _folders_of(settings) if settings.tasks is None else []
+        sources = adapters_of_settings(settings.adapters, settings.adapters_file)
+        listed = {} if sources is None else list_adapters(sources, settings.max_adapters)
+        beside = [tasks_beside(resolve_adapter(source).directory) for source in listed.values()]
+    except CheckpointError:
+        return []  # loading them will say why
+    found = {task: None for tasks in (own_tasks(settings.tasks, *folders), *beside) for task in tasks}
+    return list(found)
+
+
+def _folders_of(settings: Settings) -> list[Path]:
+    found = [resolve_checkpoint(settings.model, settings.revision, settings.base)]
+    if settings.adapter:
+        found.append(resolve_adapter(settings.adapter))
+    return [each.directory for each in found]
 
 
 def _rows_of(part: str) -> list[TaskRow]:

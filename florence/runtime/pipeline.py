@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from florence.answers import Piece, parse_answer
@@ -16,18 +16,25 @@ from florence.answers.answer import Answer, OriginalAnswer
 from florence.answers.filtering import keep_items, keep_original_items
 from florence.answers.original import post_process_text
 from florence.checkpoint.tokenizer import Tokenizer
+from florence.engine.adapters import EngineAdapter
 from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.errors import OptionError, TaskError
+from florence.images.tiles import MOST_TILES
 from florence.model.config import GenerationDefaults
 from florence.readers.picture import ReadPicture
+from florence.runtime.adapters import Adapters
+from florence.runtime.gathering import OnTile
 from florence.runtime.streaming import OnText
+from florence.types.adapters import AdapterOption
 from florence.types.answer import ImageSize, Timings, Usage
+from florence.types.declared import DeclaredTask
 from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters
 from florence.types.regions import region_text
 from florence.types.results import Result
 from florence.types.tasks import TASKS, Input, Task, TaskTable
+from florence.types.tiling import TileOptions
 
 TaskText = str | Sequence[float] | None
 """A text, or a region: four numbers in pixels or `<loc_n>` text."""
@@ -37,7 +44,7 @@ TaskText = str | Sequence[float] | None
 class TaskRequest:
     """One task on a picture, as it was asked. `task`: a token, a name, or a `Task`; `timeout_s`: seconds
     until `DeadlineExceeded`, None for no limit; `on_text`: gets the answer's text piece by piece;
-    `original`: make the answer in the original's shape only."""
+    `original`: make the answer in the original's shape only; `on_tile`: gets how many tiles are done."""
 
     task: str | Task
     text: TaskText
@@ -46,6 +53,7 @@ class TaskRequest:
     timeout_s: float | None = None
     on_text: OnText | None = None
     original: bool = False
+    on_tile: OnTile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +65,19 @@ class CheckedTask:
     given: TaskText
     options: GenerationOptions
     wanted: ItemFilter
+    adapter: EngineAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request for the engine, and what the answer will need to know of it."""
+    """What the answer will need to know of a request; not its pixels."""
 
     task: Task
     image_size: tuple[int, int]
-    request: Request
     wanted: ItemFilter
+    prompt_tokens: int
+    seed: int | None
+    adapter: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +85,33 @@ class Pipeline:
     """Turns pictures and tasks into requests, and generations into answers, for one checkpoint.
 
     `max_new_tokens`: of the longest answer there is room for (FLORENCE_MAX_NEW_TOKENS, at most the decoder's
-    positions); longer requests are cut to it. `checkpoint`: its name, said in every answer.
-    `score_temperature`: divides the log-odds of scores (FLORENCE_SCORE_TEMPERATURE).
+    positions); longer requests are cut to it. `checkpoint`: its name, said in every answer. `adapters`: those
+    that a request may name, and all tasks.
+    `score_temperature`: divides the log-odds of scores (FLORENCE_SCORE_TEMPERATURE). `max_tiles`: of one
+    picture (FLORENCE_MAX_TILES).
     """
 
     checkpoint: str
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     max_new_tokens: int
-    tasks: TaskTable = TASKS
+    adapters: Adapters = field(default_factory=Adapters)
     score_temperature: float = 1.0
+    max_tiles: int = MOST_TILES
+
+    @property
+    def tasks(self) -> TaskTable:
+        """Those of the checkpoint and of the adapters."""
+        return self.adapters.table
+
+    def described(self) -> dict[str, Any]:
+        """What `info` says of adapters and tasks."""
+        own = [task for task in self.tasks.values() if task.token not in TASKS]
+        return {
+            "adapters": [each.model_dump(mode="json") for each in self.adapters.infos],
+            "tasks": list(self.tasks),
+            "declared_tasks": [DeclaredTask.of(task).model_dump(mode="json") for task in own],
+        }
 
     def check(self, request: TaskRequest) -> CheckedTask:
         """All checks that need no picture. Raises `TaskError` and `OptionError`."""
@@ -98,7 +126,11 @@ class Pipeline:
         if request.on_text is not None:
             _check_streamed(task, options)
         asked = request.parameters
-        return CheckedTask(task, given, options, asked if isinstance(asked, ItemFilter) else ItemFilter())
+        if isinstance(asked, TileOptions) and asked.tiled:
+            self._check_tiled(task, asked, streamed=request.on_text is not None)
+        wanted = asked if isinstance(asked, ItemFilter) else ItemFilter()
+        adapter = self.adapters.find(asked.adapter if isinstance(asked, AdapterOption) else None, task)
+        return CheckedTask(task, given, options, wanted, adapter)
 
     def prepare(
         self,
@@ -106,8 +138,9 @@ class Pipeline:
         picture: ReadPicture,
         deadline: float | None = None,
         on_token: Callable[[int], None] | None = None,
-    ) -> Prepared:
-        """The engine's request. `deadline`: a reading of its clock; `on_token`: as `engine.Request` has it.
+    ) -> tuple[Request, Prepared]:
+        """The engine's request, and what stays of it. `deadline`: a reading of the engine's clock;
+        `on_token`: as `engine.Request` has it.
 
         Raises `RegionError` for a region that is written wrongly or lies outside the picture.
         """
@@ -122,8 +155,11 @@ class Pipeline:
             deadline=deadline,
             on_token=on_token,
             digest=picture.digest,
+            adapter=checked.adapter,
         )
-        return Prepared(checked.task, picture.size, request, checked.wanted)
+        adapter = None if checked.adapter is None else checked.adapter.name
+        told = len(request.prompt_ids), checked.options.seed, adapter
+        return request, Prepared(checked.task, picture.size, checked.wanted, *told)
 
     def options(self, parameters: GenerationParameters, task: Task | None = None) -> GenerationOptions:
         """The parameters with the task's and the checkpoint's own settings in place of those that are None; a
@@ -151,15 +187,14 @@ class Pipeline:
     def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
         """The typed answer of what the engine generated, `total_s` seconds after the request came."""
         token_ids = list(generation.token_ids)
-        raw_text = self.tokenizer.decode(token_ids)
         width, height = prepared.image_size
-        result = self._result(prepared, generation, raw_text)
+        result = self.result(prepared, generation)
         return Answer.of(
             prepared.task,
             result=result if prepared.wanted.is_off else keep_items(result, prepared.wanted),
             image_size=ImageSize(width=width, height=height),
-            **self._facts(prepared, generation, total_s),
-            raw_text=raw_text,
+            **self.facts(prepared, generation, total_s),
+            raw_text=self.tokenizer.decode(token_ids),
             token_ids=token_ids,
             token_logprobs=list(generation.token_logprobs),
         )
@@ -169,17 +204,17 @@ class Pipeline:
         raw_text = self.tokenizer.decode(list(generation.token_ids))
         original = post_process_text(prepared.task, raw_text, prepared.image_size)
         if not prepared.wanted.is_off:
-            scored = self._result(prepared, generation, raw_text)
+            scored = self.result(prepared, generation)
             original = keep_original_items(original, scored, prepared.wanted)
-        facts = self._facts(prepared, generation, total_s)
+        facts = self.facts(prepared, generation, total_s)
         return OriginalAnswer(task=prepared.task.token, text=json.dumps(original), **facts)
 
-    def _result(self, prepared: Prepared, generation: Generation, raw_text: str) -> Result:
+    def result(self, prepared: Prepared, generation: Generation) -> Result:
         """All that was found, with scores."""
         windows = generation.token_windows
         return parse_answer(
             prepared.task,
-            raw_text,
+            self.tokenizer.decode(list(generation.token_ids)),
             image_size=prepared.image_size,
             pieces=[Piece(*piece) for piece in self.tokenizer.pieces(list(generation.token_ids))],
             # The start token was given, not generated.
@@ -188,19 +223,33 @@ class Pipeline:
             temperature=self.score_temperature,
         ).result
 
-    def _facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
+    def facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
         """The fields that both kinds of answers have."""
+        adapter = prepared.adapter
         return {
             "finish_reason": generation.finish_reason,
             "usage": Usage(
                 picture_tokens=generation.picture_tokens,
-                prompt_tokens=len(prepared.request.prompt_ids),
+                prompt_tokens=prepared.prompt_tokens,
                 generated_tokens=len(generation.token_logprobs),
             ),
             "timings": Timings(**asdict(generation.timings), total_s=total_s),
-            "checkpoint": self.checkpoint,
-            "seed": prepared.request.options.seed,
+            "checkpoint": self.checkpoint if adapter is None else f"{self.checkpoint} + {adapter}",
+            "seed": prepared.seed,
         }
+
+    def _check_tiled(self, task: Task, asked: TileOptions, *, streamed: bool) -> None:
+        if not task.in_tiles:
+            able = ", ".join(each.token for each in self.tasks.values() if each.in_tiles)
+            raise TaskError(f"{task.token} can't be asked in tiles; leave tiles out, or ask one of {able}")
+        if streamed:
+            raise OptionError("an answer of tiles is merged when all are done, so it can't be streamed")
+        columns, rows = asked.grid or (1, 1)
+        if columns * rows > self.max_tiles:
+            raise OptionError(
+                f"tiles={asked.tiles} are {columns * rows} tiles; up to {self.max_tiles} are allowed "
+                "(FLORENCE_MAX_TILES)"
+            )
 
 
 def _check_streamed(task: Task, options: GenerationOptions) -> None:

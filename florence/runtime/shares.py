@@ -32,11 +32,11 @@ class Shares:
         self._most = max(1, most)
         self._waiting: defaultdict[str, set[Hashable]] = defaultdict(set)
 
-    def check(self, owner: str, wait_s: Callable[[int], float]) -> None:
-        """Raise Overloaded if the owner may have no more waiting requests. `wait_s`: seconds that so many
-        requests will take, for the time to come back."""
+    def check(self, owner: str, wait_s: Callable[[int], float], more: int = 1) -> None:
+        """Raise Overloaded if the owner may not have so many more waiting requests. `wait_s`: seconds that so
+        many requests will take, for the time to come back."""
         waiting = len(self._waiting[owner])
-        if owner == NO_OWNER or waiting < self._most:
+        if owner == NO_OWNER or waiting + more <= self._most:
             return
         retry_after_s = max(1.0, wait_s(waiting))
         raise Overloaded(

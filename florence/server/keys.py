@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
 
+from florence.checkpoint.files import version_of
 from florence.errors import SettingsError, Unauthorized
 
 logger = logging.getLogger("florence.service")
@@ -90,7 +91,7 @@ class FileKeys(ApiKeys):
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
         self._lock = threading.Lock()
-        self._version, self._looked = _version_of(path), clock()
+        self._version, self._looked = version_of(path), clock()
         super().__init__(_read_file(path))
 
     def _current(self) -> Mapping[str, bytes]:
@@ -101,7 +102,7 @@ class FileKeys(ApiKeys):
             return self._keys
 
     def _read_again(self) -> None:
-        version = _version_of(self._path)
+        version = version_of(self._path)
         if version == self._version:
             return
         self._version = version
@@ -127,15 +128,6 @@ def _read_file(path: Path) -> dict[str, bytes]:
         return read_keys(path.read_text(encoding="utf-8").splitlines(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"FLORENCE_API_KEYS_FILE can't be read: {error}") from error
-
-
-def _version_of(path: Path) -> tuple[int, ...]:
-    """Differs where the file was changed or replaced, as Kubernetes does by a link."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return ()
-    return facts.st_mtime_ns, facts.st_size, facts.st_ino
 
 
 def _digest(key: str) -> bytes:

@@ -42,6 +42,7 @@ from florence.server.supervisor import (
     leave,
     mark_loaded,
     prepare_supervisor,
+    share_one_heap,
 )
 from florence.server.tls import Tls, tls_of
 from florence.server.typed.analysis import analyze_endpoint
@@ -72,12 +73,16 @@ GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its messa
 
 def fetch_checkpoint(settings: Settings) -> None:
     """Download the checkpoint's files once for all workers. Ends the process where that fails."""
+    from florence.checkpoint.adapter_list import adapters_of_settings, list_adapters
     from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 
     try:
         resolve_checkpoint(settings.model, settings.revision, settings.base)
         if settings.adapter:
             resolve_adapter(settings.adapter)
+        if sources := adapters_of_settings(settings.adapters, settings.adapters_file):
+            for source in list_adapters(sources, settings.max_adapters).values():
+                resolve_adapter(source)
     except FlorenceError as error:
         sys.exit(f"florence: {error}")
 
@@ -214,6 +219,7 @@ def build_service(
     """
     devices = settings.devices(gpus)
     if is_worker():
+        share_one_heap()
         bound_connections(settings.head_timeout_s)
         traffic.TimeoutMiddleware = TimeLimit  # type: ignore[misc,assignment]  # see there
     inference = Inference(

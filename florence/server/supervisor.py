@@ -30,6 +30,7 @@ _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names a folder which the workers of one service share, and no others."""
 _MARK: Final = "florence-loaded-"
 _PR_SET_PDEATHSIG: Final = 1  # of Linux's prctl
+_M_ARENA_MAX: Final = -8  # of glibc's mallopt
 
 
 def prepare_supervisor() -> None:
@@ -68,6 +69,15 @@ def end_with_supervisor() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != supervisor:  # meanwhile
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def share_one_heap() -> None:
+    """In a worker, before it has threads: let them all allocate from one heap. By default glibc makes more,
+    in which memory that one thread frees is of no use to another, and they grow for as long as they serve.
+    glibc's own variable takes precedence."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def end_serving() -> None:

@@ -67,6 +67,7 @@ _ANSWER_EXAMPLE = {
     "timings": _TIMINGS,
     "checkpoint": "microsoft/Florence-2-large-ft",
     "seed": None,
+    "tiles": 1,
 }
 
 
@@ -100,6 +101,12 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     seed: int | None = Field(
         default=None,
         description="Of the draws: with it the same request gets the same answer. null: nothing was drawn.",
+    )
+    tiles: int = Field(
+        default=1,
+        ge=1,
+        description="Into how many tiles the picture was cut. Of several, `usage` has the tokens of all, and "
+        "`timings` the times of the one that was done last.",
     )
 
     # The result's own content. For a type checker only answers of that kind have it; on others it is an

@@ -15,6 +15,7 @@ _EXAMPLE = {
     "checkpoint": "mrhendrey/Florence-2-large-ft-safetensors",
     "revision": "0123456789abcdef0123456789abcdef01234567",
     "adapter": None,
+    "adapters": [],
     "parameters": 776_465_408,
     "device": "cuda:0",
     "dtype": "bfloat16",
@@ -27,6 +28,7 @@ _EXAMPLE = {
         "max_image_side": 65_535,
         "max_image_frames": 1000,
         "decode_memory_bytes": 536_870_912,
+        "max_tiles": 64,
         "max_batch_size": 64,
         "max_encode_batch": 16,
         "max_queue": 256,
@@ -70,6 +72,7 @@ class RequestLimits(BaseModel):
     max_image_side: int = Field(description="Most pixels of a picture's longer side.")
     max_image_frames: int = Field(description="Most frames or pages of a picture.")
     decode_memory_bytes: int = Field(description="Memory that decoding takes, in all readers together.")
+    max_tiles: int = Field(description="Most tiles of a picture that is cut.")
     max_batch_size: int = Field(description="Requests that decode together.")
     max_encode_batch: int = Field(description="Pictures that are encoded together.")
     max_queue: int = Field(description="Requests that may wait.")
@@ -86,6 +89,17 @@ class GenerationSettings(GenerationParameters):
     forced_eos_id: int | None = Field(description="Token that a full answer ends with; null: none.")
 
 
+class AdapterInfo(BaseModel):
+    """An adapter that a request may name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="What a request says.")
+    source: str = Field(description="A hub id with its commit, or a directory.")
+    rank: int = Field(description="The highest of its layers.")
+    tasks: list[str] = Field(default=[], description="Tokens of the tasks that it declares.")
+
+
 class ModelInfo(BaseModel):
     """The checkpoint and how it runs."""
 
@@ -95,6 +109,9 @@ class ModelInfo(BaseModel):
     revision: str | None = Field(description="The commit, of a checkpoint from the hub.")
     adapter: str | None = Field(
         default=None, description="The LoRA adapter that is merged into the weights; null: none."
+    )
+    adapters: list[AdapterInfo] = Field(
+        default=[], description="The LoRA adapters that a request may name, beside the weights."
     )
     parameters: int = Field(description="Numbers in the checkpoint.")
     device: str = Field(description="cpu, or cuda:<n>.")

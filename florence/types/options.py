@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from florence.errors import OptionError, quote
+from florence.types.adapters import AdapterKeywords, AdapterOption
 from florence.types.bounds import (
     LEAST_FACTOR,
     MAX_BEAMS,
@@ -21,6 +23,7 @@ from florence.types.bounds import (
 )
 from florence.types.filters import FilterKeywords, ItemFilter
 from florence.types.pictures import PictureKeywords, PictureOptions
+from florence.types.tiling import TileKeywords, TileOptions
 
 MAX_TEXT_CHARS = 65_536
 """Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
@@ -160,12 +163,15 @@ class GenerationParameters(BaseModel):
         return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to be copied by hand
 
 
-class RequestKeywords(GenerationKeywords, PictureKeywords, FilterKeywords, total=False):
+class RequestKeywords(
+    GenerationKeywords, PictureKeywords, TileKeywords, FilterKeywords, AdapterKeywords, total=False
+):
     """All options of a request as keyword arguments."""
 
 
-class RequestParameters(ItemFilter, PictureOptions, GenerationParameters):
-    """How to read the picture, how to generate, and which items to keep: all options of a request."""
+class RequestParameters(AdapterOption, ItemFilter, TileOptions, PictureOptions, GenerationParameters):
+    """How to read and cut the picture, how to generate, which items to keep, and which adapter answers: all
+    options of a request."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -193,13 +199,22 @@ def explain_option(detail: Mapping[str, Any]) -> str:
     return f"{name} must be {allowed_values(name)}, got {quote(detail['input'])}"
 
 
+@cache
+def _schemas() -> dict[str, Any]:
+    """Of each option."""
+    made: dict[str, Any] = RequestParameters.model_json_schema()["properties"]
+    return made
+
+
 def allowed_values(name: str) -> str:
     """What an option may be, in words."""
-    schema, *others = RequestParameters.model_json_schema()["properties"][name]["anyOf"]
+    schema, *others = _schemas()[name]["anyOf"]
     if "enum" in schema:
         return " or ".join(schema["enum"])
     if "pattern" in schema:
-        return "a colour such as #ffffff"
+        return "off, auto or a grid such as 3x4" if name == "tiles" else "a colour such as #ffffff"
+    if schema["type"] == "string":
+        return f"a name of at most {schema['maxLength']} characters"
     if schema["type"] == "boolean":
         return 'true, false or "never"' if len(others) > 1 else "true or false"
     if schema["type"] == "array":

@@ -66,6 +66,8 @@ class Task:
     labelled: whether boxes and polygons have labels. drops_stop_phrases: whether boxes whose label names
     nothing visible (`answers.lexemes`) are left out. scored_by_original: whether the original's JSON can
     hold scores. no_repeat_ngram_size: for requests that don't say one; None: as the checkpoint says.
+    in_tiles: the token of the task that is asked about each tile of a picture, whose answers have places by
+    which they are merged; empty where the picture can't be cut.
     """
 
     token: str
@@ -80,6 +82,7 @@ class Task:
     drops_stop_phrases: bool = False
     scored_by_original: bool = False
     no_repeat_ngram_size: int | None = None
+    in_tiles: str = ""
 
     @property
     def is_prompt(self) -> bool:
@@ -227,17 +230,20 @@ _ALL = (
          "A box for each thing that a given caption names.",
          "A green car parked in front of a yellow building.", drops_stop_phrases=True),
     Task("<OD>", "object_detection", "Locate the objects with category name in the image.", Input.NONE,
-         Kind.BOXES, "A box and a category for each object.", scored_by_original=True),
+         Kind.BOXES, "A box and a category for each object.", scored_by_original=True, in_tiles="<OD>"),
     Task("<DENSE_REGION_CAPTION>", "dense_region_caption",
          "Locate the objects in the image, with their descriptions.", Input.NONE, Kind.BOXES,
-         "A box and a short description for each object.", scored_by_original=True),
+         "A box and a short description for each object.", scored_by_original=True,
+         in_tiles="<DENSE_REGION_CAPTION>"),
     Task("<REGION_PROPOSAL>", "region_proposal", "Locate the region proposals in the image.", Input.NONE,
-         Kind.BOXES, "Boxes around all that stands out, without labels.", labelled=False),
+         Kind.BOXES, "Boxes around all that stands out, without labels.", labelled=False,
+         in_tiles="<REGION_PROPOSAL>"),
     Task("<OCR>", "ocr", "What is the text in the image?", Input.NONE, Kind.TEXT,
-         "The text that stands in the picture."),
+         "The text that stands in the picture.", in_tiles="<OCR_WITH_REGION>"),
     Task("<OCR_WITH_REGION>", "ocr_with_region", "What is the text in the image, with regions?", Input.NONE,
          Kind.QUADS,
-         "The text that stands in the picture, piece by piece, with a quadrilateral around each."),
+         "The text that stands in the picture, piece by piece, with a quadrilateral around each.",
+         in_tiles="<OCR_WITH_REGION>"),
     Task("<REFERRING_EXPRESSION_SEGMENTATION>", "referring_expression_segmentation",
          "Locate {input} in the image with mask", Input.TEXT, Kind.POLYGONS,
          "The polygons of the thing that a given text describes.", _TEXT_EXAMPLE, labelled=False),
@@ -246,7 +252,7 @@ _ALL = (
          labelled=False),
     Task("<OPEN_VOCABULARY_DETECTION>", "open_vocabulary_detection", "Locate {input} in the image.",
          Input.TEXT, Kind.BOXES_OR_POLYGONS, "Boxes, or polygons, of the things that a given text names.",
-         _TEXT_EXAMPLE),
+         _TEXT_EXAMPLE, in_tiles="<OPEN_VOCABULARY_DETECTION>"),
     Task("<REGION_TO_CATEGORY>", "region_to_category", "What is the region {input}?", Input.REGION,
          Kind.TEXT, "The category of the thing in a given region.", LOCATIONS_EXAMPLE,
          example_answer="car"),

@@ -32,17 +32,18 @@ def coco_instances(scenes: Scenes) -> dict[str, Any]:
         {"id": number, "name": name, "supercategory": "text" if name == WORD else "shape"}
         for number, name in enumerate(CATEGORIES, start=1)
     ]
-    return {**_head(scenes), "annotations": annotations, "categories": categories}
+    return {**coco_head(scenes), "annotations": annotations, "categories": categories}
 
 
 def coco_captions(scenes: Scenes) -> dict[str, Any]:
     """COCO's captions: one short caption a scene."""
     texts = enumerate((caption(scene) for _, scene in scenes), start=1)
     annotations = [{"id": number, "image_id": number, "caption": text} for number, text in texts]
-    return {**_head(scenes), "annotations": annotations}
+    return {**coco_head(scenes), "annotations": annotations}
 
 
-def _head(scenes: Scenes) -> dict[str, Any]:
+def coco_head(scenes: Scenes) -> dict[str, Any]:
+    """What all data sets of these scenes have in common."""
     images = [
         {"id": image_id, "file_name": file_name, "width": scene.width, "height": scene.height}
         for image_id, (file_name, scene) in enumerate(scenes, start=1)

@@ -136,7 +136,7 @@ def make_scene(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> 
     ratio = math.exp(rng.uniform(-1, 1) * math.log(limits.aspect))
     width, height = round(area_side * math.sqrt(ratio)), round(area_side / math.sqrt(ratio))
     tone = str(rng.choice(list(TONES)))
-    base = _background_colour(rng, tone)
+    base = background_colour(rng, tone)
     count = int(rng.integers(limits.things[0], limits.things[1] + 1))
     words = int(rng.random() < limits.word_share)
     words += int(words and count > 2 and rng.random() < 0.3)
@@ -156,7 +156,8 @@ def make_scene(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> 
     return Scene(width, height, tone, texture, base, things, layers, texture_seed, quality, camera)
 
 
-def _background_colour(rng: np.random.Generator, tone: str) -> Rgb:
+def background_colour(rng: np.random.Generator, tone: str) -> Rgb:
+    """A colour of this tone."""
     grey = rng.uniform(*TONES[tone])
     red, green, blue = (int(np.clip(grey + shift, 0, 255)) for shift in rng.uniform(-22, 22, 3))
     return red, green, blue
@@ -217,7 +218,7 @@ def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb, limits: L
     turn = float(rng.uniform(-most, most))
     outline = turned(unit_outline(shape), turn)
     outline *= diameter / np.ptp(outline, axis=0).max()
-    colour, rgb = _colour(rng, base)
+    colour, rgb = colour_upon(rng, base)
     return Thing(shape, colour, size_name, "", rgb, turn, outline)
 
 
@@ -231,7 +232,7 @@ def _word(
     wide, high = typeface.ink(text, face, font_size).size
     turn = float(rng.uniform(-14, 14)) if rng.random() < 0.5 else 0.0
     corners = np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)]) / 2.0
-    colour, rgb = _colour(rng, base)
+    colour, rgb = colour_upon(rng, base)
     return Thing(WORD, colour, "", text, rgb, turn, turned(corners, turn), face, font_size)
 
 
@@ -254,7 +255,7 @@ def _cut(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thing
     return replace(thing, outline=clip(whole, size), cut_polygon=polygon)
 
 
-def _colour(rng: np.random.Generator, base: Rgb) -> tuple[str, Rgb]:
+def colour_upon(rng: np.random.Generator, base: Rgb) -> tuple[str, Rgb]:
     """A colour name, and one of its many tones, that is told from the background."""
     while True:
         name = str(rng.choice(list(COLOURS)))

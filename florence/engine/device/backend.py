@@ -12,11 +12,13 @@ import torch
 
 from florence.engine.config import CpuKernels, CudaKernels
 from florence.engine.device.encode_stream import CudaEncodeStream, EncodeStream
-from florence.engine.device.find_cuda_kernels import find_kernels
+from florence.engine.device.find_cuda_kernels import find_encode_kernels, find_kernels
 from florence.engine.device.graphs import CudaGraphCapturer, GraphCapturer
 from florence.engine.device.memory import CudaMemory, DeviceMemory
 from florence.engine.device.search import SearchStep, advance
 from florence.model.attention import AttentionBackend, DenseAttention, KernelAttention
+from florence.model.config import VisionConfig
+from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
 
@@ -25,7 +27,8 @@ from florence.model.kernels.cpu.openmp import available
 class Backend:
     """How steps run on a device. The defaults are right on any CPU: PyTorch's operations, step by step.
 
-    `attention`: computes a step's attentions. `search`: lets the searches choose their next tokens. `memory`:
+    `attention`: computes a step's attentions. `search`: lets the searches choose their next tokens. `encode`:
+    computes the layers of an encode. `memory`:
     copies to and from the device. `capturer`: captures steps and encodes of a few fixed shapes as graphs;
     None runs each shape as it comes. `delayed_readback`: read what a step decided only after the next step
     has been sent, so that the device never waits for the host; a finished request then stays in the batch for
@@ -37,6 +40,7 @@ class Backend:
 
     attention: AttentionBackend = field(default_factory=DenseAttention)
     search: SearchStep = advance
+    encode: EncodeBackend = PLAIN
     memory: DeviceMemory = field(default_factory=DeviceMemory)
     capturer: GraphCapturer | None = None
     delayed_readback: bool = False
@@ -54,18 +58,25 @@ class Backend:
         *,
         cpu_kernels: CpuKernels = "auto",
         cuda_kernels: CudaKernels = "auto",
+        vision: VisionConfig | None = None,
+        compile_tower: bool = False,
         encode_stream: bool = False,
         threads: int | None = None,
     ) -> Backend:
-        """The backend for a model of `dtype` whose decoder has heads of `head_dim`. `encode_stream`: let
-        encodes run beside steps, on a GPU. `threads`: of the CPU kernels, PyTorch's number where it is
-        None."""
+        """The backend for a model of `dtype` whose decoder has heads of `head_dim`. `vision`: sizes of its
+        tower; without them no kernel is used for encodes. `compile_tower`: by `torch.compile`, on a GPU.
+        `encode_stream`: let encodes run beside steps, on a GPU. `threads`: of the CPU kernels, PyTorch's
+        number where it is None."""
         if device.type == "cuda":
             kernels = find_kernels(device, dtype, head_dim) if cuda_kernels == "auto" else None
             attention, search = kernels or (DenseAttention(), advance)
+            encode: EncodeBackend | None = CompiledEncode() if compile_tower else None
+            if encode is None and vision is not None and cuda_kernels == "auto":
+                encode = find_encode_kernels(device, dtype, vision)
             return cls(
                 attention,
                 search,
+                encode or PLAIN,
                 memory=CudaMemory(device),
                 # Beside an encode, which has work for the whole device, a step's kernels come first.
                 capturer=CudaGraphCapturer(device, -1) if encode_stream else CudaGraphCapturer(device),

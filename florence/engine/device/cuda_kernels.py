@@ -1,20 +1,19 @@
-"""The table of the Triton kernels: what each is called, what defines it, what it moves, and an example.
-
-For whatever has to go over all of them: the check at the start, the tests, and the benchmarks that count a
-step's kernels on tensors without memory or time them on a GPU. Imports triton.
-"""
+"""The table of the Triton kernels: those of a decode step, and all. Imports triton."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from florence.engine.device import cuda_search, search
+from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS
+from florence.engine.device.cuda_kernel import Case, CudaKernel, StepLoad, bytes_of
 from florence.engine.device.reference import TokenRules
 from florence.engine.device.search_state import SearchState, StepShape, starts_of
 from florence.engine.device.steps import StepSequence, grouped_batch
@@ -54,75 +53,22 @@ LARGE = ExampleSizes(64, 3, 16, 64, 51_289, 592, 128)
 SMALL = ExampleSizes(2, 3, 2, 64, 5_000, 100, 70)
 
 
-class StepLoad(Protocol):
-    """What a step reads and no shape shows: `requests` and `beams` in use, and mean positions of encoder
-    states and of a beam's past."""
-
-    @property
-    def requests(self) -> int: ...
-    @property
-    def beams(self) -> int: ...
-    @property
-    def encoder_length(self) -> float: ...
-    @property
-    def length(self) -> float: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A kernel on random inputs, and its twin; each call gives what it computed. `dense`: what runs where the
-    kernels are off, if that is not the twin."""
-
-    kernel: Callable[[], Sequence[Tensor]]
-    twin: Callable[[], Sequence[Tensor]]
-    dense: Callable[[], Sequence[Tensor]] | None = None
-
-
-Cost = Callable[..., tuple[float, float]]
-"""From a `StepLoad` and a call's arguments to bytes moved and FLOP."""
-
-
-@dataclass(frozen=True, slots=True)
-class CudaKernel:
-    """`name`: of the operation. `cost`: see `Cost`."""
-
-    name: str
-    cost: Cost
-    example: Callable[[torch.device, torch.dtype, ExampleSizes], Case]
-
-    def case(self, device: torch.device, dtype: torch.dtype, sizes: ExampleSizes = LARGE) -> Case:
-        """The kernel and its twin on a device. The three kernels of the search share one case."""
-        return self.example(device, dtype, sizes)
-
-    def check(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Raise `AssertionError` unless kernel and twin agree on a small example."""
-        case = self.case(device, dtype, SMALL)
-        tolerance = 1e-4 if dtype is torch.float32 else 2.0**-6
-        for made, expected in zip(case.kernel(), case.twin(), strict=True):
-            torch.testing.assert_close(made, expected, rtol=tolerance, atol=tolerance, msg=self._differs)
-
-    def _differs(self, message: str) -> str:
-        return f"{self.name} differs from its definition: {message}"
-
-
-def _bytes(*tensors: Tensor) -> float:
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
-
-
 def _self_attention_cost(load: StepLoad, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
     values = load.requests * load.beams * queries.shape[1]
     past = 2 * (load.length + 1) * values * queries.element_size()
-    return 4 * _bytes(queries) + past, 4 * load.length * values
+    return 4 * bytes_of(queries) + past, 4 * load.length * values
 
 
 def _cross_attention_cost(load: StepLoad, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
     read = 2 * load.requests * load.encoder_length * queries.shape[1] * queries.element_size()
     flop = 4 * load.requests * load.beams * load.encoder_length * queries.shape[1]
-    return 2 * _bytes(queries) + read, flop
+    return 2 * bytes_of(queries) + read, flop
 
 
-def _add_norm_cost(load: StepLoad, product: Tensor, *arguments: object) -> tuple[float, float]:
-    return 3 * _bytes(product), 8.0 * product.numel()
+def _add_norm_cost(
+    load: StepLoad, product: Tensor, product_bias: Tensor, residual: Tensor | None, *arguments: object
+) -> tuple[float, float]:
+    return (2 if residual is None else 3) * bytes_of(product), 8.0 * product.numel()
 
 
 def _embed_cost(
@@ -139,7 +85,7 @@ def _scan_cost(load: StepLoad, logits: Tensor, *arguments: object) -> tuple[floa
 
 
 def _merge_cost(load: StepLoad, sums: Tensor, keys: Tensor, *arguments: object) -> tuple[float, float]:
-    return _bytes(sums, keys), 2.0 * keys.numel()
+    return bytes_of(sums, keys), 2.0 * keys.numel()
 
 
 def _choose_cost(load: StepLoad, *arguments: object) -> tuple[float, float]:
@@ -153,7 +99,7 @@ def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[floa
 
 
 def _quantize_cost(load: StepLoad, rows: Tensor) -> tuple[float, float]:
-    return _bytes(rows) + rows.numel() + 4.0 * len(rows), 3.0 * rows.numel()
+    return bytes_of(rows) + rows.numel() + 4.0 * len(rows), 3.0 * rows.numel()
 
 
 def _quantize_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
@@ -274,18 +220,20 @@ def _windows_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes)
     return Case(run(windows.window_sums), run(twins.window_sums))
 
 
+_step_kernel = partial(CudaKernel[ExampleSizes], large=LARGE, small=SMALL)
+
 STEP_KERNELS = (
-    CudaKernel("florence::self_attention", _self_attention_cost, _self_attention_case),
-    CudaKernel("florence::cross_attention", _cross_attention_cost, _cross_attention_case),
-    CudaKernel("florence::add_norm", _add_norm_cost, _add_norm_case),
-    CudaKernel("florence::embed", _embed_cost, _embed_case),
-    CudaKernel("florence::window_sums", _windows_cost, _windows_case),
-    CudaKernel("florence::scan", _scan_cost, _search_case),
-    CudaKernel("florence::merge", _merge_cost, _search_case),
-    CudaKernel("florence::choose", _choose_cost, _search_case),
+    _step_kernel("florence::self_attention", _self_attention_cost, _self_attention_case),
+    _step_kernel("florence::cross_attention", _cross_attention_cost, _cross_attention_case),
+    _step_kernel("florence::add_norm", _add_norm_cost, _add_norm_case),
+    _step_kernel("florence::embed", _embed_cost, _embed_case),
+    _step_kernel("florence::window_sums", _windows_cost, _windows_case),
+    _step_kernel("florence::scan", _scan_cost, _search_case),
+    _step_kernel("florence::merge", _merge_cost, _search_case),
+    _step_kernel("florence::choose", _choose_cost, _search_case),
 )
 
-QUANTIZE = CudaKernel("florence::quantize_rows", _quantize_cost, _quantize_case)
+QUANTIZE = _step_kernel("florence::quantize_rows", _quantize_cost, _quantize_case)
 """For cards that multiply in fp8, and no others."""
 
-KERNELS = (*STEP_KERNELS, QUANTIZE)
+KERNELS: tuple[CudaKernel[Any], ...] = (*STEP_KERNELS, QUANTIZE, *ENCODE_KERNELS)

@@ -17,26 +17,35 @@ from florence.engine.device.encode_stream import EncodeStream
 from florence.engine.device.graphs import CapturedWork, GraphCapturer
 from florence.engine.device.memory import DeviceMemory
 from florence.model.caches import Caches
-from florence.model.chunks import Chunks
+from florence.model.chunks import Chunks, T, run_to_end, within
+from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
 
 Prompts = Sequence[Sequence[int]]
 """Token ids of each request's prompt."""
 
+AdapterIndex = Sequence[int]
+"""The slot of each picture's or request's adapter, 0 for none."""
+
 
 class Encodes(ABC):
-    """The two halves of an encode, each in chunks between which decode steps may run."""
+    """The two halves of an encode, each in chunks between which decode steps may run; `backend` computes
+    their layers."""
 
-    def __init__(self, model: Florence2Model, caches: Caches, memory: DeviceMemory) -> None:
-        self._model, self._caches, self._memory = model, caches, memory
+    def __init__(
+        self, model: Florence2Model, caches: Caches, memory: DeviceMemory, backend: EncodeBackend = PLAIN
+    ) -> None:
+        self._model, self._caches, self._memory, self._backend = model, caches, memory, backend
 
     @abstractmethod
-    def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
+    def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
         """uint8 [height, width, 3] of the host for each picture -> tokens [pictures, tokens, d_model]. They
         may be in memory that other captured work overwrites: copy them before anything else runs."""
 
     @abstractmethod
-    def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
+    def write_cross_kv(
+        self, pictures: Tensor, prompts: Prompts, slots: Sequence[int], adapters: AdapterIndex
+    ) -> Chunks[None]:
         """Encode picture tokens [requests, tokens, d_model] with one prompt for each, and write the encoder's
         keys and values into the request's slot of the caches; positions after the request's own length are
         undefined."""
@@ -45,18 +54,29 @@ class Encodes(ABC):
 class PlainEncodes(Encodes):
     """Exactly the given pictures and prompts, in chunks."""
 
-    def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
-        return self._model.encode_images_in_chunks(batch_of(pixels, self._memory))
+    def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
+        chunks = self._model.encode_images_in_chunks(batch_of(pixels, self._memory), self._backend)
+        return (yield from self._with(adapters, chunks))
 
-    def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
+    def write_cross_kv(
+        self, pictures: Tensor, prompts: Prompts, slots: Sequence[int], adapters: AdapterIndex
+    ) -> Chunks[None]:
+        yield from self._with(adapters, self._write(pictures, prompts, slots))
+
+    def _with(self, adapters: AdapterIndex, chunks: Chunks[T]) -> Chunks[T]:
+        index = self._memory.upload(torch.tensor(adapters))
+        return within(chunks, partial(self._model.with_adapters, index))
+
+    def _write(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
         language, longest = self._model.language, max(map(len, prompts))
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
         mask = None
         if min(map(len, prompts)) < longest:
             mask = self._memory.upload(mask_of(prompts, pictures.shape[1], longest))
-        encoded = yield from language.encode_in_chunks(pictures, self._memory.upload(ids), mask)
+        ids = self._memory.upload(ids)
+        encoded = yield from language.encode_in_chunks(pictures, ids, mask, self._backend)
         where = self._memory.upload(torch.tensor(slots))
-        self._caches.write_cross_kv(where, language.decoder.cross_kv_by_layer(encoded))
+        self._backend.write_cross_kv(language.decoder, encoded, self._caches, where)
 
 
 class BucketEncodes(PlainEncodes):
@@ -75,33 +95,40 @@ class BucketEncodes(PlainEncodes):
         memory: DeviceMemory,
         buckets: Buckets,
         capturer: GraphCapturer,
+        backend: EncodeBackend = PLAIN,
         stream: EncodeStream | None = None,
     ) -> None:
-        super().__init__(model, caches, memory)
+        super().__init__(model, caches, memory, backend)
         self._buckets, self._capturer, self._stream = buckets, capturer, stream or EncodeStream()
         self._pixels: Tensor | None = None  # [pictures, height, width, 3]
+        self._picture_adapters = torch.zeros(0)  # [pictures]
         self._towers: dict[int, CapturedWork] = {}  # by pictures
         self._encoders: dict[tuple[int, int], CapturedWork] = {}  # by requests and tokens of the prompt
 
-    def encode_images(self, pixels: Sequence[Tensor]) -> Chunks[Tensor]:
+    def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
         rows = round_up(len(pixels), self._buckets.pictures)
         if self._pixels is None or any(picture.shape != self._pixels.shape[1:] for picture in pixels):
-            return (yield from super().encode_images(pixels))
+            return (yield from super().encode_images(pixels, adapters))
         for picture, row in zip(pixels, self._pixels, strict=False):  # others keep what was there
             self._memory.store(picture, row)
+        if self._model.adapters is not None:
+            self._memory.store(torch.tensor(adapters), self._picture_adapters[: len(pixels)])
         (tokens,) = self._towers[rows].run()
         return tokens[: len(pixels)]
 
-    def write_cross_kv(self, pictures: Tensor, prompts: Prompts, slots: Sequence[int]) -> Chunks[None]:
+    def write_cross_kv(
+        self, pictures: Tensor, prompts: Prompts, slots: Sequence[int], adapters: AdapterIndex
+    ) -> Chunks[None]:
         rows = round_up(len(prompts), self._buckets.pictures)
         longest = round_up(max(map(len, prompts)), self._buckets.prompts)
         work = self._encoders.get((rows, longest))
         if work is None:
-            yield from super().write_cross_kv(pictures, prompts, slots)
+            yield from super().write_cross_kv(pictures, prompts, slots, adapters)
             return
         yield  # the pictures were a chunk
         ids = pad_prompts(prompts, longest, self._model.config.text.pad_id)
-        work.load([pictures, ids, mask_of(prompts, pictures.shape[1], longest), torch.tensor(slots)])
+        mask = mask_of(prompts, pictures.shape[1], longest)
+        work.load([pictures, ids, mask, torch.tensor(slots), torch.tensor(adapters)])
         work.run()
 
     def prepare(self, height: int, width: int) -> list[bool]:
@@ -109,10 +136,12 @@ class BucketEncodes(PlainEncodes):
         for each, whether it could be captured. Writes to the first slot, which must be free."""
         most, device = self._buckets.pictures[-1], self._model.device
         self._pixels = torch.zeros(most, height, width, 3, dtype=torch.uint8, device=device)
+        self._picture_adapters = torch.zeros(most, dtype=torch.int64, device=device)
         for rows in reversed(self._buckets.pictures):
-            name, pixels = f"the encode of {rows} pictures", self._pixels[:rows]
+            name = f"the encode of {rows} pictures"
+            inputs = [self._pixels[:rows], self._picture_adapters[:rows]]
             self._towers[rows] = CapturedWork(
-                name, partial(self._encode_images, pixels), [pixels], self._memory
+                name, partial(self._encode_images, *inputs), inputs, self._memory
             )
             self._towers[rows].capture(self._capturer)
         (tokens,) = self._towers[most].run()
@@ -120,22 +149,27 @@ class BucketEncodes(PlainEncodes):
         for longest in reversed(self._buckets.prompts):
             ids = torch.zeros(most, longest, dtype=torch.int64, device=device)
             mask = torch.ones(most, pictures.shape[1] + longest, dtype=torch.bool, device=device)
-            slots = torch.zeros(most, dtype=torch.int64, device=device)
-            self._stream.hold([self._pixels, pictures, ids, mask, slots])
+            slots, adapters = (torch.zeros(most, dtype=torch.int64, device=device) for _ in range(2))
+            self._stream.hold([self._pixels, self._picture_adapters, pictures, ids, mask, slots, adapters])
             for rows in reversed(self._buckets.pictures):
-                inputs = [value[:rows] for value in (pictures, ids, mask, slots)]
+                inputs = [value[:rows] for value in (pictures, ids, mask, slots, adapters)]
                 name = f"the encode of {rows} prompts of {longest} tokens"
                 work = CapturedWork(name, partial(self._write_cross_kv, *inputs), inputs, self._memory)
                 work.capture(self._capturer)
                 self._encoders[rows, longest] = work
         return [work.captured for work in (*self._towers.values(), *self._encoders.values())]
 
-    def _encode_images(self, pixels: Tensor) -> Sequence[Tensor]:
-        return [self._model.encode_images(pixels)]
+    def _encode_images(self, pixels: Tensor, adapters: Tensor) -> Sequence[Tensor]:
+        with self._model.with_adapters(adapters):
+            return [self._model.encode_images(pixels, self._backend)]
 
-    def _write_cross_kv(self, pictures: Tensor, ids: Tensor, mask: Tensor, slots: Tensor) -> Sequence[Tensor]:
-        encoded = self._model.language.encode(pictures, ids, mask)
-        self._caches.write_cross_kv(slots, self._model.language.decoder.cross_kv_by_layer(encoded))
+    def _write_cross_kv(
+        self, pictures: Tensor, ids: Tensor, mask: Tensor, slots: Tensor, adapters: Tensor
+    ) -> Sequence[Tensor]:
+        language = self._model.language
+        with self._model.with_adapters(adapters):
+            encoded = run_to_end(language.encode_in_chunks(pictures, ids, mask, self._backend))
+            self._backend.write_cross_kv(language.decoder, encoded, self._caches, slots)
         return []
 
 

@@ -1,24 +1,29 @@
-"""Whether the Triton kernels can be used on a device. Imports them only where there is one that may run
-them."""
+"""Whether the Triton kernels can be used on a device: those of a decode step, and those of an encode. Imports
+them only where there is one that may run them."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from florence.engine.config import CudaKernels
+from florence.engine.device.cuda_kernel import CudaKernel
 from florence.engine.device.search import SearchStep
 from florence.errors import SettingsError
 from florence.model.attention import AttentionBackend
+from florence.model.config import VisionConfig
+from florence.model.encoding import EncodeBackend
 from florence.model.kernels import fp8
 from florence.model.kernels.fp8 import RowQuantizer
 
 log = logging.getLogger(__name__)
 
 HEAD_DIMS = 16, 32, 64, 128
-"""That fill the tiles of tensor cores."""
+"""Of attention's heads and groups of channels: they fill the tiles of tensor cores."""
 
 OLDEST = 8, 0
 """The oldest compute capability that the kernels are compiled for in the tests."""
@@ -29,22 +34,47 @@ def find_kernels(
 ) -> tuple[AttentionBackend, SearchStep] | None:
     """Attention and search by the kernels for a CUDA device; None, and a warning, where they can't be used:
     without triton, on an old card, with other heads, or where one fails or differs from its definition."""
-    if find_spec("triton") is None:
-        log.warning("triton is not installed: decode steps use PyTorch's operations, which is slower")
+    if not _can_run(device, "decode steps", [head_dim]):
         return None
-    if torch.cuda.get_device_capability(device) < OLDEST or head_dim not in HEAD_DIMS:
-        log.warning("no kernels for this GPU or this model: decode steps use PyTorch's operations")
-        return None
-    from florence.engine.device import cuda_kernels
+    from florence.engine.device.cuda_kernels import STEP_KERNELS
 
+    return load_kernels() if _agree(STEP_KERNELS, device, dtype, "decode steps") else None
+
+
+def find_encode_kernels(
+    device: torch.device, dtype: torch.dtype, vision: VisionConfig
+) -> EncodeBackend | None:
+    """An encode's layers by the kernels for a CUDA device; None, and a warning, as `find_kernels` has it."""
+    sizes = zip(vision.dims, vision.heads, vision.groups, strict=True)
+    head_dims = [dim // number for dim, *numbers in sizes for number in numbers]
+    if not _can_run(device, "encodes", head_dims):
+        return None
+    from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS
+
+    return load_encode_kernels() if _agree(ENCODE_KERNELS, device, dtype, "encodes") else None
+
+
+def _can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
+    """Whether there is triton, and the card and the model are such that the kernels were made for."""
+    if find_spec("triton") is None:
+        log.warning("triton is not installed: %s use PyTorch's operations, which is slower", what)
+        return False
+    if torch.cuda.get_device_capability(device) < OLDEST or not set(head_dims) <= set(HEAD_DIMS):
+        log.warning("no kernels for this GPU or this model: %s use PyTorch's operations", what)
+        return False
+    return True
+
+
+def _agree(kernels: Sequence[CudaKernel[Any]], device: torch.device, dtype: torch.dtype, what: str) -> bool:
+    """Whether all of these compute on the device what their definitions say."""
     try:
         with torch.cuda.device(device), torch.inference_mode():
-            for kernel in cuda_kernels.STEP_KERNELS:
+            for kernel in kernels:
                 kernel.check(device, dtype)
     except Exception as error:
-        log.warning("decode steps use PyTorch's operations, since a kernel failed", exc_info=error)
-        return None
-    return load_kernels()
+        log.warning("%s use PyTorch's operations, since a kernel failed", what, exc_info=error)
+        return False
+    return True
 
 
 def load_kernels() -> tuple[AttentionBackend, SearchStep]:
@@ -53,6 +83,13 @@ def load_kernels() -> tuple[AttentionBackend, SearchStep]:
     from florence.model.cuda_attention import CudaAttention
 
     return CudaAttention(), cuda_search.advance
+
+
+def load_encode_kernels() -> EncodeBackend:
+    """An encode's layers by the kernels, unchecked. Needs triton, and no GPU."""
+    from florence.model.cuda_encoding import CudaEncode
+
+    return CudaEncode()
 
 
 def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> RowQuantizer:

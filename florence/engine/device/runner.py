@@ -7,27 +7,26 @@ limits.
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Generator, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
 from florence.engine.device.buckets import Buckets, aligned
+from florence.engine.device.buffers import Buffers, make_buffers, uncaptured_work
 from florence.engine.device.capturing import capture_all, memory_errors, try_attentions
-from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.device.features import FeatureCache
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
 from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
-from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps, StepSequence
+from florence.engine.device.steps import StepSequence
 from florence.engine.request import Request
 from florence.engine.runner import StepRunner
 from florence.engine.sequence import SequenceState, Wait
-from florence.engine.slots import Slot, SlotAllocator
+from florence.engine.slots import SlotAllocator
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import Chunks, with_pauses, within, yielding
@@ -35,21 +34,9 @@ from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
 
+log = logging.getLogger(__name__)
+
 Outcome = Hypothesis | EngineError
-
-
-@dataclass(slots=True)
-class _Buffers:
-    """All that a reset replaces. `latest`: the readback of the last step, where it is delayed. `to_wipe`:
-    free slots that may hold NaN."""
-
-    slots: SlotAllocator
-    caches: Caches
-    state: SearchState
-    steps: Steps
-    encodes: Encodes
-    latest: StepReadback | None = None
-    to_wipe: list[Slot] = field(default_factory=list)
 
 
 class Runner(StepRunner):
@@ -101,7 +88,7 @@ class Runner(StepRunner):
         self._picture_tokens, self._picture_size = picture_tokens, picture_size
         self._encode_batch = min(encode_batch or slots, slots)
         self._reserved = reserved
-        self._prepared = False
+        self._prepared = self._stale = False
         self._sent: Wait = lambda: None  # waits for the latest chunk of an encode
         with memory_errors(slots, self._encode_batch):
             self._buffers = self._build()
@@ -113,6 +100,11 @@ class Runner(StepRunner):
     @property
     def slots(self) -> SlotAllocator:
         return self._buffers.slots
+
+    def fits(self, requests: Iterable[Request]) -> int:
+        wanted = list(requests)
+        by_adapters = self._buffers.adapters.fits(each.adapter for each in wanted)
+        return self.slots.fits(each.options.num_beams for each in wanted[:by_adapters])
 
     @property
     def caches(self) -> Caches:
@@ -144,34 +136,6 @@ class Runner(StepRunner):
         if self._prepared:
             self.prepare()
 
-    def _build(self) -> _Buffers:
-        """Buffers without requests."""
-        sizes, text, backend, model = self.sizes, self.model.config.text, self.backend, self.model
-        lazy = backend.lazy_pages and not self._reserved
-        stream = backend.encode_stream
-        caches = Caches(sizes, text.decoder, text.d_model, model.device, model.dtype, lazy=lazy)
-        stream.hold(caches.buffers)
-        state = SearchState(
-            sizes.slots,
-            sizes.decoder_room,
-            self.rules,
-            model.device,
-            rows=sizes.rows,
-            free_host_reads=backend.free_host_reads,
-        )
-        context = StepContext(model.language, caches, state, backend.attention, backend.search)
-        encodes: Encodes = PlainEncodes(model, caches, backend.memory)
-        if backend.capturer is not None:
-            buckets = self._buckets()
-            steps: Steps = BucketSteps(context, backend.memory, buckets, backend.capturer)
-            capturer = stream.capturer or backend.capturer
-            encodes = BucketEncodes(model, caches, backend.memory, buckets, capturer, stream)
-        elif backend.attention.masked:
-            steps = DenseSteps(context, backend.memory)
-        else:
-            steps = RaggedSteps(context, backend.memory)
-        return _Buffers(SlotAllocator(sizes.slots, sizes.rows), caches, state, steps, encodes)
-
     @torch.inference_mode()
     def prepare(self, threads: int | None = None) -> None:
         """Make the calling thread ready to run steps, with so many CPU threads for one operation (None:
@@ -190,7 +154,17 @@ class Runner(StepRunner):
             beams = self.model.config.generation.num_beams  # of most requests
             for rows in range(beams, self.sizes.rows + 1, beams):
                 warm_up_products(self.model.language, rows)
-        self._prepared = True
+        self._prepared, self._stale = True, False
+
+    def rest(self) -> None:
+        if self._stale and self._prepared:
+            self.prepare()
+
+    def _build(self) -> Buffers:
+        return make_buffers(
+            self.model, self.backend, self.sizes, self.rules, self._buckets,
+            lazy=self.backend.lazy_pages and not self._reserved,
+        )  # fmt: skip
 
     def _buckets(self) -> Buckets:
         sizes, config = self.sizes, self.model.config
@@ -237,38 +211,57 @@ class Runner(StepRunner):
     def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
         requests, misses = [sequence.request for sequence in sequences], self.features.misses
         stream = self.backend.encode_stream
-        pictures = yield from within(self._encode_images(requests), stream.sending)
-        with stream.sending():
-            self._allocate(sequences, pictures.shape[1])  # pictures: [requests, tokens, d_model]
+        try:
+            self.place_adapters(sequences)
+            pictures = yield from within(self._encode_images(sequences), stream.sending)
+            with stream.sending():
+                self._allocate(sequences, pictures.shape[1])  # pictures: [requests, tokens, d_model]
+        except BaseException:  # also when the chunks are closed
+            for sequence in sequences:
+                self._buffers.adapters.leave(sequence)
+            raise
         try:
             slots = [sequence.slot.index for sequence in sequences]
             prompts = [request.prompt_ids for request in requests]
-            writing = self._buffers.encodes.write_cross_kv(pictures, prompts, slots)
+            adapters = [sequence.adapter for sequence in sequences]
+            writing = self._buffers.encodes.write_cross_kv(pictures, prompts, slots, adapters)
             yield from within(writing, stream.sending)
             while not stream.done():
                 yield
             # Last: a decode step between two chunks would advance a search that has started.
             starts = starts_of([(sequence.slot, sequence.request.options) for sequence in sequences])
             self.state.start(self.backend.memory.upload(starts))
-        except BaseException:  # also when the chunks are closed
+        except BaseException:
             for sequence in sequences:
                 self.drop(sequence)
             raise
         return self.features.misses - misses
 
-    def _encode_images(self, requests: Sequence[Request]) -> Chunks[Tensor]:
+    def place_adapters(self, sequences: Sequence[SequenceState]) -> None:
+        """Bring the requests' adapters to the device. Raises `IndexError` where there is no free slot."""
+        changed = self._buffers.adapters.enter(sequences)
+        if changed and self.backend.capturer is not None:
+            log.warning("%s: other layers or ranks than before, steps run uncaptured for now", changed)
+            buffers, self._stale = self._buffers, True
+            buffers.steps, buffers.encodes = uncaptured_work(
+                self.model, self.backend, buffers.caches, buffers.state, self._buckets
+            )
+
+    def _encode_images(self, sequences: Sequence[SequenceState]) -> Chunks[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model], from the cache where they are there;
-        each other picture is encoded once."""
-        known = self.features.find([request.digest for request in requests])
-        new = {request.digest: request.pixels for request in requests if request.digest not in known}
+        each other picture is encoded once, or once for each adapter that changes the tower."""
+        keys = [sequence.request.picture_key for sequence in sequences]
+        known = self.features.find(keys)
+        new = {key: each for key, each in zip(keys, sequences, strict=True) if key not in known}
         if new:
-            pixels = [torch.from_numpy(picture) for picture in new.values()]
-            tokens = yield from self._buffers.encodes.encode_images(pixels)
+            pixels = [torch.from_numpy(each.request.pixels) for each in new.values()]
+            adapters = [each.adapter for each in new.values()]
+            tokens = yield from self._buffers.encodes.encode_images(pixels, adapters)
             # Copies: a cached picture must not keep its whole batch alive.
             made = dict(zip(new, (picture.clone() for picture in tokens), strict=True))
             self.features.keep(made)
             known |= made
-        return torch.stack([known[request.digest] for request in requests])
+        return torch.stack([known[key] for key in keys])
 
     def _allocate(self, sequences: Sequence[SequenceState], picture_tokens: int) -> None:
         """Give a slot to each request, to all of them or to none."""
@@ -326,6 +319,7 @@ class Runner(StepRunner):
     def drop(self, sequence: SequenceState) -> None:
         sequence.dropped = True
         self.slots.give_back(sequence.slot)
+        self._buffers.adapters.leave(sequence)
         if self.backend.attention.masked and not sequence.finite:
             self._buffers.to_wipe.append(sequence.slot)
 
@@ -343,4 +337,5 @@ def _step_of(sequence: SequenceState) -> StepSequence:
         sequence.steps,
         sampled=options.do_sample,
         penalized=options.repetition_penalty != 1,
+        adapter=sequence.adapter,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,21 +25,23 @@ from florence.model.attention import AttentionBackend, DecodeBatch, StepInputs
 from florence.model.caches import Caches
 from florence.model.decode import decode_step
 from florence.model.language import LanguageModel
+from florence.model.lowrank import AdapterBank
 
-Occupancy = list[tuple[Slot, int]]
-"""Slots in use, and the encoder length of each one's request: all that a `DecodeBatch` depends on."""
+Occupancy = list[tuple[Slot, int, int]]
+"""Slots in use, and encoder length and adapter of each one's request: all that a `DecodeBatch` depends on."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepSequence:
     """What a step needs to know of a request; `steps`: how many it has taken. `sampled`: whether it draws its
-    tokens, `penalized`: whether it has a repetition penalty."""
+    tokens, `penalized`: whether it has a repetition penalty; `adapter`: its adapter's slot, 0 for none."""
 
     slot: Slot
     encoder_length: int
     steps: int
     sampled: bool = False
     penalized: bool = False
+    adapter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class StepContext:
     state: SearchState
     attention: AttentionBackend
     search: SearchStep = advance
+    adapters: AdapterBank | None = None
 
     def step(self, batch: DecodeBatch, shape: StepShape) -> None:
         """Decode one token for every row of the batch, and let the searches choose."""
@@ -57,7 +61,8 @@ class StepContext:
         length = min(shape.length, self.caches.sizes.decoder_room)
         indirection = self.state.beam_indirection[batch.slots, : shape.beams, :length]
         inputs = StepInputs(self.caches, batch, indirection, positions, shape.encoder_length)
-        logits = decode_step(self.language, tokens, self.attention.begin(inputs))
+        with nullcontext() if self.adapters is None else self.adapters.applied(batch.adapters):
+            logits = decode_step(self.language, tokens, self.attention.begin(inputs))
         self.search(self.state, batch, shape, logits)
 
 
@@ -78,6 +83,7 @@ class RaggedSteps(Steps):
     _latest: tuple[Occupancy, DecodeBatch] | None = None
 
     def run(self, sequences: Sequence[StepSequence]) -> None:
+        sequences = sorted(sequences, key=lambda each: each.adapter)  # rows with the same one are adjacent
         occupancy = occupancy_of(sequences)
         if self._latest is None or self._latest[0] != occupancy:
             self._latest = occupancy, ragged_batch(sequences).map(self._memory.upload)
@@ -110,8 +116,8 @@ def shape_of(sequences: Sequence[StepSequence], max_positions: int) -> StepShape
 
 
 def occupancy_of(sequences: Sequence[StepSequence]) -> Occupancy:
-    """The slots of these requests and their encoder lengths, to tell whether a batch is still the same."""
-    return [(sequence.slot, sequence.encoder_length) for sequence in sequences]
+    """What the batch of these requests depends on, to tell whether it is still the same."""
+    return [(sequence.slot, sequence.encoder_length, sequence.adapter) for sequence in sequences]
 
 
 def extent_of(sequences: Sequence[StepSequence]) -> tuple[int, int]:
@@ -135,6 +141,7 @@ def ragged_batch(sequences: Sequence[StepSequence]) -> DecodeBatch:
         rows_of=rows_of,
         beams=beams,
         encoder_lengths=[sequence.encoder_length for sequence in sequences],
+        adapters=[sequence.adapter for sequence in sequences for _ in sequence.slot.rows],
     )
 
 
@@ -146,6 +153,7 @@ def dense_batch(sequences: Sequence[StepSequence], slots: int, rows: int, beams:
     """
     first = sequences[0].slot
     owners, written = [(first.index, 0)] * rows, [first.rows[0]] * rows
+    adapters = [sequences[0].adapter] * rows
     rows_of = [[0] * beams for _ in range(slots)]
     counts, lengths = [0] * slots, [1] * slots
     for sequence in sequences:
@@ -153,7 +161,7 @@ def dense_batch(sequences: Sequence[StepSequence], slots: int, rows: int, beams:
         counts[slot], lengths[slot] = len(taken), sequence.encoder_length
         rows_of[slot][: len(taken)] = taken
         for beam, row in enumerate(taken):
-            owners[row], written[row] = (slot, beam), row
+            owners[row], written[row], adapters[row] = (slot, beam), row, sequence.adapter
     return _make_batch(
         slots=list(range(slots)),
         rows=written,
@@ -161,6 +169,7 @@ def dense_batch(sequences: Sequence[StepSequence], slots: int, rows: int, beams:
         rows_of=rows_of,
         beams=counts,
         encoder_lengths=lengths,
+        adapters=adapters,
     )
 
 
@@ -170,7 +179,7 @@ def grouped_batch(sequences: Sequence[StepSequence], requests: int, beams: int) 
     An absent beam, or request, repeats a place that is in use; its number of beams says that nothing is to be
     written there.
     """
-    taken = [sequence.slot for sequence in sequences]
+    taken, adapters = [sequence.slot for sequence in sequences], [each.adapter for each in sequences]
     padding = requests - len(taken)
     places = [[*slot.rows, *slot.rows[:1] * (beams - len(slot.rows))] for slot in taken]
     places += [[taken[0].rows[0]] * beams] * padding
@@ -181,6 +190,7 @@ def grouped_batch(sequences: Sequence[StepSequence], requests: int, beams: int) 
         rows_of=[list(range(request * beams, (request + 1) * beams)) for request in range(requests)],
         beams=[len(slot.rows) for slot in taken] + [0] * padding,
         encoder_lengths=[sequence.encoder_length for sequence in sequences] + [1] * padding,
+        adapters=[adapter for adapter in adapters + [0] * padding for _ in range(beams)],
     )
 
 
@@ -192,6 +202,7 @@ def _make_batch(
     rows_of: list[list[int]],
     beams: list[int],
     encoder_lengths: list[int],
+    adapters: list[int],
 ) -> DecodeBatch:
     """Lists to tensors of the host; `owners` [rows]: the request and beam of each row."""
 
@@ -208,4 +219,5 @@ def _make_batch(
         is_beam=torch.arange(len(rows_of[0])) < counts[:, None],
         beams=counts,
         encoder_lengths=tensor(encoder_lengths, torch.int32),
+        adapters=tensor(adapters),
     )

@@ -51,8 +51,8 @@ class Int8Weight:
             None, 1.0, 0, torch.float32, "none", [], "none",
         )  # fmt: skip
         total = sums.mul_(scales) if self.bias is None else torch.addcmul(self.bias, sums, scales)
-        result = activate(total.to(states.dtype).view(*states.shape[:-1], -1), activation)
-        return result if residual is None else result.add_(residual)
+        result = total.to(states.dtype).view(*states.shape[:-1], -1)
+        return activate(result if residual is None else result.add_(residual), activation)
 
 
 def can_quantize(device: torch.device) -> bool:

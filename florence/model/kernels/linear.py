@@ -7,6 +7,8 @@ weights and states. Not covered: gradients, moving a packed layer to another dev
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,10 +24,20 @@ PackedWeight = onednn.OneDnnWeight | PanelWeight | Int8Weight | Fp8Weight
 """A weight [outputs, inner] and its bias in the layout of some kernel."""
 
 
+class Beside(Protocol):
+    """What adapters add to a layer's product (`lowrank.py`)."""
+
+    def sums(self, states: Tensor) -> Tensor | None:
+        """[..., in_features] -> [..., out_features]; None where no row of the batch has an adapter."""
+
+    def add_to(self, total: Tensor, states: Tensor) -> None:
+        """Add the sums of `states` to `total` [..., out_features], float32 or of the dtype of `states`."""
+
+
 class Linear(nn.Linear):
     """`nn.Linear` with an activation after it, and a fused sum with a residual.
 
-    `activation` is a name that `activate` knows.
+    `activation` is a name that `activate` knows. `beside`: adapters, whose sums count as the product's.
     """
 
     def __init__(
@@ -34,27 +46,45 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias)
         self.activation = activation
         self.packed: PackedWeight | None = None
+        self.beside: Beside | None = None
         self._padded: Tensor | None = None  # the weight and rows of zeros after it
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        if self.packed is None:
-            return activate(F.linear(states, self.weight, self.bias), self.activation)
-        return self.packed.product(states, self.activation)
+        if self.packed is not None:
+            return self.packed.product(states, self.activation, self.added(states))
+        product = F.linear(states, self.weight, self.bias)
+        return activate(self.with_adapters(product, states), self.activation)
 
     def plus(self, states: Tensor, residual: Tensor) -> Tensor:
         """`residual + self(states)`, for a layer without activation."""
+        residual = self.with_adapters(residual, states)
         if self.packed is None:
             return residual + F.linear(states, self.weight, self.bias)
         return self.packed.product(states, residual=residual)
+
+    def with_adapters(self, sums: Tensor, states: Tensor) -> Tensor:
+        """`sums` [..., out_features], and what the rows' adapters add for `states` [..., in_features]."""
+        added = self.added(states)
+        return sums if added is None else sums + added
+
+    def added(self, states: Tensor) -> Tensor | None:
+        """What the rows' adapters add, [..., out_features]; None where no row has one."""
+        return None if self.beside is None else self.beside.sums(states)
 
     def sums(self, states: Tensor) -> Tensor | None:
         """`self(states)` without bias and activation, in float32 and never rounded to the dtype; None where
         the kernel rounds."""
         if self._padded is not None:
             total = mm_float32(states.reshape(-1, self.in_features), self._padded.T)
-            return total.view(*states.shape[:-1], -1)[..., : self.out_features]
-        return self.packed.sums(states) if isinstance(self.packed, PanelWeight) else None
+            total = total.view(*states.shape[:-1], -1)[..., : self.out_features]
+        elif isinstance(self.packed, PanelWeight):
+            total = self.packed.sums(states)
+        else:
+            return None
+        if self.beside is not None:
+            self.beside.add_to(total, states)
+        return total
 
     def pad_outputs(self, multiple: int) -> None:
         """Let `sums` multiply with a weight of a multiple of so many rows, those after the last output zeros;

@@ -11,6 +11,8 @@ import platform
 import torch
 from torch import Tensor
 
+from florence.model.kernels.activations import activate
+
 OPERATORS = (
     "_linear_pointwise",
     "_reorder_linear_weight",
@@ -36,12 +38,12 @@ class OneDnnWeight:
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """[..., inner] -> [..., outputs], then an activation, or `residual` [..., outputs] added."""
+        """[..., inner] -> [..., outputs], `residual` [..., outputs] added, then an activation."""
         if residual is not None:
             total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
                 states, residual, self._packed, self._bias, "add"
             )
-            return total
+            return activate(total, activation)
         attribute, algorithm = ACTIVATIONS[activation]
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
             states, self._packed, self._bias, attribute, [], algorithm

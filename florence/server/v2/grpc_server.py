@@ -26,8 +26,8 @@ from florence.server.request_ids import CallContext
 from florence.server.tls import Tls
 from florence.server.v2.grpc_about import INFERENCE, Health, StrictMessages, add_about
 from florence.server.v2.grpc_keys import KeyInterceptor
-from florence.server.v2.infer_body import answer_tensor
-from florence.server.v2.inference import ModelRepository
+from florence.server.v2.infer_body import NO_FACTS, answer_tensor, facts_of
+from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.messages import parse_message
 from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.tensors import (
@@ -165,8 +165,8 @@ class _Calls:
         """The methods that describe models and server: from a request to its response's fields."""
         models = self._repository
 
-        def served(request: Any) -> ServedModel:
-            return models.find(request.name, request.version).served
+        def inference(request: Any) -> Inference:
+            return models.find(request.name, request.version)
 
         def once_loaded(describe: Callable[[Any], Mapping[str, Any]]) -> Callable[[Any], Mapping[str, Any]]:
             def checked(request: Any) -> Mapping[str, Any]:
@@ -177,8 +177,8 @@ class _Calls:
 
         described: dict[str, Callable[[Any], Mapping[str, Any]]] = {
             "ServerMetadata": lambda _: server_metadata(),
-            "ModelMetadata": lambda request: served(request).metadata(),
-            "ModelConfig": lambda request: {"config": served(request).config()},
+            "ModelMetadata": lambda request: inference(request).served.metadata(),
+            "ModelConfig": lambda request: {"config": inference(request).config()},
             "ModelStatistics": lambda request: models.statistics(request.name, request.version),
             "RepositoryIndex": lambda request: {"models": models.index(only_ready=request.ready)},
         }
@@ -214,7 +214,7 @@ class _Calls:
 
         def respond(answers: Sequence[OriginalAnswer]) -> Any:
             texts = [answer.text for answer in answers]
-            return infer_response(inference.served, infer.id, texts, answers[0].seed)
+            return infer_response(inference.served, infer.id, texts, facts_of(answers))
 
         return await inference.answer(infer, respond)
 
@@ -284,12 +284,12 @@ def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
 
 
 def infer_response(
-    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
 ) -> Any:
-    """The ModelInferResponse; one element for each row. seed: of their draws, where they sampled."""
+    """The ModelInferResponse; one element for each row. facts: its parameters (`facts_of`)."""
     response = infer_head(served, request_id)
-    if seed is not None:
-        response.parameters["seed"].int64_param = seed
+    for name, value in facts.items():
+        response.parameters[name].int64_param = value
     response.outputs.add(**answer_tensor(len(texts)))
     response.raw_output_contents.append(pack(text.encode("ascii") for text in texts))
     return response

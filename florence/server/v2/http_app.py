@@ -85,9 +85,9 @@ def _routes() -> list[Route]:
     ]
     for path in (MODEL_PATH, VERSION_PATH):
         routes += [
-            _json_route(path, lambda request: inference_of(request).served.metadata()),
+            _json_route(path, lambda request: inference_of(request).metadata()),
             _json_route(path + "/ready", _model_ready),
-            _json_route(path + "/config", lambda request: inference_of(request).served.config()),
+            _json_route(path + "/config", lambda request: inference_of(request).config()),
             _json_route(
                 path + "/stats",
                 lambda request: repository_of(request).statistics(

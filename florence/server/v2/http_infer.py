@@ -29,6 +29,7 @@ from florence.server.v2.infer_body import (
     build_generate_answer,
     build_infer_answer,
     build_text_event,
+    facts_of,
     is_token_stream,
     parse_generate_request,
     read_infer_body,
@@ -145,11 +146,11 @@ async def _as_accepted(reply: Response, accepted: str) -> Response:
 
 
 def _infer_reply(served: ServedModel, asked: InferRequest, answers: Sequence[OriginalAnswer]) -> Response:
-    texts, seed = [answer.text for answer in answers], answers[0].seed
+    texts, facts = [answer.text for answer in answers], facts_of(answers)
     headers = checkpoint_header(answers[0].checkpoint)
     if not asked.binary_output:
-        return json_reply(build_infer_answer(served, asked.id, texts, seed), headers=headers)
-    body, header_length = build_binary_answer(served, asked.id, texts, seed)
+        return json_reply(build_infer_answer(served, asked.id, texts, facts), headers=headers)
+    body, header_length = build_binary_answer(served, asked.id, texts, facts)
     return Response(body, 200, {HEADER_LENGTH: str(header_length), **headers}, "application/octet-stream")
 
 
@@ -176,7 +177,7 @@ async def _generate(
 
     def build(answers: Sequence[OriginalAnswer]) -> Response:
         texts = [answer.text for answer in answers]
-        content = build_generate_answer(inference.served, asked.id, texts, answers[0].seed)
+        content = build_generate_answer(inference.served, asked.id, texts, facts_of(answers))
         return reply(content, headers=checkpoint_header(answers[0].checkpoint))
 
     return await inference.answer(asked, build, on_text=on_text)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
+from florence.answers.answer import OriginalAnswer
 from florence.errors import OptionError, ProtocolError
 from florence.server.long_strings import LONG, Document, LongString
 from florence.server.v2.inference import generation_options
@@ -37,6 +38,7 @@ TEXT_KEY: Final = "text_output"
 """Where Triton's text backends put the text of an event; our output is there in the last event only."""
 
 _END: Final = object()
+NO_FACTS: Final[Mapping[str, int]] = MappingProxyType({})
 _KINDS: Mapping[type, str] = MappingProxyType({dict: "object", list: "array", str: "string", bool: "boolean"})
 _ONE_OF: Final = (
     "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
@@ -71,29 +73,36 @@ def answer_tensor(rows: int) -> dict[str, Any]:
 
 
 def build_infer_answer(
-    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
 ) -> dict[str, Any]:
     """The answer's JSON object, with one string for each row."""
     output = {**answer_tensor(len(texts)), "data": list(texts)}
-    return {**answer_head(served, request_id, seed), "outputs": [output]}
+    return {**answer_head(served, request_id, facts), "outputs": [output]}
 
 
 def build_binary_answer(
-    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
 ) -> tuple[bytes, int]:
     """The answer with a packed tensor, and how many bytes of it are its JSON."""
     packed = pack(text.encode("ascii") for text in texts)
     output = {**answer_tensor(len(texts)), "parameters": {"binary_data_size": len(packed)}}
-    head = json.dumps({**answer_head(served, request_id, seed), "outputs": [output]}, separators=(",", ":"))
+    head = json.dumps({**answer_head(served, request_id, facts), "outputs": [output]}, separators=(",", ":"))
     text = head.encode("ascii")
     return text + packed, len(text)
 
 
-def answer_head(served: ServedModel, request_id: str, seed: int | None = None) -> dict[str, Any]:
-    """The request's id, if it was sent, the model's name and version, and the seed of the draws, if any."""
+def facts_of(answers: Sequence[OriginalAnswer]) -> dict[str, int]:
+    """What an answer's parameters say of its rows: the seed of their draws, and the tiles of their pictures
+    together; nothing where there are none."""
+    seed, tiles = answers[0].seed, sum(answer.tiles for answer in answers)
+    return ({} if seed is None else {"seed": seed}) | ({"tiles": tiles} if tiles > len(answers) else {})
+
+
+def answer_head(served: ServedModel, request_id: str, facts: Mapping[str, int] = NO_FACTS) -> dict[str, Any]:
+    """The request's id, if it was sent, the model's name and version, and facts as parameters."""
     head: dict[str, Any] = {"id": request_id} if request_id else {}
-    drawn = {} if seed is None else {"parameters": {"seed": seed}}
-    return head | {"model_name": served.name, "model_version": served.version} | drawn
+    told = {"parameters": dict(facts)} if facts else {}
+    return head | {"model_name": served.name, "model_version": served.version} | told
 
 
 def parse_generate_request(served: ServedModel, body: bytes | bytearray) -> InferRequest:
@@ -110,19 +119,22 @@ def parse_generate_request(served: ServedModel, body: bytes | bytearray) -> Infe
 
 
 def build_generate_answer(
-    served: ServedModel, request_id: str, texts: Sequence[str], seed: int | None = None
+    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
 ) -> dict[str, Any]:
     """The answer's JSON object: a text for one row, a list of texts for more."""
-    return {**answer_head(served, request_id, seed), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
+    return {**answer_head(served, request_id, facts), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
 
 
 def is_token_stream(infer: InferRequest, prompts: AcceptedPrompts) -> bool:
     """Whether a stream of this request gives its text token by token: one row, one beam, a text to answer.
 
-    One beam has to be asked for, or sampling, since the checkpoint's own setting is more. Raises OptionError
-    where several are asked for, TaskError for an unknown task.
+    One beam has to be asked for, or sampling, since the checkpoint's own setting is more. Answers of tiles
+    are merged when all are there. Raises OptionError where several beams are asked for, TaskError for an
+    unknown task.
     """
     options = generation_options(infer.parameters)
+    if options.tiled:
+        return False
     beams = 1 if options.do_sample else options.num_beams
     if beams is None:
         return False

@@ -104,6 +104,18 @@ class Inference:
         self.statistics.succeed(len(rows), spans)
         return reply
 
+    def metadata(self) -> dict[str, Any]:
+        """`ServedModel.metadata` of the model as it is now."""
+        return self.served.metadata(self._adapters())
+
+    def config(self) -> dict[str, Any]:
+        """`ServedModel.config` of the model as it is now."""
+        return self.served.config(self._adapters())
+
+    def _adapters(self) -> list[str]:
+        """Names that a request's `adapter` may say; none while no model is loaded."""
+        return [] if self.model is None else self.model.adapters
+
     def prompts(self, model: Florence2) -> AcceptedPrompts:
         """What may stand in a request's TASK_PROMPT."""
         return AcceptedPrompts(model.tasks, self.any_prompt)

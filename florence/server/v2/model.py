@@ -6,6 +6,7 @@ the same tensors, but names and versions of their own, so one service can hold s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,18 +37,21 @@ class ServedModel:
         if number != int(self.version):
             raise NotFound(f"Request for unknown model: '{self.name}' version {number} is not found")
 
-    def metadata(self) -> dict[str, Any]:
-        """Inputs and outputs, from which clients generate requests. The first dimension is the batch."""
+    def metadata(self, adapters: Sequence[str] = ()) -> dict[str, Any]:
+        """Inputs and outputs, from which clients generate requests. The first dimension is the batch.
+        `adapters`: those that a request may name; Triton has no field for them."""
         tensor = {"datatype": "BYTES", "shape": [-1, 1]}
+        about = {"parameters": {"adapters": ",".join(adapters)}} if adapters else {}
         return {
             "name": self.name,
             "versions": [self.version],
             "platform": "python",
             "inputs": [{"name": name, **tensor} for name in INPUTS],
             "outputs": [{"name": OUTPUT, **tensor}],
+            **about,
         }
 
-    def config(self) -> dict[str, Any]:
+    def config(self, adapters: Sequence[str] = ()) -> dict[str, Any]:
         """Triton's model configuration. Unlike the metadata's shapes, `dims` leave the batch out."""
         tensor = {
             "data_type": "TYPE_STRING",
@@ -71,7 +75,7 @@ class ServedModel:
             "default_model_filename": "",
             "cc_model_filenames": {},
             "metric_tags": {},
-            "parameters": {},
+            "parameters": {"adapters": {"string_value": ",".join(adapters)}} if adapters else {},
             "model_warmup": [],
             "model_transaction_policy": {"decoupled": False},
         }

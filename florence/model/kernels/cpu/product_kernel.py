@@ -1,8 +1,8 @@
 """The kernel of products with weights on a CPU, compiled by numba.
 
-It is a C function whose only argument is the address of a `ProductJob`. Every thread that calls it takes
-tasks until none is left. A task is some panels of outputs for a block of rows, which the thread converts to
-float32 once, into its second-level cache. Nothing here allocates, raises or holds the GIL.
+It is a C function whose only argument is the address of a `ProductJob`, or of several. Every thread that
+calls it takes tasks until none is left. A task is some panels of outputs for a block of rows, which the
+thread converts to float32 once, into its second-level cache. Nothing here allocates, raises or holds the GIL.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class ProductJob(NamedTuple):
     output_row: int
     gelu: int
     wide: int  # whether the output is float32 whatever the states are
+    more: int  # jobs that lie behind this one
 
 
 def block_rows(panels: Panels, rows: int, inner: int) -> int:
@@ -64,22 +65,24 @@ def make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
     take = take_next()
 
     def work(address: Any) -> None:
-        job = carray(address, 1)[0]
-        scratch = job.scratch + take(job.address + NEXT_THREAD) * job.scratch_bytes
-        groups = (job.panels + job.group - 1) // job.group
-        blocks = (job.rows + job.block_rows - 1) // job.block_rows
-        loaded = -1
-        task = take(job.address + NEXT_TASK)
-        while task < blocks * groups:
-            block, first = task // groups, task % groups * job.group
-            row = block * job.block_rows
-            rows = min(job.rows - row, job.block_rows)
-            if block != loaded:
-                load_block(job, row, rows, scratch)
-                loaded = block
-            for panel in range(first, min(first + job.group, job.panels)):
-                multiply(job, panel, row, rows, scratch)
+        jobs = carray(address, 1 + carray(address, 1)[0].more)
+        for index in range(len(jobs)):
+            job = jobs[index]
+            scratch = job.scratch + take(job.address + NEXT_THREAD) * job.scratch_bytes
+            groups = (job.panels + job.group - 1) // job.group
+            blocks = (job.rows + job.block_rows - 1) // job.block_rows
+            loaded = -1
             task = take(job.address + NEXT_TASK)
+            while task < blocks * groups:
+                block, first = task // groups, task % groups * job.group
+                row = block * job.block_rows
+                rows = min(job.rows - row, job.block_rows)
+                if block != loaded:
+                    load_block(job, row, rows, scratch)
+                    loaded = block
+                for panel in range(first, min(first + job.group, job.panels)):
+                    multiply(job, panel, row, rows, scratch)
+                task = take(job.address + NEXT_TASK)
 
     return work
 
@@ -139,7 +142,7 @@ def _make_multiply(panels: Panels, itemsize: int) -> Operation:
 
 
 def _make_finish(panels: Panels, itemsize: int) -> Operation:
-    """Activation, residual and rounding of one row of a panel; `spare`: working memory of two rows."""
+    """Residual, activation and rounding of one row of a panel; `spare`: working memory of two rows."""
     gelu, add, copy, store, width = panels.gelu, panels.add, panels.copy, panels.store, panels.width
     pointer = as_pointer()
 
@@ -155,13 +158,13 @@ def _make_finish(panels: Panels, itemsize: int) -> Operation:
         target = job.output + row * job.output_row + panel * width * size
         residual = job.residual + row * job.residual_row + panel * width * itemsize
         count = min(width, job.outputs - panel * width)
-        if job.gelu:
-            gelu(sums)
         if job.residual:
             if count < width:
                 move(residual, spare, count * itemsize)
                 residual = spare
             add(residual, sums)
+        if job.gelu:
+            gelu(sums)
         place = target if count == width else spare
         if job.wide:
             copy(sums, place)

@@ -45,8 +45,8 @@ class Products:
         self.plan = lru_cache(MAX_PLANS)(self._plan)
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
         make_work = partial(cpu_product_kernel.make_work, self.panels, dtype.itemsize)
-        fields = cpu_product_kernel.ProductJob._fields
-        self.kernel = load_kernel(f"product {dtype} {self.panels.width}", fields, make_work)
+        self.fields = cpu_product_kernel.ProductJob._fields
+        self.kernel = load_kernel(f"product {dtype} {self.panels.width}", self.fields, make_work)
 
     def fit(self, weight: Tensor) -> bool:
         """Whether a weight can be packed into panels."""
@@ -93,19 +93,31 @@ class PanelWeight:
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """[..., inner] -> [..., outputs]: the activation of the sums, or `residual` [..., outputs] added.
+        """[..., inner] -> [..., outputs]: the sums, `residual` [..., outputs] added, then the activation.
 
         Sums are float32 and rounded to the dtype at the end; activations other than GELU get rounded sums.
         Raises `ValueError` for a shape, dtype or device that does not match.
         """
         if activation not in (None, "gelu"):
-            result = activate(self._run(states, None, states.dtype), activation)
-            return result if residual is None else result.add_(residual)
+            return activate(self._run(states, residual, states.dtype), activation)
         return self._run(states, residual, states.dtype, gelu=activation is not None)
+
+    @property
+    def products(self) -> Products:
+        """The kernel that it is packed for."""
+        return self._products
 
     def sums(self, states: Tensor) -> Tensor:
         """[..., inner] -> float32 [..., outputs], not rounded to the dtype."""
         return self._run(states, None, torch.float32)
+
+    def job(self, rows: int) -> tuple[int, list[int]]:
+        """Of `ProductBatch`: bytes of working memory, and the fields of a job for so many rows; addresses and
+        strides of states and outputs are 0."""
+        products = self._products
+        block, group, scratch_bytes = products.plan(rows, self.inner, self._panels)
+        sizes = [rows, self.inner, self.outputs, self._panels, block, group]
+        return scratch_bytes, [*sizes, 0, 0, self._packed.data_ptr(), self._bias.data_ptr(), *[0] * 7]
 
     def _run(
         self, states: Tensor, residual: Tensor | None, dtype: torch.dtype, *, gelu: bool = False
@@ -124,7 +136,7 @@ class PanelWeight:
         job = (  # the fields of `ProductJob`
             *(count, self.inner, self.outputs, self._panels, block, group),
             *(*places(rows), self._packed.data_ptr(), self._bias.data_ptr(), *added, *places(output)),
-            *(gelu, dtype is torch.float32),
+            *(gelu, dtype is torch.float32, 0),
         )
         products.team.run(products.kernel.address, scratch_bytes, job)
         return output if states.dim() == 2 else output.view(*states.shape[:-1], self.outputs)

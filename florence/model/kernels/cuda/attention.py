@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from florence.model.kernels.cuda.operations import TILE_ROWS, needs_float32, operation
+from florence.model.kernels.cuda.operations import TILE_ROWS, needs_float32, operation, product
 
 BLOCK = 64
 """Keys that a program reads at once."""
@@ -32,21 +32,13 @@ def splits_for(requests: int, heads: int) -> int:
 
 
 @triton.jit
-def _product(left, right, FLOAT32: tl.constexpr):
-    """Sums in float32, of float32 operands without TF32."""
-    if FLOAT32:
-        left, right = left.to(tl.float32), right.to(tl.float32)
-    return tl.dot(left, right, input_precision="ieee")
-
-
-@triton.jit
-def _attend(query, keys, values, seen, highest, total, mixed, scale, FLOAT32: tl.constexpr):
+def attend(query, keys, values, seen, highest, total, mixed, scale, FLOAT32: tl.constexpr):
     """Add a block of keys and values [block, head_dim] to a running softmax; `seen` [rows, block]."""
-    scores = tl.where(seen, _product(query, tl.trans(keys), FLOAT32) * scale, -float("inf"))
+    scores = tl.where(seen, product(query, tl.trans(keys), FLOAT32) * scale, -float("inf"))
     new = tl.maximum(highest, tl.max(scores, 1))
     shift = tl.where(new == -float("inf"), 0.0, new)  # of a row that has seen no key yet
     kept, weights = tl.exp(highest - shift), tl.exp(scores - shift[:, None])
-    mixed = mixed * kept[:, None] + _product(weights.to(values.dtype), values, FLOAT32)
+    mixed = mixed * kept[:, None] + product(weights.to(values.dtype), values, FLOAT32)
     return new, total * kept + tl.sum(weights, 1), mixed
 
 
@@ -109,7 +101,7 @@ def self_attention_kernel(
         where = (row * row_stride + head * head_stride) + p[:, None] * HEAD_DIM + d[None, :]
         key = tl.load(key_cache + where, mask=used, other=0.0)
         value = tl.load(value_cache + where, mask=used, other=0.0)
-        highest, total, mixed = _attend(query, key, value, owned, highest, total, mixed, scale, FLOAT32)
+        highest, total, mixed = attend(query, key, value, owned, highest, total, mixed, scale, FLOAT32)
     _write(
         highest, total, mixed, out, parts, request, head, split, BEAMS, HEADS, HEAD_DIM, ROWS, SPLITS
     )  # fmt: skip
@@ -139,7 +131,7 @@ def cross_attention_kernel(
         where = start + p[:, None] * HEAD_DIM + d[None, :]
         key = tl.load(key_cache + where, mask=seen[:, None], other=0.0)
         value = tl.load(value_cache + where, mask=seen[:, None], other=0.0)
-        highest, total, mixed = _attend(
+        highest, total, mixed = attend(
             query, key, value, present[:, None] & seen[None, :], highest, total, mixed, scale, FLOAT32
         )
     _write(

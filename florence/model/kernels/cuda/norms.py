@@ -24,13 +24,15 @@ def _normed(states, weight, bias, out, row, d, inside, eps, WIDTH: tl.constexpr)
 
 @triton.jit
 def add_norm_kernel(
-    product, product_bias, residual, weight, bias, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):
+    product, product_bias, residual, weight, bias, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = d < WIDTH
     states = tl.load(product + row * WIDTH + d, mask=inside, other=0.0).to(tl.float32)
     states += tl.load(product_bias + d, mask=inside, other=0.0).to(tl.float32)
-    states += tl.load(residual + row * WIDTH + d, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        states += tl.load(residual + row * WIDTH + d, mask=inside, other=0.0).to(tl.float32)
     _normed(states, weight, bias, out, row, d, inside, eps, WIDTH)
 
 
@@ -53,13 +55,14 @@ def _like_product(product: Tensor, *_: object) -> Tensor:
 
 @operation(_like_product)
 def add_norm(
-    product: Tensor, product_bias: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    product: Tensor, product_bias: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
     """The layer norm of product, its bias and residual; see `twins.add_norm`. All contiguous."""
     width, out = product.shape[1], product.new_empty(product.shape)
     add_norm_kernel[(len(product),)](
-        product, product_bias, residual, weight, bias, out, eps, WIDTH=width, BLOCK=power_of_2(width)
-    )
+        product, product_bias, residual, weight, bias, out, eps,
+        WIDTH=width, BLOCK=power_of_2(width), HAS_RESIDUAL=residual is not None,
+    )  # fmt: skip
     return out
 
 

@@ -1,4 +1,6 @@
-"""What all kernels have in common: how they become operations of PyTorch, and sizes of their blocks."""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+"""What all kernels have in common: how they become operations of PyTorch, sizes of their blocks, and their
+products."""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
+import triton
+import triton.language as tl
 from triton import knobs
 
 Launch = TypeVar("Launch", bound=Callable[..., Any])
@@ -33,6 +37,21 @@ def needs_float32(dtype: torch.dtype) -> bool:
     return bool(knobs.runtime.interpret) and dtype is torch.bfloat16
 
 
+def capability() -> int:
+    """The current card's compute capability, 90 for sm_90; 0 in triton's interpreter."""
+    if knobs.runtime.interpret:
+        return 0
+    return int(triton.runtime.driver.active.get_current_target().arch)
+
+
 def power_of_2(size: int) -> int:
     """The smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
+
+
+@triton.jit
+def product(left, right, FLOAT32: tl.constexpr):
+    """Sums in float32, of float32 operands without TF32."""
+    if FLOAT32:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, input_precision="ieee")

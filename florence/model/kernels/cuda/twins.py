@@ -74,13 +74,15 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def add_norm(
-    product: Tensor, product_bias: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    product: Tensor, product_bias: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """The layer norm of `product + product_bias + residual`.
+    """The layer norm of `product + product_bias + residual`, or without a residual.
 
     `product`, `residual` [r, width]; `product_bias`, `weight`, `bias` [width]. Rounds once, at the end.
     """
-    total = product.float() + product_bias.float() + residual.float()
+    total = product.float() + product_bias.float()
+    if residual is not None:
+        total = total + residual.float()
     return F.layer_norm(total, weight.shape, weight.float(), bias.float(), eps).to(product.dtype)
 
 

@@ -1,0 +1,104 @@
+"""What tiles find that a whole picture loses, on the demo checkpoint's own drawings, and what they cost.
+
+`python benchmarks/tiles.py`: pages of 60 words, 24 to 40 pixels high, whole and in tiles; then scenes of 40
+things. Each line says how many tiles, what was found and right, and the seconds. Knows the demo world and the
+library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
+
+from florence import Florence2
+from florence.answers.answer import Answer
+from florence.demo.evaluation.tiles import Findings, tally
+from florence.demo.world.drawing import draw_scene
+from florence.demo.world.pages import LONGEST, make_page
+from florence.demo.world.scenes import MOST_CROWDED, Limits, Scene, Split, Thing, make_scene, scene_rng
+from florence.demo.world.typeface import Typeface
+from florence.engine.config import EngineConfig
+
+INPUT = 160  # of the demo checkpoint, pixels
+CROWD = Limits((MOST_CROWDED, MOST_CROWDED), word_share=0.5, side=(1250, 1250), aspect=1.5, scale=0.26)
+MOST = 1024  # tiles, and requests that wait
+MOST_OVERLAP = 0.9  # of a request
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seed", type=int, default=31)
+    parser.add_argument("--count", type=int, default=5, help="pages, and scenes")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.75, 2, 3], help="of pages' tiles")
+    parser.add_argument("--crowd-scales", type=float, nargs="+", default=[1, 2, 3], help="of scenes' tiles")
+    parser.add_argument("--overlaps", type=float, nargs="+", default=[0.2, 0.5], help="of scenes' tiles")
+    arguments = parser.parse_args()
+    config = EngineConfig.for_device("cpu", max_queue=MOST)
+    with Florence2.load("demo", dtype="float32", config=config, max_tiles=MOST) as model:
+        model.warm_up()
+        pages = [draw(make_page, arguments.seed, index) for index in range(arguments.count)]
+        print(f"{len(pages)} pages of 60 words, <OCR_WITH_REGION>")
+        measure(model, pages, "<OCR_WITH_REGION>", lambda thing: thing.text, {"tiles": "off"})
+        for scale in arguments.scales:
+            cut = {"tiles": "auto", "tile_scale": scale, "tile_overlap": overlap_of(scale)}
+            measure(model, pages, "<OCR_WITH_REGION>", lambda thing: thing.text, cut)
+        scenes = [draw(crowd, arguments.seed, index) for index in range(arguments.count)]
+        things = sum(len(scene.things) for scene, _ in scenes) / len(scenes)
+        print(f"{len(scenes)} scenes of {things:.1f} things, <OD>")
+        measure(model, scenes, "<OD>", lambda thing: thing.shape, {"tiles": "off"})
+        for scale in arguments.crowd_scales:
+            for overlap in arguments.overlaps:
+                cut = {"tiles": "auto", "tile_scale": scale, "tile_overlap": overlap}
+                measure(model, scenes, "<OD>", lambda thing: thing.shape, cut)
+
+
+def overlap_of(scale: float) -> float:
+    """The least overlap, to a hundredth, that holds the longest word; a half where a tile does not."""
+    share = math.ceil(100 * LONGEST / (scale * INPUT)) / 100
+    return share if share <= MOST_OVERLAP else 0.5
+
+
+def crowd(rng: Any, typeface: Typeface) -> Scene:
+    """A scene of as many things as there is room for, up to 40."""
+    return make_scene(rng, typeface, CROWD)
+
+
+def draw(make: Callable[[Any, Typeface], Scene], seed: int, index: int) -> tuple[Scene, Image.Image]:
+    """A scene and its picture."""
+    typeface = Typeface()
+    scene = make(scene_rng(Split.HELD_OUT, seed, index), typeface)
+    return scene, draw_scene(scene, typeface)
+
+
+def measure(
+    model: Florence2,
+    drawn: Sequence[tuple[Scene, Image.Image]],
+    task: str,
+    label: Callable[[Thing], str],
+    cut: dict[str, Any],
+) -> None:
+    """Ask about each picture, one after the other, and print what came out."""
+    whole, tiles, tokens, began = Findings(), 0, 0, time.perf_counter()
+    for scene, picture in drawn:
+        answer: Answer = model.run(picture, task, **cut)
+        tiles, tokens = tiles + answer.tiles, tokens + answer.usage.generated_tokens
+        whole += tally(scene, answer.result, label)
+    seconds = time.perf_counter() - began
+    asked = ", ".join(f"{name.removeprefix('tile_')} {value}" for name, value in cut.items())
+    print(
+        f"{asked:42} {tiles / len(drawn):6.1f} tiles  found {whole.found / whole.things:.3f}"
+        f"  right of these {whole.right / max(1, whole.found):.3f}  recall {whole.right / whole.things:.3f}"
+        f"  precision {whole.right / max(1, whole.items):.3f}  twice {whole.twice}"
+        f"  {tokens / len(drawn):7.0f} tokens  {seconds / len(drawn):6.2f} s a picture",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

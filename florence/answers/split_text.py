@@ -1,0 +1,53 @@
+"""A line of text from its parts, each of which a tile has read up to its border.
+
+Where two parts overlap both have read the same letters, the last ones perhaps wrongly: the border cut them.
+Knows texts and lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import reduce
+from typing import Final
+
+_SPARE: Final = 3  # letters by which an overlap may be misjudged
+_GAP: Final = 1.0  # letters between two parts: there is a space
+
+
+@dataclass(frozen=True, slots=True)
+class LinePart:
+    """A part of a line. start, stop: along the line, pixels."""
+
+    text: str
+    start: float
+    stop: float
+
+    @property
+    def letter(self) -> float:
+        """Pixels of one."""
+        return (self.stop - self.start) / max(1, len(self.text))
+
+
+def join_parts(parts: Sequence[LinePart]) -> str:
+    """The text of all parts, each letter once. parts: in the order of their starts."""
+    return reduce(_join, parts).text
+
+
+def _join(left: LinePart, right: LinePart) -> LinePart:
+    shared = left.stop - right.start
+    stop = max(left.stop, right.stop)
+    if shared <= 0:
+        space = " " if -shared >= _GAP * left.letter else ""
+        return LinePart(left.text + space + right.text, left.start, stop)
+    ends, begins = (round(shared / part.letter) if part.letter else 0 for part in (left, right))
+    tail = max(0, len(left.text) - ends - _SPARE)
+    head = begins + _SPARE
+    matcher = SequenceMatcher(None, left.text, right.text, autojunk=False)
+    match = matcher.find_longest_match(tail, len(left.text), 0, min(head, len(right.text)))
+    if match.size * 2 >= min(ends, begins):
+        text = left.text[: match.a + match.size] + right.text[match.b + match.size :]
+    else:  # they read different things: each one's letters up to the middle
+        text = left.text[: len(left.text) - ends // 2] + right.text[begins - begins // 2 :]
+    return LinePart(text, left.start, stop)

@@ -1,0 +1,257 @@
+"""One result of those of a picture's tiles: each thing once, in pixels of the whole picture.
+
+`tiled_views` says which items are one thing. A view that is whole, and nearly as large as all views of the
+thing together, stands for it: that with the best score, if there are several. Otherwise the parts are joined:
+the box around them, the polygons of all, one line of text. Of a joined thing the score is the least of its
+parts', since it is right only where each part is. Nothing hangs on the order in which the tiles are given.
+
+Knows nothing about pictures, models and requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from florence.answers.filtering import items_of
+from florence.answers.lines import lines_of
+from florence.answers.quads import area_of, common_area, points_of
+from florence.answers.split_text import LinePart, join_parts
+from florence.answers.tiled_views import (
+    INSIDE,
+    Sighting,
+    area,
+    better_seen,
+    group_views,
+    hull,
+    meet,
+    reach_of,
+)
+from florence.export.annotation import box_polygon
+from florence.types.results import (
+    Box,
+    Detection,
+    Detections,
+    Instance,
+    OcrRegion,
+    OcrRegions,
+    Quad,
+    Result,
+    Segmentation,
+)
+
+ItemT = TypeVar("ItemT", Detection, Instance, OcrRegion)
+_WHOLE: Final = 0.75
+"""Of the area around all views of a thing: what a view has that stands for it."""
+_OVERPRINT: Final = 0.3
+"""Of the smaller of two texts: what may lie on the other one, of nearly the same score."""
+_DOUBTFUL: Final = 0.5, 0.1
+"""Of the better score, and as `_OVERPRINT` for a text whose score is below that."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileResult:
+    """What a tile's answer says, in pixels of the tile. frame: left, top, right and bottom of the tile."""
+
+    frame: Box
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class _Thing(Generic[ItemT]):
+    """A thing once it is found. views: all that are of it."""
+
+    item: ItemT
+    views: Sequence[Sighting]
+
+    @property
+    def bounds(self) -> Box:
+        return hull([view.bounds for view in self.views])
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Of its first view."""
+        return min(view.key for view in self.views)
+
+
+def merge_results(tiles: Sequence[TileResult], size: tuple[int, int]) -> Result:
+    """The result of a picture of this width and height. tiles: with boxes, with quads, or some with boxes
+    and others with polygons.
+
+    Boxes and polygons come tile by tile, from the top left one on, each in the order in which the model wrote
+    them; quads in reading order.
+    """
+    tiles = sorted(tiles, key=lambda tile: (tile.frame[1], tile.frame[0]))
+    results = [_moved(tile.result, tile.frame[0], tile.frame[1]) for tile in tiles]
+    frames = [tile.frame for tile in tiles]
+    if any(isinstance(result, OcrRegions) for result in results):
+        read = _merge(results, frames, size, lambda result: result.regions, _joined_regions)
+        read = [region for region in read if region.text]  # a part's second quad, most often
+        lines = lines_of([_around(region.quad) for region in read])
+        return OcrRegions(regions=[read[index] for line in lines for index in line])
+    if any(isinstance(result, Segmentation) for result in results):
+        results = [_outlined(result) for result in results]
+        things = _merge(results, frames, size, lambda result: result.instances, _joined_instances)
+        return Segmentation(instances=things)
+    found = _merge(results, frames, size, lambda result: result.detections, _joined_detections)
+    return Detections(detections=found)
+
+
+def text_of(read: OcrRegions) -> str:
+    """The text in reading order, a line for each line."""
+    lines = lines_of([_around(region.quad) for region in read.regions])
+    return "\n".join(" ".join(read.regions[index].text for index in line) for line in lines)
+
+
+def _merge(
+    results: Sequence[Result],
+    frames: Sequence[Box],
+    size: tuple[int, int],
+    items_in: Callable[[Any], list[ItemT]],
+    join: Callable[[Sequence[ItemT]], ItemT],
+) -> list[ItemT]:
+    """Each thing once, in the order of its first view."""
+    views, items = [], {}
+    for tile, (result, frame) in enumerate(zip(results, frames, strict=True)):
+        for order, (place, item) in enumerate(zip(items_of(result), items_in(result), strict=True)):
+            reach = reach_of(place.bounds, frame, size)
+            view = Sighting(tile, order, place.label, place.bounds, reach)
+            if not (view.cut and better_seen(view, frames, size)):
+                views.append(view)
+                items[tile, order] = item
+    things = [_Thing(_resolve(group, items, join), group) for group in group_views(views, frames)]
+    things.sort(key=lambda thing: thing.key)
+    return [thing.item for thing in _without_parts(things)]
+
+
+def _resolve(
+    views: Sequence[Sighting], items: dict[tuple[int, int], ItemT], join: Callable[[Sequence[ItemT]], ItemT]
+) -> ItemT:
+    """The item of a thing that has these views."""
+    most = area(hull([view.bounds for view in views]))
+    whole = [view for view in views if not view.cut and area(view.bounds) >= _WHOLE * most]
+    if whole:
+        return items[min(whole, key=lambda view: (-(items[view.key].score or 0.0), view.key)).key]
+    if len(views) == 1:
+        return items[views[0].key]
+    # The largest first: it says the label.
+    ranked = sorted(views, key=lambda view: (-area(view.bounds), view.key))
+    return join([items[view.key] for view in ranked])
+
+
+def _without_parts(things: Sequence[_Thing[ItemT]]) -> list[_Thing[ItemT]]:
+    """Without what is only a part of another thing; and of texts that stand in one place only the best."""
+    things = [thing for thing in things if not any(_is_part(thing, other) for other in things)]
+    kept: dict[tuple[int, int], _Thing[ItemT]] = {}
+    for thing in sorted(things, key=lambda thing: (-(thing.item.score or 0.0), thing.key)):
+        if not any(_in_one_place(thing, other) for other in kept.values()):
+            kept[thing.key] = thing
+    return [thing for thing in things if thing.key in kept]
+
+
+def _is_part(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:
+    """Whether all that was seen of a thing, in one tile and cut there, is a part of another one, which that
+    tile did not see or saw as several."""
+    if thing is other or len(thing.views) > 1 or not thing.views[0].cut:
+        return False
+    (view,) = thing.views
+    alike = isinstance(thing.item, OcrRegion) or view.label == other.views[0].label
+    elsewhere = any(each.tile != view.tile for each in other.views)
+    inside = area(meet(view.bounds, other.bounds)) >= INSIDE * area(view.bounds)
+    return alike and elsewhere and inside and area(other.bounds) > area(view.bounds)
+
+
+def _in_one_place(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:
+    """Whether two texts, the other one with the better score, overlap as no printed ones do."""
+    one, another = thing.item, other.item
+    if not (isinstance(one, OcrRegion) and isinstance(another, OcrRegion)):
+        return False
+    doubtful = (one.score or 0.0) < _DOUBTFUL[0] * (another.score or 0.0)
+    a, b = points_of(one.quad), points_of(another.quad)
+    return common_area(a, b) > (_DOUBTFUL[1] if doubtful else _OVERPRINT) * min(area_of(a), area_of(b))
+
+
+def _least(scores: Sequence[float | None]) -> float | None:
+    """None where one is not known."""
+    known = [score for score in scores if score is not None]
+    return min(known) if len(known) == len(scores) else None
+
+
+def _scores(items: Sequence[Detection | Instance | OcrRegion]) -> dict[str, float | None]:
+    return {
+        "score": _least([item.score for item in items]),
+        "original_score": _least([item.original_score for item in items]),
+    }
+
+
+def _joined_detections(parts: Sequence[Detection]) -> Detection:
+    return Detection(label=parts[0].label, box=hull([part.box for part in parts]), **_scores(parts))
+
+
+def _joined_instances(parts: Sequence[Instance]) -> Instance:
+    polygons = [polygon for part in parts for polygon in part.polygons]
+    return Instance(label=parts[0].label, polygons=polygons, **_scores(parts))
+
+
+def _joined_regions(parts: Sequence[OcrRegion]) -> OcrRegion:
+    """A line, in the direction of its largest part, from those parts that add to it."""
+    x1, y1, x2, y2 = parts[0].quad[:4]
+    along = (x2 - x1, y2 - y1) if (x1, y1) != (x2, y2) else (1.0, 0.0)
+    rows = sorted(((_span(part.quad, along), part) for part in parts), key=lambda row: (row[0], row[1].quad))
+    kept = list[tuple[tuple[float, float], OcrRegion]]()
+    for span, part in rows:
+        if kept and span[1] <= kept[-1][0][1]:  # inside the one before
+            continue
+        if kept and span[0] <= kept[-1][0][0]:
+            kept.pop()
+        kept.append((span, part))
+    text = join_parts([LinePart(part.text, *span) for span, part in kept])
+    first, last = kept[0][1].quad, kept[-1][1].quad
+    quad: Quad = (*first[:2], *last[2:6], *first[6:])
+    return OcrRegion(text=text, quad=quad, **_scores([part for _, part in kept]))
+
+
+def _span(quad: Quad, along: tuple[float, float]) -> tuple[float, float]:
+    """Where a quad begins and ends along a direction, pixels."""
+    length = math.hypot(*along)
+    places = [(x * along[0] + y * along[1]) / length for x, y in zip(quad[0::2], quad[1::2], strict=True)]
+    return min(places), max(places)
+
+
+def _around(quad: Quad) -> Box:
+    return min(quad[0::2]), min(quad[1::2]), max(quad[0::2]), max(quad[1::2])
+
+
+def _outlined(result: Result) -> Result:
+    """Boxes as polygons."""
+    if not isinstance(result, Detections):
+        return result
+    rows = [(each, box_polygon(each.box)) for each in result.detections]
+    return Segmentation(
+        instances=[
+            Instance(label=each.label, polygons=[corners], **_scores([each])) for each, corners in rows
+        ]
+    )
+
+
+def _moved(result: Result, right: float, down: float) -> Result:
+    """The result of a tile whose corner is there in the picture."""
+
+    def shift(numbers: Sequence[float]) -> tuple[Any, ...]:
+        return tuple(number + (down if index % 2 else right) for index, number in enumerate(numbers))
+
+    if isinstance(result, Detections):
+        boxes = [each.model_copy(update={"box": shift(each.box)}) for each in result.detections]
+        return Detections(detections=boxes)
+    if isinstance(result, OcrRegions):
+        quads = [each.model_copy(update={"quad": shift(each.quad)}) for each in result.regions]
+        return OcrRegions(regions=quads)
+    if isinstance(result, Segmentation):
+        outlines = [
+            each.model_copy(update={"polygons": [list(shift(one)) for one in each.polygons]})
+            for each in result.instances
+        ]
+        return Segmentation(instances=outlines)
+    return result

@@ -1,0 +1,135 @@
+"""Which items of neighbouring tiles are the same thing, seen by several of them.
+
+Where two tiles overlap both see a thing: whole, or cut by a tile's border. So two items are compared where
+both tiles look: there, one thing has one place. Labels decide only between equals, since a part of a thing is
+often taken for something else. Within one tile the model's word stands: its items are never one thing.
+
+Knows boxes in pixels of the whole picture; nothing about kinds of results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+from florence.answers.filtering import overlap
+from florence.types.results import Box
+
+MARGIN: Final = 0.05
+"""Of a tile's side: an item that comes so near to a border is cut by it."""
+SAME: Final = 0.5
+"""Overlap (IoU), where both tiles look, of one thing."""
+INSIDE: Final = 0.6
+"""Share of an item's area in another one: if a border cut it, it is a part of that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A thing as one tile shows it. tile, order: numbers of the tile, and of the item in it; bounds: left,
+    top, right, bottom; reach: the same, but beyond the tile's borders that cut the thing."""
+
+    tile: int
+    order: int
+    label: str
+    bounds: Box
+    reach: Box
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Which one it is."""
+        return self.tile, self.order
+
+    @property
+    def cut(self) -> bool:
+        """Whether the thing goes on beyond the tile."""
+        return self.bounds != self.reach
+
+
+def reach_of(bounds: Box, frame: Box, size: tuple[int, int]) -> Box:
+    """An item's bounds, moved beyond each border of its tile that cuts it. frame: the tile's bounds; size:
+    the picture's width and height; at its edge nothing is cut."""
+    left, top, right, bottom = bounds
+    across, down = MARGIN * (frame[2] - frame[0]), MARGIN * (frame[3] - frame[1])
+    return (
+        frame[0] - across if frame[0] > 0 and left <= frame[0] + across else left,
+        frame[1] - down if frame[1] > 0 and top <= frame[1] + down else top,
+        frame[2] + across if frame[2] < size[0] and right >= frame[2] - across else right,
+        frame[3] + down if frame[3] < size[1] and bottom >= frame[3] - down else bottom,
+    )
+
+
+def better_seen(view: Sighting, frames: Sequence[Box], size: tuple[int, int]) -> bool:
+    """Whether another tile shows all that this view shows of a thing, clear of its own borders. frames: the
+    tiles' bounds; size: the picture's width and height."""
+    return any(
+        meet(view.bounds, frame) == view.bounds == reach_of(view.bounds, frame, size)
+        for tile, frame in enumerate(frames)
+        if tile != view.tile
+    )
+
+
+def group_views(views: Sequence[Sighting], frames: Sequence[Box]) -> list[list[Sighting]]:
+    """The views of each thing, of each tile one at most. frames: the tiles' bounds.
+
+    The likest are united first (agglomerative clustering), so nothing hangs on the order of the views.
+    """
+    groups = {view.key: [view] for view in views}
+    for _, _, a, b in sorted(_alike(views, frames), key=lambda pair: (-pair[0], not pair[1], *pair[2:])):
+        one, other = groups[a], groups[b]
+        if {view.tile for view in one}.isdisjoint(view.tile for view in other):
+            one += other
+            groups |= {view.key: one for view in other}
+    return list({id(group): group for group in groups.values()}.values())
+
+
+_Pair = tuple[float, bool, tuple[int, int], tuple[int, int]]  # likeness, whether labels are equal, keys
+
+
+def _alike(views: Sequence[Sighting], frames: Sequence[Box]) -> Iterator[_Pair]:
+    """Views of two tiles that may be of one thing."""
+    for first, second in combinations(range(len(frames)), 2):
+        zone = _zone(frames[first], frames[second])
+        if not area(zone):
+            continue
+        ones, others = (
+            [view for view in views if view.tile == tile and area(meet(view.reach, zone))]
+            for tile in (first, second)
+        )
+        for one in ones:
+            for other in others:
+                like = _likeness(one, other, zone, meet(frames[first], frames[second]))
+                if like >= SAME:
+                    yield like, one.label == other.label, one.key, other.key
+
+
+def _likeness(a: Sighting, b: Sighting, zone: Box, common: Box) -> float:
+    """How well two views agree where both tiles look, 0 to 1: as they are, or beyond the borders."""
+    return max(
+        overlap(meet(a.reach, zone), meet(b.reach, zone)),
+        overlap(meet(a.bounds, common), meet(b.bounds, common)),
+    )
+
+
+def _zone(a: Box, b: Box) -> Box:
+    """Where both tiles look, with a margin: tiles that only touch have a zone too."""
+    across, down = (MARGIN * min(a[2 + axis] - a[axis], b[2 + axis] - b[axis]) for axis in (0, 1))
+    left, top, right, bottom = meet(a, b)
+    return left - across, top - down, right + across, bottom + down
+
+
+def meet(a: Box, b: Box) -> Box:
+    """What two boxes have in common; inside out where that is nothing."""
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+
+
+def area(box: Box) -> float:
+    """0 for a box that is inside out."""
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def hull(boxes: Sequence[Box]) -> Box:
+    """The box around boxes."""
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)

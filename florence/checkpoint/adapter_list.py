@@ -1,0 +1,63 @@
+"""The adapters that a service has, as settings or a file list them: names, and where each one is.
+
+Knows text; nothing about what an adapter holds. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from florence.errors import SettingsError, quote
+
+AdapterSources = Mapping[str, str] | Path
+"""Name -> hub id or directory; or a file with a line `name=source` for each."""
+
+_ENTRY: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)")
+
+
+def adapters_of_settings(inline: str | None, file: Path | None) -> AdapterSources | None:
+    """What FLORENCE_ADAPTERS and FLORENCE_ADAPTERS_FILE say; None for neither. Raises SettingsError."""
+    if inline and file:
+        raise SettingsError("set FLORENCE_ADAPTERS or FLORENCE_ADAPTERS_FILE, not both")
+    return _read_entries(inline.split(","), "FLORENCE_ADAPTERS") if inline else file
+
+
+def list_adapters(sources: AdapterSources, most: int) -> Mapping[str, str]:
+    """Names and where each adapter is. Raises SettingsError for a malformed entry, a name that is there
+    twice, more than `most` adapters, and a file that can't be read."""
+    found: Mapping[str, str]
+    if isinstance(sources, Path):
+        try:
+            lines = sources.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"FLORENCE_ADAPTERS_FILE can't be read: {error}") from error
+        found = _read_entries(lines, str(sources))
+    else:
+        found = _read_entries((f"{name}={source}" for name, source in sources.items()), "adapters")
+    if len(found) > most:
+        raise SettingsError(
+            f"{len(found)} adapters are listed, at most {most} may be (FLORENCE_MAX_ADAPTERS)"
+        )
+    return found
+
+
+def _read_entries(lines: Iterable[str], where: str) -> dict[str, str]:
+    """Entries `name=source`; empty ones and those after # are none."""
+    found: dict[str, str] = {}
+    for line in lines:
+        if not (line := line.strip()) or line.startswith("#"):
+            continue
+        entry = _ENTRY.fullmatch(line)
+        if entry is None:
+            raise SettingsError(
+                f"{where}: {quote(line)} must be name=source, the name of letters, digits, dots, - and _ "
+                "(64 at most), the source a hub id or a directory"
+            )
+        name, source = entry[1], entry[2].strip()
+        if name in found:
+            raise SettingsError(f"{where}: the adapter {name!r} is there twice")
+        found[name] = source
+    return found

@@ -1,0 +1,209 @@
+"""What answers the questions of `florence evaluate`: a model loaded here or a service, and its answers, which
+are kept as `florence bulk` keeps them, so that a second run asks only for the missing ones.
+
+Knows nothing about figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Any, Final, cast
+
+from florence.answers.reading import read_answers
+from florence.bulk.lines import answer_line, read_rows
+from florence.cli.asking import find_task, load_model, model_settings, read_options
+from florence.client import Client, Failure, PictureMap
+from florence.client.exchange import CallOptions
+from florence.errors import RequestError, quote
+from florence.evaluation.examples import Example
+from florence.types.answer import TaskAnswer
+from florence.types.options import RequestParameters
+from florence.types.tasks import INPUT_SLOT, Input, Task, prompt_task
+
+AskKey = tuple[str, str, str | None, str | None]
+"""The picture's path, the task's token, the text, the region."""
+Answerer = Callable[[Example], TaskAnswer[Any]]
+
+_TELLING: Final = ("model", "revision", "base", "adapter", "dtype", "input_size", "pictures", "fast_jpeg")
+"""The settings that change answers."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One answerer, as a command line says it. name: as it was called there."""
+
+    name: str
+    arguments: argparse.Namespace
+
+    @property
+    def url(self) -> str | None:
+        return cast(str | None, self.arguments.url)
+
+    def asked(self, task: Task) -> dict[str, Any]:
+        """What the answers depend on, for a run that goes on with another's."""
+        options = read_options(self.arguments).model_dump(mode="json", exclude_none=True)
+        if self.url:
+            return {"url": self.url, "task": task.token, "options": options}
+        settings = model_settings(self.arguments).model_dump(mode="json", include=set(_TELLING))
+        return {**settings, "task": task.token, "options": options}
+
+    @property
+    def temperature(self) -> float:
+        """What the log-odds of scores are divided by here; 1 for a service, which does not say it."""
+        return 1.0 if self.url else model_settings(self.arguments).score_temperature
+
+
+def read_sides(arguments: argparse.Namespace) -> list[Side]:
+    """The one that the arguments name, or the two that they compare. RequestError for a malformed one."""
+    if not arguments.compare:
+        return [Side(arguments.url or "answer", arguments)]
+    return [Side(text, _changed(arguments, text)) for text in arguments.compare]
+
+
+def _changed(arguments: argparse.Namespace, text: str) -> argparse.Namespace:
+    """The arguments with NAME=VALUE,... in their place: a request's options, or settings."""
+    pairs = dict(_pair(part) for part in text.split(","))
+    changed = argparse.Namespace(**vars(arguments))
+    changed.settings = {}
+    if "url" in pairs:
+        changed.url, changed.model = pairs.pop("url"), None
+    elif "model" in pairs:
+        changed.url = changed.model = changed.settings["revision"] = None  # of another checkpoint
+    for name, text_of_value in pairs.items():
+        value = text_of_value or None  # `adapter=`: none
+        is_setting = name in _TELLING or name not in RequestParameters.model_fields
+        if changed.url is None and is_setting:
+            changed.settings[name] = value
+        elif name in RequestParameters.model_fields:
+            setattr(changed, name, value)
+        else:
+            raise RequestError(f"{name} is a setting of the service, in --compare {quote(text)}")
+    return changed
+
+
+def _pair(part: str) -> tuple[str, str]:
+    name, equals, value = part.partition("=")
+    if "://" in name or not equals:
+        return ("url" if "://" in part else "model"), part
+    return name.strip(), value
+
+
+def answer_all(
+    side: Side, task: Task, questions: Sequence[Example], out: Path | None
+) -> tuple[list[TaskAnswer[Any] | None], list[Failure]]:
+    """Of each question its answer, None where there is none; and the failures. What is in `out` is not asked
+    again; what comes is appended there. RequestError where `out` holds something else."""
+    keys = [key_of(task, example) for example in questions]
+    answers: dict[AskKey, TaskAnswer[Any]] = _kept(out) if out is not None else {}
+    missing = {
+        _name(key): example for key, example in zip(keys, questions, strict=True) if key not in answers
+    }
+    failures: list[Failure] = []
+    if missing:
+        with ExitStack() as stack:
+            ask = stack.enter_context(_open(side, task))
+            file = None if out is None else stack.enter_context(out.open("a", encoding="utf-8"))
+            bar = False if side.arguments.no_progress else None
+            pairs = stack.enter_context(
+                PictureMap(
+                    lambda name: ask(missing[str(name)]),
+                    list(missing),
+                    concurrency=side.arguments.concurrency,
+                    progress=bar,
+                )
+            )
+            try:
+                for name, answer in pairs:
+                    key = key_of(task, missing[str(name)])
+                    answers[key] = answer
+                    if file is not None:
+                        file.write(answer_line(key[0], key[2], key[3], answer))
+                        file.flush()
+            except KeyboardInterrupt:
+                where = "give --out a directory to keep answers" if out is None else f"answers are in {out}"
+                raise KeyboardInterrupt(f"interrupted: {where}; the same command asks for the rest") from None
+            failures = pairs.failures
+    return [answers.get(key) for key in keys], failures
+
+
+def _kept(out: Path) -> dict[AskKey, TaskAnswer[Any]]:
+    for _ in read_rows(out):  # cuts off an incomplete last line
+        pass
+    rows = read_answers(out) if out.exists() else ()
+    return {(row.picture, row.task, row.given_text, row.given_region): row for row in rows}
+
+
+def key_of(task: Task, example: Example) -> AskKey:
+    """What is asked, which the same words about the same picture are asked only once."""
+    asked, text, region = _asked(task, example)
+    return str(example.path), asked.token, text, region
+
+
+def _name(key: AskKey) -> str:
+    """For messages, and different for each key."""
+    return " ".join([key[0], *(part for part in key[1:] if part is not None)])
+
+
+def _asked(task: Task, example: Example) -> tuple[Task, str | None, str | None]:
+    """The task with the question's text or region; a prompt has the text in the place of {input}."""
+    if task.is_prompt:
+        filled = task.prompt.replace(INPUT_SLOT, example.text or "")
+        return prompt_task(filled, task.kind), None, None
+    if task.input is Input.REGION:
+        return task, None, example.text
+    return task, example.text, None
+
+
+@contextmanager
+def _open(side: Side, task: Task) -> Iterator[Answerer]:
+    options = cast(CallOptions, read_options(side.arguments).model_dump(exclude_none=True))
+    if side.arguments.timeout_s is not None:
+        options["timeout_s"] = side.arguments.timeout_s
+    if side.url:
+        with Client(side.url) as client:
+            client.ready()  # an unreachable service is reported once, not for each question
+
+            def send(example: Example) -> TaskAnswer[Any]:
+                asked, text, region = _asked(task, example)
+                answer: TaskAnswer[Any] = client.run(example.path, asked, text, region=region, **options)
+                return answer
+
+            yield send
+    else:
+        with load_model(side.arguments) as model:
+            room = BoundedSemaphore(model.info()["limits"]["max_queue"])  # more would be refused
+
+            def run(example: Example) -> TaskAnswer[Any]:
+                asked, text, region = _asked(task, example)
+                with room:
+                    return model.run(example.path, asked, text if region is None else region, **options)
+
+            yield run
+
+
+def check_same(out: Path, asked: Mapping[str, Any]) -> None:
+    """Write down what is asked, or compare it with what was; RequestError where that was something else."""
+    if out.exists():
+        before = json.loads(out.read_text(encoding="utf-8"))
+        if before != asked:
+            other = next(name for name in {**before, **asked} if before.get(name) != asked.get(name))
+            raise RequestError(
+                f"{out.parent} holds answers of another run ({other} was {quote(before.get(other))}); name "
+                "another --out"
+            )
+    out.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+
+
+def side_task(side: Side, usual: str | None) -> Task:
+    """The task or prompt that the arguments name, else the usual one. Raises TaskError."""
+    arguments = argparse.Namespace(**vars(side.arguments))
+    arguments.task = arguments.task or (None if arguments.prompt else usual)
+    if arguments.task is None and arguments.prompt is None:
+        raise RequestError("this needs a --task, or a --prompt with {input} where the question goes")
+    return find_task(arguments)

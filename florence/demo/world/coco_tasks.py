@@ -1,0 +1,98 @@
+"""The questions of single tasks as COCO data sets, in the layouts that `florence evaluate` reads.
+
+A phrase for each annotation (grounding, referring), a region that is asked about (segmentation), and the
+classes that are in a picture or known not to be (open vocabulary: each phrase is a class).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from florence.demo.world.coco import coco_head
+from florence.demo.world.ground_truth import Question
+from florence.demo.world.scenes import Scene, Thing
+from florence.types.regions import locations_to_pixels
+
+AskedScene = tuple[str, Scene, Sequence[Question]]
+"""A picture's file name, its scene, and what was asked about it."""
+
+_LOCATION = re.compile(r"<loc_(\d+)>")
+_LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
+
+
+def coco_tasks(scenes: Sequence[AskedScene]) -> dict[str, dict[str, Any]]:
+    """A data set for each of `TASK_FILES`, by its name."""
+    return {name: _data_set(scenes, task, note) for name, (task, note) in TASK_FILES.items()}
+
+
+def _data_set(scenes: Sequence[AskedScene], task: str, note: _Note) -> dict[str, Any]:
+    head = coco_head([(name, scene) for name, scene, _ in scenes])
+    phrases: dict[str, int] = {}
+    annotations: list[dict[str, Any]] = []
+    for image, (_, scene, questions) in zip(head["images"], scenes, strict=True):
+        for question in questions:
+            if question.task == task:
+                things = [scene.things[index] for index in question.things]
+                fields = note(image, question, scene, phrases)
+                for thing, own in zip(things, fields, strict=True):
+                    place = {"id": len(annotations) + 1, "image_id": image["id"], **_place(thing)}
+                    annotations.append({**place, **own})
+    categories = [{"id": number, "name": phrase} for phrase, number in phrases.items()]
+    return {**head, "annotations": annotations, "categories": categories}
+
+
+def _place(thing: Thing) -> dict[str, Any]:
+    x1, y1, x2, y2 = thing.box
+    return {
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "segmentation": [thing.outline.ravel().tolist()],
+        "iscrowd": 0,
+    }
+
+
+_Note = Callable[[dict[str, Any], Question, Scene, dict[str, int]], Iterable[dict[str, Any]]]
+"""What a question adds to its picture, and of each of its things the annotation's own fields."""
+
+
+def _grounding(
+    image: dict[str, Any], question: Question, scene: Scene, phrases: dict[str, int]
+) -> list[dict[str, Any]]:
+    image["caption"] = question.text
+    return [{"phrase": phrase} for phrase in _LOCATIONS.split(question.answer)[:-1]]
+
+
+def _referring(
+    image: dict[str, Any], question: Question, scene: Scene, phrases: dict[str, int]
+) -> list[dict[str, Any]]:
+    return [{"phrase": question.text}]
+
+
+def _region(
+    image: dict[str, Any], question: Question, scene: Scene, phrases: dict[str, int]
+) -> list[dict[str, Any]]:
+    bins = [int(number) for number in _LOCATION.findall(question.text or "")]
+    x1, y1, x2, y2 = locations_to_pixels(bins, (scene.width, scene.height))
+    return [{"region": [x1, y1, x2 - x1, y2 - y1]}]
+
+
+def _named(
+    image: dict[str, Any], question: Question, scene: Scene, phrases: dict[str, int]
+) -> list[dict[str, Any]]:
+    number = phrases.setdefault(question.text or "", len(phrases) + 1)
+    if not question.things:
+        image["neg_category_ids"] = [number]
+    return [{"category_id": number} for _ in question.things]
+
+
+TASK_FILES: Final = MappingProxyType(
+    {
+        "grounding": ("<CAPTION_TO_PHRASE_GROUNDING>", _grounding),
+        "referring": ("<REFERRING_EXPRESSION_SEGMENTATION>", _referring),
+        "segmentation": ("<REGION_TO_SEGMENTATION>", _region),
+        "open_vocabulary": ("<OPEN_VOCABULARY_DETECTION>", _named),
+    }
+)
+"""Name of a data set -> the task whose questions it has."""

@@ -1,0 +1,69 @@
+"""Which adapters are in the device's memory, and which slot each one has. Imports no torch.
+
+A slot keeps its adapter after the last request that uses it, until another adapter needs the slot: the least
+recently used goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from florence.model.lowrank import Factors
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class EngineAdapter:
+    """An adapter that requests may use; two are the same only if they are one object.
+
+    `layers`: its factors by the names of the model's linear layers, in the host's memory. `picture_key`:
+    tells the features that the tower computes with it from those without; empty where they are the same.
+    """
+
+    name: str
+    layers: Mapping[str, Factors]
+    picture_key: bytes
+
+
+class AdapterSlots:
+    """Slots 1 to `count`; slot 0 stands for no adapter."""
+
+    def __init__(self, count: int) -> None:
+        self._held: dict[int, EngineAdapter | None] = dict.fromkeys(range(1, count + 1))
+        self._users = dict.fromkeys(self._held, 0)
+
+    def fits(self, adapters: Iterable[EngineAdapter | None]) -> int:
+        """How many requests with these adapters, from the first on, can be computed together with those that
+        use some now."""
+        used = {self._held[slot] for slot, users in self._users.items() if users}
+        count = 0
+        for adapter in adapters:
+            if adapter is not None:
+                used.add(adapter)
+            if len(used) > len(self._held):
+                break
+            count += 1
+        return count
+
+    def take(self, adapter: EngineAdapter | None) -> tuple[int, bool]:
+        """The slot for one more request with this adapter, and whether the adapter has to be put there.
+        Raises `IndexError` where no slot is free."""
+        if adapter is None:
+            return 0, False
+        slot = next((slot for slot, held in self._held.items() if held is adapter), None)
+        new = slot is None
+        if slot is None:
+            slot = next((slot for slot in self._held if not self._users[slot]), None)
+        if slot is None:
+            raise IndexError("no free slot for an adapter")
+        del self._held[slot]  # to the end: the latest one
+        self._held[slot] = adapter
+        self._users[slot] += 1
+        return slot, new
+
+    def give_back(self, slot: int) -> None:
+        """A request that took a slot has ended."""
+        if slot:
+            self._users[slot] -= 1

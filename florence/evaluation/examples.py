@@ -1,0 +1,81 @@
+"""What is asked, what is true, and what was answered.
+
+Knows nothing about files or figures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from florence.types.results import Box, Result
+
+Outline = Sequence[Sequence[float]] | Mapping[str, Any]
+"""Polygons, each x1, y1, x2, y2, ...; or a run-length code as COCO writes it."""
+
+_ARTICLE = re.compile(r"(?:a|an|the) ")
+_END: Final = " .,;:!?"
+
+
+@dataclass(frozen=True, slots=True)
+class TrueThing:
+    """One thing that is in a picture.
+
+    label: its class, its phrase or its text; "" where things have none. box: x1, y1, x2, y2 in pixels.
+    outline: what it covers; None where only the box is known. crowd: several things as one, as in COCO: boxes
+    on it are neither right nor wrong.
+    """
+
+    label: str
+    box: Box
+    outline: Outline | None = None
+    crowd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The right answer of a question: the things, or texts of which each is right, or a value of JSON."""
+
+    things: tuple[TrueThing, ...] = ()
+    texts: tuple[str, ...] = ()
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question about one picture.
+
+    picture: its name in the truth file. path: where it is. text: the text or the region (as the task takes
+    it) that goes with it. size: width and height in pixels, None where the truth file does not say them.
+    """
+
+    picture: str
+    path: Path
+    truth: Truth
+    text: str | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with its answer. size: width and height of the picture, in pixels."""
+
+    example: Example
+    result: Result
+    size: tuple[int, int]
+
+
+def same_words(text: str) -> str:
+    """A label or phrase as it is compared: case, white space, a leading article and a final stop count for
+    nothing."""
+    plain = " ".join(text.casefold().split()).strip(_END)
+    return _ARTICLE.sub("", plain, count=1) if _ARTICLE.match(plain) else plain
+
+
+def picture_numbers(rows: Sequence[Answered]) -> list[int]:
+    """Of each row the number of its picture, counted from 0 in the order of appearance."""
+    names = {name: number for number, name in enumerate(dict.fromkeys(row.example.picture for row in rows))}
+    return [names[row.example.picture] for row in rows]

@@ -1,0 +1,76 @@
+"""JSON files of the user's, checked against a form: one error that names the file and the field.
+
+Knows nothing about what the files are for.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from florence.errors import RequestError, quote
+
+FormT = TypeVar("FormT")
+
+_PICKLES: Final = (".p", ".pkl", ".pickle")
+_PICKLE_BYTE: Final = b"\x80"  # of every pickle since protocol 2; no text in UTF-8 begins so
+
+
+def read_json(path: Path, form: type[FormT]) -> FormT:
+    """A JSON file of this form. RequestError, which names the file and the first field that does not fit; a
+    pickle is refused unopened."""
+    return _check(str(path), _parse(str(path), _read(path)), form)
+
+
+def read_json_lines(path: Path, form: type[FormT]) -> list[FormT]:
+    """The lines of a file of JSON, each of this form; blank ones count for nothing. RequestError as
+    `read_json`, and for a file without lines."""
+    lines = enumerate(_read(path).split(b"\n"), start=1)
+    places = [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
+    if not places:
+        raise RequestError(f"{path} is empty")
+    return [_check(place, _parse(place, line), form) for place, line in places]
+
+
+def _read(path: Path) -> bytes:
+    if path.suffix.lower() not in _PICKLES:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RequestError(f"{path} can't be read: {error.strerror}") from None
+        if not content.startswith(_PICKLE_BYTE):
+            return content
+    raise RequestError(
+        f"{path} is a pickle, as RefCOCO's references are. Opening one can run any program, so it was not "
+        "opened. Make a COCO file of it, with a `phrase` for each annotation: the documentation has the "
+        "program, in evaluate.md"
+    )
+
+
+def _parse(place: str, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{place}: this is no JSON: {error}") from None
+
+
+def _check(place: str, value: Any, form: type[FormT]) -> FormT:
+    try:
+        return TypeAdapter(form).validate_python(value)
+    except ValidationError as error:
+        raise RequestError(f"{place}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, with its place, such as annotations[3].bbox."""
+    detail = error.errors(include_url=False)[0]
+    field = ""
+    for part in detail["loc"]:
+        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    if detail["type"] == "missing":
+        return f"{field} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{field or 'it'}: {message[0].lower()}{message[1:]}, got {quote(detail['input'])}"

@@ -1,0 +1,85 @@
+"""Where a picture is cut into tiles: overlapping parts, each of which the model sees at its input size.
+
+Pixels of the upright picture. Knows nothing about how a picture is read, or what is asked about it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from florence.errors import ImageError
+
+Bounds = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels of the picture."""
+
+MOST_TILES: Final = 64
+_ROUNDING: Final = 1e-9  # a tile more for less than this of one would show nothing new
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a picture is cut.
+
+    grid: columns and rows; None: as many as it takes to make the tiles `scale` times the model's input size,
+    and one across a side that is no longer than that. overlap: of two neighbours, over a tile's side. most:
+    tiles of one picture.
+    """
+
+    grid: tuple[int, int] | None
+    scale: float
+    overlap: float
+    most: int = MOST_TILES
+
+    def counts(self, size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, int]:
+        """Columns and rows for a picture. size, input_size: width and height.
+
+        Raises ImageError for more tiles than there may be.
+        """
+        columns, rows = self.grid or (
+            min(self._count(size[axis], input_size[axis]), size[axis]) for axis in (0, 1)
+        )
+        if columns * rows > self.most:
+            raise ImageError(
+                f"a picture of {size[0]}x{size[1]} pixels makes {columns}x{rows} = {columns * rows} tiles; "
+                f"up to {self.most} are allowed (FLORENCE_MAX_TILES): send a larger tile_scale, a smaller "
+                "tile_overlap, or a grid such as tiles=3x4"
+            )
+        return columns, rows
+
+    def cut(self, size: tuple[int, int], input_size: tuple[int, int]) -> list[Bounds]:
+        """The tiles, row by row; together they cover the picture. Arguments as of `counts`.
+
+        Raises ImageError as that does, and for a grid with more columns or rows than the picture has pixels.
+        """
+        counts = self.counts(size, input_size)
+        if counts[0] > size[0] or counts[1] > size[1]:
+            raise ImageError(
+                f"a picture of {size[0]}x{size[1]} pixels is too small for {counts[0]}x{counts[1]} tiles; "
+                "send a smaller grid"
+            )
+        across, down = (
+            _spread(size[axis], counts[axis], self._side(size[axis], counts[axis], input_size[axis]))
+            for axis in (0, 1)
+        )
+        return [(left, top, right, bottom) for top, bottom in down for left, right in across]
+
+    def _side(self, length: int, count: int, input_length: int) -> float:
+        """Of a tile, where so many stand along a length."""
+        if self.grid is None:
+            return self.scale * input_length
+        return length / (count - (count - 1) * self.overlap)
+
+    def _count(self, length: int, input_length: int) -> int:
+        side = self.scale * input_length
+        if length <= side:
+            return 1
+        return math.ceil((length / side - self.overlap) / (1 - self.overlap) - _ROUNDING)
+
+
+def _spread(length: int, count: int, side: float) -> list[tuple[int, int]]:
+    """Start and end of so many parts of one length, evenly spread; at least a pixel each."""
+    side = min(max(side, 1.0), length)
+    step = (length - side) / (count - 1) if count > 1 else 0.0
+    return [(round(index * step), min(length, round(index * step + side))) for index in range(count)]

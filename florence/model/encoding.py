@@ -1,0 +1,105 @@
+"""How the layers of an encode are computed: the seam for another way than the modules' own.
+
+`EncodeBackend` has one method for each part of an encode whose operations a device may fuse. `PlainEncode`
+calls the modules, on any device; `CompiledEncode` lets `torch.compile` fuse the blocks of the tower. Knows
+modules and tensors; which backend a device gets is decided by the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:  # they import this module
+    from florence.model.caches import Caches
+    from florence.model.davit import Block, Stem
+    from florence.model.language import Decoder, EncoderLayer
+    from florence.model.vision import Normalize
+
+log = logging.getLogger(__name__)
+
+SHAPES: Final = 256
+"""Shapes for which `torch.compile` may make code: more than there are batches and stages."""
+
+
+class EncodeBackend(Protocol):
+    """The parts of an encode."""
+
+    def normalize(self, normalize: Normalize, pixels: Tensor) -> Tensor:
+        """uint8 [pictures, height, width, 3] -> numbers [pictures, 3, height, width], channels last in
+        memory."""
+
+    def stem(self, stem: Stem, values: Tensor) -> Tensor:
+        """[pictures, height, width, 3] -> cells [pictures, height / 4, width / 4, dim]."""
+
+    def block(self, block: Block, cells: Tensor) -> Tensor:
+        """A block of the tower: [pictures, height, width, dim] -> the same shape."""
+
+    def layer(self, layer: EncoderLayer, states: Tensor, mask: Tensor | None) -> Tensor:
+        """A layer of the text encoder: [rows, length, d_model] -> the same shape; `mask` as in
+        `Attention.forward`."""
+
+    def write_cross_kv(self, decoder: Decoder, encoded: Tensor, caches: Caches, slots: Tensor) -> None:
+        """Write the keys and values of encoder states [requests, length, d_model] into `slots` int64
+        [requests]."""
+
+
+class PlainEncode:
+    """By the modules themselves."""
+
+    def normalize(self, normalize: Normalize, pixels: Tensor) -> Tensor:
+        values: Tensor = normalize(pixels)
+        return values
+
+    def stem(self, stem: Stem, values: Tensor) -> Tensor:
+        cells: Tensor = stem(values)
+        return cells
+
+    def block(self, block: Block, cells: Tensor) -> Tensor:
+        result: Tensor = block(cells)
+        return result
+
+    def layer(self, layer: EncoderLayer, states: Tensor, mask: Tensor | None) -> Tensor:
+        result: Tensor = layer(states, mask)
+        return result
+
+    def write_cross_kv(self, decoder: Decoder, encoded: Tensor, caches: Caches, slots: Tensor) -> None:
+        caches.write_cross_kv(slots, decoder.cross_kv_by_layer(encoded))
+
+
+PLAIN: Final = PlainEncode()
+"""It has no state."""
+
+
+class CompiledEncode(PlainEncode):
+    """The tower's blocks by `torch.compile`, each shape compiled when it first comes; where that fails, the
+    log says why, and the blocks are computed as they are.
+
+    `compiler`: of `torch.compile`, one of its own back ends by name.
+    """
+
+    def __init__(self, compiler: str = "inductor") -> None:
+        self._compiler = compiler
+        self._run: Any = None
+        self._failed = False
+
+    def block(self, block: Block, cells: Tensor) -> Tensor:
+        if self._failed:
+            return super().block(block, cells)
+        try:
+            return self._compiled(block, cells)
+        except Exception as error:
+            log.warning("torch.compile can't compute the tower: it runs as it is", exc_info=error)
+            self._failed = True
+            return super().block(block, cells)
+
+    def _compiled(self, block: Block, cells: Tensor) -> Tensor:
+        if self._run is None:
+            # One function for all blocks: those of one shape share its code.
+            self._run = torch.compile(super().block, fullgraph=True, dynamic=False, backend=self._compiler)
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+            result: Tensor = self._run(block, cells)
+        return result

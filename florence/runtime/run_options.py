@@ -1,0 +1,119 @@
+"""The options of a call of the library, read: what to generate, how to see the picture, which task.
+
+Knows nothing about engines and readers.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from PIL import Image
+from PIL.ImageColor import getrgb
+
+from florence.errors import OptionError, TaskError, quote
+from florence.images.decode import load_image
+from florence.images.limits import ImageLimits
+from florence.images.seen import View
+from florence.images.tiles import Tiling
+from florence.readers.picture import PictureSource
+from florence.runtime.gathering import OnTile
+from florence.runtime.pipeline import TaskText
+from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
+from florence.types.pictures import PictureOptions, Pictures
+from florence.types.tasks import AnswerAs, Kind, Task, prompt_task
+from florence.types.tiling import USUAL_OVERLAP, USUAL_SCALE, TileOptions
+
+Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
+"""PictureSource, task, and the task's text or region where it takes one."""
+
+
+class RunOptions(RequestKeywords, total=False):
+    """Options of one request: those of `RequestKeywords`, and what is no generation option.
+
+    `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
+    `prompt`: what the model reads, word for word, in place of a task. `answer_as`: how its answer is read,
+    "text" if left out, or another `Kind`. `timeout_s`: seconds until `DeadlineExceeded`. `on_tile`: with
+    `tiles`, is told how many of how many tiles are done. `parameters`: all generation options as one object
+    that is validated already, in place of single ones.
+    """
+
+    region: TaskText
+    prompt: str | None
+    answer_as: Kind | AnswerAs
+    timeout_s: float | None
+    on_tile: OnTile | None
+    parameters: GenerationParameters | None
+
+
+def parameters_of(options: RunOptions) -> GenerationParameters:
+    """The generation options as one object. Raises `OptionError`."""
+    others = RunOptions.__annotations__.keys() - RequestKeywords.__annotations__.keys()
+    single = {name: value for name, value in options.items() if name not in others and value is not None}
+    parameters = options.get("parameters")
+    if parameters is None:
+        return read_request_parameters(single)
+    if single:
+        raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
+    return parameters
+
+
+def view_of(parameters: GenerationParameters, usual: Pictures, max_tiles: int) -> View:
+    """How the request's picture becomes RGB, and is cut. usual: where the request does not say; max_tiles:
+    the most there may be."""
+    asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
+    original = (asked.pictures or usual) == "original"
+    background = "white" if asked.background is None else asked.background
+    tiling = tiling_of(parameters, max_tiles)
+    return View(original, getrgb(background)[:3], asked.frame, asked.page, tiling)
+
+
+def tiling_of(parameters: GenerationParameters, max_tiles: int) -> Tiling | None:
+    """How the request's picture is cut; None: not at all."""
+    if not isinstance(parameters, TileOptions) or not parameters.tiled:
+        return None
+    scale, overlap = parameters.tile_scale, parameters.tile_overlap
+    return Tiling(
+        grid=parameters.grid,
+        scale=USUAL_SCALE if scale is None else scale,
+        overlap=USUAL_OVERLAP if overlap is None else overlap,
+        most=max_tiles,
+    )
+
+
+def own_picture(image: PictureSource, view: View, limits: ImageLimits) -> PictureSource:
+    """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
+    if not isinstance(image, Image.Image):
+        return image
+    picture = load_image(image, limits, view)
+    return picture.copy() if picture is image else picture
+
+
+def grey_picture() -> bytes:
+    """A small one, encoded: readers decode it."""
+    file = BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+    return file.getvalue()
+
+
+def most_places(options: RunOptions, max_tiles: int) -> int:
+    """How many places of the queue a request with these options takes at most."""
+    try:
+        tiling = tiling_of(parameters_of(options), max_tiles)
+    except OptionError:  # which the request will tell
+        return 1
+    columns, rows = (1, 1) if tiling is None else tiling.grid or (tiling.most, 1)
+    return columns * rows
+
+
+def task_of(task: str | Task | None, options: RunOptions) -> str | Task:
+    """The task that is asked for, by itself or by a prompt. Raises `TaskError` unless it is one of them."""
+    prompt, answer_as = options.get("prompt"), options.get("answer_as")
+    if task is not None:
+        if prompt is not None or answer_as is not None:
+            raise TaskError(
+                f"prompt and answer_as stand in place of a task, and {quote(task)} is given; leave it out"
+            )
+        return task
+    if prompt is None:
+        raise TaskError("neither a task nor a prompt is given")
+    return prompt_task(prompt, answer_as or Kind.TEXT)

@@ -1,0 +1,27 @@
+"""Which adapter a request is answered with: a name among those that the service has."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class AdapterKeywords(TypedDict, total=False):
+    """`AdapterOption`'s field as a keyword argument."""
+
+    adapter: str | None
+
+
+class AdapterOption(BaseModel):
+    """Whose weights answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adapter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="The adapter that answers, one of those in /info; left out: none, or the one that "
+        "declares the task.",
+    )

@@ -1,0 +1,74 @@
+"""Whether a request's picture is cut into tiles, and how.
+
+Knows nothing about how that is done: `florence.images.tiles` cuts, `florence.answers.tiled` merges.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+OFF: Final = "off"
+AUTO: Final = "auto"
+USUAL_SCALE: Final = 1.0
+USUAL_OVERLAP: Final = 0.2
+OF_TILES: Final = ("tile_scale", "tile_overlap")
+"""The options that mean something only with `tiles`."""
+
+
+class TileKeywords(TypedDict, total=False):
+    """`TileOptions`' fields as keyword arguments; what is left out, or None, cuts nothing."""
+
+    tiles: str | None
+    tile_scale: float | None
+    tile_overlap: float | None
+
+
+class TileOptions(BaseModel):
+    """Into which tiles the picture is cut. Off by default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tiles: str | None = Field(
+        default=None,
+        pattern=r"^(off|auto|[1-9][0-9]{0,2}x[1-9][0-9]{0,2})$",
+        description="Cut a large picture into overlapping tiles and merge their answers; auto: as many as "
+        "tile_scale makes, 3x4: three columns and four rows; off.",
+    )
+    tile_scale: float | None = Field(
+        default=None,
+        ge=0.1,
+        le=100,
+        allow_inf_nan=False,
+        description="With tiles=auto: a tile's side over that of the model's input; 1 if left out.",
+    )
+    tile_overlap: float | None = Field(
+        default=None,
+        ge=0,
+        le=0.9,
+        allow_inf_nan=False,
+        description="With tiles: how much neighbours overlap, over a tile's side; 0.2 if left out.",
+    )
+
+    @model_validator(mode="after")
+    def _tile_with_tiles(self) -> TileOptions:
+        given = [name for name in OF_TILES if getattr(self, name) is not None]
+        if given and self.tiles is None:  # off says itself that nothing is cut
+            raise ValueError(f"{' and '.join(given)}: nothing is cut without tiles=auto or a grid")
+        if self.tile_scale is not None and self.grid is not None:
+            raise ValueError(f"tile_scale is for tiles=auto; with tiles={self.tiles} leave it out")
+        return self
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the picture is cut."""
+        return self.tiles not in (None, OFF)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Columns and rows, where they are given."""
+        if self.tiles in (None, OFF, AUTO):
+            return None
+        columns, _, rows = str(self.tiles).partition("x")
+        return int(columns), int(rows)

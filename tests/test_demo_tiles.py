@@ -1,0 +1,86 @@
+"""Small print and crowds that a whole picture loses are found in tiles, with the demo checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from florence import Florence2
+from florence.demo.evaluation.tiles import tally
+from florence.demo.world.drawing import draw_scene
+from florence.demo.world.pages import LETTERS, LONGEST, make_page
+from florence.demo.world.scenes import Limits, Scene, Split, Thing, make_scene, scene_rng
+from florence.demo.world.typeface import FACES, Typeface
+from florence.demo.world.vocabulary import WORDS
+from florence.engine.config import EngineConfig
+
+pytestmark = pytest.mark.slow
+
+SCALE, OVERLAP = 1.75, 0.69  # chosen by benchmarks/tiles.py
+CROWD = Limits((40, 40), word_share=0.5, side=(1250, 1250), aspect=1.5, scale=0.26)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Florence2]:
+    config = EngineConfig.for_device("cpu", max_queue=1024)
+    with Florence2.load("demo", dtype="float32", config=config, max_tiles=1024) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def typeface() -> Typeface:
+    return Typeface()
+
+
+@pytest.fixture(scope="module")
+def page(typeface: Typeface) -> tuple[Scene, Image.Image]:
+    scene = make_page(scene_rng(Split.HELD_OUT, 53, 0), typeface)
+    return scene, draw_scene(scene, typeface)
+
+
+def word(thing: Thing) -> str:
+    return thing.text
+
+
+def test_a_page_has_60_words_of_small_print(page: tuple[Scene, Image.Image], typeface: Typeface) -> None:
+    """24 to 40 pixels high and apart from each other; none could be wider than the overlap of its tiles."""
+    scene, picture = page
+    boxes = np.array([thing.box for thing in scene.things])
+    heights = boxes[:, 3] - boxes[:, 1]
+    assert len(scene.things) == 60
+    assert picture.size == (scene.width, scene.height)
+    assert LETTERS[0] <= heights.min() <= heights.max() <= LETTERS[1] + 2
+    largest = [
+        next(ink for size in range(12, 99) if (ink := typeface.ink(text, face, size)).height >= LETTERS[1])
+        for face in FACES
+        for text in WORDS
+    ]
+    assert max(ink.width for ink in largest) == LONGEST
+    assert OVERLAP * SCALE * 160 >= LONGEST
+
+
+def test_the_words_of_a_page_are_read_in_tiles(model: Florence2, page: tuple[Scene, Image.Image]) -> None:
+    """At least 90% found, and 90% of these right; none of them twice, and the whole page gives under 10%."""
+    scene, picture = page
+    cut = model.run(picture, "<OCR_WITH_REGION>", tiles="auto", tile_scale=SCALE, tile_overlap=OVERLAP)
+    found = tally(scene, cut.result, word)
+    assert found.found >= 0.9 * found.things
+    assert found.right >= 0.9 * found.found
+    assert found.twice == 0
+    off = tally(scene, model.run(picture, "<OCR_WITH_REGION>").result, word)
+    assert off.right < 0.1 * off.things
+
+
+def test_a_crowd_is_found_in_tiles(model: Florence2, typeface: Typeface) -> None:
+    """Recall and precision of boxes (IoU 0.5, and the label) are at least 0.85, where the overlap is as large
+    as the largest thing."""
+    scene = make_scene(scene_rng(Split.HELD_OUT, 53, 0), typeface, CROWD)
+    picture = draw_scene(scene, typeface)
+    assert len(scene.things) >= 36
+    cut = model.run(picture, "<OD>", tiles="auto", tile_scale=2, tile_overlap=0.5)
+    found = tally(scene, cut.result, lambda thing: thing.shape)
+    assert found.right >= 0.85 * found.things
+    assert found.right >= 0.85 * found.items
