@@ -8,7 +8,6 @@ from functools import partial
 from typing import TypeVar
 from weakref import ref
 
-from florence.answers.answer import Answer
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, Request
 from florence.engine.sequence import SequenceState
@@ -24,7 +23,7 @@ def failed(error: Exception) -> Future[T]:
     return future
 
 
-def outcome_in(future: Future[Answer]) -> Answer | Exception:
+def outcome_in(future: Future[T]) -> T | Exception:
     """Wait for what is in a future: its result, or the exception in its place."""
     try:
         return future.result()
