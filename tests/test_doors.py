@@ -50,6 +50,7 @@ DOORS: dict[str, set[str]] = {
         "types",
     },
     "bulk": {"answers", "client", "errors", "images", "types"},
+    "mcp": {"answers", "bulk", "errors", "florence", "images", "types"},
     "cli": {
         "answers",
         "bulk",
@@ -60,6 +61,7 @@ DOORS: dict[str, set[str]] = {
         "export",
         "florence",
         "images",
+        "mcp",
         "runtime",
         "settings",
         "types",
@@ -103,6 +105,7 @@ LIBRARIES: dict[str, set[str]] = {
     "types": {"pydantic"},
     "answers": {"pyarrow", "pydantic"},
     "bulk": {"PIL", "fsspec", "pyarrow", "yaml"},
+    "mcp": {"anyio", "mcp", "pydantic", "starlette", "uvicorn"},
     "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
     "client": {"PIL", "httpx", "pydantic", "tqdm"},
     "convert": {"safetensors", "torch"},
