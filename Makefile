@@ -18,10 +18,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 LOCK_VENV := build/lock-venv
-# florence2-client is this project's own, so it is named "unsafe": left out of the lock.
-PIP_COMPILE := $(LOCK_VENV)/bin/pip-compile --quiet --generate-hashes --unsafe-package florence2-client \
-	--strip-extras --find-links build/lock-wheels --no-header --no-emit-index-url --no-emit-find-links \
-	--no-emit-trusted-host --no-emit-options
+# florence2-client is this project's own: left out of the lock.
+COMPILE := $(LOCK_VENV)/bin/uv pip compile --quiet --generate-hashes --no-header --index-strategy unsafe-best-match \
+	--no-emit-package florence2-client --find-links build/lock-wheels --constraints build/held.txt
 EXTRAS := demo evaluate parquet supervision load test docs dev image
 HELD := torch==2.14.1 torchvision==0.29.1
 
@@ -74,19 +73,20 @@ docs: install
 image-check: install
 	OCI="$(OCI)" $(BIN)/python -m pytest -m image -o log_cli=true -o log_cli_level=INFO tests/test_image.py
 
-# The lock holds versions and hashes, no index: pip takes the files from where it is told to. Pins stay as they are
-# unless pyproject.toml asks for others; `make lock UPGRADE=--upgrade` renews them all. PyTorch is held at the release
-# that the tests' numbers were made with. The client is built here, for pip-compile to read what it needs.
+# The lock holds versions and hashes, no index: pip takes the files from where it is told to (uv reads UV_DEFAULT_INDEX
+# and UV_INDEX). Pins stay as they are unless pyproject.toml asks for others; `make lock UPGRADE=--upgrade` renews them
+# all. PyTorch is held at the release that the tests' numbers were made with. The client is built here, for uv to read
+# what it needs.
 lock:
 	$(PYTHON) -m venv $(LOCK_VENV)
-	$(LOCK_VENV)/bin/python -m pip install --quiet pip-tools
+	$(LOCK_VENV)/bin/python -m pip install --quiet uv
 	$(LOCK_VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/lock-wheels ./deploy/client
-	$(PIP_COMPILE) $(UPGRADE) $(EXTRAS:%=--extra %) $(HELD:%=--upgrade-package %) \
-		--output-file requirements.lock pyproject.toml
+	printf '%s\n' $(HELD) > build/held.txt
+	$(COMPILE) $(UPGRADE) $(EXTRAS:%=--extra %) --output-file requirements.lock pyproject.toml
 	cp requirements.lock requirements-serve.lock  # the same versions, without the packages that serving needs not
-	$(PIP_COMPILE) --extra image --output-file requirements-serve.lock pyproject.toml
+	$(COMPILE) --extra image --output-file requirements-serve.lock pyproject.toml
 	for client in tests/clients/*/requirements.in; do \
-		$(PIP_COMPILE) --allow-unsafe $(UPGRADE) --output-file $${client%.in}.lock $$client; done
+		$(COMPILE) $(UPGRADE) --output-file $${client%.in}.lock $$client; done
 	sed -i '/^$$/,$$d' requirements.lock requirements-serve.lock  # a warning that florence2-client is not in them
 
 clean:

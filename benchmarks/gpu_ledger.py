@@ -2,14 +2,16 @@
 measured.
 
     python benchmarks/gpu_ledger.py [--card h100|a100|l4|4090] [--size large|base]
-        [--requests 64 --beams 3 --length 128] [--fp8] [--encode-stream] [--json FILE]
+        [--requests 64 --beams 3 --length 128] [--fp8] [--encode-stream] [--adapters 8]
+        [--json FILE]
 
 A decode step and an encode run on fake CUDA tensors of real sizes, as a CUDA graph would capture them, and
 each operation that is dispatched is written down with its kernels, bytes and FLOP. `ledger/costs.py` has the
 one table of what they cost, with sources; measured figures change it, nothing else does. The nine tasks are
 reckoned by the engine's own scheduler in a closed loop. `--length`: positions of the longest sequences;
 `--crowds`: random crowds with which graphs are counted, 0 to leave that out. `--fp8` and `--encode-stream`
-reckon the settings that are off until a GPU has decided.
+reckon the settings that are off until a GPU has decided, `--adapters` a step with so many adapters of rank 16
+beside the linear layers of the language model.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--crowds", type=int, default=100)
     parser.add_argument("--fp8", action="store_true", help="with FLORENCE_DTYPE=fp8")
     parser.add_argument("--encode-stream", action="store_true", help="with FLORENCE_ENCODE_STREAM=true")
+    parser.add_argument("--adapters", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     if arguments.fp8 and not CARDS[arguments.card].fp8:
@@ -49,6 +52,7 @@ def main() -> None:
         crowds=arguments.crowds,
         fp8=arguments.fp8,
         encode_stream=arguments.encode_stream,
+        adapters=arguments.adapters,
     )
     print(whole(figures))
     if arguments.json is not None:

@@ -26,6 +26,7 @@ from florence.errors import EngineError
 from florence.model.florence2 import Florence2Model
 from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack
+from florence.model.lowrank import LowRankKernels
 
 VOCAB, SIDE, ROOM = 1100, 64, 12
 WHOLE_VECTORS = {"text_config": {"encoder_ffn_dim": 48, "decoder_ffn_dim": 80}}
@@ -60,6 +61,7 @@ class Sides:
         dtype: torch.dtype = torch.float32,
         slots: int = 4,
         room: bool = True,
+        kernels: LowRankKernels | None = None,
     ) -> Florence2Model:
         """The base with slots for adapters; `room`: in the layers and of the rank that they need."""
         model = self.model(dtype=dtype)
@@ -67,7 +69,7 @@ class Sides:
             pack(model)
         if fixed:
             model.language.lay_out_for_gpu()
-        model.adapters = make_bank(model, slots, fixed_shapes=fixed)
+        model.adapters = make_bank(model, slots, fixed_shapes=fixed, kernels=kernels)
         model.adapters.reserve([each.layers for each in self.adapters.values()] if room else [])
         return model
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HAS_SERVICE = all(map(find_spec, ("pydantic", "bentoml", "grpc")))
 
 if TYPE_CHECKING or HAS_SERVICE:
+    import hypothesis
     from dispatching import MAX_QUEUE, Gauges, SlowPicture, input_size
     from fake_model import FakeModel
     from fake_web import FakeWeb
@@ -35,6 +36,12 @@ if TYPE_CHECKING or HAS_SERVICE:
     from florence.server.v2.http_app import V2App
     from florence.server.v2.inference import Inference, ModelRepository
     from florence.settings import Settings
+
+    # No test's outcome hangs on how busy the machine is: no example has a time limit.
+    hypothesis.settings.register_profile(
+        "florence", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("florence")
 else:  # a machine with a GPU and little else: the tests for it are those of the model and the engine
     _here = Path(__file__).parent
     collect_ignore = [path.name for path in _here.glob("test_*.py") if "test_gpu" not in path.name]

@@ -19,7 +19,7 @@ from torch import Tensor
 from florence.engine.device import cuda_search, search
 from florence.engine.device.backend import Backend
 from florence.engine.device.cuda_kernel import Case, CudaKernel
-from florence.engine.device.cuda_kernels import QUANTIZE, STEP_KERNELS, ExampleSizes
+from florence.engine.device.cuda_kernels import LOW_RANK_KERNELS, QUANTIZE, STEP_KERNELS, ExampleSizes
 from florence.engine.device.graphs import EagerCapturer
 from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
 from florence.engine.device.runner import Runner
@@ -29,8 +29,7 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
 from florence.model.cuda_attention import CudaAttention
-from florence.model.kernels import fp8
-from florence.model.kernels.cuda import attention, candidates, norms, quantize, twins, windows
+from florence.model.kernels.cuda import attention, candidates, norms, twins, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
 
@@ -148,21 +147,6 @@ def test_norms_equal_their_twins(dtype: torch.dtype, width: int) -> None:
     torch.testing.assert_close(norms.embed(*arguments), twins.embed(*arguments), **DTYPES[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_in_fp8_equal_their_definition(dtype: torch.dtype) -> None:
-    """Bit for bit but for the sign of zero: rows of any magnitude, of zeros, with one large number among
-    small ones, and with space between rows. NaN is in the scale of its row."""
-    torch.manual_seed(0)
-    rows = numbers(12, 100, dtype=torch.float32) * torch.logspace(-4, 4, 12)[:, None]
-    rows[3], rows[4, 1:], rows[5, 7] = 0, rows[4, 1:] * 1e-3, torch.nan
-    rows = rows.to(dtype)[:, 3:93]
-    (made, scales), (expected, exact) = quantize.quantize_rows(rows), fp8.quantize_rows(rows)
-    torch.testing.assert_close(scales, exact, rtol=0, atol=0, equal_nan=True)
-    assert scales.isnan().flatten().tolist() == [row == 5 for row in range(12)]
-    usual = ~scales.isnan().flatten()
-    torch.testing.assert_close(made.float()[usual], expected.float()[usual], rtol=0, atol=0)
-
-
 def test_window_sums_equal_their_twin() -> None:
     """Of tokens at both ends and in the middle, outside, and of beams that do not go on."""
     torch.manual_seed(0)
@@ -179,7 +163,7 @@ def test_window_sums_equal_their_twin() -> None:
     assert (made > 0).sum() == 3 * 3
 
 
-CHECKED = (*STEP_KERNELS[:-2], QUANTIZE)
+CHECKED = (*STEP_KERNELS[:-2], LOW_RANK_KERNELS[0], QUANTIZE)
 
 
 @pytest.mark.parametrize("kernel", CHECKED, ids=lambda kernel: kernel.name)

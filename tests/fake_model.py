@@ -151,6 +151,7 @@ class FakeModel:
             "checkpoint": self.checkpoint,
             "revision": None,
             "adapter": None,
+            "adapters": [],
             "parameters": 1,
             "device": "cpu",
             "dtype": "float32",

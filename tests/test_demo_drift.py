@@ -1,4 +1,4 @@
-"""What bfloat16 and int8 change in the demo checkpoint's answers, and how it is measured."""
+"""What bfloat16, fp8 and int8 change in the demo checkpoint's answers, and how it is measured."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def _answers(exam: Exam, dtype: str) -> list[Answer]:
     "dtype",
     [
         "bfloat16",
+        "fp8",
         pytest.param("int8", marks=pytest.mark.skipif(not HAS_INT8, reason="no int8 here")),
     ],
 )

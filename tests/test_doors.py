@@ -50,6 +50,7 @@ DOORS: dict[str, set[str]] = {
         "types",
     },
     "bulk": {"answers", "client", "errors", "images", "types"},
+    "ray": {"answers", "bulk", "errors", "images", "runtime", "settings", "types"},
     "cli": {
         "answers",
         "bulk",
@@ -60,6 +61,7 @@ DOORS: dict[str, set[str]] = {
         "export",
         "florence",
         "images",
+        "ray",
         "runtime",
         "settings",
         "types",
@@ -110,7 +112,8 @@ LIBRARIES: dict[str, set[str]] = {
     "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
     "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
-    "cli": {"PIL", "tqdm"},
+    "ray": {"pandas", "pyarrow", "ray"},
+    "cli": {"PIL", "ray", "tqdm"},  # ray: whether it is installed
     "florence": set(),
     "evaluation": {"numpy", "pydantic"},  # the evaluators: by name, where they are needed
     "server": {

@@ -18,9 +18,13 @@ from florence.model.attention import DenseAttention, KernelAttention
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
+from florence.model.kernels.cuda import twins
+from florence.model.lowrank import LowRankKernels
 
 SLOTS = 6
-BACKENDS = ("plain", "kernels", "captured")
+BACKENDS = ("plain", "kernels", "captured", "captured, row by row")
+BY_ROWS = LowRankKernels(twins.shrink, twins.expand)
+"""What the kernels for GPUs compute."""
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +36,13 @@ def runner_of(sides: Sides, kind: str, slots: int = 4, *, room: bool = True) -> 
     dtype = torch.float32
     if kind == "kernels" and not available(dtype):
         pytest.skip("no kernels for this processor")
-    model = sides.beside(fixed=kind == "captured", packed=kind == "kernels", slots=slots, room=room)
+    fixed, kernels = kind.startswith("captured"), BY_ROWS if kind.endswith("row by row") else None
+    packed = kind == "kernels"
+    model = sides.beside(fixed=fixed, packed=packed, slots=slots, room=room, kernels=kernels)
     backend = Backend(DenseAttention())
     if kind == "kernels":
         backend = Backend(KernelAttention(CpuAttention(dtype, model.config.text.decoder_head_dim, 1)))
-    elif kind == "captured":
+    elif fixed:
         backend = Backend(capturer=EagerCapturer(), delayed_readback=True, free_host_reads=False)
     runner = Runner(
         model, SLOTS, backend=backend, picture_tokens=5, picture_size=(64, 64), encoder_room=64,

@@ -18,7 +18,7 @@ from florence.evaluation.comparing import compare
 from florence.evaluation.examples import Answered, Example, Truth
 from florence.evaluation.figures import Evaluation, Figures, Metric, Share, mean_of
 from florence.evaluation.measures import measure_exact
-from florence.evaluation.precision import BoxPrecision, Found
+from florence.evaluation.precision import BoxPrecision, PlacedBox
 from florence.types.results import Text
 
 pytestmark = pytest.mark.usefixtures("evaluators")
@@ -78,24 +78,26 @@ def test_java_makes_words_and_meteor() -> None:
     ]  # fmt: skip
 
 
-def boxes(seed: int) -> tuple[list[Found], list[Found]]:
+def boxes(seed: int) -> tuple[list[PlacedBox], list[PlacedBox]]:
     """Of six pictures boxes found and true, near each other, of three labels."""
-    dice, found, truth = random.Random(seed), list[Found](), list[Found]()
+    dice, found, truth = random.Random(seed), list[PlacedBox](), list[PlacedBox]()
     for number in NUMBERED:
         for _ in range(dice.randint(0, 4)):
             x, y, label = dice.uniform(0, 50), dice.uniform(0, 50), dice.choice("abc")
-            truth.append(Found((number, ""), label, (x, y, x + 20, y + 20), crowd=dice.random() < 0.1))
+            truth.append(PlacedBox((number, ""), label, (x, y, x + 20, y + 20), crowd=dice.random() < 0.1))
             shift = dice.uniform(-8, 8)
             found.append(
-                Found((number, ""), dice.choice([label, "a"]), (x, y, x + 20 + shift, y + 20), dice.random())
+                PlacedBox(
+                    (number, ""), dice.choice([label, "a"]), (x, y, x + 20 + shift, y + 20), dice.random()
+                )
             )
     return found, truth
 
 
-def copied(rows: Sequence[Found], repeats: Sequence[int]) -> list[Found]:
+def copied(rows: Sequence[PlacedBox], repeats: Sequence[int]) -> list[PlacedBox]:
     """Each box as often as its picture counts, each time in a picture of its own."""
     return [
-        Found((row.picture[0], str(copy)), row.label, row.box, row.score, row.crowd)
+        PlacedBox((row.picture[0], str(copy)), row.label, row.box, row.score, row.crowd)
         for row in rows
         for copy in range(repeats[row.picture[0]])
     ]
@@ -133,8 +135,8 @@ def test_a_picture_that_counts_twice_is_two_pictures(seed: int) -> None:
 def test_a_box_on_a_crowd_is_neither_right_nor_wrong() -> None:
     """It changes no figure, and a crowd need not be found."""
     place, box, there = (0, ""), (0, 0, 9, 9), (50, 50, 90, 90)
-    truth = [Found(place, "a", box), Found(place, "a", there, crowd=True)]
-    found = [Found(place, "a", box, 0.9), Found(place, "a", (60, 60, 70, 70), 0.8)]
+    truth = [PlacedBox(place, "a", box), PlacedBox(place, "a", there, crowd=True)]
+    found = [PlacedBox(place, "a", box, 0.9), PlacedBox(place, "a", (60, 60, 70, 70), 0.8)]
     precision = BoxPrecision(found, truth)
     assert precision.right == [True, None]
     figures = precision.figures(np.ones(1, dtype=int))

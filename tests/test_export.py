@@ -9,32 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from found import BOXES, PLACES, POLYGONS, QUADS, SIZE, answer
 from pictures import saved
 from PIL import Image, ImageChops
 
 from florence.answers import parse_answer
-from florence.errors import ImageError, MissingLibrary, RequestError
+from florence.errors import ImageError, RequestError
 from florence.export.annotation import Drawable
 from florence.export.coco import Categories, coco_dataset
 from florence.export.drawing import PALETTE
-from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
-from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
+from florence.types.results import Detection, Detections, Text
 
-SIZE = (240, 160)
-BOXES = Detections(
-    detections=[
-        Detection(label="car", box=(40, 60, 120, 140), score=0.93),
-        Detection(label="", box=(230.5, 150.0, 150.5, 90.0), score=None),  # corners the other way round
-    ]
-)
-QUADS = OcrRegions(regions=[OcrRegion(text="EXIT", quad=(50, 50, 150, 60, 148, 90, 48, 80), score=0.5)])
-POLYGONS = Segmentation(
-    instances=[
-        Instance(label="leaf", polygons=[[40, 60, 120, 60, 120, 140, 40, 140], [150, 50, 200, 50, 200, 100]]),
-        Instance(label="nothing", polygons=[]),
-    ]
-)
-PLACES = {"boxes": BOXES, "quads": QUADS, "polygons": POLYGONS}
 GREYS = [0, 64, 128, 192, 255]
 
 
@@ -246,18 +231,6 @@ def test_a_parsed_text_is_drawn_and_exported_as_an_answer_is() -> None:
     assert parse_answer("<CAPTION>", "a car").to_coco(categories=[]) == []
 
 
-def answer(result: Any) -> TaskAnswer[Any]:
-    return TaskAnswer[Any](
-        task="<OD>",
-        result=result,
-        image_size=ImageSize(width=SIZE[0], height=SIZE[1]),
-        finish_reason="stop",
-        usage=Usage(picture_tokens=1, prompt_tokens=2, generated_tokens=3),
-        timings=Timings(queue_s=0, encode_s=0, decode_s=0, total_s=0),
-        checkpoint="fake",
-    )
-
-
 def test_many_answers_make_one_data_set() -> None:
     """Ids are unique, categories shared; a picture with nothing in it is still there."""
     results: dict[str, Drawable] = {"a": BOXES, "b": Text(text="x"), "c": POLYGONS, "d": BOXES}
@@ -270,69 +243,6 @@ def test_many_answers_make_one_data_set() -> None:
     names = {category["id"]: category["name"] for category in made["categories"]}
     assert sorted(names.values()) == ["car", "leaf", "object"]
     assert all(names[each["category_id"]] == each["category_name"] for each in made["annotations"])
-
-
-def test_boxes_for_supervision() -> None:
-    """N sorted boxes with labels; classes count from 0 as they come; no scores where one is missing."""
-    found = BOXES.to_supervision(categories=Categories(first=0))
-    assert found.xyxy.tolist() == [[40, 60, 120, 140], [150.5, 90.0, 230.5, 150.0]]
-    assert found.data["class_name"].tolist() == ["car", "object"]
-    assert found.class_id.tolist() == [0, 1]
-    assert found.confidence is None
-    assert found.mask is None
-    scored = Detections(detections=BOXES.detections[:1]).to_supervision(categories={"car": 9})
-    assert scored.confidence.tolist() == pytest.approx([0.93])
-    assert scored.class_id.tolist() == [9]
-
-
-def test_words_for_supervision() -> None:
-    """Labels are the words, the class is one; corners go where supervision keeps turned boxes."""
-    found = QUADS.to_supervision(categories=["text"])
-    assert found.data["class_name"].tolist() == ["EXIT"]
-    assert found.data["xyxyxyxy"].tolist() == [[[50, 50], [150, 60], [148, 90], [48, 80]]]
-    assert found.xyxy.tolist() == [[48, 50, 150, 90]]
-
-
-def test_polygons_for_supervision_are_masks_of_the_picture() -> None:
-    """All parts of a thing in one mask, as large as the polygons say; an answer knows the size."""
-    found = answer(POLYGONS).to_supervision(categories=["leaf"])
-    assert found.mask.shape == (1, SIZE[1], SIZE[0])
-    assert found.mask.sum() == pytest.approx(80 * 80 + 50 * 50 / 2, rel=0.05)
-    assert found.mask[0, 100, 80]
-    assert found.mask[0, 60, 195]
-    assert not found.mask[0, 10, 10]
-    with pytest.raises(RequestError, match="image_size"):
-        POLYGONS.to_supervision(categories=["leaf"])
-
-
-@pytest.mark.parametrize("nothing", [Detections(detections=[]), OcrRegions(regions=[]), Text(text="a")])
-def test_nothing_found_is_an_empty_detections(nothing: Drawable) -> None:
-    """It can be filtered and merged as others can."""
-    empty = nothing.to_supervision(categories=["car"])
-    assert len(empty) == 0
-    assert len(empty[empty.confidence > 0.5]) == 0
-    assert empty.data["class_name"].tolist() == []
-
-
-@pytest.mark.parametrize("name", PLACES)
-def test_supervision_draws_them(name: str) -> None:
-    """Its annotators take what they are given."""
-    import supervision
-
-    image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
-    found = answer(PLACES[name]).to_supervision(categories=Categories(first=0))
-    annotators = [supervision.BoxAnnotator(), supervision.LabelAnnotator()]
-    if name == "polygons":
-        annotators.append(supervision.MaskAnnotator())
-    for annotator in annotators:
-        image = annotator.annotate(image, found)
-    assert image.any()
-
-
-def test_without_supervision_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(MissingLibrary, match="pip install supervision"):
-        BOXES.to_supervision(categories=Categories())
 
 
 def test_an_answer_draws_and_files_as_its_result() -> None:

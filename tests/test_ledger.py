@@ -208,6 +208,21 @@ def test_fp8_is_counted_as_what_it_is() -> None:
     assert 0 < sum(graph.fp8_flop for graph in low.graphs) < flop[0]
 
 
+def test_adapters_add_two_kernels_and_a_sum_to_each_layer_of_a_step() -> None:
+    """Whatever adapters are in use: by the kernels that read each row's own from memory."""
+    with fakes():
+        plain, beside = (
+            FakeEngine(Shape("tiny", slots=4, adapters=adapters)).steps(4, [64])[0] for adapters in (0, 3)
+        )
+    names = beside.by_name()
+    layers = (
+        2 * 8 + 1
+    )  # in each decoder layer q, k, v and out twice but for cross keys and values, and two more
+    assert names["florence::shrink"] == names["florence::expand"] == layers
+    assert beside.kernels - plain.kernels <= 4 * layers
+    assert beside.moved > plain.moved
+
+
 def test_a_step_moves_more_with_more_requests_and_its_kernels_stay() -> None:
     """Counted at tiny sizes, in the shapes that the engine itself chooses."""
     with fakes():

@@ -16,7 +16,7 @@ import torch
 from cuda_compile import compiling
 from torch import Tensor
 
-from florence.model.kernels.cuda import attention, candidates, choose, norms, quantize, windows
+from florence.model.kernels.cuda import attention, candidates, choose, low_rank, norms, quantize, windows
 
 TESTS = Path(__file__).parent
 VOCAB, PADDED, POSITIONS, WIDTH, HEADS, MOST = 51_289, 51_328, 1_025, 1_024, 16, 8
@@ -24,8 +24,9 @@ VOCAB, PADDED, POSITIONS, WIDTH, HEADS, MOST = 51_289, 51_328, 1_025, 1_024, 16,
 
 @pytest.mark.slow
 def test_kernels_equal_their_twins_in_the_interpreter() -> None:
-    """`cuda_checks.py`: random ragged crowds, in each dtype; `cuda_encode_checks.py`: random pictures."""
-    checks = [TESTS / "cuda_checks.py", TESTS / "cuda_encode_checks.py"]
+    """`cuda_checks.py`: random ragged crowds, in each dtype; `cuda_checks_rows.py`: single rows;
+    `cuda_encode_checks.py`: random pictures."""
+    checks = [TESTS / f"cuda_{name}.py" for name in ("checks", "checks_rows", "encode_checks")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *checks]
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=TESTS.parent, capture_output=True, text=True
@@ -108,6 +109,19 @@ def test_rows_in_fp8_compile_for_cards_that_have_it(capability: int) -> None:
         assert (each.name, each.local) == ("quantize_rows_kernel", 0)
         assert "cvt.rn.satfinite.e4m3x2" in each.ptx
     assert len(used) == 2
+
+
+@pytest.mark.parametrize("rank", [16, 64])
+@pytest.mark.parametrize("capability", [90, *(pytest.param(old, marks=pytest.mark.slow) for old in (80, 89))])
+def test_low_rank_sums_compile_and_keep_all_in_registers(capability: int, rank: int) -> None:
+    """For the widest layers of Florence-2-large."""
+    index = torch.empty(24, dtype=torch.int64)
+    for dtype in (torch.bfloat16, torch.float32):
+        states, total = torch.empty(24, 4_096, dtype=dtype), torch.empty(24, 4_096, dtype=dtype)
+        down, up = torch.empty(8 * rank, 4_096, dtype=dtype), torch.empty(4_096, 8 * rank, dtype=dtype)
+        with compiling(capability) as used:
+            low_rank.expand(low_rank.shrink(states, index, down, rank), index, up, total)
+        assert [(each.name, each.local) for each in used] == [("shrink_kernel", 0), ("expand_kernel", 0)]
 
 
 ALL = [

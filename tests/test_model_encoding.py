@@ -17,9 +17,10 @@ from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import run_to_end
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.florence2 import Florence2Model
+from florence.model.grouped_adapters import make_bank
 from florence.model.kernels import onednn
 from florence.model.kernels.linear import Linear
-from florence.model.lowrank import Factors, linear_layers, make_bank
+from florence.model.lowrank import Factors, linear_layers
 
 CPU, PROMPT = torch.device("cpu"), 6
 

@@ -308,8 +308,10 @@ def test_the_document_shows_each_task_with_examples(client: TestClient) -> None:
         kinds = {"boxes": Detections, "polygons": Segmentation}
         if answer["result"]["kind"] in kinds:
             kinds[answer["result"]["kind"]].model_validate(answer["result"])
-        errors = {status: _error_example(operation, status) for status in ("400", "413", "500", "503", "504")}
-        assert len(set(errors.values())) == 5
+        errors = {
+            status: _error_example(operation, status) for status in ("400", "401", "413", "500", "503", "504")
+        }
+        assert len(set(errors.values())) == 6
     names = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     assert set(_references(document)) <= names
 

@@ -27,7 +27,12 @@ from florence.checkpoint.config import read_config
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
 from florence.engine.device.encodes import BucketEncodes
-from florence.engine.device.find_cuda_kernels import load_encode_kernels, load_kernels, load_quantizer
+from florence.engine.device.find_cuda_kernels import (
+    load_encode_kernels,
+    load_kernels,
+    load_low_rank,
+    load_quantizer,
+)
 from florence.engine.device.graphs import Replay, Work
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
@@ -37,7 +42,9 @@ from florence.engine.sequence import SequenceState
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.fp8 import multiply_in_fp8
+from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack
+from florence.model.lowrank import RANK_MULTIPLE, Factors, linear_layers
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
 from ledger.own import Load, own_kernels, rules_of
@@ -104,7 +111,7 @@ def counted_steps(ledger: Ledger, load: Load) -> Iterator[None]:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What is counted: a model's size, the slots of its engine, and the beams of each request. `fp8`: whether
-    most of an encode multiplies in fp8."""
+    most of an encode multiplies in fp8. `adapters`: beside all linear layers of the language model."""
 
     size: str = "large"
     slots: int = 64
@@ -112,6 +119,7 @@ class Shape:
     encode_batch: int = 16
     prompt_tokens: int = 12
     fp8: bool = False
+    adapters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,10 @@ class FakeEngine:
 
     def __init__(self, shape: Shape, model: Florence2Model | None = None) -> None:
         self.shape = shape
-        model = model or fake_model(shape.size, fp8=shape.fp8)
+        if model is None:
+            model = fake_model(shape.size, fp8=shape.fp8)
+            if shape.adapters:
+                put_beside(model, shape.adapters)
         self._capturer, self._memory = AbsentCapturer(), AbsentMemory()
         self.runner = Runner(
             model,
@@ -267,6 +278,19 @@ def fake_model(size: str, *, fp8: bool = False) -> Florence2Model:
     if fp8:
         multiply_in_fp8(model, load_quantizer())
     return model.eval()
+
+
+def put_beside(model: Florence2Model, adapters: int) -> None:
+    """Room for so many adapters of rank 16 beside the linear layers of the language model."""
+    factors = {
+        name: Factors(
+            torch.empty(RANK_MULTIPLE, layer.in_features), torch.empty(layer.out_features, RANK_MULTIPLE)
+        )
+        for name, layer in linear_layers(model).items()
+        if name.startswith("language.")
+    }
+    model.adapters = make_bank(model, adapters, fixed_shapes=True, kernels=load_low_rank())
+    model.adapters.reserve([factors])
 
 
 def move(model: nn.Module) -> None:

@@ -49,11 +49,12 @@ def count(
     encodes: tuple[int, ...],
     crowds: int = 0,
     fp8: bool = False,
+    adapters: int = 0,
 ) -> Counts:
     """Count steps of the `wanted` (requests, length), encodes, and the graphs of so many random crowds.
-    `fp8`: whether most of an encode multiplies in fp8."""
+    `fp8`, `adapters`: as `Shape` has them."""
     requests = [number for number, _ in wanted]
-    shape = Shape(size, slots=max(64, *requests), beams=beams, fp8=fp8)
+    shape = Shape(size, slots=max(64, *requests), beams=beams, fp8=fp8, adapters=adapters)
     steps: dict[tuple[int, int], Ledger] = {}
     with fakes():
         engine = FakeEngine(shape)
@@ -148,15 +149,17 @@ def reckon(
     crowds: int = 100,
     fp8: bool = False,
     encode_stream: bool = False,
+    adapters: int = 0,
 ) -> dict[str, Any]:
     """Every figure, as JSON can hold it. `fp8`, `encode_stream`: with these settings, which are off by
-    default."""
+    default. `adapters`: beside the language model, of rank 16."""
     card = CARDS[card_name]
     grid = [(number, each) for number in CONCURRENCIES for each in LENGTHS]
     wanted = tuple(sorted({*grid, (requests, length)}))
-    counts = count(size, beams, wanted, ENCODES, crowds, fp8)
+    counts = count(size, beams, wanted, ENCODES, crowds, fp8, adapters)
     reckoner = Reckoner(card, counts, encode_stream)
     settings = {"FLORENCE_DTYPE=fp8": fp8, "FLORENCE_ENCODE_STREAM=true": encode_stream}
+    settings[f"{adapters} adapters"] = adapters > 0
     rows = {
         str(concurrency): {
             "different pictures": reckoner.rows(concurrency, new_pictures=True),

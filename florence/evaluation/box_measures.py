@@ -14,7 +14,7 @@ from florence.evaluation.captions import CaptionScores, words_here
 from florence.evaluation.examples import Answered, TrueThing, picture_numbers, same_words
 from florence.evaluation.figures import Evaluation, judge, mean_of
 from florence.evaluation.overlaps import RIGHT_OVERLAP, box_overlap
-from florence.evaluation.precision import BoxPrecision, Found
+from florence.evaluation.precision import BoxPrecision, PlacedBox
 from florence.types.results import Detection, Detections, Segmentation
 
 _WORDING: Final = ("METEOR", "ROUGE-L")  # need no weights of words, which would depend on the answers
@@ -68,8 +68,8 @@ def measure_open_vocabulary(rows: Sequence[Answered]) -> Evaluation:
     found, truth = [], []
     for number, row in _numbered(rows):
         asked = (number, ""), row.example.text or ""
-        found += [Found(*asked, each.box, each.score) for each in boxes_of(row)]
-        truth += [Found(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
+        found += [PlacedBox(*asked, each.box, each.score) for each in boxes_of(row)]
+        truth += [PlacedBox(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
     by_class, together = BoxPrecision(found, truth), pooled(rows, prefix="pooled_")
     notes = [] if any(not row.example.truth.things for row in rows) else [
         "each picture was asked only for the classes that are in it: boxes of absent ones cost nothing"
@@ -87,8 +87,8 @@ def pooled(rows: Sequence[Answered], *, prefix: str = "") -> Evaluation:
     found, truth = [], []
     for number, row in present:
         asked = (number, row.example.text or ""), ""
-        found += [Found(*asked, each.box, each.score) for each in boxes_of(row)]
-        truth += [Found(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
+        found += [PlacedBox(*asked, each.box, each.score) for each in boxes_of(row)]
+        truth += [PlacedBox(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
     precision = BoxPrecision(found, truth, prefix=prefix)
     invented = mean_of(
         "invented", [number for number, _ in absent], [float(bool(boxes_of(row))) for _, row in absent]
@@ -141,9 +141,9 @@ def _precision(rows: Sequence[Answered], label: Callable[[str], str], *, prefix:
     found, truth = [], []
     for index, (number, row) in enumerate(_numbered(rows)):
         place = (number, str(index))  # a file may have two entries of one picture
-        found += [Found(place, label(each.label), each.box, each.score) for each in boxes_of(row)]
+        found += [PlacedBox(place, label(each.label), each.box, each.score) for each in boxes_of(row)]
         truth += [
-            Found(place, label(thing.label), thing.box, crowd=thing.crowd)
+            PlacedBox(place, label(thing.label), thing.box, crowd=thing.crowd)
             for thing in row.example.truth.things
         ]
     return BoxPrecision(found, truth, prefix=prefix)

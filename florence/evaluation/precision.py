@@ -27,7 +27,7 @@ PictureId = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PlacedBox:
     """A box of one picture with its label; `score` is None in the truth. crowd: as COCO's iscrowd."""
 
     picture: PictureId
@@ -46,7 +46,7 @@ class BoxPrecision:
     without pycocotools.
     """
 
-    def __init__(self, found: Sequence[Found], truth: Sequence[Found], *, prefix: str = "") -> None:
+    def __init__(self, found: Sequence[PlacedBox], truth: Sequence[PlacedBox], *, prefix: str = "") -> None:
         self._found, self._truth, self._prefix = found, truth, prefix
         everything = [*truth, *found]
         self._pictures = list(dict.fromkeys(one.picture for one in everything))
@@ -96,7 +96,7 @@ class BoxPrecision:
         evaluation.params = evaluation._paramsEval = params
         return evaluation
 
-    def _sum(self, repeats: Repeats, boxes: Sequence[Found], counts: Sequence[bool | None]) -> int:
+    def _sum(self, repeats: Repeats, boxes: Sequence[PlacedBox], counts: Sequence[bool | None]) -> int:
         return sum(int(repeats[one.picture[0]]) for one, count in zip(boxes, counts, strict=True) if count)
 
     def _as_coco(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -109,7 +109,7 @@ class BoxPrecision:
             "categories": [{"id": number} for number in categories.values()],
         }
 
-        def annotations(boxes: Sequence[Found]) -> list[dict[str, Any]]:
+        def annotations(boxes: Sequence[PlacedBox]) -> list[dict[str, Any]]:
             return [
                 {
                     "id": number,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from florence.model.kernels.cpu.product_batch import ProductBatch
 from florence.model.kernels.cpu.products import PanelWeight, Products
 from florence.model.kernels.linear import Linear
-from florence.model.lowrank import AdapterBank, Factors, StackedAdapters, padded
+from florence.model.lowrank import AdapterBank, Factors, LowRankKernels, StackedAdapters, padded
 
 Rows = slice | Tensor
 """Rows of a batch: adjacent ones, or any by their indexes."""
@@ -27,9 +27,11 @@ Found = Sequence[tuple[WeightT, WeightT, Rows]]
 """Both weights of each adapter in a batch, and its rows."""
 
 
-def make_bank(model: nn.Module, slots: int, *, fixed_shapes: bool) -> AdapterBank:
-    """Room for so many adapters beside a model's layers; `fixed_shapes`: for graphs."""
-    return (StackedAdapters if fixed_shapes else GroupedAdapters)(model, slots)
+def make_bank(
+    model: nn.Module, slots: int, *, fixed_shapes: bool, kernels: LowRankKernels | None = None
+) -> AdapterBank:
+    """Room for so many adapters beside a model's layers; `fixed_shapes`: for graphs, with these `kernels`."""
+    return StackedAdapters(model, slots, kernels) if fixed_shapes else GroupedAdapters(model, slots)
 
 
 class GroupedAdapters(AdapterBank):

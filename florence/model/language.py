@@ -94,11 +94,12 @@ class Attention(nn.Module):
     def project(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., d_model] -> queries, keys and values, each of the same shape."""
         if self._packed is not None:
-            queries, keys, values = self._packed.product(states).chunk(3, dim=-1)
-            return queries, keys, values
-        if self._fused is None:
+            product = self._packed.product(states)
+        elif self._fused is not None:
+            product = F.linear(states, *self._fused)
+        else:
             return self.q_proj(states), self.k_proj(states), self.v_proj(states)
-        queries, keys, values = F.linear(states, *self._fused).chunk(3, dim=-1)
+        queries, keys, values = product.chunk(3, dim=-1)
         return (
             self.q_proj.with_adapters(queries, states),
             self.k_proj.with_adapters(keys, states),

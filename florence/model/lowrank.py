@@ -11,7 +11,7 @@ slots; nothing about files, names of adapters and requests.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,16 +84,40 @@ class AdapterBank(ABC):
             self._end()
 
 
+@dataclass(frozen=True, slots=True)
+class LowRankKernels:
+    """Products of single rows with their own slot's part of stacked matrices; the definitions are in
+    `kernels/cuda/twins.py`."""
+
+    shrink: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    expand: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+
+
 class StackedAdapters(AdapterBank):
     """All slots' matrices stacked into one for each layer: a product with all of `down`, zeros in place of
-    what is not the row's own slot, a product with all of `up`. `index` is read from memory."""
+    what is not the row's own slot, a product with all of `up`. `index` is read from memory.
 
-    def __init__(self, model: nn.Module, slots: int) -> None:
+    `kernels`: for a decode step, in which a row is one state; they read the row's own slot only."""
+
+    def __init__(self, model: nn.Module, slots: int, kernels: LowRankKernels | None = None) -> None:
         super().__init__(model, slots)
+        self.kernels = kernels
+        self.index: Tensor | None = None  # [rows]
         self._held: dict[int, Mapping[str, Factors]] = {}
         self._rank = RANK_MULTIPLE
-        self.own: Tensor | None = None  # [rows, slots * rank]: whether a column is the row's own slot's
+        self._own: Tensor | None = None
         self._owners = self._slot_of_columns()
+
+    @property
+    def rank(self) -> int:
+        """Of all adapters."""
+        return self._rank
+
+    def own(self, index: Tensor) -> Tensor:
+        """[rows, slots * rank]: whether a column is the row's own slot's."""
+        if self._own is None:
+            self._own = index[:, None] == self._owners
+        return self._own
 
     def reserve(self, adapters: Sequence[Mapping[str, Factors]]) -> None:
         self._lay_out(adapters)
@@ -131,10 +155,10 @@ class StackedAdapters(AdapterBank):
         return torch.arange(1, self.slots + 1, device=self._device).repeat_interleave(self._rank)
 
     def _begin(self, index: Tensor) -> None:
-        self.own = index[:, None] == self._owners
+        self.index = index
 
     def _end(self) -> None:
-        self.own = None
+        self.index = self._own = None
 
 
 class _StackedLayer:
@@ -164,17 +188,28 @@ class _StackedLayer:
         self.up[:, columns].copy_(up)
 
     def sums(self, states: Tensor) -> Tensor | None:
-        own = self._bank.own
-        if own is None:
+        index, kernels = self._bank.index, self._bank.kernels
+        if index is None:
             return None
+        if kernels is not None and states.numel() == len(index) * states.shape[-1]:
+            total = states.new_zeros(len(index), len(self.up))
+            self._add(kernels, index, total, states)
+            return total.view(*states.shape[:-1], -1)
+        own = self._bank.own(index)
         thin = F.linear(states.reshape(len(own), -1, states.shape[-1]), self.down)  # [rows, parts, width]
         result = F.linear(torch.where(own[:, None], thin, self._zero), self.up)
         return result.view(*states.shape[:-1], -1)
 
     def add_to(self, total: Tensor, states: Tensor) -> None:
-        sums = self.sums(states)
-        if sums is not None:
+        index, kernels = self._bank.index, self._bank.kernels
+        if index is not None and kernels is not None and total.shape[:-1] == index.shape:
+            self._add(kernels, index, total, states)
+        elif (sums := self.sums(states)) is not None:
             total += sums
+
+    def _add(self, kernels: LowRankKernels, index: Tensor, total: Tensor, states: Tensor) -> None:
+        rows = states.reshape(len(index), -1)
+        kernels.expand(kernels.shrink(rows, index, self.down, self._bank.rank), index, self.up, total)
 
 
 def linear_layers(model: nn.Module) -> dict[str, Linear]:

@@ -34,7 +34,7 @@ from florence.runtime.journey import Journey
 from florence.runtime.pipeline import CheckedTask, Pipeline, TaskRequest
 from florence.runtime.shares import Shares
 from florence.runtime.streaming import TextStreamer
-from florence.runtime.tiled import Asked, answer, prepare
+from florence.runtime.tiled import AnyPrepared, answer, prepare
 
 log = logging.getLogger(__name__)
 
@@ -293,7 +293,7 @@ class Dispatcher:
         self,
         future: Future[Answer],
         request: Accepted,
-        asked: Asked,
+        asked: AnyPrepared,
         outcome: Sequence[Generation] | FlorenceError,
     ) -> None:
         """Make the answer. In the finisher's thread."""

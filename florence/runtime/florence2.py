@@ -10,10 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from io import BytesIO
 from typing import Any, Unpack
-
-from PIL import Image
 
 from florence.answers.answer import Answer, OriginalAnswer
 from florence.checkpoint.adapter_list import AdapterSources
@@ -32,6 +29,7 @@ from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.run_options import (
     Item,
     RunOptions,
+    grey_picture,
     most_places,
     own_picture,
     parameters_of,
@@ -58,8 +56,7 @@ class Florence2:
         self._memory = loaded.memory
         limits = loaded.info["limits"]
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
-        busy = limits["max_batch_size"] + limits["max_encode_batch"]
-        self._in_flight = min(busy, limits["max_queue"])
+        self._in_flight = limits["max_batch_size"] + limits["max_encode_batch"]
         self._limits, self._pictures = loaded.limits, pictures
         self._dispatcher = Dispatcher(
             loaded.pipeline, loaded.engine, loaded.readers, loaded.observer, shares=shares
@@ -188,9 +185,6 @@ class Florence2:
         for answers that are read from the text alone. Cancelling the future frees the device at its next
         step.
 
-        With `tiles` and a picture larger than one tile, each tile is a request of its own in the engine: it
-        counts in the limits on waiting requests, and the time limit and a cancellation hold for all of them.
-
         What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
         `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
         """
@@ -273,9 +267,7 @@ class Florence2:
 
     def warm_up(self) -> None:
         """Run a grey picture through every part, so that the first request is not slower than the next."""
-        picture = BytesIO()
-        Image.new("RGB", (64, 64), "grey").save(picture, "PNG")  # encoded: readers decode it
-        self.run(picture.getvalue(), "<CAPTION>", max_new_tokens=4)
+        self.run(grey_picture(), "<CAPTION>", max_new_tokens=4)
 
     @property
     def ready(self) -> bool:

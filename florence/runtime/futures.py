@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import ref
 
-from florence.answers.answer import Answer
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, Request
 from florence.engine.sequence import SequenceState
 from florence.readers.readers import complete
+
+if TYPE_CHECKING:  # a machine with a GPU and little else has no pydantic
+    from florence.answers.answer import Answer
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.find_cuda_kernels import find_quantizer
+from florence.engine.device.find_cuda_kernels import find_low_rank, find_quantizer
 from florence.engine.device.runner import Runner
 from florence.engine.device.sizing import Needs, fit_memory
 from florence.engine.loop import Engine
@@ -152,7 +152,12 @@ def load(
         threads=config.threads,
     )
     if adapters is not None:
-        model.adapters = make_bank(model, max_adapters, fixed_shapes=backend.capturer is not None)
+        model.adapters = make_bank(
+            model,
+            max_adapters,
+            fixed_shapes=backend.capturer is not None,
+            kernels=find_low_rank(placed, weights_dtype, config.cuda_kernels),
+        )
         model.adapters.reserve([each.layers for each in named.engine_adapters])
     picture_tokens = _picture_tokens(preprocessing)
     encoder_room = picture_tokens + config.max_prompt_tokens

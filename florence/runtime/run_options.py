@@ -5,6 +5,8 @@ Knows nothing about engines and readers.
 
 from __future__ import annotations
 
+from io import BytesIO
+
 from PIL import Image
 from PIL.ImageColor import getrgb
 
@@ -84,6 +86,13 @@ def own_picture(image: PictureSource, view: View, limits: ImageLimits) -> Pictur
         return image
     picture = load_image(image, limits, view)
     return picture.copy() if picture is image else picture
+
+
+def grey_picture() -> bytes:
+    """A small one, encoded: readers decode it."""
+    file = BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+    return file.getvalue()
 
 
 def most_places(options: RunOptions, max_tiles: int) -> int:

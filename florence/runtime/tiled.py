@@ -32,7 +32,7 @@ class PreparedTiles:
     tiles: tuple[Prepared, ...]
 
 
-Asked = Prepared | PreparedTiles
+AnyPrepared = Prepared | PreparedTiles
 
 
 def prepare(
@@ -41,7 +41,7 @@ def prepare(
     picture: ReadPicture,
     deadline: float | None,
     on_token: Callable[[int], None] | None,
-) -> tuple[list[Request], Asked]:
+) -> tuple[list[Request], AnyPrepared]:
     """The engine's requests for a picture, one if it is not cut. Arguments and errors as of
     `Pipeline.prepare`."""
     if not picture.tiles:
@@ -55,7 +55,12 @@ def prepare(
 
 
 def answer(
-    pipeline: Pipeline, asked: Asked, generations: Sequence[Generation], total_s: float, *, original: bool
+    pipeline: Pipeline,
+    asked: AnyPrepared,
+    generations: Sequence[Generation],
+    total_s: float,
+    *,
+    original: bool,
 ) -> Answer | OriginalAnswer:
     """The answer of what the engine generated for each request. original: in the original's shape only.
 

@@ -20,7 +20,7 @@ from florence.engine.device.steps import StepSequence, grouped_batch
 from florence.engine.request import GenerationOptions
 from florence.engine.slots import Slot
 from florence.model.kernels import fp8
-from florence.model.kernels.cuda import attention, norms, quantize, twins, windows
+from florence.model.kernels.cuda import attention, low_rank, norms, quantize, twins, windows
 
 STEPS = 3
 """Steps that the searches of an example have taken."""
@@ -96,6 +96,42 @@ def _choose_cost(load: StepLoad, *arguments: object) -> tuple[float, float]:
 def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[float, float]:
     scores = float(load.requests * load.beams * arguments[-1])  # the last one: how many are ordered
     return 4 * scores, 2 * scores
+
+
+def _shrink_cost(
+    load: StepLoad, states: Tensor, index: Tensor, down: Tensor, rank: int
+) -> tuple[float, float]:
+    # As many adapters as there can be; their matrices are read once.
+    read = min(load.requests / (len(down) / rank), 1.0) * bytes_of(down)
+    return bytes_of(states) + read + 4.0 * len(states) * rank, 2.0 * states.numel() * rank
+
+
+def _expand_cost(
+    load: StepLoad, thin: Tensor, index: Tensor, up: Tensor, total: Tensor
+) -> tuple[float, float]:
+    rank = thin.shape[1]
+    read = min(load.requests / (up.shape[1] / rank), 1.0) * bytes_of(up)
+    return 2 * bytes_of(total) + read + bytes_of(thin), 2.0 * total.numel() * rank
+
+
+def _low_rank_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
+    """Both kernels, with eight adapters, and rows that have none."""
+    slots, rank = 8, 16
+    index = torch.randint(slots + 1, (sizes.requests,), device=device).repeat_interleave(sizes.beams)
+    states = torch.randn(sizes.rows, sizes.width, dtype=dtype, device=device)
+    down = torch.randn(slots * rank, sizes.width, dtype=dtype, device=device) * sizes.width**-0.5
+    up = torch.randn(sizes.width, slots * rank, dtype=dtype, device=device) * rank**-0.5
+    total = torch.randn_like(states)
+
+    def run(shrink: Callable[..., Tensor], expand: Callable[..., None]) -> Callable[[], Sequence[Tensor]]:
+        def added() -> Sequence[Tensor]:
+            result = total.clone()
+            expand(shrink(states, index, down, rank), index, up, result)
+            return (result,)
+
+        return added
+
+    return Case(run(low_rank.shrink, low_rank.expand), run(twins.shrink, twins.expand))
 
 
 def _quantize_cost(load: StepLoad, rows: Tensor) -> tuple[float, float]:
@@ -236,4 +272,10 @@ STEP_KERNELS = (
 QUANTIZE = _step_kernel("florence::quantize_rows", _quantize_cost, _quantize_case)
 """For cards that multiply in fp8, and no others."""
 
-KERNELS: tuple[CudaKernel[Any], ...] = (*STEP_KERNELS, QUANTIZE, *ENCODE_KERNELS)
+LOW_RANK_KERNELS = (
+    _step_kernel("florence::shrink", _shrink_cost, _low_rank_case),
+    _step_kernel("florence::expand", _expand_cost, _low_rank_case),
+)
+"""For adapters beside the weights."""
+
+KERNELS: tuple[CudaKernel[Any], ...] = (*STEP_KERNELS, *LOW_RANK_KERNELS, QUANTIZE, *ENCODE_KERNELS)

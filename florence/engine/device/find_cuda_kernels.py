@@ -19,6 +19,7 @@ from florence.model.config import VisionConfig
 from florence.model.encoding import EncodeBackend
 from florence.model.kernels import fp8
 from florence.model.kernels.fp8 import RowQuantizer
+from florence.model.lowrank import LowRankKernels
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +118,29 @@ def _checked_kernel(device: torch.device) -> RowQuantizer:
     """The kernel; PyTorch's operations, and a warning, where it fails or differs."""
     from florence.engine.device import cuda_kernels
 
-    try:
-        with torch.cuda.device(device), torch.inference_mode():
-            cuda_kernels.QUANTIZE.check(device, torch.bfloat16)
-    except Exception as error:
-        log.warning("rows are rounded to fp8 by PyTorch's operations: the kernel failed", exc_info=error)
-        return fp8.quantize_rows
-    return load_quantizer()
+    agrees = _agree([cuda_kernels.QUANTIZE], device, torch.bfloat16, "products in fp8")
+    return load_quantizer() if agrees else fp8.quantize_rows
+
+
+def find_low_rank(
+    device: torch.device, dtype: torch.dtype, cuda_kernels: CudaKernels = "auto"
+) -> LowRankKernels | None:
+    """The kernels for adapters beside the weights; None on other devices and where they are off, and with a
+    warning where they can't be used."""
+    if device.type != "cuda" or cuda_kernels == "off" or find_spec("triton") is None:
+        return None
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return None
+    from florence.engine.device import cuda_kernels as table
+
+    return load_low_rank() if _agree(table.LOW_RANK_KERNELS, device, dtype, "adapters") else None
+
+
+def load_low_rank() -> LowRankKernels:
+    """The kernels for adapters beside the weights, unchecked. Needs triton, and no GPU."""
+    from florence.model.kernels.cuda import low_rank
+
+    return LowRankKernels(low_rank.shrink, low_rank.expand)
 
 
 def load_quantizer() -> RowQuantizer:

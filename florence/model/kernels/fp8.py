@@ -77,11 +77,11 @@ class Fp8Weight:
     def product(
         self, states: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """bfloat16 [..., inner] -> [..., outputs], then an activation, or `residual` [..., outputs] added."""
+        """bfloat16 [..., inner] -> [..., outputs], `residual` [..., outputs] added, then an activation."""
         rows, scales = self._quantize(states.reshape(-1, states.shape[-1]))
         total = multiply(rows, scales, self.weight, self.scales, self.bias)
-        result = activate(total.view(*states.shape[:-1], -1), activation)
-        return result if residual is None else result.add_(residual)
+        result = total.view(*states.shape[:-1], -1)
+        return activate(result if residual is None else result.add_(residual), activation)
 
 
 def fits(weight: Tensor) -> bool:

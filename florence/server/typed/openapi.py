@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from florence import __version__
 from florence.errors import Closed
+from florence.server.keys import HELP
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
@@ -41,6 +42,7 @@ JSON: Final = "application/json"
 _REFERENCE = "#/components/schemas/{model}"
 _FAILURES: Final = (  # status, meaning, an example of its message
     (400, "The request can't be answered as it stands; the message says what to change.", "image is missing"),
+    (401, "The service has API keys, and none that it knows was sent.", f"an API key is needed: {HELP}"),
     (404, "There is no such path, model or version.", "Not Found"),
     (
         408,

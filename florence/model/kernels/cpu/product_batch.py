@@ -17,14 +17,14 @@ from florence.model.kernels.cpu.products import PanelWeight, Products
 ALONE = 2**21
 """Multiplications of a batch for which no other thread is woken."""
 
-Part = tuple[PanelWeight, int, int, int]
+PanelProduct = tuple[PanelWeight, int, int, int]
 """A weight, how many rows, the first row of the states, and the first row of the output."""
 
 
 class ProductBatch:
     """Prepared for these parts; `add`: sums are added to the output, in place of being written."""
 
-    def __init__(self, products: Products, parts: Sequence[Part], *, add: bool) -> None:
+    def __init__(self, products: Products, parts: Sequence[PanelProduct], *, add: bool) -> None:
         made = [weight.job(rows) for weight, rows, _, _ in parts]
         self._products, self._scratch_bytes = products, max(scratch for scratch, _ in made)
         self._weights = [weight for weight, *_ in parts]  # the jobs hold their addresses

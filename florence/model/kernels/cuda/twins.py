@@ -137,3 +137,18 @@ def window_sums(
         distances = (torch.arange(first, first + count, device=tokens.device) - token).abs()
         for index, width in enumerate(widths.tolist()):
             windows[rows[place], position, index] = probabilities[distances <= width].sum()
+
+
+def shrink(states: Tensor, index: Tensor, down: Tensor, rank: int) -> Tensor:
+    """Rows [rows, inputs] times the `down` of their own adapter: float32 [rows, rank]. `index` int64 [rows]:
+    slots, 0 for none, where the result is not defined. `down` [slots * rank, inputs]."""
+    own = down.view(-1, rank, down.shape[1])[(index - 1).clamp_min(0)]  # [rows, rank, inputs]
+    return (own.float() @ states.float()[..., None]).squeeze(-1)
+
+
+def expand(thin: Tensor, index: Tensor, up: Tensor, total: Tensor) -> None:
+    """Add `thin` [rows, rank] times the `up` of each row's own adapter to `total` [rows, outputs], in place;
+    nothing to rows with slot 0. `up` [outputs, slots * rank]."""
+    own = up.view(len(up), -1, thin.shape[1])[:, (index - 1).clamp_min(0)]  # [outputs, rows, rank]
+    added = (own.float() * thin).sum(-1).T  # [rows, outputs]
+    total.copy_(torch.where((index > 0)[:, None], total.float() + added, total.float()))

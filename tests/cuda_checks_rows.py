@@ -1,0 +1,46 @@
+"""Checks of the Triton kernels that work row by row, in triton's interpreter: rows to fp8, low-rank sums.
+`test_model_cuda_kernels.py` runs them as it does `cuda_checks.py`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_checks import DTYPES, numbers
+
+from florence.model.kernels import fp8
+from florence.model.kernels.cuda import low_rank, quantize, twins
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rank", [16, 48, 64])
+def test_low_rank_sums_equal_their_twin(dtype: torch.dtype, rank: int) -> None:
+    """Rows with different adapters and with none, in any order, of views with space between rows; other
+    adapters may hold anything."""
+    torch.manual_seed(rank)
+    index = torch.tensor([3, 0, 1, 3, 0, 2, 1])
+    down, up = numbers(4 * rank, 200, dtype=dtype), numbers(150, 4 * rank, dtype=dtype) / rank
+    down[3 * rank :], up[:, 3 * rank :] = torch.nan, torch.nan  # the fourth is no row's
+    states = numbers(7, 3 * 200, dtype=dtype)[:, 200:400] / 14
+    made = numbers(7, 2 * 150, dtype=dtype)[:, 150:]
+    expected, before = made.clone(), made.clone()
+    thin, exact = low_rank.shrink(states, index, down, rank), twins.shrink(states, index, down, rank)
+    torch.testing.assert_close(thin[index > 0], exact[index > 0], rtol=1e-5, atol=1e-5)
+    low_rank.expand(thin, index, up, made)
+    twins.expand(exact, index, up, expected)
+    torch.testing.assert_close(made, expected, **DTYPES[dtype])
+    assert torch.equal(made[index == 0], before[index == 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_in_fp8_equal_their_definition(dtype: torch.dtype) -> None:
+    """Bit for bit but for the sign of zero: rows of any magnitude, of zeros, with one large number among
+    small ones, and with space between rows. NaN is in the scale of its row."""
+    torch.manual_seed(0)
+    rows = numbers(12, 100, dtype=torch.float32) * torch.logspace(-4, 4, 12)[:, None]
+    rows[3], rows[4, 1:], rows[5, 7] = 0, rows[4, 1:] * 1e-3, torch.nan
+    rows = rows.to(dtype)[:, 3:93]
+    (made, scales), (expected, exact) = quantize.quantize_rows(rows), fp8.quantize_rows(rows)
+    torch.testing.assert_close(scales, exact, rtol=0, atol=0, equal_nan=True)
+    assert scales.isnan().flatten().tolist() == [row == 5 for row in range(12)]
+    usual = ~scales.isnan().flatten()
+    torch.testing.assert_close(made.float()[usual], expected.float()[usual], rtol=0, atol=0)
