@@ -24,6 +24,7 @@ if TYPE_CHECKING or HAS_SERVICE:
     import hypothesis
     from dispatching import MAX_QUEUE, Gauges, SlowPicture, input_size
     from fake_model import FakeModel
+    from fake_web import FakeWeb
     from serving import Server, serving_demo, serving_fake
     from starlette.applications import Starlette
     from starlette.testclient import TestClient
@@ -166,11 +167,19 @@ def shared_model() -> FakeModel:
 
 
 @pytest.fixture(scope="session")
-def shared_client(shared_model: FakeModel) -> Iterator[TestClient]:
+def web() -> FakeWeb:
+    """The hosts that the one service can reach."""
+    return FakeWeb()
+
+
+@pytest.fixture(scope="session")
+def shared_client(shared_model: FakeModel, web: FakeWeb) -> Iterator[TestClient]:
     from florence.server import service
 
     settings = Settings(max_body_bytes=200_000, grpc_port=0)
-    built = service.build_service(settings, 0, lambda _settings, _device, _observer: shared_model)
+    built = service.build_service(
+        settings, 0, lambda _settings, _device, _observer: shared_model, fetcher=web.fetcher()
+    )
     with TestClient(built.to_asgi(), raise_server_exceptions=False) as client:
         yield client
 

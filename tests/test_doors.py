@@ -127,6 +127,8 @@ LIBRARIES: dict[str, set[str]] = {
         "grpc",
         "grpc_health",
         "grpc_reflection",
+        "httpcore",
+        "httpx",
         "opentelemetry",
         "prometheus_client",
         "pybase64",
