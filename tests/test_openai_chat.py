@@ -22,7 +22,7 @@ from florence.answers.told import describe
 from florence.errors import EngineError, Overloaded
 from florence.server.keys import keys_of
 from florence.server.openai import fields
-from florence.server.openai.app import create_chat_app
+from florence.server.openai.app import FetchPicture, create_chat_app
 from florence.server.routing import OPEN_PATHS, middleware_of
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.types.options import RequestParameters
@@ -34,12 +34,14 @@ MOST_BYTES = 200_000
 OWN = {"token": "<DocVQA>", "name": "doc_vqa", "input": "text"}
 
 
-def chat_client(model: FakeModel, *, any_prompt: bool = False, loaded: bool = True) -> TestClient:
+def chat_client(
+    model: FakeModel, *, any_prompt: bool = False, loaded: bool = True, fetch: FetchPicture | None = None
+) -> TestClient:
     """The service's middleware with the chat routes; a key is needed."""
     inference = Inference(5.0, any_prompt=any_prompt)
     inference.model = model if loaded else None
     repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
-    chat = create_chat_app(inference)
+    chat = create_chat_app(inference, fetch)
     middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat)
     other = Route("/{path:path}", _fails, methods=["POST"])
     return TestClient(Starlette(routes=[other], middleware=middleware), raise_server_exceptions=False)
@@ -270,6 +272,28 @@ def test_the_tasks_own_rules_are_the_models(client: openai.OpenAI) -> None:
         client.chat.completions.create(
             model="florence2", messages=messages("<OD>", "data:image/png;base64,AAAA")
         )
+
+
+def test_a_picture_at_a_url_is_fetched_where_the_service_does_that(
+    client: openai.OpenAI, model: FakeModel
+) -> None:
+    """By the function that it has for it, within the request's time; without one the URL is refused."""
+    url = "https://pictures.example/a.png"
+    asked: Any = {"model": "florence2", "messages": messages("<OD>", url)}
+    with pytest.raises(openai.BadRequestError, match="not fetched from a URL"):
+        client.chat.completions.create(**asked)
+    fetched: list[tuple[str, float]] = []
+
+    async def fetch(wanted: str, timeout_s: float, scope: Any) -> bytes:
+        fetched.append((wanted, timeout_s))
+        return picture()
+
+    with chat_client(model, fetch=fetch) as http:
+        client_of(http).chat.completions.create(**asked)
+    assert fetched == [(url, 5.0)]
+    (call,) = model.calls
+    assert call.image == picture()
+    assert 0 < call.options["timeout_s"] <= 5.0
 
 
 def test_a_stream_is_the_answer_in_pieces(client: openai.OpenAI, model: FakeModel) -> None:
