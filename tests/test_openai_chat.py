@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import json
 from collections.abc import Iterator
@@ -10,47 +9,19 @@ from typing import Any
 
 import openai
 import pytest
+from chats import DATA_URI, KEY, MOST_BYTES, ask, chat_client, client_of, messages, refusal
 from fake_model import PIECES, RESULT, FakeModel
 from openai.types.chat import completion_create_params
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.testclient import TestClient
 from v2 import picture
 
 from florence.answers.told import describe
 from florence.errors import EngineError, Overloaded
-from florence.server.keys import keys_of
 from florence.server.openai import fields
-from florence.server.openai.app import create_chat_app
-from florence.server.routing import OPEN_PATHS, middleware_of
-from florence.server.v2.inference import Inference, ModelRepository
 from florence.types.options import RequestParameters
 from florence.types.tasks import TASKS, Input, Kind, Task
 
-KEY = "a1" * 16
-DATA_URI = "data:image/png;base64," + base64.b64encode(picture()).decode()
-MOST_BYTES = 200_000
 OWN = {"token": "<DocVQA>", "name": "doc_vqa", "input": "text"}
-
-
-def chat_client(model: FakeModel, *, any_prompt: bool = False, loaded: bool = True) -> TestClient:
-    """The service's middleware with the chat routes; a key is needed."""
-    inference = Inference(5.0, any_prompt=any_prompt)
-    inference.model = model if loaded else None
-    repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
-    chat = create_chat_app(inference)
-    middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat)
-    other = Route("/{path:path}", _fails, methods=["POST"])
-    return TestClient(Starlette(routes=[other], middleware=middleware), raise_server_exceptions=False)
-
-
-async def _fails(_request: Any) -> Response:
-    return JSONResponse({"error": "not of this API"}, 400)
-
-
-def client_of(http: TestClient, key: str = KEY) -> openai.OpenAI:
-    return openai.OpenAI(base_url="http://testserver/v1", api_key=key, http_client=http, max_retries=0)
 
 
 @pytest.fixture
@@ -64,21 +35,6 @@ def http(model: FakeModel) -> Iterator[TestClient]:
 @pytest.fixture
 def client(http: TestClient) -> openai.OpenAI:
     return client_of(http)
-
-
-def messages(text: str, url: str = DATA_URI) -> list[Any]:
-    parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
-    return [{"role": "user", "content": parts}]
-
-
-def ask(client: openai.OpenAI, text: str, **options: Any) -> Any:
-    return client.chat.completions.create(model="florence2", messages=messages(text), **options)
-
-
-def refusal(client: openai.OpenAI, text: str = "<CAPTION>", **options: Any) -> openai.APIStatusError:
-    with pytest.raises(openai.APIStatusError) as caught:
-        ask(client, text, **options)
-    return caught.value
 
 
 def given(task: Task) -> str:
@@ -270,6 +226,28 @@ def test_the_tasks_own_rules_are_the_models(client: openai.OpenAI) -> None:
         client.chat.completions.create(
             model="florence2", messages=messages("<OD>", "data:image/png;base64,AAAA")
         )
+
+
+def test_a_picture_at_a_url_is_fetched_where_the_service_does_that(
+    client: openai.OpenAI, model: FakeModel
+) -> None:
+    """By the function that it has for it, within the request's time; without one the URL is refused."""
+    url = "https://pictures.example/a.png"
+    asked: Any = {"model": "florence2", "messages": messages("<OD>", url)}
+    with pytest.raises(openai.BadRequestError, match="not fetched from a URL"):
+        client.chat.completions.create(**asked)
+    fetched: list[tuple[str, float]] = []
+
+    async def fetch(wanted: str, timeout_s: float, scope: Any) -> bytes:
+        fetched.append((wanted, timeout_s))
+        return picture()
+
+    with chat_client(model, fetch=fetch) as http:
+        client_of(http).chat.completions.create(**asked)
+    assert fetched == [(url, 5.0)]
+    (call,) = model.calls
+    assert call.image == picture()
+    assert 0 < call.options["timeout_s"] <= 5.0
 
 
 def test_a_stream_is_the_answer_in_pieces(client: openai.OpenAI, model: FakeModel) -> None:

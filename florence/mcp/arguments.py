@@ -26,8 +26,8 @@ RegionPixels = Annotated[
     list[float],
     Field(min_length=4, max_length=4, description="x1, y1, x2, y2 in pixels of the picture."),
 ]
-Words = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
-Tiles = Annotated[
+SoughtText = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
+TilesField = Annotated[
     str,
     Field(
         max_length=20,
@@ -82,11 +82,11 @@ class DescribeArguments(PictureArguments):
 class FindArguments(PictureArguments):
     """Of `find`."""
 
-    what: Words = Field(default="", description="What to look for; left out: all objects.")
+    what: SoughtText = Field(default="", description="What to look for; left out: all objects.")
     each_phrase: bool = Field(
         default=False, description="what is a sentence: find each thing that it names (grounding)."
     )
-    tiles: Tiles = OFF
+    tiles: TilesField = OFF
     min_score: float | None = Field(default=None, ge=0, le=1, description="Leave out what is less probable.")
 
 
@@ -94,13 +94,13 @@ class ReadArguments(PictureArguments):
     """Of `read`."""
 
     places: bool = Field(default=False, description="Also where each piece of text stands.")
-    tiles: Tiles = OFF
+    tiles: TilesField = OFF
 
 
 class SegmentArguments(PictureArguments):
     """Of `segment`."""
 
-    what: Words | None = Field(default=None, description="The thing, in words;")
+    what: SoughtText | None = Field(default=None, description="The thing, in words;")
     region: RegionPixels | None = Field(
         default=None, description="or the box around it: x1, y1, x2, y2 in pixels of the picture."
     )

@@ -51,22 +51,22 @@ def _find(given: FindArguments) -> PictureQuestion:
     if not given.what.strip():
         if given.each_phrase:
             raise RequestError("each_phrase needs a sentence in what")
-        return PictureQuestion(TASKS["<OD>"], options=options)
-    token = "<CAPTION_TO_PHRASE_GROUNDING>" if given.each_phrase else "<OPEN_VOCABULARY_DETECTION>"
-    return PictureQuestion(TASKS[token], given.what, options=options)
+        return PictureQuestion(TASKS.resolve("object_detection"), options=options)
+    name = "caption_to_phrase_grounding" if given.each_phrase else "open_vocabulary_detection"
+    return PictureQuestion(TASKS.resolve(name), given.what, options=options)
 
 
 def _read(given: ReadArguments) -> PictureQuestion:
-    token = "<OCR_WITH_REGION>" if given.places else "<OCR>"
-    return PictureQuestion(TASKS[token], options=_options(tiles=given.tiles))
+    name = "ocr_with_region" if given.places else "ocr"
+    return PictureQuestion(TASKS.resolve(name), options=_options(tiles=given.tiles))
 
 
 def _segment(given: SegmentArguments) -> PictureQuestion:
     if (given.what is None) == (given.region is None):
         raise RequestError("segment needs one of what, in words, and region")
     if given.region is not None:
-        return PictureQuestion(TASKS["<REGION_TO_SEGMENTATION>"], region=_pixels(given.region))
-    return PictureQuestion(TASKS["<REFERRING_EXPRESSION_SEGMENTATION>"], given.what)
+        return PictureQuestion(TASKS.resolve("region_to_segmentation"), region=_pixels(given.region))
+    return PictureQuestion(TASKS.resolve("referring_expression_segmentation"), given.what)
 
 
 def _ask_region(given: RegionArguments) -> PictureQuestion:

@@ -5,15 +5,17 @@ Knows the routes and the order of the steps: `question` and `fields` read a body
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from florence.answers.answer import Answer
 from florence.errors import FieldError, NotFound, RequestError, UnknownModel
@@ -23,7 +25,7 @@ from florence.server.events import reply_in_events
 from florence.server.long_strings import Document, LongString, short_strings
 from florence.server.openai.errors import openai_error
 from florence.server.openai.fields import read_answer_as, read_flag, read_include_usage, read_options
-from florence.server.openai.question import ChatQuestion, ChatTask, find_asked, read_question
+from florence.server.openai.question import ChatTask, find_asked, read_question
 from florence.server.openai.replies import ChatChunks, completion, model_object
 from florence.server.outcomes import await_answer
 from florence.server.replies import json_reply, off_loop
@@ -36,15 +38,18 @@ if TYPE_CHECKING:
 
 CHAT_PATH: Final = "/v1/chat/completions"
 MODELS_PATH: Final = "/v1/models"
+FetchPicture = Callable[[str, float, Scope], Awaitable[bytes | bytearray]]
+"""From a URL, the seconds that the request has, and its scope to the picture's bytes."""
 _THERE_ARE: Final = f"there are POST {CHAT_PATH}, GET {MODELS_PATH} and GET {MODELS_PATH}/{{model}}"
 
 
-def create_chat_app(inference: Inference) -> Starlette:
-    """The routes, all errors in OpenAI's shape."""
+def create_chat_app(inference: Inference, fetch: FetchPicture | None = None) -> Starlette:
+    """The routes, all errors in OpenAI's shape. fetch: of pictures that come as URLs; None: they are
+    refused."""
     name, created = inference.served.name, int(time.time())
 
     async def chat(request: Request) -> Response:
-        return await _Chat(inference, await _read(request)).reply()
+        return await _Chat(inference, await _read(request)).reply(fetch, request.scope)
 
     async def models(request: Request) -> Response:
         checkpoint = inference.ready_model().checkpoint
@@ -110,44 +115,44 @@ class _Chat:
         self._streams = read_flag(fields, "stream")
         self._with_usage = read_include_usage(fields)
 
-    async def reply(self) -> Response:
+    async def reply(self, fetch: FetchPicture | None, scope: Scope) -> Response:
         """The completion, or its chunks."""
         question = await off_loop(_size(self._messages), read_question, self._messages)
         self._messages = None  # the body, of which a long string is a part
         anything = self._inference.any_prompt
         asked = find_asked(question.text, self._model.tasks, self._answer_as, any_prompt=anything)
-        name = self._inference.served.name
+        options = self._stream_options(asked) if self._streams else self._options
+        name, timeout_s = self._inference.served.name, self._inference.timeout_s
+        picture = question.picture
+        if isinstance(picture, str):
+            clock = asyncio.get_running_loop().time
+            end = clock() + timeout_s
+            picture = await _fetched(picture, fetch, timeout_s, scope)
+            timeout_s = max(end - clock(), 0.001)
+
+        async def ask(on_text: OnText | None = None) -> Answer:
+            future = self._model.submit(
+                picture,
+                asked.task,
+                asked.text,
+                region=asked.region,
+                on_text=on_text,
+                timeout_s=timeout_s,
+                parameters=options,
+            )
+            return await await_answer(future, timeout_s)
+
         if not self._streams:
-            return json_reply(completion(name, await self._ask(question, asked)))
-        options = self._stream_options(asked)
+            return json_reply(completion(name, await ask()))
         chunks = ChatChunks(name, self._with_usage)
 
         async def work(on_text: OnText) -> Response:
             try:
-                return chunks.end(await self._ask(question, asked, options, on_text))
+                return chunks.end(await ask(on_text))
             except Exception as error:  # noqa: BLE001  (logged and answered)
                 return openai_error(error)
 
         return await reply_in_events(work, chunks.text)
-
-    async def _ask(
-        self,
-        question: ChatQuestion,
-        asked: ChatTask,
-        options: RequestParameters | None = None,
-        on_text: OnText | None = None,
-    ) -> Answer:
-        timeout_s = self._inference.timeout_s
-        future = self._model.submit(
-            question.picture,
-            asked.task,
-            asked.text,
-            region=asked.region,
-            on_text=on_text,
-            timeout_s=timeout_s,
-            parameters=options or self._options,
-        )
-        return await await_answer(future, timeout_s)
 
     def _stream_options(self, asked: ChatTask) -> RequestParameters:
         """The options with one beam. FieldError for what can't be told piece by piece."""
@@ -162,6 +167,13 @@ class _Chat:
         if why:
             raise FieldError("stream", f"stream is not supported for this: {why}; leave stream out")
         return self._options if self._options.do_sample else self._options.model_copy(update={"num_beams": 1})
+
+
+async def _fetched(url: str, fetch: FetchPicture | None, timeout_s: float, scope: Scope) -> bytes:
+    if fetch is None:
+        problem = "pictures are not fetched from a URL; send the picture itself, as a data URI"
+        raise FieldError("messages", f"image_url: {problem}")
+    return cast("bytes", await fetch(url, timeout_s, scope))
 
 
 def _size(messages: Any) -> int:

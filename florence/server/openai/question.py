@@ -22,15 +22,16 @@ _ONE_MESSAGE: Final = (
     "the model answers one question about one picture and knows no conversation; send one message, whose "
     "role is user"
 )
+_HTTP: Final = re.compile(r"\s*https?:", re.IGNORECASE)
 _INPUT: Final = re.compile(r"[ \t]*[:\n]")
 """Where a task's name ends and its text or region begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatQuestion:
-    """What is asked. picture: its bytes, as they were sent."""
+    """What is asked. picture: its bytes, as they were sent, or an http or https URL."""
 
-    picture: bytes
+    picture: bytes | str
     text: str
 
 
@@ -142,8 +143,8 @@ def _text(part: Mapping[str, Any], where: str) -> str:
     return text
 
 
-def _picture(part: Mapping[str, Any], where: str) -> bytes:
-    """The bytes of a picture in a data URI."""
+def _picture(part: Mapping[str, Any], where: str) -> bytes | str:
+    """The bytes of a picture in a data URI; another URL as it is."""
     where += ".image_url"
     image = part.get("image_url")
     url = image.get("url") if isinstance(image, dict) else None
@@ -154,6 +155,8 @@ def _picture(part: Mapping[str, Any], where: str) -> bytes:
     if image.get("detail") not in (None, "auto"):
         where += ".detail"
         raise FieldError(where, f"{where} is not supported; leave it out. The option tiles cuts a picture")
+    if isinstance(url, str) and _HTTP.match(url):
+        return url
     try:
         return decode_base64(url)
     except FlorenceError as error:
