@@ -17,6 +17,7 @@ from typing import Final
 
 import httpcore
 import httpx
+from starlette.types import Scope
 
 from florence import __version__
 from florence.errors import (
@@ -31,7 +32,7 @@ from florence.errors import (
 )
 from florence.images.headers import FIRST_BYTES, FORMATS, is_picture
 from florence.runtime.shares import Shares
-from florence.server.bodies import Body
+from florence.server.bodies import Body, kept_body
 from florence.server.fetching.allowed import OFF, Address, AllowList, read_address, read_allow_list
 from florence.server.fetching.connecting import CheckedAddresses, Resolve, system_resolver
 from florence.server.fetching.urls import PictureUrl, parse_url
@@ -71,6 +72,10 @@ class PictureFetcher:
     def __post_init__(self) -> None:
         self._running = 0
         self._shares = Shares(self.limits.most_of_key, caller)
+
+    async def fetch_for_request(self, url: str, timeout_s: float, scope: Scope) -> bytearray:
+        """`fetch`, for the request of this scope."""
+        return await self.fetch(url, timeout_s=timeout_s, body=kept_body(scope))
 
     async def fetch(self, url: str, *, timeout_s: float, body: Body | None = None) -> bytearray:
         """The encoded picture at a URL. timeout_s: what is left of the request's time; body: its part of the
