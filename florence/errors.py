@@ -8,12 +8,14 @@ FlorenceError
 │   │   └── NoPicture 422     its host has no picture there
 │   ├── TaskError 400         unknown task, or its text or region is missing or not wanted
 │   ├── RegionError 400       a region outside the picture or written wrongly
+│   ├── FieldError 400        a field of a chat completion is wrong, or not supported
 │   ├── OptionError 400       a generation option out of range
 │   └── ProtocolError 400     a malformed v2 request
 │       ├── MalformedJson 400     no JSON, at a position
 │       └── TooMuchStructure 400  more values, or longer ones, than any request has
 ├── Unauthorized 401          no API key, or an unknown one
 ├── NotFound 404              unknown model or version
+│   └── UnknownModel 404      of a chat completion
 ├── SlowBody 408              a body that does not arrive in the time allowed
 ├── BodyTooLarge 413          a body longer than the service takes, also once it is decompressed
 ├── ClientLeft 499            the client no longer waits for the answer
@@ -79,6 +81,17 @@ class OptionError(RequestError):
     """A generation option is unknown or out of range."""
 
 
+class FieldError(RequestError):
+    """A field of a chat completion's body is wrong, or not supported.
+
+    param: its path, such as messages[0].content; None where it has none. code: OpenAI's word for the error.
+    """
+
+    def __init__(self, param: str | None, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
+
+
 class ProtocolError(RequestError):
     """The body is not a request of the v2 protocol for this model."""
 
@@ -108,6 +121,10 @@ class NotFound(FlorenceError):
     """No model or version of that name is served."""
 
     status = 404
+
+
+class UnknownModel(NotFound):
+    """A chat completion names a model that is not served."""
 
 
 class BodyTooLarge(FlorenceError):

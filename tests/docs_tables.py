@@ -29,6 +29,7 @@ COMMANDS = (
     ("convert",),
     ("verify",),
     ("evaluate",),
+    ("mcp",),
 )
 
 

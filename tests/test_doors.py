@@ -51,6 +51,7 @@ DOORS: dict[str, set[str]] = {
     },
     "bulk": {"answers", "client", "errors", "images", "types"},
     "ray": {"answers", "bulk", "errors", "images", "runtime", "settings", "types"},
+    "mcp": {"answers", "bulk", "errors", "florence", "images", "types"},
     "cli": {
         "answers",
         "bulk",
@@ -61,6 +62,7 @@ DOORS: dict[str, set[str]] = {
         "export",
         "florence",
         "images",
+        "mcp",
         "ray",
         "runtime",
         "settings",
@@ -105,6 +107,7 @@ LIBRARIES: dict[str, set[str]] = {
     "types": {"pydantic"},
     "answers": {"pyarrow", "pydantic"},
     "bulk": {"PIL", "fsspec", "pyarrow", "yaml"},
+    "mcp": {"anyio", "mcp", "pydantic", "starlette", "uvicorn"},
     "checkpoint": {"huggingface_hub", "safetensors", "tokenizers", "torch"},
     "client": {"PIL", "httpx", "pydantic", "tqdm"},
     "convert": {"safetensors", "torch"},

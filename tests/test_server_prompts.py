@@ -87,7 +87,7 @@ def test_a_forms_prompt_is_taken_as_it_is(client: TestClient, served: FakeModel,
         ({"prompt": "x", "answer_as": "xml"}, "answer_as: Input should be 'text', 'tags', 'json', 'boxes'"),
         (
             {"prompt": "x", "text": "y"},
-            "unknown field 'text'; the fields are image, image_url, prompt, answer",
+            "unknown field 'text'; the fields are image, image_url, prompt, answer_as",
         ),
         (
             {"prompt": "x", "do_sample": True, "num_beams": 3},

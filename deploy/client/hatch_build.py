@@ -10,7 +10,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 PACKAGE = Path(__file__).resolve().parents[2] / "florence"
 PARTS = (
     "__init__.py", "py.typed", "errors.py", "answers", "bulk", "cli", "client", "evaluation", "export",
-    "images", "types",
+    "images", "mcp", "types",
 )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:
     """What does the command; only its own modules are imported, so that --help is there at once."""
-    from florence.cli import asking, bulk, convert, draw, evaluate, export, load_data, serving, verify
+    from florence.cli import asking, bulk, convert, draw, evaluate, export, load_data, mcp, serving, verify
 
     commands = {
         "run": asking.run,
@@ -53,5 +53,6 @@ def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:
         "convert": convert.convert,
         "verify": verify.verify,
         "evaluate": evaluate.evaluate,
+        "mcp": mcp.mcp,
     }
     return commands[command]

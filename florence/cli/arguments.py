@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 from florence import __version__
 from florence.cli.bulk_arguments import BULK, EXPORT, add_bulk, add_export, add_ray
 from florence.cli.evaluate import EVALUATE, add_evaluate
+from florence.cli.mcp import MCP, add_mcp
 from florence.cli.verify import VERIFY, add_verify
 from florence.images.limits import MAX_PDF_DPI, PDF_DPI
 from florence.types.filters import ItemFilter
@@ -57,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     add_verify(_add(commands, "verify", *VERIFY))
     _add_evaluate(commands)
+    _add_mcp(commands)
     return parser
 
 
@@ -122,6 +124,12 @@ def _add_evaluate(commands: Commands) -> None:
     add_evaluate(parser, partial(_whole, most=10**6))
     _add_prompt(parser, "--task", help="in place of the subject's usual task")
     _add_options(parser)
+    _add_where(parser)
+
+
+def _add_mcp(commands: Commands) -> None:
+    parser = _add(commands, "mcp", *MCP)
+    add_mcp(parser)
     _add_where(parser)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from florence.answers.told import describe
 from florence.bulk.askers import ModelAsker, ServiceAsker
 from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_json
@@ -29,7 +30,6 @@ from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
 from florence.images.seen import View
 from florence.types.declared import ways_out
 from florence.types.options import RequestParameters, read_request_parameters
-from florence.types.results import JsonValue, Result, Tags, Text
 from florence.types.tasks import TASKS, Input, Kind, Task, prompt_task
 
 if TYPE_CHECKING:
@@ -189,21 +189,3 @@ def model_settings(arguments: argparse.Namespace) -> Settings:
     if arguments.model:
         settings = settings.model_copy(update={"model": arguments.model, "revision": None})
     return settings
-
-
-def describe(result: Result) -> Iterator[str]:
-    """Lines for a person: the text, or score, label and pixels of each thing."""
-    if isinstance(result, Text):
-        yield result.text
-    elif isinstance(result, Tags):
-        yield from result.tags
-    elif isinstance(result, JsonValue):
-        yield result.text if result.error else json.dumps(result.value, indent=2, ensure_ascii=False)
-    for found in result.annotations():
-        boxes = ((*polygon[:2], *polygon[4:6]) for polygon in found.polygons)  # two corners of the four
-        yield _line(found.score, found.label, [*boxes] if found.shape == "box" else found.polygons)
-
-
-def _line(score: float | None, label: str, places: Sequence[Sequence[float]]) -> str:
-    pixels = "; ".join(" ".join(f"{value:.1f}" for value in place) for place in places)
-    return "  ".join(part for part in ("" if score is None else f"{score:.2f}", label, pixels) if part)

@@ -67,6 +67,18 @@ class V2Routes(HttpMiddleware):
 
 
 @dataclass(frozen=True)
+class Branch(HttpMiddleware):
+    """Sends requests for paths with a prefix to their own app, past BentoML's routing and its errors."""
+
+    prefix: str
+    branch: ASGIApp
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begins = scope["path"].startswith(self.prefix)
+        await (self.branch if begins else self.app)(scope, receive, send)
+
+
+@dataclass(frozen=True)
 class NeedsKey(HttpMiddleware):
     """Refuses requests without one of the keys, before their body is read; `open_paths` need none."""
 

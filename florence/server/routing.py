@@ -17,6 +17,7 @@ from florence.server.bodies import BodyBudget
 from florence.server.keys import ApiKeys
 from florence.server.middleware import (
     BodyLimit,
+    Branch,
     CancelOnDisconnect,
     Decompress,
     ErrorBodies,
@@ -24,6 +25,7 @@ from florence.server.middleware import (
     V2Routes,
     WhileLoading,
 )
+from florence.server.openai.errors import PREFIX, OpenAIErrors
 from florence.server.pages.site import PageRoutes, Site
 from florence.server.request_ids import RequestIds
 from florence.server.typed.task_paths import TASK_PATH
@@ -53,8 +55,10 @@ def middleware_of(
     budget: BodyBudget | None = None,
     origins: str | None = None,
     site: Site | None = None,
+    chat: Starlette | None = None,
 ) -> list[Middleware]:
-    """The middleware of HTTP requests, outermost first. site: the pages, which need neither key nor model.
+    """The middleware of HTTP requests, outermost first. site: the pages, which need neither key nor model;
+    chat: the routes of OpenAI's API.
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
     the health checks; those after it to BentoML's routes only. BentoML's own log and time limit, and
@@ -65,13 +69,15 @@ def middleware_of(
     return [
         Middleware(RequestIds),
         *([cors(origins)] if origins else []),
+        Middleware(OpenAIErrors),
         *([Middleware(PageRoutes, pages=site.app)] if site else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
         Middleware(BodyLimit, max_bytes=max_body_bytes, budget=budget),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
-        Middleware(ErrorBodies),  # the v2 routes make error bodies of their own
+        *([Middleware(Branch, prefix=PREFIX, branch=Decompress(chat, max_body_bytes))] if chat else []),
+        Middleware(ErrorBodies),  # those routes make error bodies of their own
         Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
     ]
 

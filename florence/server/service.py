@@ -32,6 +32,7 @@ from florence.server.http_metrics import CountRequests, metrics_endpoint
 from florence.server.json_log import log_json
 from florence.server.keys import ApiKeys, caller, keys_of
 from florence.server.middleware import TimeLimit
+from florence.server.openai.app import create_chat_app
 from florence.server.pages.site import Site
 from florence.server.routing import OPEN_PATHS, known_paths, middleware_of
 from florence.server.supervisor import (
@@ -276,9 +277,10 @@ def build_service(
     about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
     built.mount_asgi_app(about)
     built.mount_asgi_app(create_task_app(inference, fetcher))
+    chat = create_chat_app(inference)
     site = Site(inference, public=keys is None, playground=settings.playground == "on")
     built.add_asgi_middleware(
-        CountRequests, paths=functools.partial(known_paths, built, [about, site.app], inference.served)
+        CountRequests, paths=functools.partial(known_paths, built, [about, site.app, chat], inference.served)
     )
     open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
     for middleware in middleware_of(
@@ -289,6 +291,7 @@ def build_service(
         budget=budget,
         origins=settings.cors_origins,
         site=site,
+        chat=chat,
     ):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built

@@ -14,12 +14,13 @@ from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import ClientLeft, NotFound, ProtocolError, UnknownEncoding
 from florence.runtime.streaming import OnText
 from florence.server.bodies import plain_body, read_body
+from florence.server.events import EVENTS, reply_in_events
 from florence.server.outcomes import log_answer
 from florence.server.replies import checkpoint_header, error_reply, json_reply, off_loop, reply_or_error
 from florence.server.v2.compression import ENCODINGS, choose_encoding, compress
@@ -41,11 +42,6 @@ from florence.server.v2.tensors import InferRequest
 logger = logging.getLogger("florence.service")
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-
-_Texts = asyncio.Queue[str | None]
-"""Pieces of a text as they are generated; None when there are no more."""
-
-_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 
 
 async def infer(request: Request) -> Response:
@@ -74,22 +70,8 @@ async def generate_stream(request: Request) -> Response:
     inference = inference_of(request)
     if not is_token_stream(asked, inference.prompts(inference.ready_model())):
         return await _generate(request, asked, _event_reply)
-    texts: _Texts = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def on_text(text: str) -> None:
-        loop.call_soon_threadsafe(texts.put_nowait, text)
-
-    work = asyncio.ensure_future(_generate(request, asked, _event_reply, on_text))
-    work.add_done_callback(lambda _: texts.put_nowait(None))
-    try:
-        first = await texts.get()
-    except asyncio.CancelledError:
-        work.cancel()
-        raise
-    if first is None:
-        return await reply_or_error(work)
-    return _Events(partial(build_text_event, inference_of(request).served, asked.id), first, texts, work)
+    event = partial(build_text_event, inference.served, asked.id)
+    return await reply_in_events(partial(_generate, request, asked, _event_reply), event)
 
 
 def repository_of(request: Request) -> ModelRepository:
@@ -184,30 +166,4 @@ async def _generate(
 
 
 def _event_reply(content: dict[str, object], headers: dict[str, str]) -> Response:
-    return Response(build_event(content), headers=headers, media_type="text/event-stream")
-
-
-class _Events(Response):
-    """Sends an event for each piece of text, then one for the reply that the work ends with."""
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self, build: Callable[[str], bytes], first: str, texts: _Texts, work: asyncio.Task[Response]
-    ) -> None:
-        super().__init__(headers=_HEADERS)
-        del self.headers["content-length"]
-        self._build, self._first, self._texts, self._work = build, first, texts, work
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            text: str | None = self._first
-            while text is not None:
-                await send({"type": "http.response.body", "body": self._build(text), "more_body": True})
-                text = await self._texts.get()
-            reply = await reply_or_error(self._work)
-            last = bytes(reply.body) if reply.status_code == 200 else b"data: %b\n\n" % bytes(reply.body)
-            await send({"type": "http.response.body", "body": last, "more_body": False})
-        finally:
-            self._work.cancel()
+    return Response(build_event(content), headers=headers, media_type=EVENTS)

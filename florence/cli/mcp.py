@@ -1,0 +1,75 @@
+"""`florence mcp`: the tools for agents, over a service or a model loaded here.
+
+The SDK is imported only here, so the other commands need none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from florence.cli.asking import open_asker
+from florence.cli.serving import check_free
+from florence.cli.telling import tell_lines
+from florence.errors import MissingLibrary, SettingsError
+from florence.images.limits import PDF_DPI
+
+MCP: Final = (
+    "serve tools about pictures to agents, by the Model Context Protocol",
+    "Over standard input and output, as agents start it, or over streamable HTTP, at /mcp, with --http.\n"
+    "A service's API key is taken from FLORENCE_API_KEY.",
+)
+"""The command's summary, and what its help ends with."""
+_HOST: Final = "127.0.0.1"
+
+
+def add_mcp(parser: argparse.ArgumentParser) -> None:
+    """Its own arguments."""
+    parser.set_defaults(dpi=PDF_DPI)
+    parser.add_argument(
+        "--root",
+        metavar="FOLDER",
+        action="append",
+        type=Path,
+        default=[],
+        help="a folder whose pictures are listed as resources, and over stdio may be named by path; may be "
+        "given again (default: none)",
+    )
+    parser.add_argument(
+        "--http",
+        metavar="[HOST:]PORT",
+        help="streamable HTTP in place of stdio, without a key (default host: 127.0.0.1)",
+    )
+
+
+def mcp(arguments: argparse.Namespace) -> int:
+    """`florence mcp`; until the client leaves, or the process is told to end."""
+    try:
+        from florence.mcp.roots import Roots
+        from florence.mcp.server import PictureServer, serve_http, serve_stdio
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("mcp", "starlette", "uvicorn"):
+            raise
+        raise MissingLibrary("florence mcp", "mcp", "mcp") from error
+    address = None if arguments.http is None else read_address(arguments.http)
+    roots = Roots(arguments.root, local=address is None)
+    if address is not None:
+        check_free(*address, "--http")
+    with open_asker(arguments) as ask:
+        server = PictureServer(ask, roots)
+        if address is None:
+            serve_stdio(server)
+        else:
+            host, port = address
+            tell_lines([f"tools for agents at http://{f'[{host}]' if ':' in host else host}:{port}/mcp"])
+            serve_http(server, host, port)
+    return 0
+
+
+def read_address(text: str) -> tuple[str, int]:
+    """Host and port. Raises SettingsError."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and len(port) < 6 and 1 <= int(port) <= 65_535):
+        raise SettingsError(f"--http is [HOST:]PORT, such as 8080, got {text!r}")
+    return host.strip("[]") or _HOST, int(port)

@@ -1,0 +1,1 @@
+"""A server of the Model Context Protocol: tools about pictures for agents, by the official SDK."""

@@ -1,0 +1,169 @@
+"""The arguments of the tools, as pydantic types whose JSON schemas agents read; and the picture in them.
+
+Knows what an agent may write; `tools` says what it asks.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from florence.errors import ImageError, RequestError, quote
+from florence.mcp.roots import Roots
+from florence.types.options import MAX_TEXT_CHARS
+from florence.types.tiling import OFF
+
+PICTURE: Final = ("path", "base64", "resource")
+"""The ways to give a picture, of which one is needed."""
+_DATA_URI: Final = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+
+RegionPixels = Annotated[
+    list[float],
+    Field(min_length=4, max_length=4, description="x1, y1, x2, y2 in pixels of the picture."),
+]
+SoughtText = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
+TilesField = Annotated[
+    str,
+    Field(
+        max_length=20,
+        description="auto for a large picture with small things, or a grid such as 3x4: cut it into tiles.",
+    ),
+]
+
+
+class ResourceContents(BaseModel):
+    """What a client has read from a resource, of any server."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    uri: str = ""
+    blob: str = Field(description="base64")
+
+
+class PictureArguments(BaseModel):
+    """The picture, in one of three ways."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str | None = Field(default=None, description="The picture's file.")
+    base64: str | None = Field(default=None, description="Or its bytes: base64, or a data URI.")
+    resource: str | ResourceContents | None = Field(
+        default=None, description="Or a listed resource's URI, or the contents {uri, blob} of any resource."
+    )
+    draw: bool | None = Field(
+        default=None, description="Return the picture with the answer on it. Default: if it has places."
+    )
+
+    def picture(self, roots: Roots) -> bytes:
+        """The encoded picture. Raises ImageError where it can't be read, RequestError unless there is one."""
+        given = [name for name in PICTURE if getattr(self, name) is not None]
+        ways = ", ".join(PICTURE if roots.local else PICTURE[1:])
+        if len(given) != 1:
+            raise RequestError(f"a picture is needed, as one of {ways}; got {' and '.join(given) or 'none'}")
+        if self.path is not None:
+            return roots.read_path(self.path)
+        if isinstance(self.resource, str) and not _DATA_URI.match(self.resource):
+            return roots.read_uri(self.resource)
+        resource = self.resource.blob if isinstance(self.resource, ResourceContents) else self.resource
+        return _decode(self.base64 if self.base64 is not None else str(resource))
+
+
+class DescribeArguments(PictureArguments):
+    """Of `describe`."""
+
+    detail: Literal["short", "detailed", "paragraph"] = "short"
+
+
+class FindArguments(PictureArguments):
+    """Of `find`."""
+
+    what: SoughtText = Field(default="", description="What to look for; left out: all objects.")
+    each_phrase: bool = Field(
+        default=False, description="what is a sentence: find each thing that it names (grounding)."
+    )
+    tiles: TilesField = OFF
+    min_score: float | None = Field(default=None, ge=0, le=1, description="Leave out what is less probable.")
+
+
+class ReadArguments(PictureArguments):
+    """Of `read`."""
+
+    places: bool = Field(default=False, description="Also where each piece of text stands.")
+    tiles: TilesField = OFF
+
+
+class SegmentArguments(PictureArguments):
+    """Of `segment`."""
+
+    what: SoughtText | None = Field(default=None, description="The thing, in words;")
+    region: RegionPixels | None = Field(
+        default=None, description="or the box around it: x1, y1, x2, y2 in pixels of the picture."
+    )
+
+
+class RegionArguments(PictureArguments):
+    """Of `ask_region`."""
+
+    region: RegionPixels
+    question: Literal["category", "description", "text"] = Field(
+        default="description", description="What it is, in a word; what it looks like; which text it has."
+    )
+
+
+def read_arguments(kind: type[PictureArguments], sent: Mapping[str, Any] | None) -> PictureArguments:
+    """The arguments of a call. Raises RequestError, which says what to change."""
+    try:
+        return kind.model_validate(sent or {})
+    except ValidationError as error:
+        reasons = dict.fromkeys(_reason(dict(detail), kind) for detail in error.errors(include_url=False))
+        raise RequestError("; ".join(reasons)) from None
+
+
+def schema_of(kind: type[PictureArguments], *, local: bool) -> dict[str, Any]:
+    """The JSON schema that agents read, without what tells them nothing. local: whether paths are allowed."""
+    schema = _slim(kind.model_json_schema())
+    if not local:
+        del schema["properties"]["path"]
+    return {name: value for name, value in schema.items() if name != "description"}
+
+
+def _reason(detail: dict[str, Any], kind: type[PictureArguments]) -> str:
+    name = str(detail["loc"][0])[:60] if detail["loc"] else "the arguments"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown argument {name!r}; there are {', '.join(kind.model_fields)}"
+    if detail["type"] == "missing":
+        return f"{name} is missing"
+    message = detail["msg"]
+    return f"{name}: {message[0].lower()}{message[1:]}, got {quote(detail['input'], 60)}"
+
+
+def _slim(schema: Any) -> Any:
+    """Without titles, and with one type in place of it or null."""
+    if isinstance(schema, list):
+        return [_slim(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {name: _slim(each) for name, each in schema.items() if name != "title" or isinstance(each, dict)}
+    kinds = [each for each in kept.get("anyOf", ()) if each != {"type": "null"}]
+    if kinds and len(kinds) < len(kept["anyOf"]):
+        del kept["anyOf"]
+        kept.pop("default", None)
+        kept = {**(kinds[0] if len(kinds) == 1 else {"anyOf": kinds}), **kept}
+    return kept
+
+
+def _decode(text: str) -> bytes:
+    """The bytes of base64 text, with or without a data URI's head. Raises ImageError."""
+    head = _DATA_URI.match(text)
+    try:
+        data = b64decode("".join(text[head.end() if head else 0 :].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"the picture is not valid base64: {error}") from None
+    if not data:
+        raise ImageError("the picture is empty")
+    return data

@@ -1,0 +1,101 @@
+"""The folders whose pictures an agent may name, and the URIs under which they are listed.
+
+Knows files; nothing about MCP's messages. A path that leads out of the folders, also by a link, is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote as percent_encoded
+from urllib.parse import unquote, urlsplit
+
+from florence.bulk.sources import PICTURE_SUFFIXES
+from florence.errors import ImageError, ImageTooLarge, SettingsError, quote
+from florence.images.limits import DEFAULT_LIMITS
+
+SCHEME: Final = "picture"
+MOST_LISTED: Final = 500
+_MOST_SEEN: Final = 20_000
+"""Files and folders that a list looks at."""
+
+
+class Roots:
+    """The allowed folders. local: whether the agent shares this machine's files, and may write paths."""
+
+    def __init__(self, folders: Sequence[Path], *, local: bool) -> None:
+        """Raises SettingsError for one that is no folder."""
+        self.local = local
+        self._folders: list[Path] = []
+        for folder in folders:
+            if not folder.is_dir():
+                raise SettingsError(f"--root {folder} is no folder")
+            self._folders.append(folder.resolve())
+
+    def read_path(self, path: str) -> bytes:
+        """The file at a path, relative ones in the first folder. Raises ImageError."""
+        if not self.local:
+            raise ImageError("path is for a server over stdio; send the picture as base64 or as a resource")
+        if not self._folders:
+            raise ImageError("path is not allowed: no folder is; start the server with --root FOLDER")
+        return self._read(self._folders[0] / path, path)
+
+    def read_uri(self, uri: str) -> bytes:
+        """A picture by the URI of a listed resource, or by a file: URI where paths are allowed."""
+        try:
+            parts = urlsplit(uri)
+            path = unquote(parts.path, errors="strict")
+        except ValueError:
+            raise ImageError(f"the resource {quote(uri)} is no URI") from None
+        if parts.scheme == "file":
+            return self.read_path(path)
+        number, _, name = path.removeprefix("/").partition("/")
+        known = parts.scheme == SCHEME and number.isascii() and number.isdecimal() and len(number) < 5
+        if not known or not 1 <= int(number) <= len(self._folders) or not name:
+            raise ImageError(
+                f"the resource {quote(uri)} is not one of this server's; resources/list has those"
+            )
+        return self._read(self._folders[int(number) - 1] / name, uri)
+
+    def uris(self) -> Iterator[tuple[str, Path]]:
+        """The URI and the file of each listed picture, folder by folder, at most `MOST_LISTED`."""
+        found = (
+            (f"{SCHEME}:///{number}/{percent_encoded(file.relative_to(folder).as_posix())}", file)
+            for number, folder in enumerate(self._folders, start=1)
+            for file in _pictures(folder)
+        )
+        return islice(found, MOST_LISTED)
+
+    def _read(self, path: Path, said: str) -> bytes:
+        try:
+            real = path.resolve(strict=True)
+            inside = any(real.is_relative_to(folder) for folder in self._folders)
+            size = real.stat().st_size if inside and real.is_file() else None
+        except (OSError, ValueError, RuntimeError):  # also a null character, and a ring of links
+            size = None
+        if size is None:  # the same words whether it is there or not
+            raise ImageError(f"{quote(said)} is no file in the folders that --root allows")
+        if size > DEFAULT_LIMITS.max_bytes:
+            raise ImageTooLarge(
+                f"{quote(said)} has {size} bytes; up to {DEFAULT_LIMITS.max_bytes} are allowed"
+            )
+        try:
+            return real.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{quote(said)} can't be read: {error.strerror}") from None
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Pictures by their suffix, without hidden files and folders; links to folders are not followed."""
+    seen = 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        seen += len(folders) + len(files)
+        if seen > _MOST_SEEN:
+            return
+        for name in sorted(files):
+            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
+                yield Path(place, name)

@@ -1,0 +1,164 @@
+"""The MCP server: lists tools and pictures, carries out calls, over stdio or streamable HTTP.
+
+Knows the SDK's types. What is asked is in `tools`; what answers is an argument.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import mimetypes
+from functools import partial
+from io import BytesIO
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import mcp.types as types
+import uvicorn
+from mcp import MCPError
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+from starlette.applications import Starlette
+
+from florence import __version__
+from florence.answers.told import describe
+from florence.bulk.items import PictureItem
+from florence.bulk.run import Ask
+from florence.errors import FlorenceError
+from florence.images.decode import open_image
+from florence.images.limits import DEFAULT_LIMITS
+from florence.images.seen import SEEN
+from florence.mcp.arguments import read_arguments, schema_of
+from florence.mcp.roots import Roots
+from florence.mcp.tools import TOOLS, PictureTool
+from florence.types.answer import TaskAnswer
+
+logger = logging.getLogger("florence.mcp")
+
+LONGEST_SIDE: Final = 1024
+"""Pixels of a drawn picture's longer side: agents pay for each."""
+MAX_BODY_BYTES: Final = 64 * 2**20
+INSTRUCTIONS: Final = "Tools about one picture each. Boxes and regions are x1, y1, x2, y2 in its pixels."
+_INTERNAL: Final = "the tool failed; the server's log says more"
+
+
+class PictureServer:
+    """The server's answers. ask: answers questions about a picture, from any thread; roots: of pictures."""
+
+    def __init__(self, ask: Ask, roots: Roots) -> None:
+        self._ask, self._roots = ask, roots
+        self._tools = {tool.name: tool for tool in TOOLS}
+
+    def protocol(self) -> Server[Any]:
+        """The SDK's server with these answers."""
+        return Server(
+            "florence",
+            version=__version__,
+            instructions=INSTRUCTIONS,
+            on_list_tools=self._list_tools,
+            on_call_tool=self._call_tool,
+            on_list_resources=self._list_resources,
+            on_read_resource=self._read_resource,
+        )
+
+    async def _list_tools(self, _: object, __: object) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=[self._described(tool) for tool in TOOLS])
+
+    def _described(self, tool: PictureTool) -> types.Tool:
+        return types.Tool(
+            name=tool.name,
+            description=tool.description,
+            input_schema=schema_of(tool.arguments, local=self._roots.local),
+            annotations=types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
+        )
+
+    async def _call_tool(self, _: object, call: types.CallToolRequestParams) -> types.CallToolResult:
+        tool = self._tools.get(call.name)
+        if tool is None:
+            known = ", ".join(self._tools)
+            raise MCPError(types.INVALID_PARAMS, f"unknown tool {call.name[:60]!r}; the tools are {known}")
+        work = partial(self._answer, tool, call.arguments)
+        try:
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+        except FlorenceError as error:
+            return _failed(str(error))
+        except Exception:
+            logger.exception("%s failed unexpectedly", tool.name)
+            return _failed(_INTERNAL)
+
+    def _answer(self, tool: PictureTool, sent: dict[str, Any] | None) -> types.CallToolResult:
+        """In a thread: reads, asks and draws."""
+        given = read_arguments(tool.arguments, sent)
+        question = tool.question(given)
+        picture = given.picture(self._roots)
+        (outcome,) = self._ask(PictureItem("the picture", lambda: picture), [question])
+        if isinstance(outcome, FlorenceError):
+            raise outcome
+        answer: TaskAnswer[Any] = outcome
+        text = "\n".join(describe(answer.result)) or "nothing was found"
+        content: list[types.ContentBlock] = [types.TextContent(type="text", text=text)]
+        if given.draw or (given.draw is None and answer.result.annotations()):
+            data = base64.b64encode(_draw(answer, picture)).decode()
+            content.append(types.ImageContent(type="image", data=data, mime_type="image/png"))
+        said = answer.model_dump(mode="json", include=set(TaskAnswer.model_fields))
+        return types.CallToolResult(content=content, structured_content=said)
+
+    async def _list_resources(self, _: object, __: object) -> types.ListResourcesResult:
+        found = await anyio.to_thread.run_sync(lambda: list(self._roots.uris()))
+        resources = [
+            types.Resource(uri=uri, name=file.name, mime_type=_mime_type(file.name)) for uri, file in found
+        ]
+        return types.ListResourcesResult(resources=resources)
+
+    async def _read_resource(
+        self, _: object, wanted: types.ReadResourceRequestParams
+    ) -> types.ReadResourceResult:
+        try:
+            data = await anyio.to_thread.run_sync(self._roots.read_uri, wanted.uri)
+        except FlorenceError as error:
+            raise MCPError(types.INVALID_PARAMS, str(error)) from None
+        blob = base64.b64encode(data).decode()
+        contents = types.BlobResourceContents(uri=wanted.uri, blob=blob, mime_type=_mime_type(wanted.uri))
+        return types.ReadResourceResult(contents=[contents])
+
+
+def http_app(server: PictureServer, host: str) -> Starlette:
+    """Streamable HTTP at /mcp; each request stands alone. host: that is listened on; on this machine's own,
+    requests with other Host and Origin headers are refused, as the SDK does it."""
+    return server.protocol().streamable_http_app(
+        host=host, stateless_http=True, max_request_body_size=MAX_BODY_BYTES
+    )
+
+
+def serve_stdio(server: PictureServer) -> None:
+    """Until the client closes standard input."""
+
+    async def serve() -> None:
+        protocol = server.protocol()
+        async with stdio_server() as (incoming, outgoing):
+            await protocol.run(incoming, outgoing, protocol.create_initialization_options())
+
+    anyio.run(serve)
+
+
+def serve_http(server: PictureServer, host: str, port: int) -> None:
+    """Until the process is told to end."""
+    uvicorn.run(http_app(server, host), host=host, port=port, log_level="warning")
+
+
+def _draw(answer: TaskAnswer[Any], picture: bytes) -> bytes:
+    """The picture as it is seen, made smaller once the answer is on it, as a PNG."""
+    drawn = answer.draw(open_image(picture, DEFAULT_LIMITS, SEEN))
+    drawn.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    file = BytesIO()
+    drawn.save(file, "PNG")
+    return file.getvalue()
+
+
+def _failed(message: str) -> types.CallToolResult:
+    return types.CallToolResult(content=[types.TextContent(type="text", text=message)], is_error=True)
+
+
+def _mime_type(name: str) -> str | None:
+    return mimetypes.guess_type(name)[0]

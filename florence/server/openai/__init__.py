@@ -1,0 +1,1 @@
+"""OpenAI's chat completions: their bodies, their errors, and their routes."""

@@ -1,0 +1,60 @@
+"""The chat routes behind the service's middleware, and the `openai` client that asks them."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import openai
+import pytest
+from fake_model import FakeModel
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from v2 import picture
+
+from florence.server.keys import keys_of
+from florence.server.openai.app import FetchPicture, create_chat_app
+from florence.server.routing import OPEN_PATHS, middleware_of
+from florence.server.v2.inference import Inference, ModelRepository
+
+KEY = "a1" * 16
+DATA_URI = "data:image/png;base64," + base64.b64encode(picture()).decode()
+MOST_BYTES = 200_000
+
+
+def chat_client(
+    model: FakeModel, *, any_prompt: bool = False, loaded: bool = True, fetch: FetchPicture | None = None
+) -> TestClient:
+    """The service's middleware with the chat routes; a key is needed."""
+    inference = Inference(5.0, any_prompt=any_prompt)
+    inference.model = model if loaded else None
+    repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
+    chat = create_chat_app(inference, fetch)
+    middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat)
+    other = Route("/{path:path}", _fails, methods=["POST"])
+    return TestClient(Starlette(routes=[other], middleware=middleware), raise_server_exceptions=False)
+
+
+async def _fails(_request: Any) -> Response:
+    return JSONResponse({"error": "not of this API"}, 400)
+
+
+def client_of(http: TestClient, key: str = KEY) -> openai.OpenAI:
+    return openai.OpenAI(base_url="http://testserver/v1", api_key=key, http_client=http, max_retries=0)
+
+
+def messages(text: str, url: str = DATA_URI) -> list[Any]:
+    parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
+    return [{"role": "user", "content": parts}]
+
+
+def ask(client: openai.OpenAI, text: str, **options: Any) -> Any:
+    return client.chat.completions.create(model="florence2", messages=messages(text), **options)
+
+
+def refusal(client: openai.OpenAI, text: str = "<CAPTION>", **options: Any) -> openai.APIStatusError:
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client, text, **options)
+    return caught.value

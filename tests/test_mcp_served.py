@@ -1,0 +1,137 @@
+"""`florence mcp` as agents start it, asked by the SDK's client: over stdio with a model, over HTTP with a
+service."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mcp.types as types
+import pytest
+from mcp import Client, StdioServerParameters, stdio_client
+from serving import ROOT, START_S, STOP_S, Server, free_port
+
+from florence.client import Client as ServiceClient
+
+pytestmark = pytest.mark.slow
+
+DATA = ROOT / "data"
+PICTURE = DATA / "scene_02.png"
+COMMAND = ["-m", "florence.cli", "mcp"]
+
+
+def text_of(result: types.CallToolResult) -> str:
+    (content, *_) = result.content
+    assert isinstance(content, types.TextContent)
+    return content.text
+
+
+def test_over_stdio_with_a_model(demo_server: Server) -> None:
+    """Paths within the folder are read; answers are the service's; standard output holds nothing else."""
+    arguments = [*COMMAND, "--model", "demo", "--root", str(DATA)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLORENCE_DTYPE": "float32", "HF_HUB_OFFLINE": "1"}
+    parameters = StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+
+    async def work() -> dict[str, types.CallToolResult]:
+        async with Client(stdio_client(parameters)) as client:
+            listed = {resource.name: resource.uri for resource in (await client.list_resources()).resources}
+            asks: dict[str, tuple[str, dict[str, Any]]] = {
+                "path": ("find", {"path": PICTURE.name}),
+                "resource": ("describe", {"resource": listed[PICTURE.name]}),
+                "region": ("ask_region", {"path": str(PICTURE), "region": [40, 140, 110, 212]}),
+                "tiles": ("read", {"path": str(PICTURE), "tiles": "2x1", "places": True}),
+                "outside": ("describe", {"path": str(ROOT / "docs" / "playground.png")}),
+            }
+            return {name: await client.call_tool(*asked) for name, asked in asks.items()}
+
+    results = asyncio.run(work())
+    with ServiceClient(demo_server.url) as client:
+        found, said = client.object_detection(PICTURE), client.caption(PICTURE)
+    assert [name for name, result in results.items() if result.is_error] == ["outside"]
+    boxes = [each["box"] for each in results["path"].structured_content["result"]["detections"]]
+    assert boxes == [list(each.box) for each in found.detections]
+    assert isinstance(results["path"].content[1], types.ImageContent)
+    assert text_of(results["resource"]) == said.text
+    assert results["tiles"].structured_content["tiles"] == 2
+
+
+@pytest.fixture(scope="module")
+def over_http(demo_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the tools, over the demo's service."""
+    port, log = free_port(), tmp_path_factory.mktemp("mcp") / "log"
+    arguments = [*COMMAND, "--url", demo_server.url, "--http", str(port), "--root", str(DATA)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        end = time.monotonic() + START_S
+        while "/mcp" not in log.read_text() or not _answers(port):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        process.terminate()
+        process.wait(STOP_S)
+
+
+def _answers(port: int) -> bool:
+    try:
+        httpx.get(f"http://127.0.0.1:{port}/", timeout=5)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def test_over_http_with_a_service(demo_server: Server, over_http: str) -> None:
+    """Base64 and listed pictures; the service's own errors; two clients at once."""
+
+    async def work() -> list[types.CallToolResult]:
+        async with Client(over_http) as one, Client(over_http) as other:
+            data = base64.b64encode(PICTURE.read_bytes()).decode()
+            (resource,) = [
+                each.uri for each in (await other.list_resources()).resources if each.name == PICTURE.name
+            ]
+            return await asyncio.gather(
+                one.call_tool("describe", {"base64": data}),
+                other.call_tool("describe", {"resource": resource}),
+                other.call_tool("describe", {"path": str(PICTURE)}),
+                one.call_tool("ask_region", {"base64": data, "region": [0, 0, 9000, 9000]}),
+                one.call_tool("describe", {"base64": base64.b64encode(b"no picture").decode()}),
+            )
+
+    first, second, path, region, broken = asyncio.run(work())
+    with ServiceClient(demo_server.url) as client:
+        assert text_of(first) == text_of(second) == client.caption(PICTURE).text
+    assert path.is_error
+    assert "inside the picture" in text_of(region)
+    assert broken.is_error
+
+
+def test_a_page_of_another_origin_is_refused(over_http: str) -> None:
+    """A web page that the user opens can't reach the tools of this machine (DNS rebinding)."""
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    accept = {"Accept": "application/json, text/event-stream"}
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        assert httpx.post(over_http, json=body, headers={**accept, **headers}).status_code in (403, 421)
+
+
+def test_the_command_says_what_is_wrong(florence: Any, tmp_path: Path) -> None:
+    """A folder that is none, a port that is none, a service that is not there."""
+    assert florence("mcp", "--url", "http://127.0.0.1:9", "--root", tmp_path / "no")[0] == 2
+    assert florence("mcp", "--url", "http://127.0.0.1:9", "--http", "x")[0] == 2
+    status, out, error = florence("mcp", "--url", "http://127.0.0.1:9")
+    assert (status, out) == (1, "")
+    assert "127.0.0.1:9" in error
