@@ -25,7 +25,7 @@ from florence.types.tasks import Input
 
 OPTIONS = RequestParameters.model_fields
 INPUTS = (*INPUT_TYPES.values(), PromptInput, AnalyzeInput)
-OTHERS = {"image", "text", "region", "tasks", "prompt", "answer_as"}
+OTHERS = {"image", "image_url", "text", "region", "tasks", "prompt", "answer_as"}
 WISHED: dict[str, Any] = {
     "num_beams": 1,
     "max_new_tokens": 40,
@@ -86,7 +86,7 @@ def test_typed_endpoints_take_them_all(model: type[PictureInput]) -> None:
 def test_the_openapi_document_shows_them_all() -> None:
     """Each field of the form with its description."""
     shown = openapi_document()["components"]["schemas"][INPUT_TYPES[Input.NONE].__name__]["properties"]
-    assert list(shown) == ["image", *OPTIONS]
+    assert list(shown) == ["image", "image_url", *OPTIONS]
     assert all(shown[name]["description"] == field.description for name, field in OPTIONS.items())
 
 

@@ -16,9 +16,7 @@ from PIL import Image
 
 from florence.errors import ImageError
 
-_NOT_A_PATH = (
-    "it is a URL, not a path; download it and give its bytes, or let the service fetch it: ImageUrl(url)"
-)
+_NOT_A_PATH = "it is a URL; download it, and give its bytes, or let the service fetch it: ImageUrl(url)"
 _FAST = 1  # zlib's level: half the time of the default, a few percent more bytes
 
 
