@@ -185,12 +185,13 @@ def test_a_node_that_dies_takes_nothing_with_it(nodes: Nodes, tmp_path: Path) ->
 
 
 def test_a_cluster_that_a_run_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process of it is left."""
+    """No process of it is left. With --ordered its answers are in the order of the pictures."""
     mark = uuid4().hex
     monkeypatch.setenv(MARK, mark)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    names, out = pictures(tmp_path / "in", 3), tmp_path / "r.jsonl"
-    run([*ECHO, 0, "bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--ray", "local"])
+    names, out = pictures(tmp_path / "in", 6), tmp_path / "r.jsonl"
+    command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--concurrency", 1]
+    run([*ECHO, 0, *command, "--ray", "local"])
     assert [row["picture"] for row in rows(out)] == names
     assert not left_over(mark)
