@@ -65,7 +65,9 @@ class RayRun:
         whether Ray shows its progress. Raises RequestError where the directory is not shared."""
         sink = PartSink(out, rows)
         with context(ordered=self.ordered, bars=bars), _own_errors():
-            self.dataset(source, lines=False).write_datasink(sink, ray_remote_args={"num_cpus": 0})
+            self.dataset(source, lines=False).write_datasink(
+                sink, ray_remote_args={"num_cpus": 0}, concurrency=self.pool.most + 1
+            )
         return sink.result
 
 
@@ -75,7 +77,7 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except RayError as error:
-        seen: BaseException | None = error
+        seen: BaseException | None = getattr(error, "cause", None) or error
         while seen is not None and not isinstance(seen, FlorenceError):
             seen = getattr(seen, "cause", None) or seen.__cause__
         if seen is None:
