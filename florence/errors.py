@@ -3,7 +3,9 @@
 FlorenceError
 ├── RequestError 400          what was asked can't be answered; the message says what to change
 │   ├── ImageError 400        not a picture, truncated, an unsupported format
-│   │   └── ImageTooLarge 413 more bytes, pixels or frames than allowed
+│   │   ├── ImageTooLarge 413 more bytes, pixels or frames than allowed
+│   │   ├── UrlError 400      a picture's URL that is malformed or not allowed
+│   │   └── NoPicture 422     its host has no picture there
 │   ├── TaskError 400         unknown task, or its text or region is missing or not wanted
 │   ├── RegionError 400       a region outside the picture or written wrongly
 │   ├── FieldError 400        a field of a chat completion is wrong, or not supported
@@ -18,6 +20,7 @@ FlorenceError
 ├── BodyTooLarge 413          a body longer than the service takes, also once it is decompressed
 ├── ClientLeft 499            the client no longer waits for the answer
 ├── UnknownEncoding 501       a body in an encoding that can't be undone
+├── FetchFailed 502           the host of a picture's URL can't be reached, or fails
 ├── Unavailable 503           come back later; `retry_after_s` says when
 │   ├── Overloaded 503        the waiting queue is full, or the wait would be too long
 │   └── Closed 503            starting, stopping or stopped
@@ -54,6 +57,16 @@ class ImageTooLarge(ImageError):
     """The picture has more bytes, pixels or frames than the limits allow."""
 
     status = 413
+
+
+class UrlError(ImageError):
+    """The picture's URL is malformed, or the service may not fetch from there."""
+
+
+class NoPicture(ImageError):
+    """The host of the picture's URL answered, without a picture."""
+
+    status = 422
 
 
 class TaskError(RequestError):
@@ -149,6 +162,12 @@ class UnknownEncoding(FlorenceError):
     """The body's encoding is none that the service can undo."""
 
     status = 501
+
+
+class FetchFailed(FlorenceError):
+    """The host of a picture's URL can't be reached, fails, or breaks off; another try may help."""
+
+    status = 502
 
 
 class Unavailable(FlorenceError):

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 HAS_SERVICE = all(map(find_spec, ("pydantic", "bentoml", "grpc")))
 
 if TYPE_CHECKING or HAS_SERVICE:
+    import hypothesis
     from dispatching import MAX_QUEUE, Gauges, SlowPicture, input_size
     from fake_model import FakeModel
+    from fake_web import FakeWeb
     from serving import Server, serving_demo, serving_fake
     from starlette.applications import Starlette
     from starlette.testclient import TestClient
@@ -34,6 +36,12 @@ if TYPE_CHECKING or HAS_SERVICE:
     from florence.server.v2.http_app import V2App
     from florence.server.v2.inference import Inference, ModelRepository
     from florence.settings import Settings
+
+    # No test's outcome hangs on how busy the machine is: no example has a time limit.
+    hypothesis.settings.register_profile(
+        "florence", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("florence")
 else:  # a machine with a GPU and little else: the tests for it are those of the model and the engine
     _here = Path(__file__).parent
     collect_ignore = [path.name for path in _here.glob("test_*.py") if "test_gpu" not in path.name]
@@ -159,11 +167,19 @@ def shared_model() -> FakeModel:
 
 
 @pytest.fixture(scope="session")
-def shared_client(shared_model: FakeModel) -> Iterator[TestClient]:
+def web() -> FakeWeb:
+    """The hosts that the one service can reach."""
+    return FakeWeb()
+
+
+@pytest.fixture(scope="session")
+def shared_client(shared_model: FakeModel, web: FakeWeb) -> Iterator[TestClient]:
     from florence.server import service
 
     settings = Settings(max_body_bytes=200_000, grpc_port=0)
-    built = service.build_service(settings, 0, lambda _settings, _device, _observer: shared_model)
+    built = service.build_service(
+        settings, 0, lambda _settings, _device, _observer: shared_model, fetcher=web.fetcher()
+    )
     with TestClient(built.to_asgi(), raise_server_exceptions=False) as client:
         yield client
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from florence.answers import parse_answer
@@ -25,7 +25,6 @@ def parsed(text: str, kind: str) -> Any:
     return parse_answer(prompt_task("x", kind), text).result
 
 
-@settings(deadline=None)
 @given(tags=st.lists(st.text("abc d"), max_size=6))
 def test_tags_are_what_stands_between_the_commas(tags: list[str]) -> None:
     result = parsed(f"</s><s>{','.join(tags)}</s>", "tags")
@@ -34,7 +33,6 @@ def test_tags_are_what_stands_between_the_commas(tags: list[str]) -> None:
     assert result.text == ",".join(tags).strip()
 
 
-@settings(deadline=None)
 @given(value=VALUES)
 def test_json_is_read_as_it_was_written(value: Any) -> None:
     text = json.dumps(value)
@@ -76,7 +74,6 @@ def test_nested_json_up_to_the_limit_can_be_sent() -> None:
     assert parsed("9" * 4000, "json").model_dump_json().count("9") == 8000
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_any_text_is_read_or_refused_with_a_reason(text: str) -> None:
     value, error = read_json(text)

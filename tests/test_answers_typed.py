@@ -81,12 +81,13 @@ def test_the_original_answers_or_refuses_a_number(task: str, text: str) -> None:
     "unit", ["<loc_1>", "a", "<", "<loc_1", "<poly>", "a<sep>", "<s>", "a<loc_1>\n", "</poly>"]
 )
 def test_hostile_texts_take_linear_time(unit: str) -> None:
-    """A hundred thousand characters of anything become a typed result in well under a second."""
+    """A hundred thousand characters of anything become a typed result in seconds; with time that grows by the
+    square it would be minutes."""
     text = unit * (100_000 // len(unit))
     for task in TASKS:
         start = time.process_time()
         parse_answer(task, text, image_size=(640, 480))
-        assert time.process_time() - start < 1.0, task
+        assert time.process_time() - start < 10.0, task
 
 
 @given(

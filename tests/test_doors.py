@@ -50,6 +50,7 @@ DOORS: dict[str, set[str]] = {
         "types",
     },
     "bulk": {"answers", "client", "errors", "images", "types"},
+    "ray": {"answers", "bulk", "errors", "images", "runtime", "settings", "types"},
     "mcp": {"answers", "bulk", "errors", "florence", "images", "types"},
     "cli": {
         "answers",
@@ -62,6 +63,7 @@ DOORS: dict[str, set[str]] = {
         "florence",
         "images",
         "mcp",
+        "ray",
         "runtime",
         "settings",
         "types",
@@ -113,7 +115,8 @@ LIBRARIES: dict[str, set[str]] = {
     "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
     "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
-    "cli": {"PIL", "tqdm"},
+    "ray": {"pandas", "pyarrow", "ray"},
+    "cli": {"PIL", "ray", "tqdm"},  # ray: whether it is installed
     "florence": set(),
     "evaluation": {"numpy", "pydantic"},  # the evaluators: by name, where they are needed
     "server": {
@@ -124,6 +127,8 @@ LIBRARIES: dict[str, set[str]] = {
         "grpc",
         "grpc_health",
         "grpc_reflection",
+        "httpcore",
+        "httpx",
         "opentelemetry",
         "prometheus_client",
         "pybase64",

@@ -59,7 +59,6 @@ WARPS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), rounded=st.booleans(), chosen=WARPS)
 def test_warped_scores_are_those_of_transformers(seed: int, rounded: bool, chosen: dict[str, float]) -> None:
     """Bit for bit, on the plain path and in a batch with other settings. Which of two equal scores stays is
@@ -83,7 +82,6 @@ def test_warped_scores_are_those_of_transformers(seed: int, rounded: bool, chose
     assert torch.equal(together[1], plain)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     sequence=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9),
@@ -110,7 +108,6 @@ def test_a_penalty_changes_scores_as_in_transformers(
     assert torch.equal(apply_rules(scores, [sequence], wished, FREE), expected)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), sequence=st.lists(st.integers(0, VOCAB - 1), min_size=1))
 def test_a_penalty_beside_it_changes_nothing_for_a_request_without_one(
     seed: int, sequence: list[int]
@@ -135,7 +132,7 @@ def test_philox_gives_the_words_that_its_authors_publish() -> None:
     assert [tuple(row) for row in torch.stack(made, dim=-1).tolist()] == list(known.values())
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**53 - 1), position=st.integers(0, 4096), others=st.lists(st.integers(0, 99)))
 def test_noise_belongs_to_seed_position_and_token(seed: int, position: int, others: list[int]) -> None:
     """It is the same beside any other requests, in any place, and for any size of the vocabulary."""

@@ -67,7 +67,7 @@ def test_what_the_document_allows_is_answered(document: Any, client: TestClient)
     """Requests that schemathesis makes of each operation: no server error, and no status that the document
     does not have."""
 
-    @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=5, suppress_health_check=list(HealthCheck), database=None)
     def ask(case: Any) -> None:
         sent = requests.Request(**case.as_transport_kwargs(base_url="http://testserver")).prepare()
         headers = {name: value for name, value in sent.headers.items() if name.lower() != "content-length"}

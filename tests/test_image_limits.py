@@ -111,7 +111,7 @@ def test_too_many_scans_are_refused() -> None:
     assert open_image(data).size == (37, 23)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     format=st.sampled_from(FORMATS),
     changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6),

@@ -92,7 +92,7 @@ def assert_rounded(actual: Tensor, exact: Tensor) -> None:
     torch.testing.assert_close(actual.double(), exact, **TOLERANCES[actual.dtype])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases())
 def test_cross_attention_equals_attention_request_by_request(
     kernels: dict[tuple[torch.dtype, int], CpuAttention], case: Case
@@ -113,7 +113,7 @@ def test_cross_attention_equals_attention_request_by_request(
         assert_rounded(result[own], exact)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases())
 def test_self_attention_follows_the_beam_indirection(
     kernels: dict[tuple[torch.dtype, int], CpuAttention], case: Case

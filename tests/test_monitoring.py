@@ -34,6 +34,7 @@ OBJECTS = {
     "service-monitor": KUBERNETES / "monitoring" / "service-monitor.yaml",
     "serving-runtime": KUBERNETES / "kserve" / "serving-runtime.yaml",
     "inference-service": KUBERNETES / "kserve" / "inference-service.yaml",
+    "ray-cluster": KUBERNETES / "ray" / "ray-cluster.yaml",
 }
 _METRIC = re.compile(r"\b(?:florence|nv|bentoml)_[a-z0-9_]+")
 
@@ -163,3 +164,29 @@ def test_kserve_s_pods_are_valid_and_run_this_service() -> None:
     assert predictor["model"]["runtime"] == read(OBJECTS["serving-runtime"])["metadata"]["name"]
     assert predictor["timeout"] == int(variables["timeout_s"])
     assert f"/v2/models/{read(OBJECTS['inference-service'])['metadata']['name']}/infer" == INFER
+
+
+def test_ray_s_pods_are_valid_and_know_their_settings() -> None:
+    """Each pod by Kubernetes' schema; a driver on the head and an actor on a worker read the same settings,
+    find the same files, and no actor is on the head."""
+    spec = read(OBJECTS["ray-cluster"])["spec"]
+    head, (worker,) = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    containers = []
+    for group in (head, worker):
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "a"},
+            "spec": group["template"]["spec"],
+        }
+        kubernetes_validate.validate(pod, "1.30", strict=True)
+        containers += pod["spec"]["containers"]
+    assert containers[0]["env"] == containers[1]["env"]
+    assert containers[0]["volumeMounts"] == containers[1]["volumeMounts"]
+    assert containers[0]["image"] == containers[1]["image"]
+    names = {each["name"]: each["value"] for each in containers[0]["env"]}
+    own = {name.removeprefix("FLORENCE_").lower(): names[name] for name in names if "FLORENCE" in name}
+    Settings.model_validate(own)
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
+    assert containers[1]["resources"]["limits"]["nvidia.com/gpu"] == 1

@@ -148,7 +148,7 @@ def test_backslashes_before_a_quote_are_counted(count: int) -> None:
             assert resolved(Document(body).parse()) == parse_json(body)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.text(alphabet='aA/+"\\\n\u00e9\u732b', max_size=60), st.booleans(), st.integers(1, 5))
 def test_pieces_are_the_string(text: str, ascii_: bool, times: int) -> None:
     """Wherever the cuts are: through escapes, and through characters of several bytes."""

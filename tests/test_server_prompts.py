@@ -19,6 +19,8 @@ from tritonclient.grpc import service_pb2_grpc
 from v2 import request, send
 
 from florence.errors import TaskError
+from florence.server.fetching.allowed import AllowList
+from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.typed.task_paths import create_task_app
 from florence.server.v2.http_app import V2App
 from florence.server.v2.inference import Inference, ModelRepository
@@ -83,7 +85,10 @@ def test_a_forms_prompt_is_taken_as_it_is(client: TestClient, served: FakeModel,
         ({"prompt": 5}, "prompt: Input should be a valid string, got 5"),
         ({"prompt": "x" * 65_537}, "prompt: String should have at most 65536 characters"),
         ({"prompt": "x", "answer_as": "xml"}, "answer_as: Input should be 'text', 'tags', 'json', 'boxes'"),
-        ({"prompt": "x", "text": "y"}, "unknown field 'text'; the fields are image, prompt, answer_as"),
+        (
+            {"prompt": "x", "text": "y"},
+            "unknown field 'text'; the fields are image, image_url, prompt, answer_as",
+        ),
         (
             {"prompt": "x", "do_sample": True, "num_beams": 3},
             "do_sample draws one answer",
@@ -162,7 +167,8 @@ def test_mistakes_are_those_of_the_built_in_tasks(
 
 
 def test_before_a_model_is_loaded_a_task_comes_back_later() -> None:
-    reply = send(create_task_app(Inference(timeout_s=1)), "POST", "/tasks/caption", json={})
+    app = create_task_app(Inference(timeout_s=1), PictureFetcher(AllowList()))
+    reply = send(app, "POST", "/tasks/caption", json={})
     assert reply.status_code == 503
     assert reply.headers["retry-after"]
 

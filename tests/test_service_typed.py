@@ -172,7 +172,7 @@ MISTAKES: list[tuple[str, Any, int, str]] = [
         "caption",
         {"image": BASE64, "num_beam": 2},
         400,
-        "unknown field 'num_beam'; the fields are image, num_beams",
+        "unknown field 'num_beam'; the fields are image, image_url, num_beams",
     ),
     ("caption", {"image": BASE64, "num_beams": 9}, 400, "num_beams must be an integer from 1 to 8, got 9"),
     ("caption", {"image": BASE64, "num_beams": True}, 400, "num_beams must be an integer from 1 to 8"),

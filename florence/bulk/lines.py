@@ -73,6 +73,12 @@ def name_of(row: dict[str, Any]) -> str:
     return name
 
 
+def failure_line(picture: str, task: str, error: FlorenceError, id: str | None = None) -> str:
+    """The line of one failure, its end included."""
+    row = {"picture": picture, **({} if id is None else {"id": id}), "task": task, "error": str(error)}
+    return dumps(row) + "\n"
+
+
 class FailureFile:
     """A line for each failure, as they come, in place of the last run's; no file where nothing failed."""
 
@@ -83,10 +89,13 @@ class FailureFile:
 
     def add(self, picture: str, task: str, error: FlorenceError, id: str | None = None) -> None:
         """Write one."""
+        self.add_line(failure_line(picture, task, error, id))
+
+    def add_line(self, line: str) -> None:
+        """Write one that was made elsewhere by `failure_line`."""
         if self._opened is None:
             self._opened = self._path.open("w", encoding="utf-8")
-        row = {"picture": picture, **({} if id is None else {"id": id}), "task": task, "error": str(error)}
-        self._opened.write(dumps(row) + "\n")
+        self._opened.write(line)
         self._opened.flush()
         self.count += 1
 

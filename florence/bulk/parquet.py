@@ -67,12 +67,23 @@ def write_part(lines: Path, folder: Path) -> None:
     rows = _not_in(read_rows(lines), parts[-1]) if parts else read_rows(lines)
     first = next(iter(rows), None)
     if first is not None:
-        number = int(parts[-1].stem.rpartition("-")[2]) + 1 if parts else 0
-        new, schema = folder / f".part-{number:06}.new", answer_schema()
+        number, schema = next_part(folder), answer_schema()
+        new = folder / f".part-{number:06}.new"
         with ParquetWriter(new, schema, compression="zstd") as writer:
             _write(writer, itertools.chain([first], rows), schema)
-        new.replace(folder / f"part-{number:06}{SUFFIX}")
+        new.replace(folder / part_name(number))
     lines.unlink(missing_ok=True)
+
+
+def next_part(folder: Path) -> int:
+    """The number of the folder's next part."""
+    parts = part_files(folder)
+    return int(parts[-1].stem.rpartition("-")[2]) + 1 if parts else 0
+
+
+def part_name(number: int) -> str:
+    """The name of a part, by which parts are sorted."""
+    return f"part-{number:06}{SUFFIX}"
 
 
 def _not_in(rows: Iterator[dict[str, Any]], out: Path) -> Iterator[dict[str, Any]]:

@@ -59,7 +59,8 @@ class Sources:
     names: as a command line has them. recursive: whether folders inside of directories are looked into.
     pages: of documents, None: a document is one picture, and PDFs in directories are passed over. frame: of
     animations. find,
-    questions, options: for manifests, see there. ignored: as `Manifest.ignored`.
+    questions, options: for manifests, see there. archives: a list that gets the names of archives in place of
+    their pictures, which are read elsewhere then.
     """
 
     names: Sequence[str]
@@ -70,6 +71,7 @@ class Sources:
     questions: tuple[PictureQuestion, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     passed: PassedOver = field(default_factory=PassedOver)
+    archives: list[str] | None = None
 
     @property
     def countable(self) -> bool:
@@ -85,12 +87,14 @@ class Sources:
         """Each picture, in the sources' order. Raises RequestError where a source names none."""
         self.passed.kinds.clear()
         self.passed.reasons.clear()
+        if self.archives is not None:
+            self.archives.clear()
         for name in self.names:
-            found = False
+            found, before = False, len(self.archives or ())
             for item in self._items_of(name):
                 found = True
                 yield item if self.frame is None else item.at(frame=self.frame)
-            if not found:
+            if not found and len(self.archives or ()) == before:
                 raise RequestError(f"{name!r} names no picture: no file, directory or glob with one")
 
     def _files(self) -> Iterator[str]:
@@ -139,6 +143,8 @@ class Sources:
             yield from self._listed(name)
         elif is_manifest(name):
             yield from Manifest(name, self.find, self.questions, self.options, self._ignore).items()
+        elif is_archive(name) and self.archives is not None:
+            self.archives.append(name)
         elif is_archive(name):
             yield from archive_items(name, self.passed.kinds, documents=self.pages is not None)
         else:

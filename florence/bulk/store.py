@@ -80,11 +80,15 @@ class Store:
 
     def add(self, item: PictureItem, question: PictureQuestion, answer: TaskAnswer[Any]) -> None:
         """Keep an answer: once it returns, a killed process loses it no more."""
-        file = self._open()
         adapter = question.options.get("adapter")
-        file.write(
+        self.add_line(
             answer_line(item.picture, question.text, question.region, answer, id=item.id, adapter=adapter)
         )
+
+    def add_line(self, line: str) -> None:
+        """Keep an answer that was made a line elsewhere, by `answer_line`."""
+        file = self._open()
+        file.write(line)
         file.flush()
         self._waiting += 1
         if self._part_rows and self._waiting >= self._part_rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from florence import __version__
-from florence.cli.bulk_arguments import BULK, EXPORT, add_bulk, add_export
+from florence.cli.bulk_arguments import BULK, EXPORT, add_bulk, add_export, add_ray
 from florence.cli.evaluate import EVALUATE, add_evaluate
 from florence.cli.mcp import MCP, add_mcp
 from florence.cli.verify import VERIFY, add_verify
@@ -116,6 +116,7 @@ def _add_bulk(commands: Commands) -> None:
     _add_region(parser)
     _add_options(parser)
     _add_where(parser, many=True)
+    add_ray(parser)
 
 
 def _add_evaluate(commands: Commands) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -16,6 +17,7 @@ from florence.bulk.run import Ask, Job, QuestionOutcome, Running, RunTally, Shar
 from florence.bulk.sources import Sources
 from florence.bulk.store import AnsweredTasks, Store
 from florence.cli.asking import find_task, open_asker, question_options, read_options, read_question
+from florence.cli.bulk_ray import ask_on_ray, check_ray
 from florence.cli.export import SOME_FAILED, export_results, read_exports
 from florence.cli.telling import tell_lines
 from florence.errors import FlorenceError, RequestError, TaskError
@@ -27,9 +29,13 @@ def bulk(arguments: argparse.Namespace) -> int:
     store = Store(arguments.out, arguments.part_rows)
     failures = arguments.failures or store.out.with_suffix(".failures.jsonl")
     store.check(failures)
+    check_ray(arguments)
     exports = read_exports(arguments)
     questions = read_questions(arguments)
     sources, shard = read_sources(arguments, questions), Shard.parse(arguments.shard)
+    on_ray = arguments.ray is not None
+    if on_ray:
+        sources = replace(sources, archives=[])
     answered = store.answered()
     if not sources.have_questions:
         _tell_others(store, answered, questions)
@@ -42,9 +48,12 @@ def bulk(arguments: argparse.Namespace) -> int:
     with store, FailureFile(failures) as failed:
         if total != 0:
             tally = RunTally()
-            run = _Run(store, failed, total)
-            with open_asker(arguments, run.stopped) as ask:
-                made = run.ask_all(jobs(tally), ask, arguments)
+            if on_ray:
+                made = ask_on_ray(jobs(tally), questions, sources, answered, store, failed, arguments)
+            else:
+                run = _Run(store, failed, total)
+                with open_asker(arguments, run.stopped) as ask:
+                    made = run.ask_all(jobs(tally), ask, arguments)
     _tell_end(made, tally, failed.count, failures, sources)
     failed_exports = [export for export in exports if export_results(export, store.out, arguments)]
     return SOME_FAILED if failed.count or failed_exports else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -101,6 +102,56 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
         help=f"at the end also make, as florence export does: {', '.join(FORMATS)}",
     )
     _add_labels(parser)
+
+
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """Those of a run on a cluster."""
+    group = parser.add_argument_group("on a Ray cluster (needs ray[data])")
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="",
+        type=_address,
+        help="load the model in actors of this cluster: host:port, ray://host:port or auto; without an "
+        "ADDRESS RAY_ADDRESS says it, else a cluster is started here",
+    )
+    group.add_argument(
+        "--actors",
+        metavar="N..M",
+        help="so many models: 4, or 2..8 for a pool that grows and shrinks (default: 1)",
+    )
+    group.add_argument(
+        "--gpus-per-actor",
+        metavar="N",
+        type=_amount,
+        help="may be a fraction (default: 1, or 0 where the cluster has none)",
+    )
+    group.add_argument(
+        "--cpus-per-actor",
+        metavar="N",
+        type=_amount,
+        help="cores, and threads of a model without a GPU (default: its share of the cores that are there)",
+    )
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"auto|local|(ray://)?[^/]+:[0-9]+", text):
+        raise argparse.ArgumentTypeError(
+            f"an address is host:port, ray://host:port, auto or local, got {text!r}; name each SOURCE before "
+            "--ray"
+        )
+    return text
+
+
+def _amount(text: str) -> float:
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = -1
+    if not 0 <= amount <= 1024:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1024, got {text!r}")
+    return amount
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

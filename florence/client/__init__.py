@@ -14,13 +14,15 @@ from __future__ import annotations
 from florence.client.clients import AsyncClient, Client
 from florence.client.errors import ConnectionLost, UnexpectedReply, Unreachable
 from florence.client.many import AsyncPictureMap, Failure, PictureMap
-from florence.client.pictures import Picture
+from florence.client.pictures import ImageUrl, Picture
 from florence.errors import (
     DeadlineExceeded,
     EngineError,
+    FetchFailed,
     FlorenceError,
     ImageError,
     ImageTooLarge,
+    NoPicture,
     NotFound,
     RequestError,
     Unavailable,
@@ -34,9 +36,12 @@ __all__ = [
     "DeadlineExceeded",
     "EngineError",
     "Failure",
+    "FetchFailed",
     "FlorenceError",
     "ImageError",
     "ImageTooLarge",
+    "ImageUrl",
+    "NoPicture",
     "NotFound",
     "Picture",
     "PictureMap",

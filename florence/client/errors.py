@@ -4,12 +4,14 @@ messages; `florence.client` exports all of them.
 FlorenceError
 ├── RequestError              400: picture, task, text, region or option; the message says what to change
 │   └── ImageError            the picture can't be read here
-│       └── ImageTooLarge     413
+│       ├── ImageTooLarge     413
+│       └── NoPicture         422: the host of an ImageUrl has no picture there
 ├── NotFound                  404: no such endpoint at this URL
 ├── Unavailable               429 and 503, after all tries; `retry_after_s` says when to come back
 │   └── Unreachable           nothing listens there, or the name is not known
 ├── DeadlineExceeded          504, or no answer within `timeout_s`
 ├── EngineError               500
+├── FetchFailed               502: the host of an ImageUrl can't be reached by the service, or fails
 ├── ConnectionLost            the connection broke before the answer
 └── UnexpectedReply           any other status, or a body that is no answer: is it another program?
 """

@@ -22,12 +22,14 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from florence.client.errors import ConnectionLost, UnexpectedReply, Unreachable
-from florence.client.pictures import Picture, picture_bytes
+from florence.client.pictures import ImageUrl, Picture, picture_bytes
 from florence.errors import (
     DeadlineExceeded,
     EngineError,
+    FetchFailed,
     FlorenceError,
     ImageTooLarge,
+    NoPicture,
     NotFound,
     RequestError,
     TaskError,
@@ -54,7 +56,9 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
         401: Unauthorized,
         413: ImageTooLarge,
         404: NotFound,
+        422: NoPicture,
         500: EngineError,
+        502: FetchFailed,
         504: DeadlineExceeded,
     }
 )
@@ -72,16 +76,20 @@ class CallOptions(RequestKeywords, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ServiceCall:
-    """One request. path: below the service's URL; fields: of the form; timeout_s: None: as the client's."""
+    """One request. path: below the service's URL; picture: its bytes, or a URL for the service to fetch;
+    fields: of the form; timeout_s: None: as the client's."""
 
     path: str
-    picture: bytes
+    picture: bytes | ImageUrl
     fields: Mapping[str, str]
     answer: type[BaseModel]
     timeout_s: float | None
 
     @property
-    def upload(self) -> dict[str, tuple[str, bytes]]:
+    def upload(self) -> dict[str, tuple[str | None, bytes | str]]:
+        """As httpx takes it; without a file's name it is a plain field of the form."""
+        if isinstance(self.picture, ImageUrl):
+            return {"image_url": (None, self.picture.url)}
         return {"image": ("picture", self.picture)}
 
 
@@ -154,7 +162,8 @@ def _call(
     timeout_s = options.get("timeout_s")
     if timeout_s is not None and not 0 < timeout_s < math.inf:
         raise RequestError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
-    return ServiceCall(path, picture_bytes(picture), fields, answer, timeout_s)
+    sent = picture if isinstance(picture, ImageUrl) else picture_bytes(picture)
+    return ServiceCall(path, sent, fields, answer, timeout_s)
 
 
 def exchange(call: ServiceCall, *, retries: int, timeout_s: float) -> Generator[Step, AttemptOutcome, Any]:

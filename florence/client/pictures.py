@@ -7,6 +7,7 @@ orientation. PIL images and arrays are sent as PNG, which loses nothing, in the 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,9 @@ from PIL import Image
 
 from florence.errors import ImageError
 
+_NOT_A_PATH = (
+    "it is a URL, not a path; download it and give its bytes, or let the service fetch it: ImageUrl(url)"
+)
 _FAST = 1  # zlib's level: half the time of the default, a few percent more bytes
 
 
@@ -25,12 +29,23 @@ class PixelArray(Protocol):
     def __array_interface__(self) -> dict[str, Any]: ...
 
 
-Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | PixelArray
+@dataclass(frozen=True, slots=True)
+class ImageUrl:
+    """A picture that the service fetches itself, from a URL that it, not this program, must reach. The
+    service refuses it unless its FLORENCE_IMAGE_HOSTS names the URL's host."""
+
+    url: str
+
+
+LocalPicture = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | PixelArray
 """A path, an encoded picture's bytes, a PIL image, or uint8 pixels [H, W], [H, W, 3] or [H, W, 4] (RGB,
-RGBA)."""
+RGBA). A text is always a path."""
+
+Picture = LocalPicture | ImageUrl
+"""A picture that this program has, or an `ImageUrl`."""
 
 
-def picture_bytes(picture: Picture) -> bytes:
+def picture_bytes(picture: LocalPicture) -> bytes:
     """The encoded picture. Raises ImageError where it can't be read or is of an unknown type.
 
     A file is open only while it is read.
@@ -50,9 +65,11 @@ def picture_bytes(picture: Picture) -> bytes:
 
 
 def picture_name(picture: Picture) -> str:
-    """The picture's name in a message: its path, or its type."""
+    """The picture's name in a message: its path, its URL, or its type."""
     if isinstance(picture, str | os.PathLike):
         return os.fspath(picture)
+    if isinstance(picture, ImageUrl):
+        return picture.url
     return f"<{type(picture).__name__}>"
 
 
@@ -60,7 +77,7 @@ def _read_file(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = "it is a URL; download it, and give its bytes" if "://" in path else error
+        reason = _NOT_A_PATH if "://" in path else error
         raise ImageError(f"the picture {path!r} can't be read: {reason}") from error
 
 

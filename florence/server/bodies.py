@@ -152,6 +152,12 @@ def keep_body(scope: Scope, body: Body) -> None:
     scope[_KEY] = body
 
 
+def kept_body(scope: Scope) -> Body | None:
+    """What `keep_body` kept; None where no budget is kept."""
+    body: Body | None = scope.get(_KEY)
+    return body
+
+
 async def read_body(receive: Receive) -> bytes | bytearray:
     """A request's body. Grows in place: to join its pieces would hold the event loop for long."""
     whole: bytes | bytearray | None = None
@@ -180,7 +186,7 @@ async def plain_body(
     """
     if encoding in ("", "identity"):
         return body
-    account: Body | None = scope.get(_KEY)
+    account = kept_body(scope)
     pieces, plain = decompressed(body, encoding), bytearray()
     while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
         if len(plain) + len(piece) > max_bytes:

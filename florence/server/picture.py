@@ -1,7 +1,8 @@
 """A picture as clients send it: an upload, bytes, or base64 text, with or without a data URI's head.
 
 Returns the encoded picture's bytes. `images` recognises their format, and has the limits on bytes, pixels and
-frames; here the first bytes only distinguish pictures from base64. Nothing is fetched from a URL.
+frames; here the first bytes only distinguish pictures from base64. Nothing is fetched from a URL here; see
+`fetching`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _FIRST_BYTES = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|....ftyp", re.DOTALL)
 _PATH = re.compile(r"[^\r\n]{0,250}\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|hei[cf])", re.IGNORECASE)
 _URL = re.compile(r"(https?|ftp|file|s3|gs)://|blob:", re.IGNORECASE)
+_NOT_AS_IMAGE = (
+    "what is sent as image is the picture itself and is not fetched from a URL; send an http or https URL as "
+    "image_url"
+)
 _REPR = re.compile(r"b['\"]")
 _FOREIGN = re.compile(rb"[^A-Za-z0-9_=-]")
 _PIECE = 2**20
@@ -139,7 +144,9 @@ def _take(value: object) -> bytes | Path:
     try:
         return decode_base64(value)
     except (ImageError, ProtocolError) as error:
-        raise PydanticCustomError("picture", "{reason}", {"reason": str(error)}) from None
+        is_url = isinstance(value, str) and _URL.match(value.lstrip())
+        reason = _NOT_AS_IMAGE if is_url else str(error)
+        raise PydanticCustomError("picture", "{reason}", {"reason": reason}) from None
 
 
 def _encode(value: bytes | Path) -> str:

@@ -35,9 +35,11 @@ GRPC_CODES: Mapping[int, str] = MappingProxyType(
         404: "NOT_FOUND",
         408: "DEADLINE_EXCEEDED",
         413: "INVALID_ARGUMENT",
+        422: "INVALID_ARGUMENT",
         499: "CANCELLED",
         500: "INTERNAL",
         501: "UNIMPLEMENTED",
+        502: "UNAVAILABLE",
         503: "UNAVAILABLE",
         504: "DEADLINE_EXCEEDED",
     }

@@ -26,6 +26,7 @@ from florence.errors import Closed, EngineError, FlorenceError
 from florence.server.access_log import escape_what_clients_write
 from florence.server.bodies import BodyBudget
 from florence.server.connections import bound_connections
+from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.gpus import count_gpus
 from florence.server.http_metrics import CountRequests, metrics_endpoint
 from florence.server.json_log import log_json
@@ -118,6 +119,7 @@ class TaskService:
     budget: BodyBudget  # of bodies over HTTP and gRPC together
     keys: ApiKeys | None
     tls: Tls | None
+    fetcher: PictureFetcher
     load: Load
 
     def __init__(self) -> None:
@@ -212,11 +214,16 @@ class TaskService:
 
 
 def build_service(
-    settings: Settings, gpus: int, load: Load = load_model, fetch: Fetch = fetch_checkpoint
+    settings: Settings,
+    gpus: int,
+    load: Load = load_model,
+    fetch: Fetch = fetch_checkpoint,
+    fetcher: PictureFetcher | None = None,
 ) -> Any:
     """The service for these settings, on a machine with that many GPUs.
 
-    `fetch` runs once, before the workers start; `load` makes a worker's model.
+    `fetch` runs once, before the workers start; `load` makes a worker's model. fetcher: of pictures that come
+    as URLs; None: as the settings say.
     """
     devices = settings.devices(gpus)
     if is_worker():
@@ -226,6 +233,7 @@ def build_service(
     inference = Inference(
         settings.timeout_s, any_prompt=settings.prompts == "any", pictures=settings.v2_pictures
     )
+    fetcher = fetcher or fetcher_of(settings)
     budget = BodyBudget(settings.body_budget_bytes, settings.body_timeout_s)
     inline = settings.api_keys.get_secret_value() if settings.api_keys else None
     keys = keys_of(inline, settings.api_keys_file)
@@ -238,6 +246,7 @@ def build_service(
         "budget": budget,
         "keys": keys,
         "tls": tls,
+        "fetcher": fetcher,
         "load": staticmethod(load),
         "before_workers": bentoml.on_deployment(functools.partial(_before_workers, settings, fetch)),
         "__doc__": TaskService.__doc__,
@@ -267,8 +276,8 @@ def build_service(
     triton = functools.partial(triton_metrics, inference.statistics)
     about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
     built.mount_asgi_app(about)
-    built.mount_asgi_app(create_task_app(inference))
-    chat = create_chat_app(inference)
+    built.mount_asgi_app(create_task_app(inference, fetcher))
+    chat = create_chat_app(inference, fetcher)
     site = Site(inference, public=keys is None, playground=settings.playground == "on")
     built.add_asgi_middleware(
         CountRequests, paths=functools.partial(known_paths, built, [about, site.app, chat], inference.served)

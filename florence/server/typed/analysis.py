@@ -54,14 +54,14 @@ def analyze_endpoint() -> Any:
     return create_api("analyze", summary, AnalyzeInput, AnalyzeAnswer, _analyze, _explain)
 
 
-async def _analyze(service: Endpoints, fields: dict[str, Any]) -> BaseModel:
+async def _analyze(service: Endpoints, fields: dict[str, Any], timeout_s: float) -> BaseModel:
     if wants_picture(accepted()):
         raise RequestError("image/png is the drawn answer of one task; ask /analyze for application/json")
     image, tasks = fields.pop("image"), [_read_task(task) for task in fields.pop("tasks")]
     parameters = RequestParameters.model_construct(**fields)  # validated with the input
     given = [(task.task, task.given) for task in tasks]
-    futures = service.model.submit_all(image, given, timeout_s=service.timeout_s, parameters=parameters)
-    return _analysis(tasks, await await_outcomes(futures, service.timeout_s))
+    futures = service.model.submit_all(image, given, timeout_s=timeout_s, parameters=parameters)
+    return _analysis(tasks, await await_outcomes(futures, timeout_s))
 
 
 def _read_task(task: Any) -> AnalysisTask:

@@ -17,10 +17,11 @@ from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import RequestError, TaskError, quote
+from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.outcomes import await_answer
 from florence.server.replies import reply_or_error
 from florence.server.typed.drawn import draw_answer, wants_picture
-from florence.server.typed.inputs import INPUT_TYPES, Described, PictureInput, PromptInput
+from florence.server.typed.inputs import INPUT_TYPES, Described, PictureInput, PromptInput, bring_picture
 from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import RequestParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
@@ -49,14 +50,15 @@ class Endpoints(Protocol):
 
     model: Florence2
     timeout_s: float
+    fetcher: PictureFetcher
 
 
 def endpoint(task: Task) -> Any:
     """The BentoML API of a task: `POST /<name>`."""
     input_type = INPUT_TYPES[task.input]
 
-    async def answer(service: Endpoints, fields: dict[str, Any]) -> BaseModel | Response:
-        return await answer_task(service.model, service.timeout_s, task.token, fields, accepted())
+    async def answer(service: Endpoints, fields: dict[str, Any], timeout_s: float) -> BaseModel | Response:
+        return await answer_task(service.model, timeout_s, task.token, fields, accepted())
 
     def refusal(error: ValidationError) -> RequestError:
         return explain(error, task, input_type)
@@ -68,9 +70,9 @@ def endpoint(task: Task) -> Any:
 def prompt_endpoint() -> Any:
     """The BentoML API of a prompt of one's own: `POST /prompt`."""
 
-    async def answer(service: Endpoints, fields: dict[str, Any]) -> BaseModel | Response:
+    async def answer(service: Endpoints, fields: dict[str, Any], timeout_s: float) -> BaseModel | Response:
         task = prompt_task(fields.pop("prompt"), fields.pop("answer_as"))
-        return await answer_task(service.model, service.timeout_s, task, fields, accepted())
+        return await answer_task(service.model, timeout_s, task, fields, accepted())
 
     def refusal(error: ValidationError) -> RequestError:
         return explain(error, None, PromptInput)
@@ -109,17 +111,19 @@ def create_api(
     summary: str,
     input_type: type[PictureInput],
     output: type[BaseModel],
-    answer: Callable[[Endpoints, dict[str, Any]], Awaitable[BaseModel | Response]],
+    answer: Callable[[Endpoints, dict[str, Any], float], Awaitable[BaseModel | Response]],
     refusal: Callable[[ValidationError], RequestError],
 ) -> Any:
-    """A BentoML API, `POST /<name>`. answer: makes the body from the input's fields; refusal: the error for
-    an input that is not valid."""
+    """A BentoML API, `POST /<name>`. answer: makes the body from the input's fields, in so many seconds;
+    refusal: the error for an input that is not valid."""
 
     async def work(service: Endpoints, fields: dict[str, Any]) -> BaseModel | Response:
         error = fields.pop("error", None)
         if error is not None:
             raise refusal(error) if isinstance(error, ValidationError) else error
-        return await answer(service, fields)
+        scope = bentoml.Context().request.scope
+        timeout_s = await bring_picture(service.fetcher, fields, service.timeout_s, scope)
+        return await answer(service, fields, timeout_s)
 
     async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
         return await reply_or_error(work(service, fields))

@@ -9,18 +9,23 @@ invalid input is passed to the endpoint as a value, `Refused`, which the endpoin
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from bentoml import IODescriptor
 from bentoml._internal.service.openapi.specification import Schema
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
 from florence.errors import FlorenceError, ProtocolError, RequestError
 from florence.images.headers import FORMATS
-from florence.server.bodies import read_body
+from florence.server.bodies import kept_body, read_body
+from florence.server.fetching.fetcher import PictureFetcher
+from florence.server.fetching.urls import MAX_URL_CHARS
 from florence.server.long_strings import Document, short_strings
 from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop
@@ -56,15 +61,46 @@ class Refused:
         self.error = error
 
 
-class PictureInput(Described):
-    """The input of every task: the picture. Unknown fields are refused."""
+def _no_picture() -> Any:
+    """In place of `image` where there is a URL; a plain default would be in the schema."""
+    return None
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class PictureInput(Described):
+    """The input of every task: the picture, or its URL. Unknown fields are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"anyOf": [{"required": ["image"]}, {"required": ["image_url"]}]},
+    )
 
     image: EncodedPicture = Field(
+        default_factory=_no_picture,
         description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
-        f"{FORMATS}, told by its bytes."
+        f"{FORMATS}, told by its bytes.",
     )
+    image_url: str | None = Field(
+        default=None,
+        validate_default=True,
+        max_length=MAX_URL_CHARS,
+        description="In place of image: an http or https URL, from which the service fetches the picture "
+        "where FLORENCE_IMAGE_HOSTS allows it.",
+    )
+
+    @field_validator("image_url")
+    @classmethod
+    def _one_picture(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if "image" in info.data:  # else that is the error
+            if url is None and info.data["image"] is None:
+                raise PydanticCustomError(
+                    "picture", "image is missing; send the picture, or its URL as image_url"
+                )
+            if url is not None and info.data["image"] is not None:
+                raise PydanticCustomError(
+                    "picture", "both image and image_url have a picture; send one of them"
+                )
+        return url
 
     @classmethod
     def __pydantic_init_subclass__(cls) -> None:
@@ -93,6 +129,8 @@ class PictureInput(Described):
             content = Document(body).parse() if body else {}
             if isinstance(content, dict):
                 image = {name: content.pop(name) for name in ("image",) if name in content}
+                if image.get("image", "") is None and content.get("image_url") is not None:
+                    image = {}  # as clients write a field that is not given
                 content = {**image, **short_strings(content)}
         except ProtocolError as error:
             raise RequestError(f"{_SHAPES}: {error}") from None
@@ -100,6 +138,20 @@ class PictureInput(Described):
             raise RequestError(_SHAPES)
         made: PictureInput = cls.model_validate(content)
         return made
+
+
+async def bring_picture(
+    fetcher: PictureFetcher, fields: dict[str, Any], timeout_s: float, scope: Scope
+) -> float:
+    """Of an input's fields, put the picture that `image_url` leads to into `image`. The seconds that are left
+    of `timeout_s`. Raises as `PictureFetcher.fetch`."""
+    url = fields.pop("image_url")
+    if url is None:
+        return timeout_s
+    clock = asyncio.get_running_loop().time
+    end = clock() + timeout_s
+    fields["image"] = await fetcher.fetch(url, timeout_s=timeout_s, body=kept_body(scope))
+    return max(end - clock(), 0.001)
 
 
 class PlainInput(RequestParameters, PictureInput):

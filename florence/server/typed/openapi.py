@@ -54,8 +54,18 @@ _FAILURES: Final = (  # status, meaning, an example of its message
         "The body or the picture is larger than allowed.",
         "the picture has 10000x8000 = 80000000 pixels; up to 64000000 are allowed",
     ),
+    (
+        422,
+        "The host of image_url answered, without a picture.",
+        "image_url's host has no picture there, or does not give it to this service",
+    ),
     (501, "The body's encoding is neither gzip nor deflate.", "Unsupported compression type"),
     (500, "The service failed; its log says more.", INTERNAL_ERROR),
+    (
+        502,
+        "The host of image_url can't be reached, or fails.",
+        "image_url's host can't be reached, or broke off",
+    ),
     (
         503,
         "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
@@ -198,8 +208,9 @@ def _form(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
     fields["image"] = {"type": "string", "format": "binary", "description": fields["image"]["description"]}
     for name in fields.keys() & example.keys() - {"image"}:
         fields[name]["examples"] = [example[name]]
+    kept = {name: schema[name] for name in ("required", "anyOf") if name in schema}
     closed = {"type": "object", "additionalProperties": False}
-    return {**closed, "properties": fields, "required": schema["required"]}
+    return closed | {"properties": fields} | kept
 
 
 def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,25 +15,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from florence.errors import Closed, NotFound, TaskError
+from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.replies import json_reply, reply_or_error
 from florence.server.typed.endpoints import answer_task, explain
-from florence.server.typed.inputs import INPUT_TYPES, Refused
+from florence.server.typed.inputs import INPUT_TYPES, Refused, bring_picture
 from florence.server.v2.inference import Inference
 from florence.types.declared import ways_out
 
 TASK_PATH: Final = "/tasks/{name}"
 
 
-def create_task_app(inference: Inference) -> Starlette:
-    """The one route."""
+def create_task_app(inference: Inference, fetcher: PictureFetcher) -> Starlette:
+    """The one route. fetcher: of pictures that come as URLs."""
 
     async def task(request: Request) -> Response:
-        return await reply_or_error(_answer(inference, request))
+        return await reply_or_error(_answer(inference, fetcher, request))
 
     return Starlette(routes=[Route(TASK_PATH, task, methods=["POST"])])
 
 
-async def _answer(inference: Inference, request: Request) -> Response:
+async def _answer(inference: Inference, fetcher: PictureFetcher, request: Request) -> Response:
     """Raises NotFound, which names the tasks, for a path that names none."""
     if (model := inference.model) is None:
         raise Closed("the model is not loaded")
@@ -48,5 +49,6 @@ async def _answer(inference: Inference, request: Request) -> Response:
         raise explain(sent.error, task, input_type) if isinstance(sent.error, ValidationError) else sent.error
     fields = {name: getattr(sent, name) for name in input_type.model_fields}
     accept = request.headers.get("accept", "")
-    answer = await answer_task(model, inference.timeout_s, task.token, fields, accept)
+    timeout_s = await bring_picture(fetcher, fields, inference.timeout_s, request.scope)
+    answer = await answer_task(model, timeout_s, task.token, fields, accept)
     return answer if isinstance(answer, Response) else json_reply(answer.model_dump(mode="json"))

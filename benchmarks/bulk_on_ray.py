@@ -1,0 +1,154 @@
+"""`florence bulk --ray` with one actor against plain `florence bulk`, on this machine; and what Ray costs.
+
+    python benchmarks/bulk_on_ray.py --size base --pictures 300
+
+Both commands load the same model on all cores, one after the other in each round. A rate counts the answers
+behind the first quarter, so that neither imports nor loading are in it. Then actors that answer at once show
+what a batch costs to schedule, and what a picture takes in Ray's object store: a name and an answer, or with
+an archive the picture too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from serving import ROOT
+from under_load import write_checkpoint
+
+sys.path.insert(0, str(ROOT))
+
+from florence.bulk.items import PictureItem
+from florence.bulk.question import PictureQuestion
+from florence.bulk.run import Ask, Job, QuestionOutcome
+from florence.ray.pool import ActorPool, cluster
+from florence.ray.rows import as_lines, job_block
+from florence.ray.run import RayRun
+from florence.ray.source import JobSource
+from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
+from florence.types.results import Text
+from florence.types.tasks import TASKS
+
+QUESTION = PictureQuestion(TASKS["<CAPTION>"])
+CORES = len(os.sched_getaffinity(0))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="base", help="of random weights, or demo")
+    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--echo-pictures", type=int, default=4000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = "demo"
+        if arguments.size != "demo":
+            model = str(Path(folder) / "model")
+            write_checkpoint(Path(model), arguments.size, torch.float32)
+        draw_pictures(Path(folder) / "in", arguments.pictures)
+        ratios = []
+        for number in range(arguments.rounds):
+            command = bulk_command(Path(folder), f"plain-{number}.jsonl", model, arguments.concurrency)
+            plain = rate_of(command, Path(folder) / f"plain-{number}.jsonl", arguments.pictures)
+            command = bulk_command(Path(folder), f"ray-{number}.jsonl", model, arguments.concurrency)
+            command += ["--ray", "local", "--cpus-per-actor", str(CORES)]
+            ray = rate_of(command, Path(folder) / f"ray-{number}.jsonl", arguments.pictures)
+            ratios.append(ray / plain)
+            load = os.getloadavg()[0]
+            print(f"plain {plain:.2f}, one actor {ray:.2f} pictures/s: {ratios[-1]:.3f}; load {load:.1f}")
+    print(f"median of the ratios: {statistics.median(ratios):.3f}")
+    print_overheads(arguments.echo_pictures)
+
+
+def bulk_command(folder: Path, out: str, model: str, concurrency: int) -> list[str]:
+    """A caption of each picture."""
+    return [
+        sys.executable, "-m", "florence.cli", "bulk", str(folder / "in"), "--out", str(folder / out),
+        "--task", "caption", "--model", model, "--concurrency", str(concurrency), "--no-progress",
+        "--max-new-tokens", "20",
+    ]  # fmt: skip
+
+
+def draw_pictures(folder: Path, count: int) -> None:
+    """So many JPEGs of 640 x 480, all different."""
+    folder.mkdir()
+    gradient = Image.radial_gradient("L").resize((640, 480)).convert("RGB")
+    for number in range(count):
+        shift = gradient.transform(gradient.size, Image.Transform.AFFINE, (1, 0, number, 0, 1, -number))
+        shift.save(folder / f"{number:05}.jpg", "JPEG")
+
+
+def rate_of(command: Sequence[str], out: Path, count: int) -> float:
+    """Answers a second behind the first quarter."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLORENCE_DTYPE": "float32"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    started, before, have = 0.0, 0, 0
+    while have < count:
+        if process.poll() not in (None, 0):
+            raise SystemExit(f"a command ended with status {process.returncode}")
+        time.sleep(0.01)
+        with contextlib.suppress(FileNotFoundError):
+            have = out.read_bytes().count(b"\n")
+        if not started and have >= count / 4:
+            started, before = time.perf_counter(), have
+    seconds = time.perf_counter() - started
+    process.wait()
+    return (count - before) / seconds
+
+
+def answer_at_once(item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
+    """A caption of fifty letters."""
+    answer: QuestionOutcome = TaskAnswer(
+        task=QUESTION.task.token,
+        result=Text(text="a red circle, a blue square and the word TAXI here", score=0.9),
+        image_size=ImageSize(width=640, height=480),
+        finish_reason="stop",
+        usage=Usage(picture_tokens=577, prompt_tokens=8, generated_tokens=20),
+        timings=Timings(queue_s=0.1, encode_s=0.1, decode_s=0.1, total_s=0.3),
+        checkpoint="echo",
+    )
+    return [answer] * len(questions)
+
+
+def make_ask() -> Ask:
+    """What an actor makes of nothing."""
+    return answer_at_once
+
+
+def print_overheads(count: int) -> None:
+    """Milliseconds a batch and a picture, and bytes a picture, of one actor that answers at once."""
+    names = [f"in/{number:08}.jpg" for number in range(count)]
+    jobs = [Job(PictureItem(name, f"/data/{name}"), (QUESTION,)) for name in names]
+    seconds: dict[int, float] = {}
+    with cluster("local"):
+        for batch in (32, 32, 4):  # the first one warms workers up
+            run = RayRun(ActorPool(1, 1, cpus=1), batch, actor={"make_ask": make_ask})
+            times = [time.perf_counter() for _ in run.lines(JobSource(jobs, batch))]
+            quarter = len(times) // 4
+            seconds[batch] = (times[-1] - times[quarter]) / (len(times) - quarter - 1)
+            print(f"batches of {batch}: {1000 * seconds[batch]:.3f} ms a picture")
+    batch_s = (seconds[4] - seconds[32]) / (1 / 4 - 1 / 32)
+    print(f"a batch: {1000 * batch_s:.2f} ms; a picture: {1000 * (seconds[32] - batch_s / 32):.3f} ms")
+    from ray import cloudpickle
+
+    sent = len(cloudpickle.dumps(job_block(jobs[:32]))) / 32
+    back = as_lines((job, answer_at_once(job.item, job.questions)) for job in jobs[:32]).nbytes / 32
+    print(f"object store: {sent:.0f} bytes a picture there, {back:.0f} back")
+
+
+if __name__ == "__main__":
+    main()

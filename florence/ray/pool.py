@@ -1,0 +1,99 @@
+"""How many actors, with what, on which cluster. Knows Ray; knows nothing about pictures."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from florence.errors import RequestError, Unavailable, quote
+
+LOCAL: Final = "local"
+CALLS: Final = 3
+"""Batches that an actor has at a time: with one that ends and one that begins, the engine stays full."""
+IN_FLIGHT: Final = 4
+"""Batches that are sent to an actor: one more, which waits there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPool:
+    """From `least` to `most` actors, each with so many GPUs and cores. cpus: None, an actor's share of the
+    cores that are there; none beside a GPU."""
+
+    least: int = 1
+    most: int = 1
+    gpus: float | None = None
+    cpus: float | None = None
+
+    @classmethod
+    def parse(cls, text: str, gpus: float | None = None, cpus: float | None = None) -> ActorPool:
+        """Of `4` or `2..8`. Raises RequestError for another text."""
+        found = re.fullmatch(r"([1-9][0-9]{0,4})(?:\.\.([1-9][0-9]{0,4}))?", text, re.ASCII)
+        if found and int(found[1]) <= (most := int(found[2] or found[1])):
+            return cls(int(found[1]), most, gpus, cpus)
+        raise RequestError(f"actors are a number, such as 4, or a range, such as 2..8, got {quote(text)}")
+
+    def resources(self) -> dict[str, float]:
+        """What `map_batches` asks for an actor, on the cluster of this process. Raises RequestError where no
+        node has as much."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
+        cores = [node["CPU"] for node in nodes if node.get("CPU")]
+        cpus = self.cpus
+        if cpus is None:
+            cpus = 0 if gpus else max(min([*cores, sum(cores) // self.most]), 1) if cores else 1
+        wanted = {"num_gpus": gpus, "num_cpus": cpus}
+        return {name: amount for name, amount in wanted.items() if amount or name == "num_cpus"}
+
+    def strategy(self) -> ActorPoolStrategy:
+        """The pool, whose actors have several batches at a time."""
+        return ActorPoolStrategy(
+            min_size=self.least,
+            max_size=self.most,
+            max_tasks_in_flight_per_actor=IN_FLIGHT,
+            max_concurrent_calls_per_actor=CALLS,
+            enable_true_multi_threading=True,
+        )
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connected to a cluster. address: as `ray.init` has it; None: what RAY_ADDRESS says, else a cluster that
+    is started here, and ends with the context. One that this process is connected to already is used.
+
+    Raises Unavailable where there is none.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    where = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send figures about its use
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of Ray's C++ part, in this process
+    more: dict[str, Any] = {"include_dashboard": False} if where == LOCAL else {}
+    try:
+        ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **more)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise Unavailable(f"no Ray cluster at {where}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def context(*, ordered: bool, bars: bool) -> Iterator[None]:
+    """Ray Data's settings of a run: the rows' order, and whether it shows its progress."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    own = DataContext.get_current().copy()
+    own.execution_options.preserve_order = ordered
+    own.enable_progress_bars = bars
+    own.print_on_execution_start = False
+    with DataContext.current(own):
+        yield

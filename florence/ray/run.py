@@ -1,0 +1,82 @@
+"""A bulk run on a cluster: jobs in, rows out. Ray Data schedules, moves, retries and scales.
+
+A batch whose node died is asked again elsewhere; what it had given before is not given twice. Knows nothing
+about files of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.data
+from ray.data import Dataset
+from ray.exceptions import RayError
+
+from florence.errors import FlorenceError, Unavailable
+from florence.ray.actor import CONCURRENCY, FlorenceActor
+from florence.ray.pool import ActorPool, context
+from florence.ray.sink import PartResult, PartSink
+from florence.ray.source import JobSource
+
+
+@dataclass(frozen=True)
+class RayRun:
+    """Where and how. concurrency: pictures at a time of each actor, and of a batch. actor: arguments of
+    `FlorenceActor`."""
+
+    pool: ActorPool = field(default_factory=ActorPool)
+    concurrency: int = CONCURRENCY
+    ordered: bool = False
+    actor: dict[str, Any] = field(default_factory=dict)
+
+    def dataset(self, source: JobSource, *, lines: bool) -> Dataset:
+        """The outcomes, not yet asked for; as `FlorenceActor` packs them."""
+        jobs = ray.data.read_datasource(
+            source,
+            override_num_blocks=max(len(source), 1),
+            num_cpus=0,  # actors may have all cores
+        )
+        asked: Dataset = jobs.map_batches(
+            FlorenceActor,
+            fn_constructor_kwargs={**self.actor, "concurrency": self.concurrency, "lines": lines},
+            batch_size=self.concurrency,
+            batch_format="pandas",
+            compute=self.pool.strategy(),
+            **self.pool.resources(),
+        )
+        return asked
+
+    def lines(self, source: JobSource) -> Iterator[dict[str, str | None]]:
+        """Rows of `rows.LINES`, as they come. Raises what ended the run on the cluster."""
+        with context(ordered=self.ordered, bars=False), _own_errors():
+            blocks: Iterable[Any] = self.dataset(source, lines=True).iter_batches(
+                batch_size=None, batch_format="pyarrow"
+            )
+            for block in blocks:
+                yield from block.to_pylist()
+
+    def write_parts(self, source: JobSource, out: Path, rows: int, *, bars: bool) -> PartResult:
+        """Write the answers on the nodes, into a directory that all of them share. rows: of a part. bars:
+        whether Ray shows its progress. Raises RequestError where the directory is not shared."""
+        sink = PartSink(out, rows)
+        with context(ordered=self.ordered, bars=bars), _own_errors():
+            self.dataset(source, lines=False).write_datasink(sink, ray_remote_args={"num_cpus": 0})
+        return sink.result
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """An error of ours that Ray wrapped is raised as it was."""
+    try:
+        yield
+    except RayError as error:
+        seen: BaseException | None = error
+        while seen is not None and not isinstance(seen, FlorenceError):
+            seen = getattr(seen, "cause", None) or seen.__cause__
+        if seen is None:
+            raise Unavailable(f"the run ended on the cluster: {error}") from error
+        raise seen from error

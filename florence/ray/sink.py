@@ -1,0 +1,83 @@
+"""Parts of a directory of answers, written by Ray Data's write tasks on the nodes: aside, and renamed when
+whole. Knows the columns of answers; knows nothing about how they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow
+from pyarrow import compute
+from pyarrow.parquet import write_table
+from ray.data.block import BlockAccessor
+from ray.data.datasource import Datasink
+
+from florence.answers.columns import answer_schema
+from florence.bulk.lines import failure_line
+from florence.bulk.parquet import next_part, part_name
+from florence.errors import FlorenceError, RequestError
+
+
+@dataclass
+class PartResult:
+    """What a run wrote: how many answers, and the lines of the questions that failed."""
+
+    answers: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+class PartSink(Datasink[PartResult]):
+    """Parts of about `rows` rows in the directory `out`. A write that is tried again takes the place of the
+    first try, for it has the same name. result: is filled when all is written."""
+
+    def __init__(self, out: Path, rows: int) -> None:
+        out.mkdir(exist_ok=True)
+        self._out, self._rows = out.absolute(), rows
+        self._first = next_part(out)
+        self._mark = self._out / f".run-{uuid4().hex}"
+        self.result = PartResult()
+
+    def on_write_start(self, schema: Any = None) -> None:
+        """Leave a mark, by which the nodes tell whether they have the same directory."""
+        self._mark.touch()
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> PartResult:
+        """On a node: one part. Raises RequestError where the directory is not the driver's."""
+        if not self._mark.exists():
+            raise RequestError(
+                f"{self._out} is not the same directory on all nodes; name an --out on storage that they "
+                "share, or leave --part-rows out"
+            )
+        table = pyarrow.concat_tables(BlockAccessor.for_block(block).to_arrow() for block in blocks)
+        failed = compute.is_valid(table["error"])
+        rows = table.filter(failed).select(["picture", "id", "task", "error"]).to_pylist()
+        answers = table.filter(compute.invert(failed)).select(answer_schema().names).cast(answer_schema())
+        if answers.num_rows:
+            number = self._first + ctx.task_idx
+            new = self._out / f".part-{number:06}.new"
+            write_table(answers, new, compression="zstd")
+            new.replace(self._out / part_name(number))
+        lines = [
+            failure_line(row["picture"], row["task"], FlorenceError(row["error"]), row["id"]) for row in rows
+        ]
+        return PartResult(answers.num_rows, lines)
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Collect what the writes return."""
+        self._mark.unlink(missing_ok=True)
+        for each in write_result.write_returns:
+            self.result.answers += each.answers
+            self.result.failures += each.failures
+
+    def on_write_failed(self, error: Exception) -> None:
+        """Take the mark away."""
+        self._mark.unlink(missing_ok=True)
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """Of a part."""
+        return self._rows

@@ -1,0 +1,130 @@
+"""Hosts that are not there: names, addresses and HTTP answers for `PictureFetcher`, without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from httpcore import AsyncNetworkBackend, AsyncNetworkStream, ConnectError, ReadError
+from pictures import drawn, saved
+
+from florence.server.fetching.allowed import read_allow_list
+from florence.server.fetching.fetcher import FetchLimits, PictureFetcher
+
+HOST = "pictures.test"
+PUBLIC = "93.184.216.34"  # an address of the public internet, which no test asks
+PICTURE = saved(drawn(64, 48))
+
+Piece = bytes | Exception | asyncio.Event | Callable[[], Awaitable[bytes]]
+"""Bytes of an answer, an error in their place, an event to wait for, or what makes bytes."""
+
+
+def answer(
+    body: bytes = PICTURE, status: int = 200, headers: Mapping[str, str] | None = None, **more: str
+) -> bytes:
+    """An HTTP answer; `more`: headers, with _ for -."""
+    named = {name.replace("_", "-"): value for name, value in more.items()} | dict(headers or {})
+    lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return f"HTTP/1.1 {status} Fine\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode("latin-1") + body
+
+
+def redirect(location: str, status: int = 302) -> bytes:
+    """An HTTP answer that leads elsewhere."""
+    return answer(b"", status, location=location)
+
+
+@dataclass
+class FakeWeb(AsyncNetworkBackend):
+    """names: a host's addresses; pages: an answer's pieces by its URL, as scheme, Host header and target make
+    it; dead: addresses that take no connection.
+
+    `lookups`, `connections` (address, port), `greeted` (the names in TLS) and `requests` (the bytes) are what
+    happened.
+    """
+
+    names: dict[str, Sequence[str]] = field(default_factory=lambda: {HOST: [PUBLIC]})
+    pages: dict[str, Sequence[Piece]] = field(default_factory=dict)
+    dead: set[str] = field(default_factory=set)
+    lookups: list[str] = field(default_factory=list)
+    connections: list[tuple[str, int]] = field(default_factory=list)
+    greeted: list[str | None] = field(default_factory=list)
+    requests: list[bytes] = field(default_factory=list)
+    closed: int = 0
+
+    def fetcher(self, hosts: str = HOST, networks: str | None = None, **limits: Any) -> PictureFetcher:
+        """Before these hosts, with these settings."""
+        allowed = read_allow_list(hosts, networks)
+        return PictureFetcher(
+            allowed, FetchLimits(**limits), self.resolve, self, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
+
+    async def resolve(self, host: str, port: int) -> Sequence[str]:
+        self.lookups.append(host)
+        if host not in self.names:
+            raise OSError(f"no such name: {host}")
+        return self.names[host]
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> AsyncNetworkStream:
+        self.connections.append((host, port))
+        if host in self.dead:
+            raise ConnectError("secret reason")
+        return FakeStream(self)
+
+
+@dataclass
+class FakeStream(AsyncNetworkStream):
+    """One connection: an answer for what was written."""
+
+    web: FakeWeb
+    scheme: str = "http"
+    written: bytes = b""
+    pieces: list[Piece] | None = None
+    closed: bool = False
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.written += buffer
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self.pieces is None:
+            self.web.requests.append(self.written)
+            self.pieces = list(self.web.pages.get(self._url(), [answer(b"", 404)]))
+        while self.pieces:
+            piece = self.pieces.pop(0)
+            if isinstance(piece, asyncio.Event):
+                await piece.wait()
+            elif isinstance(piece, Exception):
+                raise piece
+            elif isinstance(piece, bytes):
+                self.pieces[:0] = [piece[max_bytes:]] if len(piece) > max_bytes else []
+                return piece[:max_bytes]
+            else:
+                return await piece()
+        return b""
+
+    def _url(self) -> str:
+        lines = self.written.decode("ascii").split("\r\n")
+        host = next(line.split(": ")[1] for line in lines if line.lower().startswith("host: "))
+        return f"{self.scheme}://{host}{lines[0].split(' ')[1]}"
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> AsyncNetworkStream:
+        self.web.greeted.append(server_hostname)
+        return FakeStream(self.web, "https")
+
+    async def aclose(self) -> None:
+        self.web.closed += not self.closed
+        self.closed = True
+
+
+BROKEN = ReadError("secret reason")

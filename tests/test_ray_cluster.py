@@ -1,0 +1,196 @@
+"""`florence bulk --ray` on a cluster of two nodes of one core each: what is answered, and what survives."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+from pictures import drawn, saved
+from ray.cluster_utils import Cluster
+from serving import ROOT
+
+from florence.answers.columns import read_columns
+
+pytestmark = pytest.mark.slow
+PATIENCE_S = 180.0  # nodes, drivers and actors each import what they need
+ECHO = [sys.executable, str(ROOT / "tests" / "ray_runs.py")]
+STORE_BYTES = 100 * 2**20
+MARK = "TEST_RAY_MARK"
+
+
+class Nodes:
+    """A cluster of this machine, which a test may take a node from."""
+
+    def __init__(self) -> None:
+        head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.second = self.add()
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+
+    def lose(self) -> None:
+        """The second node dies as a machine does."""
+        self.cluster.remove_node(self.second, allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        mark = uuid4().hex
+        patch.setenv(MARK, mark)
+        made = Nodes()
+        yield made
+        made.cluster.shutdown()
+        assert not left_over(mark)
+
+
+def left_over(mark: str) -> list[str]:
+    """Processes that still run of those that were started with this mark, after the patience."""
+    end = time.monotonic() + PATIENCE_S
+    while found := [each.info["name"] for each in psutil.process_iter(["name"]) if _has(each, mark)]:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def _has(process: psutil.Process, mark: str) -> bool:
+    try:
+        running = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+        return running and process.environ().get(MARK) == mark
+    except psutil.Error:
+        return False
+
+
+def pictures(folder: Path, count: int) -> list[str]:
+    folder.mkdir()
+    names = [str(folder / f"{number:03}.png") for number in range(count)]
+    for number, name in enumerate(names):
+        Path(name).write_bytes(saved(drawn(40 + number, 30), "PNG"))
+    return names
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    if out.is_dir():
+        return list(read_columns(out))
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def told(out: Path) -> list[str]:
+    return sorted(row["picture"] for row in rows(out))
+
+
+def run(command: Sequence[object], status: int = 0) -> str:
+    """What a command says on stderr."""
+    ran = subprocess.run(
+        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert ran.returncode == status, ran.stderr[-4000:]
+    return ran.stderr
+
+
+def start_until(command: Sequence[object], out: Path, answers: int) -> subprocess.Popen[bytes]:
+    """A command that goes on, and has so many answers."""
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + PATIENCE_S
+    while not out.exists() or len(rows_so_far(out)) < answers:
+        assert process.poll() is None, "it ended before it was disturbed"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return process
+
+
+def rows_so_far(out: Path) -> list[Any]:
+    return rows(out) if out.is_dir() else out.read_bytes().splitlines()
+
+
+def test_answers_are_those_of_plain_bulk(nodes: Nodes, tmp_path: Path) -> None:
+    """Files, a member of an archive and a file that is no picture, two tasks, with the demo checkpoint: the
+    same rows but for their times, the same failures, and nothing is left for a second run."""
+    names = pictures(tmp_path / "in", 4)
+    (tmp_path / "in" / "bad.png").write_text("no picture")
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as tar:
+        member = tarfile.TarInfo("m.png")
+        member.size = len(content := Path(names[0]).read_bytes())
+        tar.addfile(member, io.BytesIO(content))
+    plain, ray = tmp_path / "plain.jsonl", tmp_path / "ray.jsonl"
+    asked = [sys.executable, "-m", "florence.cli", "bulk", tmp_path / "in", shard, "--model", "demo"]
+    asked += ["--task", "caption", "--task", "od", "--no-progress", "--concurrency", "2"]
+    run([*asked, "--out", plain], status=3)
+    on_ray = [*asked, "--out", ray, "--ray", nodes.address, "--actors", "1..2"]
+    assert "10 answered, 2 failed" in run(on_ray, status=3)
+
+    def known(out: Path) -> list[dict[str, Any]]:
+        kept = [{name: row[name] for name in row if name != "timings"} for row in rows(out)]
+        return sorted(kept, key=lambda row: (row["picture"], row["task"]))
+
+    assert len(known(ray)) == 10
+    assert known(ray) == known(plain)
+    failures = [sorted(map(str, rows(out.with_suffix(".failures.jsonl")))) for out in (plain, ray)]
+    assert failures[0] == failures[1]
+    (tmp_path / "in" / "bad.png").unlink()
+    shard.unlink()
+    again = [word for word in on_ray if word != shard]
+    assert "0 answered, 8 were there before" in run(again)
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "parts"])
+def test_a_second_run_finishes_what_a_killed_driver_left(name: str, nodes: Nodes, tmp_path: Path) -> None:
+    """Its answers, or its whole parts, are kept; the rest is asked; each is there once."""
+    names, out = pictures(tmp_path / "in", 24), tmp_path / name
+    parts = ["--part-rows", 4] if name == "parts" else []
+    command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--no-progress", *parts]
+    command += ["--concurrency", 2, "--ray", nodes.address, "--actors", 2]
+    driver = start_until([*ECHO, 0.3, *command], out, 2)
+    driver.kill()
+    driver.wait(PATIENCE_S)
+    left = len(rows_so_far(out))
+    assert left < len(names)
+    said = run([*ECHO, 0, *command])
+    assert "were there before" in said
+    assert told(out) == names
+
+
+def test_a_node_that_dies_takes_nothing_with_it(nodes: Nodes, tmp_path: Path) -> None:
+    """What its actor was asked is asked again on the other node; no answer is there twice."""
+    names, out = pictures(tmp_path / "in", 24), tmp_path / "r.jsonl"
+    command = [*ECHO, 0.3, "bulk", tmp_path / "in", "--task", "caption", "--out", out, "--no-progress"]
+    command += ["--concurrency", 2, "--ray", nodes.address, "--actors", "1..2"]
+    driver = start_until(command, out, 4)
+    nodes.lose()
+    assert len(rows_so_far(out)) < len(names)
+    assert driver.wait(PATIENCE_S) == 0
+    assert told(out) == names
+    assert not out.with_suffix(".failures.jsonl").exists()
+
+
+def test_a_cluster_that_a_run_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process of it is left."""
+    mark = uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    names, out = pictures(tmp_path / "in", 3), tmp_path / "r.jsonl"
+    run([*ECHO, 0, "bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--ray", "local"])
+    assert [row["picture"] for row in rows(out)] == names
+    assert not left_over(mark)
