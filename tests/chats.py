@@ -14,10 +14,12 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from v2 import picture
 
+from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.keys import keys_of
-from florence.server.openai.app import FetchPicture, create_chat_app
+from florence.server.openai.app import create_chat_app
 from florence.server.routing import OPEN_PATHS, middleware_of
 from florence.server.v2.inference import Inference, ModelRepository
+from florence.settings import Settings
 
 KEY = "a1" * 16
 DATA_URI = "data:image/png;base64," + base64.b64encode(picture()).decode()
@@ -25,13 +27,13 @@ MOST_BYTES = 200_000
 
 
 def chat_client(
-    model: FakeModel, *, any_prompt: bool = False, loaded: bool = True, fetch: FetchPicture | None = None
+    model: FakeModel, *, any_prompt: bool = False, loaded: bool = True, fetcher: PictureFetcher | None = None
 ) -> TestClient:
     """The service's middleware with the chat routes; a key is needed."""
     inference = Inference(5.0, any_prompt=any_prompt)
     inference.model = model if loaded else None
     repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
-    chat = create_chat_app(inference, fetch)
+    chat = create_chat_app(inference, fetcher or fetcher_of(Settings()))
     middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat)
     other = Route("/{path:path}", _fails, methods=["POST"])
     return TestClient(Starlette(routes=[other], middleware=middleware), raise_server_exceptions=False)

@@ -173,7 +173,7 @@ def test_what_agents_read_is_short_and_right(ask: FakeAsk) -> None:
     assert '"null"' not in described
     for tool in TOOLS:
         assert len(tool.description) < 150
-        assert set(PICTURE) <= set(schema_of(tool.arguments, local=True)["properties"])
+        assert set(PICTURE) <= set(schema_of(tool.arguments, PICTURE)["properties"])
 
 
 def test_addresses() -> None:

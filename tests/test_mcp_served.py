@@ -110,14 +110,16 @@ def test_over_http_with_a_service(demo_server: Server, over_http: str) -> None:
                 other.call_tool("describe", {"path": str(PICTURE)}),
                 one.call_tool("ask_region", {"base64": data, "region": [0, 0, 9000, 9000]}),
                 one.call_tool("describe", {"base64": base64.b64encode(b"no picture").decode()}),
+                one.call_tool("describe", {"url": "https://pictures.example/a.png"}),
             )
 
-    first, second, path, region, broken = asyncio.run(work())
+    first, second, path, region, broken, url = asyncio.run(work())
     with ServiceClient(demo_server.url) as client:
         assert text_of(first) == text_of(second) == client.caption(PICTURE).text
     assert path.is_error
     assert "inside the picture" in text_of(region)
     assert broken.is_error
+    assert "FLORENCE_IMAGE_HOSTS" in text_of(url)  # the service's setting, which allows none
 
 
 def test_a_page_of_another_origin_is_refused(over_http: str) -> None:

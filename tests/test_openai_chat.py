@@ -228,23 +228,30 @@ def test_the_tasks_own_rules_are_the_models(client: openai.OpenAI) -> None:
         )
 
 
-def test_a_picture_at_a_url_is_fetched_where_the_service_does_that(
-    client: openai.OpenAI, model: FakeModel
-) -> None:
-    """By the function that it has for it, within the request's time; without one the URL is refused."""
-    url = "https://pictures.example/a.png"
-    asked: Any = {"model": "florence2", "messages": messages("<OD>", url)}
-    with pytest.raises(openai.BadRequestError, match="not fetched from a URL"):
-        client.chat.completions.create(**asked)
-    fetched: list[tuple[str, float]] = []
+class FakeFetcher:
+    """Gives a picture for any URL."""
 
-    async def fetch(wanted: str, timeout_s: float, scope: Any) -> bytes:
-        fetched.append((wanted, timeout_s))
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, float]] = []
+
+    async def fetch(self, url: str, *, timeout_s: float, body: Any = None) -> bytes:
+        self.asked.append((url, timeout_s))
         return picture()
 
-    with chat_client(model, fetch=fetch) as http:
+
+def test_a_picture_at_a_url_is_fetched_where_the_settings_allow_it(
+    client: openai.OpenAI, model: FakeModel
+) -> None:
+    """As at the typed endpoints, within the request's time; by default the URL is refused, and what allows it
+    is named."""
+    url = "https://pictures.example/a.png"
+    asked: Any = {"model": "florence2", "messages": messages("<OD>", url)}
+    with pytest.raises(openai.BadRequestError, match="FLORENCE_IMAGE_HOSTS"):
+        client.chat.completions.create(**asked)
+    fetcher: Any = FakeFetcher()
+    with chat_client(model, fetcher=fetcher) as http:
         client_of(http).chat.completions.create(**asked)
-    assert fetched == [(url, 5.0)]
+    assert fetcher.asked == [(url, 5.0)]
     (call,) = model.calls
     assert call.image == picture()
     assert 0 < call.options["timeout_s"] <= 5.0

@@ -6,14 +6,19 @@ The SDK is imported only here, so the other commands need none.
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from florence.bulk.question import PictureQuestion
 from florence.cli.asking import open_asker
 from florence.cli.serving import check_free
 from florence.cli.telling import tell_lines
+from florence.client import Client, ImageUrl
 from florence.errors import MissingLibrary, SettingsError
 from florence.images.limits import PDF_DPI
+from florence.types.answer import TaskAnswer
 
 MCP: Final = (
     "serve tools about pictures to agents, by the Model Context Protocol",
@@ -56,8 +61,9 @@ def mcp(arguments: argparse.Namespace) -> int:
     roots = Roots(arguments.root, local=address is None)
     if address is not None:
         check_free(*address, "--http")
-    with open_asker(arguments) as ask:
-        server = PictureServer(ask, roots)
+    with open_asker(arguments) as ask, ExitStack() as stack:
+        client = stack.enter_context(Client(arguments.url)) if arguments.url else None
+        server = PictureServer(ask, roots, None if client is None else partial(_ask_url, client))
         if address is None:
             serve_stdio(server)
         else:
@@ -65,6 +71,15 @@ def mcp(arguments: argparse.Namespace) -> int:
             tell_lines([f"tools for agents at http://{f'[{host}]' if ':' in host else host}:{port}/mcp"])
             serve_http(server, host, port)
     return 0
+
+
+def _ask_url(client: Client, url: str, question: PictureQuestion) -> TaskAnswer[Any]:
+    """The answer about a picture that the service fetches, if its settings allow it."""
+    options: Any = question.options
+    answer: TaskAnswer[Any] = client.run(
+        ImageUrl(url), question.task, question.text, region=question.region, **options
+    )
+    return answer
 
 
 def read_address(text: str) -> tuple[str, int]:

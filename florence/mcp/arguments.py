@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +18,7 @@ from florence.mcp.roots import Roots
 from florence.types.options import MAX_TEXT_CHARS
 from florence.types.tiling import OFF
 
-PICTURE: Final = ("path", "base64", "resource")
+PICTURE: Final = ("path", "base64", "resource", "url")
 """The ways to give a picture, of which one is needed."""
 _DATA_URI: Final = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
@@ -46,7 +46,7 @@ class ResourceContents(BaseModel):
 
 
 class PictureArguments(BaseModel):
-    """The picture, in one of three ways."""
+    """The picture, in one of four ways."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -55,16 +55,22 @@ class PictureArguments(BaseModel):
     resource: str | ResourceContents | None = Field(
         default=None, description="Or a listed resource's URI, or the contents {uri, blob} of any resource."
     )
+    url: str | None = Field(default=None, description="Or an http or https URL that the service may fetch.")
     draw: bool | None = Field(
         default=None, description="Return the picture with the answer on it. Default: if it has places."
     )
 
-    def picture(self, roots: Roots) -> bytes:
-        """The encoded picture. Raises ImageError where it can't be read, RequestError unless there is one."""
+    def check_picture(self, ways: Collection[str]) -> None:
+        """Raises RequestError unless there is one picture, in one of these ways."""
         given = [name for name in PICTURE if getattr(self, name) is not None]
-        ways = ", ".join(PICTURE if roots.local else PICTURE[1:])
         if len(given) != 1:
-            raise RequestError(f"a picture is needed, as one of {ways}; got {' and '.join(given) or 'none'}")
+            told = " and ".join(given) or "none"
+            raise RequestError(f"a picture is needed, as one of {', '.join(ways)}; got {told}")
+        if self.url is not None and "url" not in ways:
+            raise RequestError("url is for a server that asks a service; send the picture as base64")
+
+    def picture(self, roots: Roots) -> bytes:
+        """The encoded picture of one that is no URL. Raises ImageError where it can't be read."""
         if self.path is not None:
             return roots.read_path(self.path)
         if isinstance(self.resource, str) and not _DATA_URI.match(self.resource):
@@ -124,11 +130,12 @@ def read_arguments(kind: type[PictureArguments], sent: Mapping[str, Any] | None)
         raise RequestError("; ".join(reasons)) from None
 
 
-def schema_of(kind: type[PictureArguments], *, local: bool) -> dict[str, Any]:
-    """The JSON schema that agents read, without what tells them nothing. local: whether paths are allowed."""
+def schema_of(kind: type[PictureArguments], ways: Collection[str]) -> dict[str, Any]:
+    """The JSON schema that agents read, without what tells them nothing. ways: those of `PICTURE` that this
+    server takes."""
     schema = _slim(kind.model_json_schema())
-    if not local:
-        del schema["properties"]["path"]
+    for name in set(PICTURE).difference(ways):
+        del schema["properties"][name]
     return {name: value for name, value in schema.items() if name != "description"}
 
 

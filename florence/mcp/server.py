@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import logging
 import mimetypes
+from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from typing import Any, Final
@@ -24,18 +25,21 @@ from starlette.applications import Starlette
 from florence import __version__
 from florence.answers.told import describe
 from florence.bulk.items import PictureItem
+from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Ask
 from florence.errors import FlorenceError
 from florence.images.decode import open_image
 from florence.images.limits import DEFAULT_LIMITS
 from florence.images.seen import SEEN
-from florence.mcp.arguments import read_arguments, schema_of
+from florence.mcp.arguments import PICTURE, read_arguments, schema_of
 from florence.mcp.roots import Roots
 from florence.mcp.tools import TOOLS, PictureTool
 from florence.types.answer import TaskAnswer
 
 logger = logging.getLogger("florence.mcp")
 
+AskUrl = Callable[[str, PictureQuestion], TaskAnswer[Any]]
+"""From a picture's URL and a question to the answer; raises FlorenceError."""
 LONGEST_SIDE: Final = 1024
 """Pixels of a drawn picture's longer side: agents pay for each."""
 MAX_BODY_BYTES: Final = 64 * 2**20
@@ -44,10 +48,13 @@ _INTERNAL: Final = "the tool failed; the server's log says more"
 
 
 class PictureServer:
-    """The server's answers. ask: answers questions about a picture, from any thread; roots: of pictures."""
+    """The server's answers. ask: answers questions about a picture, from any thread; roots: of pictures;
+    ask_url: answers one about a picture at a URL, None where nothing fetches it."""
 
-    def __init__(self, ask: Ask, roots: Roots) -> None:
-        self._ask, self._roots = ask, roots
+    def __init__(self, ask: Ask, roots: Roots, ask_url: AskUrl | None = None) -> None:
+        self._ask, self._roots, self._ask_url = ask, roots, ask_url
+        left_out = ([] if roots.local else ["path"]) + ([] if ask_url else ["url"])
+        self._ways = [way for way in PICTURE if way not in left_out]
         self._tools = {tool.name: tool for tool in TOOLS}
 
     def protocol(self) -> Server[Any]:
@@ -69,7 +76,7 @@ class PictureServer:
         return types.Tool(
             name=tool.name,
             description=tool.description,
-            input_schema=schema_of(tool.arguments, local=self._roots.local),
+            input_schema=schema_of(tool.arguments, self._ways),
             annotations=types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
         )
 
@@ -91,16 +98,22 @@ class PictureServer:
         """In a thread: reads, asks and draws."""
         given = read_arguments(tool.arguments, sent)
         question = tool.question(given)
-        picture = given.picture(self._roots)
-        (outcome,) = self._ask(PictureItem("the picture", lambda: picture), [question])
-        if isinstance(outcome, FlorenceError):
-            raise outcome
-        answer: TaskAnswer[Any] = outcome
+        given.check_picture(self._ways)
+        picture: bytes | None = None
+        if given.url is not None and self._ask_url is not None:
+            answer = self._ask_url(given.url, question)
+        else:
+            data = picture = given.picture(self._roots)
+            (outcome,) = self._ask(PictureItem("the picture", lambda: data), [question])
+            if isinstance(outcome, FlorenceError):
+                raise outcome
+            answer = outcome
         text = "\n".join(describe(answer.result)) or "nothing was found"
         content: list[types.ContentBlock] = [types.TextContent(type="text", text=text)]
-        if given.draw or (given.draw is None and answer.result.annotations()):
-            data = base64.b64encode(_draw(answer, picture)).decode()
-            content.append(types.ImageContent(type="image", data=data, mime_type="image/png"))
+        wanted = answer.result.annotations() if given.draw is None else given.draw
+        if wanted and picture is not None:
+            drawn = base64.b64encode(_draw(answer, picture)).decode()
+            content.append(types.ImageContent(type="image", data=drawn, mime_type="image/png"))
         said = answer.model_dump(mode="json", include=set(TaskAnswer.model_fields))
         return types.CallToolResult(content=content, structured_content=said)
 

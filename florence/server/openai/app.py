@@ -5,10 +5,9 @@ Knows the routes and the order of the steps: `question` and `fields` read a body
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +21,7 @@ from florence.errors import FieldError, NotFound, RequestError, UnknownModel
 from florence.runtime.streaming import OnText
 from florence.server.bodies import read_body
 from florence.server.events import reply_in_events
+from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.long_strings import Document, LongString, short_strings
 from florence.server.openai.errors import openai_error
 from florence.server.openai.fields import read_answer_as, read_flag, read_include_usage, read_options
@@ -29,6 +29,7 @@ from florence.server.openai.question import ChatTask, find_asked, read_question
 from florence.server.openai.replies import ChatChunks, completion, model_object
 from florence.server.outcomes import await_answer
 from florence.server.replies import json_reply, off_loop
+from florence.server.typed.inputs import bring_picture
 from florence.server.v2.inference import Inference
 from florence.types.options import RequestParameters
 from florence.types.tasks import Task
@@ -38,18 +39,15 @@ if TYPE_CHECKING:
 
 CHAT_PATH: Final = "/v1/chat/completions"
 MODELS_PATH: Final = "/v1/models"
-FetchPicture = Callable[[str, float, Scope], Awaitable[bytes | bytearray]]
-"""From a URL, the seconds that the request has, and its scope to the picture's bytes."""
 _THERE_ARE: Final = f"there are POST {CHAT_PATH}, GET {MODELS_PATH} and GET {MODELS_PATH}/{{model}}"
 
 
-def create_chat_app(inference: Inference, fetch: FetchPicture | None = None) -> Starlette:
-    """The routes, all errors in OpenAI's shape. fetch: of pictures that come as URLs; None: they are
-    refused."""
+def create_chat_app(inference: Inference, fetcher: PictureFetcher) -> Starlette:
+    """The routes, all errors in OpenAI's shape. fetcher: of pictures that come as URLs."""
     name, created = inference.served.name, int(time.time())
 
     async def chat(request: Request) -> Response:
-        return await _Chat(inference, await _read(request)).reply(fetch, request.scope)
+        return await _Chat(inference, await _read(request)).reply(fetcher, request.scope)
 
     async def models(request: Request) -> Response:
         checkpoint = inference.ready_model().checkpoint
@@ -115,24 +113,22 @@ class _Chat:
         self._streams = read_flag(fields, "stream")
         self._with_usage = read_include_usage(fields)
 
-    async def reply(self, fetch: FetchPicture | None, scope: Scope) -> Response:
+    async def reply(self, fetcher: PictureFetcher, scope: Scope) -> Response:
         """The completion, or its chunks."""
         question = await off_loop(_size(self._messages), read_question, self._messages)
         self._messages = None  # the body, of which a long string is a part
         anything = self._inference.any_prompt
         asked = find_asked(question.text, self._model.tasks, self._answer_as, any_prompt=anything)
         options = self._stream_options(asked) if self._streams else self._options
-        name, timeout_s = self._inference.served.name, self._inference.timeout_s
-        picture = question.picture
-        if isinstance(picture, str):
-            clock = asyncio.get_running_loop().time
-            end = clock() + timeout_s
-            picture = await _fetched(picture, fetch, timeout_s, scope)
-            timeout_s = max(end - clock(), 0.001)
+        name = self._inference.served.name
+        given: dict[str, Any] = {"image_url": None, "image": question.picture}
+        if isinstance(question.picture, str):
+            given = {"image_url": question.picture}
+        timeout_s = await bring_picture(fetcher, given, self._inference.timeout_s, scope)
 
         async def ask(on_text: OnText | None = None) -> Answer:
             future = self._model.submit(
-                picture,
+                given["image"],
                 asked.task,
                 asked.text,
                 region=asked.region,
@@ -167,13 +163,6 @@ class _Chat:
         if why:
             raise FieldError("stream", f"stream is not supported for this: {why}; leave stream out")
         return self._options if self._options.do_sample else self._options.model_copy(update={"num_beams": 1})
-
-
-async def _fetched(url: str, fetch: FetchPicture | None, timeout_s: float, scope: Scope) -> bytes:
-    if fetch is None:
-        problem = "pictures are not fetched from a URL; send the picture itself, as a data URI"
-        raise FieldError("messages", f"image_url: {problem}")
-    return cast("bytes", await fetch(url, timeout_s, scope))
 
 
 def _size(messages: Any) -> int:
