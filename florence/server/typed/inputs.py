@@ -23,7 +23,7 @@ from starlette.types import Scope
 
 from florence.errors import FlorenceError, ProtocolError, RequestError
 from florence.images.headers import FORMATS
-from florence.server.bodies import kept_body, read_body
+from florence.server.bodies import read_body
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.fetching.urls import MAX_URL_CHARS
 from florence.server.long_strings import Document, short_strings
@@ -150,7 +150,7 @@ async def bring_picture(
         return timeout_s
     clock = asyncio.get_running_loop().time
     end = clock() + timeout_s
-    fields["image"] = await fetcher.fetch(url, timeout_s=timeout_s, body=kept_body(scope))
+    fields["image"] = await fetcher.fetch_for(url, timeout_s, scope)
     return max(end - clock(), 0.001)
 
 
