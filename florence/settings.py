@@ -180,15 +180,10 @@ class Settings(BaseSettings):
         default="on", description="`off` leaves the page at `/ui` out, where tasks are tried in a browser."
     )
     image_hosts: str | None = Field(
-        default=None,
-        description="Hosts that `image_url` may fetch pictures from, such as `images.example`, "
-        "`*.cdn.example` or `10.0.0.5:9000`, separated by commas; `*`: any name. Default: none, and no "
-        "picture is fetched.",
+        default=None, description="Hosts that `image_url` may name, separated by commas; default: none."
     )
     image_networks: str | None = Field(
-        default=None,
-        description="Networks, such as `10.0.0.0/8,fd00::/8`, whose addresses these hosts may have beside "
-        "public ones; default: none.",
+        default=None, description="Networks (CIDR) whose addresses they may have, beside public ones."
     )
     max_image_bytes: int = Field(
         default=DEFAULT_LIMITS.max_bytes, ge=1, le=2**31, description="Most bytes of an encoded picture."

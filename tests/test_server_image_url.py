@@ -171,3 +171,20 @@ def test_the_client_sends_a_url_only_where_it_is_told_to(client: TestClient, the
         with pytest.raises(ImageError, match="ImageUrl"):
             asking.caption(URL)
     assert len(there.connections) == 4
+
+
+def test_a_chat_takes_a_url_too(client: TestClient, served: FakeModel, there: FakeWeb) -> None:
+    """By the same rules: one that is not allowed is a 400, whose message names the setting."""
+
+    def asked(url: str) -> httpx.Response:
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "<CAPTION>"}]
+        body = {"model": "florence2", "messages": [{"role": "user", "content": content}]}
+        reply = client.post("/v1/chat/completions", json=body)
+        return httpx.Response(reply.status_code, content=reply.content)
+
+    assert asked(URL).status_code == 200
+    assert [bytes(call.image) for call in served.calls] == [PICTURE]
+    refused = asked("https://evil.test/a.png")
+    assert refused.status_code == 400
+    assert "FLORENCE_IMAGE_HOSTS" in refused.json()["error"]["message"]
+    assert len(there.connections) == 1
