@@ -17,7 +17,6 @@ from typing import Final
 
 import httpcore
 import httpx
-from starlette.types import Scope
 
 from florence import __version__
 from florence.errors import (
@@ -32,7 +31,7 @@ from florence.errors import (
 )
 from florence.images.headers import FIRST_BYTES, FORMATS, is_picture
 from florence.runtime.shares import Shares
-from florence.server.bodies import Body, kept_body
+from florence.server.bodies import Body
 from florence.server.fetching.allowed import OFF, Address, AllowList, read_address, read_allow_list
 from florence.server.fetching.connecting import CheckedAddresses, Resolve, system_resolver
 from florence.server.fetching.urls import PictureUrl, parse_url
@@ -91,10 +90,6 @@ class PictureFetcher:
                 if not limit.expired():
                     raise
                 raise self._late(timeout_s) from None
-
-    async def fetch_for(self, url: str, timeout_s: float, scope: Scope) -> bytearray:
-        """As `fetch`, for the HTTP request of this scope."""
-        return await self.fetch(url, timeout_s=timeout_s, body=kept_body(scope))
 
     def _late(self, timeout_s: float) -> DeadlineExceeded:
         if timeout_s <= self.limits.arrive_s:
