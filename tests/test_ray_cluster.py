@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -110,7 +111,8 @@ def run(command: Sequence[object], status: int = 0) -> str:
 
 def start_until(command: Sequence[object], out: Path, answers: int) -> subprocess.Popen[bytes]:
     """A command that goes on, and has so many answers."""
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL)
+    with out.with_suffix(".err").open("w") as err:
+        process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=err)
     end = time.monotonic() + PATIENCE_S
     while not out.exists() or len(rows_so_far(out)) < answers:
         assert process.poll() is None, "it ended before it was disturbed"
@@ -185,12 +187,21 @@ def test_a_node_that_dies_takes_nothing_with_it(nodes: Nodes, tmp_path: Path) ->
 
 
 def test_a_cluster_that_a_run_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process of it is left."""
+    """Also where it is interrupted, which says what is kept: no process of it is left. The next run asks for
+    the rest, with --ordered in the order of the pictures."""
     mark = uuid4().hex
     monkeypatch.setenv(MARK, mark)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    names, out = pictures(tmp_path / "in", 3), tmp_path / "r.jsonl"
-    run([*ECHO, 0, "bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--ray", "local"])
+    names, out = pictures(tmp_path / "in", 12), tmp_path / "r.jsonl"
+    command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--concurrency", 1]
+    command += ["--ray", "local"]
+    driver = start_until([*ECHO, 0.5, *command], out, 1)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(PATIENCE_S) == 130
+    assert f"what {out} holds is kept" in (out.with_suffix(".err")).read_text()
+    assert not left_over(mark)
+    assert len(rows_so_far(out)) < len(names)
+    run([*ECHO, 0, *command])
     assert [row["picture"] for row in rows(out)] == names
     assert not left_over(mark)

@@ -20,6 +20,8 @@ CALLS: Final = 3
 """Batches that an actor has at a time: with one that ends and one that begins, the engine stays full."""
 IN_FLIGHT: Final = 4
 """Batches that are sent to an actor: one more, which waits there."""
+BLOCK_BYTES: Final = 16 * 2**20
+"""Of an archive's pictures: smaller than Ray's 128 MiB, so that an actor has several of one archive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,11 @@ def cluster(address: str | None) -> Iterator[None]:
 def context(*, ordered: bool, bars: bool) -> Iterator[None]:
     """Ray Data's settings of a run: the rows' order, and whether it shows its progress."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that there are no bars
     own = DataContext.get_current().copy()
     own.execution_options.preserve_order = ordered
     own.enable_progress_bars = bars
     own.print_on_execution_start = False
+    own.target_max_block_size = BLOCK_BYTES
     with DataContext.current(own):
         yield

@@ -15,7 +15,7 @@ import pyarrow
 
 from florence.answers.columns import answer_schema, to_columns
 from florence.bulk.items import PictureItem
-from florence.bulk.lines import answer_line, dumps, failure_line, is_unicode
+from florence.bulk.lines import answer_line, failure_line
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Job, QuestionOutcome
 from florence.errors import FlorenceError
@@ -76,6 +76,6 @@ def _columns(item: PictureItem, question: PictureQuestion, outcome: QuestionOutc
     if not isinstance(outcome, FlorenceError):
         return to_columns(json.loads(_line(item, question, outcome)))
     task, text, region, adapter = question.key
-    picture = item.picture if is_unicode(item.picture) else dumps({"": item.picture})[6:-2]
+    picture = item.picture.encode(errors="backslashreplace").decode()
     asked = {"id": item.id, "task": task, "text": text, "region": region, "adapter": adapter}
     return {"picture": picture, **asked, "error": str(outcome)}

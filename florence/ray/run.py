@@ -39,6 +39,7 @@ class RayRun:
             source,
             override_num_blocks=max(len(source), 1),
             num_cpus=0,  # actors may have all cores
+            concurrency=self.pool.most + 1,  # processes of tasks, and archives that are open at a time
         )
         asked: Dataset = jobs.map_batches(
             FlorenceActor,
@@ -64,7 +65,9 @@ class RayRun:
         whether Ray shows its progress. Raises RequestError where the directory is not shared."""
         sink = PartSink(out, rows)
         with context(ordered=self.ordered, bars=bars), _own_errors():
-            self.dataset(source, lines=False).write_datasink(sink, ray_remote_args={"num_cpus": 0})
+            self.dataset(source, lines=False).write_datasink(
+                sink, ray_remote_args={"num_cpus": 0}, concurrency=self.pool.most + 1
+            )
         return sink.result
 
 
@@ -74,9 +77,10 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except RayError as error:
-        seen: BaseException | None = error
+        seen: BaseException | None = getattr(error, "cause", None) or error
         while seen is not None and not isinstance(seen, FlorenceError):
             seen = getattr(seen, "cause", None) or seen.__cause__
         if seen is None:
-            raise Unavailable(f"the run ended on the cluster: {error}") from error
+            last = str(error).strip().splitlines()[-1]  # before it come the frames of other processes
+            raise Unavailable(f"the run ended on the cluster: {last}") from error
         raise seen from error

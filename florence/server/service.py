@@ -277,7 +277,7 @@ def build_service(
     about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
     built.mount_asgi_app(about)
     built.mount_asgi_app(create_task_app(inference, fetcher))
-    chat = create_chat_app(inference, fetcher.fetch_for)
+    chat = create_chat_app(inference, fetcher.fetch_for_request)
     site = Site(inference, public=keys is None, playground=settings.playground == "on")
     built.add_asgi_middleware(
         CountRequests, paths=functools.partial(known_paths, built, [about, site.app, chat], inference.served)

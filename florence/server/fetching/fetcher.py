@@ -73,6 +73,10 @@ class PictureFetcher:
         self._running = 0
         self._shares = Shares(self.limits.most_of_key, caller)
 
+    async def fetch_for_request(self, url: str, timeout_s: float, scope: Scope) -> bytearray:
+        """`fetch`, for the request of this scope."""
+        return await self.fetch(url, timeout_s=timeout_s, body=kept_body(scope))
+
     async def fetch(self, url: str, *, timeout_s: float, body: Body | None = None) -> bytearray:
         """The encoded picture at a URL. timeout_s: what is left of the request's time; body: its part of the
         budget, to which the picture's bytes are added.
@@ -91,10 +95,6 @@ class PictureFetcher:
                 if not limit.expired():
                     raise
                 raise self._late(timeout_s) from None
-
-    async def fetch_for(self, url: str, timeout_s: float, scope: Scope) -> bytearray:
-        """As `fetch`, for the HTTP request of this scope."""
-        return await self.fetch(url, timeout_s=timeout_s, body=kept_body(scope))
 
     def _late(self, timeout_s: float) -> DeadlineExceeded:
         if timeout_s <= self.limits.arrive_s:

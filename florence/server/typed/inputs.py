@@ -150,7 +150,7 @@ async def bring_picture(
         return timeout_s
     clock = asyncio.get_running_loop().time
     end = clock() + timeout_s
-    fields["image"] = await fetcher.fetch_for(url, timeout_s, scope)
+    fields["image"] = await fetcher.fetch_for_request(url, timeout_s, scope)
     return max(end - clock(), 0.001)
 
 
