@@ -234,7 +234,7 @@ class FakeFetcher:
     def __init__(self) -> None:
         self.asked: list[tuple[str, float]] = []
 
-    async def fetch_for(self, url: str, timeout_s: float, scope: Any) -> bytes:
+    async def fetch(self, url: str, *, timeout_s: float, body: Any = None) -> bytes:
         self.asked.append((url, timeout_s))
         return picture()
 

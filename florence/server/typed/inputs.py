@@ -23,7 +23,7 @@ from starlette.types import Scope
 
 from florence.errors import FlorenceError, ProtocolError, RequestError
 from florence.images.headers import FORMATS
-from florence.server.bodies import read_body
+from florence.server.bodies import kept_body, read_body
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.fetching.urls import MAX_URL_CHARS
 from florence.server.long_strings import Document, short_strings
