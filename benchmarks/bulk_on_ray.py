@@ -2,16 +2,16 @@
 
     python benchmarks/bulk_on_ray.py --size base --pictures 300
 
-Both commands load the same model on all cores, one after the other in each round. A rate counts the answers
-behind the first quarter, so that neither imports nor loading are in it. Then actors that answer at once show
-what a batch costs to schedule, and what a picture takes in Ray's object store: a name and an answer, or with
-an archive the picture too.
+Both commands load the same model on all cores, one after the other in each round. Each is run with a quarter
+of the pictures and with all: a rate is that of the other three quarters, by the difference of the two times,
+so that neither imports nor loading are in it, nor how many answers come at once. Then actors that answer at
+once show what a batch costs to schedule, and what a picture takes in Ray's object store: a name and an
+answer, or with an archive the picture too.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import statistics
 import subprocess
@@ -61,12 +61,11 @@ def main() -> None:
             write_checkpoint(Path(model), arguments.size, torch.float32)
         draw_pictures(Path(folder) / "in", arguments.pictures)
         ratios = []
-        for number in range(arguments.rounds):
-            command = bulk_command(Path(folder), f"plain-{number}.jsonl", model, arguments.concurrency)
-            plain = rate_of(command, Path(folder) / f"plain-{number}.jsonl", arguments.pictures)
-            command = bulk_command(Path(folder), f"ray-{number}.jsonl", model, arguments.concurrency)
-            command += ["--ray", "local", "--cpus-per-actor", str(CORES)]
-            ray = rate_of(command, Path(folder) / f"ray-{number}.jsonl", arguments.pictures)
+        for _ in range(arguments.rounds):
+            command = bulk_command(model, arguments.concurrency)
+            plain = rate_of(command, Path(folder), arguments.pictures)
+            on_ray = [*command, "--ray", "local", "--cpus-per-actor", str(CORES)]
+            ray = rate_of(on_ray, Path(folder), arguments.pictures)
             ratios.append(ray / plain)
             load = os.getloadavg()[0]
             print(f"plain {plain:.2f}, one actor {ray:.2f} pictures/s: {ratios[-1]:.3f}; load {load:.1f}")
@@ -74,12 +73,11 @@ def main() -> None:
     print_overheads(arguments.echo_pictures)
 
 
-def bulk_command(folder: Path, out: str, model: str, concurrency: int) -> list[str]:
+def bulk_command(model: str, concurrency: int) -> list[str]:
     """A caption of each picture."""
     return [
-        sys.executable, "-m", "florence.cli", "bulk", str(folder / "in"), "--out", str(folder / out),
-        "--task", "caption", "--model", model, "--concurrency", str(concurrency), "--no-progress",
-        "--max-new-tokens", "20",
+        sys.executable, "-m", "florence.cli", "bulk", "--task", "caption", "--model", model,
+        "--concurrency", str(concurrency), "--no-progress", "--max-new-tokens", "20",
     ]  # fmt: skip
 
 
@@ -92,22 +90,23 @@ def draw_pictures(folder: Path, count: int) -> None:
         shift.save(folder / f"{number:05}.jpg", "JPEG")
 
 
-def rate_of(command: Sequence[str], out: Path, count: int) -> float:
-    """Answers a second behind the first quarter."""
+def rate_of(command: Sequence[str], folder: Path, count: int) -> float:
+    """Pictures a second of the last three quarters."""
+    few = max(count // 4, 1)
+    seconds = [seconds_of(command, folder, number) for number in (few, count)]
+    return (count - few) / max(seconds[1] - seconds[0], 1e-9)
+
+
+def seconds_of(command: Sequence[str], folder: Path, count: int) -> float:
+    """What the whole command takes for the first `count` pictures."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLORENCE_DTYPE": "float32"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    started, before, have = 0.0, 0, 0
-    while have < count:
-        if process.poll() not in (None, 0):
-            raise SystemExit(f"a command ended with status {process.returncode}")
-        time.sleep(0.01)
-        with contextlib.suppress(FileNotFoundError):
-            have = out.read_bytes().count(b"\n")
-        if not started and have >= count / 4:
-            started, before = time.perf_counter(), have
-    seconds = time.perf_counter() - started
-    process.wait()
-    return (count - before) / seconds
+    out, names = folder / "answers.jsonl", folder / "names.txt"
+    out.unlink(missing_ok=True)
+    names.write_text("".join(f"{name}\n" for name in sorted((folder / "in").iterdir())[:count]))
+    started = time.perf_counter()
+    words = [*command[:4], str(names), "--out", str(out), *command[4:]]
+    subprocess.run(words, cwd=ROOT, env=environment, check=True)
+    return time.perf_counter() - started
 
 
 def answer_at_once(item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
