@@ -155,9 +155,15 @@ def test_shards_are_named_by_braces_and_globs(folder: Path) -> None:
         tar(folder / f"s-{number:03}.tar", {f"{number}.png": PNG})
     wanted = [f"tar://{number}.png::s-{number:03}.tar" for number in range(3)]
     assert names("s-{000..002}.tar") == names("s-*.tar") == wanted
-    (folder / "s-000.tar").write_bytes((folder / "s-000.tar").read_bytes()[:600])
+
+
+@pytest.mark.parametrize("kept", [300, 600, 1024 + 300])
+def test_an_archive_that_is_cut_is_no_whole_one(folder: Path, kept: int) -> None:
+    """In its first header, in a picture, or in a later header, whose damage is told apart from the end."""
+    name = tar(folder / "s.tar", {"0.png": PNG[:500], "1.png": PNG})
+    (folder / name).write_bytes((folder / name).read_bytes()[:kept])
     with pytest.raises(RequestError, match="is no tar archive, or is cut short"):
-        names("s-000.tar")
+        names(str(name))
 
 
 def test_pages_of_documents_are_items(folder: Path) -> None:

@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Final
+from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
+from typing import Final, Self
 
 from florence.bulk.items import PictureItem
 from florence.bulk.remote import open_file
@@ -22,6 +23,17 @@ from florence.images.pdf import is_pdf
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is whole: tarfile takes a later one that is not for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except (TruncatedHeaderError, InvalidHeaderError) as error:
+            raise ReadError(f"at byte {tarfile.offset}: {error}") from error
 
 
 def is_archive(name: str) -> bool:
@@ -46,7 +58,7 @@ def archive_items(name: str, others: Counter[str], *, documents: bool) -> Iterat
     Raises RequestError for what is no archive, or one that is cut short: after the members before that.
     """
     try:
-        with open_file(name) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with open_file(name) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
             for member in archive:
                 if not member.isfile():
                     continue
