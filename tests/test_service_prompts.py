@@ -174,7 +174,7 @@ def test_the_command_line_asks_them(
         assert florence("bulk", PICTURE, *asked, "--out", out, *at)[0] == 0
     packed = tmp_path / "answers.parquet"
     assert florence("bulk", PICTURE, "--task", "list_all", "--out", packed, *at)[0] == 0
-    assert list(read_keys(packed)) == [(str(PICTURE), ("<LIST>", None, None))]
+    assert list(read_keys(packed)) == [(str(PICTURE), ("<LIST>", None, None, None))]
     rows = list(read_rows(out))
     assert [(row["task"], row["result"]["kind"]) for row in rows] == [("<LIST>", "tags"), (CAPTION, "json")]
 

@@ -19,7 +19,7 @@ def test_it_runs_from_the_files_of_a_bento(tmp_path: Path) -> None:
     """All of it, from a folder with what bentofile.yaml packs, without a script, a checkout or a network."""
     packed = yaml.safe_load((ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
     for pattern in packed["include"]:
-        for file in ROOT.glob(pattern.removeprefix("/")):
+        for file in filter(Path.is_file, ROOT.glob(pattern.removeprefix("/"))):
             target = tmp_path / file.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
