@@ -24,7 +24,7 @@ COMPILE := $(LOCK_VENV)/bin/uv pip compile --quiet --generate-hashes --no-header
 EXTRAS := demo evaluate parquet supervision load test docs dev image
 HELD := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: install fuzz quick test test-system lint types pytest pytest-quick demo serve wheels docs image-check lock clean
+.PHONY: install fuzz quick test test-system lint types pytest demo serve wheels docs image-check lock clean
 
 install: $(INSTALLED)
 
@@ -39,12 +39,10 @@ $(INSTALLED): requirements.lock pyproject.toml deploy/client/pyproject.toml
 fuzz: install
 	$(BIN)/python tests/fuzz.py $(FUZZ)
 
-# mypy has one core; the tests take the others meanwhile.
-quick: install
-	$(MAKE) --no-print-directory --jobs 3 lint types pytest-quick
+quick: lint types
+	$(PYTEST) -m "not slow and not system and not gpu and not weights and not image"
 
-test: install
-	$(MAKE) --no-print-directory --jobs 3 lint types pytest
+test: lint types pytest
 
 test-system: install
 	$(BIN)/python -m pytest -m system
@@ -58,9 +56,6 @@ types: install
 
 pytest: install
 	$(PYTEST)
-
-pytest-quick: install
-	$(PYTEST) -m "not slow and not system and not gpu and not weights and not image"
 
 demo: install
 	$(BIN)/python benchmarks/tour.py
