@@ -126,7 +126,7 @@ def _write_labels(wanted: Export, pictures: list[Labelled], arguments: argparse.
     if wanted.format == "labelstudio":
         write_label_studio(pictures, sorted(ids, key=lambda name: ids[name]), out)
         return ()
-    from florence.export.datasets import write_voc, write_yolo  # numpy's import is for those who need it
+    from florence.export.datasets import write_voc, write_yolo  # numpy's import takes time
 
     write = {"yolo": write_yolo, "voc": write_voc}[wanted.format]
     return write(pictures, ids, out, _opener(folder))

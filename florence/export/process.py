@@ -1,7 +1,7 @@
 """A process that draws one answer: a job and the picture from its standard input, a PNG to its output.
 
 For a service, which does not decode pictures in its own process: a picture that crashes a decoder, or takes
-too much memory, ends this process alone. Knows nothing about HTTP and who starts it.
+too much memory, ends this process alone. Knows nothing about HTTP.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ sum is bit for bit the same whatever other rows are in the batch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -76,7 +77,7 @@ class GroupedAdapters(AdapterBank):
         self.groups = []
 
 
-class _Layer(Generic[WeightT]):
+class _Layer(ABC, Generic[WeightT]):
     """One layer's parts, by slot."""
 
     def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
@@ -87,9 +88,9 @@ class _Layer(Generic[WeightT]):
         """Drop an adapter, if it is there."""
         self.parts.pop(slot, None)
 
+    @abstractmethod
     def put(self, slot: int, down: Tensor, up: Tensor) -> None:
         """Keep both matrices of an adapter."""
-        raise NotImplementedError
 
     def sums(self, states: Tensor) -> Tensor | None:
         if not any(slot in self.parts for slot, _ in self._bank.groups):
@@ -105,8 +106,9 @@ class _Layer(Generic[WeightT]):
             split = states.reshape(rows, -1, states.shape[-1])  # [rows, parts, inputs]
             self._add(found, split, total.view(rows, -1, self._outputs))
 
+    @abstractmethod
     def _add(self, found: Found[WeightT], states: Tensor, total: Tensor) -> None:
-        raise NotImplementedError
+        """Add the products of these adapters, each to its rows."""
 
 
 class _PlainLayer(_Layer[Tensor]):

@@ -1,6 +1,6 @@
 """Shares of the queue: how many waiting requests one owner may have, so that a flood leaves room to others.
 
-Knows names of owners only; who they are and how they prove it is the caller's matter.
+Knows names of owners only; how they prove them is the caller's matter.
 """
 
 from __future__ import annotations

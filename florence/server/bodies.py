@@ -56,7 +56,7 @@ class Body:
         return message
 
     def give_up(self) -> None:
-        """Make room for other bodies: whoever waits for the next bytes gets Overloaded."""
+        """Make room for other bodies: a request that waits for its next bytes gets Overloaded."""
         self.given_up = True
         if self.wait is not None:
             self.wait.reschedule(asyncio.get_running_loop().time())
