@@ -185,7 +185,10 @@ def test_shards_are_named_by_braces_and_globs(folder: Path) -> None:
     for number in range(3):
         tar(folder / f"s-{number:03}.tar", {f"{number}.png": PNG})
     wanted = [f"tar://{number}.png::s-{number:03}.tar" for number in range(3)]
-    assert names("s-{000..002}.tar") == names("s-*.tar") == wanted
+    for pattern in ("s-{000..002}.tar", "s-*.tar", "s-00?.*", "s-00[0-2].tar"):
+        assert names(pattern) == wanted
+        assert not Sources([pattern]).countable
+    assert not Sources(["s3://bucket/*"]).countable
 
 
 @pytest.mark.parametrize("kept", [300, 600, 1024 + 300])

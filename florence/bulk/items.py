@@ -119,6 +119,11 @@ def is_url(name: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) is not None
 
 
+def is_pattern(name: str) -> bool:
+    """Whether it names files by wildcards."""
+    return any(letter in name for letter in "*?[")
+
+
 def item_named(name: str, folder: Path = Path(), most: int = MOST_BYTES) -> PictureItem:
     """The picture of an answer, by its name there. `folder`: where relative paths begin. most: bytes of one
     at a URL.

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from florence.bulk.items import checked_size, is_url, load_fsspec, too_large
+from florence.bulk.items import checked_size, is_pattern, is_url, load_fsspec, too_large
 from florence.errors import RequestError
 
 
@@ -43,7 +43,7 @@ def is_there(url: str) -> bool:
 def list_files(url: str, *, recursive: bool = True) -> list[str]:
     """URLs of the files below a folder's URL, or of those that a pattern names, sorted."""
     files, path = _files_at(url)
-    if any(letter in path for letter in "*?["):
+    if is_pattern(path):
         found = _guarded(url, lambda: [each for each in files.glob(path) if files.isfile(each)])
     else:
         found = _guarded(url, lambda: files.find(path, maxdepth=None if recursive else 1))

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from florence.bulk.archives import archive_items, expand_braces, is_archive
 from florence.bulk.documents import page_items
-from florence.bulk.items import MOST_BYTES, Pages, PictureItem, is_url
+from florence.bulk.items import MOST_BYTES, Pages, PictureItem, is_pattern, is_url
 from florence.bulk.manifests import Manifest, is_manifest
 from florence.bulk.question import FindTask, PictureQuestion
 from florence.bulk.remote import is_folder, is_there, list_files, open_file, reader_of
@@ -77,7 +77,8 @@ class Sources:
     @property
     def countable(self) -> bool:
         """Whether going through them costs little: no archive and no document is read."""
-        return self.pages is None and not any(map(is_archive, self._files()))
+        unknown = (is_url(name) and name.endswith("*") for name in self.names)
+        return self.pages is None and not any(map(is_archive, self._files())) and not any(unknown)
 
     @property
     def have_questions(self) -> bool:
@@ -102,7 +103,7 @@ class Sources:
         """The names, globs expanded where they are of archives or manifests."""
         for name in self.names:
             yield name.rstrip("*")
-            if "*" in name and not is_url(name):
+            if is_pattern(name) and not is_url(name) and not Path(name).exists():
                 yield from map(str, _matches(Path(name)))
 
     def _items_of(self, name: str) -> Iterator[PictureItem]:
@@ -124,7 +125,7 @@ class Sources:
 
     def _remote(self, url: str) -> Iterator[PictureItem]:
         folder = is_folder(url)
-        if not folder and not any(letter in url for letter in "*?["):
+        if not folder and not is_pattern(url):
             if is_there(url):
                 yield from self._file(url, self._object(url))
             return
