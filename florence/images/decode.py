@@ -24,8 +24,7 @@ from florence.images.header import HEIF_FORMATS, Header
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.pdf import is_pdf
-from florence.images.seen import ORIGINAL, View, flatten, raw_mode, to_srgb
-from florence.images.tiff import exif_orientation
+from florence.images.seen import ORIGINAL, View, flatten, orientation_of, raw_mode, to_srgb
 
 # What each EXIF orientation asks for (CIPA DC-008, tag 0x0112); 1 is "as stored".
 _TURNS = {
@@ -126,17 +125,8 @@ def load_image(
         return _flat(image, view, "")
     profile = image.info.get("icc_profile")
     seen = to_srgb(_flat(image, view, raw_mode(image)), profile if isinstance(profile, bytes) else b"")
-    turn = _TURNS.get(_orientation(image))  # now that it is loaded: Pillow turns TIFFs itself
+    turn = _TURNS.get(orientation_of(image))  # now that it is loaded: Pillow turns TIFFs itself
     return seen if turn is None else seen.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's, of an opened picture; 1 where it is broken or silent."""
-    exif = image.info.get("exif")
-    if isinstance(exif, bytes):
-        return exif_orientation(exif.removeprefix(b"Exif\0\0"))
-    found = image.getexif().get(0x0112, 1) if image.format == "TIFF" else 1  # TIFF's own tag
-    return found if isinstance(found, int) else 1
 
 
 def encoded(image: object, limits: ImageLimits) -> bytes:
@@ -238,7 +228,7 @@ def _decode(
         fits = found == (header.width, header.height)
         if header.format in HEIF_FORMATS:  # which may be turned and cropped
             fits = found[0] * found[1] <= header.width * header.height
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
         if fits:
             if at_least is not None:
                 image.draft(None, at_least)  # does nothing but for a JPEG
