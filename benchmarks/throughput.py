@@ -136,8 +136,8 @@ def one_picture_ours(bench: Bench, model: Florence2Model) -> float:
 
 
 def latency_theirs(bench: Bench, native: Florence2ForConditionalGeneration) -> float:
-    """One batch of 4 captions and 12 detections: a client that is answered asks again at once and waits for the
-    next batch, so each caption takes as long as a batch."""
+    """One batch of 4 captions and 12 detections: a client that is answered asks again at once and waits for
+    the next batch, so each caption takes as long as a batch."""
     captions = requests(bench.size, TASKS["CAPTION"], 4)
     asked = [*captions, *requests(bench.size, TASKS["OD"], 12)]
     run_static(bench, native, asked)
