@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pictures import MODES, STORABLE, drawn, same, saved
 from PIL import Image, ImageChops, ImageCms
 
+from florence.bulk.items import PictureItem
 from florence.client.pictures import picture_bytes, picture_name
 from florence.errors import ImageError
 from florence.images.decode import load_image, open_image
@@ -111,12 +113,12 @@ def test_what_is_no_picture_is_refused_with_words(picture: Any) -> None:
         picture_bytes(picture)
 
 
-def test_a_url_is_refused_as_such() -> None:
-    """With all its slashes, and what to do in its place: also how the service fetches it."""
-    with pytest.raises(
-        ImageError, match=r"'http://x/y\.jpg' can't be read: it is a URL; download it.*ImageUrl"
-    ):
-        picture_bytes("http://x/y.jpg")
+@pytest.mark.parametrize("read", [picture_bytes, load_image, lambda url: PictureItem(url, url).read()])
+def test_a_url_is_refused_as_such(read: Callable[[str], object]) -> None:
+    """In the client, the library and a command: with all its slashes, and what to do in its place."""
+    told = r"'http://x/y\.jpg' can't be read: it is a URL; download it.*ImageUrl"
+    with pytest.raises(ImageError, match=told):
+        read("http://x/y.jpg")
 
 
 def test_a_damaged_file_behind_a_pil_image_is_refused(tmp_path: Path) -> None:

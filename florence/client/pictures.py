@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from PIL import Image, ImageChops
 
 from florence.errors import ImageError
+from florence.images.files import unreadable
 from florence.images.seen import ALPHA, SEEN, flatten, inks_are_plain, orientation_of, raw_mode
 
-_NOT_A_PATH = "it is a URL; download it, and give its bytes, or let the service fetch it: ImageUrl(url)"
 _FAST = 1  # zlib's level: half the time of the default, a few percent more bytes
 _SENT = frozenset(("transparency", "icc_profile"))
 _IN_TIFF = frozenset(("CMYK", "LAB", "F", "I"))
@@ -89,8 +89,7 @@ def _read_file(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = _NOT_A_PATH if "://" in path else error
-        raise ImageError(f"the picture {path!r} can't be read: {reason}") from error
+        raise unreadable(path, error) from error
 
 
 def _array_image(array: PixelArray) -> Image.Image:

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.apart import render_page_apart
+from florence.images.files import unreadable
 from florence.images.header import HEIF_FORMATS, Header
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
@@ -138,7 +139,7 @@ def encoded(image: object, limits: ImageLimits) -> bytes:
         check_bytes(len(image), limits)  # before they are copied
         return bytes(image)
     if isinstance(image, str | os.PathLike):
-        return _read_file(Path(image), limits)
+        return _read_file(os.fspath(image), limits)
     raise ImageError(f"a picture is given as a PIL image, bytes or a path, not as {type(image).__name__}")
 
 
@@ -180,14 +181,14 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _read_file(path: Path, limits: ImageLimits) -> bytes:
+def _read_file(path: str, limits: ImageLimits) -> bytes:
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             data = file.read(limits.max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise ImageError(f"the picture {str(path)!r} can't be read: {error}") from error
+        raise unreadable(path, error) from error
     if len(data) > limits.max_bytes:
-        raise ImageTooLarge(f"the picture {str(path)!r} has more than the {limits.max_bytes} bytes allowed")
+        raise ImageTooLarge(f"the picture {path!r} has more than the {limits.max_bytes} bytes allowed")
     return data
 
 
