@@ -16,6 +16,7 @@ from typing import IO, Any, Final
 
 from florence.bulk.question import PictureQuestion
 from florence.errors import ImageError, ImageTooLarge, MissingLibrary, RequestError, quote
+from florence.images.files import unreadable
 from florence.images.limits import DEFAULT_LIMITS
 
 _PLACE: Final = re.compile(r"(?s)(.+)#(page|frame)=([1-9][0-9]{0,5})")
@@ -68,6 +69,8 @@ class PictureItem:
         except ImageError:
             raise
         except Exception as error:  # storage libraries raise their own types
+            if isinstance(self.source, str):
+                raise unreadable(self.source, error) from error
             raise ImageError(f"the picture {self.picture!r} can't be read: {error}") from error
 
 
