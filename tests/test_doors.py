@@ -127,6 +127,7 @@ LIBRARIES: dict[str, set[str]] = {
         "grpc",
         "grpc_health",
         "grpc_reflection",
+        "h11",
         "httpcore",
         "httpx",
         "opentelemetry",
