@@ -18,7 +18,7 @@ COMMAND = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
 TINY = {
     "attention.py": "--requests 1 --beams 1 --threads 1",
     "bulk.py": "--pictures 40 --rounds 1 --seconds 0.2",
-    "bulk_on_ray.py": "--size tiny --pictures 8 --rounds 1 --concurrency 2 --echo-pictures 64",
+    "bulk_on_ray.py": "--size tiny --pictures 3 --rounds 1 --concurrency 2 --echo-pictures 64",
     "decode_step.py": "--size tiny --requests 1 --turns 1",
     "encode.py": "--size tiny --rounds 1 --threads 1",
     "endurance.py": "--few 4 --many 8 --turns 1 --answers 8 --threads 1",

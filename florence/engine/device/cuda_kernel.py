@@ -7,8 +7,8 @@ on tensors without memory or time them on a GPU. Needs no triton.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,6 +62,11 @@ class CudaKernel(Generic[SizesT]):
         """The kernel and its twin at real sizes, or at those of the check at the start. The three kernels of
         the search share one case."""
         return self.example(device, dtype, self.large if real else self.small)
+
+    def fitted(self, **sizes: int) -> CudaKernel[SizesT]:
+        """The same, checked at the start with these of a model's sizes."""
+        small: Any = self.small
+        return replace(self, small=replace(small, **sizes))
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
         """Raise `AssertionError` unless kernel and twin agree on a small example."""
