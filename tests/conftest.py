@@ -208,8 +208,8 @@ def demo_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def fake_server() -> Iterator[Server]:
-    """A real `bentoml serve` with a fake model."""
-    with serving_fake() as started:
+    """A real `bentoml serve` with a fake model; bodies have 3 MB at most."""
+    with serving_fake(FLORENCE_MAX_BODY_BYTES="3000000") as started:
         started.wait_ready()
         yield started
 
