@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from florence.engine.device import cuda_search, search
-from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS
+from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS, activated_case, gelu_linear_cost
 from florence.engine.device.cuda_kernel import Case, CudaKernel, StepLoad, bytes_of
 from florence.engine.device.reference import TokenRules
 from florence.engine.device.search_state import SearchState, StepShape, starts_of
@@ -257,6 +257,13 @@ def _windows_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes)
     return Case(run(windows.window_sums), run(twins.window_sums))
 
 
+def _gelu_linear_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
+    """A step's first feed-forward layer."""
+    states = torch.randn(sizes.rows, sizes.width, dtype=dtype, device=device)
+    weight = torch.randn(4 * sizes.width, sizes.width, dtype=dtype, device=device) * sizes.width**-0.5
+    return activated_case(states, weight, torch.randn(len(weight), dtype=dtype, device=device))
+
+
 _step_kernel = partial(CudaKernel[ExampleSizes], large=LARGE, small=SMALL)
 
 STEP_KERNELS = (
@@ -264,6 +271,9 @@ STEP_KERNELS = (
     _step_kernel("florence::cross_attention", _cross_attention_cost, _cross_attention_case),
     _step_kernel("florence::add_norm", _add_norm_cost, _add_norm_case),
     _step_kernel("florence::embed", _embed_cost, _embed_case),
+    _step_kernel(
+        "florence::gelu_linear", gelu_linear_cost, _gelu_linear_case, kind="own product", note="few rows"
+    ),
     _step_kernel("florence::window_sums", _windows_cost, _windows_case),
     _step_kernel("florence::scan", _scan_cost, _search_case),
     _step_kernel("florence::merge", _merge_cost, _search_case),
