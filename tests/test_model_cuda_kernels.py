@@ -117,10 +117,12 @@ def test_low_rank_sums_compile_and_keep_all_in_registers(capability: int, rank: 
     """For the widest layers of Florence-2-large."""
     index = torch.empty(24, dtype=torch.int64)
     for dtype in (torch.bfloat16, torch.float32):
-        states, total = torch.empty(24, 4_096, dtype=dtype), torch.empty(24, 4_096, dtype=dtype)
-        down, up = torch.empty(8 * rank, 4_096, dtype=dtype), torch.empty(4_096, 8 * rank, dtype=dtype)
+        states, total = torch.empty(24, 4_096, dtype=dtype), torch.empty(24, 3 * 1_024, dtype=dtype)
+        down = torch.empty(3 * 8 * rank, 4_096, dtype=dtype)
+        up = torch.empty(3 * 1_024, 8 * rank, dtype=dtype)
         with compiling(capability) as used:
-            low_rank.expand(low_rank.shrink(states, index, down, rank), index, up, total)
+            thin = low_rank.shrink(states, index, down, rank, 3)
+            low_rank.expand(thin, index, up, total, 3)
         assert [(each.name, each.local) for each in used] == [("shrink_kernel", 0), ("expand_kernel", 0)]
 
 

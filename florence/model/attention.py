@@ -85,7 +85,7 @@ class StepAttention(Protocol):
     def embed(self, language: LanguageModel, tokens: Tensor) -> Tensor:
         """The decoder's first states [rows, d_model] of `tokens` int64 [rows] at their positions."""
 
-    def activated(self, linear: Linear, states: Tensor) -> Tensor:
+    def apply(self, linear: Linear, states: Tensor) -> Tensor:
         """A linear layer with its activation: [rows, inner] -> [rows, outputs]."""
 
     def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class PlainStep:
         states: Tensor = decoder.layernorm_embedding(language.embed(tokens) + places)
         return states
 
-    def activated(self, linear: Linear, states: Tensor) -> Tensor:
+    def apply(self, linear: Linear, states: Tensor) -> Tensor:
         result: Tensor = linear(states)
         return result
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from florence.model.attention import StepAttention, StepInputs
-from florence.model.cuda_layers import activated, normed
+from florence.model.cuda_layers import apply, normed
 from florence.model.kernels.cuda import attention, norms
 from florence.model.kernels.linear import Linear
 from florence.model.language import POSITION_OFFSET, LanguageModel
@@ -61,8 +61,8 @@ class _CudaStep:
             POSITION_OFFSET,
         )
 
-    def activated(self, linear: Linear, states: Tensor) -> Tensor:
-        return activated(linear, states)
+    def apply(self, linear: Linear, states: Tensor) -> Tensor:
+        return apply(linear, states)
 
     def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
         return normed(linear, norm, inputs, residual)

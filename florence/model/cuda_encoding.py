@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from florence.model.caches import Caches
-from florence.model.cuda_layers import activated, normed
+from florence.model.cuda_layers import apply, normed
 from florence.model.davit import Block, ConvPositionalEncoding, Stem, WindowAttention
 from florence.model.encoding import PlainEncode
 from florence.model.kernels.cuda import copies, norms, positions, tower_attention
@@ -42,7 +42,7 @@ class CudaEncode(PlainEncode):
     def block(self, block: Block, cells: Tensor) -> Tensor:
         attention, feed_forward = block.attn, block.mlp
         residual, states = _positions(block.cpe1, block.norm1, cells, attention.proj)
-        qkv = attention.qkv(states)
+        qkv = apply(attention.qkv, states)
         if isinstance(attention, WindowAttention):
             bias = attention.qkv.bias
             mixed = tower_attention.window_attention(qkv, bias, attention.heads, attention.window)
@@ -51,12 +51,12 @@ class CudaEncode(PlainEncode):
             mixed = tower_attention.channel_mix(qkv, parts)
         cells = _added(attention.proj, mixed, residual)
         residual, states = _positions(block.cpe2, block.norm2, cells, feed_forward.fc2)
-        return _added(feed_forward.fc2, activated(feed_forward.fc1, states), residual)
+        return _added(feed_forward.fc2, apply(feed_forward.fc1, states), residual)
 
     def layer(self, layer: EncoderLayer, states: Tensor, mask: Tensor | None) -> Tensor:
         mixed = layer.self_attn.mixed(states, mask)
         states = normed(layer.self_attn.out_proj, layer.self_attn_layer_norm, mixed, states)
-        return normed(layer.fc2, layer.final_layer_norm, activated(layer.fc1, states), states)
+        return normed(layer.fc2, layer.final_layer_norm, apply(layer.fc1, states), states)
 
     def write_cross_kv(self, decoder: Decoder, encoded: Tensor, caches: Caches, slots: Tensor) -> None:
         for index, layer in enumerate(cast("Iterable[DecoderLayer]", decoder.layers)):

@@ -100,34 +100,35 @@ def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[floa
 
 
 def _shrink_cost(
-    load: StepLoad, states: Tensor, index: Tensor, down: Tensor, rank: int
+    load: StepLoad, states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int
 ) -> tuple[float, float]:
     # As many adapters as there can be; their matrices are read once.
-    read = min(load.requests / (len(down) / rank), 1.0) * bytes_of(down)
-    return bytes_of(states) + read + 4.0 * len(states) * rank, 2.0 * states.numel() * rank
+    made = rank * parts
+    read = min(load.requests / (len(down) / made), 1.0) * bytes_of(down)
+    return bytes_of(states) + read + 4.0 * len(states) * made, 2.0 * states.numel() * made
 
 
 def _expand_cost(
-    load: StepLoad, thin: Tensor, index: Tensor, up: Tensor, total: Tensor
+    load: StepLoad, thin: Tensor, index: Tensor, up: Tensor, total: Tensor, parts: int
 ) -> tuple[float, float]:
-    rank = thin.shape[1]
+    rank = thin.shape[1] // parts
     read = min(load.requests / (up.shape[1] / rank), 1.0) * bytes_of(up)
     return 2 * bytes_of(total) + read + bytes_of(thin), 2.0 * total.numel() * rank
 
 
 def _low_rank_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
-    """Both kernels, with eight adapters, and rows that have none."""
-    slots, rank = 8, 16
+    """Both kernels, with eight adapters, and rows that have none: queries, keys and values."""
+    slots, rank, parts = 8, 16, 3
     index = torch.randint(slots + 1, (sizes.requests,), device=device).repeat_interleave(sizes.beams)
     states = torch.randn(sizes.rows, sizes.width, dtype=dtype, device=device)
-    down = torch.randn(slots * rank, sizes.width, dtype=dtype, device=device) * sizes.width**-0.5
-    up = torch.randn(sizes.width, slots * rank, dtype=dtype, device=device) * rank**-0.5
-    total = torch.randn_like(states)
+    down = torch.randn(parts * slots * rank, sizes.width, dtype=dtype, device=device) * sizes.width**-0.5
+    up = torch.randn(parts * sizes.width, slots * rank, dtype=dtype, device=device) * rank**-0.5
+    total = torch.randn(sizes.rows, parts * sizes.width, dtype=dtype, device=device)
 
     def run(shrink: Callable[..., Tensor], expand: Callable[..., None]) -> Callable[[], Sequence[Tensor]]:
         def added() -> Sequence[Tensor]:
             result = total.clone()
-            expand(shrink(states, index, down, rank), index, up, result)
+            expand(shrink(states, index, down, rank, parts), index, up, result, parts)
             return (result,)
 
         return added
