@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from waiting import wait_until
 from florence.answers.reading import read_answers
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
-from florence.bulk.run import Job, Running, RunTally, Shard, open_jobs
+from florence.bulk.run import HELD_BYTES, Job, Running, RunTally, Shard, open_jobs
 from florence.bulk.store import AnsweredTasks
 from florence.errors import RequestError, SettingsError
 from florence.types.tasks import TASKS
@@ -80,6 +81,28 @@ def test_few_jobs_are_taken_ahead(ordered: bool) -> None:
         next(came)
         assert most <= 9 + (not ordered) * 9
         release.set()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_few_large_pictures_are_taken_ahead(ordered: bool) -> None:
+    """Where items hold their pictures' bytes, as those of archives do, no more are taken beyond a number of
+    bytes, however many may be asked about at a time; all of them are answered."""
+    alive, most = 0, 0
+
+    def large() -> Iterator[Job]:
+        nonlocal alive, most
+        for job in jobs(40):
+            alive += 1
+            most = max(most, alive)
+            yield Job(replace(job.item, held=HELD_BYTES // 4), job.questions)
+
+    came = 0
+    with Running(large(), echo, concurrency=16, ordered=ordered) as running:
+        for _ in running:
+            alive -= 1
+            came += 1
+    assert came == 40
+    assert most <= 4
 
 
 def test_an_interrupted_run_keeps_what_was_under_way() -> None:

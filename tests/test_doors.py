@@ -25,7 +25,7 @@ DOORS: dict[str, set[str]] = {
     "types": {"errors", "export"},
     "answers": {"errors", "export", "types"},
     "checkpoint": {"errors", "images", "model", "types"},
-    "client": {"errors", "types"},
+    "client": {"errors", "images", "types"},
     "engine": {"errors", "model", "types"},
     "runtime": {
         "answers",
@@ -127,6 +127,7 @@ LIBRARIES: dict[str, set[str]] = {
         "grpc",
         "grpc_health",
         "grpc_reflection",
+        "h11",
         "httpcore",
         "httpx",
         "opentelemetry",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools.mask import frPyObjects
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import frPyObjects, merge
 
+from florence.evaluation.box_measures import measure_open_vocabulary
 from florence.evaluation.calibration import (
     GROUPS,
     Judged,
@@ -19,10 +24,13 @@ from florence.evaluation.calibration import (
     reliability,
 )
 from florence.evaluation.captions import CaptionScores, Words, tokenize, words_here
+from florence.evaluation.examples import Answered, Example, TrueThing, Truth, picture_numbers
 from florence.evaluation.figures import Figures
+from florence.evaluation.mask_measures import measure_regions
 from florence.evaluation.overlaps import area_overlap, areas, box_overlap
-from florence.evaluation.precision import BoxPrecision, PlacedBox
+from florence.evaluation.precision import AveragePrecision, PlacedThing
 from florence.evaluation.texts import anls, edits, leaves, vqa_accuracy, word_accuracy
+from florence.types.results import Instance, Segmentation
 
 pytestmark = pytest.mark.usefixtures("evaluators")
 
@@ -31,8 +39,8 @@ APART = (50.0, 50.0, 60.0, 60.0)
 FIRST, SECOND, THIRD = (0, ""), (1, ""), (2, "")
 
 
-def evaluate_boxes(found: list[PlacedBox], truth: list[PlacedBox]) -> tuple[Figures, list[bool | None]]:
-    precision = BoxPrecision(found, truth)
+def evaluate_boxes(found: list[PlacedThing], truth: list[PlacedThing]) -> tuple[Figures, list[bool | None]]:
+    precision = AveragePrecision(found, truth)
     return precision.figures(np.ones(3, dtype=int)), precision.right
 
 
@@ -66,11 +74,15 @@ def test_overlaps_of_known_areas() -> None:
 
 def test_average_precision_by_hand() -> None:
     """Right, wrong, right of three truths: at 101 levels of recall, 34 have precision 1 and 33 have 2/3."""
-    truth = [PlacedBox(FIRST, "a", SQUARE), PlacedBox(SECOND, "a", SQUARE), PlacedBox(THIRD, "a", SQUARE)]
+    truth = [
+        PlacedThing(FIRST, "a", SQUARE),
+        PlacedThing(SECOND, "a", SQUARE),
+        PlacedThing(THIRD, "a", SQUARE),
+    ]
     found = [
-        PlacedBox(FIRST, "a", SQUARE, 0.9),
-        PlacedBox(SECOND, "a", APART, 0.8),
-        PlacedBox(THIRD, "a", SQUARE, 0.7),
+        PlacedThing(FIRST, "a", SQUARE, 0.9),
+        PlacedThing(SECOND, "a", APART, 0.8),
+        PlacedThing(THIRD, "a", SQUARE, 0.7),
     ]
     figures, right = evaluate_boxes(found, truth)
     assert right == [True, False, True]
@@ -82,8 +94,8 @@ def test_average_precision_by_hand() -> None:
 
 def test_a_truth_is_found_once() -> None:
     """A second box on a taken truth is wrong, and so is the worse-scored of two, whichever comes first."""
-    doubled = [PlacedBox(FIRST, "a", SQUARE, 0.8), PlacedBox(FIRST, "a", SQUARE, 0.9)]
-    figures, right = evaluate_boxes(doubled, [PlacedBox(FIRST, "a", SQUARE)])
+    doubled = [PlacedThing(FIRST, "a", SQUARE, 0.8), PlacedThing(FIRST, "a", SQUARE, 0.9)]
+    figures, right = evaluate_boxes(doubled, [PlacedThing(FIRST, "a", SQUARE)])
     assert right == [False, True]
     assert (figures["mAP@50"], figures["precision@50"]) == pytest.approx((1.0, 0.5))
 
@@ -91,7 +103,7 @@ def test_a_truth_is_found_once() -> None:
 def test_boxes_that_fit_loosely_are_right_at_50_only() -> None:
     """An overlap of 0.62 counts at three of COCO's ten overlaps, and not at 0.75."""
     figures, right = evaluate_boxes(
-        [PlacedBox(FIRST, "a", (0, 0, 6.2, 10), 1.0)], [PlacedBox(FIRST, "a", SQUARE)]
+        [PlacedThing(FIRST, "a", (0, 0, 6.2, 10), 1.0)], [PlacedThing(FIRST, "a", SQUARE)]
     )
     assert right == [True]
     assert (figures["mAP@50"], figures["mAP@75"]) == pytest.approx((1.0, 0.0))
@@ -100,9 +112,9 @@ def test_boxes_that_fit_loosely_are_right_at_50_only() -> None:
 
 def test_mean_average_precision_is_over_the_truths_labels() -> None:
     """One label found and one missed give a half; a label that is not in the truth costs precision alone."""
-    truth = [PlacedBox(FIRST, "a", SQUARE), PlacedBox(FIRST, "b", SQUARE)]
+    truth = [PlacedThing(FIRST, "a", SQUARE), PlacedThing(FIRST, "b", SQUARE)]
     figures, right = evaluate_boxes(
-        [PlacedBox(FIRST, "a", SQUARE, 0.9), PlacedBox(FIRST, "c", SQUARE, 0.9)], truth
+        [PlacedThing(FIRST, "a", SQUARE, 0.9), PlacedThing(FIRST, "c", SQUARE, 0.9)], truth
     )
     assert right == [True, False]
     assert figures["mAP@50"] == pytest.approx(0.5)
@@ -112,8 +124,8 @@ def test_mean_average_precision_is_over_the_truths_labels() -> None:
 def test_nothing_has_no_figures() -> None:
     """nan without truth, and of nothing at all; truth without boxes is all missed."""
     assert all(math.isnan(value) for value in evaluate_boxes([], [])[0].values())
-    assert math.isnan(evaluate_boxes([PlacedBox(FIRST, "a", SQUARE, 0.9)], [])[0]["mAP@50"])
-    missed = evaluate_boxes([], [PlacedBox(FIRST, "a", SQUARE)])[0]
+    assert math.isnan(evaluate_boxes([PlacedThing(FIRST, "a", SQUARE, 0.9)], [])[0]["mAP@50"])
+    missed = evaluate_boxes([], [PlacedThing(FIRST, "a", SQUARE)])[0]
     assert (missed["mAP@50:95"], missed["recall@50"]) == (0.0, 0.0)
 
 
@@ -186,6 +198,81 @@ def test_a_mask_is_the_polygon_that_it_was_made_of() -> None:
         assert area_overlap(half, code, (100, 60)) == pytest.approx(0.5, abs=0.03)
     assert areas(half, square, (100, 60)) == pytest.approx((800, 1600), rel=0.05)
     assert areas([], square, (100, 60)) == (0.0, pytest.approx(1600, rel=0.05))
+
+
+def random_star(dice: random.Random) -> list[float]:
+    """A polygon of five corners somewhere in a picture of 100 x 80."""
+    x, y, size = dice.uniform(20, 70), dice.uniform(20, 50), dice.uniform(8, 18)
+    turns = [2 * math.pi * corner / 5 for corner in range(5)]
+    return [value for turn in turns for value in (x + size * math.cos(turn), y + size * math.sin(turn))]
+
+
+def outlined(dice: random.Random, number: int, label: str) -> Answered:
+    """A question about one class in a picture: its true things, and what was outlined near them or not."""
+    stars = [random_star(dice) for _ in range(dice.randint(1, 3))]
+    things = tuple(
+        TrueThing(label, SQUARE, [star, random_star(dice)], crowd=dice.random() < 0.1) for star in stars
+    )
+    kept = [star for star in stars if dice.random() < 0.8] + [random_star(dice)]
+    shift = dice.uniform(0, 4)
+    instances = [
+        Instance(label="", polygons=[[value + shift for value in star]], score=dice.random()) for star in kept
+    ]
+    example = Example(f"{number}.png", Path(f"{number}.png"), Truth(things), label)
+    return Answered(example, Segmentation(instances=instances), (100, 80))
+
+
+def by_cocos_own_way(rows: Sequence[Answered]) -> list[float]:
+    """AP, AP50, AP75 of the masks in a truth and a result file, as COCO's evaluation is called."""
+    labels = list(dict.fromkeys(row.example.text for row in rows))
+    frame = {
+        "images": [{"id": number, "width": 100, "height": 80} for number in picture_numbers(rows)],
+        "categories": [{"id": number} for number in range(len(labels))],
+    }
+    truth, found = [], []
+    for number, row in zip(picture_numbers(rows), rows, strict=True):
+        place = {"image_id": number, "category_id": labels.index(row.example.text)}
+        assert isinstance(row.result, Segmentation)
+        for each in row.result.instances:
+            code = merge(frPyObjects(each.polygons, 80, 100))
+            found.append({**place, "segmentation": code, "score": each.score})
+        for thing in row.example.truth.things:
+            one = {
+                "segmentation": thing.outline,
+                "iscrowd": int(thing.crowd),
+                "area": 1.0,
+                "bbox": [0, 0, 1, 1],
+            }
+            truth.append({**place, **one, "id": len(truth) + 1})
+    coco = COCO()
+    coco.dataset = {**frame, "info": {}, "annotations": truth}
+    coco.createIndex()
+    evaluation = COCOeval(coco, coco.loadRes(found), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return list(evaluation.stats[:3])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_have_cocos_figures(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of random outlines of two classes, things of two parts and crowds among them: what COCO's evaluation
+    makes of the same as files. By class where a text named it; in a region each question by itself."""
+    dice = random.Random(seed)
+    rows = [outlined(dice, number // 2, "ab"[number % 2]) for number in range(24)]
+    evaluation = measure_open_vocabulary(rows)
+    figures = evaluation.figures()
+    masks = [figures[f"masks_{name}"] for name in ("mAP@50:95", "mAP@50", "mAP@75")]
+    assert masks == pytest.approx(by_cocos_own_way(rows))
+    assert 0 < masks[0] < masks[1] < 1
+    single = [
+        replace(row, example=replace(row.example, picture=f"{n}", truth=Truth(row.example.truth.things[:1])))
+        for n, row in enumerate(rows)
+    ]
+    alone = measure_regions(single).figures()
+    assert [alone[name] for name in ("mAP@50:95", "mAP@50", "mAP@75")] == pytest.approx(
+        by_cocos_own_way(single)
+    )
 
 
 def distance(a: str, b: str) -> int:

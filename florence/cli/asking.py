@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from threading import Event
@@ -105,8 +105,17 @@ def urls_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def _limits(arguments: argparse.Namespace) -> ImageLimits:
-    """Of documents whose pages are rendered here."""
-    return replace(DEFAULT_LIMITS, pdf_dpi=arguments.dpi)
+    """Of pictures that are sent, and of documents whose pages are rendered here."""
+    return replace(DEFAULT_LIMITS, pdf_dpi=arguments.dpi, max_bytes=most_bytes(arguments))
+
+
+def most_bytes(arguments: argparse.Namespace) -> int:
+    """Of a picture: what the first service that tells it takes, or the model that is loaded here."""
+    urls = urls_of(arguments)
+    for url in urls:
+        with suppress(FlorenceError), Client(url, retries=0) as client:
+            return client.info().limits.max_image_bytes
+    return DEFAULT_LIMITS.max_bytes if urls else model_settings(arguments).max_image_bytes
 
 
 def find_task(arguments: argparse.Namespace) -> Task:

@@ -16,7 +16,14 @@ from florence.bulk.question import PictureQuestion, distinct, read_tasks_file
 from florence.bulk.run import Ask, Job, QuestionOutcome, Running, RunTally, Shard, open_jobs
 from florence.bulk.sources import Sources
 from florence.bulk.store import AnsweredTasks, Store
-from florence.cli.asking import find_task, open_asker, question_options, read_options, read_question
+from florence.cli.asking import (
+    find_task,
+    most_bytes,
+    open_asker,
+    question_options,
+    read_options,
+    read_question,
+)
 from florence.cli.bulk_ray import ask_on_ray, check_ray
 from florence.cli.export import SOME_FAILED, export_results, read_exports
 from florence.cli.telling import tell_lines
@@ -107,6 +114,7 @@ def read_sources(arguments: argparse.Namespace, questions: tuple[PictureQuestion
         find=lambda name: _find(arguments, name),
         questions=questions,
         options=question_options(arguments),
+        most_bytes=most_bytes(arguments),
     )
 
 

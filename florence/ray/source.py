@@ -85,7 +85,14 @@ class JobSource(Datasource):
 
 def in_archives(sources: Sources) -> Sources:
     """What `Archives` reads them by: without what only this process has."""
-    return Sources((), pages=sources.pages, frame=sources.frame, find=TASKS.resolve, passed=PassedOver())
+    return Sources(
+        (),
+        pages=sources.pages,
+        frame=sources.frame,
+        find=TASKS.resolve,
+        passed=PassedOver(),
+        most_bytes=sources.most_bytes,
+    )
 
 
 def absolute(name: str) -> str:
