@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import torch
 from cuda_compile import compiling
 from torch import Tensor
 
+from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS
+from florence.engine.device.cuda_kernels import STEP_KERNELS
 from florence.model.kernels.cuda import attention, candidates, choose, low_rank, norms, quantize, windows
 
 TESTS = Path(__file__).parent
@@ -97,6 +100,31 @@ def launch_all(dtype: torch.dtype, requests: int, beams: int) -> None:
     chosen = int64(requests, beams), int64(requests, beams), int64(rows), int64(requests), int64(requests)
     kept = int64(6), floats(rows + 1, POSITIONS, 6)
     windows.window_sums(logits, floats(rows), *chosen, *kept, 50_269, 1_000)
+
+
+HEADS_TO_COMPILE = [
+    (16, torch.bfloat16),
+    *(
+        pytest.param(head_dim, dtype, marks=pytest.mark.slow)
+        for head_dim in (16, 32, 128)
+        for dtype in (torch.bfloat16, torch.float32)
+        if (head_dim, dtype) != (16, torch.bfloat16)
+    ),
+]
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), HEADS_TO_COMPILE, ids=str)
+def test_heads_of_all_sizes_compile(head_dim: int, dtype: torch.dtype) -> None:
+    """As the check at the start has them; those of 16, of tests on a GPU only, may spill."""
+    cpu = torch.device("cpu")
+    with compiling(90) as used:
+        for kernel in STEP_KERNELS[:2]:
+            kernel.example(cpu, dtype, replace(kernel.small, head_dim=head_dim)).kernel()
+        for kernel in ENCODE_KERNELS if head_dim == 16 else ():
+            kernel.example(cpu, dtype, replace(kernel.small, dim=64, head_dim=head_dim, window=4)).kernel()
+    assert {"self_attention_kernel", "cross_attention_kernel"} <= {each.name for each in used}
+    if head_dim > 16 and dtype is torch.bfloat16:
+        assert {each.name for each in used if each.local} == set()
 
 
 @pytest.mark.parametrize("capability", [89, pytest.param(90, marks=pytest.mark.slow)])
