@@ -26,7 +26,7 @@ from ledger.counting import Counting, Ledger
 from ledger.fakes import FakeEngine, Shape, fakes
 from ledger.own import Load, rules_of
 from ledger.reckoning import reckon
-from ledger.report import whole
+from ledger.report import adapters_table, least, missed_text, ratios, settings_table, whole
 from ledger.rows import closed_loop
 from replaced import REPLACED
 
@@ -277,7 +277,7 @@ def test_whatever_is_printed_is_marked_as_reckoned(figures: dict[str, Any]) -> N
     """Each table by itself, and the check against a measured tower says how far it is off."""
     printed = whole(figures)
     blocks = [block for block in printed.split("\n\n") if block.startswith("| ")]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert all("reckoned" in block for block in blocks)
     assert "timm measured" in printed
     assert ("MISSED" in printed) == (abs(figures["check"]["published peaks"] / 59 - 1) > 0.25)
@@ -289,7 +289,22 @@ def test_the_performance_page_has_the_ledgers_tables(
 ) -> None:
     """`python tests/docs_tables.py --reckoned` makes it so. It says first that no GPU has run the code."""
     monkeypatch.setattr("ledger.reckoning.reckon", lambda *_, **__: figures)
-    for name, (file, make) in RECKONED.items():
-        page = (ROOT / "docs" / file).read_text(encoding="utf-8")
-        assert with_part(page, name, make()) == page
-        assert page.split("\n\n")[1].startswith("**No GPU has run this code")
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert with_part(page, "reckoned", RECKONED["reckoned"][1]()) == page
+    assert page.split("\n\n")[1].startswith("**No GPU has run this code")
+    for table in (settings_table([figures]), adapters_table([figures])):  # others would take a minute
+        assert table.splitlines()[-1] in page
+
+
+@pytest.mark.slow
+def test_a_task_that_misses_its_aim_is_told_with_what_it_would_take(figures: dict[str, Any]) -> None:
+    """Steps and an encode, one after the other, take at least as long as what its rate says."""
+    times, told = ratios(figures, "different pictures"), missed_text(figures)
+    for task, reached in times.items():
+        assert (f"- {task}: " in told) == (reached < least(task))
+        serial = figures["encode"]["ms a picture"] + figures["steps of an answer at 30, ms"][task]
+        rate = figures["rows"]["30"]["different pictures"][task]["rate"]
+        assert 1e3 / rate == pytest.approx(serial, rel=0.05)
+    parts = figures["encode"]["by class"].values()
+    whole_ms = sum(part["ms a picture"] for part in parts)
+    assert whole_ms == pytest.approx(figures["encode"]["ms a picture"], rel=0.01)

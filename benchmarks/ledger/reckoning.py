@@ -20,7 +20,7 @@ from ledger.costs import CARDS, EAGER_LAUNCH_S, HOST_COPY, SMALL_KERNEL_S, TIMM_
 from ledger.counting import Ledger
 from ledger.fakes import DTYPE, Encode, FakeEngine, Shape, fakes, mean_length
 from ledger.graphs import count_graphs
-from ledger.rows import closed_loop
+from ledger.rows import EXTRA_STEPS, closed_loop
 
 CONCURRENCIES = (30, 36, 64)
 POSITIONS = (1.0, 16.0, 64.0, 192.0)
@@ -131,6 +131,15 @@ class Reckoner:
             for task, tokens in TASKS.items()
         }
 
+    def steps_of_an_answer(self, requests: int) -> dict[str, float]:
+        """Milliseconds of each task's steps, shared by so many requests that begin together."""
+        return {
+            task: sum(self.step_s(requests, step + 1) for step in range(tokens + EXTRA_STEPS))
+            / requests
+            * 1e3
+            for task, tokens in TASKS.items()
+        }
+
 
 def step_ends(slots: int) -> Sequence[tuple[int, int]]:
     """The fewest and the most requests of each captured shape of steps."""
@@ -179,6 +188,7 @@ def reckon(
         "size": size,
         "settings": [name for name, on in settings.items() if on],
         "step": _step(reckoner, requests, length),
+        "steps of an answer at 30, ms": reckoner.steps_of_an_answer(30),
         "encode": _encode(reckoner),
         "graphs": counts.graphs,
         "rows": rows,
@@ -227,8 +237,24 @@ def _encode(reckoner: Reckoner) -> dict[str, Any]:
         "launches between graphs": encode.between,
         "ms a picture": device / encode.pictures * 1e3,
         "host, ms a picture": host / encode.pictures * 1e3,
+        "by class": _classes(reckoner.card, encode),
         "floor, ms a picture": reckoner.card.floor_s(0.0, flop, fp8_flop) / encode.pictures * 1e3,
     }
+
+
+def _classes(card: Card, encode: Encode) -> dict[str, dict[str, float]]:
+    """Kernels, GB, TFLOP and reckoned ms a picture of an encode: products, attention, and all others, which
+    go over memory."""
+    found: dict[str, dict[str, float]] = {}
+    for each in (operation for graph in encode.graphs for operation in graph.operations):
+        name = next((name for name in ("product", "attention") if name in each.kind), "memory")
+        row = found.setdefault(name, dict.fromkeys(("kernels", "moved, GB", "TFLOP", "ms a picture"), 0.0))
+        row["kernels"] += each.kernels
+        row["moved, GB"] += each.moved / 1e9
+        row["TFLOP"] += each.flop / 1e12
+        seconds = card.seconds(each.kind, each.kernels, each.moved, each.worked)
+        row["ms a picture"] += seconds / encode.pictures * 1e3
+    return found
 
 
 def tower_check(counts: Counts) -> dict[str, float]:
