@@ -192,7 +192,6 @@ def settings_table(found: list[dict[str, Any]]) -> str:
         rows.append(
             [
                 " and ".join(names) or "default",
-                or "default",
                 f"{figures['encode']['ms a picture']:.1f} ms",
                 f"{min(different.values()):.1f} to {max(different.values()):.1f} times",
                 f"{reached} of {len(different)}",
