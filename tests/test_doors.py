@@ -239,7 +239,7 @@ def modules_after(statement: str) -> list[str]:
     """Modules that a fresh Python holds after a statement."""
     program = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
     run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.split()

@@ -134,9 +134,9 @@ def test_generated_ids_are_those_of_transformers(
     """
     native, model = pair_of("tiny, without end" if early_stopping is False and length_penalty > 0 else "tiny")
     options = GenerationOptions(num_beams, 20, min_new_tokens, ngram, early_stopping, length_penalty)  # type: ignore[arg-type]
-    for prompt in PROMPTS:
-        asked = Request(random_pixels(SIDES["tiny"]), prompt, options)
-        assert generate_alone(model, asked, RULES).token_ids == native_ids(native, model, asked)
+    prompt = PROMPTS[(num_beams + min_new_tokens) % 3]
+    asked = Request(random_pixels(SIDES["tiny"]), prompt, options)
+    assert generate_alone(model, asked, RULES).token_ids == native_ids(native, model, asked)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_a_checkpoint_that_is_not_there_ends_the_start_with_what_to_do() -> None
 def test_a_header_that_is_no_text_gets_its_whole_answer(fake_server: Server) -> None:
     """Also where the access log can't write it."""
     headers = {"content-type": b"application/json; x=\xe9"}
-    answer = httpx.post(f"{fake_server.url}/caption", content=b"{}", headers=headers)
+    answer = httpx.post(f"{fake_server.url}/caption", content=b"{}", headers=headers, timeout=60)
     assert answer.status_code == 400
     assert "image" in answer.json()["error"]
 
@@ -61,7 +61,7 @@ def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
     another."""
     with serving("fake_service:service", ROOT / "tests", FLORENCE_MODEL="breaks") as server:
         server.wait_ready()
-        answer = httpx.post(f"{server.url}/caption", files={"image": _picture()})
+        answer = httpx.post(f"{server.url}/caption", files={"image": _picture()}, timeout=60)
         assert answer.status_code == 500
         assert "the device is gone" in answer.text
         end = time.monotonic() + START_S
@@ -76,12 +76,12 @@ def test_ready_comes_after_loading_and_with_every_worker_on_its_device(tmp_path:
     loaded = tmp_path / "loaded"
     with serving_fake({"load_until": str(loaded)}, FLORENCE_DEVICE="cpu,cpu") as server:
         wait_until(lambda: server.log.count("loading ") == 2 and not server.refuses(), START_S)
-        assert httpx.get(f"{server.url}/readyz").status_code == 503
+        assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 503
         assert "ready: " not in server.log
         loaded.touch()
         server.wait_ready()
         wait_until(lambda: server.log.count("ready: ") == 2)  # until then each worker answers for itself
-        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
+        assert httpx.get(f"{server.url}/v2/health/ready", timeout=60).status_code == 200
         for worker in ("florence2:1]", "florence2:2]"):
             lines = [line for line in server.log.splitlines() if worker in line]
             assert "loading" in lines[0]
@@ -117,7 +117,7 @@ def test_work_of_clients_that_left_is_cancelled_and_others_go_on(tmp_path: Path)
         _send_and_leave(server, "/v2/models/florence2/infer", {"inputs": inputs}, trace, 2)
         for path in ("/caption", "/v2/models/florence2/infer"):
             _send(server, path, b'{"image": "', 1000).close()  # in the middle of its body
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200
         assert "Traceback" not in server.log
         server.terminate()
         assert server.wait() == 0
