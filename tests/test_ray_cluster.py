@@ -190,7 +190,7 @@ def test_a_node_that_dies_takes_nothing_with_it(
     left = []
 
     def lose() -> None:
-        wait_until(lambda: out.exists() and len(rows_so_far(out)) >= 4)
+        wait_until(lambda: out.exists() and len(rows_so_far(out)) >= 4, PATIENCE_S)
         nodes.lose()
         left.append(len(names) - len(rows_so_far(out)))
 

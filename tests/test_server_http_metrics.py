@@ -89,12 +89,12 @@ def test_a_scrape_grows_with_no_path(fake_server: Server) -> None:
             await asyncio.gather(*(http.post(f"/v2/models/m{i}/infer") for i in range(300)))
 
     def scraped() -> list[Any]:
-        text = httpx.get(fake_server.url + "/metrics").text
+        text = httpx.get(fake_server.url + "/metrics", timeout=60).text
         return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     for path in ("/nope", "/v2/models/m/infer", "/caption"):
-        httpx.post(fake_server.url + path)
-    httpx.get(fake_server.url + "/nope")
+        httpx.post(fake_server.url + path, timeout=60)
+    httpx.get(fake_server.url + "/nope", timeout=60)
     before = scraped()
     asyncio.run(ask())
     after = scraped()
