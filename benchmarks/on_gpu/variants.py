@@ -161,7 +161,7 @@ def own(bench: Bench, add: Add) -> None:
     """Each kernel of the project against its plain twin and what runs without it."""
     for kernel in own_kernels():
         try:
-            case = kernel.case(bench.device, bench.dtype)
+            case = kernel.case(bench.device, bench.dtype, small=not bench.on_gpu)
             ways: dict[str, Work] = {"kernel": case.kernel, "twin": case.twin}
             if case.dense is not None:
                 ways["dense"] = case.dense

@@ -65,9 +65,10 @@ class CudaKernel(Generic[SizesT]):
         """What to call this row."""
         return f"{self.name}, {self.note}" if self.note else self.name
 
-    def case(self, device: torch.device, dtype: torch.dtype) -> Case:
-        """The kernel and its twin at real sizes. The three kernels of the search share one case."""
-        return self.example(device, dtype, self.large)
+    def case(self, device: torch.device, dtype: torch.dtype, *, small: bool = False) -> Case:
+        """The kernel and its twin at real sizes, or at small ones. The three kernels of the search share one
+        case."""
+        return self.example(device, dtype, self.small if small else self.large)
 
     def fitted(self, **sizes: int) -> CudaKernel[SizesT]:
         """The same, checked at the start with these of a model's sizes."""
