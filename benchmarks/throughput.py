@@ -229,7 +229,7 @@ def main() -> None:
         captions=arguments.captions,
     )
     print(f"{arguments.size}, {arguments.dtype}, {torch.get_num_threads()} threads", flush=True)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # torch is imported, and has computed nothing yet
     figures: dict[str, dict[str, float]] = {}
     with ProcessPoolExecutor(1, context) as theirs, ProcessPoolExecutor(1, context) as ours:
         for name in arguments.only:

@@ -68,6 +68,7 @@ def gpu_like(capturer: GraphCapturer | None) -> Backend:
     return Backend(capturer=capturer, delayed_readback=True, free_host_reads=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature_bytes", [0, 2**27])
 def test_a_step_between_two_chunks_of_an_encode_changes_no_answer(
     model: Florence2Model, feature_bytes: int
@@ -118,6 +119,7 @@ def bucket_steps_of(runner: Runner) -> BucketSteps:
     return steps
 
 
+@pytest.mark.slow
 def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +216,7 @@ def test_nothing_is_captured_once_requests_come(
     assert all(work.captured for work in bucket_steps_of(runner)._prepared.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refused", [range(1000), {1, 4, 6, 15, 17}], ids=["all", "some"])
 def test_what_can_t_be_captured_runs_uncaptured(
     model: Florence2Model, caplog: pytest.LogCaptureFixture, refused: Container[int]

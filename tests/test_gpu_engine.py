@@ -183,6 +183,7 @@ def test_captured_work_gives_the_answers_of_plain_work(
             assert answer.token_ids == alone(model, plain, asked[number]), asked[number].options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEVICES)
 @torch.inference_mode()
 def test_everything_is_captured(checkpoint: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:

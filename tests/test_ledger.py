@@ -197,6 +197,7 @@ def test_encodes_beside_steps_hide_the_shorter_of_both(concurrency: int) -> None
         assert two.rate > 1.15 * one.rate
 
 
+@pytest.mark.slow
 def test_fp8_is_counted_as_what_it_is() -> None:
     """Each product in fp8 has rows that are rounded before; the others stay, and so does the work."""
     with fakes():
@@ -213,6 +214,7 @@ def test_fp8_is_counted_as_what_it_is() -> None:
     assert 0 < sum(graph.fp8_flop for graph in low.graphs) < flop[0]
 
 
+@pytest.mark.slow
 def test_adapters_add_two_kernels_to_each_product_of_a_step() -> None:
     """Whatever adapters are in use: by the kernels that read each row's own from memory, and add in place."""
     with fakes():
@@ -227,6 +229,7 @@ def test_adapters_add_two_kernels_to_each_product_of_a_step() -> None:
     assert beside.moved > plain.moved
 
 
+@pytest.mark.slow
 def test_a_step_moves_more_with_more_requests_and_its_kernels_stay() -> None:
     """Counted at tiny sizes, in the shapes that the engine itself chooses."""
     with fakes():

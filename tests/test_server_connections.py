@@ -18,7 +18,7 @@ from florence.server.access_log import MOST_CHARS, EscapeControls
 from florence.server.bodies import read_body
 from florence.server.connections import MOST_CHUNKS, MOST_LINES, BoundedConnection, BoundedParser, Turns
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 HEAD = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
 App = Callable[[Any, Any, Any], Awaitable[None]]
 

@@ -58,8 +58,8 @@ class OwnKernel(Protocol):
         """Bytes moved and FLOP of one call with these (fake) arguments, and FLOP that are done, if they are
         more."""
 
-    def case(self, device: torch.device, dtype: torch.dtype, *, small: bool = False) -> Case:
-        """Random inputs of real sizes, or of small ones."""
+    def case(self, device: torch.device, dtype: torch.dtype, *, real: bool = True) -> Case:
+        """Random inputs, of real sizes or of small ones."""
 
 
 def own_kernels(package: str = PACKAGE) -> Sequence[OwnKernel]:

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from threading import Event
@@ -21,7 +21,7 @@ from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_json
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Ask
-from florence.bulk.services import Services
+from florence.bulk.services import Services, ThreadClients
 from florence.cli.telling import tell_lines
 from florence.client import Client
 from florence.errors import FlorenceError, TaskError, quote
@@ -85,12 +85,12 @@ def open_asker(arguments: argparse.Namespace, stopped: Event | None = None) -> I
         with load_model(arguments) as model:
             yield ModelAsker(model)
     elif len(urls) == 1:
-        with Client(urls[0]) as client:
-            client.ready()  # an unreachable service is reported once, not for each picture
-            yield ServiceAsker(lambda ask: ask(client), _limits(arguments))
+        with closing(ThreadClients(lambda: Client(urls[0]))) as clients:
+            clients.own().ready()  # an unreachable service is reported once, not for each picture
+            yield ServiceAsker(clients.call, _limits(arguments))
     else:
-        clients = ((url, Client(url, retries=0)) for url in urls)
-        services = Services(clients, lambda line: tell_lines([line]), stopped=stopped)
+        each = ((url, ThreadClients(partial(Client, url, retries=0))) for url in urls)
+        services = Services(each, lambda line: tell_lines([line]), stopped=stopped)
         try:
             services.check()
             yield ServiceAsker(services.call, _limits(arguments))

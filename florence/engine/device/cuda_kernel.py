@@ -65,10 +65,10 @@ class CudaKernel(Generic[SizesT]):
         """What to call this row."""
         return f"{self.name}, {self.note}" if self.note else self.name
 
-    def case(self, device: torch.device, dtype: torch.dtype, *, small: bool = False) -> Case:
-        """The kernel and its twin at real sizes, or at small ones. The three kernels of the search share one
-        case."""
-        return self.example(device, dtype, self.small if small else self.large)
+    def case(self, device: torch.device, dtype: torch.dtype, *, real: bool = True) -> Case:
+        """The kernel and its twin at real sizes, or at those of the check at the start. The three kernels of
+        the search share one case."""
+        return self.example(device, dtype, self.large if real else self.small)
 
     def fitted(self, **sizes: int) -> CudaKernel[SizesT]:
         """The same, checked at the start with these of a model's sizes."""
@@ -77,7 +77,7 @@ class CudaKernel(Generic[SizesT]):
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
         """Raise `AssertionError` unless kernel and twin agree on a small example."""
-        case = self.example(device, dtype, self.small)
+        case = self.case(device, dtype, real=False)
         tolerance = 1e-4 if dtype is torch.float32 else 2.0**-6
         for made, expected in zip(case.kernel(), case.twin(), strict=True):
             torch.testing.assert_close(made, expected, rtol=tolerance, atol=tolerance, msg=self._differs)
