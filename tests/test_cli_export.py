@@ -150,6 +150,9 @@ def test_a_label_that_the_map_lacks_is_told(florence: Run, folder: Path) -> None
     status, _, err = florence(*command, "--only-labels")
     assert status == 0
     assert "1 labels are left out: 'tree'" in err
+    (folder / "map.yaml").write_text("# none\n")
+    status, _, err = florence(*command[:5], "new", "--label-map", "map.yaml")
+    assert (status, "map.yaml is no label map: it is empty" in err) == (2, True)
     (folder / "map.json").write_text("7")
     status, _, err = florence(*command[:5], "new", "--label-map", "map.json")
     assert (status, "is no label map" in err) == (2, True)

@@ -98,6 +98,17 @@ def test_a_finished_request_that_has_filled_its_room_writes_nothing_in_its_extra
             assert future.result(PATIENCE_S).token_ids == alone(runner, each)
 
 
+@pytest.mark.parametrize(("waiting", "together"), [(1, 1), (3, 2), (7, 4), (13, 12), (14, 12)])
+def test_requests_are_encoded_in_batches_that_are_captured(
+    model: Florence2Model, waiting: int, together: int
+) -> None:
+    """None is padded, since padding takes as long as pictures do; uncaptured all go together."""
+    asked = [request(0, beams=1)] * waiting
+    for backend, expected in ((gpu_like(SharedPool()), together), (Backend(), waiting)):
+        runner = Runner(model, 14, picture_tokens=PICTURE_TOKENS, backend=backend, decoder_room=4)
+        assert runner.fits(asked) == expected
+
+
 def captured_beams(runner: Runner) -> set[int]:
     return {key.shape.beams for key in bucket_steps_of(runner).captured}
 

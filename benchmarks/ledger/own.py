@@ -43,12 +43,14 @@ class Case:
 
 
 class OwnKernel(Protocol):
-    """A kernel as the benchmarks see it. `name`: of its operation, "florence::own_attention". `kind`: the
-    class of costs, as `costs.CLASSES` names it."""
+    """A kernel as the benchmarks see it. `name`: of its operation, "florence::own_attention"; `title`: of its
+    figures. `kind`: the class of costs, as `costs.CLASSES` names it."""
 
     @property
     def name(self) -> str: ...
 
+    @property
+    def title(self) -> str: ...
     @property
     def kind(self) -> str: ...
 

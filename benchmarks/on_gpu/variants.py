@@ -170,7 +170,7 @@ def own(bench: Bench, add: Add) -> None:
             figures["furthest from the twin"] = furthest(case.kernel(), case.twin())
         except Exception as error:  # noqa: BLE001
             figures = {"failed": repr(error)[:300]}
-        add(f"kernel {kernel.name}", figures)
+        add(f"kernel {kernel.title}", figures)
 
 
 def furthest(found: Any, expected: Any) -> float:

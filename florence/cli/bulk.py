@@ -12,6 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from florence.bulk.items import Pages, PictureItem
 from florence.bulk.lines import FailureFile
+from florence.bulk.lock import only_run
 from florence.bulk.question import PictureQuestion, distinct, read_tasks_file
 from florence.bulk.run import Ask, Job, QuestionOutcome, Running, RunTally, Shard, open_jobs
 from florence.bulk.sources import Sources
@@ -37,6 +38,11 @@ def bulk(arguments: argparse.Namespace) -> int:
     failures = arguments.failures or store.out.with_suffix(".failures.jsonl")
     store.check(failures)
     check_ray(arguments)
+    with only_run(store.out):
+        return _bulk(arguments, store, failures)
+
+
+def _bulk(arguments: argparse.Namespace, store: Store, failures: Path) -> int:
     exports = read_exports(arguments)
     questions = read_questions(arguments)
     sources, shard = read_sources(arguments, questions), Shard.parse(arguments.shard)

@@ -84,10 +84,12 @@ def inspect(data: bytes, limits: ImageLimits, view: View = ORIGINAL) -> Header:
         )
     _check_place(header, view)
     pixels = header.width * header.height
-    if header.passes * pixels > MOST_PASSES * limits.max_pixels:
+    allowed = MOST_PASSES * limits.max_pixels // header.pass_cost
+    if header.passes * pixels > allowed:
+        name = "frame" if header.frame > 1 else "scan"
         raise ImageTooLarge(
-            f"the picture has {header.passes} {'frames' if header.frame > 1 else 'scans'} of {pixels} pixels "
-            f"to decode; up to {MOST_PASSES * limits.max_pixels} pixels are decoded in all of them together"
+            f"the {header.format} picture has {header.passes} {name}{'s' * (header.passes != 1)} of {pixels} "
+            f"pixels to decode; up to {allowed} pixels are decoded in all of them together"
         )
     return header
 

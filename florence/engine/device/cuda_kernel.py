@@ -49,7 +49,8 @@ not full make them more."""
 class CudaKernel(Generic[SizesT]):
     """`name`: of the operation. `cost`: see `Cost`; `kind`: the class of costs, as
     `benchmarks/ledger/costs.py` names it. `example`: the kernel and its twin on a device, with some sizes:
-    `large` are those of Florence-2-large, `small` those of the check at the start."""
+    `large` are those of Florence-2-large, `small` those of the check at the start. `note`: what tells it from
+    another row for the same operation."""
 
     name: str
     cost: Cost
@@ -57,6 +58,12 @@ class CudaKernel(Generic[SizesT]):
     large: SizesT
     small: SizesT
     kind: str = "own"
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        """What to call this row."""
+        return f"{self.name}, {self.note}" if self.note else self.name
 
     def case(self, device: torch.device, dtype: torch.dtype, *, real: bool = True) -> Case:
         """The kernel and its twin at real sizes, or at those of the check at the start. The three kernels of
