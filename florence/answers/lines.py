@@ -74,10 +74,10 @@ class _Page:
         lines = [self._lines(part) for part in parts]
         joined = parts[:1]
         for (before, after), part in zip(pairwise(lines), parts[1:], strict=True):
-            if not self._are_columns(before, after):
-                joined[-1] = joined[-1] + part
-            else:
+            if self._are_columns(before, after):
                 joined.append(part)
+            else:
+                joined[-1] = joined[-1] + part
         return joined
 
     def _are_columns(self, left: Sequence[Sequence[int]], right: Sequence[Sequence[int]]) -> bool:
@@ -85,11 +85,11 @@ class _Page:
         sides = [[self._around(line) for line in side] for side in (left, right)]
         if not _overlap(*([box[1::2] for box in side] for side in sides)):
             return False
-        if min(map(len, sides)) > 1 and all(map(_is_prose, sides)):
-            return True
         fewer, more = sorted(sides, key=len)
+        if len(more) > 1 and all(map(_is_prose, sides)):
+            return True
         beside = sum(any(_shared(one, other) for other in more) for one in fewer)
-        return beside < _BESIDE * len(fewer)
+        return len(fewer) > 1 and beside < _BESIDE * len(fewer)
 
     def _runs(self, pieces: Sequence[int]) -> list[list[int]]:
         """The pieces from top to bottom, cut where columns begin or end."""

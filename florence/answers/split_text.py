@@ -18,7 +18,7 @@ _GAP: Final = 1.0  # letters between two parts: there is a space
 
 @dataclass(frozen=True, slots=True)
 class LinePart:
-    """A part of a line. start, stop: along the line, pixels."""
+    """A part of a line. start, stop: along the line, pixels; score: of its text."""
 
     text: str
     start: float
@@ -49,7 +49,7 @@ def _join(left: LinePart, right: LinePart) -> LinePart:
     match = matcher.find_longest_match(tail, len(left.text), 0, min(head, len(right.text)))
     if match.size * 2 >= min(ends, begins):
         text = left.text[: match.a + match.size] + right.text[match.b + match.size :]
-    elif 2 * min(ends, begins) >= min(len(left.text), len(right.text)):  # one of them is wrong
+    elif 2 * min(ends, begins) >= max(len(left.text), len(right.text)):  # most of one is wrong
         text = max(left, right, key=lambda part: part.score).text
     else:  # they read different things: each one's letters up to the middle
         text = left.text[: len(left.text) - ends // 2] + right.text[begins - begins // 2 :]

@@ -12,7 +12,7 @@ Knows nothing about pictures, models and requests.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -155,20 +155,21 @@ def _resolve(
     """The item of a thing that has these views."""
     most = area(hull([view.bounds for view in views]))
     clear = [view for view in views if not view.cut and area(view.bounds) >= _WHOLE * most]
-    whole = [view for view in views if view in clear or any(_reaches(view, one.bounds) for one in clear)]
-    if whole:
-        named = [view for view in whole if view.label == _likeliest((one.label, one.score) for one in whole)]
-        return items[min(named, key=lambda view: (view.cut, -view.score, view.key)).key]
+    if clear:
+        whole = [view for view in views if view in clear or any(_reaches(view, one.bounds) for one in clear)]
+        whole.sort(key=lambda view: (view.cut, -view.score, view.key))
+        label = _likeliest(whole)
+        return items[next(view.key for view in whole if view.label == label)]
     # The largest first: it says the label.
     ranked = sorted(views, key=lambda view: (-area(view.bounds), view.key))
     return join([items[view.key] for view in ranked])
 
 
-def _likeliest(read: Iterable[tuple[str, float | None]]) -> str:
+def _likeliest(views: Sequence[Sighting]) -> str:
     """The label that has the most score; of equal ones the first."""
-    votes = dict[str, float]()
-    for label, score in read:
-        votes[label] = votes.get(label, 0.0) + (score or 0.0)
+    votes = dict.fromkeys((view.label for view in views), 0.0)
+    for view in views:
+        votes[view.label] += view.score
     return max(votes, key=lambda label: votes[label])
 
 
