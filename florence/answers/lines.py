@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from statistics import median
 from typing import Final
 
@@ -30,12 +29,14 @@ _STEEPEST: Final = math.radians(30)
 """A page that is turned by more is not one that lay crooked."""
 _DEEPEST: Final = 50
 """Cuts within cuts; no printed page has so many."""
+Span = tuple[float, float]
+"""Left and right, pixels."""
 
 
 def lines_of(quads: Sequence[Quad]) -> list[list[int]]:
     """Indices of the pieces, by line."""
     page = _Page(_upright(quads))
-    return page.ordered(list(range(len(quads))))
+    return page.ordered(list(range(len(quads)))) if quads else []
 
 
 def _upright(quads: Sequence[Quad]) -> list[Box]:
@@ -71,40 +72,33 @@ class _Page:
         """The pieces by column; columns that are cells of a table stay together."""
         spans = self._spans(pieces)
         parts = [[each for each in pieces if left <= self._boxes[each][0] <= right] for left, right in spans]
-        lines = [self._lines(part) for part in parts]
-        joined = parts[:1]
-        for (before, after), part in zip(pairwise(lines), parts[1:], strict=True):
-            if self._are_columns(before, after):
+        joined, row, before = list[list[int]](), list[Box](), list[Box]()  # row: lines that are read across
+        for part in parts:
+            lines = [self._around(line) for line in self._lines(part)]
+            if not joined or _are_columns(before, row, lines):
                 joined.append(part)
+                row = list(lines)
             else:
-                joined[-1] = joined[-1] + part
+                joined[-1] += part
+                row += lines
+            before = lines
         return joined
 
-    def _are_columns(self, left: Sequence[Sequence[int]], right: Sequence[Sequence[int]]) -> bool:
-        """Whether lines on two sides of a gutter are read one side after the other."""
-        sides = [[self._around(line) for line in side] for side in (left, right)]
-        if not _overlap(*([box[1::2] for box in side] for side in sides)):
-            return False
-        fewer, more = sorted(sides, key=len)
-        if len(more) > 1 and all(map(_is_prose, sides)):
-            return True
-        beside = sum(any(_shared(one, other) for other in more) for one in fewer)
-        return len(fewer) > 1 and beside < _BESIDE * len(fewer)
-
     def _runs(self, pieces: Sequence[int]) -> list[list[int]]:
-        """The pieces from top to bottom, cut where columns begin or end."""
-        runs = list[list[int]]()
+        """The pieces from top to bottom, cut where columns begin or end: the rows of a run have a gutter
+        together, or each has none."""
+        runs, spans = list[list[int]](), list[Span]()  # spans: of the last run
+        gutter = self._gutter(pieces)
         for row in self._rows(pieces):
-            if runs and self._go_on(runs[-1], row):
+            own = self._spans(row)
+            together = _merged([*spans, *own], gutter)
+            if runs and (len(together) > 1 or len(spans) == len(own) == 1):
                 runs[-1] += row
+                spans = together
             else:
                 runs.append(row)
+                spans = own
         return runs
-
-    def _go_on(self, run: list[int], row: list[int]) -> bool:
-        """Whether a row belongs to what is above it: both together have a gutter, or neither has."""
-        together, *each = (len(self._spans(pieces)) > 1 for pieces in ([*run, *row], run, row))
-        return together or not any(each)
 
     def _rows(self, pieces: Sequence[int]) -> list[list[int]]:
         """The pieces between white bands, from top to bottom."""
@@ -117,17 +111,13 @@ class _Page:
             low = max(low, cores[each][1])
         return rows
 
-    def _spans(self, pieces: Iterable[int]) -> list[tuple[float, float]]:
-        """Left and right of each column: what is between gutters."""
-        boxes = sorted(self._boxes[each] for each in pieces)
-        least = _GUTTER * median(bottom - top for _, top, _, bottom in boxes)
-        spans = [(boxes[0][0], boxes[0][2])]
-        for left, _, right, _ in boxes[1:]:
-            if left - spans[-1][1] > least:
-                spans.append((left, right))
-            else:
-                spans[-1] = (spans[-1][0], max(spans[-1][1], right))
-        return spans
+    def _spans(self, pieces: Sequence[int]) -> list[Span]:
+        """Each column's: what is between gutters."""
+        return _merged([self._boxes[each][0::2] for each in pieces], self._gutter(pieces))
+
+    def _gutter(self, pieces: Sequence[int]) -> float:
+        """The least width of one, pixels."""
+        return _GUTTER * median(self._boxes[each][3] - self._boxes[each][1] for each in pieces)
 
     def _lines(self, pieces: Sequence[int]) -> list[list[int]]:
         """The pieces of one column by line, each line from left to right."""
@@ -155,17 +145,35 @@ class _Page:
         return min(lefts), min(tops), max(rights), max(bottoms)
 
 
+def _merged(spans: Iterable[Span], gutter: float) -> list[Span]:
+    """Spans that are no more than a gutter apart, as one."""
+    merged = list[Span]()
+    for left, right in sorted(spans):
+        if merged and left - merged[-1][1] <= gutter:
+            merged[-1] = merged[-1][0], max(merged[-1][1], right)
+        else:
+            merged.append((left, right))
+    return merged
+
+
+def _are_columns(left: Sequence[Box], row: Sequence[Box], right: Sequence[Box]) -> bool:
+    """Whether lines at the right of a gutter are read after all at its left. left: lines of the part beside
+    them; row: of all parts that are read across with it."""
+    (top, low), (other_top, other_low) = (
+        (min(box[1] for box in lines), max(box[3] for box in lines)) for lines in (row, right)
+    )
+    if min(low, other_low) - max(top, other_top) < _SHARED * min(low - top, other_low - other_top):
+        return False  # they stand above each other
+    fewer, more = sorted((row, right), key=len)
+    if len(more) > 1 and _is_prose(left) and _is_prose(right):
+        return True
+    beside = sum(any(_shared(one, other) for other in more) for one in fewer)
+    return len(fewer) > 1 and beside < _BESIDE * len(fewer)
+
+
 def _is_prose(lines: Sequence[Box]) -> bool:
     """Whether most lines are wide enough for running text."""
     return median((right - left) / max(bottom - top, 1e-9) for left, top, right, bottom in lines) >= _PROSE
-
-
-def _overlap(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> bool:
-    """Whether half of the lower side has the other one beside it. Tops and bottoms of their lines."""
-    (top, low), (other_top, other_low) = (
-        (min(a for a, _ in side), max(b for _, b in side)) for side in (left, right)
-    )
-    return min(low, other_low) - max(top, other_top) >= _SHARED * min(low - top, other_low - other_top)
 
 
 def _shared(a: Box, b: Box) -> bool:

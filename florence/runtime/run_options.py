@@ -86,7 +86,8 @@ def tiling_of(parameters: GenerationParameters, max_tiles: int, *, reads_text: b
 def reads_text(tasks: TaskTable, task: str | Task) -> bool:
     """Whether a task asks each tile of a picture for text with its places."""
     found = tasks.find(task) if isinstance(task, str) else task
-    return found is not None and found.in_tiles == "<OCR_WITH_REGION>"
+    asked = None if found is None else tasks.find(found.in_tiles)
+    return asked is not None and asked.kind is Kind.QUADS
 
 
 def own_picture(image: PictureSource, view: View, limits: ImageLimits) -> PictureSource:
