@@ -1,8 +1,8 @@
 """What tiles find that a whole picture loses, on the demo checkpoint's own drawings, and what they cost.
 
 `python benchmarks/tiles.py`: pages of 60 words, 24 to 40 pixels high, whole, with `tiles=auto` alone, and at
-other scales; then scenes of 40 things. Each line says how many tiles, what was found and right, and the seconds. Knows the demo world and the
-library.
+other scales; then scenes of 40 things. Each line says how many tiles, what was found and right, and the
+seconds. Knows the demo world and the library.
 """
 
 from __future__ import annotations
