@@ -30,7 +30,7 @@ class Form:
 
 BOX: Final = Form(0.13, 0.25)
 FINE: Final = Form(0.03, 0.04)
-"""Of a box, beside the wider windows: hardly more than a tie-break among boxes that are all sure to be right,
+"""Of a box, beside the wider windows: little more than a tie-break among boxes that are all sure to be right,
 of which those whose locations are the surest lie the best."""
 OUTLINE: Final = Form(0.26, 0.4)  # of a quad or a polygon, times its thickness
 
