@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from llvmlite import ir
 from numba import types
+from torch import Tensor
 
 from florence.model.kernels.cpu.vectors import (
     F16,
@@ -32,6 +33,9 @@ from florence.model.kernels.cpu.vectors import (
 LOAD = 16
 """Elements of a row that are converted at once; rows are whole multiples of it."""
 
+RANKS = 4
+"""Rows of a factor that are multiplied at once (`Panels.dots`)."""
+
 CHUNK = 256
 """Elements of a row that are adjacent in working memory, so that rows have a constant stride. Each chunk is
 summed separately, since long float32 sums lose precision."""
@@ -48,13 +52,14 @@ ERFC = (  # W. H. Press et al., Numerical Recipes, section 6.2: relative error b
 class Panels:
     """The operations for one dtype of states and weights, with registers of `lanes` float32.
 
-    `rows`: numbers of rows whose sums fit the registers, the largest first.
+    `rows`: numbers of rows whose sums fit the registers, the largest first; `dot_rows`: those of `dots`.
     """
 
     def __init__(self, dtype: torch.dtype, lanes: int) -> None:
         self._dtype, self._lanes = dtype, lanes
         self.width = 2 * lanes
         self.rows = (12, 8, 4) if lanes == 16 else (6, 4, 2)
+        self.dot_rows = (6, 3) if lanes == 16 else (3, 2)
         self.weight_bytes = self.width * dtype.itemsize  # of one input
         address, nothing = types.int64, types.void
         self.load = operation(self._load, nothing, (address, address))
@@ -62,7 +67,18 @@ class Panels:
         self.copy = operation(self._copy, nothing, (address, address))
         self.gelu = operation(self._gelu, nothing, (address,))
         self.add = operation(self._add, nothing, (address, address))
+        self.add_wide = operation(self._add_wide, nothing, (address, address))
         self.store = operation(self._store, nothing, (address, address))
+
+    def lay_out(self, weight: Tensor) -> Tensor:
+        """[outputs, inner] as panels, one after another, padded with outputs of zeros."""
+        (outputs, inner), width = weight.shape, self.width
+        count = -(-outputs // width)
+        padded = weight.new_zeros(count * width, inner)
+        padded[:outputs] = weight
+        halves = padded.view(count, 2, width // 2, inner)  # [panels, half, lanes, inner]
+        order = (0, 3, 2, 1) if weight.dtype == torch.bfloat16 else (0, 3, 1, 2)
+        return halves.permute(order).contiguous()
 
     def accumulate(self, rows: int) -> Operation:
         """An operation: sums [rows, width] += states [rows, count] @ weights [count, width]; rows of the
@@ -101,6 +117,40 @@ class Panels:
             before_it = builder.read(kind, sums, place * half_bytes)
             builder.write(builder.fadd(before_it, total), sums, place * half_bytes)
 
+    def dots(self, rows: int) -> Operation:
+        """An operation (states, bytes from row to row, factors, inner, target): products of states
+        [rows, inner] with factors [RANKS, inner], both of the dtype, to float32 target [rows, RANKS], whose
+        rows have a stride of ROW_BYTES."""
+        return operation(partial(self._dots, rows), types.void, (types.int64,) * 5)
+
+    def _dots(
+        self, rows: int, builder: Builder, states: Value, row: Value, factors: Value, inner: Value, to: Value
+    ) -> None:
+        lanes, itemsize, before = self._lanes, self._dtype.itemsize, builder.block
+        nothing, size = constant(F32, lanes, 0.0), builder.mul(inner, I64(itemsize))
+        sources = [builder.add(states, builder.mul(row, I64(place))) for place in range(rows)]
+        sources += [builder.add(factors, builder.mul(size, I64(place))) for place in range(RANKS)]
+        loop, done = builder.append_basic_block("inputs"), builder.append_basic_block("done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        offset = builder.phi(I64)
+        totals = [builder.phi(floats(lanes)) for _ in range(rows * RANKS)]
+        numbers = [self._widened(builder, builder.add(source, offset), lanes) for source in sources]
+        pairs = [(state, factor) for state in numbers[:rows] for factor in numbers[rows:]]
+        new = [builder.fma(*pair, total) for pair, total in zip(pairs, totals, strict=True)]
+        following = builder.add(offset, I64(lanes * itemsize))
+        for phi, first, later in [
+            (offset, I64(0), following),
+            *((t, nothing, n) for t, n in zip(totals, new, strict=True)),
+        ]:
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, loop)
+        builder.cbranch(builder.icmp_signed("<", following, size), loop, done)
+        builder.position_at_end(done)
+        for place, total in enumerate(new):
+            there = place // RANKS * ROW_BYTES + place % RANKS * FLOAT_BYTES
+            builder.write(builder.fold(total, builder.fadd), to, there)
+
     def _weights(self, builder: Builder, source: Value) -> list[Value]:
         """The weights of one input as float32: of the first half of the outputs, and of the second."""
         lanes = self._lanes
@@ -124,6 +174,11 @@ class Panels:
         """float32 target[0:width] += source[0:width] of the dtype."""
         total = builder.read(floats(self.width), target)
         builder.write(builder.fadd(total, self._widened(builder, source, self.width)), target)
+
+    def _add_wide(self, builder: Builder, source: Value, target: Value) -> None:
+        """float32 target[0:width] += float32 source[0:width]."""
+        kind = floats(self.width)
+        builder.write(builder.fadd(builder.read(kind, target), builder.read(kind, source)), target)
 
     def _store(self, builder: Builder, source: Value, target: Value) -> None:
         """target[0:width] of the dtype = float32 source[0:width], rounded to nearest even."""
@@ -161,3 +216,8 @@ class Panels:
             halves = builder.read(ir.VectorType(F16, count), source, offset, align=2)
             return builder.fpext(halves, floats(count))
         return builder.read(floats(count), source, offset)
+
+
+def widest_lanes() -> int:
+    """Numbers of float32 in this processor's registers."""
+    return 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
