@@ -38,7 +38,7 @@ class LowRankSums:
         self.panels = cpu_panels.Panels(dtype, lanes or cpu_panels.widest_lanes())
         self.team = OpenMPTeam(threads)
         self.dtype, self.multiple, self.ranks = dtype, cpu_panels.LOAD, cpu_panels.RANKS
-        self.block_rows = low_rank_kernel.BLOCK_ROWS
+        self.block_rows = cpu_panels.BLOCK_ROWS
         self.scratch_bytes = partial(low_rank_kernel.scratch_bytes, self.panels)
         make_work = partial(low_rank_kernel.make_work, self.panels, dtype.itemsize)
         fields = low_rank_kernel.LowRankJob._fields

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import carray
 
-from florence.model.kernels.cpu.openmp import NEXT_TASK, NEXT_THREAD
-from florence.model.kernels.cpu.panels import CHUNK, LOAD, RANKS, ROW_BYTES, Panels
-from florence.model.kernels.cpu.product_kernel import make_sum_panel
+from florence.model.kernels.cpu.openmp import NEXT_TASK, NEXT_THREAD, NUMBER_BYTES
+from florence.model.kernels.cpu.panels import BLOCK_ROWS, RANKS, Panels
 from florence.model.kernels.cpu.vectors import (
     FLOAT_BYTES,
     Operation,
@@ -25,9 +24,6 @@ from florence.model.kernels.cpu.vectors import (
     move_bytes,
     take_next,
 )
-
-BLOCK_ROWS = 24
-"""Most rows of a block."""
 
 NUMBERS = 3
 """Of a block: its slot, its first row, and its rows. Of a slot: the addresses of `down` and `up`, and the
@@ -52,14 +48,16 @@ class LowRankJob(NamedTuple):
 
 
 def scratch_bytes(panels: Panels, rank: int) -> int:
-    """Working memory of a thread, in whole cache lines."""
-    return BLOCK_ROWS * -(-rank // CHUNK) * ROW_BYTES + (BLOCK_ROWS + 1) * panels.width * FLOAT_BYTES
+    """Working memory of a thread, in whole cache lines: a block's product into the rank, and one panel of its
+    output."""
+    numbers = BLOCK_ROWS * (-(-rank // RANKS) * RANKS + panels.width)
+    return numbers * FLOAT_BYTES
 
 
 def make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
     """What each thread does with a job."""
     shrink, expand = _make_shrink(panels, itemsize), _make_expand(panels, itemsize)
-    take, pointer, size = take_next(), as_pointer(), NUMBERS * 8
+    take, pointer, size = take_next(), as_pointer(), NUMBERS * NUMBER_BYTES
 
     def work(address: Any) -> None:
         job = carray(address, 1)[0]
@@ -79,11 +77,9 @@ def make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
 
 
 def _make_shrink(panels: Panels, itemsize: int) -> Operation:
-    """The products of a block's rows with `down` [rank, inner], chunk by chunk of the rank, and rows of zeros
-    after the last one."""
-    most, middle = panels.dot_rows
-    dot_most, dot_middle, dot_one = (panels.dots(rows) for rows in (most, middle, 1))
-    clear, least = panels.clear, panels.rows[-1]
+    """The products of a block's rows with `down` [rank, inner], to [rank, BLOCK_ROWS]."""
+    most, middle, _ = panels.tiles
+    dot_most, dot_middle, dot_one = (panels.dots(rows) for rows in panels.tiles)
 
     def shrink(job: Any, first: int, rows: int, rank: int, down: int, scratch: int) -> None:
         row = 0
@@ -93,57 +89,62 @@ def _make_shrink(panels: Panels, itemsize: int) -> Operation:
             step = most if left >= most else middle if left >= middle else 1
             for place in range(0, rank, RANKS):
                 factors = down + place * job.inner * itemsize
-                there = (place // CHUNK * BLOCK_ROWS + row) * ROW_BYTES + place % CHUNK * FLOAT_BYTES
+                there = scratch + (place * BLOCK_ROWS + row) * FLOAT_BYTES
                 if step == most:
-                    dot_most(states, job.state_row, factors, job.inner, scratch + there)
+                    dot_most(states, job.state_row, factors, job.inner, there)
                 elif step == middle:
-                    dot_middle(states, job.state_row, factors, job.inner, scratch + there)
+                    dot_middle(states, job.state_row, factors, job.inner, there)
                 else:
-                    dot_one(states, job.state_row, factors, job.inner, scratch + there)
+                    dot_one(states, job.state_row, factors, job.inner, there)
             row += step
-        for row in range(rows, (rows + least - 1) // least * least):
-            for place in range(0, rank, LOAD):
-                clear(scratch + (place // CHUNK * BLOCK_ROWS + row) * ROW_BYTES + place % CHUNK * FLOAT_BYTES)
 
     return compiled(shrink)
 
 
 def _make_expand(panels: Panels, itemsize: int) -> Operation:
-    """Adds one panel's products with `up` to the output's rows."""
-    clear, sum_panel, finish = panels.clear, make_sum_panel(panels), _make_finish(panels, itemsize)
-    width, weight_bytes = panels.width, panels.weight_bytes
+    """Adds one panel's products with `up` to the output's rows; the last panel, which may be narrower, in
+    working memory."""
+    spread, spread_wide = (_make_spread(panels, wide=wide) for wide in (False, True))
+    width, weight_bytes, move = panels.width, panels.weight_bytes, move_bytes()
 
     def expand(job: Any, panel: int, first: int, rows: int, rank: int, up: int, scratch: int) -> None:
-        sums = scratch + (rank + CHUNK - 1) // CHUNK * BLOCK_ROWS * ROW_BYTES
-        for place in range(0, BLOCK_ROWS * width, LOAD):
-            clear(sums + place * FLOAT_BYTES)
-        sum_panel(scratch, BLOCK_ROWS, rows, rank, up + panel * rank * weight_bytes, sums)
-        for row in range(rows):
-            here = sums + row * width * FLOAT_BYTES
-            finish(job, panel, first + row, here, sums + BLOCK_ROWS * width * FLOAT_BYTES)
+        size = FLOAT_BYTES if job.wide else itemsize
+        output = job.output + first * job.output_row + panel * width * size
+        weights, count = up + panel * rank * weight_bytes, min(width, job.outputs - panel * width)
+        place, stride = output, job.output_row
+        if count < width:
+            place = scratch + (rank + RANKS - 1) // RANKS * RANKS * BLOCK_ROWS * FLOAT_BYTES
+            stride = width * FLOAT_BYTES
+            for row in range(rows):
+                move(output + row * job.output_row, place + row * stride, count * size)
+        if job.wide:
+            spread_wide(scratch, rows, rank, weights, place, stride)
+        else:
+            spread(scratch, rows, rank, weights, place, stride)
+        if count < width:
+            for row in range(rows):
+                move(place + row * stride, output + row * job.output_row, count * size)
 
     return compiled(expand)
 
 
-def _make_finish(panels: Panels, itemsize: int) -> Operation:
-    """Adds one row of a panel to the output; `spare`: working memory of a row."""
-    add, add_wide, copy, store, width = panels.add, panels.add_wide, panels.copy, panels.store, panels.width
-    move = move_bytes()
+def _make_spread(panels: Panels, *, wide: bool) -> Operation:
+    """`Panels.spread` for any number of rows."""
+    most, middle, _ = panels.tiles
+    add_most, add_middle, add_one = (panels.spread(rows, wide=wide) for rows in panels.tiles)
 
-    def finish(job: Any, panel: int, row: int, sums: int, spare: int) -> None:
-        size = FLOAT_BYTES if job.wide else itemsize
-        target = job.output + row * job.output_row + panel * width * size
-        count = min(width, job.outputs - panel * width)
-        place = target if count == width else spare
-        if count < width:
-            move(target, spare, count * size)
-        if job.wide:
-            add_wide(place, sums)
-            copy(sums, place)
-        else:
-            add(place, sums)
-            store(sums, place)
-        if count < width:
-            move(spare, target, count * size)
+    def spread(numbers: int, rows: int, rank: int, weights: int, output: int, stride: int) -> None:
+        row = 0
+        while row < rows:
+            here, there = numbers + row * FLOAT_BYTES, output + row * stride
+            if rows - row >= most:
+                add_most(here, rank, weights, there, stride)
+                row += most
+            elif rows - row >= middle:
+                add_middle(here, rank, weights, there, stride)
+                row += middle
+            else:
+                add_one(here, rank, weights, there, stride)
+                row += 1
 
-    return compiled(finish)
+    return compiled(spread)

@@ -9,6 +9,7 @@ depend on other rows. Imports numba.
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import torch
 from llvmlite import ir
@@ -36,6 +37,9 @@ LOAD = 16
 RANKS = 4
 """Rows of a factor that are multiplied at once (`Panels.dots`)."""
 
+BLOCK_ROWS = 24
+"""Rows that the result of `Panels.dots` has room for."""
+
 CHUNK = 256
 """Elements of a row that are adjacent in working memory, so that rows have a constant stride. Each chunk is
 summed separately, since long float32 sums lose precision."""
@@ -52,14 +56,15 @@ ERFC = (  # W. H. Press et al., Numerical Recipes, section 6.2: relative error b
 class Panels:
     """The operations for one dtype of states and weights, with registers of `lanes` float32.
 
-    `rows`: numbers of rows whose sums fit the registers, the largest first; `dot_rows`: those of `dots`.
+    `rows`: numbers of rows whose sums fit the registers, the largest first; `tiles`: those of `dots` and
+    `spread`.
     """
 
     def __init__(self, dtype: torch.dtype, lanes: int) -> None:
         self._dtype, self._lanes = dtype, lanes
         self.width = 2 * lanes
         self.rows = (12, 8, 4) if lanes == 16 else (6, 4, 2)
-        self.dot_rows = (6, 3) if lanes == 16 else (3, 2)
+        self.tiles = (6, 3, 1) if lanes == 16 else (3, 2, 1)
         self.weight_bytes = self.width * dtype.itemsize  # of one input
         address, nothing = types.int64, types.void
         self.load = operation(self._load, nothing, (address, address))
@@ -67,7 +72,6 @@ class Panels:
         self.copy = operation(self._copy, nothing, (address, address))
         self.gelu = operation(self._gelu, nothing, (address,))
         self.add = operation(self._add, nothing, (address, address))
-        self.add_wide = operation(self._add_wide, nothing, (address, address))
         self.store = operation(self._store, nothing, (address, address))
 
     def lay_out(self, weight: Tensor) -> Tensor:
@@ -118,38 +122,59 @@ class Panels:
             builder.write(builder.fadd(before_it, total), sums, place * half_bytes)
 
     def dots(self, rows: int) -> Operation:
-        """An operation (states, bytes from row to row, factors, inner, target): products of states
-        [rows, inner] with factors [RANKS, inner], both of the dtype, to float32 target [rows, RANKS], whose
-        rows have a stride of ROW_BYTES."""
+        """An operation (states, bytes from row to row, factors, inner, target): products of states [rows,
+        inner] with factors [RANKS, inner], both of the dtype, to float32 target [RANKS, BLOCK_ROWS]."""
         return operation(partial(self._dots, rows), types.void, (types.int64,) * 5)
 
     def _dots(
         self, rows: int, builder: Builder, states: Value, row: Value, factors: Value, inner: Value, to: Value
     ) -> None:
-        lanes, itemsize, before = self._lanes, self._dtype.itemsize, builder.block
-        nothing, size = constant(F32, lanes, 0.0), builder.mul(inner, I64(itemsize))
+        lanes, itemsize = self._lanes, self._dtype.itemsize
+        size = builder.mul(inner, I64(itemsize))
         sources = [builder.add(states, builder.mul(row, I64(place))) for place in range(rows)]
         sources += [builder.add(factors, builder.mul(size, I64(place))) for place in range(RANKS)]
-        loop, done = builder.append_basic_block("inputs"), builder.append_basic_block("done")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        offset = builder.phi(I64)
-        totals = [builder.phi(floats(lanes)) for _ in range(rows * RANKS)]
-        numbers = [self._widened(builder, builder.add(source, offset), lanes) for source in sources]
-        pairs = [(state, factor) for state in numbers[:rows] for factor in numbers[rows:]]
-        new = [builder.fma(*pair, total) for pair, total in zip(pairs, totals, strict=True)]
-        following = builder.add(offset, I64(lanes * itemsize))
-        for phi, first, later in [
-            (offset, I64(0), following),
-            *((t, nothing, n) for t, n in zip(totals, new, strict=True)),
-        ]:
-            phi.add_incoming(first, before)
-            phi.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, size), loop, done)
-        builder.position_at_end(done)
-        for place, total in enumerate(new):
-            there = place // RANKS * ROW_BYTES + place % RANKS * FLOAT_BYTES
+
+        def add_products(offset: Value, totals: list[Value]) -> list[Value]:
+            numbers = [self._widened(builder, builder.add(source, offset), lanes) for source in sources]
+            pairs = product(numbers[rows:], numbers[:rows])
+            return [builder.fma(*pair, total) for pair, total in zip(pairs, totals, strict=True)]
+
+        zeros = [constant(F32, lanes, 0.0)] * (rows * RANKS)
+        for place, total in enumerate(builder.repeat(size, lanes * itemsize, zeros, add_products)):
+            there = (place // rows * BLOCK_ROWS + place % rows) * FLOAT_BYTES
             builder.write(builder.fold(total, builder.fadd), to, there)
+
+    def spread(self, rows: int, *, wide: bool) -> Operation:
+        """An operation (numbers, rank, weights, output, bytes from row to row): adds the products of float32
+        numbers [rank, BLOCK_ROWS] with a panel of weights [rank, width] to output [rows, width], which is
+        float32 (`wide`) or of the dtype."""
+        return operation(partial(self._spread, rows, wide), types.void, (types.int64,) * 5)
+
+    def _spread(
+        self, rows: int, wide: bool, builder: Builder,
+        numbers: Value, rank: Value, weights: Value, output: Value, row: Value,
+    ) -> None:  # fmt: skip
+        lanes, weight_bytes = self._lanes, I64(self.weight_bytes)
+
+        def add_products(place: Value, totals: list[Value]) -> list[Value]:
+            weight = builder.add(weights, builder.mul(place, weight_bytes))
+            here = builder.add(numbers, builder.mul(place, I64(BLOCK_ROWS * FLOAT_BYTES)))
+            builder.prefetch(weight, self.weight_bytes)
+            halves = self._weights(builder, weight)
+            each = [builder.splat(builder.read(F32, here, at * FLOAT_BYTES), lanes) for at in range(rows)]
+            pairs = product(each, halves)
+            return [builder.fma(*pair, total) for pair, total in zip(pairs, totals, strict=True)]
+
+        zeros = [constant(F32, lanes, 0.0)] * (2 * rows)
+        totals = builder.repeat(rank, 1, zeros, add_products)
+        for at in range(rows):
+            there = builder.add(output, builder.mul(row, I64(at)))
+            whole = builder.pick(totals[2 * at : 2 * at + 2], range(self.width))
+            before = (
+                builder.read(floats(self.width), there) if wide else self._widened(builder, there, self.width)
+            )
+            result = builder.fadd(before, whole)
+            builder.write(result, there) if wide else self._write(builder, result, there)
 
     def _weights(self, builder: Builder, source: Value) -> list[Value]:
         """The weights of one input as float32: of the first half of the outputs, and of the second."""
@@ -175,14 +200,12 @@ class Panels:
         total = builder.read(floats(self.width), target)
         builder.write(builder.fadd(total, self._widened(builder, source, self.width)), target)
 
-    def _add_wide(self, builder: Builder, source: Value, target: Value) -> None:
-        """float32 target[0:width] += float32 source[0:width]."""
-        kind = floats(self.width)
-        builder.write(builder.fadd(builder.read(kind, target), builder.read(kind, source)), target)
-
     def _store(self, builder: Builder, source: Value, target: Value) -> None:
         """target[0:width] of the dtype = float32 source[0:width], rounded to nearest even."""
-        row = builder.read(floats(self.width), source)
+        self._write(builder, builder.read(floats(self.width), source), target)
+
+    def _write(self, builder: Builder, row: Value, target: Value) -> None:
+        """target[0:width] of the dtype = float32 `row`, rounded to nearest even."""
         if self._dtype == torch.bfloat16:
             bits = builder.lshr(builder.bfloat16_bits(row), constant(I32, self.width, 16))
             row = builder.trunc(bits, ir.VectorType(I16, self.width))

@@ -103,50 +103,38 @@ def _make_load_block(panels: Panels, itemsize: int) -> Operation:
 
 
 def _make_multiply(panels: Panels, itemsize: int) -> Operation:
-    """Computes one panel's outputs for a block of rows."""
-    copy, row_bytes, least = panels.copy, panels.width * FLOAT_BYTES, panels.rows[-1]
-    sum_panel, finish = make_sum_panel(panels), _make_finish(panels, itemsize)
-    weight_bytes = panels.weight_bytes
+    """Computes one panel's outputs for a block of rows, chunk by chunk: the weights of a chunk stay in the
+    first-level cache for all rows."""
+    most, middle, least = panels.rows
+    add_most, add_middle, add_least = (panels.accumulate(rows) for rows in panels.rows)
+    copy, row_bytes, weight_bytes = panels.copy, panels.width * FLOAT_BYTES, panels.weight_bytes
+    finish = _make_finish(panels, itemsize)
 
     def multiply(job: Any, panel: int, first: int, rows: int, scratch: int) -> None:
         chunks = (job.inner + CHUNK - 1) // CHUNK
         sums = scratch + chunks * job.block_rows * ROW_BYTES
         for row in range((rows + least - 1) // least * least):
             copy(job.bias + panel * row_bytes, sums + row * row_bytes)
-        weights = job.weights + panel * job.inner * weight_bytes
-        sum_panel(scratch, job.block_rows, rows, job.inner, weights, sums)
+        for chunk in range(chunks):
+            weights = job.weights + (panel * job.inner + chunk * CHUNK) * weight_bytes
+            count = min(CHUNK, job.inner - chunk * CHUNK)
+            row = 0
+            while row < rows:
+                states = scratch + (chunk * job.block_rows + row) * ROW_BYTES
+                here = sums + row * row_bytes
+                if rows - row > middle:
+                    add_most(states, weights, here, count)
+                    row += most
+                elif rows - row > least:
+                    add_middle(states, weights, here, count)
+                    row += middle
+                else:
+                    add_least(states, weights, here, count)
+                    row += least
         for row in range(rows):
             finish(job, panel, first + row, sums + row * row_bytes, sums + job.block_rows * row_bytes)
 
     return compiled(multiply)
-
-
-def make_sum_panel(panels: Panels) -> Operation:
-    """A function: adds to float32 `sums` [rows, width] the products of a loaded block of rows with one panel
-    of weights [inner, width], chunk by chunk: the weights of a chunk stay in the first-level cache for all
-    rows. Rows up to a whole set of registers are read and written too."""
-    most, middle, least = panels.rows
-    add_most, add_middle, add_least = (panels.accumulate(rows) for rows in panels.rows)
-    row_bytes, weight_bytes = panels.width * FLOAT_BYTES, panels.weight_bytes
-
-    def sum_panel(block: int, block_rows: int, rows: int, inner: int, weights: int, sums: int) -> None:
-        for chunk in range((inner + CHUNK - 1) // CHUNK):
-            here, count = weights + chunk * CHUNK * weight_bytes, min(CHUNK, inner - chunk * CHUNK)
-            row = 0
-            while row < rows:
-                states = block + (chunk * block_rows + row) * ROW_BYTES
-                there = sums + row * row_bytes
-                if rows - row > middle:
-                    add_most(states, here, there, count)
-                    row += most
-                elif rows - row > least:
-                    add_middle(states, here, there, count)
-                    row += middle
-                else:
-                    add_least(states, here, there, count)
-                    row += least
-
-    return compiled(sum_panel)
 
 
 def _make_finish(panels: Panels, itemsize: int) -> Operation:

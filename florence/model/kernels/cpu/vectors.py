@@ -96,6 +96,24 @@ class Builder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type infor
         function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
         return self.call(function, [left, right, addend])
 
+    def repeat(
+        self, end: Value, step: int, first: Sequence[Value], body: Callable[[Value, list[Value]], list[Value]]
+    ) -> list[Value]:
+        """What `body(index, values)` makes of the values, called with 0, `step`, ... below `end`, and at
+        least once: a loop in one block, whose values stay in registers."""
+        before, loop, done = self.block, *map(self.append_basic_block, ("loop", "done"))
+        self.branch(loop)
+        self.position_at_end(loop)
+        index, values = self.phi(I64), [self.phi(value.type) for value in first]
+        new = body(index, values)
+        following = self.add(index, I64(step))
+        for phi, start, later in zip((index, *values), (I64(0), *first), (following, *new), strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(later, loop)
+        self.cbranch(self.icmp_signed("<", following, end), loop, done)
+        self.position_at_end(done)
+        return new
+
     def greater(self, new: Value, old: Value) -> Value:
         return self.select(self.fcmp_ordered(">", new, old), new, old)
 
