@@ -27,7 +27,7 @@ Translate = Callable[[Collection[str]], Mapping[str, str]]
 """From an adapter's names of layers to those of transformers' model."""
 
 _PREFIX: Final = "base_model.model."  # that PEFT puts before each name
-_WRAPPERS: Final = re.compile(r"\b(_orig_mod|module)\.|^base_model\.model\.")
+_WRAPPERS: Final = re.compile(r"\b(_orig_mod|module)\.")
 _RAW: Final = re.compile(
     r"(?<=\.lora_[AB])\.default(?=\.)|(?<=magnitude_vector)\.default|\.modules_to_save(\.default)?"
 )
@@ -65,7 +65,9 @@ def _read(directory: Path) -> dict[str, Tensor]:
     """The adapter's tensors by the names that PEFT gives them in a file, without its prefix."""
     file = directory / ADAPTER_WEIGHTS
     found = load_file(file if file.is_file() else directory / WEIGHTS)
-    named = {_RAW.sub("", _WRAPPERS.sub("", name)): tensor for name, tensor in found.items()}
+    named = {
+        _RAW.sub("", _WRAPPERS.sub("", name).removeprefix(_PREFIX)): tensor for name, tensor in found.items()
+    }
     return {name: tensor for name, tensor in named.items() if ".original_module." not in name}
 
 
