@@ -91,9 +91,9 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 
 def rate_of(command: Sequence[str], folder: Path, count: int) -> float:
-    """Pictures a second of the last three quarters."""
-    few = max(count // 4, 1)
-    seconds = [seconds_of(command, folder, number) for number in (few, count)]
+    """Pictures a second of the last three quarters; of fewer than four, of all with the start."""
+    few = count // 4
+    seconds = [seconds_of(command, folder, number) if number else 0.0 for number in (few, count)]
     return (count - few) / max(seconds[1] - seconds[0], 1e-9)
 
 

@@ -100,7 +100,7 @@ def measure(
 
     def finish(sent: float, future: Future[Generation]) -> None:
         nonlocal under_way
-        if (error := future.exception()) is not None:  # raised where somebody sees it
+        if (error := future.exception()) is not None:  # raised in the thread that measures
             failed.append(error)
             over.set()
         done.append(time.perf_counter())

@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=200)
     parser.add_argument("--many", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--answers", type=int, default=3 * 256, help="of each measurement in each turn")
     parser.add_argument("--picture-cache-bytes", type=int, default=2**18)
     parser.add_argument("--threads", type=int, help="of the engine")
     arguments = parser.parse_args()
@@ -93,7 +94,7 @@ def main() -> None:
         rates: dict[int, list[float]] = {32: [], 256: []}
         for _ in range(arguments.turns):
             for under_way, found in rates.items():
-                count, seconds = run(model, islice(source, 3 * 256), under_way)
+                count, seconds = run(model, islice(source, arguments.answers), under_way)
                 found.append(count / seconds)
     print(f"memory after {arguments.few} requests {few / 2**20:.1f} MiB, after {arguments.many} "
           f"{many / 2**20:.1f} MiB: {100 * (many / few - 1):+.2f}%")  # fmt: skip

@@ -39,6 +39,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -159,6 +160,8 @@ def main() -> None:
         bench = Bench(arguments.size, torch.device("cuda:0"), getattr(torch, arguments.dtype))
     report = Report.resumed(arguments.json) if resumed else Report(arguments.json)
     sections = sections_of(bench, ends_at, arguments.window_s, arguments.traces)
+    if arguments.rehearse:  # on a machine that may do other work too
+        sections = [replace(section, limit_s=arguments.stop_s) for section in sections]
     names = [section.name for section in sections]
     if unknown := set(arguments.only or ()) - set(names):
         sys.exit(f"no section is named {', '.join(sorted(unknown))}; there are {', '.join(names)}")

@@ -11,8 +11,8 @@ each figure they run one after the other, the other asleep.
 
 caption, od: one task. mixed: nine tasks on different pictures; in a static batch all decode until the longest
 is done. one-picture: nine tasks on one picture. latency: 4 captions beside 12 detections under way, the
-captions' 95th percentile. Whoever is answered asks again at once, and each client's first answer does not
-count, on both sides: neither does a cold start.
+captions' 95th percentile. Each client asks again as soon as it is answered; its first answer, after a
+cold start, does not count on either side.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def one_picture_ours(bench: Bench, model: Florence2Model) -> float:
 
 
 def latency_theirs(bench: Bench, native: Florence2ForConditionalGeneration) -> float:
-    """One batch of 4 captions and 12 detections: everybody who is answered asks again at once and waits for
+    """One batch of 4 captions and 12 detections: a client that is answered asks again at once and waits for
     the next batch, so each caption takes as long as a batch."""
     captions = requests(bench.size, TASKS["CAPTION"], 4)
     asked = [*captions, *requests(bench.size, TASKS["OD"], 12)]
@@ -164,7 +164,7 @@ def latency_ours(bench: Bench, model: Florence2Model) -> float:
             if len(taken["CAPTION"]) >= bench.captions:
                 over.set()
 
-    threads = [threading.Thread(target=client, args=who) for who in sorted(cold)]
+    threads = [threading.Thread(target=client, args=named) for named in sorted(cold)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -229,7 +229,7 @@ def main() -> None:
         captions=arguments.captions,
     )
     print(f"{arguments.size}, {arguments.dtype}, {torch.get_num_threads()} threads", flush=True)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # torch is imported, and has computed nothing yet
     figures: dict[str, dict[str, float]] = {}
     with ProcessPoolExecutor(1, context) as theirs, ProcessPoolExecutor(1, context) as ours:
         for name in arguments.only:

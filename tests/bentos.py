@@ -44,7 +44,7 @@ def run_build(
         env=inherited | variables | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

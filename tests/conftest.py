@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +54,17 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode(errors="replace").decode()) for name, text in report.sections]
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is loaded by now stays: Python's collector of cycles need not go through it again and again."""
+    gc.disable()
+    found = yield
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -208,8 +220,8 @@ def demo_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def fake_server() -> Iterator[Server]:
-    """A real `bentoml serve` with a fake model."""
-    with serving_fake() as started:
+    """A real `bentoml serve` with a fake model; bodies have 3 MB at most."""
+    with serving_fake(FLORENCE_MAX_BODY_BYTES="3000000") as started:
         started.wait_ready()
         yield started
 

@@ -218,7 +218,7 @@ def searches(seed: int) -> Searches:
     return Searches(state, placed, width)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, 4, 5])  # widths of 3, 1, 1 and 8
 def test_the_search_equals_its_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Step by step to the end: any beams, n-grams, forced and early EOS, stopping, penalties, limits; padding
     and all other slots stay as they are, and logits that are not numbers are found."""
@@ -320,7 +320,7 @@ def test_the_engine_is_exact_with_the_kernels(tmp_path: Path, monkeypatch: pytes
     """Requests with one to four beams, in one crowd, get the answers that they get alone."""
     monkeypatch.setattr(attention, "splits_for", lambda *_: 1)
     make_native(
-        tmp_path, text_config={"d_model": 64, "decoder_layers": 2}, vision_config={"projection_dim": 64}
+        tmp_path, text_config={"d_model": 64, "decoder_layers": 1}, vision_config={"projection_dim": 64}
     )
     model = load_float32(tmp_path, 1100)
     backend = Backend(
@@ -334,7 +334,7 @@ def test_the_engine_is_exact_with_the_kernels(tmp_path: Path, monkeypatch: pytes
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     requests = [
         Request(pixels, (0, *range(5, 8 + 20 * beams), 2), GenerationOptions(beams, most, 0, 2, True, 1.0))
-        for beams, most in ((3, 8), (1, 5), (4, 6))
+        for beams, most in ((3, 6), (1, 4), (4, 5))
     ]
     sequences = runner.encode(requests)
     answers = {}

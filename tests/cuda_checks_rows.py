@@ -12,21 +12,23 @@ from florence.model.kernels.cuda import low_rank, quantize, twins
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rank", [16, 48, 64])
-def test_low_rank_sums_equal_their_twin(dtype: torch.dtype, rank: int) -> None:
-    """Rows with different adapters and with none, in any order, of views with space between rows; other
-    adapters may hold anything."""
+@pytest.mark.parametrize(("rank", "parts"), [(16, 1), (48, 1), (32, 3)])
+def test_low_rank_sums_equal_their_twin(dtype: torch.dtype, rank: int, parts: int) -> None:
+    """Rows with different adapters and with none, in any order, of views with space between rows, for one
+    layer and for several; other adapters may hold anything."""
     torch.manual_seed(rank)
     index = torch.tensor([3, 0, 1, 3, 0, 2, 1])
-    down, up = numbers(4 * rank, 200, dtype=dtype), numbers(150, 4 * rank, dtype=dtype) / rank
-    down[3 * rank :], up[:, 3 * rank :] = torch.nan, torch.nan  # the fourth is no row's
+    down = numbers(parts * 4 * rank, 200, dtype=dtype)
+    up = numbers(parts * 150, 4 * rank, dtype=dtype) / rank
+    down.view(parts, 4 * rank, 200)[:, 3 * rank :], up[:, 3 * rank :] = torch.nan, torch.nan  # no row's
     states = numbers(7, 3 * 200, dtype=dtype)[:, 200:400] / 14
-    made = numbers(7, 2 * 150, dtype=dtype)[:, 150:]
+    made = numbers(7, (1 + parts) * 150, dtype=dtype)[:, 150:]
     expected, before = made.clone(), made.clone()
-    thin, exact = low_rank.shrink(states, index, down, rank), twins.shrink(states, index, down, rank)
+    given = states, index, down, rank, parts
+    thin, exact = low_rank.shrink(*given), twins.shrink(*given)
     torch.testing.assert_close(thin[index > 0], exact[index > 0], rtol=1e-5, atol=1e-5)
-    low_rank.expand(thin, index, up, made)
-    twins.expand(exact, index, up, expected)
+    low_rank.expand(thin, index, up, made, parts)
+    twins.expand(exact, index, up, expected, parts)
     torch.testing.assert_close(made, expected, **DTYPES[dtype])
     assert torch.equal(made[index == 0], before[index == 0])
 

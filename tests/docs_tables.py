@@ -74,10 +74,32 @@ def reckoned_tables() -> str:
     return page(reckon("h100", "large", requests=64, beams=3, length=128))
 
 
+def settings_tables() -> str:
+    """The same with the settings that are off by default, and with adapters, also for Florence-2-base."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from ledger.reckoning import reckon
+    from ledger.report import adapters_table, settings_table
+
+    step: Mapping[str, Any] = {"requests": 64, "beams": 3, "length": 128}
+    settings = [
+        reckon("h100", "large", **step, fp8=fp8, encode_stream=stream)
+        for fp8, stream in ((False, False), (False, True), (True, False), (True, True))
+    ]
+    sizes = [
+        reckon("h100", size, **step, crowds=0, adapters=adapters)
+        for size in ("large", "base")
+        for adapters in (0, 8)
+    ]
+    return f"{settings_table(settings)}\n\n{adapters_table(sizes)}"
+
+
 RECKONED: Mapping[str, tuple[str, Callable[[], str]]] = MappingProxyType(
-    {"reckoned": ("performance.md", reckoned_tables)}
+    {
+        "reckoned": ("performance.md", reckoned_tables),
+        "reckoned settings": ("performance.md", settings_tables),
+    }
 )
-"""As `GENERATED`, of what takes long; `tests/test_ledger.py` checks it."""
+"""As `GENERATED`, of what takes long; `tests/test_ledger.py` checks the first, and one row of the second."""
 
 
 def with_part(page: str, name: str, part: str) -> str:

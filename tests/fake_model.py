@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -245,8 +246,11 @@ def original_of(answer: Answer) -> OriginalAnswer:
 
 
 def load_fake(settings: Settings, device: str, observer: Observer) -> FakeModel:
-    """A fake as `FLORENCE_MODEL` describes it: JSON of its fields, and `load_s`, how long loading takes."""
+    """A fake as `FLORENCE_MODEL` describes it: JSON of its fields, and `load_until`, a file that ends its
+    loading once it is there."""
     fields = json.loads(settings.model)
-    time.sleep(fields.pop("load_s", 0))
+    until = Path(fields.pop("load_until", os.sep))
+    while not until.exists():
+        time.sleep(0.05)
     trace = fields.pop("trace", None)
     return FakeModel(**fields, trace=Path(trace) if trace else None)

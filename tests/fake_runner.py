@@ -21,7 +21,7 @@ from florence.runtime.futures import generate
 
 OPTIONS = GenerationOptions(3, 20, 0, 3, True, 1.0)
 PIXELS = np.zeros((32, 32, 3), np.uint8)
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 POISON_ENCODE, POISON_STEP = 666, 667
 SLOTS, ROWS = 8, 24
 

@@ -4,14 +4,15 @@ Inputs are numbered, so a run that was cut off goes on with `--start`. Function 
 than the package's own ends the run, with the input's kind, seed and number. Over HTTP and gRPC: so does an
 answer of 500 or more but 503 with Retry-After, or none in time.
 
-Prints by how much memory grew. What the service may keep is there before: it remembers few pictures, and its
-readers have decoded large ones.
+Prints by how much memory grew, beside what is kept to be used again: this process gives back what it has
+freed before it is measured; the service remembers few pictures, and its readers have decoded large ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import http.client
 import os
 import random
@@ -30,14 +31,12 @@ import grpc
 import httpx
 import numpy as np
 import psutil
-from pictures import drawn, saved
 from serving import Server, serving_demo
 
 WARM_UP = 1000  # or a quarter of all
 EVERY = 100
 PATIENCE_S = 60.0
 KEPT_BYTES = 1_000_000  # of the latest pictures, so that a quarter of a run fills it
-LARGE = 2400, 1800  # pixels: what a decoder takes is just below what a reader gives back at once
 HTTP_KINDS = {
     "infer": ("/v2/models/florence2/infer", "application/json"),
     "generate": ("/v2/models/florence2/generate", "application/json"),
@@ -67,7 +66,7 @@ def main() -> int:
             return "read or refused"
 
         with quiet():  # libtiff writes of each damaged file
-            run(kind, feed, asked.start, asked.inputs, [psutil.Process()])
+            run(kind, feed, asked.start, asked.inputs, [psutil.Process()], give_back)
     if asked.requests:
         with serving_demo(FLORENCE_PICTURE_CACHE_BYTES=str(KEPT_BYTES)) as server:
             read_large_pictures(server)
@@ -90,7 +89,7 @@ def quiet() -> Iterator[None]:
 
 def read_large_pictures(server: Server) -> None:
     """Let each reader take the memory that it keeps for its next pictures."""
-    upload = {"image": saved(drawn(*LARGE), "JPEG")}
+    upload = {"image": fuzzing.large_picture()}
     with ThreadPoolExecutor(4) as pool:
         sent = [
             pool.submit(httpx.post, server.url + "/caption", files=upload, timeout=PATIENCE_S)
@@ -171,10 +170,22 @@ def own_mib(pid: int) -> float:
     return int(line) / 1024
 
 
+def give_back() -> None:
+    """Let glibc return what this process has freed, where it is the C library."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def run(
-    name: str, feed: Callable[[int], str], start: int, count: int, processes: list[psutil.Process]
+    name: str,
+    feed: Callable[[int], str],
+    start: int,
+    count: int,
+    processes: list[psutil.Process],
+    before: Callable[[], None] = lambda: None,
 ) -> None:
-    """Feed inputs, and say what came of them, how fast, and how memory grew."""
+    """Feed inputs, and say what came of them, how fast, and how memory grew. before: each look at it."""
     said: Counter[str] = Counter()
     numbers, memory = [], []
     began = time.monotonic()
@@ -185,6 +196,7 @@ def run(
             error.add_note(f"{name}, number {number}")
             raise
         if (number - start) % EVERY == 0 and number - start >= max(WARM_UP, count // 4):
+            before()
             numbers.append(number)
             memory.append(sum(own_mib(process.pid) for process in processes))
     slope = 1e4 * float(np.polyfit(numbers, memory, 1)[0]) if len(numbers) > 2 else float("nan")

@@ -35,6 +35,7 @@ from florence.server.v2.infer_body import parse_generate_request
 from florence.server.v2.messages import parse_message
 from florence.server.v2.tensors import read_rows
 
+LARGE: Final = 4200, 3150  # pixels: what a decoder takes is just below the 64 MiB that a reader keeps
 SMALL: Final = ImageLimits(max_pixels=1_000_000, pdf_dpi=36)
 EXTREMES: Final = (
     b"\x00",
@@ -160,6 +161,12 @@ def many() -> Mapping[str, bytes]:
     first, *others = [drawn(24, 16, frame=index) for index in range(3)]
     frames = {"save_all": True, "append_images": others}
     return {kind: saved(first, kind, **frames) for kind in ("GIF", "PNG", "WEBP", "AVIF", "TIFF")}
+
+
+@cache
+def large_picture() -> bytes:
+    """A JPEG with which a decoder takes nearly all the memory that a process keeps for its next pictures."""
+    return saved(drawn(*LARGE), "JPEG")
 
 
 def _read_third(data: bytes) -> None:

@@ -87,7 +87,7 @@ class Machine:
             env=clean,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert run.returncode == 0, run.stderr
         answer = json.loads(run.stdout.splitlines()[-1])

@@ -50,7 +50,7 @@ def blocks(page: Path) -> list[Block]:
         shown = None
         if (
             after is not None
-            and after["language"] == "text"
+            and after["language"] in ("text", "json")
             and not text[block.end() : after.start()].strip()
         ):
             shown = after["code"]

@@ -25,7 +25,7 @@ def seed_program(shared: Path, number: int, server: Server, **replaced: str) -> 
 def run_program(program: str) -> str:
     """What the program prints, run by an interpreter of its own."""
     ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout

@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 120.0
-STOP_S = 30.0
+STOP_S = 120.0
 
 
 @dataclass
@@ -45,10 +45,15 @@ class Server:
             if self.process.poll() is not None:
                 pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log}")
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200:
                     return
             time.sleep(0.1)
         pytest.fail(f"the server was not ready after {START_S} s:\n{self.log}")
+
+    def refuses(self) -> bool:
+        """Whether nothing listens at its port."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(self.url.rpartition(":")[2]))) != 0
 
     def terminate(self) -> None:
         """SIGTERM, as an orchestrator stops it."""
@@ -114,10 +119,10 @@ def serving_fake(fields: dict[str, object] | None = None, **environment: str) ->
 
 @contextlib.contextmanager
 def serving_demo(**environment: str) -> Iterator[Server]:
-    """The demo checkpoint in float32, over HTTP and gRPC, ready; bodies have 3 MB at most. With these
+    """The demo checkpoint in float32, over HTTP and gRPC, ready; bodies have 12 MB at most. With these
     variables."""
     ports = {"FLORENCE_GRPC_PORT": str(free_port()), "FLORENCE_GRPC_HOST": "127.0.0.1"}
-    settings = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32", "FLORENCE_MAX_BODY_BYTES": "3000000"}
+    settings = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32", "FLORENCE_MAX_BODY_BYTES": "12000000"}
     with serving("service:service", **settings, **ports, **environment) as server:
         server.wait_ready()
         yield server

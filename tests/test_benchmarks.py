@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import forker
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -18,10 +18,10 @@ COMMAND = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
 TINY = {
     "attention.py": "--requests 1 --beams 1 --threads 1",
     "bulk.py": "--pictures 40 --rounds 1 --seconds 0.2",
-    "bulk_on_ray.py": "--size tiny --pictures 8 --rounds 1 --concurrency 2 --echo-pictures 64",
+    "bulk_on_ray.py": "--size tiny --pictures 3 --rounds 1 --concurrency 2 --echo-pictures 64",
     "decode_step.py": "--size tiny --requests 1 --turns 1",
     "encode.py": "--size tiny --rounds 1 --threads 1",
-    "endurance.py": "--few 4 --many 8 --turns 1 --threads 1",
+    "endurance.py": "--few 4 --many 8 --turns 1 --answers 8 --threads 1",
     "grpc_workers.py": "--clients 2 --requests 1",
     "gpu_ledger.py": "--size tiny --crowds 2",
     "logits.py": "--size tiny --threads 1",
@@ -37,6 +37,12 @@ TINY = {
 """Options, put behind those of the documents, which make a script small. Those that need more have tests of
 their own below, or need what this machine lacks."""
 
+MODES = {"--deadline", "--health", "--playground"}
+"""Options with which a script does something else; a mode has a test of its own."""
+
+Run = Callable[..., str]
+"""A script's name, options -> what it prints."""
+
 ELSEWHERE = {"drift.py", "exactness.py", "gpu.py", "perf_analyzer.py", "reading.py"}
 
 pytestmark = pytest.mark.slow
@@ -48,48 +54,72 @@ def documents() -> list[str]:
     return [path.read_text(encoding="utf-8") for path in paths]
 
 
-def named_options(script: str) -> list[str]:
-    """All options with which the documents call it, one after the other."""
+def named_options(script: str, mode: str | None = None) -> list[str]:
+    """All options with which the documents call it in this mode, or in none, one after the other."""
     calls = [found[2] for text in documents() for found in COMMAND.finditer(text) if found[1] == script]
-    return [word for call in calls for word in shlex.split(call)]
+    words = [shlex.split(call) for call in calls]
+    return [word for call in words if next(iter(MODES & {*call}), None) == mode for word in call]
 
 
-def run(script: str, *options: str) -> str:
-    """What the script prints."""
-    ran = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *options],
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    return ran.stdout
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    with forker() as forks:
+
+        def printed(script: str, *options: str) -> str:
+            ran = forks.run(BENCHMARKS / script, options, PATIENCE_S)
+            assert ran.returncode == 0, ran.stderr[-4000:]
+            return str(ran.stdout)
+
+        yield printed
 
 
 @pytest.mark.parametrize("script", sorted(TINY))
-def test_a_script_runs_with_every_option_that_the_documents_name(script: str) -> None:
+def test_a_script_runs_with_every_option_that_the_documents_name(script: str, run: Run) -> None:
     """It takes them all and prints figures."""
     printed = run(script, *named_options(script), *TINY[script].split())
     assert re.search(r"\d", printed)
 
 
-def test_a_time_limit_is_measured_on_every_door() -> None:
+def test_a_time_limit_is_measured_on_every_door(run: Run) -> None:
     """Six doors, each with the seconds until it told that the time is over."""
-    printed = run("under_load.py", "--deadline", "0.001", "--side", "64")
+    printed = run(
+        "under_load.py", *named_options("under_load.py", "--deadline"), "--deadline", "0.001", "--side", "64"
+    )
     told = re.compile(r"^(.*?) +[\d.]+ s  (?:504|DEADLINE_EXCEEDED|DeadlineExceeded)$", re.MULTILINE)
     assert told.findall(printed) == ["library", "typed", "analyze", "v2", "v2 generate", "v2 over gRPC"]
 
 
-def test_probes_are_measured_beside_every_load() -> None:
+def test_probes_are_measured_beside_every_load(run: Run) -> None:
     """Seven large bodies and a burst, each with the longest wait and what the load got."""
-    printed = run("under_load.py", "--health", "--burst", "20", "--mib", "1")
+    printed = run(
+        "under_load.py",
+        *named_options("under_load.py", "--health"),
+        "--health",
+        "--burst",
+        "20",
+        "--mib",
+        "1",
+    )
     told = re.findall(r"^(.*?) +\d+ ms", printed, re.MULTILINE)
     assert told[0] == "nothing"
     assert len(set(told)) == 9
     assert re.search(r"^20 requests at once .* times 200", printed, re.MULTILINE)
 
 
-def test_people_at_the_playground_are_measured() -> None:
+def test_people_at_the_playground_are_measured(run: Run) -> None:
     """v2 alone and beside them, and the ratio of both."""
-    printed = run("under_load.py", "--playground", "1", "--turns", "1", "--rate", "2", "--pause", "0.1")
+    printed = run(
+        "under_load.py",
+        *named_options("under_load.py", "--playground"),
+        "--playground",
+        "1",
+        "--turns",
+        "1",
+        "--rate",
+        "2",
+        "--pause",
+        "0.1",
+    )
     assert re.search(r"alone \d+ ms, beside the playground \d+: \d+\.\d+ of it", printed)
 
 
@@ -107,7 +137,7 @@ def test_the_documents_name_the_scripts_that_are_there() -> None:
     assert {name for name in TINY.keys() | ELSEWHERE if f"`{name}`" not in table} == set()
 
 
-def test_the_reading_script_measures_all_readers_at_tiny_sizes() -> None:
+def test_the_reading_script_measures_all_readers_at_tiny_sizes(run: Run) -> None:
     """Each picture in each kind and number of readers, the parts of a reading, and a reader's memory."""
     printed = run("reading.py", "--tiny", "--pictures", "4", "--rounds", "1", "--readers", "1,3")
     assert printed.count("pictures/s") == 3 * 2 * 2
@@ -115,7 +145,7 @@ def test_the_reading_script_measures_all_readers_at_tiny_sizes() -> None:
     assert printed.count("fast JPEG") == 2
 
 
-def test_the_exactness_script_finds_all_ids_equal_at_tiny_sizes() -> None:
+def test_the_exactness_script_finds_all_ids_equal_at_tiny_sizes(run: Run) -> None:
     """Fifteen tasks, each with 1, 3 and 5 beams; some answers end before their limit."""
     printed = run("exactness.py", *named_options("exactness.py"), "--size", "tiny")
     for beams in (1, 3, 5):

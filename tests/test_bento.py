@@ -105,7 +105,7 @@ def test_service_and_library_are_the_bentos_own(bento: Bento, tmp_path: Path) ->
         env={**os.environ, "PYTHONPATH": "", "BENTOML_HOME": str(bento.home)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     assert Path(ran.stdout.splitlines()[-1]).is_relative_to(bento.path / "src")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
-import pytest
 from serving import ROOT
 
-from florence.bento.image import LOCK, Variant, image_settings, read_lock
+from florence.bento.image import LOCK, MODELS, Variant, image_settings, read_lock
 
 WHOLE_LOCK = ROOT / "requirements.lock"
 PIN = re.compile(r"([a-z0-9-]+)==\S+")
@@ -83,8 +83,13 @@ def test_without_the_lock_there_is_no_image(tmp_path: Path) -> None:
     assert image_settings("gpu", tmp_path / "no.lock").image is None
 
 
-@pytest.mark.parametrize("variant", ["cpu", "gpu"])
-def test_the_image_brings_no_compiler(variant: Variant) -> None:
-    """Every package comes as a wheel, so nothing is installed from the distribution."""
-    image = image_settings(variant).image
-    assert not any("apt-get" in command for command in [*image.commands, *image.post_commands])
+def test_only_the_gpu_image_has_a_compiler_and_a_place_for_kernels() -> None:
+    """Every package comes as a wheel; but triton compiles what loads its kernels on the machine that has the
+    GPU, where only `/models` is sure to be writable and to let libraries be loaded from it."""
+    images = {variant: image_settings(variant) for variant in get_args(Variant)}
+    commands = {name: [*each.image.commands, *each.image.post_commands] for name, each in images.items()}
+    assert not any("apt-get" in command for command in commands["cpu"])
+    (install,) = (command for command in commands["gpu"] if "apt-get" in command)
+    assert {"gcc", "libc6-dev"} <= set(install.split())
+    assert {"name": "TRITON_CACHE_DIR", "value": f"{MODELS}/triton"} in images["gpu"].envs
+    assert "TRITON_CACHE_DIR" not in {each["name"] for each in images["cpu"].envs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from PIL import Image
 from florence.bulk.askers import ModelAsker, ServiceAsker
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
-from florence.errors import EngineError, FlorenceError, ImageError
+from florence.errors import EngineError, FlorenceError, ImageError, ImageTooLarge
+from florence.images.limits import DEFAULT_LIMITS
 from florence.types.analysis import TaskFailure
 from florence.types.tasks import TASKS, prompt_task
 
@@ -118,6 +120,16 @@ def test_a_service_gets_pages_as_pictures(client: FakeClient, asker: ServiceAske
     assert (type(client.calls[-1][0]), client.calls[-1][-1]) == (bytes, {"frame": 2})
     (wrong,) = asker(PictureItem("d.pdf", str(tmp_path / "d.pdf"), page=9), [CAPTION])
     assert "from 1 to 3, got 9" in str(wrong)
+
+
+def test_what_a_service_would_refuse_is_not_sent(client: FakeClient, item: PictureItem) -> None:
+    """A picture with more bytes than it takes, which is not even read whole."""
+    count = len(item.read())
+    for most, sent in ((count, 1), (count - 1, 0)):
+        client.calls.clear()
+        limits = replace(DEFAULT_LIMITS, max_bytes=most)
+        (outcome,) = ServiceAsker(lambda ask: ask(client), limits)(item, [CAPTION])  # type: ignore[arg-type]
+        assert (len(client.calls), isinstance(outcome, ImageTooLarge)) == (sent, not sent)
 
 
 class FakeLoaded:

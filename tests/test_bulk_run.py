@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from waiting import wait_until
 from florence.answers.reading import read_answers
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
-from florence.bulk.run import Job, Running, RunTally, Shard, open_jobs
+from florence.bulk.run import HELD_BYTES, Job, Running, RunTally, Shard, open_jobs
 from florence.bulk.store import AnsweredTasks
 from florence.errors import RequestError, SettingsError
 from florence.types.tasks import TASKS
@@ -80,6 +81,28 @@ def test_few_jobs_are_taken_ahead(ordered: bool) -> None:
         next(came)
         assert most <= 9 + (not ordered) * 9
         release.set()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_few_large_pictures_are_taken_ahead(ordered: bool) -> None:
+    """Where items hold their pictures' bytes, as those of archives do, no more are taken beyond a number of
+    bytes, however many may be asked about at a time; all of them are answered."""
+    alive, most = 0, 0
+
+    def large() -> Iterator[Job]:
+        nonlocal alive, most
+        for job in jobs(40):
+            alive += 1
+            most = max(most, alive)
+            yield Job(replace(job.item, held=HELD_BYTES // 4), job.questions)
+
+    came = 0
+    with Running(large(), echo, concurrency=16, ordered=ordered) as running:
+        for _ in running:
+            alive -= 1
+            came += 1
+    assert came == 40
+    assert most <= 4
 
 
 def test_an_interrupted_run_keeps_what_was_under_way() -> None:
@@ -188,14 +211,14 @@ def test_a_run_that_is_killed_again_and_again_is_completed(tmp_path: Path, out: 
         time.sleep(source.random() / 50)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "were there before" in ended.stderr
     kept = Counter((each.picture, each.task) for each in read_answers(tmp_path / out))
     assert len(kept) == 2 * count
     assert set(kept.values()) == {1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", out]
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert again.stderr == f"florence: 0 answered, {2 * count} were there before\n"
 
 
@@ -212,7 +235,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     wait_until(lambda: out.exists() and out.stat().st_size > 0)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     kept = len(out.read_text().splitlines())
     assert process.returncode == 130
     assert err == (

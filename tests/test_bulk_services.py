@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from florence.bulk.services import Services
+from florence.bulk.services import Services, ThreadClients
 from florence.client import ConnectionLost, Unreachable
 from florence.errors import RequestError, Unavailable
 
@@ -48,7 +48,7 @@ class Clock:
 
 def make(*names: str, **options: Any) -> tuple[list[Fake], Services, Clock, list[str]]:
     fakes, clock, told = [Fake(name) for name in names], Clock(), []
-    clients: Any = [(fake.name, fake) for fake in fakes]
+    clients: Any = [(fake.name, ThreadClients(lambda fake=fake: fake)) for fake in fakes]
     return fakes, Services(clients, told.append, clock=clock, **options), clock, told
 
 
@@ -72,6 +72,35 @@ def test_the_one_with_the_least_to_do_is_asked() -> None:
     for thread in threads:
         thread.join()
     assert Counter(seen) == {"a": 2, "b": 2, "c": 2}
+
+
+def test_each_thread_has_a_client_of_its_own() -> None:
+    """One for all that it asks; all of them are closed at the end."""
+    made, closed = [], []
+    together = threading.Barrier(3)
+
+    class Made(Fake):
+        def __init__(self) -> None:
+            super().__init__("")
+            made.append(self)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    clients = ThreadClients(Made)  # type: ignore[arg-type]
+
+    def ask_twice() -> None:
+        first = clients.own()
+        together.wait(60)
+        assert clients.call(lambda client: client) is first
+
+    threads = [threading.Thread(target=ask_twice) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    clients.close()
+    assert len(made) == len(closed) == len(set(map(id, made))) == 3
 
 
 @pytest.mark.parametrize("error", [Unreachable("no connection"), ConnectionLost("it broke")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pictures import drawn, saved
 from florence.bulk.items import Pages, item_named
 from florence.bulk.question import PictureQuestion
 from florence.bulk.sources import Sources
-from florence.errors import ImageError, RequestError
+from florence.errors import ImageError, ImageTooLarge, RequestError
 from florence.images.decode import open_image
 from florence.images.seen import View
 from florence.types.tasks import TASKS
@@ -150,11 +151,44 @@ def test_an_archive_holds_pictures(folder: Path, name: str, mode: str) -> None:
     assert item_named(found[1].picture, folder).read() == PNG
 
 
+def test_what_is_too_large_in_an_archive_is_not_read(folder: Path) -> None:
+    """A picture with more bytes than are allowed fails by what its header says; of what is no picture the
+    first bytes are read. The members behind them are found, and tell how much memory they hold."""
+    large = 8 * 2**20
+    tar(folder / "s.tar", {"0.png": PNG + bytes(large), "1.bin": bytes(large), "2.png": PNG})
+    tracemalloc.start()
+    refused, taken = Sources(["s.tar"], most_bytes=len(PNG)).items()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < large / 4
+    with pytest.raises(ImageTooLarge, match=f"more than the {len(PNG)} bytes allowed"):
+        refused.read()
+    assert (refused.held, taken.held, taken.read()) == (0, len(PNG), PNG)
+
+
+def test_what_is_too_large_elsewhere_is_refused(folder: Path) -> None:
+    """A file, an object at a URL, named or in a manifest."""
+    pytest.importorskip("fsspec").filesystem("memory").pipe_file("/large.png", PNG)
+    (folder / "m.csv").write_text("picture\nmemory://large.png\n")
+    asked = (PictureQuestion(TASKS["<CAPTION>"]),)
+    for name in ("memory://large.png", "m.csv"):
+        (item,) = Sources([name], questions=asked, most_bytes=len(PNG)).items()
+        assert item.read() == PNG
+        (item,) = Sources([name], questions=asked, most_bytes=len(PNG) - 1).items()
+        with pytest.raises(ImageTooLarge):
+            item.read()
+    with pytest.raises(ImageTooLarge):
+        item_named("in/a.png").read(len(PNG) - 1)
+
+
 def test_shards_are_named_by_braces_and_globs(folder: Path) -> None:
     for number in range(3):
         tar(folder / f"s-{number:03}.tar", {f"{number}.png": PNG})
     wanted = [f"tar://{number}.png::s-{number:03}.tar" for number in range(3)]
-    assert names("s-{000..002}.tar") == names("s-*.tar") == wanted
+    for pattern in ("s-{000..002}.tar", "s-*.tar", "s-00?.*", "s-00[0-2].tar"):
+        assert names(pattern) == wanted
+        assert not Sources([pattern]).countable
+    assert not Sources(["s3://bucket/*"]).countable
 
 
 @pytest.mark.parametrize("kept", [300, 600, 1024 + 300])

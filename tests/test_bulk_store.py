@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from fake_model import RESULT
 from florence.answers.columns import answer_schema
 from florence.answers.reading import read_answers
 from florence.bulk.items import PictureItem
+from florence.bulk.lock import only_run
 from florence.bulk.parquet import read_keys
 from florence.bulk.question import PictureQuestion
 from florence.bulk.store import Store
@@ -18,6 +21,7 @@ from florence.errors import RequestError
 from florence.types.answer import TaskAnswer
 from florence.types.tasks import TASKS, Input, Kind, Task
 
+ROOT = Path(__file__).resolve().parents[1]
 ITEM = PictureItem("in/a.png#page=2", "in/a.png", id="id 7", page=2)
 FORMS = [("r.jsonl", 0), ("r.parquet", 0), ("parts", 2)]
 
@@ -82,6 +86,26 @@ def test_parts_are_written_as_answers_come(tmp_path: Path) -> None:
         again.add(PictureItem("6.png", ""), asked, answer(asked.task))
     kept = [each.picture for each in read_answers(tmp_path / "parts")]
     assert kept == [f"{number}.png" for number in range(7)]
+
+
+def test_one_run_at_a_time_writes_into_a_file(tmp_path: Path) -> None:
+    """A second one is refused while the first goes on, and not after its end, nor after its being killed;
+    another file is free all the time."""
+    out = tmp_path / "r.jsonl"
+    held = "import sys; from pathlib import Path; from florence.bulk.lock import only_run\n"
+    held += "with only_run(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", held, str(out)]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        with pytest.raises(RequestError, match="another run writes into"), only_run(out):
+            pass
+        with only_run(tmp_path / "other.jsonl"):
+            process.kill()
+            process.wait(60)
+    with only_run(out):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_holds_parts_only(tmp_path: Path) -> None:

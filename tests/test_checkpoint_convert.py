@@ -102,6 +102,7 @@ def labels(answer: Answer) -> list[str]:
     return [item.label for item in answer.result.detections]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["native", "original"])
 def test_base_and_adapter_become_one_checkpoint(
     tmp_path: Path, adapter: Path, demo: Answer, layout: str
@@ -160,7 +161,7 @@ def test_a_repository_is_converted(tmp_path: Path, demo: Answer, safe: bool) -> 
             env={**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": hub.endpoint},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert run.returncode == 0, run.stderr
         assert ("pytorch_model.bin" in hub.downloads()) is not safe
@@ -177,6 +178,7 @@ class Payload:
         return os.system, (f"touch {self.mark}",)
 
 
+@pytest.mark.slow
 def test_a_pickle_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that would run a command is refused in one line, and the command is not run."""
     source, mark = pickled(tmp_path / "source"), tmp_path / "mark"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,6 +15,8 @@ from bulk_runs import echo
 from pdfs import pdf
 from pictures import drawn, saved
 from serving import Server
+
+from florence.cli.asking import most_bytes
 
 Run = Callable[..., tuple[int, str, str]]
 PNG = saved(drawn(48, 32))
@@ -153,6 +156,17 @@ def test_pages_go_to_a_service(florence: Run, fake_server: Server, folder: Path)
     assert (status, printed) == (0, "a fake\n")
     status, _, err = florence("run", "in/d.pdf", "caption", "--page", "4", "--url", fake_server.url)
     assert (status, "page must be from 1 to 3, got 4" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_the_service_says_how_large_a_picture_may_be(demo_server: Server) -> None:
+    """Whatever is set here, and though another service of the run is dead. A model that is loaded here has
+    the setting."""
+    dead = "http://127.0.0.1:9"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLORENCE_MAX_IMAGE_BYTES", "77")
+        for urls, most in (([dead, demo_server.url], 20 * 2**20), ([], 77)):
+            assert most_bytes(Namespace(url=urls, model="demo")) == most
 
 
 @pytest.mark.slow

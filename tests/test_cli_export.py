@@ -98,6 +98,25 @@ def test_coco_keeps_scores_and_the_maps_numbers(florence: Run, folder: Path) -> 
     assert content["categories"] == [{"id": 7, "name": "tree"}, {"id": 3, "name": "car"}]
 
 
+def test_supervision_and_pycocotools_read_coco(florence: Run, folder: Path) -> None:
+    """The file that is written here: the boxes, classes and masks of the answers."""
+    library = pytest.importorskip("supervision")
+    leaf = Instance(label="leaf", polygons=[[2, 2, 22, 2, 22, 22, 2, 22]], score=0.7)
+    region = line("in/a.jpg", "<REGION_TO_SEGMENTATION>", result=Segmentation(instances=[leaf]))
+    results = write(folder, line("in/a.png", "<OD>"), region)
+    (folder / "map.json").write_text(json.dumps({"tree": 7, "car": 3, "leaf": 9}))
+    assert florence("export", results, "--as", "coco", "--out", "out", "--label-map", "map.json")[0] == 0
+    file = str(folder / "out" / "annotations.json")
+    read = library.DetectionDataset.from_coco(images_directory_path=str(folder), annotations_path=file)
+    assert read.classes == ["car", "tree", "leaf"]
+    boxes, masks = (next(one for name, _, one in read if name.endswith(end)) for end in ("png", "jpg"))
+    assert (boxes.class_id.tolist(), boxes.xyxy.tolist()) == ([1, 0], [[2, 3, 20, 21]] * 2)
+    assert masks.mask.sum() == pytest.approx(20 * 20, rel=0.15)
+    coco, mask = pytest.importorskip("pycocotools.coco").COCO(file), pytest.importorskip("pycocotools.mask")
+    assert [coco.cats[one["category_id"]]["name"] for one in coco.anns.values()] == ["tree", "car", "leaf"]
+    assert mask.area(coco.annToRLE(coco.anns[3])) == pytest.approx(20 * 20, rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -131,6 +150,9 @@ def test_a_label_that_the_map_lacks_is_told(florence: Run, folder: Path) -> None
     status, _, err = florence(*command, "--only-labels")
     assert status == 0
     assert "1 labels are left out: 'tree'" in err
+    (folder / "map.yaml").write_text("# none\n")
+    status, _, err = florence(*command[:5], "new", "--label-map", "map.yaml")
+    assert (status, "map.yaml is no label map: it is empty" in err) == (2, True)
     (folder / "map.json").write_text("7")
     status, _, err = florence(*command[:5], "new", "--label-map", "map.json")
     assert (status, "is no label map" in err) == (2, True)

@@ -20,6 +20,7 @@ from florence.client.exchange import (
     build_analysis,
     build_call,
     exchange,
+    read_failure,
 )
 from florence.errors import (
     DeadlineExceeded,
@@ -190,6 +191,20 @@ def test_a_missing_server_is_unreachable(ask: Ask) -> None:
     with pytest.raises(Unreachable, match=r"florence\.test.*can't be reached: nothing listens there"):
         ask(Replies(httpx.ConnectError), {}, retries=0)
     assert issubclass(Unreachable, Unavailable)
+
+
+@pytest.mark.parametrize(
+    ("failure", "hint"),
+    [
+        (httpx.RemoteProtocolError("illegal request line"), "is it the gRPC port?"),
+        (httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), "http, not https?"),
+    ],
+)
+def test_a_wrong_port_or_scheme_is_guessed(failure: httpx.RequestError, hint: str) -> None:
+    failure.request = httpx.Request("GET", "https://florence.test/")
+    assert hint in str(read_failure(failure, 1.0))
+    failure.args = ("it broke",)
+    assert hint not in str(read_failure(failure, 1.0))
 
 
 def test_headers_go_along(ask: Ask) -> None:

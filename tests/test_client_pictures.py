@@ -2,38 +2,77 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pictures import MODES, drawn, saved
-from PIL import Image, ImageChops
+from pictures import MODES, STORABLE, drawn, same, saved
+from PIL import Image, ImageChops, ImageCms
 
+from florence.bulk.items import PictureItem
 from florence.client.pictures import picture_bytes, picture_name
 from florence.errors import ImageError
 from florence.images.decode import load_image, open_image
+from florence.images.seen import ORIGINAL, SEEN, View, flatten
+
+GREEN = View(background=(0, 255, 0))
 
 
+@pytest.mark.parametrize("view", [SEEN, GREEN, ORIGINAL], ids=["seen", "on green", "original"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_pil_image_loses_nothing_on_its_way(mode: str) -> None:
-    """Of any mode: the service reads the pixels that the library makes of the same object."""
+def test_a_pil_image_loses_nothing_on_its_way(mode: str, view: View) -> None:
+    """Of any mode: the service makes the pixels that the library makes of the same object."""
     image = drawn(mode=mode)
-    sent, taken = open_image(picture_bytes(image)), load_image(image)
+    sent, taken = open_image(picture_bytes(image), view=view), load_image(image, view=view)
     assert ImageChops.difference(sent, taken).getbbox() is None
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])  # Pillow turns TIFF itself
-def test_a_pil_image_is_not_turned_again(tmp_path: Path, kind: str) -> None:
-    """Its EXIF orientation is left to the caller, as in the library; the object itself is not changed."""
+@pytest.mark.parametrize("format", STORABLE)
+def test_a_pil_image_is_what_its_file_is(format: str) -> None:
+    """Upright by EXIF, with its depth, transparency and colour profile: opened, or opened and loaded. The
+    object itself is not changed."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    path = tmp_path / f"picture.{kind.lower()}"
-    drawn().save(path, kind, exif=exif)
-    with Image.open(path) as image:
-        assert open_image(picture_bytes(image)).size == image.size
-        assert image.getexif()[0x0112] == 6
-    assert open_image(picture_bytes(path)).size == image.size[::-1]
+    for mode in STORABLE[format]:
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+        extra: dict[str, Any] = {} if format in ("GIF", "BMP") else {"exif": exif}
+        extra |= {"icc_profile": profile} if mode == "RGB" and extra else {}
+        extra |= {"transparency": 7} if mode in ("L", "P", "I;16") and format == "PNG" else {}
+        data = saved(drawn(mode=mode), format, **extra)
+        wanted = open_image(data, view=SEEN)
+        for loaded in (False, True):
+            with Image.open(io.BytesIO(data)) as image:  # Pillow garbles a TIFF of a path that it turns
+                if loaded and mode != "I":  # of 32 bits; once it is loaded, Pillow does not tell
+                    image.load()
+                before = image.info.get("exif"), image.mode
+                assert same(open_image(picture_bytes(image), view=SEEN), wanted), (mode, loaded)
+                assert (image.info.get("exif"), image.mode) == before
+
+
+def test_inks_without_adobes_mark_stay_as_they_stand() -> None:
+    marked = saved(drawn(mode="CMYK"), "JPEG")
+    start = marked.index(b"\xff\xee")
+    data = marked[:start] + marked[start + 2 + int.from_bytes(marked[start + 2 : start + 4], "big") :]
+    for stored in (marked, data):
+        with Image.open(io.BytesIO(stored)) as image:
+            sent = picture_bytes(image)
+        assert same(open_image(sent, view=SEEN), open_image(stored, view=SEEN))
+
+
+@pytest.mark.parametrize("raw", ["I;16S", "I;12"])
+def test_values_of_another_range_are_seen_as_their_file(monkeypatch: pytest.MonkeyPatch, raw: str) -> None:
+    """Of 16 bits with a sign, or of 12 bits: PNG has neither."""
+    monkeypatch.setattr("florence.client.pictures.raw_mode", lambda image: raw)
+    monkeypatch.setattr("florence.images.decode.raw_mode", lambda image: raw)
+    values = np.linspace(-500, 3000, 37 * 23).reshape(23, 37).astype(np.int32)
+    image = Image.fromarray(values)
+    sent = picture_bytes(image)
+    monkeypatch.undo()
+    taken = flatten(image.copy(), SEEN.background, raw).convert("RGB")
+    assert same(open_image(sent, view=SEEN), taken)
 
 
 def test_files_and_bytes_go_as_they_are(tmp_path: Path) -> None:
@@ -74,12 +113,12 @@ def test_what_is_no_picture_is_refused_with_words(picture: Any) -> None:
         picture_bytes(picture)
 
 
-def test_a_url_is_refused_as_such() -> None:
-    """With all its slashes, and what to do in its place: also how the service fetches it."""
-    with pytest.raises(
-        ImageError, match=r"'http://x/y\.jpg' can't be read: it is a URL; download it.*ImageUrl"
-    ):
-        picture_bytes("http://x/y.jpg")
+@pytest.mark.parametrize("read", [picture_bytes, load_image, lambda url: PictureItem(url, url).read()])
+def test_a_url_is_refused_as_such(read: Callable[[str], object]) -> None:
+    """In the client, the library and a command: with all its slashes, and what to do in its place."""
+    told = r"'http://x/y\.jpg' can't be read: it is a URL; download it.*ImageUrl"
+    with pytest.raises(ImageError, match=told):
+        read("http://x/y.jpg")
 
 
 def test_a_damaged_file_behind_a_pil_image_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import bentoml
 import numpy as np
 import pytest
 from PIL import Image
-from serving import ROOT, Server, serving, serving_fake
+from serving import ROOT, START_S, Server, serving_fake
+from waiting import until
 
 from florence.client import AsyncClient, Client
 from florence.errors import FlorenceError, ImageTooLarge, RequestError
@@ -34,10 +35,8 @@ TYPES = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving_fake(FLORENCE_MAX_BODY_BYTES="1000000") as started:
-        started.wait_ready()
-        yield started
+def server(fake_server: Server) -> Server:
+    return fake_server
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +130,7 @@ def test_bytes_that_are_no_picture_and_too_many_of_them(client: Client) -> None:
     with pytest.raises(RequestError, match=r"not a picture|format"):
         client.caption(b"hello")
     with pytest.raises(ImageTooLarge, match="FLORENCE_MAX_BODY_BYTES"):
-        client.caption(bytes(1_500_000))
+        client.caption(bytes(4_000_000))
 
 
 def test_many_pictures(client: Client, tmp_path: Path) -> None:
@@ -158,11 +157,20 @@ def test_many_pictures_awaited(server: Server, tmp_path: Path) -> None:
     assert asyncio.run(ask()) == (2, [missing])
 
 
-def test_a_starting_server_is_waited_for() -> None:
+def test_a_starting_server_is_waited_for(tmp_path: Path) -> None:
     """No connection yet, then 503: asked again until it answers."""
-    with serving_fake({"load_s": 1}) as server, Client(server.url, retries=10) as client:
-        answer = client.caption(PICTURE)
-        assert answer.checkpoint == "fake"
+    loaded = tmp_path / "loaded"
+
+    async def answered() -> str:
+        async with AsyncClient(server.url, retries=100) as client:
+            asked = asyncio.create_task(client.caption(PICTURE))
+            await until(lambda: "loading" in server.log and not server.refuses(), START_S)
+            assert not await client.ready()
+            loaded.touch()
+            return (await asked).checkpoint
+
+    with serving_fake({"load_until": str(loaded)}) as server:
+        assert asyncio.run(answered()) == "fake"
 
 
 def test_a_stopped_server_is_unreachable() -> None:
@@ -200,12 +208,10 @@ def test_bentomls_own_asyncio_client_asks_every_task(server: Server, client: Cli
     assert asyncio.run(ask()) == [answer.model_dump(mode="json") for answer in expected]
 
 
-def test_the_bundled_checkpoint_through_the_client() -> None:
+def test_the_bundled_checkpoint_through_the_client(demo_server: Server) -> None:
     """A real answer: things found in the picture, with scores, in its pixels."""
-    with serving(".", FLORENCE_MODEL="demo") as server:
-        server.wait_ready()
-        with Client(server.url) as client:
-            answer = client.object_detection(PICTURE)
+    with Client(demo_server.url) as client:
+        answer = client.object_detection(PICTURE)
     assert answer.checkpoint.startswith("demo")
     assert answer.result.detections
     for detection in answer.result.detections:

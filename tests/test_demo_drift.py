@@ -27,7 +27,7 @@ ALL: str = _SCRIPT["ALL"]
 
 pytestmark = pytest.mark.usefixtures("evaluators")
 
-SEED, SCENES = 43, 30
+SEED, SCENES = 43, 16
 TEXT_TASKS = [token for token, task in TASKS.items() if task.kind is Kind.TEXT]
 HAS_INT8 = has_vnni() and can_quantize(torch.device("cpu"))
 

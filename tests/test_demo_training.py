@@ -54,6 +54,7 @@ def _advance(trainer: Trainer, stop: int, directory: Path) -> None:
     trainer.save(directory)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(trained: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Stopped after three steps and resumed, weights and moments are those of the run in one go, bit for
     bit."""

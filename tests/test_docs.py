@@ -208,7 +208,7 @@ def test_the_metrics_are_those_of_the_service(fake_server: Server) -> None:
     those that come with a real model's requests, API keys and GPUs: `test_monitoring` sees these."""
     rows = re.findall(r"^\| `((?:florence|nv|bentoml)_\w+)` \|", read(DOCS / "metrics.md"), re.MULTILINE)
     assert len(rows) == len(set(rows))
-    text = httpx.get(f"{fake_server.url}/metrics").text
+    text = httpx.get(f"{fake_server.url}/metrics", timeout=60).text
     there = re.findall(r"^# TYPE ((?:florence|nv|bentoml)_\w+) (\w+)$", text, re.MULTILINE)
     names = {
         f"{name.removesuffix('_total')}_total" if kind == "counter" and not name.startswith("nv") else name

@@ -147,6 +147,7 @@ def test_pictures_are_remembered_by_adapter_only_where_it_changes_the_tower(side
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_a_batch_with_more_adapters_than_slots_waits(sides: Sides, kind: str) -> None:
     """Requests join in order as slots come free; an adapter that takes another's slot leaves nothing of

@@ -68,6 +68,7 @@ def gpu_like(capturer: GraphCapturer | None) -> Backend:
     return Backend(capturer=capturer, delayed_readback=True, free_host_reads=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature_bytes", [0, 2**27])
 def test_a_step_between_two_chunks_of_an_encode_changes_no_answer(
     model: Florence2Model, feature_bytes: int
@@ -97,6 +98,17 @@ def test_a_finished_request_that_has_filled_its_room_writes_nothing_in_its_extra
             assert future.result(PATIENCE_S).token_ids == alone(runner, each)
 
 
+@pytest.mark.parametrize(("waiting", "together"), [(1, 1), (3, 2), (7, 4), (13, 12), (14, 12)])
+def test_requests_are_encoded_in_batches_that_are_captured(
+    model: Florence2Model, waiting: int, together: int
+) -> None:
+    """None is padded, since padding takes as long as pictures do; uncaptured all go together."""
+    asked = [request(0, beams=1)] * waiting
+    for backend, expected in ((gpu_like(SharedPool()), together), (Backend(), waiting)):
+        runner = Runner(model, 14, picture_tokens=PICTURE_TOKENS, backend=backend, decoder_room=4)
+        assert runner.fits(asked) == expected
+
+
 def captured_beams(runner: Runner) -> set[int]:
     return {key.shape.beams for key in bucket_steps_of(runner).captured}
 
@@ -107,6 +119,7 @@ def bucket_steps_of(runner: Runner) -> BucketSteps:
     return steps
 
 
+@pytest.mark.slow
 def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +216,7 @@ def test_nothing_is_captured_once_requests_come(
     assert all(work.captured for work in bucket_steps_of(runner)._prepared.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refused", [range(1000), {1, 4, 6, 15, 17}], ids=["all", "some"])
 def test_what_can_t_be_captured_runs_uncaptured(
     model: Florence2Model, caplog: pytest.LogCaptureFixture, refused: Container[int]

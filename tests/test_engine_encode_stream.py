@@ -63,6 +63,7 @@ def runner_of(
     )
 
 
+@pytest.mark.slow
 def test_requests_that_join_and_are_cancelled_beside_steps_change_no_answer(model: Florence2Model) -> None:
     """Any beams and prompts, encodes that are given up half way among them, and again after a reset with an
     encode under way. Steps are taken while an encode goes on."""
@@ -87,6 +88,7 @@ def test_requests_that_join_and_are_cancelled_beside_steps_change_no_answer(mode
     assert stream.asked > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture_size", [(64, 64), None], ids=["captured", "plain"])
 def test_an_encode_that_is_closed_while_the_device_is_at_it_frees_its_slots(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch, picture_size: tuple[int, int] | None

@@ -87,6 +87,7 @@ def test_an_engine_that_cannot_recover_fails_all_requests_and_says_so(runner: Fa
     engine.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [False, True])
 def test_a_failed_request_is_let_go_though_its_error_is_kept(
     runner: FakeRunner, caplog: pytest.LogCaptureFixture, step: bool

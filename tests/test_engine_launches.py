@@ -82,6 +82,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
     return dict(zip(("step", "step with one beam", "tower", "encoder"), capturer.counts, strict=False))
 
 
+@pytest.mark.slow
 def test_a_step_launches_few_kernels(counts: dict[str, Counter[str]]) -> None:
     """One product for queries, keys and values of each layer, one conversion of masks for all; tensors are
     filled for none but the masks and what grows; one log-sum-exp where all are beam searches."""

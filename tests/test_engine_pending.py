@@ -80,6 +80,7 @@ def test_while_none_is_cancelled_or_expires_none_is_looked_at(monkeypatch: pytes
     assert looks == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_request_that_has_its_outcome_is_not_kept(cancelled: bool) -> None:
     """Not until Python's collector of cycles comes, which is seldom, and pictures are large; nor until the

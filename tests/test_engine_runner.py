@@ -226,6 +226,7 @@ def resident_bytes(pages: torch.Tensor) -> int:
     return size * int((entries >> np.uint64(63)).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="needs Linux' pagemap")
 @pytest.mark.parametrize("reserved", [True, False])
 def test_reserved_caches_are_there_before_the_first_request(model: Florence2Model, reserved: bool) -> None:

@@ -91,6 +91,23 @@ def test_a_batch_of_pictures_waits_a_few_steps_to_fill() -> None:
     assert scheduler.take(4, room_for_all) == [4]
 
 
+def test_an_encode_has_a_size_that_the_device_has() -> None:
+    """Of those that would be taken the device says how many go together; the others are next."""
+    scheduler: Scheduler[int] = Scheduler(EngineConfig(max_batch_size=100, max_encode_batch=16))
+    for number in range(30):
+        scheduler.add(number)
+    offered: list[int] = []
+
+    def fits(some: Iterable[int]) -> int:
+        offered.append(len(list(some)))
+        return max(size for size in (1, 2, 4, 8, 12, 16) if size <= offered[-1])
+
+    taken = [scheduler.take(0, fits) for _ in range(3)]
+    assert offered == [16, 14, 2]
+    assert [len(each) for each in taken] == [16, 12, 2]
+    assert [number for each in taken for number in each] == list(range(30))
+
+
 def test_a_batch_holds_what_the_budget_suffices_for_and_one_at_least() -> None:
     """Pictures that take long go one by one, without a wait for others; quick ones go in full batches; the
     size follows when the time changes."""

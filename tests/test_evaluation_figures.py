@@ -18,7 +18,7 @@ from florence.evaluation.comparing import compare
 from florence.evaluation.examples import Answered, Example, Truth
 from florence.evaluation.figures import Evaluation, Figures, Metric, Share, mean_of
 from florence.evaluation.measures import measure_exact
-from florence.evaluation.precision import BoxPrecision, PlacedBox
+from florence.evaluation.precision import AveragePrecision, PlacedThing
 from florence.types.results import Text
 
 pytestmark = pytest.mark.usefixtures("evaluators")
@@ -78,26 +78,26 @@ def test_java_makes_words_and_meteor() -> None:
     ]  # fmt: skip
 
 
-def boxes(seed: int) -> tuple[list[PlacedBox], list[PlacedBox]]:
+def boxes(seed: int) -> tuple[list[PlacedThing], list[PlacedThing]]:
     """Of six pictures boxes found and true, near each other, of three labels."""
-    dice, found, truth = random.Random(seed), list[PlacedBox](), list[PlacedBox]()
+    dice, found, truth = random.Random(seed), list[PlacedThing](), list[PlacedThing]()
     for number in NUMBERED:
         for _ in range(dice.randint(0, 4)):
             x, y, label = dice.uniform(0, 50), dice.uniform(0, 50), dice.choice("abc")
-            truth.append(PlacedBox((number, ""), label, (x, y, x + 20, y + 20), crowd=dice.random() < 0.1))
+            truth.append(PlacedThing((number, ""), label, (x, y, x + 20, y + 20), crowd=dice.random() < 0.1))
             shift = dice.uniform(-8, 8)
             found.append(
-                PlacedBox(
+                PlacedThing(
                     (number, ""), dice.choice([label, "a"]), (x, y, x + 20 + shift, y + 20), dice.random()
                 )
             )
     return found, truth
 
 
-def copied(rows: Sequence[PlacedBox], repeats: Sequence[int]) -> list[PlacedBox]:
+def copied(rows: Sequence[PlacedThing], repeats: Sequence[int]) -> list[PlacedThing]:
     """Each box as often as its picture counts, each time in a picture of its own."""
     return [
-        PlacedBox((row.picture[0], str(copy)), row.label, row.box, row.score, row.crowd)
+        PlacedThing((row.picture[0], str(copy)), row.label, row.box, row.score, row.crowd)
         for row in rows
         for copy in range(repeats[row.picture[0]])
     ]
@@ -114,8 +114,8 @@ def test_a_picture_that_counts_twice_is_two_pictures(seed: int) -> None:
     dice = random.Random(seed)
     repeats = np.random.default_rng(seed).multinomial(6, np.full(6, 1 / 6))
     found, truth = boxes(seed)
-    slow = BoxPrecision(copied(found, repeats), copied(truth, repeats)).figures(ONCE)
-    assert same(BoxPrecision(found, truth).figures(repeats), slow)
+    slow = AveragePrecision(copied(found, repeats), copied(truth, repeats)).figures(ONCE)
+    assert same(AveragePrecision(found, truth).figures(repeats), slow)
 
     said, right = captions(seed)
     order = [number for number in NUMBERED for _ in range(repeats[number])]
@@ -135,9 +135,9 @@ def test_a_picture_that_counts_twice_is_two_pictures(seed: int) -> None:
 def test_a_box_on_a_crowd_is_neither_right_nor_wrong() -> None:
     """It changes no figure, and a crowd need not be found."""
     place, box, there = (0, ""), (0, 0, 9, 9), (50, 50, 90, 90)
-    truth = [PlacedBox(place, "a", box), PlacedBox(place, "a", there, crowd=True)]
-    found = [PlacedBox(place, "a", box, 0.9), PlacedBox(place, "a", (60, 60, 70, 70), 0.8)]
-    precision = BoxPrecision(found, truth)
+    truth = [PlacedThing(place, "a", box), PlacedThing(place, "a", there, crowd=True)]
+    found = [PlacedThing(place, "a", box, 0.9), PlacedThing(place, "a", (60, 60, 70, 70), 0.8)]
+    precision = AveragePrecision(found, truth)
     assert precision.right == [True, None]
     figures = precision.figures(np.ones(1, dtype=int))
     assert [figures[name] for name in ("mAP@50", "recall@50", "precision@50")] == pytest.approx([1.0] * 3)

@@ -21,7 +21,7 @@ from florence.evaluation.calibration import (
 from florence.evaluation.captions import CaptionScores, Words, tokenize, words_here
 from florence.evaluation.figures import Figures
 from florence.evaluation.overlaps import area_overlap, areas, box_overlap
-from florence.evaluation.precision import BoxPrecision, PlacedBox
+from florence.evaluation.precision import AveragePrecision, PlacedThing
 from florence.evaluation.texts import anls, edits, leaves, vqa_accuracy, word_accuracy
 
 pytestmark = pytest.mark.usefixtures("evaluators")
@@ -31,8 +31,8 @@ APART = (50.0, 50.0, 60.0, 60.0)
 FIRST, SECOND, THIRD = (0, ""), (1, ""), (2, "")
 
 
-def evaluate_boxes(found: list[PlacedBox], truth: list[PlacedBox]) -> tuple[Figures, list[bool | None]]:
-    precision = BoxPrecision(found, truth)
+def evaluate_boxes(found: list[PlacedThing], truth: list[PlacedThing]) -> tuple[Figures, list[bool | None]]:
+    precision = AveragePrecision(found, truth)
     return precision.figures(np.ones(3, dtype=int)), precision.right
 
 
@@ -66,11 +66,15 @@ def test_overlaps_of_known_areas() -> None:
 
 def test_average_precision_by_hand() -> None:
     """Right, wrong, right of three truths: at 101 levels of recall, 34 have precision 1 and 33 have 2/3."""
-    truth = [PlacedBox(FIRST, "a", SQUARE), PlacedBox(SECOND, "a", SQUARE), PlacedBox(THIRD, "a", SQUARE)]
+    truth = [
+        PlacedThing(FIRST, "a", SQUARE),
+        PlacedThing(SECOND, "a", SQUARE),
+        PlacedThing(THIRD, "a", SQUARE),
+    ]
     found = [
-        PlacedBox(FIRST, "a", SQUARE, 0.9),
-        PlacedBox(SECOND, "a", APART, 0.8),
-        PlacedBox(THIRD, "a", SQUARE, 0.7),
+        PlacedThing(FIRST, "a", SQUARE, 0.9),
+        PlacedThing(SECOND, "a", APART, 0.8),
+        PlacedThing(THIRD, "a", SQUARE, 0.7),
     ]
     figures, right = evaluate_boxes(found, truth)
     assert right == [True, False, True]
@@ -82,8 +86,8 @@ def test_average_precision_by_hand() -> None:
 
 def test_a_truth_is_found_once() -> None:
     """A second box on a taken truth is wrong, and so is the worse-scored of two, whichever comes first."""
-    doubled = [PlacedBox(FIRST, "a", SQUARE, 0.8), PlacedBox(FIRST, "a", SQUARE, 0.9)]
-    figures, right = evaluate_boxes(doubled, [PlacedBox(FIRST, "a", SQUARE)])
+    doubled = [PlacedThing(FIRST, "a", SQUARE, 0.8), PlacedThing(FIRST, "a", SQUARE, 0.9)]
+    figures, right = evaluate_boxes(doubled, [PlacedThing(FIRST, "a", SQUARE)])
     assert right == [False, True]
     assert (figures["mAP@50"], figures["precision@50"]) == pytest.approx((1.0, 0.5))
 
@@ -91,7 +95,7 @@ def test_a_truth_is_found_once() -> None:
 def test_boxes_that_fit_loosely_are_right_at_50_only() -> None:
     """An overlap of 0.62 counts at three of COCO's ten overlaps, and not at 0.75."""
     figures, right = evaluate_boxes(
-        [PlacedBox(FIRST, "a", (0, 0, 6.2, 10), 1.0)], [PlacedBox(FIRST, "a", SQUARE)]
+        [PlacedThing(FIRST, "a", (0, 0, 6.2, 10), 1.0)], [PlacedThing(FIRST, "a", SQUARE)]
     )
     assert right == [True]
     assert (figures["mAP@50"], figures["mAP@75"]) == pytest.approx((1.0, 0.0))
@@ -100,9 +104,9 @@ def test_boxes_that_fit_loosely_are_right_at_50_only() -> None:
 
 def test_mean_average_precision_is_over_the_truths_labels() -> None:
     """One label found and one missed give a half; a label that is not in the truth costs precision alone."""
-    truth = [PlacedBox(FIRST, "a", SQUARE), PlacedBox(FIRST, "b", SQUARE)]
+    truth = [PlacedThing(FIRST, "a", SQUARE), PlacedThing(FIRST, "b", SQUARE)]
     figures, right = evaluate_boxes(
-        [PlacedBox(FIRST, "a", SQUARE, 0.9), PlacedBox(FIRST, "c", SQUARE, 0.9)], truth
+        [PlacedThing(FIRST, "a", SQUARE, 0.9), PlacedThing(FIRST, "c", SQUARE, 0.9)], truth
     )
     assert right == [True, False]
     assert figures["mAP@50"] == pytest.approx(0.5)
@@ -112,8 +116,8 @@ def test_mean_average_precision_is_over_the_truths_labels() -> None:
 def test_nothing_has_no_figures() -> None:
     """nan without truth, and of nothing at all; truth without boxes is all missed."""
     assert all(math.isnan(value) for value in evaluate_boxes([], [])[0].values())
-    assert math.isnan(evaluate_boxes([PlacedBox(FIRST, "a", SQUARE, 0.9)], [])[0]["mAP@50"])
-    missed = evaluate_boxes([], [PlacedBox(FIRST, "a", SQUARE)])[0]
+    assert math.isnan(evaluate_boxes([PlacedThing(FIRST, "a", SQUARE, 0.9)], [])[0]["mAP@50"])
+    missed = evaluate_boxes([], [PlacedThing(FIRST, "a", SQUARE)])[0]
     assert (missed["mAP@50:95"], missed["recall@50"]) == (0.0, 0.0)
 
 

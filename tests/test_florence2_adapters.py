@@ -54,6 +54,7 @@ def facts(answer: Any) -> tuple[str, tuple[float, ...]]:
     return answer.raw_text, tuple(round(value, 3) for value in answer.token_logprobs)
 
 
+@pytest.mark.slow
 def test_each_request_gets_what_its_adapter_alone_answers(model: Florence2, folders: dict[str, Path]) -> None:
     """All at once, on the same pictures, for several tasks: the text of a model into which the adapter is
     merged, and its log-probabilities within 1e-4; without an adapter, those of the base."""

@@ -150,6 +150,7 @@ class Source:
         return self.data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_picture_is_let_go_with_its_request(goldens: Goldens, picture: Path, cancelled: bool) -> None:
     """Also while the caller keeps the future, and without Python's collector of cycles, which comes so seldom

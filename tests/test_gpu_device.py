@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +64,21 @@ def test_copies_hold_their_values(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", DEVICES)
+def test_pictures_that_are_sent_together_arrive_before_the_work_on_them(kind: str) -> None:
+    """Their memory is used again only when that is done, however far the host is ahead."""
+    memory = memory_of(kind)
+    buffer = memory.upload(torch.zeros(3, 256, 256, 3, dtype=torch.uint8)).clone()
+    arrived = []
+    for number in range(40):
+        pictures = [torch.full((256, 256, 3), number + each, dtype=torch.uint8) for each in range(3)]
+        buffer.copy_(memory.send(pictures))
+        arrived.append(memory.download(torch.stack([buffer.amin((1, 2, 3)), buffer.amax((1, 2, 3))])))
+    for number, extremes in enumerate(arrived):
+        assert extremes().tolist() == [[number, number + 1, number + 2]] * 2
+    assert memory.send([torch.ones(2, 5)]).shape == (1, 2, 5)
+
+
+@pytest.mark.parametrize("kind", DEVICES)
 def test_pixels_are_read_from_the_memory_of_their_readers(kind: str) -> None:
     """Page-locked where the device can do that; a slot that is given back is not used again before it has
     been read."""
@@ -87,6 +104,36 @@ def test_pixels_are_read_from_the_memory_of_their_readers(kind: str) -> None:
     gc.collect()
     assert pixels.free == 4
     pixels.close()
+
+
+def test_pixels_that_can_t_be_page_locked_leave_no_error_to_the_next_kernel(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CUDA keeps an error for the next launch. Both happen on the memory's own device, which need not be the
+    thread's."""
+    current, errors = ["cuda:0"], list[int]()
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(str(chosen))
+        yield
+        current.pop()
+
+    def register(*_: int) -> int:
+        assert current[-1] == "cuda:1"
+        errors.append(801)
+        return errors[-1]
+
+    def launch(*_: int, device: torch.device) -> None:
+        assert current[-1] == str(device) == "cuda:1"
+        raise RuntimeError(f"CUDA error {errors.pop()}")
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=register))
+    monkeypatch.setattr(torch, "zeros", launch)
+    assert CudaMemory(torch.device("cuda:1")).lock_pages(memoryview(bytearray(64))) is None
+    assert "801" in caplog.text
+    assert not errors
 
 
 @pytest.mark.parametrize("kind", DEVICES)

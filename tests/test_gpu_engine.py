@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
+from florence.model.encoding import PLAIN
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
 
@@ -38,8 +39,20 @@ SLOTS, PICTURE_TOKENS, ROOM, LONGEST_PROMPT, PATIENCE_S = 9, 5, 80, 100, 120
 
 pytestmark = pytest.mark.filterwarnings("default")  # of whatever versions are there
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DENSE = "cuda without kernels"
+DEVICES = ["cpu", *(pytest.param(kind, marks=pytest.mark.gpu) for kind in ("cuda", DENSE))]
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+
+SIZES: dict[str, dict[str, Any]] = {
+    "text_config": {"d_model": 64},
+    "vision_config": {
+        "embed_dim": [16, 32, 32, 64],
+        "num_heads": [1, 2, 2, 4],
+        "num_groups": [1, 1, 2, 2],
+        "projection_dim": 64,
+    },
+}
+"""Heads and groups of channels are of 16 or 32 numbers, as the kernels for GPUs want them."""
 
 
 class Answer(NamedTuple):
@@ -53,13 +66,13 @@ class Answer(NamedTuple):
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some of its answers end before their limit."""
     directory: Path = tmp_path_factory.mktemp("tiny")
-    make_native(directory, end=2.0)
+    make_native(directory, end=2.0, **SIZES)
     return directory
 
 
 def load(checkpoint: Path, kind: str, dtype: torch.dtype) -> Florence2Model:
     """On the device, with weights in a GPU's layout."""
-    config, device = read_config(checkpoint), torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+    config, device = read_config(checkpoint), torch.device("cpu" if kind == "cpu" else "cuda:0")
     vocab = config.text.vocab_size
     model = load_model(checkpoint, config, imagenet_normalize(), vocab, device, dtype)
     if kind == "cpu":
@@ -67,24 +80,30 @@ def load(checkpoint: Path, kind: str, dtype: torch.dtype) -> Florence2Model:
     return model
 
 
-def backend_of(model: Florence2Model, capturer: GraphCapturer | None = None) -> Backend:
-    """As on a GPU; `capturer` replaces the device's own."""
-    if model.device.type == "cuda":
+def backend_of(model: Florence2Model, kind: str, capturer: GraphCapturer | None = None) -> Backend:
+    """As on a GPU; `capturer` replaces the device's own. The kernels are used where they are asked for: with
+    PyTorch's operations in their place a test would tell nothing of them."""
+    if kind != "cpu":
         config = model.config
         backend = Backend.for_device(
-            model.device, model.dtype, config.text.decoder_head_dim, vision=config.vision
+            model.device,
+            model.dtype,
+            config.text.decoder_head_dim,
+            vision=config.vision,
+            cuda_kernels="off" if kind == DENSE else "auto",
         )
+        assert backend.attention.grouped == (backend.encode is not PLAIN) == (kind != DENSE)
         return backend if capturer is None else replace(backend, capturer=capturer)
     return Backend(
         capturer=capturer or SharedPool(), delayed_readback=True, free_host_reads=False, pins_attention=True
     )
 
 
-def runner_of(model: Florence2Model, capturer: GraphCapturer | None = None) -> Runner:
+def runner_of(model: Florence2Model, kind: str, capturer: GraphCapturer | None = None) -> Runner:
     return Runner(
         model,
         SLOTS,
-        backend=backend_of(model, capturer),
+        backend=backend_of(model, kind, capturer),
         picture_tokens=PICTURE_TOKENS,
         encode_batch=4,
         picture_size=(64, 64),
@@ -147,7 +166,7 @@ def test_captured_work_gives_the_answers_of_plain_work(
     again after a reset. In float32 they are also those of the plain search, one request at a time."""
     model = load(checkpoint, kind, dtype)
     asked = [random_request(random.Random(seed)) for seed in range(30)]
-    captured, plain = runner_of(model), runner_of(model, EagerCapturer())
+    captured, plain = runner_of(model, kind), runner_of(model, kind, EagerCapturer())
     for runner in (captured, plain):
         runner.prepare()
     expected = decode(plain, asked, random.Random(1))
@@ -164,12 +183,13 @@ def test_captured_work_gives_the_answers_of_plain_work(
             assert answer.token_ids == alone(model, plain, asked[number]), asked[number].options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEVICES)
 @torch.inference_mode()
 def test_everything_is_captured(checkpoint: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Every shape of steps and encodes, also after a reset; attention is chosen before."""
     caplog.set_level("INFO")
-    runner = runner_of(load(checkpoint, kind, BFLOAT16))
+    runner = runner_of(load(checkpoint, kind, BFLOAT16), kind)
     runner.prepare()
     for _ in range(2):
         steps = runner._buffers.steps
@@ -189,7 +209,7 @@ def test_two_engines_on_one_device_do_not_disturb_each_other(checkpoint: Path, k
     config = EngineConfig(
         max_batch_size=SLOTS, max_encode_batch=4, max_new_tokens=ROOM, max_prompt_tokens=LONGEST_PROMPT
     )
-    runners = [runner_of(model) for model in models]
+    runners = [runner_of(model, kind) for model in models]
     engines = [Engine(runner, config) for runner in runners]
     futures = [generate(engines[number % 2], request) for number, request in enumerate(asked * 2)]
     futures += [generate(engines[1 - number % 2], request) for number, request in enumerate(asked)]
@@ -202,11 +222,12 @@ def test_two_engines_on_one_device_do_not_disturb_each_other(checkpoint: Path, k
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["cuda", DENSE])
 @torch.inference_mode()
-def test_token_ids_on_a_gpu_are_those_of_a_cpu(checkpoint: Path) -> None:
+def test_token_ids_on_a_gpu_are_those_of_a_cpu(checkpoint: Path, kind: str) -> None:
     """In float32, whatever joins and leaves."""
     asked = [random_request(random.Random(seed)) for seed in range(30)]
-    runners = [runner_of(load(checkpoint, kind, FLOAT32)) for kind in ("cuda", "cpu")]
+    runners = [runner_of(load(checkpoint, each, FLOAT32), each) for each in (kind, "cpu")]
     for runner in runners:
         runner.prepare()
     mine, theirs = (decode(runner, asked, random.Random(1)) for runner in runners)

@@ -25,35 +25,33 @@ RUN = """
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
 import pytest
-sys.exit(pytest.main(sys.argv[1:]))
+bare = ["-q", "-p", "no:cacheprovider"]
+found = pytest.main([*bare, "--collect-only", "-m", "gpu"])
+print({between!r})
+run = ["tests/test_gpu_device.py", "tests/test_gpu_engine.py", "-k", "captured and not answers"]
+ran = pytest.main([*bare, *run])
+sys.exit(found or ran)
 """
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """pytest in a process that can't import what is absent."""
-    code = RUN.format(absent=ABSENT)
-    command = [sys.executable, "-c", code, "-q", "-p", "no:cacheprovider", *arguments]
-    bare = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins are packages too
-    return subprocess.run(command, cwd=TESTS.parent, env=bare, capture_output=True, text=True, check=False)
+BETWEEN = "=== and now they run ==="
 
 
 @pytest.mark.slow
-def test_the_tests_with_the_mark_are_found_and_no_others() -> None:
-    """`pytest -m gpu` imports no module that needs the service."""
-    found = run("--collect-only", "-m", "gpu")
-    assert found.returncode == 0, found.stdout + found.stderr
-    names = [line for line in found.stdout.splitlines() if "::" in line]
+def test_the_tests_with_the_mark_are_found_and_no_others_and_run_on_a_cpu() -> None:
+    """In a process that can't import what is absent: `pytest -m gpu` imports no module that needs the
+    service."""
+    code = RUN.format(absent=ABSENT, between=BETWEEN)
+    bare = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins are packages too
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=TESTS.parent, env=bare, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    collected, _, told = ran.stdout.partition(BETWEEN)
+    names = [line for line in collected.splitlines() if "::" in line]
     assert {Path(name.partition("::")[0]).name for name in names} == {
         "test_gpu_engine.py",
         "test_gpu_device.py",
     }
     assert len(names) >= 8
     assert all("cuda" in name or "on_a_gpu" in name for name in names)
-
-
-@pytest.mark.slow
-def test_they_run() -> None:
-    """Here on the CPU."""
-    ran = run("tests/test_gpu_device.py", "tests/test_gpu_engine.py", "-k", "captured and not answers")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "passed" in ran.stdout
+    assert "passed" in told

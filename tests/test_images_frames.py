@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from pictures import drawn, saved
 from PIL import Image
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.decode import inspect, open_image
+from florence.images.decode import MOST_PASSES, inspect, open_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
 from florence.images.seen import View
@@ -103,6 +104,37 @@ def test_the_frames_before_count_as_work() -> None:
     )
     with pytest.raises(ImageTooLarge, match="12 frames of 2400 pixels"):
         inspect(many, ImageLimits(max_pixels=2400), View(frame=12))
+
+
+@pytest.mark.parametrize(("name", "scans"), [("PNG", 4), ("GIF", 2), ("WEBP", 2), ("AVIF", 1)])
+def test_frames_that_are_composed_count_for_several_scans(name: str, scans: int) -> None:
+    """Measured: a frame of a PNG takes Pillow up to 15 ns a pixel. The first one is an ordinary picture."""
+    data, pixels = animated(name), 60 * 40
+    enough = max(pixels, -(-3 * scans * pixels // MOST_PASSES))
+    assert inspect(data, ImageLimits(max_pixels=enough), View(frame=3)).pass_cost == scans
+    assert inspect(data, ImageLimits(max_pixels=pixels)).pass_cost == 1
+    if enough > pixels:
+        with pytest.raises(ImageTooLarge, match="3 frames of 2400 pixels"):
+            inspect(data, ImageLimits(max_pixels=pixels), View(frame=3))
+
+
+@pytest.mark.parametrize("compression", [1, 2])
+def test_run_length_encoding_is_limited_by_what_it_costs(compression: int) -> None:
+    """Pillow undoes it in Python: 24 KB of ends of lines took three seconds. A small BMP is read."""
+
+    def bmp(side: int, rows: bytes) -> bytes:
+        bits = 8 if compression == 1 else 4
+        head = struct.pack("<IiiHHIIiiII", 40, side, side, 1, bits, compression, 0, 0, 0, 1 << bits, 0)
+        palette = bytes(4 << bits)
+        start = 54 + len(palette)
+        return b"BM" + struct.pack("<IHHI", 0, 0, 0, start) + head + palette + rows + b"\0\1"
+
+    line = b"\1\1\0\0"  # one pixel, end of the line
+    assert open_image(bmp(64, line * 64)).size == (64, 64)
+    with pytest.raises(ImageTooLarge, match="up to 16000000 pixels are decoded"):
+        open_image(bmp(6000, line * 6000))
+    with pytest.raises(ImageTooLarge, match="run-length encoded"):
+        open_image(bmp(3000, b"\1\1" * 5_000_000))
 
 
 def test_a_pil_picture_is_one_frame() -> None:

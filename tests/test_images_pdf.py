@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from contextlib import suppress
+from typing import Any
 
+import fuzzing
 import numpy as np
+import pypdfium2
 import pytest
 from pdfs import BLUE, GREEN, RED, pdf
 from pictures import drawn, saved
@@ -13,6 +18,7 @@ from serving import Server
 
 from florence.client import Client
 from florence.errors import ImageError, ImageTooLarge, RequestError, SettingsError
+from florence.images import pdf as pdf_module
 from florence.images.apart import count_pages_apart, render_page_apart
 from florence.images.decode import open_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
@@ -114,6 +120,38 @@ def test_a_renderer_that_ends_fails_one_request(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(apart, "_WALL_S", 0.2)
     with pytest.raises(ImageError, match="not read within"):
         render_page_apart(pdf(), 1, DEFAULT_LIMITS)
+
+
+def test_whatever_is_opened_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents, pages and bitmaps of PDFium, of whole PDFs, damaged ones and one without pages: the process
+    that renders them keeps nothing."""
+    raw = pypdfium2.raw
+    opened: Counter[str] = Counter()
+
+    def counted(function: Any, kind: str, sign: int) -> Any:
+        def call(*arguments: Any) -> Any:
+            handle = function(*arguments)
+            opened[kind] += sign * (sign < 0 or bool(handle))
+            return handle
+
+        return call
+
+    for kind, opens, closes in (
+        ("document", "FPDF_LoadMemDocument64", "FPDF_CloseDocument"),
+        ("page", "FPDF_LoadPage", "FPDF_ClosePage"),
+        ("bitmap", "FPDFBitmap_CreateEx", "FPDFBitmap_Destroy"),
+        ("form", "FPDFDOC_InitFormFillEnvironment", "FPDFDOC_ExitFormFillEnvironment"),
+    ):
+        monkeypatch.setattr(raw, opens, counted(getattr(raw, opens), kind, 1))
+        monkeypatch.setattr(raw, closes, counted(getattr(raw, closes), kind, -1))
+    target, read = fuzzing.TARGETS["pdf"], 0
+    for number in range(300):
+        data = pdf(()) if number == 0 else target.input("pdf", 1, number)
+        with suppress(ImageError):
+            read += bool(pdf_module.render_page(data, 2, fuzzing.SMALL))
+    assert read > 50
+    assert set(opened) >= {"document", "page"}
+    assert not any(opened.values())
 
 
 def test_memory_is_bounded() -> None:

@@ -19,6 +19,7 @@ from florence.images.preprocess import InputSize
 from florence.images.seen import ORIGINAL, SEEN, View
 from florence.readers.picture import LocalReader
 from florence.readers.processes import ProcessReaders
+from florence.runtime.run_options import own_picture
 
 GREEN = View(background=(0, 255, 0))
 RAMP = np.arange(256).reshape(16, 16)
@@ -167,6 +168,23 @@ def test_a_picture_opened_by_the_caller_is_as_upright_as_its_path(tmp_path: Path
             assert load_image(picture, view=ORIGINAL).size == ((23, 37) if format == "TIFF" else (37, 23))
             turned = ImageOps.exif_transpose(picture)
             assert load_image(turned, view=SEEN).size == (23, 37)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_librarys_copy_is_turned_and_converted_once(tmp_path: Path, format: str) -> None:
+    """What a file says of its picture is not applied again to the copy that a request keeps: a reader makes
+    the same pixels of it as of the path."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = tmp_path / "phone"
+    drawn().save(path, format, exif=exif, icc_profile=profile)
+    reader = LocalReader(InputSize(40, 30, 3))
+    with Image.open(path) as picture:
+        kept = own_picture(picture, SEEN, DEFAULT_LIMITS)
+    assert isinstance(kept, Image.Image)
+    assert not kept.info
+    assert reader.read(kept, SEEN).digest == reader.read(path, SEEN).digest
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -127,7 +127,10 @@ def test_a_page_of_another_origin_is_refused(over_http: str) -> None:
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     accept = {"Accept": "application/json, text/event-stream"}
     for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
-        assert httpx.post(over_http, json=body, headers={**accept, **headers}).status_code in (403, 421)
+        assert httpx.post(over_http, json=body, headers={**accept, **headers}, timeout=60).status_code in (
+            403,
+            421,
+        )
 
 
 def test_the_command_says_what_is_wrong(florence: Any, tmp_path: Path) -> None:

@@ -34,10 +34,15 @@ TABLES = {"cuda_kernels": "STEP_KERNELS", "cuda_encode_kernels": "ENCODE_KERNELS
 
 
 class Kernel:
-    """In place of one that needs triton; it may fail its check."""
+    """In place of one that needs triton; it may fail its check. `checked`: the sizes of its checks."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
+        self.checked: list[dict[str, int]] = []
+
+    def fitted(self, **sizes: int) -> Kernel:
+        self.checked.append(sizes)
+        return self
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
         assert (device, dtype) == (GPU, torch.bfloat16)
@@ -53,6 +58,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in TABLES:
         use(monkeypatch, module, Kernel())
     monkeypatch.setattr(find_cuda_kernels, "find_spec", lambda _: object())
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(find_cuda_kernels, "load_kernels", lambda: ("attention", "search"))
     monkeypatch.setattr(find_cuda_kernels, "load_encode_kernels", lambda: "encode")
 
@@ -65,7 +72,7 @@ def use(monkeypatch: pytest.MonkeyPatch, module: str, kernel: Kernel) -> None:
 
 def find_both(**sizes: Any) -> list[Any]:
     tower = replace(TOWER, **sizes)
-    head_dim = 12 if sizes else 64
+    head_dim = 12 if 64 in sum(sizes.values(), ()) else 64
     return [
         find_kernels(GPU, torch.bfloat16, head_dim),
         find_encode_kernels(GPU, torch.bfloat16, tower),
@@ -78,12 +85,26 @@ def test_kernels_that_agree_are_used() -> None:
 
 
 @pytest.mark.usefixtures("card")
-@pytest.mark.parametrize("reason", ["no triton", "an old card", "other heads", "other groups"])
+def test_kernels_are_checked_at_the_models_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps with each number of beams, encodes with each stage's heads and groups of channels."""
+    steps, encodes = Kernel(), Kernel()
+    use(monkeypatch, "cuda_kernels", steps)
+    use(monkeypatch, "cuda_encode_kernels", encodes)
+    find_both(groups=(16, 16))
+    assert steps.checked == [{"beams": beams, "head_dim": 64} for beams in (1, 3, 8)]
+    stages = (256, 32), (256, 16), (512, 32)
+    assert encodes.checked == [{"dim": dim, "head_dim": size, "window": 12} for dim, size in stages]
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize("reason", ["no triton", "no compiler", "an old card", "other heads", "other groups"])
 def test_without_them_pytorch_s_operations_are_used_and_the_log_says_so(
     reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if reason == "no triton":
         monkeypatch.setattr(find_cuda_kernels, "find_spec", lambda _: None)
+    if reason == "no compiler":
+        monkeypatch.setattr("shutil.which", lambda _: None)
     if reason == "an old card":
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     sizes = {"other heads": {"heads": (8, 64)}, "other groups": {"groups": (8, 64)}}.get(reason, {})

@@ -55,7 +55,7 @@ def encoded(model: Florence2Model, backend: EncodeBackend, side: int = 96) -> li
 def by_twins(monkeypatch: pytest.MonkeyPatch) -> EncodeBackend:
     """The backend of the Triton kernels, computed by their definitions."""
     pytest.importorskip("triton", reason="PyTorch's builds for CPUs have no triton")
-    from florence.model import cuda_encoding
+    from florence.model import cuda_encoding, cuda_layers
     from florence.model.kernels.cuda import tower_twins, twins
 
     def scores(qkv: Tensor, groups: int) -> Tensor:
@@ -65,13 +65,13 @@ def by_twins(monkeypatch: pytest.MonkeyPatch) -> EncodeBackend:
         (cuda_encoding.copies, ("look_up", "write_cross")),
         (cuda_encoding.positions, ("position_norm",)),
         (cuda_encoding.tower_attention, ("window_attention", "channel_mix")),
-        (cuda_encoding.gelu, ("gelu_linear",)),
+        (cuda_layers.gelu, ("gelu_linear",)),
     ):
         for name in names:
             monkeypatch.setattr(module, name, getattr(tower_twins, name))
     monkeypatch.setattr(cuda_encoding.tower_attention, "channel_scores", scores)
-    monkeypatch.setattr(cuda_encoding.norms, "add_norm", twins.add_norm)
-    monkeypatch.setattr(cuda_encoding.gelu, "takes", lambda dtype: True)
+    monkeypatch.setattr(cuda_layers.norms, "add_norm", twins.add_norm)
+    monkeypatch.setattr(cuda_layers.gelu, "takes", lambda dtype: True)
     return cuda_encoding.CudaEncode()
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from goldens import load_float32
 from tiny import make_native
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence.checkpoint.weights import count_parameters
@@ -18,9 +20,11 @@ from florence.engine.device.reference import generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.model.florence2 import Florence2Model
+from florence.model.kernels.cuda import twins
 from florence.model.kernels.linear import Linear
 from florence.model.kernels.precise import bmm_float32, mm_float32
 from florence.model.language import HEAD_MULTIPLE, Attention
+from florence.model.lowrank import Factors, LowRankKernels, StackedAdapters
 from florence.model.masks import additive_mask
 
 
@@ -87,6 +91,43 @@ def test_one_product_for_queries_keys_and_values() -> None:
     added = additive_mask(allowed, torch.float32)[:, None, None]
     torch.testing.assert_close(fused.to_itself(states, added), expected)
     assert torch.equal(own.to_itself(states, added), expected)
+
+
+@pytest.mark.parametrize(
+    "kernels", [None, LowRankKernels(twins.shrink, twins.expand)], ids=["plain", "kernels"]
+)
+@pytest.mark.parametrize(
+    "named", [("q_proj", "v_proj"), ("k_proj",), ("q_proj", "k_proj", "v_proj")], ids=str
+)
+@pytest.mark.parametrize("length", [1, 6])
+def test_adapters_beside_one_product_are_each_rows_own(
+    named: tuple[str, ...], length: int, kernels: LowRankKernels | None
+) -> None:
+    """Of some of the three layers or of all, in rows of one state and of several; rows without one share it.
+    Queries, keys and values keep one stride between rows, by which a kernel reads them."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"self_attn": Attention(24, 4).requires_grad_(False)})
+    own: Any = model["self_attn"]
+    own.fuse()
+    index = torch.tensor([2, 0, 1, 2])
+    states = torch.randn(4, 24) if length == 1 else torch.randn(4, length, 24)
+    plain = [part.clone() for part in own.project(states)]
+    bank = StackedAdapters(model, 2, kernels)
+    factors = {
+        slot: {name: Factors(torch.randn(5, 24), torch.randn(24, 5)) for name in named} for slot in (1, 2)
+    }
+    for slot, layers in factors.items():
+        bank.place(slot, {f"self_attn.{name}": each for name, each in layers.items()})
+    with torch.no_grad(), bank.applied(index):
+        made = own.project(states)
+    assert len({part.stride() for part in made}) == 1
+    for name, part, before in zip(("q_proj", "k_proj", "v_proj"), made, plain, strict=True):
+        for row, slot in enumerate(index.tolist()):
+            expected = before[row]
+            if slot and name in named:
+                each = factors[slot][name]
+                expected = expected + states[row] @ each.down.T @ each.up.T
+            torch.testing.assert_close(part[row], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

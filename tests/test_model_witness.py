@@ -134,9 +134,9 @@ def test_generated_ids_are_those_of_transformers(
     """
     native, model = pair_of("tiny, without end" if early_stopping is False and length_penalty > 0 else "tiny")
     options = GenerationOptions(num_beams, 20, min_new_tokens, ngram, early_stopping, length_penalty)  # type: ignore[arg-type]
-    for prompt in PROMPTS:
-        asked = Request(random_pixels(SIDES["tiny"]), prompt, options)
-        assert generate_alone(model, asked, RULES).token_ids == native_ids(native, model, asked)
+    prompt = PROMPTS[(num_beams + min_new_tokens) % 3]
+    asked = Request(random_pixels(SIDES["tiny"]), prompt, options)
+    assert generate_alone(model, asked, RULES).token_ids == native_ids(native, model, asked)
 
 
 @pytest.mark.slow
@@ -144,8 +144,8 @@ def test_the_engine_gives_transformers_ids_at_real_sizes(pair_of: PairOf) -> Non
     """All requests at once, by the CPU's kernel where it is; `benchmarks/exactness.py` does more of it."""
     native, model = pair_of("base")
     asked = [
-        Request(random_pixels(768, seed=int(beams > 1)), prompt, GenerationOptions(beams, 8, 0, 3, True, 1.0))
-        for beams, prompt in zip((1, 3, 5), PROMPTS, strict=True)
+        Request(random_pixels(768, seed=beams), prompt, GenerationOptions(beams, 6, 0, 3, True, 1.0))
+        for beams, prompt in zip((1, 5), PROMPTS, strict=False)
     ]
     head_dim = model.config.text.decoder_head_dim
     runner = Runner(model, 4, backend=Backend.for_device(model.device, model.dtype, head_dim))

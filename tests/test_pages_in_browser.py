@@ -133,8 +133,8 @@ def test_tasks_of_the_checkpoint_appear(browser: Browser, locked: Server) -> Non
 def test_an_option_that_is_declared_appears(browser: Browser, fake_server: Server) -> None:
     """By its schema alone: numbers have their bounds, names that /info lists are offered, and what is chosen
     is sent."""
-    document = httpx.get(f"{fake_server.url}/docs.json").json()
-    info = httpx.get(f"{fake_server.url}/info").json()
+    document = httpx.get(f"{fake_server.url}/docs.json", timeout=60).json()
+    info = httpx.get(f"{fake_server.url}/info", timeout=60).json()
     options = document["components"]["schemas"]["PlainInput"]["properties"]
     options["adapter"] = {"anyOf": [{"type": "string"}, {"type": "null"}], "description": "Which adapter."}
     options["halves"] = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 4}, {"type": "null"}]}

@@ -186,7 +186,7 @@ def test_one_beam_streams(opened: tuple[Page, Seen]) -> None:
 
 def test_the_form_of_options_is_the_documents(page: Page, demo_server: Server) -> None:
     """Every option that the service declares has a field, with its words."""
-    document = httpx.get(f"{demo_server.url}/docs.json").json()
+    document = httpx.get(f"{demo_server.url}/docs.json", timeout=60).json()
     declared = document["components"]["schemas"]["PlainInput"]["properties"]
     names = page.locator(".option label").all_inner_texts()
     assert sorted(page.locator(".option [name]").evaluate_all("all => all.map(each => each.name)")) == sorted(

@@ -26,10 +26,10 @@ from florence.bulk.sources import Sources
 from florence.bulk.store import AnsweredTasks, Store
 from florence.errors import ImageError, RequestError
 from florence.ray import FlorenceActor
-from florence.ray.pool import ActorPool
+from florence.ray.pool import BLOCK_BYTES, ActorPool
 from florence.ray.rows import as_columns, as_lines, job_block
 from florence.ray.sink import PartSink
-from florence.ray.source import Archives, absolute, in_archives
+from florence.ray.source import Archives, absolute, chunks, in_archives
 from florence.types.tasks import TASKS
 
 CAPTION, BOXES = (PictureQuestion(TASKS[token]) for token in ("<CAPTION>", "<OD>"))
@@ -173,6 +173,17 @@ def test_archives_are_read_where_the_tasks_are(tmp_path: Path, monkeypatch: pyte
         last.item.read()
 
 
+def test_large_pictures_of_archives_come_in_small_blocks() -> None:
+    """A read task holds a block's bytes and one picture more, however many pictures a batch has; each comes
+    once, in its order."""
+    jobs = [
+        Job(PictureItem(str(n), "", held=BLOCK_BYTES // 3 if n < 10 else 0), (CAPTION,)) for n in range(20)
+    ]
+    found = list(chunks(jobs, 8))
+    assert [job for chunk in found for job in chunk] == jobs
+    assert [len(chunk) for chunk in found] == [4, 4, 8, 4]
+
+
 def write(sink: PartSink, number: int, table: Any) -> Any:
     return sink.write([table], SimpleNamespace(task_idx=number))
 
@@ -201,6 +212,20 @@ def test_parts_are_those_of_plain_bulk(tmp_path: Path) -> None:
         *[(name, q.task.token) for name in "ac" for q in (CAPTION, BOXES)],
     ]
     assert ("c", BOXES.key) in [(name, key) for key, names in store.answered().items() for name in names]
+
+
+def test_parts_of_a_killed_run_come_too_late(tmp_path: Path) -> None:
+    """Once another run has begun, tasks of the one before that still run on the cluster leave nothing: their
+    pictures are asked again."""
+    before = PartSink(tmp_path / "parts", 10)
+    before.on_write_start()
+    outcomes = [(job, echo(job.item, job.questions)) for job in [Job(PictureItem("a", ""), (CAPTION,))]]
+    after = PartSink(tmp_path / "parts", 10)
+    after.on_write_start()
+    with pytest.raises(RequestError, match="another run has begun"):
+        write(before, 0, as_columns(outcomes))
+    assert write(after, 0, as_columns(outcomes)).answers == 1
+    assert [row["picture"] for row in read_columns(tmp_path / "parts")] == ["a"]
 
 
 def test_parts_on_a_node_with_another_directory_are_refused(tmp_path: Path) -> None:

@@ -9,21 +9,29 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psutil
 import pytest
+import ray_runs
 from pictures import drawn, saved
 from ray.cluster_utils import Cluster
 from serving import ROOT
+from waiting import wait_until
 
 from florence.answers.columns import read_columns
+from florence.ray.pool import cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),  # Ray's own
+]
+Run = Callable[..., tuple[int, str, str]]
 PATIENCE_S = 180.0  # nodes, drivers and actors each import what they need
 ECHO = [sys.executable, str(ROOT / "tests" / "ray_runs.py")]
 STORE_BYTES = 100 * 2**20
@@ -52,6 +60,7 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
+    """A cluster that this process is connected to: a run that is not to be killed runs here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -59,7 +68,8 @@ def nodes() -> Iterator[Nodes]:
         mark = uuid4().hex
         patch.setenv(MARK, mark)
         made = Nodes()
-        yield made
+        with cluster(made.address):
+            yield made
         made.cluster.shutdown()
         assert not left_over(mark)
 
@@ -100,15 +110,6 @@ def told(out: Path) -> list[str]:
     return sorted(row["picture"] for row in rows(out))
 
 
-def run(command: Sequence[object], status: int = 0) -> str:
-    """What a command says on stderr."""
-    ran = subprocess.run(
-        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
-    assert ran.returncode == status, ran.stderr[-4000:]
-    return ran.stderr
-
-
 def start_until(command: Sequence[object], out: Path, answers: int) -> subprocess.Popen[bytes]:
     """A command that goes on, and has so many answers."""
     with out.with_suffix(".err").open("w") as err:
@@ -125,7 +126,13 @@ def rows_so_far(out: Path) -> list[Any]:
     return rows(out) if out.is_dir() else out.read_bytes().splitlines()
 
 
-def test_answers_are_those_of_plain_bulk(nodes: Nodes, tmp_path: Path) -> None:
+@pytest.fixture
+def echoes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actors answer at once, in place of a model."""
+    monkeypatch.setattr("florence.cli.bulk_ray.actor_arguments", ray_runs.actor_arguments(0))
+
+
+def test_answers_are_those_of_plain_bulk(nodes: Nodes, florence: Run, tmp_path: Path) -> None:
     """Files, a member of an archive and a file that is no picture, two tasks, with the demo checkpoint: the
     same rows but for their times, the same failures, and nothing is left for a second run."""
     names = pictures(tmp_path / "in", 4)
@@ -136,11 +143,12 @@ def test_answers_are_those_of_plain_bulk(nodes: Nodes, tmp_path: Path) -> None:
         member.size = len(content := Path(names[0]).read_bytes())
         tar.addfile(member, io.BytesIO(content))
     plain, ray = tmp_path / "plain.jsonl", tmp_path / "ray.jsonl"
-    asked = [sys.executable, "-m", "florence.cli", "bulk", tmp_path / "in", shard, "--model", "demo"]
-    asked += ["--task", "caption", "--task", "od", "--no-progress", "--concurrency", "2"]
-    run([*asked, "--out", plain], status=3)
-    on_ray = [*asked, "--out", ray, "--ray", nodes.address, "--actors", "1..2"]
-    assert "10 answered, 2 failed" in run(on_ray, status=3)
+    asked = ["bulk", tmp_path / "in", shard, "--model", "demo", "--task", "caption", "--task", "od"]
+    asked += ["--no-progress", "--concurrency", "2"]
+    assert florence(*asked, "--out", plain)[0] == 3
+    on_ray = [*asked, "--out", ray, "--ray", nodes.address]
+    status, _, said = florence(*on_ray)
+    assert (status, "10 answered, 2 failed" in said) == (3, True)
 
     def known(out: Path) -> list[dict[str, Any]]:
         kept = [{name: row[name] for name in row if name != "timings"} for row in rows(out)]
@@ -151,57 +159,67 @@ def test_answers_are_those_of_plain_bulk(nodes: Nodes, tmp_path: Path) -> None:
     failures = [sorted(map(str, rows(out.with_suffix(".failures.jsonl")))) for out in (plain, ray)]
     assert failures[0] == failures[1]
     (tmp_path / "in" / "bad.png").unlink()
-    shard.unlink()
     again = [word for word in on_ray if word != shard]
-    assert "0 answered, 8 were there before" in run(again)
+    assert "0 answered, 8 were there before" in florence(*again)[2]
 
 
+@pytest.mark.usefixtures("echoes")
 @pytest.mark.parametrize("name", ["r.jsonl", "parts"])
-def test_a_second_run_finishes_what_a_killed_driver_left(name: str, nodes: Nodes, tmp_path: Path) -> None:
+def test_a_second_run_finishes_what_a_killed_driver_left(
+    name: str, nodes: Nodes, florence: Run, tmp_path: Path
+) -> None:
     """Its answers, or its whole parts, are kept; the rest is asked; each is there once."""
     names, out = pictures(tmp_path / "in", 24), tmp_path / name
     parts = ["--part-rows", 4] if name == "parts" else []
     command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--no-progress", *parts]
-    command += ["--concurrency", 2, "--ray", nodes.address, "--actors", 2]
+    command += ["--concurrency", 2, "--ray", nodes.address]
     driver = start_until([*ECHO, 0.3, *command], out, 2)
     driver.kill()
     driver.wait(PATIENCE_S)
-    left = len(rows_so_far(out))
-    assert left < len(names)
-    said = run([*ECHO, 0, *command])
-    assert "were there before" in said
+    assert len(rows_so_far(out)) < len(names)
+    assert "were there before" in florence(*command)[2]
     assert told(out) == names
 
 
-def test_a_node_that_dies_takes_nothing_with_it(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_node_that_dies_takes_nothing_with_it(
+    nodes: Nodes, florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What its actor was asked is asked again on the other node; no answer is there twice."""
     names, out = pictures(tmp_path / "in", 24), tmp_path / "r.jsonl"
-    command = [*ECHO, 0.3, "bulk", tmp_path / "in", "--task", "caption", "--out", out, "--no-progress"]
-    command += ["--concurrency", 2, "--ray", nodes.address, "--actors", "1..2"]
-    driver = start_until(command, out, 4)
-    nodes.lose()
-    assert len(rows_so_far(out)) < len(names)
-    assert driver.wait(PATIENCE_S) == 0
+    monkeypatch.setattr("florence.cli.bulk_ray.actor_arguments", ray_runs.actor_arguments(0.3))
+    left = []
+
+    def lose() -> None:
+        wait_until(lambda: out.exists() and len(rows_so_far(out)) >= 4, PATIENCE_S)
+        nodes.lose()
+        left.append(len(names) - len(rows_so_far(out)))
+
+    disaster = threading.Thread(target=lose)
+    disaster.start()
+    command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--no-progress"]
+    assert florence(*command, "--concurrency", 2, "--ray", nodes.address, "--actors", 2)[0] == 0
+    disaster.join(PATIENCE_S)
+    assert left[0] > 0
     assert told(out) == names
     assert not out.with_suffix(".failures.jsonl").exists()
 
 
-def test_a_cluster_that_a_run_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("echoes")
+def test_a_cluster_that_a_run_starts_ends_with_it(
+    nodes: Nodes, florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where it is interrupted, which says what is kept: no process of it is left. The next run asks for
     the rest, with --ordered in the order of the pictures."""
     mark = uuid4().hex
     monkeypatch.setenv(MARK, mark)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     names, out = pictures(tmp_path / "in", 12), tmp_path / "r.jsonl"
     command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--concurrency", 1]
-    command += ["--ray", "local"]
-    driver = start_until([*ECHO, 0.5, *command], out, 1)
+    driver = start_until([*ECHO, 0.5, *command, "--ray", "local"], out, 1)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(PATIENCE_S) == 130
     assert f"what {out} holds is kept" in (out.with_suffix(".err")).read_text()
     assert not left_over(mark)
     assert len(rows_so_far(out)) < len(names)
-    run([*ECHO, 0, *command])
+    florence(*command, "--ray", nodes.address)
     assert [row["picture"] for row in rows(out)] == names
-    assert not left_over(mark)

@@ -210,6 +210,7 @@ def test_pixels_of_more_requests_than_slots_are_copied(make: Callable[..., Proce
         assert np.array_equal(one.pixels, np.asarray(picture))
 
 
+@pytest.mark.slow
 def test_pixels_outlive_the_readers(make: Callable[..., ProcessReaders]) -> None:
     """A closed pool's memory stays mapped as long as an array needs it."""
     readers = make()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -110,6 +111,7 @@ def test_the_typed_answer_that_is_shown_is_the_demo_checkpoints(readme: str, mod
     answer = model.run(PICTURE, "<OD>")
     (block,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
     shown = TaskAnswer[Detections].model_validate_json(block)
+    assert json.loads(block).keys() == TaskAnswer.model_fields.keys()
     assert isinstance(answer.result, Detections)
     for one, other in zip(shown.detections, answer.result.detections, strict=True):
         assert (one.label, one.box) == (other.label, other.box)

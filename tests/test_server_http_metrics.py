@@ -62,6 +62,8 @@ def test_a_histograms_samples_are_in_the_text_formats_order() -> None:
 
 def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
     """Requests of the service's own paths are labelled with them; the document lists no other."""
+    from florence.server.fetching.fetcher import fetcher_of
+    from florence.server.openai.app import create_chat_app
     from florence.server.routing import known_paths
     from florence.server.service import build_service
     from florence.server.typed.openapi import create_about_app
@@ -70,7 +72,8 @@ def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
 
     inference = Inference(5.0)
     built = build_service(Settings(grpc_port=0), 0)
-    known = known_paths(built, [create_about_app(inference, 1000)], inference.served)
+    apps = [create_about_app(inference, 1000), create_chat_app(inference, fetcher_of(Settings()))]
+    known = known_paths(built, apps, inference.served)
     assert set(client.get("/docs.json").json()["paths"]) - {"/metrics"} <= known
     assert "/v2/models/florence2/versions/1/infer" in known
 
@@ -80,17 +83,18 @@ def test_a_scrape_grows_with_no_path(fake_server: Server) -> None:
     """Of a running service: 300 unknown paths and methods add no series, and the text can be parsed."""
 
     async def ask() -> None:
-        async with httpx.AsyncClient(base_url=fake_server.url, timeout=60) as http:
+        fresh = httpx.Limits(max_connections=100, max_keepalive_connections=0)  # idle ones may be closed
+        async with httpx.AsyncClient(base_url=fake_server.url, timeout=300, limits=fresh) as http:
             await asyncio.gather(*(http.request("GET", f"/nope/{i}?{i}") for i in range(300)))
             await asyncio.gather(*(http.post(f"/v2/models/m{i}/infer") for i in range(300)))
 
     def scraped() -> list[Any]:
-        text = httpx.get(fake_server.url + "/metrics").text
+        text = httpx.get(fake_server.url + "/metrics", timeout=60).text
         return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     for path in ("/nope", "/v2/models/m/infer", "/caption"):
-        httpx.post(fake_server.url + path)
-    httpx.get(fake_server.url + "/nope")
+        httpx.post(fake_server.url + path, timeout=60)
+    httpx.get(fake_server.url + "/nope", timeout=60)
     before = scraped()
     asyncio.run(ask())
     after = scraped()

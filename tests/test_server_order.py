@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from bentoml._internal.configuration.containers import BentoMLContainer
 from fake_model import FakeModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -79,11 +80,7 @@ def test_bentomls_errors_have_one_shape(guarded: Starlette) -> None:
 @pytest.mark.parametrize(("method", "path"), DOORS)
 def test_cors_reaches_every_door(model: FakeModel, method: str, path: str) -> None:
     """A preflight is answered and answers are marked, for the origins of the setting only."""
-    inference = Inference(5.0)
-    inference.model = model
-    origins = "https://a.example, https://b.example"
-    middleware = middleware_of(ModelRepository([inference]), 100_000, origins=origins)
-    app = Starlette(routes=[Route("/{path:path}", _other, methods=["GET", "POST"])], middleware=middleware)
+    app = _with_origins(model, "https://a.example, https://b.example/")
     asked = {"origin": "https://b.example", "access-control-request-method": method}
     preflight = send(app, "OPTIONS", path, headers={**asked, "access-control-request-headers": "x-any"})
     assert preflight.status_code == 200
@@ -91,3 +88,31 @@ def test_cors_reaches_every_door(model: FakeModel, method: str, path: str) -> No
         assert reply.headers["access-control-allow-origin"] == "https://b.example"
     foreign = send(app, method, path, headers={"origin": "https://c.example"})
     assert "access-control-allow-origin" not in foreign.headers
+
+
+@pytest.mark.parametrize(("method", "path"), DOORS)
+def test_bentomls_own_cors_reaches_every_door(model: FakeModel, method: str, path: str) -> None:
+    """That of the file `BENTOML_CONFIG`, as it is when the worker builds its middleware, unless the setting
+    says something else."""
+    cors = BentoMLContainer.http.cors
+    values = ((cors.enabled, True), (cors.access_control_allow_origins, ["https://c.example"]))
+    before = [provider.get() for provider, _ in values]
+    apps = {origin: _with_origins(model, origin) for origin in (None, "https://a.example")}
+    try:
+        for provider, value in values:
+            provider.set(value)
+        for origin, app in apps.items():
+            reply = send(app, method, path, headers={"origin": "https://c.example"})
+            assert ("access-control-allow-origin" in reply.headers) == (origin is None)
+    finally:
+        for (provider, _), value in zip(values, before, strict=True):
+            provider.set(value)
+    closed = send(_with_origins(model, None), method, path, headers={"origin": "https://c.example"})
+    assert "access-control-allow-origin" not in closed.headers
+
+
+def _with_origins(model: FakeModel, origins: str | None) -> Starlette:
+    inference = Inference(5.0)
+    inference.model = model
+    middleware = middleware_of(ModelRepository([inference]), 100_000, origins=origins)
+    return Starlette(routes=[Route("/{path:path}", _other, methods=["GET", "POST"])], middleware=middleware)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from florence.server import supervisor
 from florence.server.supervisor import a_sibling_serves, mark_loaded
 
 
@@ -33,22 +31,6 @@ def test_a_worker_sees_others_that_are_loaded_and_live(
         assert a_sibling_serves()
         sibling.kill()
     assert not a_sibling_serves()
-
-
-def test_the_collector_passes_over_what_a_worker_has_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full collection, which stops the event loop, looks at nothing of it; elsewhere nothing changes."""
-    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    before = gc.get_freeze_count()
-    mark_loaded()
-    assert gc.get_freeze_count() == before
-    monkeypatch.setattr(supervisor, "is_worker", lambda: True)
-    loaded = [[] for _ in range(1000)]
-    try:
-        mark_loaded()
-        assert gc.get_freeze_count() >= before + len(loaded)
-        assert not any(each is loaded for each in gc.get_objects())
-    finally:
-        gc.unfreeze()
 
 
 def test_threads_of_a_worker_share_one_heap() -> None:

@@ -88,3 +88,34 @@ def test_v2_bodies_have_schemas_that_hold(client: TestClient) -> None:
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate(wrong, schema(operation["requestBody"]))
             assert client.post(f"/v2/models/florence2/{path}", json=wrong).status_code == 400
+
+
+def test_chat_completions_have_schemas_that_hold(client: TestClient) -> None:
+    """The example of a request is valid and answered, and so are its answer, the list of models and an error;
+    a body that the schema refuses gets a 400."""
+    document = client.get("/docs.json").json()
+
+    def check(content: Any, part: dict[str, Any]) -> None:
+        schema = part["content"]["application/json"]["schema"]
+        jsonschema.validate(content, {**schema, "components": document["components"]})
+
+    chat = document["paths"]["/v1/chat/completions"]["post"]
+    asked = chat["requestBody"]["content"]["application/json"]["example"]
+    for body in (asked, {**asked, "max_tokens": 4, "user": "a", "n": 1, "num_beams": 1, "stream": False}):
+        check(body, chat["requestBody"])
+        reply = client.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 200
+        check(reply.json(), chat["responses"]["200"])
+    for path, real in (("/v1/models", "/v1/models"), ("/v1/models/{model}", "/v1/models/florence2")):
+        operation = document["paths"][path]["get"]
+        for listed in (
+            client.get(real).json(),
+            operation["responses"]["200"]["content"]["application/json"]["example"],
+        ):
+            check(listed, operation["responses"]["200"])
+    for wrong in ({}, {**asked, "model": "gpt"}, {**asked, "messages": []}, {**asked, "num_beams": 99}):
+        with pytest.raises(jsonschema.ValidationError):
+            check(wrong, chat["requestBody"])
+        reply = client.post("/v1/chat/completions", json=wrong)
+        assert str(reply.status_code) in chat["responses"]
+        check(reply.json(), chat["responses"][str(reply.status_code)])

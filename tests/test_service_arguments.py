@@ -69,7 +69,7 @@ def test_workers_get_the_arguments_of_bentoml_serve() -> None:
     environment = {"FLORENCE_MODEL": "/nowhere", "FLORENCE_MAX_QUEUE": "9"}
     with serving(".", ROOT, arguments, **environment) as server:
         server.wait_ready()
-        info = httpx.get(f"{server.url}/info").json()
+        info = httpx.get(f"{server.url}/info", timeout=60).json()
     assert (info["checkpoint"], info["limits"]["max_queue"]) == ("demo", 7)
 
 
@@ -80,4 +80,4 @@ def test_a_build_takes_arguments_too(tmp_path: Path) -> None:
     assert "ARG UV_TORCH_BACKEND=cpu\n" in (bento.path / "env" / "docker" / "Dockerfile").read_text()
     with bento.serving(tmp_path, FLORENCE_DEVICE="cuda:3") as server:
         server.wait_ready()
-        assert httpx.get(f"{server.url}/info").json()["checkpoint"] == "demo"
+        assert httpx.get(f"{server.url}/info", timeout=60).json()["checkpoint"] == "demo"

@@ -55,14 +55,14 @@ def test_tritons_client_is_served_and_a_stop_finishes_what_came(
         assert result.as_numpy("PARSED_JSON").tolist() == [[b'{"<CAPTION>": "a fake"}']]
         client.start_stream(keep)
         client.async_stream_infer("florence2", inputs, request_id="2")
-        streamed, error = answers.get(timeout=20)
+        streamed, error = answers.get(timeout=120)
         assert error is None
         assert streamed.get_response().id == "2"
         client.stop_stream()
         client.async_infer("florence2", inputs, keep, request_id="3")
         wait_until(lambda: trace.read_text().split().count("start") == 3)
         server.terminate()
-        last, error = answers.get(timeout=20)
+        last, error = answers.get(timeout=120)
         assert error is None
         assert last.get_response().id == "3"
     assert server.wait() == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from PIL import Image
 from serving import ROOT, START_S, STOP_S, Server, serving, serving_fake
@@ -50,26 +48,12 @@ def test_a_checkpoint_that_is_not_there_ends_the_start_with_what_to_do() -> None
         assert "Traceback" not in server.log
 
 
-def test_a_checkpoint_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
-    """The worker is not started again and again, and the log's last words are the reason."""
-    broken = tmp_path / "broken"
-    shutil.copytree(ROOT / "florence" / "demo" / "checkpoint", broken)
-    (broken / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00nonsense")
-    with serving(".", FLORENCE_MODEL=str(broken)) as server:
-        server.wait()
-        assert server.log.count("can't serve") == 1
-        assert "model.safetensors" in server.log
-        assert "Traceback" not in server.log
-
-
-def test_a_header_that_is_no_text_gets_its_whole_answer() -> None:
+def test_a_header_that_is_no_text_gets_its_whole_answer(fake_server: Server) -> None:
     """Also where the access log can't write it."""
-    with serving_fake() as server:
-        server.wait_ready()
-        headers = {"content-type": b"application/json; x=\xe9"}
-        answer = httpx.post(f"{server.url}/caption", content=b"{}", headers=headers)
-        assert answer.status_code == 400
-        assert "image" in answer.json()["error"]
+    headers = {"content-type": b"application/json; x=\xe9"}
+    answer = httpx.post(f"{fake_server.url}/caption", content=b"{}", headers=headers, timeout=60)
+    assert answer.status_code == 400
+    assert "image" in answer.json()["error"]
 
 
 def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
@@ -77,7 +61,7 @@ def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
     another."""
     with serving("fake_service:service", ROOT / "tests", FLORENCE_MODEL="breaks") as server:
         server.wait_ready()
-        answer = httpx.post(f"{server.url}/caption", files={"image": _picture()})
+        answer = httpx.post(f"{server.url}/caption", files={"image": _picture()}, timeout=60)
         assert answer.status_code == 500
         assert "the device is gone" in answer.text
         end = time.monotonic() + START_S
@@ -89,13 +73,15 @@ def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
 
 def test_ready_comes_after_loading_and_with_every_worker_on_its_device(tmp_path: Path) -> None:
     """/readyz is not 200 before a model is loaded; two devices are two workers, each with its own."""
-    load_s = 3.0
-    started = time.monotonic()
-    with serving_fake({"load_s": load_s}, FLORENCE_DEVICE="cpu,cpu") as server:
+    loaded = tmp_path / "loaded"
+    with serving_fake({"load_until": str(loaded)}, FLORENCE_DEVICE="cpu,cpu") as server:
+        wait_until(lambda: server.log.count("loading ") == 2 and not server.refuses(), START_S)
+        assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 503
+        assert "ready: " not in server.log
+        loaded.touch()
         server.wait_ready()
-        assert time.monotonic() - started >= load_s
         wait_until(lambda: server.log.count("ready: ") == 2)  # until then each worker answers for itself
-        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
+        assert httpx.get(f"{server.url}/v2/health/ready", timeout=60).status_code == 200
         for worker in ("florence2:1]", "florence2:2]"):
             lines = [line for line in server.log.splitlines() if worker in line]
             assert "loading" in lines[0]
@@ -131,7 +117,7 @@ def test_work_of_clients_that_left_is_cancelled_and_others_go_on(tmp_path: Path)
         _send_and_leave(server, "/v2/models/florence2/infer", {"inputs": inputs}, trace, 2)
         for path in ("/caption", "/v2/models/florence2/infer"):
             _send(server, path, b'{"image": "', 1000).close()  # in the middle of its body
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200
         assert "Traceback" not in server.log
         server.terminate()
         assert server.wait() == 0
@@ -151,14 +137,3 @@ def _send_and_leave(server: Server, path: str, content: object, trace: Path, cou
     with _send(server, path, body, len(body)):
         wait_until(lambda: _events(trace).count("start") == count)
     wait_until(lambda: _events(trace).count("cancelled") == count)
-
-
-def test_a_worker_that_dies_is_replaced() -> None:
-    """By BentoML, where it does not run in a container."""
-    with serving_fake() as server:
-        server.wait_ready()
-        supervisor = psutil.Process(server.process.pid)
-        (worker,) = supervisor.children()
-        worker.kill()
-        wait_until(lambda: worker not in (children := supervisor.children()) and children, START_S)
-        server.wait_ready()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from serving import free_port, serving
+from serving import Server
 
 pytestmark = pytest.mark.slow
 
@@ -22,24 +22,17 @@ CLIENTS_MISTAKE = "grpc_err_bad_base64_is_INTERNAL"
 """To Triton it is the model's own error; over HTTP the names of such checks end in `_is_500`."""
 
 
-def test_the_probe_holds_but_for_what_is_meant(shared: Path, tmp_path: Path) -> None:
+def test_the_probe_holds_but_for_what_is_meant(demo_server: Server, shared: Path, tmp_path: Path) -> None:
     """All of it, over HTTP and gRPC and with Triton's own clients: statuses, bodies, words and counters.
 
     Not meant to hold: that a client's mistake is a 5xx, which it is to Triton, and what `MEANT` names.
     """
-    port, results = free_port(), tmp_path / "results.json"
-    ports = {"FLORENCE_GRPC_PORT": str(port), "FLORENCE_GRPC_HOST": "127.0.0.1"}
-    with serving(".", FLORENCE_MODEL="demo", **ports) as server:
-        server.wait_ready()
-        addresses = ["--http", server.url, "--metrics", server.url, "--grpc", f"127.0.0.1:{port}"]
-        command = [sys.executable, str(shared / "v2" / "probe.py"), *addresses]
-        ran = subprocess.run(
-            [*command, "--json", str(results)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+    results, url, grpc = tmp_path / "results.json", demo_server.url, f"127.0.0.1:{demo_server.grpc_port}"
+    addresses = ["--http", url, "--metrics", url, "--grpc", grpc]
+    ran = subprocess.run(
+        [sys.executable, str(shared / "v2" / "probe.py"), *addresses, "--json", str(results)],
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
     assert results.exists(), ran.stdout + ran.stderr
     checks = json.loads(results.read_text())["checks"]
     assert len(checks) > 400

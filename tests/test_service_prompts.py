@@ -142,7 +142,7 @@ def test_v2_answers_them_over_http_and_grpc(server: Server) -> None:
 
 
 def test_the_document_holds_them_after_the_start(server: Server) -> None:
-    paths = httpx.get(f"{server.url}/docs.json").json()["paths"]
+    paths = httpx.get(f"{server.url}/docs.json", timeout=60).json()["paths"]
     assert {"/prompt", "/tasks/list_all", "/tasks/scan", "/tasks/find", "/tasks/read"} <= set(paths)
     example = paths["/tasks/find"]["post"]["requestBody"]["content"]["application/json"]["example"]
     reply = httpx.post(f"{server.url}/tasks/find", json=example, timeout=60)

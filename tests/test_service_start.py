@@ -11,7 +11,7 @@ import psutil
 import pytest
 import requests
 import tritonclient.grpc as triton
-from serving import Server, free_port, serving, serving_fake
+from serving import START_S, Server, free_port, serving, serving_fake
 from triton_client import triton_inputs
 from tritonclient.utils import InferenceServerException
 from v2 import picture
@@ -19,7 +19,6 @@ from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
-LOADING = {"load_s": 10}
 
 
 def workers_of(server: Server) -> list[psutil.Process]:
@@ -32,20 +31,11 @@ def workers_of(server: Server) -> list[psutil.Process]:
     ]
 
 
-def port_of(server: Server) -> int:
-    return int(server.url.rpartition(":")[2])
-
-
-def listens(server: Server) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port_of(server))) == 0
-
-
-def test_while_the_model_loads_probes_live_and_all_else_is_503_at_once() -> None:
-    """For ten seconds of loading: HTTP and gRPC; also for a body that never comes. Then all doors open."""
-    port = free_port()
-    with serving_fake(LOADING, FLORENCE_GRPC_PORT=str(port)) as server:
-        wait_until(lambda: listens(server) and "gRPC on 127.0.0.1" in server.log)
+def test_while_the_model_loads_probes_live_and_all_else_is_503_at_once(tmp_path: Path) -> None:
+    """HTTP and gRPC; also for a body that never comes. Then all doors open."""
+    port, loaded = free_port(), tmp_path / "loaded"
+    with serving_fake({"load_until": str(loaded)}, FLORENCE_GRPC_PORT=str(port)) as server:
+        wait_until(lambda: "gRPC on 127.0.0.1" in server.log and not server.refuses(), START_S)
         for path in ("/livez", "/healthz", "/v2/health/live", "/metrics"):
             assert requests.get(server.url + path, timeout=30).status_code == 200, path
         doors = ["/readyz", "/v2/health/ready", "/v2", "/v2/models/florence2", "/info", "/unknown"]
@@ -55,7 +45,7 @@ def test_while_the_model_loads_probes_live_and_all_else_is_503_at_once() -> None
             assert "not ready" in reply.json()["error"]
         for path in ("/caption", "/analyze", "/v2/models/florence2/infer"):
             promised = {"Content-Length": "1000000", "Content-Type": "application/json"}  # and never sent
-            with socket.create_connection(("127.0.0.1", port_of(server)), 30) as sender:
+            with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 30) as sender:
                 head = "".join(f"{name}: {value}\r\n" for name, value in promised.items())
                 sender.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\n{head}\r\n".encode())
                 assert b" 503 " in sender.recv(100).splitlines()[0], path
@@ -70,16 +60,17 @@ def test_while_the_model_loads_probes_live_and_all_else_is_503_at_once() -> None
                 with pytest.raises(InferenceServerException) as caught:
                     call()
                 assert caught.value.status() == f"{grpc.StatusCode.UNAVAILABLE}"
-            assert "ready:" not in server.log  # all of this was asked before
+            assert "ready:" not in server.log
+            loaded.touch()
             server.wait_ready()
             assert client.is_server_ready()
             assert client.infer("florence2", triton_inputs(picture())).as_numpy("PARSED_JSON").size == 1
 
 
-def test_a_stop_while_the_model_loads_ends_at_once() -> None:
+def test_a_stop_while_the_model_loads_ends_at_once(tmp_path: Path) -> None:
     """Not after the loading, and in order."""
-    with serving_fake({"load_s": 600}) as server:
-        wait_until(lambda: "loading" in server.log and listens(server))
+    with serving_fake({"load_until": str(tmp_path / "never")}) as server:
+        wait_until(lambda: "loading" in server.log and not server.refuses(), START_S)
         server.terminate()
         assert server.wait() == 0
 
@@ -98,8 +89,10 @@ def test_weights_that_are_cut_end_the_start_with_status_1(tmp_path: Path) -> Non
 
 
 def test_a_killed_worker_is_replaced_at_once() -> None:
-    """By the supervisor's next look at it, not ten seconds later; its port is taken over."""
-    with serving_fake(FLORENCE_GRPC_PORT=str(free_port())) as server:
+    """By the supervisor's next look at it, not ten seconds later; its ports are taken over. gRPC listens
+    where HTTP does: `--host` moves both."""
+    port = free_port()
+    with serving_fake(FLORENCE_GRPC_PORT=str(port)) as server:
         server.wait_ready()
         (before,) = workers_of(server)
         before.send_signal(signal.SIGKILL)
@@ -108,6 +101,9 @@ def test_a_killed_worker_is_replaced_at_once() -> None:
         assert (
             requests.post(server.url + "/caption", files={"image": picture()}, timeout=30).status_code == 200
         )
+        connections = workers_of(server)[0].net_connections("tcp")
+        (listening,) = [each for each in connections if each.laddr.port == port and each.status == "LISTEN"]
+        assert listening.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1")
 
 
 def test_a_killed_supervisor_takes_its_workers_with_it() -> None:
@@ -119,13 +115,3 @@ def test_a_killed_supervisor_takes_its_workers_with_it() -> None:
         server.process.kill()
         psutil.wait_procs(workers, timeout=60)
         assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-
-
-def test_grpc_listens_where_http_does() -> None:
-    """`--host` moves both."""
-    port = free_port()
-    with serving_fake(FLORENCE_GRPC_PORT=str(port)) as server:
-        server.wait_ready()
-        connections = workers_of(server)[0].net_connections("tcp")
-        (listening,) = [each for each in connections if each.laddr.port == port and each.status == "LISTEN"]
-        assert listening.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1")

@@ -90,6 +90,17 @@ def test_json_is_taken_whatever_it_is_called(
     assert served.calls[0].image == PICTURE
 
 
+@pytest.mark.parametrize("path", ["/caption", "/ocr_with_region", "/prompt", "/analyze"])
+def test_a_picture_in_the_wrong_place_is_told_where_it_belongs(client: TestClient, path: str) -> None:
+    """As `curl --data-binary` without a content type sends it, or under another name in a form."""
+    picture = _picture(size=(400, 300))
+    alone = client.post(path, content=picture, headers={"content-type": "application/x-www-form-urlencoded"})
+    named = client.post(path, files={"picture": picture})
+    assert (alone.status_code, named.status_code) == (400, 400)
+    assert "image/jpeg: it is a picture whose Content-Type says something else" in alone.json()["error"]
+    assert named.json()["error"] == "picture holds a picture; the field for the picture is image"
+
+
 def test_base64_may_stand_in_a_form(client: TestClient, served: FakeModel) -> None:
     """A form without a file may hold the picture as text."""
     reply = client.post("/ocr", files={"image": (None, BASE64)})

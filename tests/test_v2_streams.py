@@ -17,7 +17,7 @@ from florence.errors import DeadlineExceeded, EngineError, Overloaded
 from florence.server.middleware import CancelOnDisconnect
 
 STREAM = "/v2/models/florence2/generate_stream"
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 def caption(**members: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def verify(
 ) -> Verify:
     """The command on one picture, with one of its trials in `every`, and transformers' answers remembered."""
     make, answer = trials.make_trials, Transformers.answer
-    step = 4
+    step = 8
 
     def some(*arguments: Any) -> list[Trial]:
         asked = make(*arguments)
@@ -64,7 +64,7 @@ def verify(
     monkeypatch.setattr(Transformers, "answer", remember)
     monkeypatch.setattr(proof, "_TIMED_QUICK", 1)
 
-    def run(model: object, *arguments: str, every: int = 4) -> tuple[int, dict[str, Any], str]:
+    def run(model: object, *arguments: str, every: int = 8) -> tuple[int, dict[str, Any], str]:
         nonlocal step
         step = every
         file = tmp_path / "report.json"

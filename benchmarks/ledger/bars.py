@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-BARS: Mapping[str, int] = MappingProxyType({"step": 155, "encode": 315})
+BARS: Mapping[str, int] = MappingProxyType({"step": 143, "encode": 315})
 """Kernels of a decode step (64 requests x 3 beams, sequences of 128) and of an encode of 16 pictures."""
 
 AIMS: Mapping[str, float] = MappingProxyType(

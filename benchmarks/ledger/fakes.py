@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from florence.checkpoint.config import read_config
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
-from florence.engine.device.encodes import BucketEncodes
+from florence.engine.device.encodes import BucketEncodes, PlainEncodes
 from florence.engine.device.find_cuda_kernels import (
     load_encode_kernels,
     load_kernels,
@@ -209,19 +209,21 @@ class FakeEngine:
                         engine.runner.drop(sequence)
         return between.kernels, engine._memory.uploaded - uploaded
 
-    def steps(self, requests: int, lengths: Sequence[int]) -> list[Ledger]:
-        """Count a decode step of so many requests for each length of their sequences."""
-        running: list[SequenceState] = []
-        while len(running) < requests:
-            running += self._encoded(min(self.shape.encode_batch, requests - len(running)))
+    def steps(self, loads: Iterable[tuple[int, float]]) -> list[Ledger]:
+        """Count a decode step for each load: so many requests, and positions of their beams in the mean."""
+        wanted, running = list(loads), list[SequenceState]()
+        most = max(requests for requests, _ in wanted)
+        with without_work():
+            while len(running) < most:
+                running += self._encoded(min(self.shape.encode_batch, most - len(running)))
         ledgers = []
-        for length in lengths:
-            load = Load(requests, self.shape.beams, self.encoder_length, mean_length(length))
+        for requests, positions in wanted:
+            load = Load(requests, self.shape.beams, self.encoder_length, positions)
             for sequence in running:
-                sequence.steps = length - 2  # the token read, and the one chosen
+                sequence.steps = int(positions)
             ledger = Ledger()
             with counted_steps(ledger, load):
-                self.runner.step(running)
+                self.runner.step(running[:requests])
             ledgers.append(ledger)
         for sequence in running:
             self.runner.drop(sequence)
@@ -318,13 +320,25 @@ def without_work() -> Iterator[None]:
     def nothing(*_: Any, **__: Any) -> Any:
         return ()
 
+    def no_chunks(*_: Any) -> Any:
+        yield from ()
+
     def tokens(model: Florence2Model, pixels: torch.Tensor, *_: Any) -> torch.Tensor:
         count = 1 + (pixels.shape[1] // 32) * (pixels.shape[2] // 32)
         width = model.config.text.d_model
         return torch.empty(len(pixels), count, width, dtype=model.dtype, device=pixels.device)
 
+    def tokens_in_chunks(*arguments: Any) -> Any:
+        yield from ()
+        return tokens(*arguments)
+
     with ExitStack() as stack:
-        stack.enter_context(patch.object(StepContext, "step", nothing))
-        stack.enter_context(patch.object(Florence2Model, "encode_images", tokens))
-        stack.enter_context(patch.object(BucketEncodes, "_write_cross_kv", nothing))
+        for kind, name, instead in (
+            (StepContext, "step", nothing),
+            (Florence2Model, "encode_images", tokens),
+            (Florence2Model, "encode_images_in_chunks", tokens_in_chunks),
+            (BucketEncodes, "_write_cross_kv", nothing),
+            (PlainEncodes, "_write", no_chunks),
+        ):
+            stack.enter_context(patch.object(kind, name, instead))
         yield

@@ -43,12 +43,14 @@ class Case:
 
 
 class OwnKernel(Protocol):
-    """A kernel as the benchmarks see it. `name`: of its operation, "florence::own_attention". `kind`: the
-    class of costs, as `costs.CLASSES` names it."""
+    """A kernel as the benchmarks see it. `name`: of its operation, "florence::own_attention"; `title`: of its
+    figures. `kind`: the class of costs, as `costs.CLASSES` names it."""
 
     @property
     def name(self) -> str: ...
 
+    @property
+    def title(self) -> str: ...
     @property
     def kind(self) -> str: ...
 
@@ -56,8 +58,8 @@ class OwnKernel(Protocol):
         """Bytes moved and FLOP of one call with these (fake) arguments, and FLOP that are done, if they are
         more."""
 
-    def case(self, device: torch.device, dtype: torch.dtype) -> Case:
-        """Random inputs of real sizes."""
+    def case(self, device: torch.device, dtype: torch.dtype, *, real: bool = True) -> Case:
+        """Random inputs, of real sizes or of small ones."""
 
 
 def own_kernels(package: str = PACKAGE) -> Sequence[OwnKernel]:

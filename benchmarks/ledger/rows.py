@@ -15,14 +15,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from florence.engine.config import EngineConfig
+from florence.engine.device.buckets import ENCODE_HALVES, doubling, round_down
 from florence.engine.scheduler import Scheduler
 from ledger.costs import SHARED
 
-EncodeTime = Callable[[int], float]
-"""Seconds of an encode of so many requests."""
+EncodeTime = Callable[[int], tuple[float, float]]
+"""Seconds of an encode of so many requests: the device's, and those of the host and its copies before it, in
+which the device may do the work that it was sent before."""
 
-StepTime = Callable[[int], float]
-"""Seconds of a decode step whose longest sequence has so many positions."""
+StepTime = Callable[[int, float], float]
+"""Seconds of a decode step of so many requests, whose sequences have so many positions in the mean."""
 
 EXTRA_STEPS = 1
 """On a GPU an answer is known one step late."""
@@ -53,6 +55,8 @@ class _Loop:
         self.now, self.done = 0.0, list[tuple[float, float]]()
         self.scheduler: Scheduler[_Request] = Scheduler(config)
         self._encode_s, self._step_s = encode_s, step_s
+        self._batches = doubling(1, config.max_encode_batch, halves=ENCODE_HALVES)
+        self._under_way_s = 0.0  # of the piece of work before the one that is sent now
         self._decoding: list[_Request] = []
         self._encoding: list[_Request] = []  # beside steps
         self._began_s = self._left_s = 0.0  # when, and what is left of it if nothing else runs
@@ -63,8 +67,9 @@ class _Loop:
         while self.scheduler.has_time(self.now - started, len(self._decoding), parts):
             if not (taken := self._take()):
                 break
-            seconds = self._encode_s(len(taken))
-            self.now += seconds
+            seconds, before = self._encode_s(len(taken))
+            seconds += max(0.0, before - self._under_way_s)
+            self.now, self._under_way_s = self.now + seconds, seconds
             self.scheduler.part_ended(seconds)  # an encode is one part here
             self.scheduler.encoded(len(taken), seconds)
             parts = 1
@@ -80,15 +85,16 @@ class _Loop:
             self.scheduler.encoded(len(self._encoding), self.now - self._began_s)
         self._decoding += self._encoding
         self._encoding, self._began_s = self._take(), self.now
-        self._left_s = self._encode_s(len(self._encoding)) if self._encoding else 0.0
+        self._left_s = sum(self._encode_s(len(self._encoding))) if self._encoding else 0.0
 
     def step(self, tokens: int) -> None:
         """For all that are decoded, until they have so many tokens; others are asked in their place."""
         if not self._decoding:
             return
-        seconds = self._step_s(max(request.steps for request in self._decoding) + 2)
+        positions = [request.steps + 1 for request in self._decoding]  # the start token's is the first
+        seconds = self._step_s(len(positions), sum(positions) / len(positions))
         both = min(self._left_s, seconds)
-        self._left_s -= both
+        self._left_s, self._under_way_s = self._left_s - both, seconds
         self.now += seconds + SHARED * both
         self.scheduler.stepped()
         for request in self._decoding:
@@ -100,7 +106,8 @@ class _Loop:
             self.scheduler.add(_Request(self.now))
 
     def _take(self) -> list[_Request]:
-        return self.scheduler.take(len(self._decoding), lambda waiting: len(list(waiting)))
+        fits = lambda waiting: round_down(len(list(waiting)), self._batches)  # noqa: E731  (as the runner)
+        return self.scheduler.take(len(self._decoding), fits)
 
 
 def closed_loop(

@@ -110,12 +110,13 @@ def depthwise(bench: Bench, add: Add) -> None:
 def attention(bench: Bench, add: Add) -> None:
     """Each backend on the shapes of the tower's windows, of the encoder, and of a step's cross attention."""
     d_model, _, heads, _, _ = SIZES[bench.size]
+    pictures = PICTURES if bench.on_gpu else 1
     shapes = {
-        f"windows of {dim}": ((PICTURES * max(1, (side // 12) ** 2), dim // 32 or 1, 144, 32), 144, False)
+        f"windows of {dim}": ((pictures * max(1, (side // 12) ** 2), dim // 32 or 1, 144, 32), 144, False)
         for dim, side in stages(bench)
     }
     wide = d_model // heads
-    shapes["encoder"] = ((PICTURES, heads, ENCODER_LENGTH, wide), ENCODER_LENGTH, True)
+    shapes["encoder"] = ((pictures, heads, ENCODER_LENGTH, wide), ENCODER_LENGTH, True)
     shapes["cross"] = ((bench.slots, heads, BEAMS, wide), ENCODER_LENGTH, True)
     for name, ((rows, count, length, width), keys, masked) in shapes.items():
         queries = randn(bench, rows, length, count, width).transpose(1, 2)
@@ -161,7 +162,7 @@ def own(bench: Bench, add: Add) -> None:
     """Each kernel of the project against its plain twin and what runs without it."""
     for kernel in own_kernels():
         try:
-            case = kernel.case(bench.device, bench.dtype)
+            case = kernel.case(bench.device, bench.dtype, real=bench.on_gpu)
             ways: dict[str, Work] = {"kernel": case.kernel, "twin": case.twin}
             if case.dense is not None:
                 ways["dense"] = case.dense
@@ -169,7 +170,7 @@ def own(bench: Bench, add: Add) -> None:
             figures["furthest from the twin"] = furthest(case.kernel(), case.twin())
         except Exception as error:  # noqa: BLE001
             figures = {"failed": repr(error)[:300]}
-        add(f"kernel {kernel.name}", figures)
+        add(f"kernel {kernel.title}", figures)
 
 
 def furthest(found: Any, expected: Any) -> float:

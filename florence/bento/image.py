@@ -31,6 +31,12 @@ _FROM_ANOTHER_BUILD = ("torch", "torchvision")
 _CUDA_PREFIXES = ("cuda-", "nvidia-", "triton")
 _NOT_CUDA = ("nvidia-ml-py", "tritonclient")  # counts GPUs, and speaks gRPC
 
+# PyTorch's compiler of GPU kernels builds what loads them with a C compiler, when the service starts.
+_C_COMPILER = (
+    "apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev"
+    " && rm -rf /var/lib/apt/lists/*"
+)
+
 MODELS = "/models"  # the hub's cache (bentofile.yaml: HF_HOME), on which a volume can be mounted
 # BentoML makes these at each start unless they are there: with them, a root that is read-only will do.
 _HOME_FOLDERS = " ".join(f"{_HOME}/{name}" for name in ("bentos", "models", "envs", "tmp"))
@@ -50,12 +56,14 @@ def image_settings(variant: Variant, lock: Path = LOCK) -> ImageSettings:
         return ImageSettings(None, [])
     packages = read_lock(lock.read_text(encoding="utf-8"))
     installer = _one_line(packages.pop(_INSTALLER))
-    # No distribution is named, so that BentoML adds no compiler and no git: every package comes as a wheel.
+    # No distribution is named, so that BentoML adds none of its packages: Python's come as wheels.
     image = bentoml.images.Image(
         base_image=BASE_IMAGE, distro="", python_version=PYTHON, lock_python_packages=False
     )
     image.run(f"echo {shlex.quote(installer)} | pip install --no-cache-dir --require-hashes -r /dev/stdin")
     image.python_packages(requirements(packages, variant))
+    if variant == "gpu":
+        image.run(_C_COMPILER)
     image.run(f"mkdir -p {_HOME_FOLDERS} {MODELS} && chmod 755 {_HOME} && chown {UID}:{UID} {MODELS}")
     return ImageSettings(
         image, [{"name": name, "value": value} for name, value in _variables(variant).items()]
@@ -88,6 +96,8 @@ def _variables(variant: Variant) -> dict[str, str]:
         "UV_REQUIRE_HASHES": "1",
         "UV_CONSTRAINT": _REQUIREMENTS,
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which counts the GPUs
+        # Compiled kernels: where they may be written, loaded from (a tmpfs is often `noexec`), and kept.
+        "TRITON_CACHE_DIR": f"{MODELS}/triton",
     }
 
 

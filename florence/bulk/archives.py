@@ -1,7 +1,7 @@
 """Pictures in tar archives, also compressed and at URLs: WebDataset's shards among them.
 
 An archive is read once from its beginning to its end. Of a WebDataset sample the picture is asked about;
-what else it holds is passed over. Knows nothing about tasks.
+what else it holds is passed over, and only its first bytes are read. Knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePosixPath
 from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
-from typing import Final, Self
+from typing import IO, Final, Self
 
-from florence.bulk.items import PictureItem
+from florence.bulk.items import PictureItem, too_large
 from florence.bulk.remote import open_file
 from florence.errors import RequestError
 from florence.images.headers import FIRST_BYTES, is_picture
 from florence.images.pdf import is_pdf
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_FIRST_BYTES: Final = 1024  # a PDF may begin with other bytes
 _BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -51,9 +52,9 @@ def expand_braces(name: str) -> list[str]:
     return [each for number in written for each in expand_braces(_put(name, found, number))]
 
 
-def archive_items(name: str, others: Counter[str], *, documents: bool) -> Iterator[PictureItem]:
+def archive_items(name: str, others: Counter[str], *, documents: bool, most: int) -> Iterator[PictureItem]:
     """The pictures of an archive, in its order. others: counts other members by their suffix. documents:
-    whether PDFs are pictures.
+    whether PDFs are pictures. most: bytes of a picture; one with more is not read, and its item says so.
 
     Raises RequestError for what is no archive, or one that is cut short: after the members before that.
     """
@@ -63,13 +64,23 @@ def archive_items(name: str, others: Counter[str], *, documents: bool) -> Iterat
                 if not member.isfile():
                     continue
                 opened = archive.extractfile(member)
-                data = opened.read() if opened else b""
-                if is_picture(data[:FIRST_BYTES]) or (documents and is_pdf(data)):
-                    yield PictureItem(f"tar://{member.name}::{name}", partial(bytes, data))
+                first = opened.read(_FIRST_BYTES) if opened else b""
+                if opened and (is_picture(first[:FIRST_BYTES]) or (documents and is_pdf(first))):
+                    yield _item(f"tar://{member.name}::{name}", member, first, opened, most)
                 else:
                     others[PurePosixPath(member.name).suffix.lower()] += 1
     except (tarfile.TarError, EOFError) as error:
         raise RequestError(f"{name} is no tar archive, or is cut short: {error}") from error
+
+
+def _item(name: str, member: tarfile.TarInfo, first: bytes, rest: IO[bytes], most: int) -> PictureItem:
+    if member.size > most:
+        return PictureItem(name, partial(_refuse, most))
+    return PictureItem(name, partial(bytes, first + rest.read()), held=member.size)
+
+
+def _refuse(most: int) -> bytes:
+    raise too_large(most)
 
 
 def _put(name: str, found: re.Match[str], number: str) -> str:

@@ -29,8 +29,9 @@ CallClient = Callable[[Callable[[Client], Any]], Any]
 
 
 class ServiceAsker:
-    """Asks a service, or several. limits: of documents, whose pages are made pictures here: a service reads
-    no PDF, and gets one page of a TIFF file in place of all."""
+    """Asks a service, or several. limits: their `max_bytes` is of every picture; the others are of documents,
+    whose pages are made pictures here: a service reads no PDF, and gets one page of a TIFF file in place of
+    all."""
 
     def __init__(self, call: CallClient, limits: ImageLimits = DEFAULT_LIMITS) -> None:
         self._call, self._limits = call, limits
@@ -45,7 +46,7 @@ class ServiceAsker:
 
     def _picture(self, item: PictureItem, options: Mapping[str, Any]) -> bytes | Image.Image:
         """The file as it is; of a document: the page, made a picture here. Raises ImageError."""
-        data = item.read()
+        data = item.read(self._limits.max_bytes)
         if item.page is None and not is_pdf(data):
             return data
         return open_image(data, self._limits, View(options.get("pictures") == "original", page=item.page))

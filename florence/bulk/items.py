@@ -12,13 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from florence.bulk.question import PictureQuestion
-from florence.errors import ImageError, MissingLibrary, RequestError, quote
+from florence.errors import ImageError, ImageTooLarge, MissingLibrary, RequestError, quote
+from florence.images.files import unreadable
+from florence.images.limits import DEFAULT_LIMITS
 
 _PLACE: Final = re.compile(r"(?s)(.+)#(page|frame)=([1-9][0-9]{0,5})")
 _PAGES: Final = re.compile(r"([1-9][0-9]{0,5})(-)?([1-9][0-9]{0,5})?")
+MOST_BYTES: Final = DEFAULT_LIMITS.max_bytes
+"""Of a picture, where what answers does not say otherwise."""
 Source = str | Callable[[], bytes]
 """A path of this machine, or what gives the bytes."""
 
@@ -26,7 +30,7 @@ Source = str | Callable[[], bytes]
 @dataclass(frozen=True, slots=True)
 class PictureItem:
     """One picture. picture: its name in answers. id: what tells it from others; None: its name. questions: of
-    a manifest's rows; none: those of the run."""
+    a manifest's rows; none: those of the run. held: bytes of memory that it takes while it waits."""
 
     picture: str
     source: Source
@@ -34,6 +38,7 @@ class PictureItem:
     page: int | None = None
     frame: int | None = None
     questions: tuple[PictureQuestion, ...] = ()
+    held: int = 0
 
     @property
     def place(self) -> dict[str, int]:
@@ -53,13 +58,19 @@ class PictureItem:
         """What is answered once for each task."""
         return self.picture if self.id is None else self.id
 
-    def read(self) -> bytes:
-        """The file's bytes. Raises ImageError where it can't be read."""
+    def read(self, most: int = MOST_BYTES) -> bytes:
+        """The file's bytes. most: of a file of this machine. Raises ImageError where it can't be read,
+        ImageTooLarge where it has more."""
         try:
-            return self.source() if callable(self.source) else Path(self.source).read_bytes()
+            if callable(self.source):
+                return self.source()
+            with Path(self.source).open("rb") as file:
+                return read_most(file, most)
         except ImageError:
             raise
         except Exception as error:  # storage libraries raise their own types
+            if isinstance(self.source, str):
+                raise unreadable(self.source, error) from error
             raise ImageError(f"the picture {self.picture!r} can't be read: {error}") from error
 
 
@@ -89,13 +100,36 @@ class Pages:
         return range(self.first, (count if self.last is None else min(count, self.last)) + 1)
 
 
+def read_most(file: IO[bytes], most: int) -> bytes:
+    """What the file holds. Raises ImageTooLarge where that is more, before it is read."""
+    return checked_size(file.read(most + 1), most)
+
+
+def checked_size(content: bytes, most: int) -> bytes:
+    """The content. Raises ImageTooLarge where it has more bytes."""
+    if len(content) > most:
+        raise too_large(most)
+    return content
+
+
+def too_large(most: int) -> ImageTooLarge:
+    """The error of a picture that has more bytes."""
+    return ImageTooLarge(f"the picture has more than the {most} bytes allowed (FLORENCE_MAX_IMAGE_BYTES)")
+
+
 def is_url(name: str) -> bool:
     """Whether fsspec opens it: its scheme is more than a Windows drive's letter."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) is not None
 
 
-def item_named(name: str, folder: Path = Path()) -> PictureItem:
-    """The picture of an answer, by its name there. `folder`: where relative paths begin.
+def is_pattern(name: str) -> bool:
+    """Whether it names files by wildcards."""
+    return any(letter in name for letter in "*?[")
+
+
+def item_named(name: str, folder: Path = Path(), most: int = MOST_BYTES) -> PictureItem:
+    """The picture of an answer, by its name there. `folder`: where relative paths begin. most: bytes of one
+    at a URL.
 
     Raises MissingLibrary for a URL, or a member of an archive, without fsspec.
     """
@@ -107,7 +141,7 @@ def item_named(name: str, folder: Path = Path()) -> PictureItem:
     head, mark, archive = file.partition("::")
     if mark and not is_url(archive):
         file = f"{head}::{folder / archive}"
-    return PictureItem(name, partial(_read_url, file), page=page, frame=frame)
+    return PictureItem(name, partial(_read_url, file, most), page=page, frame=frame)
 
 
 def load_fsspec() -> Any:
@@ -119,9 +153,8 @@ def load_fsspec() -> Any:
     return fsspec
 
 
-def _read_url(url: str) -> bytes:
+def _read_url(url: str, most: int) -> bytes:
     # fsspec tells the other compressions by their suffixes
     packed = {"tar": {"compression": "gzip"}} if url.lower().endswith(".tgz") else {}
     with load_fsspec().open(url, "rb", **packed) as file:
-        content: bytes = file.read()
-        return content
+        return read_most(file, most)

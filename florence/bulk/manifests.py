@@ -29,13 +29,14 @@ ManifestRow = Mapping[str, Any]
 class Manifest:
     """A file of rows. find: its `task` column's names. questions: of the run, for rows without a task; a
     row's text or region stands in place of theirs. options: of rows with a task. ignored: is told the columns
-    that mean nothing here."""
+    that mean nothing here. most_bytes: of a picture at a URL."""
 
     name: str
     find: FindTask
     questions: tuple[PictureQuestion, ...]
     options: Mapping[str, Any]
     ignored: Callable[[str, list[str]], None]
+    most_bytes: int
 
     def items(self) -> Iterator[PictureItem]:
         """Raises RequestError, which names the row, for one that can't be asked."""
@@ -48,7 +49,7 @@ class Manifest:
             for _, same in itertools.groupby(rows, key=lambda pair: pair[0]):
                 group = list(same)
                 (picture, id), _ = group[0]
-                item = item_named(self._place(picture))
+                item = item_named(self._place(picture), most=self.most_bytes)
                 questions = tuple(question for _, each in group for question in each)
                 yield replace(item, picture=picture, id=id, questions=questions)
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from florence.bulk.items import is_url, load_fsspec
+from florence.bulk.items import checked_size, is_pattern, is_url, load_fsspec, too_large
 from florence.errors import RequestError
 
 
@@ -22,11 +22,10 @@ def open_file(name: str) -> IO[bytes]:
     return opened
 
 
-def reader_of(url: str) -> Callable[[], bytes]:
-    """What reads the whole file at a URL."""
-    files, path = _files_at(url)
-    read: Callable[[], bytes] = partial(files.cat_file, path)
-    return read
+def reader_of(url: str, most: int) -> Callable[[], bytes]:
+    """What reads the whole file at a URL, and raises ImageTooLarge where it has more bytes: before it is
+    read, if the storage tells."""
+    return partial(_read_most, *_files_at(url), most)
 
 
 def is_folder(url: str) -> bool:
@@ -44,11 +43,17 @@ def is_there(url: str) -> bool:
 def list_files(url: str, *, recursive: bool = True) -> list[str]:
     """URLs of the files below a folder's URL, or of those that a pattern names, sorted."""
     files, path = _files_at(url)
-    if any(letter in path for letter in "*?["):
+    if is_pattern(path):
         found = _guarded(url, lambda: [each for each in files.glob(path) if files.isfile(each)])
     else:
         found = _guarded(url, lambda: files.find(path, maxdepth=None if recursive else 1))
     return sorted(files.unstrip_protocol(each) for each in found)
+
+
+def _read_most(files: Any, path: str, most: int) -> bytes:
+    if (files.info(path).get("size") or 0) > most:  # no request, where the file was listed
+        raise too_large(most)
+    return checked_size(files.cat_file(path), most)
 
 
 def _files_at(url: str) -> tuple[Any, str]:

@@ -1,7 +1,8 @@
 """A run: the questions about many pictures that are not answered yet, asked so many at a time.
 
-Pictures are taken from their sources as requests end, so memory does not grow with their number. Knows
-nothing about what answers: it is given a function that asks about one picture.
+Pictures are taken from their sources as requests end, so memory does not grow with their number, nor with
+the size of those that an archive gives. Knows nothing about what answers: it is given a function that asks
+about one picture.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
@@ -26,6 +27,8 @@ Ask = Callable[[PictureItem, Sequence[PictureQuestion]], Sequence[QuestionOutcom
 """Asks about one picture: an outcome for each question. In any thread; raises nothing of FlorenceError's."""
 _AHEAD = 2
 """Pictures that are taken from the sources, by those that are asked about at a time."""
+HELD_BYTES: Final = 256 * 2**20
+"""Of pictures that are taken, and hold their bytes: no more is taken beyond that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ class Running:
         self._work: SimpleQueue[tuple[int, Job] | None] = SimpleQueue()
         self._done: SimpleQueue[tuple[int, Job, Sequence[QuestionOutcome] | BaseException]] = SimpleQueue()
         self._under_way = 0  # given to the threads, and not taken from them
+        self._held = 0  # bytes of the jobs that are given, and not yielded
         self._early: dict[
             int, tuple[Job, Sequence[QuestionOutcome]]
         ] = {}  # answered before one that comes first
@@ -130,13 +134,12 @@ class Running:
     def __iter__(self) -> Iterator[tuple[Job, Sequence[QuestionOutcome]]]:
         following = 0
         for number, job, outcomes in self._as_they_come():
-            if not self._ordered:
-                yield job, outcomes
-                continue
             self._early[number] = job, outcomes
-            while following in self._early:
-                yield self._early.pop(following)
+            while (next_one := following if self._ordered else number) in self._early:
+                job, outcomes = self._early.pop(next_one)
+                self._held -= job.item.held
                 following += 1
+                yield job, outcomes
 
     def drain(self) -> Iterator[tuple[Job, Sequence[QuestionOutcome]]]:
         """Ask no more; what comes of the requests under way. Errors beside FlorenceError's are dropped."""
@@ -164,7 +167,7 @@ class Running:
     def _as_they_come(self) -> Iterator[tuple[int, Job, Sequence[QuestionOutcome]]]:
         more = True
         while more or self._under_way:
-            while more and self._under_way + len(self._early) < self._room and not self._stopped.is_set():
+            while more and self._has_room() and not self._stopped.is_set():
                 job = next(self._jobs, None)
                 more = job is not None
                 if job is not None:
@@ -176,9 +179,13 @@ class Running:
             elif self._stopped.is_set():
                 return
 
+    def _has_room(self) -> bool:
+        return self._under_way + len(self._early) < self._room and self._held < HELD_BYTES
+
     def _give(self, job: tuple[int, Job]) -> None:
         self._work.put(job)
         self._under_way += 1
+        self._held += job[1].item.held
         if len(self._threads) < min(self._under_way, self._concurrency):
             name = f"florence-bulk-{len(self._threads)}"
             self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
@@ -200,12 +207,12 @@ class Running:
 
     def _serve(self) -> None:
         while (given := self._work.get()) is not None:
-            number, job = given
-            try:
-                outcomes: Sequence[QuestionOutcome] | BaseException = (
-                    () if self._stopped.is_set() else self._ask(job.item, job.questions)
-                )
-            except BaseException as error:  # noqa: BLE001  (it is raised where the run is)
-                self._stopped.set()
-                outcomes = error
-            self._done.put((number, job, outcomes))
+            self._done.put((*given, self._answered(given[1])))
+            del given  # its bytes, while this thread waits
+
+    def _answered(self, job: Job) -> Sequence[QuestionOutcome] | BaseException:
+        try:
+            return () if self._stopped.is_set() else self._ask(job.item, job.questions)
+        except BaseException as error:  # noqa: BLE001  (it is raised where the run is)
+            self._stopped.set()
+            return error

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from florence.bulk.archives import archive_items, expand_braces, is_archive
 from florence.bulk.documents import page_items
-from florence.bulk.items import Pages, PictureItem, is_url
+from florence.bulk.items import MOST_BYTES, Pages, PictureItem, is_pattern, is_url
 from florence.bulk.manifests import Manifest, is_manifest
 from florence.bulk.question import FindTask, PictureQuestion
 from florence.bulk.remote import is_folder, is_there, list_files, open_file, reader_of
@@ -60,7 +60,7 @@ class Sources:
     pages: of documents, None: a document is one picture, and PDFs in directories are passed over. frame: of
     animations. find,
     questions, options: for manifests, see there. archives: a list that gets the names of archives in place of
-    their pictures, which are read elsewhere then.
+    their pictures, which are read elsewhere then. most_bytes: of a picture in an archive, or at a URL.
     """
 
     names: Sequence[str]
@@ -72,11 +72,13 @@ class Sources:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     passed: PassedOver = field(default_factory=PassedOver)
     archives: list[str] | None = None
+    most_bytes: int = MOST_BYTES
 
     @property
     def countable(self) -> bool:
         """Whether going through them costs little: no archive and no document is read."""
-        return self.pages is None and not any(map(is_archive, self._files()))
+        unknown = (is_url(name) and name.endswith("*") for name in self.names)
+        return self.pages is None and not any(map(is_archive, self._files())) and not any(unknown)
 
     @property
     def have_questions(self) -> bool:
@@ -101,7 +103,7 @@ class Sources:
         """The names, globs expanded where they are of archives or manifests."""
         for name in self.names:
             yield name.rstrip("*")
-            if "*" in name and not is_url(name):
+            if is_pattern(name) and not is_url(name) and not Path(name).exists():
                 yield from map(str, _matches(Path(name)))
 
     def _items_of(self, name: str) -> Iterator[PictureItem]:
@@ -123,17 +125,17 @@ class Sources:
 
     def _remote(self, url: str) -> Iterator[PictureItem]:
         folder = is_folder(url)
-        if not folder and not any(letter in url for letter in "*?["):
+        if not folder and not is_pattern(url):
             if is_there(url):
-                yield from self._file(url, PictureItem(url, reader_of(url)))
+                yield from self._file(url, self._object(url))
             return
         for each in list_files(url, recursive=self.recursive):
             suffix = Path(each).suffix.lower()
             wanted = (*PICTURE_SUFFIXES, *([".pdf"] if self.pages else []))
             if suffix in wanted:
-                yield PictureItem(each, reader_of(each))
+                yield self._object(each)
             elif not folder and (is_archive(each) or is_manifest(each) or suffix == ".txt"):
-                yield from self._file(each, PictureItem(each, reader_of(each)))
+                yield from self._file(each, self._object(each))
             else:
                 self._pass_over(suffix)
 
@@ -142,13 +144,19 @@ class Sources:
         if name.lower().endswith(".txt"):
             yield from self._listed(name)
         elif is_manifest(name):
-            yield from Manifest(name, self.find, self.questions, self.options, self._ignore).items()
+            yield from Manifest(
+                name, self.find, self.questions, self.options, self._ignore, self.most_bytes
+            ).items()
         elif is_archive(name) and self.archives is not None:
             self.archives.append(name)
         elif is_archive(name):
-            yield from archive_items(name, self.passed.kinds, documents=self.pages is not None)
+            documents = self.pages is not None
+            yield from archive_items(name, self.passed.kinds, documents=documents, most=self.most_bytes)
         else:
             yield item
+
+    def _object(self, url: str) -> PictureItem:
+        return PictureItem(url, reader_of(url, self.most_bytes))
 
     def _listed(self, name: str) -> Iterator[PictureItem]:
         try:
@@ -159,7 +167,7 @@ class Sources:
         for line in map(str.strip, lines):
             if line and not line.startswith("#"):
                 place = f"{name.rpartition('/')[0]}/{line}" if is_url(name) and not is_url(line) else line
-                yield PictureItem(line, reader_of(place)) if is_url(place) else PictureItem(line, line)
+                yield replace(self._object(place), picture=line) if is_url(place) else PictureItem(line, line)
 
     def _is_picture(self, path: Path) -> bool:
         """Whether a file of a directory is asked about; else it is counted."""

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _carry_out(arguments.command)(arguments)
     except (FlorenceError, OSError) as error:
-        print(f"florence: {error}", file=sys.stderr)
+        print(f"florence: {_words_of(error)}", file=sys.stderr)
         return WRONG_USE if isinstance(error, RequestError | SettingsError) else FAILED
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("florence."):
@@ -36,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"florence: {stop or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _words_of(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from threading import Event
@@ -21,7 +21,7 @@ from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_json
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Ask
-from florence.bulk.services import Services
+from florence.bulk.services import Services, ThreadClients
 from florence.cli.telling import tell_lines
 from florence.client import Client
 from florence.errors import FlorenceError, TaskError, quote
@@ -85,12 +85,12 @@ def open_asker(arguments: argparse.Namespace, stopped: Event | None = None) -> I
         with load_model(arguments) as model:
             yield ModelAsker(model)
     elif len(urls) == 1:
-        with Client(urls[0]) as client:
-            client.ready()  # an unreachable service is reported once, not for each picture
-            yield ServiceAsker(lambda ask: ask(client), _limits(arguments))
+        with closing(ThreadClients(lambda: Client(urls[0]))) as clients:
+            clients.own().ready()  # an unreachable service is reported once, not for each picture
+            yield ServiceAsker(clients.call, _limits(arguments))
     else:
-        clients = ((url, Client(url, retries=0)) for url in urls)
-        services = Services(clients, lambda line: tell_lines([line]), stopped=stopped)
+        each = ((url, ThreadClients(partial(Client, url, retries=0))) for url in urls)
+        services = Services(each, lambda line: tell_lines([line]), stopped=stopped)
         try:
             services.check()
             yield ServiceAsker(services.call, _limits(arguments))
@@ -105,8 +105,17 @@ def urls_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def _limits(arguments: argparse.Namespace) -> ImageLimits:
-    """Of documents whose pages are rendered here."""
-    return replace(DEFAULT_LIMITS, pdf_dpi=arguments.dpi)
+    """Of pictures that are sent, and of documents whose pages are rendered here."""
+    return replace(DEFAULT_LIMITS, pdf_dpi=arguments.dpi, max_bytes=most_bytes(arguments))
+
+
+def most_bytes(arguments: argparse.Namespace) -> int:
+    """Of a picture: what the first service that tells it takes, or the model that is loaded here."""
+    urls = urls_of(arguments)
+    for url in urls:
+        with suppress(FlorenceError), Client(url, retries=0) as client:
+            return client.info().limits.max_image_bytes
+    return DEFAULT_LIMITS.max_bytes if urls else model_settings(arguments).max_image_bytes
 
 
 def find_task(arguments: argparse.Namespace) -> Task:

@@ -12,11 +12,19 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from florence.bulk.items import Pages, PictureItem
 from florence.bulk.lines import FailureFile
+from florence.bulk.lock import only_run
 from florence.bulk.question import PictureQuestion, distinct, read_tasks_file
 from florence.bulk.run import Ask, Job, QuestionOutcome, Running, RunTally, Shard, open_jobs
 from florence.bulk.sources import Sources
 from florence.bulk.store import AnsweredTasks, Store
-from florence.cli.asking import find_task, open_asker, question_options, read_options, read_question
+from florence.cli.asking import (
+    find_task,
+    most_bytes,
+    open_asker,
+    question_options,
+    read_options,
+    read_question,
+)
 from florence.cli.bulk_ray import ask_on_ray, check_ray
 from florence.cli.export import SOME_FAILED, export_results, read_exports
 from florence.cli.telling import tell_lines
@@ -30,6 +38,11 @@ def bulk(arguments: argparse.Namespace) -> int:
     failures = arguments.failures or store.out.with_suffix(".failures.jsonl")
     store.check(failures)
     check_ray(arguments)
+    with only_run(store.out):
+        return _bulk(arguments, store, failures)
+
+
+def _bulk(arguments: argparse.Namespace, store: Store, failures: Path) -> int:
     exports = read_exports(arguments)
     questions = read_questions(arguments)
     sources, shard = read_sources(arguments, questions), Shard.parse(arguments.shard)
@@ -107,6 +120,7 @@ def read_sources(arguments: argparse.Namespace, questions: tuple[PictureQuestion
         find=lambda name: _find(arguments, name),
         questions=questions,
         options=question_options(arguments),
+        most_bytes=most_bytes(arguments),
     )
 
 

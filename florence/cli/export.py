@@ -147,6 +147,8 @@ def _read_labels(file: Path) -> Any:
     if file.suffix.lower() == ".txt":
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     content: Any = parse_file(file)
+    if content is None:
+        raise RequestError("it is empty")
     if isinstance(content, dict):
         content = content.get("categories", content.get("names", content))
     if isinstance(content, dict) and all(isinstance(name, int) for name in content):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
@@ -224,10 +225,13 @@ def read_failure(error: httpx.RequestError | None, timeout_s: float) -> Florence
     """The error that a failed connection means. timeout_s: of the whole call."""
     url = "the service" if error is None else str(error.request.url)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return Unreachable(f"{url} can't be reached: {error or 'no connection in time'}")
+        hint = " (does it speak http, not https?)" if "WRONG_VERSION_NUMBER" in str(error) else ""
+        return Unreachable(f"{url} can't be reached: {error or 'no connection in time'}{hint}")
     if isinstance(error, httpx.TimeoutException):
         return DeadlineExceeded(f"{url} did not answer within {timeout_s:g} s")
-    return ConnectionLost(f"the connection to {url} broke before the answer: {error or 'no reason given'}")
+    hint = " (is it the gRPC port?)" if re.match("illegal (request|status) line", str(error)) else ""
+    reason = f"{error or 'no reason given'}{hint}"
+    return ConnectionLost(f"the connection to {url} broke before the answer: {reason}")
 
 
 def _wait_s(error: Unavailable, outcome: AttemptOutcome, retry: int) -> float:

@@ -1,7 +1,8 @@
 """From the pictures that callers have to the bytes that are uploaded.
 
 Files and bytes are sent as they are: the service recognises their format and rotates them by their EXIF
-orientation. PIL images and arrays are sent as PNG, which loses nothing, in the orientation they have.
+orientation. PIL images and arrays are encoded without loss, so that the service makes of them what it makes
+of their files.
 """
 
 from __future__ import annotations
@@ -12,12 +13,25 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from florence.errors import ImageError
+from florence.images.files import unreadable
+from florence.images.seen import ALPHA, SEEN, flatten, inks_are_plain, orientation_of, raw_mode
 
-_NOT_A_PATH = "it is a URL; download it, and give its bytes, or let the service fetch it: ImageUrl(url)"
 _FAST = 1  # zlib's level: half the time of the default, a few percent more bytes
+_SENT = frozenset(("transparency", "icc_profile"))
+_IN_TIFF = frozenset(("CMYK", "LAB", "F", "I"))
+_KEPT = _IN_TIFF | {"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"}  # the others in PNG
+_LONG = frozenset(("I;32S", "I;32BS"))  # raw modes
+_IN_FULL = _LONG | {
+    "",
+    "I;16",
+    "I;16B",
+    "I;16L",
+    "I;16N",
+    "I;16R",
+}  # "": made here, so 16 bits without a sign
 
 
 class PixelArray(Protocol):
@@ -53,9 +67,9 @@ def picture_bytes(picture: LocalPicture) -> bytes:
     if isinstance(picture, str | os.PathLike):
         return _read_file(os.fspath(picture))
     if isinstance(picture, Image.Image):
-        return _png(picture)
+        return _encoded(picture)
     if hasattr(picture, "__array_interface__"):
-        return _png(_array_image(picture))
+        return _encoded(_array_image(picture))
     raise ImageError(
         f"a picture is given as a path, bytes, a PIL image or an array of pixels, "
         f"not as {type(picture).__name__}"
@@ -75,8 +89,7 @@ def _read_file(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = _NOT_A_PATH if "://" in path else error
-        raise ImageError(f"the picture {path!r} can't be read: {reason}") from error
+        raise unreadable(path, error) from error
 
 
 def _array_image(array: PixelArray) -> Image.Image:
@@ -91,17 +104,29 @@ def _array_image(array: PixelArray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _png(image: Image.Image) -> bytes:
-    """The picture in RGB without metadata: its EXIF orientation would be applied a second time."""
+def _encoded(image: Image.Image) -> bytes:
+    """The picture with what says how it is seen: depth, transparency, colour profile, EXIF orientation. As
+    PNG; in a mode that PNG does not hold, as TIFF. Other metadata stays here."""
+    depth = raw_mode(image)
     try:
         image.load()
         plain = image.copy()
-        plain.info.clear()  # transparency too: the service ignores it
-        if plain.mode != "RGB":
-            plain = plain.convert("RGB")
-        plain.getexif().clear()
+        plain.info = {name: plain.info[name] for name in _SENT & plain.info.keys()}
+        if inks_are_plain(image):
+            plain = ImageChops.invert(plain)
+        elif image.mode.startswith("I") and depth not in _IN_FULL:  # 12 bits, or 16 with a sign
+            plain = flatten(plain, SEEN.background, depth)
+        elif image.mode == "I" and depth not in _LONG:
+            plain = plain.convert("I;16")
+        elif image.mode not in _KEPT:
+            plain = plain.convert("RGBA" if image.mode in ALPHA else "RGB")
+        exif = Image.Exif()
+        exif[0x0112] = orientation_of(image)
         file = BytesIO()
-        plain.save(file, "PNG", compress_level=_FAST)
+        if plain.mode in _IN_TIFF:
+            plain.save(file, "TIFF", compression="tiff_adobe_deflate", exif=exif)
+        else:
+            plain.save(file, "PNG", compress_level=_FAST, exif=exif)
     except MemoryError:
         raise
     except Exception as error:  # decoding happens here, and Pillow raises any type

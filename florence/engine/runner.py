@@ -27,7 +27,8 @@ class StepRunner(Protocol):
         """Make new buffers after a fault; raises what the device raises if it is gone for good."""
 
     def fits(self, requests: Iterable[Request]) -> int:
-        """How many of these requests, from the first on, there is room for."""
+        """How many of these requests, from the first on, are to be encoded together: as many as there is room
+        for, or fewer where that is better."""
 
     def rest(self) -> None:
         """Do what waits for a moment in which no request is on the device."""

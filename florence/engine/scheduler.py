@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from itertools import islice
 from typing import Generic, TypeVar
 
 from florence.engine.config import EngineConfig
@@ -48,13 +49,13 @@ class Scheduler(Generic[RequestT]):
 
     def take(self, decoding: int, fits: Callable[[Iterable[RequestT]], int]) -> list[RequestT]:
         """Take the requests to encode now, while `decoding` others are decoded; none if it is too early.
-        `fits` says how many of some requests, from the first on, there is room for."""
+        `fits` says how many of some requests, from the first on, are to be encoded together."""
         room = self.config.max_batch_size - decoding
         most = self._full_batch()
         count = min(room, most, len(self._waiting))
         if count < 1 or (count < most and decoding and self._steps < STEPS_BETWEEN_ENCODES):
             return []
-        count = min(count, fits(self._waiting))
+        count = min(count, fits(islice(self._waiting, count)))
         if count:
             self._steps = 0
         return [self._waiting.popleft() for _ in range(count)]

@@ -12,9 +12,10 @@ from typing import Final
 from florence.evaluation.calibration import Judged
 from florence.evaluation.captions import CaptionScores, words_here
 from florence.evaluation.examples import Answered, TrueThing, picture_numbers, same_words
-from florence.evaluation.figures import Evaluation, judge, mean_of
+from florence.evaluation.figures import Evaluation, Metric, judge, mean_of
+from florence.evaluation.mask_measures import mask_precision
 from florence.evaluation.overlaps import RIGHT_OVERLAP, box_overlap
-from florence.evaluation.precision import BoxPrecision, PlacedBox
+from florence.evaluation.precision import AveragePrecision, PlacedThing
 from florence.types.results import Detection, Detections, Segmentation
 
 _WORDING: Final = ("METEOR", "ROUGE-L")  # need no weights of words, which would depend on the answers
@@ -64,17 +65,22 @@ def measure_dense(rows: Sequence[Answered]) -> Evaluation:
 
 def measure_open_vocabulary(rows: Sequence[Answered]) -> Evaluation:
     """Boxes of what a text named: COCO's figures by class; those of all texts together ("pooled"); the share
-    of absent things for which there was a box."""
+    of absent things for which there was a box. Of outlines also COCO's figures of masks by class ("masks"),
+    where the outline of each thing is known."""
     found, truth = [], []
     for number, row in _numbered(rows):
         asked = (number, ""), row.example.text or ""
-        found += [PlacedBox(*asked, each.box, each.score) for each in boxes_of(row)]
-        truth += [PlacedBox(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
-    by_class, together = BoxPrecision(found, truth), pooled(rows, prefix="pooled_")
+        found += [PlacedThing(*asked, each.box, each.score) for each in boxes_of(row)]
+        truth += [PlacedThing(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
+    by_class, together = AveragePrecision(found, truth), pooled(rows, prefix="pooled_")
     notes = [] if any(not row.example.truth.things for row in rows) else [
         "each picture was asked only for the classes that are in it: boxes of absent ones cost nothing"
     ]  # fmt: skip
-    parts = [by_class, *together.parts]
+    parts: list[Metric] = [by_class, *together.parts]
+    outlined = any(isinstance(row.result, Segmentation) for row in rows)
+    if outlined and all(thing.outline for row in rows for thing in row.example.truth.things):
+        whole = [(number, "") for number in picture_numbers(rows)]
+        parts.append(mask_precision(rows, whole, lambda row: row.example.text or "", prefix="masks_"))
     return Evaluation(rows, parts, _qualities(rows, by_class.right), together.judged, notes)
 
 
@@ -87,9 +93,9 @@ def pooled(rows: Sequence[Answered], *, prefix: str = "") -> Evaluation:
     found, truth = [], []
     for number, row in present:
         asked = (number, row.example.text or ""), ""
-        found += [PlacedBox(*asked, each.box, each.score) for each in boxes_of(row)]
-        truth += [PlacedBox(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
-    precision = BoxPrecision(found, truth, prefix=prefix)
+        found += [PlacedThing(*asked, each.box, each.score) for each in boxes_of(row)]
+        truth += [PlacedThing(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
+    precision = AveragePrecision(found, truth, prefix=prefix)
     invented = mean_of(
         "invented", [number for number, _ in absent], [float(bool(boxes_of(row))) for _, row in absent]
     )
@@ -137,19 +143,21 @@ def _numbered(rows: Sequence[Answered]) -> list[tuple[int, Answered]]:
     return list(zip(picture_numbers(rows), rows, strict=True))
 
 
-def _precision(rows: Sequence[Answered], label: Callable[[str], str], *, prefix: str = "") -> BoxPrecision:
+def _precision(
+    rows: Sequence[Answered], label: Callable[[str], str], *, prefix: str = ""
+) -> AveragePrecision:
     found, truth = [], []
     for index, (number, row) in enumerate(_numbered(rows)):
         place = (number, str(index))  # a file may have two entries of one picture
-        found += [PlacedBox(place, label(each.label), each.box, each.score) for each in boxes_of(row)]
+        found += [PlacedThing(place, label(each.label), each.box, each.score) for each in boxes_of(row)]
         truth += [
-            PlacedBox(place, label(thing.label), thing.box, crowd=thing.crowd)
+            PlacedThing(place, label(thing.label), thing.box, crowd=thing.crowd)
             for thing in row.example.truth.things
         ]
-    return BoxPrecision(found, truth, prefix=prefix)
+    return AveragePrecision(found, truth, prefix=prefix)
 
 
-def _judged(rows: Sequence[Answered], precision: BoxPrecision) -> list[Judged]:
+def _judged(rows: Sequence[Answered], precision: AveragePrecision) -> list[Judged]:
     return judge([each.score for row in rows for each in boxes_of(row)], precision.right)
 
 

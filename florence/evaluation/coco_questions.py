@@ -62,7 +62,8 @@ class CocoQuestions:
             for number, one in self.truth.of(image):
                 if not one.iscrowd:
                     self.truth.need(number, one, "segmentation")
-                    thing = self._thing(number, one, "")
+                    label = "" if one.category_id is None else self.truth.category(number, one)
+                    thing = self._thing(number, one, label)
                     asked = thing.box if one.region is None else _corners(one.region)
                     region = ", ".join(f"{value:.6g}" for value in _inside(asked, image.size))
                     yield self._example(image, Truth((thing,)), region)

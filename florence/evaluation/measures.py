@@ -1,4 +1,4 @@
-"""Answers in outlines, in writing and in words against the truth.
+"""Answers in writing and in words against the truth.
 
 Knows nothing about files or models.
 """
@@ -11,12 +11,12 @@ from typing import Any
 
 from florence.evaluation.calibration import Judged
 from florence.evaluation.captions import CaptionScores, has_java, words_here
-from florence.evaluation.examples import Answered, Outline, TrueThing, picture_numbers
+from florence.evaluation.examples import Answered, TrueThing, picture_numbers
 from florence.evaluation.figures import Evaluation, Metric, Share, judge, mean_of
-from florence.evaluation.overlaps import RIGHT_OVERLAP, area_overlap, areas
+from florence.evaluation.mask_measures import outline_of
+from florence.evaluation.overlaps import RIGHT_OVERLAP, area_overlap
 from florence.evaluation.texts import anls, edits, leaves, plain_text, vqa_accuracy, word_accuracy
-from florence.export.annotation import box_polygon
-from florence.types.results import JsonValue, OcrRegion, OcrRegions, Segmentation, Tags, Text
+from florence.types.results import JsonValue, OcrRegion, OcrRegions, Tags, Text
 
 _BEST_CIDER = 10.0
 
@@ -35,35 +35,6 @@ def measure_captions(rows: Sequence[Answered]) -> Evaluation:
     without = "" if has_java() else "; METEOR needs Java"
     notes = [f"captions by pycocoevalcap after {words_here()}{without}"]
     return Evaluation(rows, [scores], [each / _BEST_CIDER for each in scores.each], [], notes)
-
-
-def measure_outlines(rows: Sequence[Answered]) -> Evaluation:
-    """All that was outlined together against the one thing's outline. oIoU: intersections of all over unions
-    of all, as RefCOCO's figures are made."""
-    overlaps, shared, together, judged = [], [], [], []
-    for row in rows:
-        (thing,) = row.example.truth.things
-        truth = outline_of(thing)
-        instances = row.result.instances if isinstance(row.result, Segmentation) else []
-        parts = [polygon for each in instances for polygon in each.polygons]
-        both, either = areas(parts, truth, row.size)
-        overlaps.append(both / either if both else 0.0)
-        shared.append(both)
-        together.append(either)
-        right = [area_overlap(each.polygons, truth, row.size) >= RIGHT_OVERLAP for each in instances]
-        judged += judge([each.score for each in instances], right)
-    pictures, right = picture_numbers(rows), [each >= RIGHT_OVERLAP for each in overlaps]
-    parts_of = [
-        mean_of("mIoU", pictures, overlaps),
-        Share("oIoU", pictures, shared, together),
-        mean_of("right@50", pictures, right),
-    ]
-    return Evaluation(rows, parts_of, overlaps, judged)
-
-
-def outline_of(thing: TrueThing) -> Outline:
-    """What the thing covers; its box where no more is known."""
-    return [box_polygon(thing.box)] if thing.outline is None else thing.outline
 
 
 def measure_reading(rows: Sequence[Answered]) -> Evaluation:

@@ -35,17 +35,17 @@ def area_overlap(a: Outline, b: Outline, size: tuple[int, int]) -> float:
 
 def areas(a: Outline, b: Outline, size: tuple[int, int]) -> tuple[float, float]:
     """Pixels of the intersection and of the union of two areas."""
-    mask = evaluator("pycocotools.mask")
-    made = [_mask(area, size) for area in (a, b)]
-    both = [each for each in made if each is not None]
-    shared = float(mask.area(mask.merge(both, True))) if len(both) == 2 else 0.0
-    return shared, float(mask.area(mask.merge(both))) if both else 0.0
+    mask, both = evaluator("pycocotools.mask"), [mask_of(area, size) for area in (a, b)]
+    return float(mask.area(mask.merge(both, True))), float(mask.area(mask.merge(both)))
 
 
-def _mask(outline: Outline, size: tuple[int, int]) -> Any:
+def mask_of(outline: Outline, size: tuple[int, int]) -> Any:
+    """The area as a run-length code of pycocotools'."""
     mask, (width, height) = evaluator("pycocotools.mask"), size
     if isinstance(outline, Mapping):  # a run-length code; COCO's own are lists, compressed ones texts
         code = dict(outline)
         return mask.frPyObjects(code, height, width) if isinstance(code["counts"], list) else code
     polygons = [list(polygon) for polygon in outline if len(polygon) >= 6]
-    return mask.merge(mask.frPyObjects(polygons, height, width)) if polygons else None
+    if not polygons:
+        return mask.frPyObjects({"counts": [height * width], "size": [height, width]}, height, width)
+    return mask.merge(mask.frPyObjects(polygons, height, width))

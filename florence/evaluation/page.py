@@ -17,7 +17,8 @@ from typing import Final
 from florence.errors import ImageError
 from florence.evaluation.examples import Example, TrueThing
 from florence.evaluation.figures import Evaluation
-from florence.evaluation.measures import outline_of, text_of
+from florence.evaluation.mask_measures import outline_of
+from florence.evaluation.measures import text_of
 from florence.export.annotation import Annotation, box_polygon
 from florence.export.drawing import Colours, Drawing
 from florence.types.results import Detections

@@ -1,7 +1,7 @@
-"""Boxes against truth by COCO's own evaluation, pycocotools' COCOeval: average precision, recall.
+"""Boxes or masks against truth by COCO's own evaluation, pycocotools' COCOeval: average precision, recall.
 
 Average precision is COCO's: precision at 101 levels of recall, the mean over the labels that occur in the
-truth, at overlaps (IoU) of 0.5 to 0.95, at 0.5 and at 0.75; 100 boxes a picture at most. Knows nothing about
+truth, at overlaps (IoU) of 0.5 to 0.95, at 0.5 and at 0.75; 100 things a picture at most. Knows nothing about
 tasks or models.
 """
 
@@ -27,26 +27,35 @@ PictureId = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedBox:
-    """A box of one picture with its label; `score` is None in the truth. crowd: as COCO's iscrowd."""
+class PlacedThing:
+    """A thing in one picture with its label; `score` is None in the truth. crowd: as COCO's iscrowd. mask: a
+    run-length code, where masks are compared."""
 
     picture: PictureId
     label: str
     box: Corners
     score: float | None = None
     crowd: bool = False
+    mask: Any = None
 
 
-class BoxPrecision:
-    """Found boxes against true ones: a `Metric` of the figures.
+class AveragePrecision:
+    """Found things against true ones: a `Metric` of the figures.
 
-    matches: of each found box the number of the truth that it was given: the best-fitting free one of its
-    picture and label that overlaps by 0.5 or more, boxes with a better score choosing first. right: whether
-    there is one; None where that is a crowd. `prefix` stands before the figures' names. Raises MissingLibrary
-    without pycocotools.
+    masks: whether masks are compared, not boxes. matches: of each found thing the number of the truth that it
+    was given: the best-fitting free one of its picture and label that overlaps by 0.5 or more, things with a
+    better score choosing first. right: whether there is one; None where that is a crowd. `prefix` stands
+    before the figures' names. Raises MissingLibrary without pycocotools.
     """
 
-    def __init__(self, found: Sequence[PlacedBox], truth: Sequence[PlacedBox], *, prefix: str = "") -> None:
+    def __init__(
+        self,
+        found: Sequence[PlacedThing],
+        truth: Sequence[PlacedThing],
+        *,
+        prefix: str = "",
+        masks: bool = False,
+    ) -> None:
         self._found, self._truth, self._prefix = found, truth, prefix
         everything = [*truth, *found]
         self._pictures = list(dict.fromkeys(one.picture for one in everything))
@@ -55,9 +64,9 @@ class BoxPrecision:
             for coco, data_set in zip(sets, self._as_coco(), strict=True):
                 coco.dataset = data_set
                 coco.createIndex()
-            self._evaluation = evaluator("pycocotools.cocoeval").COCOeval(*sets, "bbox")
+            self._evaluation = evaluator("pycocotools.cocoeval").COCOeval(*sets, "segm" if masks else "bbox")
             params = self._evaluation.params
-            # What is not used takes time: other areas than "all", fewer boxes than 100.
+            # What is not used takes time: other areas than "all", fewer things than 100.
             params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
             params.maxDets = params.maxDets[-1:]
             self._evaluation.evaluate()
@@ -68,7 +77,7 @@ class BoxPrecision:
         ]
 
     def figures(self, repeats: Repeats) -> Figures:
-        """recall@50 and precision@50 are shares of all boxes, AR@50:95 is COCO's average recall, a mean over
+        """recall@50 and precision@50 are shares of all things, AR@50:95 is COCO's average recall, a mean over
         labels."""
         evaluation = self._repeated(repeats)
         with _silence():
@@ -96,20 +105,22 @@ class BoxPrecision:
         evaluation.params = evaluation._paramsEval = params
         return evaluation
 
-    def _sum(self, repeats: Repeats, boxes: Sequence[PlacedBox], counts: Sequence[bool | None]) -> int:
-        return sum(int(repeats[one.picture[0]]) for one, count in zip(boxes, counts, strict=True) if count)
+    def _sum(self, repeats: Repeats, things: Sequence[PlacedThing], counts: Sequence[bool | None]) -> int:
+        return sum(int(repeats[one.picture[0]]) for one, count in zip(things, counts, strict=True) if count)
 
     def _as_coco(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Truth and found boxes as COCO data sets; ids count from 1, for 0 means "none" to COCOeval."""
+        """Truth and found things as COCO data sets; ids count from 1, for 0 means "none" to COCOeval."""
         labels = dict.fromkeys(one.label for one in [*self._truth, *self._found])
         categories = {label: number for number, label in enumerate(labels, 1)}
         pictures = {key: number for number, key in enumerate(self._pictures, 1)}
         frame = {
-            "images": [{"id": number} for number in pictures.values()],
+            "images": [
+                {"id": number, "height": 0, "width": 0} for number in pictures.values()
+            ],  # masks have a size
             "categories": [{"id": number} for number in categories.values()],
         }
 
-        def annotations(boxes: Sequence[PlacedBox]) -> list[dict[str, Any]]:
+        def annotations(things: Sequence[PlacedThing]) -> list[dict[str, Any]]:
             return [
                 {
                     "id": number,
@@ -117,10 +128,11 @@ class BoxPrecision:
                     "category_id": categories[one.label],
                     "bbox": (bbox := coco_box(one.box)),
                     "area": bbox[2] * bbox[3],
+                    "segmentation": one.mask,
                     "iscrowd": int(one.crowd),
                     "score": one.score or 0.0,
                 }
-                for number, one in enumerate(boxes, 1)
+                for number, one in enumerate(things, 1)
             ]
 
         return (

@@ -23,11 +23,11 @@ from florence.evaluation.coco_file import CocoTruth
 from florence.evaluation.coco_questions import CocoQuestions
 from florence.evaluation.examples import Answered, Example
 from florence.evaluation.figures import Evaluation
+from florence.evaluation.mask_measures import measure_outlines, measure_regions
 from florence.evaluation.measures import (
     measure_answers,
     measure_captions,
     measure_exact,
-    measure_outlines,
     measure_reading,
     measure_values,
     measure_writing,
@@ -139,7 +139,7 @@ _ALL: Final = (
         "region_to_segmentation",
         "coco",
         _coco(lambda coco, task: coco.regions()),
-        {Kind.POLYGONS: measure_outlines},
+        {Kind.POLYGONS: measure_regions},
     ),
     Subject(
         "grounding",

@@ -20,12 +20,12 @@ from PIL import Image, UnidentifiedImageError
 
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.apart import render_page_apart
+from florence.images.files import unreadable
 from florence.images.header import HEIF_FORMATS, Header
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.pdf import is_pdf
-from florence.images.seen import ORIGINAL, View, flatten, raw_mode, to_srgb
-from florence.images.tiff import exif_orientation
+from florence.images.seen import ORIGINAL, View, flatten, orientation_of, raw_mode, to_srgb
 
 # What each EXIF orientation asks for (CIPA DC-008, tag 0x0112); 1 is "as stored".
 _TURNS = {
@@ -84,10 +84,12 @@ def inspect(data: bytes, limits: ImageLimits, view: View = ORIGINAL) -> Header:
         )
     _check_place(header, view)
     pixels = header.width * header.height
-    if header.passes * pixels > MOST_PASSES * limits.max_pixels:
+    allowed = MOST_PASSES * limits.max_pixels // header.pass_cost
+    if header.passes * pixels > allowed:
+        name = "frame" if header.frame > 1 else "scan"
         raise ImageTooLarge(
-            f"the picture has {header.passes} {'frames' if header.frame > 1 else 'scans'} of {pixels} pixels "
-            f"to decode; up to {MOST_PASSES * limits.max_pixels} pixels are decoded in all of them together"
+            f"the {header.format} picture has {header.passes} {name}{'s' * (header.passes != 1)} of {pixels} "
+            f"pixels to decode; up to {allowed} pixels are decoded in all of them together"
         )
     return header
 
@@ -126,17 +128,8 @@ def load_image(
         return _flat(image, view, "")
     profile = image.info.get("icc_profile")
     seen = to_srgb(_flat(image, view, raw_mode(image)), profile if isinstance(profile, bytes) else b"")
-    turn = _TURNS.get(_orientation(image))  # now that it is loaded: Pillow turns TIFFs itself
+    turn = _TURNS.get(orientation_of(image))  # now that it is loaded: Pillow turns TIFFs itself
     return seen if turn is None else seen.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's, of an opened picture; 1 where it is broken or silent."""
-    exif = image.info.get("exif")
-    if isinstance(exif, bytes):
-        return exif_orientation(exif.removeprefix(b"Exif\0\0"))
-    found = image.getexif().get(0x0112, 1) if image.format == "TIFF" else 1  # TIFF's own tag
-    return found if isinstance(found, int) else 1
 
 
 def encoded(image: object, limits: ImageLimits) -> bytes:
@@ -148,7 +141,7 @@ def encoded(image: object, limits: ImageLimits) -> bytes:
         check_bytes(len(image), limits)  # before they are copied
         return bytes(image)
     if isinstance(image, str | os.PathLike):
-        return _read_file(Path(image), limits)
+        return _read_file(os.fspath(image), limits)
     raise ImageError(f"a picture is given as a PIL image, bytes or a path, not as {type(image).__name__}")
 
 
@@ -190,14 +183,14 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _read_file(path: Path, limits: ImageLimits) -> bytes:
+def _read_file(path: str, limits: ImageLimits) -> bytes:
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             data = file.read(limits.max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise ImageError(f"the picture {str(path)!r} can't be read: {error}") from error
+        raise unreadable(path, error) from error
     if len(data) > limits.max_bytes:
-        raise ImageTooLarge(f"the picture {str(path)!r} has more than the {limits.max_bytes} bytes allowed")
+        raise ImageTooLarge(f"the picture {path!r} has more than the {limits.max_bytes} bytes allowed")
     return data
 
 
@@ -238,7 +231,7 @@ def _decode(
         fits = found == (header.width, header.height)
         if header.format in HEIF_FORMATS:  # which may be turned and cropped
             fits = found[0] * found[1] <= header.width * header.height
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
         if fits:
             if at_least is not None:
                 image.draft(None, at_least)  # does nothing but for a JPEG

@@ -28,8 +28,8 @@ class Header:
     `data`: bytes of the same format, in which the decoder finds the frame; `headers` says what else.
     `frame`: its number among those in `data`, from 1.
     `rgb`: whether the decoder gives RGB. `extra_bytes`: memory that this file's decoding takes beside what
-    its pixels do. `passes`: how often the decoder goes over all pixels. `profile`: the colour profile (ICC),
-    empty where there is none.
+    its pixels do. `passes`: how often the decoder goes over all pixels; `pass_cost`: the work of one, in
+    scans of a JPEG. `profile`: the colour profile (ICC), empty where there is none.
     """
 
     format: str
@@ -41,6 +41,7 @@ class Header:
     rgb: bool = False
     extra_bytes: int = 0
     passes: int = 1
+    pass_cost: int = 1
     profile: bytes = b""
     frame: int = 1
 

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from florence.errors import ImageError
+from florence.errors import ImageError, ImageTooLarge
 from florence.images.header import Header
 from florence.images.heif import read_heif
 from florence.images.tiff import exif_orientation, read_tiff
@@ -32,6 +32,13 @@ MAX_BLOCKS = 500_000
 _MAX_PROFILE = 2**20  # bytes of a colour profile; printers' have the most, some hundred thousand
 # Progressive files have about 10 scans.
 MAX_JPEG_SCANS = 100
+_FRAME_COST: Final = 2
+"""`Header.pass_cost` where frames are composed; Pillow composes those of a PNG in several steps."""
+_PNG_FRAME_COST: Final = 4
+_RLE: Final = (1, 2)  # BMP's compressions of 8 and 4 bits
+_RLE_COST: Final = 40
+"""The same of run-length encoding, which Pillow undoes in Python: 85 ns a pixel."""
+_MAX_RLE_BYTES: Final = 8 * 2**20  # 155 ns each
 
 
 def read_header(data: bytes, max_frames: int, number: int = 1) -> Header:
@@ -84,8 +91,8 @@ def _png(data: bytes, max_frames: int, number: int) -> Header:
     rgb = number == 1 and data[24:26] == b"\x08\x02"  # eight bits, truecolour
     frames = frames + bool(still) if frames else 1
     return Header(
-        "PNG", width, height, frames, orientation, b"".join(kept), rgb, passes=number, profile=profile,
-        frame=number,
+        "PNG", width, height, frames, orientation, b"".join(kept), rgb, passes=number,
+        pass_cost=_PNG_FRAME_COST if number > 1 else 1, profile=profile, frame=number,
     )  # fmt: skip
 
 
@@ -201,7 +208,10 @@ def _gif(data: bytes, max_frames: int, number: int) -> Header:
             kept.append(data[start:end])
     if not frames:
         raise ImageError("the GIF file holds no picture")
-    return Header("GIF", width, height, frames, 1, b"".join([*kept, b";"]), passes=number, frame=number)
+    return Header(
+        "GIF", width, height, frames, 1, b"".join([*kept, b";"]), passes=number,
+        pass_cost=_FRAME_COST if number > 1 else 1, frame=number,
+    )  # fmt: skip
 
 
 def _gif_blocks(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
@@ -252,16 +262,23 @@ def _webp(data: bytes, max_frames: int, number: int) -> Header:
         elif kind == b"ICCP":
             profile = _checked_profile(data[start + 8 : end])
     return Header(
-        "WEBP", width, height, max(frames, 1), orientation, data, passes=number, profile=profile, frame=number
-    )
+        "WEBP", width, height, max(frames, 1), orientation, data, passes=number,
+        pass_cost=_FRAME_COST if number > 1 else 1, profile=profile, frame=number,
+    )  # fmt: skip
 
 
 def _bmp(data: bytes, max_frames: int, number: int) -> Header:
     if struct.unpack_from("<I", data, 14)[0] == 12:
         width, height = struct.unpack_from("<HH", data, 18)
-    else:
-        width, height = struct.unpack_from("<ii", data, 18)  # a negative height: the top row comes first
-    return Header("BMP", abs(width), abs(height), 1, 1, data)
+        return Header("BMP", width, height, 1, 1, data)
+    width, height = struct.unpack_from("<ii", data, 18)  # a negative height: the top row comes first
+    packed = struct.unpack_from("<I", data, 30)[0] in _RLE
+    if packed and len(data) > _MAX_RLE_BYTES:
+        raise ImageTooLarge(
+            f"the BMP picture has {len(data)} bytes and is run-length encoded; up to {_MAX_RLE_BYTES} are "
+            "allowed of such: save it without compression"
+        )
+    return Header("BMP", abs(width), abs(height), 1, 1, data, pass_cost=_RLE_COST if packed else 1)
 
 
 _FORMATS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes, int, int], Header]], ...] = (

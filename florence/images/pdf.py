@@ -16,6 +16,7 @@ from florence.images.limits import ImageLimits
 _MARK: Final = b"%PDF-"
 _MARK_WITHIN: Final = 1024  # bytes: readers of PDF accept what stands before the mark
 _POINTS: Final = 72  # an inch
+_DAMAGED: Final = "the PDF is cut short or damaged, or has no pages"
 NO_LIBRARY: Final = (
     "PDF pages are read where pypdfium2 is installed: pip install pypdfium2, or 'florence2-server[pdf]'"
 )
@@ -75,13 +76,19 @@ def _render(document: Any, page: int, limits: ImageLimits) -> bytes:
 
 
 def _open(data: bytes) -> Any:
+    """PDFium's document, over `data`, which must live as long. One without pages is closed again: pypdfium2
+    itself would forget it."""
     try:
         import pypdfium2
     except ImportError:
         raise ImageError(NO_LIBRARY) from None
-    try:
-        return pypdfium2.PdfDocument(data)
-    except pypdfium2.PdfiumError as error:
-        if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
-            raise ImageError("the PDF is encrypted; save it without a password") from None
-        raise ImageError("the PDF is cut short or damaged, or has no pages") from error
+    handle = pypdfium2.raw.FPDF_LoadMemDocument64(data, len(data), None)
+    if not handle:
+        if pypdfium2.raw.FPDF_GetLastError() == pypdfium2.raw.FPDF_ERR_PASSWORD:
+            raise ImageError("the PDF is encrypted; save it without a password")
+        raise ImageError(_DAMAGED)
+    document = pypdfium2.PdfDocument(handle)
+    if len(document) < 1:
+        document.close()
+        raise ImageError(_DAMAGED)
+    return document

@@ -18,10 +18,11 @@ from typing import Any, Final
 
 from PIL import Image, ImageChops, ImageCms
 
+from florence.images.tiff import exif_orientation
 from florence.images.tiles import Tiling
 
 _WHITE: Final = (255, 255, 255)
-_ALPHA: Final = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
+ALPHA: Final = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
 _KEPT: Final = frozenset(("L", "RGB", "CMYK"))
 _DEPTH: Final = re.compile(r"(?:I|F);(\d+)(.*)")
 
@@ -55,9 +56,9 @@ def flatten(image: Image.Image, background: tuple[int, int, int], depth: str) ->
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
         return _flatten_deep(image, depth, background)
-    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        return ImageChops.invert(image)  # Pillow takes every JPEG's inks as inverted, as Adobe writes them
-    if image.mode in _ALPHA or "transparency" in image.info:
+    if inks_are_plain(image):
+        return ImageChops.invert(image)
+    if image.mode in ALPHA or "transparency" in image.info:
         layered = image.convert("RGBA")
         opaque = Image.new("RGB", image.size, background)
         opaque.paste(layered, mask=layered.getchannel("A"))
@@ -86,6 +87,11 @@ def _transformed(image: Image.Image, source: object, target: object) -> Image.Im
     return made
 
 
+def inks_are_plain(image: Image.Image) -> bool:
+    """Whether a JPEG's inks lack Adobe's mark: Pillow takes all as inverted, as Adobe writes them."""
+    return image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
+
+
 def raw_mode(image: Image.Image) -> str:
     """How an opened picture's file stores a value, such as "I;16S"; Pillow forgets it when it loads the
     pixels."""
@@ -93,6 +99,15 @@ def raw_mode(image: Image.Image) -> str:
     arguments = tiles[0][3] if tiles else ""  # a plain tuple before Pillow 11
     first = arguments if isinstance(arguments, str) else (arguments or ("",))[0]
     return first if isinstance(first, str) else ""
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's, of an opened picture; 1 where it is broken or silent."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes):
+        return exif_orientation(exif.removeprefix(b"Exif\0\0"))
+    found = image.getexif().get(0x0112, 1) if image.format == "TIFF" else 1  # TIFF's own tag
+    return found if isinstance(found, int) else 1
 
 
 def _flatten_deep(image: Image.Image, depth: str, background: tuple[int, int, int]) -> Image.Image:

@@ -85,6 +85,9 @@ class StepAttention(Protocol):
     def embed(self, language: LanguageModel, tokens: Tensor) -> Tensor:
         """The decoder's first states [rows, d_model] of `tokens` int64 [rows] at their positions."""
 
+    def apply(self, linear: Linear, states: Tensor) -> Tensor:
+        """A linear layer with its activation: [rows, inner] -> [rows, outputs]."""
+
     def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
         """`norm(residual + linear(inputs))`, [rows, d_model]."""
 
@@ -121,6 +124,10 @@ class PlainStep:
         places = decoder.embed_positions.weight[self._step.positions + POSITION_OFFSET]
         states: Tensor = decoder.layernorm_embedding(language.embed(tokens) + places)
         return states
+
+    def apply(self, linear: Linear, states: Tensor) -> Tensor:
+        result: Tensor = linear(states)
+        return result
 
     def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
         states: Tensor = norm(linear.plus(inputs, residual))

@@ -4,10 +4,10 @@ GPUs. Imports triton, so it is imported where a CUDA device computes, and nowher
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from florence.model.attention import StepAttention, StepInputs
+from florence.model.cuda_layers import apply, normed
 from florence.model.kernels.cuda import attention, norms
 from florence.model.kernels.linear import Linear
 from florence.model.language import POSITION_OFFSET, LanguageModel
@@ -61,6 +61,8 @@ class _CudaStep:
             POSITION_OFFSET,
         )
 
+    def apply(self, linear: Linear, states: Tensor) -> Tensor:
+        return apply(linear, states)
+
     def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
-        product = linear.with_adapters(F.linear(inputs, linear.weight), inputs)
-        return norms.add_norm(product, linear.bias, residual, norm.weight, norm.bias, norm.eps)
+        return normed(linear, norm, inputs, residual)

@@ -1,8 +1,8 @@
 """The layers of an encode by the Triton kernels: an `EncodeBackend` for NVIDIA's GPUs. Imports triton, so it
 is imported where a CUDA device computes, and nowhere else.
 
-Each sum with a residual is a product's own: it adds to the residual in place, which already has the product's
-bias. Layers that another module has packed are computed by it; what adapters add is added after a product.
+Each sum with a residual in the tower is a product's own: it adds to the residual in place, which already has
+the product's bias.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from florence.model.caches import Caches
+from florence.model.cuda_layers import apply, normed
 from florence.model.davit import Block, ConvPositionalEncoding, Stem, WindowAttention
 from florence.model.encoding import PlainEncode
-from florence.model.kernels.cuda import copies, gelu, norms, positions, tower_attention
+from florence.model.kernels.cuda import copies, norms, positions, tower_attention
 from florence.model.kernels.linear import Linear
 from florence.model.language import Decoder, DecoderLayer, EncoderLayer
 from florence.model.vision import Normalize
@@ -41,7 +42,7 @@ class CudaEncode(PlainEncode):
     def block(self, block: Block, cells: Tensor) -> Tensor:
         attention, feed_forward = block.attn, block.mlp
         residual, states = _positions(block.cpe1, block.norm1, cells, attention.proj)
-        qkv = attention.qkv(states)
+        qkv = apply(attention.qkv, states)
         if isinstance(attention, WindowAttention):
             bias = attention.qkv.bias
             mixed = tower_attention.window_attention(qkv, bias, attention.heads, attention.window)
@@ -50,12 +51,12 @@ class CudaEncode(PlainEncode):
             mixed = tower_attention.channel_mix(qkv, parts)
         cells = _added(attention.proj, mixed, residual)
         residual, states = _positions(block.cpe2, block.norm2, cells, feed_forward.fc2)
-        return _added(feed_forward.fc2, _activated(feed_forward.fc1, states), residual)
+        return _added(feed_forward.fc2, apply(feed_forward.fc1, states), residual)
 
     def layer(self, layer: EncoderLayer, states: Tensor, mask: Tensor | None) -> Tensor:
         mixed = layer.self_attn.mixed(states, mask)
-        states = _normed(layer.self_attn.out_proj, layer.self_attn_layer_norm, mixed, states)
-        return _normed(layer.fc2, layer.final_layer_norm, _activated(layer.fc1, states), states)
+        states = normed(layer.self_attn.out_proj, layer.self_attn_layer_norm, mixed, states)
+        return normed(layer.fc2, layer.final_layer_norm, apply(layer.fc1, states), states)
 
     def write_cross_kv(self, decoder: Decoder, encoded: Tensor, caches: Caches, slots: Tensor) -> None:
         for index, layer in enumerate(cast("Iterable[DecoderLayer]", decoder.layers)):
@@ -82,23 +83,3 @@ def _added(linear: Linear, states: Tensor, residual: Tensor) -> Tensor:
     if linear.beside is not None:
         linear.beside.add_to(residual, states)
     return residual
-
-
-def _activated(linear: Linear, states: Tensor) -> Tensor:
-    """A linear layer with its activation."""
-    plain = linear.packed is None and linear.beside is None  # what an adapter adds comes before GELU
-    if plain and linear.activation == "gelu" and gelu.takes(states.dtype):
-        return gelu.gelu_linear(states, linear.weight, linear.bias)
-    activated: Tensor = linear(states)
-    return activated
-
-
-def _normed(linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
-    """`norm(residual + linear(inputs))`."""
-    if linear.packed is not None:
-        result: Tensor = norm(linear.plus(inputs, residual))
-        return result
-    product = linear.with_adapters(F.linear(inputs, linear.weight), inputs).view(-1, linear.out_features)
-    rows = residual.reshape(product.shape)
-    made = norms.add_norm(product, linear.bias, rows, norm.weight, norm.bias, norm.eps)
-    return made.view(residual.shape)

@@ -27,9 +27,10 @@ def decode_step(language: LanguageModel, tokens: Tensor, attention: StepAttentio
         queries, keys, values = own.project(states)
         mixed = attention.self_attention(queries, keys, values, index)
         states = attention.add_norm(own.out_proj, layer.self_attn_layer_norm, mixed, states)
-        mixed = attention.cross_attention(cross.q_proj(states), index)
+        mixed = attention.cross_attention(attention.apply(cross.q_proj, states), index)
         states = attention.add_norm(cross.out_proj, layer.encoder_attn_layer_norm, mixed, states)
-        states = attention.add_norm(layer.fc2, layer.final_layer_norm, layer.fc1(states), states)
+        wide = attention.apply(layer.fc1, states)
+        states = attention.add_norm(layer.fc2, layer.final_layer_norm, wide, states)
     return language.logits(states)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
 from florence.model.encoding import PLAIN, EncodeBackend
-from florence.model.kernels.linear import Linear, PackedWeight
+from florence.model.kernels.linear import Beside, Linear, PackedWeight
 from florence.model.masks import additive_mask
 
 POSITION_OFFSET = 2
@@ -71,6 +71,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(d_model, d_model)
         self._fused: tuple[Tensor, Tensor] | None = None  # weights and biases of q, k and v
         self._packed: PackedWeight | None = None  # of q, k and v together
+        self.beside: Beside | None = None  # adapters of q, k and v together
 
     def fuse(self) -> None:
         """Compute queries, keys and values by one product, as suits a GPU; the three layers' weights become
@@ -81,6 +82,11 @@ class Attention(nn.Module):
         for index, layer in enumerate(layers):
             view = weight[index * width : (index + 1) * width]
             layer.weight = nn.Parameter(view, requires_grad=False)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether `project` computes by one product."""
+        return self._fused is not None or self._packed is not None
 
     def pack_fused(self, pack: Callable[[Tensor, Tensor], PackedWeight]) -> None:
         """Compute the product of `fuse`, if there is one, with the weight that `pack` makes of weight and
@@ -100,11 +106,13 @@ class Attention(nn.Module):
         else:
             return self.q_proj(states), self.k_proj(states), self.v_proj(states)
         queries, keys, values = product.chunk(3, dim=-1)
-        return (
-            self.q_proj.with_adapters(queries, states),
-            self.k_proj.with_adapters(keys, states),
-            self.v_proj.with_adapters(values, states),
-        )
+        if self.beside is not None:
+            self.beside.add_to(product, states)
+        else:  # in place, so that all three keep one stride between rows
+            for layer, part in ((self.q_proj, queries), (self.k_proj, keys), (self.v_proj, values)):
+                if layer.beside is not None:
+                    layer.beside.add_to(part, states)
+        return queries, keys, values
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """[rows, length, d_model] -> keys and values [rows, heads, length, head_dim]."""

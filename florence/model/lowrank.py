@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from florence.model.kernels.linear import Linear
+from florence.model.language import Attention
 
 RANK_MULTIPLE = 16
 """Ranks are padded with zeros to a multiple of this: kernels load whole vectors."""
@@ -89,34 +90,34 @@ class LowRankKernels:
     """Products of single rows with their own slot's part of stacked matrices; the definitions are in
     `kernels/cuda/twins.py`."""
 
-    shrink: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    expand: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    shrink: Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
+    expand: Callable[[Tensor, Tensor, Tensor, Tensor, int], None]
 
 
 class StackedAdapters(AdapterBank):
-    """All slots' matrices stacked into one for each layer: a product with all of `down`, zeros in place of
-    what is not the row's own slot, a product with all of `up`. `index` is read from memory.
+    """All slots' matrices stacked into one for each layer, of which each row's own are read by `index`, from
+    memory. Where queries, keys and values are one product, so are their thin products.
 
-    `kernels`: for a decode step, in which a row is one state; they read the row's own slot only."""
+    `kernels`: for a decode step, in which a row is one state."""
 
     def __init__(self, model: nn.Module, slots: int, kernels: LowRankKernels | None = None) -> None:
         super().__init__(model, slots)
         self.kernels = kernels
         self.index: Tensor | None = None  # [rows]
+        self._fused = fused_attentions(model)
         self._held: dict[int, Mapping[str, Factors]] = {}
         self._rank = RANK_MULTIPLE
-        self._own: Tensor | None = None
-        self._owners = self._slot_of_columns()
+        self._own: tuple[Tensor, Tensor] | None = None
 
     @property
     def rank(self) -> int:
         """Of all adapters."""
         return self._rank
 
-    def own(self, index: Tensor) -> Tensor:
-        """[rows, slots * rank]: whether a column is the row's own slot's."""
+    def own(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The place of each row's slot among all, any where it has none; and whether it has none."""
         if self._own is None:
-            self._own = index[:, None] == self._owners
+            self._own = (index - 1).clamp_min(0), (index == 0)[:, None, None]
         return self._own
 
     def reserve(self, adapters: Sequence[Mapping[str, Factors]]) -> None:
@@ -125,91 +126,126 @@ class StackedAdapters(AdapterBank):
     def place(self, slot: int, layers: Mapping[str, Factors]) -> bool:
         self._held[slot] = layers
         changed = self._lay_out([layers])
-        for name, linear in self._linears.items():
-            if isinstance(linear.beside, _StackedLayer):
-                linear.beside.write(slot, self._rank, layers.get(name))
+        for name, beside in self._layers().items():
+            beside.write(slot, self._rank, layers.get(name))
         return changed
 
     @property
     def nbytes(self) -> int:
-        layers = (linear.beside for linear in self._linears.values())
-        return sum(layer.nbytes for layer in layers if isinstance(layer, _StackedLayer))
+        return sum(layer.nbytes for layer in self._layers().values())
+
+    def _layers(self) -> dict[str, _StackedLayer]:
+        layers = {name: linear.beside for name, linear in self._linears.items()}
+        return {name: each for name, each in layers.items() if isinstance(each, _StackedLayer)}
 
     def _lay_out(self, adapters: Sequence[Mapping[str, Factors]]) -> bool:
         """Make the tensors wide enough, and add layers that have none; whether anything changed."""
         ranks = [len(factors.down) for layers in adapters for factors in layers.values()]
         rank, names = padded(max(ranks, default=1)), {name for layers in adapters for name in layers}
-        has = {name for name, linear in self._linears.items() if linear.beside is not None}
+        has = self._layers().keys()
         if rank <= self._rank and names <= has:
             return False
         self._rank = max(rank, self._rank)
-        self._owners = self._slot_of_columns()
-        for name in names | has:
-            linear = self._linears[name]
-            linear.beside = _StackedLayer(self, linear, self.slots * self._rank, self._dtype, self._device)
-            for slot, layers in self._held.items():
-                linear.beside.write(slot, self._rank, layers.get(name))
+        names |= has
+        for attention, group in self._fused.items():
+            if names.intersection(group):
+                attention.beside = self._make(group)
+                names = names.difference(group)
+        for name in names:
+            self._make([name])
+        for slot, layers in self._held.items():
+            for name, beside in self._layers().items():
+                beside.write(slot, self._rank, layers.get(name))
         return True
 
-    def _slot_of_columns(self) -> Tensor:
-        return torch.arange(1, self.slots + 1, device=self._device).repeat_interleave(self._rank)
+    def _make(self, group: Sequence[str]) -> _StackedLayer:
+        """Zeros for layers of equal sizes, one after the other in memory; all of them as one layer."""
+        linears, width = [self._linears[name] for name in group], self.slots * self._rank
+        inputs, outputs = linears[0].in_features, linears[0].out_features
+        down, up = (
+            torch.zeros(len(group) * rows, columns, dtype=self._dtype, device=self._device)
+            for rows, columns in ((width, inputs), (outputs, width))
+        )
+        pairs = zip(down.chunk(len(group)), up.chunk(len(group)), strict=True)
+        parts = [_StackedLayer(self, *pair) for pair in pairs]
+        for linear, part in zip(linears, parts, strict=True):
+            linear.beside = part
+        return _StackedLayer(self, down, up, parts)
 
     def _begin(self, index: Tensor) -> None:
-        self.index = index
+        self.index, self._own = index, None
 
     def _end(self) -> None:
         self.index = self._own = None
 
 
 class _StackedLayer:
-    """One layer's stacked matrices: `down` [slots * rank, inputs], `up` [outputs, slots * rank]."""
+    """One layer's stacked matrices: `down` [slots * rank, inputs], `up` [outputs, slots * rank]; or those of
+    several, its `parts`."""
 
     def __init__(
-        self, bank: StackedAdapters, linear: Linear, width: int, dtype: torch.dtype, device: torch.device
+        self, bank: StackedAdapters, down: Tensor, up: Tensor, parts: Sequence[_StackedLayer] = ()
     ) -> None:
-        self._bank = bank
-        self.down = torch.zeros(width, linear.in_features, dtype=dtype, device=device)
-        self.up = torch.zeros(linear.out_features, width, dtype=dtype, device=device)
-        self._zero = torch.zeros((), dtype=dtype, device=device)
+        self._bank, self._down, self._up, self._parts = bank, down, up, parts
 
     @property
     def nbytes(self) -> int:
-        return self.down.nbytes + self.up.nbytes
+        return self._down.nbytes + self._up.nbytes
 
     def write(self, slot: int, rank: int, factors: Factors | None) -> None:
         """Replace one slot's part; None: by zeros."""
         columns = slice((slot - 1) * rank, slot * rank)
         if factors is None:
-            self.down[columns].zero_()
-            self.up[:, columns].zero_()
+            self._down[columns].zero_()
+            self._up[:, columns].zero_()
             return
-        down, up = factors.padded(rank, self.down.dtype, self.down.device)
-        self.down[columns].copy_(down)
-        self.up[:, columns].copy_(up)
+        down, up = factors.padded(rank, self._down.dtype, self._down.device)
+        self._down[columns].copy_(down)
+        self._up[:, columns].copy_(up)
 
     def sums(self, states: Tensor) -> Tensor | None:
-        index, kernels = self._bank.index, self._bank.kernels
-        if index is None:
+        if self._bank.index is None:
             return None
-        if kernels is not None and states.numel() == len(index) * states.shape[-1]:
-            total = states.new_zeros(len(index), len(self.up))
-            self._add(kernels, index, total, states)
-            return total.view(*states.shape[:-1], -1)
-        own = self._bank.own(index)
-        thin = F.linear(states.reshape(len(own), -1, states.shape[-1]), self.down)  # [rows, parts, width]
-        result = F.linear(torch.where(own[:, None], thin, self._zero), self.up)
-        return result.view(*states.shape[:-1], -1)
+        total = states.new_zeros(*states.shape[:-1], len(self._up))
+        self.add_to(total, states)
+        return total
 
     def add_to(self, total: Tensor, states: Tensor) -> None:
         index, kernels = self._bank.index, self._bank.kernels
-        if index is not None and kernels is not None and total.shape[:-1] == index.shape:
-            self._add(kernels, index, total, states)
-        elif (sums := self.sums(states)) is not None:
-            total += sums
+        if index is None:
+            return
+        rows = states.reshape(len(index), -1, states.shape[-1])  # [rows, states of each, inputs]
+        if kernels is not None and total.shape[:-1] == index.shape:
+            rank, parts = self._bank.rank, max(1, len(self._parts))
+            thin = kernels.shrink(rows[:, 0], index, self._down, rank, parts)
+            kernels.expand(thin, index, self._up, total, parts)
+        elif self._parts:
+            for part, piece in zip(self._parts, total.chunk(len(self._parts), dim=-1), strict=True):
+                part.add_to(piece, states)
+        else:
+            self._add(rows, index, total.view(len(index), -1, total.shape[-1]))
 
-    def _add(self, kernels: LowRankKernels, index: Tensor, total: Tensor, states: Tensor) -> None:
-        rows = states.reshape(len(index), -1)
-        kernels.expand(kernels.shrink(rows, index, self.down, self._bank.rank), index, self.up, total)
+    def _add(self, rows: Tensor, index: Tensor, total: Tensor) -> None:
+        """Add each row's own product [rows, states of each, outputs] in batched ones."""
+        own, none = self._bank.own(index)
+        down = self._down.view(-1, self._bank.rank, self._down.shape[1])[own]  # [rows, rank, inputs]
+        up = self._up.view(len(self._up), -1, self._bank.rank)[:, own]  # [outputs, rows, rank]
+        thin = (rows @ down.transpose(1, 2)).masked_fill_(none, 0)
+        if total.dtype is thin.dtype:
+            total.baddbmm_(thin, up.permute(1, 2, 0))
+        else:
+            total += thin @ up.permute(1, 2, 0)
+
+
+def fused_attentions(model: nn.Module) -> dict[Attention, list[str]]:
+    """Attentions of states to themselves that compute queries, keys and values by one product, and the names
+    of the three layers."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+    return {
+        attention: [f"{name}.{layer}" for layer in ("q_proj", "k_proj", "v_proj")]
+        for name, attention in found.items()
+        if attention.is_fused and name.endswith("self_attn")
+    }
 
 
 def linear_layers(model: nn.Module) -> dict[str, Linear]:

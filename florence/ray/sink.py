@@ -38,6 +38,8 @@ class PartSink(Datasink[PartResult]):
         out.mkdir(exist_ok=True)
         self._out, self._rows = out.absolute(), rows
         self._first = next_part(out)
+        for mark in out.glob(".run-*"):  # of a run that was killed: what it still writes comes too late
+            mark.unlink(missing_ok=True)
         self._mark = self._out / f".run-{uuid4().hex}"
         self.result = PartResult()
 
@@ -47,11 +49,7 @@ class PartSink(Datasink[PartResult]):
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> PartResult:
         """On a node: one part. Raises RequestError where the directory is not the driver's."""
-        if not self._mark.exists():
-            raise RequestError(
-                f"{self._out} is not the same directory on all nodes; name an --out on storage that they "
-                "share, or leave --part-rows out"
-            )
+        self._check_mark()
         table = pyarrow.concat_tables(BlockAccessor.for_block(block).to_arrow() for block in blocks)
         failed = compute.is_valid(table["error"])
         rows = table.filter(failed).select(["picture", "id", "task", "error"]).to_pylist()
@@ -60,11 +58,19 @@ class PartSink(Datasink[PartResult]):
             number = self._first + ctx.task_idx
             new = self._out / f".part-{number:06}.new"
             write_table(answers, new, compression="zstd")
+            self._check_mark()
             new.replace(self._out / part_name(number))
         lines = [
             failure_line(row["picture"], row["task"], FlorenceError(row["error"]), row["id"]) for row in rows
         ]
         return PartResult(answers.num_rows, lines)
+
+    def _check_mark(self) -> None:
+        if not self._mark.exists():
+            raise RequestError(
+                f"{self._out} is not the same directory on all nodes, or another run has begun; name an "
+                "--out on storage that they share, or leave --part-rows out"
+            )
 
     def on_write_complete(self, write_result: Any) -> None:
         """Collect what the writes return."""

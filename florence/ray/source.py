@@ -6,7 +6,6 @@ Archives are read by read tasks, each one from its beginning to its end, and the
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +23,7 @@ from florence.bulk.run import Job, RunTally, Shard, open_jobs
 from florence.bulk.sources import PassedOver, Sources
 from florence.bulk.store import AnsweredTasks
 from florence.errors import FlorenceError, ImageError
+from florence.ray.pool import BLOCK_BYTES
 from florence.ray.rows import job_block
 from florence.types.tasks import TASKS
 
@@ -85,7 +85,14 @@ class JobSource(Datasource):
 
 def in_archives(sources: Sources) -> Sources:
     """What `Archives` reads them by: without what only this process has."""
-    return Sources((), pages=sources.pages, frame=sources.frame, find=TASKS.resolve, passed=PassedOver())
+    return Sources(
+        (),
+        pages=sources.pages,
+        frame=sources.frame,
+        find=TASKS.resolve,
+        passed=PassedOver(),
+        most_bytes=sources.most_bytes,
+    )
 
 
 def absolute(name: str) -> str:
@@ -104,9 +111,19 @@ def _listed(jobs: Sequence[Job]) -> list[pandas.DataFrame]:
 
 def _of_archive(shared: Any, name: str, batch: int) -> Iterator[pandas.DataFrame]:
     archives: Archives = ray.get(shared)
-    jobs = archives.jobs(name)
-    while chunk := list(itertools.islice(jobs, batch)):
-        yield job_block(chunk)
+    yield from map(job_block, chunks(archives.jobs(name), batch))
+
+
+def chunks(jobs: Iterable[Job], most: int) -> Iterator[list[Job]]:
+    """So many jobs at a time; fewer where their pictures fill a block."""
+    chunk: list[Job] = []
+    for job in jobs:
+        chunk.append(job)
+        if len(chunk) == most or sum(each.item.held for each in chunk) >= BLOCK_BYTES:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _metadata(rows: int | None) -> BlockMetadata:

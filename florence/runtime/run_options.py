@@ -81,11 +81,16 @@ def tiling_of(parameters: GenerationParameters, max_tiles: int) -> Tiling | None
 
 
 def own_picture(image: PictureSource, view: View, limits: ImageLimits) -> PictureSource:
-    """The picture, copied if the caller might change or close it. Raises `ImageError` then."""
+    """The picture, copied if the caller might change or close it. Raises `ImageError` then.
+
+    A copy is upright RGB without metadata: what its file said of it must not be applied again where it is
+    read.
+    """
     if not isinstance(image, Image.Image):
         return image
-    picture = load_image(image, limits, view)
-    return picture.copy() if picture is image else picture
+    picture = load_image(image, limits, view).copy()
+    picture.info.clear()
+    return picture
 
 
 def grey_picture() -> bytes:

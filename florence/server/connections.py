@@ -1,8 +1,8 @@
-"""HTTP connections of a worker: heads have a time limit, and probes don't wait behind a burst of requests.
+"""HTTP connections of a worker: heads and chunks are bounded, and probes don't wait behind a burst.
 
-uvicorn has neither. It waits for a head as long as the client likes, and reads all heads that have come
-before it answers any. Here its protocol is extended, whichever of its two parsers it uses. Knows bytes and
-time; nothing about what is asked, but for the paths of probes.
+uvicorn waits for a head as long as the client likes, reads all heads that have come before it answers any,
+and parses all that has come in one go: a body in chunks of one byte takes 0.6 s for 256 KB. Here its protocol
+over h11 is extended. Knows bytes and time; nothing about what is asked, but for the paths of probes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-else:
-    H11Protocol = object
+import h11
+from uvicorn.protocols.http import auto
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+MOST_LINES: Final = 2_000
+"""Parsed in one round of the event loop: a line takes up to 10 microseconds. A head that has more, and no end
+yet, is refused."""
+MOST_CHUNKS: Final = 10_000
+"""Of one body, beside one for each `FULL_CHUNK` bytes."""
+FULL_CHUNK: Final = 1024
 MOST_WAITING_BYTES: Final = 65_536  # of a connection that waits for its turn
 AGAIN_S: Final = 0.1
 """Seconds until a head that waits for its turn is looked at again."""
@@ -47,14 +52,44 @@ class Turns:
         connection.take_turn()
 
 
+class BoundedParser(h11.Connection):
+    """h11's parser, which refuses heads and trailers of too many lines, and bodies of too many chunks."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER)
+        self._lines = self._chunks = 0
+
+    def receive_data(self, data: bytes) -> None:
+        self._lines += data.count(b"\n")
+        super().receive_data(data)
+
+    def next_event(self) -> Any:
+        """As h11's. A RemoteProtocolError too where it is refused."""
+        event = super().next_event()
+        if event is h11.PAUSED:
+            return event
+        if event is not h11.NEED_DATA:
+            self._lines = 0
+        elif self._lines > MOST_LINES:
+            raise h11.RemoteProtocolError(f"a head of more than {MOST_LINES} lines")
+        if isinstance(event, h11.Request):
+            self._chunks = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += FULL_CHUNK * event.chunk_end - len(event.data)
+            if self._chunks > FULL_CHUNK * MOST_CHUNKS:
+                raise h11.RemoteProtocolError("a body of too many chunks")
+        return event
+
+
 class BoundedConnection(H11Protocol):
-    """A mix-in before one of uvicorn's protocols. turns: of all connections of the worker."""
+    """uvicorn's protocol, bounded. turns: of all connections of the worker."""
 
     turns: Turns
     head_timeout_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.conn = BoundedParser()
         self._unread = bytearray()
         self._has_turn = False
         self._timer: asyncio.TimerHandle | None = None
@@ -63,16 +98,13 @@ class BoundedConnection(H11Protocol):
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
-        if self._unread or self._has_turn:
+        if self._has_turn:
             self._unread += data
-            if len(self._unread) > MOST_WAITING_BYTES:
-                self.flow.pause_reading()
+            self._pause_if_full()
         elif self._under_way() or data.startswith(_PROBES):
             self._read(data)
         else:
-            self._unread += data
-            self._has_turn = True
-            self.turns.wait(self)
+            self._wait_for_turn(data)
 
     def take_turn(self) -> None:
         """Read what has come."""
@@ -81,19 +113,33 @@ class BoundedConnection(H11Protocol):
             self.flow.resume_reading()
             self._read(data)
 
+    def _wait_for_turn(self, data: bytes) -> None:
+        self._unread += data
+        self._has_turn = True
+        self.turns.wait(self)
+        self._pause_if_full()
+
+    def _pause_if_full(self) -> None:
+        if len(self._unread) > MOST_WAITING_BYTES:
+            self.flow.pause_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._unread.clear()
         self._stop_waiting()
         super().connection_lost(exc)
 
     def _read(self, data: bytes) -> None:
-        super().data_received(data)
+        """Parse as much as one round of the event loop has time for; the rest in another turn."""
+        end = _end_of_lines(data, MOST_LINES)
+        super().data_received(data[:end])
         self._begun = not self._under_way()
         self._answered = self._answered or not self._begun
         if self._begun:
             self._wait_for_head()
         else:
             self._stop_waiting()
+        if end < len(data) and not self.transport.is_closing():
+            self._wait_for_turn(data[end:])
 
     def _under_way(self) -> bool:
         """Whether a request is being answered: what comes is its body."""
@@ -122,16 +168,20 @@ class BoundedConnection(H11Protocol):
 
 
 def bound_connections(head_timeout_s: float) -> None:
-    """In a worker, before uvicorn starts in it: let its connections be bounded ones."""
-    from uvicorn.protocols.http import auto
+    """In a worker, before uvicorn starts in it: let its connections be bounded ones, over h11 where another
+    parser is installed too."""
+    members = {"turns": Turns(), "head_timeout_s": head_timeout_s}
+    auto.AutoHTTPProtocol = type("Connection", (BoundedConnection,), members)
 
-    usual: Any = getattr(auto.AutoHTTPProtocol, "usual", auto.AutoHTTPProtocol)  # of a service made before
-    made: Any = type(
-        "Connection",
-        (BoundedConnection, usual),
-        {"turns": Turns(), "head_timeout_s": head_timeout_s, "usual": usual},
-    )
-    auto.AutoHTTPProtocol = made
+
+def _end_of_lines(data: bytes, most: int) -> int:
+    """Where so many lines of the data end; its length where it has no more."""
+    if data.count(b"\n") <= most:
+        return len(data)
+    end = 0
+    for _ in range(most):
+        end = data.index(b"\n", end) + 1
+    return end
 
 
 def _too_slow(head_timeout_s: float) -> bytes:

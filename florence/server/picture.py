@@ -31,7 +31,7 @@ _NOT_AS_IMAGE = (
     "image_url"
 )
 _REPR = re.compile(r"b['\"]")
-_FOREIGN = re.compile(rb"[^A-Za-z0-9_=-]")
+_FOREIGN = re.compile(rb"[^A-Za-z0-9+/=_-]")
 _PIECE = 2**20
 
 Base64Text = str | bytes | bytearray | memoryview | LongString
@@ -97,7 +97,13 @@ def _reason(first: str, encoded: bytearray) -> str:
     """Why base64 text without white space can't be decoded. first: how it begins."""
     if _REPR.match(first):
         return "it is Python's text of bytes, b'...'; send base64.b64encode(data).decode()"
-    if _FOREIGN.search(encoded) is None and (b"-" in encoded or b"_" in encoded):
+    foreign = _FOREIGN.search(encoded)
+    if foreign is not None:
+        return (
+            f"it holds {foreign.group().decode()!r}, which is no character of base64; send the encoded text "
+            "alone, without quotes, markup or percent-encoding"
+        )
+    if b"-" in encoded or b"_" in encoded:
         return "it is URL-safe base64, with - and _; send the standard form, with + and /"
     if len(encoded) % 4:  # the strict decoder lets some padding too much pass
         return (
@@ -108,7 +114,7 @@ def _reason(first: str, encoded: bytearray) -> str:
         binascii.a2b_base64(encoded[:_PIECE], strict_mode=True)
     except binascii.Error as error:
         return str(error)
-    return "it holds other characters, or padding (=) before its end"
+    return "it holds padding (=) before its end"
 
 
 def decode_picture(data: bytes | memoryview) -> bytes:

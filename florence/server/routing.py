@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from florence.server.bodies import BodyBudget
+from florence.server.cors import Cors
 from florence.server.keys import ApiKeys
 from florence.server.middleware import (
     BodyLimit,
@@ -68,7 +68,7 @@ def middleware_of(
     budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
         Middleware(RequestIds),
-        *([cors(origins)] if origins else []),
+        Middleware(Cors, origins=origins),  # a preflight has no key, and no route of its own
         Middleware(OpenAIErrors),
         *([Middleware(PageRoutes, pages=site.app)] if site else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
@@ -80,16 +80,3 @@ def middleware_of(
         Middleware(ErrorBodies),  # those routes make error bodies of their own
         Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
     ]
-
-
-def cors(origins: str) -> Middleware:
-    """Lets pages of these origins, a list with commas or `*`, call every path from a browser. Outermost,
-    since a preflight has no key and no route of its own."""
-    return Middleware(
-        CORSMiddleware,
-        allow_origins=[origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()],
-        allow_methods=["*"],
-        allow_headers=["*"],
-        expose_headers=["*"],
-        max_age=600,
-    )

@@ -27,6 +27,7 @@ from florence.server.access_log import escape_what_clients_write
 from florence.server.bodies import BodyBudget
 from florence.server.connections import bound_connections
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
+from florence.server.garbage import collect_rarely, collect_while_cheap, set_aside
 from florence.server.gpus import count_gpus
 from florence.server.http_metrics import CountRequests, metrics_endpoint
 from florence.server.json_log import log_json
@@ -155,6 +156,9 @@ class TaskService:
         metrics.ready(model.info(), model.memory, time.monotonic() - self.started)
         self.inference.model = model
         mark_loaded()
+        if is_worker():
+            set_aside()
+            collect_while_cheap()
         logger.info("ready: %s on %s", self.settings.model, device)
 
     def _load_or_end(self) -> None:
@@ -228,6 +232,7 @@ def build_service(
     devices = settings.devices(gpus)
     if is_worker():
         share_one_heap()
+        collect_rarely()
         bound_connections(settings.head_timeout_s)
         traffic.TimeoutMiddleware = TimeLimit  # type: ignore[misc,assignment]  # see there
     inference = Inference(

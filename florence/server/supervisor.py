@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import gc
 import logging
 import os
 import signal
@@ -101,11 +100,7 @@ def a_sibling_serves() -> bool:
 
 
 def mark_loaded() -> None:
-    """In a worker: tell the others that this one has its model loaded, and let the garbage collector pass
-    over all that is there by now: to look at a million objects again holds up the event loop for 0.3 s."""
-    if is_worker():
-        gc.collect()
-        gc.freeze()
+    """In a worker: tell the others that this one has its model loaded."""
     if folder := os.environ.get(_FOLDER):
         Path(folder, f"{_MARK}{os.getpid()}").touch()
 

@@ -21,9 +21,9 @@ from florence.evaluation.calibration import Judged, expected_calibration_error
 from florence.evaluation.captions import CaptionScores
 from florence.evaluation.examples import Answered, Example, TrueThing, Truth
 from florence.evaluation.figures import Evaluation, Figures
+from florence.evaluation.mask_measures import measure_outlines, measure_regions
 from florence.evaluation.measures import (
     measure_exact,
-    measure_outlines,
     measure_reading,
     measure_writing,
     text_of,
@@ -111,7 +111,7 @@ _GRADES: Final[dict[str, tuple[_Label, Callable[[Sequence[Answered]], Evaluation
     "<OCR>": (_NO_LABEL, measure_reading),
     "<OCR_WITH_REGION>": (_named(lambda thing: thing.text), measure_writing),
     "<REFERRING_EXPRESSION_SEGMENTATION>": (_NO_LABEL, measure_outlines),
-    "<REGION_TO_SEGMENTATION>": (_NO_LABEL, measure_outlines),
+    "<REGION_TO_SEGMENTATION>": (_named(lambda thing: thing.shape), measure_regions),
     "<OPEN_VOCABULARY_DETECTION>": (_NO_LABEL, pooled),
     "<REGION_TO_CATEGORY>": (_NO_LABEL, measure_exact),
     "<REGION_TO_DESCRIPTION>": (_NO_LABEL, measure_exact),

@@ -75,7 +75,9 @@ def _region(
 ) -> list[dict[str, Any]]:
     bins = [int(number) for number in _LOCATION.findall(question.text or "")]
     x1, y1, x2, y2 = locations_to_pixels(bins, (scene.width, scene.height))
-    return [{"region": [x1, y1, x2 - x1, y2 - y1]}]
+    shapes = [scene.things[index].shape for index in question.things]
+    numbers = [phrases.setdefault(shape, len(phrases) + 1) for shape in shapes]
+    return [{"region": [x1, y1, x2 - x1, y2 - y1], "category_id": number} for number in numbers]
 
 
 def _named(

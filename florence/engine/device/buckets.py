@@ -17,6 +17,9 @@ from florence.types.bounds import MAX_BEAMS
 MIN_SLOTS = 8
 """Fewer requests take as long on a GPU: a step then waits for the launches of its kernels."""
 
+ENCODE_HALVES = 8
+"""Pictures from which on there is a batch halfway between two."""
+
 MIN_LENGTH = 64
 """Positions of the smallest bucket of sequence lengths."""
 
@@ -112,7 +115,7 @@ class Buckets:
             keys = set(_grouped(slots, beams, room, encoder_lengths[-1]))
         return cls(
             steps=tuple(sorted(keys, key=lambda key: key.cost)),
-            pictures=doubling(1, pictures, halves=8),
+            pictures=doubling(1, pictures, halves=ENCODE_HALVES),
             prompts=tuple(length - picture_tokens for length in encoder_lengths),
         )
 
@@ -171,6 +174,11 @@ def doubling(first: int, last: int, *, halves: int | None = None) -> tuple[int, 
         sizes |= {size, size * 3 // 2} if halves and size >= halves * first else {size}
         size *= 2
     return (*sorted(size for size in sizes if size < last), last)
+
+
+def round_down(size: int, sizes: Sequence[int]) -> int:
+    """The largest of the ascending `sizes` that is at most `size`; 0 where none is."""
+    return max((candidate for candidate in sizes if candidate <= size), default=0)
 
 
 def round_up(size: int, sizes: Sequence[int]) -> int:

@@ -69,7 +69,7 @@ def _channel_mix_cost(load: StepLoad, qkv: Tensor, parts: Tensor) -> tuple[float
     return 2 / 3 * bytes_of(qkv) + read, 2.0 * qkv.numel() / 3 * parts.shape[-1]
 
 
-def _gelu_linear_cost(load: StepLoad, states: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, ...]:
+def gelu_linear_cost(load: StepLoad, states: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, ...]:
     rows = states.numel() // states.shape[-1]
     moved = bytes_of(states, weight) + rows * len(weight) * states.element_size()
     return moved, 2.0 * rows * weight.numel()
@@ -156,12 +156,16 @@ def _channel_attention_case(device: torch.device, dtype: torch.dtype, sizes: Enc
 def _gelu_linear_case(device: torch.device, dtype: torch.dtype, sizes: EncodeSizes) -> Case:
     random, dim = _Random(device, dtype), sizes.dim
     states = random(sizes.pictures, sizes.side**2, dim)
-    weight, bias = random(4 * dim, dim) * dim**-0.5, random(4 * dim)
+    return activated_case(states, random(4 * dim, dim) * dim**-0.5, random(4 * dim))
+
+
+def activated_case(states: Tensor, weight: Tensor, bias: Tensor) -> Case:
+    """A product with GELU after it; the arguments of `gelu_linear`."""
 
     def dense() -> Sequence[Tensor]:
         return (F.gelu(F.linear(states, weight, bias)),)
 
-    if not gelu.takes(dtype):  # then no product is the kernel's
+    if not gelu.takes(states.dtype):  # then no product is the kernel's
         return Case(dense, dense)
     return Case(
         lambda: (gelu.gelu_linear(states, weight, bias),),
@@ -210,6 +214,6 @@ ENCODE_KERNELS = (
     ),
     _kernel("florence::channel_scores", _channel_scores_cost, _channel_attention_case),
     _kernel("florence::channel_mix", _channel_mix_cost, _channel_attention_case),
-    _kernel("florence::gelu_linear", _gelu_linear_cost, _gelu_linear_case, kind="own product"),
+    _kernel("florence::gelu_linear", gelu_linear_cost, _gelu_linear_case, kind="own product"),
     _kernel("florence::write_cross", _write_cross_cost, _write_cross_case),
 )

@@ -7,8 +7,8 @@ on tensors without memory or time them on a GPU. Needs no triton.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ not full make them more."""
 class CudaKernel(Generic[SizesT]):
     """`name`: of the operation. `cost`: see `Cost`; `kind`: the class of costs, as
     `benchmarks/ledger/costs.py` names it. `example`: the kernel and its twin on a device, with some sizes:
-    `large` are those of Florence-2-large, `small` those of the check at the start."""
+    `large` are those of Florence-2-large, `small` those of the check at the start. `note`: what tells it from
+    another row for the same operation."""
 
     name: str
     cost: Cost
@@ -57,14 +58,26 @@ class CudaKernel(Generic[SizesT]):
     large: SizesT
     small: SizesT
     kind: str = "own"
+    note: str = ""
 
-    def case(self, device: torch.device, dtype: torch.dtype) -> Case:
-        """The kernel and its twin at real sizes. The three kernels of the search share one case."""
-        return self.example(device, dtype, self.large)
+    @property
+    def title(self) -> str:
+        """What to call this row."""
+        return f"{self.name}, {self.note}" if self.note else self.name
+
+    def case(self, device: torch.device, dtype: torch.dtype, *, real: bool = True) -> Case:
+        """The kernel and its twin at real sizes, or at those of the check at the start. The three kernels of
+        the search share one case."""
+        return self.example(device, dtype, self.large if real else self.small)
+
+    def fitted(self, **sizes: int) -> CudaKernel[SizesT]:
+        """The same, checked at the start with these of a model's sizes."""
+        small: Any = self.small
+        return replace(self, small=replace(small, **sizes))
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
         """Raise `AssertionError` unless kernel and twin agree on a small example."""
-        case = self.example(device, dtype, self.small)
+        case = self.case(device, dtype, real=False)
         tolerance = 1e-4 if dtype is torch.float32 else 2.0**-6
         for made, expected in zip(case.kernel(), case.twin(), strict=True):
             torch.testing.assert_close(made, expected, rtol=tolerance, atol=tolerance, msg=self._differs)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from florence.engine.device import cuda_search, search
-from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS
+from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS, activated_case, gelu_linear_cost
 from florence.engine.device.cuda_kernel import Case, CudaKernel, StepLoad, bytes_of
 from florence.engine.device.reference import TokenRules
 from florence.engine.device.search_state import SearchState, StepShape, starts_of
@@ -50,7 +50,8 @@ class ExampleSizes:
 LARGE = ExampleSizes(64, 3, 16, 64, 51_289, 592, 128)
 """Florence-2-large with many requests."""
 
-SMALL = ExampleSizes(2, 3, 2, 64, 5_000, 100, 70)
+SMALL = ExampleSizes(8, 3, 16, 64, 5_000, 100, 70)
+"""So many requests and heads that the keys of one are not divided, as in the smallest captured step."""
 
 
 def _self_attention_cost(load: StepLoad, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
@@ -99,34 +100,35 @@ def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[floa
 
 
 def _shrink_cost(
-    load: StepLoad, states: Tensor, index: Tensor, down: Tensor, rank: int
+    load: StepLoad, states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int
 ) -> tuple[float, float]:
     # As many adapters as there can be; their matrices are read once.
-    read = min(load.requests / (len(down) / rank), 1.0) * bytes_of(down)
-    return bytes_of(states) + read + 4.0 * len(states) * rank, 2.0 * states.numel() * rank
+    made = rank * parts
+    read = min(load.requests / (len(down) / made), 1.0) * bytes_of(down)
+    return bytes_of(states) + read + 4.0 * len(states) * made, 2.0 * states.numel() * made
 
 
 def _expand_cost(
-    load: StepLoad, thin: Tensor, index: Tensor, up: Tensor, total: Tensor
+    load: StepLoad, thin: Tensor, index: Tensor, up: Tensor, total: Tensor, parts: int
 ) -> tuple[float, float]:
-    rank = thin.shape[1]
+    rank = thin.shape[1] // parts
     read = min(load.requests / (up.shape[1] / rank), 1.0) * bytes_of(up)
     return 2 * bytes_of(total) + read + bytes_of(thin), 2.0 * total.numel() * rank
 
 
 def _low_rank_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
-    """Both kernels, with eight adapters, and rows that have none."""
-    slots, rank = 8, 16
+    """Both kernels, with eight adapters, and rows that have none: queries, keys and values."""
+    slots, rank, parts = 8, 16, 3
     index = torch.randint(slots + 1, (sizes.requests,), device=device).repeat_interleave(sizes.beams)
     states = torch.randn(sizes.rows, sizes.width, dtype=dtype, device=device)
-    down = torch.randn(slots * rank, sizes.width, dtype=dtype, device=device) * sizes.width**-0.5
-    up = torch.randn(sizes.width, slots * rank, dtype=dtype, device=device) * rank**-0.5
-    total = torch.randn_like(states)
+    down = torch.randn(parts * slots * rank, sizes.width, dtype=dtype, device=device) * sizes.width**-0.5
+    up = torch.randn(parts * sizes.width, slots * rank, dtype=dtype, device=device) * rank**-0.5
+    total = torch.randn(sizes.rows, parts * sizes.width, dtype=dtype, device=device)
 
     def run(shrink: Callable[..., Tensor], expand: Callable[..., None]) -> Callable[[], Sequence[Tensor]]:
         def added() -> Sequence[Tensor]:
             result = total.clone()
-            expand(shrink(states, index, down, rank), index, up, result)
+            expand(shrink(states, index, down, rank, parts), index, up, result, parts)
             return (result,)
 
         return added
@@ -256,6 +258,13 @@ def _windows_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes)
     return Case(run(windows.window_sums), run(twins.window_sums))
 
 
+def _gelu_linear_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
+    """A step's first feed-forward layer."""
+    states = torch.randn(sizes.rows, sizes.width, dtype=dtype, device=device)
+    weight = torch.randn(4 * sizes.width, sizes.width, dtype=dtype, device=device) * sizes.width**-0.5
+    return activated_case(states, weight, torch.randn(len(weight), dtype=dtype, device=device))
+
+
 _step_kernel = partial(CudaKernel[ExampleSizes], large=LARGE, small=SMALL)
 
 STEP_KERNELS = (
@@ -263,6 +272,9 @@ STEP_KERNELS = (
     _step_kernel("florence::cross_attention", _cross_attention_cost, _cross_attention_case),
     _step_kernel("florence::add_norm", _add_norm_cost, _add_norm_case),
     _step_kernel("florence::embed", _embed_cost, _embed_case),
+    _step_kernel(
+        "florence::gelu_linear", gelu_linear_cost, _gelu_linear_case, kind="own product", note="few rows"
+    ),
     _step_kernel("florence::window_sums", _windows_cost, _windows_case),
     _step_kernel("florence::scan", _scan_cost, _search_case),
     _step_kernel("florence::merge", _merge_cost, _search_case),

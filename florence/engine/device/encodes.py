@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from florence.engine.device.buckets import Buckets, round_up
+from florence.engine.device.buckets import Buckets, round_down, round_up
 from florence.engine.device.encode_stream import EncodeStream
 from florence.engine.device.graphs import CapturedWork, GraphCapturer
 from florence.engine.device.memory import DeviceMemory
@@ -37,6 +37,10 @@ class Encodes(ABC):
     ) -> None:
         self._model, self._caches, self._memory, self._backend = model, caches, memory, backend
 
+    def together(self, requests: int) -> int:
+        """How many of so many requests are best encoded together."""
+        return requests
+
     @abstractmethod
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
         """uint8 [height, width, 3] of the host for each picture -> tokens [pictures, tokens, d_model]. They
@@ -55,7 +59,7 @@ class PlainEncodes(Encodes):
     """Exactly the given pictures and prompts, in chunks."""
 
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
-        chunks = self._model.encode_images_in_chunks(batch_of(pixels, self._memory), self._backend)
+        chunks = self._model.encode_images_in_chunks(self._memory.send(pixels), self._backend)
         return (yield from self._with(adapters, chunks))
 
     def write_cross_kv(
@@ -105,12 +109,15 @@ class BucketEncodes(PlainEncodes):
         self._towers: dict[int, CapturedWork] = {}  # by pictures
         self._encoders: dict[tuple[int, int], CapturedWork] = {}  # by requests and tokens of the prompt
 
+    def together(self, requests: int) -> int:
+        """As many as a captured batch has: padding takes a GPU as long as pictures do."""
+        return round_down(requests, self._buckets.pictures)
+
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
         rows = round_up(len(pixels), self._buckets.pictures)
         if self._pixels is None or any(picture.shape != self._pixels.shape[1:] for picture in pixels):
             return (yield from super().encode_images(pixels, adapters))
-        for picture, row in zip(pixels, self._pixels, strict=False):  # others keep what was there
-            self._memory.store(picture, row)
+        self._pixels[: len(pixels)].copy_(self._memory.send(pixels))  # others keep what was there
         if self._model.adapters is not None:
             self._memory.store(torch.tensor(adapters), self._picture_adapters[: len(pixels)])
         (tokens,) = self._towers[rows].run()
@@ -171,13 +178,6 @@ class BucketEncodes(PlainEncodes):
             encoded = run_to_end(language.encode_in_chunks(pictures, ids, mask, self._backend))
             self._backend.write_cross_kv(language.decoder, encoded, self._caches, slots)
         return []
-
-
-def batch_of(pixels: Sequence[Tensor], memory: DeviceMemory) -> Tensor:
-    """Pictures of the host as one batch of the device, uint8 [pictures, height, width, 3]. Each is uploaded
-    from where it lies."""
-    uploaded = [memory.upload(picture) for picture in pixels]
-    return uploaded[0][None] if len(uploaded) == 1 else torch.stack(uploaded)
 
 
 def pad_prompts(prompts: Prompts, length: int, pad_id: int) -> Tensor:

@@ -4,6 +4,8 @@ them only where there is one that may run them."""
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +22,7 @@ from florence.model.encoding import EncodeBackend
 from florence.model.kernels import fp8
 from florence.model.kernels.fp8 import RowQuantizer
 from florence.model.lowrank import LowRankKernels
+from florence.types.bounds import MAX_BEAMS
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,12 @@ HEAD_DIMS = 16, 32, 64, 128
 
 OLDEST = 8, 0
 """The oldest compute capability that the kernels are compiled for in the tests."""
+
+BEAMS = 1, 3, MAX_BEAMS
+"""Of a request in a step: the kernels are compiled for each number."""
+
+COMPILERS = "gcc", "clang"
+"""Of C, of which triton needs one for what loads its kernels; `CC` in the environment names another."""
 
 
 def find_kernels(
@@ -39,31 +48,48 @@ def find_kernels(
         return None
     from florence.engine.device.cuda_kernels import STEP_KERNELS
 
-    return load_kernels() if _agree(STEP_KERNELS, device, dtype, "decode steps") else None
+    kernels = [kernel.fitted(beams=beams, head_dim=head_dim) for kernel in STEP_KERNELS for beams in BEAMS]
+    return load_kernels() if _agree(kernels, device, dtype, "decode steps") else None
 
 
 def find_encode_kernels(
     device: torch.device, dtype: torch.dtype, vision: VisionConfig
 ) -> EncodeBackend | None:
     """An encode's layers by the kernels for a CUDA device; None, and a warning, as `find_kernels` has it."""
-    sizes = zip(vision.dims, vision.heads, vision.groups, strict=True)
-    head_dims = [dim // number for dim, *numbers in sizes for number in numbers]
-    if not _can_run(device, "encodes", head_dims):
+    stages = zip(vision.dims, vision.heads, vision.groups, strict=True)
+    sizes = {(dim, dim // number): None for dim, *numbers in stages for number in numbers}
+    if not _can_run(device, "encodes", [head_dim for _, head_dim in sizes]):
         return None
     from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS
 
-    return load_encode_kernels() if _agree(ENCODE_KERNELS, device, dtype, "encodes") else None
+    kernels = [
+        kernel.fitted(dim=dim, head_dim=head_dim, window=vision.window)
+        for kernel in ENCODE_KERNELS
+        for dim, head_dim in sizes
+    ]
+    return load_encode_kernels() if _agree(kernels, device, dtype, "encodes") else None
 
 
 def _can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
     """Whether there is triton, and the card and the model are such that the kernels were made for."""
-    if find_spec("triton") is None:
-        log.warning("triton is not installed: %s use PyTorch's operations, which is slower", what)
+    if not _has_triton(what):
         return False
     if torch.cuda.get_device_capability(device) < OLDEST or not set(head_dims) <= set(HEAD_DIMS):
         log.warning("no kernels for this GPU or this model: %s use PyTorch's operations", what)
         return False
     return True
+
+
+def _has_triton(what: str) -> bool:
+    """Whether kernels can be made here; if not, a warning says what is missing."""
+    if find_spec("triton") is None:
+        missing = "triton is not installed"
+    elif not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
+        missing = "triton needs a C compiler, and neither gcc nor clang is installed"
+    else:
+        return True
+    log.warning("%s: %s use PyTorch's operations, which is slower", missing, what)
+    return False
 
 
 def _agree(kernels: Sequence[CudaKernel[Any]], device: torch.device, dtype: torch.dtype, what: str) -> bool:
@@ -102,10 +128,10 @@ def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> 
     quantize: RowQuantizer = fp8.quantize_rows
     if device.type != "cuda":
         return quantize
-    if cuda_kernels == "auto" and find_spec("triton") is not None:
+    if cuda_kernels == "auto" and _has_triton("products in fp8"):
         quantize = _checked_kernel(device)
     try:
-        with torch.inference_mode():
+        with torch.cuda.device(device), torch.inference_mode():
             fp8.check(device, quantize)
     except Exception as error:
         raise SettingsError(
@@ -127,7 +153,7 @@ def find_low_rank(
 ) -> LowRankKernels | None:
     """The kernels for adapters beside the weights; None on other devices and where they are off, and with a
     warning where they can't be used."""
-    if device.type != "cuda" or cuda_kernels == "off" or find_spec("triton") is None:
+    if device.type != "cuda" or cuda_kernels == "off" or not _has_triton("adapters"):
         return None
     if torch.cuda.get_device_capability(device) < OLDEST:
         return None

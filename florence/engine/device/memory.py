@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +34,12 @@ class DeviceMemory:
     def upload(self, values: Tensor) -> Tensor:
         """`values` on the device; the host does not wait for the copy."""
         return values
+
+    def send(self, values: Sequence[Tensor]) -> Tensor:
+        """Tensors of the host, of one shape, as one of the device: [values, ...]. They are copied beside the
+        work sent so far; work that is sent from now on waits for them."""
+        sent = [self.upload(each) for each in values]
+        return sent[0][None] if len(sent) == 1 else torch.stack(sent)
 
     def store(self, values: Tensor, buffer: Tensor) -> None:
         """Write `values` into `buffer`, a tensor of the device with the same shape; the host does not
@@ -70,6 +77,7 @@ class CudaMemory(DeviceMemory):
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._copies: torch.cuda.Stream | None = None  # of `send`
         self._copying: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
     def activate(self) -> None:
@@ -77,6 +85,18 @@ class CudaMemory(DeviceMemory):
 
     def upload(self, values: Tensor) -> Tensor:
         return self._sent(values, lambda pinned: pinned.to(self._device, non_blocking=True))
+
+    def send(self, values: Sequence[Tensor]) -> Tensor:
+        copies = self._copies = self._copies or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(copies):
+            shape, dtype = values[0].shape, values[0].dtype
+            sent = torch.empty(len(values), *shape, dtype=dtype, device=self._device)
+            for each, row in zip(values, sent, strict=True):
+                self.store(each, row)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(copies)
+        sent.record_stream(current)  # its memory is not the next one's before that has read it
+        return sent
 
     def store(self, values: Tensor, buffer: Tensor) -> None:
         self._sent(values, lambda pinned: buffer.copy_(pinned, non_blocking=True))
@@ -123,9 +143,16 @@ class CudaMemory(DeviceMemory):
 
     def lock_pages(self, buffer: memoryview) -> Callable[[], None] | None:
         address = torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()
-        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        failure = int(runtime.cudaHostRegister(address, buffer.nbytes, 0))
-        if failure:
-            log.warning("pixels can't be page-locked (CUDA error %d): they are copied once more", failure)
-            return None
+        with torch.cuda.device(self._device):  # any thread calls this, and another device is not to be woken
+            runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            failure = int(runtime.cudaHostRegister(address, buffer.nbytes, 0))
+            if failure:
+                log.warning("pixels can't be page-locked (CUDA error %d): they are copied once more", failure)
+                self._forget_error()
+                return None
         return lambda: runtime.cudaHostUnregister(address)
+
+    def _forget_error(self) -> None:
+        """CUDA tells an error of one call once more at the next launch of a kernel, and then no more."""
+        with suppress(RuntimeError):
+            torch.zeros(1, device=self._device)

@@ -104,7 +104,8 @@ class Runner(StepRunner):
     def fits(self, requests: Iterable[Request]) -> int:
         wanted = list(requests)
         by_adapters = self._buffers.adapters.fits(each.adapter for each in wanted)
-        return self.slots.fits(each.options.num_beams for each in wanted[:by_adapters])
+        fitting = self.slots.fits(each.options.num_beams for each in wanted[:by_adapters])
+        return self._buffers.encodes.together(fitting)
 
     @property
     def caches(self) -> Caches:

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 CHAT_PATH: Final = "/v1/chat/completions"
 MODELS_PATH: Final = "/v1/models"
-_THERE_ARE: Final = f"there are POST {CHAT_PATH}, GET {MODELS_PATH} and GET {MODELS_PATH}/{{model}}"
+MODEL_PATH: Final = MODELS_PATH + "/{model}"
+_THERE_ARE: Final = f"there are POST {CHAT_PATH}, GET {MODELS_PATH} and GET {MODEL_PATH}"
 
 
 def create_chat_app(inference: Inference, fetcher: PictureFetcher) -> Starlette:
@@ -55,13 +56,13 @@ def create_chat_app(inference: Inference, fetcher: PictureFetcher) -> Starlette:
 
     async def model(request: Request) -> Response:
         checkpoint = inference.ready_model().checkpoint
-        _check_model(request.path_params["name"], name)
+        _check_model(request.path_params["model"], name)
         return json_reply(model_object(name, checkpoint, created))
 
     routes = [
         Route(CHAT_PATH, _answered(chat), methods=["POST"]),
         Route(MODELS_PATH, _answered(models), methods=["GET"]),
-        Route(MODELS_PATH + "/{name}", _answered(model), methods=["GET"]),
+        Route(MODEL_PATH, _answered(model), methods=["GET"]),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
     app.router.redirect_slashes = False

@@ -14,7 +14,6 @@ from typing import Any
 
 from starlette.responses import Response
 
-from florence.answers.answer import Answer
 from florence.answers.told import describe
 from florence.server.events import EVENTS
 from florence.types.answer import TaskAnswer
@@ -23,7 +22,7 @@ from florence.types.results import Result
 DONE = b"data: [DONE]\n\n"
 
 
-def completion(model: str, answer: Answer) -> dict[str, Any]:
+def completion(model: str, answer: TaskAnswer[Result]) -> dict[str, Any]:
     """The whole answer: text in `content`, the typed result in `florence2_result`."""
     content = "\n".join(describe(answer.result))
     message = {
@@ -51,7 +50,7 @@ class ChatChunks:
         """An event with the next piece of the text."""
         return self._event([self._choice({"content": text})])
 
-    def end(self, answer: Answer) -> Response:
+    def end(self, answer: TaskAnswer[Result]) -> Response:
         """The last events: the typed result and the reason of the end, then the usage."""
         delta = {"florence2_result": answer.result.model_dump(mode="json")}
         facts = _facts(answer)
@@ -82,7 +81,7 @@ def _head(id: str, created: int, model: str, kind: str) -> dict[str, Any]:
     return {"id": id, "object": kind, "created": created, "model": model}
 
 
-def _facts(answer: Answer) -> dict[str, Any]:
+def _facts(answer: TaskAnswer[Result]) -> dict[str, Any]:
     """What both replies say of an answer beside its choice; `florence2`: as the typed endpoints say it."""
     read = answer.usage.picture_tokens + answer.usage.prompt_tokens
     written = answer.usage.generated_tokens

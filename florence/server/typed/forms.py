@@ -12,6 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from florence.errors import ProtocolError, RequestError, TooMuchStructure
+from florence.images.headers import FIRST_BYTES, is_picture
 from florence.server.bodies import read_body
 from florence.server.long_strings import Document, short_strings
 from florence.server.replies import off_loop
@@ -75,9 +76,16 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
         raise RequestError(f"{name[:60]} is sent {len(parts)} times; send it once")
     part = parts[0]
     size = (part.size or 0) if isinstance(part, UploadFile) else len(part)
+    if (
+        isinstance(part, UploadFile)
+        and name not in ("image", *_PLAIN)
+        and is_picture(await part.read(FIRST_BYTES))
+    ):
+        raise RequestError(f"{name[:60]} holds a picture; the field for the picture is image")
     if name != "image" and size > _MOST_FIELD:
         raise RequestError(f"{name[:60]} has {size} bytes; up to {_MOST_FIELD} are allowed")
     if isinstance(part, UploadFile):
+        await part.seek(0)
         data = await off_loop(size, _read_upload, part.file)
         if name == "image":
             return data

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Scope
 
 from florence.errors import FlorenceError, ProtocolError, RequestError
-from florence.images.headers import FORMATS
+from florence.images.headers import FIRST_BYTES, FORMATS, is_picture
 from florence.server.bodies import kept_body, read_body
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.fetching.urls import MAX_URL_CHARS
@@ -125,6 +125,8 @@ class PictureInput(Described):
 
     @classmethod
     def _from_json(cls, body: bytes | bytearray) -> PictureInput:
+        if is_picture(bytes(body[:FIRST_BYTES])):
+            raise RequestError(f"{_SHAPES}: it is a picture whose Content-Type says something else")
         try:
             content = Document(body).parse() if body else {}
             if isinstance(content, dict):

@@ -2,8 +2,8 @@
 the page at /docs shows.
 
 Unlike BentoML's own document, it has all content types of requests (an upload, JSON, the picture alone),
-examples of each task's request and answer and of each error, and the v2 routes. Knows the endpoints' pydantic
-types and the tasks.
+examples of each task's request and answer and of each error, and the routes of v2 and /v1. Knows the
+endpoints' pydantic types and the tasks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from florence import __version__
 from florence.errors import Closed
 from florence.server.keys import HELP
+from florence.server.openai.schemas import TAG, chat_paths, chat_schemas
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
@@ -118,19 +119,27 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
     paths |= {f"/tasks/{task.name}": {"post": _task_operation(task, schemas)} for task in own_tasks}
     paths["/prompt"] = {"post": _prompt_operation(schemas)}
     paths["/analyze"] = {"post": _analyze_operation(schemas)}
+    chat = chat_paths(picture_text(), example_answer("caption") or {}, _responses)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "florence",
             "version": __version__,
-            "description": "Florence-2: one typed endpoint for each of its tasks, and the v2 inference "
-            "protocol. Regions and answers are in pixels of the picture after EXIF rotation.",
+            "description": "Florence-2: one typed endpoint for each of its tasks, the v2 inference protocol, "
+            "and OpenAI's chat completions. Regions and answers are in pixels of the picture after EXIF "
+            "rotation.",
         },
         "servers": [{"url": "."}],
-        "tags": [{"name": "Tasks"}, {"name": "Service"}, {"name": "v2 protocol"}, {"name": "Health"}],
-        "paths": {**paths, "/info": {"get": _info_operation(schemas)}, **_v2_paths(), **_health_paths()},
+        "tags": [{"name": name} for name in ("Tasks", "Service", "v2 protocol", TAG, "Health")],
+        "paths": {
+            **paths,
+            "/info": {"get": _info_operation(schemas)},
+            **_v2_paths(),
+            **chat,
+            **_health_paths(),
+        },
         "components": {
-            "schemas": {**definitions["$defs"], **v2_schemas(), "Error": _ERROR},
+            "schemas": {**definitions["$defs"], **v2_schemas(), **chat_schemas(), "Error": _ERROR},
             "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer", "description": _KEYS}},
         },
         "security": [{}, {"apiKey": []}],

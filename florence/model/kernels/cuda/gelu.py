@@ -30,8 +30,9 @@ class Tile(NamedTuple):
     stages: int
 
 
-HOPPER, OLDER, SMALL = Tile(128, 256, 64, 8, 3), Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 3)
-"""For sm_90; for older cards, of which some have 99 KiB of shared memory; and for few rows."""
+HOPPER, OLDER, SMALL = Tile(128, 256, 64, 8, 3), Tile(128, 128, 32, 8, 4), Tile(64, 64, 64, 4, 3)
+"""For sm_90; for older cards, of which some have 99 KiB of shared memory; and for few rows, those of a step,
+whose time is that of reading the weight."""
 
 FEW_ROWS, GROUP = 512, 8
 """Fewer rows than this take the small tile. Rows of tiles that are numbered together."""

@@ -139,16 +139,20 @@ def window_sums(
             windows[rows[place], position, index] = probabilities[distances <= width].sum()
 
 
-def shrink(states: Tensor, index: Tensor, down: Tensor, rank: int) -> Tensor:
-    """Rows [rows, inputs] times the `down` of their own adapter: float32 [rows, rank]. `index` int64 [rows]:
-    slots, 0 for none, where the result is not defined. `down` [slots * rank, inputs]."""
-    own = down.view(-1, rank, down.shape[1])[(index - 1).clamp_min(0)]  # [rows, rank, inputs]
-    return (own.float() @ states.float()[..., None]).squeeze(-1)
+def shrink(states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int) -> Tensor:
+    """Rows [rows, inputs] times the `down` of their own adapter, for each of so many layers: float32 [rows,
+    parts * rank]. `index` int64 [rows]: slots, 0 for none, where the result is not defined. `down` [parts *
+    slots * rank, inputs]."""
+    own = down.view(parts, -1, rank, down.shape[1])[
+        :, (index - 1).clamp_min(0)
+    ]  # [parts, rows, rank, inputs]
+    return torch.einsum("prki,ri->rpk", own.float(), states.float()).flatten(1)
 
 
-def expand(thin: Tensor, index: Tensor, up: Tensor, total: Tensor) -> None:
-    """Add `thin` [rows, rank] times the `up` of each row's own adapter to `total` [rows, outputs], in place;
-    nothing to rows with slot 0. `up` [outputs, slots * rank]."""
-    own = up.view(len(up), -1, thin.shape[1])[:, (index - 1).clamp_min(0)]  # [outputs, rows, rank]
-    added = (own.float() * thin).sum(-1).T  # [rows, outputs]
+def expand(thin: Tensor, index: Tensor, up: Tensor, total: Tensor, parts: int) -> None:
+    """Add `thin` [rows, parts * rank] times the `up` of each row's own adapter to `total` [rows, parts *
+    outputs], in place; nothing to rows with slot 0. `up` [parts * outputs, slots * rank]."""
+    rows, rank = len(thin), thin.shape[1] // parts
+    own = up.view(parts, len(up) // parts, -1, rank)[:, :, (index - 1).clamp_min(0)]
+    added = torch.einsum("pork,rpk->rpo", own.float(), thin.view(rows, parts, rank)).flatten(1)
     total.copy_(torch.where((index > 0)[:, None], total.float() + added, total.float()))

@@ -1,0 +1,15 @@
+"""What is said of a picture's file that can't be read."""
+
+from __future__ import annotations
+
+from florence.errors import ImageError
+
+
+def unreadable(path: str, error: Exception) -> ImageError:
+    """What to raise for it; a URL in a path's place is told as such."""
+    reason: object = error
+    if "://" in path:
+        reason = (
+            "it is a URL; download it, or let a service fetch it (image_url, in the client ImageUrl(url))"
+        )
+    return ImageError(f"the picture {path!r} can't be read: {reason}")

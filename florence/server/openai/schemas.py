@@ -1,0 +1,154 @@
+"""What the OpenAPI document says of `/v1`: its operations, and the schemas of their bodies.
+
+Knows OpenAI's shapes as `question`, `fields` and `replies` read and write them; the document's errors and its
+frame are in `typed.openapi`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Final
+
+from florence.server.openai.app import CHAT_PATH, MODEL_PATH, MODELS_PATH
+from florence.server.openai.errors import error_body
+from florence.server.openai.fields import LENGTHS
+from florence.server.openai.replies import completion, model_object
+from florence.server.v2.model import ServedModel
+from florence.types.answer import TaskAnswer
+from florence.types.options import MAX_TEXT_CHARS, RequestParameters
+from florence.types.results import Result
+from florence.types.tasks import Kind
+
+TAG: Final = "OpenAI's API"
+_JSON: Final = "application/json"
+Responses = Callable[[Mapping[str, Any], Any], dict[str, Any]]
+"""A schema and an example -> an operation's responses, with the errors of the other doors."""
+
+
+def chat_paths(picture: str, answer: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
+    """The operations. picture: an example in base64; answer: the typed one to `caption` of it."""
+    asked = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}
+    message = {"role": "user", "content": [{"type": "text", "text": "caption"}, asked]}
+    name = ServedModel().name
+    whole = completion(name, TaskAnswer[Result].model_validate(answer)) | {"id": "chatcmpl-0", "created": 0}
+    model = model_object(name, str(answer["checkpoint"]), 0)
+    chat = _operation(
+        "chat", "Answer a task, or a prompt, as a chat completion.", "ChatCompletion", whole, responses
+    )
+    chat["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    chat["description"] = (
+        "The text names a task by its token or name, with the task's text or region behind it: `<OD>`, "
+        "`region to category: 40, 140, 110, 210`. `stream` sends server-sent events. OpenAI's fields that "
+        "are not listed are refused unless they ask for nothing."
+    )
+    chat["requestBody"] = {
+        "required": True,
+        "content": {
+            _JSON: {
+                "schema": _reference("ChatRequest"),
+                "example": {"model": name, "messages": [message]},
+            }
+        },
+    }
+    one = _operation("model", "The model.", "ChatModel", model, responses)
+    one["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _name()}]
+    models = {"object": "list", "data": [model]}
+    listed = _operation("models", "The models that there are: one.", "ChatModels", models, responses)
+    return {CHAT_PATH: {"post": chat}, MODELS_PATH: {"get": listed}, MODEL_PATH: {"get": one}}
+
+
+@cache
+def chat_schemas() -> dict[str, Any]:
+    """By their names in the document."""
+    text = {"type": "string"}
+    url = {"type": "string", "description": "A data URI, or a URL as image_url of the typed endpoints."}
+    parts = [
+        _closed({"type": {"const": "text"}, "text": {**text, "maxLength": MAX_TEXT_CHARS}}),
+        _closed({"type": {"const": "image_url"}, "image_url": _closed({"url": url})}),
+    ]
+    content = {"type": "array", "items": {"anyOf": parts}, "minItems": 2}
+    message = _closed({"role": {"const": "user"}, "content": content, "name": text}, "role", "content")
+    any_object = {"type": "object"}
+    length = {"type": "integer", "minimum": 1, "description": "The same as max_new_tokens."}
+    request = {
+        "model": _name(),
+        "messages": {"type": "array", "items": message, "minItems": 1, "maxItems": 1},
+        "stream": {"type": "boolean"},
+        "stream_options": _closed({"include_usage": {"type": "boolean"}}),
+        "answer_as": {"enum": list(Kind), "description": "The text is a prompt of a fine-tune, answered so."},
+        **dict.fromkeys(LENGTHS, length),
+        **RequestParameters.model_json_schema()["properties"],
+    }
+    count = {"type": "integer"}
+    usage = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": count}
+    answer = {
+        "role": {"const": "assistant"},
+        "content": text,
+        "refusal": {"type": "null"},
+        "florence2_result": {**any_object, "description": "The result of the typed endpoints."},
+    }
+    choice = {
+        "index": {"const": 0},
+        "message": _closed(answer),
+        "finish_reason": {"enum": ["stop", "length"]},
+    }
+    error = {"message": text, "type": text, "param": _or_null(text), "code": _or_null(text)}
+    model = {
+        "id": text,
+        "object": {"const": "model"},
+        "created": {"type": "integer"},
+        "owned_by": text,
+        "root": text,
+    }
+    return {
+        "ChatRequest": {"type": "object", "properties": request, "required": ["model", "messages"]},
+        "ChatCompletion": _open(
+            {
+                "id": text,
+                "object": {"const": "chat.completion"},
+                "created": {"type": "integer"},
+                "model": _name(),
+                "choices": {"type": "array", "items": _open(choice), "minItems": 1, "maxItems": 1},
+                "usage": _open(usage),
+                "system_fingerprint": {**text, "description": "The checkpoint that answered."},
+                "florence2": {**any_object, "description": "The rest of the typed endpoints' answer."},
+            }
+        ),
+        "ChatModel": _open(model),
+        "ChatModels": _open(
+            {"object": {"const": "list"}, "data": {"type": "array", "items": _reference("ChatModel")}}
+        ),
+        "ChatError": _open({"error": _open(error)}),
+    }
+
+
+def _operation(name: str, summary: str, answer: str, example: Any, responses: Responses) -> dict[str, Any]:
+    made = responses(_reference(answer), example)
+    for status, reply in made.items():
+        if status != "200":
+            message = reply["content"][_JSON]["example"]["error"]
+            told = {"schema": _reference("ChatError"), "example": error_body(message, int(status))}
+            reply["content"][_JSON] = told
+    return {"tags": [TAG], "operationId": f"v1_{name}", "summary": summary, "responses": made}
+
+
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _name() -> dict[str, str]:
+    return {"type": "string", "const": ServedModel().name}
+
+
+def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _open(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
+    """All properties are required where none is named."""
+    return {"type": "object", "properties": properties, "required": list(required or properties)}
+
+
+def _closed(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
+    return {**_open(properties, *required), "additionalProperties": False}

@@ -1,0 +1,63 @@
+"""When a worker collects garbage: not what it has loaded, and all of the rest only while that is little."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from florence.server.garbage import FEW, RARELY, collect_if_cheap, collect_rarely, set_aside
+
+
+class Node:
+    """Refers to itself, so that only a collection frees it."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture(autouse=True)
+def collector() -> Iterator[None]:
+    """As it was before, afterwards; in between it does nothing of itself."""
+    threshold = gc.get_threshold()
+    gc.disable()
+    yield
+    gc.unfreeze()
+    gc.enable()
+    gc.set_threshold(*threshold)
+
+
+def test_the_collector_passes_over_what_a_worker_has_loaded() -> None:
+    """A full collection, which stops the event loop, looks at nothing of it."""
+    before = gc.get_freeze_count()
+    loaded: list[list[object]] = [[] for _ in range(1000)]
+    set_aside()
+    assert gc.get_freeze_count() >= before + len(loaded)
+    assert not any(each is loaded for each in gc.get_objects())
+
+
+def test_garbage_is_collected_while_that_is_cheap() -> None:
+    """With few objects in use, and not while there are many: then it stays, and goes when they have gone."""
+    set_aside()
+    found = weakref.ref(Node())
+    assert found() is not None
+    assert collect_if_cheap()
+    assert found() is None
+
+    in_use: list[list[object]] = [[] for _ in range(FEW + 1)]
+    gc.collect()  # they are old now
+    found = weakref.ref(Node())
+    assert not collect_if_cheap()
+    assert found() is not None
+    in_use.clear()
+    assert collect_if_cheap()
+    assert found() is None
+
+
+def test_python_itself_makes_full_collections_rarely() -> None:
+    """The young generations are collected as before."""
+    young = gc.get_threshold()[:2]
+    collect_rarely()
+    assert gc.get_threshold() == (*young, RARELY)
