@@ -32,7 +32,7 @@ from florence.verification.trials import Sample, Trial
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Subject:
     """What is verified: a checkpoint, an adapter that is merged into it, and pixels of the square that
     pictures are resized to, in place of the preprocessor's."""
 
@@ -66,11 +66,11 @@ class Inputs:
 
 
 @torch.inference_mode()
-def read_inputs(source: Source, device: torch.device, pictures: Sequence[Sample]) -> Inputs:
+def read_inputs(subject: Subject, device: torch.device, pictures: Sequence[Sample]) -> Inputs:
     """By the loader, in float32; the model is let go again. Raises `CheckpointError`."""
-    checkpoint, adapter = source.checkpoint, source.adapter
+    checkpoint, adapter = subject.checkpoint, subject.adapter
     config = read_config(checkpoint.directory)
-    preprocessing = read_preprocessing(checkpoint.preprocessor, source.side)
+    preprocessing = read_preprocessing(checkpoint.preprocessor, subject.side)
     tokenizer = load_tokenizer(checkpoint.tokenizer, config.text.vocab_size)
     normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
     merged = None if adapter is None else (adapter.label, adapter.directory)

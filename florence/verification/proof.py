@@ -22,7 +22,7 @@ from florence.runtime.florence2 import Florence2
 from florence.verification import checks
 from florence.verification.checks import Rates
 from florence.verification.merging import check_peft
-from florence.verification.ours import Inputs, Source, ask_alone, ask_at_once, read_inputs
+from florence.verification.ours import Inputs, Subject, ask_alone, ask_at_once, read_inputs
 from florence.verification.progress import Progress, duration
 from florence.verification.reading import quiet_libraries, read_model, read_processor, read_tower
 from florence.verification.report import Line, Report
@@ -61,12 +61,12 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What `source` names, on one device, in this package and in transformers.
+    """What `subject` names, on one device, in this package and in transformers.
 
     `load` gives the model to ask; `served`: the dtype beside float32, or float32. `quick`: short answers.
     """
 
-    source: Source
+    subject: Subject
     load: Loader
     pictures: Sequence[Sample]
     device: torch.device
@@ -78,16 +78,18 @@ class Proof:
         """Everything. Raises `CheckpointError` where a side can't read the checkpoint."""
         started = self.progress.clock()
         quiet_libraries()
-        source = self.source
-        self.progress.say(f"reading {source.label} on {self.device}")
+        subject = self.subject
+        self.progress.say(f"reading {subject.label} on {self.device}")
         # What it refuses is told before the work.
-        processor = read_processor(source.checkpoint.tokenizer, source.checkpoint.preprocessor, source.side)
-        inputs = read_inputs(source, self.device, self.pictures)
+        processor = read_processor(
+            subject.checkpoint.tokenizer, subject.checkpoint.preprocessor, subject.side
+        )
+        inputs = read_inputs(subject, self.device, self.pictures)
         _free()
         trials, ours = self._ask_ours(inputs)
         lines, compared = self._ask_theirs(processor, trials, ours)
         about = {
-            "checkpoint": source.label,
+            "checkpoint": subject.label,
             "device": str(self.device),
             "dtype": self.served,
             "pictures": [picture.name for picture in self.pictures],
@@ -124,10 +126,10 @@ class Proof:
         self, processor: Any, trials: Sequence[Trial], ours: Ours
     ) -> tuple[list[Line], list[Compared]]:
         """transformers' side, and the comparison."""
-        source, inputs, over = self.source, ours.inputs, self.progress.over
+        subject, inputs, over = self.subject, ours.inputs, self.progress.over
         self.progress.say("reading the same files with transformers and timm")
-        model = read_model(source.checkpoint.directory, inputs.tokenizer.size, source.adapter_directory)
-        tower = read_tower(source.checkpoint.directory, model, merged=source.adapter is not None)
+        model = read_model(subject.checkpoint.directory, inputs.tokenizer.size, subject.adapter_directory)
+        tower = read_tower(subject.checkpoint.directory, model, merged=subject.adapter is not None)
         theirs = Transformers(model, processor, inputs.rules, inputs.pad_id, self.device)
         lines = list(self._input_lines(trials, inputs, theirs, tower))
         del tower
@@ -264,8 +266,8 @@ def verify(
     if adapter is not None:
         check_peft()
     merged = None if adapter is None else resolve_adapter(adapter)
-    source = Source(resolve_checkpoint(name, revision, base), merged, input_size)
-    return Proof(source, load, asked, placed, served, quick, progress or Progress()).run()
+    subject = Subject(resolve_checkpoint(name, revision, base), merged, input_size)
+    return Proof(subject, load, asked, placed, served, quick, progress or Progress()).run()
 
 
 def _free() -> None:
