@@ -32,7 +32,7 @@ from florence.verification.trials import Sample, Trial
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Deployment:
     """What is verified: a checkpoint, an adapter that is merged into it, and pixels of the square that
     pictures are resized to, in place of the preprocessor's."""
 
@@ -66,7 +66,7 @@ class Inputs:
 
 
 @torch.inference_mode()
-def read_inputs(subject: Subject, device: torch.device, pictures: Sequence[Sample]) -> Inputs:
+def read_inputs(subject: Deployment, device: torch.device, pictures: Sequence[Sample]) -> Inputs:
     """By the loader, in float32; the model is let go again. Raises `CheckpointError`."""
     checkpoint, adapter = subject.checkpoint, subject.adapter
     config = read_config(checkpoint.directory)

@@ -22,7 +22,7 @@ from florence.runtime.florence2 import Florence2
 from florence.verification import checks
 from florence.verification.checks import Rates
 from florence.verification.merging import check_peft
-from florence.verification.ours import Inputs, Subject, ask_alone, ask_at_once, read_inputs
+from florence.verification.ours import Inputs, Deployment, ask_alone, ask_at_once, read_inputs
 from florence.verification.progress import Progress, duration
 from florence.verification.reading import quiet_libraries, read_model, read_processor, read_tower
 from florence.verification.report import Line, Report
@@ -66,7 +66,7 @@ class Proof:
     `load` gives the model to ask; `served`: the dtype beside float32, or float32. `quick`: short answers.
     """
 
-    subject: Subject
+    subject: Deployment
     load: Loader
     pictures: Sequence[Sample]
     device: torch.device
@@ -266,7 +266,7 @@ def verify(
     if adapter is not None:
         check_peft()
     merged = None if adapter is None else resolve_adapter(adapter)
-    subject = Subject(resolve_checkpoint(name, revision, base), merged, input_size)
+    subject = Deployment(resolve_checkpoint(name, revision, base), merged, input_size)
     return Proof(subject, load, asked, placed, served, quick, progress or Progress()).run()
 
 
