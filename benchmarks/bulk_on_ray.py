@@ -99,7 +99,7 @@ def rate_of(command: Sequence[str], folder: Path, count: int) -> float:
 
 def seconds_of(command: Sequence[str], folder: Path, count: int) -> float:
     """What the whole command takes for the first `count` pictures."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLORENCE_DTYPE": "float32"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     out, names = folder / "answers.jsonl", folder / "names.txt"
     out.unlink(missing_ok=True)
     names.write_text("".join(f"{name}\n" for name in sorted((folder / "in").iterdir())[:count]))

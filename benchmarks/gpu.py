@@ -68,9 +68,9 @@ def sections_of(bench: Bench, ends_at: float, window_s: float, traces: Path | No
         exact.smoke(bench, add)
 
     return [
-        Section("smoke", 60, smoke),
-        Section("start", 90, partial(replays.start, bench)),
-        Section("exactness", 110, partial(exact.exactness, bench)),
+        Section("smoke", 90, smoke),
+        Section("start", 120, partial(replays.start, bench)),
+        Section("exactness", 150, partial(exact.exactness, bench)),
         Section("shares", 20, partial(replays.shares, bench)),
         Section("replays", 75, partial(replays.grid, bench)),
         Section("profile", 60, partial(replays.profiled, bench, traces=traces)),

@@ -17,7 +17,6 @@ from florence.client import AsyncClient, Client, ConnectionLost, UnexpectedReply
 from florence.client.exchange import (
     AttemptOutcome,
     CallOptions,
-    build_analysis,
     build_call,
     exchange,
     read_failure,
@@ -234,13 +233,6 @@ def test_a_wrong_timeout_is_refused(ask: Ask, timeout_s: float) -> None:
 def test_what_can_not_be_written_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         build_call(b"picture", "region_to_ocr", None, options={}, **given)
-
-
-@pytest.mark.parametrize("spec", [("region_to_category",), ("ocr", None, None), 5, (5, "a"), None])
-def test_a_task_of_another_shape_is_refused(spec: Any) -> None:
-    """The message shows what a task of `analyze` looks like."""
-    with pytest.raises(RequestError, match=r"a pair of .* such as \('region_to_ocr'"):
-        build_analysis(b"picture", [spec], {})
 
 
 def test_an_unknown_task_is_refused_before_anything_is_sent() -> None:

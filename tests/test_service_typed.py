@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from io import BytesIO
 from typing import Any
 
 import pytest
 from fake_model import FakeModel
-from PIL import Image
+from pictures import drawn, saved
 from starlette.testclient import TestClient
 
 from florence.errors import Overloaded
@@ -18,14 +17,7 @@ from florence.types.answer import TaskAnswer
 from florence.types.results import Detections, Segmentation
 from florence.types.tasks import TASKS, Input, Kind, Task
 
-
-def _picture(size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
-    file = BytesIO()
-    Image.new("RGB", size, "green").save(file, kind)
-    return file.getvalue()
-
-
-PICTURE = _picture()
+PICTURE = saved(drawn(64, 48))
 BASE64 = base64.b64encode(PICTURE).decode()
 
 
@@ -70,7 +62,7 @@ def test_each_task_takes_an_upload(client: TestClient, served: FakeModel, task: 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_the_bytes_tell_the_format(client: TestClient, content_type: str, kind: str) -> None:
     """What the client says about the type of the upload does not matter."""
-    files = {"image": ("a.png", _picture(kind=kind), content_type)}
+    files = {"image": ("a.png", saved(drawn(64, 48), kind), content_type)}
     assert client.post("/caption", files=files).status_code == 200
 
 
@@ -93,7 +85,7 @@ def test_json_is_taken_whatever_it_is_called(
 @pytest.mark.parametrize("path", ["/caption", "/ocr_with_region", "/prompt", "/analyze"])
 def test_a_picture_in_the_wrong_place_is_told_where_it_belongs(client: TestClient, path: str) -> None:
     """As `curl --data-binary` without a content type sends it, or under another name in a form."""
-    picture = _picture(size=(400, 300))
+    picture = saved(drawn(400, 300))
     alone = client.post(path, content=picture, headers={"content-type": "application/x-www-form-urlencoded"})
     named = client.post(path, files={"picture": picture})
     assert (alone.status_code, named.status_code) == (400, 400)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from florence.client.exchange import build_analysis
 from florence.errors import SettingsError, TaskError
-from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task
+from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task, task_pairs
 
 WITH_INPUT = [task for task in TASKS.values() if task.input is not Input.NONE]
 TAGS = Task("<TAGS>", "tags", "List the tags.", Input.NONE, Kind.TEXT, "Tags of the picture.")
@@ -180,3 +182,21 @@ def test_a_text_behind_the_token_is_told_its_place() -> None:
     """As the original's users write it."""
     with pytest.raises(TaskError, match="alone as the task"):
         TASKS.resolve("<CAPTION_TO_PHRASE_GROUNDING>a red moon")
+
+
+@pytest.mark.parametrize("spec", [("region_to_category",), ("ocr", None, None), 5, (5, "a"), None])
+def test_a_task_of_another_shape_is_refused(spec: Any) -> None:
+    """By `analyze` of the client and the library alike; the message shows what a task looks like."""
+    calls: list[Callable[[Any], object]] = [task_pairs, lambda specs: build_analysis(b"picture", specs, {})]
+    for call in calls:
+        with pytest.raises(TaskError, match=r"a pair of .* such as \('region_to_ocr'"):
+            call([spec])
+        with pytest.raises(TaskError, match="as a list, such as"):
+            call("caption")
+
+
+def test_tasks_are_pairs_with_what_belongs_to_them() -> None:
+    specs: list[Any] = ["caption", ("ocr", None), ["region_to_ocr", (1, 2, 3, 4)], TASKS["<OD>"]]
+    assert task_pairs(specs) == [
+        ("caption", None), ("ocr", None), ("region_to_ocr", (1, 2, 3, 4)), (TASKS["<OD>"], None)
+    ]  # fmt: skip

@@ -50,6 +50,9 @@ def start(bench: Bench, add: Add) -> None:
     add("load, s", time.perf_counter() - started)
     memory(bench, add, "after load")
     started = time.perf_counter()
+    bench.backend(bench.model)
+    add("kernels compiled and checked, s", time.perf_counter() - started)
+    started = time.perf_counter()
     runner, watched = bench.service
     bench.synchronize()
     add("prepare, s", time.perf_counter() - started)

@@ -198,7 +198,7 @@ class AsyncClient(
         self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
     ) -> list[TaskAnswer[Result] | TaskFailure]:
         """As `Client.analyze`."""
-        analysis: Analysis = await self._send(partial(build_analysis, image, list(tasks), options))
+        analysis: Analysis = await self._send(partial(build_analysis, image, tasks, options))
         return analysis.answers
 
     async def ready(self) -> bool:

@@ -41,9 +41,9 @@ from florence.errors import (
 from florence.types.analysis import Analysis
 from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import RequestKeywords
-from florence.types.regions import PIXELS_EXAMPLE, Region
+from florence.types.regions import Region
 from florence.types.results import Result
-from florence.types.tasks import TASKS, AnswerAs, Input, Kind, Task, TaskSpec
+from florence.types.tasks import TASKS, AnswerAs, Input, Kind, Task, TaskSpec, task_pairs
 
 CONNECT_S: Final = 10.0  # a server that is there takes a connection at once
 FIRST_WAIT_S: Final = 0.5
@@ -136,17 +136,11 @@ def build_named_call(
 def build_analysis(picture: Picture, tasks: Iterable[TaskSpec], options: CallOptions) -> ServiceCall:
     """The request of many tasks on one picture. Raises as `build_call` does, but for unknown tasks: the
     service tells those."""
-    requests = [_task_request(spec) for spec in tasks]
+    requests = [_task_request(task, given) for task, given in task_pairs(tasks)]
     return _call("analyze", picture, {"tasks": requests}, options, Analysis)
 
 
-def _task_request(spec: TaskSpec) -> dict[str, Any]:
-    task, given = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
-    if not isinstance(task, str | Task):
-        raise RequestError(
-            "a task is its name or token, or a pair of that and its text or region, such as "
-            f"('region_to_ocr', {PIXELS_EXAMPLE}); got {quote(spec)}"
-        )
+def _task_request(task: str | Task, given: Region | None) -> dict[str, Any]:
     known = task if isinstance(task, Task) else TASKS.find(task)
     # Of a task that only the service knows, numbers are a region.
     is_region = not isinstance(given, str) if known is None else known.input is Input.REGION

@@ -86,8 +86,8 @@ class EngineConfig:
     )
     max_new_tokens: int = _declare(
         DEFAULT_MAX_NEW_TOKENS,
-        "Tokens of the longest answer: a worker keeps room for so many for each beam, and cuts longer wishes "
-        "to it (`finish_reason`: `length`). At most the checkpoint's positions.",
+        "Tokens of the longest answer: a worker keeps room for so many for each beam, and cuts answers there "
+        "(`finish_reason`: `length`), whatever a request allows. At most the checkpoint's positions.",
         ge=1,
         le=100_000,
     )

@@ -32,13 +32,13 @@ MAX_BLOCKS = 500_000
 _MAX_PROFILE = 2**20  # bytes of a colour profile; printers' have the most, some hundred thousand
 # Progressive files have about 10 scans.
 MAX_JPEG_SCANS = 100
-_FRAME_COST: Final = 2
+_FRAME_COST: Final = 4
 """`Header.pass_cost` where frames are composed; Pillow composes those of a PNG in several steps."""
-_PNG_FRAME_COST: Final = 4
+_PNG_FRAME_COST: Final = 8
 _RLE: Final = (1, 2)  # BMP's compressions of 8 and 4 bits
-_RLE_COST: Final = 40
+_RLE_COST: Final = 64
 """The same of run-length encoding, which Pillow undoes in Python: 85 ns a pixel."""
-_MAX_RLE_BYTES: Final = 8 * 2**20  # 155 ns each
+_MAX_RLE_BYTES: Final = 4 * 2**20  # 155 ns each
 
 
 def read_header(data: bytes, max_frames: int, number: int = 1) -> Header:

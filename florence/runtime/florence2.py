@@ -40,7 +40,7 @@ from florence.runtime.shares import Shares, no_owner
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
 from florence.types.pictures import Pictures
-from florence.types.tasks import Task, TaskSpec, TaskTable
+from florence.types.tasks import Task, TaskSpec, TaskTable, task_pairs
 
 
 class Florence2:
@@ -219,10 +219,9 @@ class Florence2:
         """Start many tasks on one picture, which is read and encoded once; a future for each, as from
         `submit`.
 
-        `asks`: tasks, or pairs of a task and its text or region.
+        `asks`: tasks, or pairs of a task and its text or region. Raises TaskError for anything else.
         """
-        pairs = [ask if isinstance(ask, tuple) else (ask, None) for ask in asks]
-        return self._start(image, pairs, options)
+        return self._start(image, task_pairs(asks), options)
 
     def analyze(
         self, image: PictureSource, asks: Iterable[TaskSpec], **options: Unpack[RunOptions]

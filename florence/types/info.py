@@ -65,7 +65,7 @@ class RequestLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    max_new_tokens: int = Field(description="Most tokens of an answer; longer wishes are cut to it.")
+    max_new_tokens: int = Field(description="Most tokens of an answer, also where a request allows more.")
     max_prompt_tokens: int = Field(description="Most tokens of a prompt, beside the picture's.")
     max_image_bytes: int = Field(description="Most bytes of an encoded picture.")
     max_image_pixels: int = Field(description="Most pixels of a picture.")

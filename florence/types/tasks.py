@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Final, Literal
 
 from florence.errors import SettingsError, TaskError, quote
-from florence.types.regions import LOCATIONS_EXAMPLE, REGION_EXAMPLES, Region
+from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE, REGION_EXAMPLES, Region
 
 INPUT_SLOT: Final = "{input}"
 _TEXT_EXAMPLE = "a green car"
@@ -107,6 +107,22 @@ def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
 
 TaskSpec = str | Task | tuple[str | Task, Region | None]
 """A task by its token or name, or as such; or a pair of it and its text or region."""
+
+
+def task_pairs(specs: Iterable[TaskSpec]) -> list[tuple[str | Task, Region | None]]:
+    """Each task with its text or region, None without one. Raises TaskError for what is neither."""
+    if isinstance(specs, str | Task):
+        raise TaskError(f"tasks are given as a list, such as ['caption', '<OD>'], got {quote(specs)}")
+    pairs = []
+    for spec in specs:
+        task, given = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
+        if not isinstance(task, str | Task):
+            raise TaskError(
+                "a task is its name or token, or a pair of that and its text or region, such as "
+                f"('region_to_ocr', {PIXELS_EXAMPLE}); got {quote(spec)}"
+            )
+        pairs.append((task, given))
+    return pairs
 
 
 class TaskTable(Mapping[str, Task]):
