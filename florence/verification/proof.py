@@ -22,7 +22,7 @@ from florence.runtime.florence2 import Florence2
 from florence.verification import checks
 from florence.verification.checks import Rates
 from florence.verification.merging import check_peft
-from florence.verification.ours import Inputs, Deployment, ask_alone, ask_at_once, read_inputs
+from florence.verification.ours import Deployment, Inputs, ask_alone, ask_at_once, read_inputs
 from florence.verification.progress import Progress, duration
 from florence.verification.reading import quiet_libraries, read_model, read_processor, read_tower
 from florence.verification.report import Line, Report
