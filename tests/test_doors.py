@@ -115,7 +115,7 @@ LIBRARIES: dict[str, set[str]] = {
     "engine": {"numpy", "torch"},
     "bento": {"bentoml"},
     "runtime": {"PIL", "numpy"},
-    "verification": {"PIL", "safetensors", "timm", "torch", "transformers"},
+    "verification": {"PIL", "peft", "safetensors", "timm", "torch", "transformers"},
     "ray": {"pandas", "pyarrow", "ray"},
     "cli": {"PIL", "ray", "tqdm"},  # ray: whether it is installed
     "florence": set(),

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapters import ROBOFLOW, make_adapter
 from goldens import Goldens
+from layouts import DEMO
+from peft import LoraConfig
 from torch import Tensor
+from transformers import Florence2ForConditionalGeneration
 
 from florence.checkpoint import layout
+from florence.checkpoint.adapter_config import AdapterConfig
 from florence.engine.device.search import _Step
 from florence.model import attention
 from florence.model.florence2 import Florence2Model
@@ -52,10 +57,8 @@ def verify(
         return [trial for part in Part for trial in [each for each in asked if each.part is part][::step]]
 
     def remember(self: Transformers, trial: Trial) -> Given:
-        key = (
-            str(self.model.config.text_config.d_model),
-            repr((trial.picture.name, str(trial), trial.options)),
-        )
+        weights = self.model.lm_head.weight.sum(), self.model.model.vision_tower.convs[0].conv.weight.shape
+        key = repr(weights), repr((trial.picture.name, str(trial), trial.options))
         if key not in remembered:
             remembered[key] = answer(self, trial)
         return remembered[key]
@@ -94,6 +97,36 @@ def test_a_checkpoint_in_microsofts_layout_is_verified(verify: Verify, goldens: 
     """Random weights, so that no two tensors are alike, with a bias on the logits that transformers drops."""
     status, report, _ = verify(goldens.checkpoint, "--dtype", "float32", every=8)
     assert (status, faults(report)) == (0, set())
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The demo checkpoint without tokenizer and preprocessor, and an adapter for it."""
+    folder = tmp_path_factory.mktemp("parts")
+    (folder / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / "model" / name).symlink_to(DEMO / name)
+    native = Florence2ForConditionalGeneration.from_pretrained(DEMO, dtype="float32")
+    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=[*ROBOFLOW, "qkv"])
+    make_adapter(native, config, folder / "adapter", size=0.02)
+    return folder / "model", folder / "adapter"
+
+
+def test_what_a_deployment_puts_together_is_verified(
+    verify: Verify, parts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that lacks its tokenizer, the base that has it, and an adapter, as the settings name them:
+    PEFT merges the other side. An adapter that is scaled wrongly here is a fault."""
+    monkeypatch.setenv("FLORENCE_BASE", "demo")
+    monkeypatch.setenv("FLORENCE_ADAPTER", str(parts[1]))
+    status, report, _ = verify(parts[0], "--dtype", "float32", every=8)
+    assert (status, faults(report)) == (0, set())
+    assert str(parts[1]) in report["checkpoint"]
+    scale = AdapterConfig.scale_of
+    monkeypatch.setattr(AdapterConfig, "scale_of", lambda self, layer: 1.1 * scale(self, layer))
+    status, report, _ = verify(parts[0], "--dtype", "float32", every=8)
+    assert status == 1
+    assert {"tower, timm's DaViT", Part.GREEDY} <= faults(report)
 
 
 def swap_two_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from florence.cli.telling import list_pictures
-from florence.errors import SettingsError
 from florence.types.precision import PRECISIONS
 
 VERIFY: Final = (
@@ -36,13 +35,10 @@ def verify(arguments: argparse.Namespace) -> int:
     if arguments.model:
         changes["revision"] = None
     # A deployment's limit on the wait is for its clients; its own ways to read pictures give other pixels.
+    # Adapters that requests name don't touch a request that names none.
     plain: dict[str, Any] = {"max_latency_ms": None, "fast_jpeg": False, "pictures": "original"}
+    plain |= {"adapters": None, "adapters_file": None}
     settings = read_settings().model_copy(update=plain | changes)
-    if settings.adapter or settings.base or settings.input_size:
-        raise SettingsError(
-            "verify compares one directory or repository as it is: make one with `florence convert`, its "
-            "--base and --adapter, and unset FLORENCE_ADAPTER, FLORENCE_BASE and FLORENCE_INPUT_SIZE"
-        )
     device = settings.device.partition(",")[0]  # a list: a service's workers
     pictures = own_pictures(list_pictures([arguments.pictures])) if arguments.pictures else bundled_pictures()
 
@@ -57,6 +53,9 @@ def verify(arguments: argparse.Namespace) -> int:
         load,
         pictures,
         revision=settings.revision,
+        base=settings.base,
+        adapter=settings.adapter,
+        input_size=settings.input_size,
         device=device,
         dtype=settings.dtype,
         quick=arguments.quick,

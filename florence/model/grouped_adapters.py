@@ -1,49 +1,58 @@
-"""Adapters on a CPU: rows are grouped by adapter, and each group is multiplied by its own matrices.
+"""Adapters on a CPU: work is done for rows with adapters only, with ranks as they are.
 
-Work is done for rows with adapters only, with ranks as they are. Slots are read on the host, so this is not
-for graphs. Where a layer has the project's kernel, all groups are multiplied by two calls of it, and a row's
-sum is bit for bit the same whatever other rows are in the batch.
+Adjacent rows with the same adapter are multiplied together: by the kernel in `kernels/cpu/low_rank.py` where
+the model's layers are packed, else by PyTorch's products. With the kernel, a row's sum is bit for bit the
+same whatever other rows are in the batch. Slots are read on the host, so this is not for graphs.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Iterator, KeysView, Mapping, Sequence
+from itertools import groupby
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence.model.kernels.cpu.product_batch import ProductBatch
-from florence.model.kernels.cpu.products import PanelWeight, Products
+from florence.model.kernels.cpu.low_rank import LowRankLayer, LowRankSums, RowBlocks
+from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.linear import Linear
-from florence.model.lowrank import AdapterBank, Factors, LowRankKernels, StackedAdapters, padded
+from florence.model.lowrank import AdapterBank, Factors, LowRankKernels, StackedAdapters
 
-Rows = slice | Tensor
-"""Rows of a batch: adjacent ones, or any by their indexes."""
-
-WeightT = TypeVar("WeightT")
-Found = Sequence[tuple[WeightT, WeightT, Rows]]
-"""Both weights of each adapter in a batch, and its rows."""
+Run = tuple[int, int, int]
+"""Adjacent rows of a batch with the same adapter: its slot, the first row, and how many."""
 
 
 def make_bank(
-    model: nn.Module, slots: int, *, fixed_shapes: bool, kernels: LowRankKernels | None = None
+    model: nn.Module,
+    slots: int,
+    *,
+    fixed_shapes: bool,
+    kernels: LowRankKernels | None = None,
+    threads: int | None = None,
 ) -> AdapterBank:
-    """Room for so many adapters beside a model's layers; `fixed_shapes`: for graphs, with these `kernels`."""
-    return StackedAdapters(model, slots, kernels) if fixed_shapes else GroupedAdapters(model, slots)
+    """Room for so many adapters beside a model's layers, which are packed already if they ever are.
+
+    `fixed_shapes`: for graphs, with these `kernels`. `threads`: of the CPU's kernel, as for `pack`.
+    """
+    if fixed_shapes:
+        return StackedAdapters(model, slots, kernels)
+    return GroupedAdapters(model, slots, threads)
 
 
 class GroupedAdapters(AdapterBank):
-    """`groups`: of the `rows` of the batch that is computed now, by slot."""
+    """`runs`: of the `rows` of the batch that is computed now; `present`: their slots; `kernel`: None where
+    PyTorch computes."""
 
-    def __init__(self, model: nn.Module, slots: int) -> None:
+    def __init__(self, model: nn.Module, slots: int, threads: int | None = None) -> None:
         super().__init__(model, slots)
-        self.groups: list[tuple[int, Rows]] = []
-        self.rows = 0
-        self._latest: tuple[list[int], list[tuple[int, Rows]]] = [], []
-        self._held: dict[int, Mapping[str, Factors]] = {}
+        packed = any(linear.packed is not None for linear in self._linears.values())
+        fits = packed and self._device.type == "cpu" and available(self._dtype)
+        self.kernel = LowRankSums(self._dtype, threads) if fits else None
+        self.rows, self.runs, self.present = 0, list[Run](), frozenset[int]()
+        self._latest: tuple[list[int], list[Run]] = [], []
+        self._blocks = dict[int, RowBlocks]()
+        self._held = dict[int, Mapping[str, Factors]]()
 
     def reserve(self, adapters: Sequence[Mapping[str, Factors]]) -> None:
         pass
@@ -51,14 +60,16 @@ class GroupedAdapters(AdapterBank):
     def place(self, slot: int, layers: Mapping[str, Factors]) -> bool:
         for name, linear in self._linears.items():
             beside = linear.beside
-            if not isinstance(beside, _Layer):
-                beside = _layer_of(self, linear)
-            beside.clear(slot)
+            if isinstance(beside, _Layer):
+                beside.clear(slot)
+            elif name in layers:
+                beside = self._layer_of(linear)
+            else:
+                continue
             if name in layers:
-                beside.put(
-                    slot, *layers[name].padded(padded(len(layers[name].down)), self._dtype, self._device)
-                )
-            linear.beside = beside if beside.parts else None
+                factors = layers[name]
+                beside.put(slot, *factors.padded(len(factors.down), self._dtype, self._device))
+            linear.beside = beside if beside.slots() else None
         self._held[slot] = layers
         return False
 
@@ -67,135 +78,118 @@ class GroupedAdapters(AdapterBank):
         held = (factors for layers in self._held.values() for factors in layers.values())
         return sum(self._dtype.itemsize * (each.down.numel() + each.up.numel()) for each in held)
 
+    def blocks(self, kernel: LowRankSums, parts: int) -> RowBlocks:
+        """The batch's rows, each of which is so many rows of a layer's input."""
+        if parts not in self._blocks:
+            runs = [(slot, first * parts, rows * parts) for slot, first, rows in self.runs]
+            self._blocks[parts] = RowBlocks(kernel, runs)
+        return self._blocks[parts]
+
+    def _layer_of(self, linear: Linear) -> _Layer:
+        if self.kernel is not None and self.kernel.fit(linear.in_features):
+            return _KernelLayer(self, linear, self.kernel)
+        return _PlainLayer(self, linear)
+
     def _begin(self, index: Tensor) -> None:
         slots = index.tolist()
-        if slots != self._latest[0]:  # the same batch as before keeps its groups, and what is prepared
-            self._latest = slots, _groups(slots)
-        self.rows, self.groups = len(slots), self._latest[1]
+        if slots != self._latest[0]:  # the same batch as before keeps its runs and blocks
+            self._latest = slots, list(_runs(slots))
+            self._blocks.clear()
+        self.rows, self.runs = len(slots), self._latest[1]
+        self.present = frozenset(slot for slot, _, _ in self.runs)
 
     def _end(self) -> None:
-        self.groups = []
+        self.runs, self.present = [], frozenset()
 
 
-class _Layer(ABC, Generic[WeightT]):
-    """One layer's parts, by slot."""
+class _Layer(ABC):
+    """One layer's factors."""
 
     def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
-        self.parts: dict[int, tuple[WeightT, WeightT]] = {}
         self._bank, self._outputs = bank, linear.out_features
 
+    @abstractmethod
+    def slots(self) -> KeysView[int]:
+        """Which slots have factors here."""
+
+    @abstractmethod
     def clear(self, slot: int) -> None:
         """Drop an adapter, if it is there."""
-        self.parts.pop(slot, None)
 
     @abstractmethod
     def put(self, slot: int, down: Tensor, up: Tensor) -> None:
         """Keep both matrices of an adapter."""
 
+    @abstractmethod
+    def _add(self, states: Tensor, total: Tensor) -> None:
+        """Add to `total` [rows, outputs] the sums of `states` [rows, inputs], of the batch's rows, or of
+        as many equal parts of each."""
+
     def sums(self, states: Tensor) -> Tensor | None:
-        if not any(slot in self.parts for slot, _ in self._bank.groups):
+        if self.slots().isdisjoint(self._bank.present):
             return None
         total = states.new_zeros(*states.shape[:-1], self._outputs)
         self.add_to(total, states)
         return total
 
     def add_to(self, total: Tensor, states: Tensor) -> None:
-        found = [(*self.parts[slot], rows) for slot, rows in self._bank.groups if slot in self.parts]
-        if found:
-            rows = self._bank.rows
-            split = states.reshape(rows, -1, states.shape[-1])  # [rows, parts, inputs]
-            self._add(found, split, total.view(rows, -1, self._outputs))
-
-    @abstractmethod
-    def _add(self, found: Found[WeightT], states: Tensor, total: Tensor) -> None:
-        """Add the products of these adapters, each to its rows."""
+        if not self.slots().isdisjoint(self._bank.present):
+            self._add(states.reshape(-1, states.shape[-1]), total.view(-1, self._outputs))
 
 
-class _PlainLayer(_Layer[Tensor]):
+class _PlainLayer(_Layer):
     """By PyTorch's products."""
 
-    def put(self, slot: int, down: Tensor, up: Tensor) -> None:
-        self.parts[slot] = down, up
-
-    def _add(self, found: Found[Tensor], states: Tensor, total: Tensor) -> None:
-        for down, up, rows in found:
-            _add_rows(total, rows, F.linear(F.linear(states[rows], down), up))
-
-
-class _PanelLayer(_Layer[PanelWeight]):
-    """By the kernel that computes the layer itself."""
-
-    def __init__(self, bank: GroupedAdapters, linear: Linear, kernel: Products) -> None:
+    def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
         super().__init__(bank, linear)
-        self._kernel = kernel
-        self._prepared: tuple[object, int, ProductBatch, ProductBatch] | None = None  # for groups and parts
+        self._factors = dict[int, tuple[Tensor, Tensor]]()
+
+    def slots(self) -> KeysView[int]:
+        return self._factors.keys()
 
     def clear(self, slot: int) -> None:
-        super().clear(slot)
-        self._prepared = None
+        self._factors.pop(slot, None)
 
     def put(self, slot: int, down: Tensor, up: Tensor) -> None:
-        self.parts[slot] = PanelWeight(self._kernel, down, None), PanelWeight(self._kernel, up, None)
+        self._factors[slot] = down, up
 
-    def _add(self, found: Found[PanelWeight], states: Tensor, total: Tensor) -> None:
-        adjacent = [each for each in found if isinstance(each[2], slice)]
-        if adjacent and total.dtype == states.dtype:
-            self._add_adjacent(adjacent, states, total)
-            found = [each for each in found if isinstance(each[2], Tensor)]
-        for down, up, rows in found:
-            _add_rows(total, rows, up.product(down.product(states[rows])))
+    def _add(self, states: Tensor, total: Tensor) -> None:
+        parts = len(states) // self._bank.rows
+        for slot, first, count in self._bank.runs:
+            if slot in self._factors:
+                rows, (down, up) = slice(first * parts, (first + count) * parts), self._factors[slot]
+                total[rows] += F.linear(F.linear(states[rows], down), up)
 
-    def _add_adjacent(self, found: Found[PanelWeight], states: Tensor, total: Tensor) -> None:
-        """Groups of adjacent rows: two calls, prepared once for all steps of the same batch."""
+
+class _KernelLayer(_Layer):
+    """By the project's kernel."""
+
+    def __init__(self, bank: GroupedAdapters, linear: Linear, kernel: LowRankSums) -> None:
+        super().__init__(bank, linear)
+        self._kernel = kernel
+        self._layer = LowRankLayer(kernel, bank.slots, linear.in_features, linear.out_features)
+
+    def slots(self) -> KeysView[int]:
+        return self._layer.factors.keys()
+
+    def clear(self, slot: int) -> None:
+        self._layer.clear(slot)
+
+    def put(self, slot: int, down: Tensor, up: Tensor) -> None:
+        self._layer.put(slot, down, up)
+
+    def _add(self, states: Tensor, total: Tensor) -> None:
         if states.stride(-1) != 1:
             states = states.contiguous()
-        parts = states.shape[1]
-        key = self._bank.groups, parts
-        if self._prepared is None or self._prepared[0] is not key[0] or self._prepared[1] != parts:
-            bounds = [
-                (rows.start * parts, rows.stop * parts) for _, _, rows in found if isinstance(rows, slice)
-            ]
-            first, second = [], []
-            for (down, up, _), (start, end) in zip(found, bounds, strict=True):
-                first.append((down, end - start, start, start))
-                second.append((up, end - start, start, start))
-            batches = (
-                ProductBatch(self._kernel, first, add=False),
-                ProductBatch(self._kernel, second, add=True),
-            )
-            self._prepared = *key, *batches
-        width = max(down.outputs for down, _, _ in found)
-        rows = states.flatten(0, 1)
-        thin = rows.new_empty(len(rows), width)
-        self._prepared[2].run(rows, thin)
-        self._prepared[3].run(thin, total.view(-1, self._outputs))
+        blocks = self._bank.blocks(self._kernel, len(states) // self._bank.rows)
+        self._layer.add(blocks, states, total)
 
 
-def _layer_of(bank: GroupedAdapters, linear: Linear) -> _PlainLayer | _PanelLayer:
-    packed = linear.packed
-    return (
-        _PanelLayer(bank, linear, packed.products)
-        if isinstance(packed, PanelWeight)
-        else _PlainLayer(bank, linear)
-    )
-
-
-def _add_rows(total: Tensor, rows: Rows, added: Tensor) -> None:
-    if isinstance(rows, Tensor):
-        total.index_add_(0, rows, added.to(total.dtype))
-    else:
-        total[rows] += added
-
-
-def _groups(slots: Sequence[int]) -> list[tuple[int, Rows]]:
-    """Each slot that is in use, and its rows."""
-    rows: dict[int, list[int]] = {}
-    for row, slot in enumerate(slots):
+def _runs(slots: Sequence[int]) -> Iterator[Run]:
+    """Of the rows with these slots, those with an adapter."""
+    first = 0
+    for slot, rows in groupby(slots):
+        count = len(list(rows))
         if slot:
-            rows.setdefault(slot, []).append(row)
-    return [(slot, _rows(found)) for slot, found in rows.items()]
-
-
-def _rows(found: list[int]) -> Rows:
-    first, end = found[0], found[-1] + 1
-    return slice(first, end) if end - first == len(found) else torch.tensor(found)
+            yield slot, first, count
+        first += count

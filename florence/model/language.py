@@ -336,22 +336,24 @@ class LanguageModel(nn.Module):
         float32, unless the head has a weight of its own (see `_rescored`)."""
         scores = self.lm_head.sums(states)
         if scores is None:
-            scores = self._rescored(self.lm_head(states), states)
+            scores = self._rescored(states)
         # In place: the logits are the largest tensor of a step.
         return scores.add_(self.final_logits_bias) if self.has_logits_bias else scores
 
-    def _rescored(self, product: Tensor, states: Tensor) -> Tensor:
-        """`product` [..., vocab] in float32, its highest logits computed again in float32.
+    def _rescored(self, states: Tensor) -> Tensor:
+        """The head's product [..., vocab] in float32, its highest logits computed again in float32.
 
         A bfloat16 product has eight bits: the logits of neighbouring locations would often be equal, and the
         first location would win.
         """
+        product = self.lm_head.bare(states)
         scores = product.float()
+        self.lm_head.add_adapters(scores, states)
         if product.dtype is not torch.float32 and self.tied_head:
-            best = product.topk(min(RESCORED_LOGITS, product.shape[-1]), dim=-1).indices  # [..., best]
+            best = scores.topk(min(RESCORED_LOGITS, scores.shape[-1]), dim=-1).indices  # [..., best]
             rows = self.shared.weight[best].float()  # [..., best, d_model]
             again = (rows @ states.float().unsqueeze(-1)).squeeze(-1)
-            if (added := self.lm_head.added(states)) is not None:
-                again += added.gather(-1, best)
+            if self.lm_head.beside is not None:
+                again += scores.gather(-1, best) - product.gather(-1, best)  # what adapters have added
             scores.scatter_(-1, best, again)
         return scores

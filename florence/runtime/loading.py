@@ -157,6 +157,7 @@ def load(
             max_adapters,
             fixed_shapes=backend.capturer is not None,
             kernels=find_low_rank(placed, weights_dtype, config.cuda_kernels),
+            threads=config.threads,
         )
         model.adapters.reserve([each.layers for each in named.engine_adapters])
     picture_tokens = _picture_tokens(preprocessing)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from florence.answers.answer import Answer
 from florence.checkpoint.config import read_config
+from florence.checkpoint.hub import Checkpoint
 from florence.checkpoint.preprocessing import read_preprocessing
 from florence.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from florence.checkpoint.weights import load_model
@@ -28,6 +29,26 @@ from florence.runtime.florence2 import Florence2
 from florence.types.options import GenerationParameters
 from florence.verification.theirs import Given
 from florence.verification.trials import Sample, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What is verified: a checkpoint, an adapter that is merged into it, and pixels of the square that
+    pictures are resized to, in place of the preprocessor's."""
+
+    checkpoint: Checkpoint
+    adapter: Checkpoint | None = None
+    side: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in the report."""
+        return " + ".join(each.label for each in (self.checkpoint, self.adapter) if each is not None)
+
+    @property
+    def adapter_directory(self) -> Path | None:
+        """Where the adapter's files are."""
+        return None if self.adapter is None else self.adapter.directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +66,16 @@ class Inputs:
 
 
 @torch.inference_mode()
-def read_inputs(directory: Path, device: torch.device, pictures: Sequence[Sample]) -> Inputs:
+def read_inputs(subject: Deployment, device: torch.device, pictures: Sequence[Sample]) -> Inputs:
     """By the loader, in float32; the model is let go again. Raises `CheckpointError`."""
-    config, preprocessing = read_config(directory), read_preprocessing(directory)
-    tokenizer = load_tokenizer(directory, config.text.vocab_size)
+    checkpoint, adapter = subject.checkpoint, subject.adapter
+    config = read_config(checkpoint.directory)
+    preprocessing = read_preprocessing(checkpoint.preprocessor, subject.side)
+    tokenizer = load_tokenizer(checkpoint.tokenizer, config.text.vocab_size)
     normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.rescale)
-    model = load_model(directory, config, normalize, tokenizer.size, device, torch.float32)
+    merged = None if adapter is None else (adapter.label, adapter.directory)
+    directory = checkpoint.directory
+    model = load_model(directory, config, normalize, tokenizer.size, device, torch.float32, merged)
     pack(model)
     reader = LocalReader(InputSize(preprocessing.height, preprocessing.width, preprocessing.resample))
     pixels = [torch.from_numpy(reader.read(picture.data).pixels)[None].to(device) for picture in pictures]

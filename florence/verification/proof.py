@@ -15,13 +15,14 @@ from typing import Any, Final
 
 import torch
 
-from florence.checkpoint.hub import Checkpoint, resolve_checkpoint
+from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 from florence.engine.request import GenerationOptions
 from florence.model.devices import QUANTIZED, pick_device, pick_dtype
 from florence.runtime.florence2 import Florence2
 from florence.verification import checks
 from florence.verification.checks import Rates
-from florence.verification.ours import Inputs, ask_alone, ask_at_once, read_inputs
+from florence.verification.merging import check_peft
+from florence.verification.ours import Deployment, Inputs, ask_alone, ask_at_once, read_inputs
 from florence.verification.progress import Progress, duration
 from florence.verification.reading import quiet_libraries, read_model, read_processor, read_tower
 from florence.verification.report import Line, Report
@@ -60,12 +61,12 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """One checkpoint on one device, in this package and in transformers.
+    """What `subject` names, on one device, in this package and in transformers.
 
     `load` gives the model to ask; `served`: the dtype beside float32, or float32. `quick`: short answers.
     """
 
-    checkpoint: Checkpoint
+    subject: Deployment
     load: Loader
     pictures: Sequence[Sample]
     device: torch.device
@@ -77,15 +78,18 @@ class Proof:
         """Everything. Raises `CheckpointError` where a side can't read the checkpoint."""
         started = self.progress.clock()
         quiet_libraries()
-        self.progress.say(f"reading {self.checkpoint.label} on {self.device}")
-        directory = self.checkpoint.directory
-        processor = read_processor(directory, directory)  # what it refuses is told before the work
-        inputs = read_inputs(directory, self.device, self.pictures)
+        subject = self.subject
+        self.progress.say(f"reading {subject.label} on {self.device}")
+        # What it refuses is told before the work.
+        processor = read_processor(
+            subject.checkpoint.tokenizer, subject.checkpoint.preprocessor, subject.side
+        )
+        inputs = read_inputs(subject, self.device, self.pictures)
         _free()
         trials, ours = self._ask_ours(inputs)
         lines, compared = self._ask_theirs(processor, trials, ours)
         about = {
-            "checkpoint": self.checkpoint.label,
+            "checkpoint": subject.label,
             "device": str(self.device),
             "dtype": self.served,
             "pictures": [picture.name for picture in self.pictures],
@@ -122,10 +126,10 @@ class Proof:
         self, processor: Any, trials: Sequence[Trial], ours: Ours
     ) -> tuple[list[Line], list[Compared]]:
         """transformers' side, and the comparison."""
-        directory, inputs, over = self.checkpoint.directory, ours.inputs, self.progress.over
+        subject, inputs, over = self.subject, ours.inputs, self.progress.over
         self.progress.say("reading the same files with transformers and timm")
-        model = read_model(directory, inputs.tokenizer.size)
-        tower = read_tower(directory, model)
+        model = read_model(subject.checkpoint.directory, inputs.tokenizer.size, subject.adapter_directory)
+        tower = read_tower(subject.checkpoint.directory, model, merged=subject.adapter is not None)
         theirs = Transformers(model, processor, inputs.rules, inputs.pad_id, self.device)
         lines = list(self._input_lines(trials, inputs, theirs, tower))
         del tower
@@ -239,24 +243,31 @@ def verify(
     pictures: Sequence[Sample],
     *,
     revision: str | None = None,
+    base: str | None = None,
+    adapter: str | None = None,
+    input_size: int | None = None,
     device: str,
     dtype: str,
     quick: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Compare a checkpoint, named as for `Florence2.load`, in this package and in transformers and timm.
+    """Compare a checkpoint, named as for `Florence2.load`, in this package and in transformers and timm; an
+    adapter is merged on the other side by PEFT.
 
     `load`: from a dtype's name to the model to ask, on `device`. `dtype`: that is compared with float32, as
     `Florence2.load` has it. `quick`: the first picture only, and short answers.
 
-    Raises `CheckpointError` where a side can't find or read the checkpoint, `SettingsError` for a device or
-    dtype that is not there.
+    Raises `CheckpointError` where a side can't find or read the checkpoint or the adapter, `SettingsError`
+    for a device or dtype that is not there, and for an adapter without PEFT.
     """
     placed = pick_device(device)
     served = dtype if dtype in QUANTIZED else str(pick_dtype(dtype, placed)).removeprefix("torch.")
     asked = pictures[:1] if quick else pictures
-    checkpoint = resolve_checkpoint(name, revision)
-    return Proof(checkpoint, load, asked, placed, served, quick, progress or Progress()).run()
+    if adapter is not None:
+        check_peft()
+    merged = None if adapter is None else resolve_adapter(adapter)
+    subject = Deployment(resolve_checkpoint(name, revision, base), merged, input_size)
+    return Proof(subject, load, asked, placed, served, quick, progress or Progress()).run()
 
 
 def _free() -> None:

@@ -12,7 +12,7 @@ Knows nothing about trials, or what this package's model makes of the checkpoint
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from florence.checkpoint.files import CONFIG, read_json, weight_files
 from florence.errors import CheckpointError
+from florence.model.config import STRIDE
+from florence.verification.merging import HEAD, merge_by_peft
 
 IMAGE: Final = "<image>"
 _TOWER: Final = "vision_tower."
@@ -55,8 +57,8 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def read_model(directory: Path, tokens: int, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' model of the checkpoint, on the CPU.
+def read_model(directory: Path, tokens: int, adapter: Path | None = None) -> Any:
+    """transformers' model of the checkpoint, in float32 on the CPU; `adapter`: merged into it by PEFT.
 
     `tokens`: of the tokenizer, without `<image>`. Rows of the head after these stand for no token, and this
     package drops them; here a bias of -inf keeps them from being chosen. `final_logits_bias`, which
@@ -65,18 +67,18 @@ def read_model(directory: Path, tokens: int, dtype: torch.dtype = torch.float32)
     """
     from transformers import GenerationConfig
 
-    if _is_original(directory):
-        model = _from_original(directory)
-    else:
-        model = _from_native(directory)
-        _bias(model, torch.zeros(0), tokens)
+    original = _is_original(directory)
+    model, bias = _from_original(directory) if original else (_from_native(directory), torch.zeros(0))
+    if adapter is not None:
+        merge_by_peft(model, adapter, lambda layers: _native_layers(model, layers))
+    _bias(model, bias, tokens)
     model.generation_config = GenerationConfig()  # the folder's own would fill in what a call leaves out
-    return model.eval().requires_grad_(False).to(dtype)
+    return model.eval().requires_grad_(False)
 
 
-def read_tower(directory: Path, model: Any) -> nn.Module:
+def read_tower(directory: Path, model: Any, *, merged: bool = False) -> nn.Module:
     """timm's tower of the checkpoint, in float32: by timm's own conversion from Microsoft's layout; from
-    transformers' layout with the weights that transformers read into `model`."""
+    transformers' layout, and where an adapter is `merged`, with the weights of transformers' `model`."""
     from timm.models.davit import ChannelAttentionV2, DaVit, checkpoint_filter_fn
 
     config = model.config.vision_config
@@ -98,7 +100,7 @@ def read_tower(directory: Path, model: Any) -> nn.Module:
             if isinstance(module, ChannelAttentionV2):
                 module.groups = groups  # timm's has as many as heads
     tower.head = nn.Identity()
-    if _is_original(directory):
+    if _is_original(directory) and not merged:
         state = checkpoint_filter_fn(_unwrapped(directory)[1], tower)
     else:
         state = {timm_name(name): each for name, each in model.model.vision_tower.state_dict().items()}
@@ -107,10 +109,11 @@ def read_tower(directory: Path, model: Any) -> nn.Module:
     return read
 
 
-def read_processor(words: Path, preprocessor: Path) -> Any:
+def read_processor(words: Path, preprocessor: Path, side: int | None = None) -> Any:
     """transformers' own processor of prompts and pictures, with Pillow's resize, as the original has it.
 
-    `words`: the directory with the tokenizer. No code of a checkpoint is run. Raises `CheckpointError` where
+    `words`: the directory with the tokenizer; `side`: of the square that pictures are resized to, in place of
+    the files'. No code of a checkpoint is run. Raises `CheckpointError` where
     transformers can't read the files.
     """
     from transformers import AutoImageProcessor, AutoTokenizer, Florence2Processor
@@ -118,14 +121,18 @@ def read_processor(words: Path, preprocessor: Path) -> Any:
     own = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(words, **own)
-        pictures = AutoImageProcessor.from_pretrained(preprocessor, backend="pil", **own)
+        size = {} if side is None else {"do_resize": True, "size": {"height": side, "width": side}}
+        pictures = AutoImageProcessor.from_pretrained(preprocessor, backend="pil", **own, **size)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"transformers can't read the tokenizer or preprocessor: {error}") from error
     known = tokenizer.get_vocab()
     added = [token for token in (*_added_tokens(), IMAGE) if token not in known]
     tokenizer.add_tokens(added, special_tokens=True)
     tokenizer.image_token, tokenizer.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
-    return Florence2Processor(image_processor=pictures, tokenizer=tokenizer)
+    processor = Florence2Processor(image_processor=pictures, tokenizer=tokenizer)
+    if side is not None:
+        processor.num_image_tokens = 1 + (side // STRIDE) ** 2
+    return processor
 
 
 def timm_name(name: str) -> str:
@@ -150,9 +157,9 @@ def _from_native(directory: Path) -> Any:
     return _load(None, config=Florence2Config.from_pretrained(directory), state_dict=found)
 
 
-def _from_original(directory: Path) -> Any:
+def _from_original(directory: Path) -> tuple[Any, Tensor]:
     """transformers' model of a checkpoint in Microsoft's layout, with a row for `<image>` as transformers'
-    script adds it."""
+    script adds it, and the bias on the logits."""
     from timm.models.davit import checkpoint_filter_fn
     from transformers import Florence2ForConditionalGeneration
 
@@ -173,9 +180,36 @@ def _from_original(directory: Path) -> Any:
         state[f"model.multi_modal_projector.{native}"] = tensor.contiguous()
     state["model.language_model.shared.weight"] = nn.functional.pad(shared, (0, 0, 0, 1))
     state["lm_head.weight"] = nn.functional.pad(head, (0, 0, 0, 1))
-    model = _load(None, config=config, state_dict=state)
-    _bias(model, bias[0], len(shared))
-    return model
+    return _load(None, config=config, state_dict=state), bias[0]
+
+
+def _native_layers(model: Any, layers: Collection[str]) -> Mapping[str, str]:
+    """An adapter's names of layers -> those of transformers' model, which they may be already; else they are
+    those of Microsoft's modules, and timm's own conversion reads the tower's. Raises `CheckpointError`."""
+    from timm.models.davit import checkpoint_filter_fn
+
+    known = {name for name, _ in model.named_modules()}
+    if known.issuperset(layers):
+        return dict(zip(layers, layers, strict=True))
+    tower = {timm_name(name): name for name in model.model.vision_tower.state_dict()}
+    telltale = {_FIRST[1]: "", **{f"{layer}.weight": layer for layer in layers if layer.startswith(_TOWER)}}
+    found = {
+        layer: f"model.{_TOWER}{tower.get(name, '').removesuffix('.weight')}"
+        for name, layer in checkpoint_filter_fn(telltale, None).items()
+        if layer
+    }
+    names = {f"{_TEXT}": "model.language_model.", "language_model.lm_head": HEAD}
+    names |= {
+        name.rpartition(".")[0]: f"model.multi_modal_projector.{native.rpartition('.')[0]}"
+        for name, native in _PROJECTOR.items()
+        if name.endswith(".weight")
+    }
+    for layer in set(layers) - found.keys():
+        before = next((name for name in names if layer.startswith(name)), "")
+        found[layer] = names.get(before, "") + layer.removeprefix(before)
+    if strange := sorted(layer for layer, native in found.items() if native not in known):
+        raise CheckpointError(f"transformers' model has no layer of the adapter's {', '.join(strange)}")
+    return found
 
 
 def _native_config(raw: Mapping[str, Any], *, tied: bool) -> Any:

@@ -53,14 +53,19 @@ class Linear(nn.Linear):
         """[..., in_features] -> [..., out_features]."""
         if self.packed is not None:
             return self.packed.product(states, self.activation, self.added(states))
-        product = F.linear(states, self.weight, self.bias)
-        return activate(self.with_adapters(product, states), self.activation)
+        return activate(self.with_adapters(self.bare(states), states), self.activation)
+
+    def bare(self, states: Tensor) -> Tensor:
+        """The product and the bias, without activation and adapters."""
+        if self.packed is not None:
+            return self.packed.product(states)
+        return F.linear(states, self.weight, self.bias)
 
     def plus(self, states: Tensor, residual: Tensor) -> Tensor:
         """`residual + self(states)`, for a layer without activation."""
         residual = self.with_adapters(residual, states)
         if self.packed is None:
-            return residual + F.linear(states, self.weight, self.bias)
+            return residual + self.bare(states)
         return self.packed.product(states, residual=residual)
 
     def with_adapters(self, sums: Tensor, states: Tensor) -> Tensor:
@@ -72,6 +77,11 @@ class Linear(nn.Linear):
         """What the rows' adapters add, [..., out_features]; None where no row has one."""
         return None if self.beside is None else self.beside.sums(states)
 
+    def add_adapters(self, total: Tensor, states: Tensor) -> None:
+        """Add what the rows' adapters add to `total` [..., out_features], float32 or of the layer's dtype."""
+        if self.beside is not None:
+            self.beside.add_to(total, states)
+
     def sums(self, states: Tensor) -> Tensor | None:
         """`self(states)` without bias and activation, in float32 and never rounded to the dtype; None where
         the kernel rounds."""
@@ -82,8 +92,7 @@ class Linear(nn.Linear):
             total = self.packed.sums(states)
         else:
             return None
-        if self.beside is not None:
-            self.beside.add_to(total, states)
+        self.add_adapters(total, states)
         return total
 
     def pad_outputs(self, multiple: int) -> None:

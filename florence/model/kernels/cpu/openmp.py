@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -48,19 +47,6 @@ class OpenMPTeam:
         address = numbers[3] = ctypes.addressof(numbers)
         self._parallel(kernel, address, self.threads, 0)
         return numbers[FAULTS // NUMBER_BYTES]
-
-    def run_all(self, kernel: int, jobs: NDArray[np.int64], scratch_bytes: int, *, alone: bool) -> None:
-        """Call the function with the address of the first of these jobs [jobs, fields], whose HEAD is filled
-        in here; it counts no faults. `alone`: in the calling thread only."""
-        threads = 1 if alone else self.threads
-        size = threads * scratch_bytes  # of each: a thread may begin one before another has ended the last
-        scratch = torch.empty(len(jobs) * size, dtype=torch.uint8)
-        address = jobs.ctypes.data
-        jobs[:, :3] = 0
-        jobs[:, 3] = address + jobs.strides[0] * np.arange(len(jobs))
-        jobs[:, 4] = scratch.data_ptr() + size * np.arange(len(jobs))
-        jobs[:, 5] = scratch_bytes
-        self._parallel(kernel, address, threads, 0)
 
 
 def job_type(names: Sequence[str]) -> np.dtype[np.void]:

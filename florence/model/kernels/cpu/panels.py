@@ -9,10 +9,12 @@ depend on other rows. Imports numba.
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import torch
 from llvmlite import ir
 from numba import types
+from torch import Tensor
 
 from florence.model.kernels.cpu.vectors import (
     F16,
@@ -32,6 +34,12 @@ from florence.model.kernels.cpu.vectors import (
 LOAD = 16
 """Elements of a row that are converted at once; rows are whole multiples of it."""
 
+RANKS = 4
+"""Rows of a factor that are multiplied at once (`Panels.dots`)."""
+
+BLOCK_ROWS = 24
+"""Rows that the result of `Panels.dots` has room for."""
+
 CHUNK = 256
 """Elements of a row that are adjacent in working memory, so that rows have a constant stride. Each chunk is
 summed separately, since long float32 sums lose precision."""
@@ -48,13 +56,15 @@ ERFC = (  # W. H. Press et al., Numerical Recipes, section 6.2: relative error b
 class Panels:
     """The operations for one dtype of states and weights, with registers of `lanes` float32.
 
-    `rows`: numbers of rows whose sums fit the registers, the largest first.
+    `rows`: numbers of rows whose sums fit the registers, the largest first; `tiles`: those of `dots` and
+    `spread`.
     """
 
     def __init__(self, dtype: torch.dtype, lanes: int) -> None:
         self._dtype, self._lanes = dtype, lanes
         self.width = 2 * lanes
         self.rows = (12, 8, 4) if lanes == 16 else (6, 4, 2)
+        self.tiles = (6, 3, 1) if lanes == 16 else (3, 2, 1)
         self.weight_bytes = self.width * dtype.itemsize  # of one input
         address, nothing = types.int64, types.void
         self.load = operation(self._load, nothing, (address, address))
@@ -63,6 +73,16 @@ class Panels:
         self.gelu = operation(self._gelu, nothing, (address,))
         self.add = operation(self._add, nothing, (address, address))
         self.store = operation(self._store, nothing, (address, address))
+
+    def lay_out(self, weight: Tensor) -> Tensor:
+        """[outputs, inner] as panels, one after another, padded with outputs of zeros."""
+        (outputs, inner), width = weight.shape, self.width
+        count = -(-outputs // width)
+        padded = weight.new_zeros(count * width, inner)
+        padded[:outputs] = weight
+        halves = padded.view(count, 2, width // 2, inner)  # [panels, half, lanes, inner]
+        order = (0, 3, 2, 1) if weight.dtype == torch.bfloat16 else (0, 3, 1, 2)
+        return halves.permute(order).contiguous()
 
     def accumulate(self, rows: int) -> Operation:
         """An operation: sums [rows, width] += states [rows, count] @ weights [count, width]; rows of the
@@ -101,6 +121,61 @@ class Panels:
             before_it = builder.read(kind, sums, place * half_bytes)
             builder.write(builder.fadd(before_it, total), sums, place * half_bytes)
 
+    def dots(self, rows: int) -> Operation:
+        """An operation (states, bytes from row to row, factors, inner, target): products of states [rows,
+        inner] with factors [RANKS, inner], both of the dtype, to float32 target [RANKS, BLOCK_ROWS]."""
+        return operation(partial(self._dots, rows), types.void, (types.int64,) * 5)
+
+    def _dots(
+        self, rows: int, builder: Builder, states: Value, row: Value, factors: Value, inner: Value, to: Value
+    ) -> None:
+        lanes, itemsize = self._lanes, self._dtype.itemsize
+        size = builder.mul(inner, I64(itemsize))
+        sources = [builder.add(states, builder.mul(row, I64(place))) for place in range(rows)]
+        sources += [builder.add(factors, builder.mul(size, I64(place))) for place in range(RANKS)]
+
+        def add_products(offset: Value, totals: list[Value]) -> list[Value]:
+            numbers = [self._widened(builder, builder.add(source, offset), lanes) for source in sources]
+            pairs = product(numbers[rows:], numbers[:rows])
+            return [builder.fma(*pair, total) for pair, total in zip(pairs, totals, strict=True)]
+
+        zeros = [constant(F32, lanes, 0.0)] * (rows * RANKS)
+        for place, total in enumerate(builder.repeat(size, lanes * itemsize, zeros, add_products)):
+            there = (place // rows * BLOCK_ROWS + place % rows) * FLOAT_BYTES
+            builder.write(builder.fold(total, builder.fadd), to, there)
+
+    def spread(self, rows: int, *, wide: bool) -> Operation:
+        """An operation (numbers, rank, weights, output, bytes from row to row): adds the products of float32
+        numbers [rank, BLOCK_ROWS] with a panel of weights [rank, width] to output [rows, width], which is
+        float32 (`wide`) or of the dtype."""
+        return operation(partial(self._spread, rows, wide), types.void, (types.int64,) * 5)
+
+    def _spread(
+        self, rows: int, wide: bool, builder: Builder,
+        numbers: Value, rank: Value, weights: Value, output: Value, row: Value,
+    ) -> None:  # fmt: skip
+        lanes, weight_bytes = self._lanes, I64(self.weight_bytes)
+
+        def add_products(place: Value, totals: list[Value]) -> list[Value]:
+            weight = builder.add(weights, builder.mul(place, weight_bytes))
+            here = builder.add(numbers, builder.mul(place, I64(BLOCK_ROWS * FLOAT_BYTES)))
+            builder.prefetch(weight, self.weight_bytes)
+            halves = self._weights(builder, weight)
+            each = [builder.splat(builder.read(F32, here, at * FLOAT_BYTES), lanes) for at in range(rows)]
+            pairs = product(each, halves)
+            return [builder.fma(*pair, total) for pair, total in zip(pairs, totals, strict=True)]
+
+        zeros = [constant(F32, lanes, 0.0)] * (2 * rows)
+        totals = builder.repeat(rank, 1, zeros, add_products)
+        for at in range(rows):
+            there = builder.add(output, builder.mul(row, I64(at)))
+            whole = builder.pick(totals[2 * at : 2 * at + 2], range(self.width))
+            before = (
+                builder.read(floats(self.width), there) if wide else self._widened(builder, there, self.width)
+            )
+            result = builder.fadd(before, whole)
+            builder.write(result, there) if wide else self._write(builder, result, there)
+
     def _weights(self, builder: Builder, source: Value) -> list[Value]:
         """The weights of one input as float32: of the first half of the outputs, and of the second."""
         lanes = self._lanes
@@ -127,7 +202,10 @@ class Panels:
 
     def _store(self, builder: Builder, source: Value, target: Value) -> None:
         """target[0:width] of the dtype = float32 source[0:width], rounded to nearest even."""
-        row = builder.read(floats(self.width), source)
+        self._write(builder, builder.read(floats(self.width), source), target)
+
+    def _write(self, builder: Builder, row: Value, target: Value) -> None:
+        """target[0:width] of the dtype = float32 `row`, rounded to nearest even."""
         if self._dtype == torch.bfloat16:
             bits = builder.lshr(builder.bfloat16_bits(row), constant(I32, self.width, 16))
             row = builder.trunc(bits, ir.VectorType(I16, self.width))
@@ -161,3 +239,8 @@ class Panels:
             halves = builder.read(ir.VectorType(F16, count), source, offset, align=2)
             return builder.fpext(halves, floats(count))
         return builder.read(floats(count), source, offset)
+
+
+def widest_lanes() -> int:
+    """Numbers of float32 in this processor's registers."""
+    return 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8

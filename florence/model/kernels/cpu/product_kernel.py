@@ -1,8 +1,8 @@
 """The kernel of products with weights on a CPU, compiled by numba.
 
-It is a C function whose only argument is the address of a `ProductJob`, or of several. Every thread that
-calls it takes tasks until none is left. A task is some panels of outputs for a block of rows, which the
-thread converts to float32 once, into its second-level cache. Nothing here allocates, raises or holds the GIL.
+It is a C function whose only argument is the address of a `ProductJob`. Every thread that calls it takes
+tasks until none is left. A task is some panels of outputs for a block of rows, which the thread converts to
+float32 once, into its second-level cache. Nothing here allocates, raises or holds the GIL.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 from numba import carray
 
 from florence.model.kernels.cpu.openmp import NEXT_TASK, NEXT_THREAD
 from florence.model.kernels.cpu.panels import CHUNK, LOAD, ROW_BYTES, Panels
-from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, as_pointer, compiled, take_next
+from florence.model.kernels.cpu.vectors import FLOAT_BYTES, Operation, compiled, move_bytes, take_next
 
 BLOCK_BYTES = 800 * 1024
 """Maximum working memory of a block, which stays in the second-level cache for all panels of a task."""
@@ -43,7 +42,6 @@ class ProductJob(NamedTuple):
     output_row: int
     gelu: int
     wide: int  # whether the output is float32 whatever the states are
-    more: int  # jobs that lie behind this one
 
 
 def block_rows(panels: Panels, rows: int, inner: int) -> int:
@@ -65,24 +63,22 @@ def make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
     take = take_next()
 
     def work(address: Any) -> None:
-        jobs = carray(address, 1 + carray(address, 1)[0].more)
-        for index in range(len(jobs)):
-            job = jobs[index]
-            scratch = job.scratch + take(job.address + NEXT_THREAD) * job.scratch_bytes
-            groups = (job.panels + job.group - 1) // job.group
-            blocks = (job.rows + job.block_rows - 1) // job.block_rows
-            loaded = -1
+        job = carray(address, 1)[0]
+        scratch = job.scratch + take(job.address + NEXT_THREAD) * job.scratch_bytes
+        groups = (job.panels + job.group - 1) // job.group
+        blocks = (job.rows + job.block_rows - 1) // job.block_rows
+        loaded = -1
+        task = take(job.address + NEXT_TASK)
+        while task < blocks * groups:
+            block, first = task // groups, task % groups * job.group
+            row = block * job.block_rows
+            rows = min(job.rows - row, job.block_rows)
+            if block != loaded:
+                load_block(job, row, rows, scratch)
+                loaded = block
+            for panel in range(first, min(first + job.group, job.panels)):
+                multiply(job, panel, row, rows, scratch)
             task = take(job.address + NEXT_TASK)
-            while task < blocks * groups:
-                block, first = task // groups, task % groups * job.group
-                row = block * job.block_rows
-                rows = min(job.rows - row, job.block_rows)
-                if block != loaded:
-                    load_block(job, row, rows, scratch)
-                    loaded = block
-                for panel in range(first, min(first + job.group, job.panels)):
-                    multiply(job, panel, row, rows, scratch)
-                task = take(job.address + NEXT_TASK)
 
     return work
 
@@ -144,14 +140,7 @@ def _make_multiply(panels: Panels, itemsize: int) -> Operation:
 def _make_finish(panels: Panels, itemsize: int) -> Operation:
     """Residual, activation and rounding of one row of a panel; `spare`: working memory of two rows."""
     gelu, add, copy, store, width = panels.gelu, panels.add, panels.copy, panels.store, panels.width
-    pointer = as_pointer()
-
-    def move(source: int, target: int, count: int) -> None:
-        there, here = carray(pointer(target), count, np.uint8), carray(pointer(source), count, np.uint8)
-        for index in range(count):
-            there[index] = here[index]
-
-    move = compiled(move)
+    move = move_bytes()
 
     def finish(job: Any, panel: int, row: int, sums: int, spare: int) -> None:
         size = FLOAT_BYTES if job.wide else itemsize

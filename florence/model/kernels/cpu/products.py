@@ -38,29 +38,18 @@ class Products:
 
         if dtype not in DTYPES:
             raise ValueError(f"no kernel for {dtype}; there are ones for {', '.join(map(str, DTYPES))}")
-        wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         self.dtype = dtype
-        self.panels = cpu_panels.Panels(dtype, lanes or (16 if wide else 8))
+        self.panels = cpu_panels.Panels(dtype, lanes or cpu_panels.widest_lanes())
         self.team = OpenMPTeam(threads)
         self.plan = lru_cache(MAX_PLANS)(self._plan)
         self._kernels, self._multiple = cpu_product_kernel, cpu_panels.LOAD
         make_work = partial(cpu_product_kernel.make_work, self.panels, dtype.itemsize)
-        self.fields = cpu_product_kernel.ProductJob._fields
-        self.kernel = load_kernel(f"product {dtype} {self.panels.width}", self.fields, make_work)
+        fields = cpu_product_kernel.ProductJob._fields
+        self.kernel = load_kernel(f"product {dtype} {self.panels.width}", fields, make_work)
 
     def fit(self, weight: Tensor) -> bool:
         """Whether a weight can be packed into panels."""
         return weight.dtype == self.dtype and weight.shape[1] % self._multiple == 0
-
-    def lay_out(self, weight: Tensor) -> Tensor:
-        """[outputs, inner] as panels, one after another, padded with outputs of zeros."""
-        (outputs, inner), width = weight.shape, self.panels.width
-        count = -(-outputs // width)
-        padded = weight.new_zeros(count * width, inner)
-        padded[:outputs] = weight
-        halves = padded.view(count, 2, width // 2, inner)  # [panels, half, lanes, inner]
-        order = (0, 3, 2, 1) if weight.dtype == torch.bfloat16 else (0, 3, 1, 2)
-        return halves.permute(order).contiguous()
 
     def _plan(self, rows: int, inner: int, panels: int) -> tuple[int, int, int]:
         """Rows of a block, panels of a task, and working memory of a thread in bytes."""
@@ -84,7 +73,7 @@ class PanelWeight:
     def __init__(self, products: Products, weight: Tensor, bias: Tensor | None) -> None:
         self._products = products
         self.outputs, self.inner = weight.shape
-        self._packed = products.lay_out(weight)
+        self._packed = products.panels.lay_out(weight)
         self._panels = self._packed.shape[0]
         self._bias = torch.zeros(self._panels * products.panels.width)
         if bias is not None:
@@ -102,22 +91,9 @@ class PanelWeight:
             return activate(self._run(states, residual, states.dtype), activation)
         return self._run(states, residual, states.dtype, gelu=activation is not None)
 
-    @property
-    def products(self) -> Products:
-        """The kernel that it is packed for."""
-        return self._products
-
     def sums(self, states: Tensor) -> Tensor:
         """[..., inner] -> float32 [..., outputs], not rounded to the dtype."""
         return self._run(states, None, torch.float32)
-
-    def job(self, rows: int) -> tuple[int, list[int]]:
-        """Of `ProductBatch`: bytes of working memory, and the fields of a job for so many rows; addresses and
-        strides of states and outputs are 0."""
-        products = self._products
-        block, group, scratch_bytes = products.plan(rows, self.inner, self._panels)
-        sizes = [rows, self.inner, self.outputs, self._panels, block, group]
-        return scratch_bytes, [*sizes, 0, 0, self._packed.data_ptr(), self._bias.data_ptr(), *[0] * 7]
 
     def _run(
         self, states: Tensor, residual: Tensor | None, dtype: torch.dtype, *, gelu: bool = False
@@ -136,7 +112,7 @@ class PanelWeight:
         job = (  # the fields of `ProductJob`
             *(count, self.inner, self.outputs, self._panels, block, group),
             *(*places(rows), self._packed.data_ptr(), self._bias.data_ptr(), *added, *places(output)),
-            *(gelu, dtype is torch.float32, 0),
+            *(gelu, dtype is torch.float32),
         )
         products.team.run(products.kernel.address, scratch_bytes, job)
         return output if states.dim() == 2 else output.view(*states.shape[:-1], self.outputs)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 FLOAT_BYTES = 4
@@ -96,12 +96,30 @@ class Builder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type infor
         function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
         return self.call(function, [left, right, addend])
 
+    def repeat(
+        self, end: Value, step: int, first: Sequence[Value], body: Callable[[Value, list[Value]], list[Value]]
+    ) -> list[Value]:
+        """What `body(index, values)` makes of the values, called with 0, `step`, ... below `end`, and at
+        least once: a loop in one block, whose values stay in registers."""
+        before, loop, done = self.block, *map(self.append_basic_block, ("loop", "done"))
+        self.branch(loop)
+        self.position_at_end(loop)
+        index, values = self.phi(I64), [self.phi(value.type) for value in first]
+        new = body(index, values)
+        following = self.add(index, I64(step))
+        for phi, start, later in zip((index, *values), (I64(0), *first), (following, *new), strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(later, loop)
+        self.cbranch(self.icmp_signed("<", following, end), loop, done)
+        self.position_at_end(done)
+        return new
+
     def greater(self, new: Value, old: Value) -> Value:
         return self.select(self.fcmp_ordered(">", new, old), new, old)
 
     def fold(self, lanes: Value, combine: Callable[[Value, Value], Value]) -> Value:
-        """Reduce 16 lanes to one number, by halves."""
-        for count in (8, 4, 2, 1):
+        """Reduce lanes, a power of two, to one number, by halves."""
+        while count := lanes.type.count // 2:
             low, high = (self.pick((lanes, lanes), range(at, at + count)) for at in (0, count))
             lanes = combine(low, high)
         return self.extract_element(lanes, I32(0))
@@ -146,6 +164,18 @@ def as_pointer() -> Operation:
     return operation(lambda builder, at: builder.inttoptr(at, byte), types.voidptr, (types.int64,))
 
 
+def move_bytes() -> Operation:
+    """A function (source, target, count): copies so many bytes from one address to another."""
+    pointer = as_pointer()
+
+    def move(source: int, target: int, count: int) -> None:
+        there, here = carray(pointer(target), count, np.uint8), carray(pointer(source), count, np.uint8)
+        for index in range(count):
+            there[index] = here[index]
+
+    return compiled(move)
+
+
 def operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ...]) -> Operation:
     """A function for numba whose code is what `emit(builder, *values)` builds."""
 
@@ -161,5 +191,6 @@ def operation(emit: Callable[..., Value], result: Any, arguments: tuple[Any, ...
         lambda typing_context, a, b: made,
         lambda typing_context, a, b, c: made,
         lambda typing_context, a, b, c, d: made,
+        lambda typing_context, a, b, c, d, e: made,
     ]
     return intrinsic(takers[len(arguments) - 1])
