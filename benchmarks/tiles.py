@@ -1,8 +1,8 @@
 """What tiles find that a whole picture loses, on the demo checkpoint's own drawings, and what they cost.
 
-`python benchmarks/tiles.py`: pages of 60 words, 24 to 40 pixels high, whole and in tiles; then scenes of 40
-things. Each line says how many tiles, what was found and right, and the seconds. Knows the demo world and the
-library.
+`python benchmarks/tiles.py`: pages of 60 words, 24 to 40 pixels high, whole, with `tiles=auto` alone, and at
+other scales; then scenes of 40 things. Each line says how many tiles, what was found and right, and the
+seconds. Knows the demo world and the library.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--count", type=int, default=5, help="pages, and scenes")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.75, 2, 3], help="of pages' tiles")
-    parser.add_argument("--crowd-scales", type=float, nargs="+", default=[1, 2, 3], help="of scenes' tiles")
+    parser.add_argument("--scales", type=float, nargs="*", default=[1, 1.75, 2, 3], help="of pages' tiles")
+    parser.add_argument("--crowd-scales", type=float, nargs="*", default=[1, 2, 3], help="of scenes' tiles")
     parser.add_argument("--overlaps", type=float, nargs="+", default=[0.2, 0.5], help="of scenes' tiles")
     arguments = parser.parse_args()
     config = EngineConfig.for_device("cpu", max_queue=MOST)
@@ -44,14 +44,16 @@ def main() -> None:
         model.warm_up()
         pages = [draw(make_page, arguments.seed, index) for index in range(arguments.count)]
         print(f"{len(pages)} pages of 60 words, <OCR_WITH_REGION>")
-        measure(model, pages, "<OCR_WITH_REGION>", lambda thing: thing.text, {"tiles": "off"})
+        for tiles in ("off", "auto"):
+            measure(model, pages, "<OCR_WITH_REGION>", lambda thing: thing.text, {"tiles": tiles})
         for scale in arguments.scales:
             cut = {"tiles": "auto", "tile_scale": scale, "tile_overlap": overlap_of(scale)}
             measure(model, pages, "<OCR_WITH_REGION>", lambda thing: thing.text, cut)
         scenes = [draw(crowd, arguments.seed, index) for index in range(arguments.count)]
         things = sum(len(scene.things) for scene, _ in scenes) / len(scenes)
         print(f"{len(scenes)} scenes of {things:.1f} things, <OD>")
-        measure(model, scenes, "<OD>", lambda thing: thing.shape, {"tiles": "off"})
+        for tiles in ("off", "auto"):
+            measure(model, scenes, "<OD>", lambda thing: thing.shape, {"tiles": tiles})
         for scale in arguments.crowd_scales:
             for overlap in arguments.overlaps:
                 cut = {"tiles": "auto", "tile_scale": scale, "tile_overlap": overlap}

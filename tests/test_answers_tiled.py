@@ -34,7 +34,7 @@ BOXES = Detections(detections=[Detection(label="é", box=(1, 2, 3, 4))])
 QUADS = OcrRegions(regions=[OcrRegion(text="a", quad=(1, 2, 3, 2, 3, 4, 1, 4))])
 OUTLINES = Segmentation(instances=[Instance(label="a", polygons=[[1, 2, 3, 2, 3, 4]])])
 tilings = st.builds(
-    lambda scale, overlap: Tiling(None, scale, overlap, 10_000),
+    lambda scale, overlap: Tiling(None, scale, (overlap, overlap), 10_000),
     st.sampled_from([0.8, 1.0, 1.3]),
     st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5]),
 )
@@ -132,7 +132,7 @@ def test_a_line_of_text_is_read_across_borders(seed: int, overlap: float) -> Non
     texts = ["".join(dice.sample(letters, dice.randint(3, 27))).strip() for _ in range(3)]
     lines = {top: (dice.randint(0, 120), text) for top, text in zip((20, 120, 240), texts, strict=True)}
     tiles = []
-    for frame in frames_of(Tiling(None, 1.0, overlap, 100)):
+    for frame in frames_of(Tiling(None, 1.0, (overlap, overlap), 100)):
         regions = []
         for top, (left, text) in lines.items():
             whole = (float(left), float(top), float(left + LETTER * len(text)), float(top + 14))

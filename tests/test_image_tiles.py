@@ -42,21 +42,22 @@ def overlap_of(spans: list[tuple[int, int]]) -> int:
     return min((a[1] - b[0] for a, b in pairwise(spans)), default=MANY)
 
 
-@given(width=lengths, height=lengths, scale=st.floats(0.5, 8), overlap=overlaps)
+@given(width=lengths, height=lengths, scale=st.floats(0.5, 8), overlap=st.tuples(overlaps, overlaps))
 def test_auto_covers_the_picture_with_the_fewest_tiles(
-    width: int, height: int, scale: float, overlap: float
+    width: int, height: int, scale: float, overlap: tuple[float, float]
 ) -> None:
-    """Tiles of the size that is asked for, or of the picture's own side; neighbours overlap by the share."""
+    """Tiles of the size that is asked for, or of the picture's own side; neighbours overlap by the shares."""
     tiling = Tiling(None, scale, overlap, MANY)
     tiles = tiling.cut((width, height), (100, 80))
     across = sorted({(left, right) for left, _, right, _ in tiles})
     down = sorted({(top, bottom) for _, top, _, bottom in tiles})
     assert tiles == [(left, top, right, bottom) for top, bottom in down for left, right in across]
-    for spans, length, side in ((across, width, 100 * scale), (down, height, 80 * scale)):
+    sides = ((across, width, 100 * scale), (down, height, 80 * scale))
+    for (spans, length, side), share in zip(sides, overlap, strict=True):
         assert (spans[0][0], spans[-1][1]) == (0, length)
         assert all(abs(stop - start - min(side, length)) <= 1 for start, stop in spans)
-        assert overlap_of(spans) >= overlap * min(side, length) - 2
-        reach = side + (len(spans) - 2) * side * (1 - overlap)  # of one tile fewer
+        assert overlap_of(spans) >= share * min(side, length) - 2
+        reach = side + (len(spans) - 2) * side * (1 - share)  # of one tile fewer
         assert len(spans) == 1 or reach < length
 
 
@@ -68,7 +69,7 @@ def test_a_grid_has_its_columns_and_rows(
     width: int, height: int, columns: int, rows: int, overlap: float
 ) -> None:
     """Of nearly equal size, together the whole picture, and overlapping by the share."""
-    tiles = Tiling((columns, rows), 1.0, overlap, MANY).cut((width, height), (100, 100))
+    tiles = Tiling((columns, rows), 1.0, (overlap, overlap), MANY).cut((width, height), (100, 100))
     assert len(tiles) == columns * rows
     across = [(left, right) for left, _, right, _ in tiles[:columns]]
     assert (across[0][0], across[-1][1]) == (0, width)
@@ -81,18 +82,18 @@ def test_a_grid_has_its_columns_and_rows(
 def test_more_tiles_than_are_allowed_say_what_to_change() -> None:
     """Before anything is decoded; so does a grid for which a picture is too small."""
     header = inspect(saved(drawn(300, 200)), DEFAULT_LIMITS)
-    view = replace(SEEN, tiling=Tiling(None, 1.0, 0.2, 64))
+    view = replace(SEEN, tiling=Tiling(None, 1.0, (0.2, 0.2), 64))
     with pytest.raises(ImageError, match=r"13x6 = 78 tiles; up to 64 .*FLORENCE_MAX_TILES.*tile_scale"):
         memory_to_read(header, SIZE, DEFAULT_LIMITS, view)
     with pytest.raises(ImageError, match="too small for 3x9 tiles; send a smaller grid"):
-        Tiling((3, 9), 1.0, 0.0).cut((20, 8), (40, 30))
+        Tiling((3, 9), 1.0, (0.0, 0.0)).cut((20, 8), (40, 30))
 
 
 def test_the_pixels_of_all_tiles_count_in_the_memory_that_decoding_takes() -> None:
     """So a picture that fits whole may be too large in tiles."""
     header = inspect(saved(drawn(300, 200)), DEFAULT_LIMITS)
     whole = memory_to_read(header, SIZE, DEFAULT_LIMITS, SEEN)
-    view = replace(SEEN, tiling=Tiling((5, 4), 1.0, 0.2))
+    view = replace(SEEN, tiling=Tiling((5, 4), 1.0, (0.2, 0.2)))
     assert memory_to_read(header, SIZE, DEFAULT_LIMITS, view) == whole + 20 * 40 * 30 * 3 + 4 * 71 * 59
     with pytest.raises(ImageTooLarge, match="FLORENCE_DECODE_MEMORY_BYTES"):
         memory_to_read(header, SIZE, ImageLimits(decode_bytes=whole + 1000), view)
@@ -108,7 +109,7 @@ def test_readers_give_the_pixels_of_each_tile(
     exif = Image.Exif()
     exif[0x0112] = turn
     data = saved(drawn(110, 90, "RGBA"), "PNG", exif=exif.tobytes())
-    view = replace(SEEN, tiling=Tiling(grid, 1.5, 0.3))
+    view = replace(SEEN, tiling=Tiling(grid, 1.5, (0.3, 0.3)))
     upright = load_image(data, view=SEEN)
     for source in (data, upright):
         read = readers.read(source, view).result(PATIENCE_S)
@@ -125,7 +126,7 @@ def test_readers_give_the_pixels_of_each_tile(
 
 def test_a_picture_within_one_tile_is_not_cut(readers: Readers) -> None:
     """It is read as without tiles."""
-    view = replace(SEEN, tiling=Tiling(None, 2.0, 0.3))
+    view = replace(SEEN, tiling=Tiling(None, 2.0, (0.3, 0.3)))
     read, plain = (readers.read(saved(drawn()), each).result(PATIENCE_S) for each in (view, SEEN))
     assert read.tiles == ()
     assert read.digest == plain.digest
@@ -133,7 +134,7 @@ def test_a_picture_within_one_tile_is_not_cut(readers: Readers) -> None:
 
 def test_a_reader_goes_on_after_a_picture_of_too_many_tiles(readers: Readers) -> None:
     """The refusal is an ImageError in the future."""
-    view = replace(SEEN, tiling=Tiling(None, 0.1, 0.9))
+    view = replace(SEEN, tiling=Tiling(None, 0.1, (0.9, 0.9)))
     for source in (saved(drawn()), drawn()):
         with pytest.raises(ImageError, match="FLORENCE_MAX_TILES"):
             readers.read(source, view).result(PATIENCE_S)
@@ -149,7 +150,7 @@ def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return decode(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr("florence.images.preprocess.decode", counted)
-    view = replace(SEEN, tiling=Tiling((4, 4), 1.0, 0.2))
+    view = replace(SEEN, tiling=Tiling((4, 4), 1.0, (0.2, 0.2)))
     read = picture.LocalReader(SIZE).read(saved(drawn(100, 80)), view)
     assert (len(read.tiles), len(calls)) == (16, 1)
 
@@ -160,7 +161,7 @@ def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         Tiling,
         st.none() | st.tuples(st.integers(1, 999), st.integers(1, 999)),
         st.floats(0.1, 100),
-        overlaps,
+        st.tuples(overlaps, overlaps),
         st.integers(1, 4096),
     )
 )
@@ -171,5 +172,5 @@ def test_a_tiling_comes_to_the_other_process_as_it_is(tiling: Tiling | None) -> 
 
 def test_tiny_pictures_have_tiles_too() -> None:
     """A tile is never smaller than a pixel."""
-    tiles = Tiling(None, 0.1, 0.9, MANY).cut((3, 3), (4, 4))
+    tiles = Tiling(None, 0.1, (0.9, 0.9), MANY).cut((3, 3), (4, 4))
     assert all(right > left and bottom > top for left, top, right, bottom in tiles)

@@ -77,7 +77,7 @@ def cut(dispatcher: Dispatcher, columns: int, task: str = "<OD>", **options: Any
     """Ask about a picture of so many tiles in a row."""
     parameters = RequestParameters(tiles=f"{columns}x1")
     request = TaskRequest(task, None, parameters, **options)
-    view = replace(SEEN, tiling=Tiling((columns, 1), 1.0, 0.2))
+    view = replace(SEEN, tiling=Tiling((columns, 1), 1.0, (0.2, 0.2)))
     return dispatcher.submit(drawn(400, 100), [request], view)[0]
 
 
@@ -223,7 +223,7 @@ def test_a_callback_for_tiles_that_fails_is_called_no_more(caplog: pytest.LogCap
         ("<CAPTION>", {"tiles": "auto"}, TaskError, "<CAPTION> can't be asked in tiles.*<OD>.*<OCR>"),
         ("<REGION_TO_OCR>", {"tiles": "2x2", "region": (0, 0, 9, 9)}, TaskError, "leave tiles out"),
         ("<CAPTION_TO_PHRASE_GROUNDING>", {"tiles": "2x2", "text": "a car"}, TaskError, "in tiles"),
-        ("<OD>", {"tiles": "9x8"}, OptionError, "72 tiles; up to 64 are allowed .FLORENCE_MAX_TILES"),
+        ("<OD>", {"tiles": "16x9"}, OptionError, "144 tiles; up to 128 are allowed .FLORENCE_MAX_TILES"),
         ("<OD>", {"tiles": "3x"}, OptionError, "tiles must be off, auto or a grid such as 3x4"),
         ("<OD>", {"tiles": "0x4"}, OptionError, "a grid such as 3x4"),
         ("<OD>", {"tile_scale": 2}, OptionError, "tile_scale: nothing is cut without tiles=auto"),
@@ -252,4 +252,4 @@ def test_many_pictures_in_tiles_are_not_too_many_at_once(library: Florence2) -> 
     """`run_many` has no more of them in flight than the queue has room for."""
     assert library.room() == library.info()["limits"]["max_queue"]
     assert library.room(tiles="8x4") == library.info()["limits"]["max_queue"] // 32
-    assert library.room(tiles="auto") == library.info()["limits"]["max_queue"] // 64
+    assert library.room(tiles="auto") == library.info()["limits"]["max_queue"] // 128

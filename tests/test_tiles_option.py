@@ -137,7 +137,7 @@ def test_what_cant_be_cut_is_a_400(client: Client, demo_server: Server, picture:
     """That says what to change; of many tasks on one picture only those that can't fail."""
     with pytest.raises(RequestError, match="<CAPTION> can't be asked in tiles; leave tiles out"):
         client.caption(picture, tiles=GRID)
-    with pytest.raises(RequestError, match=r"up to 64 are allowed .*FLORENCE_MAX_TILES"):
+    with pytest.raises(RequestError, match=r"up to 128 are allowed .*FLORENCE_MAX_TILES"):
         client.ocr(picture, tiles="auto", tile_scale=0.1)
     caption, found = client.analyze(picture, ["caption", "object_detection"], tiles=GRID)
     assert isinstance(caption, TaskFailure)

@@ -18,11 +18,12 @@ _GAP: Final = 1.0  # letters between two parts: there is a space
 
 @dataclass(frozen=True, slots=True)
 class LinePart:
-    """A part of a line. start, stop: along the line, pixels."""
+    """A part of a line. start, stop: along the line, pixels; score: of its text."""
 
     text: str
     start: float
     stop: float
+    score: float = 0.0
 
     @property
     def letter(self) -> float:
@@ -40,7 +41,7 @@ def _join(left: LinePart, right: LinePart) -> LinePart:
     stop = max(left.stop, right.stop)
     if shared <= 0:
         space = " " if -shared >= _GAP * left.letter else ""
-        return LinePart(left.text + space + right.text, left.start, stop)
+        return LinePart(left.text + space + right.text, left.start, stop, min(left.score, right.score))
     ends, begins = (round(shared / part.letter) if part.letter else 0 for part in (left, right))
     tail = max(0, len(left.text) - ends - _SPARE)
     head = begins + _SPARE
@@ -48,6 +49,8 @@ def _join(left: LinePart, right: LinePart) -> LinePart:
     match = matcher.find_longest_match(tail, len(left.text), 0, min(head, len(right.text)))
     if match.size * 2 >= min(ends, begins):
         text = left.text[: match.a + match.size] + right.text[match.b + match.size :]
+    elif 2 * min(ends, begins) >= max(len(left.text), len(right.text)):  # most of one is wrong
+        text = max(left, right, key=lambda part: part.score).text
     else:  # they read different things: each one's letters up to the middle
         text = left.text[: len(left.text) - ends // 2] + right.text[begins - begins // 2 :]
-    return LinePart(text, left.start, stop)
+    return LinePart(text, left.start, stop, min(left.score, right.score))

@@ -1,9 +1,10 @@
 """One result of those of a picture's tiles: each thing once, in pixels of the whole picture.
 
 `tiled_views` says which items are one thing. A view that is whole, and nearly as large as all views of the
-thing together, stands for it: that with the best score, if there are several. Otherwise the parts are joined:
-the box around them, the polygons of all, one line of text. Of a joined thing the score is the least of its
-parts', since it is right only where each part is. Nothing hangs on the order in which the tiles are given.
+thing together, stands for it: where there are several, that with the best score, under the label that has the
+most score. Otherwise the parts are joined: the box around them, the polygons of all, one line of text. Of a
+joined thing the score is the least of its parts', since it is right only where each part is. Nothing hangs on
+the order in which the tiles are given.
 
 Knows nothing about pictures, models and requests.
 """
@@ -11,7 +12,7 @@ Knows nothing about pictures, models and requests.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from florence.answers.quads import area_of, common_area, points_of
 from florence.answers.split_text import LinePart, join_parts
 from florence.answers.tiled_views import (
     INSIDE,
+    Key,
     Sighting,
     area,
     better_seen,
@@ -45,6 +47,10 @@ from florence.types.results import (
 ItemT = TypeVar("ItemT", Detection, Instance, OcrRegion)
 _WHOLE: Final = 0.75
 """Of the area around all views of a thing: what a view has that stands for it."""
+_NEAR: Final = 0.25
+"""Of a thing's lesser side: borders of two views that are the same one."""
+_SURE: Final = 0.5
+"""Score of a text at a border that is believed though no other tile read it."""
 _OVERPRINT: Final = 0.3
 """Of the smaller of two texts: what may lie on the other one, of nearly the same score."""
 _DOUBTFUL: Final = 0.5, 0.1
@@ -71,7 +77,12 @@ class _Thing(Generic[ItemT]):
         return hull([view.bounds for view in self.views])
 
     @property
-    def key(self) -> tuple[int, int]:
+    def rank(self) -> tuple[bool, float, float]:
+        """Which of two things is the better one: whole, likely, large."""
+        return any(not view.cut for view in self.views), self.item.score or 0.0, area(self.bounds)
+
+    @property
+    def key(self) -> Key:
         """Of its first view."""
         return min(view.key for view in self.views)
 
@@ -89,7 +100,7 @@ def merge_results(tiles: Sequence[TileResult], size: tuple[int, int]) -> Result:
     if any(isinstance(result, OcrRegions) for result in results):
         read = _merge(results, frames, size, lambda result: result.regions, _joined_regions)
         read = [region for region in read if region.text]  # a part's second quad, most often
-        lines = lines_of([_around(region.quad) for region in read])
+        lines = lines_of([region.quad for region in read])
         return OcrRegions(regions=[read[index] for line in lines for index in line])
     if any(isinstance(result, Segmentation) for result in results):
         results = [_outlined(result) for result in results]
@@ -101,7 +112,7 @@ def merge_results(tiles: Sequence[TileResult], size: tuple[int, int]) -> Result:
 
 def text_of(read: OcrRegions) -> str:
     """The text in reading order, a line for each line."""
-    lines = lines_of([_around(region.quad) for region in read.regions])
+    lines = lines_of([region.quad for region in read.regions])
     return "\n".join(" ".join(read.regions[index].text for index in line) for line in lines)
 
 
@@ -113,54 +124,80 @@ def _merge(
     join: Callable[[Sequence[ItemT]], ItemT],
 ) -> list[ItemT]:
     """Each thing once, in the order of its first view."""
-    views, items = [], {}
+    views, items = list[Sighting](), dict[Key, ItemT]()
     for tile, (result, frame) in enumerate(zip(results, frames, strict=True)):
         for order, (place, item) in enumerate(zip(items_of(result), items_in(result), strict=True)):
             reach = reach_of(place.bounds, frame, size)
-            view = Sighting(tile, order, place.label, place.bounds, reach)
-            if not (view.cut and better_seen(view, frames, size)):
-                views.append(view)
-                items[tile, order] = item
-    things = [_Thing(_resolve(group, items, join), group) for group in group_views(views, frames)]
+            views.append(Sighting(tile, order, place.label, place.score or 0.0, place.bounds, reach))
+            items[tile, order] = item
+    things = [
+        _Thing(_resolve(group, items, join), group)
+        for group in group_views(views, frames)
+        if not _is_stray(group, items, frames, size)
+    ]
     things.sort(key=lambda thing: thing.key)
-    return [thing.item for thing in _without_parts(things)]
+    return [thing.item for thing in _without_parts(things, frames)]
+
+
+def _is_stray(
+    views: Sequence[Sighting], items: Mapping[Key, ItemT], frames: Sequence[Box], size: tuple[int, int]
+) -> bool:
+    """Whether all that was seen of a thing is a part, cut where another tile would show it clear of its own
+    borders, and did not. A text of which borders cut little is read rightly, and then its score says so."""
+    (view, *others) = views
+    believed = isinstance(items[view.key], OcrRegion) and view.score >= _SURE
+    return not others and view.cut and not believed and better_seen(view, frames, size)
 
 
 def _resolve(
-    views: Sequence[Sighting], items: dict[tuple[int, int], ItemT], join: Callable[[Sequence[ItemT]], ItemT]
+    views: Sequence[Sighting], items: Mapping[Key, ItemT], join: Callable[[Sequence[ItemT]], ItemT]
 ) -> ItemT:
     """The item of a thing that has these views."""
     most = area(hull([view.bounds for view in views]))
-    whole = [view for view in views if not view.cut and area(view.bounds) >= _WHOLE * most]
-    if whole:
-        return items[min(whole, key=lambda view: (-(items[view.key].score or 0.0), view.key)).key]
-    if len(views) == 1:
-        return items[views[0].key]
+    clear = [view for view in views if not view.cut and area(view.bounds) >= _WHOLE * most]
+    if clear:
+        whole = [view for view in views if view in clear or any(_reaches(view, one.bounds) for one in clear)]
+        whole.sort(key=lambda view: (view.cut, -view.score, view.key))
+        label = _likeliest(whole)
+        return items[next(view.key for view in whole if view.label == label)]
     # The largest first: it says the label.
     ranked = sorted(views, key=lambda view: (-area(view.bounds), view.key))
     return join([items[view.key] for view in ranked])
 
 
-def _without_parts(things: Sequence[_Thing[ItemT]]) -> list[_Thing[ItemT]]:
+def _likeliest(views: Sequence[Sighting]) -> str:
+    """The label that has the most score; of equal ones the first."""
+    votes = dict.fromkeys((view.label for view in views), 0.0)
+    for view in views:
+        votes[view.label] += view.score
+    return max(votes, key=lambda label: votes[label])
+
+
+def _reaches(view: Sighting, bounds: Box) -> bool:
+    """Whether a view has a thing's bounds: a border that seems to cut it takes nothing from it."""
+    left, top, right, bottom = bounds
+    near = _NEAR * min(right - left, bottom - top)
+    return all(abs(a - b) <= near for a, b in zip(view.bounds, bounds, strict=True))
+
+
+def _without_parts(things: Sequence[_Thing[ItemT]], frames: Sequence[Box]) -> list[_Thing[ItemT]]:
     """Without what is only a part of another thing; and of texts that stand in one place only the best."""
-    things = [thing for thing in things if not any(_is_part(thing, other) for other in things)]
-    kept: dict[tuple[int, int], _Thing[ItemT]] = {}
+    things = [thing for thing in things if not any(_is_part(thing, other, frames) for other in things)]
+    kept: dict[Key, _Thing[ItemT]] = {}
     for thing in sorted(things, key=lambda thing: (-(thing.item.score or 0.0), thing.key)):
         if not any(_in_one_place(thing, other) for other in kept.values()):
             kept[thing.key] = thing
     return [thing for thing in things if thing.key in kept]
 
 
-def _is_part(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:
-    """Whether all that was seen of a thing, in one tile and cut there, is a part of another one, which that
-    tile did not see or saw as several."""
-    if thing is other or len(thing.views) > 1 or not thing.views[0].cut:
+def _is_part(thing: _Thing[ItemT], other: _Thing[ItemT], frames: Sequence[Box]) -> bool:
+    """Whether a thing is what tiles that cut another one took for all of it."""
+    if thing is other or area(meet(thing.bounds, other.bounds)) < INSIDE * area(thing.bounds):
         return False
-    (view,) = thing.views
-    alike = isinstance(thing.item, OcrRegion) or view.label == other.views[0].label
-    elsewhere = any(each.tile != view.tile for each in other.views)
-    inside = area(meet(view.bounds, other.bounds)) >= INSIDE * area(view.bounds)
-    return alike and elsewhere and inside and area(other.bounds) > area(view.bounds)
+    tiles, others = ({view.tile for view in each.views} for each in (thing, other))
+    cut = all(meet(other.bounds, frames[tile]) != other.bounds for tile in tiles)
+    alike = isinstance(thing.item, OcrRegion) or thing.views[0].label == other.views[0].label
+    return cut and alike and not others <= tiles and other.rank > thing.rank
 
 
 def _in_one_place(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:
@@ -207,7 +244,7 @@ def _joined_regions(parts: Sequence[OcrRegion]) -> OcrRegion:
         if kept and span[0] <= kept[-1][0][0]:
             kept.pop()
         kept.append((span, part))
-    text = join_parts([LinePart(part.text, *span) for span, part in kept])
+    text = join_parts([LinePart(part.text, *span, part.score or 0.0) for span, part in kept])
     first, last = kept[0][1].quad, kept[-1][1].quad
     quad: Quad = (*first[:2], *last[2:6], *first[6:])
     return OcrRegion(text=text, quad=quad, **_scores([part for _, part in kept]))
@@ -218,10 +255,6 @@ def _span(quad: Quad, along: tuple[float, float]) -> tuple[float, float]:
     length = math.hypot(*along)
     places = [(x * along[0] + y * along[1]) / length for x, y in zip(quad[0::2], quad[1::2], strict=True)]
     return min(places), max(places)
-
-
-def _around(quad: Quad) -> Box:
-    return min(quad[0::2]), min(quad[1::2]), max(quad[0::2]), max(quad[1::2])
 
 
 def _outlined(result: Result) -> Result:

@@ -17,27 +17,32 @@ from typing import Final
 from florence.answers.filtering import overlap
 from florence.types.results import Box
 
-MARGIN: Final = 0.05
+MARGIN: Final = 0.025
 """Of a tile's side: an item that comes so near to a border is cut by it."""
 SAME: Final = 0.5
 """Overlap (IoU), where both tiles look, of one thing."""
-INSIDE: Final = 0.6
-"""Share of an item's area in another one: if a border cut it, it is a part of that one."""
+INSIDE: Final = 0.4
+"""Share of a thing's area in another one: where a border cut that, it is a part of it."""
+
+Key = tuple[int, int]
+"""Numbers of a tile, and of an item in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A thing as one tile shows it. tile, order: numbers of the tile, and of the item in it; bounds: left,
-    top, right, bottom; reach: the same, but beyond the tile's borders that cut the thing."""
+    """A thing as one tile shows it. tile, order: numbers of the tile, and of the item in it; score: 0 where
+    it is not known; bounds: left, top, right, bottom; reach: the same, but beyond the tile's borders that cut
+    the thing."""
 
     tile: int
     order: int
     label: str
+    score: float
     bounds: Box
     reach: Box
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         """Which one it is."""
         return self.tile, self.order
 
@@ -84,22 +89,24 @@ def group_views(views: Sequence[Sighting], frames: Sequence[Box]) -> list[list[S
     return list({id(group): group for group in groups.values()}.values())
 
 
-_Pair = tuple[float, bool, tuple[int, int], tuple[int, int]]  # likeness, whether labels are equal, keys
+_Pair = tuple[float, bool, Key, Key]  # likeness, whether labels are equal, keys
 
 
 def _alike(views: Sequence[Sighting], frames: Sequence[Box]) -> Iterator[_Pair]:
     """Views of two tiles that may be of one thing."""
-    for first, second in combinations(range(len(frames)), 2):
-        zone = _zone(frames[first], frames[second])
+    shown: dict[int, list[Sighting]] = {}
+    for view in views:
+        shown.setdefault(view.tile, []).append(view)
+    for first, second in combinations(sorted(shown), 2):
+        zone, common = _zone(frames[first], frames[second]), meet(frames[first], frames[second])
         if not area(zone):
             continue
-        ones, others = (
-            [view for view in views if view.tile == tile and area(meet(view.reach, zone))]
-            for tile in (first, second)
-        )
-        for one in ones:
+        others = [view for view in shown[second] if area(meet(view.reach, zone))]
+        for one in shown[first]:
+            if not area(meet(one.reach, zone)):
+                continue
             for other in others:
-                like = _likeness(one, other, zone, meet(frames[first], frames[second]))
+                like = _likeness(one, other, zone, common)
                 if like >= SAME:
                     yield like, one.label == other.label, one.key, other.key
 

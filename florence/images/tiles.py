@@ -14,7 +14,7 @@ from florence.errors import ImageError
 Bounds = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the picture."""
 
-MOST_TILES: Final = 64
+MOST_TILES: Final = 128
 _ROUNDING: Final = 1e-9  # a tile more for less than this of one would show nothing new
 
 
@@ -23,13 +23,13 @@ class Tiling:
     """How a picture is cut.
 
     grid: columns and rows; None: as many as it takes to make the tiles `scale` times the model's input size,
-    and one across a side that is no longer than that. overlap: of two neighbours, over a tile's side. most:
-    tiles of one picture.
+    and one across a side that is no longer than that. overlap: of two neighbours, over a tile's side, across
+    and down. most: tiles of one picture.
     """
 
     grid: tuple[int, int] | None
     scale: float
-    overlap: float
+    overlap: tuple[float, float]
     most: int = MOST_TILES
 
     def counts(self, size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, int]:
@@ -38,7 +38,7 @@ class Tiling:
         Raises ImageError for more tiles than there may be.
         """
         columns, rows = self.grid or (
-            min(self._count(size[axis], input_size[axis]), size[axis]) for axis in (0, 1)
+            min(self._count(axis, size[axis], input_size[axis]), size[axis]) for axis in (0, 1)
         )
         if columns * rows > self.most:
             raise ImageError(
@@ -60,22 +60,22 @@ class Tiling:
                 "send a smaller grid"
             )
         across, down = (
-            _spread(size[axis], counts[axis], self._side(size[axis], counts[axis], input_size[axis]))
+            _spread(size[axis], counts[axis], self._side(axis, size[axis], counts[axis], input_size[axis]))
             for axis in (0, 1)
         )
         return [(left, top, right, bottom) for top, bottom in down for left, right in across]
 
-    def _side(self, length: int, count: int, input_length: int) -> float:
+    def _side(self, axis: int, length: int, count: int, input_length: int) -> float:
         """Of a tile, where so many stand along a length."""
         if self.grid is None:
             return self.scale * input_length
-        return length / (count - (count - 1) * self.overlap)
+        return length / (count - (count - 1) * self.overlap[axis])
 
-    def _count(self, length: int, input_length: int) -> int:
-        side = self.scale * input_length
+    def _count(self, axis: int, length: int, input_length: int) -> int:
+        side, overlap = self.scale * input_length, self.overlap[axis]
         if length <= side:
             return 1
-        return math.ceil((length / side - self.overlap) / (1 - self.overlap) - _ROUNDING)
+        return math.ceil((length / side - overlap) / (1 - overlap) - _ROUNDING)
 
 
 def _spread(length: int, count: int, side: float) -> list[tuple[int, int]]:

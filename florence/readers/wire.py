@@ -15,7 +15,7 @@ from florence.images.tiles import Tiling
 
 REQUEST: Final = Struct("<B?3BIIIQ")
 """Kind; view: the original's, background, frame and page, 0 for none; slot, bytes of the payload."""
-TILING: Final = Struct("<?HHddI")  # behind REQUEST: whether the picture is cut, and the fields of `Tiling`
+TILING: Final = Struct("<?HHdddI")  # behind REQUEST: whether the picture is cut, and the fields of `Tiling`
 BEGUN: Final = b"b"
 NEEDED: Final = Struct("<Q")  # bytes of memory that the decoding takes; 0: there is nothing to decode
 GO: Final = b"g"
@@ -55,11 +55,13 @@ class ReadJob(NamedTuple):
 def pack_tiling(tiling: Tiling | None) -> bytes:
     """TILING; of no grid, columns and rows are 0."""
     if tiling is None:
-        return TILING.pack(False, 0, 0, 0.0, 0.0, 0)
-    return TILING.pack(True, *(tiling.grid or (0, 0)), tiling.scale, tiling.overlap, tiling.most)
+        return TILING.pack(False, 0, 0, 0.0, 0.0, 0.0, 0)
+    return TILING.pack(True, *(tiling.grid or (0, 0)), tiling.scale, *tiling.overlap, tiling.most)
 
 
 def read_tiling(packed: bytes | bytearray) -> Tiling | None:
     """What `pack_tiling` was given."""
-    cut, columns, rows, scale, overlap, most = TILING.unpack(packed)
-    return Tiling((columns, rows) if columns else None, scale, overlap, most) if cut else None
+    cut, columns, rows, scale, *overlap, most = TILING.unpack(packed)
+    return (
+        Tiling((columns, rows) if columns else None, scale, (overlap[0], overlap[1]), most) if cut else None
+    )

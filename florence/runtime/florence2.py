@@ -33,6 +33,7 @@ from florence.runtime.run_options import (
     most_places,
     own_picture,
     parameters_of,
+    reads_text,
     task_of,
     view_of,
 )
@@ -333,9 +334,10 @@ class Florence2:
         `one_beam`: unless the options say another number; `original`: as `TaskRequest` has it."""
         try:
             parameters = parameters_of(options)
-            view = view_of(parameters, self._pictures, self._pipeline.max_tiles)
-            image = own_picture(image, view, self._limits)
             tasks = [(task_of(task, options), text) for task, text in asks]
+            reads = any(reads_text(self.tasks, task) for task, _ in tasks)
+            view = view_of(parameters, self._pictures, self._pipeline.max_tiles, reads_text=reads)
+            image = own_picture(image, view, self._limits)
         except FlorenceError as error:
             return [failed(error.with_traceback(None)) for _ in asks]  # this frame holds the picture
         if one_beam and parameters.num_beams is None:

@@ -20,8 +20,8 @@ from florence.runtime.gathering import OnTile
 from florence.runtime.pipeline import TaskText
 from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
 from florence.types.pictures import PictureOptions, Pictures
-from florence.types.tasks import AnswerAs, Kind, Task, prompt_task
-from florence.types.tiling import USUAL_OVERLAP, USUAL_SCALE, TileOptions
+from florence.types.tasks import AnswerAs, Kind, Task, TaskTable, prompt_task
+from florence.types.tiling import OF_BOXES, OF_TEXT, TileOptions
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
 """PictureSource, task, and the task's text or region where it takes one."""
@@ -57,27 +57,37 @@ def parameters_of(options: RunOptions) -> GenerationParameters:
     return parameters
 
 
-def view_of(parameters: GenerationParameters, usual: Pictures, max_tiles: int) -> View:
+def view_of(
+    parameters: GenerationParameters, usual: Pictures, max_tiles: int, *, reads_text: bool = False
+) -> View:
     """How the request's picture becomes RGB, and is cut. usual: where the request does not say; max_tiles:
-    the most there may be."""
+    the most there may be; reads_text: whether a task looks for text."""
     asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
     original = (asked.pictures or usual) == "original"
     background = "white" if asked.background is None else asked.background
-    tiling = tiling_of(parameters, max_tiles)
+    tiling = tiling_of(parameters, max_tiles, reads_text=reads_text)
     return View(original, getrgb(background)[:3], asked.frame, asked.page, tiling)
 
 
-def tiling_of(parameters: GenerationParameters, max_tiles: int) -> Tiling | None:
+def tiling_of(parameters: GenerationParameters, max_tiles: int, *, reads_text: bool = False) -> Tiling | None:
     """How the request's picture is cut; None: not at all."""
     if not isinstance(parameters, TileOptions) or not parameters.tiled:
         return None
+    usual = OF_TEXT if reads_text else OF_BOXES
     scale, overlap = parameters.tile_scale, parameters.tile_overlap
     return Tiling(
         grid=parameters.grid,
-        scale=USUAL_SCALE if scale is None else scale,
-        overlap=USUAL_OVERLAP if overlap is None else overlap,
+        scale=usual.scale if scale is None else scale,
+        overlap=usual.overlap if overlap is None else (overlap, overlap),
         most=max_tiles,
     )
+
+
+def reads_text(tasks: TaskTable, task: str | Task) -> bool:
+    """Whether a task asks each tile of a picture for text with its places."""
+    found = tasks.find(task) if isinstance(task, str) else task
+    asked = None if found is None else tasks.find(found.in_tiles)
+    return asked is not None and asked.kind is Kind.QUADS
 
 
 def own_picture(image: PictureSource, view: View, limits: ImageLimits) -> PictureSource:

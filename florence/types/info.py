@@ -28,7 +28,7 @@ _EXAMPLE = {
         "max_image_side": 65_535,
         "max_image_frames": 1000,
         "decode_memory_bytes": 536_870_912,
-        "max_tiles": 64,
+        "max_tiles": 128,
         "max_batch_size": 64,
         "max_encode_batch": 16,
         "max_queue": 256,

@@ -5,16 +5,28 @@ Knows nothing about how that is done: `florence.images.tiles` cuts, `florence.an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OFF: Final = "off"
 AUTO: Final = "auto"
-USUAL_SCALE: Final = 1.0
-USUAL_OVERLAP: Final = 0.2
 OF_TILES: Final = ("tile_scale", "tile_overlap")
 """The options that mean something only with `tiles`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsualTiles:
+    """What `tile_scale` and `tile_overlap`, across and down, are where a request leaves them out."""
+
+    scale: float
+    overlap: tuple[float, float]
+
+
+OF_BOXES: Final = UsualTiles(2.0, (0.2, 0.2))
+OF_TEXT: Final = UsualTiles(1.75, (0.4, 0.25))
+"""A line of text is long and low. Both were chosen by `benchmarks/tiles.py`."""
 
 
 class TileKeywords(TypedDict, total=False):
@@ -41,14 +53,16 @@ class TileOptions(BaseModel):
         ge=0.1,
         le=100,
         allow_inf_nan=False,
-        description="With tiles=auto: a tile's side over that of the model's input; 1 if left out.",
+        description="With tiles=auto: a tile's side over that of the model's input; 2 if left out, 1.75 for "
+        "tasks that read text.",
     )
     tile_overlap: float | None = Field(
         default=None,
         ge=0,
         le=0.9,
         allow_inf_nan=False,
-        description="With tiles: how much neighbours overlap, over a tile's side; 0.2 if left out.",
+        description="With tiles: how much neighbours overlap, over a tile's side; if left out 0.2, and for "
+        "tasks that read text 0.4 across and 0.25 down.",
     )
 
     @model_validator(mode="after")
