@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -44,11 +43,6 @@ class Deployment:
     def label(self) -> str:
         """Its name in the report."""
         return " + ".join(each.label for each in (self.checkpoint, self.adapter) if each is not None)
-
-    @property
-    def adapter_directory(self) -> Path | None:
-        """Where the adapter's files are."""
-        return None if self.adapter is None else self.adapter.directory
 
 
 @dataclass(frozen=True, slots=True)

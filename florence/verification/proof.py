@@ -80,11 +80,13 @@ class Proof:
         quiet_libraries()
         subject = self.subject
         self.progress.say(f"reading {subject.label} on {self.device}")
-        # What it refuses is told before the work.
+        # What a side refuses is told before the work.
         processor = read_processor(
             subject.checkpoint.tokenizer, subject.checkpoint.preprocessor, subject.side
         )
         inputs = read_inputs(subject, self.device, self.pictures)
+        _free()
+        self._read_theirs(inputs)
         _free()
         trials, ours = self._ask_ours(inputs)
         lines, compared = self._ask_theirs(processor, trials, ours)
@@ -126,10 +128,8 @@ class Proof:
         self, processor: Any, trials: Sequence[Trial], ours: Ours
     ) -> tuple[list[Line], list[Compared]]:
         """transformers' side, and the comparison."""
-        subject, inputs, over = self.subject, ours.inputs, self.progress.over
-        self.progress.say("reading the same files with transformers and timm")
-        model = read_model(subject.checkpoint.directory, inputs.tokenizer.size, subject.adapter_directory)
-        tower = read_tower(subject.checkpoint.directory, model, merged=subject.adapter is not None)
+        inputs, over = ours.inputs, self.progress.over
+        model, tower = self._read_theirs(inputs)
         theirs = Transformers(model, processor, inputs.rules, inputs.pad_id, self.device)
         lines = list(self._input_lines(trials, inputs, theirs, tower))
         del tower
@@ -152,6 +152,13 @@ class Proof:
         for dtype, rate in ours.rates.items():
             lines += checks.rate_lines(dtype, rate, rates.get(dtype), self._timed_about(trials))
         return lines, compared
+
+    def _read_theirs(self, inputs: Inputs) -> tuple[Any, torch.nn.Module]:
+        """The other side's model, and timm's tower."""
+        self.progress.say("reading the same files with transformers and timm")
+        directory, adapter = self.subject.checkpoint.directory, self.subject.adapter
+        model = read_model(directory, inputs.tokenizer.size, None if adapter is None else adapter.directory)
+        return model, read_tower(directory, model, merged=adapter is not None)
 
     def _input_lines(
         self, trials: Sequence[Trial], inputs: Inputs, theirs: Transformers, tower: torch.nn.Module
