@@ -89,6 +89,7 @@ def test_info_lists_them_and_their_tasks(model: Florence2, folders: dict[str, Pa
         {"name": "plates", "source": str(folders["plates"]), "rank": 4, "tasks": []},
     ]
     assert [row["token"] for row in found["declared_tasks"]] == ["<RECEIPT>"]
+    model.run(PICTURES[0], "caption", adapter="plates")
     assert model.memory()["adapters"] > 0
 
 

@@ -92,23 +92,18 @@ def test_cors_reaches_every_door(model: FakeModel, method: str, path: str) -> No
 
 @pytest.mark.parametrize(("method", "path"), DOORS)
 def test_bentomls_own_cors_reaches_every_door(model: FakeModel, method: str, path: str) -> None:
-    """That of the file `BENTOML_CONFIG`, as it is when the worker builds its middleware, unless the setting
-    says something else."""
-    cors = BentoMLContainer.http.cors
-    values = ((cors.enabled, True), (cors.access_control_allow_origins, ["https://c.example"]))
-    before = [provider.get() for provider, _ in values]
+    """As it is when the worker builds its middleware, unless the setting says something else."""
+    enabled, options = BentoMLContainer.http.cors.enabled, BentoMLContainer.access_control_options
+    before = enabled.get()
     apps = {origin: _with_origins(model, origin) for origin in (None, "https://a.example")}
-    options = BentoMLContainer.access_control_options
     try:
-        options.reset()  # what another app of this process has read
-        for provider, value in values:
-            provider.set(value)
+        enabled.set(True)
+        options.set({"allow_origins": ["https://c.example"]})
         for origin, app in apps.items():
             reply = send(app, method, path, headers={"origin": "https://c.example"})
             assert ("access-control-allow-origin" in reply.headers) == (origin is None)
     finally:
-        for (provider, _), value in zip(values, before, strict=True):
-            provider.set(value)
+        enabled.set(before)
         options.reset()
     closed = send(_with_origins(model, None), method, path, headers={"origin": "https://c.example"})
     assert "access-control-allow-origin" not in closed.headers
