@@ -12,7 +12,6 @@ from peft import LoraConfig
 from transformers import Florence2ForConditionalGeneration
 
 from florence import Florence2
-from florence.cli import main
 from florence.server.service import fetch_checkpoint
 from florence.settings import read_settings
 
@@ -58,13 +57,3 @@ def test_a_start_ends_with_what_is_wrong(
     monkeypatch.setenv(f"FLORENCE_{name}", value)
     with pytest.raises(SystemExit, match=message):
         fetch_checkpoint(read_settings())
-
-
-@pytest.mark.parametrize(("name", "value"), [("ADAPTER", "a/b"), ("BASE", "demo"), ("INPUT_SIZE", "64")])
-def test_verify_asks_for_one_directory(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
-) -> None:
-    """Its other side reads the checkpoint as it is, so that an adapter would pass as a fault."""
-    monkeypatch.setenv(f"FLORENCE_{name}", value)
-    assert main(["verify", "--model", "demo"]) == 2
-    assert "florence convert" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_requests_are_encoded_in_batches_that_are_captured(
     """None is padded, since padding takes as long as pictures do; uncaptured all go together."""
     asked = [request(0, beams=1)] * waiting
     for backend, expected in ((gpu_like(SharedPool()), together), (Backend(), waiting)):
-        runner = Runner(model, 14, picture_tokens=PICTURE_TOKENS, backend=backend, decoder_room=4)
+        runner = Runner(model, 16, picture_tokens=PICTURE_TOKENS, backend=backend, decoder_room=4)
         assert runner.fits(asked) == expected
 
 

@@ -104,10 +104,14 @@ def buffers(caches: Caches) -> tuple[Tensor, Tensor]:
 
 
 class Watching(DeviceMemory):
-    """Where the values of each store came from."""
+    """Where the values of each copy came from."""
 
     def __init__(self) -> None:
         self.sources: list[int] = []
+
+    def upload(self, values: Tensor) -> Tensor:
+        self.sources.append(values.data_ptr())
+        return super().upload(values)
 
     def store(self, values: Tensor, buffer: Tensor) -> None:
         self.sources.append(values.data_ptr())

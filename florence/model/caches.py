@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from florence.model.config import StackConfig
-from florence.model.language import KeysValues
+from florence.model.keys_values import KeysValues
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,6 +20,7 @@ from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.kernels.linear import Beside, Linear, PackedWeight
+from florence.model.keys_values import Cache, KeysValues
 from florence.model.masks import additive_mask
 
 POSITION_OFFSET = 2
@@ -30,33 +30,9 @@ RESCORED_LOGITS = 64
 """Highest logits of a row that are computed again in float32: more than the locations near a point."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeysValues:
-    """Keys and values of one attention, each [rows, heads, length, head_dim]."""
-
-    keys: Tensor
-    values: Tensor
-
-    def append(self, newer: KeysValues) -> KeysValues:
-        """The same rows, with the positions of `newer` appended."""
-        keys = torch.cat([self.keys, newer.keys], dim=2)
-        return KeysValues(keys, torch.cat([self.values, newer.values], dim=2))
-
-    def select(self, rows: Tensor) -> KeysValues:
-        """Rows in the order of `rows` [new rows]: row i of the result is row `rows[i]`."""
-        return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
-
-    def expand(self, rows: int) -> KeysValues:
-        """A view of one row as `rows` rows."""
-        return KeysValues(self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1))
-
-
 HEAD_MULTIPLE = 64
 """Rows of the head on a GPU are a multiple of this: 51,289 becomes 51,328, and each row of logits starts at a
 multiple of 256 bytes."""
-
-Cache = tuple[KeysValues, ...]
-"""One `KeysValues` for each decoder layer."""
 
 
 class Attention(nn.Module):

@@ -43,7 +43,7 @@ class Transformers:
         self._pad_id = pad_id
         self._device = device
         self._prompts: dict[str, tuple[int, ...]] = {}
-        self._encoded: tuple[tuple[Sample, Task], Tensor] | None = None
+        self._encoded: tuple[tuple[Sample, Task, torch.dtype], Tensor] | None = None
         self._kept: tuple[tuple[Sample, Task] | None, dict[tuple[int, ...], Tensor]] = (None, {})
 
     def prompt_ids(self, trial: Trial) -> tuple[int, ...]:
@@ -153,7 +153,7 @@ class Transformers:
         last picture and prompt are kept."""
         from transformers.modeling_outputs import BaseModelOutput
 
-        about = (trial.picture, trial.task)
+        about = (trial.picture, trial.task, self.model.dtype)
         if self._encoded is None or self._encoded[0] != about:
             output = self.model(**self._inputs(trial), decoder_input_ids=ids[:1, :1])
             self._encoded = (about, output.encoder_last_hidden_state)

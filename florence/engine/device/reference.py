@@ -24,7 +24,8 @@ from florence.engine.device.window_sums import window_sums
 from florence.engine.request import GenerationOptions, Request
 from florence.errors import EngineError
 from florence.model.florence2 import Florence2Model
-from florence.model.language import Cache, LanguageModel
+from florence.model.keys_values import Cache
+from florence.model.language import LanguageModel
 from florence.types.bounds import Sums
 
 Advance = Callable[[Sequence[int], Sequence[int]], Tensor]
