@@ -216,12 +216,13 @@ def _is_part(thing: _Thing[ItemT], other: _Thing[ItemT], frames: Sequence[Box]) 
 
 def _is_denied(thing: _Thing[ItemT], other: _Thing[ItemT], frames: Sequence[Box]) -> bool:
     """Whether a thing lies in a better one's place, and a tile that shows most of it did not see it. What has
-    another label is in that place if they overlap by half (IoU), what has the same one if half of it is."""
+    another label is in that place if they overlap by half (IoU), what has the same one if half of it is.
+    Of texts `_in_one_place` decides."""
     most = 0.5 * area(thing.bounds)
     alike = thing.views[0].label == other.views[0].label
     there = alike and area(meet(thing.bounds, other.bounds)) >= most
     there = there or overlap(thing.bounds, other.bounds) >= SAME
-    if thing is other or other.rank < thing.rank or not there:
+    if thing is other or other.rank < thing.rank or not there or isinstance(thing.item, OcrRegion):
         return False
     blind = (frame for tile, frame in enumerate(frames) if tile not in thing.tiles)
     return any(area(meet(thing.bounds, frame)) >= most for frame in blind)
