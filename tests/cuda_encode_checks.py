@@ -26,7 +26,7 @@ from florence.model.kernels.cuda import copies, gelu, norms, positions, tower_at
 
 CPU = torch.device("cpu")
 SEEDS = range(3)
-EACH = pytest.mark.parametrize(("dice", "dtype"), zip(SEEDS, DTYPES, strict=True), indirect=["dice"], ids=str)
+EACH = pytest.mark.parametrize(("dice", "dtype"), [*enumerate(DTYPES)], indirect=["dice"], ids=str)
 
 
 @pytest.fixture
