@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 from closed_loop import TASKS
@@ -98,8 +98,12 @@ class Reckoner:
     def _by_positions(self, requests: int, positions: float) -> float:
         above = next((each for each in POSITIONS[1:-1] if positions <= each), POSITIONS[-1])
         ends = POSITIONS[POSITIONS.index(above) - 1], above
-        low, high = (self.counts.steps[requests, each].seconds(self.card) for each in ends)
+        low, high = (self._steps_s[requests, each] for each in ends)
         return on_line(positions, ends, (low, high))
+
+    @cached_property
+    def _steps_s(self) -> dict[tuple[int, float], float]:
+        return {counted: ledger.seconds(self.card) for counted, ledger in self.counts.steps.items()}
 
     def encode_s(self, requests: int, *, new_pictures: bool = True) -> tuple[float, float]:
         """Of an encode of so many requests, the device's and the host's; their pictures are known where none
