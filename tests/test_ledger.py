@@ -185,7 +185,7 @@ def test_a_closed_loop_is_as_fast_as_its_parts(concurrency: int) -> None:
 def test_encodes_beside_steps_hide_the_shorter_of_both(concurrency: int) -> None:
     """Never slower than one after the other; alone each takes what it takes; where both take as long, an
     answer takes little more than either."""
-    config = EngineConfig.for_device("cuda", encode_stream=True)
+    config = EngineConfig.for_device("cuda", encode_stream="on")
     encoding = closed_loop(concurrency, 20, lambda requests: (5e-3 * requests, 0.0), lambda *_: 0.0, config)
     assert encoding.rate == pytest.approx(200.0, rel=0.1)
     decoding = closed_loop(concurrency, 20, lambda requests: (0.0, 0.0), lambda *_: 1e-3, config)
