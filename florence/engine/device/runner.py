@@ -95,7 +95,7 @@ class Runner(StepRunner):
         self._reserved = reserved
         self._prepared = self._stale = False
         self.encode_stream = self.backend.encode_stream
-        tries = self.backend.encode_budget_s is not None
+        tries = self.backend.encode_budget_s is not None and self.backend.capturer is not None
         self.decision = None if tries else Decision(self.encode_stream.beside, "as it was set")
         self._sent: Wait = lambda: None  # waits for the latest chunk of an encode
         with memory_errors(slots, self._encode_batch):
