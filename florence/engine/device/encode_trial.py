@@ -81,24 +81,28 @@ class EncodeTrial:
         """The better way. Whatever fails decides against encodes beside steps, unless the device can't work
         any more: then an `EngineError` says which setting leaves the trial out."""
         memory = self._runner.backend.memory
-        unlock = memory.lock_pages(self._pixels.reshape(-1).data)  # as pixels of readers are
+        unlock = memory.lock_pages(self._pixels.reshape(-1).data)  # as those of readers are
         try:
-            return self._decide()
+            decision = self._decide()
         except Exception as error:
             log.debug("the trial failed here", exc_info=error)
-            failed = Decision(False, f"the trial failed: {error}")
-        finally:
-            if unlock is not None:
-                unlock()
+            first_line, _, _ = str(error).partition("\n")
+            decision = Decision(False, f"the trial failed: {first_line}")
+        self._settle()  # before pages are unlocked, which the device may be reading
+        if unlock is not None:
+            unlock()
+        return decision
+
+    def _settle(self) -> None:
+        """Wait until the device has nothing to do."""
         try:
             self._runner.backend.encode_stream.wait()
-            memory.mark()()
+            self._runner.backend.memory.mark()()
         except Exception as error:
             raise EngineError(
                 "the device does not work any more after encodes were tried beside steps; "
                 "FLORENCE_ENCODE_STREAM=off leaves that out"
             ) from error
-        return failed
 
     def _decide(self) -> Decision:
         runner, started = self._runner, self._clock()
@@ -115,7 +119,7 @@ class EncodeTrial:
             for stream, taken in zip(ways, repeats, strict=True):
                 taken.append(self._repeat(stream, asked[: mix.encoded], mix.steps))
                 if not self._is_as_expected():
-                    return Decision(False, "steps and an encode beside each other compute other numbers")
+                    return Decision(False, "both ways do not compute the same numbers")
             now = self._clock()
             if number and now + (now - began) - started > TRIAL_S:
                 break
