@@ -13,12 +13,12 @@ from florence.engine.encode_policy import (
     Decision,
     Mix,
     Repeat,
-    Timings,
+    TrialTimes,
     decide,
     setting_of,
 )
 
-BETWEEN = Timings(whole_s=0.1, step_p99_s=0.08)
+BETWEEN = TrialTimes(whole_s=0.1, step_p99_s=0.08)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_beside_where_it_saves_enough_and_no_step_waits_too_long(
     saved: float, p99_s: float, runs_beside: bool, why: str
 ) -> None:
     """The reason has both times, and says what spoke against it."""
-    beside = Timings(BETWEEN.whole_s * (1 - saved), p99_s)
+    beside = TrialTimes(BETWEEN.whole_s * (1 - saved), p99_s)
     made = decide(BETWEEN, beside, 0.25)
     assert made == Decision(runs_beside, made.why, BETWEEN, beside)
     assert why in made.why
@@ -49,11 +49,11 @@ def test_the_quickest_repeat_counts_and_all_of_its_steps() -> None:
     dice = random.Random(0)
     quick = Repeat(1.0, [0.01 + dice.random() / 100 for _ in range(99)])
     slow = replace(quick, whole_s=5.0, steps_s=[*quick.steps_s, 3.0, 3.0, 3.0])
-    assert Timings.of([quick, slow]) == Timings.of([slow, quick])
-    assert Timings.of([quick, slow]).whole_s == 1.0
-    assert Timings.of([quick]).step_p99_s == max(quick.steps_s)
-    assert Timings.of([quick, slow]).step_p99_s == 3.0
-    assert Timings.of([Repeat(1.0, [0.5])]).step_p99_s == 0.5
+    assert TrialTimes.of([quick, slow]) == TrialTimes.of([slow, quick])
+    assert TrialTimes.of([quick, slow]).whole_s == 1.0
+    assert TrialTimes.of([quick]).step_p99_s == max(quick.steps_s)
+    assert TrialTimes.of([quick, slow]).step_p99_s == 3.0
+    assert TrialTimes.of([Repeat(1.0, [0.5])]).step_p99_s == 0.5
 
 
 def test_a_trial_is_what_a_full_engine_does_at_a_time() -> None:

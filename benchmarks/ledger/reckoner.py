@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from closed_loop import TASKS
 
 from florence.engine.config import EncodeStreamChoice, EngineConfig
-from florence.engine.encode_policy import Decision, Mix, Repeat, Timings, decide
+from florence.engine.encode_policy import Decision, Mix, Repeat, TrialTimes, decide
 from ledger.beside import slowdown
 from ledger.costs import EAGER_LAUNCH_S, HOST_COPY, SMALL_KERNEL_S, Card
 from ledger.counting import Ledger
@@ -81,7 +81,7 @@ class Reckoner:
         both_s = min(encode_s, steps_s)
         between = Repeat(encode_s + steps_s, [encode_s + step_s, *[step_s] * (mix.steps - 1)])
         beside = Repeat(encode_s + steps_s - (2 - factor) * both_s, [factor * step_s] * mix.steps)
-        found = decide(Timings.of([between]), Timings.of([beside]), config.encode_budget_ms / 1000)
+        found = decide(TrialTimes.of([between]), TrialTimes.of([beside]), config.encode_budget_ms / 1000)
         forced = {"on": True, "off": False}.get(self.choice)
         return found if forced is None else replace(found, runs_beside=forced)
 

@@ -53,14 +53,14 @@ class Repeat:
 
 
 @dataclass(frozen=True, slots=True)
-class Timings:
+class TrialTimes:
     """Of one way: the quickest repeat, and the 99th percentile of all its steps, seconds."""
 
     whole_s: float
     step_p99_s: float
 
     @classmethod
-    def of(cls, repeats: Sequence[Repeat]) -> Timings:
+    def of(cls, repeats: Sequence[Repeat]) -> TrialTimes:
         """Of all repeats of one way."""
         steps = sorted(step for repeat in repeats for step in repeat.steps_s)
         return cls(min(repeat.whole_s for repeat in repeats), steps[ceil(0.99 * len(steps)) - 1])
@@ -73,8 +73,8 @@ class Decision:
 
     runs_beside: bool
     why: str
-    between: Timings | None = None
-    beside: Timings | None = None
+    between: TrialTimes | None = None
+    beside: TrialTimes | None = None
 
 
 def setting_of(decision: Decision | None) -> EncodeStreamChoice:
@@ -84,7 +84,7 @@ def setting_of(decision: Decision | None) -> EncodeStreamChoice:
     return "on" if decision.runs_beside else "off"
 
 
-def decide(between: Timings, beside: Timings, encode_budget_s: float) -> Decision:
+def decide(between: TrialTimes, beside: TrialTimes, encode_budget_s: float) -> Decision:
     """Beside steps where that is quicker by `MARGIN`, and no step takes longer than the encode budget."""
     saved = 1 - beside.whole_s / between.whole_s
     told = (

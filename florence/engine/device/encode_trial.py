@@ -28,7 +28,7 @@ from florence.engine.encode_policy import (
     Decision,
     Mix,
     Repeat,
-    Timings,
+    TrialTimes,
     decide,
 )
 from florence.engine.request import GenerationOptions, Request
@@ -123,7 +123,7 @@ class EncodeTrial:
             now = self._clock()
             if number and now + (now - began) - started > TRIAL_S:
                 break
-        return decide(Timings.of(repeats[0]), Timings.of(repeats[1]), self._budget_s)
+        return decide(TrialTimes.of(repeats[0]), TrialTimes.of(repeats[1]), self._budget_s)
 
     def _mix(self, asked: Sequence[Request]) -> Mix | None:
         """As many requests as the engine would encode together, which keeps to the encode budget."""
