@@ -11,6 +11,13 @@ from typing import Final
 
 LOGGERS: Final = ("bentoml.access", "florence.service", "uvicorn.error")
 """Those that log paths, tasks or reasons from requests."""
+MUTED: Final = (
+    "opentelemetry.baggage.propagation",
+    "opentelemetry.trace.propagation.tracecontext",
+    "opentelemetry.trace.span",
+)
+"""Those that warn of each member of a `baggage` or `tracestate` header that is wrong: hundreds of lines from
+one request."""
 MOST_CHARS: Final = 2000
 
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -30,11 +37,13 @@ class EscapeControls(logging.Filter):
 
 
 def escape_what_clients_write() -> None:
-    """Let the service's loggers escape."""
+    """Let the service's loggers escape, and those of headers that mean nothing here write errors only."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(each, EscapeControls) for each in logger.filters):
             logger.addFilter(EscapeControls())
+    for name in MUTED:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _escape(match: re.Match[str]) -> str:
