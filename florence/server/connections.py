@@ -1,20 +1,28 @@
-"""HTTP connections of a worker: heads and chunks are bounded, and probes don't wait behind a burst.
+"""HTTP connections of a worker: heads and chunks are bounded, probes don't wait behind a burst, and a client
+that does not read its answers is worked for no more.
 
 uvicorn waits for a head as long as the client likes, reads all heads that have come before it answers any,
-and parses all that has come in one go: a body in chunks of one byte takes 0.6 s for 256 KB. Here its protocol
-over h11 is extended. Knows bytes and time; nothing about what is asked, but for the paths of probes.
+parses all that has come in one go (a body in chunks of one byte takes 0.6 s for 256 KB), and waits for ever
+for a client to read. Here its protocol over h11 is extended. Knows bytes and time; nothing about what is
+asked, but for the paths of probes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import struct
+import termios
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from florence.server.accepting import PROBES, Crowd, accept_with_care
 
 MOST_LINES: Final = 2_000
 """Parsed in one round of the event loop: a line takes up to 10 microseconds. A head that has more, and no end
@@ -25,11 +33,10 @@ FULL_CHUNK: Final = 1024
 MOST_WAITING_BYTES: Final = 65_536  # of a connection that waits for its turn
 AGAIN_S: Final = 0.1
 """Seconds until a head that waits for its turn is looked at again."""
-_PROBES: Final = tuple(
-    b"%b %b " % (method, path)
-    for method in (b"GET", b"HEAD")
-    for path in (b"/livez", b"/readyz", b"/healthz", b"/v2/health/live", b"/v2/health/ready")
-)
+MOST_UNREAD: Final = 16_384
+"""Bytes of its answers that a client may not have taken yet when its next request is read."""
+LOOK_S: Final = (0.02, 1.0)
+"""Seconds until it is looked whether a client has taken its answer: at first, and at most."""
 
 
 class Turns:
@@ -82,38 +89,48 @@ class BoundedParser(h11.Connection):
 
 
 class BoundedConnection(H11Protocol):
-    """uvicorn's protocol, bounded. turns: of all connections of the worker."""
+    """uvicorn's protocol, bounded. turns, crowd: of all connections of the worker."""
 
     turns: Turns
+    crowd: Crowd
     head_timeout_s: float
+    unread_timeout_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.conn = BoundedParser()
         self._unread = bytearray()
         self._has_turn = False
+        self._reading = False
         self._timer: asyncio.TimerHandle | None = None
         self._begun = False  # whether a part of a head is here
         self._answered = False  # whether there was a whole one: what comes then may be the rest of its body
+        self._reader = Reader(self)
+        self.crowd.count += 1
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         if self._has_turn:
             self._unread += data
             self._pause_if_full()
-        elif self._under_way() or data.startswith(_PROBES):
+        elif self._under_way() or data.startswith(PROBES):
             self._read(data)
         else:
             self._wait_for_turn(data)
 
     def take_turn(self) -> None:
         """Read what has come."""
-        data, self._unread, self._has_turn = bytes(self._unread), bytearray(), False
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._unread.clear()
+        elif not self._reader.has_taken():
+            self._reader.watch(then=lambda: self.turns.wait(self))
+        else:
+            data, self._unread, self._has_turn = bytes(self._unread), bytearray(), False
             self.flow.resume_reading()
             self._read(data)
 
     def _wait_for_turn(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
         self._unread += data
         self._has_turn = True
         self.turns.wait(self)
@@ -126,12 +143,37 @@ class BoundedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unread.clear()
         self._stop_waiting()
+        self._reader.stop()
+        self.crowd.count -= 1
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader.watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._reader.moves()
+
+    def on_response_complete(self) -> None:
+        if not self._reader.has_taken():
+            self._reader.watch()
+        self.crowd.rests(self)
+        super().on_response_complete()
+
+    def handle_events(self) -> None:
+        """As uvicorn's; but a request that came with the one before it waits for a turn of its own."""
+        if self._reading or self.conn.their_state is not h11.IDLE:
+            super().handle_events()
+        elif self.conn.trailing_data[0] and not self._has_turn:
+            self._wait_for_turn(b"")
 
     def _read(self, data: bytes) -> None:
         """Parse as much as one round of the event loop has time for; the rest in another turn."""
         end = _end_of_lines(data, MOST_LINES)
+        self._reading = True
         super().data_received(data[:end])
+        self._reading = False
         self._begun = not self._under_way()
         self._answered = self._answered or not self._begun
         if self._begun:
@@ -141,6 +183,9 @@ class BoundedConnection(H11Protocol):
         if end < len(data) and not self.transport.is_closing():
             self._wait_for_turn(data[end:])
 
+    def _should_upgrade(self) -> bool:
+        return False  # there are no websockets here: it is answered as any request
+
     def _under_way(self) -> bool:
         """Whether a request is being answered: what comes is its body."""
         cycle: Any = self.cycle  # None before the first head
@@ -149,8 +194,10 @@ class BoundedConnection(H11Protocol):
     def _wait_for_head(self) -> None:
         if self._timer is None:
             self._timer = self.loop.call_later(self.head_timeout_s, self._give_up)
+            self.crowd.rests(self)
 
     def _stop_waiting(self) -> None:
+        self.crowd.works(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -166,12 +213,93 @@ class BoundedConnection(H11Protocol):
             self.transport.write(_too_slow(self.head_timeout_s))
         self.transport.close()
 
+    def close_idle(self) -> None:
+        """Make room for others."""
+        self.transport.close()
 
-def bound_connections(head_timeout_s: float) -> None:
+
+class Reader:
+    """Whether the client of a connection takes its answers. It is given up where it takes nothing for
+    `unread_timeout_s`. What its system has taken for it, some 64 KiB, counts as taken."""
+
+    def __init__(self, connection: BoundedConnection) -> None:
+        self._connection = connection
+        self._timer: asyncio.TimerHandle | None = None
+        self._then: Callable[[], None] | None = None
+        self._left = 0
+        self._since = 0.0
+        self._wait_s = LOOK_S[0]
+
+    def has_taken(self) -> bool:
+        """All but a little of what it was sent."""
+        return self._unsent() <= MOST_UNREAD
+
+    def watch(self, then: Callable[[], None] | None = None) -> None:
+        """Look until it has taken its answer, and then call this."""
+        self._then = then or self._then
+        if self._timer is None:
+            self._left, self._wait_s = self._unsent(), LOOK_S[0]
+            self.moves()
+            self._look_later()
+
+    def moves(self) -> None:
+        """It has taken something."""
+        self._since = self._connection.loop.time()
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._then = None
+
+    def _look_later(self) -> None:
+        self._timer = self._connection.loop.call_later(self._wait_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        left = self._unsent()
+        if left <= MOST_UNREAD and not self._connection.flow.write_paused:
+            then, self._then = self._then, None
+            if then is not None:
+                then()
+            return
+        if left < self._left:
+            self.moves()
+        self._left = left
+        if self._connection.loop.time() - self._since > self._connection.unread_timeout_s:
+            self._connection.transport.abort()
+            return
+        self._wait_s = min(2 * self._wait_s, LOOK_S[1])
+        self._look_later()
+
+    def _unsent(self) -> int:
+        """Bytes that its system has not acknowledged, those in this process among them."""
+        transport = self._connection.transport
+        waiting = transport.get_write_buffer_size()
+        try:
+            sent = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:  # it is closed, or the system can't tell
+            return waiting
+        return waiting + int(struct.unpack("i", sent)[0])
+
+
+def bounded(crowd: Crowd, head_timeout_s: float, unread_timeout_s: float) -> type[BoundedConnection]:
+    """The protocol of the connections of one worker."""
+    members = {
+        "turns": Turns(),
+        "crowd": crowd,
+        "head_timeout_s": head_timeout_s,
+        "unread_timeout_s": unread_timeout_s,
+    }
+    return type("Connection", (BoundedConnection,), members)
+
+
+def bound_connections(head_timeout_s: float, unread_timeout_s: float, most: int) -> None:
     """In a worker, before uvicorn starts in it: let its connections be bounded ones, over h11 where another
-    parser is installed too."""
-    members = {"turns": Turns(), "head_timeout_s": head_timeout_s}
-    auto.AutoHTTPProtocol = type("Connection", (BoundedConnection,), members)
+    parser is installed too. most: at a time."""
+    crowd = Crowd(most)
+    auto.AutoHTTPProtocol = bounded(crowd, head_timeout_s, unread_timeout_s)
+    accept_with_care(crowd, head_timeout_s)
 
 
 def _end_of_lines(data: bytes, most: int) -> int:

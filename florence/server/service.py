@@ -233,7 +233,7 @@ def build_service(
     if is_worker():
         share_one_heap()
         collect_rarely()
-        bound_connections(settings.head_timeout_s)
+        bound_connections(settings.head_timeout_s, settings.body_timeout_s, settings.max_connections)
         traffic.TimeoutMiddleware = TimeLimit  # type: ignore[misc,assignment]  # see there
     inference = Inference(
         settings.timeout_s, any_prompt=settings.prompts == "any", pictures=settings.v2_pictures
