@@ -10,12 +10,8 @@ asked, but for the paths of probes.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import struct
-import termios
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Final
 
 import h11
@@ -23,6 +19,7 @@ from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from florence.server.accepting import PROBES, Crowd, accept_with_care
+from florence.server.receiving import Receiver
 
 MOST_LINES: Final = 2_000
 """Parsed in one round of the event loop: a line takes up to 10 microseconds. A head that has more, and no end
@@ -33,10 +30,6 @@ FULL_CHUNK: Final = 1024
 MOST_WAITING_BYTES: Final = 65_536  # of a connection that waits for its turn
 AGAIN_S: Final = 0.1
 """Seconds until a head that waits for its turn is looked at again."""
-MOST_UNREAD: Final = 16_384
-"""Bytes of its answers that a client may not have taken yet when its next request is read."""
-LOOK_S: Final = (0.02, 1.0)
-"""Seconds until it is looked whether a client has taken its answer: at first, and at most."""
 
 
 class Turns:
@@ -105,7 +98,7 @@ class BoundedConnection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._begun = False  # whether a part of a head is here
         self._answered = False  # whether there was a whole one: what comes then may be the rest of its body
-        self._reader = Reader(self)
+        self._receiver = Receiver(self.loop, transport, self.unread_timeout_s)
         self.crowd.count += 1
         self._wait_for_head()
 
@@ -122,8 +115,8 @@ class BoundedConnection(H11Protocol):
         """Read what has come."""
         if self.transport.is_closing():
             self._unread.clear()
-        elif not self._reader.has_taken():
-            self._reader.watch(then=lambda: self.turns.wait(self))
+        elif not self._receiver.has_taken():
+            self._receiver.watch(then=lambda: self.turns.wait(self))
         else:
             data, self._unread, self._has_turn = bytes(self._unread), bytearray(), False
             self.flow.resume_reading()
@@ -143,21 +136,21 @@ class BoundedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unread.clear()
         self._stop_waiting()
-        self._reader.stop()
+        self._receiver.stop()
         self.crowd.count -= 1
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reader.watch()
+        self._receiver.pauses()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._reader.moves()
+        self._receiver.moves()
 
     def on_response_complete(self) -> None:
-        if not self._reader.has_taken():
-            self._reader.watch()
+        if not self._receiver.has_taken():
+            self._receiver.watch()
         self.crowd.rests(self)
         super().on_response_complete()
 
@@ -216,71 +209,6 @@ class BoundedConnection(H11Protocol):
     def close_idle(self) -> None:
         """Make room for others."""
         self.transport.close()
-
-
-class Reader:
-    """Whether the client of a connection takes its answers. It is given up where it takes nothing for
-    `unread_timeout_s`. What its system has taken for it, some 64 KiB, counts as taken."""
-
-    def __init__(self, connection: BoundedConnection) -> None:
-        self._connection = connection
-        self._timer: asyncio.TimerHandle | None = None
-        self._then: Callable[[], None] | None = None
-        self._left = 0
-        self._since = 0.0
-        self._wait_s = LOOK_S[0]
-
-    def has_taken(self) -> bool:
-        """All but a little of what it was sent."""
-        return self._unsent() <= MOST_UNREAD
-
-    def watch(self, then: Callable[[], None] | None = None) -> None:
-        """Look until it has taken its answer, and then call this."""
-        self._then = then or self._then
-        if self._timer is None:
-            self._left, self._wait_s = self._unsent(), LOOK_S[0]
-            self.moves()
-            self._look_later()
-
-    def moves(self) -> None:
-        """It has taken something."""
-        self._since = self._connection.loop.time()
-
-    def stop(self) -> None:
-        """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._then = None
-
-    def _look_later(self) -> None:
-        self._timer = self._connection.loop.call_later(self._wait_s, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        left = self._unsent()
-        if left <= MOST_UNREAD and not self._connection.flow.write_paused:
-            then, self._then = self._then, None
-            if then is not None:
-                then()
-            return
-        if left < self._left:
-            self.moves()
-        self._left = left
-        if self._connection.loop.time() - self._since > self._connection.unread_timeout_s:
-            self._connection.transport.abort()
-            return
-        self._wait_s = min(2 * self._wait_s, LOOK_S[1])
-        self._look_later()
-
-    def _unsent(self) -> int:
-        """Bytes that its system has not acknowledged, those in this process among them."""
-        transport = self._connection.transport
-        waiting = transport.get_write_buffer_size()
-        try:
-            sent = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:  # it is closed, or the system can't tell
-            return waiting
-        return waiting + int(struct.unpack("i", sent)[0])
 
 
 def bounded(crowd: Crowd, head_timeout_s: float, unread_timeout_s: float) -> type[BoundedConnection]:
