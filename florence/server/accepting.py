@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 
 from uvicorn.loops import auto
 
-ACCEPTED_AT_ONCE: Final = 256
+ACCEPTED_AT_ONCE: Final = 512
 """In one round of the event loop: some 10 microseconds each."""
 MADE_AT_ONCE: Final = 8  # some 100 microseconds each
 SPARE: Final = 256
@@ -219,7 +219,7 @@ class AcceptingLoop(asyncio.SelectorEventLoop):
         if listening is None:
             return await super().create_server(protocol_factory, *args, **options)
         listening.setblocking(False)
-        listening.listen(options.get("backlog", 100))
+        listening.listen(max(options.get("backlog", 0), socket.SOMAXCONN))
         return Acceptor(self, listening, protocol_factory, options.get("ssl"), self._crowd, self._silent_s)
 
 

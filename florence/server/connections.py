@@ -28,16 +28,21 @@ MOST_CHUNKS: Final = 10_000
 """Of one body, beside one for each `FULL_CHUNK` bytes."""
 FULL_CHUNK: Final = 1024
 MOST_WAITING_BYTES: Final = 65_536  # of a connection that waits for its turn
+AHEAD_S: Final = 0.002
+"""Seconds between two such requests of all connections that came before the answer to the one before them."""
 AGAIN_S: Final = 0.1
 """Seconds until a head that waits for its turn is looked at again."""
 
 
 class Turns:
     """Connections that have sent a head, in the order in which it came. One of them is read in each round of
-    the event loop, so that a round takes no longer than a request's first step."""
+    the event loop, so that a round takes no longer than a request's first step. Heads that came before the
+    answer to the one before them are read less often: they cost their client nothing, and threads that
+    compute need the interpreter's lock."""
 
     def __init__(self) -> None:
         self._waiting: deque[BoundedConnection] = deque()
+        self._ahead: deque[BoundedConnection] = deque()
 
     def wait(self, connection: BoundedConnection) -> None:
         """Let it be read when it is its turn."""
@@ -45,10 +50,22 @@ class Turns:
         if len(self._waiting) == 1:
             connection.loop.call_soon(self._take)
 
+    def wait_ahead(self, connection: BoundedConnection) -> None:
+        """The same where it has sent several requests at once."""
+        self._ahead.append(connection)
+        if len(self._ahead) == 1:
+            connection.loop.call_later(AHEAD_S, self._take_ahead)
+
     def _take(self) -> None:
         connection = self._waiting.popleft()
         if self._waiting:
             connection.loop.call_soon(self._take)
+        connection.take_turn()
+
+    def _take_ahead(self) -> None:
+        connection = self._ahead.popleft()
+        if self._ahead:
+            connection.loop.call_later(AHEAD_S, self._take_ahead)
         connection.take_turn()
 
 
@@ -116,14 +133,13 @@ class BoundedConnection(H11Protocol):
         if self.transport.is_closing():
             self._unread.clear()
         elif not self._receiver.has_taken():
-            self._receiver.watch(then=lambda: self.turns.wait(self))
+            self._receiver.watch(then=lambda: self.turns.wait_ahead(self))
         else:
             data, self._unread, self._has_turn = bytes(self._unread), bytearray(), False
             self.flow.resume_reading()
             self._read(data)
 
     def _wait_for_turn(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
         self._unread += data
         self._has_turn = True
         self.turns.wait(self)
@@ -159,13 +175,18 @@ class BoundedConnection(H11Protocol):
         if self._reading or self.conn.their_state is not h11.IDLE:
             super().handle_events()
         elif self.conn.trailing_data[0] and not self._has_turn:
-            self._wait_for_turn(b"")
+            self._unset_keepalive_if_required()
+            self._has_turn = True
+            self.turns.wait_ahead(self)
 
     def _read(self, data: bytes) -> None:
         """Parse as much as one round of the event loop has time for; the rest in another turn."""
         end = _end_of_lines(data, MOST_LINES)
         self._reading = True
-        super().data_received(data[:end])
+        if data:
+            super().data_received(data[:end])
+        else:  # to h11 it would be the end of the connection
+            self.handle_events()
         self._reading = False
         self._begun = not self._under_way()
         self._answered = self._answered or not self._begun
