@@ -16,23 +16,29 @@ import http.client
 import json
 import multiprocessing
 import resource
+import socket
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.synchronize import Event
 from typing import Any
 
 import psutil
-from against import connections
+from against import calls, connections, doors
 from against.target import Attack, Target
-from serving import Server, free_port, serving
+from serving import Server, serving
 
 BOUNDS = {"cpu_s": 6.0, "memory_mib": 600.0, "health_s": 0.5, "caller_s": 5.0, "log_kb": 64.0}
 EVERY_S = 0.05
 ANSWER_S = 120.0
 FORK = multiprocessing.get_context("fork")  # a new interpreter would load torch
 
-GROUPS: tuple[tuple[Mapping[str, str], Mapping[str, Attack]], ...] = (({}, connections.ATTACKS),)
-"""Settings of a service, and what it is attacked with."""
+CALLER: Mapping[str, str] = {"Authorization": doors.KEY["Authorization"]}
+GROUPS: tuple[tuple[Mapping[str, str], Mapping[str, Attack]], ...] = (
+    ({}, {"nothing": lambda _: time.sleep(6), **connections.ATTACKS, **doors.ATTACKS, **calls.ATTACKS}),
+    ({"FLORENCE_IMAGE_HOSTS": "127.0.0.1:{web}", "FLORENCE_IMAGE_NETWORKS": "127.0.0.0/8"}, doors.URLS),
+    ({"FLORENCE_API_KEYS": f"caller:{'k' * 64}"}, doors.KEYS),
+)
+"""Settings of a service, with the port of the host of `image_url` as {web}, and what it is attacked with."""
 
 
 def main() -> None:
@@ -53,10 +59,13 @@ def main() -> None:
         }
         if not chosen:
             continue
-        web = free_port()
+        web = socket.create_server(("127.0.0.1", 0))
+        FORK.Process(target=doors.web, args=(web,), daemon=True).start()
         common = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32"}
         with serving("service:service", **common, **settings) as server:
-            target = Target(int(server.url.rpartition(":")[2]), server.grpc_port, web, asked.scale)
+            target = Target(
+                int(server.url.rpartition(":")[2]), server.grpc_port, web.getsockname()[1], asked.scale
+            )
             for name, attack in chosen.items():
                 print(row(name, *measured(server, target, attack)), flush=True)
 
@@ -151,7 +160,7 @@ def call(port: int) -> None:
 def _ask(port: int, method: str, path: str, body: str | None) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     try:
-        connection.request(method, path, body)
+        connection.request(method, path, body, dict(CALLER))
         connection.getresponse().read()
     except OSError:
         pass

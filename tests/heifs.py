@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Sequence
 
 from PIL import Image
 from pillow_heif import from_pillow

@@ -16,6 +16,7 @@ PATIENCE_S = 900  # of a script on a machine that does other work too
 COMMAND = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
 
 TINY = {
+    "attacks.py": "--scale 0.001 --only nothing,half,docs.json,metadata,circle",
     "attention.py": "--requests 1 --beams 1 --threads 1",
     "bulk.py": "--pictures 40 --rounds 1 --seconds 0.2",
     "bulk_on_ray.py": "--size tiny --pictures 3 --rounds 1 --concurrency 2 --echo-pictures 64",

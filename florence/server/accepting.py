@@ -139,12 +139,12 @@ class Acceptor:
                 self._make_room()
 
     def _make_room(self) -> None:
-        """Close the oldest silent connection but for a few, which may be about to speak; else an idle one."""
-        if len(self._silent) <= SPARE and self._crowd.make_room():
-            return
-        for descriptor in self._silent:
-            self._forget(descriptor).close()
-            return
+        """Close an idle connection. The latest silent ones may be about to speak: where there are more, the
+        oldest of them goes first."""
+        if len(self._silent) > SPARE:
+            self._forget(next(iter(self._silent))).close()
+        else:
+            self._crowd.make_room()
 
     def _forget(self, descriptor: int) -> socket.socket:
         self._first_bytes.unregister(descriptor)

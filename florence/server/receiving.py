@@ -30,7 +30,8 @@ class Receiver:
         self._timer: asyncio.TimerHandle | None = None
         self._then: Callable[[], None] | None = None
         self._paused = False
-        self._left, self._since, self._wait_s = 0, 0.0, LOOK_S[0]
+        self._left, self._looked, self._wait_s = 0, 0.0, LOOK_S[0]
+        self._stuck_s = 0.0  # for so long nothing was taken
 
     def has_taken(self) -> bool:
         """Whether it has taken all but a little."""
@@ -40,7 +41,7 @@ class Receiver:
         """Look until it has taken all but a little, and call this then."""
         self._then = then or self._then
         if self._timer is None:
-            self._left, self._since, self._wait_s = self._unsent(), self._loop.time(), LOOK_S[0]
+            self._left, self._stuck_s, self._wait_s = self._unsent(), 0.0, LOOK_S[0]
             self._look_later()
 
     def pauses(self) -> None:
@@ -51,7 +52,7 @@ class Receiver:
     def moves(self) -> None:
         """The transport takes more again."""
         self._paused = False
-        self._since = self._loop.time()
+        self._stuck_s = 0.0
 
     def stop(self) -> None:
         """Look no more."""
@@ -60,20 +61,21 @@ class Receiver:
         self._timer = self._then = None
 
     def _look_later(self) -> None:
+        self._looked = self._loop.time()
         self._timer = self._loop.call_later(self._wait_s, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        left, now = self._unsent(), self._loop.time()
+        left = self._unsent()
         if left <= MOST_UNREAD and not self._paused:
             then, self._then = self._then, None
             if then is not None:
                 then()
             return
-        if left < self._left:
-            self._since = now
+        waited = min(self._loop.time() - self._looked, 2 * self._wait_s)  # this process may have been held up
+        self._stuck_s = self._stuck_s + waited if left >= self._left else 0.0
         self._left = left
-        if now - self._since > self._timeout_s:
+        if self._stuck_s > self._timeout_s:
             self._transport.abort()
             return
         self._wait_s = min(2 * self._wait_s, LOOK_S[1])
