@@ -124,9 +124,9 @@ def test_lines_that_cost_a_client_nothing_are_few() -> None:
     now = [0.0]
     few = FewAlike(lambda: now[0])
 
-    def written(
-        count: int, *args: object, level: int = logging.INFO, msg: str = "%s (%s) (%s) %.3fms"
-    ) -> int:
+    line = "%s (%s) (%s) %.3fms"
+
+    def written(count: int, *args: object, level: int = logging.INFO, msg: str = line) -> int:
         made = [logging.LogRecord(ACCESS, level, "x", 1, msg, args, None) for _ in range(count)]
         return sum(few.filter(each) for each in made)
 

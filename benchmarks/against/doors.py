@@ -18,7 +18,6 @@ from serving import ROOT
 from against.connections import image, picture
 from against.target import PATIENCE_S, Attack, Target, counted
 
-INFER = "/v2/models/florence2/infer"
 CHAT = "/v1/chat/completions"
 EDGE = b"edge7f3a"
 FORM = {"Content-Type": f"multipart/form-data; boundary={EDGE.decode()}"}
@@ -138,15 +137,14 @@ def adapter_names(target: Target) -> object:
     return counted(ask(target, *typed(adapter=name)) for name in names * target.times(50))
 
 
-def longest_prompts(target: Target) -> object:
-    """The largest request that is allowed: a v2 batch of prompts at the limit, eight beams, longest answers;
-    two at once."""
-    text = "a cat and a dog " * 200
-    values = {"INPUT_IMAGE": [image()] * 2, "TASK_PROMPT": [f"<CAPTION_TO_PHRASE_GROUNDING>{text}"] * 2}
-    inputs = [{"name": n, "shape": [2, 1], "datatype": "BYTES", "data": v} for n, v in values.items()]
-    longest = {"num_beams": 8, "min_new_tokens": 1000, "max_new_tokens": 1024}
-    body = json.dumps({"inputs": inputs, "parameters": longest}).encode()
-    return at_once(lambda _: (INFER, body, {}), 2)(target)
+def longest(task: str, **fields: object) -> Attack:
+    """The longest answers that are allowed, with eight beams, two at once."""
+    fields |= {"num_beams": 8, "min_new_tokens": 1000, "max_new_tokens": 1024}
+
+    def make(_: Target) -> Body:
+        return f"/{task}", typed(**fields)[1], {}
+
+    return at_once(make, 2)
 
 
 def derived(form: str, kind: str) -> Callable[[Target], Body]:
@@ -187,5 +185,6 @@ ATTACKS: dict[str, Attack] = {
         for form in ("HEIF", "AVIF")
         for kind in ("grid", "grid that fits", "overlay", "huge", "circle")
     },
-    "the longest answers, two of two": longest_prompts,
+    "two of the longest answers": longest("more_detailed_caption"),
+    "two of the longest prompts": longest("caption_to_phrase_grounding", text="a cat " * 480),
 }

@@ -24,6 +24,7 @@ _FOLDERS: Final = frozenset((b"meta", b"iprp"))
 _MAX_BOXES: Final = 10_000
 _MAX_PARTS: Final = 50_000  # of grids and overlays; each is looked up
 _MAX_DEPTH: Final = 8
+_MAX_PASSES: Final = 10**9  # a longer number says no more
 _MAX_PROFILE: Final = 2**20
 
 
@@ -48,7 +49,8 @@ def read_heif(data: bytes, max_frames: int, number: int) -> Header:
     if not width or not height:
         raise ImageError("the picture's file (HEIF or AVIF) does not say its size")
     name = "AVIF" if _brands(data) & AVIF_BRANDS else "HEIF"
-    passes = max(number, -(-items.most_pixels(width * height) // (width * height)))
+    area = width * height
+    passes = max(number, min(-(-items.most_pixels(area) // area), _MAX_PASSES))
     return Header(name, width, height, 1, 1, data, passes=passes, profile=profile, frame=number)
 
 
