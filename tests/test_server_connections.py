@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import uvicorn
 
+from florence.server.accepting import Crowd
 from florence.server.access_log import MOST_CHARS, EscapeControls
 from florence.server.bodies import read_body
-from florence.server.connections import MOST_CHUNKS, MOST_LINES, BoundedConnection, BoundedParser, Turns
+from florence.server.connections import MOST_CHUNKS, MOST_LINES, BoundedParser, bounded
 
 PATIENCE_S = 120.0
 HEAD = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -32,11 +33,7 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def serving(app: App, head_timeout_s: float) -> AsyncIterator[int]:
     """The app on a port of its own."""
-    made: Any = type(
-        "Connection",
-        (BoundedConnection,),
-        {"turns": Turns(), "head_timeout_s": head_timeout_s},
-    )
+    made: Any = bounded(Crowd(100_000), head_timeout_s, PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(app, http=made, log_config=None, lifespan="off")
         server = uvicorn.Server(config)
@@ -224,6 +221,48 @@ def test_what_costs_a_parser_too_much_is_refused(sent: bytes) -> None:
             return answer
 
     assert asyncio.run(scenario()).startswith(b"HTTP/1.1 400")
+
+
+async def answer_at_the_end(scope: Any, receive: Any, send: Any) -> None:
+    """204 after the body, or after the client."""
+    while (await receive()).get("more_body"):
+        pass
+    await answer(scope, receive, send)
+
+
+async def answer_meanwhile(scope: Any, receive: Any, send: Any) -> None:
+    """200, and a part of the answer for each part of the body."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while (await receive()).get("more_body"):
+        await send({"type": "http.response.body", "body": b"part", "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+@pytest.mark.parametrize(
+    ("app", "status"), [(answer, b"400"), (answer_at_the_end, b"400"), (answer_meanwhile, b"200")]
+)
+def test_a_body_that_is_no_http_ends_its_request(
+    app: App, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one answer, which is the request's own where it has begun, and without an error in the log."""
+    sent = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+
+    async def scenario() -> bytes:
+        async with serving(app, PATIENCE_S) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            begun = b""
+            if app is answer_meanwhile:
+                writer.write(sent)
+                begun = await reader.readuntil(b"part")
+            writer.write(b"no number\r\n" if begun else sent + b"no number\r\n")
+            text = begun + await asyncio.wait_for(reader.read(), PATIENCE_S)
+            writer.close()
+            return text
+
+    text = asyncio.run(scenario())
+    assert text.startswith(b"HTTP/1.1 " + status)
+    assert text.count(b"HTTP/1.1 ") == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @pytest.mark.parametrize("control", ["\n", "\r\n", "\x1b[31m", "\x00", "\x9b", "\u2028", "\u202e"])
