@@ -75,7 +75,9 @@ def test_encodes_beside_steps_hide_what_the_slowdown_leaves(concurrency: int) ->
     """Alone each takes what it takes; where both take as long, an answer takes little more than either, and
     nothing is gained where both take twice as long."""
     step: Any = lambda *_: 1e-3  # noqa: E731
-    encoding = closed_loop(concurrency, 20, lambda requests: (5e-3 * requests, 0.0), lambda *_: 0.0, step)
+    encoding = closed_loop(
+        concurrency, 20, lambda requests: (5e-3 * requests, 0.0), lambda *_: 0.0, lambda *_: LEAST
+    )
     assert encoding.rate == pytest.approx(200.0, rel=0.1)
     decoding = closed_loop(concurrency, 20, lambda requests: (0.0, 0.0), step, lambda *_: LEAST)
     assert decoding.rate == pytest.approx(concurrency / 21e-3, rel=0.25)  # they join at the next step
@@ -86,7 +88,7 @@ def test_encodes_beside_steps_hide_what_the_slowdown_leaves(concurrency: int) ->
     assert rates[0] <= concurrency / 21e-3
     if concurrency > 1:  # a single request waits for its own encode
         assert rates[0] > 1.15 * one.rate
-        assert rates[-1] == pytest.approx(one.rate, rel=0.1)
+        assert rates[-1] <= one.rate
 
 
 @pytest.fixture(scope="module")
