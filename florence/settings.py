@@ -169,7 +169,18 @@ class Settings(BaseSettings):
         default=15.0, gt=0, le=3600, description="Seconds for the head of an HTTP request to arrive."
     )
     body_timeout_s: float = Field(
-        default=60.0, gt=0, le=86_400, description="Seconds for the body of an HTTP request to arrive."
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds for the body of an HTTP request to arrive; and after which a client that takes "
+        "nothing more of its answer is given up.",
+    )
+    max_connections: int = Field(
+        default=4096,
+        ge=16,
+        le=10**6,
+        description="Most HTTP connections of a worker: beyond them the one that has waited longest for a "
+        "request is closed; where each has one under way, a new one gets a 503.",
     )
     cors_origins: str | None = Field(
         default=None,
