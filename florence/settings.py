@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from florence.engine.config import CpuKernels, CudaKernels, EngineConfig
+from florence.engine.config import CpuKernels, CudaKernels, EncodeStreamChoice, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
 from florence.images.tiles import MOST_TILES
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     cpu_kernels: CpuKernels = _engine("cpu_kernels")
     cuda_kernels: CudaKernels = _engine("cuda_kernels")
     compile_tower: bool = _engine("compile_tower")
-    encode_stream: bool = _engine("encode_stream")
+    encode_stream: EncodeStreamChoice = _engine("encode_stream")
     max_batch_size: int | None = _engine("max_batch_size")
     max_encode_batch: int | None = _engine("max_encode_batch")
     max_queue: int = _engine("max_queue")

@@ -2,7 +2,7 @@
 
 Inputs are numbered, so a run that was cut off goes on with `--start`. Function level: any other exception
 than the package's own ends the run, with the input's kind, seed and number. Over HTTP and gRPC: so does an
-answer of 500 or more but 503 with Retry-After, or none in time.
+answer that `fuzz_senders.wrong_answer` refuses, such as 500, none in time, and an error in the service's log.
 
 Prints by how much memory grew, beside what is kept to be used again: this process gives back what it has
 freed before it is measured; the service remembers few pictures, and its readers have decoded large ones.
@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import http.client
 import os
-import random
 import re
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,19 +30,24 @@ import grpc
 import httpx
 import numpy as np
 import psutil
+from fuzz_doors import DOORS
+from fuzz_parts import ADAPTER
+from fuzz_senders import PATIENCE_S, Send, grpc_sender, http_sender, picture_host, raw_sender
+from lora import write_lora
 from serving import Server, serving_demo
+
+from florence.checkpoint.hub import resolve_checkpoint
 
 WARM_UP = 1000  # or a quarter of all
 EVERY = 100
-PATIENCE_S = 60.0
 KEPT_BYTES = 1_000_000  # of the latest pictures, so that a quarter of a run fills it
-HTTP_KINDS = {
-    "infer": ("/v2/models/florence2/infer", "application/json"),
-    "generate": ("/v2/models/florence2/generate", "application/json"),
-    "typed": ("/caption", "application/json"),
-    "form": ("/ocr", "multipart/form-data; boundary=edge"),
-    "picture": ("/caption", "multipart/form-data; boundary=edge"),
-}
+TOGETHER = 4  # requests at a time
+OVER_GRPC = ("grpc", "stream")
+ROLES = {"bentoml serve": "supervisor", "_bentoml_impl.worker": "worker", "readers.worker": "readers"}
+_ERRORS = re.compile(r".*(?:Traceback \(most|\bERROR\b|\bCRITICAL\b).*")
+
+Memory = Callable[[], Mapping[str, float]]
+"""What processes have taken for themselves now, MiB, by what they are."""
 
 
 def main() -> int:
@@ -54,24 +58,29 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first input of each kind")
     parser.add_argument("--inputs", type=int, default=160_000, help="of each kind, at function level")
-    parser.add_argument("--requests", type=int, default=40_000, help="of each kind, over HTTP and gRPC")
+    parser.add_argument("--requests", type=int, default=20_000, help="of each door, over HTTP and gRPC")
     parser.add_argument("--kinds", default=",".join(fuzzing.TARGETS), help="at function level")
-    parser.add_argument("--doors", default=",".join((*HTTP_KINDS, "grpc")), help="over HTTP and gRPC")
+    parser.add_argument("--doors", default=",".join((*DOORS, "raw", *OVER_GRPC)), help="over HTTP and gRPC")
     asked = parser.parse_args()
     for kind in filter(None, asked.kinds.split(",")):
-        target = fuzzing.TARGETS[kind]
-
-        def feed(number: int) -> str:
-            target.feed(target.input(kind, asked.seed, number))  # noqa: B023
-            return "read or refused"
-
         with quiet():  # libtiff writes of each damaged file
-            run(kind, feed, asked.start, asked.inputs, [psutil.Process()], give_back)
+            run(kind, function_feeder(kind, asked.seed), asked.start, asked.inputs, own_memory)
     if asked.requests:
-        with serving_demo(FLORENCE_PICTURE_CACHE_BYTES=str(KEPT_BYTES)) as server:
+        with fuzzed_service() as (server, host):
             read_large_pictures(server)
-            over_network(server, asked.doors.split(","), asked.seed, asked.start, asked.requests)
+            over_network(server, host, asked.doors.split(","), asked.seed, asked.start, asked.requests)
     return 0
+
+
+def function_feeder(kind: str, seed: int) -> Send:
+    """What reads the input of a number."""
+    target = fuzzing.TARGETS[kind]
+
+    def feed(number: int) -> str:
+        target.feed(target.input(kind, seed, number))
+        return "read or refused"
+
+    return feed
 
 
 @contextlib.contextmanager
@@ -87,6 +96,21 @@ def quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
+@contextlib.contextmanager
+def fuzzed_service() -> Iterator[tuple[Server, str]]:
+    """The demo checkpoint with an adapter, and the host from which it may fetch pictures."""
+    with picture_host() as host, tempfile.TemporaryDirectory() as folder:
+        adapter = write_lora(resolve_checkpoint("demo").directory, Path(folder) / ADAPTER)
+        settings = {
+            "FLORENCE_PICTURE_CACHE_BYTES": str(KEPT_BYTES),
+            "FLORENCE_ADAPTERS": f"{ADAPTER}={adapter}",
+            "FLORENCE_IMAGE_HOSTS": host,
+            "FLORENCE_IMAGE_NETWORKS": "127.0.0.0/8",
+        }
+        with serving_demo(**settings) as server:
+            yield server, host
+
+
 def read_large_pictures(server: Server) -> None:
     """Let each reader take the memory that it keeps for its next pictures."""
     upload = {"image": fuzzing.large_picture()}
@@ -99,69 +123,61 @@ def read_large_pictures(server: Server) -> None:
             reply.result().raise_for_status()
 
 
-def over_network(server: Server, doors: list[str], seed: int, start: int, requests: int) -> None:
-    """HTTP requests of these kinds, and gRPC messages, to a service with the demo checkpoint."""
-    processes = psutil.Process(server.process.pid).children(recursive=True)
-    host, port = server.url.removeprefix("http://").split(":")
-    for kind in doors:
-        if kind == "grpc":
-            with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-                run("gRPC", grpc_sender(channel, seed), start, requests, processes)
-            continue
-        path, content_type = HTTP_KINDS[kind]
-        send = http_sender(host, int(port), kind, path, content_type, seed)
-        run(f"HTTP {kind}", send, start, requests, processes)
+def over_network(server: Server, host: str, doors: list[str], seed: int, start: int, requests: int) -> None:
+    """Requests at these doors of a service. host: of pictures that have a URL."""
+    name, port = server.url.removeprefix("http://").split(":")
+    address, memory, check = (name, int(port)), memory_of(server), log_checker(server)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        for door in doors:
+            if door in OVER_GRPC:
+                send = grpc_sender(channel, door, seed)
+            elif door == "raw":
+                send = raw_sender(address, seed, host)
+            else:
+                send = http_sender(address, door, seed, host)
+            run(door, send, start, requests, memory, TOGETHER, check)
 
 
-def http_sender(
-    host: str, port: int, kind: str, path: str, content_type: str, seed: int
-) -> Callable[[int], str]:
-    """What sends the input of a number, and returns its status."""
-    connection = http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
+def log_checker(server: Server) -> Callable[[], None]:
+    """What raises AssertionError for an error in the service's log since the last time: no request may be the
+    cause of one."""
+    read = 0
 
-    def send(number: int) -> str:
-        body = http_body(kind, seed, number)
-        connection.request("POST", path, body, {"Content-Type": content_type})
-        reply = connection.getresponse()
-        reply.read()
-        if reply.status >= 500 and not (reply.status == 503 and reply.getheader("Retry-After")):
-            raise AssertionError(f"{reply.status} for HTTP {kind}, seed {seed}, number {number}")
-        return str(reply.status)
+    def check() -> None:
+        nonlocal read
+        with server.log_path.open("rb") as log:
+            log.seek(read)
+            text = log.read()
+        read += len(text)
+        if found := _ERRORS.findall(text.decode("utf-8", "replace")):
+            raise AssertionError(f"the service's log has {len(found)} errors, the first {found[0][:500]!r}")
 
-    return send
-
-
-def http_body(kind: str, seed: int, number: int) -> bytes:
-    """The body of that number; a damaged picture stands in a whole form."""
-    source = random.Random(f"HTTP {kind} {seed} {number}")
-    if kind == "form":
-        return fuzzing.mutate(source, fuzzing.form_body())
-    made = fuzzing.TARGETS[kind].input(f"HTTP {kind}", seed, number)
-    if kind != "picture":
-        return made
-    whole = fuzzing.pictures()["PNG RGB"]
-    return fuzzing.form_body().replace(whole, made)
+    return check
 
 
-def grpc_sender(channel: grpc.Channel, seed: int) -> Callable[[int], str]:
-    """What sends the message of a number, and returns its status."""
-    call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+def memory_of(server: Server) -> Memory:
+    """Of the service's processes together by what they are; not of those that draw one answer."""
 
-    def send(number: int) -> str:
-        try:
-            call(fuzzing.TARGETS["grpc"].input("gRPC", seed, number), timeout=PATIENCE_S)
-        except grpc.RpcError as error:
-            code = error.code()
-            if code not in (
-                grpc.StatusCode.INVALID_ARGUMENT,
-                grpc.StatusCode.NOT_FOUND,
-                grpc.StatusCode.UNAVAILABLE,
-            ):
-                raise AssertionError(f"{code} for gRPC, seed {seed}, number {number}") from error
-            return str(code.name)
-        return "OK"
+    def look() -> Mapping[str, float]:
+        supervisor = psutil.Process(server.process.pid)
+        taken: Counter[str] = Counter()
+        for process in (supervisor, *supervisor.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+                line = " ".join(process.cmdline())
+                role = next((role for part, role in ROLES.items() if part in line), None)
+                if role is not None:
+                    taken[role] += own_mib(process.pid)
+        return taken
 
-    return send
+    return look
+
+
+def own_memory() -> Mapping[str, float]:
+    """This process's, once it has given back what it has freed, where glibc is the C library."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return {"process": own_mib(os.getpid())}
 
 
 def own_mib(pid: int) -> float:
@@ -170,41 +186,51 @@ def own_mib(pid: int) -> float:
     return int(line) / 1024
 
 
-def give_back() -> None:
-    """Let glibc return what this process has freed, where it is the C library."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 def run(
     name: str,
-    feed: Callable[[int], str],
+    feed: Send,
     start: int,
     count: int,
-    processes: list[psutil.Process],
-    before: Callable[[], None] = lambda: None,
+    memory: Memory,
+    together: int = 1,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Feed inputs, and say what came of them, how fast, and how memory grew. before: each look at it."""
+    """Feed inputs, `together` at a time, and say what came of them, how fast, and how memory grew. check:
+    raises what else is wrong."""
     said: Counter[str] = Counter()
-    numbers, memory = [], []
-    began = time.monotonic()
-    for number in range(start, start + count):
+    looks: list[tuple[int, Mapping[str, float]]] = []
+
+    def fed(number: int) -> str:
         try:
-            said[feed(number)] += 1
-        except Exception as error:
+            return feed(number)
+        except BaseException as error:
             error.add_note(f"{name}, number {number}")
             raise
-        if (number - start) % EVERY == 0 and number - start >= max(WARM_UP, count // 4):
-            before()
-            numbers.append(number)
-            memory.append(sum(own_mib(process.pid) for process in processes))
-    slope = 1e4 * float(np.polyfit(numbers, memory, 1)[0]) if len(numbers) > 2 else float("nan")
-    seconds = time.monotonic() - began
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(together) as pool:
+        for first in range(start, start + count, EVERY):
+            numbers = range(first, min(first + EVERY, start + count))
+            said.update(pool.map(fed, numbers) if together > 1 else map(fed, numbers))
+            check()
+            if first - start >= max(WARM_UP, count // 4):
+                looks.append((first, memory()))
+    seconds, grown = time.monotonic() - began, growth(looks)
+    print(f"{name}: {count} inputs from {start}, {seconds:.0f} s, {dict(sorted(said.items()))}")
     print(
-        f"{name}: {count} inputs from {start}, {seconds:.0f} s, {slope:+.2f} MiB in 10,000, {dict(said)}",
+        "    MiB in 10,000 inputs: " + ", ".join(f"{role} {slope}" for role, slope in grown.items()),
         flush=True,
     )
+
+
+def growth(looks: list[tuple[int, Mapping[str, float]]]) -> dict[str, str]:
+    """The slope of each process's memory, with the first and the last look."""
+    made = {}
+    for role in looks[0][1] if len(looks) > 2 else ():
+        numbers, sizes = [at for at, _ in looks], [look.get(role, 0.0) for _, look in looks]
+        slope = 1e4 * float(np.polyfit(numbers, sizes, 1)[0])
+        made[role] = f"{slope:+.2f} ({sizes[0]:.1f} to {sizes[-1]:.1f})"
+    return made
 
 
 if __name__ == "__main__":

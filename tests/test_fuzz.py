@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fuzz
 import fuzzing
+import grpc
 import pytest
 import requests
 import schemathesis
 from fake_model import FakeModel
+from fuzz_calls import call_of
+from fuzz_doors import DOORS, Sent, request_of
+from fuzz_senders import grpc_sender, raw_sender, wrong_answer
 from hypothesis import HealthCheck, given, settings
+from serving import Server
 from starlette.testclient import TestClient
+
+from florence.server.v2.tensors import DATATYPES
+from florence.types.options import RequestParameters
+from florence.types.tasks import TASKS
 
 INPUTS = 150
 
@@ -43,16 +54,56 @@ def test_every_format_is_among_the_pictures() -> None:
         fuzzing.TARGETS["picture"].take(data)
 
 
-@pytest.mark.parametrize("kind", fuzz.HTTP_KINDS)
-def test_damaged_bodies_get_an_answer(client: TestClient, kind: str) -> None:
-    """At each door: never 500, and an error's body is always the same object."""
-    path, content_type = fuzz.HTTP_KINDS[kind]
+@pytest.mark.parametrize("door", DOORS)
+def test_damaged_requests_get_an_answer(client: TestClient, door: str) -> None:
+    """At each door over HTTP: never 500, always with an id, and an error's body is of one shape."""
     for number in range(INPUTS // 3):
-        body = fuzz.http_body(kind, 0, number)
-        reply = client.post(path, content=body, headers={"content-type": content_type})
-        assert reply.status_code < 500, (kind, number)
-        if reply.status_code >= 400:
-            assert list(reply.json()) == ["error"], (kind, number)
+        sent = request_of(door, 0, number)
+        reply = client.request(
+            sent.method, sent.path, content=sent.body, headers=[*_header_bytes(sent)], follow_redirects=False
+        )
+        wrong = wrong_answer(sent, reply.status_code, reply.headers, reply.content)
+        assert not wrong, (door, number, wrong, reply.text)
+
+
+def _header_bytes(sent: Sent) -> Iterator[tuple[bytes, bytes]]:
+    for name, value in sent.headers.items():
+        yield name.encode(), value.encode("latin-1", "replace")
+
+
+def test_requests_have_every_option_task_and_path(document: Any) -> None:
+    """So that a new one is tried: the options and their values, and the paths of the document."""
+    made = [request_of(door, 0, number) for door in DOORS for number in range(400)]
+    text = b"".join(sent.body for sent in made)
+    for option in RequestParameters.model_fields:
+        assert text.count(option.encode()) > 20, option
+    for task in TASKS.values():
+        assert text.count(task.token.encode()) > 20, task
+    paths = {sent.path.partition("?")[0] for sent in made}
+    assert paths >= {path.replace("{model}", "florence2") for path in document.raw_schema["paths"]}
+
+
+def test_calls_have_every_datatype_and_both_contents() -> None:
+    """Raw and plain, and streams of several messages."""
+    made = [call_of(door, 0, number) for door in ("grpc", "stream") for number in range(600)]
+    text = b"".join(message for call in made for message in call.messages)
+    assert all(datatype.encode() in text for datatype in DATATYPES)
+    assert max(len(call.messages) for call in made) > 2
+
+
+@pytest.mark.slow
+def test_damage_on_the_wire_does_no_harm(demo_server: Server) -> None:
+    """Bytes that are no HTTP, and calls over gRPC: an answer or an end, and no error in the log."""
+    name, port = demo_server.url.removeprefix("http://").split(":")
+    check = fuzz.log_checker(demo_server)
+    check()
+    with grpc.insecure_channel(f"127.0.0.1:{demo_server.grpc_port}") as channel:
+        for door in fuzz.OVER_GRPC:
+            for number in range(100):
+                grpc_sender(channel, door, 0)(number)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(raw_sender((name, int(port)), 0, "127.0.0.1:1"), range(150)))
+    check()
 
 
 @pytest.fixture(scope="session")

@@ -223,6 +223,48 @@ def test_what_costs_a_parser_too_much_is_refused(sent: bytes) -> None:
     assert asyncio.run(scenario()).startswith(b"HTTP/1.1 400")
 
 
+async def answer_at_the_end(scope: Any, receive: Any, send: Any) -> None:
+    """204 after the body, or after the client."""
+    while (await receive()).get("more_body"):
+        pass
+    await answer(scope, receive, send)
+
+
+async def answer_meanwhile(scope: Any, receive: Any, send: Any) -> None:
+    """200, and a part of the answer for each part of the body."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while (await receive()).get("more_body"):
+        await send({"type": "http.response.body", "body": b"part", "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+@pytest.mark.parametrize(
+    ("app", "status"), [(answer, b"400"), (answer_at_the_end, b"400"), (answer_meanwhile, b"200")]
+)
+def test_a_body_that_is_no_http_ends_its_request(
+    app: App, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one answer, which is the request's own where it has begun, and without an error in the log."""
+    sent = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+
+    async def scenario() -> bytes:
+        async with serving(app, PATIENCE_S) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            begun = b""
+            if app is answer_meanwhile:
+                writer.write(sent)
+                begun = await reader.readuntil(b"part")
+            writer.write(b"no number\r\n" if begun else sent + b"no number\r\n")
+            text = begun + await asyncio.wait_for(reader.read(), PATIENCE_S)
+            writer.close()
+            return text
+
+    text = asyncio.run(scenario())
+    assert text.startswith(b"HTTP/1.1 " + status)
+    assert text.count(b"HTTP/1.1 ") == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 @pytest.mark.parametrize("control", ["\n", "\r\n", "\x1b[31m", "\x00", "\x9b", "\u2028", "\u202e"])
 def test_no_line_of_the_log_is_a_clients(control: str) -> None:
     """Line breaks, terminal sequences and turned text are escaped, in arguments as in messages."""

@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.testclient import TestClient
 from v2 import send
 
 from florence.engine.observer import FinishReason, RequestReport
@@ -123,6 +124,17 @@ def test_http_requests_continue_the_client_s_trace(
     send(traced, "GET", "/")
     (trace,) = {span.context.trace_id for span in exporter.get_finished_spans()}
     assert f"{trace:032x}" != TRACE
+
+
+@pytest.mark.parametrize(
+    "value", [b"\xff\\x", b"00-\\ud\xe9", b"a=\\\xff", b"a,b=\xff," * 60, TRACEPARENT.encode()]
+)
+@pytest.mark.parametrize("name", ["traceparent", "tracestate", "baggage", "user-agent", "x-any"])
+def test_no_header_breaks_a_request(client: TestClient, name: str, value: bytes) -> None:
+    """Bytes that are neither UTF-8 nor Python's escapes are answered as others, and write nothing into the
+    log."""
+    headers = [(b"traceparent", TRACEPARENT.encode()), (name.encode(), value)]
+    assert client.get("/livez", headers=headers).status_code == 200
 
 
 def test_grpc_calls_continue_the_client_s_trace(

@@ -19,6 +19,13 @@ from florence.server.json_log import FIELDS
 ACCESS: Final = "bentoml.access"
 LOGGERS: Final = (ACCESS, "florence.service", "uvicorn.error")
 """Those that log paths, tasks or reasons from requests."""
+MUTED: Final = (
+    "opentelemetry.baggage.propagation",
+    "opentelemetry.trace.propagation.tracecontext",
+    "opentelemetry.trace.span",
+)
+"""Those that warn of each member of a `baggage` or `tracestate` header that is wrong: hundreds of lines from
+one request."""
 MOST_CHARS: Final = 2000
 FIRST: Final = 100
 A_SECOND: Final = 5
@@ -87,12 +94,15 @@ def _tells_an_answer(record: logging.LogRecord) -> bool:
 
 
 def guard_log() -> None:
-    """Let the service's loggers escape, and leave out lines that come too often."""
+    """Let the service's loggers escape, and leave out lines that come too often; those of headers that mean
+    nothing here write errors only."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         for made in (FewAlike, EscapeControls):
             if not any(isinstance(each, made) for each in logger.filters):
                 logger.addFilter(made())
+    for name in MUTED:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _escape(match: re.Match[str]) -> str:

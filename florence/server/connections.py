@@ -156,6 +156,17 @@ class BoundedConnection(H11Protocol):
         self.crowd.count -= 1
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """The answer to bytes that are no HTTP, unless another has begun. A request whose body they are ends
+        as if its client had left: h11 takes no answer to it any more."""
+        cycle: Any = self.cycle
+        if self._under_way():
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(_refusal("400 Bad Request", "the request is not valid HTTP/1.1"))
+        self.transport.close()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._receiver.pauses()
@@ -263,9 +274,13 @@ def _end_of_lines(data: bytes, most: int) -> int:
 
 def _too_slow(head_timeout_s: float) -> bytes:
     message = f"the request's head did not arrive within {head_timeout_s:g} s (FLORENCE_HEAD_TIMEOUT_S)"
+    return _refusal("408 Request Timeout", message)
+
+
+def _refusal(status: str, message: str) -> bytes:
     body = json.dumps({"error": message}).encode("ascii")
     head = (
-        "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode("ascii") + body

@@ -48,6 +48,7 @@ from florence.server.supervisor import (
     share_one_heap,
 )
 from florence.server.tls import Tls, tls_of
+from florence.server.tracing import read_any_header
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint, prompt_endpoint
 from florence.server.typed.openapi import create_about_app
@@ -126,6 +127,7 @@ class TaskService:
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
         guard_log()
+        read_any_header()
         sys.setswitchinterval(SWITCH_S)
         if self.settings.log_format == "json":
             log_json()

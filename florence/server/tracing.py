@@ -27,6 +27,18 @@ def bentoml_tracing() -> TracerProvider:
     return provider
 
 
+def read_any_header() -> None:
+    """Let BentoML's outermost middleware, OpenTelemetry's, read each header. It takes bytes that are not
+    UTF-8 for Python's escapes, and fails at those that are none: a 500 with a traceback."""
+    from opentelemetry.instrumentation import asgi
+
+    asgi._decode_header_item = _decode  # it has no option for this
+
+
+def _decode(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
 def trace_request(report: RequestReport, provider: TracerProvider) -> None:
     """Make the spans of a request that has ended: `request`, and below it `read`, `queue`, `encode`, `decode`
     and `answer`, as far as it came."""
