@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--echo-pictures", type=int, default=4000)
+    parser.add_argument("--cores", type=int, default=CORES, help="of the actor with a model")
+    parser.add_argument("--ray", default="local", help="cluster's address; default: started for each run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = "demo"
@@ -64,13 +66,13 @@ def main() -> None:
         for _ in range(arguments.rounds):
             command = bulk_command(model, arguments.concurrency)
             plain = rate_of(command, Path(folder), arguments.pictures)
-            on_ray = [*command, "--ray", "local", "--cpus-per-actor", str(CORES)]
+            on_ray = [*command, "--ray", arguments.ray, "--cpus-per-actor", str(arguments.cores)]
             ray = rate_of(on_ray, Path(folder), arguments.pictures)
             ratios.append(ray / plain)
             load = os.getloadavg()[0]
             print(f"plain {plain:.2f}, one actor {ray:.2f} pictures/s: {ratios[-1]:.3f}; load {load:.1f}")
     print(f"median of the ratios: {statistics.median(ratios):.3f}")
-    print_overheads(arguments.echo_pictures)
+    print_overheads(arguments.echo_pictures, arguments.ray)
 
 
 def bulk_command(model: str, concurrency: int) -> list[str]:
@@ -128,12 +130,12 @@ def make_ask() -> Ask:
     return answer_at_once
 
 
-def print_overheads(count: int) -> None:
+def print_overheads(count: int, address: str) -> None:
     """Milliseconds a batch and a picture, and bytes a picture, of one actor that answers at once."""
     names = [f"in/{number:08}.jpg" for number in range(count)]
     jobs = [Job(PictureItem(name, f"/data/{name}"), (QUESTION,)) for name in names]
     seconds: dict[int, float] = {}
-    with cluster("local"):
+    with cluster(address):
         for batch in (32, 32, 4):  # the first one warms workers up
             run = RayRun(ActorPool(1, 1, cpus=1), batch, actor={"make_ask": make_ask})
             times = [time.perf_counter() for _ in run.lines(JobSource(jobs, batch))]

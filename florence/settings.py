@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from florence.engine.config import CpuKernels, CudaKernels, EngineConfig
+from florence.engine.config import CpuKernels, CudaKernels, EncodeStreamChoice, EngineConfig
 from florence.errors import SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
 from florence.images.tiles import MOST_TILES
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     cpu_kernels: CpuKernels = _engine("cpu_kernels")
     cuda_kernels: CudaKernels = _engine("cuda_kernels")
     compile_tower: bool = _engine("compile_tower")
-    encode_stream: bool = _engine("encode_stream")
+    encode_stream: EncodeStreamChoice = _engine("encode_stream")
     max_batch_size: int | None = _engine("max_batch_size")
     max_encode_batch: int | None = _engine("max_encode_batch")
     max_queue: int = _engine("max_queue")
@@ -169,7 +169,18 @@ class Settings(BaseSettings):
         default=15.0, gt=0, le=3600, description="Seconds for the head of an HTTP request to arrive."
     )
     body_timeout_s: float = Field(
-        default=60.0, gt=0, le=86_400, description="Seconds for the body of an HTTP request to arrive."
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds for the body of an HTTP request to arrive; and after which a client that takes "
+        "nothing more of its answer is given up.",
+    )
+    max_connections: int = Field(
+        default=4096,
+        ge=16,
+        le=10**6,
+        description="Most HTTP connections of a worker: beyond them the one that has waited longest for a "
+        "request is closed; where each has one under way, a new one gets a 503.",
     )
     cors_origins: str | None = Field(
         default=None,

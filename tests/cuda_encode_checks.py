@@ -26,6 +26,7 @@ from florence.model.kernels.cuda import copies, gelu, norms, positions, tower_at
 
 CPU = torch.device("cpu")
 SEEDS = range(3)
+EACH = pytest.mark.parametrize(("dice", "dtype"), [*enumerate(DTYPES)], indirect=["dice"], ids=str)
 
 
 @pytest.fixture
@@ -39,8 +40,7 @@ def same(kernel: Callable[..., Any], twin: Callable[..., Any], *arguments: Any) 
     torch.testing.assert_close(kernel(*arguments), twin(*arguments), **DTYPES[arguments[0].dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dice", SEEDS, indirect=True)
+@EACH
 def test_positions_and_norm_equal_their_twin(
     dice: random.Random, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,8 +54,7 @@ def test_positions_and_norm_equal_their_twin(
     same(positions.position_norm, tower_twins.position_norm, cells, taps, *vectors[:3], following, 1e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dice", SEEDS, indirect=True)
+@EACH
 def test_windows_equal_their_twin(dice: random.Random, dtype: torch.dtype) -> None:
     """Windows of more cells than a block, and windows that reach beyond the picture, where cells of zeros
     take part: with a bias, and with none."""

@@ -1,8 +1,10 @@
-"""README.md and the pages of docs/: their text, their links, and the blocks of code in them."""
+"""README.md and the pages of docs/: their text, their links, the blocks of code in them, and the benchmarks'
+commands that they and benchmarks/ name."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,11 +16,15 @@ DOCS = ROOT / "docs"
 PAGES: Final = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 NAMES: Final = tuple(str(page.relative_to(ROOT)) for page in PAGES)
 RUNNABLE: Final = ("sh", "python")
+BENCHMARKS = ROOT / "benchmarks"
+MODES: Final = {"--deadline", "--health", "--playground"}
+"""Options with which a benchmark does something else; a mode has a test of its own."""
 
 _BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_BENCHMARK = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
 
 
 @dataclass(frozen=True)
@@ -71,3 +77,15 @@ def links(page: Path) -> list[tuple[str, str]]:
     """(target, section) of each link to a file of this project; a target of "" is the page itself."""
     found = re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", read(page))
     return [(target, section) for target, section in found]
+
+
+def benchmark_commands() -> list[tuple[str, list[str]]]:
+    """(script, its options) of each command that the documents name."""
+    texts = map(read, (*BENCHMARKS.glob("*.md"), *PAGES))
+    return [(found[1], shlex.split(found[2])) for text in texts for found in _BENCHMARK.finditer(text)]
+
+
+def named_options(script: str, mode: str | None = None) -> list[str]:
+    """All options with which the documents call it in this mode, or in none, one after the other."""
+    calls = [options for name, options in benchmark_commands() if name == script]
+    return [word for call in calls if next(iter(MODES & {*call}), None) == mode for word in call]

@@ -84,3 +84,34 @@ def header_only(format: str, width: int, height: int) -> bytes:
         at = struct.unpack_from("<I", data, 4)[0] + 2
         data[at : at + 24] = b"".join(value)
     return bytes(data)
+
+
+def tiff_of(values: np.ndarray[Any, Any], photometric: int = 1, bits: int = 0, data: bytes = b"") -> bytes:
+    """A TIFF that stores these values as they are, [height, width] or [height, width, samples]; types and
+    colours that Pillow reads and does not write. bits, data: of values that are packed."""
+    height, width, samples = (*values.shape, 1)[:3]
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    data = data or values.astype(values.dtype.newbyteorder("<")).tobytes()
+    after = 8 + len(data)
+    lists = [struct.pack(f"<{samples}H", *samples * [one]) for one in (bits or 8 * values.itemsize, kind)]
+    tags = {
+        256: width,
+        257: height,
+        258: lists[0],
+        259: 1,
+        262: photometric,
+        273: 8,
+        277: samples,
+        278: height,
+    }
+    tags |= {278: height, 279: len(data), 339: lists[1]}
+    directory, behind = struct.pack("<H", len(tags)), b""
+    for tag, value in tags.items():
+        if isinstance(value, int):
+            directory += struct.pack("<HHII", tag, 4, 1, value)
+            continue
+        if len(value) > 4:
+            behind += value
+            value = struct.pack("<I", after + 2 + 12 * len(tags) + 4 + len(behind) - len(value))
+        directory += struct.pack("<HHI", tag, 3, samples) + value.ljust(4, b"\0")
+    return struct.pack("<2sHI", b"II", 42, after) + data + directory + bytes(4) + behind

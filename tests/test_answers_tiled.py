@@ -179,6 +179,39 @@ def test_items_of_one_tile_are_never_one_thing() -> None:
     assert items_of(merge_results(tiles, (100, 100))) == items_of(tiles[0].result)
 
 
+@given(seed=st.integers(0, 100_000))
+def test_a_cut_things_sliver_beside_it_is_a_part_of_it(seed: int) -> None:
+    """A tile that shows only the top of a thing may place it a little above the whole one. A thing of another
+    label there stays."""
+    dice = random.Random(seed)
+    frames = [(0.0, 0.0, 200.0, 200.0), (0.0, 120.0, 200.0, 320.0)]
+    left, top = dice.uniform(20, 80), dice.uniform(150, 165)
+    whole = (left, top, left + dice.uniform(60, 100), top + dice.uniform(70, 100))
+    sliver = (left + 2, top - 4.5, whole[2] - 2, top - 0.5)
+    for label in ("a", "b"):
+        tiles = [
+            TileResult(frames[0], Detections(detections=[Detection(label=label, box=sliver, score=0.4)])),
+            TileResult(frames[1], detections(frames[1], [("a", whole)])),
+        ]
+        kept = ["a"] if label == "a" else ["b", "a"]
+        assert [place.label for place in items_of(merge_results(tiles, (200, 320)))] == kept
+
+
+def test_what_another_tile_denies_is_dropped() -> None:
+    """Two labels for one place in one tile: where another tile shows that place and gives it one of them, the
+    other one goes. Where no tile looks, or all agree on both, the model's word stands."""
+    ring, word = (100.0, 80.0, 172.0, 156.0), (72.0, 80.0, 172.0, 133.0)
+    near, far = (90.0, 40.0, 300.0, 250.0), (150.0, 40.0, 300.0, 250.0)
+    both = detections((0.0, 0.0, 200.0, 200.0), [("ring", ring), ("word", word)])
+    for other, things, kept in (
+        (near, [("ring", ring)], ["ring"]),
+        (far, [("ring", ring)], ["ring", "word"]),
+        (near, [("ring", ring), ("word", word)], ["ring", "word"]),
+    ):
+        tiles = [TileResult((0.0, 0.0, 200.0, 200.0), both), TileResult(other, detections(other, things))]
+        assert [place.label for place in items_of(merge_results(tiles, (300, 250)))] == kept
+
+
 def test_text_stands_nowhere_twice() -> None:
     """Of two tiles' readings of one place the likelier stays, though their places differ somewhat."""
     frames = [(0.0, 0.0, 100.0, 100.0), (0.0, 0.0, 99.0, 100.0)]

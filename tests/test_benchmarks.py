@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from forked import forker
+from pages import BENCHMARKS, benchmark_commands, named_options
 
-ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
 PATIENCE_S = 900  # of a script on a machine that does other work too
-COMMAND = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
 
 TINY = {
+    "attacks.py": "--scale 0.001 --only nothing,half,docs.json,metadata,circle",
     "attention.py": "--requests 1 --beams 1 --threads 1",
     "bulk.py": "--pictures 40 --rounds 1 --seconds 0.2",
-    "bulk_on_ray.py": "--size tiny --pictures 3 --rounds 1 --concurrency 2 --echo-pictures 64",
     "decode_step.py": "--size tiny --requests 1 --turns 1",
     "encode.py": "--size tiny --rounds 1 --threads 1",
     "endurance.py": "--few 4 --many 8 --turns 1 --answers 8 --threads 1",
@@ -37,28 +33,12 @@ TINY = {
 """Options, put behind those of the documents, which make a script small. Those that need more have tests of
 their own below, or need what this machine lacks."""
 
-MODES = {"--deadline", "--health", "--playground"}
-"""Options with which a script does something else; a mode has a test of its own."""
-
 Run = Callable[..., str]
 """A script's name, options -> what it prints."""
 
-ELSEWHERE = {"drift.py", "exactness.py", "gpu.py", "perf_analyzer.py", "reading.py"}
+ELSEWHERE = {"bulk_on_ray.py", "drift.py", "exactness.py", "gpu.py", "perf_analyzer.py", "reading.py"}
 
 pytestmark = pytest.mark.slow
-
-
-def documents() -> list[str]:
-    """The texts that name commands."""
-    paths = [*BENCHMARKS.glob("*.md"), ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
-    return [path.read_text(encoding="utf-8") for path in paths]
-
-
-def named_options(script: str, mode: str | None = None) -> list[str]:
-    """All options with which the documents call it in this mode, or in none, one after the other."""
-    calls = [found[2] for text in documents() for found in COMMAND.finditer(text) if found[1] == script]
-    words = [shlex.split(call) for call in calls]
-    return [word for call in words if next(iter(MODES & {*call}), None) == mode for word in call]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +111,7 @@ def test_every_script_is_run_by_a_test() -> None:
 
 def test_the_documents_name_the_scripts_that_are_there() -> None:
     """No others, and the list in benchmarks/README.md is complete."""
-    named = {found[1] for text in documents() for found in COMMAND.finditer(text)}
+    named = {script for script, _ in benchmark_commands()}
     assert named <= TINY.keys() | ELSEWHERE
     table = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert {name for name in TINY.keys() | ELSEWHERE if f"`{name}`" not in table} == set()

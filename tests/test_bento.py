@@ -87,15 +87,6 @@ def test_the_image_is_the_one_with_cuda_and_runs_as_its_own_user(bento: Bento) -
     assert "\nnvidia-cudnn" in packages
 
 
-def test_a_build_for_the_cpu_has_the_image_without_cuda(tmp_path: Path) -> None:
-    """FLORENCE_DEVICE=cpu picks the variant, and stays the default in the container."""
-    dockerfile, packages = image_files(build(tmp_path, FLORENCE_DEVICE="cpu"))
-    assert "ARG UV_TORCH_BACKEND=cpu\n" in dockerfile
-    assert "ARG FLORENCE_DEVICE=cpu\n" in dockerfile
-    assert "\nnvidia-cudnn" not in packages
-    assert "\ntorch==" in packages
-
-
 def test_service_and_library_are_the_bentos_own(bento: Bento, tmp_path: Path) -> None:
     """Loading it imports nothing from the tree that it was built from."""
     program = "import bentoml, sys; bentoml.load(sys.argv[1]); import florence; print(florence.__file__)"
@@ -144,18 +135,27 @@ def test_bentomls_clients_are_answered(server: Server, caption: str) -> None:
     assert asyncio.run(call()) == caption
 
 
-def test_weights_of_a_directory_are_packed(tmp_path: Path) -> None:
-    """After the build neither the directory nor the hub is needed; the answers name what was packed. Two
-    builds share one copy in BentoML's model store."""
+def test_a_build_for_the_cpu_with_the_weights_of_a_directory(tmp_path: Path) -> None:
+    """`--arg device=cpu` and FLORENCE_DEVICE=cpu pick the image without CUDA, and stay the default in the
+    container; the Bento keeps its argument, which holds when it is served. After the build neither the
+    directory nor the hub is needed; the answers name what was packed. Two builds share one copy in BentoML's
+    model store."""
     original = tmp_path / "my-finetune"
     shutil.copytree(DEMO, original)
     home = tmp_path / "home"
-    bento = build(home, FLORENCE_MODEL=str(original))
-    assert run_build(home, FLORENCE_MODEL=str(original)).returncode == 0
-    assert len(list(home.glob("bentos/*/*/bento.yaml"))) == 2
+    bento = build(home, ["device=cpu"], FLORENCE_MODEL=str(original))
+    assert run_build(home, FLORENCE_DEVICE="cpu", FLORENCE_MODEL=str(original)).returncode == 0
+    built = [path.parent for path in home.glob("bentos/*/*/bento.yaml")]
+    assert len(built) == 2
+    for path in built:
+        dockerfile, packages = image_files(Bento(home, path))
+        assert "ARG UV_TORCH_BACKEND=cpu\n" in dockerfile
+        assert "ARG FLORENCE_DEVICE=cpu\n" in dockerfile
+        assert "\nnvidia-cudnn" not in packages
+        assert "\ntorch==" in packages
     assert len(list(home.glob("models/*/*/model.safetensors"))) == 1
     shutil.rmtree(original)
-    with bento.serving(tmp_path) as server:
+    with bento.serving(tmp_path, FLORENCE_DEVICE="cuda:3") as server:
         assert checkpoint_of(server) == "my-finetune"
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pictures import drawn, saved
 from PIL import Image
@@ -43,6 +43,7 @@ def overlap_of(spans: list[tuple[int, int]]) -> int:
 
 
 @given(width=lengths, height=lengths, scale=st.floats(0.5, 8), overlap=st.tuples(overlaps, overlaps))
+@example(1, 603, 7.53515625, (0.0, 0.0))  # a fifth of a pixel longer than a tile
 def test_auto_covers_the_picture_with_the_fewest_tiles(
     width: int, height: int, scale: float, overlap: tuple[float, float]
 ) -> None:

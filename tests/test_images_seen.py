@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pictures import MODES, STORABLE, drawn, saved
+from pictures import MODES, STORABLE, drawn, saved, tiff_of
 from PIL import Image, ImageCms, ImageOps
 
+from florence.client.pictures import picture_bytes
 from florence.errors import ImageError
 from florence.images.decode import load_image, open_image
 from florence.images.limits import DEFAULT_LIMITS
@@ -63,16 +64,69 @@ def test_more_than_8_bits_are_scaled_by_their_range(name: str, make: Callable[[]
     assert not np.array_equal(opened(make(), ORIGINAL)[..., 0], RAMP)
 
 
+def packed_in_12_bits() -> bytes:
+    """Two values in three bytes, as cameras of microscopes write them."""
+    values = np.round(RAMP / 255 * 4095).astype(np.uint16)
+    first, second = values[:, 0::2], values[:, 1::2]
+    three = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1)
+    return tiff_of(values, bits=12, data=three.astype(np.uint8).tobytes())
+
+
+STORED = {
+    "8 bits with a sign": lambda: tiff_of((RAMP - 128).astype(np.int8)),
+    "12 bits": packed_in_12_bits,
+    "16 bits with a sign": lambda: tiff_of((RAMP * 257 - 2**15).astype(np.int16)),
+    "32 bits without a sign": lambda: tiff_of((RAMP * 16843009).astype(np.uint32)),
+    "32 bits with a sign": lambda: tiff_of((RAMP * 16843009 - 2**31).astype(np.int32)),
+    "8 bits, 0 is white": lambda: tiff_of((255 - RAMP).astype(np.uint8), photometric=0),
+    "16 bits, 0 is white": lambda: tiff_of(((255 - RAMP) * 257).astype(np.uint16), photometric=0),
+    "floats, 0 is white": lambda: tiff_of((1 - RAMP / 255).astype(np.float32), photometric=0),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_every_way_to_store_a_value_shows_the_same_ramp(name: str) -> None:
+    """From a file, and from a PIL picture that is opened, or loaded already, in the library and sent by the
+    client: Pillow's mode alone does not tell these apart."""
+    data = STORED[name]()
+    assert np.array_equal(opened(data)[..., 0], RAMP)
+    for loaded in (False, True):
+        with Image.open(io.BytesIO(data)) as picture:
+            if loaded:
+                picture.load()
+            assert np.array_equal(np.asarray(load_image(picture, view=SEEN))[..., 0], RAMP)
+            assert np.array_equal(opened(picture_bytes(picture))[..., 0], RAMP)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "3 floating-point samples of 32 bits a pixel"),
+        (np.zeros((4, 4), np.float64), "1 floating-point sample of 64 bits"),
+        (np.zeros((4, 4, 3), np.int16), "3 signed samples of 16 bits"),
+    ],
+)
+def test_what_is_not_read_is_refused_by_its_name(values: NDArray[np.generic], told: str) -> None:
+    """Not as a damaged header: the file is sound."""
+    with pytest.raises(ImageError, match=f"the TIFF picture has {told}.*not read"):
+        opened(tiff_of(values, photometric=2 if values.ndim == 3 else 1))
+
+
 @pytest.mark.parametrize("value", [0.25, 7.0, -3.0])
 def test_a_flat_picture_of_floats_is_read(value: float) -> None:
     """Its range is empty: no division by nothing."""
     assert len(np.unique(opened(stored(np.full((4, 4), value, np.float32))))) == 1
 
 
-def test_floats_that_are_not_finite_are_refused_by_name() -> None:
-    """A range with infinity in it would make all else black."""
-    with pytest.raises(ImageError, match="not finite"):
-        opened(stored(np.array([[0, np.inf]], np.float32)))
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_floats_that_are_not_finite_are_refused_by_name(value: float) -> None:
+    """Wherever one stands: a range with infinity in it would make all else black, and no number is no
+    brightness."""
+    for place in range(6):
+        values = np.linspace(0, 1, 6, dtype=np.float32)
+        values[place] = value
+        with pytest.raises(ImageError, match="not finite"):
+            opened(stored(values.reshape(2, 3)))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])

@@ -30,10 +30,9 @@ def test_kernels_equal_their_twins_in_the_interpreter() -> None:
     """`cuda_checks.py`: random ragged crowds, in each dtype; `cuda_checks_rows.py`: single rows;
     `cuda_encode_checks.py`: random pictures."""
     checks = [TESTS / f"cuda_{name}.py" for name in ("checks", "checks_rows", "encode_checks")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *checks]
-    done = subprocess.run(
-        command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=TESTS.parent, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", *checks]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -141,10 +141,11 @@ def test_generated_ids_are_those_of_transformers(
 
 @pytest.mark.slow
 def test_the_engine_gives_transformers_ids_at_real_sizes(pair_of: PairOf) -> None:
-    """All requests at once, by the CPU's kernel where it is; `benchmarks/exactness.py` does more of it."""
+    """All requests at once, by the CPU's kernel where it is, of pictures with a quarter of the pixels;
+    `benchmarks/exactness.py` does more of it."""
     native, model = pair_of("base")
     asked = [
-        Request(random_pixels(768, seed=beams), prompt, GenerationOptions(beams, 6, 0, 3, True, 1.0))
+        Request(random_pixels(384, seed=beams), prompt, GenerationOptions(beams, 6, 0, 3, True, 1.0))
         for beams, prompt in zip((1, 5), PROMPTS, strict=False)
     ]
     head_dim = model.config.text.decoder_head_dim

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from uuid import uuid4
 import psutil
 import pytest
 import ray_runs
+from pages import BENCHMARKS, named_options
 from pictures import drawn, saved
 from ray.cluster_utils import Cluster
 from serving import ROOT
@@ -43,6 +46,7 @@ class Nodes:
 
     def __init__(self) -> None:
         head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        head["_system_config"] = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.second = self.add()
 
@@ -223,3 +227,31 @@ def test_a_cluster_that_a_run_starts_ends_with_it(
     assert len(rows_so_far(out)) < len(names)
     florence(*command, "--ray", nodes.address)
     assert [row["picture"] for row in rows(out)] == names
+
+
+def test_the_benchmark_runs_at_a_tiny_size(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate with and without Ray, and what a batch and a picture cost."""
+    tiny = [
+        "--size",
+        "tiny",
+        "--pictures",
+        "3",
+        "--rounds",
+        "1",
+        "--concurrency",
+        "2",
+        "--echo-pictures",
+        "64",
+        "--cores",
+        "1",
+    ]
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(
+        "sys.argv", ["bulk_on_ray.py", *named_options("bulk_on_ray.py"), *tiny, "--ray", nodes.address]
+    )
+    runpy.run_path(str(BENCHMARKS / "bulk_on_ray.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert re.search(r"plain \d+\.\d+, one actor \d+\.\d+ pictures/s", printed)
+    assert re.search(r"object store: [1-9]\d* bytes a picture there, [1-9]\d* back", printed)

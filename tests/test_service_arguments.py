@@ -1,15 +1,14 @@
-"""Settings as BentoML's arguments: `bentoml serve --arg device=cpu`, before the environment."""
+"""Settings as BentoML's arguments: `bentoml serve --arg device=cpu`, before the environment. A build's are in
+`test_bento.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from bentoml._internal.utils.args import set_arguments
-from bentos import build
 from serving import ROOT, serving
 
 from florence.server.service import service_of_environment
@@ -71,13 +70,3 @@ def test_workers_get_the_arguments_of_bentoml_serve() -> None:
         server.wait_ready()
         info = httpx.get(f"{server.url}/info", timeout=60).json()
     assert (info["checkpoint"], info["limits"]["max_queue"]) == ("demo", 7)
-
-
-@pytest.mark.slow
-def test_a_build_takes_arguments_too(tmp_path: Path) -> None:
-    """For the image, and the Bento keeps them: they hold when it is served."""
-    bento = build(tmp_path, ["device=cpu", "model=demo"])
-    assert "ARG UV_TORCH_BACKEND=cpu\n" in (bento.path / "env" / "docker" / "Dockerfile").read_text()
-    with bento.serving(tmp_path, FLORENCE_DEVICE="cuda:3") as server:
-        server.wait_ready()
-        assert httpx.get(f"{server.url}/info", timeout=60).json()["checkpoint"] == "demo"

@@ -16,17 +16,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from florence.answers.filtering import items_of
+from florence.answers.filtering import items_of, overlap
 from florence.answers.lines import lines_of
 from florence.answers.quads import area_of, common_area, points_of
 from florence.answers.split_text import LinePart, join_parts
 from florence.answers.tiled_views import (
     INSIDE,
+    SAME,
     Key,
     Sighting,
     area,
     better_seen,
     group_views,
+    grown,
     hull,
     meet,
     reach_of,
@@ -75,6 +77,11 @@ class _Thing(Generic[ItemT]):
     @property
     def bounds(self) -> Box:
         return hull([view.bounds for view in self.views])
+
+    @property
+    def tiles(self) -> set[int]:
+        """Which ones show it."""
+        return {view.tile for view in self.views}
 
     @property
     def rank(self) -> tuple[bool, float, float]:
@@ -181,8 +188,13 @@ def _reaches(view: Sighting, bounds: Box) -> bool:
 
 
 def _without_parts(things: Sequence[_Thing[ItemT]], frames: Sequence[Box]) -> list[_Thing[ItemT]]:
-    """Without what is only a part of another thing; and of texts that stand in one place only the best."""
-    things = [thing for thing in things if not any(_is_part(thing, other, frames) for other in things)]
+    """Without what is only a part of another thing, or another thing misread; and of texts that stand in one
+    place only the best."""
+    things = [
+        thing
+        for thing in things
+        if not any(_is_part(thing, other, frames) or _is_denied(thing, other, frames) for other in things)
+    ]
     kept: dict[Key, _Thing[ItemT]] = {}
     for thing in sorted(things, key=lambda thing: (-(thing.item.score or 0.0), thing.key)):
         if not any(_in_one_place(thing, other) for other in kept.values()):
@@ -191,13 +203,29 @@ def _without_parts(things: Sequence[_Thing[ItemT]], frames: Sequence[Box]) -> li
 
 
 def _is_part(thing: _Thing[ItemT], other: _Thing[ItemT], frames: Sequence[Box]) -> bool:
-    """Whether a thing is what tiles that cut another one took for all of it."""
-    if thing is other or area(meet(thing.bounds, other.bounds)) < INSIDE * area(thing.bounds):
+    """Whether a thing is what tiles that cut another one took for all of it. Where little of that is in the
+    tile, the model may place it a little beside; texts do stand so near to each other."""
+    is_text = isinstance(thing.item, OcrRegion)
+    around = other.bounds if is_text else grown(other.bounds, frames[thing.views[0].tile])
+    if thing is other or area(meet(thing.bounds, around)) < INSIDE * area(thing.bounds):
         return False
-    tiles, others = ({view.tile for view in each.views} for each in (thing, other))
-    cut = all(meet(other.bounds, frames[tile]) != other.bounds for tile in tiles)
-    alike = isinstance(thing.item, OcrRegion) or thing.views[0].label == other.views[0].label
-    return cut and alike and not others <= tiles and other.rank > thing.rank
+    cut = all(meet(other.bounds, frames[tile]) != other.bounds for tile in thing.tiles)
+    alike = is_text or thing.views[0].label == other.views[0].label
+    return cut and alike and not other.tiles <= thing.tiles and other.rank > thing.rank
+
+
+def _is_denied(thing: _Thing[ItemT], other: _Thing[ItemT], frames: Sequence[Box]) -> bool:
+    """Whether a thing lies in a better one's place, and a tile that shows most of it did not see it. What has
+    another label is in that place if they overlap by half (IoU), what has the same one if half of it is.
+    Of texts `_in_one_place` decides."""
+    most = 0.5 * area(thing.bounds)
+    alike = thing.views[0].label == other.views[0].label
+    there = alike and area(meet(thing.bounds, other.bounds)) >= most
+    there = there or overlap(thing.bounds, other.bounds) >= SAME
+    if thing is other or other.rank < thing.rank or not there or isinstance(thing.item, OcrRegion):
+        return False
+    blind = (frame for tile, frame in enumerate(frames) if tile not in thing.tiles)
+    return any(area(meet(thing.bounds, frame)) >= most for frame in blind)
 
 
 def _in_one_place(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:

@@ -126,6 +126,12 @@ def _zone(a: Box, b: Box) -> Box:
     return left - across, top - down, right + across, bottom + down
 
 
+def grown(bounds: Box, frame: Box) -> Box:
+    """Larger on each side by the margin of a tile that has this frame."""
+    across, down = MARGIN * (frame[2] - frame[0]), MARGIN * (frame[3] - frame[1])
+    return bounds[0] - across, bounds[1] - down, bounds[2] + across, bounds[3] + down
+
+
 def meet(a: Box, b: Box) -> Box:
     """What two boxes have in common; inside out where that is nothing."""
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])

@@ -17,21 +17,13 @@ from PIL import Image, ImageChops
 
 from florence.errors import ImageError
 from florence.images.files import unreadable
-from florence.images.seen import ALPHA, SEEN, flatten, inks_are_plain, orientation_of, raw_mode
+from florence.images.seen import ALPHA, SEEN, Values, flatten, inks_are_plain, orientation_of, values_of
 
 _FAST = 1  # zlib's level: half the time of the default, a few percent more bytes
 _SENT = frozenset(("transparency", "icc_profile"))
 _IN_TIFF = frozenset(("CMYK", "LAB", "F", "I"))
 _KEPT = _IN_TIFF | {"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"}  # the others in PNG
-_LONG = frozenset(("I;32S", "I;32BS"))  # raw modes
-_IN_FULL = _LONG | {
-    "",
-    "I;16",
-    "I;16B",
-    "I;16L",
-    "I;16N",
-    "I;16R",
-}  # "": made here, so 16 bits without a sign
+_IN_FULL = (Values(), Values(32, signed=True))  # as the service reads modes I;16 and I
 
 
 class PixelArray(Protocol):
@@ -107,16 +99,16 @@ def _array_image(array: PixelArray) -> Image.Image:
 def _encoded(image: Image.Image) -> bytes:
     """The picture with what says how it is seen: depth, transparency, colour profile, EXIF orientation. As
     PNG; in a mode that PNG does not hold, as TIFF. Other metadata stays here."""
-    depth = raw_mode(image)
+    values = values_of(image)
     try:
         image.load()
         plain = image.copy()
         plain.info = {name: plain.info[name] for name in _SENT & plain.info.keys()}
         if inks_are_plain(image):
             plain = ImageChops.invert(plain)
-        elif image.mode.startswith("I") and depth not in _IN_FULL:  # 12 bits, or 16 with a sign
-            plain = flatten(plain, SEEN.background, depth)
-        elif image.mode == "I" and depth not in _LONG:
+        elif values not in _IN_FULL and (image.mode.startswith("I") or values.signed or values.inverted):
+            plain = flatten(plain, SEEN.background, values)
+        elif image.mode == "I" and values.bits == 16:
             plain = plain.convert("I;16")
         elif image.mode not in _KEPT:
             plain = plain.convert("RGBA" if image.mode in ALPHA else "RGB")

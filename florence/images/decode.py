@@ -25,7 +25,7 @@ from florence.images.header import HEIF_FORMATS, Header
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.pdf import is_pdf
-from florence.images.seen import ORIGINAL, View, flatten, orientation_of, raw_mode, to_srgb
+from florence.images.seen import ORIGINAL, Values, View, flatten, orientation_of, to_srgb, values_of
 
 # What each EXIF orientation asks for (CIPA DC-008, tag 0x0112); 1 is "as stored".
 _TURNS = {
@@ -86,7 +86,7 @@ def inspect(data: bytes, limits: ImageLimits, view: View = ORIGINAL) -> Header:
     pixels = header.width * header.height
     allowed = MOST_PASSES * limits.max_pixels // header.pass_cost
     if header.passes * pixels > allowed:
-        name = "frame" if header.frame > 1 else "scan"
+        name = "frame" if header.frame > 1 else "part" if header.format in HEIF_FORMATS else "scan"
         raise ImageTooLarge(
             f"the {header.format} picture has {header.passes} {name}{'s' * (header.passes != 1)} of {pixels} "
             f"pixels to decode; up to {allowed} pixels are decoded in all of them together"
@@ -125,9 +125,9 @@ def load_image(
     if view.frame or view.page:
         raise ImageError("a PIL picture is one frame already, chosen by its `seek`: leave frame and page out")
     if view.original:
-        return _flat(image, view, "")
+        return _flat(image, view, Values())
     profile = image.info.get("icc_profile")
-    seen = to_srgb(_flat(image, view, raw_mode(image)), profile if isinstance(profile, bytes) else b"")
+    seen = to_srgb(_flat(image, view, values_of(image)), profile if isinstance(profile, bytes) else b"")
     turn = _TURNS.get(orientation_of(image))  # now that it is loaded: Pillow turns TIFFs itself
     return seen if turn is None else seen.transpose(turn)
 
@@ -222,7 +222,7 @@ def _decode(
     header: Header, view: View, at_least: tuple[int, int] | None
 ) -> tuple[Image.Image, tuple[int, int], int]:
     """The picture as it is stored, its whole width and height, and its orientation."""
-    depth, orientation = "", header.orientation
+    values, orientation = Values(), header.orientation
     try:
         image = _open(header)
         if header.frame > 1:
@@ -235,12 +235,13 @@ def _decode(
         if fits:
             if at_least is not None:
                 image.draft(None, at_least)  # does nothing but for a JPEG
-            depth = raw_mode(image)
+            values = values_of(image)
             image.load()
     except (MemoryError, ImageError):
         raise
     except UnidentifiedImageError as error:  # its text is of a file object
-        raise ImageError(f"the {header.format} picture's header is damaged") from error
+        wrong = f"has {header.stored}, which is not read" if header.stored else "has a damaged header"
+        raise ImageError(f"the {header.format} picture {wrong}") from error
     except Exception as error:  # Pillow raises nearly any type for hostile bytes
         raise ImageError(f"the {header.format} picture is cut short or damaged: {error}") from error
     if not fits:
@@ -248,13 +249,13 @@ def _decode(
             f"the {header.format} picture gives two sizes: {header.width}x{header.height} in its header, "
             f"{found[0]}x{found[1]} to the decoder"
         )
-    return _flat(image, view, depth), found, orientation
+    return _flat(image, view, values), found, orientation
 
 
-def _flat(image: Image.Image, view: View, depth: str) -> Image.Image:
-    """RGB in the original's view; else in one of the modes that `to_srgb` takes. `depth`: its `raw_mode`."""
+def _flat(image: Image.Image, view: View, values: Values) -> Image.Image:
+    """RGB in the original's view; else in a mode that `to_srgb` takes. `values`: as in `flatten`."""
     try:
-        return _to_rgb(image) if view.original else flatten(image, view.background, depth)
+        return _to_rgb(image) if view.original else flatten(image, view.background, values)
     except MemoryError:
         raise
     except Exception as error:  # as in _decode

@@ -29,7 +29,8 @@ class Header:
     `frame`: its number among those in `data`, from 1.
     `rgb`: whether the decoder gives RGB. `extra_bytes`: memory that this file's decoding takes beside what
     its pixels do. `passes`: how often the decoder goes over all pixels; `pass_cost`: the work of one, in
-    scans of a JPEG. `profile`: the colour profile (ICC), empty where there is none.
+    scans of a JPEG. `profile`: the colour profile (ICC), empty where there is none. `stored`: how a TIFF's
+    pixels are, in words.
     """
 
     format: str
@@ -44,6 +45,7 @@ class Header:
     pass_cost: int = 1
     profile: bytes = b""
     frame: int = 1
+    stored: str = ""
 
     def decode_bytes(self, *, original: bool) -> int:
         """The memory to expect, in bytes: the file, as it came and as `data`, and the pixels. `original`: see

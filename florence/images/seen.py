@@ -24,7 +24,9 @@ from florence.images.tiles import Tiling
 _WHITE: Final = (255, 255, 255)
 ALPHA: Final = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
 _KEPT: Final = frozenset(("L", "RGB", "CMYK"))
-_DEPTH: Final = re.compile(r"(?:I|F);(\d+)(.*)")
+_DEPTH: Final = re.compile(r"I;(\d+)(.*)")
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +49,27 @@ SEEN: Final = View()
 ORIGINAL: Final = View(original=True)
 
 
-def flatten(image: Image.Image, background: tuple[int, int, int], depth: str) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class Values:
+    """How the file of a picture in one colour stores a value, which Pillow's modes don't tell. bits, signed:
+    of integers; inverted: 0 is white where Pillow takes it for black."""
+
+    bits: int = 16
+    signed: bool = False
+    inverted: bool = False
+
+
+def flatten(image: Image.Image, background: tuple[int, int, int], values: Values) -> Image.Image:
     """An opaque picture of 8 bits in mode L, RGB or CMYK, in the colours of its own profile.
 
     Integers of more than 8 bits are taken by the full range of their type; floats by 0 to 1 if all are in it,
-    else from their lowest to their highest. `depth`: its `raw_mode` before it was loaded.
+    else from their lowest to their highest. `values`: `values_of` the picture before it was loaded.
     """
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
-        return _flatten_deep(image, depth, background)
+        return _flatten_deep(image, values, background)
+    if image.mode == "L" and values.signed:
+        return image.point([(value + 128) % 256 for value in range(256)])
     if inks_are_plain(image):
         return ImageChops.invert(image)
     if image.mode in ALPHA or "transparency" in image.info:
@@ -92,13 +106,18 @@ def inks_are_plain(image: Image.Image) -> bool:
     return image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
 
 
-def raw_mode(image: Image.Image) -> str:
-    """How an opened picture's file stores a value, such as "I;16S"; Pillow forgets it when it loads the
-    pixels."""
+def values_of(image: Image.Image) -> Values:
+    """Of an opened picture. Once it is loaded Pillow has forgotten it, but for a TIFF, whose tags stay."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if _BITS in tags:
+        (bits, *_), (kind, *_) = tags[_BITS], tags.get(_SAMPLE_FORMAT, (1,))
+        plain = image.mode in ("1", "L")  # which Pillow inverts itself
+        return Values(bits, kind == _SIGNED, not plain and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
     tiles = getattr(image, "tile", ())
     arguments = tiles[0][3] if tiles else ""  # a plain tuple before Pillow 11
     first = arguments if isinstance(arguments, str) else (arguments or ("",))[0]
-    return first if isinstance(first, str) else ""
+    found = _DEPTH.fullmatch(first) if isinstance(first, str) else None
+    return Values(int(found[1]), "S" in found[2]) if found else Values()
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -110,19 +129,32 @@ def orientation_of(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def _flatten_deep(image: Image.Image, depth: str, background: tuple[int, int, int]) -> Image.Image:
-    lowest, highest = _range(image, depth)
-    factor = 255 / (highest - lowest)
-    grey = image.point(_scale(factor, lowest * factor)).convert("L")
+def _flatten_deep(image: Image.Image, values: Values, background: tuple[int, int, int]) -> Image.Image:
+    black, white = _range(image, values)
+    if values.inverted:
+        black, white = white, black
+    grey = _grey(image, black, white)
+    if _wraps(image, values):  # Pillow takes the upper half for negative numbers
+        upper = _grey(image, black - 2.0**32, white - 2.0**32)
+        grey.paste(upper, mask=_grey(image.convert("F"), 0, -1))
     key = image.info.get("transparency")
     if not isinstance(key, int):
         return grey
-    values = image.convert("I")
-    above, below = (values.point(_scale(sign, sign * key)).convert("L") for sign in (1, -1))
-    shown = ImageChops.lighter(above, below).point(lambda difference: 255 if difference else 0)
+    below = _grey(image, key, key - 1)
+    shown = ImageChops.lighter(below, _grey(image, key, key + 1))
     opaque = Image.new("RGB", image.size, background)
     opaque.paste(grey.convert("RGB"), mask=shown)
     return opaque
+
+
+def _grey(image: Image.Image, black: float, white: float) -> Image.Image:
+    """In mode L: values from black's to white's, rounded; what lies beyond is cut off."""
+    factor = 255 / (white - black)
+    return image.point(_scale(factor, black * factor)).convert("L")
+
+
+def _wraps(image: Image.Image, values: Values) -> bool:
+    return image.mode == "I" and values.bits == 32 and not values.signed
 
 
 def _scale(factor: float, zero: float) -> Callable[[float], float]:
@@ -130,15 +162,15 @@ def _scale(factor: float, zero: float) -> Callable[[float], float]:
     return lambda value: value * factor + (0.5 - zero)
 
 
-def _range(image: Image.Image, depth: str) -> tuple[float, float]:
+def _range(image: Image.Image, values: Values) -> tuple[float, float]:
     if image.mode == "F":
         extrema: Any = image.getextrema()
         lowest, highest = extrema
-        if not math.isfinite(highest - lowest):
+        mean: Any = image.reduce(image.size).getpixel((0, 0))  # what is not finite stays so in it
+        if not math.isfinite(mean) or not math.isfinite(highest - lowest):
             raise ValueError("its values are not finite, or too far apart")
         if 0 <= lowest <= highest <= 1:
             return 0.0, 1.0
         return lowest, highest if highest > lowest else lowest + 1
-    found = _DEPTH.fullmatch(depth)
-    bits, signed = (int(found[1]), "S" in found[2]) if found else (16, False)
-    return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
+    half = 2.0 ** (values.bits - 1)
+    return (-half, half - 1) if values.signed else (0.0, 2 * half - 1)

@@ -30,6 +30,8 @@ _LIST_TAGS = frozenset(
 )
 _COMPRESSION, _PHOTOMETRIC, _BITS, _SAMPLES, _STRIP_ROWS, _PLANES = 259, 262, 258, 277, 278, 284
 _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _TILE_OFFSETS = 322, 323, 273, 324
+_SAMPLE_FORMAT: Final = 339
+_FORMATS: Final = {2: "signed ", 3: "floating-point "}
 _PROFILE: Final = 34675
 _MAX_PROFILE: Final = 2**20
 _RGB: Final = 2
@@ -192,12 +194,13 @@ def read_tiff(data: bytes, max_frames: int, number: int = 1) -> Header:
         layout.rgb,
         layout.part_bytes,
         profile=file.bytes_of(entries.get(_PROFILE)),
+        stored=layout.words,
     )
 
 
 class _Layout:
     """How a page's pixels are stored, checked. `part_bytes`: of a strip or tile when it is unpacked. `rgb`:
-    whether Pillow makes RGB of it without a copy."""
+    whether Pillow makes RGB of it without a copy. `words`: for a message that it is not read."""
 
     def __init__(self, file: _File, entries: Mapping[int, _Entry], width: int, height: int) -> None:
         def value(tag: int, default: int) -> int:
@@ -209,9 +212,13 @@ class _Layout:
                 f"the TIFF file's pixels are packed with compression {compression}, which is not read; "
                 f"those that are: {', '.join(dict.fromkeys(COMPRESSIONS.values()))}"
             )
+        kind, colours = _FORMATS.get(value(_SAMPLE_FORMAT, 1), ""), value(_PHOTOMETRIC, 0)
+        self.words = (
+            f"{samples} {kind}sample{'s' * (samples != 1)} of {bits} bits a pixel (photometric {colours})"
+        )
         if not (1 <= samples <= _MAX_SAMPLES and 1 <= bits <= _MAX_BITS):
-            raise ImageError(f"the TIFF file has {samples} samples of {bits} bits a pixel, which is not read")
-        self.rgb = (value(_PHOTOMETRIC, 0), samples, bits, value(_PLANES, 1)) == (_RGB, 3, 8, 1)
+            raise ImageError(f"the TIFF picture has {self.words}, which is not read")
+        self.rgb = (colours, samples, bits, value(_PLANES, 1)) == (_RGB, 3, 8, 1)
         tiled = _TILE_OFFSETS in entries
         offsets = entries.get(_TILE_OFFSETS if tiled else _OFFSETS)
         if offsets is not None and offsets.number > _MAX_PARTS:

@@ -73,13 +73,15 @@ class Tiling:
 
     def _count(self, axis: int, length: int, input_length: int) -> int:
         side, overlap = self.scale * input_length, self.overlap[axis]
-        if length <= side:
+        if length <= side + 0.5:  # in whole pixels
             return 1
         return math.ceil((length / side - overlap) / (1 - overlap) - _ROUNDING)
 
 
 def _spread(length: int, count: int, side: float) -> list[tuple[int, int]]:
     """Start and end of so many parts of one length, evenly spread; at least a pixel each."""
+    if count == 1:
+        return [(0, length)]
     side = min(max(side, 1.0), length)
-    step = (length - side) / (count - 1) if count > 1 else 0.0
+    step = (length - side) / (count - 1)
     return [(round(index * step), min(length, round(index * step + side))) for index in range(count)]

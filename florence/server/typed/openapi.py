@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from florence import __version__
 from florence.errors import Closed
+from florence.server.held import HeldBody
 from florence.server.keys import HELP
 from florence.server.openai.schemas import EVENTS, TAG, chat_paths, chat_schemas
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
@@ -80,7 +81,7 @@ def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
     """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
-        return Response(_document_body(_own_tasks(inference)), media_type=JSON)
+        return _held_document(_own_tasks(inference)).reply(request)
 
     async def info(request: Request) -> Response:
         if inference.model is None:
@@ -99,9 +100,9 @@ def _own_tasks(inference: Inference) -> tuple[Task, ...]:
 
 
 @cache
-def _document_body(own_tasks: tuple[Task, ...]) -> bytes:
+def _held_document(own_tasks: tuple[Task, ...]) -> HeldBody:
     """The document as it is sent."""
-    return bytes(json_reply(openapi_document(own_tasks)).body)
+    return HeldBody(bytes(json_reply(openapi_document(own_tasks)).body), JSON)
 
 
 @cache
