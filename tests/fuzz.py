@@ -31,8 +31,10 @@ import grpc
 import httpx
 import numpy as np
 import psutil
+import requests
 from fuzz_doors import DOORS
 from fuzz_parts import ADAPTER
+from fuzz_schema import ask_by_document
 from fuzz_senders import PATIENCE_S, Send, grpc_sender, http_sender, picture_host, raw_sender
 from lora import write_lora
 from serving import Server, serving_demo
@@ -63,6 +65,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200_000, help="over HTTP and gRPC")
     parser.add_argument("--kinds", default=",".join(fuzzing.TARGETS), help="at function level")
     parser.add_argument("--doors", default=",".join((*DOORS, "raw", *OVER_GRPC)), help="over HTTP and gRPC")
+    parser.add_argument("--examples", type=int, default=200, help="of each operation, by the document")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="for each of these runs")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # the service is ended too
@@ -73,11 +76,15 @@ def main() -> int:
     for kind in filter(None, asked.kinds.split(",")):
         with quiet():  # libtiff writes of each damaged file
             run(kind, function_feeder(kind, asked.seed), numbers(asked.inputs), own_memory, asked.seconds)
-    if asked.requests:
-        with fuzzed_service() as (server, host):
+    if not asked.requests and not asked.examples:
+        return 0
+    with fuzzed_service() as (server, host):
+        if asked.requests:
             read_large_pictures(server)
             doors, over_net = asked.doors.split(","), numbers(asked.requests)
             over_network(server, host, doors, asked.seed, over_net, asked.seconds)
+        if asked.examples:
+            by_document(server, asked.examples, asked.seed)
     return 0
 
 
@@ -153,6 +160,22 @@ def over_network(
             return f"{door} {sender(number)}"
 
         run("HTTP and gRPC", send, numbers, memory_of(server), seconds, TOGETHER, log_checker(server))
+
+
+def by_document(server: Server, examples: int, seed: int) -> None:
+    """Requests that the service's OpenAPI document allows, and such that it forbids."""
+    check = log_checker(server)
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
+
+        def ask(sent: requests.PreparedRequest) -> httpx.Response:
+            headers = {name: value for name, value in sent.headers.items() if name.lower() != "host"}
+            return client.request(str(sent.method), sent.path_url, content=sent.body, headers=headers)
+
+        document = client.get("/docs.json").json()
+        for wrong in (False, True):
+            said = ask_by_document(document, ask, examples, seed, wrong=wrong)
+            print(f"by the document, {'forbidden' if wrong else 'allowed'}: {dict(sorted(said.items()))}")
+            check()
 
 
 def log_checker(server: Server) -> Callable[[], None]:

@@ -306,8 +306,7 @@ def _v2_paths() -> dict[str, Any]:
     )
     stream["responses"]["200"]["content"] = EVENTS
     index = _v2("The models that there are.", "array")
-    only_ready = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
-    index["requestBody"] = {"content": {JSON: {"schema": only_ready, "example": {"ready": True}}}}
+    index["requestBody"] = {"content": {JSON: {"schema": {"$ref": _REFERENCE.format(model="Index")}}}}
     bodies: list[tuple[dict[str, Any], str, Any]] = [
         (infer, "InferRequest", request),
         (generate, "GenerateRequest", values),
