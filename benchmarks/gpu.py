@@ -7,13 +7,13 @@
 Needs torch, timm, transformers, einops, safetensors, numpy and Pillow, and this repository; no service.
 
 smoke         what is installed, captures at tiny size, attention backends against plain attention
-start         seconds and memory until ready
+start         seconds and memory until ready; where encodes run, and what both ways took
 exactness     ids against `transformers.generate` in float32 on the same card, with the gaps of mismatches;
               the served dtype alone, in a crowd, and against float32
 shares        what a copy, a product and a small kernel take: the costs that `gpu_ledger.py` assumes
 replays       graphs between device events, on a grid of slots and lengths, and encodes; what the host adds
 profile       time by kernel of steps and encodes
-streams       a tower beside steps on two streams; two tasks with FLORENCE_ENCODE_STREAM and without
+streams       a tower beside steps on two streams; two tasks with FLORENCE_ENCODE_STREAM=on and off
 rows          nine tasks by the service's engine at 30, 36 and 64, pictures that differ and one; p50 and p99
 transformers  its best static batch
 variants      ways to compute one thing, and each kernel of the project against its twin

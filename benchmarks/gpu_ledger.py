@@ -2,16 +2,16 @@
 measured.
 
     python benchmarks/gpu_ledger.py [--card h100|a100|l4|4090] [--size large|base]
-        [--requests 64 --beams 3 --length 128] [--fp8] [--encode-stream] [--adapters 8]
+        [--requests 64 --beams 3 --length 128] [--fp8] [--encode-stream auto|on|off] [--adapters 8]
         [--json FILE]
 
 A decode step and an encode run on fake CUDA tensors of real sizes, as a CUDA graph would capture them, and
 each operation that is dispatched is written down with its kernels, bytes and FLOP. `ledger/costs.py` has the
 one table of what they cost, with sources; measured figures change it, nothing else does. The nine tasks are
 reckoned by the engine's own scheduler in a closed loop. `--length`: positions of the longest sequences;
-`--crowds`: random crowds with which graphs are counted, 0 to leave that out. `--fp8` and `--encode-stream`
-reckon the settings that are off until a GPU has decided, `--adapters` a step with so many adapters of rank 16
-beside the linear layers of the language model.
+`--crowds`: random crowds with which graphs are counted, 0 to leave that out. `--fp8` reckons a setting that
+is off until a GPU has decided, `--encode-stream` encodes beside steps or between them, `--adapters` a step
+with so many adapters of rank 16 beside the linear layers of the language model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--crowds", type=int, default=100)
     parser.add_argument("--fp8", action="store_true", help="with FLORENCE_DTYPE=fp8")
-    parser.add_argument("--encode-stream", action="store_true", help="with FLORENCE_ENCODE_STREAM=true")
+    parser.add_argument(
+        "--encode-stream",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="FLORENCE_ENCODE_STREAM; auto: as the trial at the start would choose, reckoned",
+    )
     parser.add_argument("--adapters", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()

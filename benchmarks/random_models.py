@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
+from florence.engine.config import EncodeStreamChoice
 from florence.engine.device.backend import Backend
 from florence.engine.device.find_cuda_kernels import find_quantizer
 from florence.engine.device.reference import TokenRules
@@ -95,10 +96,13 @@ def load_saved(
     return model
 
 
-def backend_of(model: Florence2Model) -> Backend:
-    """How the service would run the model on its device."""
+def backend_of(model: Florence2Model, encode_stream: EncodeStreamChoice = "off") -> Backend:
+    """How the service would run the model on its device, with this setting for encodes."""
     config = model.config
-    return Backend.for_device(model.device, model.dtype, config.text.decoder_head_dim, vision=config.vision)
+    head_dim = config.text.decoder_head_dim
+    return Backend.for_device(
+        model.device, model.dtype, head_dim, vision=config.vision, encode_stream=encode_stream
+    )
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Generator, Iterator
+from ctypes import CDLL
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread() -> None:
     """Small models run faster, and sums come out the same everywhere, on one thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_memory() -> Iterator[None]:
+    """What a module's models have left goes back to the system: glibc would keep gigabytes of it."""
+    yield
+    CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -156,6 +156,7 @@ class FakeModel:
             "parameters": 1,
             "device": "cpu",
             "dtype": "float32",
+            "encode_stream": "off",
             "picture_size": [32, 32],
             "limits": RequestLimits(**{**Settings().model_dump(), **asdict(EngineConfig())}).model_dump(),
             "generation": asdict(GenerationDefaults(3, 3, True, 1.0, 0, 2))

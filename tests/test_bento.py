@@ -145,7 +145,8 @@ def test_a_build_for_the_cpu_with_the_weights_of_a_directory(tmp_path: Path) -> 
     home = tmp_path / "home"
     bento = build(home, ["device=cpu"], FLORENCE_MODEL=str(original))
     assert run_build(home, FLORENCE_DEVICE="cpu", FLORENCE_MODEL=str(original)).returncode == 0
-    assert len(built := [path.parent for path in home.glob("bentos/*/*/bento.yaml")]) == 2
+    built = [path.parent for path in home.glob("bentos/*/*/bento.yaml")]
+    assert len(built) == 2
     for path in built:
         dockerfile, packages = image_files(Bento(home, path))
         assert "ARG UV_TORCH_BACKEND=cpu\n" in dockerfile

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from waiting import wait_until
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.graphs import CapturedWork, EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.reference import generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.device.search_state import RUNNING, starts_of
@@ -241,6 +242,35 @@ def test_what_can_t_be_captured_runs_uncaptured(
     said = [record.message for record in caplog.records if "can't be captured" in record.message]
     assert len(said) == sum(number in refused for number in range(1, capturer.captures + 1))
     assert {message.split()[1] for message in said} == {"encode", "step"}
+
+
+def test_all_is_done_once_before_the_first_capture(
+    model: Florence2Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of encodes, and of steps. What an encode takes when it runs uncaptured is gone again by then: beside
+    what graphs keep, it would need the room of two."""
+    done: list[str] = []
+    for name in ("warm_up", "capture"):
+        method = getattr(CapturedWork, name)
+
+        def noted(work: Any, *arguments: Any, method: Any = method, name: str = name) -> Any:
+            done.append(f"{name} {work._name.split()[1]}")
+            return method(work, *arguments)
+
+        monkeypatch.setattr(CapturedWork, name, noted)
+    runner = Runner(
+        model,
+        8,
+        picture_tokens=PICTURE_TOKENS,
+        picture_size=(64, 64),
+        decoder_room=20,
+        backend=gpu_like(EagerCapturer()),
+    )
+    runner.prepare()
+    order = [key for key, _ in groupby(done)]
+    assert order == ["warm_up encode", "capture encode", "warm_up step", "capture step"]
+    for name in ("encode", "step"):
+        assert done.count(f"warm_up {name}") == done.count(f"capture {name}") > 1
 
 
 def test_searches_start_with_one_copy_from_the_host(model: Florence2Model) -> None:

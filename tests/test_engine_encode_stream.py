@@ -277,7 +277,7 @@ def test_what_is_sent_to_the_second_stream_follows_the_steps_and_ends_with_an_ev
 @pytest.mark.usefixtures("calls")
 def test_graphs_of_encodes_have_a_pool_of_their_own_and_steps_come_first() -> None:
     """With the setting; without it everything is on one stream."""
-    backend = Backend.for_device(GPU, torch.bfloat16, 64, encode_stream=True)
+    backend = Backend.for_device(GPU, torch.bfloat16, 64, encode_stream="on")
     stream = backend.encode_stream
     assert isinstance(backend.capturer, CudaGraphCapturer)
     assert isinstance(stream.capturer, CudaGraphCapturer)

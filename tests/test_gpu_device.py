@@ -142,6 +142,7 @@ def test_replays_read_their_buffers(kind: str) -> None:
     memory = memory_of(kind)
     buffer = memory.upload(torch.zeros(4)).clone()
     work = CapturedWork("the work", lambda: [buffer * 2], [buffer], memory)
+    work.warm_up()
     work.capture(capturer_of(kind))
     assert work.captured
     for number in range(3):
@@ -165,6 +166,8 @@ def test_work_that_can_t_be_captured_runs_and_other_work_still_is(
     reading.reads = True  # type: ignore[attr-defined]
     bad = CapturedWork("the reading work", reading, [buffer], memory)
     good = [CapturedWork("other work", lambda: [buffer + 1], [buffer], memory) for _ in range(2)]
+    for work in (*good, bad):
+        work.warm_up()
     good[0].capture(capturer)
     bad.capture(capturer)
     good[1].capture(capturer)

@@ -19,12 +19,14 @@ import torch
 from goldens import imagenet_normalize
 from shared_pool import SharedPool
 from tiny import make_native
+from two_views import TwoViews
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
-from florence.engine.config import EngineConfig
+from florence.engine.config import DEFAULT_ENCODE_BUDGET_MS, EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.bucket_steps import BucketSteps
+from florence.engine.device.encode_stream import EncodeStream
 from florence.engine.device.graphs import EagerCapturer, GraphCapturer
 from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
@@ -55,6 +57,11 @@ SIZES: dict[str, dict[str, Any]] = {
 """Heads and groups of channels are of 16 or 32 numbers, as the kernels for GPUs want them."""
 
 
+CONFIG = EngineConfig(
+    max_batch_size=SLOTS, max_encode_batch=4, max_new_tokens=ROOM, max_prompt_tokens=LONGEST_PROMPT
+)
+
+
 class Answer(NamedTuple):
     """What a request got."""
 
@@ -80,7 +87,12 @@ def load(checkpoint: Path, kind: str, dtype: torch.dtype) -> Florence2Model:
     return model
 
 
-def backend_of(model: Florence2Model, kind: str, capturer: GraphCapturer | None = None) -> Backend:
+def backend_of(
+    model: Florence2Model,
+    kind: str,
+    capturer: GraphCapturer | None = None,
+    encode_stream: EncodeStreamChoice = "off",
+) -> Backend:
     """As on a GPU; `capturer` replaces the device's own. The kernels are used where they are asked for: with
     PyTorch's operations in their place a test would tell nothing of them."""
     if kind != "cpu":
@@ -91,19 +103,30 @@ def backend_of(model: Florence2Model, kind: str, capturer: GraphCapturer | None 
             config.text.decoder_head_dim,
             vision=config.vision,
             cuda_kernels="off" if kind == DENSE else "auto",
+            encode_stream=encode_stream,
         )
         assert backend.attention.grouped == (backend.encode is not PLAIN) == (kind != DENSE)
         return backend if capturer is None else replace(backend, capturer=capturer)
     return Backend(
-        capturer=capturer or SharedPool(), delayed_readback=True, free_host_reads=False, pins_attention=True
+        capturer=capturer or SharedPool(),
+        delayed_readback=True,
+        free_host_reads=False,
+        encode_stream=EncodeStream() if encode_stream == "off" else TwoViews(),
+        encode_budget_s=DEFAULT_ENCODE_BUDGET_MS / 1000 if encode_stream == "auto" else None,
+        pins_attention=True,
     )
 
 
-def runner_of(model: Florence2Model, kind: str, capturer: GraphCapturer | None = None) -> Runner:
+def runner_of(
+    model: Florence2Model,
+    kind: str,
+    capturer: GraphCapturer | None = None,
+    encode_stream: EncodeStreamChoice = "off",
+) -> Runner:
     return Runner(
         model,
         SLOTS,
-        backend=backend_of(model, kind, capturer),
+        backend=backend_of(model, kind, capturer, encode_stream),
         picture_tokens=PICTURE_TOKENS,
         encode_batch=4,
         picture_size=(64, 64),
@@ -206,11 +229,8 @@ def test_two_engines_on_one_device_do_not_disturb_each_other(checkpoint: Path, k
     """They start, capture and serve at the same time; each request gets the answer that it gets alone."""
     models = [load(checkpoint, kind, FLOAT32) for _ in range(2)]
     asked = [random_request(random.Random(100 + seed)) for seed in range(16)]
-    config = EngineConfig(
-        max_batch_size=SLOTS, max_encode_batch=4, max_new_tokens=ROOM, max_prompt_tokens=LONGEST_PROMPT
-    )
     runners = [runner_of(model, kind) for model in models]
-    engines = [Engine(runner, config) for runner in runners]
+    engines = [Engine(runner, CONFIG) for runner in runners]
     futures = [generate(engines[number % 2], request) for number, request in enumerate(asked * 2)]
     futures += [generate(engines[1 - number % 2], request) for number, request in enumerate(asked)]
     answers = [future.result(PATIENCE_S).token_ids for future in futures]
@@ -219,6 +239,35 @@ def test_two_engines_on_one_device_do_not_disturb_each_other(checkpoint: Path, k
     with torch.inference_mode():
         expected = [tuple(alone(models[0], runners[0], request)) for request in asked]
     assert answers == expected * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DEVICES)
+@pytest.mark.parametrize("choice", ["auto", "on"])
+def test_encodes_beside_steps_change_no_answer(
+    checkpoint: Path, kind: str, choice: EncodeStreamChoice
+) -> None:
+    """Where they are set to run there, and where the device decides at the start: it finds that both ways
+    compute the same numbers, and keeps what it found in a reset, while requests wait for an encode."""
+    model = load(checkpoint, kind, FLOAT32)
+    asked = [random_request(random.Random(200 + seed)) for seed in range(12)]
+    runner = runner_of(model, kind, encode_stream=choice)
+    with torch.inference_mode():
+        expected = [tuple(alone(model, runner, request)) for request in asked]
+    for _ in range(2):
+        engine = Engine(runner, CONFIG)
+        futures = [generate(engine, request) for request in asked]
+        assert [future.result(PATIENCE_S).token_ids for future in futures] == expected
+        engine.close()
+        decision = runner.decision
+        assert decision is not None
+        assert decision.runs_beside or choice == "auto"
+        if choice == "auto":
+            assert decision.between is not None, decision.why
+            assert decision.beside is not None
+        runner.encode_parts([SequenceState(each) for each in asked[:3]]).send(None)
+        runner.reset()
+        assert runner.decision is decision
 
 
 @pytest.mark.gpu

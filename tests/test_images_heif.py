@@ -11,6 +11,7 @@ from contextlib import suppress
 import numpy as np
 import pillow_heif
 import pytest
+from heifs import derived, grid, overlay
 from pictures import drawn
 from PIL import Image, ImageOps
 from waiting import PATIENCE_S
@@ -123,3 +124,37 @@ def test_a_film_is_not_a_picture() -> None:
     """Other files of boxes are refused as an unknown format."""
     with pytest.raises(ImageError, match="not a picture in a known format"):
         open_image(struct.pack(">I4s4s", 16, b"ftyp", b"isom") + bytes(100))
+
+
+@pytest.mark.parametrize("kind", ["grid", "overlay", "a grid of grids"])
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+def test_what_a_picture_is_made_of_counts(format: str, kind: str) -> None:
+    """A small file may use one item thousands of times: the limit is on the pixels that are decoded for it,
+    and is told from its boxes, before a decoder sees them."""
+
+    def made(uses: int) -> bytes:
+        if kind == "overlay":
+            return overlay(format, (64, 64), uses, (64, 64))
+        if kind == "grid":
+            return grid(format, (64, 64), 1, uses, (64, 64))
+        return derived(format, b"grid", (64, 64), (64, 64), bytes(8), uses, deep=2)
+
+    limits = ImageLimits(max_pixels=64 * 64 * 10)  # 100 times the item's pixels are decoded
+    inspect(made(5), limits)
+    with pytest.raises(ImageTooLarge, match="pixels to decode"):
+        inspect(made(120), limits)
+
+
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+def test_a_small_grid_is_read(format: str) -> None:
+    """As it was before: the tiles one beside the other; a large one from a phone is within the limit."""
+    if format == "HEIF":  # libavif wants each tile to be an item of its own
+        assert open_image(grid(format, (64, 64), 2, 3)).size == (192, 128)
+    phone = inspect(grid(format, (512, 512), 12, 16), DEFAULT_LIMITS)
+    assert (phone.width, phone.height, phone.passes) == (8192, 6144, 2)
+
+
+def test_a_part_that_is_its_own_whole_is_refused() -> None:
+    data = grid("HEIF", (64, 64), 1, 1).replace(struct.pack(">HHH", 2, 1, 1), struct.pack(">HHH", 2, 1, 2))
+    with pytest.raises(ImageError, match="too deep or in a circle"):
+        inspect(data, DEFAULT_LIMITS)

@@ -12,25 +12,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from docs_tables import RECKONED, with_part
 from serving import ROOT
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from closed_loop import TASKS
-from ledger.bars import BARS
 from ledger.costs import CARDS, CLASSES, SMALL_KERNEL_S
 from ledger.counting import Counting, Ledger
 from ledger.fakes import FakeEngine, Shape, fakes
 from ledger.own import Load, rules_of
-from ledger.reckoning import reckon
-from ledger.report import adapters_table, least, missed_text, ratios, settings_table, whole
 from ledger.rows import closed_loop
-from replaced import REPLACED
-
-from florence.engine.config import EngineConfig
 
 ROWS, COLUMNS = 64, 256
 SIZE = 2 * ROWS * COLUMNS  # bytes of a matrix in bfloat16
@@ -181,22 +173,6 @@ def test_a_closed_loop_is_as_fast_as_its_parts(concurrency: int) -> None:
     assert both.p50 <= both.p99
 
 
-@pytest.mark.parametrize("concurrency", [1, 30, 64])
-def test_encodes_beside_steps_hide_the_shorter_of_both(concurrency: int) -> None:
-    """Never slower than one after the other; alone each takes what it takes; where both take as long, an
-    answer takes little more than either."""
-    config = EngineConfig.for_device("cuda", encode_stream=True)
-    encoding = closed_loop(concurrency, 20, lambda requests: (5e-3 * requests, 0.0), lambda *_: 0.0, config)
-    assert encoding.rate == pytest.approx(200.0, rel=0.1)
-    decoding = closed_loop(concurrency, 20, lambda requests: (0.0, 0.0), lambda *_: 1e-3, config)
-    assert decoding.rate == pytest.approx(concurrency / 21e-3, rel=0.25)  # they join at the next step
-    times: Any = lambda requests: (21e-3 / concurrency * requests, 0.0), lambda *_: 1e-3
-    one, two = closed_loop(concurrency, 20, *times), closed_loop(concurrency, 20, *times, config)
-    assert two.rate <= concurrency / 21e-3
-    if concurrency > 1:  # a single request waits for its own encode
-        assert two.rate > 1.15 * one.rate
-
-
 @pytest.mark.slow
 def test_fp8_is_counted_as_what_it_is() -> None:
     """Each product in fp8 has rows that are rounded before; the others stay, and so does the work."""
@@ -240,74 +216,3 @@ def test_a_step_moves_more_with_more_requests_and_its_kernels_stay() -> None:
     assert few.moved < many.moved
     assert len(encode.graphs) == 2
     assert encode.uploaded >= 2 * 64 * 64 * 3
-
-
-@pytest.fixture(scope="module")
-def figures() -> dict[str, Any]:
-    """What the page shows."""
-    return reckon("h100", "large", requests=64, beams=3, length=128)
-
-
-@pytest.mark.slow
-def test_no_more_kernels_than_the_bars(figures: dict[str, Any]) -> None:
-    """`benchmarks/ledger/bars.py`: lower a bar when a change earns it."""
-    assert figures["step"]["kernels"] <= BARS["step"]
-    assert figures["encode"]["kernels"] <= BARS["encode"]
-
-
-@pytest.mark.slow
-def test_the_floor_is_below_what_is_reckoned(figures: dict[str, Any]) -> None:
-    """And more bytes are moved than needed."""
-    step, encode = figures["step"], figures["encode"]
-    assert step["floor, ms"] < step["ms"]
-    assert step["needed, GB"] == pytest.approx(3.2, abs=0.05)
-    assert step["needed, GB"] < step["moved, GB"]
-    assert encode["floor, ms a picture"] < encode["ms a picture"]
-
-
-@pytest.mark.slow
-def test_nine_rows_are_reckoned_beside_the_old_ones(figures: dict[str, Any]) -> None:
-    """At each concurrency; one picture for all is never slower than pictures that differ."""
-    assert set(REPLACED[30]) == set(REPLACED[36]) == set(TASKS)
-    for rows in figures["rows"].values():
-        assert set(rows["one picture"]) == set(TASKS)
-        for task, row in rows["one picture"].items():
-            assert row["rate"] > rows["different pictures"][task]["rate"] > 0
-
-
-@pytest.mark.slow
-def test_whatever_is_printed_is_marked_as_reckoned(figures: dict[str, Any]) -> None:
-    """Each table by itself, and the check against a measured tower says how far it is off."""
-    printed = whole(figures)
-    blocks = [block for block in printed.split("\n\n") if block.startswith("| ")]
-    assert len(blocks) == 5
-    assert all("reckoned" in block for block in blocks)
-    assert "timm measured" in printed
-    assert ("MISSED" in printed) == (abs(figures["check"]["published peaks"] / 59 - 1) > 0.25)
-
-
-@pytest.mark.slow
-def test_the_performance_page_has_the_ledgers_tables(
-    figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`python tests/docs_tables.py --reckoned` makes it so. It says first that no GPU has run the code."""
-    monkeypatch.setattr("ledger.reckoning.reckon", lambda *_, **__: figures)
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert with_part(page, "reckoned", RECKONED["reckoned"][1]()) == page
-    assert page.split("\n\n")[1].startswith("**No GPU has run this code")
-    for table in (settings_table([figures]), adapters_table([figures])):  # others would take a minute
-        assert table.splitlines()[-1] in page
-
-
-@pytest.mark.slow
-def test_a_task_that_misses_its_aim_is_told_with_what_it_would_take(figures: dict[str, Any]) -> None:
-    """Steps and an encode, one after the other, take at least as long as what its rate says."""
-    times, told = ratios(figures, "different pictures"), missed_text(figures)
-    for task, reached in times.items():
-        assert (f"- {task}: " in told) == (reached < least(task))
-        serial = figures["encode"]["ms a picture"] + figures["steps of an answer at 30, ms"][task]
-        rate = figures["rows"]["30"]["different pictures"][task]["rate"]
-        assert 1e3 / rate == pytest.approx(serial, rel=0.05)
-    parts = figures["encode"]["by class"].values()
-    whole_ms = sum(part["ms a picture"] for part in parts)
-    assert whole_ms == pytest.approx(figures["encode"]["ms a picture"], rel=0.01)

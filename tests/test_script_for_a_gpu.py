@@ -189,6 +189,9 @@ def test_the_whole_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
     assert exact["changed when asked again"] == 0
     assert figures["exactness"]["tiny, torch.bfloat16"]["alone as in a crowd"]
     assert figures["start"]["graphs captured before ready"] > 0
+    chosen = figures["start"]["encode stream"]
+    assert chosen["setting"] in ("on", "off")
+    assert min(chosen[way]["whole_s"] for way in ("between", "beside")) > 0
     replayed = [found for name, found in figures["replays"].items() if name.startswith("step")]
     assert replayed
     assert all(found["replay, ms"] > 0 for found in replayed)

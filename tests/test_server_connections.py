@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import uvicorn
 
+from florence.server.accepting import Crowd
 from florence.server.access_log import MOST_CHARS, EscapeControls
 from florence.server.bodies import read_body
-from florence.server.connections import MOST_CHUNKS, MOST_LINES, BoundedConnection, BoundedParser, Turns
+from florence.server.connections import MOST_CHUNKS, MOST_LINES, BoundedParser, bounded
 
 PATIENCE_S = 120.0
 HEAD = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -32,11 +33,7 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def serving(app: App, head_timeout_s: float) -> AsyncIterator[int]:
     """The app on a port of its own."""
-    made: Any = type(
-        "Connection",
-        (BoundedConnection,),
-        {"turns": Turns(), "head_timeout_s": head_timeout_s},
-    )
+    made: Any = bounded(Crowd(100_000), head_timeout_s, PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(app, http=made, log_config=None, lifespan="off")
         server = uvicorn.Server(config)

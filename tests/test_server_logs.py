@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from v2 import picture, send
 
+from florence.server.access_log import A_SECOND, ACCESS, FIRST, FewAlike
 from florence.server.json_log import JsonLines, OneLineAnAnswer
 from florence.server.keys import ApiKeys, read_keys
 from florence.server.outcomes import log_answer
@@ -115,3 +116,28 @@ def test_no_other_id_does(given: str | None) -> None:
     if first != given:
         assert first != second
         assert len(first) == 32
+
+
+def test_lines_that_cost_a_client_nothing_are_few() -> None:
+    """Of thousands alike a few hundred are written, then some a second, and the next one tells how many were
+    left out; lines of answers, of errors and of other kinds are all written."""
+    now = [0.0]
+    few = FewAlike(lambda: now[0])
+
+    line = "%s (%s) (%s) %.3fms"
+
+    def written(count: int, *args: object, level: int = logging.INFO, msg: str = line) -> int:
+        made = [logging.LogRecord(ACCESS, level, "x", 1, msg, args, None) for _ in range(count)]
+        return sum(few.filter(each) for each in made)
+
+    refused = ("1.2.3.4:5", "scheme=http,method=GET,path=/a,method=POST,", "status=404", 1.0)
+    answered = ("1.2.3.4:5", "scheme=http,method=POST,path=/caption", "status=200", 1.0)
+    assert written(5000, *refused) == FIRST
+    assert written(5000, *answered) == 5000
+    assert written(5000, *refused, level=logging.ERROR) == 5000
+    assert written(10, msg="another") == 10
+    now[0] = 2.0
+    record = logging.LogRecord(ACCESS, logging.INFO, "x", 1, line, refused, None)
+    assert few.filter(record)
+    assert f"({5000 - FIRST} lines like this left out)" in record.getMessage()
+    assert written(5000, *refused) == 2 * A_SECOND - 1

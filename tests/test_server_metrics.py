@@ -82,6 +82,7 @@ def test_a_ready_worker_says_what_runs_and_what_it_holds() -> None:
     assert seen["florence_memory_bytes", (("part", "caches"),)] == 4
     (build,) = (dict(labels) for name, labels in seen if name == "florence_build_info")
     assert (build["checkpoint"], build["device"], build["dtype"]) == ("fake", "cpu", "float32")
+    assert build["encode_stream"] == "off"
     assert build["torch"]
 
 

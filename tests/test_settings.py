@@ -40,7 +40,7 @@ def test_the_engine_is_configured_as_the_settings_say(kind: str) -> None:
         "cpu_kernels": "off",
         "cuda_kernels": "off",
         "compile_tower": True,
-        "encode_stream": True,
+        "encode_stream": "on",
         "encode_budget_ms": 8.0,
         "max_new_tokens": 6,
         "max_prompt_tokens": 4,

@@ -181,6 +181,10 @@ class FakeEngine:
             encodes._write_cross_kv(tokens, ids, mask, slots, adapters)
         return Encode(pictures, (tower, cross), *self._between(pictures))
 
+    def encodes(self, sizes: Iterable[int]) -> dict[int, Encode]:
+        """`encode` of so many pictures each."""
+        return {pictures: self.encode(pictures) for pictures in sizes}
+
     def tower(self, pictures: int, backend: EncodeBackend) -> tuple[Ledger, Tensor]:
         """Count the tower of so many pictures, computed by `backend`; and their tokens."""
         load = Load(pictures, self.shape.beams, self.encoder_length, 0)

@@ -1,160 +1,25 @@
-"""All figures of one card and one model: counts of a step and an encode, reckoned times, the nine tasks.
+"""All figures of one card and one model, as JSON can hold them: a step, an encode, the nine tasks.
 
-Counts come from `fakes.py`, costs from `costs.py`; this puts them together and prints nothing.
+Puts together what `counts.py` and `reckoner.py` make; prints nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, cached_property, partial
+from dataclasses import asdict
 from typing import Any
 
 from closed_loop import TASKS
-from random_models import SIZES, VOCAB
 from replaced import REPLACED
 
-from florence.engine.config import EngineConfig
-from florence.engine.device.buckets import MIN_SLOTS, doubling
-from ledger.costs import CARDS, EAGER_LAUNCH_S, HOST_COPY, SMALL_KERNEL_S, TIMM_TOWER, Card, whole_peaks
-from ledger.counting import Ledger
-from ledger.fakes import DTYPE, Encode, FakeEngine, Shape, fakes, mean_length
-from ledger.graphs import count_graphs
-from ledger.rows import EXTRA_STEPS, closed_loop
+from florence.engine.config import EncodeStreamChoice
+from florence.engine.device.buckets import MIN_SLOTS
+from ledger.bars import least
+from ledger.costs import CARDS, TIMM_TOWER, Card, whole_peaks
+from ledger.counts import ENCODES, POSITIONS, Counts, count, needed_bytes, step_ends
+from ledger.fakes import Encode, mean_length
+from ledger.reckoner import Reckoner
 
 CONCURRENCIES = (30, 36, 64)
-POSITIONS = (1.0, 16.0, 64.0, 192.0)
-"""Mean positions of beams for which steps are counted; the time of others lies between."""
-
-ENCODES = (1, 16)
-"""Batches of pictures that are counted; the time of others lies between."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What was counted for one model: encodes by pictures, steps by requests and mean positions, graphs
-    captured before the engine is ready and after. `eager`: the tower of the most pictures, by PyTorch's
-    operations."""
-
-    shape: Shape
-    encodes: dict[int, Encode]
-    steps: dict[tuple[int, float], Ledger]
-    eager: Ledger
-    graphs: tuple[int, int] | None = None
-
-
-@cache
-def count(
-    size: str,
-    beams: int,
-    wanted: tuple[tuple[int, float], ...],
-    encodes: tuple[int, ...],
-    crowds: int = 0,
-    fp8: bool = False,
-    adapters: int = 0,
-) -> Counts:
-    """Count steps of the `wanted` (requests, mean positions), encodes, and the graphs of so many random
-    crowds. `fp8`, `adapters`: as `Shape` has them."""
-    slots = max(64, *(number for number, _ in wanted))
-    shape = Shape(size, slots=slots, beams=beams, fp8=fp8, adapters=adapters)
-    with fakes():
-        engine = FakeEngine(shape)
-        counted = {pictures: engine.encode(pictures) for pictures in encodes}
-        steps = dict(zip(wanted, engine.steps(wanted), strict=True))
-        eager = engine.eager_tower(max(encodes))
-        graphs = count_graphs(shape, crowds) if crowds else None
-    return Counts(shape, counted, steps, eager, graphs)
-
-
-def needed_bytes(shape: Shape, requests: int, length: int) -> dict[str, float]:
-    """The fewest bytes of a step: the decoder's weights once, each request's encoder keys and values once for
-    all its beams, and each beam's past."""
-    d_model, layers, _, ffn_dim, _ = SIZES[shape.size]
-    weights = layers * (6 * d_model**2 + 2 * d_model * ffn_dim) + d_model * VOCAB
-    position = 2 * layers * d_model * DTYPE.itemsize  # keys and values of all layers
-    encoder_length = FakeEngine.length_of(shape)
-    return {
-        "weights": float(weights * DTYPE.itemsize),
-        "cross": float(requests * encoder_length * position),
-        "own": requests * shape.beams * mean_length(length) * position,
-    }
-
-
-@dataclass(frozen=True)
-class Reckoner:
-    """Reckoned times of counted work on a card. `encode_stream`: whether encodes run beside steps."""
-
-    card: Card
-    counts: Counts
-    encode_stream: bool = False
-
-    def step_s(self, requests: int, positions: float) -> float:
-        """Of a step of so many requests, whose beams have so many positions in the mean: on a line between
-        the steps that were counted in the same captured shape."""
-        low, high = next(ends for ends in step_ends(self.counts.shape.slots) if requests <= ends[1])
-        few, many = (self._by_positions(number, positions) for number in (low, high))
-        return on_line(requests, (low, high), (few, many))
-
-    def _by_positions(self, requests: int, positions: float) -> float:
-        above = next((each for each in POSITIONS[1:-1] if positions <= each), POSITIONS[-1])
-        ends = POSITIONS[POSITIONS.index(above) - 1], above
-        low, high = (self._steps_s[requests, each] for each in ends)
-        return on_line(positions, ends, (low, high))
-
-    @cached_property
-    def _steps_s(self) -> dict[tuple[int, float], float]:
-        return {counted: ledger.seconds(self.card) for counted, ledger in self.counts.steps.items()}
-
-    def encode_s(self, requests: int, *, new_pictures: bool = True) -> tuple[float, float]:
-        """Of an encode of so many requests, the device's and the host's; their pictures are known where none
-        are new. Between two sizes that were counted, a share of both."""
-        (low, first), *_, (high, last) = sorted(self.counts.encodes.items())
-        device, host = (
-            on_line(requests, (low, high), (part(first, new_pictures), part(last, new_pictures)))
-            for part in (self.device_s, self.host_s)
-        )
-        return device, host
-
-    def device_s(self, encode: Encode, new_pictures: bool = True) -> float:
-        """Of the graphs of an encode, and the kernels between them."""
-        graphs = encode.graphs if new_pictures else encode.graphs[1:]
-        return sum(graph.seconds(self.card) for graph in graphs) + encode.between * SMALL_KERNEL_S
-
-    def host_s(self, encode: Encode, new_pictures: bool = True) -> float:
-        """Of one encode: launches between graphs, and bytes that are sent. The device does meanwhile what it
-        was sent before: copies have a stream of their own."""
-        sent = encode.uploaded / HOST_COPY if new_pictures else 0.0
-        return encode.between * EAGER_LAUNCH_S + sent
-
-    def rows(self, concurrency: int, *, new_pictures: bool) -> dict[str, dict[str, float]]:
-        """Rate and latencies of the nine tasks."""
-        config = EngineConfig.for_device("cuda", encode_stream=self.encode_stream)
-        encode_s = partial(self.encode_s, new_pictures=new_pictures)
-        return {
-            task: asdict(closed_loop(concurrency, tokens, encode_s, self.step_s, config))
-            for task, tokens in TASKS.items()
-        }
-
-    def steps_of_an_answer(self, requests: int) -> dict[str, float]:
-        """Milliseconds of each task's steps, shared by so many requests that begin together."""
-        return {
-            task: sum(self.step_s(requests, step + 1) for step in range(tokens + EXTRA_STEPS))
-            / requests
-            * 1e3
-            for task, tokens in TASKS.items()
-        }
-
-
-def step_ends(slots: int) -> Sequence[tuple[int, int]]:
-    """The fewest and the most requests of each captured shape of steps."""
-    sizes = doubling(MIN_SLOTS, slots, halves=4)
-    return list(zip((1, *(size + 1 for size in sizes)), sizes, strict=False))
-
-
-def on_line(x: float, ends: tuple[float, float], values: tuple[float, float]) -> float:
-    """What lies at `x` on the line through two values."""
-    share = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 1.0
-    return values[0] + share * (values[1] - values[0])
 
 
 def reckon(
@@ -166,18 +31,19 @@ def reckon(
     length: int,
     crowds: int = 100,
     fp8: bool = False,
-    encode_stream: bool = False,
+    encode_stream: EncodeStreamChoice = "auto",
     adapters: int = 0,
 ) -> dict[str, Any]:
-    """Every figure, as JSON can hold it. `fp8`, `encode_stream`: with these settings, which are off by
-    default. `adapters`: beside the language model, of rank 16."""
+    """Every figure, as JSON can hold it. `fp8`, `encode_stream`: with these settings. `adapters`: beside the
+    language model, of rank 16."""
     card = CARDS[card_name]
     shown = requests, mean_length(length)
     grid = {(number, each) for ends in step_ends(64) for number in ends for each in POSITIONS}
     wanted = tuple(sorted({*grid, shown}))
     counts = count(size, beams, wanted, ENCODES, crowds, fp8, adapters)
     reckoner = Reckoner(card, counts, encode_stream)
-    settings = {"FLORENCE_DTYPE=fp8": fp8, "FLORENCE_ENCODE_STREAM=true": encode_stream}
+    settings = {"FLORENCE_DTYPE=fp8": fp8}
+    settings |= {f"FLORENCE_ENCODE_STREAM={encode_stream}": encode_stream != "auto"}
     settings[f"{adapters} adapters"] = adapters > 0
     rows = {
         str(concurrency): {
@@ -195,9 +61,27 @@ def reckon(
         "steps of an answer at 30, ms": reckoner.steps_of_an_answer(30),
         "encode": _encode(reckoner),
         "graphs": counts.graphs,
+        "encode stream": {
+            "chosen": encode_stream == "auto",
+            **asdict(reckoner.decision),
+            "bearable": {task: reckoner.bearable(task, least(task) * REPLACED[30][task]) for task in TASKS},
+            "slowdowns": [reckoner.slowdown(number, POSITIONS[1]) for number in (MIN_SLOTS, 64)],
+        },
         "rows": rows,
         "replaced": {str(number): dict(rates) for number, rates in REPLACED.items()},
         "check": tower_check(counts) if size == "large" and not fp8 else None,
+    }
+
+
+def reckon_work(card_name: str, size: str, *, requests: int, beams: int, length: int, adapters: int) -> Any:
+    """A step and an encode only, as `reckon` has them."""
+    counts = count(size, beams, ((requests, mean_length(length)),), ENCODES[-1:], 0, False, adapters)
+    reckoner = Reckoner(CARDS[card_name], counts)
+    return {
+        "size": size,
+        "settings": [f"{adapters} adapters"] if adapters else [],
+        "step": _step(reckoner, requests, length),
+        "encode": _encode(reckoner),
     }
 
 

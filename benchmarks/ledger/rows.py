@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from florence.engine.config import EngineConfig
 from florence.engine.device.buckets import ENCODE_HALVES, doubling, round_down
 from florence.engine.scheduler import Scheduler
-from ledger.costs import SHARED
 
 EncodeTime = Callable[[int], tuple[float, float]]
 """Seconds of an encode of so many requests: the device's, and those of the host and its copies before it, in
@@ -25,6 +24,9 @@ which the device may do the work that it was sent before."""
 
 StepTime = Callable[[int, float], float]
 """Seconds of a decode step of so many requests, whose sequences have so many positions in the mean."""
+
+Slowdown = Callable[[int, float], float]
+"""How many times as long such a step and an encode take while they run beside each other."""
 
 EXTRA_STEPS = 1
 """On a GPU an answer is known one step late."""
@@ -51,10 +53,12 @@ class Row:
 class _Loop:
     """The engine's loop on a clock of its own. `done`: when each request was answered, and after how long."""
 
-    def __init__(self, config: EngineConfig, encode_s: EncodeTime, step_s: StepTime) -> None:
+    def __init__(
+        self, config: EngineConfig, encode_s: EncodeTime, step_s: StepTime, slowdown: Slowdown
+    ) -> None:
         self.now, self.done = 0.0, list[tuple[float, float]]()
         self.scheduler: Scheduler[_Request] = Scheduler(config)
-        self._encode_s, self._step_s = encode_s, step_s
+        self._encode_s, self._step_s, self._slowdown = encode_s, step_s, slowdown
         self._batches = doubling(1, config.max_encode_batch, halves=ENCODE_HALVES)
         self._under_way_s = 0.0  # of the piece of work before the one that is sent now
         self._decoding: list[_Request] = []
@@ -92,10 +96,11 @@ class _Loop:
         if not self._decoding:
             return
         positions = [request.steps + 1 for request in self._decoding]  # the start token's is the first
-        seconds = self._step_s(len(positions), sum(positions) / len(positions))
+        load = len(positions), sum(positions) / len(positions)
+        seconds = self._step_s(*load)
         both = min(self._left_s, seconds)
         self._left_s, self._under_way_s = self._left_s - both, seconds
-        self.now += seconds + SHARED * both
+        self.now += seconds + both * (self._slowdown(*load) - 1)
         self.scheduler.stepped()
         for request in self._decoding:
             request.steps += 1
@@ -111,12 +116,17 @@ class _Loop:
 
 
 def closed_loop(
-    concurrency: int, tokens: int, encode_s: EncodeTime, step_s: StepTime, config: EngineConfig | None = None
+    concurrency: int,
+    tokens: int,
+    encode_s: EncodeTime,
+    step_s: StepTime,
+    slowdown: Slowdown | None = None,
 ) -> Row:
-    """One task of so many tokens, `concurrency` requests at once."""
-    config = config or EngineConfig.for_device("cuda")
-    loop = _Loop(config, encode_s, step_s)
-    encode = loop.encode_beside if config.encode_stream else loop.encode
+    """One task of so many tokens, `concurrency` requests at once. `slowdown`: of encodes beside steps; None:
+    encodes run between steps."""
+    config = EngineConfig.for_device("cuda")
+    loop = _Loop(config, encode_s, step_s, slowdown or (lambda *_: 1.0))
+    encode = loop.encode_beside if slowdown else loop.encode
     for _ in range(concurrency):
         loop.scheduler.add(_Request(0.0))
     while len(loop.done) < (ROUNDS + 1) * concurrency:

@@ -22,10 +22,10 @@ from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from florence.engine.config import EngineConfig
+from florence.engine.config import DEFAULT_ENCODE_BUDGET_MS, EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.encode_stream import CudaEncodeStream, EncodeStream
-from florence.engine.device.graphs import CudaGraphCapturer, EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.encode_stream import EncodeStream
+from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.model.florence2 import Florence2Model
@@ -33,38 +33,49 @@ from florence.model.florence2 import Florence2Model
 
 @dataclass
 class Watched:
-    """A capturer that remembers the replays as they run: `recent`, the last ones first to last."""
+    """Replays as they run: `recent`, the last ones first to last; `captured`: how many there are."""
 
-    inner: GraphCapturer
     captured: int = 0
     recent: list[Replay] = field(default_factory=list)
 
+    def watching(self, inner: GraphCapturer) -> GraphCapturer:
+        """The same capturer, watched."""
+        return _Watching(inner, self)
+
+
+@dataclass
+class _Watching:
+    inner: GraphCapturer
+    told: Watched
+
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         replay, results = self.inner.capture(work)
-        self.captured += 1
+        self.told.captured += 1
 
         def watched() -> None:
-            self.recent.append(replay)
+            self.told.recent.append(replay)
             replay()
 
         return watched, results
 
     def reset(self) -> None:
         self.inner.reset()
-        self.recent.clear()
+        self.told.recent.clear()
 
 
 class BesideOnCpu(EncodeStream):
     """Encodes are done as they are sent, and otherwise handled as on a stream of their own: a rehearsal."""
 
     beside = True
-    capturer = EagerCapturer()
+
+    def __init__(self) -> None:
+        self.capturer = EagerCapturer()
 
 
 @dataclass
 class Bench:
     """`slots`, `encode_batch`: of the service's engine. `capture`: whether steps and encodes are captured.
-    `encode_stream`: whether encodes run beside steps."""
+    `encode_stream`: as the setting."""
 
     size: str
     device: torch.device
@@ -72,7 +83,7 @@ class Bench:
     slots: int = 64
     encode_batch: int = 16
     capture: bool = True
-    encode_stream: bool = False
+    encode_stream: EncodeStreamChoice = "auto"
 
     @property
     def on_gpu(self) -> bool:
@@ -118,18 +129,21 @@ class Bench:
 
     def backend(self, model: Florence2Model) -> tuple[Backend, Watched]:
         """As the service would run the model, its replays watched; on a CPU the same fixed shapes."""
-        if self.on_gpu:
-            backend = backend_of(model)
-            inner = backend.capturer or EagerCapturer()
-        else:
-            backend, inner = Backend(delayed_readback=True, free_host_reads=False), EagerCapturer()
-        if self.encode_stream and self.on_gpu:
-            inner = CudaGraphCapturer(self.device, -1)
-            backend = replace(backend, encode_stream=CudaEncodeStream(self.device))
-        elif self.encode_stream:
-            backend = replace(backend, encode_stream=BesideOnCpu())
-        watched = Watched(inner)
-        return replace(backend, capturer=watched if self.capture else None), watched
+        backend, watched = backend_of(model, self.encode_stream), Watched()
+        if not self.on_gpu:
+            backend = Backend(
+                capturer=EagerCapturer(),
+                delayed_readback=True,
+                free_host_reads=False,
+                encode_stream=EncodeStream() if self.encode_stream == "off" else BesideOnCpu(),
+                encode_budget_s=DEFAULT_ENCODE_BUDGET_MS / 1000 if self.encode_stream == "auto" else None,
+            )
+        if not self.capture or backend.capturer is None:
+            return replace(backend, capturer=None, encode_stream=EncodeStream()), watched
+        stream = backend.encode_stream
+        if stream.capturer is not None:
+            stream.capturer = watched.watching(stream.capturer)
+        return replace(backend, capturer=watched.watching(backend.capturer)), watched
 
     def runner(
         self, model: Florence2Model, slots: int | None = None, feature_bytes: int = 0

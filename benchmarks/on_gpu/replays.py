@@ -17,8 +17,10 @@ from closed_loop import requests as random_requests
 from random_models import SIZES, picture_tokens
 from torch.profiler import ProfilerActivity, profile
 
+from florence.engine.config import EncodeStreamChoice
 from florence.engine.device.graphs import CudaGraphCapturer, Replay
 from florence.engine.device.runner import Runner
+from florence.engine.encode_policy import setting_of
 from florence.engine.request import Request
 from florence.engine.sequence import SequenceState
 from on_gpu.bench import Bench, Watched, forget
@@ -33,6 +35,8 @@ ROOM = 12
 BESIDE = {"CAPTION": 12, "OD": 130}
 """Tokens of the tasks whose rates are taken with encodes beside steps: one that is nearly all encode, and one
 that is not."""
+
+ENCODE_STREAMS: tuple[EncodeStreamChoice, ...] = ("off", "on")
 
 LONG = 1000
 """Tokens of requests that do not end while they are measured."""
@@ -57,6 +61,7 @@ def start(bench: Bench, add: Add) -> None:
     bench.synchronize()
     add("prepare, s", time.perf_counter() - started)
     add("graphs captured before ready", watched.captured)
+    add("encode stream", chosen(runner))
     add("caches, GiB", runner.caches.nbytes / 2**30)
     memory(bench, add, "after prepare")
     started = time.perf_counter()
@@ -65,6 +70,12 @@ def start(bench: Bench, add: Add) -> None:
     add("first request, 3 steps, ms", (time.perf_counter() - started) * 1e3)
     add("graphs captured then", watched.captured)
     drop(runner, sequences)
+
+
+def chosen(runner: Runner) -> dict[str, Any]:
+    """What was decided at the start of where encodes run, and what both ways took there."""
+    decision = runner.decision
+    return {"setting": setting_of(decision)} | ({} if decision is None else asdict(decision))
 
 
 def memory(bench: Bench, add: Add, when: str) -> None:
@@ -168,21 +179,21 @@ def encodes(bench: Bench, runner: Runner, watched: Watched, add: Add) -> None:
 
 def streams(bench: Bench, add: Add) -> None:
     """Encodes on a stream of their own: graphs beside each other, then engines with the setting and
-    without."""
+    without; what `auto` chose is in `start`."""
     if bench.on_gpu:
         two_streams(bench, add)
     bench.drop_service()
     for task, tokens in BESIDE.items():
-        for on in (False, True):
-            add(f"{task}, encode stream {'on' if on else 'off'}", asdict(beside(bench, tokens, on)))
+        for choice in ENCODE_STREAMS:
+            add(f"{task}, encode stream {choice}", asdict(beside(bench, tokens, choice)))
 
 
-def beside(bench: Bench, tokens: int, on: bool) -> Measured:
+def beside(bench: Bench, tokens: int, choice: EncodeStreamChoice) -> Measured:
     """Answers a second of an engine, with 30 requests at once whose pictures differ."""
     concurrency = 30 if bench.on_gpu else 3
     asked = random_requests(bench.size, tokens if bench.on_gpu else 3, 32 if bench.on_gpu else 2)
     unseen = (replace(one, digest=n.to_bytes(8, "big")) for n, one in enumerate(cycle(asked)))
-    engine = replace(bench, encode_stream=on).engine(bench.model)
+    engine = replace(bench, encode_stream=choice).engine(bench.model)
     try:
         return measure(
             engine,

@@ -18,8 +18,13 @@ CpuKernels = Literal["auto", "off"]
 CudaKernels = Literal["auto", "off"]
 """Whether the project's kernels for CPUs are used where they can be, or PyTorch's operations everywhere."""
 
+EncodeStreamChoice = Literal["auto", "on", "off"]
+"""Whether encodes run on a stream of their own, beside decode steps; `auto`: found out at the start."""
+
 DEFAULT_MAX_NEW_TOKENS: Final = 1024
 """What Microsoft's examples and the deployments in use ask for; the original's own limit is 20 tokens."""
+
+DEFAULT_ENCODE_BUDGET_MS: Final = 250.0
 
 DEFAULT_PICTURE_CACHE_BYTES: Final = 128 * 2**20
 """Room for the features of about a hundred pictures of Florence-2-large in bfloat16."""
@@ -79,7 +84,7 @@ class EngineConfig:
         le=86_400_000,
     )
     encode_budget_ms: float = _declare(
-        250.0,
+        DEFAULT_ENCODE_BUDGET_MS,
         "For how long new pictures may hold up the requests that are being decoded, at a time.",
         gt=0,
         le=60_000,
@@ -116,10 +121,10 @@ class EngineConfig:
         "On a GPU, let `torch.compile` fuse the operations of the vision tower, in place of the project's "
         "kernels; it compiles for minutes at each start.",
     )
-    encode_stream: bool = _declare(
-        False,
-        "On a GPU, encode on a stream of its own: no decode step then waits for an encode. Off until a GPU "
-        "has measured it.",
+    encode_stream: EncodeStreamChoice = _declare(  # noqa: RUF009  (a field)
+        "auto",
+        "On a GPU, whether encodes run on a stream of their own, so that no decode step waits for one: `on`, "
+        "`off`, or `auto`, which tries both at the start and takes the quicker one, `off` if answers differ.",
     )
     picture_cache_bytes: int = _declare(
         DEFAULT_PICTURE_CACHE_BYTES,

@@ -86,7 +86,7 @@ def inspect(data: bytes, limits: ImageLimits, view: View = ORIGINAL) -> Header:
     pixels = header.width * header.height
     allowed = MOST_PASSES * limits.max_pixels // header.pass_cost
     if header.passes * pixels > allowed:
-        name = "frame" if header.frame > 1 else "scan"
+        name = "frame" if header.frame > 1 else "part" if header.format in HEIF_FORMATS else "scan"
         raise ImageTooLarge(
             f"the {header.format} picture has {header.passes} {name}{'s' * (header.passes != 1)} of {pixels} "
             f"pixels to decode; up to {allowed} pixels are decoded in all of them together"

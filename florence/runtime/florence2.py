@@ -53,7 +53,7 @@ class Florence2:
     def __init__(self, loaded: Loaded, pictures: Pictures = "seen", shares: Shares | None = None) -> None:
         self._pipeline = loaded.pipeline
         self._engine = loaded.engine
-        self._info = loaded.info
+        self._info, self._encode_stream = loaded.info, loaded.encode_stream
         self._memory = loaded.memory
         limits = loaded.info["limits"]
         # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
@@ -296,8 +296,8 @@ class Florence2:
 
     def info(self) -> dict[str, Any]:
         """What runs, and how: checkpoint, revision, adapters, device, dtype, limits, generation settings,
-        tasks."""
-        return self._info | self._pipeline.described()
+        tasks; `encode_stream`: whether encodes run beside decode steps, "auto" until that is decided."""
+        return self._info | {"encode_stream": self._encode_stream()} | self._pipeline.described()
 
     def memory(self) -> dict[str, int]:
         """Bytes on device and machine: `caches` of the requests that are decoded, `picture_cache` of the

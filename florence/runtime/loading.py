@@ -18,11 +18,12 @@ from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 from florence.checkpoint.preprocessing import read_preprocessing
 from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
-from florence.engine.config import EngineConfig
+from florence.engine.config import EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.find_cuda_kernels import find_low_rank, find_quantizer
 from florence.engine.device.runner import Runner
 from florence.engine.device.sizing import Needs, fit_memory
+from florence.engine.encode_policy import setting_of
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
 from florence.errors import CheckpointError, SettingsError
@@ -62,7 +63,8 @@ _NOT_BESIDE = (
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A checkpoint that answers. `info` says what runs, and how, in values that JSON can hold;
-    `memory`: bytes of caches and buffers by their names."""
+    `encode_stream`: where encodes run, "auto" until the engine has tried; `memory`: bytes of caches and
+    buffers by their names."""
 
     pipeline: Pipeline
     engine: Engine
@@ -70,6 +72,7 @@ class Loaded:
     limits: ImageLimits
     observer: Observer
     info: dict[str, Any]
+    encode_stream: Callable[[], EncodeStreamChoice]
     memory: Callable[[], dict[str, int]]
 
 
@@ -149,6 +152,7 @@ def load(
         vision=model.config.vision,
         compile_tower=config.compile_tower,
         encode_stream=config.encode_stream,
+        encode_budget_ms=config.encode_budget_ms,
         threads=config.threads,
     )
     if adapters is not None:
@@ -230,7 +234,9 @@ def load(
             "adapters": adapters,
         }
 
-    return Loaded(pipeline, engine, reading, limits, observer, info, memory)
+    return Loaded(
+        pipeline, engine, reading, limits, observer, info, lambda: setting_of(runner.decision), memory
+    )
 
 
 def _picture_tokens(preprocessing: Preprocessing) -> int:

@@ -164,16 +164,25 @@ def _place(sample: Any) -> tuple[Any, ...]:
 
 
 def metrics_endpoint(extra: Callable[[], str]) -> Callable[[Request], Awaitable[Response]]:
-    """`GET /metrics`. extra: further metrics in the text format, called in a thread. One scrape works
-    at a time; others wait."""
+    """`GET /metrics`. extra: further metrics in the text format, called in a thread. One scrape works at a
+    time; the next one answers all requests that come meanwhile."""
     turn = asyncio.Lock()
+    coming: asyncio.Task[bytes] | None = None
+
+    async def scraped() -> bytes:
+        nonlocal coming
+        async with turn:
+            coming = None  # what is asked from now on is not in this one
+            text = await anyio.to_thread.run_sync(scrape)
+            return text + (await anyio.to_thread.run_sync(extra)).encode()
 
     async def answer(request: Request) -> Response:
+        nonlocal coming
         from prometheus_client import CONTENT_TYPE_LATEST
 
-        async with turn:
-            text = await anyio.to_thread.run_sync(scrape)
-            more = await anyio.to_thread.run_sync(extra)
-        return Response(text + more.encode(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        if coming is None:
+            coming = asyncio.ensure_future(scraped())
+        text = await asyncio.shield(coming)  # the others wait for it too
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return answer

@@ -24,6 +24,7 @@ _PARTS: Final = {
 }
 _NO_TASK: Final = "unknown"
 _LIBRARIES: Final = ("bentoml", "torch")
+_LABELS_OF_MODEL: Final = ("checkpoint", "device", "dtype", "encode_stream")
 _SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -86,7 +87,7 @@ class EngineMetrics(Observer):
         )
         self._bytes = gauge("memory_bytes", "Bytes of caches and buffers", "part")
         self._ready = gauge("ready_seconds", "From a worker's start until it was ready", mode="livemax")
-        labels_of_build = ("version", "python", *_LIBRARIES, "checkpoint", "device", "dtype")
+        labels_of_build = ("version", "python", *_LIBRARIES, *_LABELS_OF_MODEL)
         self._build = gauge("build_info", "What runs; always 1", *labels_of_build, mode="livemax")
         self._on_finished = on_finished
         self._memory: Callable[[], Mapping[str, int]] = dict
@@ -98,7 +99,7 @@ class EngineMetrics(Observer):
             version=_version("florence2-server"),
             python=platform.python_version(),
             **{name: _version(name) for name in _LIBRARIES},
-            **{name: str(info[name]) for name in ("checkpoint", "device", "dtype")},
+            **{name: str(info[name]) for name in _LABELS_OF_MODEL},
         ).set(1)
         self._memory = memory
         self._measure()

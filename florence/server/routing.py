@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from florence.server.bodies import BodyBudget
 from florence.server.cors import Cors
+from florence.server.held import LargeAnswers
 from florence.server.keys import ApiKeys
 from florence.server.middleware import (
     BodyLimit,
@@ -73,6 +74,7 @@ def middleware_of(
         *([Middleware(PageRoutes, pages=site.app)] if site else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
         Middleware(BodyLimit, max_bytes=max_body_bytes, budget=budget),
+        Middleware(LargeAnswers),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),

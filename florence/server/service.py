@@ -23,7 +23,7 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.server.access_log import escape_what_clients_write
+from florence.server.access_log import guard_log
 from florence.server.bodies import BodyBudget
 from florence.server.connections import bound_connections
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
@@ -126,7 +126,7 @@ class TaskService:
 
     def __init__(self) -> None:
         logging.getLogger("florence").setLevel(self.settings.log_level.upper())
-        escape_what_clients_write()
+        guard_log()
         read_any_header()
         sys.setswitchinterval(SWITCH_S)
         if self.settings.log_format == "json":
@@ -235,7 +235,7 @@ def build_service(
     if is_worker():
         share_one_heap()
         collect_rarely()
-        bound_connections(settings.head_timeout_s)
+        bound_connections(settings.head_timeout_s, settings.body_timeout_s, settings.max_connections)
         traffic.TimeoutMiddleware = TimeLimit  # type: ignore[misc,assignment]  # see there
     inference = Inference(
         settings.timeout_s, any_prompt=settings.prompts == "any", pictures=settings.v2_pictures

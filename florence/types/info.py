@@ -5,6 +5,8 @@ Plain types, shared by service and client; `Florence2.info` gives the model's pa
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from florence.types.declared import DeclaredTask
@@ -19,6 +21,7 @@ _EXAMPLE = {
     "parameters": 776_465_408,
     "device": "cuda:0",
     "dtype": "bfloat16",
+    "encode_stream": "on",
     "picture_size": [768, 768],
     "limits": {
         "max_new_tokens": 1024,
@@ -116,6 +119,11 @@ class ModelInfo(BaseModel):
     parameters: int = Field(description="Numbers in the checkpoint.")
     device: str = Field(description="cpu, or cuda:<n>.")
     dtype: str = Field(description="Type of the weights.")
+    encode_stream: Literal["auto", "on", "off"] = Field(
+        default="off",
+        description="Whether encodes run beside decode steps, on a stream of a GPU's own; auto: not decided "
+        "yet.",
+    )
     picture_size: tuple[int, int] = Field(
         description="Height and width that pictures are resized to, pixels."
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from florence.engine.config import CpuKernels, CudaKernels
+from florence.engine.config import DEFAULT_ENCODE_BUDGET_MS, CpuKernels, CudaKernels, EncodeStreamChoice
 from florence.engine.device.encode_stream import CudaEncodeStream, EncodeStream
 from florence.engine.device.find_cuda_kernels import find_encode_kernels, find_kernels
 from florence.engine.device.graphs import CudaGraphCapturer, GraphCapturer
@@ -32,10 +32,11 @@ class Backend:
     copies to and from the device. `capturer`: captures steps and encodes of a few fixed shapes as graphs;
     None runs each shape as it comes. `delayed_readback`: read what a step decided only after the next step
     has been sent, so that the device never waits for the host; a finished request then stays in the batch for
-    one extra step. `encode_stream`: where encodes run. `pins_attention`: choose among PyTorch's fused
-    attentions at the start, by trying them. `free_host_reads`: whether the host may read a value of the
-    device between operations at no cost, to skip work. `lazy_pages`: whether memory that was never written
-    costs nothing.
+    one extra step. `encode_stream`: where encodes run, unless a trial at the start finds that they are better
+    on the steps' own; `encode_budget_s`: seconds that a step may take in that trial, None for no trial.
+    `pins_attention`: choose among PyTorch's fused attentions at the start, by trying them.
+    `free_host_reads`: whether the host may read a value of the device between operations at no cost, to skip
+    work. `lazy_pages`: whether memory that was never written costs nothing.
     """
 
     attention: AttentionBackend = field(default_factory=DenseAttention)
@@ -45,6 +46,7 @@ class Backend:
     capturer: GraphCapturer | None = None
     delayed_readback: bool = False
     encode_stream: EncodeStream = field(default_factory=EncodeStream)
+    encode_budget_s: float | None = None
     pins_attention: bool = False
     free_host_reads: bool = True
     lazy_pages: bool = True
@@ -60,13 +62,14 @@ class Backend:
         cuda_kernels: CudaKernels = "auto",
         vision: VisionConfig | None = None,
         compile_tower: bool = False,
-        encode_stream: bool = False,
+        encode_stream: EncodeStreamChoice = "off",
+        encode_budget_ms: float = DEFAULT_ENCODE_BUDGET_MS,
         threads: int | None = None,
     ) -> Backend:
         """The backend for a model of `dtype` whose decoder has heads of `head_dim`. `vision`: sizes of its
         tower; without them no kernel is used for encodes. `compile_tower`: by `torch.compile`, on a GPU.
-        `encode_stream`: let encodes run beside steps, on a GPU. `threads`: of the CPU kernels, PyTorch's
-        number where it is None."""
+        `encode_stream`: whether encodes run beside steps, on a GPU; "auto": it is tried, with this encode
+        budget. `threads`: of the CPU kernels, PyTorch's number where it is None."""
         if device.type == "cuda":
             kernels = find_kernels(device, dtype, head_dim) if cuda_kernels == "auto" else None
             attention, search = kernels or (DenseAttention(), advance)
@@ -79,9 +82,12 @@ class Backend:
                 encode or PLAIN,
                 memory=CudaMemory(device),
                 # Beside an encode, which has work for the whole device, a step's kernels come first.
-                capturer=CudaGraphCapturer(device, -1) if encode_stream else CudaGraphCapturer(device),
+                capturer=CudaGraphCapturer(device)
+                if encode_stream == "off"
+                else CudaGraphCapturer(device, -1),
                 delayed_readback=True,
-                encode_stream=CudaEncodeStream(device) if encode_stream else EncodeStream(),
+                encode_stream=EncodeStream() if encode_stream == "off" else CudaEncodeStream(device),
+                encode_budget_s=encode_budget_ms / 1000 if encode_stream == "auto" else None,
                 pins_attention=True,
                 free_host_reads=False,
                 lazy_pages=False,

@@ -60,8 +60,10 @@ class BucketSteps(Steps):
             work = CapturedWork(
                 f"the step {key}", partial(self._step, batch, key), batch.tensors(), self._memory
             )
-            work.capture(self._capturer)
+            work.warm_up()
             self._prepared[key] = work
+        for work in self._prepared.values():
+            work.capture(self._capturer)
         return [work.captured for work in self._prepared.values()]
 
     @property

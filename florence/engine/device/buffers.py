@@ -36,6 +36,12 @@ class Buffers:
     latest: StepReadback | None = None
     to_wipe: list[Slot] = field(default_factory=list)
 
+    def clear(self) -> None:
+        """Forget all requests."""
+        self.slots = SlotAllocator(self.caches.sizes.slots, self.caches.sizes.rows)
+        self.latest = None
+        self.to_wipe.clear()
+
 
 def make_buffers(
     model: Florence2Model,

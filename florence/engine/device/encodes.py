@@ -144,15 +144,14 @@ class BucketEncodes(PlainEncodes):
         most, device = self._buckets.pictures[-1], self._model.device
         self._pixels = torch.zeros(most, height, width, 3, dtype=torch.uint8, device=device)
         self._picture_adapters = torch.zeros(most, dtype=torch.int64, device=device)
+        pictures = torch.zeros(0)
         for rows in reversed(self._buckets.pictures):
             name = f"the encode of {rows} pictures"
             inputs = [self._pixels[:rows], self._picture_adapters[:rows]]
-            self._towers[rows] = CapturedWork(
-                name, partial(self._encode_images, *inputs), inputs, self._memory
-            )
-            self._towers[rows].capture(self._capturer)
-        (tokens,) = self._towers[most].run()
-        pictures = tokens.clone()
+            work = CapturedWork(name, partial(self._encode_images, *inputs), inputs, self._memory)
+            (tokens,) = work.warm_up()
+            pictures = tokens.clone() if rows == most else pictures
+            self._towers[rows] = work
         for longest in reversed(self._buckets.prompts):
             ids = torch.zeros(most, longest, dtype=torch.int64, device=device)
             mask = torch.ones(most, pictures.shape[1] + longest, dtype=torch.bool, device=device)
@@ -162,9 +161,12 @@ class BucketEncodes(PlainEncodes):
                 inputs = [value[:rows] for value in (pictures, ids, mask, slots, adapters)]
                 name = f"the encode of {rows} prompts of {longest} tokens"
                 work = CapturedWork(name, partial(self._write_cross_kv, *inputs), inputs, self._memory)
-                work.capture(self._capturer)
+                work.warm_up()
                 self._encoders[rows, longest] = work
-        return [work.captured for work in (*self._towers.values(), *self._encoders.values())]
+        works = [*self._towers.values(), *self._encoders.values()]
+        for work in works:
+            work.capture(self._capturer)
+        return [work.captured for work in works]
 
     def _encode_images(self, pixels: Tensor, adapters: Tensor) -> Sequence[Tensor]:
         with self._model.with_adapters(adapters):

@@ -96,10 +96,15 @@ class CapturedWork:
         """Whether runs are replays."""
         return self._replay is not None
 
+    def warm_up(self) -> Sequence[Tensor]:
+        """Do the work once, which lets libraries prepare what they need; the results. Of several pieces of
+        work all come before the first capture: what this allocates would not fit beside what a graph
+        keeps."""
+        return self._work()
+
     def capture(self, capturer: GraphCapturer) -> None:
-        """Do the work once, which lets libraries prepare what they need, then capture it. A capture that
-        fails is logged, and runs do the work operation by operation: slower, with the same results."""
-        self._work()
+        """Capture the work, which was done before. A capture that fails is logged, and runs do the work
+        operation by operation: slower, with the same results."""
         try:
             self._replay = capturer.capture(self._work)
         except Exception as error:

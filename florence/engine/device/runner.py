@@ -18,11 +18,14 @@ from florence.engine.device.backend import Backend
 from florence.engine.device.buckets import Buckets, aligned
 from florence.engine.device.buffers import Buffers, make_buffers, uncaptured_work
 from florence.engine.device.capturing import capture_all, memory_errors, try_attentions
+from florence.engine.device.encode_stream import EncodeStream
+from florence.engine.device.encode_trial import try_encode_stream
 from florence.engine.device.features import FeatureCache
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.reference import Hypothesis, TokenRules
 from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
 from florence.engine.device.steps import StepSequence
+from florence.engine.encode_policy import Decision
 from florence.engine.request import Request
 from florence.engine.runner import StepRunner
 from florence.engine.sequence import SequenceState, Wait
@@ -50,6 +53,8 @@ class Runner(StepRunner):
     many as the checkpoint has. `feature_bytes`: memory for the features of the latest pictures. `reserved`:
     allocate at the start all memory that a full engine needs; otherwise a backend with `lazy_pages` allocates
     it on first use. `ordered`: as `TokenRules` has it, if no rules are given.
+
+    `encode_stream`: on which encodes run; `decision`: why, None until `prepare` has tried.
     """
 
     def __init__(
@@ -85,10 +90,13 @@ class Runner(StepRunner):
         if self.backend.capturer is not None:
             encoder_room = min(aligned(encoder_room), room)
         self.sizes = CacheSizes(slots, rows, encoder_room, decoder_room or room)
-        self._picture_tokens, self._picture_size = picture_tokens, picture_size
+        self.picture_tokens, self._picture_size = picture_tokens, picture_size
         self._encode_batch = min(encode_batch or slots, slots)
         self._reserved = reserved
         self._prepared = self._stale = False
+        self.encode_stream = self.backend.encode_stream
+        tries = self.backend.encode_budget_s is not None and self.backend.capturer is not None
+        self.decision = None if tries else Decision(self.encode_stream.beside, "as it was set")
         self._sent: Wait = lambda: None  # waits for the latest chunk of an encode
         with memory_errors(slots, self._encode_batch):
             self._buffers = self._build()
@@ -150,12 +158,23 @@ class Runner(StepRunner):
         if self.backend.capturer is not None:
             with memory_errors(self.sizes.slots, self._encode_batch):
                 capture_all(buffers.steps, buffers.encodes, self._picture_size)
+            if self.decision is None:
+                self._choose_encode_stream()
             buffers.caches.clear()
         elif self._reserved:
             beams = self.model.config.generation.num_beams  # of most requests
             for rows in range(beams, self.sizes.rows + 1, beams):
                 warm_up_products(self.model.language, rows)
         self._prepared, self._stale = True, False
+
+    def _choose_encode_stream(self) -> None:
+        """Try on which stream encodes are to run; no request is there yet."""
+        self.decision = try_encode_stream(self, self._picture_size, self._encode_batch)
+        if not self.decision.runs_beside:
+            self.encode_stream = EncodeStream()
+        self._buffers.clear()
+        self.features.clear()
+        self.backend.memory.release()
 
     def rest(self) -> None:
         if self._stale and self._prepared:
@@ -174,7 +193,7 @@ class Runner(StepRunner):
             rows=sizes.rows,
             beams=config.generation.num_beams,
             room=sizes.decoder_room,
-            picture_tokens=self._picture_tokens,
+            picture_tokens=self.picture_tokens,
             encoder_room=sizes.encoder_room,
             pictures=self._encode_batch,
             grouped=self.backend.attention.grouped,
@@ -198,7 +217,7 @@ class Runner(StepRunner):
         device has work while the host prepares the next, and the chunks' times are those of the work. Beside
         steps a chunk ends as soon as it is sent; what waits for it is yielded.
         """
-        chunks, stream = self._encode(sequences), self.backend.encode_stream
+        chunks, stream = self._encode(sequences), self.encode_stream
         if not stream.beside:
             return with_pauses(chunks, self._wait_for_previous)
         return yielding(chunks, stream.wait)
@@ -211,7 +230,7 @@ class Runner(StepRunner):
     @torch.inference_mode()
     def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
         requests, misses = [sequence.request for sequence in sequences], self.features.misses
-        stream = self.backend.encode_stream
+        stream = self.encode_stream
         try:
             self.place_adapters(sequences)
             pictures = yield from within(self._encode_images(sequences), stream.sending)
@@ -282,7 +301,7 @@ class Runner(StepRunner):
         outcome is known now; their slots are free again."""
         running = [sequence for sequence in sequences if not sequence.ended]
         if running:
-            self._buffers.steps.run([_step_of(sequence) for sequence in running])
+            self._buffers.steps.run([StepSequence.of(sequence) for sequence in running])
         for sequence in running:
             sequence.steps += 1
         latest = StepReadback(self.state, self.backend.memory, running)
@@ -328,15 +347,3 @@ class Runner(StepRunner):
         if len(hypothesis.token_ids) < request.options.max_length:
             return False
         return self.rules.forced_eos_id is not None or hypothesis.token_ids[-1] != self.rules.eos_id
-
-
-def _step_of(sequence: SequenceState) -> StepSequence:
-    options = sequence.request.options
-    return StepSequence(
-        sequence.slot,
-        sequence.encoder_length,
-        sequence.steps,
-        sampled=options.do_sample,
-        penalized=options.repetition_penalty != 1,
-        adapter=sequence.adapter,
-    )

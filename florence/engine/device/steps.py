@@ -20,6 +20,7 @@ from torch import Tensor
 from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.search import SearchStep, advance
 from florence.engine.device.search_state import SearchState, StepShape
+from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot
 from florence.model.attention import AttentionBackend, DecodeBatch, StepInputs
 from florence.model.caches import Caches
@@ -42,6 +43,19 @@ class StepSequence:
     sampled: bool = False
     penalized: bool = False
     adapter: int = 0
+
+    @classmethod
+    def of(cls, sequence: SequenceState) -> StepSequence:
+        """Of a request of the engine."""
+        options = sequence.request.options
+        return cls(
+            sequence.slot,
+            sequence.encoder_length,
+            sequence.steps,
+            sampled=options.do_sample,
+            penalized=options.repetition_penalty != 1,
+            adapter=sequence.adapter,
+        )
 
 
 @dataclass(frozen=True, slots=True)

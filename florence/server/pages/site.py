@@ -7,20 +7,24 @@ may ask another host: the Content-Security-Policy forbids it.
 from __future__ import annotations
 
 import html
+import mimetypes
 from dataclasses import dataclass
+from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from string import Template
 from typing import Any, Final
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
-from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
 from florence import __version__
+from florence.server.held import HeldBody
 from florence.server.middleware import ErrorBodies, HttpMiddleware
 from florence.server.replies import json_reply
 from florence.server.v2.inference import Inference
@@ -76,7 +80,7 @@ class Site:
         self._inference, self._public, self._playground = inference, public, playground
         self._template = Template((_HERE / "root.html").read_text(encoding="utf-8"))
         folders = ["shared", "samples", "api", *(["ui"] if playground else [])]
-        self._files = StaticFiles(packages=[(__package__, folder) for folder in folders])
+        self._files = {path.name: path for folder in folders for path in (_HERE / folder).glob("*.*")}
         routes = [
             Route("/", self._root),
             Route("/docs", _page("docs.html")),
@@ -121,7 +125,10 @@ class Site:
         }
 
     async def _file(self, request: Request) -> Response:
-        return await self._files.get_response(request.path_params["name"], request.scope)
+        path = self._files.get(request.path_params["name"])
+        if path is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        return _held(path).reply(request)
 
 
 _STATES: Final = {True: "ready", False: "not ready"}
@@ -129,9 +136,15 @@ _STATES: Final = {True: "ready", False: "not ready"}
 
 def _page(name: str) -> Any:
     async def page(request: Request) -> Response:
-        return FileResponse(_HERE / name, media_type="text/html")
+        return _held(_HERE / name).reply(request)
 
     return page
+
+
+@cache
+def _held(path: Path) -> HeldBody:
+    """A file of the package, read when it is asked for first."""
+    return HeldBody(path.read_bytes(), mimetypes.guess_type(path.name)[0] or "application/octet-stream")
 
 
 def _to(relative: str) -> Any:

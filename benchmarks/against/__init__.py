@@ -1,0 +1,1 @@
+"""Requests that cost a service more than they should; `benchmarks/attacks.py` sends and measures them."""

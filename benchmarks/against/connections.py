@@ -1,0 +1,70 @@
+"""Connections that send nothing, half a head, or many requests at once, and that read no answers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+from PIL import Image
+
+from against.target import Attack, Target, held
+
+HELD_S = 6.0
+
+
+def picture() -> bytes:
+    """A small PNG."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+    return file.getvalue()
+
+
+def post(path: str, content: dict[str, object]) -> bytes:
+    """A request as it is sent."""
+    body = json.dumps(content).encode()
+    return b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
+
+
+def get(path: str) -> bytes:
+    """The same for a request without a body."""
+    return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode()
+
+
+def unread(path: str, count: int = 200, each: int = 50) -> Attack:
+    """Many connections that ask for a path again and again, and read nothing."""
+    return lambda target: held(target, count, get(path) * target.times(each), HELD_S)
+
+
+def image() -> str:
+    """The same as base64."""
+    return base64.b64encode(picture()).decode()
+
+
+def streams(target: Target) -> object:
+    """Answers in events, 300 tokens each, which are not read."""
+    ask = {"INPUT_IMAGE": image(), "TASK_PROMPT": "<CAPTION>", "num_beams": 1, "min_new_tokens": 300}
+    sent = post("/v2/models/florence2/generate_stream", {**ask, "max_new_tokens": 300})
+    return held(target, 8, sent, 10.0, small=True)
+
+
+def answers(target: Target) -> object:
+    """Pipelined captions that are not read."""
+    sent = post("/caption", {"image": image(), "max_new_tokens": 1, "num_beams": 1})
+    return held(target, 100, sent * target.times(20), 10.0, small=True)
+
+
+ATTACKS: dict[str, Attack] = {
+    "12,000 connections that send nothing": lambda target: held(target, 12_000, b"", HELD_S),
+    "12,000 half heads": lambda target: held(target, 12_000, b"GET / HTTP/1.1\r\nX: a", HELD_S),
+    **{
+        f"{path}, not read": unread(path)
+        for path in ("/docs.json", "/docs", "/pages/swagger-ui-bundle.js", "/", "/info", "/v2", "/metrics")
+    },
+    "/v1/models, not read": unread("/v1/models"),
+    "/v2 statistics, not read": unread("/v2/models/florence2/stats"),
+    "a path that is not there, not read": unread("/nothing/here"),
+    "health, not read": unread("/v2/health/live"),
+    "streams of events, not read": streams,
+    "captions, not read": answers,
+}

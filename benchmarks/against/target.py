@@ -1,0 +1,86 @@
+"""The service that is attacked, and the sockets of the attacks."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where it listens, and where the host of `image_url` does. scale: of numbers of clients and requests."""
+
+    port: int
+    grpc_port: int
+    web_port: int
+    scale: float = 1.0
+
+    def times(self, count: int) -> int:
+        """So many, at this scale; at least one."""
+        return max(1, round(count * self.scale))
+
+
+Attack = Callable[[Target], object]
+"""Attacks, and returns what came of it; runs in a process of its own."""
+
+
+def connected(target: Target) -> socket.socket:
+    """A connection that waits no longer than its patience."""
+    made = socket.create_connection(("127.0.0.1", target.port), PATIENCE_S)
+    made.settimeout(PATIENCE_S)
+    return made
+
+
+def held(target: Target, count: int, sent: bytes, seconds: float, *, small: bool = False) -> str:
+    """So many connections that send this and read nothing, for so long. small: each can be sent little before
+    its client would have to read."""
+    clients: list[socket.socket] = []
+    refused = 0
+    for _ in range(target.times(count)):
+        client = socket.socket()
+        if small:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(PATIENCE_S)
+        try:
+            client.connect(("127.0.0.1", target.port))
+            client.settimeout(0.0)
+            client.send(sent)
+            clients.append(client)
+        except OSError:
+            refused += 1
+    time.sleep(seconds * min(1.0, target.scale))
+    closed = sum(_is_closed(client) for client in clients)
+    for client in clients:
+        client.close()
+    return f"{len(clients)} connections, {refused} refused, {closed} closed by the service"
+
+
+def _is_closed(client: socket.socket) -> bool:
+    try:
+        while chunk := client.recv(1 << 20):
+            del chunk
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def answer(client: socket.socket) -> str:
+    """The first line of an answer, or the error that came instead."""
+    try:
+        return client.recv(4096).split(b"\r\n")[0].decode("latin-1") or "closed"
+    except OSError as error:
+        return type(error).__name__
+
+
+def counted(outcomes: Iterable[object]) -> str:
+    """How often each came."""
+    seen: dict[object, int] = {}
+    for outcome in outcomes:
+        seen[outcome] = seen.get(outcome, 0) + 1
+    return ", ".join(f"{count} x {outcome}" for outcome, count in sorted(seen.items(), key=str))

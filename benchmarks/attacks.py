@@ -1,0 +1,175 @@
+"""What requests that look valid and cost too much do to a service, and to its other callers.
+
+    python benchmarks/attacks.py [--only SUBSTRING,SUBSTRING] [--scale 0.01]
+
+Starts `bentoml serve` with the demo checkpoint in float32 for each group of attacks, and attacks it from a
+process of its own. Prints of each attack: how long it took, the service's CPU seconds meanwhile, how far its
+memory (proportional set size) rose, the longest wait of a health probe over new connections and of another
+caller's caption, bytes of the log, and what the attack got. What is above a bound of those that the service
+keeps for two requests at once is marked; some of these send thousands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import multiprocessing
+import resource
+import socket
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import psutil
+from against import calls, connections, doors
+from against.target import Attack, Target
+from serving import Server, serving
+
+BOUNDS = {"cpu_s": 6.0, "memory_mib": 600.0, "health_s": 0.5, "caller_s": 5.0, "log_kb": 64.0}
+EVERY_S = 0.05
+ANSWER_S = 120.0
+FORK = multiprocessing.get_context("fork")  # a new interpreter would load torch
+
+CALLER: Mapping[str, str] = {"Authorization": doors.KEY["Authorization"]}
+GROUPS: tuple[tuple[Mapping[str, str], Mapping[str, Attack]], ...] = (
+    ({}, {"nothing": lambda _: time.sleep(6), **connections.ATTACKS, **doors.ATTACKS, **calls.ATTACKS}),
+    ({"FLORENCE_IMAGE_HOSTS": "127.0.0.1:{web}", "FLORENCE_IMAGE_NETWORKS": "127.0.0.0/8"}, doors.URLS),
+    ({"FLORENCE_API_KEYS": f"caller:{'k' * 64}"}, doors.KEYS),
+)
+"""Settings of a service, with the port of the host of `image_url` as {web}, and what it is attacked with."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="attacks whose names contain one of these")
+    parser.add_argument("--scale", type=float, default=1.0, help="of numbers of clients and requests")
+    asked = parser.parse_args()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    wanted = [each for each in asked.only.split(",") if each]
+    for settings, attacks in GROUPS:
+        chosen = {
+            name: attack
+            for name, attack in attacks.items()
+            if not wanted or any(each in name for each in wanted)
+        }
+        if not chosen:
+            continue
+        web = socket.create_server(("127.0.0.1", 0))
+        FORK.Process(target=doors.web, args=(web,), daemon=True).start()
+        common = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32"}
+        web_port = web.getsockname()[1]
+        named = {name: value.replace("{web}", str(web_port)) for name, value in settings.items()}
+        with serving("service:service", **common, **named) as server:
+            port = int(server.url.rpartition(":")[2])
+            target = Target(port, server.grpc_port, web_port, asked.scale)
+            for name, attack in chosen.items():
+                print(row(name, *measured(server, target, attack)), flush=True)
+
+
+def row(name: str, figures: Mapping[str, float], said: object) -> str:
+    """One attack's line."""
+    marks = {name: "!" if value > BOUNDS.get(name, value) else "" for name, value in figures.items()}
+    told = [f"{name} {value:.2f}{marks[name]}" for name, value in figures.items()]
+    return f"{name:40} {' '.join(told)}  {str(said)[:200]}"
+
+
+def measured(server: Server, target: Target, attack: Attack) -> tuple[dict[str, float], object]:
+    """The figures of `BOUNDS`, and what the attack got."""
+    begun, over = FORK.Event(), FORK.Event()
+    told: Any = FORK.SimpleQueue()
+    waits = [
+        FORK.Process(target=longest, args=(target.port, ask, begun, over, told)) for ask in (probe, call)
+    ]
+    for process in waits:
+        process.start()
+        begun.wait()
+        begun.clear()
+    said: Any = FORK.SimpleQueue()
+    attacker = FORK.Process(target=lambda: said.put(attack(target)))
+    processes = Processes(psutil.Process(server.process.pid))
+    before, spent, size = processes.memory(), processes.cpu(), server.log.stat().st_size
+    attacker.start()
+    started, peak = time.monotonic(), before
+    while attacker.is_alive():
+        peak = max(peak, processes.memory())
+        attacker.join(EVERY_S)
+    time.sleep(0.5)
+    over.set()
+    found = dict(told.get() for _ in waits)
+    for process in waits:
+        process.join()
+    return {
+        "seconds": time.monotonic() - started,
+        "cpu_s": processes.cpu() - spent,
+        "memory_mib": peak - before,
+        "health_s": found["probe"],
+        "caller_s": found["call"],
+        "log_kb": (server.log.stat().st_size - size) / 1e3,
+    }, said.get() if not said.empty() else "the attack failed"
+
+
+class Processes:
+    """A process and all below it, those that end among them."""
+
+    def __init__(self, root: psutil.Process) -> None:
+        self._root, self._spent = root, dict[tuple[int, float], float]()
+
+    def memory(self) -> float:
+        """MiB now."""
+        total = 0
+        for process in [self._root, *self._root.children(recursive=True)]:
+            try:
+                total += process.memory_full_info().pss
+                spent = sum(process.cpu_times()[:2])
+                self._spent[process.pid, process.create_time()] = spent
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return total / 2**20
+
+    def cpu(self) -> float:
+        """Seconds so far."""
+        self.memory()
+        return sum(self._spent.values())
+
+
+def longest(port: int, ask: Callable[[int], None], begun: Event, over: Event, told: Any) -> None:
+    """The longest of its waits in seconds, one after the other until it is over."""
+    wait = 0.0
+    while not over.is_set():
+        started = time.perf_counter()
+        ask(port)
+        wait = max(wait, time.perf_counter() - started)
+        begun.set()
+        time.sleep(EVERY_S)
+    told.put((ask.__name__, wait))
+
+
+def probe(port: int) -> None:
+    """A health probe over a new connection."""
+    _ask(port, "GET", "/v2/health/live", None)
+
+
+def call(port: int) -> None:
+    """Another caller's caption."""
+    image = connections.image()
+    _ask(port, "POST", "/caption", json.dumps({"image": image, "max_new_tokens": 3, "num_beams": 1}))
+
+
+def _ask(port: int, method: str, path: str, body: str | None) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+    try:
+        connection.request(method, path, body, dict(CALLER))
+        connection.getresponse().read()
+    except OSError:
+        pass
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Reckoned times of what was counted, on one card: steps, encodes, both beside each other, the nine tasks.
+
+Knows costs and counts; prints nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+
+from closed_loop import TASKS
+
+from florence.engine.config import EncodeStreamChoice, EngineConfig
+from florence.engine.encode_policy import Decision, Mix, Repeat, TrialTimes, decide
+from ledger.beside import slowdown
+from ledger.costs import EAGER_LAUNCH_S, HOST_COPY, SMALL_KERNEL_S, Card
+from ledger.counting import Ledger
+from ledger.counts import ENCODES, POSITIONS, Counts, step_ends
+from ledger.fakes import Encode
+from ledger.rows import EXTRA_STEPS, closed_loop
+
+SLOWDOWNS = [1 + number / 100 for number in range(101)]
+"""Those that are tried to see what a task bears."""
+
+
+@dataclass(frozen=True)
+class Reckoner:
+    """Reckoned times of counted work on a card. `choice`: the setting for encodes beside steps."""
+
+    card: Card
+    counts: Counts
+    choice: EncodeStreamChoice = "auto"
+
+    def step_s(self, requests: int, positions: float) -> float:
+        """Of a step of so many requests, whose beams have so many positions in the mean."""
+        return self._between_counted(self._step_seconds, requests, positions)
+
+    def slowdown(self, requests: int, positions: float, *, new_pictures: bool = True) -> float:
+        """Of such a step and an encode beside each other."""
+        return self._between_counted(self._slowdowns[new_pictures], requests, positions)
+
+    @cached_property
+    def _step_seconds(self) -> dict[tuple[int, float], float]:
+        return {load: ledger.seconds(self.card) for load, ledger in self.counts.steps.items()}
+
+    @cached_property
+    def _slowdowns(self) -> dict[bool, dict[tuple[int, float], float]]:
+        """By whether an encode has new pictures, and by steps."""
+        tower, encoder = self.counts.encodes[ENCODES[-1]].graphs
+        encodes = {True: Ledger([*tower.operations, *encoder.operations]), False: encoder}
+        return {
+            new: {load: slowdown(self.card, encode, step) for load, step in self.counts.steps.items()}
+            for new, encode in encodes.items()
+        }
+
+    def _between_counted(
+        self, counted: Mapping[tuple[int, float], float], requests: int, positions: float
+    ) -> float:
+        """On a line between the steps that were counted in the same captured shape."""
+        low, high = next(ends for ends in step_ends(self.counts.shape.slots) if requests <= ends[1])
+        above = next((each for each in POSITIONS[1:-1] if positions <= each), POSITIONS[-1])
+        ends = POSITIONS[POSITIONS.index(above) - 1], above
+        few, many = (
+            on_line(positions, ends, (counted[number, ends[0]], counted[number, ends[1]]))
+            for number in (low, high)
+        )
+        return on_line(requests, (low, high), (few, many))
+
+    @cached_property
+    def decision(self) -> Decision:
+        """What the trial at the start would find, and choose."""
+        config = EngineConfig.for_device("cuda")
+        mix = Mix.of(self.counts.shape.slots, config.max_encode_batch, config.max_new_tokens)
+        if mix is None:
+            raise ValueError("the engine is too small for a trial")
+        positions = mix.steps / 2
+        step_s, encode_s = self.step_s(mix.decoded, positions), self.encode_s(mix.encoded)[0]
+        factor, steps_s = self.slowdown(mix.decoded, positions), mix.steps * step_s
+        both_s = min(encode_s, steps_s)
+        between = Repeat(encode_s + steps_s, [encode_s + step_s, *[step_s] * (mix.steps - 1)])
+        beside = Repeat(encode_s + steps_s - (2 - factor) * both_s, [factor * step_s] * mix.steps)
+        found = decide(TrialTimes.of([between]), TrialTimes.of([beside]), config.encode_budget_ms / 1000)
+        forced = {"on": True, "off": False}.get(self.choice)
+        return found if forced is None else replace(found, runs_beside=forced)
+
+    def encode_s(self, requests: int, *, new_pictures: bool = True) -> tuple[float, float]:
+        """Of an encode of so many requests, the device's and the host's; their pictures are known where none
+        are new. Between two sizes that were counted, a share of both."""
+        (low, first), *_, (high, last) = sorted(self.counts.encodes.items())
+        device, host = (
+            on_line(requests, (low, high), (part(first, new_pictures), part(last, new_pictures)))
+            for part in (self.device_s, self.host_s)
+        )
+        return device, host
+
+    def device_s(self, encode: Encode, new_pictures: bool = True) -> float:
+        """Of the graphs of an encode, and the kernels between them."""
+        graphs = encode.graphs if new_pictures else encode.graphs[1:]
+        return sum(graph.seconds(self.card) for graph in graphs) + encode.between * SMALL_KERNEL_S
+
+    def host_s(self, encode: Encode, new_pictures: bool = True) -> float:
+        """Of one encode: launches between graphs, and bytes that are sent. The device does meanwhile what it
+        was sent before: copies have a stream of their own."""
+        sent = encode.uploaded / HOST_COPY if new_pictures else 0.0
+        return encode.between * EAGER_LAUNCH_S + sent
+
+    def rows(self, concurrency: int, *, new_pictures: bool) -> dict[str, dict[str, float]]:
+        """Rate and latencies of the nine tasks."""
+        encode_s = partial(self.encode_s, new_pictures=new_pictures)
+        slower = partial(self.slowdown, new_pictures=new_pictures) if self.decision.runs_beside else None
+        return {
+            task: asdict(closed_loop(concurrency, tokens, encode_s, self.step_s, slower))
+            for task, tokens in TASKS.items()
+        }
+
+    def bearable(self, task: str, rate: float) -> float:
+        """The largest slowdown with which encodes beside steps still give so many answers a second of a task,
+        30 at once; 2 is one after the other."""
+
+        def fails(factor: float) -> bool:
+            row = closed_loop(30, TASKS[task], self.encode_s, self.step_s, lambda *_: factor)
+            return row.rate < rate
+
+        return SLOWDOWNS[max(0, bisect_left(SLOWDOWNS, True, key=fails) - 1)]
+
+    def steps_of_an_answer(self, requests: int) -> dict[str, float]:
+        """Milliseconds of each task's steps, shared by so many requests that begin together."""
+        return {
+            task: sum(self.step_s(requests, step + 1) for step in range(tokens + EXTRA_STEPS))
+            / requests
+            * 1e3
+            for task, tokens in TASKS.items()
+        }
+
+
+def on_line(x: float, ends: tuple[float, float], values: tuple[float, float]) -> float:
+    """What lies at `x` on the line through two values."""
+    share = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 1.0
+    return values[0] + share * (values[1] - values[0])

@@ -1,0 +1,100 @@
+"""Whether encodes run beside decode steps or between them, decided by what both ways take on the device that
+will serve. `device/encode_trial.py` takes the times. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from florence.engine.config import EncodeStreamChoice
+
+MARGIN = 0.03
+"""Encodes beside steps must save this part of the time: less is within what two trials differ by."""
+
+TRIAL_S = 2.0
+"""No repeat of a trial begins that is expected to end later."""
+
+MOST_REPEATS = 3
+"""Of a trial: the quickest counts."""
+
+ANSWER_TOKENS = 74
+"""Of an answer, for how many steps go with an encode: the mean of the replaced deployment's nine tasks."""
+
+MOST_STEPS = 32
+"""Of one repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What a full engine does at a time: `encoded` requests are encoded while `decoded` others take
+    `steps`."""
+
+    decoded: int
+    encoded: int
+    steps: int
+
+    @classmethod
+    def of(cls, slots: int, encoded: int, room: int) -> Mix | None:
+        """Of an engine with so many slots that encodes so many requests together, and has room for answers of
+        so many tokens; None where it is too small for anything to be beside anything."""
+        steps = min(round(ANSWER_TOKENS * encoded / slots), MOST_STEPS, room - 2)
+        decoded = slots - encoded
+        return cls(decoded, encoded, max(2, steps)) if decoded >= 1 and encoded >= 1 and room >= 4 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Seconds of an encode and its steps, and of each step as its requests see it: from the one before."""
+
+    whole_s: float
+    steps_s: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialTimes:
+    """Of one way: the quickest repeat, and the 99th percentile of all its steps, seconds."""
+
+    whole_s: float
+    step_p99_s: float
+
+    @classmethod
+    def of(cls, repeats: Sequence[Repeat]) -> TrialTimes:
+        """Of all repeats of one way."""
+        steps = sorted(step for repeat in repeats for step in repeat.steps_s)
+        return cls(min(repeat.whole_s for repeat in repeats), steps[ceil(0.99 * len(steps)) - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether encodes run beside steps, and why. `between`, `beside`: what both ways took, None where they
+    were not tried to the end."""
+
+    runs_beside: bool
+    why: str
+    between: TrialTimes | None = None
+    beside: TrialTimes | None = None
+
+
+def setting_of(decision: Decision | None) -> EncodeStreamChoice:
+    """The setting that would have the same effect; "auto" while there is no decision."""
+    if decision is None:
+        return "auto"
+    return "on" if decision.runs_beside else "off"
+
+
+def decide(between: TrialTimes, beside: TrialTimes, encode_budget_s: float) -> Decision:
+    """Beside steps where that is quicker by `MARGIN`, and no step takes longer than the encode budget."""
+    saved = 1 - beside.whole_s / between.whole_s
+    told = (
+        f"an encode and its steps take {1e3 * beside.whole_s:.1f} ms beside each other, "
+        f"{1e3 * between.whole_s:.1f} ms one after the other; 99% of the steps take at most "
+        f"{1e3 * beside.step_p99_s:.1f} and {1e3 * between.step_p99_s:.1f} ms"
+    )
+    if saved < MARGIN:
+        return Decision(False, f"{told}: not quicker by {MARGIN:.0%}", between, beside)
+    if beside.step_p99_s > encode_budget_s:
+        budget = f"longer than the encode budget of {1e3 * encode_budget_s:.0f} ms"
+        return Decision(False, f"{told}: {budget}", between, beside)
+    return Decision(True, told, between, beside)

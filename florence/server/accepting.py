@@ -1,0 +1,235 @@
+"""New connections of a worker: they cost little until they send something, and probes go first.
+
+asyncio makes a transport, a task and a protocol for each connection, all that wait in one go: thousands that
+send nothing hold the event loop, and the system drops others meanwhile. Here a connection is a bare socket
+until its first bytes are here; where there are too many, the one that has been idle longest is closed, as
+nginx does. Knows sockets; nothing about requests, but for the first bytes of a probe's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import select
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from uvicorn.loops import auto
+
+ACCEPTED_AT_ONCE: Final = 512
+"""In one round of the event loop: some 10 microseconds each."""
+MADE_AT_ONCE: Final = 8  # some 100 microseconds each
+SPARE: Final = 256
+"""Connections beyond the limit that are looked at: one of them may be a probe's."""
+OTHER_FILES: Final = 1024  # that a worker may have open beside its connections
+AGAIN_S: Final = 0.1
+PROBES: Final = tuple(
+    b"%b %b " % (method, path)
+    for method in (b"GET", b"HEAD")
+    for path in (b"/livez", b"/readyz", b"/healthz", b"/v2/health/live", b"/v2/health/ready")
+)
+_LONGEST: Final = max(map(len, PROBES))
+_ERROR: Final = b'{"error":"each connection has a request under way (FLORENCE_MAX_CONNECTIONS)"}'
+_FULL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_ERROR), _ERROR)
+)
+
+logger = logging.getLogger("florence.service")
+
+
+class Closable(Protocol):
+    """A connection that waits for a request."""
+
+    def close_idle(self) -> None:
+        """Close it."""
+
+
+class Crowd:
+    """The connections of a worker that have a protocol. most: together with those that are silent."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.count = 0
+        self._idle: dict[Closable, None] = {}  # in the order in which they became it
+
+    def rests(self, connection: Closable) -> None:
+        """It waits for a request from now on."""
+        self._idle.pop(connection, None)
+        self._idle[connection] = None
+
+    def works(self, connection: Closable) -> None:
+        """It waits no more."""
+        self._idle.pop(connection, None)
+
+    def make_room(self) -> bool:
+        """Close the connection that has waited longest for a request; False where none waits."""
+        for connection in self._idle:
+            del self._idle[connection]
+            connection.close_idle()
+            return True
+        return False
+
+
+class Acceptor:
+    """Accepts connections on one socket, as an asyncio.Server. make: a protocol; tls: None for none;
+    silent_s: for the first byte."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listening: socket.socket,
+        make: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
+        crowd: Crowd,
+        silent_s: float,
+    ) -> None:
+        self._loop, self._listening, self._make, self._tls = loop, listening, make, tls
+        self._crowd, self._silent_s = crowd, silent_s
+        self._silent: dict[int, tuple[socket.socket, float]] = {}  # by descriptor: since when
+        self._pending: deque[socket.socket] = deque()  # they have sent something
+        self._made: set[asyncio.Task[None]] = set()
+        self._first_bytes = select.epoll()
+        loop.add_reader(self._first_bytes.fileno(), self._look)
+        self._sweeper = loop.call_later(silent_s, self._sweep)
+        self._listen()
+
+    def _listen(self) -> None:
+        if not self._sweeper.cancelled():
+            self._loop.add_reader(self._listening.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Accept no more, and close those that have no protocol yet."""
+        if self._sweeper.cancelled():
+            return
+        self._sweeper.cancel()
+        self._loop.remove_reader(self._listening.fileno())
+        self._loop.remove_reader(self._first_bytes.fileno())
+        self._first_bytes.close()
+        self._listening.close()
+        for client in [*(each for each, _ in self._silent.values()), *self._pending]:
+            client.close()
+        self._silent.clear()
+        self._pending.clear()
+
+    async def wait_closed(self) -> None:
+        """Nothing is left to wait for."""
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                client, _ = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptor is left, or no memory
+                logger.error("can't accept connections: %s", error)
+                self._make_room()
+                self._loop.remove_reader(self._listening.fileno())
+                self._loop.call_later(AGAIN_S, self._listen)
+                return
+            client.setblocking(False)
+            self._silent[client.fileno()] = client, self._loop.time()
+            self._first_bytes.register(client, select.EPOLLIN)
+            if self._crowd.count + len(self._silent) + len(self._pending) > self._crowd.most:
+                self._make_room()
+
+    def _make_room(self) -> None:
+        """Close an idle connection. The latest silent ones may be about to speak: where there are more, the
+        oldest of them goes first."""
+        if len(self._silent) > SPARE:
+            self._forget(next(iter(self._silent))).close()
+        else:
+            self._crowd.make_room()
+
+    def _forget(self, descriptor: int) -> socket.socket:
+        self._first_bytes.unregister(descriptor)
+        return self._silent.pop(descriptor)[0]
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        late = [each for each, (_, since) in self._silent.items() if now - since >= self._silent_s]
+        for descriptor in late:
+            self._forget(descriptor).close()
+        self._sweeper = self._loop.call_later(min(1.0, self._silent_s), self._sweep)
+
+    def _look(self) -> None:
+        """Some have sent their first bytes, or have left."""
+        waited = bool(self._pending)
+        for descriptor, _ in self._first_bytes.poll(0, ACCEPTED_AT_ONCE):
+            client = self._forget(descriptor)
+            try:
+                first = client.recv(_LONGEST, socket.MSG_PEEK)
+            except OSError:
+                first = b""
+            if not first:
+                client.close()
+            elif first.startswith(PROBES):
+                self._hand_over(client)
+            else:
+                self._pending.append(client)
+        if self._pending and not waited:
+            self._loop.call_soon(self._take)
+
+    def _take(self) -> None:
+        for _ in range(min(MADE_AT_ONCE, len(self._pending))):
+            client = self._pending.popleft()
+            if self._crowd.count < self._crowd.most or self._crowd.make_room():
+                self._hand_over(client)
+            else:
+                _refuse(client, plain=self._tls is None)
+        if self._pending:
+            self._loop.call_soon(self._take)
+
+    def _hand_over(self, client: socket.socket) -> None:
+        made = self._loop.create_task(self._give_protocol(client))
+        self._made.add(made)
+        made.add_done_callback(self._made.discard)
+
+    async def _give_protocol(self, client: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._make, client, ssl=self._tls)
+        except OSError as error:  # TLS was not agreed on, or the client has left
+            logger.debug("no connection: %s", error)
+            client.close()
+
+
+def _refuse(client: socket.socket, *, plain: bool) -> None:
+    with contextlib.suppress(OSError):
+        if plain:
+            client.send(_FULL)
+            client.recv(65_536)  # else the close would take the answer back
+    client.close()
+
+
+class AcceptingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose servers on given sockets are `Acceptor`s."""
+
+    def __init__(self, crowd: Crowd, silent_s: float) -> None:
+        super().__init__()
+        self._crowd, self._silent_s = crowd, silent_s
+
+    async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
+        """As asyncio's. uvicorn gives the socket that all workers listen on."""
+        listening = options.get("sock")
+        if listening is None:
+            return await super().create_server(protocol_factory, *args, **options)
+        listening.setblocking(False)
+        listening.listen(max(options.get("backlog", 0), socket.SOMAXCONN))
+        return Acceptor(self, listening, protocol_factory, options.get("ssl"), self._crowd, self._silent_s)
+
+
+def accept_with_care(crowd: Crowd, silent_s: float) -> None:
+    """In a worker, before uvicorn starts in it: let its event loop be an `AcceptingLoop`, and the system give
+    it descriptors for so many connections, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = crowd.most + SPARE + OTHER_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    crowd.most = max(1, min(crowd.most, soft - SPARE - OTHER_FILES // 4))
+    auto.auto_loop_factory = lambda use_subprocess=False: lambda: AcceptingLoop(crowd, silent_s)

@@ -1,0 +1,232 @@
+"""Connections of a real HTTP server that are many, silent, or do not read: others are served beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvicorn
+
+from florence.server.accepting import SPARE, AcceptingLoop, Crowd
+from florence.server.connections import bounded
+from florence.server.receiving import MOST_UNREAD
+
+PATIENCE_S = 120.0
+GET = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
+PROBE = GET % b"v2/health/live"
+LARGE = bytes(4_000_000)  # more than both systems take for a client that does not read
+
+
+class Served:
+    """An app: `/large` is answered with much, `/wait` when the test says so, others with 204. `asked`: the
+    paths, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.go_on = asyncio.Event()
+        self.clients: list[asyncio.StreamWriter] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked.append(scope["path"])
+        if scope["path"] == "/wait":
+            await self.go_on.wait()
+        body = LARGE if scope["path"] == "/large" else b""
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200 if body else 204, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+Scenario = Callable[[Served, int], Coroutine[Any, Any, Any]]
+
+
+def served(
+    scenario: Scenario, most: int = 10_000, silent_s: float = PATIENCE_S, unread_s: float = PATIENCE_S
+) -> Any:
+    """What the scenario returns, beside a server; it gets the app and the port."""
+    crowd = Crowd(most)
+
+    async def run() -> Any:
+        app = Served()
+        made: Any = bounded(crowd, silent_s, unread_s)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+            server = uvicorn.Server(uvicorn.Config(app, http=made, log_config=None, lifespan="off"))
+            running = asyncio.ensure_future(server.serve([listening]))
+            try:
+                return await asyncio.wait_for(scenario(app, port), PATIENCE_S)
+            finally:
+                app.go_on.set()
+                for client in app.clients:
+                    client.close()
+                server.should_exit = server.force_exit = True
+                await running
+                assert crowd.count >= 0
+
+    with asyncio.Runner(loop_factory=lambda: AcceptingLoop(crowd, silent_s)) as runner:
+        return runner.run(run())
+
+
+async def opened(
+    app: Served, port: int, sent: bytes = b""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that has sent this; closed with the app."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    app.clients.append(writer)
+    writer.write(sent)
+    await writer.drain()
+    return reader, writer
+
+
+async def first_line(app: Served, port: int, sent: bytes) -> bytes:
+    """Of the answer to a request on a connection of its own."""
+    reader, writer = await opened(app, port, sent)
+    line = await reader.readline()
+    writer.close()
+    return line
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for it."""
+    while not holds():
+        await asyncio.sleep(0.01)
+
+
+def test_silent_connections_beyond_the_limit_make_room() -> None:
+    """Ten times as many as may be: the oldest are closed, a new caller is answered, the newest are left."""
+
+    async def scenario(app: Served, port: int) -> None:
+        silent = [await opened(app, port) for _ in range(SPARE + 200)]
+        assert (await first_line(app, port, GET % b"new")).startswith(b"HTTP/1.1 204")
+        assert await silent[0][0].read() == b""
+        silent[-1][1].write(GET % b"late")
+        assert (await silent[-1][0].readline()).startswith(b"HTTP/1.1 204")
+
+    served(scenario, most=20)
+
+
+def test_the_one_that_has_been_idle_longest_makes_room() -> None:
+    """Of half heads and connections that were answered; those whose request is under way stay."""
+
+    async def scenario(app: Served, port: int) -> None:
+        busy = await opened(app, port, GET % b"wait")
+        await until(lambda: app.asked == ["/wait"])
+        halves = [await opened(app, port, b"GET / HTTP/1.1\r\nX") for _ in range(9)]
+        while not halves[0][0].at_eof():
+            assert (await first_line(app, port, GET % b"new")).startswith(b"HTTP/1.1 204")
+            halves.append(await opened(app, port, b"GET / HTTP/1.1\r\nX"))
+            await asyncio.sleep(0.01)
+        app.go_on.set()
+        assert (await busy[0].readline()).startswith(b"HTTP/1.1 204")
+
+    served(scenario, most=10)
+
+
+def test_where_all_are_busy_a_new_one_is_told_so_and_a_probe_is_answered() -> None:
+    """503 with Retry-After, and what to change."""
+
+    async def scenario(app: Served, port: int) -> bytes:
+        for _ in range(5):
+            await opened(app, port, GET % b"wait")
+        await until(lambda: len(app.asked) == 5)
+        reader, _ = await opened(app, port, GET % b"new")
+        said = await reader.read()
+        assert (await first_line(app, port, PROBE)).startswith(b"HTTP/1.1 204")
+        return said
+
+    said = served(scenario, most=5)
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 1" in said
+    head, body = said.split(b"\r\n\r\n")
+    assert b"Content-Length: %d" % len(body) in head
+    assert b"FLORENCE_MAX_CONNECTIONS" in body
+
+
+def test_a_silent_connection_is_closed_in_time() -> None:
+    async def scenario(app: Served, port: int) -> bytes:
+        reader, _ = await opened(app, port)
+        return await reader.read()
+
+    assert served(scenario, silent_s=0.05) == b""
+
+
+def test_a_probe_goes_before_connections_that_came_first() -> None:
+    """Two hundred that have sent their heads before the server looks at any of them."""
+
+    async def scenario(app: Served, port: int) -> int:
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(201)]
+        for index, client in enumerate(clients):  # without a pause: the server's loop is this one
+            client.sendall(PROBE if index == 200 else GET % b"caption")
+        await until(lambda: len(app.asked) == 201)
+        for client in clients:
+            client.close()
+        return app.asked.index("/v2/health/live")
+
+    assert served(scenario) < 30
+
+
+def test_a_client_that_does_not_read_is_asked_no_further_work_for() -> None:
+    """Ten large answers are asked at once: one is made, until it is read; then the next."""
+
+    async def scenario(app: Served, port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(client, GET % b"large" * 10)
+            await until(lambda: len(app.asked) > 0)
+            assert (await first_line(app, port, GET % b"another")).startswith(b"HTTP/1.1 204")
+            await asyncio.sleep(0.2)
+            assert app.asked.count("/large") <= 2  # the next begins when the system has taken the first one
+            taken = 0
+            while app.asked.count("/large") < 10 or taken < 10 * len(LARGE):
+                taken += len(await loop.sock_recv(client, 1 << 20))
+
+    served(scenario)
+
+
+def test_a_client_that_takes_nothing_is_given_up() -> None:
+    """After the time limit; one that reads slowly all the while gets the whole answer."""
+
+    async def scenario(app: Served, port: int) -> int:
+        loop = asyncio.get_running_loop()
+        with (
+            socket.create_connection(("127.0.0.1", port)) as stuck,
+            socket.create_connection(("127.0.0.1", port)) as slow,
+        ):
+            for client in (stuck, slow):
+                client.setblocking(False)
+                await loop.sock_sendall(client, GET % b"large")
+            taken = 0
+            while taken < len(LARGE):
+                taken += len(await loop.sock_recv(slow, 200_000))
+                await asyncio.sleep(0.05)
+            left = 0
+            try:
+                while got := len(await loop.sock_recv(stuck, 1 << 20)):
+                    left += got
+            except ConnectionResetError:
+                pass
+            return left
+
+    assert served(scenario, unread_s=0.5) < len(LARGE)
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_requests_sent_at_once_are_answered_in_their_order(count: int) -> None:
+    """Each of them, whatever its turn."""
+
+    async def scenario(app: Served, port: int) -> list[str]:
+        reader, writer = await opened(app, port, b"".join(GET % b"%d" % index for index in range(count)))
+        for _ in range(count):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.close()
+        return app.asked
+
+    assert served(scenario) == [f"/{index}" for index in range(count)]
+
+
+def test_what_a_client_may_leave_unread_is_small() -> None:
+    """Less than a window of TCP: it says whether the client reads."""
+    assert MOST_UNREAD < 65_536
