@@ -184,12 +184,16 @@ def test_grpc_calls_continue_the_client_s_trace(
 
 @pytest.mark.slow
 def test_spans_go_where_bentoml_s_configuration_says(tmp_path: Path) -> None:
-    """The provider is the one of its YAML file, with its exporter and its sample rate."""
+    """The provider is the one of its YAML file as the docs have it, with its exporter and its sample rate."""
+    told = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    yaml = told[told.index("services:\n  tracing:") :].partition("```")[0]
     config = tmp_path / "bentoml.yaml"
-    config.write_text("version: 1\napi_server: {}\ntracing: {exporter_type: in_memory, sample_rate: 1.0}\n")
+    config.write_text(yaml.replace("type: otlp", "type: in_memory").replace("rate: 0.1", "rate: 1.0"))
     code = (
         "from test_server_tracing import report\n"
+        "from florence.server.service import service_of_environment\n"
         "from florence.server.tracing import bentoml_tracing, trace_request\n"
+        "service_of_environment().inject_config()  # as `bentoml serve` does\n"
         "provider = bentoml_tracing()\n"
         "trace_request(report(), provider)\n"
         "provider.force_flush()\n"

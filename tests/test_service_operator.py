@@ -21,13 +21,16 @@ CALLS = 12
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Two workers with a fake model; the log is JSON."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two workers with a fake model, and a configuration of BentoML's; the log is JSON."""
+    config = tmp_path_factory.mktemp("bentoml") / "config.yaml"
+    config.write_text("services: {tracing: {exporter_type: in_memory, sample_rate: 1.0}}\n")
     settings = {
         "FLORENCE_DEVICE": "cpu,cpu",
         "FLORENCE_LOG_FORMAT": "json",
         "FLORENCE_API_KEYS": f"alice:{ALICE},bob:{BOB}",
         "FLORENCE_GRPC_PORT": str(free_port()),
+        "BENTOML_CONFIG": str(config),
     }
     with serving_fake(**settings) as started:
         started.wait_ready()

@@ -129,8 +129,6 @@ class TaskService:
         guard_log()
         read_any_header()
         sys.setswitchinterval(SWITCH_S)
-        if self.settings.log_format == "json":
-            log_json()
         end_with_supervisor()
         self.started = time.monotonic()
         self.timeout_s = self.settings.timeout_s
@@ -231,6 +229,8 @@ def build_service(
     `fetch` runs once, before the workers start; `load` makes a worker's model. fetcher: of pictures that come
     as URLs; None: as the settings say.
     """
+    if settings.log_format == "json":
+        log_json()  # before BentoML tells which configuration it applies
     devices = settings.devices(gpus)
     if is_worker():
         share_one_heap()
@@ -305,8 +305,6 @@ def build_service(
 
 
 def _before_workers(settings: Settings, fetch: Fetch) -> None:
-    if settings.log_format == "json":
-        log_json()
     prepare_supervisor()
     fetch(settings)
 
