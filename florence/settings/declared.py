@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from florence.engine.config import CpuKernels, CudaKernels, EncodeStreamChoice, EngineConfig
 from florence.errors import SettingsError
-from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
+from florence.images.limits import ImageLimits
 from florence.images.tiles import MOST_TILES
 from florence.settings.names import PREFIX, explain
 from florence.types.pictures import Pictures
@@ -34,11 +34,11 @@ MIB = 1024 * 1024
 _DEVICES = re.compile(r"auto|cuda|(cpu|cuda:\d+)(,(cpu|cuda:\d+))*")
 
 
-def _engine(name: str) -> Any:
-    """The field of this name as `EngineConfig` declares it; None where its default depends on the device."""
-    declared = next(each for each in fields(EngineConfig) if each.name == name)
+def _declared(owner: type[EngineConfig | ImageLimits], name: str) -> Any:
+    """The field of this name as `owner` declares it; None where its default depends on the device."""
+    declared = next(each for each in fields(owner) if each.name == name)
     facts = declared.metadata
-    default = None if facts["on_gpu"] else declared.default
+    default = None if facts.get("on_gpu") else declared.default
     return Field(default=default, description=facts["description"], **facts["bounds"])
 
 
@@ -106,19 +106,19 @@ class Settings(BaseSettings):
         "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI. `fp8`: most of an encode "
         "in fp8, on a GPU from Ada or Hopper on, not yet measured on one; a CPU emulates it, slowly.",
     )
-    threads: int | None = _engine("threads")
-    cpu_kernels: CpuKernels = _engine("cpu_kernels")
-    cuda_kernels: CudaKernels = _engine("cuda_kernels")
-    compile_tower: bool = _engine("compile_tower")
-    encode_stream: EncodeStreamChoice = _engine("encode_stream")
-    max_batch_size: int | None = _engine("max_batch_size")
-    max_encode_batch: int | None = _engine("max_encode_batch")
-    max_queue: int = _engine("max_queue")
-    max_latency_ms: float | None = _engine("max_latency_ms")
-    encode_budget_ms: float = _engine("encode_budget_ms")
-    max_new_tokens: int = _engine("max_new_tokens")
-    max_prompt_tokens: int = _engine("max_prompt_tokens")
-    picture_cache_bytes: int | None = _engine("picture_cache_bytes")
+    threads: int | None = _declared(EngineConfig, "threads")
+    cpu_kernels: CpuKernels = _declared(EngineConfig, "cpu_kernels")
+    cuda_kernels: CudaKernels = _declared(EngineConfig, "cuda_kernels")
+    compile_tower: bool = _declared(EngineConfig, "compile_tower")
+    encode_stream: EncodeStreamChoice = _declared(EngineConfig, "encode_stream")
+    max_batch_size: int | None = _declared(EngineConfig, "max_batch_size")
+    max_encode_batch: int | None = _declared(EngineConfig, "max_encode_batch")
+    max_queue: int = _declared(EngineConfig, "max_queue")
+    max_latency_ms: float | None = _declared(EngineConfig, "max_latency_ms")
+    encode_budget_ms: float = _declared(EngineConfig, "encode_budget_ms")
+    max_new_tokens: int = _declared(EngineConfig, "max_new_tokens")
+    max_prompt_tokens: int = _declared(EngineConfig, "max_prompt_tokens")
+    picture_cache_bytes: int | None = _declared(EngineConfig, "picture_cache_bytes")
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."
     )
@@ -188,25 +188,11 @@ class Settings(BaseSettings):
     image_networks: str | None = Field(
         default=None, description="Networks (CIDR) whose addresses they may have, beside public ones."
     )
-    max_image_bytes: int = Field(
-        default=DEFAULT_LIMITS.max_bytes, ge=1, le=2**31, description="Most bytes of an encoded picture."
-    )
-    max_image_pixels: int = Field(
-        default=DEFAULT_LIMITS.max_pixels, ge=1, le=PILLOW_MAX_PIXELS, description="Most pixels of a picture."
-    )
-    max_image_side: int = Field(
-        default=DEFAULT_LIMITS.max_side, ge=1, le=2**20, description="Most pixels of a picture's longer side."
-    )
-    max_image_frames: int = Field(
-        default=DEFAULT_LIMITS.max_frames, ge=1, le=10**6, description="Most frames or pages of a picture."
-    )
-    decode_memory_bytes: int = Field(
-        default=DEFAULT_LIMITS.decode_bytes,
-        ge=16 * MIB,
-        le=2**40,
-        description="Memory that decoding takes, in all readers of a worker together: a picture that needs "
-        "more waits for the others, one that never fits gets a 413.",
-    )
+    max_image_bytes: int = _declared(ImageLimits, "max_bytes")
+    max_image_pixels: int = _declared(ImageLimits, "max_pixels")
+    max_image_side: int = _declared(ImageLimits, "max_side")
+    max_image_frames: int = _declared(ImageLimits, "max_frames")
+    decode_memory_bytes: int = _declared(ImageLimits, "decode_bytes")
     max_tiles: int = Field(
         default=MOST_TILES,
         ge=1,
