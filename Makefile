@@ -18,6 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 LOCK_VENV := build/lock-venv
+unexport PYTHONDONTWRITEBYTECODE  # a test starts many processes: each would compile all modules again
 # florence2-client is this project's own: left out of the lock.
 COMPILE := $(LOCK_VENV)/bin/uv pip compile --quiet --generate-hashes --no-header --index-strategy unsafe-best-match \
 	--no-emit-package florence2-client --find-links build/lock-wheels --constraints build/held.txt

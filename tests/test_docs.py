@@ -38,7 +38,8 @@ class Shared:
 
     def at_its_address(self, code: str) -> str:
         code = code.replace("http://localhost:8000", self.server.url)
-        return code.replace("localhost:8001", f"127.0.0.1:{self.grpc_port}")
+        code = code.replace("localhost:8001", f"127.0.0.1:{self.grpc_port}")
+        return code.replace("--run-time 5s", "--run-time 2s")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_the_code_of_a_page_runs_and_prints_what_is_shown(name: str, shared: Shared, folder: Path) -> None:
-    """Block after block, from the project's folder; only addresses are others. Python blocks go on where the
+    """Block after block, from the project's folder; only addresses are others, and loads are short. Python blocks go on where the
     page's last one ended."""
     variables: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(ROOT / name):

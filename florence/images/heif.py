@@ -17,7 +17,7 @@ from typing import Final
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.header import Header
 
-Box = tuple[bytes, memoryview]
+HeifBox = tuple[bytes, memoryview]
 """Its kind and its body."""
 AVIF_BRANDS: Final = frozenset((b"avif", b"avis"))
 _FOLDERS: Final = frozenset((b"meta", b"iprp"))
@@ -54,7 +54,7 @@ def read_heif(data: bytes, max_frames: int, number: int) -> Header:
     return Header(name, width, height, 1, 1, data, passes=passes, profile=profile, frame=number)
 
 
-def _size(box: Box) -> tuple[int, int] | None:
+def _size(box: HeifBox) -> tuple[int, int] | None:
     kind, body = box
     return struct.unpack_from(">II", body, 4) if kind == b"ispe" else None
 
@@ -68,7 +68,7 @@ class _Items:
     """The pictures in a file: what each is made of, and the properties that it has."""
 
     def __init__(self) -> None:
-        self.properties: list[Box] = []
+        self.properties: list[HeifBox] = []
         self._parts: dict[int, Counter[int]] = {}  # how often each part is in it
         self._links: dict[int, list[int]] = {}  # numbers of properties, from 1
         self._count = 0
@@ -126,7 +126,7 @@ def _brands(data: bytes) -> set[bytes]:
     return {data[at : at + 4] for at in (8, *range(16, end - 3, 4))}
 
 
-def _boxes(data: memoryview) -> Iterator[Box]:
+def _boxes(data: memoryview) -> Iterator[HeifBox]:
     """(kind, body) of each box, those inside the ones that hold what describes pictures too."""
     for kind, body in _inside(data):
         if kind in _FOLDERS:
@@ -135,7 +135,7 @@ def _boxes(data: memoryview) -> Iterator[Box]:
             yield kind, body
 
 
-def _inside(data: memoryview) -> Iterator[Box]:
+def _inside(data: memoryview) -> Iterator[HeifBox]:
     """(kind, body) of each box, one behind the other."""
     count = 0
     while len(data) >= 8:
