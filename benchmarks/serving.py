@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 180.0
@@ -77,13 +76,3 @@ def wait_ready(server: Server) -> None:
                 return
         time.sleep(0.1)
     raise SystemExit(f"the service did not start:\n{server.log.read_text(errors='replace')}")
-
-
-def free_port() -> int:
-    """A port that nothing listens on now, below those of outgoing connections: one of these could be taken
-    before a server has it."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port

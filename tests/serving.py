@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -18,6 +17,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 120.0
@@ -126,13 +129,3 @@ def serving_demo(**environment: str) -> Iterator[Server]:
     with serving("service:service", **settings, **ports, **environment) as server:
         server.wait_ready()
         yield server
-
-
-def free_port() -> int:
-    """A port that nothing listens on now, below those of outgoing connections: one of these could be taken
-    before a server has it."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port

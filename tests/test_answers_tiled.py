@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from florence.answers import tiled_things
 from florence.answers.filtering import items_of
 from florence.answers.original_form import original_form
 from florence.answers.tiled import TileResult, merge_results, text_of
@@ -210,6 +212,54 @@ def test_what_another_tile_denies_is_dropped() -> None:
     ):
         tiles = [TileResult((0.0, 0.0, 200.0, 200.0), both), TileResult(other, detections(other, things))]
         assert [place.label for place in items_of(merge_results(tiles, (300, 250)))] == kept
+
+
+def crowd(dice: random.Random, count: int, side: int, text: bool) -> list[TileResult]:
+    """Tiles of 100 pixels that each answer with anything anywhere in them."""
+
+    def anything() -> Detection | OcrRegion:
+        x, y, score = dice.uniform(0, 60), dice.uniform(0, 60), dice.random()
+        box = (x, y, x + dice.uniform(0, 40), y + dice.uniform(0, 40))
+        if text:
+            return OcrRegion(text=dice.choice("ab"), quad=quad_of(box), score=score)
+        return Detection(label=dice.choice("ab"), box=box, score=score)
+
+    tiles = []
+    for frame in Tiling(None, 1.0, (0.25, 0.25), 10_000).cut((side, side), (100, 100)):
+        items: list[Any] = [anything() for _ in range(count)]
+        result = OcrRegions(regions=items) if text else Detections(detections=items)
+        left, top, right, bottom = map(float, frame)
+        tiles.append(TileResult((left, top, right, bottom), result))
+    return tiles
+
+
+def everything(places: Any, bounds: Box) -> list[Any]:
+    """All things there are."""
+    return list({id(thing): thing for things in places._things.values() for thing in things}.values())
+
+
+@given(seed=st.integers(0, 100_000), text=st.booleans())
+def test_neighbours_are_all_that_matters(seed: int, text: bool) -> None:
+    """Each thing compared with all others gives the same as with those in the cells around it."""
+    tiles = crowd(random.Random(seed), 4, 250, text)
+    merged = merge_results(tiles, (250, 250))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiled_things._Places, "near", everything)
+        assert merge_results(tiles, (250, 250)) == merged
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_cost_grows_as_the_things_do(text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of four times as many tiles makes some four times as many comparisons, not sixteen."""
+    name = "_in_one_place" if text else "_is_part"
+    rule, calls = getattr(tiled_things, name), list[int]()
+    monkeypatch.setattr(tiled_things, name, lambda *given: calls.append(1) or rule(*given))
+    counts = []
+    for side in (475, 925):  # 36 and 144 tiles
+        calls.clear()
+        merge_results(crowd(random.Random(0), 5, side, text), (side, side))
+        counts.append(len(calls))
+    assert counts[1] < 6 * counts[0]
 
 
 def test_text_stands_nowhere_twice() -> None:

@@ -1,10 +1,10 @@
 """One result of those of a picture's tiles: each thing once, in pixels of the whole picture.
 
-`tiled_views` says which items are one thing. A view that is whole, and nearly as large as all views of the
-thing together, stands for it: where there are several, that with the best score, under the label that has the
-most score. Otherwise the parts are joined: the box around them, the polygons of all, one line of text. Of a
-joined thing the score is the least of its parts', since it is right only where each part is. Nothing hangs on
-the order in which the tiles are given.
+`tiled_views` says which items are one thing, `tiled_things` which things stay. A view that is whole, and
+nearly as large as all views of the thing together, stands for it: where there are several, that with the best
+score, under the label that has the most score. Otherwise the parts are joined: the box around them, the
+polygons of all, one line of text. Of a joined thing the score is the least of its parts', since it is right
+only where each part is. Nothing hangs on the order in which the tiles are given.
 
 Knows nothing about pictures, models and requests.
 """
@@ -14,25 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
-from florence.answers.filtering import items_of, overlap
+from florence.answers.filtering import items_of
 from florence.answers.lines import lines_of
-from florence.answers.quads import area_of, common_area, points_of
 from florence.answers.split_text import LinePart, join_parts
-from florence.answers.tiled_views import (
-    INSIDE,
-    SAME,
-    Key,
-    Sighting,
-    area,
-    better_seen,
-    group_views,
-    grown,
-    hull,
-    meet,
-    reach_of,
-)
+from florence.answers.tiled_things import FoundThing, ItemT, without_parts
+from florence.answers.tiled_views import Key, Sighting, area, better_seen, group_views, hull, reach_of
 from florence.export.annotation import box_polygon
 from florence.types.results import (
     Box,
@@ -46,17 +34,12 @@ from florence.types.results import (
     Segmentation,
 )
 
-ItemT = TypeVar("ItemT", Detection, Instance, OcrRegion)
 _WHOLE: Final = 0.75
 """Of the area around all views of a thing: what a view has that stands for it."""
 _NEAR: Final = 0.25
 """Of a thing's lesser side: borders of two views that are the same one."""
 _SURE: Final = 0.5
 """Score of a text at a border that is believed though no other tile read it."""
-_OVERPRINT: Final = 0.3
-"""Of the smaller of two texts: what may lie on the other one, of nearly the same score."""
-_DOUBTFUL: Final = 0.5, 0.1
-"""Of the better score, and as `_OVERPRINT` for a text whose score is below that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,33 +48,6 @@ class TileResult:
 
     frame: Box
     result: Result
-
-
-@dataclass(frozen=True, slots=True)
-class _Thing(Generic[ItemT]):
-    """A thing once it is found. views: all that are of it."""
-
-    item: ItemT
-    views: Sequence[Sighting]
-
-    @property
-    def bounds(self) -> Box:
-        return hull([view.bounds for view in self.views])
-
-    @property
-    def tiles(self) -> set[int]:
-        """Which ones show it."""
-        return {view.tile for view in self.views}
-
-    @property
-    def rank(self) -> tuple[bool, float, float]:
-        """Which of two things is the better one: whole, likely, large."""
-        return any(not view.cut for view in self.views), self.item.score or 0.0, area(self.bounds)
-
-    @property
-    def key(self) -> Key:
-        """Of its first view."""
-        return min(view.key for view in self.views)
 
 
 def merge_results(tiles: Sequence[TileResult], size: tuple[int, int]) -> Result:
@@ -138,12 +94,12 @@ def _merge(
             views.append(Sighting(tile, order, place.label, place.score or 0.0, place.bounds, reach))
             items[tile, order] = item
     things = [
-        _Thing(_resolve(group, items, join), group)
+        FoundThing.of(_resolve(group, items, join), group)
         for group in group_views(views, frames)
         if not _is_stray(group, items, frames, size)
     ]
     things.sort(key=lambda thing: thing.key)
-    return [thing.item for thing in _without_parts(things, frames)]
+    return [thing.item for thing in without_parts(things, frames)]
 
 
 def _is_stray(
@@ -185,57 +141,6 @@ def _reaches(view: Sighting, bounds: Box) -> bool:
     left, top, right, bottom = bounds
     near = _NEAR * min(right - left, bottom - top)
     return all(abs(a - b) <= near for a, b in zip(view.bounds, bounds, strict=True))
-
-
-def _without_parts(things: Sequence[_Thing[ItemT]], frames: Sequence[Box]) -> list[_Thing[ItemT]]:
-    """Without what is only a part of another thing, or another thing misread; and of texts that stand in one
-    place only the best."""
-    things = [
-        thing
-        for thing in things
-        if not any(_is_part(thing, other, frames) or _is_denied(thing, other, frames) for other in things)
-    ]
-    kept: dict[Key, _Thing[ItemT]] = {}
-    for thing in sorted(things, key=lambda thing: (-(thing.item.score or 0.0), thing.key)):
-        if not any(_in_one_place(thing, other) for other in kept.values()):
-            kept[thing.key] = thing
-    return [thing for thing in things if thing.key in kept]
-
-
-def _is_part(thing: _Thing[ItemT], other: _Thing[ItemT], frames: Sequence[Box]) -> bool:
-    """Whether a thing is what tiles that cut another one took for all of it. Where little of that is in the
-    tile, the model may place it a little beside; texts do stand so near to each other."""
-    is_text = isinstance(thing.item, OcrRegion)
-    around = other.bounds if is_text else grown(other.bounds, frames[thing.views[0].tile])
-    if thing is other or area(meet(thing.bounds, around)) < INSIDE * area(thing.bounds):
-        return False
-    cut = all(meet(other.bounds, frames[tile]) != other.bounds for tile in thing.tiles)
-    alike = is_text or thing.views[0].label == other.views[0].label
-    return cut and alike and not other.tiles <= thing.tiles and other.rank > thing.rank
-
-
-def _is_denied(thing: _Thing[ItemT], other: _Thing[ItemT], frames: Sequence[Box]) -> bool:
-    """Whether a thing lies in a better one's place, and a tile that shows most of it did not see it. What has
-    another label is in that place if they overlap by half (IoU), what has the same one if half of it is.
-    Of texts `_in_one_place` decides."""
-    most = 0.5 * area(thing.bounds)
-    alike = thing.views[0].label == other.views[0].label
-    there = alike and area(meet(thing.bounds, other.bounds)) >= most
-    there = there or overlap(thing.bounds, other.bounds) >= SAME
-    if thing is other or other.rank < thing.rank or not there or isinstance(thing.item, OcrRegion):
-        return False
-    blind = (frame for tile, frame in enumerate(frames) if tile not in thing.tiles)
-    return any(area(meet(thing.bounds, frame)) >= most for frame in blind)
-
-
-def _in_one_place(thing: _Thing[ItemT], other: _Thing[ItemT]) -> bool:
-    """Whether two texts, the other one with the better score, overlap as no printed ones do."""
-    one, another = thing.item, other.item
-    if not (isinstance(one, OcrRegion) and isinstance(another, OcrRegion)):
-        return False
-    doubtful = (one.score or 0.0) < _DOUBTFUL[0] * (another.score or 0.0)
-    a, b = points_of(one.quad), points_of(another.quad)
-    return common_area(a, b) > (_DOUBTFUL[1] if doubtful else _OVERPRINT) * min(area_of(a), area_of(b))
 
 
 def _least(scores: Sequence[float | None]) -> float | None:

@@ -1,9 +1,12 @@
-"""Limits on pictures, checked before a pixel is decoded. Needs no libraries."""
+"""Limits on pictures, checked before a pixel is decoded. Needs no libraries.
+
+Bounds and descriptions of those that are settings stand here only; `florence.settings` reads them from here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Final
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
 from florence.errors import SettingsError
 
@@ -12,6 +15,11 @@ MAX_PDF_DPI: Final = 600
 PILLOW_MAX_PIXELS: Final = 89_478_485
 """Pillow warns of "decompression bombs" above this many, and can only be told otherwise for a whole
 process."""
+
+
+def _declare(default: int, description: str, **bounds: int) -> Any:
+    """A limit that is a setting. `bounds`: the setting's, `ge` and `le`, in pydantic's words."""
+    return field(default=default, metadata={"description": description, "bounds": bounds})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +32,26 @@ class ImageLimits:
     more than 600 dots an inch.
     """
 
-    max_bytes: int = 20 * 2**20
-    max_pixels: int = 64_000_000
-    max_side: int = 65_535  # the longest that a JPEG can have
-    max_frames: int = 1000
-    decode_bytes: int = 512 * 2**20
+    max_bytes: int = _declare(20 * 2**20, "Most bytes of an encoded picture.", ge=1, le=2**31)
+    max_pixels: int = _declare(64_000_000, "Most pixels of a picture.", ge=1, le=PILLOW_MAX_PIXELS)
+    max_side: int = _declare(  # by default the longest that a JPEG can have
+        65_535, "Most pixels of a picture's longer side.", ge=1, le=2**20
+    )
+    max_frames: int = _declare(1000, "Most frames or pages of a picture.", ge=1, le=10**6)
+    decode_bytes: int = _declare(
+        512 * 2**20,
+        "Memory that decoding takes, in all readers of a worker together: a picture that needs "
+        "more waits for the others, one that never fits gets a 413.",
+        ge=16 * 2**20,
+        le=2**40,
+    )
     pdf_dpi: int = PDF_DPI
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            least = 0 if field.name == "pdf_dpi" else 1
-            if getattr(self, field.name) < least:
-                raise SettingsError(f"{field.name} must be at least {least}, not {getattr(self, field.name)}")
+        for each in fields(self):
+            least = 0 if each.name == "pdf_dpi" else 1
+            if getattr(self, each.name) < least:
+                raise SettingsError(f"{each.name} must be at least {least}, not {getattr(self, each.name)}")
         if self.max_pixels > PILLOW_MAX_PIXELS:
             raise SettingsError(f"max_pixels must be at most {PILLOW_MAX_PIXELS}, not {self.max_pixels}")
         if self.pdf_dpi > MAX_PDF_DPI:

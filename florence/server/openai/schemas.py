@@ -33,8 +33,8 @@ EVENTS: Final = {
 }
 """The content of an answer that comes in parts."""
 _JSON: Final = "application/json"
-Responses = Callable[[Mapping[str, Any], Any], dict[str, Any]]
-"""A schema and an example -> an operation's responses, with the errors of the other doors."""
+Responses = Callable[[Mapping[str, Any] | None, Any], dict[str, Any]]
+"""A schema (None: no body) and an example -> the responses of an operation, with errors as at other doors."""
 
 
 def chat_paths(picture: str, answer: Mapping[str, Any], responses: Responses) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from florence import __version__
 from florence.errors import Closed
 from florence.server.held import HeldBody
 from florence.server.keys import HELP
-from florence.server.openai.schemas import EVENTS, TAG, chat_paths, chat_schemas
+from florence.server.openai.schemas import TAG, chat_paths, chat_schemas
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
@@ -32,11 +32,9 @@ from florence.server.typed.endpoints import PromptAnswer, output_type
 from florence.server.typed.examples import PICTURE_PATH, example_answer, example_input, picture_text
 from florence.server.typed.forms import MULTIPART, PICTURE
 from florence.server.typed.inputs import INPUT_TYPES, PromptInput
+from florence.server.typed.v2_paths import v2_paths
 from florence.server.typed.v2_schemas import v2_schemas
-from florence.server.v2.http_app import MODEL_PATH
-from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
 from florence.server.v2.inference import Inference
-from florence.server.v2.model import ServedModel
 from florence.types.info import ServiceInfo
 from florence.types.tasks import TASKS, Input, Task
 
@@ -135,7 +133,7 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
         "paths": {
             **paths,
             "/info": {"get": _info_operation(schemas)},
-            **_v2_paths(),
+            **v2_paths(picture_text(), example_answer("caption") or {}, _responses),
             **chat,
             **_health_paths(),
         },
@@ -281,60 +279,6 @@ def _responses(
         for status, text, message in _FAILURES
     }
     return {"200": good, **failures}
-
-
-def _v2_paths() -> dict[str, Any]:
-    served = ServedModel()
-    model = MODEL_PATH.format(model=served.name)
-    token = TASKS.resolve("caption").token
-    caption = example_answer("caption") or {}
-    row = json.dumps({token: caption["result"]["text"]})
-    values = {"INPUT_IMAGE": picture_text(), "TASK_PROMPT": token}
-    request = {
-        "id": "42",
-        "inputs": [
-            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
-            for name, value in values.items()
-        ],
-    }
-    answer = build_infer_answer(served, "42", [row])
-    infer = _v2("Answer a task on a picture, as Triton does.", "InferResponse", answer)
-    generated = build_generate_answer(served, "", [row])
-    generate = _v2("Answer a task on a picture, with one key for each input.", "GenerateResponse", generated)
-    stream = _v2(
-        "The same, its text token by token before it where num_beams is 1 and the task answers in text."
-    )
-    stream["responses"]["200"]["content"] = EVENTS
-    index = _v2("The models that there are.", "array")
-    index["requestBody"] = {"content": {JSON: {"schema": {"$ref": _REFERENCE.format(model="Index")}}}}
-    bodies: list[tuple[dict[str, Any], str, Any]] = [
-        (infer, "InferRequest", request),
-        (generate, "GenerateRequest", values),
-        (stream, "GenerateRequest", {**values, "num_beams": 1}),
-    ]
-    for operation, name, body in bodies:
-        schema = {"$ref": _REFERENCE.format(model=name)}
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema, "example": body}}}
-    return {
-        f"{model}/infer": {"post": infer},
-        f"{model}/generate": {"post": generate},
-        f"{model}/generate_stream": {"post": stream},
-        f"{model}/ready": {"get": _v2("Whether the model takes requests.", "Ready")},
-        model: {"get": _v2("Inputs and outputs of the model.", "object")},
-        f"{model}/config": {"get": _v2("Configuration of the model.", "object")},
-        f"{model}/stats": {"get": _v2("Counts and durations of requests.", "object")},
-        "/v2/repository/index": {"post": index},
-        "/v2": {"get": _v2("Name and version of the server.", "object")},
-        "/v2/health/live": {"get": _v2("Whether the process answers.", "Live")},
-        "/v2/health/ready": {"get": _v2("Whether the model takes requests.", "Ready")},
-    }
-
-
-def _v2(summary: str, type: str | None = None, example: Any = None) -> dict[str, Any]:
-    """type: of the answer: JSON's, or a schema's name; None for no body."""
-    named = {"$ref": _REFERENCE.format(model=type)} if type in v2_schemas() else {"type": type}
-    responses = _responses(None if type is None else named, example)
-    return {"tags": ["v2 protocol"], "summary": summary, "responses": responses}
 
 
 def _health_paths() -> dict[str, Any]:

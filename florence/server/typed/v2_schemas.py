@@ -82,11 +82,6 @@ def v2_schemas() -> dict[str, Any]:
         "GenerateResponse": _object(
             {**_NAMED, "id": identity, OUTPUT: _text_or_texts(OUTPUT, strings)}, *_NAMED, OUTPUT
         ),
-        "Index": {
-            "type": "object",
-            "properties": {"ready": {"type": "boolean"}},
-            "examples": [{"ready": True}],
-        },
         "Live": _object({"live": {"type": "boolean"}}),
         "Ready": _object({"ready": {"type": "boolean"}, "name": {"type": "string"}}, "ready"),
     }

@@ -1,17 +1,12 @@
-"""The service's settings: read once from `FLORENCE_*` environment variables, checked, then frozen.
+"""All settings, each with its default, bounds and description.
 
 Those of the engine and the limits on pictures are declared in `florence.engine.config` and
-`florence.images.limits`. Knows nothing about models or HTTP. An unknown name is refused, so that a misspelt
-setting never passes as a default. What BentoML itself reads (`BENTOML_*`: port, host, log format) is not
-covered.
+`florence.images.limits`.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -27,26 +22,23 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from florence.engine.config import CpuKernels, CudaKernels, EncodeStreamChoice, EngineConfig
-from florence.errors import SettingsError, quote
-from florence.images.limits import DEFAULT_LIMITS, PILLOW_MAX_PIXELS, ImageLimits
+from florence.errors import SettingsError
+from florence.images.limits import ImageLimits
 from florence.images.tiles import MOST_TILES
+from florence.settings.names import PREFIX, explain
 from florence.types.pictures import Pictures
 from florence.types.precision import Precision
 
-PREFIX = "FLORENCE_"
-CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
 MIB = 1024 * 1024
 
-# Kubernetes puts the address of a Service called `florence` into each pod's environment under these names.
-_KUBERNETES = re.compile(r"FLORENCE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _DEVICES = re.compile(r"auto|cuda|(cpu|cuda:\d+)(,(cpu|cuda:\d+))*")
 
 
-def _engine(name: str) -> Any:
-    """The field of this name as `EngineConfig` declares it; None where its default depends on the device."""
-    declared = next(each for each in fields(EngineConfig) if each.name == name)
+def _declared(owner: type[EngineConfig | ImageLimits], name: str) -> Any:
+    """The field of this name as `owner` declares it; None where its default depends on the device."""
+    declared = next(each for each in fields(owner) if each.name == name)
     facts = declared.metadata
-    default = None if facts["on_gpu"] else declared.default
+    default = None if facts.get("on_gpu") else declared.default
     return Field(default=default, description=facts["description"], **facts["bounds"])
 
 
@@ -114,19 +106,19 @@ class Settings(BaseSettings):
         "float32, else float32. `int8`: linear layers in int8, on a CPU with VNNI. `fp8`: most of an encode "
         "in fp8, on a GPU from Ada or Hopper on, not yet measured on one; a CPU emulates it, slowly.",
     )
-    threads: int | None = _engine("threads")
-    cpu_kernels: CpuKernels = _engine("cpu_kernels")
-    cuda_kernels: CudaKernels = _engine("cuda_kernels")
-    compile_tower: bool = _engine("compile_tower")
-    encode_stream: EncodeStreamChoice = _engine("encode_stream")
-    max_batch_size: int | None = _engine("max_batch_size")
-    max_encode_batch: int | None = _engine("max_encode_batch")
-    max_queue: int = _engine("max_queue")
-    max_latency_ms: float | None = _engine("max_latency_ms")
-    encode_budget_ms: float = _engine("encode_budget_ms")
-    max_new_tokens: int = _engine("max_new_tokens")
-    max_prompt_tokens: int = _engine("max_prompt_tokens")
-    picture_cache_bytes: int | None = _engine("picture_cache_bytes")
+    threads: int | None = _declared(EngineConfig, "threads")
+    cpu_kernels: CpuKernels = _declared(EngineConfig, "cpu_kernels")
+    cuda_kernels: CudaKernels = _declared(EngineConfig, "cuda_kernels")
+    compile_tower: bool = _declared(EngineConfig, "compile_tower")
+    encode_stream: EncodeStreamChoice = _declared(EngineConfig, "encode_stream")
+    max_batch_size: int | None = _declared(EngineConfig, "max_batch_size")
+    max_encode_batch: int | None = _declared(EngineConfig, "max_encode_batch")
+    max_queue: int = _declared(EngineConfig, "max_queue")
+    max_latency_ms: float | None = _declared(EngineConfig, "max_latency_ms")
+    encode_budget_ms: float = _declared(EngineConfig, "encode_budget_ms")
+    max_new_tokens: int = _declared(EngineConfig, "max_new_tokens")
+    max_prompt_tokens: int = _declared(EngineConfig, "max_prompt_tokens")
+    picture_cache_bytes: int | None = _declared(EngineConfig, "picture_cache_bytes")
     grpc_port: int = Field(
         default=8001, ge=0, le=65_535, description="Port of the v2 protocol over gRPC; 0 for none."
     )
@@ -196,25 +188,11 @@ class Settings(BaseSettings):
     image_networks: str | None = Field(
         default=None, description="Networks (CIDR) whose addresses they may have, beside public ones."
     )
-    max_image_bytes: int = Field(
-        default=DEFAULT_LIMITS.max_bytes, ge=1, le=2**31, description="Most bytes of an encoded picture."
-    )
-    max_image_pixels: int = Field(
-        default=DEFAULT_LIMITS.max_pixels, ge=1, le=PILLOW_MAX_PIXELS, description="Most pixels of a picture."
-    )
-    max_image_side: int = Field(
-        default=DEFAULT_LIMITS.max_side, ge=1, le=2**20, description="Most pixels of a picture's longer side."
-    )
-    max_image_frames: int = Field(
-        default=DEFAULT_LIMITS.max_frames, ge=1, le=10**6, description="Most frames or pages of a picture."
-    )
-    decode_memory_bytes: int = Field(
-        default=DEFAULT_LIMITS.decode_bytes,
-        ge=16 * MIB,
-        le=2**40,
-        description="Memory that decoding takes, in all readers of a worker together: a picture that needs "
-        "more waits for the others, one that never fits gets a 413.",
-    )
+    max_image_bytes: int = _declared(ImageLimits, "max_bytes")
+    max_image_pixels: int = _declared(ImageLimits, "max_pixels")
+    max_image_side: int = _declared(ImageLimits, "max_side")
+    max_image_frames: int = _declared(ImageLimits, "max_frames")
+    decode_memory_bytes: int = _declared(ImageLimits, "decode_bytes")
     max_tiles: int = Field(
         default=MOST_TILES,
         ge=1,
@@ -258,7 +236,8 @@ class Settings(BaseSettings):
         try:
             return handler(values)
         except ValidationError as error:
-            raise SettingsError("; ".join(_explain(dict(detail)) for detail in error.errors())) from error
+            known = cls.model_fields
+            raise SettingsError("; ".join(explain(detail, known) for detail in error.errors())) from error
 
     @field_validator("device")
     @classmethod
@@ -317,45 +296,3 @@ class Settings(BaseSettings):
             max_frames=self.max_image_frames,
             decode_bytes=self.decode_memory_bytes,
         )
-
-
-def read_settings(make: Callable[[type[Settings]], Settings] = lambda settings: settings()) -> Settings:
-    """The settings from the environment; SettingsError also for a `FLORENCE_*` variable that is none.
-
-    `make` may add values: `bentoml.use_arguments` gives those of `--arg` precedence over the environment.
-    """
-    known = [PREFIX + field.upper() for field in Settings.model_fields]
-    own = [(name, value) for name, value in sorted(os.environ.items()) if name.upper().startswith(PREFIX)]
-    others = {*known, CLIENT_KEY}
-    unknown = [
-        name for name, value in own if name.upper() not in others and not _from_kubernetes(name, value)
-    ]
-    if unknown:
-        raise SettingsError("; ".join(_suggest(name, known) for name in unknown))
-    return make(Settings)
-
-
-def _from_kubernetes(name: str, value: str) -> bool:
-    return bool(_KUBERNETES.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    """What an unknown name may have meant. `known`: names of the same spelling, variables or arguments."""
-    by_ending = {_ending(each): each for each in known}
-    close = difflib.get_close_matches(_ending(name), by_ending, n=1)
-    names = ", ".join(by_ending.values())
-    hint = f"did you mean {by_ending[close[0]]}?" if close else f"the settings are {names}"
-    return f"unknown setting {name[:60]}: {hint}"
-
-
-def _ending(name: str) -> str:
-    return name.upper().replace("-", "_").removeprefix(PREFIX)
-
-
-def _explain(detail: dict[str, Any]) -> str:
-    """One pydantic error as `FLORENCE_X: what it must be, got what it is`."""
-    name = str(detail["loc"][0]) if detail["loc"] else ""
-    if detail["type"] == "extra_forbidden":
-        return _suggest(name, Settings.model_fields)
-    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{PREFIX}{name.upper()}: {message}, got {quote(detail['input'])}"
