@@ -3,10 +3,10 @@
     python benchmarks/attacks.py [--only SUBSTRING,SUBSTRING] [--scale 0.01]
 
 Starts `bentoml serve` with the demo checkpoint in float32 for each group of attacks, and attacks it from a
-process of its own. Prints of each attack: the service's CPU seconds, how far its memory (proportional set
-size) rose, the longest wait of a health probe over new connections and of another caller's caption, bytes of
-the log, and what the attack got. What is above a bound of those that the service keeps for two requests at
-once is marked; some of these send thousands.
+process of its own. Prints of each attack: how long it took, the service's CPU seconds meanwhile, how far its
+memory (proportional set size) rose, the longest wait of a health probe over new connections and of another
+caller's caption, bytes of the log, and what the attack got. What is above a bound of those that the service
+keeps for two requests at once is marked; some of these send thousands.
 """
 
 from __future__ import annotations
@@ -62,17 +62,19 @@ def main() -> None:
         web = socket.create_server(("127.0.0.1", 0))
         FORK.Process(target=doors.web, args=(web,), daemon=True).start()
         common = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32"}
-        with serving("service:service", **common, **settings) as server:
-            target = Target(
-                int(server.url.rpartition(":")[2]), server.grpc_port, web.getsockname()[1], asked.scale
-            )
+        web_port = web.getsockname()[1]
+        named = {name: value.replace("{web}", str(web_port)) for name, value in settings.items()}
+        with serving("service:service", **common, **named) as server:
+            port = int(server.url.rpartition(":")[2])
+            target = Target(port, server.grpc_port, web_port, asked.scale)
             for name, attack in chosen.items():
                 print(row(name, *measured(server, target, attack)), flush=True)
 
 
 def row(name: str, figures: Mapping[str, float], said: object) -> str:
     """One attack's line."""
-    told = [f"{name} {value:.2f}{'!' if value > BOUNDS[name] else ''}" for name, value in figures.items()]
+    marks = {name: "!" if value > BOUNDS.get(name, value) else "" for name, value in figures.items()}
+    told = [f"{name} {value:.2f}{marks[name]}" for name, value in figures.items()]
     return f"{name:40} {' '.join(told)}  {str(said)[:200]}"
 
 
@@ -92,7 +94,7 @@ def measured(server: Server, target: Target, attack: Attack) -> tuple[dict[str, 
     processes = Processes(psutil.Process(server.process.pid))
     before, spent, size = processes.memory(), processes.cpu(), server.log.stat().st_size
     attacker.start()
-    peak = before
+    started, peak = time.monotonic(), before
     while attacker.is_alive():
         peak = max(peak, processes.memory())
         attacker.join(EVERY_S)
@@ -102,6 +104,7 @@ def measured(server: Server, target: Target, attack: Attack) -> tuple[dict[str, 
     for process in waits:
         process.join()
     return {
+        "seconds": time.monotonic() - started,
         "cpu_s": processes.cpu() - spent,
         "memory_mib": peak - before,
         "health_s": found["probe"],

@@ -47,7 +47,7 @@ class EchoModel:
         self._reads = reads
 
     def info(self) -> dict[str, str]:
-        return {"checkpoint": "echo", "device": "cpu", "dtype": "float32"}
+        return {"checkpoint": "echo", "device": "cpu", "dtype": "float32", "encode_stream": "off"}
 
     def memory(self) -> dict[str, int]:
         return {}

@@ -100,7 +100,7 @@ RECKONED: Mapping[str, tuple[str, Callable[[], str]]] = MappingProxyType(
         "reckoned settings": ("performance.md", settings_tables),
     }
 )
-"""As `GENERATED`, of what takes long; `tests/test_ledger_pages.py` checks them."""
+"""As `GENERATED`, of what takes long; `tests/test_ledger_figures.py` checks them."""
 
 
 def with_part(page: str, name: str, part: str) -> str:

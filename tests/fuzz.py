@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -39,7 +40,8 @@ from serving import Server, serving_demo
 from florence.checkpoint.hub import resolve_checkpoint
 
 WARM_UP = 1000  # or a quarter of all
-EVERY = 100
+EVERY = 100  # inputs between two looks at the memory and the log
+TOLD = 10_000  # inputs between two lines
 KEPT_BYTES = 1_000_000  # of the latest pictures, so that a quarter of a run fills it
 TOGETHER = 4  # requests at a time
 OVER_GRPC = ("grpc", "stream")
@@ -58,17 +60,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first input of each kind")
     parser.add_argument("--inputs", type=int, default=160_000, help="of each kind, at function level")
-    parser.add_argument("--requests", type=int, default=20_000, help="of each door, over HTTP and gRPC")
+    parser.add_argument("--requests", type=int, default=200_000, help="over HTTP and gRPC")
     parser.add_argument("--kinds", default=",".join(fuzzing.TARGETS), help="at function level")
     parser.add_argument("--doors", default=",".join((*DOORS, "raw", *OVER_GRPC)), help="over HTTP and gRPC")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for each of these runs")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # the service is ended too
+
+    def numbers(count: int) -> range:
+        return range(asked.start, asked.start + count)
+
     for kind in filter(None, asked.kinds.split(",")):
         with quiet():  # libtiff writes of each damaged file
-            run(kind, function_feeder(kind, asked.seed), asked.start, asked.inputs, own_memory)
+            run(kind, function_feeder(kind, asked.seed), numbers(asked.inputs), own_memory, asked.seconds)
     if asked.requests:
         with fuzzed_service() as (server, host):
             read_large_pictures(server)
-            over_network(server, host, asked.doors.split(","), asked.seed, asked.start, asked.requests)
+            doors, over_net = asked.doors.split(","), numbers(asked.requests)
+            over_network(server, host, doors, asked.seed, over_net, asked.seconds)
     return 0
 
 
@@ -123,25 +132,33 @@ def read_large_pictures(server: Server) -> None:
             reply.result().raise_for_status()
 
 
-def over_network(server: Server, host: str, doors: list[str], seed: int, start: int, requests: int) -> None:
-    """Requests at these doors of a service. host: of pictures that have a URL."""
+def over_network(
+    server: Server, host: str, doors: list[str], seed: int, numbers: range, seconds: float
+) -> None:
+    """Requests at these doors of a service in turn. host: of pictures that have a URL."""
     name, port = server.url.removeprefix("http://").split(":")
-    address, memory, check = (name, int(port)), memory_of(server), log_checker(server)
+    address = name, int(port)
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        senders: list[tuple[str, Send]] = []
         for door in doors:
             if door in OVER_GRPC:
-                send = grpc_sender(channel, door, seed)
+                senders.append((door, grpc_sender(channel, door, seed)))
             elif door == "raw":
-                send = raw_sender(address, seed, host)
+                senders.append((door, raw_sender(address, seed, host)))
             else:
-                send = http_sender(address, door, seed, host)
-            run(door, send, start, requests, memory, TOGETHER, check)
+                senders.append((door, http_sender(address, door, seed, host)))
+
+        def send(number: int) -> str:
+            door, sender = senders[number % len(senders)]
+            return f"{door} {sender(number)}"
+
+        run("HTTP and gRPC", send, numbers, memory_of(server), seconds, TOGETHER, log_checker(server))
 
 
 def log_checker(server: Server) -> Callable[[], None]:
     """What raises AssertionError for an error in the service's log since the last time: no request may be the
     cause of one."""
-    read = 0
+    read = server.log_path.stat().st_size
 
     def check() -> None:
         nonlocal read
@@ -189,14 +206,14 @@ def own_mib(pid: int) -> float:
 def run(
     name: str,
     feed: Send,
-    start: int,
-    count: int,
+    numbers: range,
     memory: Memory,
+    seconds: float,
     together: int = 1,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Feed inputs, `together` at a time, and say what came of them, how fast, and how memory grew. check:
-    raises what else is wrong."""
+    """Feed inputs, `together` at a time, for so many seconds, and say what came of them, how fast,
+    and how memory grew. check: raises what else is wrong."""
     said: Counter[str] = Counter()
     looks: list[tuple[int, Mapping[str, float]]] = []
 
@@ -207,30 +224,34 @@ def run(
             error.add_note(f"{name}, number {number}")
             raise
 
-    began = time.monotonic()
+    def tell(done: int) -> None:
+        taken = time.monotonic() - began
+        print(f"{name}: {done} inputs from {numbers[0]}, {taken:.0f} s, {dict(sorted(said.items()))}")
+        print(f"    MiB in 10,000 inputs: {growth(looks)}", flush=True)
+
+    began, done = time.monotonic(), 0
     with ThreadPoolExecutor(together) as pool:
-        for first in range(start, start + count, EVERY):
-            numbers = range(first, min(first + EVERY, start + count))
-            said.update(pool.map(fed, numbers) if together > 1 else map(fed, numbers))
+        while done < len(numbers) and time.monotonic() < began + seconds:
+            part = numbers[done : done + EVERY]
+            said.update(pool.map(fed, part) if together > 1 else map(fed, part))
             check()
-            if first - start >= max(WARM_UP, count // 4):
-                looks.append((first, memory()))
-    seconds, grown = time.monotonic() - began, growth(looks)
-    print(f"{name}: {count} inputs from {start}, {seconds:.0f} s, {dict(sorted(said.items()))}")
-    print(
-        "    MiB in 10,000 inputs: " + ", ".join(f"{role} {slope}" for role, slope in grown.items()),
-        flush=True,
-    )
+            if done >= min(WARM_UP, len(numbers) // 4):
+                looks.append((part[0], memory()))
+            done += len(part)
+            if done % TOLD == 0:
+                tell(done)
+    if done % TOLD:
+        tell(done)
 
 
-def growth(looks: list[tuple[int, Mapping[str, float]]]) -> dict[str, str]:
-    """The slope of each process's memory, with the first and the last look."""
-    made = {}
+def growth(looks: list[tuple[int, Mapping[str, float]]]) -> str:
+    """The slope of each process's memory after the first quarter, with what it was then and at last."""
+    looks, made = looks[len(looks) // 4 :], []
     for role in looks[0][1] if len(looks) > 2 else ():
         numbers, sizes = [at for at, _ in looks], [look.get(role, 0.0) for _, look in looks]
         slope = 1e4 * float(np.polyfit(numbers, sizes, 1)[0])
-        made[role] = f"{slope:+.2f} ({sizes[0]:.1f} to {sizes[-1]:.1f})"
-    return made
+        made.append(f"{role} {slope:+.2f} ({sizes[0]:.1f} to {sizes[-1]:.1f})")
+    return ", ".join(made)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from florence.answers import Piece, parse_answer
-from florence.answers.confidence import BOX, confidence, thickness
+from florence.answers.confidence import BOX, FINE, confidence, thickness
 from florence.errors import RequestError
 from florence.types.bounds import WINDOWS
 from florence.types.results import Detection, Detections, Text
@@ -96,7 +96,7 @@ def test_a_box_is_as_sure_as_what_lies_near_its_corners() -> None:
         score_windows("<OD>", ["car", *box_texts(side)], far, label=math.log(0.9)).detections[0].score
         for side in (50, 800)
     )
-    close = 0.25 ** (4 * BOX.power * BOX.fine)  # of neither box more lies very near
+    close = 0.25 ** (4 * BOX.power * FINE.power)  # of neither box more lies very near
     assert small == pytest.approx(0.81 * close * 0.25 ** (4 * BOX.power))
     assert large == pytest.approx(0.81 * close)
 

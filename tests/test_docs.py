@@ -65,8 +65,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_the_code_of_a_page_runs_and_prints_what_is_shown(name: str, shared: Shared, folder: Path) -> None:
-    """Block after block, from the project's folder; only addresses are others, and loads are short.
-    Python blocks go on where the page's last one ended."""
+    """Block after block, from the project's folder; only addresses are others, and loads are short. Python
+    blocks go on where the page's last one ended."""
     variables: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(ROOT / name):
         if not block.runs:

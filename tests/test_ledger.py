@@ -18,16 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from closed_loop import TASKS
-from ledger.bars import BARS
 from ledger.costs import CARDS, CLASSES, SMALL_KERNEL_S
 from ledger.counting import Counting, Ledger
 from ledger.fakes import FakeEngine, Shape, fakes
 from ledger.own import Load, rules_of
-from ledger.reckoning import reckon
-from ledger.report import whole
 from ledger.rows import closed_loop
-from replaced import REPLACED
 
 ROWS, COLUMNS = 64, 256
 SIZE = 2 * ROWS * COLUMNS  # bytes of a matrix in bfloat16
@@ -221,47 +216,3 @@ def test_a_step_moves_more_with_more_requests_and_its_kernels_stay() -> None:
     assert few.moved < many.moved
     assert len(encode.graphs) == 2
     assert encode.uploaded >= 2 * 64 * 64 * 3
-
-
-@pytest.fixture(scope="module")
-def figures() -> dict[str, Any]:
-    """What the page shows."""
-    return reckon("h100", "large", requests=64, beams=3, length=128)
-
-
-@pytest.mark.slow
-def test_no_more_kernels_than_the_bars(figures: dict[str, Any]) -> None:
-    """`benchmarks/ledger/bars.py`: lower a bar when a change earns it."""
-    assert figures["step"]["kernels"] <= BARS["step"]
-    assert figures["encode"]["kernels"] <= BARS["encode"]
-
-
-@pytest.mark.slow
-def test_the_floor_is_below_what_is_reckoned(figures: dict[str, Any]) -> None:
-    """And more bytes are moved than needed."""
-    step, encode = figures["step"], figures["encode"]
-    assert step["floor, ms"] < step["ms"]
-    assert step["needed, GB"] == pytest.approx(3.2, abs=0.05)
-    assert step["needed, GB"] < step["moved, GB"]
-    assert encode["floor, ms a picture"] < encode["ms a picture"]
-
-
-@pytest.mark.slow
-def test_nine_rows_are_reckoned_beside_the_old_ones(figures: dict[str, Any]) -> None:
-    """At each concurrency; one picture for all is never slower than pictures that differ."""
-    assert set(REPLACED[30]) == set(REPLACED[36]) == set(TASKS)
-    for rows in figures["rows"].values():
-        assert set(rows["one picture"]) == set(TASKS)
-        for task, row in rows["one picture"].items():
-            assert row["rate"] > rows["different pictures"][task]["rate"] > 0
-
-
-@pytest.mark.slow
-def test_whatever_is_printed_is_marked_as_reckoned(figures: dict[str, Any]) -> None:
-    """Each table by itself, and the check against a measured tower says how far it is off."""
-    printed = whole(figures)
-    blocks = [block for block in printed.split("\n\n") if block.startswith("| ")]
-    assert len(blocks) == 5
-    assert all("reckoned" in block for block in blocks)
-    assert "timm measured" in printed
-    assert ("MISSED" in printed) == (abs(figures["check"]["published peaks"] / 59 - 1) > 0.25)

@@ -162,7 +162,7 @@ def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, name: s
 
 def test_each_field_of_the_client_is_read_or_refused() -> None:
     """A field of OpenAI's that the service does not know would be called unknown, not unsupported."""
-    known = {*fields.READ, *fields.IGNORED, *fields.LENGTHS, *fields._WITHOUT_EFFECT}
+    known = {*fields.READ, *fields.IGNORED, *fields.LENGTHS, *fields.WITHOUT_EFFECT}
     params = completion_create_params
     sent = {*params.CompletionCreateParamsBase.__annotations__, "stream"}
     assert sent <= known | set(RequestParameters.model_fields)

@@ -186,5 +186,5 @@ ATTACKS: dict[str, Attack] = {
         for kind in ("grid", "grid that fits", "overlay", "huge", "circle")
     },
     "two of the longest answers": longest("more_detailed_caption"),
-    "two of the longest prompts": longest("caption_to_phrase_grounding", text="a cat " * 480),
+    "two of the longest prompts": longest("caption_to_phrase_grounding", text="a cat " * 320),
 }

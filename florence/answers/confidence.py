@@ -4,10 +4,9 @@ A location is one of a thousand, and its neighbours are nearly as good: what cou
 of the location that was written, but that of all which would do. An overlap of one half allows a shift that
 grows with the thing, so the window around each location is a share of the thing's width (of x) or height (of
 y), and less for thin outlines. The probabilities within the windows are multiplied, to a power below 1 since
-the errors of one thing's locations go together, and so are those of the label's tokens. Narrow windows count
-a little beside them: of things that are all likely to be right, those whose locations are the surest lie the
-best. Shares and powers were chosen on the demo checkpoint; `benchmarks/RESULTS.md` has the figures. Knows
-nothing about text or pixels.
+the errors of one thing's locations go together, and so are those of the label's tokens. Shares and powers
+were chosen on the demo checkpoint; `benchmarks/RESULTS.md` has the figures. Knows nothing about text or
+pixels.
 """
 
 from __future__ import annotations
@@ -23,29 +22,29 @@ from florence.types.bounds import WINDOWS, Sums
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """share: a window's width to each side over the thing's; power: of the product of the masses; fine: of
-    the masses in windows of the share `FINE`, before that."""
+    """share: a window's width to each side over the thing's; power: of the product of the masses."""
 
     share: float
     power: float
-    fine: float
 
 
-FINE: Final = 0.03
-BOX: Final = Form(0.13, 0.25, 0.04)
-OUTLINE: Final = Form(0.45, 0.3, 0.02)  # of a quad or a polygon; its share times a power of its thickness
-THIN: Final = 1.5
-"""That power."""
+BOX: Final = Form(0.13, 0.25)
+FINE: Final = Form(0.03, 0.04)
+"""Of a box, beside the wider windows: little more than a tie-break among boxes that are all sure to be right,
+of which those whose locations are the surest lie the best."""
+OUTLINE: Final = Form(0.26, 0.4)  # of a quad or a polygon, times its thickness
 
 
 def masses_of_box(bins: Sequence[int], sums: Sequence[Sums]) -> list[float]:
-    """The mass around each of four locations x1, y1, x2, y2."""
-    return _masses(bins, sums, BOX.share, BOX.fine)
+    """The mass within the window of each of four locations x1, y1, x2, y2; a little less where much of it
+    lies far out."""
+    near, wide = _masses(bins, sums, FINE.share), _masses(bins, sums, BOX.share)
+    return [outer * inner**FINE.power for inner, outer in zip(near, wide, strict=True)]
 
 
 def masses_of_outline(bins: Sequence[int], sums: Sequence[Sums]) -> list[float]:
     """The same of locations x, y, x, y, ... around a quad or a polygon."""
-    return _masses(bins, sums, OUTLINE.share * thickness(bins) ** THIN, OUTLINE.fine)
+    return _masses(bins, sums, OUTLINE.share * thickness(bins))
 
 
 def confidence(
@@ -76,10 +75,9 @@ def _extent(values: Sequence[int]) -> int:
     return max(1, max(values) - min(values))
 
 
-def _masses(bins: Sequence[int], sums: Sequence[Sums], share: float, fine: float) -> list[float]:
-    sides = _extent(bins[0::2]), _extent(bins[1::2])
-    places = [(each, sides[index % 2]) for index, each in enumerate(sums)]
-    return [_within(each, share * side) * _within(each, FINE * side) ** fine for each, side in places]
+def _masses(bins: Sequence[int], sums: Sequence[Sums], share: float) -> list[float]:
+    widths = [share * _extent(bins[0::2]), share * _extent(bins[1::2])]
+    return [_within(each, widths[index % 2]) for index, each in enumerate(sums)]
 
 
 def _within(sums: Sums, width: float) -> float:

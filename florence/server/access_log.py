@@ -27,8 +27,8 @@ MUTED: Final = (
 """Those that warn of each member of a `baggage` or `tracestate` header that is wrong: hundreds of lines from
 one request."""
 MOST_CHARS: Final = 2000
-FIRST: Final = 200
-A_SECOND: Final = 10
+FIRST: Final = 100
+A_SECOND: Final = 5
 MOST_KINDS: Final = 256
 
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

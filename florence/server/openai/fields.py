@@ -24,7 +24,7 @@ IGNORED: Final = (
 LENGTHS: Final = ("max_completion_tokens", "max_tokens")
 """OpenAI's names of `max_new_tokens`."""
 
-_WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "audio": (),
         "frequency_penalty": (0,),
@@ -63,7 +63,7 @@ def read_options(body: Mapping[str, Any]) -> RequestParameters:
     for name, value in body.items():
         if value is None or name in (*READ, *IGNORED):
             continue
-        if name in _WITHOUT_EFFECT:
+        if name in WITHOUT_EFFECT:
             _refuse(name, value)
         elif name in LENGTHS:
             _set_length(options, body, name, value)
@@ -116,7 +116,7 @@ def read_include_usage(body: Mapping[str, Any]) -> bool:
 
 
 def _refuse(name: str, value: Any) -> None:
-    for harmless in _WITHOUT_EFFECT[name]:
+    for harmless in WITHOUT_EFFECT[name]:
         if value == harmless and isinstance(value, bool) == isinstance(harmless, bool):
             return
     raise FieldError(name, f"{name} is not supported, got {quote(value)}; leave it out", UNSUPPORTED)

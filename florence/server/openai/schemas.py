@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from florence.server.openai.app import CHAT_PATH, MODEL_PATH, MODELS_PATH
 from florence.server.openai.errors import error_body
-from florence.server.openai.fields import LENGTHS
+from florence.server.openai.fields import IGNORED, LENGTHS, WITHOUT_EFFECT
 from florence.server.openai.replies import completion, model_object
 from florence.server.v2.model import ServedModel
 from florence.types.answer import TaskAnswer
@@ -21,6 +21,17 @@ from florence.types.results import Result
 from florence.types.tasks import Kind
 
 TAG: Final = "OpenAI's API"
+EVENTS: Final = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
+            "required": ["data"],
+            "description": "One event.",
+        }
+    }
+}
+"""The content of an answer that comes in parts."""
 _JSON: Final = "application/json"
 Responses = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 """A schema and an example -> an operation's responses, with the errors of the other doors."""
@@ -36,7 +47,7 @@ def chat_paths(picture: str, answer: Mapping[str, Any], responses: Responses) ->
     chat = _operation(
         "chat", "Answer a task, or a prompt, as a chat completion.", "ChatCompletion", whole, responses
     )
-    chat["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    chat["responses"]["200"]["content"] |= EVENTS
     chat["description"] = (
         "The text names a task by its token or name, with the task's text or region behind it: `<OD>`, "
         "`region to category: 40, 140, 110, 210`. `stream` sends server-sent events. OpenAI's fields that "
@@ -62,12 +73,16 @@ def chat_paths(picture: str, answer: Mapping[str, Any], responses: Responses) ->
 def chat_schemas() -> dict[str, Any]:
     """By their names in the document."""
     text = {"type": "string"}
+    detail = {"enum": ["auto", None]}
     url = {"type": "string", "description": "A data URI, or a URL as image_url of the typed endpoints."}
     parts = [
         _closed({"type": {"const": "text"}, "text": {**text, "maxLength": MAX_TEXT_CHARS}}),
-        _closed({"type": {"const": "image_url"}, "image_url": _closed({"url": url})}),
+        _closed(
+            {"type": {"const": "image_url"}, "image_url": _closed({"url": url, "detail": detail}, "url")}
+        ),
     ]
-    content = {"type": "array", "items": {"anyOf": parts}, "minItems": 2}
+    one_picture = {"contains": parts[1], "minContains": 1, "maxContains": 1}
+    content = {"type": "array", "items": {"anyOf": parts}, "minItems": 2, **one_picture}
     message = _closed({"role": {"const": "user"}, "content": content, "name": text}, "role", "content")
     any_object = {"type": "object"}
     length = {"type": "integer", "minimum": 1, "description": "The same as max_new_tokens."}
@@ -78,8 +93,11 @@ def chat_schemas() -> dict[str, Any]:
         "stream_options": _closed({"include_usage": {"type": "boolean"}}),
         "answer_as": {"enum": list(Kind), "description": "The text is a prompt of a fine-tune, answered so."},
         **dict.fromkeys(LENGTHS, length),
-        **RequestParameters.model_json_schema()["properties"],
+        **_options(),
+        **{name: {"description": "Has no effect."} for name in IGNORED},
+        **{name: {"enum": [*values, None]} for name, values in WITHOUT_EFFECT.items()},
     }
+    streams = {"properties": {"stream": {"const": True}}, "required": ["stream"]}
     count = {"type": "integer"}
     usage = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": count}
     answer = {
@@ -102,7 +120,10 @@ def chat_schemas() -> dict[str, Any]:
         "root": text,
     }
     return {
-        "ChatRequest": {"type": "object", "properties": request, "required": ["model", "messages"]},
+        "ChatRequest": {
+            **_closed(request, "model", "messages"),
+            "dependentSchemas": {"stream_options": streams},
+        },
         "ChatCompletion": _open(
             {
                 "id": text,
@@ -121,6 +142,13 @@ def chat_schemas() -> dict[str, Any]:
         ),
         "ChatError": _open({"error": _open(error)}),
     }
+
+
+def _options() -> dict[str, Any]:
+    """Those of the typed endpoints; a temperature of 0 draws nothing."""
+    options: dict[str, Any] = RequestParameters.model_json_schema()["properties"]
+    temperature = options["temperature"]
+    return options | {"temperature": {**temperature, "anyOf": [{"const": 0}, *temperature["anyOf"]]}}
 
 
 def _operation(name: str, summary: str, answer: str, example: Any, responses: Responses) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from bentoml import IODescriptor
 from bentoml._internal.service.openapi.specification import Schema
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Scope
@@ -61,6 +62,15 @@ class Refused:
         self.error = error
 
 
+_EITHER: tuple[JsonDict, ...] = (
+    {"required": ["image"], "properties": {"image_url": {"type": "null"}}},
+    {"required": ["image_url"], "properties": {"image_url": {"type": "string"}, "image": {"type": "null"}}},
+)
+"""The picture or its URL, for the document."""
+_URL: JsonDict = {"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://[!-~]+$"}
+_NOT_BLANK: JsonDict = {"pattern": r"\S"}
+
+
 def _no_picture() -> Any:
     """In place of `image` where there is a URL; a plain default would be in the schema."""
     return None
@@ -72,7 +82,7 @@ class PictureInput(Described):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        json_schema_extra={"anyOf": [{"required": ["image"]}, {"required": ["image_url"]}]},
+        json_schema_extra={"oneOf": [*_EITHER]},
     )
 
     image: EncodedPicture = Field(
@@ -84,6 +94,7 @@ class PictureInput(Described):
         default=None,
         validate_default=True,
         max_length=MAX_URL_CHARS,
+        json_schema_extra=_URL,
         description="In place of image: an http or https URL, from which the service fetches the picture "
         "where FLORENCE_IMAGE_HOSTS allows it.",
     )
@@ -161,7 +172,11 @@ class PlainInput(RequestParameters, PictureInput):
 
 
 class _PromptField(PictureInput):
-    prompt: str = Field(max_length=MAX_TEXT_CHARS, description="What the model reads, word for word.")
+    prompt: str = Field(
+        max_length=MAX_TEXT_CHARS,
+        json_schema_extra=_NOT_BLANK,
+        description="What the model reads, word for word.",
+    )
     answer_as: Kind = Field(default=Kind.TEXT, description="How its answer is read.")
 
 
@@ -170,7 +185,11 @@ class PromptInput(RequestParameters, _PromptField):
 
 
 class _TextField(PictureInput):
-    text: str = Field(max_length=MAX_TEXT_CHARS, description="What to look for, or the caption to ground.")
+    text: str = Field(
+        max_length=MAX_TEXT_CHARS,
+        json_schema_extra=_NOT_BLANK,
+        description="What to look for, or the caption to ground.",
+    )
 
 
 class TextInput(RequestParameters, _TextField):

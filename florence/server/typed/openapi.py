@@ -24,7 +24,7 @@ from florence import __version__
 from florence.errors import Closed
 from florence.server.held import HeldBody
 from florence.server.keys import HELP
-from florence.server.openai.schemas import TAG, chat_paths, chat_schemas
+from florence.server.openai.schemas import EVENTS, TAG, chat_paths, chat_schemas
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
@@ -212,21 +212,25 @@ def _info_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _form(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a form: the picture is a file, and what is left out is no null."""
+    """The schema of a form: the picture is a file, a list is JSON in one part, and what is left out is no
+    null."""
     schema = model.model_json_schema(mode="serialization", ref_template=_REFERENCE)
-    fields = {name: _without_null(each) for name, each in schema["properties"].items()}
+    fields = {name: _in_form(each) for name, each in schema["properties"].items()}
     fields["image"] = {"type": "string", "format": "binary", "description": fields["image"]["description"]}
     for name in fields.keys() & example.keys() - {"image"}:
         fields[name]["examples"] = [example[name]]
-    kept = {name: schema[name] for name in ("required", "anyOf") if name in schema}
+    kept = {name: schema[name] for name in ("required", "oneOf") if name in schema}
     closed = {"type": "object", "additionalProperties": False}
     return closed | {"properties": fields} | kept
 
 
-def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
-    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default", "title")}
-    return rest | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {})
+def _in_form(schema: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    if any(kind.get("type") == "array" for kind in kinds):
+        kinds = [{"type": "string", "contentMediaType": JSON}]
+    told = {name: schema[name] for name in ("description", "examples", "format", "pattern") if name in schema}
+    made = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    return {name: value for name, value in made.items() if name not in ("default", "title")} | told
 
 
 def _body(
@@ -300,7 +304,10 @@ def _v2_paths() -> dict[str, Any]:
     stream = _v2(
         "The same, its text token by token before it where num_beams is 1 and the task answers in text."
     )
-    stream["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    stream["responses"]["200"]["content"] = EVENTS
+    index = _v2("The models that there are.", "array")
+    only_ready = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
+    index["requestBody"] = {"content": {JSON: {"schema": only_ready, "example": {"ready": True}}}}
     bodies: list[tuple[dict[str, Any], str, Any]] = [
         (infer, "InferRequest", request),
         (generate, "GenerateRequest", values),
@@ -317,7 +324,7 @@ def _v2_paths() -> dict[str, Any]:
         model: {"get": _v2("Inputs and outputs of the model.", "object")},
         f"{model}/config": {"get": _v2("Configuration of the model.", "object")},
         f"{model}/stats": {"get": _v2("Counts and durations of requests.", "object")},
-        "/v2/repository/index": {"post": _v2("The models that there are.", "array")},
+        "/v2/repository/index": {"post": index},
         "/v2": {"get": _v2("Name and version of the server.", "object")},
         "/v2/health/live": {"get": _v2("Whether the process answers.", "Live")},
         "/v2/health/ready": {"get": _v2("Whether the model takes requests.", "Ready")},

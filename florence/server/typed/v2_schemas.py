@@ -18,6 +18,8 @@ _DESCRIPTIONS = {
     "TEXT_PROMPT": "The task's text or region.",
     OUTPUT: "The original's JSON, as text: an object with the task's token as its key.",
 }
+_SCALAR = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean")]}
+_LABELS = "^[^,]*[^ ,][^,]*(,[^,]*[^ ,][^,]*)*$"
 _NAMED = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
 
 
@@ -25,16 +27,13 @@ _NAMED = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
 def v2_schemas() -> dict[str, Any]:
     """By their names in the document."""
     rows = ServedModel().max_batch_size
-    shape = {
-        "type": "array",
-        "items": {"type": "integer", "minimum": 1, "maximum": rows},
-        "minItems": 1,
-        "maxItems": 2,
-        "description": "[n, 1] for n rows; [1] is one row.",
-    }
+    count = {"type": "integer", "minimum": 1, "maximum": rows}
+    columns = {"type": "array", "prefixItems": [count, {"const": 1}], "minItems": 2, "maxItems": 2}
+    shape = {"anyOf": [{"const": [1]}, columns], "description": "[n, 1] for n rows; [1] is one row."}
     strings = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": rows}
     datatype = {"const": "BYTES", "type": "string"}
     tensor = {"shape": shape, "datatype": datatype, "data": strings}
+    answered = {"shape": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}}
     identity = {"type": "string", "description": "Comes back with the answer."}
     return {
         "InferRequest": _object(
@@ -59,21 +58,27 @@ def v2_schemas() -> dict[str, Any]:
             {
                 **_NAMED,
                 "id": identity,
-                "outputs": {"type": "array", "items": _object({"name": _one_of([OUTPUT]), **tensor})},
+                "outputs": {
+                    "type": "array",
+                    "items": _object({"name": _one_of([OUTPUT]), **tensor, **answered}),
+                },
                 "parameters": {"type": "object"},
             },
             *_NAMED,
             "outputs",
         ),
-        "GenerateRequest": _object(
-            {
-                **{name: _text_or_texts(name, strings) for name in INPUTS},
-                "id": identity,
-                "parameters": _parameters(),
-                **_options(),
-            },
-            *REQUIRED_INPUTS,
-        ),
+        "GenerateRequest": {
+            **_object(
+                {
+                    **{name: _text_or_texts(name, strings) for name in INPUTS},
+                    "id": identity,
+                    "parameters": _parameters(),
+                    **_options(),
+                },
+                *REQUIRED_INPUTS,
+            ),
+            "additionalProperties": _SCALAR,
+        },
         "GenerateResponse": _object(
             {**_NAMED, "id": identity, OUTPUT: _text_or_texts(OUTPUT, strings)}, *_NAMED, OUTPUT
         ),
@@ -97,12 +102,11 @@ def _text_or_texts(name: str, strings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters() -> dict[str, Any]:
-    scalar = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean")]}
     microseconds = {"type": "integer", "minimum": 0, "description": "Deadline in microseconds."}
     return {
         "type": "object",
         "properties": {**_options(), "timeout": microseconds},
-        "additionalProperties": scalar,
+        "additionalProperties": _SCALAR,
         "description": "Options; others are ignored.",
     }
 
@@ -114,6 +118,6 @@ def _options() -> dict[str, Any]:
     for name, schema in declared.items():
         kinds = [kind for kind in schema["anyOf"] if kind["type"] != "null"]
         if any(kind["type"] == "array" for kind in kinds):
-            kinds = [{"type": "string", "description": "Separated by commas."}]
+            kinds = [{"type": "string", "pattern": _LABELS, "description": "Separated by commas."}]
         made[name] = {"anyOf": kinds, "description": schema["description"]}
     return made

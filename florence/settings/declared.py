@@ -1,17 +1,12 @@
-"""The service's settings: read once from `FLORENCE_*` environment variables, checked, then frozen.
+"""All settings, each with its default, bounds and description.
 
 Those of the engine and the limits on pictures are declared in `florence.engine.config` and
-`florence.images.limits`. Knows nothing about models or HTTP. An unknown name is refused, so that a misspelt
-setting never passes as a default. What BentoML itself reads (`BENTOML_*`: port, host, log format) is not
-covered.
+`florence.images.limits`.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -27,18 +22,15 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from florence.engine.config import CpuKernels, CudaKernels, EncodeStreamChoice, EngineConfig
-from florence.errors import SettingsError, quote
+from florence.errors import SettingsError
 from florence.images.limits import ImageLimits
 from florence.images.tiles import MOST_TILES
+from florence.settings.names import PREFIX, explain
 from florence.types.pictures import Pictures
 from florence.types.precision import Precision
 
-PREFIX = "FLORENCE_"
-CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
 MIB = 1024 * 1024
 
-# Kubernetes puts the address of a Service called `florence` into each pod's environment under these names.
-_KUBERNETES = re.compile(r"FLORENCE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _DEVICES = re.compile(r"auto|cuda|(cpu|cuda:\d+)(,(cpu|cuda:\d+))*")
 
 
@@ -244,7 +236,8 @@ class Settings(BaseSettings):
         try:
             return handler(values)
         except ValidationError as error:
-            raise SettingsError("; ".join(_explain(dict(detail)) for detail in error.errors())) from error
+            known = cls.model_fields
+            raise SettingsError("; ".join(explain(detail, known) for detail in error.errors())) from error
 
     @field_validator("device")
     @classmethod
@@ -303,45 +296,3 @@ class Settings(BaseSettings):
             max_frames=self.max_image_frames,
             decode_bytes=self.decode_memory_bytes,
         )
-
-
-def read_settings(make: Callable[[type[Settings]], Settings] = lambda settings: settings()) -> Settings:
-    """The settings from the environment; SettingsError also for a `FLORENCE_*` variable that is none.
-
-    `make` may add values: `bentoml.use_arguments` gives those of `--arg` precedence over the environment.
-    """
-    known = [PREFIX + field.upper() for field in Settings.model_fields]
-    own = [(name, value) for name, value in sorted(os.environ.items()) if name.upper().startswith(PREFIX)]
-    others = {*known, CLIENT_KEY}
-    unknown = [
-        name for name, value in own if name.upper() not in others and not _from_kubernetes(name, value)
-    ]
-    if unknown:
-        raise SettingsError("; ".join(_suggest(name, known) for name in unknown))
-    return make(Settings)
-
-
-def _from_kubernetes(name: str, value: str) -> bool:
-    return bool(_KUBERNETES.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    """What an unknown name may have meant. `known`: names of the same spelling, variables or arguments."""
-    by_ending = {_ending(each): each for each in known}
-    close = difflib.get_close_matches(_ending(name), by_ending, n=1)
-    names = ", ".join(by_ending.values())
-    hint = f"did you mean {by_ending[close[0]]}?" if close else f"the settings are {names}"
-    return f"unknown setting {name[:60]}: {hint}"
-
-
-def _ending(name: str) -> str:
-    return name.upper().replace("-", "_").removeprefix(PREFIX)
-
-
-def _explain(detail: dict[str, Any]) -> str:
-    """One pydantic error as `FLORENCE_X: what it must be, got what it is`."""
-    name = str(detail["loc"][0]) if detail["loc"] else ""
-    if detail["type"] == "extra_forbidden":
-        return _suggest(name, Settings.model_fields)
-    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{PREFIX}{name.upper()}: {message}, got {quote(detail['input'])}"

@@ -1,0 +1,45 @@
+"""Names of settings: which variables are none of the service's, and what a wrong one may have meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from florence.errors import quote
+
+PREFIX = "FLORENCE_"
+CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
+
+# Kubernetes puts the address of a Service called `florence` into each pod's environment under these names.
+_KUBERNETES = re.compile(r"FLORENCE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+
+
+def is_foreign(name: str, value: str) -> bool:
+    """Whether a variable with the prefix is the client's or Kubernetes'."""
+    if name.upper() == CLIENT_KEY or _KUBERNETES.fullmatch(name):
+        return True
+    return name.endswith("_PORT") and "://" in value
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What an unknown name may have meant. `known`: names of the same spelling, variables or arguments."""
+    by_ending = {_ending(each): each for each in known}
+    close = difflib.get_close_matches(_ending(name), by_ending, n=1)
+    names = ", ".join(by_ending.values())
+    hint = f"did you mean {by_ending[close[0]]}?" if close else f"the settings are {names}"
+    return f"unknown setting {name[:60]}: {hint}"
+
+
+def explain(detail: Mapping[str, Any], known: Iterable[str]) -> str:
+    """One pydantic error as `FLORENCE_X: what it must be, got what it is`. `known`: names of the fields."""
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    if detail["type"] == "extra_forbidden":
+        return suggest(name, known)
+    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{PREFIX}{name.upper()}: {message}, got {quote(detail['input'])}"
+
+
+def _ending(name: str) -> str:
+    return name.upper().replace("-", "_").removeprefix(PREFIX)
