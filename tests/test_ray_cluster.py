@@ -233,24 +233,10 @@ def test_the_benchmark_runs_at_a_tiny_size(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A rate with and without Ray, and what a batch and a picture cost."""
-    tiny = [
-        "--size",
-        "tiny",
-        "--pictures",
-        "3",
-        "--rounds",
-        "1",
-        "--concurrency",
-        "2",
-        "--echo-pictures",
-        "64",
-        "--cores",
-        "1",
-    ]
+    tiny = ["--size", "tiny", "--pictures", "3", "--rounds", "1", "--concurrency", "2"]
+    tiny += ["--echo-pictures", "64", "--cores", "1", "--ray", nodes.address]
     monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setattr(
-        "sys.argv", ["bulk_on_ray.py", *named_options("bulk_on_ray.py"), *tiny, "--ray", nodes.address]
-    )
+    monkeypatch.setattr("sys.argv", ["bulk_on_ray.py", *named_options("bulk_on_ray.py"), *tiny])
     runpy.run_path(str(BENCHMARKS / "bulk_on_ray.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert re.search(r"plain \d+\.\d+, one actor \d+\.\d+ pictures/s", printed)

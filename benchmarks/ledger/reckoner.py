@@ -88,12 +88,19 @@ class Reckoner:
     def encode_s(self, requests: int, *, new_pictures: bool = True) -> tuple[float, float]:
         """Of an encode of so many requests, the device's and the host's; their pictures are known where none
         are new. Between two sizes that were counted, a share of both."""
-        (low, first), *_, (high, last) = sorted(self.counts.encodes.items())
-        device, host = (
-            on_line(requests, (low, high), (part(first, new_pictures), part(last, new_pictures)))
-            for part in (self.device_s, self.host_s)
-        )
+        low, high = min(self.counts.encodes), max(self.counts.encodes)
+        few, many = (self._encode_seconds[number, new_pictures] for number in (low, high))
+        device, host = (on_line(requests, (low, high), ends) for ends in zip(few, many, strict=True))
         return device, host
+
+    @cached_property
+    def _encode_seconds(self) -> dict[tuple[int, bool], tuple[float, float]]:
+        """The device's and the host's, by the pictures of an encode and whether they are new."""
+        return {
+            (number, new): (self.device_s(encode, new), self.host_s(encode, new))
+            for number, encode in self.counts.encodes.items()
+            for new in (True, False)
+        }
 
     def device_s(self, encode: Encode, new_pictures: bool = True) -> float:
         """Of the graphs of an encode, and the kernels between them."""

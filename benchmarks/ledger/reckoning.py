@@ -6,6 +6,7 @@ Puts together what `counts.py` and `reckoner.py` make; prints nothing.
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from closed_loop import TASKS
@@ -22,6 +23,7 @@ from ledger.reckoner import Reckoner
 CONCURRENCIES = (30, 36, 64)
 
 
+@cache
 def reckon(
     card_name: str,
     size: str,
