@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Callable, Generator, Iterator
 from ctypes import CDLL
 from importlib.util import find_spec
@@ -47,6 +48,12 @@ if TYPE_CHECKING or HAS_SERVICE:
 else:  # a machine with a GPU and little else: the tests for it are those of the model and the engine
     _here = Path(__file__).parent
     collect_ignore = [path.name for path in _here.glob("test_*.py") if "test_gpu" not in path.name]
+
+
+def pytest_configure() -> None:
+    """Children can be interrupted, also where a shell started the tests in the background, with SIGINT
+    ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
