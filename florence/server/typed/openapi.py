@@ -163,7 +163,7 @@ def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
         "JSON, or the whole body, with a Content-Type such as `image/jpeg`; then the other fields go into "
         "the query. `Accept: image/png` asks for the answer drawn on the picture.",
         "x-florence-task": {"token": task.token, "input": task.input, "kind": task.kind},
-        "requestBody": _body(INPUT_TYPES[task.input], schemas, example, example),
+        "requestBody": _body(INPUT_TYPES[task.input], schemas, example),
         "responses": _responses(schemas[output_type(task.kind)], _answer_example(task), drawn=True),
     }
 
@@ -178,7 +178,7 @@ def _prompt_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
         "description": "For fine-tunes with prompts that are no task here. Any tokens may repeat in the "
         "answer, unless `no_repeat_ngram_size` is sent. An answer that should be JSON and is not has the "
         "value null, the text, and why.",
-        "requestBody": _body(PromptInput, schemas, example, example),
+        "requestBody": _body(PromptInput, schemas, example),
         "responses": _responses(
             schemas[PromptAnswer], {**_answer_example(TASKS.resolve("caption")), "task": prompt}
         ),
@@ -187,14 +187,13 @@ def _prompt_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _analyze_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     example = {"image": picture_text(), **example_input("analyze")}
-    form = {**example, "tasks": json.dumps(example["tasks"])}
     return {
         "tags": ["Tasks"],
         "operationId": "analyze",
         "summary": "Answer many tasks on one picture, which is encoded once.",
         "description": "A task that fails has its error and status in its place; where none could be "
         "answered, the reply is the first one's error.",
-        "requestBody": _body(AnalyzeInput, schemas, example, form),
+        "requestBody": _body(AnalyzeInput, schemas, example),
         "responses": _responses(schemas[AnalyzeAnswer], example_answer("analyze")),
     }
 
@@ -216,29 +215,32 @@ def _form(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: _in_form(each) for name, each in schema["properties"].items()}
     fields["image"] = {"type": "string", "format": "binary", "description": fields["image"]["description"]}
     for name in fields.keys() & example.keys() - {"image"}:
-        fields[name]["examples"] = [example[name]]
+        fields[name]["examples"] = [_part(example[name])]
     kept = {name: schema[name] for name in ("required", "oneOf") if name in schema}
     closed = {"type": "object", "additionalProperties": False}
     return closed | {"properties": fields} | kept
 
 
+def _part(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list) else value
+
+
 def _in_form(schema: Mapping[str, Any]) -> dict[str, Any]:
     kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
     if any(kind.get("type") == "array" for kind in kinds):
-        kinds = [{"type": "string", "contentMediaType": JSON}]
+        kinds = [{"type": "string"}]  # pages take one with a contentMediaType for a file
     told = {name: schema[name] for name in ("description", "examples", "format", "pattern") if name in schema}
     made = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
     return {name: value for name, value in made.items() if name not in ("default", "title")} | told
 
 
-def _body(
-    model: type[BaseModel], schemas: Mapping[Any, Any], example: dict[str, Any], form: dict[str, Any]
-) -> dict[str, Any]:
+def _body(model: type[BaseModel], schemas: Mapping[Any, Any], example: dict[str, Any]) -> dict[str, Any]:
     """A picture and what goes with it: as an upload, in JSON, or the picture alone."""
+    parts = {name: _part(value) for name, value in example.items()} | {"image": PICTURE_PATH.name}
     return {
         "required": True,
         "content": {
-            MULTIPART: {"schema": _form(model, example), "example": {**form, "image": PICTURE_PATH.name}},
+            MULTIPART: {"schema": _form(model, example), "example": parts},
             JSON: {"schema": schemas[model], "example": example},
             PICTURE: {"schema": {"type": "string", "format": "binary"}},
         },
