@@ -185,8 +185,12 @@ def read_request_parameters(options: Mapping[str, object]) -> RequestParameters:
     try:
         return RequestParameters.model_validate(dict(options))
     except ValidationError as error:
-        reasons = (explain_option(detail) for detail in error.errors())
-        raise OptionError("; ".join(dict.fromkeys(reasons))) from error  # each type of a union has its own
+        reasons: dict[
+            Any, str
+        ] = {}  # one for each option: each type of a union, each item of a list has its own
+        for detail in error.errors():
+            reasons.setdefault(detail["loc"][:1], explain_option(detail))
+        raise OptionError("; ".join(reasons.values())) from error
 
 
 def explain_option(detail: Mapping[str, Any]) -> str:
