@@ -1,12 +1,13 @@
 """Scripts in processes that are forked from one process, which has imported the libraries that take seconds.
 
-A script runs as `python script.py` would: its own modules and the project's are imported anew, as `__main__`
-it has its folder before all others, and it ends as an interpreter ends. Only OpenMP's variables are those of
-the first process: one thread.
+A script runs as `python script.py` would: its own modules and the project's are imported anew, and as
+`__main__` it has its folder before all others. Threads and functions for the exit are waited for; what is in
+memory is not taken apart. OpenMP's variables are those of the first process: one thread.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -16,8 +17,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
-from signal import alarm
 
 LIBRARIES = (
     "numpy",
@@ -27,6 +28,11 @@ LIBRARIES = (
     "transformers.models.florence2.modeling_florence2",
     "transformers.generation.utils",
     "httpx",
+    "numba.core.registry",
+    "psutil",
+    "pydantic",
+    "tokenizers",
+    "tritonclient.grpc",
 )
 
 
@@ -60,24 +66,31 @@ def forker() -> Iterator[Forker]:
         yield Forker(process)
 
 
-def fork_each() -> list[str]:
-    """Fork for each line of stdin and print the exit status. Returns in the forked processes only: argv."""
+def run_script(argv: list[str], stdout: str, stderr: str) -> None:
+    """As `python script.py` in this process, with its output in these files."""
+    for number, file in enumerate((stdout, stderr), start=1):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+    sys.argv = argv
+    sys.path[0] = str(Path(argv[0]).parent)
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def fork_each() -> None:
+    """Fork for each line of stdin and print the exit status."""
     for name in LIBRARIES:
         import_module(name)
+    gc.collect()
+    gc.freeze()  # or each fork copies all of them to look for garbage
     for line in sys.stdin:
         argv, limit_s, *files = json.loads(line)
-        child = os.fork()
-        if not child:
-            for number, file in enumerate([os.devnull, *files]):
-                os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
-            alarm(limit_s)
-            return list(argv)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        child = get_context("fork").Process(target=run_script, args=(argv, *files))
+        child.start()
+        child.join(limit_s)
+        child.kill()
+        child.join()
+        sys.stdout.write(f"{child.exitcode}\n")
         sys.stdout.flush()
-    sys.exit()
 
 
 if __name__ == "__main__":
-    sys.argv = fork_each()
-    sys.path[0] = str(Path(sys.argv[0]).parent)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    fork_each()
