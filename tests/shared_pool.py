@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.capture.graphs import Replay, Work
 
 
 class SharedPool:

@@ -23,21 +23,21 @@ from torch.utils._pytree import tree_leaves
 from florence.checkpoint.config import read_config
 from florence.engine.adapters import EngineAdapter
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.encodes import BucketEncodes
-from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.beams.search_state import starts_of
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.graphs import Replay, Work
+from florence.engine.device.encode.encodes import BucketEncodes
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import starts_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot
+from florence.model.adapters.grouped import make_bank
+from florence.model.adapters.lowrank import Factors, linear_layers
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
-from florence.model.grouped_adapters import make_bank
-from florence.model.lowrank import Factors, linear_layers
 from florence.model.vision import Normalize
 
 PICTURE_TOKENS, SIDE = 5, 64

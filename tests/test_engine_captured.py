@@ -23,11 +23,11 @@ from waiting import wait_until
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.graphs import CapturedWork, EagerCapturer, GraphCapturer, Replay, Work
-from florence.engine.device.reference import generate_alone
+from florence.engine.device.beams.reference import generate_alone
+from florence.engine.device.beams.search_state import RUNNING, starts_of
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.graphs import CapturedWork, EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import RUNNING, starts_of
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.slots import Slot

@@ -22,10 +22,10 @@ from waiting import wait_until
 
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
-from florence.engine.device.encode_stream import CudaEncodeStream, EncodeStream
-from florence.engine.device.graphs import CudaGraphCapturer
+from florence.engine.device.beams.reference import Hypothesis
+from florence.engine.device.capture.graphs import CudaGraphCapturer
+from florence.engine.device.encode.stream import CudaEncodeStream, EncodeStream
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer

@@ -13,12 +13,12 @@ from tiny import make_native
 from torch import Tensor
 
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.buckets import Buckets
-from florence.engine.device.encodes import BucketEncodes, PlainEncodes
-from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.beams.reference import Hypothesis, generate_alone
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.buckets import Buckets
+from florence.engine.device.capture.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.encode.encodes import BucketEncodes, PlainEncodes
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState

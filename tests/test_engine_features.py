@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from florence.engine.device.features import FeatureCache
+from florence.engine.device.encode.features import FeatureCache
 
 
 @dataclass(frozen=True)

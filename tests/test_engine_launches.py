@@ -20,12 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence.checkpoint.config import read_config
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.buckets import StepKey
-from florence.engine.device.encodes import BucketEncodes
-from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.beams.search_state import StepShape
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.buckets import StepKey
+from florence.engine.device.capture.graphs import Replay, Work
+from florence.engine.device.encode.encodes import BucketEncodes
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import StepShape
 from florence.engine.device.steps import StepSequence, dense_batch
 from florence.engine.slots import Slot
 from florence.model.florence2 import Florence2Model

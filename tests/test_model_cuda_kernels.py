@@ -17,8 +17,8 @@ import torch
 from cuda_compile import compiling
 from torch import Tensor
 
-from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS
-from florence.engine.device.cuda_kernels import STEP_KERNELS
+from florence.engine.device.cuda.encode_kernels import ENCODE_KERNELS
+from florence.engine.device.cuda.kernels import STEP_KERNELS
 from florence.model.kernels.cuda import attention, candidates, choose, low_rank, norms, quantize, windows
 
 TESTS = Path(__file__).parent

@@ -22,7 +22,7 @@ from waiting import wait_until
 from florence import Florence2
 from florence.answers.answer import Answer
 from florence.engine.config import EngineConfig
-from florence.engine.device.reference import Hypothesis
+from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.loop import Engine
 from florence.errors import DeadlineExceeded, EngineError, OptionError, Overloaded, TaskError
 from florence.images.seen import SEEN, View

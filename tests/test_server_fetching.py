@@ -19,10 +19,10 @@ from florence.errors import (
     Overloaded,
     UrlError,
 )
-from florence.server import bodies
-from florence.server.bodies import BodyBudget
 from florence.server.fetching.connecting import system_resolver
 from florence.server.fetching.fetcher import MOST_REDIRECTS, fetcher_of
+from florence.server.http import bodies
+from florence.server.http.bodies import BodyBudget
 from florence.server.keys import _caller
 from florence.settings import Settings
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Server
 from starlette.testclient import TestClient
 
-from florence.server.http_metrics import OTHER, HttpMetrics, _in_order
+from florence.server.observability.http_metrics import OTHER, HttpMetrics, _in_order
 
 
 def series(metrics: HttpMetrics) -> dict[tuple[str, str], float]:
@@ -63,8 +63,8 @@ def test_a_histograms_samples_are_in_the_text_formats_order() -> None:
 def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
     """Requests of the service's own paths are labelled with them; the document lists no other."""
     from florence.server.fetching.fetcher import fetcher_of
+    from florence.server.http.routing import known_paths
     from florence.server.openai.app import create_chat_app
-    from florence.server.routing import known_paths
     from florence.server.service import build_service
     from florence.server.typed.openapi import create_about_app
     from florence.server.v2.inference import Inference

@@ -27,8 +27,8 @@ from starlette.testclient import TestClient
 from v2 import send
 
 from florence.engine.observer import FinishReason, RequestReport
-from florence.server.request_ids import CallContext, RequestIds
-from florence.server.tracing import trace_request
+from florence.server.observability.request_ids import CallContext, RequestIds
+from florence.server.observability.tracing import trace_request
 
 ROOT = Path(__file__).resolve().parents[1]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -192,7 +192,7 @@ def test_spans_go_where_bentoml_s_configuration_says(tmp_path: Path) -> None:
     code = (
         "from test_server_tracing import report\n"
         "from florence.server.service import service_of_environment\n"
-        "from florence.server.tracing import bentoml_tracing, trace_request\n"
+        "from florence.server.observability.tracing import bentoml_tracing, trace_request\n"
         "service_of_environment().inject_config()  # as `bentoml serve` does\n"
         "provider = bentoml_tracing()\n"
         "trace_request(report(), provider)\n"

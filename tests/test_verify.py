@@ -21,7 +21,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence.checkpoint import layout
 from florence.checkpoint.adapter_config import AdapterConfig
-from florence.engine.device.search import _Step
+from florence.engine.device.beams.search import _Step
 from florence.model import attention
 from florence.model.florence2 import Florence2Model
 from florence.runtime import loading

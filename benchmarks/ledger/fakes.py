@@ -26,25 +26,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from florence.checkpoint.config import read_config
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
-from florence.engine.device.encodes import BucketEncodes, PlainEncodes
-from florence.engine.device.find_cuda_kernels import (
+from florence.engine.device.capture.graphs import Replay, Work
+from florence.engine.device.cuda.find_kernels import (
     load_encode_kernels,
     load_kernels,
     load_low_rank,
     load_quantizer,
 )
-from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.encode.encodes import BucketEncodes, PlainEncodes
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
+from florence.model.adapters.grouped import make_bank
+from florence.model.adapters.lowrank import RANK_MULTIPLE, Factors, linear_layers
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.fp8 import multiply_in_fp8
-from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack
-from florence.model.lowrank import RANK_MULTIPLE, Factors, linear_layers
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
 from ledger.own import Load, own_kernels, rules_of

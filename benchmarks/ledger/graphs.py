@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 from random_models import SIDE, picture_tokens
 
-from florence.engine.device.search_state import SearchState
+from florence.engine.device.beams.search_state import SearchState
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.caches import Caches

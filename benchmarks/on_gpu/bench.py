@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from florence.engine.config import DEFAULT_ENCODE_BUDGET_MS, EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.encode_stream import EncodeStream
-from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.capture.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.encode.stream import EncodeStream
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.model.florence2 import Florence2Model

@@ -17,7 +17,7 @@ from random_models import SIDE, SIZES, VOCAB
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from florence.engine.device.find_cuda_kernels import find_quantizer
+from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.kernels.fp8 import Fp8Weight, multiply, quantize_rows
 from on_gpu.bench import Bench, forget

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import torch
 
 from florence.engine.config import DEFAULT_ENCODE_BUDGET_MS, CpuKernels, CudaKernels, EncodeStreamChoice
-from florence.engine.device.encode_stream import CudaEncodeStream, EncodeStream
-from florence.engine.device.find_cuda_kernels import find_encode_kernels, find_kernels
-from florence.engine.device.graphs import CudaGraphCapturer, GraphCapturer
+from florence.engine.device.beams.search import SearchStep, advance
+from florence.engine.device.capture.graphs import CudaGraphCapturer, GraphCapturer
+from florence.engine.device.cuda.find_kernels import find_encode_kernels, find_kernels
+from florence.engine.device.encode.stream import CudaEncodeStream, EncodeStream
 from florence.engine.device.memory import CudaMemory, DeviceMemory
-from florence.engine.device.search import SearchStep, advance
 from florence.model.attention import AttentionBackend, DenseAttention, KernelAttention
 from florence.model.config import VisionConfig
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
 from florence.engine.device.backend import Backend
-from florence.engine.device.buckets import Buckets, aligned
+from florence.engine.device.beams.reference import Hypothesis, TokenRules
+from florence.engine.device.beams.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
 from florence.engine.device.buffers import Buffers, make_buffers, uncaptured_work
-from florence.engine.device.capturing import capture_all, memory_errors, try_attentions
-from florence.engine.device.encode_stream import EncodeStream
-from florence.engine.device.encode_trial import try_encode_stream
-from florence.engine.device.features import FeatureCache
+from florence.engine.device.capture.buckets import Buckets, aligned
+from florence.engine.device.capture.capturing import capture_all, memory_errors, try_attentions
+from florence.engine.device.encode.features import FeatureCache
+from florence.engine.device.encode.stream import EncodeStream
+from florence.engine.device.encode.trial import try_encode_stream
 from florence.engine.device.readback import StepReadback
-from florence.engine.device.reference import Hypothesis, TokenRules
-from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
 from florence.engine.device.steps import StepSequence
 from florence.engine.encode_policy import Decision
 from florence.engine.request import Request

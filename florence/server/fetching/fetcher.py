@@ -31,10 +31,10 @@ from florence.errors import (
 )
 from florence.images.headers import FIRST_BYTES, FORMATS, is_picture
 from florence.runtime.shares import Shares
-from florence.server.bodies import Body
 from florence.server.fetching.allowed import OFF, Address, AllowList, read_address, read_allow_list
 from florence.server.fetching.connecting import CheckedAddresses, Resolve, system_resolver
 from florence.server.fetching.urls import PictureUrl, parse_url
+from florence.server.http.bodies import Body
 from florence.server.keys import caller
 from florence.settings import Settings
 

@@ -24,9 +24,9 @@ from starlette.types import Scope
 
 from florence.errors import FlorenceError, ProtocolError, RequestError
 from florence.images.headers import FIRST_BYTES, FORMATS, is_picture
-from florence.server.bodies import kept_body, read_body
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.fetching.urls import MAX_URL_CHARS
+from florence.server.http.bodies import kept_body, read_body
 from florence.server.long_strings import Document, short_strings
 from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop
