@@ -12,7 +12,7 @@ from pages import BENCHMARKS, benchmark_commands, named_options
 PATIENCE_S = 900  # of a script on a machine that does other work too
 
 TINY = {
-    "attacks.py": "--scale 0.001 --only nothing,half,docs.json,metadata,circle",
+    "attacks.py": "--scale 0.001 --only half,docs.json,metadata,circle,private",
     "attention.py": "--requests 1 --beams 1 --threads 1",
     "bulk.py": "--pictures 40 --rounds 1 --seconds 0.2",
     "decode_step.py": "--size tiny --requests 1 --turns 1",
