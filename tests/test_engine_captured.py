@@ -115,7 +115,7 @@ def captured_beams(runner: Runner) -> set[int]:
 
 
 def bucket_steps_of(runner: Runner) -> BucketSteps:
-    steps = runner._buffers.steps
+    steps = runner.buffers.steps
     assert isinstance(steps, BucketSteps)
     return steps
 
@@ -134,7 +134,7 @@ def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
     runner.encode([request(2), request(3)])
     for _ in range(3):
         runner.step(left)
-    old = weakref.ref(runner.caches), weakref.ref(runner.state), weakref.ref(runner._buffers.encodes)
+    old = weakref.ref(runner.caches), weakref.ref(runner.state), weakref.ref(runner.buffers.encodes)
     there: list[bool] = []
     make = Caches.__init__
 
@@ -254,7 +254,7 @@ def test_all_is_done_once_before_the_first_capture(
         method = getattr(CapturedWork, name)
 
         def noted(work: Any, *arguments: Any, method: Any = method, name: str = name) -> Any:
-            done.append(f"{name} {work._name.split()[1]}")
+            done.append(f"{name} {work.name.split()[1]}")
             return method(work, *arguments)
 
         monkeypatch.setattr(CapturedWork, name, noted)

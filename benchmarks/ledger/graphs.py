@@ -33,7 +33,7 @@ def count_graphs(shape: Shape, crowds: int = 400, seed: int = 0) -> tuple[int, i
     with without_work(), without_starts():
         engine = FakeEngine(shape)
         runner = engine.runner
-        runner._picture_size = (SIDE[shape.size], SIDE[shape.size])
+        runner.picture_size = (SIDE[shape.size], SIDE[shape.size])
         runner.prepare()
         before = engine.captured
         dice = random.Random(seed)

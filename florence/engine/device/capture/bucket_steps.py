@@ -42,7 +42,7 @@ class BucketSteps(Steps):
         key = self._key(sequences)
         latest = key, occupancy_of(sequences)
         if key not in self._prepared:
-            self._step(self._batch(key, sequences).map(self._memory.upload), key)
+            self.step(self._batch(key, sequences).map(self._memory.upload), key)
             return
         if latest != self._latest:
             self._prepared[key].load(self._batch(key, sequences).tensors())
@@ -58,7 +58,7 @@ class BucketSteps(Steps):
             request = StepSequence(Slot(0, tuple(range(shape.beams))), shape.encoder_length, 0)
             batch = self._batch(key, [request]).map(self._memory.upload)
             work = CapturedWork(
-                f"the step {key}", partial(self._step, batch, key), batch.tensors(), self._memory
+                f"the step {key}", partial(self.step, batch, key), batch.tensors(), self._memory
             )
             work.warm_up()
             self._prepared[key] = work
@@ -71,7 +71,8 @@ class BucketSteps(Steps):
         """The shapes that are captured, largest first."""
         return [key for key, work in self._prepared.items() if work.captured]
 
-    def _step(self, batch: DecodeBatch, key: StepKey) -> Sequence[Tensor]:
+    def step(self, batch: DecodeBatch, key: StepKey) -> Sequence[Tensor]:
+        """The work that is captured: a step of this shape. It has no results but what it writes."""
         self._context.step(batch, key.shape)
         return ()
 
