@@ -262,7 +262,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         lambda: {"": generate_body()},
         lambda data: _read_rows(parse_generate_request(SERVED, data).columns),
     ),
-    "typed": Target(lambda: {"": typed_body()}, PlainInput._from_json, (FlorenceError, ValidationError)),
+    "typed": Target(lambda: {"": typed_body()}, PlainInput.from_json, (FlorenceError, ValidationError)),
     "grpc": Target(lambda: {"": grpc_message()}, _read_grpc),
 }
 """By the kind of their inputs."""

@@ -214,7 +214,7 @@ def test_nothing_is_captured_once_requests_come(
         for each, future in zip(asked, futures, strict=True):
             assert future.result(PATIENCE_S).token_ids == alone(runner, each)
     assert capturer.captures == 2 * prepared
-    assert all(work.captured for work in bucket_steps_of(runner)._prepared.values())
+    assert all(work.captured for work in bucket_steps_of(runner).prepared.values())
 
 
 @pytest.mark.slow

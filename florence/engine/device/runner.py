@@ -47,15 +47,14 @@ class Runner(StepRunner):
 
     `slots`: requests that decode together; there are as many cache rows as they need with the checkpoint's
     own number of beams. `backend`: how steps run on the model's device. `picture_tokens`: of one picture.
-    `encode_batch`: maximum number of requests that are encoded together, None for as many as slots.
-    `picture_size`: height and width of pictures for which encodes are captured at the start, None to capture
-    them when they first come. `encoder_room`, `decoder_room`: positions of a slot and of a row, None for as
-    many as the checkpoint has. `feature_bytes`: memory for the features of the latest pictures. `reserved`:
-    allocate at the start all memory that a full engine needs; otherwise a backend with `lazy_pages` allocates
-    it on first use. `ordered`: as `TokenRules` has it, if no rules are given.
+    `encode_batch`: most requests of one encode, None for as many as slots. `picture_size`: height and width
+    of pictures for which encodes are captured at the start, None to capture them when they first come.
+    `encoder_room`, `decoder_room`: positions of a slot and of a row, None for as many as the checkpoint has.
+    `feature_bytes`: memory for the features of the latest pictures. `reserved`: allocate at the start all
+    memory that a full engine needs; otherwise a backend with `lazy_pages` allocates it on first use.
+    `ordered`: as `TokenRules` has it, if no rules are given.
 
-    `encode_stream`: on which encodes run; `decision`: why, None until `prepare` has tried. `buffers`: all
-    that a fault of the device replaces.
+    `encode_stream`: on which encodes run; `decision`: why, None until `prepare` has tried.
     """
 
     def __init__(
