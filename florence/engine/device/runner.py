@@ -85,8 +85,7 @@ class Runner(StepRunner):
             forced_eos_id=generation.forced_eos_id,
             ordered=ordered,
         )
-        room = text.max_positions
-        encoder_room = encoder_room or room
+        room, encoder_room = text.max_positions, encoder_room or text.max_positions
         if self.backend.capturer is not None:
             encoder_room = min(aligned(encoder_room), room)
         self.sizes = CacheSizes(slots, rows, encoder_room, decoder_room or room)
