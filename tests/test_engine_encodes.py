@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from alone import alone
 from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
@@ -18,7 +19,7 @@ from florence.engine.device.buckets import Buckets
 from florence.engine.device.encodes import BucketEncodes, PlainEncodes
 from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
@@ -165,7 +166,7 @@ def check_alone(runner: Runner, asked: Sequence[Request]) -> None:
         left = [sequence for sequence in left if sequence not in outcomes]
         for sequence, outcome in outcomes.items():
             assert isinstance(outcome, Hypothesis)
-            expected = generate_alone(runner.model, sequence.request, runner.rules)
+            expected = alone(runner.model, sequence.request, runner.rules)
             assert outcome.token_ids == expected.token_ids
 
 
