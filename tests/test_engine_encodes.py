@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from alone import alone
 from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
 from florence.engine.device.backend import Backend
-from florence.engine.device.beams.reference import Hypothesis, generate_alone
+from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.device.capture.bucket_steps import BucketSteps
 from florence.engine.device.capture.buckets import Buckets
 from florence.engine.device.capture.graphs import EagerCapturer, GraphCapturer, Replay, Work
@@ -165,7 +166,7 @@ def check_alone(runner: Runner, asked: Sequence[Request]) -> None:
         left = [sequence for sequence in left if sequence not in outcomes]
         for sequence, outcome in outcomes.items():
             assert isinstance(outcome, Hypothesis)
-            expected = generate_alone(runner.model, sequence.request, runner.rules)
+            expected = alone(runner.model, sequence.request, runner.rules)
             assert outcome.token_ids == expected.token_ids
 
 

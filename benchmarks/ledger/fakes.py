@@ -238,8 +238,9 @@ class FakeEngine:
         side = SIDE[self.shape.size]
         options = GenerationOptions(self.shape.beams, 1024, 1024, 3, True, 1.0)
         prompt = (0, *range(100, 98 + self.shape.prompt_tokens), 2)
-        pictures = [np.full((side, side, 3), number, np.uint8) for number in range(count)]
-        return self.runner.encode([Request(pixels, prompt, options) for pixels in pictures])
+        pixels = np.zeros((side, side, 3), np.uint8)
+        names = [f"picture {number}".encode() for number in range(count)]
+        return self.runner.encode([Request(pixels, prompt, options, digest=name) for name in names])
 
 
 @contextmanager
