@@ -24,6 +24,7 @@ from waiting import wait_until
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
+from florence.engine.device.beams.search_state import RUNNING, starts_of
 from florence.engine.device.capture.bucket_steps import BucketSteps
 from florence.engine.device.capture.graphs import CapturedWork, EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.runner import Runner
