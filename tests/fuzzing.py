@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
+from grpc_calls import message
 from pdfs import pdf
 from pictures import drawn, saved
 from pydantic import ValidationError
-from test_v2_grpc_messages import message
 from tritonclient.grpc import service_pb2
 from v2 import SERVED, parse_infer_request
 
