@@ -200,7 +200,7 @@ class Florence2:
         on_text: OnText | None = None,
         **options: Unpack[RunOptions],
     ) -> Future[OriginalAnswer]:
-        """As `submit`, for an answer in the original's shape only: cheaper by the typed result."""
+        """As `submit`, for an answer in the original's shape only: no typed result is made."""
         future: Future[Any] = self._start(image, [(task, text)], options, on_text, original=True)[0]
         return future
 
