@@ -163,7 +163,7 @@ def dispatcher(library: Florence2, runner: FakeRunner, gauges: Gauges, clock: Cl
     """Before an engine that decodes one request at a time, and lets four wait."""
     limits = EngineConfig(max_batch_size=1, max_queue=MAX_QUEUE)
     engine = Engine(runner, limits, observer=gauges, clock=clock)
-    pipeline = library._pipeline
+    pipeline = library.pipeline
     made = Dispatcher(pipeline, engine, ThreadReaders(input_size(library)), gauges, clock=clock)
     yield made
     runner.gate.set()

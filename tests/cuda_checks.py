@@ -4,18 +4,22 @@ process of their own, since triton chooses the interpreter when it is imported."
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from goldens import load_float32
 from search_states import same, unchanged
 from tiny import make_native
 from torch import Tensor
+from triton.runtime import interpreter
 
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams import search
@@ -45,6 +49,29 @@ HEADS, HEAD_DIM, ROOM = 2, 16, 150
 """Room for more than two blocks of keys."""
 
 ROOM_OF_SEARCH = 12
+
+
+@pytest.fixture(scope="session", autouse=True)
+def language_patched_once() -> Iterator[None]:
+    """The interpreter patches triton's language for a kernel, and again for each function that a kernel
+    calls, which takes longer than what most of them compute. Here once for a kernel is enough."""
+    patch, patched = interpreter._patch_lang, set[str]()
+
+    def once(fn: Any) -> Any:
+        modules = {value.__name__ for value in fn.__globals__.values() if isinstance(value, ModuleType)}
+        names = modules & {tl.__name__, tl.core.__name__}
+        if names <= patched:
+            return None
+        scope, is_kernel = patch(fn), not patched
+        patched.update(names)
+        if is_kernel:
+            restore = scope.restore
+            scope.restore = lambda: (restore(), patched.clear())
+        return scope
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(interpreter, "_patch_lang", once)
+        yield
 
 
 class Crowd(NamedTuple):

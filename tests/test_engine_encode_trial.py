@@ -199,7 +199,7 @@ def test_a_trial_is_bounded_in_work_and_in_time(model: Florence2Model, device: D
         assert device.encodes <= 1 + runner.sizes.slots + 2 * repeats
         if repeats == MOST_REPEATS:
             assert device.now - started < TRIAL_S
-        runner._buffers.clear()
+        runner.buffers.clear()
 
 
 @pytest.mark.slow

@@ -71,13 +71,13 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
             lazy_pages=False,
         )
         runner = Runner(model, 8, backend=backend, picture_tokens=65, encode_batch=1, decoder_room=60)
-        steps, encodes = runner._buffers.steps, runner._buffers.encodes
+        steps, encodes = runner.buffers.steps, runner.buffers.encodes
         assert isinstance(steps, BucketSteps)
         assert isinstance(encodes, BucketEncodes)
         for greedy in (False, True):
-            shape = StepShape(3, 60, greedy, runner._buckets().steps[0].shape.encoder_length)
+            shape = StepShape(3, 60, greedy, runner.buckets().steps[0].shape.encoder_length)
             batch = dense_batch([StepSequence(Slot(0, (0, 1, 2)), 8, 0)], 8, 24, 3).map(backend.memory.upload)
-            capturer.capture(partial(steps._step, batch, StepKey(8, 24, shape)))
+            capturer.capture(partial(steps.step, batch, StepKey(8, 24, shape)))
         encodes.prepare(256, 256)
     return dict(zip(("step", "step with one beam", "tower", "encoder"), capturer.counts, strict=False))
 

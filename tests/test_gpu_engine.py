@@ -215,9 +215,9 @@ def test_everything_is_captured(checkpoint: Path, kind: str, caplog: pytest.LogC
     runner = runner_of(load(checkpoint, kind, BFLOAT16), kind)
     runner.prepare()
     for _ in range(2):
-        steps = runner._buffers.steps
+        steps = runner.buffers.steps
         assert isinstance(steps, BucketSteps)
-        assert len(steps.captured) == len(runner._buckets().steps)
+        assert len(steps.captured) == len(runner.buckets().steps)
         runner.reset()
     assert "can't be captured" not in caplog.text
     assert "shapes agree" in caplog.text

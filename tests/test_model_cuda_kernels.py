@@ -46,8 +46,9 @@ sys.modules["triton"] = None
 import florence
 for module in pkgutil.walk_packages(florence.__path__, "florence."):
     name = module.name
-    if name.startswith(("florence.model", "florence.engine")) and ".cuda" not in name:
+    if name.startswith(("florence.model", "florence.engine")) and ".cuda." not in name:
         __import__(name)
+import florence.engine.device.cuda.find_kernels
 import florence.model.kernels.cuda.twins
 kernels = {name for name in sys.modules if name.startswith("florence.model.kernels.cuda.")}
 assert kernels == {"florence.model.kernels.cuda.twins"}, kernels

@@ -80,7 +80,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
             decoder_room=60,
             ordered=range(9, 99),
         )
-        steps = runner._buffers.steps
+        steps = runner.buffers.steps
         assert isinstance(steps, BucketSteps)
         steps.prepare()
         return dict(zip(steps.captured, capturer.counts, strict=True))

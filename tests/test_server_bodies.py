@@ -29,7 +29,7 @@ async def bodies_of(budget: BodyBudget, count: int) -> AsyncIterator[list[Body]]
     yield made
     for body in made:
         budget.end(body)
-    assert budget.free == budget._max
+    assert budget.free == budget.max_bytes
 
 
 def parts(*chunks: bytes, whole: bool = True) -> Callable[[], Awaitable[Message]]:

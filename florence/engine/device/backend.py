@@ -28,9 +28,8 @@ class Backend:
     """How steps run on a device. The defaults are right on any CPU: PyTorch's operations, step by step.
 
     `attention`: computes a step's attentions. `search`: lets the searches choose their next tokens. `encode`:
-    computes the layers of an encode. `memory`:
-    copies to and from the device. `capturer`: captures steps and encodes of a few fixed shapes as graphs;
-    None runs each shape as it comes. `delayed_readback`: read what a step decided only after the next step
+    computes the layers of an encode. `memory`: copies to and from the device. `capturer`: captures steps and
+    encodes of a few fixed shapes as graphs; None runs each shape as it comes. `delayed_readback`: read what a step decided only after the next step
     has been sent, so that the device never waits for the host; a finished request then stays in the batch for
     one extra step. `encode_stream`: where encodes run, unless a trial at the start finds that they are better
     on the steps' own; `encode_budget_s`: seconds that a step may take in that trial, None for no trial.

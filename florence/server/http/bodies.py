@@ -72,7 +72,7 @@ class BodyBudget:
     def __init__(self, max_bytes: int, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.free = max_bytes
-        self._max = max_bytes
+        self.max_bytes = max_bytes
         self._bodies: set[Body] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -101,7 +101,7 @@ class BodyBudget:
     def no_room(self) -> Overloaded:
         """The error of a body for which there is no room."""
         return Overloaded(
-            f"the bodies on their way fill the {self._max} bytes that they may take together "
+            f"the bodies on their way fill the {self.max_bytes} bytes that they may take together "
             "(FLORENCE_BODY_MEMORY_BYTES); send the request again"
         )
 

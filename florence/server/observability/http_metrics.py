@@ -125,7 +125,7 @@ def scrape() -> bytes:
     collected = MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     shown = [metric for metric in collected if not metric.name.startswith(HIDDEN)]
-    registry.register(_Collected([_in_order(metric) for metric in shown]))
+    registry.register(_Collected([in_order(metric) for metric in shown]))
     return generate_latest(registry)
 
 
@@ -149,7 +149,7 @@ class _Collected:
         return self._metrics
 
 
-def _in_order(metric: Metric) -> Metric:
+def in_order(metric: Metric) -> Metric:
     """The metric with a histogram's buckets first, in rising order, as the text format wants them."""
     if metric.type == "histogram":
         metric.samples.sort(key=_place)

@@ -26,7 +26,7 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
 
     The search of a slot that is not running stays as it is.
     """
-    step = _Step(state, batch, shape)
+    step = BatchedAdvance(state, batch, shape)
     tokens, logprobs, faulty = step.candidates_of_rows(logits)
     step.choose(tokens, logprobs)
     step.store_windows(logits)
@@ -40,12 +40,12 @@ def candidates(
     """The tokens that may follow each row, and their log-probabilities, [rows, 2 * beams] each; what was
     taken from the row's logits for that, [rows]; whether a request's logits are NaN or infinite, [requests].
     `logits` are overwritten."""
-    step = _Step(state, batch, shape)
+    step = BatchedAdvance(state, batch, shape)
     tokens, logprobs, faulty = step.candidates_of_rows(logits)
     return tokens, logprobs, step.normalizer, faulty
 
 
-class _Step:
+class BatchedAdvance:
     """One call of `advance`: the batch's part of the state, and intermediate tensors.
 
     n: requests, k: `shape.beams`, r: rows, t: `shape.length`.
@@ -71,7 +71,7 @@ class _Step:
         faulty = (~normalizer.isfinite()[batch.rows_of] & batch.is_beam).any(-1)
         if self.shape.penalized:
             self._penalize(logits, normalizer)
-        self._ban(logits)
+        self.ban(logits)
         if self.shape.greedy:  # greedy search normalises after the rules, beam search before
             greedy = (self.beams == 1)[batch.request_of]
             normalizer = torch.where(greedy, logits.logsumexp(-1), normalizer)
@@ -112,7 +112,7 @@ class _Step:
         owner = batch.request_of
         _force(tokens, logprobs, drawing[owner], drawn[owner], chance[owner])
 
-    def _ban(self, logits: Tensor) -> None:
+    def ban(self, logits: Tensor) -> None:
         """Set repeated n-grams, and EOS before the minimum length, to -inf.
 
         The n-gram rule of transformers' `NoRepeatNGramLogitsProcessor` by suffix matches: where at least
@@ -226,7 +226,7 @@ class _Step:
 class _Finished:
     """The finished hypotheses of the batch, [n, k, ...], while a step adds to them."""
 
-    def __init__(self, step: _Step, parents: Tensor, token: Tensor, logprob: Tensor) -> None:
+    def __init__(self, step: BatchedAdvance, parents: Tensor, token: Tensor, logprob: Tensor) -> None:
         state, slots, k, t = step.state, step.batch.slots, step.shape.beams, step.shape.length
         self._step, self._parents, self._token, self._logprob = step, parents, token, logprob
         self._history = state.logprobs[slots, :k, :t]

@@ -35,19 +35,19 @@ class BucketSteps(Steps):
     ) -> None:
         super().__init__(context, memory)
         self._buckets, self._capturer = buckets, capturer
-        self._prepared: dict[StepKey, CapturedWork] = {}
+        self.prepared: dict[StepKey, CapturedWork] = {}
         self._latest: tuple[StepKey, Occupancy] | None = None
 
     def run(self, sequences: Sequence[StepSequence]) -> None:
         key = self._key(sequences)
         latest = key, occupancy_of(sequences)
-        if key not in self._prepared:
-            self._step(self._batch(key, sequences).map(self._memory.upload), key)
+        if key not in self.prepared:
+            self.step(self._batch(key, sequences).map(self._memory.upload), key)
             return
         if latest != self._latest:
-            self._prepared[key].load(self._batch(key, sequences).tensors())
+            self.prepared[key].load(self._batch(key, sequences).tensors())
             self._latest = latest
-        self._prepared[key].run()
+        self.prepared[key].run()
 
     def prepare(self) -> list[bool]:
         """Capture all shapes, largest first; for each, whether it could be captured. No search is running, so
@@ -58,20 +58,21 @@ class BucketSteps(Steps):
             request = StepSequence(Slot(0, tuple(range(shape.beams))), shape.encoder_length, 0)
             batch = self._batch(key, [request]).map(self._memory.upload)
             work = CapturedWork(
-                f"the step {key}", partial(self._step, batch, key), batch.tensors(), self._memory
+                f"the step {key}", partial(self.step, batch, key), batch.tensors(), self._memory
             )
             work.warm_up()
-            self._prepared[key] = work
-        for work in self._prepared.values():
+            self.prepared[key] = work
+        for work in self.prepared.values():
             work.capture(self._capturer)
-        return [work.captured for work in self._prepared.values()]
+        return [work.captured for work in self.prepared.values()]
 
     @property
     def captured(self) -> list[StepKey]:
         """The shapes that are captured, largest first."""
-        return [key for key, work in self._prepared.items() if work.captured]
+        return [key for key, work in self.prepared.items() if work.captured]
 
-    def _step(self, batch: DecodeBatch, key: StepKey) -> Sequence[Tensor]:
+    def step(self, batch: DecodeBatch, key: StepKey) -> Sequence[Tensor]:
+        """The work that is captured: a step of this shape. It has no results but what it writes."""
         self._context.step(batch, key.shape)
         return ()
 

@@ -39,13 +39,13 @@ class CudaGraphCapturer:
     `priority`: of their kernels over those of other streams, the lowest number first."""
 
     def __init__(self, device: torch.device, priority: int = 0) -> None:
-        self._device, self._priority = device, priority
+        self._device, self.priority = device, priority
         self.reset()
 
     def reset(self) -> None:
         # A stream of its own: torch's default capture stream belongs to the first device that was used.
-        self._stream = torch.cuda.Stream(self._device, self._priority)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()  # a pool that has lost all its graphs takes no new ones
+        self._stream = torch.cuda.Stream(self._device, self.priority)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()  # a pool that has lost all its graphs takes no new ones
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         graph = torch.cuda.CUDAGraph()
@@ -54,7 +54,7 @@ class CudaGraphCapturer:
             try:
                 # Other threads may call CUDA meanwhile, for instance an engine of another device.
                 with torch.cuda.graph(
-                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                    graph, pool=self.pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
                     results = work()
             except BaseException:
@@ -88,7 +88,7 @@ class CapturedWork:
     """Work over fixed input buffers; `name` says in the log what it is."""
 
     def __init__(self, name: str, work: Work, buffers: Sequence[Tensor], memory: DeviceMemory) -> None:
-        self._name, self._work, self._buffers, self._memory = name, work, buffers, memory
+        self.name, self._work, self.buffers, self._memory = name, work, buffers, memory
         self._replay: tuple[Replay, Sequence[Tensor]] | None = None
 
     @property
@@ -108,12 +108,12 @@ class CapturedWork:
         try:
             self._replay = capturer.capture(self._work)
         except Exception as error:
-            log.warning("%s can't be captured and will run uncaptured, slower: %s", self._name, error)
+            log.warning("%s can't be captured and will run uncaptured, slower: %s", self.name, error)
             log.debug("the capture failed here", exc_info=error)
 
     def load(self, inputs: Sequence[Tensor]) -> None:
         """Write the inputs of the next runs. Rows of the buffers that they don't fill repeat the first."""
-        for buffer, value in zip(self._buffers, inputs, strict=True):
+        for buffer, value in zip(self.buffers, inputs, strict=True):
             self._memory.store(value, buffer[: len(value)])
             if len(value) < len(buffer):
                 buffer[len(value) :].copy_(buffer[:1])

@@ -103,32 +103,32 @@ class BucketEncodes(PlainEncodes):
         stream: EncodeStream | None = None,
     ) -> None:
         super().__init__(model, caches, memory, backend)
-        self._buckets, self._capturer, self._stream = buckets, capturer, stream or EncodeStream()
-        self._pixels: Tensor | None = None  # [pictures, height, width, 3]
+        self.buckets, self._capturer, self._stream = buckets, capturer, stream or EncodeStream()
+        self.pixels: Tensor | None = None  # [pictures, height, width, 3]
         self._picture_adapters = torch.zeros(0)  # [pictures]
-        self._towers: dict[int, CapturedWork] = {}  # by pictures
-        self._encoders: dict[tuple[int, int], CapturedWork] = {}  # by requests and tokens of the prompt
+        self.towers: dict[int, CapturedWork] = {}  # by pictures
+        self.encoders: dict[tuple[int, int], CapturedWork] = {}  # by requests and tokens of the prompt
 
     def together(self, requests: int) -> int:
         """As many as a captured batch has: padding takes a GPU as long as pictures do."""
-        return round_down(requests, self._buckets.pictures)
+        return round_down(requests, self.buckets.pictures)
 
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
-        rows = round_up(len(pixels), self._buckets.pictures)
-        if self._pixels is None or any(picture.shape != self._pixels.shape[1:] for picture in pixels):
+        rows = round_up(len(pixels), self.buckets.pictures)
+        if self.pixels is None or any(picture.shape != self.pixels.shape[1:] for picture in pixels):
             return (yield from super().encode_images(pixels, adapters))
-        self._pixels[: len(pixels)].copy_(self._memory.send(pixels))  # others keep what was there
+        self.pixels[: len(pixels)].copy_(self._memory.send(pixels))  # others keep what was there
         if self._model.adapters is not None:
             self._memory.store(torch.tensor(adapters), self._picture_adapters[: len(pixels)])
-        (tokens,) = self._towers[rows].run()
+        (tokens,) = self.towers[rows].run()
         return tokens[: len(pixels)]
 
     def write_cross_kv(
         self, pictures: Tensor, prompts: Prompts, slots: Sequence[int], adapters: AdapterIndex
     ) -> Chunks[None]:
-        rows = round_up(len(prompts), self._buckets.pictures)
-        longest = round_up(max(map(len, prompts)), self._buckets.prompts)
-        work = self._encoders.get((rows, longest))
+        rows = round_up(len(prompts), self.buckets.pictures)
+        longest = round_up(max(map(len, prompts)), self.buckets.prompts)
+        work = self.encoders.get((rows, longest))
         if work is None:
             yield from super().write_cross_kv(pictures, prompts, slots, adapters)
             return
@@ -141,29 +141,29 @@ class BucketEncodes(PlainEncodes):
     def prepare(self, height: int, width: int) -> list[bool]:
         """Capture batches of all sizes, with pictures of this size and each bucket of prompts, largest first;
         for each, whether it could be captured. Writes to the first slot, which must be free."""
-        most, device = self._buckets.pictures[-1], self._model.device
-        self._pixels = torch.zeros(most, height, width, 3, dtype=torch.uint8, device=device)
+        most, device = self.buckets.pictures[-1], self._model.device
+        self.pixels = torch.zeros(most, height, width, 3, dtype=torch.uint8, device=device)
         self._picture_adapters = torch.zeros(most, dtype=torch.int64, device=device)
         pictures = torch.zeros(0)
-        for rows in reversed(self._buckets.pictures):
+        for rows in reversed(self.buckets.pictures):
             name = f"the encode of {rows} pictures"
-            inputs = [self._pixels[:rows], self._picture_adapters[:rows]]
+            inputs = [self.pixels[:rows], self._picture_adapters[:rows]]
             work = CapturedWork(name, partial(self._encode_images, *inputs), inputs, self._memory)
             (tokens,) = work.warm_up()
             pictures = tokens.clone() if rows == most else pictures
-            self._towers[rows] = work
-        for longest in reversed(self._buckets.prompts):
+            self.towers[rows] = work
+        for longest in reversed(self.buckets.prompts):
             ids = torch.zeros(most, longest, dtype=torch.int64, device=device)
             mask = torch.ones(most, pictures.shape[1] + longest, dtype=torch.bool, device=device)
             slots, adapters = (torch.zeros(most, dtype=torch.int64, device=device) for _ in range(2))
-            self._stream.hold([self._pixels, self._picture_adapters, pictures, ids, mask, slots, adapters])
-            for rows in reversed(self._buckets.pictures):
+            self._stream.hold([self.pixels, self._picture_adapters, pictures, ids, mask, slots, adapters])
+            for rows in reversed(self.buckets.pictures):
                 inputs = [value[:rows] for value in (pictures, ids, mask, slots, adapters)]
                 name = f"the encode of {rows} prompts of {longest} tokens"
                 work = CapturedWork(name, partial(self._write_cross_kv, *inputs), inputs, self._memory)
                 work.warm_up()
-                self._encoders[rows, longest] = work
-        works = [*self._towers.values(), *self._encoders.values()]
+                self.encoders[rows, longest] = work
+        works = [*self.towers.values(), *self.encoders.values()]
         for work in works:
             work.capture(self._capturer)
         return [work.captured for work in works]

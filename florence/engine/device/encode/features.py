@@ -24,7 +24,7 @@ class FeatureCache:
         self.misses = 0
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.features: OrderedDict[bytes, Tensor] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
@@ -33,25 +33,25 @@ class FeatureCache:
 
     def clear(self) -> None:
         """Drop all features."""
-        self._features.clear()
+        self.features.clear()
         self._bytes = 0
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, Tensor]:
         """The features of those pictures that are in the cache. A digest that is listed twice and missing is
         one miss."""
-        found = {digest: self._features[digest] for digest in digests if digest in self._features}
+        found = {digest: self.features[digest] for digest in digests if digest in self.features}
         for digest in found:
-            self._features.move_to_end(digest)
+            self.features.move_to_end(digest)
         self.misses += len(set(digests) - found.keys())
         return found
 
     def keep(self, features: Mapping[bytes, Tensor]) -> None:
         """Add the features of new pictures, and drop the least recently used beyond the limit."""
         for digest, picture in features.items():
-            if digest not in self._features:
-                self._features[digest] = picture
+            if digest not in self.features:
+                self.features[digest] = picture
                 self._bytes += picture.nbytes
-            self._features.move_to_end(digest)
+            self.features.move_to_end(digest)
             while self._bytes > self._max_bytes:
-                _, oldest = self._features.popitem(last=False)
+                _, oldest = self.features.popitem(last=False)
                 self._bytes -= oldest.nbytes
