@@ -4,32 +4,37 @@ process of their own, since triton chooses the interpreter when it is imported."
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from goldens import load_float32
 from search_states import same, unchanged
 from tiny import make_native
 from torch import Tensor
+from triton.runtime import interpreter
 
-from florence.engine.device import cuda_search, search
 from florence.engine.device.backend import Backend
-from florence.engine.device.cuda_kernel import Case, CudaKernel
-from florence.engine.device.cuda_kernels import LOW_RANK_KERNELS, QUANTIZE, STEP_KERNELS, ExampleSizes
-from florence.engine.device.graphs import EagerCapturer
-from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device.beams import search
+from florence.engine.device.beams.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device.beams.search_state import RUNNING, SearchState, StepShape, starts_of
+from florence.engine.device.capture.graphs import EagerCapturer
+from florence.engine.device.cuda import search as cuda_search
+from florence.engine.device.cuda.kernel import Case, CudaKernel
+from florence.engine.device.cuda.kernels import LOW_RANK_KERNELS, QUANTIZE, STEP_KERNELS, ExampleSizes
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import RUNNING, SearchState, StepShape, starts_of
 from florence.engine.device.steps import StepSequence, grouped_batch
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
-from florence.model.cuda_attention import CudaAttention
+from florence.model.cuda.attention import CudaAttention
 from florence.model.kernels.cuda import attention, candidates, norms, twins, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
@@ -44,6 +49,29 @@ HEADS, HEAD_DIM, ROOM = 2, 16, 150
 """Room for more than two blocks of keys."""
 
 ROOM_OF_SEARCH = 12
+
+
+@pytest.fixture(scope="session", autouse=True)
+def language_patched_once() -> Iterator[None]:
+    """The interpreter patches triton's language for a kernel, and again for each function that a kernel
+    calls, which takes longer than what most of them compute. Here once for a kernel is enough."""
+    patch, patched = interpreter._patch_lang, set[str]()
+
+    def once(fn: Any) -> Any:
+        modules = {value.__name__ for value in fn.__globals__.values() if isinstance(value, ModuleType)}
+        names = modules & {tl.__name__, tl.core.__name__}
+        if names <= patched:
+            return None
+        scope, is_kernel = patch(fn), not patched
+        patched.update(names)
+        if is_kernel:
+            restore = scope.restore
+            scope.restore = lambda: (restore(), patched.clear())
+        return scope
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(interpreter, "_patch_lang", once)
+        yield
 
 
 class Crowd(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
-from florence.engine.device.reference import TokenRules
+from florence.engine.device.beams.reference import TokenRules
 from florence.engine.request import GenerationOptions
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
@@ -59,6 +59,7 @@ class Goldens:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.checkpoint = folder / "checkpoint"
+        self._pixels: dict[str, NDArray[np.uint8]] = {}
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -84,8 +85,10 @@ class Goldens:
 
     def pixels(self, name: str) -> NDArray[np.uint8]:
         """The input picture as the original resized it."""
-        picture = Image.open(self.path(name)).convert("RGB")
-        return np.array(picture.resize((768, 768), Image.Resampling.BICUBIC))
+        if name not in self._pixels:
+            picture = Image.open(self.path(name)).convert("RGB")
+            self._pixels[name] = np.array(picture.resize((768, 768), Image.Resampling.BICUBIC))
+        return self._pixels[name]
 
     def single_cases(self) -> list[tuple[dict[str, Any], int]]:
         """(case, row) of every generation whose row was not padded: padding changes the original's

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from alone import alone
 from goldens import load_float32
 from shared_pool import SharedPool
 from tiny import make_native
@@ -23,11 +24,10 @@ from waiting import wait_until
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.graphs import CapturedWork, EagerCapturer, GraphCapturer, Replay, Work
-from florence.engine.device.reference import generate_alone
+from florence.engine.device.beams.search_state import RUNNING, starts_of
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.graphs import CapturedWork, EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import RUNNING, starts_of
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.slots import Slot
@@ -59,9 +59,8 @@ def engine(runner: Runner, **limits: Any) -> Iterator[Engine]:
     running.close()
 
 
-def alone(runner: Runner, asked: Request) -> tuple[int, ...]:
-    with torch.inference_mode():
-        return tuple(generate_alone(runner.model, asked, runner.rules).token_ids)
+def ids_alone(runner: Runner, asked: Request) -> tuple[int, ...]:
+    return tuple(alone(runner.model, asked, runner.rules).token_ids)
 
 
 def gpu_like(capturer: GraphCapturer | None) -> Backend:
@@ -78,7 +77,7 @@ def test_a_step_between_two_chunks_of_an_encode_changes_no_answer(
     runner = Runner(
         model, 8, picture_tokens=PICTURE_TOKENS, backend=gpu_like(SharedPool()), feature_bytes=feature_bytes
     )
-    expected = [alone(runner, request(seed, least=12)) for seed in range(6)]
+    expected = [ids_alone(runner, request(seed, least=12)) for seed in range(6)]
     with engine(runner, max_encode_batch=2, encode_budget_ms=0.1) as running:
         futures = [generate(running, request(number % 6, least=12)) for number in range(30)]
         for number, future in enumerate(futures):
@@ -96,7 +95,7 @@ def test_a_finished_request_that_has_filled_its_room_writes_nothing_in_its_extra
     with engine(runner) as running:
         futures = [generate(running, each) for each in asked]
         for each, future in zip(asked, futures, strict=True):
-            assert future.result(PATIENCE_S).token_ids == alone(runner, each)
+            assert future.result(PATIENCE_S).token_ids == ids_alone(runner, each)
 
 
 @pytest.mark.parametrize(("waiting", "together"), [(1, 1), (3, 2), (7, 4), (13, 12), (14, 12)])
@@ -115,7 +114,7 @@ def captured_beams(runner: Runner) -> set[int]:
 
 
 def bucket_steps_of(runner: Runner) -> BucketSteps:
-    steps = runner._buffers.steps
+    steps = runner.buffers.steps
     assert isinstance(steps, BucketSteps)
     return steps
 
@@ -129,12 +128,12 @@ def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
     runner = Runner(model, 4, picture_tokens=PICTURE_TOKENS, backend=gpu_like(capturer))
     runner.prepare()
     prepared = captured_beams(runner)
-    expected = alone(runner, request(1))
+    expected = ids_alone(runner, request(1))
     left = runner.encode([request(0), request(1)])
     runner.encode([request(2), request(3)])
     for _ in range(3):
         runner.step(left)
-    old = weakref.ref(runner.caches), weakref.ref(runner.state), weakref.ref(runner._buffers.encodes)
+    old = weakref.ref(runner.caches), weakref.ref(runner.state), weakref.ref(runner.buffers.encodes)
     there: list[bool] = []
     make = Caches.__init__
 
@@ -212,9 +211,9 @@ def test_nothing_is_captured_once_requests_come(
         wait_until(lambda: capturer.captures == 2 * prepared)  # by the engine's thread, too
         futures = [generate(running, each) for each in asked]
         for each, future in zip(asked, futures, strict=True):
-            assert future.result(PATIENCE_S).token_ids == alone(runner, each)
+            assert future.result(PATIENCE_S).token_ids == ids_alone(runner, each)
     assert capturer.captures == 2 * prepared
-    assert all(work.captured for work in bucket_steps_of(runner)._prepared.values())
+    assert all(work.captured for work in bucket_steps_of(runner).prepared.values())
 
 
 @pytest.mark.slow
@@ -238,7 +237,7 @@ def test_what_can_t_be_captured_runs_uncaptured(
         for _ in range(2):
             futures = [generate(running, each) for each in asked]
             for each, future in zip(asked, futures, strict=True):
-                assert future.result(PATIENCE_S).token_ids == alone(runner, each)
+                assert future.result(PATIENCE_S).token_ids == ids_alone(runner, each)
     said = [record.message for record in caplog.records if "can't be captured" in record.message]
     assert len(said) == sum(number in refused for number in range(1, capturer.captures + 1))
     assert {message.split()[1] for message in said} == {"encode", "step"}
@@ -254,7 +253,7 @@ def test_all_is_done_once_before_the_first_capture(
         method = getattr(CapturedWork, name)
 
         def noted(work: Any, *arguments: Any, method: Any = method, name: str = name) -> Any:
-            done.append(f"{name} {work._name.split()[1]}")
+            done.append(f"{name} {work.name.split()[1]}")
             return method(work, *arguments)
 
         monkeypatch.setattr(CapturedWork, name, noted)

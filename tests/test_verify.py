@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence.checkpoint import layout
 from florence.checkpoint.adapter_config import AdapterConfig
-from florence.engine.device.search import _Step
+from florence.engine.device.beams.search import BatchedAdvance
 from florence.model import attention
 from florence.model.florence2 import Florence2Model
 from florence.runtime import loading
 from florence.verification import ours, proof, trials
+from florence.verification.checks import Rates
+from florence.verification.proof import Proof
 from florence.verification.theirs import Given, Transformers
 from florence.verification.trials import Part, Trial
 
@@ -33,6 +36,12 @@ Verify = Callable[..., tuple[int, dict[str, Any], str]]
 """Arguments -> exit status, the JSON report, and the table."""
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[tuple[Any, ...], Any]:
+    """transformers' models, by checkpoint and adapter."""
+    return {}
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +55,16 @@ def verify(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     florence: Callable[..., tuple[int, str, str]],
+    models: dict[tuple[Any, ...], Any],
     remembered: dict[tuple[str, str], Given],
 ) -> Verify:
-    """The command on one picture, with one of its trials in `every`, and transformers' answers remembered."""
-    make, answer = trials.make_trials, Transformers.answer
-    step = 8
+    """The command on one picture, with one of its trials in eight, and transformers' models and answers
+    remembered. Speeds are measured only if the test asks for it."""
+    make, answer, read = trials.make_trials, Transformers.answer, proof.read_model
 
     def some(*arguments: Any) -> list[Trial]:
         asked = make(*arguments)
-        return [trial for part in Part for trial in [each for each in asked if each.part is part][::step]]
+        return [trial for part in Part for trial in [each for each in asked if each.part is part][::8]]
 
     def remember(self: Transformers, trial: Trial) -> Given:
         weights = self.model.lm_head.weight.sum(), self.model.model.vision_tower.convs[0].conv.weight.shape
@@ -63,13 +73,20 @@ def verify(
             remembered[key] = answer(self, trial)
         return remembered[key]
 
+    def read_once(*arguments: Any) -> Any:
+        if arguments not in models:
+            models[arguments] = read(*arguments)
+        return deepcopy(models[arguments])
+
     monkeypatch.setattr(proof, "make_trials", some)
     monkeypatch.setattr(Transformers, "answer", remember)
+    monkeypatch.setattr(proof, "read_model", read_once)
     monkeypatch.setattr(proof, "_TIMED_QUICK", 1)
 
-    def run(model: object, *arguments: str, every: int = 8) -> tuple[int, dict[str, Any], str]:
-        nonlocal step
-        step = every
+    def run(model: object, *arguments: str, timed: bool = False) -> tuple[int, dict[str, Any], str]:
+        if not timed:
+            for side in ("_our_rates", "_their_rates"):
+                monkeypatch.setattr(Proof, side, lambda *_: Rates(1.0, 1.0))
         file = tmp_path / "report.json"
         status, out, _ = florence(
             "verify", "--model", model, "--device", "cpu", "--quick", "--json", file, *arguments
@@ -85,7 +102,7 @@ def faults(report: dict[str, Any]) -> set[str]:
 
 def test_the_demo_checkpoint_is_verified(verify: Verify) -> None:
     """In transformers' layout, with bfloat16 beside float32: every line is there, and none is a fault."""
-    status, report, table = verify("demo", "--dtype", "bfloat16")
+    status, report, table = verify("demo", "--dtype", "bfloat16", timed=True)
     assert (status, report["verified"], faults(report)) == (0, True, set())
     parts = [line["part"] for line in report["lines"]]
     assert {*Part, "prompts", "pixels", "alone, and in a crowd", "bfloat16 against float32"} <= {*parts}
@@ -95,7 +112,7 @@ def test_the_demo_checkpoint_is_verified(verify: Verify) -> None:
 
 def test_a_checkpoint_in_microsofts_layout_is_verified(verify: Verify, goldens: Goldens) -> None:
     """Random weights, so that no two tensors are alike, with a bias on the logits that transformers drops."""
-    status, report, _ = verify(goldens.checkpoint, "--dtype", "float32", every=8)
+    status, report, _ = verify(goldens.checkpoint, "--dtype", "float32")
     assert (status, faults(report)) == (0, set())
 
 
@@ -119,12 +136,12 @@ def test_what_a_deployment_puts_together_is_verified(
     PEFT merges the other side. An adapter that is scaled wrongly here is a fault."""
     monkeypatch.setenv("FLORENCE_BASE", "demo")
     monkeypatch.setenv("FLORENCE_ADAPTER", str(parts[1]))
-    status, report, _ = verify(parts[0], "--dtype", "float32", every=8)
+    status, report, _ = verify(parts[0], "--dtype", "float32")
     assert (status, faults(report)) == (0, set())
     assert str(parts[1]) in report["checkpoint"]
     scale = AdapterConfig.scale_of
     monkeypatch.setattr(AdapterConfig, "scale_of", lambda self, layer: 1.1 * scale(self, layer))
-    status, report, _ = verify(parts[0], "--dtype", "float32", every=8)
+    status, report, _ = verify(parts[0], "--dtype", "float32")
     assert status == 1
     assert {"tower, timm's DaViT", Part.GREEDY} <= faults(report)
 
@@ -150,28 +167,28 @@ def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def allow_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule on n-grams is off."""
-    ban = _Step._ban
+    ban = BatchedAdvance.ban
 
-    def allow(self: _Step, logits: Tensor) -> None:
+    def allow(self: BatchedAdvance, logits: Tensor) -> None:
         self.state.ngram_sizes.zero_()
         ban(self, logits)
 
-    monkeypatch.setattr(_Step, "_ban", allow)
+    monkeypatch.setattr(BatchedAdvance, "ban", allow)
 
 
 def map_a_name_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows for columns in the table of positions."""
-    names = layout._PREFIXES["native"]
+    names = layout.PREFIXES["native"]
     rows, columns = "vision.projector.rows.", "vision.projector.columns."
-    monkeypatch.setitem(names, rows, layout._PREFIXES["native"][columns])
+    monkeypatch.setitem(names, rows, layout.PREFIXES["native"][columns])
     monkeypatch.setitem(names, columns, names[rows].replace("column", "row"))
 
 
 def swap_tower_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two norms of one block of the tower."""
-    table = list(layout._TOWER["native"])
+    table = list(layout.TOWER["native"])
     table += [(r"\.norm1\.", ".norm0."), (r"\.norm2\.", ".norm1."), (r"\.norm0\.", ".norm2.")]
-    monkeypatch.setitem(layout._TOWER, "native", tuple(table))
+    monkeypatch.setitem(layout.TOWER, "native", tuple(table))
 
 
 @pytest.mark.parametrize(

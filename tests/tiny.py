@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Florence2Config, Florence2ForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 SIZES: dict[str, dict[str, Any]] = {
     "vision_config": {
@@ -45,13 +46,17 @@ def make_native(
     sections = {name: sizes | changes.get(name, {}) for name, sizes in SIZES.items()}
     vocab = sections["text_config"]["vocab_size"]
     config = Florence2Config(**sections, image_token_id=vocab - 1)
-    model = Florence2ForConditionalGeneration(config).eval()
+    with no_init_weights():  # all are drawn below
+        model = Florence2ForConditionalGeneration(config).eval()
+    model.tie_weights()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if tensor.dim() > 1:
                 tensor.normal_(0, 1.5 * tensor[0].numel() ** -0.5)
             elif name.endswith("bias"):
                 tensor.normal_(0, 0.1)
+            else:  # a norm's
+                tensor.fill_(1.0)
         model.get_input_embeddings().weight[2] *= end
     model.save_pretrained(directory)
     return model

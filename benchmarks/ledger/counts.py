@@ -11,7 +11,7 @@ from functools import cache
 
 from random_models import SIZES, VOCAB
 
-from florence.engine.device.buckets import MIN_SLOTS, doubling
+from florence.engine.device.capture.buckets import MIN_SLOTS, doubling
 from ledger.counting import Ledger
 from ledger.fakes import DTYPE, Encode, FakeEngine, Shape, fakes, mean_length
 from ledger.graphs import count_graphs
@@ -27,12 +27,12 @@ ENCODES = (1, 16)
 class Counts:
     """What was counted for one model: encodes by pictures, steps by requests and mean positions, graphs
     captured before the engine is ready and after. `eager`: the tower of the most pictures, by PyTorch's
-    operations."""
+    operations. Some are counted only if wanted."""
 
     shape: Shape
     encodes: dict[int, Encode]
     steps: dict[tuple[int, float], Ledger]
-    eager: Ledger
+    eager: Ledger | None = None
     graphs: tuple[int, int] | None = None
 
 
@@ -45,22 +45,23 @@ def count(
     crowds: int = 0,
     fp8: bool = False,
     adapters: int = 0,
+    eager: bool = False,
 ) -> Counts:
-    """Count steps of the `wanted` (requests, mean positions), encodes, and the graphs of so many random
-    crowds. `fp8`, `adapters`: as `Shape` has them."""
+    """Count steps of the `wanted` (requests, mean positions), encodes, the graphs of so many random
+    crowds, and an `eager` tower. `fp8`, `adapters`: as `Shape` has them."""
     slots = max(64, *(number for number, _ in wanted))
     shape = Shape(size, slots=slots, beams=beams, fp8=fp8, adapters=adapters)
     if fp8:  # which only encodes have
-        plain = count(size, beams, wanted, encodes, crowds, False, adapters)
+        plain = count(size, beams, wanted, encodes, crowds, False, adapters, eager)
         with fakes():
             return replace(plain, shape=shape, encodes=FakeEngine(shape).encodes(encodes))
     with fakes():
         engine = FakeEngine(shape)
         counted = engine.encodes(encodes)
         steps = dict(zip(wanted, engine.steps(wanted), strict=True))
-        eager = engine.eager_tower(max(encodes))
+        tower = engine.eager_tower(max(encodes)) if eager else None
         graphs = count_graphs(shape, crowds) if crowds else None
-    return Counts(shape, counted, steps, eager, graphs)
+    return Counts(shape, counted, steps, tower, graphs)
 
 
 def needed_bytes(shape: Shape, requests: int, length: int) -> dict[str, float]:

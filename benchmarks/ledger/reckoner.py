@@ -25,13 +25,12 @@ SLOWDOWNS = [1 + number / 100 for number in range(101)]
 """Those that are tried to see what a task bears."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reckoner:
-    """Reckoned times of counted work on a card. `choice`: the setting for encodes beside steps."""
+    """Reckoned times of counted work on a card."""
 
     card: Card
     counts: Counts
-    choice: EncodeStreamChoice = "auto"
 
     def step_s(self, requests: int, positions: float) -> float:
         """Of a step of so many requests, whose beams have so many positions in the mean."""
@@ -55,22 +54,27 @@ class Reckoner:
             for new, encode in encodes.items()
         }
 
+    @cached_property
+    def _ends(self) -> dict[int, tuple[int, int]]:
+        """By requests, the fewest and the most of their captured shape."""
+        shapes = step_ends(self.counts.shape.slots)
+        return {requests: ends for ends in shapes for requests in range(ends[0], ends[1] + 1)}
+
     def _between_counted(
         self, counted: Mapping[tuple[int, float], float], requests: int, positions: float
     ) -> float:
         """On a line between the steps that were counted in the same captured shape."""
-        low, high = next(ends for ends in step_ends(self.counts.shape.slots) if requests <= ends[1])
-        above = next((each for each in POSITIONS[1:-1] if positions <= each), POSITIONS[-1])
-        ends = POSITIONS[POSITIONS.index(above) - 1], above
+        low, high = self._ends[requests]
+        place = bisect_left(POSITIONS, positions, 1, len(POSITIONS) - 1)
+        ends = POSITIONS[place - 1], POSITIONS[place]
         few, many = (
             on_line(positions, ends, (counted[number, ends[0]], counted[number, ends[1]]))
             for number in (low, high)
         )
         return on_line(requests, (low, high), (few, many))
 
-    @cached_property
-    def decision(self) -> Decision:
-        """What the trial at the start would find, and choose."""
+    def decision(self, choice: EncodeStreamChoice) -> Decision:
+        """What the trial at the start would find, and choose; `choice` is the setting."""
         config = EngineConfig.for_device("cuda")
         mix = Mix.of(self.counts.shape.slots, config.max_encode_batch, config.max_new_tokens)
         if mix is None:
@@ -82,7 +86,7 @@ class Reckoner:
         between = Repeat(encode_s + steps_s, [encode_s + step_s, *[step_s] * (mix.steps - 1)])
         beside = Repeat(encode_s + steps_s - (2 - factor) * both_s, [factor * step_s] * mix.steps)
         found = decide(TrialTimes.of([between]), TrialTimes.of([beside]), config.encode_budget_ms / 1000)
-        forced = {"on": True, "off": False}.get(self.choice)
+        forced = {"on": True, "off": False}.get(choice)
         return found if forced is None else replace(found, runs_beside=forced)
 
     def encode_s(self, requests: int, *, new_pictures: bool = True) -> tuple[float, float]:
@@ -113,10 +117,10 @@ class Reckoner:
         sent = encode.uploaded / HOST_COPY if new_pictures else 0.0
         return encode.between * EAGER_LAUNCH_S + sent
 
-    def rows(self, concurrency: int, *, new_pictures: bool) -> dict[str, dict[str, float]]:
-        """Rate and latencies of the nine tasks."""
+    def rows(self, concurrency: int, *, new_pictures: bool, beside: bool) -> dict[str, dict[str, float]]:
+        """Rate and latencies of the nine tasks, with encodes beside steps or between them."""
         encode_s = partial(self.encode_s, new_pictures=new_pictures)
-        slower = partial(self.slowdown, new_pictures=new_pictures) if self.decision.runs_beside else None
+        slower = partial(self.slowdown, new_pictures=new_pictures) if beside else None
         return {
             task: asdict(closed_loop(concurrency, tokens, encode_s, self.step_s, slower))
             for task, tokens in TASKS.items()

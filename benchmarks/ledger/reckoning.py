@@ -13,17 +13,17 @@ from closed_loop import TASKS
 from replaced import REPLACED
 
 from florence.engine.config import EncodeStreamChoice
-from florence.engine.device.buckets import MIN_SLOTS
+from florence.engine.device.capture.buckets import MIN_SLOTS
 from ledger.bars import least
 from ledger.costs import CARDS, TIMM_TOWER, Card, whole_peaks
-from ledger.counts import ENCODES, POSITIONS, Counts, count, needed_bytes, step_ends
+from ledger.counting import Ledger
+from ledger.counts import ENCODES, POSITIONS, count, needed_bytes, step_ends
 from ledger.fakes import Encode, mean_length
 from ledger.reckoner import Reckoner
 
 CONCURRENCIES = (30, 36, 64)
 
 
-@cache
 def reckon(
     card_name: str,
     size: str,
@@ -38,53 +38,70 @@ def reckon(
 ) -> dict[str, Any]:
     """Every figure, as JSON can hold it. `fp8`, `encode_stream`: with these settings. `adapters`: beside the
     language model, of rank 16."""
-    card = CARDS[card_name]
     shown = requests, mean_length(length)
     grid = {(number, each) for ends in step_ends(64) for number in ends for each in POSITIONS}
     wanted = tuple(sorted({*grid, shown}))
-    counts = count(size, beams, wanted, ENCODES, crowds, fp8, adapters)
-    reckoner = Reckoner(card, counts, encode_stream)
+    reckoner = _reckoner(card_name, size, beams, wanted, ENCODES, crowds, fp8, adapters, size == "large")
+    decision = reckoner.decision(encode_stream)
     settings = {"FLORENCE_DTYPE=fp8": fp8}
     settings |= {f"FLORENCE_ENCODE_STREAM={encode_stream}": encode_stream != "auto"}
     settings[f"{adapters} adapters"] = adapters > 0
-    rows = {
-        str(concurrency): {
-            "different pictures": reckoner.rows(concurrency, new_pictures=True),
-            "one picture": reckoner.rows(concurrency, new_pictures=False),
-        }
-        for concurrency in CONCURRENCIES
-    }
     return {
         "reckoned, not measured": True,
-        "card": card.name,
+        "card": reckoner.card.name,
         "size": size,
         "settings": [name for name, on in settings.items() if on],
         "step": _step(reckoner, requests, length),
         "steps of an answer at 30, ms": reckoner.steps_of_an_answer(30),
         "encode": _encode(reckoner),
-        "graphs": counts.graphs,
+        "graphs": reckoner.counts.graphs,
         "encode stream": {
             "chosen": encode_stream == "auto",
-            **asdict(reckoner.decision),
-            "bearable": {task: reckoner.bearable(task, least(task) * REPLACED[30][task]) for task in TASKS},
+            **asdict(decision),
+            "bearable": _bearable(reckoner),
             "slowdowns": [reckoner.slowdown(number, POSITIONS[1]) for number in (MIN_SLOTS, 64)],
         },
-        "rows": rows,
+        "rows": _rows(reckoner, decision.runs_beside),
         "replaced": {str(number): dict(rates) for number, rates in REPLACED.items()},
-        "check": tower_check(counts) if size == "large" and not fp8 else None,
+        "check": None if fp8 or reckoner.counts.eager is None else tower_check(reckoner.counts.eager),
     }
 
 
 def reckon_work(card_name: str, size: str, *, requests: int, beams: int, length: int, adapters: int) -> Any:
     """A step and an encode only, as `reckon` has them."""
-    counts = count(size, beams, ((requests, mean_length(length)),), ENCODES[-1:], 0, False, adapters)
-    reckoner = Reckoner(CARDS[card_name], counts)
+    shown = requests, mean_length(length)
+    reckoner = _reckoner(card_name, size, beams, (shown,), ENCODES[-1:], 0, False, adapters)
     return {
         "size": size,
         "settings": [f"{adapters} adapters"] if adapters else [],
         "step": _step(reckoner, requests, length),
         "encode": _encode(reckoner),
     }
+
+
+@cache
+def _reckoner(card_name: str, *counted: Any) -> Reckoner:
+    """On a card, what `count` counts."""
+    return Reckoner(CARDS[card_name], count(*counted))
+
+
+@cache
+def _rows(reckoner: Reckoner, beside: bool) -> dict[str, Any]:
+    """The nine tasks at each concurrency, encodes beside steps or between them."""
+    settings = {"different pictures": True, "one picture": False}
+    return {
+        str(concurrency): {
+            name: reckoner.rows(concurrency, new_pictures=new, beside=beside)
+            for name, new in settings.items()
+        }
+        for concurrency in CONCURRENCIES
+    }
+
+
+@cache
+def _bearable(reckoner: Reckoner) -> dict[str, float]:
+    """By task, the largest slowdown with which it reaches its aim."""
+    return {task: reckoner.bearable(task, least(task) * REPLACED[30][task]) for task in TASKS}
 
 
 def _step(reckoner: Reckoner, requests: int, length: int) -> dict[str, Any]:
@@ -147,12 +164,12 @@ def _classes(card: Card, encode: Encode) -> dict[str, dict[str, float]]:
     return found
 
 
-def tower_check(counts: Counts) -> dict[str, float]:
+def tower_check(tower: Ledger) -> dict[str, float]:
     """The tower by PyTorch's operations, as timm has it, pictures a second on an RTX 4090: as timm measured
     it, as reckoned with the card's published peaks, and with an H100's shares of them."""
     card = CARDS["4090"]
 
     def rate(each: Card) -> float:
-        return ENCODES[-1] / counts.eager.seconds(each)
+        return ENCODES[-1] / tower.seconds(each)
 
     return {"timm": TIMM_TOWER, "published peaks": rate(whole_peaks(card)), "H100's shares": rate(card)}

@@ -8,6 +8,7 @@ and HTTP count only as far as the times that are given contain them.
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from florence.engine.config import EngineConfig
-from florence.engine.device.buckets import ENCODE_HALVES, doubling, round_down
+from florence.engine.device.capture.buckets import ENCODE_HALVES, doubling, round_down
 from florence.engine.scheduler import Scheduler
 
 EncodeTime = Callable[[int], tuple[float, float]]
@@ -35,12 +36,6 @@ ROUNDS = 12
 """Answers that count, in multiples of the requests under way."""
 
 
-@dataclass
-class _Request:
-    asked_s: float
-    steps: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """Answers a second, and latencies in seconds."""
@@ -50,19 +45,49 @@ class Row:
     p99: float
 
 
+class _Decoding:
+    """Requests that are decoded; those that joined at once end at once. `positions`: of all their sequences,
+    whose first is the start token's."""
+
+    def __init__(self) -> None:
+        self.positions = self._number = self._step = 0
+        self._groups: deque[tuple[int, list[float]]] = deque()  # each with the step at which it joined
+
+    def __len__(self) -> int:
+        return self._number
+
+    def join(self, requests: list[float]) -> None:
+        """From the next step on."""
+        self._groups.append((self._step, requests))
+        self._number += len(requests)
+        self.positions += len(requests)
+
+    def step(self, steps: int) -> list[float]:
+        """One more token for all; those end, and are returned, that have taken part in so many steps."""
+        self._step += 1
+        self.positions += self._number
+        ended: list[float] = []
+        while self._groups and self._step - self._groups[0][0] == steps:
+            ended += self._groups.popleft()[1]
+        self._number -= len(ended)
+        self.positions -= (steps + 1) * len(ended)
+        return ended
+
+
 class _Loop:
-    """The engine's loop on a clock of its own. `done`: when each request was answered, and after how long."""
+    """The engine's loop on a clock of its own, for answers of `steps` steps. The scheduler's requests are the
+    times when they were asked. `done`: when each was answered, and after how long."""
 
     def __init__(
-        self, config: EngineConfig, encode_s: EncodeTime, step_s: StepTime, slowdown: Slowdown
+        self, config: EngineConfig, steps: int, encode_s: EncodeTime, step_s: StepTime, slowdown: Slowdown
     ) -> None:
         self.now, self.done = 0.0, list[tuple[float, float]]()
-        self.scheduler: Scheduler[_Request] = Scheduler(config)
-        self._encode_s, self._step_s, self._slowdown = encode_s, step_s, slowdown
+        self.scheduler: Scheduler[float] = Scheduler(config)
+        self._steps, self._encode_s, self._step_s, self._slowdown = steps, encode_s, step_s, slowdown
         self._batches = doubling(1, config.max_encode_batch, halves=ENCODE_HALVES)
         self._under_way_s = 0.0  # of the piece of work before the one that is sent now
-        self._decoding: list[_Request] = []
-        self._encoding: list[_Request] = []  # beside steps
+        self._decoding = _Decoding()
+        self._encoding: list[float] = []  # beside steps
         self._began_s = self._left_s = 0.0  # when, and what is left of it if nothing else runs
 
     def encode(self) -> None:
@@ -77,7 +102,7 @@ class _Loop:
             self.scheduler.part_ended(seconds)  # an encode is one part here
             self.scheduler.encoded(len(taken), seconds)
             parts = 1
-            self._decoding += taken
+            self._decoding.join(taken)
 
     def encode_beside(self) -> None:
         """On a second stream: requests join when their encode is over, and others are taken."""
@@ -87,30 +112,25 @@ class _Loop:
             return
         if self._encoding:
             self.scheduler.encoded(len(self._encoding), self.now - self._began_s)
-        self._decoding += self._encoding
+        self._decoding.join(self._encoding)
         self._encoding, self._began_s = self._take(), self.now
         self._left_s = sum(self._encode_s(len(self._encoding))) if self._encoding else 0.0
 
-    def step(self, tokens: int) -> None:
-        """For all that are decoded, until they have so many tokens; others are asked in their place."""
+    def step(self) -> None:
+        """For all that are decoded; others are asked in the place of those that end."""
         if not self._decoding:
             return
-        positions = [request.steps + 1 for request in self._decoding]  # the start token's is the first
-        load = len(positions), sum(positions) / len(positions)
+        load = len(self._decoding), self._decoding.positions / len(self._decoding)
         seconds = self._step_s(*load)
         both = min(self._left_s, seconds)
         self._left_s, self._under_way_s = self._left_s - both, seconds
         self.now += seconds + both * (self._slowdown(*load) - 1)
         self.scheduler.stepped()
-        for request in self._decoding:
-            request.steps += 1
-        ended = [request for request in self._decoding if request.steps == tokens + EXTRA_STEPS]
-        self._decoding = [request for request in self._decoding if request.steps < tokens + EXTRA_STEPS]
-        for request in ended:
-            self.done.append((self.now, self.now - request.asked_s))
-            self.scheduler.add(_Request(self.now))
+        for asked_s in self._decoding.step(self._steps):
+            self.done.append((self.now, self.now - asked_s))
+            self.scheduler.add(self.now)
 
-    def _take(self) -> list[_Request]:
+    def _take(self) -> list[float]:
         fits = lambda waiting: round_down(len(list(waiting)), self._batches)  # noqa: E731  (as the runner)
         return self.scheduler.take(len(self._decoding), fits)
 
@@ -124,14 +144,14 @@ def closed_loop(
 ) -> Row:
     """One task of so many tokens, `concurrency` requests at once. `slowdown`: of encodes beside steps; None:
     encodes run between steps."""
-    config = EngineConfig.for_device("cuda")
-    loop = _Loop(config, encode_s, step_s, slowdown or (lambda *_: 1.0))
+    steps = tokens + EXTRA_STEPS
+    loop = _Loop(EngineConfig.for_device("cuda"), steps, encode_s, step_s, slowdown or (lambda *_: 1.0))
     encode = loop.encode_beside if slowdown else loop.encode
     for _ in range(concurrency):
-        loop.scheduler.add(_Request(0.0))
+        loop.scheduler.add(0.0)
     while len(loop.done) < (ROUNDS + 1) * concurrency:
         encode()
-        loop.step(tokens)
+        loop.step()
     warm = loop.done[concurrency - 1 :]  # a first answer's latency is that of a cold start
     latencies = sorted(seconds for _, seconds in warm[1:])
     rate = (len(warm) - 1) / (warm[-1][0] - warm[0][0])

@@ -218,7 +218,8 @@ def _first_added(backend: Backend, found: Mapping[str, int | None]) -> int:
     them."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
     ids = [token_id for token_id in found.values() if token_id is not None]
-    own = [token for token, token_id in vocabulary.items() if token_id > max(ids) and token not in found]
+    last = max(ids)
+    own = [token for token, token_id in vocabulary.items() if token_id > last and token not in found]
     return len(vocabulary) - len(ids) - len(own)
 
 
