@@ -136,7 +136,7 @@ def print_overheads(count: int, address: str) -> None:
     jobs = [Job(PictureItem(name, f"/data/{name}"), (QUESTION,)) for name in names]
     seconds: dict[int, float] = {}
     with cluster(address):
-        for batch in (32, 32, 4):  # the first one warms workers up
+        for batch in (32, 4):
             run = RayRun(ActorPool(1, 1, cpus=1), batch, actor={"make_ask": make_ask})
             times = [time.perf_counter() for _ in run.lines(JobSource(jobs, batch))]
             quarter = len(times) // 4

@@ -131,7 +131,7 @@ def measure(
     counted = sorted(latencies[first:last])
     over.set()
     wait(lambda: not idle.is_set())
-    return Measured(rate, counted[len(counted) // 2], counted[int(0.99 * (len(counted) - 1))])
+    return Measured(rate, *(counted[int(part * (len(counted) - 1))] for part in (0.5, 0.99)))
 
 
 @torch.inference_mode()

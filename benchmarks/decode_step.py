@@ -34,13 +34,13 @@ from transformers import Florence2ForConditionalGeneration, StoppingCriteria, St
 from transformers.modeling_outputs import BaseModelOutput
 
 from florence.engine.adapters import EngineAdapter
+from florence.engine.device.beams.search_state import starts_of
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import starts_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
+from florence.model.adapters.grouped import make_bank
+from florence.model.adapters.lowrank import Factors, linear_layers
 from florence.model.florence2 import Florence2Model
-from florence.model.grouped_adapters import make_bank
-from florence.model.lowrank import Factors, linear_layers
 
 ENCODER_LENGTH = 590
 PICTURES = 4

@@ -20,7 +20,7 @@ from florence.answers.answer import Answer
 from florence.demo.evaluate import exam_parser, run, scenes_of, write_json
 from florence.demo.evaluation.exam import Exam, ask_model
 from florence.demo.evaluation.grading import Grade
-from florence.evaluation.figures import Figures
+from florence.evaluation.measures.figures import Figures
 from florence.evaluation.report import as_json
 from florence.runtime.florence2 import Florence2
 

@@ -33,6 +33,7 @@ script's own limit:
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import shutil
@@ -150,6 +151,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    gc.freeze()  # each section looks for garbage: not among what is imported
     resumed = arguments.ends_at is not None
     ends_at = arguments.ends_at if resumed else time.time() + arguments.stop_s
     watch(ends_at - time.time() + GRACE_S)

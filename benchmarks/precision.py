@@ -21,7 +21,7 @@ from random_models import RULES, SIDE, SIZES, VOCAB, make_native
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
-from florence.engine.device.reference import generate_alone
+from florence.engine.device.beams.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.model.devices import keep_freed_memory
 from florence.model.florence2 import Florence2Model

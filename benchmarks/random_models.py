@@ -19,8 +19,8 @@ from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.config import EncodeStreamChoice
 from florence.engine.device.backend import Backend
-from florence.engine.device.find_cuda_kernels import find_quantizer
-from florence.engine.device.reference import TokenRules
+from florence.engine.device.beams.reference import TokenRules
+from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.model.florence2 import Florence2Model
 from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device.beams.reference import Hypothesis, TokenRules, generate_alone
 from florence.engine.request import Request
 from florence.model.florence2 import Florence2Model
 

@@ -18,15 +18,15 @@ from florence.checkpoint.adapters_beside import AdapterBase, digest_of_adapter
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.adapters import EngineAdapter
-from florence.engine.device.reference import Hypothesis
+from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.errors import EngineError
+from florence.model.adapters.grouped import make_bank
+from florence.model.adapters.lowrank import LowRankKernels
 from florence.model.florence2 import Florence2Model
-from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack
-from florence.model.lowrank import LowRankKernels
 
 VOCAB, SIDE, ROOM = 1100, 64, 12
 WHOLE_VECTORS = {"text_config": {"encoder_ffn_dim": 48, "decoder_ffn_dim": 80}}

@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 from v2 import picture
 
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
+from florence.server.http.routing import OPEN_PATHS, middleware_of
 from florence.server.keys import keys_of
 from florence.server.openai.app import create_chat_app
-from florence.server.routing import OPEN_PATHS, middleware_of
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings
 

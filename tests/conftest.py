@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from fake_runner import PATIENCE_S, Clock, FakeRunner, config
+from forked import Forker, forker
 from goldens import Goldens
 
 from florence.engine.config import EngineConfig
@@ -162,7 +163,7 @@ def dispatcher(library: Florence2, runner: FakeRunner, gauges: Gauges, clock: Cl
     """Before an engine that decodes one request at a time, and lets four wait."""
     limits = EngineConfig(max_batch_size=1, max_queue=MAX_QUEUE)
     engine = Engine(runner, limits, observer=gauges, clock=clock)
-    pipeline = library._pipeline
+    pipeline = library.pipeline
     made = Dispatcher(pipeline, engine, ThreadReaders(input_size(library)), gauges, clock=clock)
     yield made
     runner.gate.set()
@@ -230,6 +231,13 @@ def served(shared_model: FakeModel) -> FakeModel:
 def client(shared_client: TestClient, served: FakeModel) -> TestClient:
     """HTTP to the one service, with `served` behind it."""
     return shared_client
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forker]:
+    """Programs in forks of a process that has imported torch and transformers; see `forked`."""
+    with forker() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -21,19 +21,20 @@ from tiny import make_native
 from torch import Tensor
 from triton.runtime import interpreter
 
-from florence.engine.device import cuda_search, search
 from florence.engine.device.backend import Backend
-from florence.engine.device.cuda_kernel import Case, CudaKernel
-from florence.engine.device.cuda_kernels import LOW_RANK_KERNELS, QUANTIZE, STEP_KERNELS, ExampleSizes
-from florence.engine.device.graphs import EagerCapturer
-from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device.beams import search
+from florence.engine.device.beams.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device.beams.search_state import RUNNING, SearchState, StepShape, starts_of
+from florence.engine.device.capture.graphs import EagerCapturer
+from florence.engine.device.cuda import search as cuda_search
+from florence.engine.device.cuda.kernel import Case, CudaKernel
+from florence.engine.device.cuda.kernels import LOW_RANK_KERNELS, QUANTIZE, STEP_KERNELS, ExampleSizes
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import RUNNING, SearchState, StepShape, starts_of
 from florence.engine.device.steps import StepSequence, grouped_batch
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
-from florence.model.cuda_attention import CudaAttention
+from florence.model.cuda.attention import CudaAttention
 from florence.model.kernels.cuda import attention, candidates, norms, twins, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities

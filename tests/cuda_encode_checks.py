@@ -16,11 +16,11 @@ from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
-from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS, EncodeSizes
-from florence.engine.device.cuda_kernel import CudaKernel
+from florence.engine.device.cuda.encode_kernels import ENCODE_KERNELS, EncodeSizes
+from florence.engine.device.cuda.kernel import CudaKernel
 from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import run_to_end
-from florence.model.cuda_encoding import CudaEncode
+from florence.model.cuda.encoding import CudaEncode
 from florence.model.encoding import PLAIN
 from florence.model.kernels.cuda import copies, gelu, norms, positions, tower_attention, tower_twins, twins
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from florence.engine.config import EngineConfig
-from florence.engine.device.reference import Hypothesis
+from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.sequence import SequenceState

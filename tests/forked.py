@@ -1,12 +1,14 @@
-"""Scripts in processes that are forked from one process, which has imported the libraries that take seconds.
+"""Programs in processes that are forked from one process, which has imported the libraries that take seconds.
 
-A script runs as `python script.py` would: its own modules and the project's are imported anew, as `__main__`
-it has its folder before all others, and it ends as an interpreter ends. Only OpenMP's variables are those of
-the first process: one thread.
+A program runs as `python script.py` or `python -m module` would: its own modules and the project's are
+imported anew, and as `__main__` it has its folder before all others. Threads and functions for the exit are
+waited for; what is in memory is not taken apart. Other variables than its caller's: OpenMP has one thread,
+and no hub is asked.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -16,8 +18,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
-from signal import alarm
 
 LIBRARIES = (
     "numpy",
@@ -27,6 +29,11 @@ LIBRARIES = (
     "transformers.models.florence2.modeling_florence2",
     "transformers.generation.utils",
     "httpx",
+    "numba.core.registry",
+    "psutil",
+    "pydantic",
+    "tokenizers",
+    "tritonclient.grpc",
 )
 
 
@@ -36,48 +43,62 @@ class Forker:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, script: Path, options: Sequence[str], limit_s: int) -> subprocess.CompletedProcess[str]:
-        """The script's end; after `limit_s` seconds it is killed."""
+    def run(
+        self, command: Sequence[str], limit_s: float, folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The end of a program, which is killed after `limit_s` seconds. `command`: what comes after
+        `python`. `folder`: where it runs; None: here."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / name for name in ("stdout", "stderr")]
-            argv = [str(script), *options]
-            self._process.stdin.write(json.dumps([argv, limit_s, *map(str, files)]) + "\n")
+        with tempfile.TemporaryDirectory() as outputs:
+            files = [Path(outputs) / name for name in ("stdout", "stderr")]
+            asked = [command, str(folder or Path.cwd()), limit_s, *map(str, files)]
+            self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
             status = int(self._process.stdout.readline())
-            return subprocess.CompletedProcess(argv, status, *(file.read_text() for file in files))
+            return subprocess.CompletedProcess(command, status, *(file.read_text() for file in files))
 
 
 @contextmanager
 def forker() -> Iterator[Forker]:
     """Started when this is entered."""
     command = [sys.executable, __file__]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         yield Forker(process)
 
 
-def fork_each() -> list[str]:
-    """Fork for each line of stdin and print the exit status. Returns in the forked processes only: argv."""
+def run(command: list[str], folder: str, stdout: str, stderr: str) -> None:
+    """As Python would run it in this process, in a folder, with its output in these files."""
+    for number, file in enumerate((stdout, stderr), start=1):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+    os.chdir(folder)
+    if command[0] == "-m":
+        sys.path[0], sys.argv = folder, command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0], sys.argv = str(Path(command[0]).parent), command
+        runpy.run_path(command[0], run_name="__main__")
+
+
+def fork_each() -> None:
+    """Fork for each line of stdin and print the exit status."""
     for name in LIBRARIES:
         import_module(name)
+    gc.collect()
+    gc.freeze()  # or each fork copies all of them to look for garbage
     for line in sys.stdin:
-        argv, limit_s, *files = json.loads(line)
-        child = os.fork()
-        if not child:
-            for number, file in enumerate([os.devnull, *files]):
-                os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
-            alarm(limit_s)
-            return list(argv)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        command, folder, limit_s, *files = json.loads(line)
+        child = get_context("fork").Process(target=run, args=(command, folder, *files))
+        child.start()
+        child.join(limit_s)
+        child.kill()
+        child.join()
+        sys.stdout.write(f"{child.exitcode}\n")
         sys.stdout.flush()
-    sys.exit()
 
 
 if __name__ == "__main__":
-    sys.argv = fork_each()
-    sys.path[0] = str(Path(sys.argv[0]).parent)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    fork_each()

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
+from grpc_calls import message
 from pdfs import pdf
 from pictures import drawn, saved
 from pydantic import ValidationError
-from test_v2_grpc_messages import message
 from tritonclient.grpc import service_pb2
 from v2 import SERVED, parse_infer_request
 
@@ -262,7 +262,7 @@ TARGETS: Final[Mapping[str, Target]] = {
         lambda: {"": generate_body()},
         lambda data: _read_rows(parse_generate_request(SERVED, data).columns),
     ),
-    "typed": Target(lambda: {"": typed_body()}, PlainInput._from_json, (FlorenceError, ValidationError)),
+    "typed": Target(lambda: {"": typed_body()}, PlainInput.from_json, (FlorenceError, ValidationError)),
     "grpc": Target(lambda: {"": grpc_message()}, _read_grpc),
 }
 """By the kind of their inputs."""

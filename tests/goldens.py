@@ -17,7 +17,7 @@ from torch import Tensor
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
-from florence.engine.device.reference import TokenRules
+from florence.engine.device.beams.reference import TokenRules
 from florence.engine.request import GenerationOptions
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack

@@ -1,8 +1,4 @@
-"""Machines that take checkpoints from a hub on 127.0.0.1, and what lies on it.
-
-Each look-up runs in a process of its own, since `huggingface_hub` reads HF_ENDPOINT and HF_HOME when it is
-imported.
-"""
+"""Machines that take checkpoints from a hub on 127.0.0.1, and what lies on it."""
 
 from __future__ import annotations
 
@@ -10,15 +6,26 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import reload
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import huggingface_hub
 from hub_server import HubServer, Repository
+from huggingface_hub import constants
+
+from florence.checkpoint.hub import resolve_checkpoint
+from florence.errors import CheckpointError
 
 NAME = "someone/small-florence"
 MEGABYTE = 2**20
+WEIGHTS = bytes(range(256))
 # huggingface_hub writes in steps of 10 MiB: a file that is cut has to be larger to leave anything behind.
-WEIGHTS = bytes(range(256)) * (24 * MEGABYTE // 256)
+LARGE = WEIGHTS * (24 * MEGABYTE // len(WEIGHTS))
 SMALL = {
     "config.json": b'{"model_type": "florence2"}',
     "preprocessor_config.json": b'{"size": 768}',
@@ -38,30 +45,38 @@ SHARDED = {
     "consolidated.safetensors": b"another copy",
 }
 
-_RESOLVE = """
+_PROGRAM = """
 import json, sys
-from florence.errors import CheckpointError
-from florence.checkpoint.hub import resolve_checkpoint
-try:
-    found = resolve_checkpoint(sys.argv[1], sys.argv[2] or None, sys.argv[3] or None)
-except CheckpointError as error:
-    print(json.dumps({"error": str(error)}))
-else:
-    print(json.dumps({
-        "directory": str(found.directory), "revision": found.revision, "label": found.label,
-        "files": [file.name for file in found.files],
-    }))
+from hub_machines import look_up
+print(json.dumps(look_up(*sys.argv[1:])))
 """
 
 
 @dataclass
 class Found:
-    directory: Path
-    revision: str
-    label: str
-    error: str
-    progress: str
-    files: list[str]
+    """What a name leads to, or why to nothing; progress: what a process wrote beside it."""
+
+    directory: Path = Path()
+    revision: str = ""
+    label: str = ""
+    files: Sequence[str] = ()
+    error: str = ""
+    progress: str = ""
+
+
+def look_up(name: str, revision: str = "", base: str = "") -> dict[str, Any]:
+    """The fields of `Found`, of a checkpoint."""
+    try:
+        found = resolve_checkpoint(name, revision or None, base or None)
+    except CheckpointError as error:
+        return {"error": str(error)}
+    files = [file.name for file in found.files]
+    return {
+        "directory": str(found.directory),
+        "revision": found.revision,
+        "label": found.label,
+        "files": files,
+    }
 
 
 @dataclass
@@ -72,33 +87,42 @@ class Machine:
     endpoint: str
 
     def resolve(self, name: str = NAME, revision: str = "", base: str = "", **variables: str) -> Found:
-        return self.run(_RESOLVE, name, revision, base, **variables)
+        """In this process, for which the hub's library has read the variables anew."""
+        with self.library(**variables):
+            return _found(look_up(name, revision, base))
 
-    def run(self, program: str, *arguments: str, **variables: str) -> Found:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        clean |= {
-            "HF_HOME": str(self.home),
-            "HF_ENDPOINT": self.endpoint,
-            "NO_PROXY": "127.0.0.1",
-            **variables,
-        }
+    def start(self, **variables: str) -> Found:
+        """In a process of its own."""
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         run = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            env=clean,
+            [sys.executable, "-c", _PROGRAM, NAME],
+            env=self._variables(PYTHONPATH=os.pathsep.join(paths), **variables),
             capture_output=True,
             text=True,
             timeout=600,
         )
         assert run.returncode == 0, run.stderr
-        answer = json.loads(run.stdout.splitlines()[-1])
-        return Found(
-            directory=Path(answer.get("directory", "")),
-            revision=answer.get("revision", ""),
-            label=answer.get("label", ""),
-            error=answer.get("error", ""),
-            progress=run.stderr,
-            files=answer.get("files", []),
-        )
+        return _found({**json.loads(run.stdout.splitlines()[-1]), "progress": run.stderr})
+
+    @contextmanager
+    def library(self, **variables: str) -> Iterator[None]:
+        """`huggingface_hub` as it is after an import with this machine's variables."""
+        try:
+            with patch.dict(os.environ, self._variables(**variables), clear=True):
+                reload(constants)
+                yield
+        finally:
+            huggingface_hub.close_session()
+            reload(constants)
+
+    def _variables(self, **variables: str) -> dict[str, str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        own = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1"}
+        return {**clean, **own, **variables}
+
+
+def _found(fields: dict[str, Any]) -> Found:
+    return Found(**{**fields, "directory": Path(fields.get("directory", ""))})
 
 
 def serve(files: dict[str, bytes], **more: Repository) -> HubServer:

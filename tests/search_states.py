@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from florence.engine.device.search_state import FAULTY, SearchState
+from florence.engine.device.beams.search_state import FAULTY, SearchState
 
 WRITTEN = (
     *("sequences", "suffix_matches", "logprobs", "beam_indirection", "totals", "generated", "status"),

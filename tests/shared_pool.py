@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.capture.graphs import Replay, Work
 
 
 class SharedPool:
@@ -20,15 +20,15 @@ class SharedPool:
 
     def reset(self) -> None:
         self.resets += 1
-        self._all: list[list[Tensor]] = []
+        self.all: list[list[Tensor]] = []
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         results: list[Tensor] = []
-        self._all.append(results)
+        self.all.append(results)
 
         def replay() -> None:
             made = [result.clone() for result in work()]
-            for other in self._all:
+            for other in self.all:
                 for result in other:
                     result.fill_(-1 if result.dtype == torch.int64 else torch.nan)
             if not results:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pieces import pieces_of
 from serving import ROOT
 
 from florence import Florence2
@@ -19,8 +20,6 @@ from florence.types.bounds import WINDOWS
 from florence.types.filters import ItemFilter
 from florence.types.options import read_request_parameters
 from florence.types.results import Detection, Detections, Text
-
-from test_answers_scores import pieces_of  # isort: skip
 
 SIZE = (1000, 1000)
 NAMES = ("circle", "heart")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pieces import pieces_of
 
 from florence.answers import Piece, parse_answer
 from florence.answers.confidence import BOX, FINE, confidence, thickness
@@ -22,16 +23,6 @@ STAR = [
      -(1.0 if corner % 2 == 0 else 0.42) * math.cos(corner * math.pi / 5))
     for corner in range(10)
 ]  # fmt: skip
-
-
-def pieces_of(texts: Sequence[str]) -> list[Piece]:
-    """Pieces of one token each, but for plain text, which is given two."""
-    pieces, start = [], 0
-    for text in texts:
-        stop = start + (1 if text.startswith("<") else 2)
-        pieces.append(Piece(text, start, stop))
-        start = stop
-    return pieces
 
 
 def score_all(task: str, texts: Sequence[str], logprobs: Sequence[float]) -> Any:

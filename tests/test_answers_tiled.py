@@ -235,7 +235,7 @@ def crowd(dice: random.Random, count: int, side: int, text: bool) -> list[TileRe
 
 def everything(places: Any, bounds: Box) -> list[Any]:
     """All things there are."""
-    return list({id(thing): thing for things in places._things.values() for thing in things}.values())
+    return list({id(thing): thing for things in places.things.values() for thing in things}.values())
 
 
 @given(seed=st.integers(0, 100_000), text=st.booleans())
@@ -244,7 +244,7 @@ def test_neighbours_are_all_that_matters(seed: int, text: bool) -> None:
     tiles = crowd(random.Random(seed), 4, 250, text)
     merged = merge_results(tiles, (250, 250))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled_things._Places, "near", everything)
+        patch.setattr(tiled_things.Places, "near", everything)
         assert merge_results(tiles, (250, 250)) == merged
 
 

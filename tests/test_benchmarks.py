@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from forked import forker
+from forked import Forker
 from pages import BENCHMARKS, benchmark_commands, named_options
 
 PATIENCE_S = 900  # of a script on a machine that does other work too
@@ -41,16 +41,14 @@ ELSEWHERE = {"bulk_on_ray.py", "drift.py", "exactness.py", "gpu.py", "perf_analy
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    with forker() as forks:
+@pytest.fixture
+def run(forks: Forker) -> Run:
+    def printed(script: str, *options: str) -> str:
+        ran = forks.run([str(BENCHMARKS / script), *options], PATIENCE_S)
+        assert ran.returncode == 0, ran.stderr[-4000:]
+        return str(ran.stdout)
 
-        def printed(script: str, *options: str) -> str:
-            ran = forks.run(BENCHMARKS / script, options, PATIENCE_S)
-            assert ran.returncode == 0, ran.stderr[-4000:]
-            return str(ran.stdout)
-
-        yield printed
+    return printed
 
 
 @pytest.mark.parametrize("script", sorted(TINY))

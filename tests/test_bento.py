@@ -45,10 +45,20 @@ def grpc_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(bento: Bento, grpc_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(grpc_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Bento for the CPU, by setting, with weights that the build downloads, once; served without a hub."""
+    files = {file.name: file.read_bytes() for file in checkpoint_files(DEMO)}
+    repository = Repository({"main": files})
+    folder = tmp_path_factory.mktemp("packed")
+    with HubServer({NAME: repository}) as hub:
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0"}
+        bento = build(folder / "home", FLORENCE_DEVICE="cpu", FLORENCE_MODEL=NAME, **online)
+        assert sorted(hub.downloads()) == sorted(files)
+    shutil.rmtree(folder / "hub")
+    check_cpu_image(bento)
     grpc = {"FLORENCE_GRPC_PORT": str(grpc_port), "FLORENCE_GRPC_HOST": "127.0.0.1"}
-    with bento.serving(tmp_path_factory.mktemp("elsewhere"), FLORENCE_MODEL="demo", **grpc) as started:
-        started.wait_ready()
+    with bento.serving(folder, HF_HOME=str(folder / "empty"), **grpc) as started:
+        assert checkpoint_of(started) == f"{NAME}@{repository.commit(files)[:12]}"
         yield started
 
 
@@ -87,9 +97,12 @@ def test_the_image_is_the_one_with_cuda_and_runs_as_its_own_user(bento: Bento) -
     assert "\nnvidia-cudnn" in packages
 
 
-def test_service_and_library_are_the_bentos_own(bento: Bento, tmp_path: Path) -> None:
-    """Loading it imports nothing from the tree that it was built from."""
-    program = "import bentoml, sys; bentoml.load(sys.argv[1]); import florence; print(florence.__file__)"
+def test_service_library_and_demo_checkpoint_are_the_bentos_own(bento: Bento, tmp_path: Path) -> None:
+    """Loading it imports nothing from the tree that it was built from; its demo checkpoint is the same."""
+    program = (
+        "import bentoml, sys; bentoml.load(sys.argv[1]);"
+        "from florence.checkpoint.hub import resolve_checkpoint; print(resolve_checkpoint('demo').directory)"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", program, str(bento.path)],
         cwd=tmp_path,
@@ -99,7 +112,10 @@ def test_service_and_library_are_the_bentos_own(bento: Bento, tmp_path: Path) ->
         timeout=600,
         check=True,
     )
-    assert Path(ran.stdout.splitlines()[-1]).is_relative_to(bento.path / "src")
+    demo = Path(ran.stdout.splitlines()[-1])
+    assert demo.is_relative_to(bento.path / "src")
+    for file in checkpoint_files(DEMO):
+        assert (demo / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_v2_client_on_requests_is_answered(server: Server, caption: str) -> None:
@@ -135,42 +151,16 @@ def test_bentomls_clients_are_answered(server: Server, caption: str) -> None:
     assert asyncio.run(call()) == caption
 
 
-def test_a_build_for_the_cpu_with_the_weights_of_a_directory(tmp_path: Path) -> None:
-    """`--arg device=cpu` and FLORENCE_DEVICE=cpu pick the image without CUDA, and stay the default in the
-    container; the Bento keeps its argument, which holds when it is served. After the build neither the
-    directory nor the hub is needed; the answers name what was packed. Two builds share one copy in BentoML's
-    model store."""
+def test_an_argument_and_the_weights_of_a_directory_are_built_in(tmp_path: Path) -> None:
+    """`--arg device=cpu` picks the image without CUDA, and holds when the Bento is served, whatever the
+    environment says. After the build the directory is not needed; the answers name what was packed."""
     original = tmp_path / "my-finetune"
     shutil.copytree(DEMO, original)
-    home = tmp_path / "home"
-    bento = build(home, ["device=cpu"], FLORENCE_MODEL=str(original))
-    assert run_build(home, FLORENCE_DEVICE="cpu", FLORENCE_MODEL=str(original)).returncode == 0
-    built = [path.parent for path in home.glob("bentos/*/*/bento.yaml")]
-    assert len(built) == 2
-    for path in built:
-        dockerfile, packages = image_files(Bento(home, path))
-        assert "ARG UV_TORCH_BACKEND=cpu\n" in dockerfile
-        assert "ARG FLORENCE_DEVICE=cpu\n" in dockerfile
-        assert "\nnvidia-cudnn" not in packages
-        assert "\ntorch==" in packages
-    assert len(list(home.glob("models/*/*/model.safetensors"))) == 1
+    bento = build(tmp_path / "home", ["device=cpu"], FLORENCE_MODEL=str(original))
+    check_cpu_image(bento)
     shutil.rmtree(original)
     with bento.serving(tmp_path, FLORENCE_DEVICE="cuda:3") as server:
         assert checkpoint_of(server) == "my-finetune"
-
-
-def test_weights_of_the_hub_are_packed(tmp_path: Path) -> None:
-    """The build downloads them, once; the Bento is served without a hub and goes by the commit."""
-    files = {file.name: file.read_bytes() for file in checkpoint_files(DEMO)}
-    repository = Repository({"main": files})
-    home = tmp_path / "home"
-    with HubServer({NAME: repository}) as hub:
-        online = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
-        bento = build(home, FLORENCE_MODEL=NAME, **online)
-        assert sorted(hub.downloads()) == sorted(files)
-    shutil.rmtree(tmp_path / "hub")
-    with bento.serving(tmp_path, HF_HOME=str(tmp_path / "empty")) as server:
-        assert checkpoint_of(server) == f"{NAME}@{repository.commit(files)[:12]}"
 
 
 def test_a_checkpoint_that_is_not_there_ends_the_build_with_what_to_do(tmp_path: Path) -> None:
@@ -186,6 +176,15 @@ def image_files(bento: Bento) -> tuple[str, str]:
     """The generated Dockerfile, and what it installs."""
     env = bento.path / "env"
     return (env / "docker" / "Dockerfile").read_text(), (env / "python" / "requirements.txt").read_text()
+
+
+def check_cpu_image(bento: Bento) -> None:
+    """It has no CUDA, and the CPU is the container's default device."""
+    dockerfile, packages = image_files(bento)
+    assert "ARG UV_TORCH_BACKEND=cpu\n" in dockerfile
+    assert "ARG FLORENCE_DEVICE=cpu\n" in dockerfile
+    assert "\nnvidia-cudnn" not in packages
+    assert "\ntorch==" in packages
 
 
 def checkpoint_of(server: Server) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.models.model import ModelStore
 from bentos import DEMO
 
 from florence.bento import weights
-from florence.bento.weights import packed_settings
+from florence.bento.weights import packed_settings, store_checkpoint
 from florence.checkpoint.files import ORIGIN, checkpoint_files
 from florence.checkpoint.hub import Checkpoint, copy_checkpoint, resolve_checkpoint
 from florence.errors import CheckpointError
@@ -56,6 +59,26 @@ def test_shards_are_copied_by_the_index(tmp_path: Path) -> None:
     )
     found = {file.name for file in checkpoint_files(source)}
     assert found == {*NEEDED, "model.safetensors.index.json", "a.safetensors", "b.safetensors"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Path]:
+    """The folder of BentoML's model store."""
+    folder = lay(tmp_path / "store")
+    BentoMLContainer.model_store.set(ModelStore(folder))
+    yield folder
+    BentoMLContainer.model_store.reset()
+
+
+def test_builds_of_the_same_checkpoint_share_one_copy(tmp_path: Path, store: Path) -> None:
+    """A checkpoint with other files has one of its own."""
+    source = lay(tmp_path / "my-finetune", *NEEDED, "model.safetensors")
+    tags = [store_checkpoint(Checkpoint(str(source), None, source)).tag for _ in range(2)]
+    assert tags[0] == tags[1]
+    (source / "model.safetensors").write_text("others")
+    other = store_checkpoint(Checkpoint(str(source), None, source)).tag
+    assert (other.name, other == tags[0]) == (tags[0].name, False)
+    assert len(list(store.glob("*/*/model.safetensors"))) == 2
 
 
 def test_a_copy_goes_by_name_and_commit_of_its_origin(packed: Path) -> None:

@@ -144,9 +144,9 @@ def test_many_failures_at_a_time_count_as_one() -> None:
     """Requests under way when a service dies do not lengthen its rest."""
     (a, _), services, clock, _ = make("a", "b")
     a.error = Unreachable("gone")
-    first = services._services[0]
+    first = services.services[0]
     for _ in range(9):
-        services._rest(first, Unreachable("gone"))
+        services.rest(first, Unreachable("gone"))
     assert (first.dead, first.rests_until) == (1, 1.0)
     clock.now = 1.5
     assert ask(services) == "b"

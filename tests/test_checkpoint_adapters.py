@@ -22,7 +22,7 @@ from transformers import Florence2ForConditionalGeneration
 from florence.checkpoint.adapters_beside import AdapterBase
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
-from florence.engine.device.reference import generate_alone
+from florence.engine.device.beams.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.errors import CheckpointError
 from florence.model.florence2 import Florence2Model

@@ -22,7 +22,7 @@ from florence.demo.draw import draw
 from florence.demo.evaluation.exam import Exam, ask_model
 from florence.demo.world.scenes import Limits
 from florence.errors import SettingsError
-from florence.evaluation.captions import ALL_SCORES
+from florence.evaluation.measures.captions import ALL_SCORES
 
 pytestmark = pytest.mark.usefixtures("evaluators")
 

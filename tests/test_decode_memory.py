@@ -188,10 +188,10 @@ def test_a_large_picture_is_not_overtaken_for_ever() -> None:
     with budget.hold(5):
         large = threading.Thread(target=read, args=(9,))
         large.start()
-        wait_until(lambda: len(budget._asking) == 1)
+        wait_until(lambda: len(budget.asking) == 1)
         small = threading.Thread(target=read, args=(4,))  # would fit beside the 5
         small.start()
-        wait_until(lambda: len(budget._asking) == 2)
+        wait_until(lambda: len(budget.asking) == 2)
     large.join(PATIENCE_S)
     small.join(PATIENCE_S)
     assert order == [9, 4]

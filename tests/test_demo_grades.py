@@ -20,8 +20,8 @@ from florence.demo.world.ground_truth import (
 )
 from florence.demo.world.scenes import Limits, Scene, Split, scene_rng
 from florence.demo.world.typeface import Typeface
-from florence.evaluation.calibration import Judged
-from florence.evaluation.captions import Words, tokenize, words_here
+from florence.evaluation.measures.calibration import Judged
+from florence.evaluation.measures.captions import Words, tokenize, words_here
 from florence.types.results import Detection, Detections, Text
 from florence.types.tasks import TASKS
 

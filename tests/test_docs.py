@@ -19,7 +19,7 @@ from docs_tables import COMMANDS, GENERATED, printed_help, with_part
 from pages import DOCS, NAMES, anchors, blocks, links, read
 from serving import ROOT, Server
 
-from florence.server.gpu_metrics import READINGS
+from florence.server.observability.gpu_metrics import READINGS
 from florence.settings import CLIENT_KEY, PREFIX, Settings
 
 PATIENCE_S = 300.0

@@ -11,15 +11,15 @@ from beside import ROOM, Sides, make_sides, random_request, run_crowd
 
 from florence.engine.adapters import AdapterSlots, EngineAdapter
 from florence.engine.device.backend import Backend
-from florence.engine.device.graphs import EagerCapturer
-from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.beams.reference import Hypothesis, generate_alone
+from florence.engine.device.capture.graphs import EagerCapturer
 from florence.engine.device.runner import Runner
+from florence.model.adapters.lowrank import LowRankKernels
 from florence.model.attention import DenseAttention, KernelAttention
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.cuda import twins
-from florence.model.lowrank import LowRankKernels
 
 SLOTS = 6
 BACKENDS = ("plain", "kernels", "captured", "captured, row by row")

@@ -16,8 +16,8 @@ from tiny import make_native
 from florence import Florence2
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
+from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from fake_runner import PATIENCE_S, FakeRunner, config, request
 
-from florence.engine.device.reference import Hypothesis
+from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.loop import Engine
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import SlotAllocator

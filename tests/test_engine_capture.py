@@ -23,21 +23,21 @@ from torch.utils._pytree import tree_leaves
 from florence.checkpoint.config import read_config
 from florence.engine.adapters import EngineAdapter
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.encodes import BucketEncodes
-from florence.engine.device.graphs import CapturedWork, Replay, Work
+from florence.engine.device.beams.search_state import starts_of
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.graphs import CapturedWork, Replay, Work
+from florence.engine.device.encode.encodes import BucketEncodes
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import starts_of
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot
+from florence.model.adapters.grouped import make_bank
+from florence.model.adapters.lowrank import Factors, linear_layers
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
-from florence.model.grouped_adapters import make_bank
-from florence.model.lowrank import Factors, linear_layers
 from florence.model.vision import Normalize
 
 PICTURE_TOKENS, SIDE = 5, 64
@@ -165,7 +165,7 @@ def encode(runner: Runner, beams: Sequence[int]) -> list[SequenceState]:
     if runner.model.adapters is not None:
         adapters += [adapter_of(runner.model, number) for number in range(runner.model.adapters.slots)]
     sequences = [SequenceState(request) for request in asked(beams, adapters)]
-    run_to_end(runner._encode(sequences))
+    run_to_end(runner.encode_chunks(sequences))
     return sequences
 
 
@@ -179,14 +179,14 @@ def test_steps_can_be_captured(runner: Runner, monkeypatch: pytest.MonkeyPatch) 
     """All shapes, which are captured at the start; requests with one, three and eight beams together need no
     other. Work is done once, in its capture."""
     monkeypatch.setattr(CapturedWork, "warm_up", lambda _: None)
-    steps = runner._buffers.steps
+    steps = runner.buffers.steps
     assert isinstance(steps, BucketSteps)
     steps.prepare()
     prepared = captured(runner).captured
-    assert prepared == len(steps.captured) == len(runner._buckets().steps)
+    assert prepared == len(steps.captured) == len(runner.buckets().steps)
     left = encode(runner, [1, 3, 8])
     for _ in range(3):
-        runner._buffers.latest = None
+        runner.buffers.latest = None
         runner.step(left)
     assert captured(runner).captured == prepared
     assert {"aten.scatter_reduce_.two", "aten.topk.default"} <= captured(runner).operations
@@ -196,7 +196,7 @@ def test_steps_can_be_captured(runner: Runner, monkeypatch: pytest.MonkeyPatch) 
 def test_encodes_can_be_captured(runner: Runner) -> None:
     """Tower and encoder, for all numbers of requests and lengths of prompts; then no encode needs another
     shape."""
-    encodes, buckets = runner._buffers.encodes, runner._buckets()
+    encodes, buckets = runner.buffers.encodes, runner.buckets()
     assert isinstance(encodes, BucketEncodes)
     encodes.prepare(SIDE, SIDE)
     assert captured(runner).captured == len(buckets.pictures) * (1 + len(buckets.prompts)) == 9

@@ -24,10 +24,10 @@ from waiting import wait_until
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.graphs import CapturedWork, EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.beams.search_state import RUNNING, starts_of
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.graphs import CapturedWork, EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import RUNNING, starts_of
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.slots import Slot
@@ -114,7 +114,7 @@ def captured_beams(runner: Runner) -> set[int]:
 
 
 def bucket_steps_of(runner: Runner) -> BucketSteps:
-    steps = runner._buffers.steps
+    steps = runner.buffers.steps
     assert isinstance(steps, BucketSteps)
     return steps
 
@@ -133,7 +133,7 @@ def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
     runner.encode([request(2), request(3)])
     for _ in range(3):
         runner.step(left)
-    old = weakref.ref(runner.caches), weakref.ref(runner.state), weakref.ref(runner._buffers.encodes)
+    old = weakref.ref(runner.caches), weakref.ref(runner.state), weakref.ref(runner.buffers.encodes)
     there: list[bool] = []
     make = Caches.__init__
 
@@ -213,7 +213,7 @@ def test_nothing_is_captured_once_requests_come(
         for each, future in zip(asked, futures, strict=True):
             assert future.result(PATIENCE_S).token_ids == ids_alone(runner, each)
     assert capturer.captures == 2 * prepared
-    assert all(work.captured for work in bucket_steps_of(runner)._prepared.values())
+    assert all(work.captured for work in bucket_steps_of(runner).prepared.values())
 
 
 @pytest.mark.slow
@@ -253,7 +253,7 @@ def test_all_is_done_once_before_the_first_capture(
         method = getattr(CapturedWork, name)
 
         def noted(work: Any, *arguments: Any, method: Any = method, name: str = name) -> Any:
-            done.append(f"{name} {work._name.split()[1]}")
+            done.append(f"{name} {work.name.split()[1]}")
             return method(work, *arguments)
 
         monkeypatch.setattr(CapturedWork, name, noted)

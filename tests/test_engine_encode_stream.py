@@ -22,10 +22,10 @@ from waiting import wait_until
 
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
-from florence.engine.device.encode_stream import CudaEncodeStream, EncodeStream
-from florence.engine.device.graphs import CudaGraphCapturer
+from florence.engine.device.beams.reference import Hypothesis
+from florence.engine.device.capture.graphs import CudaGraphCapturer
+from florence.engine.device.encode.stream import CudaEncodeStream, EncodeStream
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import Observer
@@ -282,8 +282,8 @@ def test_graphs_of_encodes_have_a_pool_of_their_own_and_steps_come_first() -> No
     assert isinstance(backend.capturer, CudaGraphCapturer)
     assert isinstance(stream.capturer, CudaGraphCapturer)
     assert stream.beside
-    assert backend.capturer._pool != stream.capturer._pool
-    assert backend.capturer._priority < stream.capturer._priority
+    assert backend.capturer.pool != stream.capturer.pool
+    assert backend.capturer.priority < stream.capturer.priority
     plain = Backend.for_device(GPU, torch.bfloat16, 64)
     assert (plain.encode_stream.beside, plain.encode_stream.capturer) == (False, None)
 
@@ -303,10 +303,10 @@ def test_buffers_of_both_streams_are_held(model: Florence2Model) -> None:
     runner = runner_of(model, stream)
     runner.prepare()
     held = {buffer.data_ptr() for buffer in stream.held}
-    encodes: Any = runner._buffers.encodes
-    inputs = [buffer for work in encodes._encoders.values() for buffer in work._buffers]
-    for buffer in (*runner.caches.buffers, encodes._pixels, *inputs):
+    encodes: Any = runner.buffers.encodes
+    inputs = [buffer for work in encodes.encoders.values() for buffer in work.buffers]
+    for buffer in (*runner.caches.buffers, encodes.pixels, *inputs):
         assert buffer.data_ptr() in held
-    works = [*encodes._towers.values(), *encodes._encoders.values()]
+    works = [*encodes.towers.values(), *encodes.encoders.values()]
     assert isinstance(stream.capturer, SharedPool)
-    assert len(stream.capturer._all) == len(works)
+    assert len(stream.capturer.all) == len(works)

@@ -17,11 +17,11 @@ from tiny import make_native
 from two_views import TwoViews
 
 from florence.engine.config import EngineConfig
-from florence.engine.device import encode_trial
 from florence.engine.device.backend import Backend
-from florence.engine.device.encode_stream import EncodeStream
-from florence.engine.device.encode_trial import EncodeTrial
-from florence.engine.device.reference import Hypothesis
+from florence.engine.device.beams.reference import Hypothesis
+from florence.engine.device.encode import trial as encode_trial
+from florence.engine.device.encode.stream import EncodeStream
+from florence.engine.device.encode.trial import EncodeTrial
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
 from florence.engine.encode_policy import MOST_REPEATS, MOST_STEPS, TRIAL_S, Decision, setting_of
@@ -199,7 +199,7 @@ def test_a_trial_is_bounded_in_work_and_in_time(model: Florence2Model, device: D
         assert device.encodes <= 1 + runner.sizes.slots + 2 * repeats
         if repeats == MOST_REPEATS:
             assert device.now - started < TRIAL_S
-        runner._buffers.clear()
+        runner.buffers.clear()
 
 
 @pytest.mark.slow

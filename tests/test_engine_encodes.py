@@ -14,12 +14,12 @@ from tiny import make_native
 from torch import Tensor
 
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.buckets import Buckets
-from florence.engine.device.encodes import BucketEncodes, PlainEncodes
-from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.beams.reference import Hypothesis
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.buckets import Buckets
+from florence.engine.device.capture.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.encode.encodes import BucketEncodes, PlainEncodes
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.reference import Hypothesis
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
@@ -217,7 +217,7 @@ def test_encodes_of_all_sizes_are_captured_before_the_first_request(model: Flore
         pictures = [len(results[0]) for results in capturer.results if results]
         assert pictures == [3, 2, 1]
         captured = len(capturer.results)
-        prompts = len(runner._buckets().prompts)
+        prompts = len(runner.buckets().prompts)
         assert captured == (1 + prompts) * len(pictures) + captured_steps(runner)
         for count in (1, 3, 2):
             check_alone(runner, [request(seed) for seed in range(count)])
@@ -228,11 +228,11 @@ def test_encodes_of_all_sizes_are_captured_before_the_first_request(model: Flore
     with pytest.raises(ValueError, match="4 fits none"):
         runner.encode([request(seed) for seed in range(4)])
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
-    assert len(Runner(model, 4, encode_batch=9, backend=backend)._buckets().pictures) == 3
+    assert len(Runner(model, 4, encode_batch=9, backend=backend).buckets().pictures) == 3
 
 
 def captured_steps(runner: Runner) -> int:
     """Shapes of steps that are captured."""
-    steps = runner._buffers.steps
+    steps = runner.buffers.steps
     assert isinstance(steps, BucketSteps)
     return len(steps.captured)

@@ -23,7 +23,7 @@ from waiting import PATIENCE_S, wait_until
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.beams.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.observer import EngineSnapshot, FinishReason, Observer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from florence.engine.device.features import FeatureCache
+from florence.engine.device.encode.features import FeatureCache
 
 
 @dataclass(frozen=True)
@@ -63,4 +63,4 @@ def test_features_are_right_and_bytes_bounded_for_random_pictures() -> None:
         for _ in range(200):
             batch = [dice.randint(0, 12) for _ in range(dice.randint(1, 12))]
             assert encode(cache, tower, batch) == batch
-            assert sum(features.nbytes for features in cache._features.values()) == cache._bytes <= limit
+            assert sum(features.nbytes for features in cache.features.values()) == cache.nbytes <= limit

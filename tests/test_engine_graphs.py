@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence.engine.device.buckets import Buckets, StepKey, doubling, round_up
-from florence.engine.device.graphs import EagerCapturer
-from florence.engine.device.search_state import StepShape
+from florence.engine.device.beams.search_state import StepShape
+from florence.engine.device.capture.buckets import Buckets, StepKey, doubling, round_up
+from florence.engine.device.capture.graphs import EagerCapturer
 
 
 @given(st.integers(1, 64), st.integers(1, 5000), st.sampled_from([None, 4, 8]))

@@ -20,12 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence.checkpoint.config import read_config
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.buckets import StepKey
-from florence.engine.device.encodes import BucketEncodes
-from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.beams.search_state import StepShape
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.buckets import StepKey
+from florence.engine.device.capture.graphs import Replay, Work
+from florence.engine.device.encode.encodes import BucketEncodes
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import StepShape
 from florence.engine.device.steps import StepSequence, dense_batch
 from florence.engine.slots import Slot
 from florence.model.florence2 import Florence2Model
@@ -71,13 +71,13 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
             lazy_pages=False,
         )
         runner = Runner(model, 8, backend=backend, picture_tokens=65, encode_batch=1, decoder_room=60)
-        steps, encodes = runner._buffers.steps, runner._buffers.encodes
+        steps, encodes = runner.buffers.steps, runner.buffers.encodes
         assert isinstance(steps, BucketSteps)
         assert isinstance(encodes, BucketEncodes)
         for greedy in (False, True):
-            shape = StepShape(3, 60, greedy, runner._buckets().steps[0].shape.encoder_length)
+            shape = StepShape(3, 60, greedy, runner.buckets().steps[0].shape.encoder_length)
             batch = dense_batch([StepSequence(Slot(0, (0, 1, 2)), 8, 0)], 8, 24, 3).map(backend.memory.upload)
-            capturer.capture(partial(steps._step, batch, StepKey(8, 24, shape)))
+            capturer.capture(partial(steps.step, batch, StepKey(8, 24, shape)))
         encodes.prepare(256, 256)
     return dict(zip(("step", "step with one beam", "tower", "encoder"), capturer.counts, strict=False))
 

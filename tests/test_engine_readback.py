@@ -13,12 +13,12 @@ from tiny import make_native
 from torch import Tensor
 
 from florence.engine.device.backend import Backend
-from florence.engine.device.graphs import EagerCapturer
+from florence.engine.device.beams.reference import Hypothesis, TokenRules, generate_alone
+from florence.engine.device.beams.search_state import SearchState
+from florence.engine.device.capture.graphs import EagerCapturer
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.readback import StepReadback
-from florence.engine.device.reference import Hypothesis, TokenRules, generate_alone
 from florence.engine.device.runner import Runner
-from florence.engine.device.search_state import SearchState
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot

@@ -17,7 +17,7 @@ from transformers import (
     NoRepeatNGramLogitsProcessor,
 )
 
-from florence.engine.device.reference import (
+from florence.engine.device.beams.reference import (
     Advance,
     FinishedHypotheses,
     TokenRules,

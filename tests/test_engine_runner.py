@@ -16,8 +16,8 @@ from goldens import load_float32
 from tiny import make_native
 
 from florence.engine.device.backend import Backend
-from florence.engine.device.graphs import EagerCapturer
-from florence.engine.device.reference import Hypothesis
+from florence.engine.device.beams.reference import Hypothesis
+from florence.engine.device.capture.graphs import EagerCapturer
 from florence.engine.device.runner import Outcome, Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState

@@ -21,9 +21,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from florence.engine.device.reference import Advance, TokenRules, apply_rules, generate, warp_scores
-from florence.engine.device.sampling import gumbel, penalize, philox, warp
-from florence.engine.device.search_state import StepShape
+from florence.engine.device.beams.reference import Advance, TokenRules, apply_rules, generate, warp_scores
+from florence.engine.device.beams.sampling import gumbel, penalize, philox, warp
+from florence.engine.device.beams.search_state import StepShape
 from florence.engine.device.steps import StepSequence, shape_of
 from florence.engine.request import GenerationOptions
 from florence.engine.slots import Slot

@@ -20,7 +20,7 @@ def test_no_module_of_the_engine_loads_torch_but_those_of_the_device() -> None:
     """Nor the model's room, which would bring it: policy is tested and read without tensors."""
     modules = [f"florence.engine.{path.stem}" for path in Path(florence.engine.__path__[0]).glob("*.py")]
     assert "florence.engine.loop" in modules
-    wanted = ", ".join(["florence.engine.device.features", *modules])
+    wanted = ", ".join(["florence.engine.device.encode.features", *modules])
     code = f"import sys, {wanted}; sys.exit(bool({{'torch', 'florence.model'}} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from florence.engine.device.window_sums import WindowSums, window_sums
+from florence.engine.device.beams.window_sums import WindowSums, window_sums
 from florence.types.bounds import WINDOWS
 
 VOCAB, ROWS = 300, 6

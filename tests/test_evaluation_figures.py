@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from programs import program
 
-from florence.evaluation.captions import ALL_SCORES, CaptionScores, Words, tokenize, words_here
 from florence.evaluation.comparing import compare
-from florence.evaluation.examples import Answered, Example, Truth
-from florence.evaluation.figures import Evaluation, Figures, Metric, Share, mean_of
-from florence.evaluation.measures import measure_exact
-from florence.evaluation.precision import AveragePrecision, PlacedThing
+from florence.evaluation.files.examples import Answered, Example, Truth
+from florence.evaluation.measures.captions import ALL_SCORES, CaptionScores, Words, tokenize, words_here
+from florence.evaluation.measures.figures import Evaluation, Figures, Metric, Share, mean_of
+from florence.evaluation.measures.precision import AveragePrecision, PlacedThing
+from florence.evaluation.measures.writing import measure_exact
 from florence.types.results import Text
 
 pytestmark = pytest.mark.usefixtures("evaluators")

@@ -14,7 +14,7 @@ import pytest
 from serving import ROOT
 
 from florence.errors import FlorenceError, RequestError, TaskError
-from florence.evaluation.examples import Example, same_words
+from florence.evaluation.files.examples import Example, same_words
 from florence.evaluation.names import SUMMARIES
 from florence.evaluation.subjects import SUBJECTS, Files
 from florence.types.tasks import TASKS, Kind, prompt_task

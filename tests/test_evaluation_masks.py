@@ -13,9 +13,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import frPyObjects, merge
 
-from florence.evaluation.box_measures import measure_open_vocabulary
-from florence.evaluation.examples import Answered, Example, TrueThing, Truth, picture_numbers
-from florence.evaluation.mask_measures import measure_regions
+from florence.evaluation.files.examples import Answered, Example, TrueThing, Truth, picture_numbers
+from florence.evaluation.measures.boxes import measure_open_vocabulary
+from florence.evaluation.measures.masks import measure_regions
 from florence.types.results import Instance, Segmentation
 
 SQUARE = (0.0, 0.0, 10.0, 10.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools.mask import frPyObjects
 
-from florence.evaluation.calibration import (
+from florence.evaluation.measures.calibration import (
     GROUPS,
     Judged,
     area_under_curve,
@@ -18,11 +18,11 @@ from florence.evaluation.calibration import (
     fit_temperature,
     reliability,
 )
-from florence.evaluation.captions import CaptionScores, Words, tokenize, words_here
-from florence.evaluation.figures import Figures
-from florence.evaluation.overlaps import area_overlap, areas, box_overlap
-from florence.evaluation.precision import AveragePrecision, PlacedThing
-from florence.evaluation.texts import anls, edits, leaves, vqa_accuracy, word_accuracy
+from florence.evaluation.measures.captions import CaptionScores, Words, tokenize, words_here
+from florence.evaluation.measures.figures import Figures
+from florence.evaluation.measures.overlaps import area_overlap, areas, box_overlap
+from florence.evaluation.measures.precision import AveragePrecision, PlacedThing
+from florence.evaluation.measures.texts import anls, edits, leaves, vqa_accuracy, word_accuracy
 
 pytestmark = pytest.mark.usefixtures("evaluators")
 

@@ -117,7 +117,7 @@ def test_the_list_is_read_again_and_a_request_keeps_the_adapter_that_it_was_give
     file = tmp_path / "adapters.txt"
     file.write_text(f"# ours\nreceipts={folders['receipts']}\n")
     with load(adapters=file) as model:
-        adapters = model._pipeline.adapters
+        adapters = model.pipeline.adapters
         old = model.run(PICTURES[0], "caption", adapter="receipts")
         in_flight = [model.submit(picture, "caption", adapter="receipts") for picture in PICTURES]
         file.write_text(f"plates={folders['plates']}\nmore={folders['receipts']}\n")

@@ -12,7 +12,7 @@ import torch
 from goldens import Goldens, load_float32, options_of, remember_pictures, rules_of, sequence_of
 from safetensors.torch import load_file, save_file
 
-from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.beams.reference import Hypothesis, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.request import Request
 from florence.engine.sequence import SequenceState

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from florence.engine.device.graphs import (
+from florence.engine.device.capture.graphs import (
     CapturedWork,
     CudaGraphCapturer,
     EagerCapturer,

@@ -25,10 +25,10 @@ from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.config import DEFAULT_ENCODE_BUDGET_MS, EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.encode_stream import EncodeStream
-from florence.engine.device.graphs import EagerCapturer, GraphCapturer
-from florence.engine.device.reference import Hypothesis, generate_alone
+from florence.engine.device.beams.reference import Hypothesis, generate_alone
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.graphs import EagerCapturer, GraphCapturer
+from florence.engine.device.encode.stream import EncodeStream
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
@@ -215,9 +215,9 @@ def test_everything_is_captured(checkpoint: Path, kind: str, caplog: pytest.LogC
     runner = runner_of(load(checkpoint, kind, BFLOAT16), kind)
     runner.prepare()
     for _ in range(2):
-        steps = runner._buffers.steps
+        steps = runner.buffers.steps
         assert isinstance(steps, BucketSteps)
-        assert len(steps.captured) == len(runner._buckets().steps)
+        assert len(steps.captured) == len(runner.buckets().steps)
         runner.reset()
     assert "can't be captured" not in caplog.text
     assert "shapes agree" in caplog.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hub_machines import FILES, MEGABYTE, NAME, SHARDED, SMALL, WEIGHTS, Machine, serve
+from hub_machines import FILES, LARGE, MEGABYTE, NAME, SHARDED, SMALL, WEIGHTS, Machine, serve
 from hub_server import Cut, HubServer, Repository
 
 pytestmark = pytest.mark.slow
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 def test_first_download_brings_only_what_is_read(tmp_path: Path) -> None:
     """A repository comes whole but for code, pickle, subfolders and texts; progress is shown."""
     with serve(FILES) as hub:
-        found = Machine(tmp_path, hub.endpoint).resolve()
+        found = Machine(tmp_path, hub.endpoint).start()
         assert not found.error
         names = {
             str(file.relative_to(found.directory)) for file in found.directory.rglob("*") if file.is_file()
@@ -48,7 +48,7 @@ def test_a_cached_checkpoint_starts_without_the_hub(tmp_path: Path, offline: str
         before = len(hub.downloads())
         again = machine.resolve()
         assert (again.directory, len(hub.downloads())) == (first.directory, before)
-    assert machine.resolve(HF_HUB_OFFLINE=offline).directory == first.directory
+    assert machine.start(HF_HUB_OFFLINE=offline).directory == first.directory
 
 
 def test_offline_mode_sends_nothing(tmp_path: Path) -> None:
@@ -70,18 +70,18 @@ def test_no_network_and_no_cache_names_the_ways_out(tmp_path: Path) -> None:
 
 def test_a_cut_connection_is_resumed_in_the_same_run(tmp_path: Path) -> None:
     """A file that stops in the middle is asked for again from where it stopped, and comes out whole."""
-    with serve(FILES) as hub:
+    with serve({**FILES, "model.safetensors": LARGE}) as hub:
         hub.cuts["model.safetensors"] = Cut(after=15 * MEGABYTE)
         found = Machine(tmp_path, hub.endpoint).resolve()
         assert not found.error
-        assert (found.directory / "model.safetensors").read_bytes() == WEIGHTS
+        assert (found.directory / "model.safetensors").read_bytes() == LARGE
         first, second = hub.ranges("model.safetensors")
         assert (first, second) == (None, f"bytes={10 * MEGABYTE}-")
 
 
 def test_a_download_that_was_cut_goes_on_at_the_next_start(tmp_path: Path) -> None:
     """When the hub goes away in the middle the error says so; the next start fetches the rest."""
-    with serve(FILES) as hub:
+    with serve({**FILES, "model.safetensors": LARGE}) as hub:
         hub.cuts["model.safetensors"] = Cut(after=15 * MEGABYTE, then_down=True)
         machine = Machine(tmp_path, hub.endpoint)
         cut = machine.resolve()
@@ -90,10 +90,10 @@ def test_a_download_that_was_cut_goes_on_at_the_next_start(tmp_path: Path) -> No
         assert "no complete copy" in machine.resolve(HF_HUB_OFFLINE="1").error
         hub.down = False
         hub.log.clear()
-        found = machine.resolve()
+        found = machine.start()
         assert not found.error
         assert hub.downloads() == ["model.safetensors"]
-        assert (found.directory / "model.safetensors").read_bytes() == WEIGHTS
+        assert (found.directory / "model.safetensors").read_bytes() == LARGE
 
 
 def test_shards_are_fetched_by_the_index(tmp_path: Path) -> None:

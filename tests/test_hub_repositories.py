@@ -8,6 +8,8 @@ import pytest
 from hub_machines import FILES, NAME, SMALL, Machine, serve
 from hub_server import HubServer, Repository
 
+from florence.checkpoint.hub import resolve_adapter
+
 pytestmark = pytest.mark.slow
 
 DEFAULT, COPY = "microsoft/Florence-2-large-ft", "mrhendrey/Florence-2-large-ft-safetensors"
@@ -112,22 +114,14 @@ def test_a_repository_of_another_kind_is_refused_by_what_it_is(
         assert message in Machine(tmp_path, hub.endpoint).resolve().error
 
 
-_ADAPTER_PROGRAM = """
-import json, sys
-from florence.checkpoint.hub import resolve_adapter
-found = resolve_adapter(sys.argv[1])
-print(json.dumps({"directory": str(found.directory), "revision": found.revision, "label": found.label}))
-"""
-
-
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "model.safetensors"])
 def test_an_adapter_comes_from_the_hub(tmp_path: Path, weights: str) -> None:
     """Under either name of its file, and of a repository with a whole model only the adapter."""
     files = {"adapter_config.json": b"{}", weights: b"adapter", "README.md": b"not asked for"}
     if weights != "model.safetensors":
         files["model.safetensors"] = b"a whole model"
-    with serve(files) as hub:
-        found = Machine(tmp_path, hub.endpoint).run(_ADAPTER_PROGRAM, NAME)
+    with serve(files) as hub, Machine(tmp_path, hub.endpoint).library():
+        found = resolve_adapter(NAME)
         assert (found.directory / weights).read_bytes() == b"adapter"
         assert set(hub.downloads()) == {"adapter_config.json", weights}
         assert found.label == f"{NAME}@{found.revision[:12]}"

@@ -20,7 +20,7 @@ from florence.cli.mcp import read_address
 from florence.errors import Overloaded, SettingsError
 from florence.mcp.arguments import PICTURE, schema_of
 from florence.mcp.server import LONGEST_SIDE
-from florence.mcp.tools import _OF_REGION, TOOLS
+from florence.mcp.tools import OF_REGION, TOOLS
 from florence.types.tasks import TASKS
 
 REGION = [1.0, 1.0, 5.0, 5.0]
@@ -91,7 +91,7 @@ def test_each_task_has_a_tool() -> None:
         *(("find", each) for each in ({}, {"what": "a"}, {"what": "a", "each_phrase": True})),
         *(("read", {"places": each}) for each in (False, True)),
         *(("segment", each) for each in ({"what": "a"}, {"region": REGION})),
-        *(("ask_region", {"region": REGION, "question": each}) for each in _OF_REGION),
+        *(("ask_region", {"region": REGION, "question": each}) for each in OF_REGION),
     ]
     tools = {tool.name: tool for tool in TOOLS}
     asked = {tools[name].question(tools[name].arguments(**given)).task.token for name, given in cases}

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from test_model_cpu_products import ROUNDING, drawn
+from rounding import ROUNDING, drawn
 from torch import Tensor
 
 from florence.model.kernels.cpu.low_rank import LowRankLayer, LowRankSums, RowBlocks

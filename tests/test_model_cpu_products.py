@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import ROUNDING, drawn
 from torch import Tensor
 
 from florence.model.kernels.cpu.openmp import DTYPES, available
@@ -15,9 +16,6 @@ from florence.model.kernels.cpu.products import PanelWeight, Products
 from florence.model.kernels.onednn import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(not available(torch.float32), reason="no kernels here")
-
-ROUNDING = {torch.float32: 2e-7, torch.bfloat16: 2**-8, torch.float16: 2**-11}
-"""Half of the distance between neighbours, relative; a little more than that for float32."""
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +37,6 @@ every_kernel = pytest.mark.parametrize(
     "products", [(dtype, lanes) for dtype in DTYPES for lanes in (16, 8)], indirect=True, ids=str
 )
 one_kernel = pytest.mark.parametrize("products", [(torch.bfloat16, 16)], indirect=True, ids=str)
-
-
-def drawn(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def exact(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

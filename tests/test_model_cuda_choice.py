@@ -14,23 +14,23 @@ import pytest
 import torch
 
 from florence.engine.device import backend as backends
-from florence.engine.device import find_cuda_kernels
 from florence.engine.device.backend import Backend
-from florence.engine.device.find_cuda_kernels import (
+from florence.engine.device.beams.search import advance
+from florence.engine.device.cuda import find_kernels as find_cuda_kernels
+from florence.engine.device.cuda.find_kernels import (
     find_encode_kernels,
     find_kernels,
     load_encode_kernels,
     load_kernels,
 )
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.search import advance
 from florence.model.attention import DenseAttention
 from florence.model.config import VisionConfig
 from florence.model.encoding import PLAIN, CompiledEncode
 
 GPU = torch.device("cuda:0")
 TOWER = VisionConfig((256, 512), (1, 1), (8, 16), (8, 16), 12, 4.0, True, 50, 1)
-TABLES = {"cuda_kernels": "STEP_KERNELS", "cuda_encode_kernels": "ENCODE_KERNELS"}
+TABLES = {"kernels": "STEP_KERNELS", "encode_kernels": "ENCODE_KERNELS"}
 
 
 class Kernel:
@@ -65,7 +65,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, module: str, kernel: Kernel) -> None:
-    name, table = f"florence.engine.device.{module}", SimpleNamespace(**{TABLES[module]: [kernel]})
+    name, table = f"florence.engine.device.cuda.{module}", SimpleNamespace(**{TABLES[module]: [kernel]})
     monkeypatch.setitem(sys.modules, name, table)
     monkeypatch.setattr(name, table, raising=False)
 
@@ -88,8 +88,8 @@ def test_kernels_that_agree_are_used() -> None:
 def test_kernels_are_checked_at_the_models_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps with each number of beams, encodes with each stage's heads and groups of channels."""
     steps, encodes = Kernel(), Kernel()
-    use(monkeypatch, "cuda_kernels", steps)
-    use(monkeypatch, "cuda_encode_kernels", encodes)
+    use(monkeypatch, "kernels", steps)
+    use(monkeypatch, "encode_kernels", encodes)
     find_both(groups=(16, 16))
     assert steps.checked == [{"beams": beams, "head_dim": 64} for beams in (1, 3, 8)]
     stages = (256, 32), (256, 16), (512, 32)
@@ -122,7 +122,7 @@ def test_a_kernel_that_fails_costs_its_own_kind_only(
     use(monkeypatch, module, Kernel(error))
     with caplog.at_level(logging.WARNING):
         steps, encodes = find_both()
-    assert (steps is None, encodes is None) == (module == "cuda_kernels", module == "cuda_encode_kernels")
+    assert (steps is None, encodes is None) == (module == "kernels", module == "encode_kernels")
     assert caplog.text.count("use PyTorch's operations") == 1
 
 

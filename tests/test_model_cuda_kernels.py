@@ -17,8 +17,8 @@ import torch
 from cuda_compile import compiling
 from torch import Tensor
 
-from florence.engine.device.cuda_encode_kernels import ENCODE_KERNELS
-from florence.engine.device.cuda_kernels import STEP_KERNELS
+from florence.engine.device.cuda.encode_kernels import ENCODE_KERNELS
+from florence.engine.device.cuda.kernels import STEP_KERNELS
 from florence.model.kernels.cuda import attention, candidates, choose, low_rank, norms, quantize, windows
 
 TESTS = Path(__file__).parent
@@ -46,8 +46,9 @@ sys.modules["triton"] = None
 import florence
 for module in pkgutil.walk_packages(florence.__path__, "florence."):
     name = module.name
-    if name.startswith(("florence.model", "florence.engine")) and ".cuda" not in name:
+    if name.startswith(("florence.model", "florence.engine")) and ".cuda." not in name:
         __import__(name)
+import florence.engine.device.cuda.find_kernels
 import florence.model.kernels.cuda.twins
 kernels = {name for name in sys.modules if name.startswith("florence.model.kernels.cuda.")}
 assert kernels == {"florence.model.kernels.cuda.twins"}, kernels

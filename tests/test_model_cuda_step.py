@@ -21,16 +21,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence.checkpoint.config import read_config
-from florence.engine.device import cuda_search
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.buckets import Buckets, StepKey
-from florence.engine.device.cuda_kernels import STEP_KERNELS
-from florence.engine.device.graphs import CapturedWork, Replay, Work
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.buckets import Buckets, StepKey
+from florence.engine.device.capture.graphs import CapturedWork, Replay, Work
+from florence.engine.device.cuda import search as cuda_search
+from florence.engine.device.cuda.kernels import STEP_KERNELS
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepSequence, grouped_batch, shape_of
 from florence.engine.slots import Slot
-from florence.model.cuda_attention import CudaAttention
+from florence.model.cuda.attention import CudaAttention
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
@@ -85,7 +85,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
             decoder_room=60,
             ordered=range(9, 99),
         )
-        steps = runner._buffers.steps
+        steps = runner.buffers.steps
         assert isinstance(steps, BucketSteps)
         steps.prepare()
         return dict(zip(steps.captured, capturer.counts, strict=True))

@@ -13,14 +13,14 @@ from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
+from florence.model.adapters.grouped import make_bank
+from florence.model.adapters.lowrank import Factors, linear_layers
 from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import run_to_end
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.florence2 import Florence2Model
-from florence.model.grouped_adapters import make_bank
 from florence.model.kernels import onednn
 from florence.model.kernels.linear import Linear
-from florence.model.lowrank import Factors, linear_layers
 
 CPU, PROMPT = torch.device("cpu"), 6
 
@@ -55,7 +55,8 @@ def encoded(model: Florence2Model, backend: EncodeBackend, side: int = 96) -> li
 def by_twins(monkeypatch: pytest.MonkeyPatch) -> EncodeBackend:
     """The backend of the Triton kernels, computed by their definitions."""
     pytest.importorskip("triton", reason="PyTorch's builds for CPUs have no triton")
-    from florence.model import cuda_encoding, cuda_layers
+    from florence.model.cuda import encoding as cuda_encoding
+    from florence.model.cuda import layers as cuda_layers
     from florence.model.kernels.cuda import tower_twins, twins
 
     def scores(qkv: Tensor, groups: int) -> Tensor:

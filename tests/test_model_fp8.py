@@ -15,8 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence import Florence2
-from florence.engine.device import find_cuda_kernels
-from florence.engine.device.find_cuda_kernels import find_quantizer
+from florence.engine.device.cuda import find_kernels as find_cuda_kernels
+from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.errors import SettingsError
 from florence.model.devices import pick_dtype
 from florence.model.florence2 import Florence2Model

@@ -16,15 +16,15 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence.checkpoint.weights import count_parameters
-from florence.engine.device.reference import generate_alone
+from florence.engine.device.beams.reference import generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
+from florence.model.adapters.lowrank import Factors, LowRankKernels, StackedAdapters
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cuda import twins
 from florence.model.kernels.linear import Linear
 from florence.model.kernels.precise import bmm_float32, mm_float32
 from florence.model.language import HEAD_MULTIPLE, Attention
-from florence.model.lowrank import Factors, LowRankKernels, StackedAdapters
 from florence.model.masks import additive_mask
 
 

@@ -15,7 +15,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.reference import TokenRules, generate_alone
+from florence.engine.device.beams.reference import TokenRules, generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request

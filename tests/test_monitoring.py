@@ -22,7 +22,7 @@ from v2 import INFER, picture
 from v2 import request as infer_request
 
 from florence.bento.image import UID
-from florence.server.gpu_metrics import READINGS
+from florence.server.observability.gpu_metrics import READINGS
 from florence.settings import Settings
 
 ALERTS = DEPLOY / "prometheus" / "alerts.yaml"

@@ -1,4 +1,4 @@
-"""Names: one name stands for one class, and a task's meaning for one place."""
+"""Names: one stands for one class, a task's meaning for one place, and what is private is read by no test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from florence.types.tasks import TASKS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "florence"
+FOREIGN = {"_active", "_buffers", "_cdata", "_parameters", "_patch_lang", "_replace", "_scheduled", "_schema"}
+"""Names of other libraries that tests read."""
 NAMES = {key for task in TASKS.values() for key in (task.token, task.name)}
 
 
@@ -66,3 +68,19 @@ def test_what_a_task_means_stands_in_its_table() -> None:
                 assert not (isinstance(node, ast.Constant) and node.value in NAMES), (
                     f"{path}:{node.lineno}: ask a field of Task"
                 )
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in FOREIGN
+
+
+def test_tests_read_public_names_of_the_product_only() -> None:
+    """No attribute and no import of theirs begins with an underscore, but what is of the test's own class."""
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls", "os"}:
+                names = [node.attr]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("florence"):
+                names = [each.name for each in node.names]
+            assert not any(map(private, names)), f"{path.name}:{getattr(node, 'lineno', 0)}: {names}"

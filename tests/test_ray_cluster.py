@@ -42,11 +42,18 @@ MARK = "TEST_RAY_MARK"
 
 
 class Nodes:
-    """A cluster of this machine, which a test may take a node from."""
+    """A cluster of this machine, which a test may take a node from. It has no more processes than it needs,
+    and keeps those of tasks: starting one takes over a second."""
 
     def __init__(self) -> None:
-        head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-        head["_system_config"] = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+        head = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+        head |= {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        head["_system_config"] = {
+            "health_check_period_ms": 500,
+            "health_check_failure_threshold": 4,
+            "idle_worker_killing_time_threshold_ms": int(PATIENCE_S * 1000),
+            "num_workers_soft_limit": 8,
+        }
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.second = self.add()
 
@@ -126,6 +133,11 @@ def start_until(command: Sequence[object], out: Path, answers: int) -> subproces
     return process
 
 
+def kill(driver: subprocess.Popen[bytes]) -> None:
+    driver.kill()
+    driver.wait(PATIENCE_S)
+
+
 def rows_so_far(out: Path) -> list[Any]:
     return rows(out) if out.is_dir() else out.read_bytes().splitlines()
 
@@ -168,21 +180,45 @@ def test_answers_are_those_of_plain_bulk(nodes: Nodes, florence: Run, tmp_path: 
 
 
 @pytest.mark.usefixtures("echoes")
-@pytest.mark.parametrize("name", ["r.jsonl", "parts"])
-def test_a_second_run_finishes_what_a_killed_driver_left(
-    name: str, nodes: Nodes, florence: Run, tmp_path: Path
+def test_runs_that_ended_early_are_finished_by_the_next(
+    nodes: Nodes, florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answers, or its whole parts, are kept; the rest is asked; each is there once."""
-    names, out = pictures(tmp_path / "in", 24), tmp_path / name
-    parts = ["--part-rows", 4] if name == "parts" else []
-    command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--no-progress", *parts]
+    """A cluster that a run starts ends with it, also where it is interrupted, which says what is kept: no
+    process of it is left. What is there when the next driver is killed is kept too; the last run asks for the
+    rest. With --ordered the answers are in the order of the pictures, each once."""
+    mark = uuid4().hex
+    names, out = pictures(tmp_path / "in", 24), tmp_path / "r.jsonl"
+    command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--concurrency", 1]
+    with monkeypatch.context() as patch:
+        patch.setenv(MARK, mark)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        driver = start_until([*ECHO, 0.3, *command, "--ray", "local"], out, 1)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(PATIENCE_S) == 130
+    assert f"what {out} holds is kept" in (out.with_suffix(".err")).read_text()
+    assert not left_over(mark)
+    interrupted = rows_so_far(out)
+    on_nodes = [*command, "--ray", nodes.address]
+    kill(start_until([*ECHO, 0.3, *on_nodes], out, len(interrupted) + 1))
+    killed = rows_so_far(out)
+    assert len(interrupted) < len(killed) < len(names)
+    assert "were there before" in florence(*on_nodes)[2]
+    assert rows_so_far(out)[: len(interrupted)] == interrupted
+    assert [row["picture"] for row in rows(out)] == names
+
+
+@pytest.mark.usefixtures("echoes")
+def test_parts_that_a_killed_driver_left_are_kept(nodes: Nodes, florence: Run, tmp_path: Path) -> None:
+    """The rest is asked; each answer is there once."""
+    names, out = pictures(tmp_path / "in", 24), tmp_path / "parts"
+    command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--no-progress", "--part-rows", 4]
     command += ["--concurrency", 2, "--ray", nodes.address]
-    driver = start_until([*ECHO, 0.3, *command], out, 2)
-    driver.kill()
-    driver.wait(PATIENCE_S)
-    assert len(rows_so_far(out)) < len(names)
+    kill(start_until([*ECHO, 0.3, *command], out, 2))
+    left = {part: part.read_bytes() for part in out.glob("*.parquet")}
+    assert len(rows(out)) < len(names)
     assert "were there before" in florence(*command)[2]
     assert told(out) == names
+    assert {part: part.read_bytes() for part in left} == left
 
 
 def test_a_node_that_dies_takes_nothing_with_it(
@@ -206,27 +242,6 @@ def test_a_node_that_dies_takes_nothing_with_it(
     assert left[0] > 0
     assert told(out) == names
     assert not out.with_suffix(".failures.jsonl").exists()
-
-
-@pytest.mark.usefixtures("echoes")
-def test_a_cluster_that_a_run_starts_ends_with_it(
-    nodes: Nodes, florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where it is interrupted, which says what is kept: no process of it is left. The next run asks for
-    the rest, with --ordered in the order of the pictures."""
-    mark = uuid4().hex
-    monkeypatch.setenv(MARK, mark)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    names, out = pictures(tmp_path / "in", 12), tmp_path / "r.jsonl"
-    command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--concurrency", 1]
-    driver = start_until([*ECHO, 0.5, *command, "--ray", "local"], out, 1)
-    driver.send_signal(signal.SIGINT)
-    assert driver.wait(PATIENCE_S) == 130
-    assert f"what {out} holds is kept" in (out.with_suffix(".err")).read_text()
-    assert not left_over(mark)
-    assert len(rows_so_far(out)) < len(names)
-    florence(*command, "--ray", nodes.address)
-    assert [row["picture"] for row in rows(out)] == names
 
 
 def test_the_benchmark_runs_at_a_tiny_size(

@@ -60,12 +60,12 @@ class SlowPicture:
 
     def begin(self, readers: ProcessReaders) -> Future[ReadPicture]:
         future = readers.read(self.path)
-        self._end = os.open(self.path, os.O_WRONLY)  # returns once the reader has opened it
+        self.end = os.open(self.path, os.O_WRONLY)  # returns once the reader has opened it
         return future
 
     def finish(self, data: bytes) -> None:
-        os.write(self._end, data)
-        os.close(self._end)
+        os.write(self.end, data)
+        os.close(self.end)
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_no_descriptor_and_no_process_is_left(make: Callable[..., ProcessReaders
         for pid in readers.pids:
             os.kill(pid, signal.SIGKILL)
         assert crashing.exception(PATIENCE_S)
-        os.close(slow._end)
+        os.close(slow.end)
         readers.close()
     del readers
     gc.collect()

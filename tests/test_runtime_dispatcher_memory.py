@@ -69,7 +69,7 @@ def test_a_request_that_fails_after_its_picture_was_read_keeps_no_pixels(
     library: Florence2, runner: FakeRunner, gauges: Gauges, picture: Path, task: str, region: Any
 ) -> None:
     """A region outside the picture, a prompt for which the engine has no room; the future is kept."""
-    pipeline, pixels = library._pipeline, list[ref[Any]]()
+    pipeline, pixels = library.pipeline, list[ref[Any]]()
 
     class Noting(LocalReader):
         def read(self, image: PictureSource, view: View = ORIGINAL) -> ReadPicture:

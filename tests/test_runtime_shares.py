@@ -51,7 +51,7 @@ def sharing(library: Florence2, runner: FakeRunner, reports: Reports) -> Iterato
     engine = Engine(runner, EngineConfig(max_batch_size=1, max_queue=QUEUE), observer=reports, clock=clock)
     shares = Shares(SHARE, owner.get)
     made = Dispatcher(
-        library._pipeline, engine, ThreadReaders(input_size(library)), reports, shares=shares, clock=clock
+        library.pipeline, engine, ThreadReaders(input_size(library)), reports, shares=shares, clock=clock
     )
     yield made
     runner.gate.set()
@@ -69,7 +69,7 @@ def test_a_flood_of_one_key_does_not_starve_another(
     owner.set("flood")
     flood = [future for _ in range(3 * QUEUE) for future in ask(sharing, slow if unread else picture)]
     if not unread:
-        wait_until(lambda: runner.started.is_set() and sharing._engine.snapshot().waiting > 0)
+        wait_until(lambda: runner.started.is_set() and sharing.engine.snapshot().waiting > 0)
     refused = [future for future in flood if future.done()]
     assert len(refused) >= len(flood) - SHARE - 2  # one may be decoded, and one encoded
     for future in refused:

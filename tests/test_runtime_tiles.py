@@ -22,7 +22,7 @@ from waiting import wait_until
 from florence import Florence2
 from florence.answers.answer import Answer
 from florence.engine.config import EngineConfig
-from florence.engine.device.reference import Hypothesis
+from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.loop import Engine
 from florence.errors import DeadlineExceeded, EngineError, OptionError, Overloaded, TaskError
 from florence.images.seen import SEEN, View
@@ -67,7 +67,7 @@ def tiled(
     """Before an engine that decodes one request at a time, and lets eight wait."""
     limits = EngineConfig(max_batch_size=1, max_queue=QUEUE)
     engine = Engine(runner, limits, observer=gauges, clock=clock)
-    made = Dispatcher(library._pipeline, engine, Readers([reader]), gauges, shares=shares, clock=clock)
+    made = Dispatcher(library.pipeline, engine, Readers([reader]), gauges, shares=shares, clock=clock)
     yield made
     runner.gate.set()
     made.close(drain_s=PATIENCE_S)
@@ -118,21 +118,21 @@ def test_a_picture_of_one_tile_is_an_ordinary_request(tiled: Dispatcher, task: s
 def test_tiles_that_find_no_room_are_refused_together(tiled: Dispatcher, runner: FakeRunner) -> None:
     """Of the queue or of the owner's share; then all places are free again."""
     for owner in ("", "somebody"):
-        tiled._shares.owner = lambda owner=owner: owner  # type: ignore[misc]
+        tiled.shares.owner = lambda owner=owner: owner  # type: ignore[misc]
         runner.gate.clear()
         runner.started.clear()
         first = ask(tiled, drawn(), "<CAPTION>")
         assert runner.started.wait(PATIENCE_S)
         waiting = cut(tiled, 5)
-        wait_until(lambda: tiled._engine.snapshot().waiting == 5)
+        wait_until(lambda: tiled.engine.snapshot().waiting == 5)
         with pytest.raises(Overloaded, match=r"8 requests|API key"):
             cut(tiled, 4).result(PATIENCE_S)
-        assert tiled._engine.snapshot().waiting == 5
+        assert tiled.engine.snapshot().waiting == 5
         runner.gate.set()
         assert isinstance(first[0].result(PATIENCE_S), Answer)
         assert waiting.result(PATIENCE_S).tiles == 5
         assert cut(tiled, 6).result(PATIENCE_S).tiles == 6
-        assert not any(tiled._shares._waiting.values())
+        assert not any(tiled.shares.waiting.values())
 
 
 def test_a_cancelled_request_takes_all_its_tiles_out(
@@ -141,17 +141,17 @@ def test_a_cancelled_request_takes_all_its_tiles_out(
     """Those that wait, and the one on the device; its places and its pixels are given back."""
     runner.gate.clear()
     future = cut(tiled, 6)
-    wait_until(lambda: tiled._engine.snapshot().waiting == 5)
+    wait_until(lambda: tiled.engine.snapshot().waiting == 5)
     gc.disable()
     try:
         assert future.cancel()
-        wait_until(lambda: tiled._engine.snapshot().waiting == 0)
+        wait_until(lambda: tiled.engine.snapshot().waiting == 0)
         runner.gate.set()
         wait_until(lambda: all(pixels() is None for pixels in reader.pixels))
     finally:
         gc.enable()
     assert len(runner.order) == 1
-    assert not any(tiled._shares._waiting.values())
+    assert not any(tiled.shares.waiting.values())
     with pytest.raises(CancelledError):
         future.result()
 
@@ -160,11 +160,11 @@ def test_a_time_limit_holds_for_all_tiles(tiled: Dispatcher, runner: FakeRunner,
     """Also where some are done before it passes."""
     runner.gate.clear()
     future = cut(tiled, 5, timeout_s=10.0)
-    wait_until(lambda: tiled._engine.snapshot().waiting == 4)
+    wait_until(lambda: tiled.engine.snapshot().waiting == 4)
     clock.now += 11
     with pytest.raises(DeadlineExceeded):
         future.result(PATIENCE_S)
-    wait_until(lambda: tiled._engine.snapshot().waiting == 0)
+    wait_until(lambda: tiled.engine.snapshot().waiting == 0)
     assert len(runner.order) == 1
 
 
@@ -179,11 +179,11 @@ def test_a_tile_that_fails_ends_the_request(
         future = cut(tiled, 6)
         with pytest.raises(EngineError, match="not numbers"):
             future.result(PATIENCE_S)
-        wait_until(lambda: tiled._engine.snapshot().waiting == 0)
+        wait_until(lambda: tiled.engine.snapshot().waiting == 0)
         wait_until(lambda: all(pixels() is None for pixels in reader.pixels))
     finally:
         gc.enable()
-    assert not any(tiled._shares._waiting.values())
+    assert not any(tiled.shares.waiting.values())
 
 
 def test_pixels_of_tiles_that_are_done_are_let_go(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forker
 from serving import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -164,23 +164,20 @@ def test_the_table_has_what_there_is() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
+def test_the_whole_script_rehearses_on_a_cpu(forks: Forker, tmp_path: Path) -> None:
     """No section fails, each has figures, the fixed-shape steps give transformers' ids, and nothing is needed
     that only the service needs."""
     path = tmp_path / "figures.json"
     script = str(BENCHMARKS / "gpu.py")
-    program = (
+    program = tmp_path / "program.py"
+    program.write_text(
         "import runpy, sys\n"
         f"sys.modules |= dict.fromkeys({SERVICE_ONLY})\n"  # importing one of them is an error
         f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
         f"runpy.run_path({script!r}, run_name='__main__')"
     )
     options = ["--rehearse", "--stop-s", str(PATIENCE_S), "--json", str(path), "--traces", str(tmp_path)]
-    ran = subprocess.run(
-        [sys.executable, "-c", program, *options],
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    ran = forks.run([str(program), *options], PATIENCE_S)
     figures = json.loads(path.read_text())
     assert {name: found for name, found in figures.items() if "failed" in found} == {}
     assert ran.returncode == 0, ran.stderr[-4000:]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from florence.server.accepting import SPARE, AcceptingLoop, Crowd
-from florence.server.connections import bounded
-from florence.server.receiving import MOST_UNREAD
+from florence.server.http.accepting import SPARE, AcceptingLoop, Crowd
+from florence.server.http.connections import bounded
+from florence.server.http.receiving import MOST_UNREAD
 
 PATIENCE_S = 120.0
 GET = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -14,9 +14,9 @@ import pytest
 from starlette.types import Message
 
 from florence.errors import BodyTooLarge, Overloaded, SlowBody
-from florence.server import bodies
-from florence.server.bodies import Body, BodyBudget, keep_body, plain_body, read_body
-from florence.server.middleware import BodyLimit, Decompress
+from florence.server.http import bodies
+from florence.server.http.bodies import Body, BodyBudget, keep_body, plain_body, read_body
+from florence.server.http.middleware import BodyLimit, Decompress
 from florence.server.replies import json_reply, reply_or_error
 
 LONG_S = 600.0
@@ -29,7 +29,7 @@ async def bodies_of(budget: BodyBudget, count: int) -> AsyncIterator[list[Body]]
     yield made
     for body in made:
         budget.end(body)
-    assert budget.free == budget._max
+    assert budget.free == budget.max_bytes
 
 
 def parts(*chunks: bytes, whole: bool = True) -> Callable[[], Awaitable[Message]]:

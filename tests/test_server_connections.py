@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import uvicorn
 
-from florence.server.accepting import Crowd
-from florence.server.access_log import MOST_CHARS, EscapeControls
-from florence.server.bodies import read_body
-from florence.server.connections import MOST_CHUNKS, MOST_LINES, BoundedParser, bounded
+from florence.server.http.accepting import Crowd
+from florence.server.http.bodies import read_body
+from florence.server.http.connections import MOST_CHUNKS, MOST_LINES, BoundedParser, bounded
+from florence.server.observability.access_log import MOST_CHARS, EscapeControls
 
 PATIENCE_S = 120.0
 HEAD = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -19,11 +19,11 @@ from florence.errors import (
     Overloaded,
     UrlError,
 )
-from florence.server import bodies
-from florence.server.bodies import BodyBudget
 from florence.server.fetching.connecting import system_resolver
 from florence.server.fetching.fetcher import MOST_REDIRECTS, fetcher_of
-from florence.server.keys import _caller
+from florence.server.http import bodies
+from florence.server.http.bodies import BodyBudget
+from florence.server.keys import CALLER
 from florence.settings import Settings
 
 URL = f"https://{HOST}/a.png?signature=x"
@@ -236,7 +236,7 @@ def test_a_host_that_never_answers_costs_the_requests_time_only(
     async def late() -> None:
         with pytest.raises(DeadlineExceeded, match=said):
             await fetcher.fetch(URL, timeout_s=timeout_s)
-        assert (web.closed, fetcher._running) == (1, 0)
+        assert (web.closed, fetcher.running) == (1, 0)
 
     asyncio.run(late())
 
@@ -301,7 +301,7 @@ def test_fetches_at_once_are_bounded_for_all_and_for_one_key() -> None:
         fetcher = web.fetcher(most=2, most_of_key=1)
 
         async def one(key: str) -> bytes:
-            _caller.set(key)
+            CALLER.set(key)
             return bytes(await fetcher.fetch(URL, timeout_s=PATIENCE_S))
 
         first = asyncio.create_task(one("ann"))

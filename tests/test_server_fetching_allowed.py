@@ -11,8 +11,8 @@ from fake_web import HOST, PICTURE, PUBLIC, FakeWeb, answer
 
 from florence.errors import SettingsError, UrlError
 from florence.server.fetching.allowed import (
-    _SPECIAL_IPV4,
-    _SPECIAL_IPV6,
+    SPECIAL_IPV4,
+    SPECIAL_IPV6,
     is_public,
     read_address,
     read_allow_list,
@@ -132,7 +132,7 @@ def test_no_random_address_is_public_that_python_calls_otherwise() -> None:
     chance = random.Random(19)
     edges = [
         IPv4Address(value) if network.version == 4 else IPv6Address(value)
-        for network in (*_SPECIAL_IPV4, *_SPECIAL_IPV6, IPv6Network("2000::/3"), IPv4Network("172.16.0.0/12"))
+        for network in (*SPECIAL_IPV4, *SPECIAL_IPV6, IPv6Network("2000::/3"), IPv4Network("172.16.0.0/12"))
         for value in (int(network.network_address) + step for step in (-1, 0, 1, network.num_addresses - 1))
         if value >= 0
     ]

@@ -15,11 +15,11 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from florence.server import http_metrics
-from florence.server.bodies import BodyBudget
-from florence.server.held import PIECE, HeldBody, LargeAnswers, send_in_pieces
-from florence.server.middleware import BodyLimit
-from florence.server.request_ids import RequestIds
+from florence.server.http.bodies import BodyBudget
+from florence.server.http.held import PIECE, HeldBody, LargeAnswers, send_in_pieces
+from florence.server.http.middleware import BodyLimit
+from florence.server.observability import http_metrics
+from florence.server.observability.request_ids import RequestIds
 
 
 def sent(body: bytes, *, more: bool) -> list[Message]:
@@ -56,7 +56,7 @@ def client_of(size: int, budget: int) -> TestClient:
 
 def test_an_answer_counts_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that finds room comes whole, again and again; where there is none, 503 comes in its place."""
-    monkeypatch.setattr("florence.server.bodies.PATIENCE_S", 0.01)
+    monkeypatch.setattr("florence.server.http.bodies.PATIENCE_S", 0.01)
     roomy = client_of(5 * PIECE, 6 * PIECE)
     assert [len(roomy.get("/").content) for _ in range(3)] == [5 * PIECE] * 3
     refused = client_of(5 * PIECE, 4 * PIECE).get("/")

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Server
 from starlette.testclient import TestClient
 
-from florence.server.http_metrics import OTHER, HttpMetrics, _in_order
+from florence.server.observability.http_metrics import OTHER, HttpMetrics, in_order
 
 
 def series(metrics: HttpMetrics) -> dict[tuple[str, str], float]:
@@ -55,7 +55,7 @@ def test_a_histograms_samples_are_in_the_text_formats_order() -> None:
         histogram.labels(label).observe(3)
     (metric,) = histogram.collect()
     metric.samples = [each for each in reversed(metric.samples) if not each.name.endswith("_created")]
-    got = [(s.labels["a"], s.name, s.labels.get("le")) for s in _in_order(metric).samples]
+    got = [(s.labels["a"], s.name, s.labels.get("le")) for s in in_order(metric).samples]
     one = [("h_bucket", "1.0"), ("h_bucket", "2.0"), ("h_bucket", "10.0"), ("h_bucket", "+Inf")]
     assert got == [(label, *each) for label in "xy" for each in [*one, ("h_count", None), ("h_sum", None)]]
 
@@ -63,8 +63,8 @@ def test_a_histograms_samples_are_in_the_text_formats_order() -> None:
 def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
     """Requests of the service's own paths are labelled with them; the document lists no other."""
     from florence.server.fetching.fetcher import fetcher_of
+    from florence.server.http.routing import known_paths
     from florence.server.openai.app import create_chat_app
-    from florence.server.routing import known_paths
     from florence.server.service import build_service
     from florence.server.typed.openapi import create_about_app
     from florence.server.v2.inference import Inference

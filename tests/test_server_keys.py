@@ -22,8 +22,8 @@ from v2 import INFER, picture, request, send
 from waiting import PATIENCE_S
 
 from florence.errors import SettingsError, Unauthorized
+from florence.server.http.routing import OPEN_PATHS, middleware_of
 from florence.server.keys import CHECK_S, ApiKeys, FileKeys, caller, keys_of, read_keys
-from florence.server.routing import OPEN_PATHS, middleware_of
 from florence.server.v2.grpc_server import GrpcServer
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings, read_settings

@@ -20,11 +20,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from v2 import picture, send
 
-from florence.server.access_log import A_SECOND, ACCESS, FIRST, FewAlike
-from florence.server.json_log import JsonLines, OneLineAnAnswer
 from florence.server.keys import ApiKeys, read_keys
+from florence.server.observability.access_log import A_SECOND, ACCESS, FIRST, FewAlike
+from florence.server.observability.json_log import JsonLines, OneLineAnAnswer
+from florence.server.observability.request_ids import RequestIds, begin_call
 from florence.server.outcomes import log_answer
-from florence.server.request_ids import RequestIds, begin_call
 
 KEY = "k" * 32
 access = logging.getLogger("test.access")

@@ -18,8 +18,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from florence.engine.observer import FinishReason, RequestReport
-from florence.server.gpu_metrics import READINGS, gpu_lines
-from florence.server.metrics import EngineMetrics
+from florence.server.observability.gpu_metrics import READINGS, gpu_lines
+from florence.server.observability.metrics import EngineMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSWERED = RequestReport(
@@ -150,7 +150,7 @@ statistics.fail_for(Reason.BACKEND, 5000)
 """
 READER = """
 import json
-from florence.server.http_metrics import scrape
+from florence.server.observability.http_metrics import scrape
 from florence.server.v2.statistics import Statistics
 from florence.server.v2.tally import SharedTally
 statistics = Statistics(tally=SharedTally())

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from v2 import INFER, request, send
 
-from florence.server.routing import middleware_of
+from florence.server.http.routing import middleware_of
 from florence.server.v2.inference import Inference, ModelRepository
 
 DOORS = [

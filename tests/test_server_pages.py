@@ -16,10 +16,10 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from florence import Florence2
+from florence.server.http.routing import middleware_of
 from florence.server.keys import keys_of
 from florence.server.pages import site
 from florence.server.pages.site import Site
-from florence.server.routing import middleware_of
 from florence.server.typed.examples import ANSWERS_PATH, PICTURE_PATH
 from florence.server.v2.inference import Inference, ModelRepository
 

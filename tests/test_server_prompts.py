@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from fake_model import RESULT, FakeModel
+from grpc_calls import caption, listening
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
-from test_v2_grpc_server import caption, listening
 from tritonclient.grpc import service_pb2_grpc
 from v2 import request, send
 

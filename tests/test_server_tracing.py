@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from reports import report
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,22 +26,14 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from v2 import send
 
-from florence.engine.observer import FinishReason, RequestReport
-from florence.server.request_ids import CallContext, RequestIds
-from florence.server.tracing import trace_request
+from florence.engine.observer import FinishReason
+from florence.server.observability.request_ids import CallContext, RequestIds
+from florence.server.observability.tracing import trace_request
 
 ROOT = Path(__file__).resolve().parents[1]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 PARTS = ["read", "queue", "encode", "decode", "answer"]
-
-
-def report() -> RequestReport:
-    """Of a request that was submitted here and answered."""
-    return RequestReport(
-        "caption", FinishReason.STOP, "alice", 3, 7, (640, 480), 1000.0,
-        0.25, 0.5, 1.0, 2.0, 4.0, copy_context(),
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -190,9 +182,9 @@ def test_spans_go_where_bentoml_s_configuration_says(tmp_path: Path) -> None:
     config = tmp_path / "bentoml.yaml"
     config.write_text(yaml.replace("type: otlp", "type: in_memory").replace("rate: 0.1", "rate: 1.0"))
     code = (
-        "from test_server_tracing import report\n"
+        "from reports import report\n"
         "from florence.server.service import service_of_environment\n"
-        "from florence.server.tracing import bentoml_tracing, trace_request\n"
+        "from florence.server.observability.tracing import bentoml_tracing, trace_request\n"
         "service_of_environment().inject_config()  # as `bentoml serve` does\n"
         "provider = bentoml_tracing()\n"
         "trace_request(report(), provider)\n"

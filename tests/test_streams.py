@@ -93,12 +93,12 @@ def test_on_token_gets_each_token_as_it_is_decided(library: Florence2, picture: 
         received.append((token_id, threading.current_thread().name))
 
     parameters = RequestParameters(num_beams=1, max_new_tokens=12, min_new_tokens=least)
-    pipeline = library._pipeline
+    pipeline = library.pipeline
     checked = pipeline.check(TaskRequest("<CAPTION>", None, parameters, on_text=print))
     height, width = library.info()["picture_size"]
     read = LocalReader(InputSize(height, width, 3)).read(picture)
     request, _ = pipeline.prepare(checked, read, on_token=on_token)
-    generation = generate(library._engine, request).result(PATIENCE_S)
+    generation = generate(library.engine, request).result(PATIENCE_S)
     assert tuple(token_id for token_id, _ in received) == generation.token_ids[1:]
     assert generation.token_ids[-1] == 2
     assert {name for _, name in received} == {"florence-engine"}

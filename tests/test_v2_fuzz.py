@@ -13,9 +13,9 @@ import tracemalloc
 from typing import Any
 
 import pytest
+from grpc_calls import message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_v2_grpc_messages import message
 from v2 import SERVED, parse_infer_request, picture
 
 from florence.errors import FlorenceError

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from grpc_calls import JPEG, caption, message
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
@@ -13,25 +14,7 @@ from v2 import SERVED
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.v2.grpc_server import infer_response, read_infer_request
-from florence.server.v2.tensors import pack, read_rows, unpack
-
-JPEG = b"\xff\xd8\xff\xe0 picture"
-
-
-def message(columns: dict[str, list[bytes]], *, raw: bool = True, **fields: Any) -> Any:
-    """A ModelInferRequest with these elements, packed or as contents."""
-    made = service_pb2.ModelInferRequest(model_name="florence2", **fields)
-    for name, elements in columns.items():
-        tensor = made.inputs.add(name=name, datatype="BYTES", shape=[len(elements), 1])
-        if raw:
-            made.raw_input_contents.append(pack(elements))
-        else:
-            tensor.contents.bytes_contents.extend(elements)
-    return made
-
-
-def caption(**fields: Any) -> Any:
-    return message({"INPUT_IMAGE": [JPEG], "TASK_PROMPT": [b"<CAPTION>"]}, **fields)
+from florence.server.v2.tensors import read_rows, unpack
 
 
 @given(st.permutations(["INPUT_IMAGE", "TASK_PROMPT", "TEXT_PROMPT"]), st.integers(1, 36), st.booleans())
@@ -54,7 +37,7 @@ def test_rows_come_back_in_order(names: list[str], count: int, raw: bool) -> Non
 @given(st.binary(max_size=300))
 def test_any_message_is_a_request_or_an_error_of_ours(data: bytes) -> None:
     """Whatever protobuf can read out of random bytes, beside a good request's fields."""
-    made = caption()
+    made = caption(JPEG)
     try:
         made.MergeFromString(data)
     except Exception:  # noqa: BLE001  (protobuf's own: not a message)
@@ -78,7 +61,7 @@ def test_answers_go_out_packed(answers: list[dict[str, str]]) -> None:
 
 def test_parameters_of_every_type_are_read() -> None:
     """protobuf keeps them in fields of their own; perf_analyzer's is let pass."""
-    made = caption()
+    made = caption(JPEG)
     made.parameters["num_beams"].int64_param = 2
     made.parameters["length_penalty"].double_param = 1.5
     made.parameters["early_stopping"].bool_param = False
@@ -96,7 +79,7 @@ def test_parameters_of_every_type_are_read() -> None:
 
 
 def changed(change: Any) -> Any:
-    made = caption()
+    made = caption(JPEG)
     change(made)
     return made
 

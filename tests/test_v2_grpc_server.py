@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
 from fake_model import FakeModel
-from test_v2_grpc_messages import message
+from grpc_calls import caption, listening, message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from v2 import picture
 from waiting import until
@@ -23,21 +22,6 @@ from florence.server.v2.inference import Inference, ModelRepository
 Check = Callable[[Any, Inference], Awaitable[None]]
 
 
-@asynccontextmanager
-async def listening(
-    model: FakeModel, max_bytes: int = 10_000_000
-) -> AsyncIterator[tuple[grpc.aio.Channel, Inference]]:
-    inference = Inference(timeout_s=5.0)
-    inference.model = model
-    server = GrpcServer(ModelRepository([inference]), max_bytes, shared=False)
-    port = await server.start("127.0.0.1", 0)
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield channel, inference
-    finally:
-        await server.stop(0)
-
-
 def run(model: FakeModel, check: Check, max_bytes: int = 10_000_000) -> None:
     """The check against a listening server's stub."""
 
@@ -46,10 +30,6 @@ def run(model: FakeModel, check: Check, max_bytes: int = 10_000_000) -> None:
             await check(service_pb2_grpc.GRPCInferenceServiceStub(channel), inference)
 
     asyncio.run(checked())
-
-
-def caption(image: bytes | None = None, task: bytes = b"<CAPTION>", **fields: Any) -> Any:
-    return message({"INPUT_IMAGE": [image or picture()], "TASK_PROMPT": [task]}, **fields)
 
 
 async def status(call: Awaitable[Any]) -> tuple[str, str]:

@@ -10,12 +10,11 @@ from typing import Any
 import grpc
 import pytest
 from fake_model import FakeModel
+from grpc_calls import JPEG, caption, listening
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
-from test_v2_grpc_messages import caption as tiny_caption
-from test_v2_grpc_server import caption, listening
 from tritonclient.grpc import service_pb2
 
 from florence.errors import ProtocolError, TooMuchStructure
@@ -73,7 +72,7 @@ def test_elements_of_tensors_may_be_of_any_size() -> None:
 @given(st.binary(max_size=200), st.integers(0, 200))
 def test_any_bytes_are_a_message_or_an_error_of_ours(data: bytes, cut: int) -> None:
     """Random bytes, by themselves and behind part of a request; what protobuf reads is read."""
-    for sent in (data, tiny_caption().SerializeToString()[:cut] + data):
+    for sent in (data, caption(JPEG).SerializeToString()[:cut] + data):
         try:
             parsed = parse_message(INFER, sent)
         except ProtocolError:

@@ -14,7 +14,7 @@ from v2 import INFER, PICTURE, request, send
 from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
-from florence.server.middleware import CancelOnDisconnect
+from florence.server.http.middleware import CancelOnDisconnect
 
 STREAM = "/v2/models/florence2/generate_stream"
 PATIENCE_S = 60.0

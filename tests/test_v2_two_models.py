@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from fake_model import FakeModel
+from grpc_calls import message
 from starlette.applications import Starlette
-from test_v2_grpc_messages import message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from v2 import PICTURE, picture, request, send
 

@@ -22,7 +22,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence.checkpoint import layout
 from florence.checkpoint.adapter_config import AdapterConfig
-from florence.engine.device.search import _Step
+from florence.engine.device.beams.search import BatchedAdvance
 from florence.model import attention
 from florence.model.florence2 import Florence2Model
 from florence.runtime import loading
@@ -167,28 +167,28 @@ def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def allow_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule on n-grams is off."""
-    ban = _Step._ban
+    ban = BatchedAdvance.ban
 
-    def allow(self: _Step, logits: Tensor) -> None:
+    def allow(self: BatchedAdvance, logits: Tensor) -> None:
         self.state.ngram_sizes.zero_()
         ban(self, logits)
 
-    monkeypatch.setattr(_Step, "_ban", allow)
+    monkeypatch.setattr(BatchedAdvance, "ban", allow)
 
 
 def map_a_name_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows for columns in the table of positions."""
-    names = layout._PREFIXES["native"]
+    names = layout.PREFIXES["native"]
     rows, columns = "vision.projector.rows.", "vision.projector.columns."
-    monkeypatch.setitem(names, rows, layout._PREFIXES["native"][columns])
+    monkeypatch.setitem(names, rows, layout.PREFIXES["native"][columns])
     monkeypatch.setitem(names, columns, names[rows].replace("column", "row"))
 
 
 def swap_tower_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two norms of one block of the tower."""
-    table = list(layout._TOWER["native"])
+    table = list(layout.TOWER["native"])
     table += [(r"\.norm1\.", ".norm0."), (r"\.norm2\.", ".norm1."), (r"\.norm0\.", ".norm2.")]
-    monkeypatch.setitem(layout._TOWER, "native", tuple(table))
+    monkeypatch.setitem(layout.TOWER, "native", tuple(table))
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import Forker
 from serving import ROOT
+
+PATIENCE_S = 600.0
 
 
 @pytest.mark.slow
-def test_it_runs_from_the_files_of_a_bento(tmp_path: Path) -> None:
+def test_it_runs_from_the_files_of_a_bento(forks: Forker, tmp_path: Path) -> None:
     """All of it, from a folder with what bentofile.yaml packs, without a script, a checkout or a network."""
     packed = yaml.safe_load((ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
     for pattern in packed["include"]:
@@ -28,16 +28,7 @@ def test_it_runs_from_the_files_of_a_bento(tmp_path: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     report = tmp_path / "report.json"
     command = ["-m", "florence.cli", "verify", "--model", "demo", "--device", "cpu", "--dtype", "float32"]
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    ran = subprocess.run(
-        [sys.executable, *command, "--quick", "--json", str(report)],
-        cwd=tmp_path,
-        env=variables | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    ran = forks.run([*command, "--quick", "--json", str(report)], PATIENCE_S, tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Verified" in ran.stdout
     assert "35 answers of each side; about" in ran.stderr

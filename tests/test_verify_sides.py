@@ -20,7 +20,7 @@ from tiny import make_native
 from torch import Tensor
 from transformers import GenerationConfig
 
-from florence.engine.device.reference import TokenRules, generate_alone
+from florence.engine.device.beams.reference import TokenRules, generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.errors import CheckpointError
 from florence.images.preprocess import InputSize

@@ -11,7 +11,7 @@ import torch
 from shared_pool import SharedPool
 from torch import Tensor
 
-from florence.engine.device.encode_stream import EncodeStream
+from florence.engine.device.encode.stream import EncodeStream
 
 
 @dataclass

@@ -11,7 +11,7 @@ from functools import cache
 
 from random_models import SIZES, VOCAB
 
-from florence.engine.device.buckets import MIN_SLOTS, doubling
+from florence.engine.device.capture.buckets import MIN_SLOTS, doubling
 from ledger.counting import Ledger
 from ledger.fakes import DTYPE, Encode, FakeEngine, Shape, fakes, mean_length
 from ledger.graphs import count_graphs

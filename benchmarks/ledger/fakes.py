@@ -26,25 +26,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from florence.checkpoint.config import read_config
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
-from florence.engine.device.encodes import BucketEncodes, PlainEncodes
-from florence.engine.device.find_cuda_kernels import (
+from florence.engine.device.capture.graphs import Replay, Work
+from florence.engine.device.cuda.find_kernels import (
     load_encode_kernels,
     load_kernels,
     load_low_rank,
     load_quantizer,
 )
-from florence.engine.device.graphs import Replay, Work
+from florence.engine.device.encode.encodes import BucketEncodes, PlainEncodes
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
+from florence.model.adapters.grouped import make_bank
+from florence.model.adapters.lowrank import RANK_MULTIPLE, Factors, linear_layers
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.fp8 import multiply_in_fp8
-from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack
-from florence.model.lowrank import RANK_MULTIPLE, Factors, linear_layers
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
 from ledger.own import Load, own_kernels, rules_of
@@ -170,8 +170,8 @@ class FakeEngine:
     def encode(self, pictures: int) -> Encode:
         """Count an encode of so many different pictures: what its graphs hold, and what runs between them."""
         load = Load(pictures, self.shape.beams, self.encoder_length, 0)
-        encodes: Any = self.runner._buffers.encodes
-        longest = min(size for size in encodes._buckets.prompts if size >= self.shape.prompt_tokens)
+        encodes: Any = self.runner.buffers.encodes
+        longest = min(size for size in encodes.buckets.prompts if size >= self.shape.prompt_tokens)
         tower, tokens = self.tower(pictures, self.runner.backend.encode)
         cross = Ledger()
         ids = on_device(torch.empty(pictures, longest, dtype=torch.int64))
@@ -203,7 +203,7 @@ class FakeEngine:
         engine = FakeEngine(replace(self.shape, encode_batch=pictures), self.runner.model)
         side, between = SIDE[self.shape.size], Ledger()
         with without_work():
-            engine.runner._picture_size = (side, side)
+            engine.runner.picture_size = (side, side)
             engine.runner.prepare()
             for _ in range(2):  # the first time finds slots that were never used
                 between.operations.clear()

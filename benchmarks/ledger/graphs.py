@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 from random_models import SIDE, picture_tokens
 
-from florence.engine.device.search_state import SearchState
+from florence.engine.device.beams.search_state import SearchState
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.caches import Caches
@@ -33,7 +33,7 @@ def count_graphs(shape: Shape, crowds: int = 400, seed: int = 0) -> tuple[int, i
     with without_work(), without_starts():
         engine = FakeEngine(shape)
         runner = engine.runner
-        runner._picture_size = (SIDE[shape.size], SIDE[shape.size])
+        runner.picture_size = (SIDE[shape.size], SIDE[shape.size])
         runner.prepare()
         before = engine.captured
         dice = random.Random(seed)

@@ -1,7 +1,7 @@
 """The project's GPU kernels, as the ledger and `gpu.py` find them: by one list, so that a new kernel appears
 in both by itself.
 
-`florence.engine.device.cuda_kernels` has `KERNELS`, a sequence of `OwnKernel`. A kernel is a
+`florence.engine.device.cuda.kernels` has `KERNELS`, a sequence of `OwnKernel`. A kernel is a
 custom operation (`torch.library.custom_op` or `triton_op`) with a fake implementation. An operation of the
 project's that is not in the list counts as one kernel that reads and writes all its arguments.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ledger.counting import Operation, Rule
 
-PACKAGE = "florence.engine.device.cuda_kernels"
+PACKAGE = "florence.engine.device.cuda.kernels"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from closed_loop import TASKS
 from replaced import REPLACED
 
 from florence.engine.config import EncodeStreamChoice
-from florence.engine.device.buckets import MIN_SLOTS
+from florence.engine.device.capture.buckets import MIN_SLOTS
 from ledger.bars import least
 from ledger.costs import CARDS, TIMM_TOWER, Card, whole_peaks
 from ledger.counting import Ledger

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from florence.engine.config import EngineConfig
-from florence.engine.device.buckets import ENCODE_HALVES, doubling, round_down
+from florence.engine.device.capture.buckets import ENCODE_HALVES, doubling, round_down
 from florence.engine.scheduler import Scheduler
 
 EncodeTime = Callable[[int], tuple[float, float]]

@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from florence.engine.config import DEFAULT_ENCODE_BUDGET_MS, EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.encode_stream import EncodeStream
-from florence.engine.device.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.capture.graphs import EagerCapturer, GraphCapturer, Replay, Work
+from florence.engine.device.encode.stream import EncodeStream
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
+from florence.model.encoding import EncodeBackend
 from florence.model.florence2 import Florence2Model
 
 
@@ -163,6 +164,11 @@ class Bench:
         return runner, watched
 
     @cached_property
+    def served_encode(self) -> EncodeBackend:
+        """How the service would compute an encode."""
+        return self.backend(self.model)[0].encode
+
+    @cached_property
     def service(self) -> tuple[Runner, Watched]:
         """A runner as the service has it, all prepared graphs captured, once."""
         runner, watched = self.runner(self.model)
@@ -183,7 +189,9 @@ class Bench:
             max_prompt_tokens=1024 - picture_tokens(self.size),
             **config,
         )
-        runner, _ = self.runner(model, slots, settings.picture_cache_bytes)
+        tries = self.on_gpu or self.encode_stream != "auto"  # a rehearsal does it once, for `service`
+        bench = self if tries else replace(self, encode_stream="on")
+        runner, _ = bench.runner(model, slots, settings.picture_cache_bytes)
         return Engine(runner, settings)
 
     def synchronize(self) -> None:

@@ -18,7 +18,7 @@ from random_models import SIZES, picture_tokens
 from torch.profiler import ProfilerActivity, profile
 
 from florence.engine.config import EncodeStreamChoice
-from florence.engine.device.graphs import CudaGraphCapturer, Replay
+from florence.engine.device.capture.graphs import CudaGraphCapturer, Replay
 from florence.engine.device.runner import Runner
 from florence.engine.encode_policy import setting_of
 from florence.engine.request import Request

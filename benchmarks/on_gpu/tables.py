@@ -48,7 +48,7 @@ def nine_rows(bench: Bench, add: Add, until: float, window_s: float) -> None:
     has it. `until`: a reading of `time.time()`; windows shrink as it comes near."""
     bench.drop_service()
     engine = bench.engine(bench.model)
-    concurrencies = CONCURRENCIES if bench.size != "tiny" else (3,)
+    concurrencies = CONCURRENCIES if bench.size != "tiny" else (2,)
     settings = [(number, setting) for number in concurrencies for setting in SETTINGS]
     left = len(settings) * len(TASKS)
     drawn = random_requests(bench.size, 1, 32 if bench.on_gpu else 2)

@@ -17,7 +17,7 @@ from random_models import SIDE, SIZES, VOCAB
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from florence.engine.device.find_cuda_kernels import find_quantizer
+from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.kernels.fp8 import Fp8Weight, multiply, quantize_rows
 from on_gpu.bench import Bench, forget
@@ -185,11 +185,10 @@ def furthest(found: Any, expected: Any) -> float:
 
 def batches(bench: Bench, add: Add) -> None:
     """The tower without graphs: what larger batches would give."""
-    served = bench.service[0].backend.encode
     for count in (4, 8, 16, 32) if bench.on_gpu else (2,):
         pixels = torch.zeros(count, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
         pixels = pixels.random_(0, 256).to(bench.device)
-        work = {"ms": lambda pixels=pixels: bench.model.encode_images(pixels, served)}
+        work = {"ms": lambda pixels=pixels: bench.model.encode_images(pixels, bench.served_encode)}
         found = timed(bench, work, 3)["ms"]
         add(f"tower, {count} at once, ms a picture", found / count if isinstance(found, float) else found)
 
@@ -212,7 +211,7 @@ def compiled(bench: Bench, add: Add) -> None:
     kernels, where they are served, and by `torch.compile`. Last, since compiling takes its time."""
     tower: Any = bench.model.vision.tower
     pictures = PICTURES if bench.on_gpu else 1
-    backends: dict[str, EncodeBackend] = {"plain": PLAIN, "served": bench.service[0].backend.encode}
+    backends: dict[str, EncodeBackend] = {"plain": PLAIN, "served": bench.served_encode}
     if bench.on_gpu:
         backends["compiled"] = CompiledEncode()
 

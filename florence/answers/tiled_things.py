@@ -22,7 +22,7 @@ _OVERPRINT: Final = 0.3
 """Of the smaller of two texts: what may lie on the other one, of nearly the same score."""
 _DOUBTFUL: Final = 0.5, 0.1
 """Of the better score, and as `_OVERPRINT` for a text whose score is below that."""
-_CELLS: Final = 4  # of `_Places`, along a tile's side
+_CELLS: Final = 4  # of `Places`, along a tile's side
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,21 @@ class FoundThing(Generic[ItemT]):
         return isinstance(self.item, OcrRegion)
 
 
-class _Places(Generic[ItemT]):
+class Places(Generic[ItemT]):
     """Things by the cells of a grid in which they lie."""
 
     def __init__(self, frame: Box) -> None:
         self._side = max(1.0, max(frame[2] - frame[0], frame[3] - frame[1]) / _CELLS)
-        self._things: dict[tuple[int, int], list[FoundThing[ItemT]]] = defaultdict(list)
+        self.things: dict[tuple[int, int], list[FoundThing[ItemT]]] = defaultdict(list)
 
     def add(self, thing: FoundThing[ItemT]) -> None:
         for cell in self._cells(thing.bounds):
-            self._things[cell].append(thing)
+            self.things[cell].append(thing)
 
     def near(self, bounds: Box) -> Iterator[FoundThing[ItemT]]:
         """All that may touch these bounds, some perhaps twice."""
         for cell in self._cells(bounds):
-            yield from self._things.get(cell, ())
+            yield from self.things.get(cell, ())
 
     def _cells(self, bounds: Box) -> Iterator[tuple[int, int]]:
         left, top, right, bottom = (int(number // self._side) for number in bounds)
@@ -79,7 +79,7 @@ class _Places(Generic[ItemT]):
 def without_parts(things: Sequence[FoundThing[ItemT]], frames: Sequence[Box]) -> list[FoundThing[ItemT]]:
     """Without what is only a part of another thing, or another thing misread; and of texts that stand in one
     place only the best. frames: the tiles' bounds."""
-    places = _Places[ItemT](frames[0])
+    places = Places[ItemT](frames[0])
     for thing in things:
         places.add(thing)
     things = [
@@ -90,7 +90,7 @@ def without_parts(things: Sequence[FoundThing[ItemT]], frames: Sequence[Box]) ->
             for other in places.near(grown(thing.bounds, frames[0]))
         )
     ]
-    kept, written = dict[Key, FoundThing[ItemT]](), _Places[ItemT](frames[0])
+    kept, written = dict[Key, FoundThing[ItemT]](), Places[ItemT](frames[0])
     for thing in sorted(things, key=lambda thing: (-(thing.item.score or 0.0), thing.key)):
         if not any(_in_one_place(thing, other) for other in written.near(thing.bounds)):
             kept[thing.key] = thing

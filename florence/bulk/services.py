@@ -78,7 +78,7 @@ class Services:
         stopped: threading.Event | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._services = [_Service(url, each) for url, each in clients]
+        self.services = [_Service(url, each) for url, each in clients]
         self._tell, self._patience_s, self._clock = tell, patience_s, clock
         self._stopped = stopped or threading.Event()
         self._change = threading.Condition()
@@ -86,13 +86,13 @@ class Services:
     def check(self) -> None:
         """Leave out those that can't be reached. Raises Unreachable where that is all of them."""
         reached = 0
-        for service in self._services:
+        for service in self.services:
             try:
                 service.clients.own().ready()
                 reached += 1
             except (Unreachable, ConnectionLost) as error:
                 last = error
-                self._rest(service, error)
+                self.rest(service, error)
         if not reached:
             raise last
 
@@ -105,7 +105,7 @@ class Services:
             try:
                 answer = service.clients.call(ask)
             except (Unavailable, ConnectionLost) as error:
-                self._rest(service, error)
+                self.rest(service, error)
                 if self._clock() >= end or self._stopped.is_set():
                     raise
             else:
@@ -118,7 +118,7 @@ class Services:
 
     def close(self) -> None:
         """Close the clients."""
-        for service in self._services:
+        for service in self.services:
             service.clients.close()
 
     def _take(self) -> _Service:
@@ -127,18 +127,18 @@ class Services:
         with self._change:
             while True:
                 now = self._clock()
-                awake = [each for each in self._services if each.rests_until <= now]
+                awake = [each for each in self.services if each.rests_until <= now]
                 awake = [each for each in awake if not (each.dead and each.under_way)]
                 if awake:
                     chosen = min(awake, key=lambda each: (not each.dead, each.under_way))
                     chosen.under_way += 1
                     return chosen
-                waits = [each.rests_until - now for each in self._services if each.rests_until > now]
+                waits = [each.rests_until - now for each in self.services if each.rests_until > now]
                 if self._stopped.is_set():
                     raise Unavailable("the run was stopped before a service took the request")
                 self._change.wait(min([*waits, _LOOK_S]))
 
-    def _rest(self, service: _Service, error: Unavailable | ConnectionLost) -> None:
+    def rest(self, service: _Service, error: Unavailable | ConnectionLost) -> None:
         with self._change:
             gone = isinstance(error, Unreachable | ConnectionLost)
             first = gone and not service.dead

@@ -19,8 +19,8 @@ from florence.checkpoint.adapters import Adapter, read_adapter
 from florence.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS
 from florence.checkpoint.weights import open_weights, outline
 from florence.errors import CheckpointError
+from florence.model.adapters.lowrank import Factors, linear_layers
 from florence.model.config import ModelConfig
-from florence.model.lowrank import Factors, linear_layers
 from florence.model.vision import Normalize
 
 MERGE_IT = "FLORENCE_ADAPTER can merge it into the weights of a service of its own"

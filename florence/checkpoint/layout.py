@@ -19,7 +19,7 @@ _TELLTALES: dict[Layout, str] = {
     "original": "vision_tower.convs.0.proj.weight",
     "native": "model.vision_tower.convs.0.conv.weight",
 }
-_PREFIXES: dict[Layout, dict[str, str]] = {
+PREFIXES: dict[Layout, dict[str, str]] = {
     "original": {
         "language.lm_head.": "language_model.lm_head.",
         "language.final_logits_bias": "language_model.final_logits_bias",
@@ -44,7 +44,7 @@ _PREFIXES: dict[Layout, dict[str, str]] = {
 }
 # Regular expressions from names inside the tower, which are timm's, to the layout's; all are applied in
 # order.
-_TOWER: dict[Layout, tuple[tuple[str, str], ...]] = {
+TOWER: dict[Layout, tuple[tuple[str, str], ...]] = {
     "original": (
         (r"\.stem\.", r".stages.0.downsample."),
         (r"\.stages\.(\d+)\.downsample\.conv\.", r".convs.\1.proj."),
@@ -92,11 +92,11 @@ def find_layout(names: Iterable[str]) -> Layout | None:
 
 def checkpoint_name(name: str, layout: Layout) -> str:
     """The name of the model's tensor `name` in a checkpoint of this layout."""
-    prefixes = _PREFIXES[layout]
+    prefixes = PREFIXES[layout]
     prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len)
     renamed = prefixes[prefix] + name.removeprefix(prefix)
     if prefix == "vision.tower.":
-        for pattern, replacement in _TOWER[layout]:
+        for pattern, replacement in TOWER[layout]:
             renamed = re.sub(pattern, replacement, renamed)
     return renamed
 

@@ -11,14 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import huggingface_hub  # its modules are imported when the hub is asked: they take longer than all of ours
+from huggingface_hub import constants
 
 from florence.errors import CheckpointError, RepositoryError
 
@@ -58,7 +52,7 @@ class Repository:
     def fetch(self, patterns: Sequence[str]) -> Path:
         """The directory of the folder with the files of these patterns, but none of a deeper folder."""
         with _hub_errors(self):
-            top = snapshot_download(
+            top = huggingface_hub.snapshot_download(
                 self.owner_and_name,
                 revision=self.revision,
                 allow_patterns=[self._stem + pattern for pattern in patterns],
@@ -76,7 +70,7 @@ class Repository:
         if constants.HF_HUB_OFFLINE:
             return []
         with _hub_errors(self):
-            names = HfApi().list_repo_files(self.owner_and_name, revision=self.revision)
+            names = huggingface_hub.HfApi().list_repo_files(self.owner_and_name, revision=self.revision)
         return [name.removeprefix(self._stem) for name in names if name.startswith(self._stem)]
 
     @property
@@ -87,21 +81,23 @@ class Repository:
 @contextmanager
 def _hub_errors(repository: Repository) -> Iterator[None]:
     """Turn the hub library's errors into a `CheckpointError` that says what the user can do."""
+    from huggingface_hub import errors
+
     name, revision = repository.owner_and_name, repository.revision
     try:
         yield
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise RepositoryError(
             f"the repository {name} is gated: accept its terms on its page, then set HF_TOKEN to your token"
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise RepositoryError(f"the repository {name} has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise RepositoryError(
             f"the hub ({constants.ENDPOINT}) has no repository {name}, or it is private: "
             "check the spelling, or set HF_TOKEN to a token that may read it"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         unreachable = f"the hub ({constants.ENDPOINT}) can't be reached"
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable
         raise RepositoryError(

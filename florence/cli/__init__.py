@@ -7,6 +7,8 @@ interrupted. Errors go to stderr in one line.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,6 +25,7 @@ NO_SERVER = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command line; its exit status. Help, version and wrong arguments end by SystemExit."""
     arguments = read_arguments(argv)
+    atexit.register(gc.freeze)  # or Python's end looks through all that torch has loaded, for half a second
     try:
         return _carry_out(arguments.command)(arguments)
     except (FlorenceError, OSError) as error:

@@ -64,7 +64,7 @@ def ask_on_ray(
     )
     run = RayRun(pool, arguments.concurrency, arguments.ordered, actor_arguments(arguments))
     source = JobSource(listed, run.concurrency, archives)
-    if not len(source):
+    if not source:
         return 0
     with cluster(arguments.ray or None):
         try:

@@ -18,8 +18,8 @@ from florence.types.tasks import Task
 
 if TYPE_CHECKING:
     from florence.cli.sides import Side
-    from florence.evaluation.examples import Answered, Example
-    from florence.evaluation.figures import Evaluation
+    from florence.evaluation.files.examples import Answered, Example
+    from florence.evaluation.measures.figures import Evaluation
 
 SOME_FAILED: Final = 3
 ANSWERS, ASKED, FIGURES, PAGE = "answers{}.jsonl", "asked{}.json", "figures.json", "worst.html"
@@ -69,7 +69,7 @@ def _answers(
     side: Side, task: Task, questions: Sequence[Example], out: Path | None, ending: str
 ) -> tuple[list[Answered | None], list[Failure]]:
     from florence.cli.sides import answer_all, check_same
-    from florence.evaluation.examples import Answered
+    from florence.evaluation.files.examples import Answered
 
     file = None
     if out is not None:

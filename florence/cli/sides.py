@@ -21,7 +21,7 @@ from florence.cli.asking import find_task, load_model, model_settings, read_opti
 from florence.client import Client, Failure, PictureMap
 from florence.client.exchange import CallOptions
 from florence.errors import RequestError, quote
-from florence.evaluation.examples import Example
+from florence.evaluation.files.examples import Example
 from florence.types.answer import TaskAnswer
 from florence.types.options import RequestParameters
 from florence.types.tasks import INPUT_SLOT, Input, Task, prompt_task

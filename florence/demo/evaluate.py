@@ -22,15 +22,15 @@ from florence.demo.evaluation.exam import Exam, ask_model, ask_service, by_origi
 from florence.demo.evaluation.grading import Grade
 from florence.demo.world.scenes import MOST_THINGS, Limits
 from florence.errors import FlorenceError
-from florence.evaluation.calibration import (
+from florence.evaluation.libraries import EVALUATORS, evaluator
+from florence.evaluation.measures.calibration import (
     Judged,
     area_under_curve,
     expected_calibration_error,
     reliability,
 )
-from florence.evaluation.captions import words_here
-from florence.evaluation.figures import Figures
-from florence.evaluation.libraries import EVALUATORS, evaluator
+from florence.evaluation.measures.captions import words_here
+from florence.evaluation.measures.figures import Figures
 from florence.evaluation.report import as_json
 from florence.runtime.florence2 import Florence2
 from florence.types.tasks import TASKS, Kind

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from florence.model.lowrank import Factors
+    from florence.model.adapters.lowrank import Factors
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,5 +1,5 @@
 """Whether encodes run beside decode steps or between them, decided by what both ways take on the device that
-will serve. `device/encode_trial.py` takes the times. Imports no torch.
+will serve. `device/encode/trial.py` takes the times. Imports no torch.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from florence.engine.sequence import Phase, SequenceState
 from florence.errors import FlorenceError
 
 if TYPE_CHECKING:
-    from florence.engine.device.reference import Hypothesis
+    from florence.engine.device.beams.reference import Hypothesis
 
 
 class Pending:

@@ -10,7 +10,7 @@ from florence.engine.sequence import SequenceState, Wait
 from florence.errors import FlorenceError
 
 if TYPE_CHECKING:
-    from florence.engine.device.reference import Hypothesis
+    from florence.engine.device.beams.reference import Hypothesis
 
 
 class StepRunner(Protocol):

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from florence.evaluation.figures import Evaluation
+from florence.evaluation.measures.figures import Evaluation
 
 LEVEL: Final = 0.95
 

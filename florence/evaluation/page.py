@@ -15,10 +15,10 @@ from io import BytesIO
 from typing import Final
 
 from florence.errors import ImageError
-from florence.evaluation.examples import Example, TrueThing
-from florence.evaluation.figures import Evaluation
-from florence.evaluation.mask_measures import outline_of
-from florence.evaluation.measures import text_of
+from florence.evaluation.files.examples import Example, TrueThing
+from florence.evaluation.measures.figures import Evaluation
+from florence.evaluation.measures.masks import outline_of
+from florence.evaluation.measures.writing import text_of
 from florence.export.annotation import Annotation, box_polygon
 from florence.export.drawing import Colours, Drawing
 from florence.types.results import Detections

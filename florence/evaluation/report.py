@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from florence.evaluation.calibration import (
+from florence.evaluation.comparing import Difference
+from florence.evaluation.measures.calibration import (
     HOTTEST,
     Judged,
     area_under_curve,
@@ -18,8 +19,7 @@ from florence.evaluation.calibration import (
     fit_temperature,
     reliability,
 )
-from florence.evaluation.comparing import Difference
-from florence.evaluation.figures import Figures
+from florence.evaluation.measures.figures import Figures
 
 
 def figure_lines(figures: Figures) -> list[str]:

@@ -12,19 +12,20 @@ from types import MappingProxyType
 from typing import Final
 
 from florence.errors import RequestError, TaskError
-from florence.evaluation.box_measures import (
+from florence.evaluation.files.coco_file import CocoTruth
+from florence.evaluation.files.coco_questions import CocoQuestions
+from florence.evaluation.files.examples import Answered, Example
+from florence.evaluation.files.text_questions import document_questions, prompt_rows, vqa_questions
+from florence.evaluation.measures.boxes import (
     measure_boxes,
     measure_dense,
     measure_expressions,
     measure_grounding,
     measure_open_vocabulary,
 )
-from florence.evaluation.coco_file import CocoTruth
-from florence.evaluation.coco_questions import CocoQuestions
-from florence.evaluation.examples import Answered, Example
-from florence.evaluation.figures import Evaluation
-from florence.evaluation.mask_measures import measure_outlines, measure_regions
-from florence.evaluation.measures import (
+from florence.evaluation.measures.figures import Evaluation
+from florence.evaluation.measures.masks import measure_outlines, measure_regions
+from florence.evaluation.measures.writing import (
     measure_answers,
     measure_captions,
     measure_exact,
@@ -32,7 +33,6 @@ from florence.evaluation.measures import (
     measure_values,
     measure_writing,
 )
-from florence.evaluation.text_questions import document_questions, prompt_rows, vqa_questions
 from florence.types.tasks import Kind, Task
 
 Measure = Callable[[Sequence[Answered]], Evaluation]

@@ -27,7 +27,7 @@ from florence.types.tiling import OFF
 _CAPTIONS: Final = MappingProxyType(
     {"short": "caption", "detailed": "detailed_caption", "paragraph": "more_detailed_caption"}
 )
-_OF_REGION: Final = MappingProxyType(
+OF_REGION: Final = MappingProxyType(
     {"category": "region_to_category", "description": "region_to_description", "text": "region_to_ocr"}
 )
 
@@ -70,7 +70,7 @@ def _segment(given: SegmentArguments) -> PictureQuestion:
 
 
 def _ask_region(given: RegionArguments) -> PictureQuestion:
-    task = TASKS.resolve(_OF_REGION[given.question])
+    task = TASKS.resolve(OF_REGION[given.question])
     return PictureQuestion(task, region=_pixels(given.region))
 
 

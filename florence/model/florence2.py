@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from florence.model.adapters.lowrank import AdapterBank
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import ModelConfig
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.language import LanguageModel
-from florence.model.lowrank import AdapterBank
 from florence.model.vision import Normalize, VisionEncoder
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray.data
 from ray.data import Dataset
 from ray.exceptions import RayError
 
@@ -35,12 +34,7 @@ class RayRun:
 
     def dataset(self, source: JobSource, *, lines: bool) -> Dataset:
         """The outcomes, not yet asked for; as `FlorenceActor` packs them."""
-        jobs = ray.data.read_datasource(
-            source,
-            override_num_blocks=max(len(source), 1),
-            num_cpus=0,  # actors may have all cores
-            concurrency=self.pool.most + 1,  # processes of tasks, and archives that are open at a time
-        )
+        jobs: Any = source.dataset(self.pool.most + 1)
         asked: Dataset = jobs.map_batches(
             FlorenceActor,
             fn_constructor_kwargs={**self.actor, "concurrency": self.concurrency, "lines": lines},

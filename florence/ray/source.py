@@ -1,12 +1,13 @@
-"""A run's jobs as a data source of Ray Data: those that are listed, and those of archives.
+"""A run's jobs as a dataset of Ray Data: those that are listed, and those of archives.
 
-Pictures of files and URLs are read by the actor that asks about them; only their names go through Ray.
+Jobs that are listed are put into the object store, without a task that brings them. Pictures of files and
+URLs are read by the actor that asks about them; only their names go through Ray.
 Archives are read by read tasks, each one from its beginning to its end, and their pictures go through Ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import pandas
 import ray
+import ray.data
+from ray.data import Dataset
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -53,15 +56,37 @@ class Archives:
             yield replace(item, picture=item.picture.replace(f"::{place}", f"::{name}", 1))
 
 
-class JobSource(Datasource):
+class JobSource:
     """Blocks of `batch` jobs, in their order; then those of the archives."""
 
     def __init__(self, jobs: Iterable[Job], batch: int, archives: Archives | None = None) -> None:
-        self._jobs, self._batch, self._archives = list(map(_placed, jobs)), batch, archives
+        self._jobs, self._batch = list(map(_placed, jobs)), batch
+        self._archives = archives if archives and archives.places else None
 
-    def __len__(self) -> int:
-        """How many blocks there are, an archive's counted as one."""
-        return -(-len(self._jobs) // self._batch) + len(self._archives.places if self._archives else ())
+    def __bool__(self) -> bool:
+        """Whether there is anything to do, or an archive to look into."""
+        return bool(self._jobs or self._archives)
+
+    def dataset(self, readers: int) -> Dataset:
+        """The blocks, on the cluster of this process: those that are listed are put there, others come from
+        so many read tasks at a time. There must be some."""
+        starts = range(0, len(self._jobs), self._batch)
+        listed = [job_block(self._jobs[start : start + self._batch]) for start in starts]
+        parts: list[Dataset] = [ray.data.from_blocks(listed)] if listed else []
+        if self._archives:
+            tasks, count = ArchiveTasks(self._archives, self._batch), len(self._archives.places)
+            most = min(readers, count)
+            parts.append(
+                ray.data.read_datasource(tasks, override_num_blocks=count, num_cpus=0, concurrency=most)
+            )
+        return parts[0].union(*parts[1:]) if parts[1:] else parts[0]
+
+
+class ArchiveTasks(Datasource):
+    """A read task for each archive, which has blocks of up to `batch` jobs."""
+
+    def __init__(self, archives: Archives, batch: int) -> None:
+        self._archives, self._batch = archives, batch
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Not known."""
@@ -70,17 +95,13 @@ class JobSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """One for each block, and one for each archive."""
-        starts = range(0, len(self._jobs), self._batch)
-        chunks = [self._jobs[start : start + self._batch] for start in starts]
-        tasks = [ReadTask(partial(_listed, chunk), _metadata(len(chunk))) for chunk in chunks]
-        if self._archives:
-            shared = ray.put(self._archives)  # the answers are sent once, not with each task
-            tasks += [
-                ReadTask(partial(_of_archive, shared, name, self._batch), _metadata(None))
-                for name in self._archives.places
-            ]
-        return tasks
+        """In the order of the archives."""
+        shared = ray.put(self._archives)  # the answers are sent once, not with each task
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [
+            ReadTask(partial(_of_archive, shared, name, self._batch), unknown)
+            for name in self._archives.places
+        ]
 
 
 def in_archives(sources: Sources) -> Sources:
@@ -105,10 +126,6 @@ def _placed(job: Job) -> Job:
     return replace(job, item=replace(job.item, source=absolute(source))) if isinstance(source, str) else job
 
 
-def _listed(jobs: Sequence[Job]) -> list[pandas.DataFrame]:
-    return [job_block(jobs)]
-
-
 def _of_archive(shared: Any, name: str, batch: int) -> Iterator[pandas.DataFrame]:
     archives: Archives = ray.get(shared)
     yield from map(job_block, chunks(archives.jobs(name), batch))
@@ -124,10 +141,6 @@ def chunks(jobs: Iterable[Job], most: int) -> Iterator[list[Job]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _metadata(rows: int | None) -> BlockMetadata:
-    return BlockMetadata(num_rows=rows, size_bytes=None, exec_stats=None, input_files=None)
 
 
 def _fail(message: str) -> bytes:

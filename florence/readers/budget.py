@@ -19,7 +19,7 @@ class DecodeBudget:
         self.total = total
         self._used = 0
         self._turn = threading.Condition()
-        self._asking: deque[object] = deque()
+        self.asking: deque[object] = deque()
 
     @property
     def used(self) -> int:
@@ -33,9 +33,9 @@ class DecodeBudget:
             raise ValueError(f"{count} bytes are more than there ever are, {self.total}")
         ticket = object()
         with self._turn:
-            self._asking.append(ticket)
-            self._turn.wait_for(lambda: self._asking[0] is ticket and self._used + count <= self.total)
-            self._asking.popleft()
+            self.asking.append(ticket)
+            self._turn.wait_for(lambda: self.asking[0] is ticket and self._used + count <= self.total)
+            self.asking.popleft()
             self._used += count
             self._turn.notify_all()
         try:

@@ -142,10 +142,10 @@ class Dispatcher:
     ) -> None:
         """`shares`: of the queue; `clock`: seconds; the engine's."""
         self._pipeline = pipeline
-        self._engine = engine
+        self.engine = engine
         self._readers = readers
         self._observer = observer
-        self._shares = shares or Shares(sys.maxsize)
+        self.shares = shares or Shares(sys.maxsize)
         self._clock = clock
         self._queue = PreprocessQueue(observer, clock)
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="florence-finisher")
@@ -181,7 +181,7 @@ class Dispatcher:
         with self._lock:  # no request is between queue and engine now
             pass
         self._queue.close()
-        self._engine.close(drain_s=None if end is None else max(0.0, end - time.monotonic()))
+        self.engine.close(drain_s=None if end is None else max(0.0, end - time.monotonic()))
         shut_down(self._finisher, None if end is None else LAST_ANSWERS_S)
 
     def _admit(
@@ -189,7 +189,7 @@ class Dispatcher:
     ) -> dict[Future[Answer], Accepted]:
         """Those that pass their checks and for which there is room; the futures of the others fail."""
         admitted: dict[Future[Answer], Accepted] = {}
-        owner = self._shares.owner()
+        owner = self.shares.owner()
         for future, request in requests.items():
             journey = Journey(owner, self._clock, started)
             future.add_done_callback(partial(self._report, journey))
@@ -199,12 +199,12 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001  (it is the outcome, as in any executor)
                 complete(future, error)
             else:
-                self._shares.enter(owner, future)
+                self.shares.enter(owner, future)
                 admitted[future] = accepted
         return admitted
 
     def _report(self, journey: Journey, future: Future[Answer]) -> None:
-        self._shares.leave(journey.owner, future)
+        self.shares.leave(journey.owner, future)
         self._observer.finished(journey.report(future))
 
     def _accept(self, request: TaskRequest, journey: Journey) -> Accepted:
@@ -221,11 +221,11 @@ class Dispatcher:
         if self._closed:
             raise Closed("this model was closed")
         try:
-            self._shares.check(owner, self._engine.wait_s)
+            self.shares.check(owner, self.engine.wait_s)
         except Overloaded:
             self._observer.ended(FinishReason.REFUSED)
             raise
-        self._engine.check_load(before + len(self._queue) + self._engine.snapshot().waiting)
+        self.engine.check_load(before + len(self._queue) + self.engine.snapshot().waiting)
 
     def _continue(self, futures: Sequence[Future[Answer]], picture: Future[ReadPicture]) -> None:
         """The picture was read, or can't be. In a thread of the readers."""
@@ -268,8 +268,8 @@ class Dispatcher:
 
     def _check_tiles(self, owner: str, count: int) -> None:
         """Raise the reason if the tiles of a request, which has one place, find no room for the others."""
-        self._shares.check(owner, self._engine.wait_s, count - 1)
-        self._engine.check_load(len(self._queue) + self._engine.snapshot().waiting + count - 1)
+        self.shares.check(owner, self.engine.wait_s, count - 1)
+        self.engine.check_load(len(self._queue) + self.engine.snapshot().waiting + count - 1)
 
     def _parts(
         self, future: Future[Answer], journey: Journey, parts: Sequence[Request], gathering: Gathering
@@ -280,14 +280,14 @@ class Dispatcher:
             place: object = future
             if number:
                 place = object()
-                self._shares.enter(journey.owner, place)
+                self.shares.enter(journey.owner, place)
                 future.add_done_callback(partial(self._leave, journey.owner, place))
-            take, leave = partial(gathering.take, number), partial(self._shares.leave, journey.owner, place)
+            take, leave = partial(gathering.take, number), partial(self.shares.leave, journey.owner, place)
             # The engine's thread has no time for more than handing the outcome on.
-            yield self._engine.submit(part, partial(self._finisher.submit, take), leave)
+            yield self.engine.submit(part, partial(self._finisher.submit, take), leave)
 
     def _leave(self, owner: str, place: object, future: Future[Answer]) -> None:
-        self._shares.leave(owner, place)
+        self.shares.leave(owner, place)
 
     def _finish(
         self,

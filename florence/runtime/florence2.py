@@ -47,12 +47,12 @@ from florence.types.tasks import Task, TaskSpec, TaskTable, task_pairs
 class Florence2:
     """A loaded checkpoint on one device; make one with `Florence2.load`. Safe to use from many threads.
 
-    Use it as a context manager, or call `close` at the end.
+    Use it as a context manager, or call `close` at the end. `pipeline`, `engine`: its parts.
     """
 
     def __init__(self, loaded: Loaded, pictures: Pictures = "seen", shares: Shares | None = None) -> None:
-        self._pipeline = loaded.pipeline
-        self._engine = loaded.engine
+        self.pipeline = loaded.pipeline
+        self.engine = loaded.engine
         self._info, self._encode_stream = loaded.info, loaded.encode_stream
         self._memory = loaded.memory
         limits = loaded.info["limits"]
@@ -200,7 +200,7 @@ class Florence2:
         on_text: OnText | None = None,
         **options: Unpack[RunOptions],
     ) -> Future[OriginalAnswer]:
-        """As `submit`, for an answer in the original's shape only: cheaper by the typed result."""
+        """As `submit`, for an answer in the original's shape only: no typed result is made."""
         future: Future[Any] = self._start(image, [(task, text)], options, on_text, original=True)[0]
         return future
 
@@ -262,7 +262,7 @@ class Florence2:
 
     def room(self, **options: Unpack[RunOptions]) -> int:
         """How many requests with these options may wait at once, when there are no others."""
-        places = most_places(options, self._pipeline.max_tiles)
+        places = most_places(options, self.pipeline.max_tiles)
         return max(1, int(self._info["limits"]["max_queue"]) // places)
 
     def warm_up(self) -> None:
@@ -272,32 +272,32 @@ class Florence2:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._engine.ready and not self._dispatcher.closed
+        return self.engine.ready and not self._dispatcher.closed
 
     @property
     def alive(self) -> bool:
         """Whether the engine works, or will again without a restart."""
-        return self._engine.alive
+        return self.engine.alive
 
     @property
     def checkpoint(self) -> str:
         """The name that every answer says, with the revision where the checkpoint has one."""
-        return self._pipeline.checkpoint
+        return self.pipeline.checkpoint
 
     @property
     def tasks(self) -> TaskTable:
         """The tasks that this checkpoint answers: the built-in ones, and those that it was loaded with."""
-        return self._pipeline.tasks
+        return self.pipeline.tasks
 
     @property
     def adapters(self) -> list[str]:
         """The names of the adapters that a request may say."""
-        return [each.name for each in self._pipeline.adapters.infos]
+        return [each.name for each in self.pipeline.adapters.infos]
 
     def info(self) -> dict[str, Any]:
         """What runs, and how: checkpoint, revision, adapters, device, dtype, limits, generation settings,
         tasks; `encode_stream`: whether encodes run beside decode steps, "auto" until that is decided."""
-        return self._info | {"encode_stream": self._encode_stream()} | self._pipeline.described()
+        return self._info | {"encode_stream": self._encode_stream()} | self.pipeline.described()
 
     def memory(self) -> dict[str, int]:
         """Bytes on device and machine: `caches` of the requests that are decoded, `picture_cache` of the
@@ -311,7 +311,7 @@ class Florence2:
         read. It returns after the decode step in progress, and a few seconds more where a callback for text
         holds up the last answers. Closing twice does nothing.
         """
-        self._pipeline.adapters.close()
+        self.pipeline.adapters.close()
         self._dispatcher.close(drain_s)
 
     def __enter__(self) -> Florence2:
@@ -336,7 +336,7 @@ class Florence2:
             parameters = parameters_of(options)
             tasks = [(task_of(task, options), text) for task, text in asks]
             reads = any(reads_text(self.tasks, task) for task, _ in tasks)
-            view = view_of(parameters, self._pictures, self._pipeline.max_tiles, reads_text=reads)
+            view = view_of(parameters, self._pictures, self.pipeline.max_tiles, reads_text=reads)
             image = own_picture(image, view, self._limits)
         except FlorenceError as error:
             return [failed(error.with_traceback(None)) for _ in asks]  # this frame holds the picture

@@ -20,7 +20,7 @@ from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.find_cuda_kernels import find_low_rank, find_quantizer
+from florence.engine.device.cuda.find_kernels import find_low_rank, find_quantizer
 from florence.engine.device.runner import Runner
 from florence.engine.device.sizing import Needs, fit_memory
 from florence.engine.encode_policy import setting_of
@@ -29,6 +29,7 @@ from florence.engine.observer import Observer
 from florence.errors import CheckpointError, SettingsError
 from florence.images.limits import ImageLimits
 from florence.images.preprocess import InputSize, Preprocessing
+from florence.model.adapters.grouped import make_bank
 from florence.model.config import STRIDE, ModelConfig
 from florence.model.devices import (
     FP8,
@@ -40,7 +41,6 @@ from florence.model.devices import (
     pick_dtype,
 )
 from florence.model.fp8 import multiply_in_fp8
-from florence.model.grouped_adapters import make_bank
 from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 from florence.readers.processes import ProcessReaders

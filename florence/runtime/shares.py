@@ -22,7 +22,7 @@ def no_owner() -> str:
 
 class Shares:
     """The waiting requests of each owner. `owner`: says whose request it is, in the thread and the context
-    that submit it. `most`: of one owner.
+    that submit it. `most`: of one owner. `waiting`: by owner.
 
     Safe for threads without a lock, since a future may be cancelled in a thread that holds any lock.
     """
@@ -30,12 +30,12 @@ class Shares:
     def __init__(self, most: int, owner: Callable[[], str] = no_owner) -> None:
         self.owner = owner
         self._most = max(1, most)
-        self._waiting: defaultdict[str, set[Hashable]] = defaultdict(set)
+        self.waiting: defaultdict[str, set[Hashable]] = defaultdict(set)
 
     def check(self, owner: str, wait_s: Callable[[int], float], more: int = 1) -> None:
         """Raise Overloaded if the owner may not have so many more waiting requests. `wait_s`: seconds that so
         many requests will take, for the time to come back."""
-        waiting = len(self._waiting[owner])
+        waiting = len(self.waiting[owner])
         if owner == NO_OWNER or waiting + more <= self._most:
             return
         retry_after_s = max(1.0, wait_s(waiting))
@@ -47,8 +47,8 @@ class Shares:
 
     def enter(self, owner: str, request: Hashable) -> None:
         """The owner's request waits."""
-        self._waiting[owner].add(request)
+        self.waiting[owner].add(request)
 
     def leave(self, owner: str, request: Hashable) -> None:
         """It waits no longer. Calling it again does nothing."""
-        self._waiting[owner].discard(request)
+        self.waiting[owner].discard(request)

@@ -28,12 +28,12 @@ CHECK_S: Final = 2.0
 HELP: Final = "send `Authorization: Bearer KEY` with one of the service's API keys"
 
 _LINE: Final = re.compile(rf"([A-Za-z0-9][A-Za-z0-9_.-]{{0,63}}):([!-~]{{{MIN_CHARS},512}})")
-_caller: ContextVar[str] = ContextVar("caller", default="")
+CALLER: ContextVar[str] = ContextVar("caller", default="")
 
 
 def caller() -> str:
     """The name of the key with which the current request was sent; empty where no keys are asked for."""
-    return _caller.get()
+    return CALLER.get()
 
 
 def read_keys(lines: Iterable[str], source: str) -> dict[str, bytes]:
@@ -77,7 +77,7 @@ class ApiKeys:
         if not matches:
             reason = "the API key is not known" if authorization else "an API key is needed"
             raise Unauthorized(f"{reason}: {HELP}")
-        _caller.set(matches[0])
+        CALLER.set(matches[0])
         return matches[0]
 
     def _current(self) -> Mapping[str, bytes]:

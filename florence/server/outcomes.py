@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 
 from florence.answers.answer import Answer, OriginalAnswer
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
-from florence.server.json_log import FIELDS
 from florence.server.keys import caller
-from florence.server.request_ids import call_facts
+from florence.server.observability.json_log import FIELDS
+from florence.server.observability.request_ids import call_facts
 
 logger = logging.getLogger("florence.service")
 

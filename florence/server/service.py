@@ -23,19 +23,21 @@ from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
 from florence.errors import Closed, EngineError, FlorenceError
-from florence.server.access_log import guard_log
-from florence.server.bodies import BodyBudget
-from florence.server.connections import bound_connections
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.garbage import collect_rarely, collect_while_cheap, set_aside
 from florence.server.gpus import count_gpus
-from florence.server.http_metrics import CountRequests, metrics_endpoint
-from florence.server.json_log import log_json
+from florence.server.http.bodies import BodyBudget
+from florence.server.http.connections import bound_connections
+from florence.server.http.middleware import TimeLimit
+from florence.server.http.routing import OPEN_PATHS, known_paths, middleware_of
 from florence.server.keys import ApiKeys, caller, keys_of
-from florence.server.middleware import TimeLimit
+from florence.server.observability.access_log import guard_log
+from florence.server.observability.http_metrics import CountRequests, metrics_endpoint
+from florence.server.observability.json_log import log_json
+from florence.server.observability.tracing import read_any_header
+from florence.server.observability.worker_metrics import engine_metrics, triton_metrics
 from florence.server.openai.app import create_chat_app
 from florence.server.pages.site import Site
-from florence.server.routing import OPEN_PATHS, known_paths, middleware_of
 from florence.server.supervisor import (
     a_sibling_serves,
     end_serving,
@@ -48,14 +50,12 @@ from florence.server.supervisor import (
     share_one_heap,
 )
 from florence.server.tls import Tls, tls_of
-from florence.server.tracing import read_any_header
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint, prompt_endpoint
 from florence.server.typed.openapi import create_about_app
 from florence.server.typed.task_paths import create_task_app
 from florence.server.v2.http_app import infer_paths
 from florence.server.v2.inference import Inference, ModelRepository
-from florence.server.worker_metrics import engine_metrics, triton_metrics
 from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 

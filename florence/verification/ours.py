@@ -19,7 +19,7 @@ from florence.checkpoint.hub import Checkpoint
 from florence.checkpoint.preprocessing import read_preprocessing
 from florence.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from florence.checkpoint.weights import load_model
-from florence.engine.device.reference import TokenRules
+from florence.engine.device.beams.reference import TokenRules
 from florence.images.preprocess import InputSize
 from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from florence.engine.device.reference import TokenRules, generate
+from florence.engine.device.beams.reference import TokenRules, generate
 from florence.engine.request import GenerationOptions
 from florence.types.tasks import Task
 from florence.verification.trials import Sample, Trial

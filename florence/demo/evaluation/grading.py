@@ -16,13 +16,13 @@ from typing import Final
 
 from florence.demo.world.ground_truth import Question, full
 from florence.demo.world.scenes import Scene, Thing
-from florence.evaluation.box_measures import measure_boxes, measure_grounding, pooled
-from florence.evaluation.calibration import Judged, expected_calibration_error
-from florence.evaluation.captions import CaptionScores
-from florence.evaluation.examples import Answered, Example, TrueThing, Truth
-from florence.evaluation.figures import Evaluation, Figures
-from florence.evaluation.mask_measures import measure_outlines, measure_regions
-from florence.evaluation.measures import (
+from florence.evaluation.files.examples import Answered, Example, TrueThing, Truth
+from florence.evaluation.measures.boxes import measure_boxes, measure_grounding, pooled
+from florence.evaluation.measures.calibration import Judged, expected_calibration_error
+from florence.evaluation.measures.captions import CaptionScores
+from florence.evaluation.measures.figures import Evaluation, Figures
+from florence.evaluation.measures.masks import measure_outlines, measure_regions
+from florence.evaluation.measures.writing import (
     measure_exact,
     measure_reading,
     measure_writing,

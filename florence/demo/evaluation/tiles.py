@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 from florence.answers.filtering import items_of, overlap
 from florence.answers.tiled_views import area, meet
 from florence.demo.world.scenes import Scene, Thing
-from florence.evaluation.overlaps import RIGHT_OVERLAP
+from florence.evaluation.measures.overlaps import RIGHT_OVERLAP
 from florence.types.results import Result
 
 

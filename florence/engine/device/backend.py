@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import torch
 
 from florence.engine.config import DEFAULT_ENCODE_BUDGET_MS, CpuKernels, CudaKernels, EncodeStreamChoice
-from florence.engine.device.encode_stream import CudaEncodeStream, EncodeStream
-from florence.engine.device.find_cuda_kernels import find_encode_kernels, find_kernels
-from florence.engine.device.graphs import CudaGraphCapturer, GraphCapturer
+from florence.engine.device.beams.search import SearchStep, advance
+from florence.engine.device.capture.graphs import CudaGraphCapturer, GraphCapturer
+from florence.engine.device.cuda.find_kernels import find_encode_kernels, find_kernels
+from florence.engine.device.encode.stream import CudaEncodeStream, EncodeStream
 from florence.engine.device.memory import CudaMemory, DeviceMemory
-from florence.engine.device.search import SearchStep, advance
 from florence.model.attention import AttentionBackend, DenseAttention, KernelAttention
 from florence.model.config import VisionConfig
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
@@ -28,9 +28,8 @@ class Backend:
     """How steps run on a device. The defaults are right on any CPU: PyTorch's operations, step by step.
 
     `attention`: computes a step's attentions. `search`: lets the searches choose their next tokens. `encode`:
-    computes the layers of an encode. `memory`:
-    copies to and from the device. `capturer`: captures steps and encodes of a few fixed shapes as graphs;
-    None runs each shape as it comes. `delayed_readback`: read what a step decided only after the next step
+    computes the layers of an encode. `memory`: copies to and from the device. `capturer`: captures steps and
+    encodes of a few fixed shapes as graphs; None runs each shape as it comes. `delayed_readback`: read what a step decided only after the next step
     has been sent, so that the device never waits for the host; a finished request then stays in the batch for
     one extra step. `encode_stream`: where encodes run, unless a trial at the start finds that they are better
     on the steps' own; `encode_budget_s`: seconds that a step may take in that trial, None for no trial.

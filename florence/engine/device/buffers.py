@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from florence.engine.device.backend import Backend
-from florence.engine.device.bucket_steps import BucketSteps
-from florence.engine.device.buckets import Buckets
-from florence.engine.device.encodes import BucketEncodes, Encodes, PlainEncodes
+from florence.engine.device.beams.reference import TokenRules
+from florence.engine.device.beams.search_state import SearchState
+from florence.engine.device.capture.bucket_steps import BucketSteps
+from florence.engine.device.capture.buckets import Buckets
+from florence.engine.device.encode.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.device.readback import StepReadback
-from florence.engine.device.reference import TokenRules
 from florence.engine.device.residents import Residents
-from florence.engine.device.search_state import SearchState
 from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps
 from florence.engine.slots import Slot, SlotAllocator
 from florence.model.caches import Caches, CacheSizes

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from florence.engine.device.beams.reference import Hypothesis
+from florence.engine.device.beams.search_state import SearchState
+from florence.engine.device.beams.window_sums import WindowSums
 from florence.engine.device.memory import DeviceMemory, Download
-from florence.engine.device.reference import Hypothesis
-from florence.engine.device.search_state import SearchState
-from florence.engine.device.window_sums import WindowSums
 from florence.engine.sequence import SequenceState
 from florence.types.bounds import Sums
 

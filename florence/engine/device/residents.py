@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from florence.engine.adapters import AdapterSlots, EngineAdapter
 from florence.engine.sequence import SequenceState, Wait
-from florence.model.lowrank import AdapterBank
+from florence.model.adapters.lowrank import AdapterBank
 
 
 class Residents:

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from florence.engine.config import DEFAULT_PICTURE_CACHE_BYTES
 from florence.engine.device.backend import Backend
-from florence.engine.device.buckets import Buckets, aligned
+from florence.engine.device.beams.reference import Hypothesis, TokenRules
+from florence.engine.device.beams.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
 from florence.engine.device.buffers import Buffers, make_buffers, uncaptured_work
-from florence.engine.device.capturing import capture_all, memory_errors, try_attentions
-from florence.engine.device.encode_stream import EncodeStream
-from florence.engine.device.encode_trial import try_encode_stream
-from florence.engine.device.features import FeatureCache
+from florence.engine.device.capture.buckets import Buckets, aligned
+from florence.engine.device.capture.capturing import capture_all, memory_errors, try_attentions
+from florence.engine.device.encode.features import FeatureCache
+from florence.engine.device.encode.stream import EncodeStream
+from florence.engine.device.encode.trial import try_encode_stream
 from florence.engine.device.readback import StepReadback
-from florence.engine.device.reference import Hypothesis, TokenRules
-from florence.engine.device.search_state import DONE, FAULTY, RUNNING, SearchState, starts_of
 from florence.engine.device.steps import StepSequence
 from florence.engine.encode_policy import Decision
 from florence.engine.request import Request
@@ -47,12 +47,12 @@ class Runner(StepRunner):
 
     `slots`: requests that decode together; there are as many cache rows as they need with the checkpoint's
     own number of beams. `backend`: how steps run on the model's device. `picture_tokens`: of one picture.
-    `encode_batch`: maximum number of requests that are encoded together, None for as many as slots.
-    `picture_size`: height and width of pictures for which encodes are captured at the start, None to capture
-    them when they first come. `encoder_room`, `decoder_room`: positions of a slot and of a row, None for as
-    many as the checkpoint has. `feature_bytes`: memory for the features of the latest pictures. `reserved`:
-    allocate at the start all memory that a full engine needs; otherwise a backend with `lazy_pages` allocates
-    it on first use. `ordered`: as `TokenRules` has it, if no rules are given.
+    `encode_batch`: most requests of one encode, None for as many as slots. `picture_size`: height and width
+    of pictures for which encodes are captured at the start, None to capture them when they first come.
+    `encoder_room`, `decoder_room`: positions of a slot and of a row, None for as many as the checkpoint has.
+    `feature_bytes`: memory for the features of the latest pictures. `reserved`: allocate at the start all
+    memory that a full engine needs; otherwise a backend with `lazy_pages` allocates it on first use.
+    `ordered`: as `TokenRules` has it, if no rules are given.
 
     `encode_stream`: on which encodes run; `decision`: why, None until `prepare` has tried.
     """
@@ -85,12 +85,11 @@ class Runner(StepRunner):
             forced_eos_id=generation.forced_eos_id,
             ordered=ordered,
         )
-        room = text.max_positions
-        encoder_room = encoder_room or room
+        room, encoder_room = text.max_positions, encoder_room or text.max_positions
         if self.backend.capturer is not None:
             encoder_room = min(aligned(encoder_room), room)
         self.sizes = CacheSizes(slots, rows, encoder_room, decoder_room or room)
-        self.picture_tokens, self._picture_size = picture_tokens, picture_size
+        self.picture_tokens, self.picture_size = picture_tokens, picture_size
         self._encode_batch = min(encode_batch or slots, slots)
         self._reserved = reserved
         self._prepared = self._stale = False
@@ -99,7 +98,7 @@ class Runner(StepRunner):
         self.decision = None if tries else Decision(self.encode_stream.beside, "as it was set")
         self._sent: Wait = lambda: None  # waits for the latest chunk of an encode
         with memory_errors(slots, self._encode_batch):
-            self._buffers = self._build()
+            self.buffers = self._build()
 
     @property
     def chunks_ahead(self) -> int:
@@ -107,23 +106,23 @@ class Runner(StepRunner):
 
     @property
     def slots(self) -> SlotAllocator:
-        return self._buffers.slots
+        return self.buffers.slots
 
     def fits(self, requests: Iterable[Request]) -> int:
         wanted = list(requests)
-        by_adapters = self._buffers.adapters.fits(each.adapter for each in wanted)
+        by_adapters = self.buffers.adapters.fits(each.adapter for each in wanted)
         fitting = self.slots.fits(each.options.num_beams for each in wanted[:by_adapters])
-        return self._buffers.encodes.together(fitting)
+        return self.buffers.encodes.together(fitting)
 
     @property
     def caches(self) -> Caches:
         """Keys and values of all requests."""
-        return self._buffers.caches
+        return self.buffers.caches
 
     @property
     def state(self) -> SearchState:
         """The searches of all slots."""
-        return self._buffers.state
+        return self.buffers.state
 
     def reset(self) -> None:
         """Drop all requests and make new buffers: after a fault of the device the old ones can't be trusted.
@@ -134,14 +133,14 @@ class Runner(StepRunner):
         self._sent = lambda: None
         stream = self.backend.encode_stream
         stream.wait()  # for encodes that use the buffers
-        del self._buffers  # before the new ones are made: a device has no room for both
+        del self.buffers  # before the new ones are made: a device has no room for both
         self.features.clear()
         gc.collect()  # captured work refers to itself
         for capturer in (self.backend.capturer, stream.capturer):
             if capturer is not None:
                 capturer.reset()
         self.backend.memory.release()
-        self._buffers = self._build()
+        self.buffers = self._build()
         if self._prepared:
             self.prepare()
 
@@ -153,11 +152,11 @@ class Runner(StepRunner):
             torch.set_num_threads(threads)  # of the calling thread's operations
         self.backend.memory.activate()
         if self.backend.pins_attention:
-            try_attentions(self.model, self._buckets(), self.sizes.encoder_room)
-        buffers = self._buffers
+            try_attentions(self.model, self.buckets(), self.sizes.encoder_room)
+        buffers = self.buffers
         if self.backend.capturer is not None:
             with memory_errors(self.sizes.slots, self._encode_batch):
-                capture_all(buffers.steps, buffers.encodes, self._picture_size)
+                capture_all(buffers.steps, buffers.encodes, self.picture_size)
             if self.decision is None:
                 self._choose_encode_stream()
             buffers.caches.clear()
@@ -169,10 +168,10 @@ class Runner(StepRunner):
 
     def _choose_encode_stream(self) -> None:
         """Try on which stream encodes are to run; no request is there yet."""
-        self.decision = try_encode_stream(self, self._picture_size, self._encode_batch)
+        self.decision = try_encode_stream(self, self.picture_size, self._encode_batch)
         if not self.decision.runs_beside:
             self.encode_stream = EncodeStream()
-        self._buffers.clear()
+        self.buffers.clear()
         self.features.clear()
         self.backend.memory.release()
 
@@ -182,11 +181,12 @@ class Runner(StepRunner):
 
     def _build(self) -> Buffers:
         return make_buffers(
-            self.model, self.backend, self.sizes, self.rules, self._buckets,
+            self.model, self.backend, self.sizes, self.rules, self.buckets,
             lazy=self.backend.lazy_pages and not self._reserved,
         )  # fmt: skip
 
-    def _buckets(self) -> Buckets:
+    def buckets(self) -> Buckets:
+        """The shapes in which steps and encodes are captured."""
         sizes, config = self.sizes, self.model.config
         return Buckets.of(
             slots=sizes.slots,
@@ -217,7 +217,7 @@ class Runner(StepRunner):
         device has work while the host prepares the next, and the chunks' times are those of the work. Beside
         steps a chunk ends as soon as it is sent; what waits for it is yielded.
         """
-        chunks, stream = self._encode(sequences), self.encode_stream
+        chunks, stream = self.encode_chunks(sequences), self.encode_stream
         if not stream.beside:
             return with_pauses(chunks, self._wait_for_previous)
         return yielding(chunks, stream.wait)
@@ -228,7 +228,8 @@ class Runner(StepRunner):
         previous()
 
     @torch.inference_mode()
-    def _encode(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
+    def encode_chunks(self, sequences: Sequence[SequenceState]) -> Chunks[int]:
+        """`encode_parts` without its waits for the device: it yields wherever decode steps may run."""
         requests, misses = [sequence.request for sequence in sequences], self.features.misses
         stream = self.encode_stream
         try:
@@ -238,13 +239,13 @@ class Runner(StepRunner):
                 self._allocate(sequences, pictures.shape[1])  # pictures: [requests, tokens, d_model]
         except BaseException:  # also when the chunks are closed
             for sequence in sequences:
-                self._buffers.adapters.leave(sequence)
+                self.buffers.adapters.leave(sequence)
             raise
         try:
             slots = [sequence.slot.index for sequence in sequences]
             prompts = [request.prompt_ids for request in requests]
             adapters = [sequence.adapter for sequence in sequences]
-            writing = self._buffers.encodes.write_cross_kv(pictures, prompts, slots, adapters)
+            writing = self.buffers.encodes.write_cross_kv(pictures, prompts, slots, adapters)
             yield from within(writing, stream.sending)
             while not stream.done():
                 yield
@@ -259,12 +260,12 @@ class Runner(StepRunner):
 
     def place_adapters(self, sequences: Sequence[SequenceState]) -> None:
         """Bring the requests' adapters to the device. Raises `IndexError` where there is no free slot."""
-        changed = self._buffers.adapters.enter(sequences)
+        changed = self.buffers.adapters.enter(sequences)
         if changed and self.backend.capturer is not None:
             log.warning("%s: other layers or ranks than before, steps run uncaptured for now", changed)
-            buffers, self._stale = self._buffers, True
+            buffers, self._stale = self.buffers, True
             buffers.steps, buffers.encodes = uncaptured_work(
-                self.model, self.backend, buffers.caches, buffers.state, self._buckets
+                self.model, self.backend, buffers.caches, buffers.state, self.buckets
             )
 
     def _encode_images(self, sequences: Sequence[SequenceState]) -> Chunks[Tensor]:
@@ -276,7 +277,7 @@ class Runner(StepRunner):
         if new:
             pixels = [torch.from_numpy(each.request.pixels) for each in new.values()]
             adapters = [each.adapter for each in new.values()]
-            tokens = yield from self._buffers.encodes.encode_images(pixels, adapters)
+            tokens = yield from self.buffers.encodes.encode_images(pixels, adapters)
             # Copies: a cached picture must not keep its whole batch alive.
             made = dict(zip(new, (picture.clone() for picture in tokens), strict=True))
             self.features.keep(made)
@@ -285,7 +286,7 @@ class Runner(StepRunner):
 
     def _allocate(self, sequences: Sequence[SequenceState], picture_tokens: int) -> None:
         """Give a slot to each request, to all of them or to none."""
-        to_wipe = self._buffers.to_wipe
+        to_wipe = self.buffers.to_wipe
         while to_wipe:  # here and not in `drop`, which must not fail when the device does
             self.caches.wipe(to_wipe[-1].index, to_wipe[-1].rows)
             to_wipe.pop()
@@ -301,13 +302,13 @@ class Runner(StepRunner):
         outcome is known now; their slots are free again."""
         running = [sequence for sequence in sequences if not sequence.ended]
         if running:
-            self._buffers.steps.run([StepSequence.of(sequence) for sequence in running])
+            self.buffers.steps.run([StepSequence.of(sequence) for sequence in running])
         for sequence in running:
             sequence.steps += 1
         latest = StepReadback(self.state, self.backend.memory, running)
         if not self.backend.delayed_readback:
             return self._collect(latest, latest)
-        due, self._buffers.latest = self._buffers.latest, latest
+        due, self.buffers.latest = self.buffers.latest, latest
         return [] if due is None else self._collect(due, latest)
 
     def _collect(self, due: StepReadback, latest: StepReadback) -> list[tuple[SequenceState, Outcome]]:
@@ -339,9 +340,9 @@ class Runner(StepRunner):
     def drop(self, sequence: SequenceState) -> None:
         sequence.dropped = True
         self.slots.give_back(sequence.slot)
-        self._buffers.adapters.leave(sequence)
+        self.buffers.adapters.leave(sequence)
         if self.backend.attention.masked and not sequence.finite:
-            self._buffers.to_wipe.append(sequence.slot)
+            self.buffers.to_wipe.append(sequence.slot)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
         if len(hypothesis.token_ids) < request.options.max_length:

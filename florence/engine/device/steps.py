@@ -17,16 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from florence.engine.device.beams.search import SearchStep, advance
+from florence.engine.device.beams.search_state import SearchState, StepShape
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.device.search import SearchStep, advance
-from florence.engine.device.search_state import SearchState, StepShape
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot
+from florence.model.adapters.lowrank import AdapterBank
 from florence.model.attention import AttentionBackend, DecodeBatch, StepInputs
 from florence.model.caches import Caches
 from florence.model.decode import decode_step
 from florence.model.language import LanguageModel
-from florence.model.lowrank import AdapterBank
 
 Occupancy = list[tuple[Slot, int, int]]
 """Slots in use, and encoder length and adapter of each one's request: all that a `DecodeBatch` depends on."""

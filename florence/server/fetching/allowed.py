@@ -26,7 +26,7 @@ Network = IPv4Network | IPv6Network
 OFF: Final = "pictures are not fetched from URLs here: FLORENCE_IMAGE_HOSTS must name their hosts"
 # IANA's registries of special addresses (RFC 6890 and later), and 168.63.129.16, by which a machine in Azure
 # reaches its host. Listed here, because Python's `is_global` differs between versions.
-_SPECIAL_IPV4: Final = tuple(
+SPECIAL_IPV4: Final = tuple(
     map(
         IPv4Network,
         (
@@ -38,7 +38,7 @@ _SPECIAL_IPV4: Final = tuple(
     )
 )  # fmt: skip
 _UNICAST_IPV6: Final = IPv6Network("2000::/3")  # all that is assigned to hosts; the rest is special or unused
-_SPECIAL_IPV6: Final = tuple(
+SPECIAL_IPV6: Final = tuple(
     map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"))
 )
 _NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address, as hosts without IPv4 see it
@@ -54,10 +54,10 @@ def read_address(text: str) -> Address:
 def is_public(address: Address) -> bool:
     """Whether it is an address of the public internet: not private, local, shared, multicast or reserved."""
     if isinstance(address, IPv4Address):
-        return not any(address in network for network in _SPECIAL_IPV4)
+        return not any(address in network for network in SPECIAL_IPV4)
     if address in _NAT64:
         return is_public(_translated(address))
-    return address in _UNICAST_IPV6 and not any(address in network for network in _SPECIAL_IPV6)
+    return address in _UNICAST_IPV6 and not any(address in network for network in SPECIAL_IPV6)
 
 
 def _translated(address: IPv6Address) -> IPv4Address:

@@ -31,10 +31,10 @@ from florence.errors import (
 )
 from florence.images.headers import FIRST_BYTES, FORMATS, is_picture
 from florence.runtime.shares import Shares
-from florence.server.bodies import Body
 from florence.server.fetching.allowed import OFF, Address, AllowList, read_address, read_allow_list
 from florence.server.fetching.connecting import CheckedAddresses, Resolve, system_resolver
 from florence.server.fetching.urls import PictureUrl, parse_url
+from florence.server.http.bodies import Body
 from florence.server.keys import caller
 from florence.settings import Settings
 
@@ -69,7 +69,7 @@ class PictureFetcher:
     tls: SSLContext | None = None
 
     def __post_init__(self) -> None:
-        self._running = 0
+        self.running = 0
         self._shares = Shares(self.limits.most_of_key, caller)
 
     async def fetch(self, url: str, *, timeout_s: float, body: Body | None = None) -> bytearray:
@@ -105,17 +105,17 @@ class PictureFetcher:
     def _one_more(self) -> Iterator[None]:
         owner, fetch = self._shares.owner(), object()
         self._shares.check(owner, lambda _: 1.0)
-        if self._running >= self.limits.most:
+        if self.running >= self.limits.most:
             raise Overloaded(
-                f"{self._running} pictures are being fetched, as many as may (FLORENCE_MAX_QUEUE); come back "
+                f"{self.running} pictures are being fetched, as many as may (FLORENCE_MAX_QUEUE); come back "
                 "in 1 s"
             )
-        self._running += 1
+        self.running += 1
         self._shares.enter(owner, fetch)
         try:
             yield
         finally:
-            self._running -= 1
+            self.running -= 1
             self._shares.leave(owner, fetch)
 
     async def _follow(self, url: PictureUrl, body: Body | None) -> bytearray:

@@ -19,9 +19,9 @@ from starlette.types import Scope
 from florence.answers.answer import Answer
 from florence.errors import FieldError, NotFound, RequestError, UnknownModel
 from florence.runtime.streaming import OnText
-from florence.server.bodies import read_body
 from florence.server.events import reply_in_events
 from florence.server.fetching.fetcher import PictureFetcher
+from florence.server.http.bodies import read_body
 from florence.server.long_strings import Document, LongString, short_strings
 from florence.server.openai.errors import openai_error
 from florence.server.openai.fields import read_answer_as, read_flag, read_include_usage, read_options

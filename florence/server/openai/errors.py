@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from florence.errors import FieldError, UnknownModel
-from florence.server.middleware import HttpMiddleware
+from florence.server.http.middleware import HttpMiddleware
 from florence.server.replies import error_reply, json_reply
 
 PREFIX: Final = "/v1/"

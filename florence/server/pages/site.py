@@ -24,8 +24,8 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from florence import __version__
-from florence.server.held import HeldBody
-from florence.server.middleware import ErrorBodies, HttpMiddleware
+from florence.server.http.held import HeldBody
+from florence.server.http.middleware import ErrorBodies, HttpMiddleware
 from florence.server.replies import json_reply
 from florence.server.v2.inference import Inference
 from florence.server.v2.model import server_metadata

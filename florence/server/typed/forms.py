@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from florence.errors import ProtocolError, RequestError, TooMuchStructure
 from florence.images.headers import FIRST_BYTES, is_picture
-from florence.server.bodies import read_body
+from florence.server.http.bodies import read_body
 from florence.server.long_strings import Document, short_strings
 from florence.server.replies import off_loop
 from florence.types.options import MAX_TEXT_CHARS

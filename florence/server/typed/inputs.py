@@ -24,9 +24,9 @@ from starlette.types import Scope
 
 from florence.errors import FlorenceError, ProtocolError, RequestError
 from florence.images.headers import FIRST_BYTES, FORMATS, is_picture
-from florence.server.bodies import kept_body, read_body
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.fetching.urls import MAX_URL_CHARS
+from florence.server.http.bodies import kept_body, read_body
 from florence.server.long_strings import Document, short_strings
 from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop
@@ -128,14 +128,14 @@ class PictureInput(Described):
                 size = len(fields["image"]) if isinstance(fields.get("image"), str) else 0
                 return await off_loop(size, cls.model_validate, fields)
             body = await read_body(request.receive)
-            return await off_loop(len(body), cls._from_json, body)
+            return await off_loop(len(body), cls.from_json, body)
         except (FlorenceError, ValidationError) as error:
             return Refused(error)
         except ClientDisconnect:
             return Refused(RequestError("the client left while it sent its request"))
 
     @classmethod
-    def _from_json(cls, body: bytes | bytearray) -> PictureInput:
+    def from_json(cls, body: bytes | bytearray) -> PictureInput:
         if is_picture(bytes(body[:FIRST_BYTES])):
             raise RequestError(f"{_SHAPES}: it is a picture whose Content-Type says something else")
         try:

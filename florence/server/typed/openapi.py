@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from florence import __version__
 from florence.errors import Closed
-from florence.server.held import HeldBody
+from florence.server.http.held import HeldBody
 from florence.server.keys import HELP
 from florence.server.openai.schemas import TAG, chat_paths, chat_schemas
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply

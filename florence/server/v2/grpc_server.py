@@ -19,10 +19,10 @@ from tritonclient.grpc import service_pb2
 
 from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, ProtocolError, SettingsError
-from florence.server.bodies import BodyBudget
+from florence.server.http.bodies import BodyBudget
 from florence.server.keys import ApiKeys
+from florence.server.observability.request_ids import CallContext
 from florence.server.replies import GRPC_CODES, failure_of, log_failure, off_loop
-from florence.server.request_ids import CallContext
 from florence.server.tls import Tls
 from florence.server.v2.grpc_about import INFERENCE, Health, StrictMessages, add_about
 from florence.server.v2.grpc_keys import KeyInterceptor

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from florence.errors import Closed, NotFound, ProtocolError
-from florence.server.bodies import read_body
+from florence.server.http.bodies import read_body
 from florence.server.long_strings import Document
 from florence.server.replies import json_reply, off_loop, reply_or_error
 from florence.server.v2.http_infer import (

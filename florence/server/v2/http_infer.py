@@ -19,8 +19,8 @@ from starlette.types import Scope
 from florence.answers.answer import OriginalAnswer
 from florence.errors import ClientLeft, NotFound, ProtocolError, UnknownEncoding
 from florence.runtime.streaming import OnText
-from florence.server.bodies import plain_body, read_body
 from florence.server.events import EVENTS, reply_in_events
+from florence.server.http.bodies import plain_body, read_body
 from florence.server.outcomes import log_answer
 from florence.server.replies import checkpoint_header, error_reply, json_reply, off_loop, reply_or_error
 from florence.server.v2.compression import ENCODINGS, choose_encoding, compress

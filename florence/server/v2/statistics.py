@@ -10,7 +10,7 @@ from collections import Counter
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from florence.server.prometheus_text import Lines
+from florence.server.observability.prometheus_text import Lines
 from florence.server.v2.model import ServedModel
 from florence.server.v2.tally import LATEST, PENDING, Tally
 

@@ -3,7 +3,7 @@
 
 `scan` goes over the logits once, one program for each part of a row: log-sum-exp, the search's rules, the
 best tokens that they leave. `merge` combines the parts of each row. Rows as in this package's docstring.
-`florence.engine.device.search` defines the results.
+`florence.engine.device.beams.search` defines the results.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 """A step of all searches in one kernel: from candidates to the next beams, hypotheses and histories.
 
-One program extends one request's search, as `florence.engine.device.search` defines it: first the candidates
-in the order of their totals, one after the other, with what is finished in registers; then the histories of
-the beams that go on, from the end to the start, since each entry of the suffix matches needs the one before.
+One program extends one request's search, as `florence.engine.device.beams.search` defines it: first the
+candidates in the order of their totals, one after the other, with what is finished in registers; then the
+histories of the beams that go on, from the end to the start, since each entry of the suffix matches needs
+the one before.
 """
 
 from __future__ import annotations

@@ -1,0 +1,219 @@
+"""The table of an encode's Triton kernels; imports triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from florence.engine.device.cuda.kernel import Case, CudaKernel, StepLoad, bytes_of
+from florence.model.kernels.cuda import copies, gelu, positions, tower_attention, tower_twins
+
+LEVELS, CHANNELS = 256, 3
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSizes:
+    """Of an example: pictures, cells a side and their dimension, numbers of a head or group of channels,
+    cells a side of a window; positions of encoder states, as wide as cells."""
+
+    pictures: int
+    side: int
+    dim: int
+    head_dim: int
+    window: int
+    length: int
+
+    @property
+    def heads(self) -> int:
+        return self.dim // self.head_dim
+
+
+LARGE = EncodeSizes(16, 48, 1_024, 32, 12, 640)
+"""Florence-2-large: the third stage of the tower, in which most of an encode's time goes."""
+
+SMALL = EncodeSizes(2, 18, 96, 32, 12, 70)
+"""Windows that reach beyond the picture, a width that is no power of two, and rows for the products' large
+tile."""
+
+
+def _position_norm_cost(load: StepLoad, cells: Tensor, *arguments: object) -> tuple[float, ...]:
+    # A strip's border is counted as if no cache had it from another strip; sums and norms are written.
+    rows, columns = positions.strip_of(cells.shape)
+    read = (rows + 2) * (columns + 2) / (rows * columns)
+    return (read + 2) * bytes_of(cells), 18.0 * cells.numel()
+
+
+def _window_attention_cost(
+    load: StepLoad, qkv: Tensor, bias: Tensor | None, heads: int, side: int
+) -> tuple[float, ...]:
+    pictures, height, width, depth = qkv.shape
+    windows = pictures * -(-height // side) * -(-width // side)
+    cells, per_pair = side * side, 4.0 * windows * depth / 3
+    blocks = tower_attention.WINDOW_QUERIES, tower_attention.WINDOW_KEYS
+    queries, keys = (-(-cells // block) * block for block in blocks)
+    return 4 / 3 * bytes_of(qkv), per_pair * cells**2, per_pair * queries * keys
+
+
+def _channel_scores_cost(load: StepLoad, qkv: Tensor, groups: int) -> tuple[float, ...]:
+    return 2 / 3 * bytes_of(qkv), 2.0 * qkv.numel() / 3 * (qkv.shape[-1] // 3 // groups)
+
+
+def _channel_mix_cost(load: StepLoad, qkv: Tensor, parts: Tensor) -> tuple[float, ...]:
+    # Each of a group's programs reads all of its parts.
+    read = bytes_of(parts) * parts.shape[2]
+    return 2 / 3 * bytes_of(qkv) + read, 2.0 * qkv.numel() / 3 * parts.shape[-1]
+
+
+def gelu_linear_cost(load: StepLoad, states: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, ...]:
+    rows = states.numel() // states.shape[-1]
+    moved = bytes_of(states, weight) + rows * len(weight) * states.element_size()
+    return moved, 2.0 * rows * weight.numel()
+
+
+def _look_up_cost(load: StepLoad, pixels: Tensor, table: Tensor, channels: int) -> tuple[float, ...]:
+    return bytes_of(pixels) + pixels.numel() * table.element_size(), 0.0
+
+
+def _write_cross_cost(load: StepLoad, states: Tensor, *arguments: object) -> tuple[float, ...]:
+    return 2 * bytes_of(states), 0.0
+
+
+@dataclass(frozen=True)
+class _Random:
+    """Random inputs of an example."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self.dtype, device=self.device)
+
+    def qkv(self, sizes: EncodeSizes) -> Tensor:
+        return self(sizes.pictures, sizes.side, sizes.side, 3 * sizes.dim)
+
+
+def _position_norm_case(device: torch.device, dtype: torch.dtype, sizes: EncodeSizes) -> Case:
+    random, dim = _Random(device, dtype), sizes.dim
+    cells, taps = random(sizes.pictures, sizes.side, sizes.side, dim), random(9, dim)
+    taps_bias, weight, bias, following = random(4, dim)
+    filters = taps.T.reshape(dim, 1, 3, 3).contiguous(memory_format=torch.channels_last)
+
+    def dense() -> Sequence[Tensor]:
+        moved = F.conv2d(cells.permute(0, 3, 1, 2), filters, taps_bias, padding=1, groups=dim)
+        sums = cells + moved.permute(0, 2, 3, 1)
+        return sums, F.layer_norm(sums, (dim,), weight, bias)
+
+    arguments = cells, taps, taps_bias, weight, bias, following, 1e-5
+    return Case(
+        lambda: positions.position_norm(*arguments), lambda: tower_twins.position_norm(*arguments), dense
+    )
+
+
+def _window_attention_case(device: torch.device, dtype: torch.dtype, sizes: EncodeSizes) -> Case:
+    random, side = _Random(device, dtype), sizes.window
+    qkv, bias = random.qkv(sizes), random(3 * sizes.dim)
+    arguments = qkv, bias, sizes.heads, side
+
+    def dense() -> Sequence[Tensor]:  # the products before and after it copy windows too
+        whole = sizes.side // side * side
+        cells, count = qkv[:, :whole, :whole], sizes.side // side
+        windows = cells.reshape(sizes.pictures, count, side, count, side, 3 * sizes.dim)
+        rows = windows.transpose(2, 3).reshape(-1, side * side, 3, sizes.heads, sizes.head_dim)
+        queries, keys, values = rows.permute(2, 0, 3, 1, 4)
+        return (F.scaled_dot_product_attention(queries, keys, values),)
+
+    return Case(
+        lambda: (tower_attention.window_attention(*arguments),),
+        lambda: (tower_twins.window_attention(*arguments),),
+        dense,
+    )
+
+
+def _channel_attention_case(device: torch.device, dtype: torch.dtype, sizes: EncodeSizes) -> Case:
+    """Both passes."""
+    qkv, groups = _Random(device, dtype).qkv(sizes), sizes.heads
+
+    def kernel() -> Sequence[Tensor]:
+        return (tower_attention.channel_mix(qkv, tower_attention.channel_scores(qkv, groups)),)
+
+    def twin() -> Sequence[Tensor]:
+        return (tower_twins.channel_mix(qkv, tower_twins.channel_scores(qkv, groups, 1)),)
+
+    def dense() -> Sequence[Tensor]:
+        split = qkv.view(sizes.pictures, -1, 3, groups, sizes.head_dim)
+        queries, keys, values = split.permute(2, 0, 3, 1, 4)
+        weights = (queries * queries.shape[2] ** -0.5).transpose(-1, -2) @ keys
+        return ((values @ weights.softmax(-1).transpose(-1, -2)).transpose(1, 2).flatten(2),)
+
+    return Case(kernel, twin, dense)
+
+
+def _gelu_linear_case(device: torch.device, dtype: torch.dtype, sizes: EncodeSizes) -> Case:
+    random, dim = _Random(device, dtype), sizes.dim
+    states = random(sizes.pictures, sizes.side**2, dim)
+    return activated_case(states, random(4 * dim, dim) * dim**-0.5, random(4 * dim))
+
+
+def activated_case(states: Tensor, weight: Tensor, bias: Tensor) -> Case:
+    """A product with GELU after it; the arguments of `gelu_linear`."""
+
+    def dense() -> Sequence[Tensor]:
+        return (F.gelu(F.linear(states, weight, bias)),)
+
+    if not gelu.takes(states.dtype):  # then no product is the kernel's
+        return Case(dense, dense)
+    return Case(
+        lambda: (gelu.gelu_linear(states, weight, bias),),
+        lambda: (tower_twins.gelu_linear(states, weight, bias),),
+        dense,
+    )
+
+
+def _look_up_case(device: torch.device, dtype: torch.dtype, sizes: EncodeSizes) -> Case:
+    shape = sizes.pictures, 16 * sizes.side, 16 * sizes.side, CHANNELS
+    pixels = torch.randint(LEVELS, shape, dtype=torch.uint8, device=device)
+    table = _Random(device, dtype)(CHANNELS * LEVELS)
+    return Case(
+        lambda: (copies.look_up(pixels, table, CHANNELS),),
+        lambda: (tower_twins.look_up(pixels, table, CHANNELS),),
+    )
+
+
+def _write_cross_case(device: torch.device, dtype: torch.dtype, sizes: EncodeSizes) -> Case:
+    random = _Random(device, dtype)
+    states = random(sizes.pictures, sizes.length, 2 * sizes.dim)
+    slots = torch.arange(sizes.pictures, device=device)
+    shape = sizes.pictures, sizes.heads, sizes.length + 6, sizes.head_dim
+
+    def run(write: Callable[..., None]) -> Callable[[], Sequence[Tensor]]:
+        def written() -> Sequence[Tensor]:
+            caches = states.new_zeros(shape), states.new_zeros(shape)
+            write(states, slots, *caches)
+            return caches
+
+        return written
+
+    return Case(run(copies.write_cross), run(tower_twins.write_cross))
+
+
+_kernel = partial(CudaKernel[EncodeSizes], large=LARGE, small=SMALL)
+
+ENCODE_KERNELS = (
+    _kernel("florence::look_up", _look_up_cost, _look_up_case),
+    _kernel("florence::position_norm", _position_norm_cost, _position_norm_case),
+    _kernel(
+        "florence::window_attention",
+        _window_attention_cost,
+        _window_attention_case,
+        kind="attention, head of 32",
+    ),
+    _kernel("florence::channel_scores", _channel_scores_cost, _channel_attention_case),
+    _kernel("florence::channel_mix", _channel_mix_cost, _channel_attention_case),
+    _kernel("florence::gelu_linear", gelu_linear_cost, _gelu_linear_case, kind="own product"),
+    _kernel("florence::write_cross", _write_cross_cost, _write_cross_case),
+)

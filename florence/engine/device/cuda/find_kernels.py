@@ -1,0 +1,176 @@
+"""Whether the Triton kernels can be used on a device: those of a decode step, and those of an encode. Imports
+them only where there is one that may run them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from florence.engine.config import CudaKernels
+from florence.engine.device.beams.search import SearchStep
+from florence.engine.device.cuda.kernel import CudaKernel
+from florence.errors import SettingsError
+from florence.model.adapters.lowrank import LowRankKernels
+from florence.model.attention import AttentionBackend
+from florence.model.config import VisionConfig
+from florence.model.encoding import EncodeBackend
+from florence.model.kernels import fp8
+from florence.model.kernels.fp8 import RowQuantizer
+from florence.types.bounds import MAX_BEAMS
+
+log = logging.getLogger(__name__)
+
+HEAD_DIMS = 16, 32, 64, 128
+"""Of attention's heads and groups of channels: they fill the tiles of tensor cores."""
+
+OLDEST = 8, 0
+"""The oldest compute capability that the kernels are compiled for in the tests."""
+
+BEAMS = 1, 3, MAX_BEAMS
+"""Of a request in a step: the kernels are compiled for each number."""
+
+COMPILERS = "gcc", "clang"
+"""Of C, of which triton needs one for what loads its kernels; `CC` in the environment names another."""
+
+
+def find_kernels(
+    device: torch.device, dtype: torch.dtype, head_dim: int
+) -> tuple[AttentionBackend, SearchStep] | None:
+    """Attention and search by the kernels for a CUDA device; None, and a warning, where they can't be used:
+    without triton, on an old card, with other heads, or where one fails or differs from its definition."""
+    if not _can_run(device, "decode steps", [head_dim]):
+        return None
+    from florence.engine.device.cuda.kernels import STEP_KERNELS
+
+    kernels = [kernel.fitted(beams=beams, head_dim=head_dim) for kernel in STEP_KERNELS for beams in BEAMS]
+    return load_kernels() if _agree(kernels, device, dtype, "decode steps") else None
+
+
+def find_encode_kernels(
+    device: torch.device, dtype: torch.dtype, vision: VisionConfig
+) -> EncodeBackend | None:
+    """An encode's layers by the kernels for a CUDA device; None, and a warning, as `find_kernels` has it."""
+    stages = zip(vision.dims, vision.heads, vision.groups, strict=True)
+    sizes = {(dim, dim // number): None for dim, *numbers in stages for number in numbers}
+    if not _can_run(device, "encodes", [head_dim for _, head_dim in sizes]):
+        return None
+    from florence.engine.device.cuda.encode_kernels import ENCODE_KERNELS
+
+    kernels = [
+        kernel.fitted(dim=dim, head_dim=head_dim, window=vision.window)
+        for kernel in ENCODE_KERNELS
+        for dim, head_dim in sizes
+    ]
+    return load_encode_kernels() if _agree(kernels, device, dtype, "encodes") else None
+
+
+def _can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
+    """Whether there is triton, and the card and the model are such that the kernels were made for."""
+    if not _has_triton(what):
+        return False
+    if torch.cuda.get_device_capability(device) < OLDEST or not set(head_dims) <= set(HEAD_DIMS):
+        log.warning("no kernels for this GPU or this model: %s use PyTorch's operations", what)
+        return False
+    return True
+
+
+def _has_triton(what: str) -> bool:
+    """Whether kernels can be made here; if not, a warning says what is missing."""
+    if find_spec("triton") is None:
+        missing = "triton is not installed"
+    elif not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
+        missing = "triton needs a C compiler, and neither gcc nor clang is installed"
+    else:
+        return True
+    log.warning("%s: %s use PyTorch's operations, which is slower", missing, what)
+    return False
+
+
+def _agree(kernels: Sequence[CudaKernel[Any]], device: torch.device, dtype: torch.dtype, what: str) -> bool:
+    """Whether all of these compute on the device what their definitions say."""
+    try:
+        with torch.cuda.device(device), torch.inference_mode():
+            for kernel in kernels:
+                kernel.check(device, dtype)
+    except Exception as error:
+        log.warning("%s use PyTorch's operations, since a kernel failed", what, exc_info=error)
+        return False
+    return True
+
+
+def load_kernels() -> tuple[AttentionBackend, SearchStep]:
+    """Attention and search by the kernels, unchecked. Needs triton, and no GPU."""
+    from florence.engine.device.cuda import search as cuda_search
+    from florence.model.cuda.attention import CudaAttention
+
+    return CudaAttention(), cuda_search.advance
+
+
+def load_encode_kernels() -> EncodeBackend:
+    """An encode's layers by the kernels, unchecked. Needs triton, and no GPU."""
+    from florence.model.cuda.encoding import CudaEncode
+
+    return CudaEncode()
+
+
+def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> RowQuantizer:
+    """What rounds the input of products in fp8: the kernel, where it is allowed and agrees with its
+    definition, or PyTorch's operations.
+
+    Raises `SettingsError` where the device's products in fp8 are not those of their definition.
+    """
+    quantize: RowQuantizer = fp8.quantize_rows
+    if device.type != "cuda":
+        return quantize
+    if cuda_kernels == "auto" and _has_triton("products in fp8"):
+        quantize = _checked_kernel(device)
+    try:
+        with torch.cuda.device(device), torch.inference_mode():
+            fp8.check(device, quantize)
+    except Exception as error:
+        raise SettingsError(
+            f"this GPU can't multiply in fp8 as dtype 'fp8' needs it; choose another one: {error}"
+        ) from error
+    return quantize
+
+
+def _checked_kernel(device: torch.device) -> RowQuantizer:
+    """The kernel; PyTorch's operations, and a warning, where it fails or differs."""
+    from florence.engine.device.cuda import kernels as cuda_kernels
+
+    agrees = _agree([cuda_kernels.QUANTIZE], device, torch.bfloat16, "products in fp8")
+    return load_quantizer() if agrees else fp8.quantize_rows
+
+
+def find_low_rank(
+    device: torch.device, dtype: torch.dtype, cuda_kernels: CudaKernels = "auto"
+) -> LowRankKernels | None:
+    """The kernels for adapters beside the weights; None on other devices and where they are off, and with a
+    warning where they can't be used."""
+    if device.type != "cuda" or cuda_kernels == "off" or not _has_triton("adapters"):
+        return None
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return None
+    from florence.engine.device.cuda import kernels as table
+
+    return load_low_rank() if _agree(table.LOW_RANK_KERNELS, device, dtype, "adapters") else None
+
+
+def load_low_rank() -> LowRankKernels:
+    """The kernels for adapters beside the weights, unchecked. Needs triton, and no GPU."""
+    from florence.model.kernels.cuda import low_rank
+
+    return LowRankKernels(low_rank.shrink, low_rank.expand)
+
+
+def load_quantizer() -> RowQuantizer:
+    """The kernel for rows of products in fp8, unchecked. Needs triton, and no GPU."""
+    from florence.model.kernels.cuda.quantize import quantize_rows
+
+    return quantize_rows

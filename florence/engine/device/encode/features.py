@@ -1,0 +1,57 @@
+"""A cache of picture tokens, so that several tasks on one picture run the tower once.
+
+Picture tokens do not depend on the task. Bounded in bytes; the least recently used go first. Imports no
+torch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class FeatureCache:
+    """Features by the digest of the pixels, at most `max_bytes` of them.
+
+    `misses` counts pictures that were not found. Not thread-safe: only the engine's thread uses it.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.misses = 0
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self.features: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all features that are kept. In any thread."""
+        return self._bytes
+
+    def clear(self) -> None:
+        """Drop all features."""
+        self.features.clear()
+        self._bytes = 0
+
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, Tensor]:
+        """The features of those pictures that are in the cache. A digest that is listed twice and missing is
+        one miss."""
+        found = {digest: self.features[digest] for digest in digests if digest in self.features}
+        for digest in found:
+            self.features.move_to_end(digest)
+        self.misses += len(set(digests) - found.keys())
+        return found
+
+    def keep(self, features: Mapping[bytes, Tensor]) -> None:
+        """Add the features of new pictures, and drop the least recently used beyond the limit."""
+        for digest, picture in features.items():
+            if digest not in self.features:
+                self.features[digest] = picture
+                self._bytes += picture.nbytes
+            self.features.move_to_end(digest)
+            while self._bytes > self._max_bytes:
+                _, oldest = self.features.popitem(last=False)
+                self._bytes -= oldest.nbytes

@@ -1,0 +1,1 @@
+"""Files with the truth: COCO's annotations, questions with answers, JSON lines."""

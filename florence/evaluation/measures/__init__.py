@@ -1,0 +1,1 @@
+"""Measures of answers against the truth, and figures made of them."""

@@ -1,0 +1,187 @@
+"""Answers in boxes against the truth: classes, dense captions, open vocabulary, phrases, expressions.
+
+Labels are compared as `same_words` makes them. Knows nothing about files or models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from florence.evaluation.files.examples import Answered, TrueThing, picture_numbers, same_words
+from florence.evaluation.measures.calibration import Judged
+from florence.evaluation.measures.captions import CaptionScores, words_here
+from florence.evaluation.measures.figures import Evaluation, Metric, judge, mean_of
+from florence.evaluation.measures.masks import mask_precision
+from florence.evaluation.measures.overlaps import RIGHT_OVERLAP, box_overlap
+from florence.evaluation.measures.precision import AveragePrecision, PlacedThing
+from florence.types.results import Detection, Detections, Segmentation
+
+_WORDING: Final = ("METEOR", "ROUGE-L")  # need no weights of words, which would depend on the answers
+_MOST_NAMED: Final = 8  # labels in a note
+
+
+def boxes_of(row: Answered) -> list[Detection]:
+    """The answer's boxes; those around the polygons where it has polygons."""
+    if isinstance(row.result, Segmentation):
+        return [
+            Detection(label=each.label, box=each.bounds, score=each.score)
+            for each in row.result.annotations()
+        ]
+    return row.result.detections if isinstance(row.result, Detections) else []
+
+
+def measure_boxes(rows: Sequence[Answered]) -> Evaluation:
+    """All boxes of a picture, each with its label, or all without."""
+    precision = _precision(rows, same_words)
+    return Evaluation(
+        rows, [precision], _qualities(rows, precision.right), _judged(rows, precision), _unknown_labels(rows)
+    )
+
+
+def measure_dense(rows: Sequence[Answered]) -> Evaluation:
+    """Boxes with descriptions: by their very wording, as boxes alone, and the wording of those that lie
+    right."""
+    by_wording, alone = _precision(rows, same_words), _precision(rows, lambda label: "", prefix="boxes_")
+    found = [(number, each) for number, row in _numbered(rows) for each in boxes_of(row)]
+    things = [thing for row in rows for thing in row.example.truth.things]
+    pairs = [
+        (number, each.label, things[match].label)
+        for (number, each), match in zip(found, alone.matches, strict=True)
+        if match is not None and not things[match].crowd
+    ]
+    wording = CaptionScores(
+        [number for number, _, _ in pairs],
+        [said for _, said, _ in pairs],
+        [[right] for _, _, right in pairs],
+        scores=_WORDING,
+    )
+    notes = [f"ROUGE-L (and METEOR, with Java): the wording of boxes that lie right, after {words_here()}"]
+    return Evaluation(
+        rows, [by_wording, alone, wording], _qualities(rows, alone.right), _judged(rows, by_wording), notes
+    )
+
+
+def measure_open_vocabulary(rows: Sequence[Answered]) -> Evaluation:
+    """Boxes of what a text named: COCO's figures by class; those of all texts together ("pooled"); the share
+    of absent things for which there was a box. Of outlines also COCO's figures of masks by class ("masks"),
+    where the outline of each thing is known."""
+    found, truth = [], []
+    for number, row in _numbered(rows):
+        asked = (number, ""), row.example.text or ""
+        found += [PlacedThing(*asked, each.box, each.score) for each in boxes_of(row)]
+        truth += [PlacedThing(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
+    by_class, together = AveragePrecision(found, truth), pooled(rows, prefix="pooled_")
+    notes = [] if any(not row.example.truth.things for row in rows) else [
+        "each picture was asked only for the classes that are in it: boxes of absent ones cost nothing"
+    ]  # fmt: skip
+    parts: list[Metric] = [by_class, *together.parts]
+    outlined = any(isinstance(row.result, Segmentation) for row in rows)
+    if outlined and all(thing.outline for row in rows for thing in row.example.truth.things):
+        whole = [(number, "") for number in picture_numbers(rows)]
+        parts.append(mask_precision(rows, whole, lambda row: row.example.text or "", prefix="masks_"))
+    return Evaluation(rows, parts, _qualities(rows, by_class.right), together.judged, notes)
+
+
+def pooled(rows: Sequence[Answered], *, prefix: str = "") -> Evaluation:
+    """The boxes of each text by themselves, all texts as one class; those of absent things count as invented
+    ones and in no precision."""
+    numbered = list(_numbered(rows))
+    present = [(number, row) for number, row in numbered if row.example.truth.things]
+    absent = [(number, row) for number, row in numbered if not row.example.truth.things]
+    found, truth = [], []
+    for number, row in present:
+        asked = (number, row.example.text or ""), ""
+        found += [PlacedThing(*asked, each.box, each.score) for each in boxes_of(row)]
+        truth += [PlacedThing(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
+    precision = AveragePrecision(found, truth, prefix=prefix)
+    invented = mean_of(
+        "invented", [number for number, _ in absent], [float(bool(boxes_of(row))) for _, row in absent]
+    )
+    judged = judge([one.score for one in found], precision.right)
+    for _, row in absent:
+        judged += judge([each.score for each in boxes_of(row)], [False] * len(boxes_of(row)))
+    return Evaluation(rows, [precision, invented], [], judged)
+
+
+def measure_grounding(rows: Sequence[Answered]) -> Evaluation:
+    """Of each phrase, whether the first box of that very phrase lies on one of its things (recall at 1, any
+    box); of each box, whether it lies on a thing that its phrase names."""
+    hits: list[float] = []
+    pictures, judged, qualities = [], [], []
+    for number, row in _numbered(rows):
+        named: dict[str, list[TrueThing]] = {}
+        for thing in row.example.truth.things:
+            named.setdefault(same_words(thing.label), []).append(thing)
+        boxes = [(same_words(each.label), each) for each in boxes_of(row)]
+        right = [any(_lies_on(each, thing) for thing in named.get(phrase, ())) for phrase, each in boxes]
+        judged += judge([each.score for _, each in boxes], right)
+        first = [
+            next((ok for (said, _), ok in zip(boxes, right, strict=True) if said == phrase), False)
+            for phrase in named
+        ]
+        hits += first
+        pictures += [number] * len(first)
+        qualities.append(sum(first) / len(first))
+    return Evaluation(rows, [mean_of("right@50", pictures, hits)], qualities, judged)
+
+
+def measure_expressions(rows: Sequence[Answered]) -> Evaluation:
+    """Of each expression, how far the first box overlaps the one thing that it refers to."""
+    overlaps, judged = [], []
+    for row in rows:
+        (thing,), boxes = row.example.truth.things, boxes_of(row)
+        overlaps.append(box_overlap(boxes[0].box, thing.box) if boxes else 0.0)
+        judged += judge([each.score for each in boxes], [_lies_on(each, thing) for each in boxes])
+    pictures, right = picture_numbers(rows), [float(each >= RIGHT_OVERLAP) for each in overlaps]
+    parts = [mean_of("right@50", pictures, right), mean_of("mIoU", pictures, overlaps)]
+    return Evaluation(rows, parts, overlaps, judged)
+
+
+def _numbered(rows: Sequence[Answered]) -> list[tuple[int, Answered]]:
+    return list(zip(picture_numbers(rows), rows, strict=True))
+
+
+def _precision(
+    rows: Sequence[Answered], label: Callable[[str], str], *, prefix: str = ""
+) -> AveragePrecision:
+    found, truth = [], []
+    for index, (number, row) in enumerate(_numbered(rows)):
+        place = (number, str(index))  # a file may have two entries of one picture
+        found += [PlacedThing(place, label(each.label), each.box, each.score) for each in boxes_of(row)]
+        truth += [
+            PlacedThing(place, label(thing.label), thing.box, crowd=thing.crowd)
+            for thing in row.example.truth.things
+        ]
+    return AveragePrecision(found, truth, prefix=prefix)
+
+
+def _judged(rows: Sequence[Answered], precision: AveragePrecision) -> list[Judged]:
+    return judge([each.score for row in rows for each in boxes_of(row)], precision.right)
+
+
+def _qualities(rows: Sequence[Answered], right: Sequence[bool | None]) -> list[float]:
+    """Of each row the harmonic mean of precision and recall; 1 where nothing is there and nothing found."""
+    qualities, ends = [], iter(right)
+    for row in rows:
+        own = [next(ends) for _ in boxes_of(row)]
+        true = sum(not thing.crowd for thing in row.example.truth.things)
+        counted = sum(ok is not None for ok in own) + true
+        qualities.append(2 * own.count(True) / counted if counted else 1.0)
+    return qualities
+
+
+def _unknown_labels(rows: Sequence[Answered]) -> list[str]:
+    known = {same_words(thing.label) for row in rows for thing in row.example.truth.things}
+    others = Counter(
+        each.label for row in rows for each in boxes_of(row) if same_words(each.label) not in known
+    )
+    if not others:
+        return []
+    named = ", ".join(f"{label!r} {count}" for label, count in others.most_common(_MOST_NAMED))
+    return [f"{others.total()} boxes have labels that no true thing has: {named}"]
+
+
+def _lies_on(found: Detection, thing: TrueThing) -> bool:
+    return box_overlap(found.box, thing.box) >= RIGHT_OVERLAP

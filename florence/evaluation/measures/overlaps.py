@@ -1,0 +1,51 @@
+"""How far boxes and areas overlap, by pycocotools' masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from florence.evaluation.files.examples import Outline
+from florence.evaluation.libraries import evaluator
+
+Corners = Sequence[float]  # x1, y1, x2, y2
+Polygon = Sequence[float]  # x1, y1, x2, y2, ...
+RIGHT_OVERLAP: Final = 0.5
+
+
+def box_overlap(a: Corners, b: Corners) -> float:
+    """Intersection over union of two boxes, the second with an area; 0 for a first one without."""
+    return float(evaluator("pycocotools.mask").iou([coco_box(a)], [coco_box(b)], [0])[0, 0])
+
+
+def coco_box(box: Corners) -> list[float]:
+    """x, y, width, height; one whose corners are the wrong way round has no extent."""
+    x1, y1, x2, y2 = box
+    return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
+
+
+def area_overlap(a: Outline, b: Outline, size: tuple[int, int]) -> float:
+    """Intersection over union of two areas of a picture of this width and height, pixel by pixel.
+
+    An area is what its polygons cover together; 0 where one of the two has none.
+    """
+    shared, together = areas(a, b, size)
+    return shared / together if shared else 0.0
+
+
+def areas(a: Outline, b: Outline, size: tuple[int, int]) -> tuple[float, float]:
+    """Pixels of the intersection and of the union of two areas."""
+    mask, both = evaluator("pycocotools.mask"), [mask_of(area, size) for area in (a, b)]
+    return float(mask.area(mask.merge(both, True))), float(mask.area(mask.merge(both)))
+
+
+def mask_of(outline: Outline, size: tuple[int, int]) -> Any:
+    """The area as a run-length code of pycocotools'."""
+    mask, (width, height) = evaluator("pycocotools.mask"), size
+    if isinstance(outline, Mapping):  # a run-length code; COCO's own are lists, compressed ones texts
+        code = dict(outline)
+        return mask.frPyObjects(code, height, width) if isinstance(code["counts"], list) else code
+    polygons = [list(polygon) for polygon in outline if len(polygon) >= 6]
+    if not polygons:
+        return mask.frPyObjects({"counts": [height * width], "size": [height, width]}, height, width)
+    return mask.merge(mask.frPyObjects(polygons, height, width))

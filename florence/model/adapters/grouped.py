@@ -1,0 +1,195 @@
+"""Adapters on a CPU: work is done for rows with adapters only, with ranks as they are.
+
+Adjacent rows with the same adapter are multiplied together: by the kernel in `kernels/cpu/low_rank.py` where
+the model's layers are packed, else by PyTorch's products. With the kernel, a row's sum is bit for bit the
+same whatever other rows are in the batch. Slots are read on the host, so this is not for graphs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, KeysView, Mapping, Sequence
+from itertools import groupby
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from florence.model.adapters.lowrank import AdapterBank, Factors, LowRankKernels, StackedAdapters
+from florence.model.kernels.cpu.low_rank import LowRankLayer, LowRankSums, RowBlocks
+from florence.model.kernels.cpu.openmp import available
+from florence.model.kernels.linear import Linear
+
+Run = tuple[int, int, int]
+"""Adjacent rows of a batch with the same adapter: its slot, the first row, and how many."""
+
+
+def make_bank(
+    model: nn.Module,
+    slots: int,
+    *,
+    fixed_shapes: bool,
+    kernels: LowRankKernels | None = None,
+    threads: int | None = None,
+) -> AdapterBank:
+    """Room for so many adapters beside a model's layers, which are packed already if they ever are.
+
+    `fixed_shapes`: for graphs, with these `kernels`. `threads`: of the CPU's kernel, as for `pack`.
+    """
+    if fixed_shapes:
+        return StackedAdapters(model, slots, kernels)
+    return GroupedAdapters(model, slots, threads)
+
+
+class GroupedAdapters(AdapterBank):
+    """`runs`: of the `rows` of the batch that is computed now; `present`: their slots; `kernel`: None where
+    PyTorch computes."""
+
+    def __init__(self, model: nn.Module, slots: int, threads: int | None = None) -> None:
+        super().__init__(model, slots)
+        packed = any(linear.packed is not None for linear in self._linears.values())
+        fits = packed and self._device.type == "cpu" and available(self._dtype)
+        self.kernel = LowRankSums(self._dtype, threads) if fits else None
+        self.rows, self.runs, self.present = 0, list[Run](), frozenset[int]()
+        self._latest: tuple[list[int], list[Run]] = [], []
+        self._blocks = dict[int, RowBlocks]()
+        self._held = dict[int, Mapping[str, Factors]]()
+
+    def reserve(self, adapters: Sequence[Mapping[str, Factors]]) -> None:
+        pass
+
+    def place(self, slot: int, layers: Mapping[str, Factors]) -> bool:
+        for name, linear in self._linears.items():
+            beside = linear.beside
+            if isinstance(beside, _Layer):
+                beside.clear(slot)
+            elif name in layers:
+                beside = self._layer_of(linear)
+            else:
+                continue
+            if name in layers:
+                factors = layers[name]
+                beside.put(slot, *factors.padded(len(factors.down), self._dtype, self._device))
+            linear.beside = beside if beside.slots() else None
+        self._held[slot] = layers
+        return False
+
+    @property
+    def nbytes(self) -> int:
+        held = (factors for layers in self._held.values() for factors in layers.values())
+        return sum(self._dtype.itemsize * (each.down.numel() + each.up.numel()) for each in held)
+
+    def blocks(self, kernel: LowRankSums, parts: int) -> RowBlocks:
+        """The batch's rows, each of which is so many rows of a layer's input."""
+        if parts not in self._blocks:
+            runs = [(slot, first * parts, rows * parts) for slot, first, rows in self.runs]
+            self._blocks[parts] = RowBlocks(kernel, runs)
+        return self._blocks[parts]
+
+    def _layer_of(self, linear: Linear) -> _Layer:
+        if self.kernel is not None and self.kernel.fit(linear.in_features):
+            return _KernelLayer(self, linear, self.kernel)
+        return _PlainLayer(self, linear)
+
+    def _begin(self, index: Tensor) -> None:
+        slots = index.tolist()
+        if slots != self._latest[0]:  # the same batch as before keeps its runs and blocks
+            self._latest = slots, list(_runs(slots))
+            self._blocks.clear()
+        self.rows, self.runs = len(slots), self._latest[1]
+        self.present = frozenset(slot for slot, _, _ in self.runs)
+
+    def _end(self) -> None:
+        self.runs, self.present = [], frozenset()
+
+
+class _Layer(ABC):
+    """One layer's factors."""
+
+    def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
+        self._bank, self._outputs = bank, linear.out_features
+
+    @abstractmethod
+    def slots(self) -> KeysView[int]:
+        """Which slots have factors here."""
+
+    @abstractmethod
+    def clear(self, slot: int) -> None:
+        """Drop an adapter, if it is there."""
+
+    @abstractmethod
+    def put(self, slot: int, down: Tensor, up: Tensor) -> None:
+        """Keep both matrices of an adapter."""
+
+    @abstractmethod
+    def _add(self, states: Tensor, total: Tensor) -> None:
+        """Add to `total` [rows, outputs] the sums of `states` [rows, inputs], of the batch's rows, or of
+        as many equal parts of each."""
+
+    def sums(self, states: Tensor) -> Tensor | None:
+        if self.slots().isdisjoint(self._bank.present):
+            return None
+        total = states.new_zeros(*states.shape[:-1], self._outputs)
+        self.add_to(total, states)
+        return total
+
+    def add_to(self, total: Tensor, states: Tensor) -> None:
+        if not self.slots().isdisjoint(self._bank.present):
+            self._add(states.reshape(-1, states.shape[-1]), total.view(-1, self._outputs))
+
+
+class _PlainLayer(_Layer):
+    """By PyTorch's products."""
+
+    def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
+        super().__init__(bank, linear)
+        self._factors = dict[int, tuple[Tensor, Tensor]]()
+
+    def slots(self) -> KeysView[int]:
+        return self._factors.keys()
+
+    def clear(self, slot: int) -> None:
+        self._factors.pop(slot, None)
+
+    def put(self, slot: int, down: Tensor, up: Tensor) -> None:
+        self._factors[slot] = down, up
+
+    def _add(self, states: Tensor, total: Tensor) -> None:
+        parts = len(states) // self._bank.rows
+        for slot, first, count in self._bank.runs:
+            if slot in self._factors:
+                rows, (down, up) = slice(first * parts, (first + count) * parts), self._factors[slot]
+                total[rows] += F.linear(F.linear(states[rows], down), up)
+
+
+class _KernelLayer(_Layer):
+    """By the project's kernel."""
+
+    def __init__(self, bank: GroupedAdapters, linear: Linear, kernel: LowRankSums) -> None:
+        super().__init__(bank, linear)
+        self._kernel = kernel
+        self._layer = LowRankLayer(kernel, bank.slots, linear.in_features, linear.out_features)
+
+    def slots(self) -> KeysView[int]:
+        return self._layer.factors.keys()
+
+    def clear(self, slot: int) -> None:
+        self._layer.clear(slot)
+
+    def put(self, slot: int, down: Tensor, up: Tensor) -> None:
+        self._layer.put(slot, down, up)
+
+    def _add(self, states: Tensor, total: Tensor) -> None:
+        if states.stride(-1) != 1:
+            states = states.contiguous()
+        blocks = self._bank.blocks(self._kernel, len(states) // self._bank.rows)
+        self._layer.add(blocks, states, total)
+
+
+def _runs(slots: Sequence[int]) -> Iterator[Run]:
+    """Of the rows with these slots, those with an adapter."""
+    first = 0
+    for slot, rows in groupby(slots):
+        count = len(list(rows))
+        if slot:
+            yield slot, first, count
+        first += count

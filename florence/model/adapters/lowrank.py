@@ -1,0 +1,258 @@
+"""Adapters beside the linear layers of one model: each row of a batch gets its own adapter's low-rank sum.
+
+A layer with the weight W and an adapter's `up @ down` gives x a `W x + up (down x)`, in two thin products, so
+that rows with different adapters, and rows with none, share the product with W (Punica, arXiv 2310.18547;
+S-LoRA, arXiv 2311.03285). An adapter has a slot from 1 on; slot 0 is none. What is summed depends on a row's
+own slot only. `StackedAdapters`, in plain PyTorch, has shapes that depend on no value, so that a CUDA graph
+can hold them; `grouped.py` does no more work than there are rows with adapters. Knows tensors and
+slots; nothing about files, names of adapters and requests.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from florence.model.kernels.linear import Linear
+from florence.model.language import Attention
+
+RANK_MULTIPLE = 16
+"""Ranks are padded with zeros to a multiple of this: kernels load whole vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """What an adapter adds to one layer: `up @ down`, float32; `down` [rank, inputs], `up` [outputs, rank],
+    which holds the scale."""
+
+    down: Tensor
+    up: Tensor
+
+    def padded(self, rank: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both with zeros up to `rank`."""
+        missing = rank - len(self.down)
+        down, up = F.pad(self.down, (0, 0, 0, missing)), F.pad(self.up, (0, missing))
+        return down.to(device, dtype), up.to(device, dtype)
+
+
+class AdapterBank(ABC):
+    """The adapters of one model that are in its memory, and the rows of the batch that is computed now. Not
+    safe for threads: the one that computes uses it."""
+
+    def __init__(self, model: nn.Module, slots: int) -> None:
+        """`slots`: adapters at a time."""
+        self.slots = slots
+        self._linears = linear_layers(model)
+        weight = next(model.parameters())
+        self._dtype, self._device = weight.dtype, weight.device
+
+    @abstractmethod
+    def reserve(self, adapters: Sequence[Mapping[str, Factors]]) -> None:
+        """Make room for these: layers and ranks. Adapters that need no more change no shape."""
+
+    @abstractmethod
+    def place(self, slot: int, layers: Mapping[str, Factors]) -> bool:
+        """Put an adapter into a slot, in place of what was there. Whether tensors' shapes or places have
+        changed, so that what was captured must not be replayed."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of all adapters."""
+
+    @abstractmethod
+    def _begin(self, index: Tensor) -> None:
+        """Compute for rows with the slots `index` [rows] from now on."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Compute without adapters from now on."""
+
+    @contextmanager
+    def applied(self, index: Tensor) -> Iterator[None]:
+        """Within the context, the first dimension of a layer's input are rows with the slots `index` int64
+        [rows], or as many equal parts of each."""
+        self._begin(index)
+        try:
+            yield
+        finally:
+            self._end()
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankKernels:
+    """Products of single rows with their own slot's part of stacked matrices; the definitions are in
+    `kernels/cuda/twins.py`."""
+
+    shrink: Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
+    expand: Callable[[Tensor, Tensor, Tensor, Tensor, int], None]
+
+
+class StackedAdapters(AdapterBank):
+    """All slots' matrices stacked into one for each layer, of which each row's own are read by `index`, from
+    memory. Where queries, keys and values are one product, so are their thin products.
+
+    `kernels`: for a decode step, in which a row is one state."""
+
+    def __init__(self, model: nn.Module, slots: int, kernels: LowRankKernels | None = None) -> None:
+        super().__init__(model, slots)
+        self.kernels = kernels
+        self.index: Tensor | None = None  # [rows]
+        self._fused = fused_attentions(model)
+        self._held: dict[int, Mapping[str, Factors]] = {}
+        self._rank = RANK_MULTIPLE
+        self._own: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def rank(self) -> int:
+        """Of all adapters."""
+        return self._rank
+
+    def own(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The place of each row's slot among all, any where it has none; and whether it has none."""
+        if self._own is None:
+            self._own = (index - 1).clamp_min(0), (index == 0)[:, None, None]
+        return self._own
+
+    def reserve(self, adapters: Sequence[Mapping[str, Factors]]) -> None:
+        self._lay_out(adapters)
+
+    def place(self, slot: int, layers: Mapping[str, Factors]) -> bool:
+        self._held[slot] = layers
+        changed = self._lay_out([layers])
+        for name, beside in self._layers().items():
+            beside.write(slot, self._rank, layers.get(name))
+        return changed
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self._layers().values())
+
+    def _layers(self) -> dict[str, _StackedLayer]:
+        layers = {name: linear.beside for name, linear in self._linears.items()}
+        return {name: each for name, each in layers.items() if isinstance(each, _StackedLayer)}
+
+    def _lay_out(self, adapters: Sequence[Mapping[str, Factors]]) -> bool:
+        """Make the tensors wide enough, and add layers that have none; whether anything changed."""
+        ranks = [len(factors.down) for layers in adapters for factors in layers.values()]
+        rank, names = padded(max(ranks, default=1)), {name for layers in adapters for name in layers}
+        has = self._layers().keys()
+        if rank <= self._rank and names <= has:
+            return False
+        self._rank = max(rank, self._rank)
+        names |= has
+        for attention, group in self._fused.items():
+            if names.intersection(group):
+                attention.beside = self._make(group)
+                names = names.difference(group)
+        for name in names:
+            self._make([name])
+        for slot, layers in self._held.items():
+            for name, beside in self._layers().items():
+                beside.write(slot, self._rank, layers.get(name))
+        return True
+
+    def _make(self, group: Sequence[str]) -> _StackedLayer:
+        """Zeros for layers of equal sizes, one after the other in memory; all of them as one layer."""
+        linears, width = [self._linears[name] for name in group], self.slots * self._rank
+        inputs, outputs = linears[0].in_features, linears[0].out_features
+        down, up = (
+            torch.zeros(len(group) * rows, columns, dtype=self._dtype, device=self._device)
+            for rows, columns in ((width, inputs), (outputs, width))
+        )
+        pairs = zip(down.chunk(len(group)), up.chunk(len(group)), strict=True)
+        parts = [_StackedLayer(self, *pair) for pair in pairs]
+        for linear, part in zip(linears, parts, strict=True):
+            linear.beside = part
+        return _StackedLayer(self, down, up, parts)
+
+    def _begin(self, index: Tensor) -> None:
+        self.index, self._own = index, None
+
+    def _end(self) -> None:
+        self.index = self._own = None
+
+
+class _StackedLayer:
+    """One layer's stacked matrices: `down` [slots * rank, inputs], `up` [outputs, slots * rank]; or those of
+    several, its `parts`."""
+
+    def __init__(
+        self, bank: StackedAdapters, down: Tensor, up: Tensor, parts: Sequence[_StackedLayer] = ()
+    ) -> None:
+        self._bank, self._down, self._up, self._parts = bank, down, up, parts
+
+    @property
+    def nbytes(self) -> int:
+        return self._down.nbytes + self._up.nbytes
+
+    def write(self, slot: int, rank: int, factors: Factors | None) -> None:
+        """Replace one slot's part; None: by zeros."""
+        columns = slice((slot - 1) * rank, slot * rank)
+        if factors is None:
+            self._down[columns].zero_()
+            self._up[:, columns].zero_()
+            return
+        down, up = factors.padded(rank, self._down.dtype, self._down.device)
+        self._down[columns].copy_(down)
+        self._up[:, columns].copy_(up)
+
+    def sums(self, states: Tensor) -> Tensor | None:
+        if self._bank.index is None:
+            return None
+        total = states.new_zeros(*states.shape[:-1], len(self._up))
+        self.add_to(total, states)
+        return total
+
+    def add_to(self, total: Tensor, states: Tensor) -> None:
+        index, kernels = self._bank.index, self._bank.kernels
+        if index is None:
+            return
+        rows = states.reshape(len(index), -1, states.shape[-1])  # [rows, states of each, inputs]
+        if kernels is not None and total.shape[:-1] == index.shape:
+            rank, parts = self._bank.rank, max(1, len(self._parts))
+            thin = kernels.shrink(rows[:, 0], index, self._down, rank, parts)
+            kernels.expand(thin, index, self._up, total, parts)
+        elif self._parts:
+            for part, piece in zip(self._parts, total.chunk(len(self._parts), dim=-1), strict=True):
+                part.add_to(piece, states)
+        else:
+            self._add(rows, index, total.view(len(index), -1, total.shape[-1]))
+
+    def _add(self, rows: Tensor, index: Tensor, total: Tensor) -> None:
+        """Add each row's own product [rows, states of each, outputs] in batched ones."""
+        own, none = self._bank.own(index)
+        down = self._down.view(-1, self._bank.rank, self._down.shape[1])[own]  # [rows, rank, inputs]
+        up = self._up.view(len(self._up), -1, self._bank.rank)[:, own]  # [outputs, rows, rank]
+        thin = (rows @ down.transpose(1, 2)).masked_fill_(none, 0)
+        if total.dtype is thin.dtype:
+            total.baddbmm_(thin, up.permute(1, 2, 0))
+        else:
+            total += thin @ up.permute(1, 2, 0)
+
+
+def fused_attentions(model: nn.Module) -> dict[Attention, list[str]]:
+    """Attentions of states to themselves that compute queries, keys and values by one product, and the names
+    of the three layers."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+    return {
+        attention: [f"{name}.{layer}" for layer in ("q_proj", "k_proj", "v_proj")]
+        for name, attention in found.items()
+        if attention.is_fused and name.endswith("self_attn")
+    }
+
+
+def linear_layers(model: nn.Module) -> dict[str, Linear]:
+    """The layers that an adapter may have beside it, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+
+
+def padded(rank: int) -> int:
+    """The rank with zeros up to `RANK_MULTIPLE`."""
+    return -(-rank // RANK_MULTIPLE) * RANK_MULTIPLE

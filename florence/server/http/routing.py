@@ -1,0 +1,84 @@
+"""The order of the HTTP middleware around all routes, and the paths that there are.
+
+Knows which requests meet what, and in which order; nothing about models and settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from florence.server.http.bodies import BodyBudget
+from florence.server.http.cors import Cors
+from florence.server.http.held import LargeAnswers
+from florence.server.http.middleware import (
+    BodyLimit,
+    Branch,
+    CancelOnDisconnect,
+    Decompress,
+    ErrorBodies,
+    NeedsKey,
+    V2Routes,
+    WhileLoading,
+)
+from florence.server.keys import ApiKeys
+from florence.server.observability.request_ids import RequestIds
+from florence.server.openai.errors import PREFIX, OpenAIErrors
+from florence.server.pages.site import PageRoutes, Site
+from florence.server.typed.task_paths import TASK_PATH
+from florence.server.v2.http_app import V2App, v2_paths
+from florence.server.v2.inference import ModelRepository
+from florence.server.v2.model import ServedModel
+
+BENTOML_PATHS: Final = ("/schema.json", "/docs.json", "/healthz", "/livez", "/readyz")
+OPEN_PATHS: Final = frozenset(
+    ("/", "/docs.json", "/healthz", "/livez", "/metrics", "/readyz", "/v2/health/live", "/v2/health/ready")
+)
+"""What needs no API key: probes and pages."""
+
+
+def known_paths(built: Any, apps: Iterable[Starlette], served: ServedModel) -> set[str]:
+    """The paths that the service answers: its endpoints, other apps' in it, v2's and BentoML's own."""
+    own = {route.path for app in apps for route in app.routes if isinstance(route, Route)}
+    return {*BENTOML_PATHS, TASK_PATH, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
+
+
+def middleware_of(
+    repository: ModelRepository,
+    max_body_bytes: int,
+    keys: ApiKeys | None = None,
+    open_paths: frozenset[str] = OPEN_PATHS,
+    *,
+    budget: BodyBudget | None = None,
+    origins: str | None = None,
+    site: Site | None = None,
+    chat: Starlette | None = None,
+) -> list[Middleware]:
+    """The middleware of HTTP requests, outermost first. site: the pages, which need neither key nor model;
+    chat: the routes of OpenAI's API.
+
+    Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
+    the health checks; those after it to BentoML's routes only. BentoML's own log and time limit, and
+    `CountRequests`, are outside of all. For gRPC calls, the counterpart is an interceptor of the server in
+    `v2.grpc_server`.
+    """
+    budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
+    return [
+        Middleware(RequestIds),
+        Middleware(Cors, origins=origins),  # a preflight has no key, and no route of its own
+        Middleware(OpenAIErrors),
+        *([Middleware(PageRoutes, pages=site.app)] if site else []),
+        *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
+        Middleware(BodyLimit, max_bytes=max_body_bytes, budget=budget),
+        Middleware(LargeAnswers),
+        Middleware(CancelOnDisconnect),
+        Middleware(WhileLoading, check_loaded=repository.check_loaded),
+        Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
+        *([Middleware(Branch, prefix=PREFIX, branch=Decompress(chat, max_body_bytes))] if chat else []),
+        Middleware(ErrorBodies),  # those routes make error bodies of their own
+        Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
+    ]

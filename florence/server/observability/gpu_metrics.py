@@ -1,0 +1,65 @@
+"""Metrics of the machine's GPUs, under Triton's names, as far as the driver gives them.
+
+Knows the driver's library only. All GPUs that the driver shows are there, whichever worker is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Final
+
+from florence.server.observability.prometheus_text import Lines
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One metric, and how a GPU's value is read: by which function of the driver, and what of its answer."""
+
+    name: str
+    text: str
+    function: str
+    value: Callable[[Any], float]
+    kind: str = "gauge"
+
+
+def _milli(value: float) -> float:
+    return value / 1000
+
+
+READINGS: Final = (
+    Reading("nv_gpu_utilization", "0 to 1", "nvmlDeviceGetUtilizationRates", lambda rates: rates.gpu / 100),
+    Reading("nv_gpu_memory_total_bytes", "Memory", "nvmlDeviceGetMemoryInfo", attrgetter("total")),
+    Reading("nv_gpu_memory_used_bytes", "Memory in use", "nvmlDeviceGetMemoryInfo", attrgetter("used")),
+    Reading("nv_gpu_power_usage", "Watts", "nvmlDeviceGetPowerUsage", _milli),
+    Reading("nv_gpu_power_limit", "Watts allowed", "nvmlDeviceGetEnforcedPowerLimit", _milli),
+    Reading("nv_energy_consumption", "Joules", "nvmlDeviceGetTotalEnergyConsumption", _milli, "counter"),
+)
+
+
+def gpu_lines(nvml: Any) -> Iterator[Lines]:
+    """The metrics of all GPUs; none where there is no driver. nvml: the module `pynvml`, or what stands for
+    it. A value that the driver does not give is left out."""
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return
+    try:
+        gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        labels = [f'gpu_uuid="{_text(nvml.nvmlDeviceGetUUID(gpu))}"' for gpu in gpus]
+        for reading in READINGS:
+            values: dict[str, float] = {}
+            for label, gpu in zip(labels, gpus, strict=True):
+                try:
+                    values[label] = reading.value(getattr(nvml, reading.function)(gpu))
+                except nvml.NVMLError:
+                    continue
+            if values:
+                yield Lines(reading.name, reading.text, values, reading.kind)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _text(uuid: str | bytes) -> str:
+    return uuid.decode() if isinstance(uuid, bytes) else uuid

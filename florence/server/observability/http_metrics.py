@@ -1,0 +1,188 @@
+"""Prometheus metrics of HTTP requests, and `GET /metrics`.
+
+In place of BentoML's middleware of the same metrics, which makes series for each path that a client asks
+for. Knows paths and statuses, nothing about bodies. `prometheus_client` must be imported after BentoML has
+set the directory of the workers' files, so the metrics are made with the first request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio.to_thread
+import bentoml
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from florence.server.v2.tally import HIDDEN
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Metric
+
+OTHER: Final = "other"
+"""The `endpoint` of all requests whose path the service does not have."""
+PREFIX: Final = "bentoml_service"
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
+_NOT_COUNTED: Final = "/metrics"
+_TIMED_OUT: Final = 504  # BentoML's own time limit cancels the request and answers this
+_ORDER: Final = ("_bucket", "_count", "_sum")  # of a histogram's samples in the text format
+
+
+class HttpMetrics:
+    """Counts requests under the names and labels of BentoML's own metrics. The `endpoint` is one of `paths`,
+    or `OTHER`, so the number of series is bounded. registry: a new one, where none is given."""
+
+    def __init__(self, paths: Iterable[str], registry: CollectorRegistry | None = None) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self.registry = registry or CollectorRegistry()
+        context = bentoml.server_context
+        common = {
+            "service_name": context.bento_name,
+            "service_version": context.bento_version,
+            "runner_name": context.service_name,
+        }
+        self._paths, self._common = frozenset(paths), tuple(common.values())
+        by_path, by_status = ["endpoint", *common], ["endpoint", *common, "http_response_code"]
+        made: dict[str, Any] = {"namespace": PREFIX, "registry": self.registry}
+        self._total = Counter("request", "Requests answered", by_status, **made)
+        self._seconds = Histogram(
+            "request_duration_seconds", "From a request's head to the end of its answer", by_status,
+            buckets=_SECONDS, **made,
+        )  # fmt: skip
+        self._active = Gauge(
+            "request_in_progress", "Requests not answered yet", by_path, multiprocess_mode="livesum", **made
+        )
+        self._last = Gauge(
+            "last_request_timestamp_seconds", "When the last request came", list(common),
+            multiprocess_mode="max", **made,
+        ).labels(*self._common)  # fmt: skip
+
+    def begin(self, path: str) -> Callable[[int], None]:
+        """A request for this path has come; returns what to call with its status once it is answered."""
+        named = f"{path.rpartition('/')[0]}/{{name}}"  # of a task that the checkpoint declares
+        known = next((each for each in (path, named) if each in self._paths), OTHER)
+        labels = (known, *self._common)
+        started = time.perf_counter()
+        active = self._active.labels(*labels)
+        active.inc()
+        self._last.set_to_current_time()
+
+        def end(status: int) -> None:
+            active.dec()
+            self._total.labels(*labels, status).inc()
+            self._seconds.labels(*labels, status).observe(time.perf_counter() - started)
+
+        return end
+
+
+@dataclass(eq=False)
+class CountRequests:
+    """ASGI middleware: counts HTTP requests, but for those for /metrics. paths: see `HttpMetrics`."""
+
+    app: ASGIApp
+    paths: Callable[[], Iterable[str]]
+
+    @cached_property
+    def _metrics(self) -> HttpMetrics:
+        return HttpMetrics(self.paths())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == _NOT_COUNTED:
+            return await self.app(scope, receive, send)
+        end = self._metrics.begin(scope["path"])
+        status = _TIMED_OUT
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            end(status)
+
+
+def scrape() -> bytes:
+    """The metrics of all workers together, in Prometheus' text format."""
+    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not directory:  # no workers: an app inside of another program
+        return generate_latest(REGISTRY)
+    _forget_the_dead(directory)
+    collected = MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    shown = [metric for metric in collected if not metric.name.startswith(HIDDEN)]
+    registry.register(_Collected([in_order(metric) for metric in shown]))
+    return generate_latest(registry)
+
+
+def _forget_the_dead(directory: str) -> None:
+    """Drop what killed workers had under way: their gauges would stay as they were."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    files = Path(directory).glob("gauge_live*_*.db")
+    for pid in {file.stem.rpartition("_")[2] for file in files}:
+        if not Path("/proc", pid).exists():
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+class _Collected:
+    """Metrics as a registry takes them."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def in_order(metric: Metric) -> Metric:
+    """The metric with a histogram's buckets first, in rising order, as the text format wants them."""
+    if metric.type == "histogram":
+        metric.samples.sort(key=_place)
+    return metric
+
+
+def _place(sample: Any) -> tuple[Any, ...]:
+    labels = dict(sample.labels)
+    bound = float(labels.pop("le", 0))
+    ending = next((index for index, end in enumerate(_ORDER) if sample.name.endswith(end)), len(_ORDER))
+    return sorted(labels.items()), ending, bound
+
+
+def metrics_endpoint(extra: Callable[[], str]) -> Callable[[Request], Awaitable[Response]]:
+    """`GET /metrics`. extra: further metrics in the text format, called in a thread. One scrape works at a
+    time; the next one answers all requests that come meanwhile."""
+    turn = asyncio.Lock()
+    coming: asyncio.Task[bytes] | None = None
+
+    async def scraped() -> bytes:
+        nonlocal coming
+        async with turn:
+            coming = None  # what is asked from now on is not in this one
+            text = await anyio.to_thread.run_sync(scrape)
+            return text + (await anyio.to_thread.run_sync(extra)).encode()
+
+    async def answer(request: Request) -> Response:
+        nonlocal coming
+        from prometheus_client import CONTENT_TYPE_LATEST
+
+        if coming is None:
+            coming = asyncio.ensure_future(scraped())
+        text = await asyncio.shield(coming)  # the others wait for it too
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return answer
