@@ -20,6 +20,7 @@ from serving import ROOT, STOP_S, Server, free_port
 from florence import __version__
 from florence.cli import main
 from florence.cli.serving import home_of
+from florence.model.kernels.cpu.kept import cache_folders
 from florence.types.tasks import TASKS, Input
 
 PICTURE = str(ROOT / "data" / "scene_02.png")
@@ -224,6 +225,8 @@ def test_serve_is_the_service_and_stops_when_told(tmp_path: Path) -> None:
         "PYTHONPATH": str(ROOT),
     }
     (tmp_path / "mine").symlink_to(ROOT / "florence" / "demo" / "checkpoint")
+    (tmp_path / "florence").mkdir()
+    (tmp_path / "florence" / "kernels").symlink_to(next(cache_folders()))  # nothing is compiled again
     command = [sys.executable, "-c", program, "serve", "--model", "./mine", "--port", str(port)]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
