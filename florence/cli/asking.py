@@ -182,7 +182,7 @@ def read_options(arguments: argparse.Namespace) -> RequestParameters:
 
 def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
-    from florence.runtime.florence2 import Florence2
+    from florence import Florence2  # torch comes with it
 
     settings = model_settings(arguments)
     device = settings.device.partition(",")[0]  # a list: a service's workers

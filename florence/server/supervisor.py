@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -49,6 +50,7 @@ def prepare_supervisor() -> None:
         return
     signal.signal(FAILED, end)
     atexit.register(tell_status)
+    atexit.register(gc.freeze)  # or Python's end looks through all that is loaded
     from circus.arbiter import Arbiter  # type: ignore[import-untyped]  # BentoML's, in the supervisor only
 
     # BentoML sets ten seconds without a way to change it.
