@@ -74,7 +74,7 @@ class TaskError(RequestError):
 
 
 class RegionError(RequestError):
-    """The region is written wrongly or lies outside the picture."""
+    """The region is malformed or lies outside the picture."""
 
 
 class OptionError(RequestError):
@@ -84,7 +84,8 @@ class OptionError(RequestError):
 class FieldError(RequestError):
     """A field of a chat completion's body is wrong, or not supported.
 
-    param: its path, such as messages[0].content; None where it has none. code: OpenAI's word for the error.
+    `param`: the field's path, such as messages[0].content; None: the error is about no single field. `code`:
+    OpenAI's code for the error; None: it has none.
     """
 
     def __init__(self, param: str | None, message: str, code: str | None = None) -> None:
@@ -159,7 +160,7 @@ class ClientLeft(FlorenceError):
 
 
 class UnknownEncoding(FlorenceError):
-    """The body's encoding is none that the service can undo."""
+    """The body has a Content-Encoding that the service can't decode."""
 
     status = 501
 
@@ -171,7 +172,7 @@ class FetchFailed(FlorenceError):
 
 
 class Unavailable(FlorenceError):
-    """The request was not taken, or not finished by a model that closed; it may be sent again.
+    """The request was not accepted, or not finished because the model closed; it may be sent again.
 
     `retry_after_s`: seconds after which another try makes sense.
     """
@@ -188,7 +189,8 @@ class Overloaded(Unavailable):
 
 
 class Closed(Unavailable):
-    """The engine is starting, stopping or stopped; what it took and can't finish ends so too."""
+    """The engine is starting, stopping or stopped; so end also the requests that it accepted and can't
+    finish."""
 
 
 class DeadlineExceeded(FlorenceError):
@@ -206,11 +208,11 @@ class CheckpointError(FlorenceError):
 
 
 class RepositoryError(CheckpointError):
-    """A repository of the hub is not there, can't be reached, or has no weights that are read."""
+    """A repository of the hub does not exist, can't be reached, or has no weights in a supported format."""
 
 
 class MissingLibrary(FlorenceError):
-    """What was asked needs a library that only one of this package's extras installs."""
+    """The command or request needs a library that only one of this package's extras installs."""
 
     def __init__(self, what: str, library: str, extra: str) -> None:
         super().__init__(
@@ -224,6 +226,7 @@ class SettingsError(FlorenceError):
 
 
 def quote(value: object, longest: int = 80) -> str:
-    """The value for a message: so many characters of it that a huge one can't fill a log."""
+    """The value's `repr` for a message, cut after `longest` characters so that a huge one can't fill a
+    log."""
     text = repr(value[: longest + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= longest else text[:longest] + "..."
