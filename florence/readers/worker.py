@@ -111,7 +111,7 @@ class _Reader:
 
     def _limit_memory(self, more: int) -> None:
         """Limit private memory to `more` bytes, and the slack, above what is used now."""
-        pages = int(Path("/proc/self/statm").read_text().split()[5])  # private and writable: what is limited
+        pages = int(Path("/proc/self/statm").read_text().split()[5])  # private, writable: what is limited
         _limit(resource.RLIMIT_DATA, pages * mmap.PAGESIZE + more + self._job.slack_bytes)
 
 

@@ -16,7 +16,8 @@ from florence.server.v2.statistics import Statistics
 
 
 def engine_metrics() -> EngineMetrics:
-    """Metrics with the labels of BentoML's own batches in this worker; requests get their spans too."""
+    """The metrics of this worker's engine, with the labels of BentoML's own batches; they make requests'
+    spans too."""
     context = bentoml.server_context
     return EngineMetrics(
         {

@@ -89,7 +89,8 @@ def accepted() -> str:
 async def answer_task(
     model: Florence2, timeout_s: float, task: str | Task, fields: dict[str, Any], accept: str
 ) -> BaseModel | Response:
-    """The answer to a task, by the fields of its input; drawn on the picture where that is accepted alone."""
+    """The answer to a task, by the fields of its input; a PNG with it drawn on the picture where only that is
+    accepted."""
     image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
     parameters = RequestParameters.model_construct(**fields)  # validated with the input
     future = model.submit(
@@ -114,8 +115,8 @@ def create_api(
     answer: Callable[[Endpoints, dict[str, Any], float], Awaitable[BaseModel | Response]],
     refusal: Callable[[ValidationError], RequestError],
 ) -> Any:
-    """A BentoML API, `POST /<name>`. answer: makes the body from the input's fields, in so many seconds;
-    refusal: the error for an input that is not valid."""
+    """A BentoML API, `POST /<name>`. `answer`: makes the body from the input's fields, within a number of
+    seconds. `refusal`: the error for an invalid input."""
 
     async def work(service: Endpoints, fields: dict[str, Any]) -> BaseModel | Response:
         error = fields.pop("error", None)
@@ -140,7 +141,7 @@ def task_answer(answer: Answer) -> BaseModel:
 
 
 def explain(error: ValidationError, task: Task | None, input_type: type[BaseModel]) -> RequestError:
-    """Which field of an input is wrong, and what is allowed."""
+    """The error that says which field of an input is wrong, and what is allowed."""
     allowed = ", ".join(input_type.model_fields)
     reasons: list[str] = []
     for detail in error.errors(include_url=False):
