@@ -1,17 +1,17 @@
 """The errors that callers see, each with the HTTP status it becomes.
 
 FlorenceError
-├── RequestError 400          what was asked can't be answered; the message says what to change
+├── RequestError 400          the request can't be answered as it stands; the message says what to change
 │   ├── ImageError 400        not a picture, truncated, an unsupported format
 │   │   ├── ImageTooLarge 413 more bytes, pixels or frames than allowed
 │   │   ├── UrlError 400      a picture's URL that is malformed or not allowed
-│   │   └── NoPicture 422     its host has no picture there
+│   │   └── NoPicture 422     the URL's host has no picture there
 │   ├── TaskError 400         unknown task, or its text or region is missing or not wanted
-│   ├── RegionError 400       a region outside the picture or written wrongly
+│   ├── RegionError 400       a malformed region, or one outside the picture
 │   ├── FieldError 400        a field of a chat completion is wrong, or not supported
 │   ├── OptionError 400       a generation option out of range
 │   └── ProtocolError 400     a malformed v2 request
-│       ├── MalformedJson 400     no JSON, at a position
+│       ├── MalformedJson 400     not JSON; the message says where
 │       └── TooMuchStructure 400  more values, or longer ones, than any request has
 ├── Unauthorized 401          no API key, or an unknown one
 ├── NotFound 404              unknown model or version
@@ -19,7 +19,7 @@ FlorenceError
 ├── SlowBody 408              a body that does not arrive in the time allowed
 ├── BodyTooLarge 413          a body longer than the service takes, also once it is decompressed
 ├── ClientLeft 499            the client no longer waits for the answer
-├── UnknownEncoding 501       a body in an encoding that can't be undone
+├── UnknownEncoding 501       a Content-Encoding that can't be decoded
 ├── FetchFailed 502           the host of a picture's URL can't be reached, or fails
 ├── Unavailable 503           come back later; `retry_after_s` says when
 │   ├── Overloaded 503        the waiting queue is full, or the wait would be too long
@@ -27,7 +27,7 @@ FlorenceError
 ├── DeadlineExceeded 504      not finished in the time given
 ├── EngineError 500           the device or the model failed on this request
 ├── CheckpointError 500       a checkpoint can't be found or doesn't fit
-│   └── RepositoryError 500   of the hub: not there, not reached, or without weights
+│   └── RepositoryError 500   a repository of the hub: missing, not reached, or without weights
 ├── MissingLibrary 500        an optional library that is not installed
 └── SettingsError 500         a setting is unknown or out of range
 """

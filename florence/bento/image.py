@@ -38,7 +38,7 @@ _C_COMPILER = (
 )
 
 MODELS = "/models"  # the hub's cache (bentofile.yaml: HF_HOME), on which a volume can be mounted
-# BentoML makes these at each start unless they are there: with them, a root that is read-only will do.
+# BentoML makes these folders at each start unless they exist; as they do, the root may be read-only.
 _HOME_FOLDERS = " ".join(f"{_HOME}/{name}" for name in ("bentos", "models", "envs", "tmp"))
 
 

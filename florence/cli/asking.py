@@ -179,7 +179,7 @@ def question_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_options(arguments: argparse.Namespace) -> RequestParameters:
-    """The generation options of a command line; OptionError for a wrong value."""
+    """The options of a request on a command line. Raises OptionError for a wrong value."""
     names = RequestParameters.model_fields
     return read_request_parameters({name: getattr(arguments, name) for name in names})
 

@@ -70,7 +70,7 @@ def _is_other(answer: PictureAnswer | RequestError, tasks: frozenset[str]) -> bo
 
 
 def read_colours(given: Sequence[str]) -> Colours:
-    """Colours by label, from texts such as car=red; RequestError for another text."""
+    """Colours by label, from texts such as car=red. Raises RequestError for a text of another form."""
     pairs = [text.rpartition("=") for text in given]
     for text, (label, _, colour) in zip(given, pairs, strict=True):
         if not label or not colour:

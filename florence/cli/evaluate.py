@@ -31,7 +31,7 @@ EVALUATE: Final = (
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """`florence evaluate`; 0, or 3 where some questions have no answer."""
+    """`florence evaluate`; returns 0, or 3 where some questions have no answer."""
     from florence.cli.sides import read_sides, side_task
     from florence.evaluation.libraries import EVALUATORS, evaluator
     from florence.evaluation.subjects import SUBJECTS, Files

@@ -23,7 +23,7 @@ VERIFY: Final = (
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """`florence verify`; 0 where nothing but known differences was found, else 1."""
+    """`florence verify`; returns 0 where only known differences were found, else 1."""
     from florence.runtime.florence2 import Florence2
     from florence.settings import read_settings
     from florence.verification.proof import verify as compare

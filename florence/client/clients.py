@@ -132,7 +132,7 @@ class Client(
         return self._get(_READY).status_code == httpx.codes.OK
 
     def server(self) -> dict[str, Any]:
-        """What the service says of itself: name, version, extensions."""
+        """What the service says about itself: name, version, extensions."""
         return _read_json(self._get(_METADATA))
 
     def info(self) -> ServiceInfo:
@@ -207,7 +207,7 @@ class AsyncClient(
         return (await self._get(_READY)).status_code == httpx.codes.OK
 
     async def server(self) -> dict[str, Any]:
-        """What the service says of itself: name, version, extensions."""
+        """What the service says about itself: name, version, extensions."""
         return _read_json(await self._get(_METADATA))
 
     async def info(self) -> ServiceInfo:

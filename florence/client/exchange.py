@@ -45,7 +45,7 @@ from florence.types.regions import Region
 from florence.types.results import Result
 from florence.types.tasks import TASKS, AnswerAs, Input, Kind, Task, TaskSpec, task_pairs
 
-CONNECT_S: Final = 10.0  # a server that is there takes a connection at once
+CONNECT_S: Final = 10.0  # a server that runs accepts a connection at once
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
@@ -68,8 +68,8 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
 class CallOptions(RequestKeywords, total=False):
     """Options of one call: those of `RequestKeywords`, and a time limit.
 
-    `timeout_s`: seconds until `DeadlineExceeded`, with all tries and the waits between them; left out, it is
-    the client's.
+    `timeout_s`: seconds until `DeadlineExceeded`, retries and the waits between them included; left out or
+    None: the client's.
     """
 
     timeout_s: float | None

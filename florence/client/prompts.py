@@ -1,4 +1,4 @@
-"""Prompts of one's own and tasks that only the service's checkpoint has, for both clients.
+"""Prompts, and tasks that only the service's checkpoint has, for both clients.
 
 The kind of their answers is not known beforehand; `answer_as` states it: to the service for a prompt, to type
 checkers for a task.

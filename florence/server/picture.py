@@ -56,7 +56,7 @@ def decode_plain_base64(text: Base64Text) -> bytes:
 
 
 def _decode_other(text: Base64Text) -> bytes:
-    """The bytes of base64 with white space or a data URI's head; ImageError for any other text."""
+    """The bytes of base64 with white space or a data URI's head. Raises ImageError for any other text."""
     pieces = _pieces(text)
     first = next(pieces, "").lstrip()
     if _URL.match(first):

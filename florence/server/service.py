@@ -1,6 +1,6 @@
 """The BentoML service: loads the model, puts endpoints and routes together, starts and stops.
 
-Knows BentoML and the settings; nothing about HTTP bodies (`typed`, `v2`) and models (`florence.Florence2`).
+Knows BentoML and the settings; nothing about HTTP bodies (`typed`, `v2`) or models (`florence.Florence2`).
 One worker process holds one model on one device.
 """
 
@@ -203,8 +203,8 @@ class TaskService:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # as above
     async def close(self) -> None:
-        """All HTTP requests have been answered by now: the server waits for them before it ends. gRPC calls
-        and the model are given the time limit to finish."""
+        """Stop gRPC and the model; each gets the service's time limit to finish. All HTTP requests have been
+        answered before: the server waits for them."""
         if self.grpc is not None:
             await self.grpc.stop(self.timeout_s)
         model, self.inference.model = self.inference.model, None

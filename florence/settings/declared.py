@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str = Field(
-        default="microsoft/Florence-2-large-ft",  # what the replaced Triton deployment served
+        default="microsoft/Florence-2-large-ft",  # what the Triton deployment that this replaces served
         description="Checkpoint: a hub id, `owner/name:folder`, a directory, or `demo`, the small one in the "
         "package.",
     )

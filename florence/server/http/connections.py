@@ -22,8 +22,8 @@ from florence.server.http.accepting import PROBES, Crowd, accept_with_care
 from florence.server.http.receiving import Receiver
 
 MOST_LINES: Final = 2_000
-"""Lines parsed in one iteration of the event loop: each takes up to 10 microseconds. A head that has more is
-refused."""
+"""Lines parsed in one iteration of the event loop: each takes up to 10 microseconds. A head that has more and
+has not ended is refused."""
 MOST_CHUNKS: Final = 10_000
 """Chunks of one body, in addition to one for each `FULL_CHUNK` bytes."""
 FULL_CHUNK: Final = 1024

@@ -1,4 +1,5 @@
-"""ASGI middleware around all routes: a limit on bodies, clients that leave, the v2 routes, error bodies.
+"""ASGI middleware around all routes: limits on bodies and time, API keys, clients that disconnect, the v2
+routes, error bodies.
 
 Knows HTTP messages only. The order is in `routing.middleware_of`.
 """

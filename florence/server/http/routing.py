@@ -58,7 +58,7 @@ def middleware_of(
     site: Site | None = None,
     chat: Starlette | None = None,
 ) -> list[Middleware]:
-    """The middleware of HTTP requests, outermost first. `keys`: None: none is needed. `site`: the pages,
+    """The middleware of HTTP requests, outermost first. `keys`: None: no key is needed. `site`: the pages,
     which need neither key nor model. `chat`: the routes of OpenAI's API.
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and

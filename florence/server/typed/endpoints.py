@@ -1,7 +1,7 @@
 """The typed endpoints: one BentoML API for each task, and its answer as a pydantic type.
 
-Knows what an endpoint does with its input (`inputs`): it asks the model, and says in words which field is
-wrong. `types` has the tasks' rules on text and regions.
+Knows what an endpoint does with its input (`inputs`): it asks the model, or explains which field is wrong.
+`types` has the tasks' rules on text and regions.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def endpoint(task: Task) -> Any:
 
 
 def prompt_endpoint() -> Any:
-    """The BentoML API of a prompt of one's own: `POST /prompt`."""
+    """The BentoML API for prompts: `POST /prompt`."""
 
     async def answer(service: Endpoints, fields: dict[str, Any], timeout_s: float) -> BaseModel | Response:
         task = prompt_task(fields.pop("prompt"), fields.pop("answer_as"))

@@ -48,7 +48,7 @@ _INFER: Final = service_pb2.ModelInferRequest
 
 
 class GrpcServer:
-    """A gRPC server on one port. `max_message_bytes`: of a request. `keys`: None: none is needed. `shared`:
+    """A gRPC server on one port. `max_message_bytes`: of a request. `keys`: None: no key is needed. `shared`:
     whether other processes listen on the same port, and the kernel balances connections (SO_REUSEPORT).
     `budget`: the memory of request bodies, shared with HTTP. `tls`: None for plain TCP."""
 
