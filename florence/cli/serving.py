@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 from florence.errors import FlorenceError
 
-SERVICE: Final = "florence.server.service:service"
+SERVICE: Final = "florence.server.entry:service"
 
 
 def serve(arguments: argparse.Namespace) -> NoReturn:

@@ -319,13 +319,6 @@ def end_worker() -> None:
         end.start()
 
 
-def __getattr__(name: str) -> Any:
-    """`service`, made when `bentoml serve florence.server.service:service` asks for it."""
-    if name == "service":
-        return service_of_environment()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 @functools.cache
 def service_of_environment() -> Any:
     """The service for the settings in BentoML's arguments (`--arg device=cpu`) and, for the others, in the

@@ -29,13 +29,13 @@ class Backend:
 
     `attention`: computes a step's attentions. `search`: lets the searches choose their next tokens. `encode`:
     computes the layers of an encode. `memory`: copies to and from the device. `capturer`: captures steps and
-    encodes of a few fixed shapes as graphs; None runs each shape as it comes. `delayed_readback`: read what a step decided only after the next step
-    has been sent, so that the device never waits for the host; a finished request then stays in the batch for
-    one extra step. `encode_stream`: where encodes run, unless a trial at the start finds that they are better
-    on the steps' own; `encode_budget_s`: seconds that a step may take in that trial, None for no trial.
-    `pins_attention`: choose among PyTorch's fused attentions at the start, by trying them.
-    `free_host_reads`: whether the host may read a value of the device between operations at no cost, to skip
-    work. `lazy_pages`: whether memory that was never written costs nothing.
+    encodes of a few fixed shapes as graphs; None runs each shape as it comes. `delayed_readback`: read what a
+    step decided only after the next step has been sent, so that the device never waits for the host; a
+    finished request then stays in the batch for one extra step. `encode_stream`: where encodes run, unless a
+    trial at the start finds that they are better on the steps' own; `encode_budget_s`: seconds that a step
+    may take in that trial, None for no trial. `pins_attention`: choose among PyTorch's fused attentions at
+    the start, by trying them. `free_host_reads`: whether the host may read a value of the device between
+    operations at no cost, to skip work. `lazy_pages`: whether memory that was never written costs nothing.
     """
 
     attention: AttentionBackend = field(default_factory=DenseAttention)
