@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _collect_rarely() -> None:
-    """What a command imports is no garbage, but looking at it takes Python a fifth of a short command's time,
-    while it is imported and at the end."""
+    """Make garbage collections rare: they find nothing in what a command imports, and would take a fifth of a
+    short command's time, at the imports and at exit."""
     gc.set_threshold(10_000, 10, 100)
     atexit.register(gc.freeze)
 

@@ -26,8 +26,8 @@ FEW: Final = 50_000
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """While a process imports its program: no collection, which would find nothing and take a fifth of the
-    time. None will look at what is there by the end."""
+    """A context for a process's imports: no collection runs, which would find nothing and take a fifth of the
+    time. Later collections skip all objects that exist at its end."""
     gc.disable()
     try:
         yield
