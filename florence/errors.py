@@ -189,8 +189,8 @@ class Overloaded(Unavailable):
 
 
 class Closed(Unavailable):
-    """The engine is starting, stopping or stopped; so end also the requests that it accepted and can't
-    finish."""
+    """The engine is starting, stopping or stopped. Requests that it accepted and can't finish get this error
+    too."""
 
 
 class DeadlineExceeded(FlorenceError):

@@ -38,7 +38,7 @@ _C_COMPILER = (
 )
 
 MODELS = "/models"  # the hub's cache (bentofile.yaml: HF_HOME), on which a volume can be mounted
-# BentoML makes these folders at each start unless they exist; as they do, the root may be read-only.
+# BentoML makes these folders at each start where they are missing; made here, the root may be read-only.
 _HOME_FOLDERS = " ".join(f"{_HOME}/{name}" for name in ("bentos", "models", "envs", "tmp"))
 
 
@@ -94,8 +94,8 @@ def _variables(variant: Variant) -> dict[str, str]:
     if variant == "cpu":
         return common | {"UV_TORCH_BACKEND": "cpu", "FLORENCE_DEVICE": "cpu"}
     return common | {
-        # BentoML adds a pin of itself without a hash, which uv refuses; with the list as a constraint it has
-        # one.
+        # BentoML adds a pin of itself without a hash, which uv refuses; as a constraint, the list supplies
+        # the hash.
         "UV_REQUIRE_HASHES": "1",
         "UV_CONSTRAINT": _REQUIREMENTS,
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which counts the GPUs

@@ -99,7 +99,8 @@ def export_results(wanted: Export, results: Path, arguments: argparse.Namespace)
 
 
 class _Answers:
-    """The answers in a file, of some tasks or of all; `failed`: a message for each line that is not one."""
+    """The answers in a file, of some tasks or of all; `failed`: a message for each line that is not an
+    answer."""
 
     def __init__(self, results: Path, tasks: frozenset[str]) -> None:
         self._results, self._tasks = results, tasks

@@ -77,7 +77,8 @@ def _changed(arguments: argparse.Namespace, text: str) -> argparse.Namespace:
     if "url" in pairs:
         changed.url, changed.model = pairs.pop("url"), None
     elif "model" in pairs:
-        changed.url = changed.model = changed.settings["revision"] = None  # `revision`: not of this one
+        # The arguments' revision is one of another checkpoint.
+        changed.url = changed.model = changed.settings["revision"] = None
     for name, text_of_value in pairs.items():
         value = text_of_value or None  # `adapter=` means no adapter
         is_setting = name in _TELLING or name not in RequestParameters.model_fields

@@ -61,8 +61,7 @@ class PictureArguments(BaseModel):
     )
 
     def check_picture(self, ways: Collection[str]) -> None:
-        """Raises RequestError unless exactly one picture is given, or where it is a URL and `ways` lacks
-        those."""
+        """Raises RequestError unless exactly one picture is given, and for a URL where `ways` has none."""
         given = [name for name in PICTURE if getattr(self, name) is not None]
         if len(given) != 1:
             told = " and ".join(given) or "none"
@@ -71,7 +70,8 @@ class PictureArguments(BaseModel):
             raise RequestError("url is for a server that asks a service; send the picture as base64")
 
     def picture(self, roots: Roots) -> bytes:
-        """The encoded picture, of any but a URL. Raises ImageError where it can't be read."""
+        """The encoded picture; not for one that is given as a URL. Raises ImageError where it can't be
+        read."""
         if self.path is not None:
             return roots.read_path(self.path)
         if isinstance(self.resource, str) and not _DATA_URI.match(self.resource):

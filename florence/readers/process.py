@@ -41,7 +41,7 @@ _MALLOC: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESH
 picture."""
 _ATTEMPTS: Final = 3
 _START_S: Final = 60.0
-_STDERR_BYTES: Final = 2000  # the last of them go into the log
+_STDERR_BYTES: Final = 2000  # at most, at the end of what goes into a log
 _LATE: Final = "it took too long"
 
 

@@ -40,7 +40,7 @@ class Reader(Protocol):
 
 
 class Readers:
-    """Reads pictures beside the engine. Its queue is unbounded here: the dispatcher limits how many wait.
+    """Reads pictures beside the engine. The queue has no limit: the dispatcher limits how many pictures wait.
 
     `on_read` is called with the seconds that each picture took, its time in the queue excluded; it must be
     quick and not raise.

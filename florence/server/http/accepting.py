@@ -51,8 +51,8 @@ class Closable(Protocol):
 
 
 class Crowd:
-    """A worker's connections that have a protocol; `count` of them. `most`: the limit, silent connections
-    included."""
+    """A worker's connections that have a protocol. `count`: how many there are. `most`: the limit, silent
+    connections included."""
 
     def __init__(self, most: int) -> None:
         self.most = most

@@ -115,8 +115,8 @@ def create_api(
     answer: Callable[[Endpoints, dict[str, Any], float], Awaitable[BaseModel | Response]],
     refusal: Callable[[ValidationError], RequestError],
 ) -> Any:
-    """A BentoML API, `POST /<name>`. `answer`: makes the body from the input's fields, within a number of
-    seconds. `refusal`: the error for an invalid input."""
+    """A BentoML API, `POST /<name>`. `answer`: makes the body from the service, the input's fields and the
+    seconds left. `refusal`: makes the error for an invalid input."""
 
     async def work(service: Endpoints, fields: dict[str, Any]) -> BaseModel | Response:
         error = fields.pop("error", None)
