@@ -1,6 +1,6 @@
-"""What a request's body and its query say, as fields by name: multipart forms, and a picture alone.
+"""A request's fields by name, from a multipart form, or from the query of a body that is a picture alone.
 
-Knows HTTP; knows nothing about which fields there are and what they may be, but for the picture's name.
+Knows HTTP; of the fields only the names of the picture and of texts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form i
 
 
 async def read_form(request: Request) -> dict[str, Any]:
-    """The fields of a multipart body, in memory; the service's limit on bodies bounds it."""
+    """The fields of a multipart body, in memory; the service's limit on bodies bounds it. Raises
+    RequestError."""
     parser = MultiPartParser(
         request.headers,
         request.stream(),
@@ -107,7 +108,8 @@ def _read_upload(file: BinaryIO) -> bytes | bytearray:
 
 
 def _read_value(text: str) -> Any:
-    """What the text means as JSON; the text itself where it is none."""
+    """The text's value as JSON; the text itself where it is not JSON. Raises RequestError for too much
+    structure."""
     try:
         return short_strings(Document(text.encode("utf-8", "surrogatepass")).parse())
     except TooMuchStructure as error:
