@@ -105,7 +105,7 @@ def _move(
         match = tl.load(matches + source + e - 1, mask=earlier, other=0)
         likely = tl.load(logprobs + source + e, mask=old, other=0.0)
         place = tl.load(indirection + source + e, mask=old, other=0)
-        tl.debug_barrier()  # wait until wait until all beams have been read
+        tl.debug_barrier()  # wait until all beams have been read
         target, written = of_slot + beam[:, None] * beam_stride + e, is_own[:, None] & (e <= end)
         tl.store(sequences + target, tl.where(is_end, token[:, None], sequence), mask=written)
         tl.store(matches + target, tl.where(before == token[:, None], match + 1, 0), mask=written)

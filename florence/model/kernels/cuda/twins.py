@@ -67,7 +67,7 @@ def _present(beams: Tensor, width: int) -> list[int]:
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of one query Attention of one query [h * d] to keys and values [length, h, d]."""
+    """Attention of one query [h * d] to keys and values [length, h, d]."""
     heads, head_dim = keys.shape[1:]
     scores = torch.einsum("hd,lhd->hl", query.float().view(heads, head_dim), keys.float())
     weights = (scores * head_dim**-0.5).softmax(-1)
