@@ -109,7 +109,7 @@ class TooMuchStructure(ProtocolError):
     """A message has more values, or longer ones, than any request; it is not parsed."""
 
     def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"the request's {what} is more than a request can mean: {reason}")
+        super().__init__(f"the request's {what} is more than a request can hold: {reason}")
 
 
 class Unauthorized(FlorenceError):

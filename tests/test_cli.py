@@ -89,7 +89,7 @@ def test_draw_writes_the_picture(florence: Run, fake_server: Server, tmp_path: P
         (["run", "no/such.png", "caption"], 2, "'no/such.png' can't be read"),
         (["run", PICTURE, "caption", "--draw", "a.txt"], 2, "must end in .png"),
         (["run", PICTURE, "caption", "--draw", "/no/such/dir/a.png"], 1, "No such file or directory"),
-        (["bulk", "a**b", "--task", "caption", "--out", "x.jsonl"], 2, "is no glob"),
+        (["bulk", "a**b", "--task", "caption", "--out", "x.jsonl"], 2, "is not a glob"),
         (
             ["bulk", PICTURE, "--task", "caption", "--out", "x", "--concurrency", "x"],
             2,

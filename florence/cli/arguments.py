@@ -26,7 +26,7 @@ _WIDTH: Final = 100
 _WORDS: Final = 2  # at most, behind PICTURE: TASK and TEXT
 _INPUTS: Final = {Input.NONE: "", Input.TEXT: " TEXT", Input.REGION: " --region"}
 _STATUS: Final = (
-    "exit status: 0 done; 1 it failed on the way; 2 what was asked is wrong; "
+    "exit status: 0 done; 1 failed while running; 2 wrong arguments or input; "
     "3 some of many pictures\nfailed; 130 interrupted"
 )
 

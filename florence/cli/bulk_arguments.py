@@ -119,7 +119,7 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--actors",
         metavar="N..M",
-        help="so many models: 4, or 2..8 for a pool that grows and shrinks (default: 1)",
+        help="number of models: 4, or 2..8 for a pool that grows and shrinks (default: 1)",
     )
     group.add_argument(
         "--gpus-per-actor",

@@ -146,7 +146,7 @@ def label_ids(file: Path | None, pictures: Sequence[Labelled]) -> Mapping[str, i
     try:
         return label_map(_read_labels(file), first=1)
     except (RequestError, UnicodeDecodeError) as error:
-        raise RequestError(f"{file} is no label map: {error}") from None
+        raise RequestError(f"{file} is not a label map: {error}") from None
 
 
 def _read_labels(file: Path) -> Any:
@@ -196,7 +196,7 @@ def _beside(name: str, folder: Path) -> Path:
     """The caption's file beside a picture; its name has the number of a page or frame."""
     item = item_named(name, folder)
     if callable(item.source):
-        raise RequestError("it is no file of this machine; name a directory by --out")
+        raise RequestError("it is not a file of this machine; name a directory by --out")
     file = Path(item.source)
     place = "".join(f"_{kind}_{number}" for kind, number in item.place.items())
     return file.with_name(f"{file.stem}{place}.txt")

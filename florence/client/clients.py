@@ -66,7 +66,7 @@ class _Connected(Generic[TransportT]):
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise SettingsError(f"{url!r} is no URL: {error}") from None
+            raise SettingsError(f"{url!r} is not a URL: {error}") from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise SettingsError(f"a service's URL is like http://localhost:8000, got {url!r}")
         if retries < 0:

@@ -28,12 +28,12 @@ class Roots:
     """The allowed folders. `local`: whether the agent runs on this machine and may give paths."""
 
     def __init__(self, folders: Sequence[Path], *, local: bool) -> None:
-        """Raises SettingsError for one that is no folder."""
+        """Raises SettingsError for one that is not a folder."""
         self.local = local
         self._folders: list[Path] = []
         for folder in folders:
             if not folder.is_dir():
-                raise SettingsError(f"--root {folder} is no folder")
+                raise SettingsError(f"--root {folder} is not a folder")
             self._folders.append(folder.resolve())
 
     def read_path(self, path: str) -> bytes:
@@ -51,7 +51,7 @@ class Roots:
             parts = urlsplit(uri)
             path = unquote(parts.path, errors="strict")
         except ValueError:
-            raise ImageError(f"the resource {quote(uri)} is no URI") from None
+            raise ImageError(f"the resource {quote(uri)} is not a URI") from None
         if parts.scheme == "file":
             return self.read_path(path)
         number, _, name = path.removeprefix("/").partition("/")
@@ -79,7 +79,7 @@ class Roots:
         except (OSError, ValueError, RuntimeError):  # also for a null character, and a loop of links
             size = None
         if size is None:  # the same message whether or not the file exists
-            raise ImageError(f"{quote(said)} is no file in the folders that --root allows")
+            raise ImageError(f"{quote(said)} is not a file in the folders that --root allows")
         if size > DEFAULT_LIMITS.max_bytes:
             raise ImageTooLarge(
                 f"{quote(said)} has {size} bytes; up to {DEFAULT_LIMITS.max_bytes} are allowed"

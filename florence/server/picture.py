@@ -102,8 +102,8 @@ def _reason(first: str, encoded: bytearray) -> str:
     foreign = _FOREIGN.search(encoded)
     if foreign is not None:
         return (
-            f"it holds {foreign.group().decode()!r}, which is no character of base64; send the encoded text "
-            "alone, without quotes, markup or percent-encoding"
+            f"it holds {foreign.group().decode()!r}, which is not a character of base64; send the encoded "
+            "text alone, without quotes, markup or percent-encoding"
         )
     if b"-" in encoded or b"_" in encoded:
         return "it is URL-safe base64, with - and _; send the standard form, with + and /"

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     prompts: Literal["tasks", "any"] = Field(
         default="tasks",
         description="What v2 takes as TASK_PROMPT: `tasks`, or `any` text, which the model reads as it is "
-        "where it is no task.",
+        "where it is not a task.",
     )
     base: str | None = Field(
         default=None,

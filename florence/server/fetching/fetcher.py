@@ -107,8 +107,8 @@ class PictureFetcher:
         self._shares.check(owner, lambda _: 1.0)
         if self.running >= self.limits.most:
             raise Overloaded(
-                f"{self.running} pictures are being fetched, as many as may (FLORENCE_MAX_QUEUE); come back "
-                "in 1 s"
+                f"{self.running} pictures are being fetched, which is the limit (FLORENCE_MAX_QUEUE); come "
+                "back in 1 s"
             )
         self.running += 1
         self._shares.enter(owner, fetch)

@@ -77,7 +77,7 @@ def prompt_endpoint() -> Any:
     def refusal(error: ValidationError) -> RequestError:
         return explain(error, None, PromptInput)
 
-    summary = "Answer a prompt of one's own, which the model reads word for word."
+    summary = "Answer a custom prompt, which the model reads word for word."
     return create_api("prompt", summary, PromptInput, PromptAnswer, answer, refusal)
 
 

@@ -23,8 +23,8 @@ PICTURE: Final = "image/*"
 """The type of a body that is a picture alone."""
 _PLAIN: Final = ("text", "prompt")  # never JSON
 _MOST_PARTS: Final = 32
-_MOST_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is no file: it is decoded in one go
-_MOST_FIELD: Final = 12 * MAX_TEXT_CHARS  # bytes of a part that is no picture: a text, escaped twice
+_MOST_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is not a file: it is decoded in one go
+_MOST_FIELD: Final = 12 * MAX_TEXT_CHARS  # bytes of a part that is not a picture: a text, escaped twice
 _PIECE: Final = 2**20
 _BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 

@@ -89,7 +89,7 @@ class PictureInput(Described):
     image: EncodedPicture = Field(
         default_factory=_no_picture,
         description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
-        f"{FORMATS}, told by its bytes.",
+        f"{FORMATS}, recognised by its content.",
     )
     image_url: str | None = Field(
         default=None,
@@ -182,7 +182,7 @@ class _PromptField(PictureInput):
 
 
 class PromptInput(RequestParameters, _PromptField):
-    """Input of `/prompt`: a prompt of one's own."""
+    """Input of `/prompt`: a custom prompt."""
 
 
 class _TextField(PictureInput):

@@ -69,7 +69,7 @@ _FAILURES: Final = (  # status, meaning, an example of its message
     (
         503,
         "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
-        "256 requests are waiting, as many as may; come back in 3 s",
+        "256 requests are waiting, which is the limit; come back in 3 s",
     ),
     (504, "Not finished in the time allowed.", "the request was not finished within 300 s"),
 )
@@ -174,7 +174,7 @@ def _prompt_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         "tags": ["Tasks"],
         "operationId": "prompt",
-        "summary": "Answer a prompt of one's own, which the model reads word for word.",
+        "summary": "Answer a custom prompt, which the model reads word for word.",
         "description": "For fine-tunes with prompts that are no task here. Any tokens may repeat in the "
         "answer, unless `no_repeat_ngram_size` is sent. An answer that should be JSON and is not has the "
         "value null, the text, and why.",

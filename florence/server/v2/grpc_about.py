@@ -104,4 +104,4 @@ async def _read(read: Callable[[bytes], Any], data: bytes, context: Any) -> Any:
     try:
         return read(data)
     except Exception:  # noqa: BLE001  (protobuf's own: not a message)
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is none of protobuf")
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not valid protobuf")

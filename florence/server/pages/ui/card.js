@@ -113,7 +113,7 @@ export class Card {
     const { curl, python, v2 } = programs(asked);
     const parts = text === null ? itemsView(annotations, this.#overlay) : [textView(text || "(no text)", [], this.#overlay)];
     if (answer.result.kind === "json" && answer.result.error) {
-      parts.push(el("p", { class: "hint" }, `This is no JSON: ${answer.result.error}`));
+      parts.push(el("p", { class: "hint" }, `This is not JSON: ${answer.result.error}`));
     }
     if (this.task.captions && text) parts.push(this.#groundButton(text));
     const code = tabs({
