@@ -175,7 +175,7 @@ def _ocr_regions(text: str, image_size: PictureSize) -> dict[str, Any]:
             locations = list(_LOCATION.finditer(line, run.start(), run.end()))
             first = 0
             while len(locations) - first >= 8:
-                if locations[first].start() == cursor:  # no character before it: it becomes part of a label
+                if locations[first].start() == cursor:  # no character before it: it goes into a label
                     first += 1
                     continue
                 labels.append(line[cursor : locations[first].start()])

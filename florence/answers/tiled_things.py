@@ -125,7 +125,7 @@ def _is_denied(thing: FoundThing[ItemT], other: FoundThing[ItemT], frames: Seque
 
 
 def _in_one_place(thing: FoundThing[ItemT], other: FoundThing[ItemT]) -> bool:
-    """Whether two texts overlap more than printed texts can. `other` has the better score."""
+    """Whether two texts overlap more than printed texts do. `other` has the better score."""
     one, another = thing.item, other.item
     if not (isinstance(one, OcrRegion) and isinstance(another, OcrRegion)):
         return False

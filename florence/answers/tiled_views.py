@@ -1,10 +1,10 @@
 """Groups items of neighbouring tiles that are the same thing.
 
-Where two tiles overlap both see a thing: whole, or cut by a tile's border. So two items are compared where
-both tiles look: there, one thing has one place. Labels decide only between equals, since a part of a thing is
-often taken for something else. Within one tile the model's word stands: its items are never one thing.
+Where two tiles overlap, both see a thing, whole or cut by a border. So two items are compared only inside the
+overlap, where the same thing has the same place. Labels only break ties, since a part of a thing is often
+mistaken for something else. Items of the same tile are never the same thing.
 
-Knows boxes in pixels of the whole picture; nothing about kinds of results.
+Knows boxes in pixels of the whole picture; knows nothing about kinds of results.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ Quad = tuple[float, float, float, float, float, float, float, float]
 
 
 def config_with_example(example: dict[str, Any]) -> ConfigDict:
-    """A frozen type's configuration, with an example for its schema."""
+    """The pydantic configuration of a frozen model with an example in its schema."""
     return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
 
 
