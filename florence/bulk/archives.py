@@ -56,7 +56,7 @@ def archive_items(name: str, others: Counter[str], *, documents: bool, most: int
     """The pictures of an archive, in its order. others: counts other members by their suffix. documents:
     whether PDFs are pictures. most: bytes of a picture; one with more is not read, and its item says so.
 
-    Raises RequestError for what is no archive, or one that is cut short: after the members before that.
+    Raises RequestError for what is not an archive, or one that is cut short: after the members before that.
     """
     try:
         with open_file(name) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
@@ -70,7 +70,7 @@ def archive_items(name: str, others: Counter[str], *, documents: bool, most: int
                 else:
                     others[PurePosixPath(member.name).suffix.lower()] += 1
     except (tarfile.TarError, EOFError) as error:
-        raise RequestError(f"{name} is no tar archive, or is cut short: {error}") from error
+        raise RequestError(f"{name} is not a tar archive, or is cut short: {error}") from error
 
 
 def _item(name: str, member: tarfile.TarInfo, first: bytes, rest: IO[bytes], most: int) -> PictureItem:

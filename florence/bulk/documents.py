@@ -36,7 +36,7 @@ def page_items(items: Iterable[PictureItem], pages: Pages, passed: Counter[str])
 
 
 def _count(item: PictureItem) -> int | None:
-    """Of pages; None of what is no document. Raises ImageError."""
+    """Of pages; None of what is not a document. Raises ImageError."""
     if isinstance(item.source, str) and not _may_be_document(item.source):
         return None
     data = item.read()

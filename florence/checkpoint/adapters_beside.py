@@ -2,7 +2,7 @@
 
 What can't stand beside the weights is refused by name: DoRA, which scales whole rows, layers that were
 trained whole, convolutions, the embedding. A copy of the base's own weight, as PEFT saves beside an adapted
-head, is no change. Knows files; the weights of the base are read only to be compared with such copies.
+head, is not change. Knows files; the weights of the base are read only to be compared with such copies.
 """
 
 from __future__ import annotations

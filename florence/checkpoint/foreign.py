@@ -1,4 +1,4 @@
-"""Says what a folder is that is no checkpoint in safetensors: an adapter, a quantised or converted model.
+"""Says what a folder is that is not a checkpoint in safetensors: an adapter, a quantised or converted model.
 
 Knows names of files and of tensors, and one sentence for each kind; reads no tensor.
 """

@@ -29,7 +29,7 @@ class Categories(dict[str, int]):
     """
 
     def __init__(self, known: LabelMap = (), *, first: int = 1) -> None:
-        """Raises RequestError where `known` is no label map."""
+        """Raises RequestError where `known` is not a label map."""
         super().__init__(label_map(known, first=first))
         self._first = first
 

@@ -39,7 +39,7 @@ class Colours(dict[str, Channels]):
     """Colours by label; a new label gets the next of `PALETTE`. Passed to many drawings, it keeps them."""
 
     def __init__(self, known: Mapping[str, Colour] | None = None) -> None:
-        """Raises RequestError for what is no colour."""
+        """Raises RequestError for what is not a colour."""
         super().__init__({label: _rgb(colour) for label, colour in (known or {}).items()})
 
     def __missing__(self, label: str) -> Channels:
@@ -134,7 +134,7 @@ def _rgb(colour: Colour) -> Channels:
             raise ValueError
     except (TypeError, ValueError):
         raise RequestError(
-            f"{quote(colour)} is no colour; write a name such as 'red', '#ff0000', or (255, 0, 0)"
+            f"{quote(colour)} is not a colour; write a name such as 'red', '#ff0000', or (255, 0, 0)"
         ) from None
     return red, green, blue
 

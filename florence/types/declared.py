@@ -76,7 +76,7 @@ class DeclaredTask(BaseModel):
 
 
 def read_rows(text: str, source: str) -> list[TaskRow]:
-    """The rows in a file's text. Raises SettingsError, which names the `source`, if it is no JSON array."""
+    """The rows in a file's text. Raises SettingsError, which names the `source`, if it is not JSON array."""
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -150,8 +150,8 @@ PRESETS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = MappingProxyType(
 
 
 def ways_out(wanted: str, other: str) -> str:
-    """What to do about a prompt that is no task, for the end of a message; `other`: than declaring it."""
+    """What to do about a prompt that is not a task, for the end of a message; `other`: than declaring it."""
     presets = (name for name, rows in PRESETS.items() if any(row["token"] == wanted.strip() for row in rows))
     preset = next(presets, None)
     how = "FLORENCE_TASKS" if preset is None else f"FLORENCE_TASKS={preset} has it"
-    return f"; for a prompt of one's own, declare a task ({how}), or {other}"
+    return f"; for a custom prompt, declare a task ({how}), or {other}"

@@ -86,12 +86,12 @@ class Task:
 
     @property
     def is_prompt(self) -> bool:
-        """Whether it is a prompt of one's own, made by `prompt_task`."""
+        """Whether it is a custom prompt, made by `prompt_task`."""
         return self.name == _PROMPT and self.token == self.prompt
 
 
 def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
-    """A prompt of one's own, which the model reads as it is; its answer is named after it.
+    """A custom prompt, which the model reads as it is; its answer is named after it.
 
     Raises TaskError for a blank prompt, or a kind of answer that there is not.
     """
@@ -100,7 +100,7 @@ def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
     if answer_as not in list(Kind):
         raise TaskError(f"answer_as must be one of {', '.join(Kind)}, got {quote(answer_as)}")
     return Task(
-        prompt, _PROMPT, prompt, Input.NONE, Kind(answer_as), "A prompt of one's own.",
+        prompt, _PROMPT, prompt, Input.NONE, Kind(answer_as), "A custom prompt.",
         no_repeat_ngram_size=0,
     )  # fmt: skip
 

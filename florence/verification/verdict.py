@@ -75,7 +75,7 @@ def compare(trial: Trial, ours: Given, theirs: Given, witness: Witness) -> Compa
 
 
 def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Of two lists of log-probabilities; infinite where only one of a pair is, or one is no number."""
+    """Of two lists of log-probabilities; infinite where only one of a pair is, or one is not a number."""
     apart = (abs(one - other) for one, other in zip(ours, theirs, strict=True) if one != other)
     return max((math.inf if math.isnan(each) else each for each in apart), default=0.0)
 

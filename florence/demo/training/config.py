@@ -57,7 +57,7 @@ class TrainingStage:
 
     answers: questions per picture, 0 trains the tower alone on a plain head. blur: width in bins of the
     Gaussian that stands for a location's target. head_weight: weight of the plain head's loss. rate: learning
-    rate at the start and at the end, linear between. word_weight: weight of a token that is no location.
+    rate at the start and at the end, linear between. word_weight: weight of a token that is not a location.
     rises: whether the rate starts from nothing, as the optimizer does. shares: how often each task is asked.
     """
 
