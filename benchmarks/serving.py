@@ -70,9 +70,10 @@ def serving(target: str, folder: Path = ROOT, **environment: str) -> Iterator[Se
 def wait_ready(server: Server) -> None:
     """Until /readyz answers 200; ends the benchmark with the service's log where it does not."""
     end = time.monotonic() + START_S
-    while time.monotonic() < end and server.process.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{server.url}/readyz", trust_env=False).status_code == httpx.codes.OK:
-                return
-        time.sleep(0.1)
+    with httpx.Client(trust_env=False) as client:  # one for all: making one takes 20 ms of CPU time
+        while time.monotonic() < end and server.process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get(f"{server.url}/readyz").status_code == httpx.codes.OK:
+                    return
+            time.sleep(0.1)
     raise SystemExit(f"the service did not start:\n{server.log.read_text(errors='replace')}")

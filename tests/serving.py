@@ -46,13 +46,14 @@ class Server:
     def wait_ready(self) -> None:
         """Until /readyz answers 200; fails with the log when the process ends before."""
         end = time.monotonic() + START_S
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log}")
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200:
-                    return
-            time.sleep(0.1)
+        with httpx.Client(timeout=10) as client:  # one for all: making one takes 20 ms of CPU time
+            while time.monotonic() < end:
+                if self.process.poll() is not None:
+                    pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log}")
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(f"{self.url}/readyz").status_code == 200:
+                        return
+                time.sleep(0.05)
         pytest.fail(f"the server was not ready after {START_S} s:\n{self.log}")
 
     def refuses(self) -> bool:
