@@ -77,7 +77,7 @@ def test_a_time_limit_is_measured_on_every_door(run: Run) -> None:
 
 def test_probes_are_measured_beside_every_load(beside_load: str) -> None:
     """Seven large bodies and a burst, each with the longest wait and what the load got."""
-    told = re.findall(r"^(.*?) +\d+ ms", beside_load, re.MULTILINE)
+    told = re.findall(r"^(.*?) +\d+ ms  ", beside_load, re.MULTILINE)
     assert told[0] == "nothing"
     assert len(set(told)) == 9
     assert re.search(r"^20 requests at once .* times 200", beside_load, re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Generated text to answers: typed results with scores, and the JSON of Microsoft's original code.
+"""Turns generated text into answers: typed results with scores, and the JSON of Microsoft's original code.
 
 `parse_answer` gives both; `read_answers` reads a file of answers. Knows text, pixels and log-probabilities;
-nothing about tokenizers, models or HTTP.
+knows nothing about tokenizers, models or HTTP.
 """
 
 from florence.answers.answer import ParsedAnswer, parse_answer

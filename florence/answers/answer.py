@@ -1,4 +1,5 @@
-"""Answers with the generated text: the library's, in the original's shape only, and of `parse_answer`."""
+"""Answers with the generated text: those of the library, those in the original's shape only, and those of
+`parse_answer`."""
 
 from __future__ import annotations
 
@@ -53,9 +54,9 @@ class Answer(TaskAnswer[Result]):
     def florence(self) -> dict[str, Any]:
         """The original's JSON: what `post_process_generation(text=raw_text, task, image_size)` gives.
 
-        Of a task that is not built in: what it would give for one of that kind. Of tiles: the result in that
-        form (`original_form`). Raises RequestError in the
-        one case that the original refuses: a location number beyond 64 bits.
+        For a task that is not built in: what the original would give for a task of that kind. For tiles: the
+        result in that form (`original_form`). Raises `RequestError` in the one case that the original
+        refuses: a location number beyond 64 bits.
         """
         asked = self._asked or TASKS.find(self.task)
         if self.tiles > 1 and asked is not None:
@@ -65,7 +66,7 @@ class Answer(TaskAnswer[Result]):
 
     @classmethod
     def of(cls, task: Task, **fields: Any) -> Answer:
-        """An answer of this task, with these other fields."""
+        """An answer of this task with these fields."""
         made = cls(task=task.token, **fields)
         made._asked = task
         return made
@@ -75,8 +76,9 @@ class Answer(TaskAnswer[Result]):
 class OriginalAnswer:
     """An answer in the original's shape only, as the v2 protocol sends it: no typed result is made.
 
-    task: its token. finish_reason: "stop" or "length". text: JSON in ASCII of what
-    `Answer.florence()` gives. seed: of the draws, None without. tiles: that the picture was cut into.
+    `task`: its token. `finish_reason`: "stop" or "length". `text`: ASCII JSON of what `Answer.florence()`
+    gives. `seed`: of the sampling, None without sampling. `tiles`: number of tiles that the picture was cut
+    into.
     """
 
     task: str
@@ -91,9 +93,9 @@ class OriginalAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ParsedAnswer(DrawableAnswer):
-    """A generated text, parsed. task: its token. image_size: (width, height) in pixels.
+    """A parsed answer. `task`: its token. `image_size`: (width, height) in pixels, None if it was not given.
 
-    It is drawn and exported as an `Answer` is.
+    It can be drawn and exported like an `Answer`.
     """
 
     task: str
@@ -123,13 +125,14 @@ def parse_answer(
 ) -> ParsedAnswer:
     """Parse the text that the model generated for a task; any text can be parsed.
 
-    task: a token, an endpoint's name, or a `Task`; an unknown one is parsed as plain text, as the original
-    does. raw_text: with its special tokens. image_size: (width, height) of the picture after EXIF rotation,
-    needed by every answer in pixels. pieces: the text cut into the tokens it came from. token_logprobs: one
-    number for each token that the pieces count, the start token included; with both, items have the
-    original's scores. token_windows: of each token too, the probability within `WINDOWS` around a location
-    (`florence.types.bounds`); with these, items have scores. temperature: divides the log-odds of scores.
-    Raises RequestError when the size is missing or wrong, or the pieces don't fit the text.
+    `task`: a token, an endpoint's name, or a `Task`; for an unknown one the text is parsed as plain text, as
+    the original does. `raw_text`: including special tokens. `image_size`: (width, height) of the picture
+    after EXIF rotation, needed by every answer in pixels. `pieces`: the text cut into the tokens it came
+    from. `token_logprobs`: one for each token that the pieces count, the start token included; with both,
+    items have the original's scores. `token_windows`: also one for each token, the probabilities within
+    `WINDOWS` around a location (`florence.types.bounds`); with these, items have scores. `temperature`:
+    divides the log-odds of scores. Raises `RequestError` when the size is missing or invalid, or the pieces
+    don't fit the text.
     """
     known = task if isinstance(task, Task) else TASKS.find(task)
     token = known.token if known is not None else str(task)

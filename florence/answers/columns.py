@@ -1,7 +1,9 @@
-"""Answers as columns of a Parquet file: the schema, derived from the answers' types, and rows in it.
+"""Answers as columns of a Parquet file: the schema, derived from the answers' types, and the conversion of
+rows.
 
-Knows pyarrow, which comes with the extra "parquet". `result` has the fields of all kinds, of which a row has
-those of its own; the value of an answer in JSON, which may be anything, is JSON text.
+Knows pyarrow, which comes with the extra "parquet". The column `result` has the fields of all kinds of
+results; a row fills those of its own kind. The value of an answer in JSON, which may be anything, is stored
+as JSON text.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from florence.types.tasks import Kind
 
 SUFFIX: Final = ".parquet"
 HEAD: Final = ("picture", "id", "text", "region", "adapter")
-"""Columns of a row that no answer has by itself."""
-ROWS: Final = 1024  # read at once
+"""Columns of a row that are not fields of an answer."""
+ROWS: Final = 1024  # rows read at a time
 _KINDS: Final = (Kind.TEXT, Kind.TAGS, Kind.JSON, Kind.BOXES, Kind.QUADS, Kind.POLYGONS)
 
 
 def load_pyarrow() -> Any:
-    """The library; MissingLibrary where it is not installed, and so no Parquet can be read or written."""
+    """Import pyarrow. Raises `MissingLibrary` where it is not installed, without which Parquet can't be read
+    or written."""
     try:
         import pyarrow
     except ImportError as error:
@@ -36,7 +39,7 @@ def load_pyarrow() -> Any:
 
 
 def answer_schema() -> Any:
-    """The columns, a pyarrow.Schema."""
+    """The columns, a `pyarrow.Schema`."""
     pa = load_pyarrow()
     result: dict[str, Any] = {}
     for kind in _KINDS:
@@ -49,7 +52,7 @@ def answer_schema() -> Any:
 
 
 def to_columns(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of JSON lines as the columns hold it."""
+    """Convert a row of JSON lines to the values of the columns."""
     result = row["result"]
     if result.get("kind") != Kind.JSON:
         return row
@@ -57,7 +60,7 @@ def to_columns(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_columns(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of JSON lines that was put into columns; what is null has no field."""
+    """Convert columns back to the row of JSON lines; null columns are left out."""
     made: dict[str, Any] = _pruned(row)
     if made.get("result", {}).get("kind") == Kind.JSON:
         made["result"]["value"] = json.loads(made["result"].get("value", "null"))
@@ -65,12 +68,12 @@ def from_columns(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def part_files(path: Path) -> list[Path]:
-    """The files that hold the answers: the file itself, or the whole parts in a directory."""
+    """The files that hold the answers: the file itself, or the finished parts in a directory."""
     return sorted(path.glob(f"[!.]*{SUFFIX}")) if path.is_dir() else [path]
 
 
 def open_parquet(path: Path) -> Any:
-    """The file, if it is one of these answers. Raises RequestError for another."""
+    """Open a Parquet file of answers. Raises `RequestError` for any other file."""
     load_pyarrow()
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
@@ -86,7 +89,7 @@ def open_parquet(path: Path) -> Any:
 
 
 def read_columns(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file or of a directory of parts, as JSON lines have them."""
+    """The rows of a file, or of a directory of parts, in the form of JSON lines."""
     for part in part_files(path):
         with open_parquet(part) as file:
             for batch in file.iter_batches(ROWS):

@@ -1,7 +1,7 @@
-"""Keeps the items of an answer that a request wants, in their order: the same rule for typed results and for
-the original's JSON.
+"""Keeps the items of an answer that a request wants, in their order; typed results and the original's JSON
+follow the same rules.
 
-Overlaps are those of the boxes around items. Knows nothing about how answers are generated.
+Overlaps are those of items' bounding boxes. Knows nothing about how answers are generated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _OPEN_LISTS: Final = (("bboxes", "bboxes_labels"), ("polygons", "polygons_labels
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An item as filters look at it. bounds: left, top, right, bottom in pixels."""
+    """An item as the filters see it. `bounds`: left, top, right, bottom in pixels; `score`: None if
+    unknown."""
 
     label: str
     bounds: Box
@@ -28,7 +29,7 @@ class Place:
 
 
 def keep_items(result: Result, wanted: ItemFilter) -> Result:
-    """The result with the items that are wanted."""
+    """The result with only the wanted items."""
     kept = kept_items(items_of(result), wanted)
     if isinstance(result, Detections):
         return Detections(detections=[result.detections[index] for index in kept])
@@ -40,10 +41,10 @@ def keep_items(result: Result, wanted: ItemFilter) -> Result:
 
 
 def keep_original_items(answer: Mapping[str, Any], result: Result, wanted: ItemFilter) -> dict[str, Any]:
-    """The original's JSON, {task: content}, with the items that are wanted; a text is left as it is.
+    """The original's JSON, {task: content}, with only the wanted items; a text is not changed.
 
-    result: the typed one of the same text, which has the scores. An item of the original's that is not in it
-    has no score.
+    `result`: the typed result of the same text, which has the scores. An item of the original's JSON that is
+    not in it has no score.
     """
     ((task, content),) = answer.items()
     if not isinstance(content, dict):
@@ -67,8 +68,8 @@ def keep_original_items(answer: Mapping[str, Any], result: Result, wanted: ItemF
 
 
 def kept_items(items: Sequence[Place], wanted: ItemFilter) -> list[int]:
-    """Indices of the wanted items, in their order. Of equal scores the earlier item is better; an item
-    without one is the worst."""
+    """Indices of the wanted items, in order. Of equal scores the earlier item ranks higher; items without a
+    score rank lowest."""
     labels = wanted.labels and {label.casefold() for label in wanted.labels}
     able = [
         index
@@ -99,7 +100,7 @@ def _suppressed(items: Sequence[Place], best: Sequence[int], most: float, *, agn
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes; 0 where they have no area."""
+    """Intersection over union (IoU) of two boxes; 0 where they have no area."""
     across = min(a[2], b[2]) - max(a[0], b[0])
     down = min(a[3], b[3]) - max(a[1], b[1])
     if across <= 0 or down <= 0:
@@ -109,7 +110,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def items_of(result: Result) -> list[Place]:
-    """The items of a typed result, one for each in its order; none of a text."""
+    """The items of a typed result, in order; none for a text."""
     if isinstance(result, Detections):
         return [Place(each.label, each.box, each.score) for each in result.detections]
     if isinstance(result, OcrRegions):
@@ -122,7 +123,7 @@ def items_of(result: Result) -> list[Place]:
 
 
 def _score_of(bounds: Box, known: Sequence[Place]) -> float | None:
-    """That of the first known item at the same place."""
+    """The score of the first known item with the same bounds."""
     near = (
         item.score
         for item in known
@@ -132,7 +133,7 @@ def _score_of(bounds: Box, known: Sequence[Place]) -> float | None:
 
 
 def _bounds(numbers: Sequence[float]) -> Box:
-    """Around x, y, x, y, ...; a point at 0, 0 around nothing."""
+    """Bounding box of x, y, x, y, ...; the point (0, 0) if there are none."""
     xs, ys = numbers[0::2] or (0.0,), numbers[1::2] or (0.0,)
     return min(xs), min(ys), max(xs), max(ys)
 

@@ -1,6 +1,6 @@
-"""A generated text read as JSON, strictly: what is read can be written as JSON again.
+"""Reads a generated text as strict JSON, so that every value read can be written as JSON again.
 
-A model may write anything: numbers that are none, half a surrogate pair, brackets without end.
+A model may write anything: NaN, half a surrogate pair, endless brackets.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import math
 from typing import Any, Final, NoReturn
 
 DEEPEST: Final = 64
-"""Arrays and objects inside one another; writers of JSON have limits too."""
+"""Deepest nesting of arrays and objects that is accepted; JSON writers have limits too."""
 
 
 def read_json(text: str) -> tuple[Any, str | None]:
-    """The value and None; None and why where the text is no JSON."""
+    """The value and None; or None and the reason why the text is not JSON."""
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
         json.dumps(value, ensure_ascii=False).encode()
@@ -28,7 +28,7 @@ def read_json(text: str) -> tuple[Any, str | None]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _finite(number: str) -> float:
@@ -42,7 +42,7 @@ def _too_deep() -> str:
 
 
 def _depth(value: Any) -> int:
-    """How many arrays and objects stand inside one another."""
+    """The depth of nested arrays and objects."""
     depth, level = 0, [value]
     while level := [each for each in level if isinstance(each, list | dict)]:
         depth += 1

@@ -1,4 +1,4 @@
-"""A generated text cut into lexemes: locations, markup, and plain text; and the stop phrases.
+"""Cuts a generated text into lexemes: locations, markup and plain text. Also has the stop phrases.
 
 Knows nothing about tasks or pixels. Only the vocabulary's own tokens count: `<loc_1000>` is plain text.
 """
@@ -29,15 +29,15 @@ _INDEFINITE = (
 )
 _SEVERAL_WORDS = ("each other", "one another", "the image", "a group", "a set", "other objects")
 
-# Phrase grounding leaves these out, for they name nothing visible: the 72 of the original's list, matched
-# whole and with their case.
+# Phrase grounding leaves these out, since they name nothing visible: the 72 of the original's list, matched
+# whole and case-sensitively.
 STOP_PHRASES: Final = frozenset(
     f"{_PERSONAL} {_DEMONSTRATIVE} {_INDEFINITE} image images the a an".split()
 ) | frozenset(_SEVERAL_WORDS)
 
 
 class LexemeKind(Enum):
-    """What a lexeme is; markup is any other added token, such as `<sep>` or `<poly>`."""
+    """The kinds of lexemes; markup is any other added token, such as `<sep>` or `<poly>`."""
 
     TEXT = auto()
     LOCATION = auto()
@@ -46,7 +46,7 @@ class LexemeKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Lexeme:
-    """A part of the text. start: index of its first character. bin: of a location, else -1."""
+    """A part of the text. `start`: index of its first character. `bin`: bin of a location, -1 for others."""
 
     kind: LexemeKind
     text: str
@@ -67,7 +67,7 @@ class Piece:
 
 
 def read_lexemes(text: str) -> Iterator[Lexeme]:
-    """The text's lexemes in order; `<s>`, `</s>` and `<pad>` are left out, as if they were not there."""
+    """The text's lexemes in order, without `<s>`, `</s>` and `<pad>`."""
     cursor = 0
     for match in _TOKEN.finditer(text):
         if match.start() > cursor:

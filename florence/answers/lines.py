@@ -1,9 +1,9 @@
-"""Pieces of text in reading order: columns from left to right, in each line by line.
+"""Puts pieces of text into reading order: columns from left to right, line by line in each.
 
 A recursive XY-cut (Nagy and Seth, Hierarchical Representation of Optically Scanned Documents, 1984) on pieces
-that are turned upright together. White gutters tell columns. What crosses a gutter, such as a title, ends the
-columns above it and begins those below. Where lines on both sides of a gutter stand beside each other and are
-short, they are rows of a table, and are read across. Knows quads; nothing about texts.
+that are first rotated upright together. White gutters separate columns. A piece that crosses a gutter, such
+as a title, ends the columns above it and begins those below. Short lines that are side by side across a
+gutter are rows of a table, and are read across. Knows quads; knows nothing about texts.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from typing import Final
 from florence.types.results import Box, Quad
 
 _SHARED: Final = 0.5
-"""Of the lower one's height: what two pieces of one line share."""
+"""Two pieces of one line overlap vertically by at least this share of the lower one's height."""
 _GUTTER: Final = 0.7
-"""Of a line's height: words of one line stand nearer to each other than columns do."""
+"""Smallest width of a gutter, in line heights: words of one line are closer together than columns."""
 _PROSE: Final = 8.0
-"""Of a line's height: lines this wide are running text; shorter ones may be cells."""
+"""Lines at least this wide, in line heights, are running text; shorter ones may be table cells."""
 _BESIDE: Final = 0.8
-"""Of the lines on one side of a gutter: as many have a line beside them in a table."""
+"""In a table, at least this share of the lines on one side of a gutter have a line beside them."""
 _CORE: Final = 0.2
-"""Of a piece's height, at its top and at its bottom: lines that are set tightly may share it."""
+"""Share of a piece's height at its top, and at its bottom, that may overlap with tightly set neighbouring
+lines."""
 _STEEPEST: Final = math.radians(30)
-"""A page that is turned by more is not one that lay crooked."""
+"""A page that is rotated by more than this is not just a skewed scan."""
 _DEEPEST: Final = 50
-"""Cuts within cuts; no printed page has so many."""
+"""Deepest nesting of cuts; no printed page needs as many."""
 Span = tuple[float, float]
-"""Left and right, pixels."""
+"""Left and right, in pixels."""
 
 
 def lines_of(quads: Sequence[Quad]) -> list[list[int]]:
-    """Indices of the pieces, by line."""
+    """Indices of the pieces in reading order, by line."""
     page = _Page(_upright(quads))
     return page.ordered(list(range(len(quads)))) if quads else []
 
 
 def _upright(quads: Sequence[Quad]) -> list[Box]:
-    """The boxes around the pieces, all turned by the angle that most of their upper edges have."""
+    """Bounding boxes of the pieces after rotating all by the prevailing angle of their upper edges."""
     edges = [(quad[2] - quad[0], quad[3] - quad[1]) for quad in quads]
     angles = [math.atan2(down, across) for across, down in edges if abs(down) < across]
     angle = median(angles) if angles else 0.0
@@ -55,13 +56,14 @@ def _upright(quads: Sequence[Quad]) -> list[Box]:
 
 
 class _Page:
-    """Upright boxes, and how lists of their indices are put in order."""
+    """Upright boxes, and methods that order lists of their indices."""
 
     def __init__(self, boxes: Sequence[Box]) -> None:
         self._boxes = boxes
 
     def ordered(self, pieces: Sequence[int], depth: int = 0) -> list[list[int]]:
-        """The lines of these pieces, cut along gutters, then above and below what crosses them."""
+        """The lines of these pieces in reading order: cut along gutters, and above and below pieces that
+        cross them."""
         for cut in (self._columns, self._runs) if depth < _DEEPEST else ():
             parts = cut(pieces)
             if len(parts) > 1:
@@ -69,10 +71,10 @@ class _Page:
         return self._lines(pieces)
 
     def _columns(self, pieces: Sequence[int]) -> list[list[int]]:
-        """The pieces by column; columns that are cells of a table stay together."""
+        """The pieces by column; columns of a table stay together."""
         spans = self._spans(pieces)
         parts = [[each for each in pieces if left <= self._boxes[each][0] <= right] for left, right in spans]
-        joined, row, before = list[list[int]](), list[Box](), list[Box]()  # row: lines that are read across
+        joined, row, before = list[list[int]](), list[Box](), list[Box]()  # `row`: lines that are read across
         for part in parts:
             lines = [self._around(line) for line in self._lines(part)]
             if not joined or _are_columns(before, row, lines):
@@ -85,9 +87,9 @@ class _Page:
         return joined
 
     def _runs(self, pieces: Sequence[int]) -> list[list[int]]:
-        """The pieces from top to bottom, cut where columns begin or end: the rows of a run have a gutter
-        together, or each has none."""
-        runs, spans = list[list[int]](), list[Span]()  # spans: of the last run
+        """The pieces from top to bottom, cut where columns begin or end: all rows of a run share a gutter, or
+        none has one."""
+        runs, spans = list[list[int]](), list[Span]()  # `spans`: those of the last run
         gutter = self._gutter(pieces)
         for row in self._rows(pieces):
             own = self._spans(row)
@@ -101,7 +103,7 @@ class _Page:
         return runs
 
     def _rows(self, pieces: Sequence[int]) -> list[list[int]]:
-        """The pieces between white bands, from top to bottom."""
+        """The pieces in rows separated by horizontal white bands, from top to bottom."""
         cores = {each: self._core(each) for each in pieces}
         rows, low = list[list[int]](), -math.inf
         for each in sorted(pieces, key=lambda each: (cores[each], each)):
@@ -112,11 +114,11 @@ class _Page:
         return rows
 
     def _spans(self, pieces: Sequence[int]) -> list[Span]:
-        """Each column's: what is between gutters."""
+        """The span of each column, between gutters."""
         return _merged([self._boxes[each][0::2] for each in pieces], self._gutter(pieces))
 
     def _gutter(self, pieces: Sequence[int]) -> float:
-        """The least width of one, pixels."""
+        """The smallest width of a gutter, in pixels."""
         return _GUTTER * median(self._boxes[each][3] - self._boxes[each][1] for each in pieces)
 
     def _lines(self, pieces: Sequence[int]) -> list[list[int]]:
@@ -130,13 +132,13 @@ class _Page:
         return [sorted(line, key=lambda each: (self._boxes[each], each)) for line in lines]
 
     def _in_line(self, piece: int, line: Sequence[int]) -> bool:
-        """Whether a piece stands in a line: beside that one of its pieces which is the nearest."""
+        """Whether a piece belongs to a line: it is beside the line's nearest piece."""
         box = self._boxes[piece]
         others = (self._boxes[each] for each in line)
         return _shared(box, min(others, key=lambda other: (max(other[0] - box[2], box[0] - other[2]), other)))
 
     def _core(self, piece: int) -> tuple[float, float]:
-        """Top and bottom of what no other line shares."""
+        """Top and bottom of the part that does not overlap with other lines."""
         _, top, _, bottom = self._boxes[piece]
         return top + _CORE * (bottom - top), bottom - _CORE * (bottom - top)
 
@@ -146,7 +148,7 @@ class _Page:
 
 
 def _merged(spans: Iterable[Span], gutter: float) -> list[Span]:
-    """Spans that are no more than a gutter apart, as one."""
+    """Spans merged where they are at most a gutter apart."""
     merged = list[Span]()
     for left, right in sorted(spans):
         if merged and left - merged[-1][1] <= gutter:
@@ -157,13 +159,13 @@ def _merged(spans: Iterable[Span], gutter: float) -> list[Span]:
 
 
 def _are_columns(left: Sequence[Box], row: Sequence[Box], right: Sequence[Box]) -> bool:
-    """Whether lines at the right of a gutter are read after all at its left. left: lines of the part beside
-    them; row: of all parts that are read across with it."""
+    """Whether the lines right of a gutter form a column, read after everything on its left. `left`: the lines
+    of the part next to them; `row`: those of all parts that are read across with it."""
     (top, low), (other_top, other_low) = (
         (min(box[1] for box in lines), max(box[3] for box in lines)) for lines in (row, right)
     )
     if min(low, other_low) - max(top, other_top) < _SHARED * min(low - top, other_low - other_top):
-        return False  # they stand above each other
+        return False  # they are above each other
     fewer, more = sorted((row, right), key=len)
     if len(more) > 1 and _is_prose(left) and _is_prose(right):
         return True
@@ -177,5 +179,5 @@ def _is_prose(lines: Sequence[Box]) -> bool:
 
 
 def _shared(a: Box, b: Box) -> bool:
-    """Whether two boxes stand in one line."""
+    """Whether two boxes are in one line."""
     return min(a[3], b[3]) - max(a[1], b[1]) >= _SHARED * min(a[3] - a[1], b[3] - b[1])

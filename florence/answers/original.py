@@ -1,11 +1,11 @@
 """The JSON that Microsoft's `post_process_generation` gives for a generated text, quirks included.
 
-It is the same bit for bit, for clients of the original; new clients use `typed`. Its quirks: coordinates are
-float32, labels of boxes lose their non-ASCII characters and all before their last `<`, a newline in a label
-loses its boxes, OCR labels keep `</s>`, and scores are off after text without boxes.
+Equal bit for bit, for clients of the original; new clients use `typed`. The quirks: coordinates are float32,
+labels of boxes lose their non-ASCII characters and everything before their last `<`, a newline in a label
+loses its boxes, OCR labels keep `</s>`, and scores are misaligned after text without boxes.
 
-The patterns match any text in linear time: where the original's would retry at each position of a long text,
-an optional group here matches the absence of locations. Knows nothing about tokenizers or tensors.
+The patterns match any text in linear time: where the original's patterns would retry at each position of a
+long text, an optional group matches the absence of locations here. Knows nothing about tokenizers or tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from florence.errors import RequestError
 from florence.types.regions import BINS, PictureSize, need_image_size
 from florence.types.tasks import TASKS, Kind, Task
 
-LOCATION: Final = r"<loc_\d+>"  # any number of any script's digits, as the original reads them
+LOCATION: Final = r"<loc_\d+>"  # any number of digits of any script, as in the original
 _LOCATION = re.compile(LOCATION)
 _RUN = re.compile(rf"(?:{LOCATION})+")
 _BARE_BOXES = re.compile(rf"(?:{LOCATION}){{4,}}")
@@ -35,8 +35,8 @@ _LABELLED_POLYGONS = re.compile(f"[^<]+({_POLYGON_TOKEN}{{4,}})?")
 _POLYGON = re.compile(rf"((?:{LOCATION})+)(<sep>|\Z)?")
 _LABEL_STOP = re.compile("<loc_|<poly>")
 _REST_OF_LOCATION = re.compile(r"loc_\d+>")
-_LARGEST_BIN = 2**63 - 1  # the original keeps bins in 64-bit integers
-_LONGEST_BIN = 4300  # digits that Python's `int` takes by default
+_LARGEST_BIN = 2**63 - 1  # the original stores bins as 64-bit integers
+_LONGEST_BIN = 4300  # most digits that Python's `int` accepts by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,12 @@ class _Box:
 
 
 def post_process_text(task: str | Task, text: str, image_size: PictureSize) -> dict[str, Any]:
-    """What the original gives for `text=`, keyed by the task; unknown tasks are parsed as plain text. A
-    `Task` that is not built in is parsed as the original would, had it a task of that kind.
+    """What the original gives for `text=`, keyed by the task; unknown tasks are parsed as plain text. For a
+    `Task` that is not built in, what the original would give for a task of that kind.
 
-    image_size: (width, height), needed where the text holds locations, and always for `<OCR_WITH_REGION>`.
-    Raises RequestError where the original raises: without that size, or for a bin beyond 64 bits.
+    `image_size`: (width, height), needed where the text contains locations, and always for
+    `<OCR_WITH_REGION>`. Raises `RequestError` where the original raises: without that size, or for a bin
+    beyond 64 bits.
     """
     known = task if isinstance(task, Task) else TASKS.get(task)
     token = task.token if isinstance(task, Task) else task
@@ -68,9 +69,9 @@ def post_process_sequence(
 ) -> dict[str, Any]:
     """What the original gives for `sequence=`: like `post_process_text`, with `scores` where it has them.
 
-    token_texts: each token of the sequence decoded alone; the first one is always dropped.
-    transition_beam_score: the log-probability of each token but the first; used by `<OD>` and
-    `<DENSE_REGION_CAPTION>` alone. Raises RequestError where the original raises.
+    `token_texts`: each token of the sequence decoded alone; the first one is always dropped.
+    `transition_beam_score`: the log-probability of each token but the first; used by `<OD>` and
+    `<DENSE_REGION_CAPTION>` only. Raises `RequestError` where the original raises.
     """
     texts = token_texts[1:]
     if transition_beam_score is not None and len(transition_beam_score) != len(texts):
@@ -88,7 +89,7 @@ def post_process_sequence(
 
 
 def read_text(text: object) -> str:
-    """The generated text; RequestError where it is none, or not valid Unicode."""
+    """The generated text. Raises `RequestError` where it is not a string or not valid Unicode."""
     if not isinstance(text, str):
         raise RequestError(f"the generated text must be a string, got {type(text).__name__}")
     try:
@@ -116,7 +117,7 @@ def _parse(known: Task | None, text: str, image_size: PictureSize) -> Any:
 
 
 def _boxes_or_polygons(text: str, image_size: PictureSize) -> dict[str, Any]:
-    """The whole text is read as polygons if `<poly>` stands anywhere in it, else as boxes."""
+    """The whole text is read as polygons if it contains `<poly>` anywhere, else as boxes."""
     has_polygons = "<poly>" in text
     boxes = _boxes_answer([] if has_polygons else list(_labelled_boxes(text)), image_size)
     polygons = _polygons(text if has_polygons else "", image_size, labelled=True)
@@ -136,12 +137,12 @@ def _boxes_answer(boxes: Sequence[_Box], image_size: PictureSize) -> dict[str, A
 
 
 def _labelled_boxes(text: str) -> Iterator[_Box]:
-    """Text without `<`, then four locations or more: a box for each whole four of them."""
+    """Text without `<`, then four or more locations: a box for each complete four of them."""
     cursor = len("<s>") if text.startswith("<s>") else 0
     for match in _LABELLED_BOXES.finditer(_without_specials(text)):
         label, run = match.groups()
         if run is None:
-            continue  # the original's cursor stays too: from here on its scores are those of earlier tokens
+            continue  # like the original's cursor, which gives later boxes the scores of earlier tokens
         if "\n" not in label.lstrip():
             for bins, start, stop in _groups_of_four(run):
                 offset = cursor + len(label)
@@ -157,7 +158,7 @@ def _bare_boxes(text: str) -> list[_Box]:
 
 
 def _groups_of_four(run: str) -> Iterator[tuple[list[int], int, int]]:
-    """The bins of each whole four locations, and where in the run they begin and end."""
+    """The bins of each complete four locations, and where in the run they begin and end."""
     locations = list(_LOCATION.finditer(run))
     for first in range(0, len(locations) - 3, 4):
         four = locations[first : first + 4]
@@ -165,16 +166,16 @@ def _groups_of_four(run: str) -> Iterator[tuple[list[int], int, int]]:
 
 
 def _ocr_regions(text: str, image_size: PictureSize) -> dict[str, Any]:
-    """Something of the same line, at least one character, then eight locations."""
+    """At least one character on the same line, then eight locations."""
     quads, labels = [], []
-    need_image_size(image_size)  # the original wants it even where there is no quad
+    need_image_size(image_size)  # the original needs it even without quads
     for line in text.replace("<s>", "").split("\n"):
         cursor = 0
         for run in _RUN.finditer(line):
             locations = list(_LOCATION.finditer(line, run.start(), run.end()))
             first = 0
             while len(locations) - first >= 8:
-                if locations[first].start() == cursor:  # no character before it: it becomes part of a label
+                if locations[first].start() == cursor:  # no character before it: it goes into a label
                     first += 1
                     continue
                 labels.append(line[cursor : locations[first].start()])
@@ -198,7 +199,7 @@ def _polygons(text: str, image_size: PictureSize, *, labelled: bool) -> dict[str
 def _read_polygons(text: str, *, labelled: bool) -> Iterator[tuple[str, list[str]]]:
     """Each instance's label and its runs of locations, one run for each polygon.
 
-    text: without `<s>`, `</s>` and `<pad>`. labelled: whether a group needs a text before it, its label.
+    `text`: without `<s>`, `</s>` and `<pad>`. `labelled`: whether a group needs a text before it, its label.
     """
     for group in _polygon_groups(text, labelled=labelled):
         stop = _LABEL_STOP.search(group)
@@ -217,12 +218,12 @@ def _polygon_groups(text: str, *, labelled: bool) -> Iterator[str]:
         return
     for match in _LABELLED_POLYGONS.finditer(text):
         if match.group(1) is not None:
-            stray = _REST_OF_LOCATION.match(match.group())  # of a location that stood before the label
+            stray = _REST_OF_LOCATION.match(match.group())  # the rest of a location before the label
             yield match.group()[stray.end() if stray else 0 :]
 
 
 def _polygon_texts(group: str) -> Iterator[str]:
-    """The text between each `<poly>` and the next `</poly>`; the whole group unless it holds both."""
+    """The text between each `<poly>` and the next `</poly>`; the whole group unless it contains both."""
     if "<poly>" not in group or "</poly>" not in group:
         yield group
         return
@@ -263,7 +264,7 @@ def _bin(location: re.Match[str]) -> int:
     value = int(digits) if len(digits) <= _LONGEST_BIN else _LARGEST_BIN + 1
     if value > _LARGEST_BIN:
         raise RequestError(
-            f"<loc_{digits[:30]}...> is no location; the model's locations end at <loc_{BINS - 1}>"
+            f"<loc_{digits[:30]}...> is not a location; the model's locations end at <loc_{BINS - 1}>"
         )
     return value
 

@@ -1,7 +1,8 @@
-"""A typed result in the form of the original's JSON, for answers that no single text gives: those of tiles.
+"""A typed result in the form of the original's JSON, for answers without a single generated text: those of
+tiles.
 
-The keys and their order are the original's (`original` has them for a text). Labels and pixels are the typed
-result's: no quirks of a parser.
+The keys and their order are the original's (see `original`). Labels and pixels are those of the typed result,
+without the parser's quirks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from florence.types.tasks import Kind, Task
 
 
 def original_form(task: Task, result: Result) -> Any:
-    """What the original's JSON has under the task's token."""
+    """The value that the original's JSON has for the task's token."""
     if isinstance(result, Text | Tags | JsonValue):
         return result.text
     if isinstance(result, OcrRegions):

@@ -1,4 +1,4 @@
-"""Areas that convex outlines have in common. Knows numbers."""
+"""Intersection areas of convex outlines. Knows numbers only."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def points_of(numbers: Sequence[float]) -> list[Corner]:
 
 
 def area_of(points: Sequence[Corner]) -> float:
-    """The area inside an outline."""
+    """The area inside an outline, in square pixels."""
     return abs(_signed_area(points))
 
 
 def common_area(a: Sequence[Corner], b: Sequence[Corner]) -> float:
-    """Of two convex outlines, clockwise: one is cut along each edge of the other (Sutherland and Hodgman,
-    1974)."""
+    """The area of the intersection of two convex clockwise outlines, by clipping one along each edge of the
+    other (Sutherland and Hodgman, 1974)."""
     left = list(a)
     for start, stop in pairwise([*b, b[0]]):
         left = _cut(left, start, stop)
@@ -43,6 +43,6 @@ def _cut(points: Sequence[Corner], start: Corner, stop: Corner) -> list[Corner]:
 
 
 def _signed_area(points: Sequence[Corner]) -> float:
-    """Above 0 where the outline goes clockwise on the screen."""
+    """Positive for an outline that is clockwise on the screen."""
     turns = (a[0] * b[1] - b[0] * a[1] for a, b in pairwise([*points, *points[:1]]))
     return sum(turns) / 2

@@ -1,6 +1,7 @@
-"""Answers from a file of `florence bulk`: JSON lines, a Parquet file, or a directory of its parts.
+"""Reads the answers in a file of `florence bulk`: JSON lines, a Parquet file, or a directory of Parquet
+parts.
 
-Knows what a row holds; knows nothing about models, pictures or how the file came to be.
+Knows the format of rows; knows nothing about models, pictures or how the file was made.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class PictureAnswer(TaskAnswer[Result]):
 
 
 def read_answers(path: str | os.PathLike[str]) -> Iterator[PictureAnswer]:
-    """The answers in what `florence bulk` wrote, one at a time, in its order: JSON lines, or by its name
-    `.parquet`, or as a directory, Parquet.
+    """The answers that `florence bulk` wrote, one at a time, in order. A directory, or a name that ends in
+    `.parquet`, is read as Parquet, anything else as JSON lines.
 
-    An incomplete last line, which a killed run leaves, is left out. Raises RequestError at a line that is no
-    answer, OSError for a file that can't be read, MissingLibrary for Parquet without pyarrow.
+    An incomplete last line, left by a killed run, is skipped. Raises `RequestError` at a line that is not an
+    answer, `OSError` for a file that can't be read, `MissingLibrary` for Parquet without pyarrow.
     """
     for answer in read_each(path):
         if isinstance(answer, RequestError):
@@ -44,7 +45,7 @@ def read_answers(path: str | os.PathLike[str]) -> Iterator[PictureAnswer]:
 
 
 def read_each(path: str | os.PathLike[str]) -> Iterator[PictureAnswer | RequestError]:
-    """As `read_answers`, but a line that is no answer gives its error, and the next ones follow."""
+    """As `read_answers`, but a line that is not an answer yields its error, and reading goes on."""
     file = Path(path)
     if file.is_dir() or file.suffix.lower() == SUFFIX:
         yield from map(PictureAnswer.model_validate, read_columns(file))
@@ -53,14 +54,14 @@ def read_each(path: str | os.PathLike[str]) -> Iterator[PictureAnswer | RequestE
         for number, line in enumerate(lines, start=1):
             try:
                 yield PictureAnswer.model_validate(json.loads(line))
-            except (ValueError, RecursionError) as error:  # of JSON, UTF-8 and pydantic
+            except (ValueError, RecursionError) as error:  # errors of JSON, UTF-8 and pydantic
                 if isinstance(error, ValidationError) or not is_incomplete(line):
                     where = f"line {number} of {os.fspath(path)}"
-                    yield RequestError(f"{where} is no answer of `florence bulk`: {_reason(error)}")
+                    yield RequestError(f"{where} is not an answer of `florence bulk`: {_reason(error)}")
 
 
 def is_incomplete(line: bytes) -> bool:
-    """Whether it is the beginning of an answer's line, without its end."""
+    """Whether a line is the beginning of an answer's line, but truncated."""
     begin = b'{"picture"'
     return not line.endswith(b"\n") and line[: len(begin)] == begin[: len(line)]
 

@@ -1,6 +1,6 @@
-"""Scores of an answer's items, from the tokens that they were written with.
+"""Scores an answer's items from their tokens.
 
-Knows positions in the text; nothing about tasks or pixels.
+Knows positions in the text; knows nothing about tasks or pixels.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from florence.types.bounds import Sums
 
 @dataclass(frozen=True, slots=True)
 class TokenFacts:
-    """What is known of each token, the start token included. logprobs: log-probabilities; windows: of a
-    location, how probable it and its neighbours were together (`bounds.WINDOWS`), of others anything.
+    """Facts about each token, including the start token. `logprobs`: log-probabilities. `windows`: for a
+    location, the probability within each of `bounds.WINDOWS` around it; for other tokens undefined.
 
-    What is empty is not known.
+    An empty sequence is unknown.
     """
 
     logprobs: Sequence[float] = ()
@@ -30,29 +30,30 @@ class TokenFacts:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of one item; None where it is not known. original: exp of the mean log-probability of its locations."""
+    """The scores of one item, None where unknown. `original`: exp of the mean log-probability of its
+    locations."""
 
     score: float | None
     original: float | None
 
     def fields(self) -> dict[str, float | None]:
-        """As typed items have them."""
+        """The scores as fields of typed items."""
         return {"score": self.score, "original_score": self.original}
 
 
 class Scorer:
-    """Scores items by the positions of their text. temperature: as `confidence` has it."""
+    """Scores items by the positions of their text. `temperature`: as in `confidence`."""
 
     def __init__(
         self, text: str, pieces: Sequence[Piece], facts: TokenFacts, temperature: float = 1.0
     ) -> None:
-        """Without pieces or log-probabilities no score is known, without windows only the original's.
+        """Without pieces or log-probabilities no score is known; without windows only the original's is.
 
-        Raises RequestError when the pieces are not the text's or count tokens of which nothing is known.
+        Raises `RequestError` when the pieces don't make up the text, or count tokens that have no facts.
         """
         self._logprobs, self._windows, self._temperature = facts.logprobs, facts.windows, temperature
         self._pieces = pieces if facts.logprobs else ()
-        self._starts: list[int] = []  # of the pieces, in the text
+        self._starts: list[int] = []  # index of each piece in the text
         self._tokens: dict[tuple[int, int], int] = {}  # (position in the text, length) -> index of the token
         if not self._pieces:
             return
@@ -73,7 +74,7 @@ class Scorer:
             raise RequestError("the pieces' texts joined must be the generated text")
 
     def score_box(self, locations: Sequence[Lexeme], label: Sequence[Lexeme]) -> Scores:
-        """Of a box. label: the texts before it that name it."""
+        """The scores of a box. `label`: the texts before it that name it."""
         indices = self._indices(locations)
         if indices is None:
             return Scores(None, None)
@@ -81,7 +82,7 @@ class Scorer:
         return Scores(self._confidence(masses, label, BOX.power), self._mean(indices))
 
     def score_outlines(self, outlines: Sequence[Sequence[Lexeme]], label: Sequence[Lexeme]) -> Scores:
-        """Of a quad, or of a thing's polygons together."""
+        """The scores of a quad, or of all polygons of a thing together."""
         indices = self._indices([location for outline in outlines for location in outline])
         if indices is None:
             return Scores(None, None)
@@ -98,7 +99,7 @@ class Scorer:
         return self._mean([index for piece in texts for index in range(piece.start, piece.stop)])
 
     def _indices(self, locations: Sequence[Lexeme]) -> list[int] | None:
-        """Of the locations' tokens; None if one is spelled out in plain text."""
+        """Indices of the locations' tokens; None if a location is spelled out in plain text."""
         found = [self._tokens.get((location.start, len(location.text))) for location in locations]
         return None if None in found else [index for index in found if index is not None]
 
@@ -106,7 +107,7 @@ class Scorer:
         return [self._windows[index] for index in indices] if self._windows else []
 
     def _confidence(self, masses: Sequence[float], label: Sequence[Lexeme], power: float) -> float | None:
-        """None where nothing is known of the locations' neighbours, or some figure is undefined."""
+        """The score, or None where there are no windows or a value is NaN."""
         if not self._windows:
             return None
         logprobs = [self._logprobs[index] for one in label for index in self._tokens_of(one)]
@@ -114,7 +115,7 @@ class Scorer:
         return None if math.isnan(score) else score
 
     def _tokens_of(self, text: Lexeme) -> range:
-        """The tokens of the pieces that hold a text."""
+        """The tokens of the pieces that contain a text."""
         first = bisect_right(self._starts, text.start) - 1
         last = bisect_left(self._starts, text.start + len(text.text)) - 1
         return range(self._pieces[first].start, self._pieces[last].stop)
@@ -123,5 +124,5 @@ class Scorer:
         if not indices:
             return None
         mean = sum(self._logprobs[index] for index in indices) / len(indices)
-        # Rounding can lift a log-probability a little above 0.
+        # Rounding can push a log-probability a little above 0.
         return None if math.isnan(mean) else math.exp(min(mean, 0.0))

@@ -1,7 +1,7 @@
-"""A line of text from its parts, each of which a tile has read up to its border.
+"""Joins a line of text from parts, each of which was read by one tile up to its border.
 
-Where two parts overlap both have read the same letters, the last ones perhaps wrongly: the border cut them.
-Knows texts and lengths.
+Where two parts overlap, both contain the same letters; those at a border may be wrong, since it cuts them.
+Knows texts and lengths only.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from difflib import SequenceMatcher
 from functools import reduce
 from typing import Final
 
-_SPARE: Final = 3  # letters by which an overlap may be misjudged
-_GAP: Final = 1.0  # letters between two parts: there is a space
+_SPARE: Final = 3  # error of the estimated overlap, in letters
+_GAP: Final = 1.0  # gap between two parts that means a space, in letters
 
 
 @dataclass(frozen=True, slots=True)
 class LinePart:
-    """A part of a line. start, stop: along the line, pixels; score: of its text."""
+    """A part of a line. `start`, `stop`: positions along the line, in pixels; `score`: of its text."""
 
     text: str
     start: float
@@ -27,12 +27,12 @@ class LinePart:
 
     @property
     def letter(self) -> float:
-        """Pixels of one."""
+        """Mean width of a letter, in pixels."""
         return (self.stop - self.start) / max(1, len(self.text))
 
 
 def join_parts(parts: Sequence[LinePart]) -> str:
-    """The text of all parts, each letter once. parts: in the order of their starts."""
+    """The text of all parts, each letter once. `parts`: ordered by `start`."""
     return reduce(_join, parts).text
 
 
@@ -49,8 +49,8 @@ def _join(left: LinePart, right: LinePart) -> LinePart:
     match = matcher.find_longest_match(tail, len(left.text), 0, min(head, len(right.text)))
     if match.size * 2 >= min(ends, begins):
         text = left.text[: match.a + match.size] + right.text[match.b + match.size :]
-    elif 2 * min(ends, begins) >= max(len(left.text), len(right.text)):  # most of one is wrong
+    elif 2 * min(ends, begins) >= max(len(left.text), len(right.text)):  # most of one part is wrong
         text = max(left, right, key=lambda part: part.score).text
-    else:  # they read different things: each one's letters up to the middle
+    else:  # no common letters: take each part's letters up to the middle
         text = left.text[: len(left.text) - ends // 2] + right.text[begins - begins // 2 :]
     return LinePart(text, left.start, stop, min(left.score, right.score))

@@ -1,10 +1,10 @@
-"""One result of those of a picture's tiles: each thing once, in pixels of the whole picture.
+"""Merges the results of a picture's tiles into one: each thing once, in pixels of the whole picture.
 
-`tiled_views` says which items are one thing, `tiled_things` which things stay. A view that is whole, and
-nearly as large as all views of the thing together, stands for it: where there are several, that with the best
-score, under the label that has the most score. Otherwise the parts are joined: the box around them, the
-polygons of all, one line of text. Of a joined thing the score is the least of its parts', since it is right
-only where each part is. Nothing hangs on the order in which the tiles are given.
+`tiled_views` decides which items are views of one thing, `tiled_things` which things stay. If a view is not
+cut and nearly as large as the union of all views, it represents the thing: of several the one with the best
+score, under the label with the highest total score. Otherwise the parts are joined: their bounding box, all
+polygons, one line of text. The score of a joined thing is the lowest of its parts', since it is right only if
+each part is. The result does not depend on the order of the tiles.
 
 Knows nothing about pictures, models and requests.
 """
@@ -35,34 +35,36 @@ from florence.types.results import (
 )
 
 _WHOLE: Final = 0.75
-"""Of the area around all views of a thing: what a view has that stands for it."""
+"""A view that represents a thing has at least this share of the area of the bounding box of all views."""
 _NEAR: Final = 0.25
-"""Of a thing's lesser side: borders of two views that are the same one."""
+"""Borders of two views are the same border if they differ by at most this share of the thing's shorter
+side."""
 _SURE: Final = 0.5
-"""Score of a text at a border that is believed though no other tile read it."""
+"""From this score on, a text at a border is kept although no other tile read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileResult:
-    """What a tile's answer says, in pixels of the tile. frame: left, top, right and bottom of the tile."""
+    """A tile's result, in pixels of the tile. `frame`: left, top, right and bottom of the tile in the
+    picture."""
 
     frame: Box
     result: Result
 
 
 def merge_results(tiles: Sequence[TileResult], size: tuple[int, int]) -> Result:
-    """The result of a picture of this width and height. tiles: with boxes, with quads, or some with boxes
-    and others with polygons.
+    """The result of a picture; `size`: its width and height. `tiles`: all with boxes, all with quads, or some
+    with boxes and others with polygons.
 
-    Boxes and polygons come tile by tile, from the top left one on, each in the order in which the model wrote
-    them; quads in reading order.
+    Boxes and polygons are ordered by tile, from the top left one on, and within a tile as the model wrote
+    them; quads are in reading order.
     """
     tiles = sorted(tiles, key=lambda tile: (tile.frame[1], tile.frame[0]))
     results = [_moved(tile.result, tile.frame[0], tile.frame[1]) for tile in tiles]
     frames = [tile.frame for tile in tiles]
     if any(isinstance(result, OcrRegions) for result in results):
         read = _merge(results, frames, size, lambda result: result.regions, _joined_regions)
-        read = [region for region in read if region.text]  # a part's second quad, most often
+        read = [region for region in read if region.text]  # mostly the second quad of a part
         lines = lines_of([region.quad for region in read])
         return OcrRegions(regions=[read[index] for line in lines for index in line])
     if any(isinstance(result, Segmentation) for result in results):
@@ -74,7 +76,7 @@ def merge_results(tiles: Sequence[TileResult], size: tuple[int, int]) -> Result:
 
 
 def text_of(read: OcrRegions) -> str:
-    """The text in reading order, a line for each line."""
+    """The text in reading order, one line of text for each line."""
     lines = lines_of([region.quad for region in read.regions])
     return "\n".join(" ".join(read.regions[index].text for index in line) for line in lines)
 
@@ -105,8 +107,8 @@ def _merge(
 def _is_stray(
     views: Sequence[Sighting], items: Mapping[Key, ItemT], frames: Sequence[Box], size: tuple[int, int]
 ) -> bool:
-    """Whether all that was seen of a thing is a part, cut where another tile would show it clear of its own
-    borders, and did not. A text of which borders cut little is read rightly, and then its score says so."""
+    """Whether a thing was only seen cut by a border where another tile, in whose interior this area lies, did
+    not see it. A text of which a border cuts little is often read correctly; then it has a high score."""
     (view, *others) = views
     believed = isinstance(items[view.key], OcrRegion) and view.score >= _SURE
     return not others and view.cut and not believed and better_seen(view, frames, size)
@@ -115,7 +117,7 @@ def _is_stray(
 def _resolve(
     views: Sequence[Sighting], items: Mapping[Key, ItemT], join: Callable[[Sequence[ItemT]], ItemT]
 ) -> ItemT:
-    """The item of a thing that has these views."""
+    """The item for a thing with these views."""
     most = area(hull([view.bounds for view in views]))
     clear = [view for view in views if not view.cut and area(view.bounds) >= _WHOLE * most]
     if clear:
@@ -123,13 +125,13 @@ def _resolve(
         whole.sort(key=lambda view: (view.cut, -view.score, view.key))
         label = _likeliest(whole)
         return items[next(view.key for view in whole if view.label == label)]
-    # The largest first: it says the label.
+    # The largest view first: it decides the label.
     ranked = sorted(views, key=lambda view: (-area(view.bounds), view.key))
     return join([items[view.key] for view in ranked])
 
 
 def _likeliest(views: Sequence[Sighting]) -> str:
-    """The label that has the most score; of equal ones the first."""
+    """The label with the highest total score; of equal ones the first."""
     votes = dict.fromkeys((view.label for view in views), 0.0)
     for view in views:
         votes[view.label] += view.score
@@ -137,14 +139,14 @@ def _likeliest(views: Sequence[Sighting]) -> str:
 
 
 def _reaches(view: Sighting, bounds: Box) -> bool:
-    """Whether a view has a thing's bounds: a border that seems to cut it takes nothing from it."""
+    """Whether a view reaches a thing's full bounds, even if it seems to be cut by a border."""
     left, top, right, bottom = bounds
     near = _NEAR * min(right - left, bottom - top)
     return all(abs(a - b) <= near for a, b in zip(view.bounds, bounds, strict=True))
 
 
 def _least(scores: Sequence[float | None]) -> float | None:
-    """None where one is not known."""
+    """The lowest score; None where one is unknown."""
     known = [score for score in scores if score is not None]
     return min(known) if len(known) == len(scores) else None
 
@@ -166,13 +168,13 @@ def _joined_instances(parts: Sequence[Instance]) -> Instance:
 
 
 def _joined_regions(parts: Sequence[OcrRegion]) -> OcrRegion:
-    """A line, in the direction of its largest part, from those parts that add to it."""
+    """One line in the direction of its largest part, from the parts that extend it."""
     x1, y1, x2, y2 = parts[0].quad[:4]
     along = (x2 - x1, y2 - y1) if (x1, y1) != (x2, y2) else (1.0, 0.0)
     rows = sorted(((_span(part.quad, along), part) for part in parts), key=lambda row: (row[0], row[1].quad))
     kept = list[tuple[tuple[float, float], OcrRegion]]()
     for span, part in rows:
-        if kept and span[1] <= kept[-1][0][1]:  # inside the one before
+        if kept and span[1] <= kept[-1][0][1]:  # within the part before
             continue
         if kept and span[0] <= kept[-1][0][0]:
             kept.pop()
@@ -184,14 +186,14 @@ def _joined_regions(parts: Sequence[OcrRegion]) -> OcrRegion:
 
 
 def _span(quad: Quad, along: tuple[float, float]) -> tuple[float, float]:
-    """Where a quad begins and ends along a direction, pixels."""
+    """Where a quad begins and ends along a direction, in pixels."""
     length = math.hypot(*along)
     places = [(x * along[0] + y * along[1]) / length for x, y in zip(quad[0::2], quad[1::2], strict=True)]
     return min(places), max(places)
 
 
 def _outlined(result: Result) -> Result:
-    """Boxes as polygons."""
+    """The result with boxes as polygons."""
     if not isinstance(result, Detections):
         return result
     rows = [(each, box_polygon(each.box)) for each in result.detections]
@@ -203,7 +205,7 @@ def _outlined(result: Result) -> Result:
 
 
 def _moved(result: Result, right: float, down: float) -> Result:
-    """The result of a tile whose corner is there in the picture."""
+    """The result of a tile, moved by its corner's position to pixels of the picture."""
 
     def shift(numbers: Sequence[float]) -> tuple[Any, ...]:
         return tuple(number + (down if index % 2 else right) for index, number in enumerate(numbers))

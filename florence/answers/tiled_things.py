@@ -1,7 +1,7 @@
-"""What is left of the things that tiles saw: without parts of others, things misread, and text on text.
+"""Filters the things that tiles saw: drops parts of other things, misread things, and text on top of text.
 
-Each thing is compared with its neighbours only, so that the cost grows as the number of things does. Knows
-boxes in pixels of the whole picture; nothing about how views become things.
+Each thing is compared with its neighbours only, so the cost is linear in the number of things. Knows boxes in
+pixels of the whole picture; knows nothing about how views become things.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from florence.types.results import Box, Detection, Instance, OcrRegion
 
 ItemT = TypeVar("ItemT", Detection, Instance, OcrRegion)
 _OVERPRINT: Final = 0.3
-"""Of the smaller of two texts: what may lie on the other one, of nearly the same score."""
+"""Share of the smaller of two texts that may overlap the other one if their scores are similar."""
 _DOUBTFUL: Final = 0.5, 0.1
-"""Of the better score, and as `_OVERPRINT` for a text whose score is below that."""
-_CELLS: Final = 4  # of `Places`, along a tile's side
+"""For a text with a score below the first number times the better score, the second number replaces
+`_OVERPRINT`."""
+_CELLS: Final = 4  # cells of `Places` along a tile's side
 
 
 @dataclass(frozen=True, slots=True)
 class FoundThing(Generic[ItemT]):
-    """A thing once it is found. label: of its first view; bounds: around all views; tiles: which ones show
-    it; rank: which of two things is the better one: whole, likely, large; key: of its first view."""
+    """A thing seen by tiles. `label`, `key`: those of its first view; `bounds`: bounding box of all views;
+    `tiles`: numbers of the tiles that show it; `rank`: orders things by quality: not cut, score, size."""
 
     item: ItemT
     label: str
@@ -39,7 +40,7 @@ class FoundThing(Generic[ItemT]):
 
     @classmethod
     def of(cls, item: ItemT, views: Sequence[Sighting]) -> FoundThing[ItemT]:
-        """The thing that has these views."""
+        """The thing with these views."""
         bounds = hull([view.bounds for view in views])
         return cls(
             item,
@@ -56,7 +57,7 @@ class FoundThing(Generic[ItemT]):
 
 
 class Places(Generic[ItemT]):
-    """Things by the cells of a grid in which they lie."""
+    """An index of things by the cells of a grid that they touch."""
 
     def __init__(self, frame: Box) -> None:
         self._side = max(1.0, max(frame[2] - frame[0], frame[3] - frame[1]) / _CELLS)
@@ -67,7 +68,7 @@ class Places(Generic[ItemT]):
             self.things[cell].append(thing)
 
     def near(self, bounds: Box) -> Iterator[FoundThing[ItemT]]:
-        """All that may touch these bounds, some perhaps twice."""
+        """All things that may touch these bounds; some may come twice."""
         for cell in self._cells(bounds):
             yield from self.things.get(cell, ())
 
@@ -77,8 +78,8 @@ class Places(Generic[ItemT]):
 
 
 def without_parts(things: Sequence[FoundThing[ItemT]], frames: Sequence[Box]) -> list[FoundThing[ItemT]]:
-    """Without what is only a part of another thing, or another thing misread; and of texts that stand in one
-    place only the best. frames: the tiles' bounds."""
+    """The things without those that are only a part of another one or another one misread; of texts in the
+    same place only the best stays. `frames`: the tiles' bounds."""
     places = Places[ItemT](frames[0])
     for thing in things:
         places.add(thing)
@@ -99,8 +100,8 @@ def without_parts(things: Sequence[FoundThing[ItemT]], frames: Sequence[Box]) ->
 
 
 def _is_part(thing: FoundThing[ItemT], other: FoundThing[ItemT], frames: Sequence[Box]) -> bool:
-    """Whether a thing is what tiles that cut another one took for all of it. Where little of that is in the
-    tile, the model may place it a little beside; texts do stand so near to each other."""
+    """Whether a thing is another one as seen by tiles that cut it. Where little of the other is in the tile,
+    the model may misplace it slightly; but distinct texts can be as close as that."""
     if thing is other or not (thing.is_text or thing.label == other.label) or other.rank <= thing.rank:
         return False
     around = other.bounds if thing.is_text else grown(other.bounds, frames[0])
@@ -110,9 +111,9 @@ def _is_part(thing: FoundThing[ItemT], other: FoundThing[ItemT], frames: Sequenc
 
 
 def _is_denied(thing: FoundThing[ItemT], other: FoundThing[ItemT], frames: Sequence[Box]) -> bool:
-    """Whether a thing lies in a better one's place, and a tile that shows most of it did not see it. What has
-    another label is in that place if they overlap by half (IoU), what has the same one if half of it is.
-    Of texts `_in_one_place` decides."""
+    """Whether a thing is in the place of a better one, and a tile that shows most of it did not see it. With
+    different labels this means an IoU of at least a half; with the same label, that half of the thing is
+    inside. For texts `_in_one_place` decides."""
     if thing is other or thing.is_text or other.rank <= thing.rank:
         return False
     most = 0.5 * area(thing.bounds)
@@ -124,7 +125,7 @@ def _is_denied(thing: FoundThing[ItemT], other: FoundThing[ItemT], frames: Seque
 
 
 def _in_one_place(thing: FoundThing[ItemT], other: FoundThing[ItemT]) -> bool:
-    """Whether two texts, the other one with the better score, overlap as no printed ones do."""
+    """Whether two texts overlap more than printed texts do. `other` has the better score."""
     one, another = thing.item, other.item
     if not (isinstance(one, OcrRegion) and isinstance(another, OcrRegion)):
         return False

@@ -1,10 +1,10 @@
-"""Which items of neighbouring tiles are the same thing, seen by several of them.
+"""Groups items of neighbouring tiles that are the same thing.
 
-Where two tiles overlap both see a thing: whole, or cut by a tile's border. So two items are compared where
-both tiles look: there, one thing has one place. Labels decide only between equals, since a part of a thing is
-often taken for something else. Within one tile the model's word stands: its items are never one thing.
+Where two tiles overlap, both see a thing, whole or cut by a border. So two items are compared only inside the
+overlap, where the same thing has the same place. Labels only break ties, since a part of a thing is often
+mistaken for something else. Items of the same tile are never the same thing.
 
-Knows boxes in pixels of the whole picture; nothing about kinds of results.
+Knows boxes in pixels of the whole picture; knows nothing about kinds of results.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from florence.answers.filtering import overlap
 from florence.types.results import Box
 
 MARGIN: Final = 0.025
-"""Of a tile's side: an item that comes so near to a border is cut by it."""
+"""An item closer to a border than this share of a tile's side is taken to be cut by it."""
 SAME: Final = 0.5
-"""Overlap (IoU), where both tiles look, of one thing."""
+"""IoU, inside the overlap of two tiles, from which two items are one thing."""
 INSIDE: Final = 0.4
-"""Share of a thing's area in another one: where a border cut that, it is a part of it."""
+"""A thing with this share of its area inside another one that a border cuts is a part of that one."""
 
 Key = tuple[int, int]
-"""Numbers of a tile, and of an item in it."""
+"""Index of a tile, and index of an item in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A thing as one tile shows it. tile, order: numbers of the tile, and of the item in it; score: 0 where
-    it is not known; bounds: left, top, right, bottom; reach: the same, but beyond the tile's borders that cut
-    the thing."""
+    """A thing as one tile shows it. `tile`, `order`: indices of the tile, and of the item in it; `score`: 0
+    where unknown; `bounds`: left, top, right, bottom; `reach`: the same, but unlimited beyond borders that
+    cut the thing."""
 
     tile: int
     order: int
@@ -43,18 +43,18 @@ class Sighting:
 
     @property
     def key(self) -> Key:
-        """Which one it is."""
+        """Identifies the sighting."""
         return self.tile, self.order
 
     @property
     def cut(self) -> bool:
-        """Whether the thing goes on beyond the tile."""
+        """Whether a border of the tile cuts the thing."""
         return self.bounds != self.reach
 
 
 def reach_of(bounds: Box, frame: Box, size: tuple[int, int]) -> Box:
-    """An item's bounds, moved beyond each border of its tile that cuts it. frame: the tile's bounds; size:
-    the picture's width and height; at its edge nothing is cut."""
+    """An item's bounds, moved beyond each border of its tile that cuts it. `frame`: the tile's bounds;
+    `size`: the picture's width and height, whose edges cut nothing."""
     left, top, right, bottom = bounds
     across, down = MARGIN * (frame[2] - frame[0]), MARGIN * (frame[3] - frame[1])
     return (
@@ -66,8 +66,8 @@ def reach_of(bounds: Box, frame: Box, size: tuple[int, int]) -> Box:
 
 
 def better_seen(view: Sighting, frames: Sequence[Box], size: tuple[int, int]) -> bool:
-    """Whether another tile shows all that this view shows of a thing, clear of its own borders. frames: the
-    tiles' bounds; size: the picture's width and height."""
+    """Whether another tile shows everything that this view shows of a thing without cutting it. `frames`: the
+    tiles' bounds; `size`: the picture's width and height."""
     return any(
         meet(view.bounds, frame) == view.bounds == reach_of(view.bounds, frame, size)
         for tile, frame in enumerate(frames)
@@ -76,9 +76,10 @@ def better_seen(view: Sighting, frames: Sequence[Box], size: tuple[int, int]) ->
 
 
 def group_views(views: Sequence[Sighting], frames: Sequence[Box]) -> list[list[Sighting]]:
-    """The views of each thing, of each tile one at most. frames: the tiles' bounds.
+    """The views of each thing, at most one from each tile. `frames`: the tiles' bounds.
 
-    The likest are united first (agglomerative clustering), so nothing hangs on the order of the views.
+    The most similar ones are merged first (agglomerative clustering), so the order of the views does not
+    matter.
     """
     groups = {view.key: [view] for view in views}
     for _, _, a, b in sorted(_alike(views, frames), key=lambda pair: (-pair[0], not pair[1], *pair[2:])):
@@ -89,11 +90,11 @@ def group_views(views: Sequence[Sighting], frames: Sequence[Box]) -> list[list[S
     return list({id(group): group for group in groups.values()}.values())
 
 
-_Pair = tuple[float, bool, Key, Key]  # likeness, whether labels are equal, keys
+_Pair = tuple[float, bool, Key, Key]  # similarity, whether labels are equal, keys
 
 
 def _alike(views: Sequence[Sighting], frames: Sequence[Box]) -> Iterator[_Pair]:
-    """Views of two tiles that may be of one thing."""
+    """Pairs of views from two tiles that may be the same thing."""
     shown: dict[int, list[Sighting]] = {}
     for view in views:
         shown.setdefault(view.tile, []).append(view)
@@ -112,7 +113,7 @@ def _alike(views: Sequence[Sighting], frames: Sequence[Box]) -> Iterator[_Pair]:
 
 
 def _likeness(a: Sighting, b: Sighting, zone: Box, common: Box) -> float:
-    """How well two views agree where both tiles look, 0 to 1: as they are, or beyond the borders."""
+    """How well two views agree inside the overlap, 0 to 1: by `bounds` or by `reach`, whichever is better."""
     return max(
         overlap(meet(a.reach, zone), meet(b.reach, zone)),
         overlap(meet(a.bounds, common), meet(b.bounds, common)),
@@ -120,29 +121,29 @@ def _likeness(a: Sighting, b: Sighting, zone: Box, common: Box) -> float:
 
 
 def _zone(a: Box, b: Box) -> Box:
-    """Where both tiles look, with a margin: tiles that only touch have a zone too."""
+    """The overlap of two tiles with a margin, so that tiles that only touch have a zone too."""
     across, down = (MARGIN * min(a[2 + axis] - a[axis], b[2 + axis] - b[axis]) for axis in (0, 1))
     left, top, right, bottom = meet(a, b)
     return left - across, top - down, right + across, bottom + down
 
 
 def grown(bounds: Box, frame: Box) -> Box:
-    """Larger on each side by the margin of a tile that has this frame."""
+    """The bounds, extended on each side by the margin of a tile with this frame."""
     across, down = MARGIN * (frame[2] - frame[0]), MARGIN * (frame[3] - frame[1])
     return bounds[0] - across, bounds[1] - down, bounds[2] + across, bounds[3] + down
 
 
 def meet(a: Box, b: Box) -> Box:
-    """What two boxes have in common; inside out where that is nothing."""
+    """The intersection of two boxes; inverted where it is empty."""
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
 def area(box: Box) -> float:
-    """0 for a box that is inside out."""
+    """The area of a box; 0 for an inverted one."""
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
 def hull(boxes: Sequence[Box]) -> Box:
-    """The box around boxes."""
+    """The bounding box of boxes."""
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     return min(lefts), min(tops), max(rights), max(bottoms)

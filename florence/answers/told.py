@@ -1,4 +1,5 @@
-"""A result as lines of text, for a person or for a program that reads text. Knows nothing about pictures."""
+"""Prints a result as lines of text, for people or for programs that read text. Knows nothing about
+pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from florence.types.results import JsonValue, Result, Tags, Text
 
 
 def describe(result: Result) -> Iterator[str]:
-    """The text, or score, label and pixels of each thing."""
+    """The lines: the text, or score, label and pixels of each item."""
     if isinstance(result, Text):
         yield result.text
     elif isinstance(result, Tags):

@@ -1,10 +1,10 @@
 """Typed results from a generated text, without the quirks of the original's parser.
 
-Labels keep all their characters, `<`, newlines and non-ASCII letters too. Locations that make no whole box,
-quad or polygon of three points are left out. Phrase grounding drops the same stop phrases as the original,
-pronouns and the like, since they name nothing visible. Boxes are sorted,
-x1 <= x2 and y1 <= y2. Coordinates are pixels in double precision, the middle of each bin. Any text can be
-parsed, in linear time. Knows nothing about tokenizers or tensors.
+Labels keep all characters, including `<`, newlines and non-ASCII letters. Locations that don't make up a
+complete box, quad or polygon of at least three points are left out. Phrase grounding drops the same stop
+phrases as the original, such as pronouns, since they name nothing visible. Corners of boxes are sorted: x1 <=
+x2 and y1 <= y2. Coordinates are pixels in double precision, the middle of each bin. Any text can be parsed,
+in linear time. Knows nothing about tokenizers or tensors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from florence.types.results import (
 )
 from florence.types.tasks import Kind, Task
 
-_FEWEST_LOCATIONS = 6  # of a polygon: less than three points enclose nothing
+_FEWEST_LOCATIONS = 6  # of a polygon: fewer than three points enclose nothing
 _PADDING = re.compile("|".join(PADDING))
 
 
@@ -41,7 +41,7 @@ _PADDING = re.compile("|".join(PADDING))
 class _Group:
     """Consecutive locations, cut at each `<sep>`, with the texts before them.
 
-    enclosed: whether a `<poly>` opens the group.
+    `enclosed`: whether `<poly>` opens the group.
     """
 
     before: list[Lexeme]
@@ -56,7 +56,7 @@ class _Group:
 def parse_result(task: Task | None, text: str, image_size: PictureSize, scorer: Scorer) -> Result:
     """The task's typed result; without a task, plain text.
 
-    image_size: (width, height), needed where the text holds a box, quad or polygon: RequestError without.
+    `image_size`: (width, height), needed where the text contains a box, quad or polygon; else `RequestError`.
     """
     if task is None or task.kind.is_text:
         return _text_result(Kind.TEXT if task is None else task.kind, text, scorer)
@@ -90,7 +90,7 @@ def _detections(text: str, image_size: PictureSize, scorer: Scorer, *, labelled:
 
 
 def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegions:
-    """A second quad without text of its own has none: unlike a label, a text belongs to one quad."""
+    """A quad without text of its own gets an empty one: unlike a label, a text belongs to one quad only."""
     regions = []
     for group in _read_groups(text):
         content, named = group.text, group.before
@@ -103,7 +103,8 @@ def _ocr_regions(text: str, image_size: PictureSize, scorer: Scorer) -> OcrRegio
 
 
 def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelled: bool) -> Segmentation:
-    """labelled: things have labels, and groups without `<poly>` are boxes, given as their four corners."""
+    """`labelled`: things have labels, and groups without `<poly>` are boxes, converted to their four
+    corners."""
     instances = []
     for label, named, group in _label_groups(text):
         if labelled and not group.enclosed:
@@ -122,7 +123,8 @@ def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelle
 
 
 def _label_groups(text: str) -> Iterator[tuple[str, list[Lexeme], _Group]]:
-    """Each group with its label and where that stands; one without text of its own has the previous label."""
+    """Each group with its label and the label's lexemes; a group without text of its own has the previous
+    label."""
     label, named = "", list[Lexeme]()
     for group in _read_groups(text):
         if group.text:
@@ -151,14 +153,14 @@ def _read_groups(text: str) -> Iterator[_Group]:
 
 
 def _chunks(group: _Group, size: int) -> Iterator[list[Lexeme]]:
-    """Each whole `size` locations of each part."""
+    """Each complete run of `size` locations in each part."""
     for part in group.parts:
         for first in range(0, len(part) - size + 1, size):
             yield part[first : first + size]
 
 
 def _box(four: Sequence[Lexeme], image_size: PictureSize) -> Box:
-    """Left, top, right, bottom: the model may write the corners in another order."""
+    """Left, top, right, bottom; sorted, since the model may write the corners in another order."""
     x1, y1, x2, y2 = _pixels(four, image_size)
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 

@@ -1,4 +1,4 @@
-"""Tasks on many pictures: sources in, rows out, into files that a later run completes.
+"""Runs tasks on many pictures: from sources to rows in files, which a later run can complete.
 
-Knows no command line and no model: it is given what asks about one picture.
+Knows nothing about command lines or models: it gets a function that asks about one picture.
 """

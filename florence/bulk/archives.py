@@ -1,7 +1,7 @@
-"""Pictures in tar archives, also compressed and at URLs: WebDataset's shards among them.
+"""Pictures in tar archives, also compressed ones and at URLs, such as WebDataset's shards.
 
-An archive is read once from its beginning to its end. Of a WebDataset sample the picture is asked about;
-what else it holds is passed over, and only its first bytes are read. Knows nothing about tasks.
+An archive is read once from beginning to end. Of a WebDataset sample only the picture is used; of other
+members only the first bytes are read. Knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is whole: tarfile takes a later one that is not for the archive's end."""
+    """A member that requires a complete header: tarfile would take a truncated one for the archive's end."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
@@ -38,12 +38,12 @@ class _Member(tarfile.TarInfo):
 
 
 def is_archive(name: str) -> bool:
-    """By its name."""
+    """Whether a name is an archive's."""
     return name.lower().endswith(SUFFIXES)
 
 
 def expand_braces(name: str) -> list[str]:
-    """The names that WebDataset's `shard-{000..099}.tar` stands for; else the name itself."""
+    """The names that WebDataset's `shard-{000..099}.tar` stands for; for other names the name itself."""
     found = _BRACES.search(name)
     if found is None:
         return [name]
@@ -53,10 +53,12 @@ def expand_braces(name: str) -> list[str]:
 
 
 def archive_items(name: str, others: Counter[str], *, documents: bool, most: int) -> Iterator[PictureItem]:
-    """The pictures of an archive, in its order. others: counts other members by their suffix. documents:
-    whether PDFs are pictures. most: bytes of a picture; one with more is not read, and its item says so.
+    """The pictures of an archive, in its order. `others`: counts other members by suffix. `documents`:
+    whether PDFs count as pictures. `most`: bytes of a picture; larger ones are not read, and their items
+    raise an error.
 
-    Raises RequestError for what is no archive, or one that is cut short: after the members before that.
+        Raises `RequestError` for a file that is not an archive or is truncated, after the members before the
+    fault.
     """
     try:
         with open_file(name) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
@@ -70,7 +72,7 @@ def archive_items(name: str, others: Counter[str], *, documents: bool, most: int
                 else:
                     others[PurePosixPath(member.name).suffix.lower()] += 1
     except (tarfile.TarError, EOFError) as error:
-        raise RequestError(f"{name} is no tar archive, or is cut short: {error}") from error
+        raise RequestError(f"{name} is not a tar archive, or is cut short: {error}") from error
 
 
 def _item(name: str, member: tarfile.TarInfo, first: bytes, rest: IO[bytes], most: int) -> PictureItem:

@@ -1,7 +1,8 @@
-"""What asks about one picture: a service, several services, or a model in this process.
+"""Functions that ask about one picture: a service, several services, or a model in this process.
 
-The questions about a picture are asked together, so that it is sent, read and seen once; those with different
-options, and prompts, in calls of their own. Knows nothing about where items come from or where answers go.
+The questions about a picture are asked together, so that it is sent, read and encoded once; questions with
+different options, and prompts, need separate calls. Knows nothing about where items come from or where
+answers go.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from florence.images.seen import View
 from florence.types.analysis import MOST_TASKS, TaskFailure
 
 CallClient = Callable[[Callable[[Client], Any]], Any]
-"""Calls a function with a client; of one service, or of the one of several that has the least to do."""
+"""Calls a function with a client of the service; of several services, with one of the least busy."""
 
 
 class ServiceAsker:
-    """Asks a service, or several. limits: their `max_bytes` is of every picture; the others are of documents,
-    whose pages are made pictures here: a service reads no PDF, and gets one page of a TIFF file in place of
+    """Asks one or several services. `limits`: `max_bytes` is for all pictures; the others are for documents,
+    whose pages are rendered here, since a service reads no PDF and should get one page of a TIFF file, not
     all."""
 
     def __init__(self, call: CallClient, limits: ImageLimits = DEFAULT_LIMITS) -> None:
@@ -45,7 +46,7 @@ class ServiceAsker:
         return _in_groups(questions, lambda group: self._ask(picture, group, place))
 
     def _picture(self, item: PictureItem, options: Mapping[str, Any]) -> bytes | Image.Image:
-        """The file as it is; of a document: the page, made a picture here. Raises ImageError."""
+        """The file's bytes; for a document, the page as a picture. Raises `ImageError`."""
         data = item.read(self._limits.max_bytes)
         if item.page is None and not is_pdf(data):
             return data
@@ -68,7 +69,8 @@ class ServiceAsker:
 
 
 class ModelAsker:
-    """Asks a model in this process, a `Florence2`, and no more of it at a time than its queue takes."""
+    """Asks a model in this process (`Florence2`), with at most as many requests at a time as its queue
+    takes."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -76,7 +78,7 @@ class ModelAsker:
         self._free, self._change = self._most, threading.Condition()
 
     def __call__(self, item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
-        picture: Any = item.source  # read where pictures are read
+        picture: Any = item.source  # read by the model's readers
         if callable(picture):
             picture = item.read
         return _in_groups(questions, lambda group: self._ask(picture, group, item.place))
@@ -85,7 +87,7 @@ class ModelAsker:
         self, picture: Any, group: Sequence[PictureQuestion], place: Mapping[str, int]
     ) -> list[QuestionOutcome]:
         options: dict[str, Any] = {**group[0].options, **place}
-        places = self._most // self._model.room(**options) if "tiles" in options else 1  # of one question
+        places = self._most // self._model.room(**options) if "tiles" in options else 1  # for one question
         count = min(len(group) * places, self._most)
         with self._change:
             self._change.wait_for(lambda: self._free >= count)
@@ -102,7 +104,8 @@ class ModelAsker:
 def _in_groups(
     questions: Sequence[PictureQuestion], ask: Callable[[Sequence[PictureQuestion]], list[QuestionOutcome]]
 ) -> list[QuestionOutcome]:
-    """The outcomes in the order of the questions. What fails a group fails each of it."""
+    """The outcomes in the order of the questions. An error of a call is the outcome of each of its
+    questions."""
     outcomes: dict[int, QuestionOutcome] = {}
     for numbers in _groups(questions):
         try:
@@ -114,7 +117,7 @@ def _in_groups(
 
 
 def _groups(questions: Sequence[PictureQuestion]) -> Iterator[list[int]]:
-    """Numbers of the questions that go into one call."""
+    """Indices of the questions that go into each call."""
     found: list[tuple[object, list[int]]] = []
     for number, each in enumerate(questions):
         options = None if each.task.is_prompt else dict(each.options)

@@ -1,4 +1,5 @@
-"""The pages of documents as items: of PDFs and of TIFF files with many pages. Others stay as they are."""
+"""Replaces documents (PDFs, and TIFF files with several pages) by items for their pages. Other items are not
+changed."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def page_items(items: Iterable[PictureItem], pages: Pages, passed: Counter[str]) -> Iterator[PictureItem]:
-    """An item for each of these pages of each document. passed: counts documents that have none of them.
+    """An item for each of `pages` of each document. `passed`: counts documents that have none of these pages.
 
-    A document that can't be read stays one item, so that its failure is told.
+    A document that can't be read stays one item, so that its failure is reported.
     """
     for item in items:
         try:
@@ -36,7 +37,7 @@ def page_items(items: Iterable[PictureItem], pages: Pages, passed: Counter[str])
 
 
 def _count(item: PictureItem) -> int | None:
-    """Of pages; None of what is no document. Raises ImageError."""
+    """The number of pages; None if the item is not a document. Raises `ImageError`."""
     if isinstance(item.source, str) and not _may_be_document(item.source):
         return None
     data = item.read()
@@ -49,7 +50,8 @@ def _count(item: PictureItem) -> int | None:
 
 
 def _may_be_document(path: str) -> bool:
-    """By the first bytes of a file of this machine. One that can't be read is told when it is asked about."""
+    """Whether a local file may be a document, by its first bytes. False if it can't be read: asking about it
+    reports that."""
     try:
         with Path(path).open("rb") as file:
             first = file.read(1024)

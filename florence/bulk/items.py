@@ -1,8 +1,8 @@
 """Pictures by the names that answers have: files, members of archives, objects at URLs, pages of documents.
 
-A member of an archive is named as fsspec names it (`tar://0001.jpg::shards/0.tar`), a page by the fragment of
-RFC 8118 (`report.pdf#page=3`), a frame alike, so that a name in a file of answers can be opened again. Knows
-nothing about tasks' meaning or about what answers.
+A member of an archive has fsspec's name (`tar://0001.jpg::shards/0.tar`), a page RFC 8118's fragment
+(`report.pdf#page=3`), and a frame a similar one, so that a name in a file of answers can be opened again.
+Knows nothing about what tasks mean or who answers.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from florence.images.limits import DEFAULT_LIMITS
 _PLACE: Final = re.compile(r"(?s)(.+)#(page|frame)=([1-9][0-9]{0,5})")
 _PAGES: Final = re.compile(r"([1-9][0-9]{0,5})(-)?([1-9][0-9]{0,5})?")
 MOST_BYTES: Final = DEFAULT_LIMITS.max_bytes
-"""Of a picture, where what answers does not say otherwise."""
+"""Most bytes of a picture, unless the service or model has another limit."""
 Source = str | Callable[[], bytes]
-"""A path of this machine, or what gives the bytes."""
+"""A local path, or a function that returns the bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureItem:
-    """One picture. picture: its name in answers. id: what tells it from others; None: its name. questions: of
-    a manifest's rows; none: those of the run. held: bytes of memory that it takes while it waits."""
+    """One picture. `picture`: its name in answers. `id`: identifies it; None: its name does. `page`, `frame`:
+    from 1. `questions`: those of a manifest's rows; empty: those of the run. `held`: bytes of memory that it
+    takes while it waits."""
 
     picture: str
     source: Source
@@ -42,12 +43,12 @@ class PictureItem:
 
     @property
     def place(self) -> dict[str, int]:
-        """The frame or page as options of a request."""
+        """The frame or page as a request's options."""
         numbers = {"page": self.page, "frame": self.frame}
         return {name: number for name, number in numbers.items() if number is not None}
 
     def at(self, *, page: int | None = None, frame: int | None = None) -> PictureItem:
-        """A page or a frame of it, whose name and id say which."""
+        """The item of one page or frame, with that in its name and id."""
         placed = replace(self, page=page, frame=frame)
         mark = "".join(f"#{name}={number}" for name, number in placed.place.items())
         id = None if self.id is None else self.id + mark
@@ -55,12 +56,12 @@ class PictureItem:
 
     @property
     def key(self) -> str:
-        """What is answered once for each task."""
+        """The id, or else the name: each key is answered once for each task."""
         return self.picture if self.id is None else self.id
 
     def read(self, most: int = MOST_BYTES) -> bytes:
-        """The file's bytes. most: of a file of this machine. Raises ImageError where it can't be read,
-        ImageTooLarge where it has more."""
+        """The file's bytes. `most`: limit for a local file. Raises `ImageError` where it can't be read,
+        `ImageTooLarge` where it has more bytes."""
         try:
             if callable(self.source):
                 return self.source()
@@ -68,7 +69,7 @@ class PictureItem:
                 return read_most(file, most)
         except ImageError:
             raise
-        except Exception as error:  # storage libraries raise their own types
+        except Exception as error:  # storage libraries raise errors of their own types
             if isinstance(self.source, str):
                 raise unreadable(self.source, error) from error
             raise ImageError(f"the picture {self.picture!r} can't be read: {error}") from error
@@ -76,14 +77,14 @@ class PictureItem:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Which pages of documents are asked about: from `first` to `last`, None: to the end."""
+    """The pages of documents to ask about, from 1: `first` to `last`; None: to the end."""
 
     first: int = 1
     last: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Pages:
-        """`all`, `3`, `2-5` or `2-`. Raises RequestError for another text."""
+        """Parse `all`, `3`, `2-5` or `2-`. Raises `RequestError` for any other text."""
         if text == "all":
             return cls()
         found = _PAGES.fullmatch(text)
@@ -96,42 +97,43 @@ class Pages:
         return cls(first, last)
 
     def of(self, count: int) -> range:
-        """Those of a document that has so many."""
+        """The pages of a document that has `count` pages."""
         return range(self.first, (count if self.last is None else min(count, self.last)) + 1)
 
 
 def read_most(file: IO[bytes], most: int) -> bytes:
-    """What the file holds. Raises ImageTooLarge where that is more, before it is read."""
+    """Read the whole file. Raises `ImageTooLarge` where it has more than `most` bytes, without reading the
+    rest."""
     return checked_size(file.read(most + 1), most)
 
 
 def checked_size(content: bytes, most: int) -> bytes:
-    """The content. Raises ImageTooLarge where it has more bytes."""
+    """The content. Raises `ImageTooLarge` where it has more than `most` bytes."""
     if len(content) > most:
         raise too_large(most)
     return content
 
 
 def too_large(most: int) -> ImageTooLarge:
-    """The error of a picture that has more bytes."""
+    """The error for a picture with more than `most` bytes."""
     return ImageTooLarge(f"the picture has more than the {most} bytes allowed (FLORENCE_MAX_IMAGE_BYTES)")
 
 
 def is_url(name: str) -> bool:
-    """Whether fsspec opens it: its scheme is more than a Windows drive's letter."""
+    """Whether fsspec opens this name: it has a scheme that is longer than a Windows drive letter."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) is not None
 
 
 def is_pattern(name: str) -> bool:
-    """Whether it names files by wildcards."""
+    """Whether the name has wildcards."""
     return any(letter in name for letter in "*?[")
 
 
 def item_named(name: str, folder: Path = Path(), most: int = MOST_BYTES) -> PictureItem:
-    """The picture of an answer, by its name there. `folder`: where relative paths begin. most: bytes of one
-    at a URL.
+    """The picture of an answer, by its name in the answer. `folder`: the base of relative paths. `most`:
+    bytes of a picture at a URL.
 
-    Raises MissingLibrary for a URL, or a member of an archive, without fsspec.
+    Raises `MissingLibrary` for a URL, or a member of an archive, without fsspec.
     """
     found = None if (folder / name).is_file() else _PLACE.fullmatch(name)
     file = found[1] if found else name
@@ -145,7 +147,7 @@ def item_named(name: str, folder: Path = Path(), most: int = MOST_BYTES) -> Pict
 
 
 def load_fsspec() -> Any:
-    """The library; MissingLibrary where it is not installed."""
+    """Import fsspec. Raises `MissingLibrary` where it is not installed."""
     try:
         import fsspec
     except ImportError as error:
@@ -154,7 +156,7 @@ def load_fsspec() -> Any:
 
 
 def _read_url(url: str, most: int) -> bytes:
-    # fsspec tells the other compressions by their suffixes
+    # fsspec recognises other compressions by their suffixes
     packed = {"tar": {"compression": "gzip"}} if url.lower().endswith(".tgz") else {}
     with load_fsspec().open(url, "rb", **packed) as file:
         return read_most(file, most)

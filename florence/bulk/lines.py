@@ -1,7 +1,7 @@
-"""Answers as JSON lines: a line for each answer, appended when it comes, so that a run can resume.
+"""Answers as JSON lines: one line for each answer, appended when it arrives, so that a run can resume.
 
-A line holds the picture's name, its id where it has one, what was asked, and the answer. An incomplete last
-line, left by a killed run, is cut off.
+A line has the picture's name, its id if it has one, the question, and the answer. An incomplete last line,
+left by a killed run, is cut off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ANSWER_FIELDS = set(TaskAnswer.model_fields)
 
 
 def answer_json(answer: TaskAnswer[Any]) -> str:
-    """One line, the same for a service and a model loaded here."""
+    """An answer as JSON, the same from a service and from a model in this process."""
     return answer.model_dump_json(include=_ANSWER_FIELDS)
 
 
@@ -34,16 +34,16 @@ def answer_line(
     id: str | None = None,
     adapter: str | None = None,
 ) -> str:
-    """The line of one answer, its end included."""
+    """The line for one answer, including the line feed."""
     head: dict[str, Any] = {"picture": picture, "text": text, "region": region}
     head |= {name: value for name, value in (("id", id), ("adapter", adapter)) if value is not None}
     return f"{dumps(head)[:-1]}, {answer_json(answer)[1:]}\n"
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The answers in a file, which may be absent; cuts an incomplete line off its end.
+    """The answers in a file, which may not exist; an incomplete last line is cut off.
 
-    RequestError where the file holds something else: nothing is appended to it then.
+    Raises `RequestError` where the file has other contents, so that nothing is appended to it.
     """
     if not file.exists():
         return
@@ -62,25 +62,26 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def key_of(row: dict[str, Any]) -> TaskKey:
-    """The task, text, region and adapter of an answer."""
+    """An answer's key: task, text, region and adapter."""
     return row["task"], row.get("text"), row.get("region"), row.get("adapter")
 
 
 def name_of(row: dict[str, Any]) -> str:
-    """The id of the picture, or its name."""
+    """The picture's id, or else its name."""
     id = row.get("id")
     name: str = row["picture"] if id is None else id
     return name
 
 
 def failure_line(picture: str, task: str, error: FlorenceError, id: str | None = None) -> str:
-    """The line of one failure, its end included."""
+    """The line for one failure, including the line feed."""
     row = {"picture": picture, **({} if id is None else {"id": id}), "task": task, "error": str(error)}
     return dumps(row) + "\n"
 
 
 class FailureFile:
-    """A line for each failure, as they come, in place of the last run's; no file where nothing failed."""
+    """A file with a line for each failure as it happens. Replaces that of the last run; there is no file if
+    nothing failed."""
 
     def __init__(self, file: Path) -> None:
         self.count = 0
@@ -88,11 +89,11 @@ class FailureFile:
         self._opened: IO[str] | None = None
 
     def add(self, picture: str, task: str, error: FlorenceError, id: str | None = None) -> None:
-        """Write one."""
+        """Write one failure."""
         self.add_line(failure_line(picture, task, error, id))
 
     def add_line(self, line: str) -> None:
-        """Write one that was made elsewhere by `failure_line`."""
+        """Write a line made by `failure_line`."""
         if self._opened is None:
             self._opened = self._path.open("w", encoding="utf-8")
         self._opened.write(line)
@@ -112,7 +113,7 @@ class FailureFile:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can encode it: file names are bytes, which need not be text."""
+    """Whether UTF-8 can encode the text: file names are bytes and may be invalid."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -121,7 +122,8 @@ def is_unicode(text: str) -> bool:
 
 
 def dumps(row: dict[str, Any]) -> str:
-    """Unescaped letters; escaped where a file name is not UTF-8, so that it reads back as the same name."""
+    """A row as JSON with unescaped non-ASCII letters; escaped if a file name is not UTF-8, so that it can be
+    read back."""
     line = json.dumps(row, ensure_ascii=False)
     return line if is_unicode(line) else json.dumps(row)
 

@@ -1,6 +1,6 @@
-"""One run at a time for a file of answers: two would ask the same, and keep both answers.
+"""Allows one run at a time for a file of answers: two would ask the same questions and keep both answers.
 
-A lock of the system's, which a killed process loses. Knows nothing about what is in the file.
+Uses a system lock, which ends with the process. Knows nothing about the file's contents.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from florence.errors import RequestError
 
 @contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """While it is entered no other process enters it for the same file; a file `.NAME.lock` stands beside it.
+    """A context that only one process can enter for a file at a time, by a lock file `.NAME.lock` beside it.
 
-    Raises RequestError where one has. Where system or storage know no locks, nothing is locked.
+    Raises `RequestError` where another process is inside. If the system or storage does not support locks,
+    nothing is locked.
     """
     path = out.with_name(f".{out.name}.lock")
     with path.open("w") as file:
-        # The one before may take the file away just now: then another may be made beside this one.
+        # The process before may have just deleted the lock file, so that another one could be created.
         if not _lock(file) or not os.fstat(file.fileno()).st_nlink:
             raise RequestError(
                 f"another run writes into {out}; wait for its end, or name another --out: each --shard has "
@@ -36,7 +37,7 @@ def only_run(out: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str]) -> bool:
-    """Whether no other process has it."""
+    """Lock the file; False if another process has the lock."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -45,6 +46,6 @@ def _lock(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # the storage knows no locks
+    except OSError:  # the storage does not support locks
         return True
     return True

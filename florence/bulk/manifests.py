@@ -1,7 +1,7 @@
-"""Manifests: files that say which picture is asked what. CSV, JSON lines and Parquet, read row by row.
+"""Manifests: files of pictures and questions, as CSV, JSON lines or Parquet, read row by row.
 
-The columns are `picture`, and where wanted `task`, `text`, `region` and `id`. Neighbouring rows of one
-picture are one item, so that it is seen once. Knows nothing about how pictures are read.
+The columns are `picture`, and optionally `task`, `text`, `region` and `id`. Adjacent rows of one picture are
+one item, so that it is encoded once. Knows nothing about how pictures are read.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ManifestRow = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A file of rows. find: its `task` column's names. questions: of the run, for rows without a task; a
-    row's text or region stands in place of theirs. options: of rows with a task. ignored: is told the columns
-    that mean nothing here. most_bytes: of a picture at a URL."""
+    """A file of rows. `find`: resolves names in the column `task`. `questions`: those of the run, for rows
+    without a task; a row's text or region replaces theirs. `options`: for rows with a task. `ignored`: called
+    with the columns that are not used. `most_bytes`: of a picture at a URL."""
 
     name: str
     find: FindTask
@@ -39,7 +39,7 @@ class Manifest:
     most_bytes: int
 
     def items(self) -> Iterator[PictureItem]:
-        """Raises RequestError, which names the row, for one that can't be asked."""
+        """The items. Raises `RequestError`, which names the row, for an invalid row."""
         read = _READERS[PurePosixPath(self.name).suffix.lower()]
         with open_file(self.name) as file:
             rows = (
@@ -84,14 +84,14 @@ class Manifest:
         return (PictureQuestion(self.find(task), text, region, self.options).checked(),)
 
     def _place(self, picture: str) -> str:
-        """Relative paths begin where the manifest is, if that is at a URL."""
+        """The picture's path; a relative one is joined to the manifest's URL, if it has one."""
         if not is_url(self.name) or is_url(picture) or picture.startswith("/"):
             return picture
         return f"{self.name.rpartition('/')[0]}/{picture}"
 
 
 def is_manifest(name: str) -> bool:
-    """By its name."""
+    """Whether a name is a manifest's."""
     return PurePosixPath(name).suffix.lower() in _READERS
 
 
@@ -112,7 +112,7 @@ def _csv(name: str, file: IO[bytes]) -> Iterator[ManifestRow]:
         try:
             yield from csv.DictReader(text, strict=True)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise RequestError(f"{name} is no CSV in UTF-8: {error}") from None
+            raise RequestError(f"{name} is not CSV in UTF-8: {error}") from None
 
 
 def _lines(name: str, file: IO[bytes]) -> Iterator[ManifestRow]:
@@ -122,9 +122,9 @@ def _lines(name: str, file: IO[bytes]) -> Iterator[ManifestRow]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise RequestError(f"a line of {name} is no JSON: {error}: {quote(line)}") from None
+            raise RequestError(f"a line of {name} is not JSON: {error}: {quote(line)}") from None
         if not isinstance(row, dict):
-            raise RequestError(f"a line of {name} is no JSON object, got {quote(line)}")
+            raise RequestError(f"a line of {name} is not a JSON object, got {quote(line)}")
         yield row
 
 
@@ -136,7 +136,7 @@ def _parquet(name: str, file: IO[bytes]) -> Iterator[ManifestRow]:
     try:
         opened = ParquetFile(file)
     except ArrowInvalid as error:
-        raise RequestError(f"{name} is no Parquet file: {error}") from None
+        raise RequestError(f"{name} is not a Parquet file: {error}") from None
     names = opened.schema_arrow.names
     for batch in opened.iter_batches(1024, columns=[name for name in names if name in COLUMNS]):
         yield from batch.to_pylist()

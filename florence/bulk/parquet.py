@@ -1,7 +1,8 @@
-"""Files of answers as Parquet: one file, or parts in a directory, written aside and renamed when whole.
+"""Files of answers as Parquet: one file, or parts in a directory, written under another name and renamed when
+complete.
 
-A Parquet file can't be appended to, so answers are collected as lines beside it. One file gets them at the
-end of a run; a directory gets a part for so many of them as they come.
+A Parquet file can't be appended to, so answers are collected as lines beside it. A single file is rewritten
+with them at the end of a run; a directory gets a new part whenever enough have been collected.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ _KEY = ("picture", "id", "task", "text", "region", "adapter")
 
 
 def lines_beside(out: Path) -> Path:
-    """The file that collects answers until they are packed."""
+    """The file that collects answers until they are written as Parquet."""
     return out.with_name(out.name + ".jsonl")
 
 
 def read_keys(out: Path) -> Iterator[tuple[str, TaskKey]]:
-    """Picture and key of each row of a file or of parts, which may be absent. RequestError for others."""
+    """Picture and key of each row of a file or of parts, which may not exist. Raises `RequestError` for files
+    with other contents."""
     if not out.exists():
         return
     for part in part_files(out):
@@ -43,7 +45,7 @@ def read_keys(out: Path) -> Iterator[tuple[str, TaskKey]]:
 
 
 def append_file(lines: Path, out: Path) -> None:
-    """Append the collected lines to the file's rows, and remove them; all or nothing."""
+    """Add the collected lines to the file's rows, and remove them; atomic."""
     from pyarrow.parquet import ParquetWriter
 
     rows = _not_in(read_rows(lines), out)
@@ -59,7 +61,7 @@ def append_file(lines: Path, out: Path) -> None:
 
 
 def write_part(lines: Path, folder: Path) -> None:
-    """Make the collected lines the folder's next part, and remove them; all or nothing."""
+    """Write the collected lines as the folder's next part, and remove them; atomic."""
     from pyarrow.parquet import ParquetWriter
 
     folder.mkdir(exist_ok=True)
@@ -82,12 +84,13 @@ def next_part(folder: Path) -> int:
 
 
 def part_name(number: int) -> str:
-    """The name of a part, by which parts are sorted."""
+    """The name of a part; names sort in the order of parts."""
     return f"part-{number:06}{SUFFIX}"
 
 
 def _not_in(rows: Iterator[dict[str, Any]], out: Path) -> Iterator[dict[str, Any]]:
-    """Without those that a run packed which ended before it removed the lines."""
+    """The rows without those that are already in `out`, because a run was killed before it removed the
+    lines."""
     known = set(read_keys(out))
     return (row for row in rows if (name_of(row), key_of(row)) not in known)
 

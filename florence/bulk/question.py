@@ -1,6 +1,6 @@
-"""What is asked about a picture: a task with its text, region and options; and files of several of them.
+"""Questions about a picture: a task with its text, region and options; and files with several questions.
 
-Knows the types of requests; knows nothing about pictures or about what answers.
+Knows the types of requests; knows nothing about pictures or who answers.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from florence.types.options import read_request_parameters
 from florence.types.tasks import TASKS, Input, Kind, Task, prompt_task
 
 TaskKey = tuple[str, str | None, str | None, str | None]
-"""What a picture was asked: the task's token, its text, its region, its adapter."""
+"""The key of a question: the task's token, text, region, adapter."""
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 _FIELDS: Final = ("task", "prompt", "answer_as", "text", "region", "adapter", "options")
 FindTask = Callable[[str], Task]
-"""From a task's name or token to the task; raises TaskError."""
+"""Finds a task by name or token; raises `TaskError`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureQuestion:
-    """One task with what it takes besides the picture. `region`: as text. `options`: of the request, checked
+    """One task with its input besides the picture. `region`: as text. `options`: of the request, validated
     (`RequestParameters`), and `timeout_s`."""
 
     task: Task
@@ -37,7 +37,7 @@ class PictureQuestion:
 
     @property
     def key(self) -> TaskKey:
-        """What tells it from other questions about the same picture."""
+        """Identifies the question among those about the same picture."""
         return self.task.token, self.text, self.region, self.options.get("adapter")
 
     @property
@@ -46,12 +46,13 @@ class PictureQuestion:
         return self.text if self.region is None else self.region
 
     def checked(self) -> PictureQuestion:
-        """Itself. Raises TaskError where the task lacks its text or region, or takes none."""
+        """The question itself. Raises `TaskError` where the task's text or region is missing or not
+        allowed."""
         TASKS.check_input(self.task, self.given)
         return self
 
     def with_given(self, text: str | None, region: str | None) -> PictureQuestion:
-        """The same task with another text or region, where it takes one."""
+        """The same task with another text or region, if it takes one."""
         if text is not None and self.task.input is Input.TEXT:
             return replace(self, text=text)
         if region is not None and self.task.input is Input.REGION:
@@ -60,7 +61,8 @@ class PictureQuestion:
 
 
 def distinct(questions: Iterable[PictureQuestion]) -> tuple[PictureQuestion, ...]:
-    """The questions; TaskError where two of them can't be told apart in what was answered."""
+    """The questions. Raises `TaskError` where two of them have the same key, so that their answers could not
+    be told apart."""
     found: dict[TaskKey, PictureQuestion] = {}
     for each in questions:
         if found.setdefault(each.key, each) is not each:
@@ -72,7 +74,7 @@ def distinct(questions: Iterable[PictureQuestion]) -> tuple[PictureQuestion, ...
 
 
 def read_region(value: object) -> str | None:
-    """A region as text, from text or four numbers. Raises TaskError for anything else."""
+    """A region as text, from text or four numbers. Raises `TaskError` for anything else."""
     if value is None or value == "":
         return None
     if isinstance(value, str):
@@ -85,10 +87,10 @@ def read_region(value: object) -> str | None:
 def read_tasks_file(
     path: Path, find: FindTask, options: Mapping[str, Any] = _NOTHING
 ) -> tuple[PictureQuestion, ...]:
-    """The questions of a file in YAML or JSON: a list, or a list under `tasks`. An entry is a task's name, or
-    has `task` or `prompt`, and `answer_as`, `text`, `region`, `adapter`, `options`.
+    """The questions in a YAML or JSON file: a list, or a list under `tasks`. An entry is a task's name, or an
+    object with `task` or `prompt`, and optionally `answer_as`, `text`, `region`, `adapter`, `options`.
 
-    `options`: those of entries that don't say them. Raises RequestError that names the entry.
+    `options`: defaults for entries. Raises `RequestError`, which names the entry.
     """
     content = parse_file(path)
     entries = content.get("tasks") if isinstance(content, dict) else content
@@ -104,16 +106,17 @@ def read_tasks_file(
 
 
 def parse_file(path: Path) -> Any:
-    """What a file in JSON (by its name) or YAML holds. Raises RequestError, MissingLibrary without pyyaml."""
+    """The content of a JSON file (by its suffix) or YAML file. Raises `RequestError`, `MissingLibrary`
+    without pyyaml."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is no text in UTF-8: {error}") from None
+        raise RequestError(f"{path} is not text in UTF-8: {error}") from None
     if path.suffix.lower() == ".json":
         try:
             return json.loads(text)
         except ValueError as error:
-            raise RequestError(f"{path} is no JSON: {error}") from None
+            raise RequestError(f"{path} is not JSON: {error}") from None
     try:
         import yaml
     except ImportError as error:
@@ -121,7 +124,7 @@ def parse_file(path: Path) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RequestError(f"{path} is no YAML: {error}") from None
+        raise RequestError(f"{path} is not YAML: {error}") from None
 
 
 def _read_entry(entry: object, find: FindTask, options: Mapping[str, Any]) -> PictureQuestion:

@@ -1,4 +1,4 @@
-"""Files of this machine and at URLs, alike: by fsspec, whose packages know S3, Google's and other storage.
+"""Opens local files and URLs alike, by fsspec, whose packages support S3, Google Cloud and other storage.
 
 Knows names and bytes; knows nothing about pictures. fsspec comes with the extra "cloud".
 """
@@ -15,7 +15,7 @@ from florence.errors import RequestError
 
 
 def open_file(name: str) -> IO[bytes]:
-    """The file at a path or URL, to be read from its beginning. Raises RequestError, OSError."""
+    """Open the file at a path or URL for reading. Raises `RequestError`, `OSError`."""
     if not is_url(name):
         return Path(name).open("rb")
     opened: IO[bytes] = _guarded(name, lambda: load_fsspec().open(name, "rb").open())
@@ -23,13 +23,13 @@ def open_file(name: str) -> IO[bytes]:
 
 
 def reader_of(url: str, most: int) -> Callable[[], bytes]:
-    """What reads the whole file at a URL, and raises ImageTooLarge where it has more bytes: before it is
-    read, if the storage tells."""
+    """A function that reads the whole file at a URL. It raises `ImageTooLarge` where the file has more than
+    `most` bytes, before reading if the storage reports the size."""
     return partial(_read_most, *_files_at(url), most)
 
 
 def is_folder(url: str) -> bool:
-    """Whether a URL is of a folder, or of a prefix with files below it."""
+    """Whether a URL is a folder, or a prefix with files below it."""
     files, path = _files_at(url)
     return bool(_guarded(url, lambda: files.isdir(path)))
 
@@ -41,7 +41,7 @@ def is_there(url: str) -> bool:
 
 
 def list_files(url: str, *, recursive: bool = True) -> list[str]:
-    """URLs of the files below a folder's URL, or of those that a pattern names, sorted."""
+    """URLs of the files below a folder's URL, or that match a pattern, sorted."""
     files, path = _files_at(url)
     if is_pattern(path):
         found = _guarded(url, lambda: [each for each in files.glob(path) if files.isfile(each)])
@@ -51,7 +51,7 @@ def list_files(url: str, *, recursive: bool = True) -> list[str]:
 
 
 def _read_most(files: Any, path: str, most: int) -> bytes:
-    if (files.info(path).get("size") or 0) > most:  # no request, where the file was listed
+    if (files.info(path).get("size") or 0) > most:  # no further request if the file was listed
         raise too_large(most)
     return checked_size(files.cat_file(path), most)
 
@@ -62,7 +62,8 @@ def _files_at(url: str) -> tuple[Any, str]:
 
 
 def _guarded(url: str, ask: Callable[[], Any]) -> Any:
-    """Storage libraries raise their own errors; a scheme may need a package that is not there."""
+    """Call `ask`, turning storage libraries' own errors, and errors about a missing package for a scheme,
+    into ours."""
     try:
         return ask()
     except OSError:

@@ -1,8 +1,7 @@
-"""A run: the questions about many pictures that are not answered yet, asked so many at a time.
+"""A run: asks the questions about many pictures that are not answered yet, a number of pictures at a time.
 
-Pictures are taken from their sources as requests end, so memory does not grow with their number, nor with
-the size of those that an archive gives. Knows nothing about what answers: it is given a function that asks
-about one picture.
+Pictures are taken from their sources as requests end, so memory does not grow with the number of pictures or
+the size of archives. Knows nothing about who answers: it gets a function that asks about one picture.
 """
 
 from __future__ import annotations
@@ -24,16 +23,17 @@ from florence.types.answer import TaskAnswer
 
 QuestionOutcome = TaskAnswer[Any] | FlorenceError
 Ask = Callable[[PictureItem, Sequence[PictureQuestion]], Sequence[QuestionOutcome]]
-"""Asks about one picture: an outcome for each question. In any thread; raises nothing of FlorenceError's."""
+"""Asks about one picture, and returns an outcome for each question. Called in any thread; a `FlorenceError`
+is returned, not raised."""
 _AHEAD = 2
-"""Pictures that are taken from the sources, by those that are asked about at a time."""
+"""Pictures that may be taken from the sources, as a multiple of those that are asked about at a time."""
 HELD_BYTES: Final = 256 * 2**20
-"""Of pictures that are taken, and hold their bytes: no more is taken beyond that."""
+"""Bytes in memory of pictures that were taken from archives: at this limit no more are taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A picture with the questions that are open."""
+    """A picture with its unanswered questions."""
 
     item: PictureItem
     questions: tuple[PictureQuestion, ...]
@@ -41,30 +41,30 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of `count` parts of all pictures, `number` from 1. Which part a picture belongs to is decided by
-    its id or name alone, so that machines agree on it whatever each of them lists."""
+    """One of `count` parts of all pictures; `number` from 1. A picture's part depends on its id or name
+    alone, so that machines agree on it whatever order they list files in."""
 
     number: int = 1
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Of `3/8`. Raises RequestError for another text."""
+        """Parse `3/8`. Raises `RequestError` for any other text."""
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
         if found and 1 <= int(found[1]) <= int(found[2]):
             return cls(int(found[1]), int(found[2]))
         raise RequestError(f"a shard is its number of how many, such as 3/8, got {quote(text)}")
 
     def has(self, name: str) -> bool:
-        """Whether a picture of this id or name belongs to it."""
+        """Whether a picture with this id or name belongs to the part."""
         digest = blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.count == self.number - 1
 
 
 @dataclass
 class RunTally:
-    """What became of questions that were not asked. before: they were answered by an earlier run. again:
-    pictures that came twice. elsewhere: pictures of other shards."""
+    """Counts of what was not asked. `before`: questions answered by an earlier run. `again`: duplicate
+    pictures. `elsewhere`: pictures of other shards."""
 
     before: int = 0
     again: int = 0
@@ -78,9 +78,10 @@ def open_jobs(
     shard: Shard,
     tally: RunTally,
 ) -> Iterator[Job]:
-    """The jobs of these items: each question once a picture, and none that `answered` has; it grows.
+    """The jobs of these items: each question once for each picture, except those in `answered`, to which they
+    are added.
 
-    Raises RequestError for an item without a question.
+    Raises `RequestError` for an item without a question.
     """
     mine = AnsweredTasks()
     for item in items:
@@ -99,11 +100,11 @@ def open_jobs(
 
 
 class Running:
-    """Iterator of (job, outcomes) of the jobs, `concurrency` at a time, in a thread for each.
+    """Iterates over (job, outcomes), running `concurrency` jobs at a time, each in a thread.
 
-    ordered: in the order of the jobs, else as they come. stopped: is set when no more is asked, for an `ask`
-    that waits. Leaving it early, as a context manager, waits for
-    the requests under way; `drain` gives what they end with.
+    `ordered`: yield in the order of the jobs, else as they finish. `stopped`: set when nothing more is asked,
+    for an `ask` that waits. Leaving the context early waits for the requests in flight; `drain` yields their
+    outcomes.
     """
 
     def __init__(
@@ -122,14 +123,12 @@ class Running:
         self._room = _AHEAD * concurrency
         self._work: SimpleQueue[tuple[int, Job] | None] = SimpleQueue()
         self._done: SimpleQueue[tuple[int, Job, Sequence[QuestionOutcome] | BaseException]] = SimpleQueue()
-        self._under_way = 0  # given to the threads, and not taken from them
-        self._held = 0  # bytes of the jobs that are given, and not yielded
-        self._early: dict[
-            int, tuple[Job, Sequence[QuestionOutcome]]
-        ] = {}  # answered before one that comes first
+        self._under_way = 0  # given to the threads, outcome not taken yet
+        self._held = 0  # bytes of the jobs that are given and not yielded yet
+        self._early: dict[int, tuple[Job, Sequence[QuestionOutcome]]] = {}  # finished before an earlier one
         self._stopped = stopped or threading.Event()
         self._concurrency = concurrency
-        self._threads: list[threading.Thread] = []  # no more than there are jobs
+        self._threads: list[threading.Thread] = []  # at most as many as jobs
 
     def __iter__(self) -> Iterator[tuple[Job, Sequence[QuestionOutcome]]]:
         following = 0
@@ -142,7 +141,8 @@ class Running:
                 yield job, outcomes
 
     def drain(self) -> Iterator[tuple[Job, Sequence[QuestionOutcome]]]:
-        """Ask no more; what comes of the requests under way. Errors beside FlorenceError's are dropped."""
+        """Start no more requests, and yield the outcomes of those in flight. Errors other than
+        `FlorenceError` are dropped."""
         self.stop()
         yield from self._early.values()
         while self._under_way:
@@ -172,7 +172,7 @@ class Running:
                 more = job is not None
                 if job is not None:
                     self._give(job)
-                with suppress(Empty):  # what has ended meanwhile is not kept waiting for the sources
+                with suppress(Empty):  # yield finished jobs before waiting for the sources
                     yield self._checked(self._done.get_nowait())
             if self._under_way:
                 yield self._checked(self._done.get())
@@ -208,7 +208,7 @@ class Running:
     def _serve(self) -> None:
         while (given := self._work.get()) is not None:
             self._done.put((*given, self._answered(given[1])))
-            del given  # its bytes, while this thread waits
+            del given  # free its bytes while this thread waits
 
     def _answered(self, job: Job) -> Sequence[QuestionOutcome] | BaseException:
         try:

@@ -1,8 +1,8 @@
-"""Clients for many threads, and several services as one: each request goes to the one with the fewest under
-way.
+"""Clients for many threads, and load balancing over several services: each request goes to the one with the
+fewest requests in flight.
 
-A service that can't be reached, or is busy, is left out for a while and tried again; its requests go to the
-others. Knows nothing about what is asked.
+A service that can't be reached, or is busy, is skipped for a while and then tried again; its requests go to
+the others. Knows nothing about what is asked.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from florence.errors import Unavailable
 T = TypeVar("T")
 FIRST_REST_S = 1.0
 LONGEST_REST_S = 30.0
-_LOOK_S = 0.5  # so often a request that waits looks whether it is to
+_LOOK_S = 0.5  # interval at which a waiting request checks whether to go on waiting
 
 
 class ThreadClients:
     """Clients of one service, one for each thread that asks it: threads that share a pool of connections wait
     for its lock, which takes a quarter of a request's CPU time at 32 of them.
 
-    make: connects one. Safe for threads.
+    `make`: connects a client. Thread-safe.
     """
 
     def __init__(self, make: Callable[[], Client]) -> None:
@@ -35,7 +35,7 @@ class ThreadClients:
         self._all: list[Client] = []
 
     def own(self) -> Client:
-        """This thread's."""
+        """This thread's client."""
         client: Client | None = getattr(self._own, "client", None)
         if client is None:
             client = self._own.client = self._make()
@@ -43,11 +43,11 @@ class ThreadClients:
         return client
 
     def call(self, ask: Callable[[Client], T]) -> T:
-        """What `ask` returns for it."""
+        """Call `ask` with this thread's client."""
         return ask(self.own())
 
     def close(self) -> None:
-        """Close all of them, when no thread asks any more."""
+        """Close all clients, once no thread asks any more."""
         for client in self._all:
             client.close()
 
@@ -58,15 +58,14 @@ class _Service:
     clients: ThreadClients
     under_way: int = 0
     rests_until: float = 0.0
-    dead: int = 0  # times in a row that it could not be reached
+    dead: int = 0  # failed connections in a row
 
 
 class Services:
-    """Clients by their URLs, without retries of their own: another service is asked at once.
+    """Clients by URL. They must not retry themselves: another service is asked at once.
 
-    tell: gets a sentence where a service is left out, and where it is back. patience_s: how long a request
-    that no service takes waits before it fails. stopped: once it is set nothing is waited for. Safe for
-    threads.
+    `tell`: called with a sentence when a service is skipped, and when it is back. `patience_s`: seconds that
+    a request waits for a service before it fails. `stopped`: once set, nothing waits. Thread-safe.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Services:
         self._change = threading.Condition()
 
     def check(self) -> None:
-        """Leave out those that can't be reached. Raises Unreachable where that is all of them."""
+        """Skip services that can't be reached. Raises `Unreachable` if none can."""
         reached = 0
         for service in self.services:
             try:
@@ -97,8 +96,9 @@ class Services:
             raise last
 
     def call(self, ask: Callable[[Client], T]) -> T:
-        """What `ask` returns for one of the clients. Raises what it raises, but that a service can't be
-        reached, is busy, or broke off: that only when no other takes the request in time."""
+        """Call `ask` with one of the clients. Raises what it raises; errors of a service that can't be
+        reached, is busy or broke the connection are only raised when no other service takes the request in
+        time."""
         end = self._clock() + self._patience_s
         while True:
             service = self._take()
@@ -122,8 +122,8 @@ class Services:
             service.clients.close()
 
     def _take(self) -> _Service:
-        """The one with the fewest requests under way of those that do not rest; waits for one. One that was
-        dead gets one request, by which it shows whether it is back."""
+        """The available service with the fewest requests in flight; waits for one. A service that could not
+        be reached gets a single request at first, to see whether it is back."""
         with self._change:
             while True:
                 now = self._clock()
@@ -143,7 +143,7 @@ class Services:
             gone = isinstance(error, Unreachable | ConnectionLost)
             first = gone and not service.dead
             now = self._clock()
-            if gone and service.rests_until <= now:  # else another request of the same time has told it
+            if gone and service.rests_until <= now:  # else another request at the same time has reported it
                 service.dead += 1
             rest_s = min(FIRST_REST_S * 2 ** max(service.dead - 1, 0), LONGEST_REST_S)
             if not gone and isinstance(error, Unavailable):

@@ -1,8 +1,8 @@
-"""What a run's sources name: files, directories, globs, lists, manifests, archives and URLs, as items.
+"""Turns a run's sources into items: files, directories, globs, lists, manifests, archives and URLs.
 
-In a directory of this machine a picture is told by its first bytes, as everywhere. A file that is named like
-one and has other bytes is asked about too, so that its failure is told. In a folder at a URL the name alone
-tells. Knows nothing about answers.
+In a local directory a picture is recognised by its first bytes. A file with a picture's suffix and other
+contents is included too, so that its failure is reported. In a folder at a URL only the name counts. Knows
+nothing about answers.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ PICTURE_SUFFIXES: Final = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
 )  # fmt: skip
 APPLE_DOUBLE: Final = b"\0\x05\x16\x07"
-"""The first bytes of what macOS writes beside files on other systems' disks, as ._ and the file's name."""
+"""The first bytes of AppleDouble files, which macOS writes beside files on foreign disks, named ._ and the
+file's name."""
 
 
 class PassedOver:
-    """Counts what is not asked about, by the reason. `kinds`: of files that are no pictures, by suffix.
-    `notes`: what else is to be told, by what it is about."""
+    """Counts skipped files by reason. `kinds`: files that are not pictures, by suffix. `notes`: other
+    messages, by subject."""
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
@@ -42,7 +43,7 @@ class PassedOver:
         self.notes: dict[str, str] = {}
 
     def lines(self) -> Iterator[str]:
-        """For a person, one for each reason."""
+        """Lines for people, one for each reason."""
         if self.kinds:
             most = self.kinds.most_common(8)
             kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in most)
@@ -54,13 +55,13 @@ class PassedOver:
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of a run, which can be gone through more than once.
+    """The sources of a run; they can be iterated more than once.
 
-    names: as a command line has them. recursive: whether folders inside of directories are looked into.
-    pages: of documents, None: a document is one picture, and PDFs in directories are passed over. frame: of
-    animations. find,
-    questions, options: for manifests, see there. archives: a list that gets the names of archives in place of
-    their pictures, which are read elsewhere then. most_bytes: of a picture in an archive, or at a URL.
+    `names`: as on the command line. `recursive`: whether to include subdirectories. `pages`: of documents;
+    None: a document is one picture, and PDFs in directories are skipped. `frame`: of animations. `find`,
+    `questions`, `options`: as in `Manifest`. `archives`: a list that collects the names of archives, which
+    are then read elsewhere; None: their pictures are items. `most_bytes`: of a picture in an archive or at a
+    URL.
     """
 
     names: Sequence[str]
@@ -76,17 +77,17 @@ class Sources:
 
     @property
     def countable(self) -> bool:
-        """Whether going through them costs little: no archive and no document is read."""
+        """Whether iterating is cheap: no archive and no document is read."""
         unknown = (is_url(name) and name.endswith("*") for name in self.names)
         return self.pages is None and not any(map(is_archive, self._files())) and not any(unknown)
 
     @property
     def have_questions(self) -> bool:
-        """Whether a manifest is among them, which may ask more than the run does."""
+        """Whether there is a manifest, which may have questions besides the run's."""
         return any(map(is_manifest, self._files()))
 
     def items(self) -> Iterator[PictureItem]:
-        """Each picture, in the sources' order. Raises RequestError where a source names none."""
+        """All pictures, in the order of the sources. Raises `RequestError` where a source has none."""
         self.passed.kinds.clear()
         self.passed.reasons.clear()
         if self.archives is not None:
@@ -100,7 +101,7 @@ class Sources:
                 raise RequestError(f"{name!r} names no picture: no file, directory or glob with one")
 
     def _files(self) -> Iterator[str]:
-        """The names, globs expanded where they are of archives or manifests."""
+        """The names, with globs of archives and manifests expanded."""
         for name in self.names:
             yield name.rstrip("*")
             if is_pattern(name) and not is_url(name) and not Path(name).exists():
@@ -140,7 +141,7 @@ class Sources:
                 self._pass_over(suffix)
 
     def _file(self, name: str, item: PictureItem) -> Iterator[PictureItem]:
-        """The items of a file that is named: of a list, a manifest or an archive; else the file itself."""
+        """The items of a named file: those in a list, a manifest or an archive; else the file itself."""
         if name.lower().endswith(".txt"):
             yield from self._listed(name)
         elif is_manifest(name):
@@ -163,19 +164,19 @@ class Sources:
             with open_file(name) as file:
                 lines = file.read().decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise RequestError(f"{name} is no list of paths in UTF-8: {error}") from None
+            raise RequestError(f"{name} is not a list of paths in UTF-8: {error}") from None
         for line in map(str.strip, lines):
             if line and not line.startswith("#"):
                 place = f"{name.rpartition('/')[0]}/{line}" if is_url(name) and not is_url(line) else line
                 yield replace(self._object(place), picture=line) if is_url(place) else PictureItem(line, line)
 
     def _is_picture(self, path: Path) -> bool:
-        """Whether a file of a directory is asked about; else it is counted."""
+        """Whether a file in a directory is a picture; if not, it is counted."""
         try:
             with path.open("rb") as file:
                 first = file.read(1024)
         except OSError:
-            return True  # asking about it says why it can't be read
+            return True  # asking about it reports why it can't be read
         if is_pdf(first):
             if self.pages is None:
                 self.passed.reasons["PDFs, whose pages --pages asks about"] += 1
@@ -201,4 +202,4 @@ def _matches(pattern: Path) -> list[Path]:
         found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
         return sorted(each for each in found if each.is_file())
     except ValueError as error:
-        raise RequestError(f"{str(pattern)!r} is no glob: {error}") from None
+        raise RequestError(f"{str(pattern)!r} is not a glob: {error}") from None

@@ -1,6 +1,6 @@
-"""Where answers are kept: JSON lines, one Parquet file, or parts of Parquet in a directory.
+"""Stores answers: as JSON lines, one Parquet file, or Parquet parts in a directory.
 
-What is answered already is known by picture and question. Knows nothing about how answers come.
+Knows which pictures and questions are answered already; knows nothing about where answers come from.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from florence.types.answer import TaskAnswer
 
 
 class AnsweredTasks(dict[TaskKey, set[str]]):
-    """The pictures, by their ids or names, that have an answer, by what they were asked."""
+    """For each question's key, the ids or names of the pictures that have an answer."""
 
     def claim(self, name: str, key: TaskKey) -> bool:
-        """Whether it has none yet; from now on it counts as answered."""
+        """Mark a picture's question as answered; returns whether it was not yet."""
         names = self.setdefault(key, set())
         if name in names:
             return False
@@ -32,10 +32,10 @@ class AnsweredTasks(dict[TaskKey, set[str]]):
 
 
 class Store:
-    """A file of answers, which a run opens, adds to and closes; a context manager.
+    """A file of answers to which a run adds; a context manager.
 
-    part_rows: answers of a part, where `out` is to be a directory of parts; 0 for one file. Raises
-    MissingLibrary for Parquet without pyarrow.
+    `part_rows`: answers in a part, if `out` is a directory of parts; 0 for a single file. Raises
+    `MissingLibrary` for Parquet without pyarrow.
     """
 
     def __init__(self, out: Path, part_rows: int = 0) -> None:
@@ -45,15 +45,15 @@ class Store:
             load_pyarrow()
         self.lines = lines_beside(out) if self.packed else out
         self._opened: IO[str] | None = None
-        self._waiting = 0  # lines that are not packed
+        self._waiting = 0  # lines not yet written as Parquet
 
     def check(self, failures: Path) -> None:
-        """Raises RequestError where answers would be lost or could not be written."""
+        """Raise `RequestError` where answers would be lost or could not be written."""
         out = self.out
         if failures.resolve() in (out.resolve(), self.lines.resolve()):
             raise RequestError(f"{failures} can't hold both answers and failures; name another --failures")
         if out.exists() and not (out.is_file() or out.is_dir()):
-            raise RequestError(f"{out} is no file: a second run reads what is there and goes on; name one")
+            raise RequestError(f"{out} is not a file: a second run reads what is there and goes on; name one")
         for file in (out, failures):
             if not file.parent.is_dir():
                 raise RequestError(f"there is no directory {str(file.parent)!r} for {file.name}")
@@ -66,27 +66,28 @@ class Store:
             raise RequestError(f"{out} is a directory; name a file in it{parts}")
 
     def answered(self) -> AnsweredTasks:
-        """What is in it. Raises RequestError for what no run wrote, to which nothing is added."""
+        """The answers in the file. Raises `RequestError` for a file with other contents, so that nothing is
+        added to it."""
         found = AnsweredTasks()
         for name, key in itertools.chain(self._waiting_keys(), read_keys(self.out) if self.packed else ()):
             found.claim(name, key)
         return found
 
     def refuses(self, item: PictureItem) -> str:
-        """Why it can't hold answers about this picture; empty where it can."""
+        """Why answers about this picture can't be stored; "" if they can."""
         if self.packed and not (is_unicode(item.picture) and is_unicode(item.key)):
             return "its name is not UTF-8, which a Parquet file can't hold; JSON lines can"
         return ""
 
     def add(self, item: PictureItem, question: PictureQuestion, answer: TaskAnswer[Any]) -> None:
-        """Keep an answer: once it returns, a killed process loses it no more."""
+        """Store an answer. Once this returns, the answer survives if the process is killed."""
         adapter = question.options.get("adapter")
         self.add_line(
             answer_line(item.picture, question.text, question.region, answer, id=item.id, adapter=adapter)
         )
 
     def add_line(self, line: str) -> None:
-        """Keep an answer that was made a line elsewhere, by `answer_line`."""
+        """Store a line made by `answer_line`."""
         file = self._open()
         file.write(line)
         file.flush()

@@ -1,1 +1,1 @@
-"""From a checkpoint's name to its files, configuration, tokenizer and weights."""
+"""Finds a checkpoint by name, and reads its files, configuration, tokenizer and weights."""

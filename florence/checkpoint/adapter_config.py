@@ -1,6 +1,6 @@
-"""The settings of a LoRA adapter, read from the `adapter_config.json` that PEFT writes.
+"""Reads the settings of a LoRA adapter from the `adapter_config.json` that PEFT writes.
 
-What would change the model in another way than a low-rank sum is refused by name. Knows nothing about
+Settings that would change the model other than by a low-rank sum are refused by name. Knows nothing about
 tensors.
 """
 
@@ -30,7 +30,7 @@ _UNSUPPORTED = (
     "use_qalora",
     "velora_config",
 )
-# Ways to begin a training that leave the base's weights as they are; the others change them.
+# Initialisations for training that leave the base's weights unchanged; all others change them.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
@@ -39,8 +39,9 @@ NumberT = TypeVar("NumberT", int, float)
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """How LoRA's product is scaled, for each layer; patterns are regular expressions for the end of a layer's
-    name. `base`: the checkpoint that it was trained on, where the file says so."""
+    """Rank and scaling of LoRA's product for each layer; the patterns' keys are regular expressions for the
+    end of a layer's name. `base`: the checkpoint that the adapter was trained on, None if the file does not
+    say."""
 
     base: str | None
     rank: int
@@ -55,15 +56,15 @@ class AdapterConfig:
         return _find(self.rank_pattern, layer, self.rank)
 
     def scale_of(self, layer: str) -> float:
-        """What the product of the two low-rank matrices is multiplied by."""
+        """The factor of the low-rank product in this layer."""
         rank = self.rank_of(layer)
         alpha = _find(self.alpha_pattern, layer, self.alpha)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
 def read_adapter_config(directory: Path) -> AdapterConfig:
-    """Read `adapter_config.json`. Raises `CheckpointError` for a missing or malformed file, for another
-    method than LoRA, and for settings that are not supported."""
+    """Read `adapter_config.json`. Raises `CheckpointError` for a missing or malformed file, for a method
+    other than LoRA, and for unsupported settings."""
     path = directory / ADAPTER_CONFIG
     values = read_json(path)
     method = values.get("peft_type")
@@ -93,7 +94,8 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
 
 
 def _find(pattern: Mapping[str, NumberT], layer: str, default: NumberT) -> NumberT:
-    """The value of the first expression that fits the end of a layer's name, as PEFT looks it up."""
+    """The value of the first expression that matches the end of a layer's name, as PEFT does; else
+    `default`."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", layer)), default)
 
 
@@ -125,6 +127,6 @@ def _pattern(path: Path, name: str, values: Mapping[str, Any]) -> list[tuple[str
             re.compile(key)
         except re.error as error:
             raise CheckpointError(
-                f"{path}: {name} has {quote(key)}, which is no regular expression: {error}"
+                f"{path}: {name} has {quote(key)}, which is not a regular expression: {error}"
             ) from None
     return list(pattern.items())

@@ -1,6 +1,6 @@
-"""The adapters that a service has, as settings or a file list them: names, and where each one is.
+"""Reads the list of a service's adapters, from settings or a file: each one's name and source.
 
-Knows text; nothing about what an adapter holds. Imports no torch.
+Knows text; knows nothing about the contents of adapters. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import Final
 from florence.errors import SettingsError, quote
 
 AdapterSources = Mapping[str, str] | Path
-"""Name -> hub id or directory; or a file with a line `name=source` for each."""
+"""Name -> hub id or directory; or the path of a file with a line `name=source` for each adapter."""
 
 _ENTRY: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)")
 
 
 def adapters_of_settings(inline: str | None, file: Path | None) -> AdapterSources | None:
-    """What FLORENCE_ADAPTERS and FLORENCE_ADAPTERS_FILE say; None for neither. Raises SettingsError."""
+    """The adapters of FLORENCE_ADAPTERS (`inline`) or FLORENCE_ADAPTERS_FILE (`file`); None for neither.
+    Raises `SettingsError`."""
     if inline and file:
         raise SettingsError("set FLORENCE_ADAPTERS or FLORENCE_ADAPTERS_FILE, not both")
     return _read_entries(inline.split(","), "FLORENCE_ADAPTERS") if inline else file
 
 
 def list_adapters(sources: AdapterSources, most: int) -> Mapping[str, str]:
-    """Names and where each adapter is. Raises SettingsError for a malformed entry, a name that is there
-    twice, more than `most` adapters, and a file that can't be read."""
+    """Name -> source of each adapter. Raises `SettingsError` for a malformed entry, a duplicate name, more
+    than `most` adapters, and a file that can't be read."""
     found: Mapping[str, str]
     if isinstance(sources, Path):
         try:
@@ -45,7 +46,7 @@ def list_adapters(sources: AdapterSources, most: int) -> Mapping[str, str]:
 
 
 def _read_entries(lines: Iterable[str], where: str) -> dict[str, str]:
-    """Entries `name=source`; empty ones and those after # are none."""
+    """The entries `name=source`; empty lines and text after # are skipped."""
     found: dict[str, str] = {}
     for line in lines:
         if not (line := line.strip()) or line.startswith("#"):

@@ -1,8 +1,9 @@
-"""LoRA adapters (arXiv 2106.09685) as PEFT writes them, placed in a model and merged into its weights.
+"""Reads LoRA adapters (arXiv 2106.09685) as PEFT writes them, maps them to a model's tensors, and merges them
+into its weights.
 
-Rank-stabilised scaling (arXiv 2312.03732), DoRA (arXiv 2402.09353), layers that were trained whole, both key
-layouts (`layout.py`). An adapter of one layout fits a checkpoint of the other. Not covered: adapters of the
-embedding, which encoder, decoder and head share.
+Supports rank-stabilised scaling (arXiv 2312.03732), DoRA (arXiv 2402.09353), fully trained layers
+(`modules_to_save`), and both key layouts (`layout.py`). An adapter of one layout fits a checkpoint of the
+other. Not covered: adapters of the embedding, which encoder, decoder and head share.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from florence.checkpoint.tokenizer import MAX_SPARE_ROWS
 from florence.errors import CheckpointError
 
 BY_TOKEN = (SHARED, HEAD)
-"""Tensors with a row for each token."""
+"""The tensors with a row for each token."""
 
 _PART = re.compile(
     r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.(?!(weight|bias)$)[^.]+)?(\.weight)?"
 )
-# Between a layer's name and that of its weight in PEFT's files; `[^.]+` is the adapter's name.
+# What PEFT's files have between a layer's name and that of its weight; `[^.]+` is the adapter's name.
 _SAVED = re.compile(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.(weight|bias)$)")
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What an adapter adds to a weight [outputs, inputs, ...]: `scale * up @ down`, in float32.
+    """An adapter's change to a weight [outputs, inputs, ...]: it adds `scale * up @ down`, in float32.
 
-    `down` [rank, inputs, ...], `up` [outputs, rank, ...]. `magnitude` [outputs]: with DoRA, the length that
-    each output's row has after the sum.
+    `down` [rank, inputs, ...], `up` [outputs, rank, ...]. `magnitude` [outputs]: with DoRA, the norm of each
+    output's row after the sum; None without DoRA.
     """
 
     down: Tensor
@@ -46,7 +47,7 @@ class LowRank:
     magnitude: Tensor | None
 
     def merged(self, weight: Tensor) -> Tensor:
-        """The weight with it, both float32."""
+        """The changed weight; `weight` and result are float32."""
         weight = weight + (self.scale * (self.up.flatten(1) @ self.down.flatten(1))).view(weight.shape)
         if self.magnitude is None:
             return weight
@@ -57,8 +58,8 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter of one model. Keys are names of the model's tensors; `whole` replaces them, then `low_rank`
-    is added. `vocab_size`: tokens of the model; rows of a file after these stay as they are."""
+    """An adapter for one model. Keys are names of the model's tensors; `whole` replaces tensors, then
+    `low_rank` is added. `vocab_size`: tokens of the model; later rows in a file are not changed."""
 
     name: str
     vocab_size: int
@@ -66,13 +67,14 @@ class Adapter:
     whole: Mapping[str, Tensor]
 
     def touches(self, name: str) -> bool:
-        """Whether the model's tensor `name` is another with the adapter."""
+        """Whether the adapter changes the model's tensor `name`."""
         return name in self.low_rank or name in self.whole
 
     def merged(self, name: str, tensor: Tensor) -> Tensor:
-        """The model's tensor `name` with the adapter: as it is where it is not touched, else in float32.
+        """The model's tensor `name` with the adapter: unchanged if the adapter does not touch it, else in
+        float32.
 
-        Raises `CheckpointError` for an embedding of its own.
+        Raises `CheckpointError` if the adapter has an embedding of its own.
         """
         if name in BY_TOKEN and self.touches(name) and len(tensor) > self.vocab_size:
             tokens, spare = tensor[: self.vocab_size], tensor[self.vocab_size :]
@@ -91,8 +93,8 @@ class Adapter:
 def read_adapter(directory: Path, name: str, shapes: Mapping[str, list[int]]) -> Adapter:
     """The adapter in a directory, for a model whose tensors have these names and shapes.
 
-    Raises `CheckpointError`: for a file or setting that is not read, and one that names every tensor that has
-    no place in the model or does not fit it.
+    Raises `CheckpointError` for an unsupported file or setting, or one that names every tensor that the model
+    does not have or whose shape does not fit.
     """
     found = _Found(read_adapter_config(directory), shapes, _places(shapes))
     for key, tensor in _tensors(directory):
@@ -113,19 +115,19 @@ def read_adapter(directory: Path, name: str, shapes: Mapping[str, list[int]]) ->
 
 @dataclass
 class _Found:
-    """Tensors of an adapter, sorted by the model's tensor that they change, and what is wrong with them."""
+    """An adapter's tensors, grouped by the model's tensor that they change, and the problems found."""
 
     config: AdapterConfig
     shapes: Mapping[str, list[int]]
     places: Mapping[str, str]
     parts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    layers: dict[str, str] = field(default_factory=dict)  # in the adapter's spelling
+    layers: dict[str, str] = field(default_factory=dict)  # layers' names as the adapter spells them
     whole: dict[str, Tensor] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def take(self, key: str, tensor: Tensor) -> None:
         name = unwrapped(key)
-        if ".original_module." in name:  # PEFT's copy of what `modules_to_save` replaces
+        if ".original_module." in name:  # PEFT's copy of the layer that `modules_to_save` replaces
             return
         part = _PART.fullmatch(name)
         target = f"{part['layer']}.weight" if part else _SAVED.sub("", name)
@@ -144,7 +146,7 @@ class _Found:
             self._keep(self.whole, place, key, tensor)
 
     def low_rank(self, place: str) -> LowRank | None:
-        """The parts of one layer; None if there is a problem."""
+        """The change of one layer; None if there is a problem."""
         layer, parts, shape = self.layers[place], self.parts[place], self.shapes[place]
         rank = self.config.rank_of(layer)
         expected = {
@@ -168,8 +170,8 @@ class _Found:
         return LowRank(down, up, self.config.scale_of(layer), magnitude)
 
     def _cut(self, place: str, tensor: Tensor) -> Tensor:
-        """A tensor with a row for each token, without the spare rows of the checkpoint that it was trained
-        on: transformers' layout has some, Microsoft's none."""
+        """A tensor with a row for each token, without the padding rows of the checkpoint that it was trained
+        on: transformers' layout has some, Microsoft's has none."""
         rows = self.shapes[place][0]
         return tensor[:rows] if place in BY_TOKEN and 0 < len(tensor) - rows <= MAX_SPARE_ROWS else tensor
 
@@ -180,17 +182,17 @@ class _Found:
 
 
 def _places(shapes: Mapping[str, list[int]]) -> dict[str, str]:
-    """Name of a tensor in either layout -> its name in the model."""
+    """A tensor's name in either layout -> its name in the model."""
     return {
         checkpoint_name(name, layout): name
         for layout in LAYOUTS
         for name in shapes
-        if not is_transposed(name, layout)  # no layer there, so PEFT can't adapt it
+        if not is_transposed(name, layout)  # a bare parameter there, which PEFT can't adapt
     }
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of the adapter's file, which may be named as a whole model's is."""
+    """Names and tensors of the adapter's file, which may have the name of a full model's file."""
     path = directory / ADAPTER_WEIGHTS
     path = path if path.is_file() else directory / WEIGHTS
     check_content(path)

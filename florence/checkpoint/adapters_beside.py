@@ -1,8 +1,8 @@
-"""A LoRA adapter for requests that name it: its factors by the model's linear layers, not merged.
+"""Reads a LoRA adapter that requests select by name: its factors for the model's linear layers, not merged.
 
-What can't stand beside the weights is refused by name: DoRA, which scales whole rows, layers that were
-trained whole, convolutions, the embedding. A copy of the base's own weight, as PEFT saves beside an adapted
-head, is no change. Knows files; the weights of the base are read only to be compared with such copies.
+Changes that can't be computed beside the weights are refused by name: DoRA, which scales whole rows, fully
+trained layers, convolutions, the embedding. A copy of the base's own weight, which PEFT saves with an adapted
+head, does not count as a change. Knows files; reads weights of the base only to compare such copies.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MERGE_IT = "FLORENCE_ADAPTER can merge it into the weights of a service of its o
 
 @dataclass(frozen=True, slots=True)
 class AdapterBase:
-    """The checkpoint that adapters stand beside: its directory, sizes, and number of tokens. `max_rank`: of
-    an adapter's layer."""
+    """The checkpoint that adapters are for: its directory, sizes, and number of tokens. `max_rank`: highest
+    rank of an adapter's layer."""
 
     directory: Path
     config: ModelConfig
@@ -40,7 +40,8 @@ class AdapterBase:
     def read(self, name: str, directory: Path) -> dict[str, Factors]:
         """The factors of the adapter in a directory, by the names of the model's linear layers.
 
-        Raises `CheckpointError`: as `read_adapter`, and one that names all that can't stand beside the base.
+        Raises `CheckpointError` as `read_adapter` does, or one that names all changes that can't be computed
+        beside the base's weights.
         """
         model = outline(self.config, self.normalize, self.vocab_size)
         state = model.state_dict()
@@ -69,7 +70,7 @@ class AdapterBase:
                 yield f"{key}: values that are not finite"
 
     def _changed(self, adapter: Adapter, state: dict[str, Tensor]) -> Iterator[str]:
-        """Tensors that replace the base's, unless they are equal to it."""
+        """Names of tensors that replace the base's and differ from them."""
         if not adapter.whole:
             return
         with open_weights(self.directory, self.config, state, None) as weights:
@@ -82,7 +83,7 @@ class AdapterBase:
 
 
 def digest_of_adapter(directory: Path) -> bytes:
-    """SHA-256 of an adapter's files: adapters with the same one are the same."""
+    """SHA-256 of an adapter's files."""
     digest = hashlib.sha256()
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS):
         if (directory / name).is_file():

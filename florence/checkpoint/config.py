@@ -1,4 +1,4 @@
-"""The sizes of a Florence-2 model, read from its `config.json`.
+"""Reads the sizes of a Florence-2 model from its `config.json`.
 
 Reads both schemas: that of Microsoft's original repositories and the native one of `transformers`. Settings
 that are not supported are refused by name, before a tensor is read. Knows nothing about tensors.
@@ -26,8 +26,8 @@ MOST: Mapping[str, int] = MappingProxyType(
         "vocab_size": 2**20,
     }
 )
-"""Largest sizes that are read, so that a wrong file is refused before it costs memory or minutes;
-Florence-2-large has 12 layers, windows of 12 and 51,289 tokens."""
+"""Largest accepted sizes, so that a wrong file is refused before it costs memory or minutes; Florence-2-large
+has 12 layers, windows of 12 and 51,289 tokens."""
 
 MOST_USUALLY = 2**16
 """The same for all other sizes."""
@@ -36,7 +36,7 @@ MOST_USUALLY = 2**16
 def read_config(directory: Path) -> ModelConfig:
     """Read `config.json` (and `generation_config.json` of a native checkpoint) of a checkpoint's directory.
 
-    Raises `CheckpointError` for a missing or malformed file and for settings that are not supported.
+    Raises `CheckpointError` for a missing or malformed file and for unsupported settings.
     """
     raw = read_json(directory / CONFIG)
     if raw.get("model_type") != "florence2":
@@ -136,7 +136,7 @@ def _text_config(section: _Section, tied_default: bool) -> TextConfig:
 
 
 def _generation_sources(directory: Path, text: _Section, native: bool) -> list[SettingsSource]:
-    """Where a checkpoint's settings for generation are written; the first one has precedence."""
+    """Where a checkpoint's generation settings are written; earlier ones have precedence."""
     sources: list[SettingsSource] = [(f"{directory / CONFIG}, {text.name}", text.values)]
     path = directory / GENERATION_CONFIG
     if native and path.is_file():
@@ -187,7 +187,7 @@ class _Section:
         return value
 
     def _given(self, key: str, default: object) -> Any:
-        """The value; the default where it is missing or null."""
+        """The value; `default` where it is missing or null."""
         value = self.values.get(key)
         return default if value is None else value
 

@@ -1,4 +1,4 @@
-"""Which files a checkpoint consists of. Knows names and JSON, not what tensors are in the files."""
+"""The files that a checkpoint consists of. Knows names and JSON; knows nothing about tensors."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ORIGIN = "florence_origin.json"  # in a copy in a Bento: the name and revision of the original
+ORIGIN = "florence_origin.json"  # in a Bento's copy: name and revision of the original
 
 MAX_TEXT_BYTES = 64 * 2**20
-"""Most bytes of a JSON or text file of a checkpoint; the largest known has five million."""
+"""Most bytes of a JSON or text file of a checkpoint; the largest known one has five million."""
 
 _POINTER = b"version https://git-lfs"
 
 
 def weight_files(directory: Path) -> list[str]:
-    """Names of the safetensors files: the single file, or the shards that the index names, whether they are
-    there or not; none if there is neither.
+    """Names of the safetensors files: the single file, or the shards in the index, whether they exist or not;
+    empty if there is neither.
 
-    Raises `CheckpointError` for an index that can't be read or names other files.
+    Raises `CheckpointError` for an index that can't be read or names files other than safetensors.
     """
     if (directory / WEIGHTS).is_file():
         return [WEIGHTS]
@@ -59,8 +59,8 @@ def checkpoint_files(directory: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object, with or without a byte order mark. Raises `CheckpointError` where it
-    is missing or holds something else."""
+    """Read a JSON object from a file, with or without a byte order mark. Raises `CheckpointError` for a
+    missing file or other contents."""
     try:
         values = json.loads(read_text(path))
     except ValueError as error:
@@ -73,8 +73,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, without its byte order mark. Raises `CheckpointError` where it is missing, too
-    large, or no such text."""
+    """Read a UTF-8 text file, without its byte order mark. Raises `CheckpointError` where it is missing, too
+    large, or not UTF-8."""
     try:
         if (size := path.stat().st_size) > MAX_TEXT_BYTES:
             raise CheckpointError(f"{path} has {size} bytes; at most {MAX_TEXT_BYTES} are read")
@@ -87,7 +87,7 @@ def read_text(path: Path) -> str:
 
 
 def check_content(path: Path) -> None:
-    """Raise `CheckpointError` for a file that only points to its content, as a clone without Git LFS has."""
+    """Raise `CheckpointError` for a Git LFS pointer, left by a clone without Git LFS."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise CheckpointError(
@@ -97,7 +97,8 @@ def check_content(path: Path) -> None:
 
 
 def version_of(path: Path) -> tuple[int, ...]:
-    """Differs where the file was changed or replaced, as Kubernetes does by a link; empty without a file."""
+    """A value that changes when the file is modified or replaced (Kubernetes swaps a symbolic link); empty
+    without a file."""
     try:
         facts = path.stat()
     except OSError:

@@ -1,6 +1,7 @@
-"""Says what a folder is that is no checkpoint in safetensors: an adapter, a quantised or converted model.
+"""Explains what a folder contains if it is not a safetensors checkpoint: an adapter, a quantised or converted
+model.
 
-Knows names of files and of tensors, and one sentence for each kind; reads no tensor.
+Knows the names of files and tensors, and a sentence for each kind; reads no tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _CONVERT = (
     "directory of it, in a process of its own; or take the same model as safetensors, such as "
     "mrhendrey/Florence-2-large-ft-safetensors or florence-community/Florence-2-large-ft"
 )
-_BY_SUFFIX = {  # the first that is there
+_BY_SUFFIX = {  # the first one that matches
     ".bin": f"has its weights as pickle (.bin) only: {_CONVERT}",
     ".pt": f"has its weights as pickle (.pt) only: {_CONVERT}",
     ".pth": f"has its weights as pickle (.pth) only: {_CONVERT}",
@@ -33,13 +34,13 @@ _PACKED = (
     "F8",
     "F6",
     "F4",
-)  # how safetensors' names of types begin that only quantised weights have
+)  # prefixes of safetensors' dtype names that only quantised weights have
 
 
 def explain_files(directory: Path, names: Collection[str]) -> str | None:
-    """What follows a checkpoint's name in an error about missing files; None for no known kind of folder.
+    """The text after a checkpoint's name in an error about missing files; None for an unknown kind of folder.
 
-    `names`: all files there are, with their folders; of a repository not all are in `directory`.
+    `names`: all files with their folders; for a repository not all of them are in `directory`.
     """
     if ADAPTER_CONFIG in names:
         return explain_adapter(directory)
@@ -62,9 +63,10 @@ def explain_adapter(directory: Path) -> str:
 
 
 def explain_tensors(directory: Path, dtypes: Mapping[str, str], metadata: Mapping[str, str]) -> str | None:
-    """What follows a checkpoint's name where its safetensors hold something else than plain weights.
+    """The text after a checkpoint's name in an error about safetensors that are not plain weights; None if
+    they are.
 
-    `dtypes`: type of each tensor, as safetensors names it. `metadata`: of the file.
+    `dtypes`: safetensors' dtype name of each tensor. `metadata`: of the file.
     """
     lora = [name for name in dtypes if is_lora(name)]
     if lora and len(lora) == len(dtypes):
@@ -93,7 +95,7 @@ def is_lora(name: str) -> bool:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a folder holds an adapter in the file that PEFT writes."""
+    """Whether a folder has an adapter in PEFT's format."""
     return (directory / ADAPTER_CONFIG).is_file() and (directory / ADAPTER_WEIGHTS).is_file()
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's settings for the search, within the bounds that a request's options have too.
+"""A checkpoint's generation settings, checked against the same bounds as a request's options.
 
 Knows JSON values, not files.
 """
@@ -13,12 +13,12 @@ from florence.model.config import GenerationDefaults
 from florence.types.bounds import LEAST_FACTOR, MAX_BEAMS, MAX_FACTOR, MAX_NGRAM, MAX_PENALTY, MAX_TOP_K
 
 SettingsSource = tuple[str, Mapping[str, Any]]
-"""Where settings are written, for error messages, and the settings."""
+"""Where the settings are from, for error messages; and the settings."""
 
 
 def read_generation(sources: Sequence[SettingsSource], vocab_size: int) -> GenerationDefaults:
-    """The settings, each from the first source that has it. Raises `CheckpointError` for a value that no
-    request may have either, with the place where it is written."""
+    """The settings, each from the first source that has it. Raises `CheckpointError`, which names the source,
+    for a value that a request could not have either."""
     settings = _Settings(sources)
     return GenerationDefaults(
         num_beams=settings.integer("num_beams", 3, least=1, most=MAX_BEAMS),
@@ -59,7 +59,7 @@ class _Settings:
         return float(value)
 
     def usable(self, name: str, default: float, *, least: float, most: float) -> float:
-        """A setting for sampling; the default where it is wrong, since most requests have no use for it."""
+        """A sampling setting; `default` where it is invalid, since most requests don't use it."""
         _, value = self._find(name, default)
         return value if type(value) in (int, float) and least <= value <= most else default
 

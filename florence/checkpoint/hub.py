@@ -1,9 +1,9 @@
-"""A checkpoint's or an adapter's name to a directory with its files.
+"""Resolves a checkpoint's or an adapter's name to a directory with its files.
 
-A name is `demo` (the small checkpoint in the package), a directory, or a repository of the hub:
-`owner/name`, `owner/name@revision`, `owner/name:folder`, `owner/name@revision:folder`. Of a repository only
-JSON and safetensors files and `merges.txt` are downloaded: never code, never pickle. The hub library's own
-variables apply: HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
+A name is `demo` (the small checkpoint in the package), a directory, or a repository of the hub: `owner/name`,
+`owner/name@revision`, `owner/name:folder`, `owner/name@revision:folder`. From a repository only JSON and
+safetensors files and `merges.txt` are downloaded: never code, never pickle. The hub library's own variables
+apply: HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 DEMO = "demo"
 
 COPIES: dict[str, str] = {"microsoft/Florence-2-large-ft": "mrhendrey/Florence-2-large-ft-safetensors"}
-"""Repository -> one with the same weights as safetensors, which is taken where the first has none."""
+"""Repository -> one with the same weights as safetensors, used if the first has none."""
 
 Choices = tuple[tuple[str, ...], ...]
-"""Alternative sets of files, one of which has to be there."""
+"""Alternative sets of files, one of which must exist."""
 
 CONFIG_FILES: Choices = ((CONFIG,),)
 TOKENIZER_FILES: Choices = ((TOKENIZER,), (VOCAB, MERGES))
@@ -56,7 +56,7 @@ PREPROCESSOR_FILES: Choices = ((PREPROCESSOR,), (PROCESSOR,))
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Where a checkpoint's files are. `revision`: the commit, for a repository of the hub. `base`: a
-    directory with the tokenizer or the preprocessor that `directory` lacks; None where it lacks neither."""
+    directory with the tokenizer or the preprocessor that `directory` lacks; None if it lacks neither."""
 
     name: str
     revision: str | None
@@ -65,7 +65,7 @@ class Checkpoint:
 
     @property
     def short_name(self) -> str:
-        """The name; of a directory the last part of its path."""
+        """The name; for a directory the last part of its path."""
         return self.name if self.revision or self.name == DEMO else Path(self.name).resolve().name
 
     @property
@@ -85,7 +85,7 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """The files that are read, sorted by name."""
+        """All files that are read, sorted by name."""
         files = checkpoint_files(self.directory)
         for holder, choices in ((self.tokenizer, TOKENIZER_FILES), (self.preprocessor, PREPROCESSOR_FILES)):
             if holder != self.directory:
@@ -97,12 +97,12 @@ class Checkpoint:
 
 
 def resolve_checkpoint(name: str, revision: str | None = None, base: str | None = None) -> Checkpoint:
-    """The checkpoint of this name, downloaded to the hub's cache if it is not there.
+    """The checkpoint with this name, downloaded to the hub's cache if needed.
 
-    `demo` always means the one in the package; a directory of that name is `./demo`. A directory made by
-    `copy_checkpoint` has the name and revision of its original. `base`: a name too; its tokenizer and
-    preprocessor are taken where the checkpoint has none. Raises `CheckpointError` when the checkpoint can't
-    be found or downloaded, lacks a file, has a foreign format, or has its weights as pickle only; the message
+    `demo` always means the one in the package; write `./demo` for a directory of that name. A directory made
+    by `copy_checkpoint` has the name and revision of its original. `base`: another name, whose tokenizer and
+    preprocessor are used if the checkpoint has none. Raises `CheckpointError` if the checkpoint can't be
+    found or downloaded, lacks a file, has a foreign format, or has its weights as pickle only; the message
     says what to do.
     """
     if name != DEMO and not (name and Path(name).is_dir()):
@@ -129,8 +129,8 @@ def resolve_checkpoint(name: str, revision: str | None = None, base: str | None 
 
 
 def resolve_adapter(name: str) -> Checkpoint:
-    """The LoRA adapter of this name, a directory or a repository of the hub, as `resolve_checkpoint` finds a
-    checkpoint. Its tensors may be named as a whole model's are. Raises `CheckpointError`."""
+    """The LoRA adapter with this name, a directory or a repository of the hub, found as in
+    `resolve_checkpoint`. Its file may have the name of a full model's file. Raises `CheckpointError`."""
     if name and Path(name).is_dir():
         found = Checkpoint(name, None, Path(name))
     else:
@@ -153,9 +153,10 @@ def resolve_adapter(name: str) -> Checkpoint:
 
 
 def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
-    """Copy the files of a checkpoint that are read into a directory, and note its name and revision there."""
+    """Copy all files of a checkpoint that are read into a directory, and record its name and revision
+    there."""
     for file in checkpoint.files:
-        shutil.copyfile(file, target / file.name)  # the hub's cache holds links
+        shutil.copyfile(file, target / file.name)  # files in the hub's cache are links
     origin = {"name": checkpoint.short_name, "revision": checkpoint.revision}
     (target / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
 
@@ -187,9 +188,10 @@ def _of_origin(directory: Path) -> Checkpoint:
 
 def _from_hub(name: str, revision: str | None, base: str | None) -> Checkpoint:
     asked = Repository.parse(name, revision)
-    # First the small files: other repositories than Florence-2 are refused before weights are downloaded.
+    # First the small files, so that repositories other than Florence-2 are refused before weights are
+    # downloaded.
     directory = asked.fetch(["*.json", MERGES])
-    found = replace(asked, revision=asked.commit_of(directory))  # so that all calls get the same commit
+    found = replace(asked, revision=asked.commit_of(directory))  # all downloads use the same commit
     described = _base_of(directory, base)
     _check_described(directory, name, described, found.list_files)
     found.fetch(weight_files(directory) or [WEIGHTS])
@@ -199,7 +201,7 @@ def _from_hub(name: str, revision: str | None, base: str | None) -> Checkpoint:
 
 
 def _base_of(directory: Path, base: str | None) -> Path | None:
-    """The directory of the checkpoint `base`; None where it is not needed. Of a repository only the small
+    """The directory of the checkpoint `base`; None where it is not needed. From a repository only the small
     files are downloaded."""
     needed = [choices for choices in (TOKENIZER_FILES, PREPROCESSOR_FILES) if not _has(directory, choices)]
     if base is None or not needed or not (directory / CONFIG).is_file():
@@ -219,7 +221,7 @@ def _has(directory: Path, choices: Choices) -> bool:
 
 
 def _missing(directory: Path, needed: Sequence[Choices]) -> str:
-    """The files that a directory lacks, in words; "" for none."""
+    """The missing files of a directory, in words; "" for none."""
     return ", ".join(
         " or ".join(" with ".join(files) for files in choices)
         for choices in needed
@@ -228,7 +230,8 @@ def _missing(directory: Path, needed: Sequence[Choices]) -> str:
 
 
 def _check_described(directory: Path, name: str, base: Path | None, listing: Callable[[], list[str]]) -> None:
-    """Raise `CheckpointError` unless configuration, tokenizer and preprocessing are there, or in the base."""
+    """Raise `CheckpointError` unless configuration, tokenizer and preprocessing are in the directory or in
+    the base."""
     needed = [CONFIG_FILES] if base else [CONFIG_FILES, TOKENIZER_FILES, PREPROCESSOR_FILES]
     missing = _missing(directory, needed)
     if not missing:

@@ -1,4 +1,4 @@
-"""Names of tensors: from those of `Florence2Model` to those of the two checkpoint layouts.
+"""Maps names of tensors from `Florence2Model` to the two checkpoint layouts.
 
 The original layout is that of Microsoft's repositories, the native one that of `transformers`. Pure functions
 on names.
@@ -42,8 +42,8 @@ PREFIXES: dict[Layout, dict[str, str]] = {
         "vision.projector.norm.": "model.multi_modal_projector.image_proj_norm.",
     },
 }
-# Regular expressions from names inside the tower, which are timm's, to the layout's; all are applied in
-# order.
+# Regular expressions that turn names inside the tower, which are timm's, into the layout's; all are applied
+# in order.
 TOWER: dict[Layout, tuple[tuple[str, str], ...]] = {
     "original": (
         (r"\.stem\.", r".stages.0.downsample."),
@@ -70,7 +70,7 @@ TOWER: dict[Layout, tuple[tuple[str, str], ...]] = {
 }
 
 
-# What torch.compile, DDP, FSDP, activation checkpoints and PEFT put into the names of what they wrap.
+# Name parts that torch.compile, DDP, FSDP, activation checkpointing and PEFT add to what they wrap.
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
     r"|^base_model\.model\."
@@ -78,14 +78,14 @@ _WRAPPERS = re.compile(
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name without what modules around the model, or around parts of it, have put into it."""
+    """A tensor's name without the parts added by wrappers around the model or its modules."""
     while (shorter := _WRAPPERS.sub("", name)) != name:
         name = shorter
     return name
 
 
 def find_layout(names: Iterable[str]) -> Layout | None:
-    """The layout of a file with these tensors; None if it is not a Florence-2."""
+    """The layout of a file with these tensors; None if it is not Florence-2."""
     present = set(names)
     return next((layout for layout, telltale in _TELLTALES.items() if telltale in present), None)
 

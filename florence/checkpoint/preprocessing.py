@@ -1,6 +1,6 @@
-"""What a checkpoint wants done to its pictures, read from its `preprocessor_config.json`.
+"""Reads a checkpoint's picture preprocessing from its `preprocessor_config.json`.
 
-Steps that Florence-2's own files never ask for are refused. Knows nothing about pictures.
+Steps that Florence-2's own files never use are refused. Knows nothing about pictures.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ MAX_INPUT = 1000
 """Largest absolute value of a pixel after normalisation; that of Microsoft's checkpoints is 2.64."""
 
 MIN_FACTOR = 1e-6
-"""Smallest standard deviation and smallest value of white that are read."""
+"""Smallest accepted standard deviation, and smallest accepted value of white."""
 
 _MAX_FILTER = 5
 """Pillow's filters have the numbers 0 to 5; 3 is bicubic."""
 
 
 def read_preprocessing(directory: Path, side: int | None = None) -> Preprocessing:
-    """Read `preprocessor_config.json`, or the object `image_processor` in a `processor_config.json`.
+    """Read `preprocessor_config.json`, or the object `image_processor` in `processor_config.json`.
 
-    `side`: pixels of the square that pictures are resized to, in place of the file's; needed where the file
-    says `do_resize: false`. Keys that change no pixels are ignored. Raises `CheckpointError` when the file is
-    missing or unreadable, or asks for a step that Florence-2's own never takes (a crop, padding, a size that
-    is not square).
+    `side`: side in pixels of the square that pictures are resized to; None: as the file says; needed where
+    the file says `do_resize: false`. Keys that change no pixels are ignored. Raises `CheckpointError` if the
+    file is missing or unreadable, or has a step that Florence-2's own files never use (a crop, padding, a
+    size that is not square).
     """
     file = directory / PREPROCESSOR
     if file.is_file() or not (directory / PROCESSOR).is_file():
         values: Any = read_json(file)
-    else:  # where transformers 5 saves it
+    else:  # as transformers 5 saves it
         file = directory / PROCESSOR
         values = read_json(file).get("image_processor")
     if not isinstance(values, dict):
@@ -79,7 +79,7 @@ class _Reader:
         return preprocessing
 
     def _check_range(self, found: Preprocessing) -> None:
-        """Refuse factors with which the model's input would be endless or no number in 16 bits."""
+        """Refuse factors that would make the model's input infinite or NaN in 16 bits."""
         white = found.rescale * 255
         values = [
             max(abs(mean), abs(white - mean)) / std for mean, std in zip(found.mean, found.std, strict=True)

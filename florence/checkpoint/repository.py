@@ -1,4 +1,4 @@
-"""Files of the hub's repositories, downloaded to its cache, with errors that say what the user can do.
+"""Downloads files of hub repositories to the hub's cache, with errors that say what the user can do.
 
 Knows nothing about what the files are for.
 """
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub  # its modules are imported when the hub is asked: they take longer than all of ours
+import huggingface_hub  # it imports its modules on use: they take longer than all of ours
 from huggingface_hub import constants
 
 from florence.errors import CheckpointError, RepositoryError
@@ -24,7 +24,7 @@ _HUB_ID = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A folder ("": the top) of a repository of the hub at a revision."""
+    """A folder ("": the top) of a hub repository at a revision; None: the default one."""
 
     owner_and_name: str
     revision: str | None
@@ -32,7 +32,7 @@ class Repository:
 
     @classmethod
     def parse(cls, name: str, revision: str | None = None) -> Repository:
-        """From `owner/name[@revision][:folder]`. Raises `CheckpointError` for other names, and for two
+        """Parse `owner/name[@revision][:folder]`. Raises `CheckpointError` for other names, and for two
         revisions."""
         parts = _HUB_ID.fullmatch(name)
         if parts is None:
@@ -46,11 +46,12 @@ class Repository:
 
     @property
     def name(self) -> str:
-        """Without the revision."""
+        """The name without the revision."""
         return f"{self.owner_and_name}:{self.folder}" if self.folder else self.owner_and_name
 
     def fetch(self, patterns: Sequence[str]) -> Path:
-        """The directory of the folder with the files of these patterns, but none of a deeper folder."""
+        """Download the folder's files that match these patterns, without subfolders. Returns their
+        directory."""
         with _hub_errors(self):
             top = huggingface_hub.snapshot_download(
                 self.owner_and_name,
@@ -61,12 +62,12 @@ class Repository:
         return Path(top) / self.folder
 
     def commit_of(self, directory: Path) -> str:
-        """The commit of what `fetch` returned."""
+        """The commit of a directory that `fetch` returned."""
         depth = len(Path(self.folder).parts)
         return directory.parents[depth - 1].name if depth else directory.name
 
     def list_files(self) -> list[str]:
-        """Names of all files in the folder and below it; none where the hub must not be asked."""
+        """Names of all files in the folder and below it; empty in offline mode."""
         if constants.HF_HUB_OFFLINE:
             return []
         with _hub_errors(self):
@@ -105,7 +106,7 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
             "Without the hub there are two ways out: give a local directory that holds the checkpoint, "
             "or set FLORENCE_MODEL=demo for the small one that comes with florence"
         ) from error
-    except Exception as error:  # the HTTP library under the hub's differs between its versions
+    except Exception as error:  # the hub library's HTTP client, and so its errors, differ between versions
         raise CheckpointError(
             f"the download of {name} from the hub ({constants.ENDPOINT}) did not finish: {error}. "
             "Files that were finished are kept: run the same again to fetch the rest"

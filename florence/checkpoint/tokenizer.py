@@ -1,15 +1,15 @@
 """Text to token ids and back, exactly as Florence-2's original processor does it.
 
 The original adds 1024 tokens to BART's byte-level BPE when it is loaded; their ids follow the base
-vocabulary, in the order of `ADDED_TOKENS`. Files in the native layout hold them already. Both are
-read and checked here: with a wrong id for `<loc_0>` a model would write nonsense without an error.
+vocabulary, in the order of `ADDED_TOKENS`. Files in the native layout contain them already. Both are read and
+checked here: with a wrong id for `<loc_0>` a model would generate nonsense without an error.
 
 The files are read by `tokenizers`, the library under transformers' fast tokenizers. Ids are the same;
 importing transformers takes a second, and its class changes the shared tokenizer at each call, so that two
 threads that encode at once fail ("Already borrowed").
 
-Knows nothing about tasks, prompts, pictures or tensors. Does not cover: truncation (the original never does),
-tokenizers other than byte-level BPE with `<s>`, `<pad>` and `</s>`.
+Knows nothing about tasks, prompts, pictures or tensors. Not covered: truncation (the original never
+truncates), tokenizers other than byte-level BPE with `<s>`, `<pad>` and `</s>`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMAGE = "<image>"  # in native files only: a placeholder for picture tokens in t
 
 LOCATIONS = tuple(f"<loc_{bin_index}>" for bin_index in range(1000))
 
-# In the original processor's order, which determines the ids; "desciption" is its spelling.
+# In the order of the original processor, which determines the ids; "desciption" is its spelling.
 ADDED_TOKENS: tuple[str, ...] = (
     *("<od>", "</od>", "<ocr>", "</ocr>"),
     *LOCATIONS,
@@ -46,10 +46,9 @@ MAX_SPARE_ROWS = 1 + 64
 class Tokenizer:
     """Encodes prompts and decodes answers; thread-safe.
 
-    `size`: rows of an embedding for the base vocabulary, `ADDED_TOKENS` and a fine-tune's own tokens; without
-    `<image>`, unless own tokens follow it.
-    `bos_id`, `pad_id`, `eos_id`: ids of `<s>`, `<pad>` and `</s>`. `location_ids`: of `<loc_0>` and those
-    that follow it.
+    `size`: rows of an embedding for the base vocabulary, `ADDED_TOKENS` and a fine-tune's own tokens;
+    `<image>` counts only if own tokens follow it. `bos_id`, `pad_id`, `eos_id`: ids of `<s>`, `<pad>` and
+    `</s>`. `location_ids`: of `<loc_0>` and those that follow it.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -63,10 +62,10 @@ class Tokenizer:
         self.location_ids = range(first, first + len(LOCATIONS))
 
     def encode(self, prompt: str) -> list[int]:
-        """`<s>` + the tokens of `prompt` + `</s>`; nothing is stripped and nothing is cut.
+        """`<s>` + the tokens of `prompt` + `</s>`; nothing is stripped or truncated.
 
         Raises `TaskError` for text that is not valid Unicode (JSON can contain half of a surrogate pair), and
-        for `<image>`: the model has no embedding of it.
+        for `<image>`, for which the model has no embedding.
         """
         try:
             prompt.encode("utf-8")
@@ -89,11 +88,11 @@ class Tokenizer:
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def pieces(self, ids: Sequence[int]) -> list[tuple[str, int, int]]:
-        """`decode(ids)` cut into (text, start, stop), `start:stop` being the tokens of `ids` it came from.
+        """`decode(ids)` cut into (text, start, stop), where the text comes from `ids[start:stop]`.
 
-        Each special or added token (`<loc_n>`, `<poly>`, `</s>`, ...) stands alone; tokens of plain text
-        between two of them form one piece, since a character can be spread over several tokens. The texts
-        joined are `decode(ids)` and the spans joined are `range(len(ids))`.
+        Each special or added token (`<loc_n>`, `<poly>`, `</s>`, ...) is a piece of its own; tokens of plain
+        text between two of them form one piece, since a character can be spread over several tokens. The
+        texts joined are `decode(ids)` and the spans joined are `range(len(ids))`.
         """
         pieces: list[tuple[str, int, int]] = []
         for stand_alone, group in groupby(range(len(ids)), lambda place: ids[place] in self._alone):
@@ -106,7 +105,7 @@ class Tokenizer:
         return pieces
 
     def reader(self) -> IncrementalDetokenizer:
-        """A detokenizer for one sequence while it is generated."""
+        """A detokenizer for one sequence that is being generated."""
         return IncrementalDetokenizer(self._backend, frozenset((self.bos_id, self.pad_id, self.eos_id)))
 
 
@@ -114,7 +113,7 @@ class IncrementalDetokenizer:
     """Turns tokens into text one by one, each piece as soon as it is certain. Not thread-safe.
 
     A character of several bytes can be spread over tokens; it is returned with the last of them. `silent`:
-    ids without text. The results of `take` and `rest` joined equal `Tokenizer.decode` of the other ids.
+    ids that are skipped. The joined results of `take` and `rest` equal `Tokenizer.decode` of the other ids.
     """
 
     def __init__(self, backend: Backend, silent: frozenset[int]) -> None:
@@ -122,10 +121,10 @@ class IncrementalDetokenizer:
         self._silent = silent
         self._stream = decoders.DecodeStream(skip_special_tokens=False)
         self._ids: list[int] = []
-        self._given = 0  # characters
+        self._given = 0  # characters returned so far
 
     def take(self, token_id: int) -> str:
-        """The text that is certain with this token; "" if none is."""
+        """The text that this token makes certain; may be ""."""
         if token_id in self._silent:
             return ""
         self._ids.append(token_id)
@@ -134,7 +133,7 @@ class IncrementalDetokenizer:
         return text
 
     def rest(self) -> str:
-        """The text of incomplete bytes at the end; call it once, after the last token."""
+        """The text of incomplete bytes at the end. Call it once, after the last token."""
         return self._backend.decode(self._ids, skip_special_tokens=False)[self._given :]
 
 
@@ -146,7 +145,7 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     fit the embedding.
     """
     backend = _read_backend(directory)
-    # A file may have the training's settings; the original encodes whole prompts.
+    # A file may contain settings from training; the original encodes whole prompts.
     backend.no_truncation()
     backend.no_padding()
     _complete_added_tokens(backend, directory)
@@ -165,7 +164,7 @@ def _read_backend(directory: Path) -> Backend:
             return _bart_backend(vocab, merges)
     except CheckpointError:
         raise
-    except Exception as error:  # the Rust library raises plain Exception for a file that it can't parse
+    except Exception as error:  # the Rust library raises plain `Exception` for a file that it can't parse
         raise CheckpointError(f"the tokenizer in {directory} can't be read: {error}") from error
     raise CheckpointError(
         f"{directory} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt; "
@@ -174,7 +173,7 @@ def _read_backend(directory: Path) -> Backend:
 
 
 def _bart_backend(vocab: Path, merges: Path) -> Backend:
-    """BART's byte-level BPE from its older two files."""
+    """BART's byte-level BPE from `vocab.json` and `merges.txt`."""
     lines = read_text(merges).split("\n")
     parts = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
     backend = Backend(models.BPE(read_json(vocab), [(left, right) for left, _, right in parts]))
@@ -196,7 +195,7 @@ def _required_id(backend: Backend, content: str) -> int:
 
 
 def _complete_added_tokens(backend: Backend, directory: Path) -> None:
-    """Add `ADDED_TOKENS` after the base vocabulary, or check that they are there already: behind the base
+    """Add `ADDED_TOKENS` after the base vocabulary, or check that they are there already: after the base
     vocabulary, and before `<image>` and a fine-tune's own tokens."""
     found = {content: backend.token_to_id(content) for content in ADDED_TOKENS}
     if all(token_id is None for token_id in found.values()):
@@ -214,8 +213,8 @@ def _complete_added_tokens(backend: Backend, directory: Path) -> None:
 
 
 def _first_added(backend: Backend, found: Mapping[str, int | None]) -> int:
-    """The id that `<od>` should have: the number of tokens that are neither Florence-2's nor added behind
-    them."""
+    """The id that `<od>` should have: the number of tokens that are neither Florence-2's nor added after
+    these."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
     ids = [token_id for token_id in found.values() if token_id is not None]
     last = max(ids)

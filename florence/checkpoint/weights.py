@@ -1,4 +1,5 @@
-"""Loads a checkpoint's tensors into a `Florence2Model`: safetensors only, every tensor accounted for.
+"""Loads a checkpoint's tensors into a `Florence2Model`: safetensors only, with a check that no tensor is
+missing or left over.
 
 Reads single and sharded files in both layouts (`layout.py`), and merges an adapter on the way. Knows nothing
 about hubs, tokenizers or pictures. Not covered: quantised tensors, which are refused.
@@ -47,12 +48,12 @@ def load_model(
     dtype: torch.dtype,
     adapter: AdapterFiles | None = None,
 ) -> Florence2Model:
-    """The model of `config`, with the weights in the directory's safetensors. On a GPU it sets how this
+    """The model of `config`, with the weights in the directory's safetensors. On a GPU this changes how the
     process sums products (`keep_full_precision`). `adapter`: the name and directory of a LoRA adapter, which
-    is merged into the weights in float32, before they get their dtype.
+    is merged into the weights in float32, before they are converted to `dtype`.
 
-    `vocab_size`: the tokenizer's number of tokens. Rows after these, which native checkpoints add for their
-    picture token and as padding, are dropped: the original has none, and they must not take probability.
+    `vocab_size`: the tokenizer's number of tokens. Later rows, which native checkpoints add for their picture
+    token and as padding, are dropped: the original has none, and they must not get any probability.
 
     Raises `CheckpointError`: one error that names every missing, unexpected or misshapen tensor.
     """
@@ -66,7 +67,7 @@ def load_model(
                 tensor = tensor[:vocab_size]
             if name == BIAS:
                 tensor = tensor[:, :vocab_size]
-            # One by one, so that at most one tensor is held in two dtypes.
+            # One by one, so that at most one tensor is in memory in two dtypes.
             tensors[name] = tensor.to(device=device, dtype=dtype).contiguous()
     tensors.setdefault(BIAS, torch.zeros(1, vocab_size, device=device, dtype=dtype))
     if weights.tied:
@@ -84,7 +85,7 @@ def load_model(
 
 
 def outline(config: ModelConfig, normalize: Normalize, vocab_size: int) -> Florence2Model:
-    """The model with names and shapes of its tensors, but no memory for them."""
+    """The model on the meta device: names and shapes of its tensors, without memory."""
     with torch.device("meta"), Uninitialized():
         return Florence2Model(replace(config, text=replace(config.text, vocab_size=vocab_size)), normalize)
 
@@ -95,7 +96,7 @@ def count_parameters(model: Florence2Model) -> int:
 
 
 class Uninitialized(TorchFunctionMode):
-    """A context in which `torch.nn.init` leaves tensors as they are, since a checkpoint's replace them.
+    """A context in which `torch.nn.init` does nothing, since a checkpoint's tensors replace all values.
 
     On the meta device some of its functions would import TorchDynamo, which takes seconds.
     """
@@ -122,8 +123,8 @@ AdapterFiles = tuple[str, Path]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The open weights of a checkpoint, checked to be whole. `sources`: names of the model's tensors -> where
-    they are read from; `layout`: of the files."""
+    """The open weights of a checkpoint, checked to be complete. `sources`: names of the model's tensors ->
+    where they are read from; `layout`: of the files."""
 
     layout: Layout
     sources: Mapping[str, TensorSource]
@@ -131,13 +132,13 @@ class Weights:
 
     @property
     def tied(self) -> bool:
-        """Whether the head is the embedding: not where an adapter changes it."""
+        """Whether the head shares the embedding's weight; False if an adapter changes it."""
         changed = self.adapter is not None and self.adapter.touches(HEAD)
         return self.sources[HEAD] == self.sources[SHARED] and not changed
 
     def read(self, name: str) -> Tensor:
-        """The model's tensor, with the adapter and all rows of the vocabulary, in the dtype of the file, or
-        in float32 where the adapter has changed it."""
+        """The model's tensor, with the adapter merged and all rows of the vocabulary, in the file's dtype, or
+        in float32 if the adapter changes it."""
         file, source = self.sources[name]
         tensor: Tensor = file.get_tensor(source)
         if is_transposed(name, self.layout):
@@ -149,8 +150,8 @@ class Weights:
 def open_weights(
     directory: Path, config: ModelConfig, state: Mapping[str, Tensor], adapter: AdapterFiles | None
 ) -> Iterator[Weights]:
-    """The weights of a model with the tensors `state`, of which names and shapes are read, while the block
-    runs. Raises as `load_model` does."""
+    """Open the weights of a model whose tensors have the names and shapes of `state`, within the context.
+    Raises as `load_model` does."""
     with ExitStack() as files:
         found = _open_tensors(directory, files)
         layout = find_layout(found)
@@ -170,20 +171,20 @@ def _match(
     state: Mapping[str, Tensor],
     found: Mapping[str, TensorSource],
 ) -> dict[str, TensorSource]:
-    """Where each of the model's tensors is read from, after a check of all names and shapes."""
+    """Where each of the model's tensors is read from. Checks all names and shapes."""
     names = {name: checkpoint_name(name, layout) for name in state}
     shapes = _expected_shapes(config, layout, state)
-    # Tools that save a checkpoint keep different ones of the tied embedding's names.
+    # Tools that save a checkpoint keep different names of the tied embedding.
     candidates = (names[SHARED], names[HEAD], *shared_aliases(layout))
     shared = next((name for name in candidates if name in found), None)
-    # The original uses a head that is in the file; the native class ties it even then.
+    # The original uses the head in the file, if there is one; the native class ties it even then.
     tied = names[HEAD] not in found or (layout == "native" and config.text.tied_head)
     if shared is not None:
         names |= {SHARED: shared} | ({HEAD: shared} if tied else {})
     problems = []
     for name, source in names.items():
         if source not in found:
-            if name != BIAS:  # native files have none; it is zero in BART
+            if name != BIAS:  # missing in native files; zero in BART
                 problems.append(f"{source}: missing, expected {shapes[name]}")
         elif (shape := _shape(found[source])) != shapes[name]:
             problems.append(f"{source}: expected {shapes[name]}, found {shape}")
@@ -207,7 +208,7 @@ def _shape(source: TensorSource) -> list[int]:
 def _expected_shapes(
     config: ModelConfig, layout: Layout, state: Mapping[str, Tensor]
 ) -> dict[str, list[int]]:
-    """Shapes that the file should have: with all rows of its vocabulary, and transposed as in its layout."""
+    """The shapes expected in the file: with all rows of its vocabulary, and transposed as in its layout."""
     shapes = {
         name: list(tensor.shape)[:: -1 if is_transposed(name, layout) else 1]
         for name, tensor in state.items()
@@ -222,7 +223,7 @@ def _with_all_rows(config: ModelConfig) -> dict[str, list[int]]:
 
 
 def _open_tensors(directory: Path, files: ExitStack) -> dict[str, TensorSource]:
-    """Where each tensor is, under its name in an unwrapped model."""
+    """The source of each tensor, by its name in an unwrapped model."""
     names = weight_files(directory)
     if not names:
         raise CheckpointError(f"{directory} holds neither {WEIGHTS} nor {WEIGHTS_INDEX}")

@@ -1,1 +1,2 @@
-"""Makes a safetensors directory of checkpoints that the service refuses; the one room that opens pickle."""
+"""Converts checkpoints that the service refuses to a safetensors directory; the only package that opens
+pickles."""

@@ -1,7 +1,7 @@
-"""A checkpoint as pickle, or a base and its adapter, to a safetensors directory that serves.
+"""Converts a pickle checkpoint, or a base and an adapter, to a safetensors directory that can be served.
 
-Pickles are opened in a process of their own (`pickled.py`); this one never reads them. What is written is
-checked as a start would check it. Nothing is left behind where it fails.
+Pickles are opened in a separate process (`pickled.py`), never in this one. The result is checked as at the
+start of a service. If the conversion fails, nothing is left behind.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ PICKLED, PICKLED_INDEX, PICKLED_ADAPTER = (
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What to convert. Names are those of `resolve_checkpoint`; `memory` bounds the process that opens a
-    pickle, in bytes beside what Python and torch take."""
+    """What to convert. Names are as in `resolve_checkpoint`; `memory`: limit in bytes for the process that
+    opens a pickle, in addition to what Python and torch take."""
 
     source: str
     revision: str | None = None
@@ -60,7 +60,8 @@ class Conversion:
 
 
 def convert(wanted: Conversion, out: Path) -> None:
-    """Write a directory that serves. Raises `CheckpointError`; `FileExistsError` where `out` has files."""
+    """Write a directory that can be served. Raises `CheckpointError`; `FileExistsError` where `out` has
+    files."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already: name a directory that is new or empty")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def convert(wanted: Conversion, out: Path) -> None:
 
 
 def _find_checkpoint(wanted: Conversion, work: Path) -> Checkpoint:
-    """The checkpoint, in safetensors: its own, or made from its pickles in the folder `work`."""
+    """The checkpoint with safetensors: its own, or converted from its pickles in the folder `work`."""
     found = _files_of(wanted.source, wanted.revision, ["*.json", MERGES, f"{PICKLED[:-4]}*.bin"])
     if found is None or weight_files(found) or not (pickles := _pickles(found)):
         return resolve_checkpoint(wanted.source, wanted.revision, wanted.base)
@@ -105,8 +106,8 @@ def _find_adapter(name: str, work: Path, memory: int) -> AdapterFiles:
 
 
 def _files_of(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
-    """The directory of a name, with the files of these patterns; of a repository with safetensors no pickle
-    is downloaded. None where `resolve_checkpoint` knows better: for `demo`."""
+    """The directory of a name, with the files that match these patterns; from a repository with safetensors
+    no pickle is downloaded. None for `demo`, which `resolve_checkpoint` handles."""
     if Path(name).is_dir():
         return Path(name)
     if "/" not in name:
@@ -120,7 +121,7 @@ def _files_of(name: str, revision: str | None, patterns: Sequence[str]) -> Path 
 
 
 def _pickles(directory: Path) -> list[Path]:
-    """The files with a checkpoint's weights as pickle, whether they are there or not."""
+    """The pickle files with a checkpoint's weights, whether they exist or not."""
     if (directory / PICKLED).is_file():
         return [directory / PICKLED]
     if (index := directory / PICKLED_INDEX).is_file():
@@ -131,8 +132,8 @@ def _pickles(directory: Path) -> list[Path]:
 
 
 def open_pickles(files: Sequence[Path], out: Path, memory: int) -> None:
-    """Write the tensors of pickled files into a safetensors file, in a process that takes at most so much
-    memory. Raises `CheckpointError`."""
+    """Write the tensors of pickle files into a safetensors file, in a process with `memory` bytes at most.
+    Raises `CheckpointError`."""
     command = [sys.executable, "-m", "florence.convert.pickled", str(out), str(memory), *map(str, files)]
     run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if run.returncode or not out.is_file():
@@ -141,7 +142,7 @@ def open_pickles(files: Sequence[Path], out: Path, memory: int) -> None:
 
 
 def _write(checkpoint: Checkpoint, adapter: AdapterFiles | None, out: Path) -> None:
-    """Write the checkpoint, with the adapter merged, after the checks of a start."""
+    """Write the checkpoint, with the adapter merged, after the checks of a service's start."""
     config = read_config(checkpoint.directory)
     preprocessing = read_preprocessing(checkpoint.preprocessor, STAND_IN_SIDE)
     tokenizer = load_tokenizer(checkpoint.tokenizer, config.text.vocab_size)
@@ -157,11 +158,11 @@ def _write(checkpoint: Checkpoint, adapter: AdapterFiles | None, out: Path) -> N
 
 
 STAND_IN_SIDE = 32
-"""Stands in for an input size that only FLORENCE_INPUT_SIZE gives."""
+"""A placeholder for an input size that only FLORENCE_INPUT_SIZE gives."""
 
 
 def _tensors(weights: Weights) -> dict[str, Tensor]:
-    """All tensors under their names in the file's layout, in its dtypes."""
+    """All tensors by their names in the file's layout, in the file's dtypes."""
     tensors = {}
     for name, (file, source) in weights.sources.items():
         if name == HEAD and weights.tied:
@@ -173,7 +174,7 @@ def _tensors(weights: Weights) -> dict[str, Tensor]:
 
 
 def _note_head(config: ModelConfig, weights: Weights, path: Path) -> None:
-    """Say in config.json that the head has a weight of its own, where an adapter gave it one."""
+    """Record in config.json that the head has a weight of its own, if an adapter gave it one."""
     if weights.tied or not config.text.tied_head:
         return
     values = read_json(path)

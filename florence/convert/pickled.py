@@ -1,12 +1,14 @@
-"""Pickled tensors to one safetensors file: a program for a process of its own.
+"""A program that converts pickled tensors to one safetensors file, in a process of its own.
 
-`python -m florence.convert.pickled OUT MEMORY FILE...`. The one place that opens a pickle, and only with
-`weights_only=True`, which builds tensors and calls nothing else. It takes no more than MEMORY bytes, so that
-a small file can't fill the machine's. Knows nothing about models.
+`python -m florence.convert.pickled OUT MEMORY FILE...`. The only place that opens a pickle, with
+`weights_only=True`, which builds tensors and calls nothing else. It uses at most MEMORY bytes, so that a
+small file can't exhaust the machine's memory. Knows nothing about models.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ from torch import Tensor
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the tensors of all files into one; ends the process with one line on stderr where that fails."""
+    """Write the tensors of all files into one; if that fails, exit with one line on stderr."""
     out, memory, *files = arguments
     limit_process(int(memory))
     tensors: dict[str, Tensor] = {}
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def limit_process(memory: int) -> None:
-    """Bound the memory that this process takes from now on, and the size of a file that it writes."""
+    """Limit the memory that this process may allocate from now on, and the size of files that it writes."""
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
@@ -42,8 +44,8 @@ def limit_process(memory: int) -> None:
 
 
 def named_tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, which may stand under `state_dict`, `model` or `module` in what a trainer
-    saved. ValueError where there are none."""
+    """The tensors of a state dict, which may be nested under `state_dict`, `model` or `module` in a trainer's
+    file. Raises `ValueError` where there are none."""
     for key in ("state_dict", "model", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -55,8 +57,8 @@ def named_tensors(content: Any) -> dict[str, Tensor]:
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors takes them: contiguous, each with memory of its own; of several names for
-    one tensor, as tied weights have, the first."""
+    """The tensors as safetensors requires them: contiguous, each with its own memory; of several names for
+    one tensor (tied weights) only the first is kept."""
     kept: dict[str, Tensor] = {}
     seen: set[object] = set()
     for name, tensor in tensors.items():
@@ -71,9 +73,10 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shortened(error: Exception) -> str:
-    """The beginning of an error, in one line."""
+    """The beginning of an error's message, in one line."""
     return " ".join(str(error).partition(". ")[0].split())[:300] or type(error).__name__
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # or Python's end looks through all that torch has loaded
     main(sys.argv[1:])

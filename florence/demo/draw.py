@@ -25,13 +25,13 @@ from florence.demo.world.scenes import MOST_CROWDED, MOST_THINGS, Limits, Scene
 def draw(
     out: Path, seed: int, count: int, limits: Limits, name: str = "scene", *, tasks: bool = False
 ) -> None:
-    """Draws held-out scenes 0 to count - 1 of a seed into a directory. tasks: see --tasks."""
+    """Draw held-out scenes 0 to `count` - 1 of a seed into a directory. `tasks`: see --tasks."""
     out.mkdir(parents=True, exist_ok=True)
     scenes: list[tuple[str, Scene, list[Question]]] = []
     asked: dict[str, list[dict[str, Any]]] = {}
     for index, (scene, image, questions) in enumerate(held_out(seed, count, limits)):
         file_name = f"{name}_{index:02d}.{'png' if tasks or scene.jpeg_quality is None else 'jpg'}"
-        # The noise of a JPEG is in the pixels already: saved finely, it is not made twice.
+        # The pixels already have JPEG noise, so save with high quality.
         image.save(out / file_name, quality=95)
         scenes.append((file_name, scene, questions))
         asked[file_name] = [asdict(question) for question in questions]
@@ -43,7 +43,7 @@ def draw(
 
 
 def command_parser(description: str | None, count: int) -> argparse.ArgumentParser:
-    """The options that say which scenes are drawn; `count`: the default of that option."""
+    """The options that select scenes; `count`: the default of --count."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +54,7 @@ def command_parser(description: str | None, count: int) -> argparse.ArgumentPars
 
 
 def read_things(parser: argparse.ArgumentParser, arguments: argparse.Namespace, room: int) -> tuple[int, int]:
-    """The fewest and the most things of a scene; a mistake ends the command."""
+    """The fewest and the most things in a scene; invalid values end the command."""
     fewest, most = arguments.things
     if not 1 <= fewest <= most <= room:
         parser.error(f"--things must lie between 1 and {room}, the lesser first")

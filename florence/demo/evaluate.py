@@ -64,7 +64,7 @@ def _evaluate(arguments: argparse.Namespace, exam: Exam) -> None:
 
 
 def table(figures: Mapping[str, Figures]) -> str:
-    """The figures, a line a task."""
+    """The figures as text, one line for each task."""
     lines = []
     for task, row in figures.items():
         parts = [f"{name} {value:.3f}" for name, value in row.items() if name != "questions"]
@@ -73,7 +73,8 @@ def table(figures: Mapping[str, Figures]) -> str:
 
 
 def _reliability_table(grades: Mapping[str, Grade]) -> str:
-    """For each kind of answer, from the lowest scores to the highest: mean score, share of right ones."""
+    """For each kind of answer, by groups from the lowest to the highest scores: mean score and share of right
+    ones."""
     kinds = _by_kind(grades)
     heads = [f"{len(judged)} {kind}: score, right" for kind, judged in kinds.items()]
     columns = [[f"{row.score:.3f}  {row.right:.3f}" for row in reliability(of)] for of in kinds.values()]
@@ -84,17 +85,17 @@ def _reliability_table(grades: Mapping[str, Grade]) -> str:
 
 
 def _by_kind(grades: Mapping[str, Grade]) -> dict[str, list[Judged]]:
-    """What was judged, by kind of answer."""
+    """The judged items, by kind of answer."""
     kinds: dict[str, list[Judged]] = {}
     for task, one in grades.items():
         kind = TASKS.resolve(task).kind
-        kind = Kind.BOXES if kind is Kind.BOXES_OR_POLYGONS else kind  # this world asks for boxes only
+        kind = Kind.BOXES if kind is Kind.BOXES_OR_POLYGONS else kind  # this world has boxes only
         kinds.setdefault(str(kind), []).extend(one.judged)
     return kinds
 
 
 def _old_scores(grades: Mapping[str, Grade], old: Mapping[str, Grade]) -> str:
-    """What the original's scores come to: calibration, area under the curve, average precision."""
+    """Metrics of the original's scores: calibration, area under the curve, average precision."""
     lines = ["by the original's score:"]
     for kind, judged in _by_kind(old).items():
         error, area = expected_calibration_error(judged), area_under_curve(judged)
@@ -110,7 +111,7 @@ def _old_scores(grades: Mapping[str, Grade], old: Mapping[str, Grade]) -> str:
 
 
 def exam_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that say which questions are asked of which checkpoint."""
+    """The options that select the questions and the checkpoint."""
     parser = command_parser(description, count=40)
     parser.set_defaults(things=None)
     parser.add_argument("--hard", action="store_true", help="hard scenes, of four to six things")
@@ -121,7 +122,7 @@ def exam_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, Exam], None]) -> None:
-    """The command on the exam that its arguments name. An error ends it with one line on stderr."""
+    """Run the command on the exam that its arguments select. An error ends it with one line on stderr."""
     arguments = parser.parse_args()
     arguments.things = arguments.things or ((4, MOST_THINGS) if arguments.hard else (1, 4))
     things = read_things(parser, arguments, MOST_THINGS)
@@ -138,14 +139,14 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, 
 
 
 def scenes_of(arguments: argparse.Namespace) -> str:
-    """Which scenes were looked at."""
+    """A description of the scenes that were used."""
     fewest, most = arguments.things
     hard = "hard " if arguments.hard else ""
     return f"{arguments.count} {hard}scenes of {fewest} to {most} things, held-out seed {arguments.seed}"
 
 
 def write_json(arguments: argparse.Namespace, report: dict[str, object]) -> None:
-    """The report where --json says, with what was asked."""
+    """Write the report and the arguments to the file of --json, if there is one."""
     if arguments.json is not None:
         asked = {"checkpoint": arguments.checkpoint} if not getattr(arguments, "url", None) else {}
         asked |= {

@@ -46,7 +46,7 @@ class Start:
 
 
 class Trainer:
-    """The network, its optimizer and the step it is at."""
+    """The network, its optimizer and the current step."""
 
     def __init__(self, plan: TrainingConfig, device: torch.device, tokenizer: Tokenizer) -> None:
         self.plan, self.device, self.tokenizer = plan, device, tokenizer
@@ -54,8 +54,7 @@ class Trainer:
         config = make_config(plan.sizes, self.tokenizer.get_vocab_size())
         self.model = make_network(config, self.first_location, plan.seed).train()
         nn.Module.to(self.model, device)
-        # On a CPU in bfloat16 the plain attention takes two thirds of the time of the fused one, at these
-        # sizes.
+        # At these sizes, plain attention in bfloat16 on a CPU takes two thirds of the time of the fused one.
         self.model.set_attn_implementation("eager")
         self.head = PlainHead(plan.sizes.width).to(device)
         self.modules = nn.ModuleDict({"model": self.model, "head": self.head})
@@ -100,7 +99,7 @@ class Trainer:
         return {"head": float(plain.detach()), "answers": float(answers.detach())}
 
     def save(self, directory: Path) -> None:
-        """Writes the state to go on from and the checkpoint as it is now."""
+        """Write the state to resume from, and the current checkpoint."""
         directory.mkdir(parents=True, exist_ok=True)
         write_checkpoint(directory / "checkpoint", self.model, self.tokenizer, self.plan.sizes.side)
         save_state(directory / "state.pt", self.modules, self.optimizer, self.step)
@@ -109,9 +108,9 @@ class Trainer:
     def resume(
         cls, plan: TrainingConfig, device: torch.device, directory: Path, start: Start | None = None
     ) -> Trainer:
-        """A trainer at the state in the directory; without one at the start given, or at the very start.
+        """A trainer at the state in the directory; without one at the given start, or at the beginning.
 
-        Of a start only the network's weights are known: the optimizer and the plain head begin anew.
+        A start only has the network's weights: the optimizer and the plain head are initialised.
         """
         state = directory / "state.pt"
         if state.is_file():
@@ -127,11 +126,11 @@ class Trainer:
 
 
 def batches_from(trainer: Trainer, workers: int) -> Iterator[Batch]:
-    """The batches of the steps still to do, drawn ahead by other processes."""
+    """The batches of the remaining steps, prefetched by other processes."""
 
     def settle(worker: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the trainer ends its workers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C and ends its workers
         torch.set_num_threads(1)
         os.nice(10)
 
@@ -150,7 +149,7 @@ def train(
     minutes: float = math.inf,
     workers: int = 1,
 ) -> None:
-    """Trains until the plan ends, the minutes are over or SIGTERM or Ctrl-C comes, saving as it goes."""
+    """Train until the plan ends, the minutes are over, or SIGTERM or Ctrl-C arrives. Saves regularly."""
     asked_to_stop: list[int] = []
     former = {
         number: signal.signal(number, lambda number, frame: asked_to_stop.append(number))

@@ -1,7 +1,7 @@
-"""Which adapters are in the device's memory, and which slot each one has. Imports no torch.
+"""Which adapters are in the device's memory, and in which slot. Imports no torch.
 
 A slot keeps its adapter after the last request that uses it, until another adapter needs the slot: the least
-recently used goes first.
+recently used one is evicted first.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class EngineAdapter:
-    """An adapter that requests may use; two are the same only if they are one object.
+    """An adapter that requests may use; compared by identity.
 
-    `layers`: its factors by the names of the model's linear layers, in the host's memory. `picture_key`:
-    tells the features that the tower computes with it from those without; empty where they are the same.
+    `layers`: its factors by the names of the model's linear layers, in host memory. `picture_key`: tells
+    picture features that were computed with this adapter from those computed without; empty where the adapter
+    does not change the tower.
     """
 
     name: str
@@ -35,8 +36,8 @@ class AdapterSlots:
         self._users = dict.fromkeys(self._held, 0)
 
     def fits(self, adapters: Iterable[EngineAdapter | None]) -> int:
-        """How many requests with these adapters, from the first on, can be computed together with those that
-        use some now."""
+        """How many of the next requests, given their adapters in order, fit beside the requests in
+        progress."""
         used = {self._held[slot] for slot, users in self._users.items() if users}
         count = 0
         for adapter in adapters:
@@ -48,8 +49,8 @@ class AdapterSlots:
         return count
 
     def take(self, adapter: EngineAdapter | None) -> tuple[int, bool]:
-        """The slot for one more request with this adapter, and whether the adapter has to be put there.
-        Raises `IndexError` where no slot is free."""
+        """Count one more request with this adapter. Returns its slot, and whether the adapter has to be
+        loaded into it. Raises `IndexError` where no slot is free."""
         if adapter is None:
             return 0, False
         slot = next((slot for slot, held in self._held.items() if held is adapter), None)
@@ -58,12 +59,12 @@ class AdapterSlots:
             slot = next((slot for slot in self._held if not self._users[slot]), None)
         if slot is None:
             raise IndexError("no free slot for an adapter")
-        del self._held[slot]  # to the end: the latest one
+        del self._held[slot]  # move to the end: the most recently used
         self._held[slot] = adapter
         self._users[slot] += 1
         return slot, new
 
     def give_back(self, slot: int) -> None:
-        """A request that took a slot has ended."""
+        """Count one request less in this slot."""
         if slot:
             self._users[slot] -= 1

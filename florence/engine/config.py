@@ -19,7 +19,7 @@ CudaKernels = Literal["auto", "off"]
 """Whether the project's kernels for CPUs are used where they can be, or PyTorch's operations everywhere."""
 
 EncodeStreamChoice = Literal["auto", "on", "off"]
-"""Whether encodes run on a stream of their own, beside decode steps; `auto`: found out at the start."""
+"""Whether encodes run on a stream of their own, beside decode steps; `auto`: a trial at the start decides."""
 
 DEFAULT_MAX_NEW_TOKENS: Final = 1024
 """What Microsoft's examples and the deployments in use ask for; the original's own limit is 20 tokens."""
@@ -30,7 +30,7 @@ DEFAULT_PICTURE_CACHE_BYTES: Final = 128 * 2**20
 """Room for the features of about a hundred pictures of Florence-2-large in bfloat16."""
 
 GPU_PICTURE_CACHE_BYTES: Final = 2 * 2**30
-"""Of about 1,800: the requests of some minutes."""
+"""Room for the features of about 1,800 such pictures: a few minutes of requests."""
 
 _BOUNDS: Final[Mapping[str, tuple[Callable[[Any, Any], bool], str]]] = MappingProxyType(
     {
@@ -42,16 +42,17 @@ _BOUNDS: Final[Mapping[str, tuple[Callable[[Any, Any], bool], str]]] = MappingPr
 
 
 def _declare(default: Any, description: str, *, on_gpu: Any = None, **bounds: float) -> Any:
-    """A field. `on_gpu`: its default there, if it is another. `bounds`: `ge`, `gt` and `le`, in pydantic's
-    words; None is within any bounds."""
+    """A field. `on_gpu`: its default on a GPU, None if it is the same. `bounds`: `ge`, `gt` and `le`, as in
+    pydantic; a value of None is not checked."""
     return field(default=default, metadata={"description": description, "on_gpu": on_gpu, "bounds": bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How one engine works. `for_device` has the defaults that suit a device, the class those of a CPU.
+    """One engine's configuration. The fields' defaults are those of a CPU; `for_device` has those of any
+    device.
 
-    Raises `SettingsError` for a value out of its bounds.
+    Raises `SettingsError` for a value out of bounds.
     """
 
     max_batch_size: int = _declare(
@@ -148,7 +149,7 @@ class EngineConfig:
 
     @classmethod
     def for_device(cls, kind: str, **values: Any) -> EngineConfig:
-        """The configuration with these values, and defaults that suit a kind of device ("cpu" or "cuda"): a
-        GPU computes for many requests in the time that it takes for a few."""
+        """The configuration with these values, and the defaults of `kind` ("cpu" or "cuda") for the rest: a
+        GPU's batches are larger, since a large one takes it as long as a small one."""
         gpu = {each.name: each.metadata["on_gpu"] for each in fields(cls) if each.metadata["on_gpu"]}
         return cls(**{**(gpu if kind == "cuda" else {}), **values})

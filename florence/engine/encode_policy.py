@@ -1,5 +1,5 @@
-"""Whether encodes run beside decode steps or between them, decided by what both ways take on the device that
-will serve. `device/encode/trial.py` takes the times. Imports no torch.
+"""Decides whether encodes run beside decode steps or between them, from the times of both on the device that
+will serve. `device/encode/trial.py` measures them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from math import ceil
 from florence.engine.config import EncodeStreamChoice
 
 MARGIN = 0.03
-"""Encodes beside steps must save this part of the time: less is within what two trials differ by."""
+"""Encodes beside steps must save this share of the time: smaller differences are noise between two trials."""
 
 TRIAL_S = 2.0
-"""No repeat of a trial begins that is expected to end later."""
+"""A trial starts no repeat that is expected to end later than this many seconds after its begin."""
 
 MOST_REPEATS = 3
-"""Of a trial: the quickest counts."""
+"""Repeats of each way in a trial; the quickest counts."""
 
 ANSWER_TOKENS = 74
-"""Of an answer, for how many steps go with an encode: the mean of the replaced deployment's nine tasks."""
+"""Tokens of a mean answer, for the ratio of steps to encodes: the mean over the replaced deployment's nine
+tasks."""
 
 MOST_STEPS = 32
-"""Of one repeat."""
+"""Most steps in one repeat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What a full engine does at a time: `encoded` requests are encoded while `decoded` others take
-    `steps`."""
+    """What a full engine does at once: `encoded` requests are encoded while `decoded` others take `steps`."""
 
     decoded: int
     encoded: int
@@ -37,8 +37,8 @@ class Mix:
 
     @classmethod
     def of(cls, slots: int, encoded: int, room: int) -> Mix | None:
-        """Of an engine with so many slots that encodes so many requests together, and has room for answers of
-        so many tokens; None where it is too small for anything to be beside anything."""
+        """The mix of an engine with `slots` slots that encodes `encoded` requests together and has room for
+        answers of `room` tokens; None where the engine is too small to encode and decode at once."""
         steps = min(round(ANSWER_TOKENS * encoded / slots), MOST_STEPS, room - 2)
         decoded = slots - encoded
         return cls(decoded, encoded, max(2, steps)) if decoded >= 1 and encoded >= 1 and room >= 4 else None
@@ -46,7 +46,8 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """Seconds of an encode and its steps, and of each step as its requests see it: from the one before."""
+    """Seconds of an encode with its steps (`whole_s`), and of each step from the end of the one before
+    (`steps_s`): the time between tokens that requests see."""
 
     whole_s: float
     steps_s: Sequence[float]
@@ -54,22 +55,22 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class TrialTimes:
-    """Of one way: the quickest repeat, and the 99th percentile of all its steps, seconds."""
+    """One way's quickest repeat, and the 99th percentile of all its steps, in seconds."""
 
     whole_s: float
     step_p99_s: float
 
     @classmethod
     def of(cls, repeats: Sequence[Repeat]) -> TrialTimes:
-        """Of all repeats of one way."""
+        """From all repeats of one way."""
         steps = sorted(step for repeat in repeats for step in repeat.steps_s)
         return cls(min(repeat.whole_s for repeat in repeats), steps[ceil(0.99 * len(steps)) - 1])
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether encodes run beside steps, and why. `between`, `beside`: what both ways took, None where they
-    were not tried to the end."""
+    """Whether encodes run beside steps, and why. `between`, `beside`: the times of both ways, None without a
+    complete trial."""
 
     runs_beside: bool
     why: str

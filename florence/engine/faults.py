@@ -1,7 +1,7 @@
-"""What a caller is told of an exception in the engine. Imports no torch.
+"""The errors that callers get for exceptions in the engine. Imports no torch.
 
-Callers may keep errors, and the frames of a traceback, with those that called them, hold what the functions
-worked on: pictures and tensors. So errors leave the engine without tracebacks; the log has them.
+A caller may keep an error, and the frames of its traceback would keep pictures and tensors alive. So errors
+leave the engine without tracebacks; the log has them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from florence.errors import Closed, EngineError, FlorenceError
 
 
 def stopped(cause: Exception | None = None) -> Closed:
-    """The error of a request that was not finished when the engine ended; `cause`: what ended it, if it was
-    an error."""
+    """The error for requests that were not finished when the engine ended. `cause`: the error that ended it,
+    None if it was closed."""
     strip_tracebacks(cause)
     error = Closed("the engine stopped before the request was finished; send it to another instance")
     error.__cause__ = cause
@@ -21,7 +21,7 @@ def stopped(cause: Exception | None = None) -> Closed:
 
 
 def fault_of(error: Exception) -> FlorenceError:
-    """The error of a request that failed with this exception."""
+    """The error for a request that failed with this exception."""
     strip_tracebacks(error)
     error.__context__ = None
     if isinstance(error, FlorenceError):

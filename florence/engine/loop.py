@@ -4,10 +4,11 @@ Continuous batching (Orca, OSDI 2022) at the grain of one decode step: a request
 there is room, leaves at its own end, and is dropped at the next step when it is cancelled or expires. The
 runner decides how the device works, the scheduler which requests run when. Imports no torch.
 
-A fault of one request fails it alone. A step that fails fails all requests in it, since what the device holds
-can't be trusted any more; the engine is not ready while it makes new buffers, and goes on. It does the same
-when several encodes of single requests fail one after another. When that fails too, or no step succeeds any
-more, the engine is *broken*: it fails all requests, takes no more, and calls `on_broken`.
+A fault of one request fails it alone. If a step fails, so do all requests in it, since the device's buffers
+can't be trusted any more; the engine is not ready while it makes new ones, and then goes on. It does the same
+when several encodes of single requests fail in a row. When making new buffers fails too, or this happens
+repeatedly without a successful step in between, the engine is *broken*: it fails all requests, takes no more,
+and calls `on_broken`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from florence.errors import Closed, DeadlineExceeded, FlorenceError
 log = logging.getLogger(__name__)
 
 MAX_FAULTS = 3
-"""Encodes of one request that may fail one after another before the buffers are made anew; and how often that
-may happen, no step between succeeding, before the engine gives up."""
+"""How many encodes of single requests fail in a row until the buffers are made anew, and how many faults
+without a successful step in between break the engine."""
 
 
 class Engine:
@@ -56,7 +57,7 @@ class Engine:
         self._observer, self._on_broken = observer or Observer(), on_broken
         self._scheduler: Scheduler[SequenceState] = Scheduler(config, clock)
         self._encoding: EncodeBatch | None = None
-        self._retries: deque[SequenceState] = deque()  # encoded one by one: an encode of them together failed
+        self._retries: deque[SequenceState] = deque()  # to be encoded one by one after a failed encode
         self._decoding: list[SequenceState] = []
         self._changed = threading.Condition()
         self._pending = Pending(clock, self._observer)
@@ -68,7 +69,7 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken and decoded."""
+        """Whether the engine accepts and decodes requests."""
         return self.alive and not (self._closing or self._recovering)
 
     @property
@@ -77,7 +78,7 @@ class Engine:
         return self._thread.is_alive() and self._error is None
 
     def snapshot(self) -> EngineSnapshot:
-        """How many requests are in the engine now. In any thread."""
+        """How many requests are in the engine now. Thread-safe."""
         batch = self._encoding
         encoding = [*(batch.sequences if batch else ()), *self._retries]
         return EngineSnapshot(
@@ -91,9 +92,9 @@ class Engine:
     ) -> SequenceState:
         """Queue `request`; its `cancel` frees its slot at the next step.
 
-        `on_done` gets a `Generation`, or `DeadlineExceeded`, `EngineError` or `Closed`, or `ClientLeft` after
-        a cancel; perhaps before `submit` returns. `on_taken` is called on the engine's thread when the
-        request leaves the queue to be encoded; it must be quick and must not raise.
+        `on_done` is called with a `Generation`, or with a `DeadlineExceeded`, `EngineError` or `Closed`, or
+        with `ClientLeft` after a cancel; possibly before `submit` returns. `on_taken` is called on the
+        engine's thread when the request leaves the queue to be encoded; it must be quick and must not raise.
 
         Raises `Overloaded` when the queue is full or the wait would exceed `max_latency_ms`, `Closed` after
         `close` and while the engine is not ready, `RequestError` for a prompt or an output that is too long.
@@ -114,21 +115,23 @@ class Engine:
         return sequence
 
     def check_load(self, waiting: int) -> None:
-        """Raise `Overloaded`, with the time to come back, if `waiting` others are too many to wait behind."""
+        """Raise `Overloaded`, with the time after which to retry, if one more request may not wait behind
+        `waiting` others."""
         refused = self._scheduler.refusal(waiting)
         if refused is not None:
             self._observer.ended(FinishReason.REFUSED)
             raise refused
 
     def wait_s(self, waiting: int) -> float:
-        """Seconds that `waiting` requests will take, as far as is known."""
+        """Estimated seconds until `waiting` requests are done; 0 while nothing is known."""
         return self._scheduler.wait_s(waiting)
 
     def close(self, *, drain_s: float | None = None) -> None:
-        """Take no more requests, finish those that came (for at most `drain_s` seconds), and end the thread.
+        """Take no more requests, finish those in the engine (for at most `drain_s` seconds; None: all of
+        them), and end the thread.
 
         Requests that are not finished by then fail with `Closed`, at the end of the step in progress. Closing
-        twice does nothing. `on_broken` may close too, and waits for nothing: the thread ends by itself.
+        twice does nothing. If `on_broken` calls this, it does not wait: the thread ends by itself.
         """
         with self._changed:
             self._closing = True
@@ -156,7 +159,7 @@ class Engine:
             self._end()
 
     def _end(self) -> None:
-        """Fail what is left, whatever ended the thread; if it was an error, call `on_broken`."""
+        """Fail the remaining requests; if an error ended the thread, call `on_broken`."""
         with self._changed:
             self._closing = self._aborting = True
             left = list(self._pending)
@@ -168,7 +171,7 @@ class Engine:
                 self._on_broken()
 
     def _wait_for_work(self) -> bool:
-        """Sleep until there is something to do; False when the thread shall end."""
+        """Sleep until there is work; False when the thread is to end."""
         with self._changed:
             busy = self._decoding or self._encoding or self._retries
             if not busy and not len(self._scheduler):
@@ -182,8 +185,8 @@ class Engine:
         self._observer.load(*astuple(self.snapshot()))
 
     def _drop_unwanted(self) -> None:
-        """End requests that were cancelled or expired, all of them when it is time to abort. An encode goes
-        on while one of its requests is left."""
+        """End requests that were cancelled or expired; end all when the engine aborts. An encode goes on
+        while one of its requests is left."""
         with self._changed:
             unwanted = set(self._pending) if self._aborting else self._pending.cancelled_or_expired()
             if not unwanted:
@@ -203,9 +206,8 @@ class Engine:
             self._encoding = None
 
     def _encode(self) -> None:
-        """Encode waiting requests, within the budget that those in the decode batch leave: at least one part,
-        and others while they are expected to end within it. Where the device encodes beside steps, send one
-        part."""
+        """Encode waiting requests within the encode budget: at least one part, and more while they are
+        expected to end in time. Where the device encodes beside steps, launch one part."""
         started, parts = self._clock(), 0
         while self._scheduler.has_time(self._clock() - started, len(self._decoding), parts):
             if self._encoding is None:
@@ -217,7 +219,7 @@ class Engine:
             self._drop_unwanted()
             if self._decoding and self._encoding is not None and self._encoding.wait is not None:
                 return
-            parts = 1 + self._runner.chunks_ahead  # the next one, and what the device has not finished
+            parts = 1 + self._runner.chunks_ahead  # the next part, and those that the device has not finished
 
     def _take(self) -> list[SequenceState]:
         """The requests to encode next."""
@@ -286,7 +288,7 @@ class Engine:
             log.error("a decode step failed with %d requests", len(self._decoding), exc_info=error)
             self._recover(error)
             return
-        if moved:  # those whose search is done only wait for their answers
+        if moved:  # the rest only wait for their answers to be copied
             rows = sum(len(sequence.slot.rows) for sequence in moved)
             self._observer.stepped(len(moved), rows, self._clock() - started)
         self._scheduler.stepped()
@@ -302,8 +304,8 @@ class Engine:
         self._scheduler.throughput.finished(len(outcomes))
 
     def _recover(self, error: Exception) -> None:
-        """Fail those in flight, and start again with new buffers. Raises what the device does, or the error
-        itself once it came too often: the engine is broken then."""
+        """Fail all requests on the device, and start again with new buffers. Raises what the device raises,
+        or `error` itself at the `MAX_FAULTS`th fault in a row: then the engine is broken."""
         self._recovering = True
         in_flight, self._decoding = self._decoding, []
         if self._encoding is not None:

@@ -12,7 +12,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # the model ended its answer
     LENGTH = "length"  # the answer was cut at max_new_tokens
-    CANCELLED = "cancelled"  # its answer was no longer wanted
+    CANCELLED = "cancelled"  # the caller cancelled it
     DEADLINE = "deadline"  # not finished in the time given
     FAULT = "fault"  # the request or the device failed
     REFUSED = "refused"  # the queue was full, or the wait too long
@@ -22,7 +22,8 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """How many requests wait, are being encoded, and are being decoded: together all that the engine has."""
+    """How many requests wait, are being encoded, and are being decoded; each request of the engine is in one
+    of them."""
 
     waiting: int
     encoding: int
@@ -34,9 +35,10 @@ class RequestReport:
     """One request from its arrival to its end.
 
     `task`: its name, "" for an unknown one; `owner`: as `Florence2.load` has it, "" for none; `arrived`:
-    seconds since the epoch; `read_s`: until its picture was read; `queue_s`, `encode_s`, `decode_s`: in the
-    engine; `total_s`: all of it. None where it did not come so far, or ended there. `picture_size`: width,
-    height. `context`: of the call that submitted it.
+    seconds since the epoch; `read_s`: seconds until its picture was read; `queue_s`, `encode_s`, `decode_s`:
+    seconds in each phase of the engine, None for a phase that the request did not complete; `total_s`:
+    seconds in all. `picture_size`: width and height, None if unknown. `context`: that of the call that
+    submitted it.
     """
 
     task: str
@@ -55,27 +57,28 @@ class RequestReport:
 
 
 class Observer:
-    """Gets every event; this one ignores them. Called on the engine's thread, but `reading` and `read` on
-    any, and so is `ended` for a request that has not come to the engine; must be quick and must not raise."""
+    """Gets every event; this class ignores them. Methods are called on the engine's thread, except `reading`,
+    `read`, and `ended` for a request that never reached the engine: these are called on any thread. They must
+    be quick and must not raise."""
 
     def reading(self, change: int) -> None:
         """The number of requests whose pictures are unread or being read changed by 1 or -1."""
 
     def read(self, seconds: float) -> None:
-        """A picture was read, or can't be, after so many seconds; its wait for a reader does not count."""
+        """A picture was read, or failed to be read, in `seconds`, not counting its wait for a reader."""
 
     def load(self, waiting: int, encoding: int, decoding: int) -> None:
         """The numbers of an `EngineSnapshot`, at each turn of the engine and each part of an encode."""
 
     def encoded(self, requests: int, pictures: int, seconds: float) -> None:
-        """Requests were encoded together; `pictures` of theirs went through the tower, the others were in the
-        feature cache."""
+        """`requests` requests were encoded together; `pictures` pictures went through the tower, the others
+        were in the feature cache."""
 
     def stepped(self, requests: int, rows: int, seconds: float) -> None:
-        """One decode step of so many requests with so many beams in all."""
+        """One decode step of `requests` requests with `rows` beams in all."""
 
     def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
-        """A request ended, with so many generated tokens, after waiting for `queue_s`."""
+        """A request ended with `tokens` generated tokens, after `queue_s` seconds in the queue."""
 
     def finished(self, report: RequestReport) -> None:
-        """A request has its outcome, whichever part of the runtime gave it. In any thread."""
+        """A request has its outcome, from any part of the runtime. Called on any thread."""

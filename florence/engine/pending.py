@@ -1,7 +1,7 @@
-"""Requests that have no outcome yet: each gets its one here, and is reported. Imports no torch.
+"""Requests that have no outcome yet: each gets exactly one here, and is reported. Imports no torch.
 
-A cancellation is noted when it happens, and deadlines are compared when the earliest has passed: a look costs
-nothing, however many requests wait, while none of them is cancelled or expires.
+A cancellation is queued when it happens, and deadlines are compared only once the earliest has passed. So a
+check costs nothing, however many requests wait, while none is cancelled or expires.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
 
 class Pending:
-    """Not safe for threads, so its owner locks; but requests may be cancelled in any thread, whatever locks
-    that holds."""
+    """Not thread-safe: the owner locks. But any thread may cancel a request, whatever locks it holds."""
 
     def __init__(self, clock: Callable[[], float], observer: Observer) -> None:
         self._clock, self._observer = clock, observer
-        self._sequences: dict[SequenceState, None] = {}  # a set in order of arrival
+        self._sequences: dict[SequenceState, None] = {}  # an ordered set, in order of arrival
         self._cancelled: deque[ref[SequenceState]] = deque()
-        self._next_deadline = inf  # no later than the earliest of theirs
+        self._next_deadline = inf  # at most the earliest deadline
 
     def __iter__(self) -> Iterator[SequenceState]:
         return iter(self._sequences)
@@ -41,12 +40,12 @@ class Pending:
         sequence.cancellations = self._cancelled
 
     def complete(self, sequence: SequenceState, outcome: Generation | FlorenceError) -> bool:
-        """Hand over a request's outcome; False if it was cancelled before."""
+        """Give a request its outcome; False if it was cancelled before."""
         self._sequences.pop(sequence, None)
         return sequence.complete(outcome)
 
     def finish(self, sequence: SequenceState, made: Hypothesis, reason: Literal["stop", "length"]) -> None:
-        """Hand over what was generated."""
+        """Give a request its generation."""
         now = self._clock()
         generation = Generation(
             token_ids=tuple(made.token_ids),
@@ -62,7 +61,7 @@ class Pending:
         self._observer.ended(ending, len(generation.token_logprobs), sequence.queue_s(now))
 
     def fail(self, sequences: Iterable[SequenceState], error: FlorenceError, ending: FinishReason) -> None:
-        """Fail those that have no outcome yet, all of them before anything is reported."""
+        """Fail those that have no outcome yet. All are failed before anything is reported."""
         failed = [(one, self.complete(one, error)) for one in sequences if one.phase is not Phase.DONE]
         now = self._clock()
         for sequence, wanted in failed:
@@ -70,7 +69,7 @@ class Pending:
             self._observer.ended(ending if wanted else FinishReason.CANCELLED, queue_s=queue_s)
 
     def cancelled_or_expired(self) -> set[SequenceState]:
-        """Requests that were cancelled since the last look, and those whose deadline has passed."""
+        """Requests that were cancelled since the last call, and those whose deadline has passed."""
         found = set()
         while self._cancelled:
             sequence = self._cancelled.popleft()()

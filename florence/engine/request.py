@@ -1,4 +1,4 @@
-"""What the engine takes and what it gives back. Imports no torch: policy and device meet in these values."""
+"""The engine's input and output: requests and generations. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class GenerationOptions:
     """How one request is decoded: the resolved options.
 
     `early_stopping`: True stops once `num_beams` hypotheses are finished, False once no open beam can beat
-    them as it stands, "never" once none can even at full length (the three meanings of transformers'
-    `generate`). `do_sample`: tokens are drawn, with one beam. `top_k`: 0 draws from all tokens. `seed`: of
-    the draws, None where there are none.
+    them at its current length, "never" once none can even at full length (the three meanings of transformers'
+    `generate`). `do_sample`: sample tokens, with one beam. `top_k`: 0 samples from all tokens. `seed`: of the
+    sampling, None without sampling.
     """
 
     num_beams: int
@@ -44,7 +44,7 @@ class GenerationOptions:
 
 
 def digest_of(pixels: NDArray[np.uint8]) -> bytes:
-    """SHA-256 of the pixels: pictures with the same digest are the same."""
+    """SHA-256 of the pixels: pictures with equal digests are taken to be the same."""
     return sha256(np.ascontiguousarray(pixels).data).digest()
 
 
@@ -52,12 +52,11 @@ def digest_of(pixels: NDArray[np.uint8]) -> bytes:
 class Request:
     """One picture and one prompt.
 
-    `pixels`: uint8 [height, width, 3] at the model's input size. `prompt_ids`: with `<s>` and `</s>`.
-    `deadline`: a reading of the engine's clock (`time.monotonic()`) after which the request fails.
+    `pixels`: uint8 [height, width, 3] at the model's input size. `prompt_ids`: token ids, `<s>` and `</s>`
+    included. `deadline`: a reading of the engine's clock (`time.monotonic()`) after which the request fails.
     `on_token`: called on the engine's thread with each token of a request with one beam as soon as it is
-    decided, forced ones and EOS too; it must be quick and must not raise. `digest`: of the pixels, computed
-    here if it is not given. `adapter`: what is added to the model's weights for this request, None for
-    nothing.
+    decided, forced ones and EOS too; it must be quick and must not raise. `digest`: of the pixels; if empty,
+    it is computed here. `adapter`: the adapter to apply, None for none.
     """
 
     pixels: NDArray[np.uint8]
@@ -70,7 +69,7 @@ class Request:
 
     @property
     def picture_key(self) -> bytes:
-        """Requests with the same one share the tower's features."""
+        """The key of the feature cache: requests with equal keys share the tower's features."""
         return self.digest if self.adapter is None else self.digest + self.adapter.picture_key
 
     def __post_init__(self) -> None:
@@ -89,13 +88,13 @@ class EngineTimings:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The engine's answer.
+    """The engine's output for one request.
 
     `token_ids`: the start token, then the generated ones up to EOS. `token_logprobs`: one for each generated
-    token, so one fewer; forced tokens have 0. `score`: their sum over length ** length_penalty.
-    `picture_tokens`: how many tokens the picture became. `token_windows`: for each generated token, how much
-    probability lay within each of `bounds.WINDOWS` around it; zeros for a token that is not one of the
-    ordered ones, and nothing at all where the engine knows of no such tokens.
+    token, so one fewer; forced tokens have 0. `score`: their sum divided by length ** length_penalty.
+    `picture_tokens`: tokens of the picture. `token_windows`: for each generated token, how much probability
+    lay within each of `bounds.WINDOWS` around it; zeros for a token that is not ordered (`TokenRules`); empty
+    where no tokens are ordered.
     """
 
     token_ids: tuple[int, ...]

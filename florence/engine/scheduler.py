@@ -1,11 +1,11 @@
-"""Which requests are taken and when they are encoded: the policy of the engine. Imports no torch.
+"""The engine's policy: which requests are accepted, and when they are encoded. Imports no torch.
 
-Requests leave the queue in order of arrival, as many at once as there is room for, so none starves: one with
-many beams is not overtaken by others with fewer. While requests are decoded, encoding gets a time budget
+Requests leave the queue in order of arrival, as many at once as there is room for, so none starves: a request
+with many beams is not overtaken by one with fewer. While requests are decoded, encoding gets a time budget
 before each decode step, so that new pictures slow down the answers in progress by a bounded amount. An encode
-batch holds as many pictures as fit into that budget, at least one: where one picture takes longer, batching
-gains nothing, and the first picture would wait for the last. A batch that is not full waits a few steps for
-more pictures.
+batch holds as many pictures as fit into that budget, at least one: where one picture takes longer than the
+budget, a larger batch would gain nothing and delay its first picture. A batch that is not full waits a few
+steps for more pictures.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from florence.errors import Overloaded, RequestError
 RequestT = TypeVar("RequestT")
 
 STEPS_BETWEEN_ENCODES = 4
-"""Decode steps for which an encode batch that is not full waits, while requests are decoded."""
+"""Decode steps that must pass after an encode before a batch that is not full is encoded."""
 
-EMA_DECAY = 0.9  # of the mean time between answers, at each answer
-PART_DECAY = 0.95  # of the longest part of an encode, at each part
-ENCODE_EMA_DECAY = 0.5  # of the mean time of an encode, at each encode
+EMA_DECAY = 0.9  # weight of the old mean time between answers, at each answer
+PART_DECAY = 0.95  # decay of the longest part of an encode, at each part
+ENCODE_EMA_DECAY = 0.5  # weight of the old mean time of an encode, at each encode
 
 
 class Scheduler(Generic[RequestT]):
-    """A bounded queue, and the decision what to take from it. Not safe for threads: its owner locks."""
+    """A bounded queue, and the policy of what to take from it. Not thread-safe: the owner locks."""
 
     def __init__(self, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
         self.throughput = ThroughputEstimate(clock)
         self._waiting: deque[RequestT] = deque()
         self._steps = STEPS_BETWEEN_ENCODES  # decode steps since the last encode
-        self.part_s = 0.0  # of a long part of an encode
-        self.encode_s = 0.0  # of one request, a moving average; 0 while nothing is known
+        self.part_s = 0.0  # seconds of a long part of an encode
+        self.encode_s = 0.0  # seconds of one request's encode, a moving average; 0 while unknown
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -49,7 +49,7 @@ class Scheduler(Generic[RequestT]):
 
     def take(self, decoding: int, fits: Callable[[Iterable[RequestT]], int]) -> list[RequestT]:
         """Take the requests to encode now, while `decoding` others are decoded; none if it is too early.
-        `fits` says how many of some requests, from the first on, are to be encoded together."""
+        `fits`: as `StepRunner.fits`."""
         room = self.config.max_batch_size - decoding
         most = self._full_batch()
         count = min(room, most, len(self._waiting))
@@ -68,18 +68,18 @@ class Scheduler(Generic[RequestT]):
         return max(1, int(budget_s / self.encode_s))
 
     def encoded(self, count: int, seconds: float) -> None:
-        """Record that `count` requests were encoded together in so many seconds."""
+        """Record that `count` requests were encoded together in `seconds`."""
         mean = seconds / count
         kept = ENCODE_EMA_DECAY if self.encode_s else 0.0
         self.encode_s = kept * self.encode_s + (1 - kept) * mean
 
     def part_ended(self, seconds: float) -> None:
-        """Record that one part of an encode took so long."""
+        """Record that one part of an encode took `seconds`."""
         self.part_s = max(seconds, PART_DECAY * self.part_s)
 
     def has_time(self, spent_s: float, decoding: int, parts: int) -> bool:
-        """Whether so many more parts of encodes may be done before the next decode step, after `spent_s` on
-        others, while `decoding` requests wait for it."""
+        """Whether `parts` more parts of encodes may run before the next decode step, after `spent_s` seconds
+        of others, while `decoding` requests wait for the step."""
         return not decoding or spent_s + parts * self.part_s < self.config.encode_budget_ms / 1000
 
     def stepped(self) -> None:
@@ -87,20 +87,20 @@ class Scheduler(Generic[RequestT]):
         self._steps += 1
 
     def remove(self, unwanted: Collection[RequestT]) -> None:
-        """Take these requests out of the queue, as far as they are in it."""
+        """Remove those of these requests that are in the queue."""
         self._waiting = deque(request for request in self._waiting if request not in unwanted)
 
     def wait_s(self, waiting: int) -> float:
-        """Seconds that so many requests will take; 0 while nothing is known."""
-        # With few requests, answers are far apart for other reasons, and only encoding tells the cost of one.
+        """Estimated seconds until `waiting` requests are done; 0 while nothing is known."""
+        # The larger estimate counts: the throughput of a busy engine, or the encodes alone.
         return max(self.throughput.seconds_for(waiting), waiting * self.encode_s)
 
     def refusal(self, waiting: int) -> Overloaded | None:
-        """Why one more request behind `waiting` others is one too many; None if it is not."""
+        """The error that refuses one more request behind `waiting` others; None if it is accepted."""
         wait_s = self.wait_s(waiting)
         most_ms = self.config.max_latency_ms
         if waiting >= self.config.max_queue:
-            reason, retry_after_s = f"{waiting} requests are waiting, as many as may", wait_s
+            reason, retry_after_s = f"{waiting} requests are waiting, which is the limit", wait_s
         elif most_ms is not None and wait_s > most_ms / 1000:
             reason = f"this request would wait for {wait_s:.1f} s, {most_ms / 1000:g} s are allowed"
             retry_after_s = wait_s - most_ms / 1000
@@ -111,7 +111,7 @@ class Scheduler(Generic[RequestT]):
 
 
 class ThroughputEstimate:
-    """How fast a busy engine answers: a moving average of the time between two answers."""
+    """A busy engine's throughput: a moving average of the time between two answers."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -119,7 +119,7 @@ class ThroughputEstimate:
         self._seconds = 0.0
 
     def finished(self, count: int) -> None:
-        """Record that `count` requests are finished now."""
+        """Record that `count` requests have just finished."""
         now = self._clock()
         if self._last is None:
             self._last = now
@@ -131,16 +131,17 @@ class ThroughputEstimate:
         self._last = now
 
     def rest(self) -> None:
-        """Record that the engine is idle: the time until the next request does not count."""
+        """Record that the engine is idle: the time until the next request is not counted."""
         self._last = None
 
     def seconds_for(self, count: int) -> float:
-        """Seconds that `count` requests will take; 0 while nothing is known."""
+        """Estimated seconds until `count` requests are done; 0 while nothing is known."""
         return self._seconds * count
 
 
 def check_tokens(config: EngineConfig, prompt: int, new: int) -> None:
-    """Raises RequestError where a prompt of `prompt` tokens, or an answer of `new` tokens, has no room."""
+    """Raise `RequestError` where there is no room for a prompt of `prompt` tokens or an answer of `new`
+    tokens."""
     if prompt > config.max_prompt_tokens:
         raise RequestError(
             f"the text has {prompt} tokens with the task's own words, at most "

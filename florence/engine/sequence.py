@@ -18,11 +18,11 @@ OnDone = Callable[[Generation | FlorenceError], object]
 
 
 Wait = Callable[[], object]
-"""Waits until the device has done some work."""
+"""Waits until the device has done certain work."""
 
 
 class Phase(StrEnum):
-    """Where a request is. `DONE`: it has its outcome."""
+    """The phase that a request is in. `DONE`: it has its outcome."""
 
     WAITING = "waiting"
     ENCODING = "encoding"
@@ -40,14 +40,14 @@ def _go_on() -> None:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class SequenceState:
-    """A request in the engine. The engine's thread alone changes it, but for `cancel`.
+    """A request in the engine. Only the engine's thread changes it; `cancel` is thread-safe.
 
-    Of the runner: `slot`; `adapter`, its adapter's slot, 0 for none; `picture_tokens` and `encoder_length`,
-    of the picture and of picture and prompt together; `steps` taken; `finite`: all that it wrote to the
-    caches is known to be finite; `ended`: its search is known to have ended, and its answer is on the way
-    from the device; `dropped`: its slot may be another's. Of the engine: `on_taken`, called when it leaves
-    the queue; `phase`; `cancelled`; times by the engine's clock; `cancellations`: where `cancel` leaves word
-    for it.
+    Set by the runner: `slot`; `adapter`, its adapter's slot, 0 for none; `picture_tokens`, and
+    `encoder_length`, which includes the prompt; `steps` taken; `finite`: whether all that it wrote to the
+    caches is known to be finite; `ended`: its search is known to have ended, and its answer is being copied
+    to the host; `dropped`: its slot may belong to another request. Set by the engine: `on_taken`, called when
+    the request leaves the queue; `phase`; `cancelled`; `arrived_s`, `taken_s`, `encoded_s`: times by the
+    engine's clock; `cancellations`: the queue through which `cancel` notifies the engine.
     """
 
     request: Request
@@ -70,10 +70,10 @@ class SequenceState:
     cancellations: deque[ref[SequenceState]] = field(default_factory=deque)
 
     def cancel(self) -> None:
-        """Its answer is not wanted: the engine frees its slot before the next step. In any thread; waits for
-        no lock. Does nothing once the request has its outcome."""
+        """Cancel the request: the engine frees its slot before the next step. Thread-safe, and takes no lock.
+        Does nothing once the request has its outcome."""
         self.cancelled = True
-        self.cancellations.append(ref(self))  # no strong one: an idle engine must not keep a picture
+        self.cancellations.append(ref(self))  # a weak reference: an idle engine must not keep a picture
 
     @property
     def deadline(self) -> float:
@@ -81,16 +81,16 @@ class SequenceState:
         return inf if self.request.deadline is None else self.request.deadline
 
     def place(self, slot: Slot, picture_tokens: int, encoder_length: int) -> None:
-        """Give it a slot."""
+        """Give the request a slot."""
         self.slot, self.picture_tokens, self.encoder_length = slot, picture_tokens, encoder_length
         self.dropped = False
 
     def queue_s(self, now: float) -> float:
-        """Seconds it waited in the queue, until `now` if it still does."""
+        """Seconds spent in the queue, until `now` if it is still there."""
         return (now if self.taken_s is None else self.taken_s) - self.arrived_s
 
     def timings(self, now: float) -> EngineTimings:
-        """Of a request whose decoding ends `now`."""
+        """The timings of a request whose decoding ends `now`."""
         return EngineTimings(
             queue_s=self.queue_s(now),
             encode_s=self.encoded_s - (self.taken_s or 0.0),
@@ -98,7 +98,8 @@ class SequenceState:
         )
 
     def complete(self, outcome: Generation | FlorenceError) -> bool:
-        """Hand over the outcome; `ClientLeft` in its place, and False, if it was cancelled before."""
+        """Call `on_done` with the outcome. If the request was cancelled before, pass `ClientLeft` instead and
+        return False."""
         wanted, self.phase = not self.cancelled, Phase.DONE
         self.on_done(outcome if wanted else ClientLeft())
         return wanted
@@ -106,8 +107,8 @@ class SequenceState:
 
 @dataclass(slots=True)
 class EncodeBatch:
-    """Requests that are being encoded together, part by part. `seconds`: spent on it so far. `wait`: for the
-    latest part, where the device does it beside steps."""
+    """Requests that are being encoded together, part by part. `seconds`: spent on it so far. `wait`: waits
+    for the latest part where it runs beside steps, else None."""
 
     sequences: list[SequenceState]
     parts: Generator[Wait | None, None, int]
@@ -116,8 +117,8 @@ class EncodeBatch:
     _left_s: float = 0.0  # when the latest part ended
 
     def advance(self, clock: Callable[[], float], *, wait: bool) -> int | None:
-        """Do one part; the number of pictures that were encoded, if it was the last. `wait`: for the one
-        before, which may have been going on beside steps."""
+        """Do one part. Returns the number of encoded pictures if it was the last part, else None. `wait`:
+        wait first for the part before, which may still be running beside steps."""
         started = clock() if self.wait is None else self._left_s
         try:
             if wait and self.wait is not None:

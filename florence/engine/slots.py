@@ -1,4 +1,4 @@
-"""Which slots and rows of the caches are free. Plain numbers: imports no torch."""
+"""Allocates slots and rows of the caches. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from heapq import heappop, heappush
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one request lies in the caches: a slot, and a row for each of its beams."""
+    """One request's place in the caches: a slot, and a row for each beam."""
 
     index: int
     rows: tuple[int, ...]
 
 
 UNPLACED = Slot(-1, ())
-"""Of a request that has no slot yet."""
+"""The value for a request that has no slot yet."""
 
 
 class SlotAllocator:
-    """Free slots and rows. The lowest are taken first, so that those in use stay close together."""
+    """The free slots and rows. The lowest are taken first, so that those in use stay close together."""
 
     def __init__(self, slots: int, rows: int) -> None:
         self._slots, self._rows = list(range(slots)), list(range(rows))
 
     def fits(self, beams: Iterable[int]) -> int:
-        """How many of these requests, from the first on, there is room for; given their numbers of beams."""
+        """How many of the next requests, given their numbers of beams in order, there is room for."""
         slots, rows, count = len(self._slots), len(self._rows), 0
         for wanted in beams:
             slots, rows = slots - 1, rows - wanted
@@ -36,7 +36,7 @@ class SlotAllocator:
         return count
 
     def take(self, beams: int) -> Slot:
-        """A slot for a request with so many beams. Raises `IndexError` where there is none."""
+        """Take a slot for a request with `beams` beams. Raises `IndexError` where there is no room."""
         if not self._slots or len(self._rows) < beams:
             raise IndexError("no free slot")
         return Slot(heappop(self._slots), tuple(heappop(self._rows) for _ in range(beams)))
@@ -48,7 +48,8 @@ class SlotAllocator:
             heappush(self._rows, row)
 
     def check(self, taken: Iterable[Slot], slots: int, rows: int) -> None:
-        """Raise `RuntimeError` unless free and taken ones are all `slots` and `rows`, each once."""
+        """Raise `RuntimeError` unless free and `taken` slots and rows together are all `slots` and `rows`,
+        each exactly once."""
         held = list(taken)
         everything = (
             sorted([*self._slots, *(slot.index for slot in held)]),

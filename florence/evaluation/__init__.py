@@ -1,5 +1,5 @@
-"""Figures on one's own data: truth files, measures of answers against them, comparisons, a page.
+"""Evaluates answers on the user's own data: ground truth files, metrics, comparisons, an HTML page.
 
-The measures are those of pycocotools, pycocoevalcap and torchmetrics, the packages of the extra "evaluate".
-Knows nothing about models, services or command lines: it is given questions' answers.
+The metrics are those of pycocotools, pycocoevalcap and torchmetrics, the packages of the extra "evaluate".
+Knows nothing about models, services or command lines: it gets answers to questions.
 """

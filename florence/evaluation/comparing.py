@@ -1,7 +1,7 @@
-"""Two answerers compared on the same questions: each figure's difference, with a bootstrap interval.
+"""Compares two answerers on the same questions: the difference of each figure, with a bootstrap interval.
 
-The same pictures, drawn with replacement, are taken of both (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993; paired as in Koehn, Statistical Significance Tests for Machine Translation Evaluation, 2004).
+Both use the same pictures, drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap,
+1993; paired as in Koehn, Statistical Significance Tests for Machine Translation Evaluation, 2004).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ LEVEL: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One figure of A and of B, and the ends of the interval of B - A; nan where it can't be measured."""
+    """One figure of A and of B, and the ends (`low`, `high`) of the interval of B - A; nan where it can't be
+    measured."""
 
     name: str
     a: float
@@ -29,14 +30,14 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval has 0 outside."""
+        """Whether 0 is outside the interval."""
         return self.low > 0 or self.high < 0
 
 
 def compare(a: Evaluation, b: Evaluation, *, resamples: int, seed: int = 0) -> list[Difference]:
-    """Each figure's difference, of two evaluations of the same questions in the same order.
+    """The difference of each figure between two evaluations of the same questions in the same order.
 
-    resamples: how often pictures are drawn.
+    `resamples`: number of bootstrap samples.
     """
     dice, count = np.random.default_rng(seed), a.pictures
     first, second = a.figures(), b.figures()

@@ -1,4 +1,4 @@
-"""The packages of the extra "evaluate", imported when they are needed."""
+"""Imports the packages of the extra "evaluate" on demand."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Final
 from florence.errors import MissingLibrary
 
 EVALUATORS: Final = ("pycocotools.cocoeval", "pycocoevalcap.cider.cider", "torchmetrics")
-"""A module of each of them, to be tried before anything is asked."""
+"""A module of each package, to check that it is installed before anything is asked."""
 
 
 def evaluator(module: str) -> Any:
-    """A module of the extra "evaluate"; MissingLibrary, which says what to install, without it."""
+    """Import a module of the extra "evaluate". Raises `MissingLibrary`, which says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

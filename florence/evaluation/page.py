@@ -1,7 +1,7 @@
-"""An HTML page: the figures, and the worst pictures drawn beside the truth.
+"""Makes an HTML page: the figures, and the worst answers drawn next to the ground truth.
 
-It holds all that it shows and asks no other host; what comes from files and models is escaped. Knows nothing
-about tasks.
+The page is self-contained and loads nothing from other hosts; text from files and models is escaped. Knows
+nothing about tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from florence.export.annotation import Annotation, box_polygon
 from florence.export.drawing import Colours, Drawing
 from florence.types.results import Detections
 
-SIDE: Final = 560  # pixels of a drawn picture's longer side, at most
+SIDE: Final = 560  # most pixels of a drawn picture's longer side
 _QUALITY: Final = 80
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE: Final = """
@@ -42,15 +42,15 @@ p { margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One answerer's answers, under its name."""
+    """One answerer's evaluation, with its name."""
 
     name: str
     evaluation: Evaluation
 
 
 def worst(evaluation: Evaluation, count: int, better: Evaluation | None = None) -> list[int]:
-    """Numbers of the rows with the worst answers, worst first; beside a `better` evaluation of the same
-    questions, of those that lost most. What can't be judged comes last."""
+    """Indices of the `count` rows with the worst answers, worst first; with a `better` evaluation of the same
+    questions, of those that lost most against it. Rows that can't be judged come last."""
     qualities = [_known(value) for value in evaluation.quality]
     if better is not None:
         qualities = [own - _known(other) for own, other in zip(qualities, better.quality, strict=True)]
@@ -62,8 +62,8 @@ def _known(quality: float) -> float:
 
 
 def html_page(title: str, lines: Sequence[str], answers: Sequence[Shown], rows: Sequence[int]) -> str:
-    """The page. lines: what stands above. answers: one or two answerers, of the same questions. rows: numbers
-    of those that are shown."""
+    """The page. `lines`: text at the top. `answers`: one or two answerers of the same questions. `rows`:
+    indices of the rows to show."""
     sections = "\n".join(_section(number, answers) for number in rows)
     return f"""<!doctype html>
 <html lang="en">
@@ -115,7 +115,7 @@ def _figure(name: str, example: Example, places: Sequence[Annotation], text: str
 
 
 def _place(thing: TrueThing, boxes: bool) -> Annotation:
-    """Its polygons; its box where answers are boxes, and where there are none, or a run-length code."""
+    """The thing's polygons; its box if answers are boxes, or if it has no outline or a run-length code."""
     outline = outline_of(thing)
     if boxes or thing.outline is None or isinstance(outline, Mapping):
         return Annotation(thing.label, None, [box_polygon(thing.box)], "box")

@@ -1,6 +1,6 @@
-"""Figures as lines for a person, and as JSON.
+"""Prints figures as lines for people, and as JSON.
 
-Knows nothing about how they were made.
+Knows nothing about how figures are computed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def figure_lines(figures: Figures) -> list[str]:
 
 
 def difference_lines(differences: Sequence[Difference]) -> list[str]:
-    """A line for each figure of A and B; a star where 0 lies outside the interval."""
+    """A line for each figure of A and B; a star where 0 is outside the interval."""
     lines = [f"{'':24} {'A':>8} {'B':>8} {'B - A':>8}   95% interval"]
     for one in differences:
         numbers = " ".join(_shown(value) for value in (one.a, one.b, one.b - one.a))
@@ -42,10 +42,10 @@ def _shown(value: float) -> str:
 
 
 def calibration(judged: Sequence[Judged], temperature: float | None) -> dict[str, Any]:
-    """What scores come to: how many, ECE, AUC, the groups of `reliability`, and the temperature.
+    """A summary of scores: their number, ECE, AUC, the groups of `reliability`, and the fitted temperature.
 
-    temperature: what the scores were divided by already; None where the setting has no part in them. The
-    fitted one is for the setting FLORENCE_SCORE_TEMPERATURE.
+    `temperature`: the one that the scores' log-odds were already divided by; None if the setting does not
+    affect these scores. The fitted one is a value for FLORENCE_SCORE_TEMPERATURE.
     """
     fitted = None if temperature is None else fit_temperature(judged)
     report: dict[str, Any] = {
@@ -63,7 +63,7 @@ def calibration(judged: Sequence[Judged], temperature: float | None) -> dict[str
 
 
 def calibration_lines(report: Mapping[str, Any]) -> list[str]:
-    """The same for a person."""
+    """The same as lines for people."""
     if not report["items"]:
         return []
     lines = ["", f"{report['items']} scores, from the lowest to the highest:   mean score   share right"]
@@ -80,7 +80,7 @@ def calibration_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def as_json(value: Any) -> Any:
-    """The value with null where there was nothing to measure: JSON has no nan."""
+    """The value with nan replaced by null, since JSON has no nan."""
     if isinstance(value, Mapping):
         return {name: as_json(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

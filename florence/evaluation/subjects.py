@@ -1,4 +1,4 @@
-"""What can be evaluated: for each subject the files it needs, the task that is asked, and the measure.
+"""The subjects that can be evaluated: for each one the files it needs, the task, and the metrics.
 
 Knows nothing about models or command lines.
 """
@@ -40,7 +40,7 @@ Measure = Callable[[Sequence[Answered]], Evaluation]
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The files that say what is true. images: the directory of the pictures."""
+    """The files with the ground truth. `images`: the directory of the pictures."""
 
     images: Path
     coco: Path | None = None
@@ -52,8 +52,8 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """task: the name of the usual one; None where it has to be said. needs: the field of `Files` that it
-    reads. ask: its questions, for a task. measures: how answers of each kind are measured."""
+    """`task`: the default task's name; None if it must be given. `needs`: the field of `Files` that the
+    subject reads. `ask`: makes the questions for a task. `measures`: the metrics for each kind of answer."""
 
     name: str
     task: str | None
@@ -62,14 +62,15 @@ class Subject:
     measures: Mapping[Kind, Measure]
 
     def measure_for(self, task: Task) -> Measure:
-        """How this task's answers are measured. TaskError for a task whose answers don't fit."""
+        """The metrics for this task's answers. Raises `TaskError` for a task with another kind of answer."""
         if task.kind not in self.measures:
             kinds = " or ".join(self.measures)
             raise TaskError(f"{task.token} answers in {task.kind}; this is measured in {kinds}")
         return self.measures[task.kind]
 
     def read(self, files: Files, task: Task) -> list[Example]:
-        """The questions. RequestError where the files are wrong, lack a picture, or ask nothing."""
+        """Read the questions. Raises `RequestError` where the files are invalid, a picture is missing, or
+        there are no questions."""
         if getattr(files, self.needs) is None:
             raise RequestError(f"this needs --{self.needs}")
         if not files.images.is_dir():

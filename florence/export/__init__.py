@@ -1,1 +1,1 @@
-"""Answers drawn on their picture, as COCO, or as supervision's detections."""
+"""Draws answers on their picture, and exports them as COCO, as supervision's detections, and as data sets."""

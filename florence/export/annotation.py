@@ -1,7 +1,7 @@
 """Annotations: the places in a picture that a result names, ready to be drawn or exported.
 
-Knows nothing about tasks or where answers come from: a result says what its annotations are. Pillow is
-imported with the first drawing.
+Knows nothing about tasks or where answers come from: each result lists its annotations. Pillow is imported
+with the first drawing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Annotation:
     """One place in a picture.
 
-    polygons: its closed parts, each x1, y1, x2, y2, ... in pixels. category: its category in COCO; None: the
-    label. shape: "box": the polygon is only the box around it; "quad": it is one quadrilateral, clockwise;
-    "area": it covers the inside of its polygons, which is tinted.
+    `polygons`: its closed parts, each x1, y1, x2, y2, ... in pixels. `category`: its category in COCO; None:
+    the label. `shape`: "box": the polygon is only the bounding box; "quad": one quadrilateral, clockwise;
+    "area": the inside of the polygons, which is drawn as a mask.
     """
 
     label: str
@@ -37,7 +37,7 @@ class Annotation:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom; sorted, also where the model swapped corners."""
+        """Left, top, right, bottom; sorted even if the model swapped corners."""
         xs = [x for polygon in self.polygons for x in polygon[0::2]]
         ys = [y for polygon in self.polygons for y in polygon[1::2]]
         return min(xs), min(ys), max(xs), max(ys)
@@ -54,10 +54,10 @@ class Drawable(ABC):
 
     @abstractmethod
     def annotations(self) -> list[Annotation]:
-        """The places that the result names, in its order; a text names none."""
+        """The places that the result names, in order; none for a text."""
 
     def caption(self) -> str:
-        """The text under the picture."""
+        """The text to draw below the picture; empty for none."""
         return ""
 
     @property
@@ -76,18 +76,18 @@ class Drawable(ABC):
     ) -> Image.Image:
         """A copy of the picture, RGB, with masks, outlines, labels and scores on it.
 
-        A label stands beside its thing. Where it has no room there, it stands to the right of the picture,
-        which is made wider, with a line to its thing; only in a crowd that fills that column too it lies on
-        things. A text stands in a strip below the picture.
+        A label is next to its thing. If it has no room there, it goes into a column to the right of the
+        picture, which is made wider, with a line to its thing; only if that column is full too, it covers
+        things. A text goes into a strip below the picture.
 
         `image`: the picture of the request, as a PIL image, bytes or a path. `font`: a TrueType file for
-        labels beyond Latin letters, which Pillow's own font lacks. `colours`: by label ("text" for words that
-        were read, "object" for things without one), a name, "#rrggbb" or red, green and blue; other labels
-        get colours in the order in which they come. One `drawing.Colours()`, passed to many calls, keeps
-        them over many pictures. `opacity`: of masks, from 0, only the outline, to 1. `overlay`: RGBA of the
-        picture's size, transparent where nothing is drawn; a label that has no room lies on its thing.
+        labels beyond Latin letters, which Pillow's own font lacks. `colours`: by label ("text" for text that
+        was read, "object" for things without a label), a name, "#rrggbb" or red, green and blue; other labels
+        get colours in order of appearance. One `drawing.Colours()`, passed to many calls, keeps them the same
+        across pictures. `opacity`: of masks, from 0 (outline only) to 1. `overlay`: return an RGBA layer of
+        the picture's size, transparent where nothing is drawn; a label without room covers its thing.
 
-        Raises ImageError for a picture or font that can't be read, RequestError for a wrong colour or
+        Raises `ImageError` for a picture or font that can't be read, `RequestError` for an invalid colour or
         opacity, and for an overlay of a text.
         """
         from florence.export.drawing import Drawing
@@ -100,8 +100,8 @@ class Drawable(ABC):
 
         `categories`: the label map, the same for all pictures: ids by name, a list of names (numbered from
         1), the `categories` of a COCO file, or one `coco.Categories()`, which gives new labels the next id.
-        Raises RequestError without it, and for a label that it lacks. `florence.export.coco.coco_dataset`
-        makes a whole data set of many answers.
+        Raises `RequestError` without it, and for a label that it lacks. `florence.export.coco.coco_dataset`
+        makes a data set from many answers.
         """
         from florence.export.coco import coco_annotations, label_map
 
@@ -111,13 +111,13 @@ class Drawable(ABC):
     def to_supervision(
         self, *, image_size: tuple[int, int] | None = None, categories: LabelMap | None = None
     ) -> supervision.Detections:
-        """The annotations as `supervision.Detections`, in their order; a text gives an empty one.
+        """The annotations as `supervision.Detections`, in order; empty for a text.
 
         `xyxy` holds sorted boxes, `confidence` the scores, `data["class_name"]` the labels (of text that was
         read: the words), `data["xyxyxyxy"]` quads. `class_id` comes from `categories`, as in `to_coco`, but a
-        list of names is numbered from 0: its indices. `image_size`: width and height of the picture, needed
-        where polygons become masks [N, H, W]; an answer knows it. Raises MissingLibrary without the extra
-        "supervision", RequestError as `to_coco` and without a needed size.
+        list of names is numbered from 0, by index. `image_size`: width and height of the picture, needed if
+        polygons become masks [N, H, W]; answers know it themselves. Raises `MissingLibrary` without the extra
+        "supervision", `RequestError` as `to_coco`, and for a missing size.
         """
         from florence.export.coco import label_map
         from florence.export.detections import to_detections
@@ -127,7 +127,7 @@ class Drawable(ABC):
 
 
 class DrawableAnswer(Drawable):
-    """An answer is drawn and exported as its result; it knows the picture's size."""
+    """An answer, drawn and exported like its result; it knows the picture's size."""
 
     if TYPE_CHECKING:
         result: Any  # a Drawable; typed by the answer

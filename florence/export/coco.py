@@ -1,9 +1,9 @@
-"""Annotations as COCO: of one picture, or a data set of many answers.
+"""Exports annotations as COCO: those of one picture, or a data set of many answers.
 
-Boxes are COCO's x, y, width, height in pixels. Scores are kept, as in COCO's result files. YOLO and Pascal
-VOC are supervision's (`datasets`), and COCO is not: its `DetectionDataset.as_coco` (0.31) writes no score and
-no text, numbers categories from 1 whatever the label map says, knows pictures by their files' last names, and
-traces outlines anew from masks.
+Boxes are COCO's x, y, width, height in pixels. Scores are kept, as in COCO's result files. Unlike YOLO and
+Pascal VOC (`datasets`), COCO is not written by supervision: its `DetectionDataset.as_coco` (0.31) writes no
+score and no text, numbers categories from 1 whatever the label map says, identifies pictures by the last part
+of their paths, and traces outlines again from masks.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ UNNAMED: Final = "object"  # the category of things without a label
 _FORMS: Final = "ids by name ({'car': 1, 'tree': 2}), names in a list, or the categories of a COCO file"
 
 LabelMap = Mapping[str, int] | Sequence[str] | Sequence[Mapping[str, Any]]
-"""Ids by name; or names, numbered in their order; or the `categories` of a COCO file."""
+"""Ids by name; or names, numbered in order; or the `categories` of a COCO file."""
 
 
 class Categories(dict[str, int]):
     """Ids by category; a category without one gets the next id. Passed to many calls, it keeps ids the same.
 
-    known: ids that are given already, in any form of `LabelMap`. first: the first id: 1 in COCO, 0 in
+    `known`: ids that are assigned already, in any form of `LabelMap`. `first`: the first id: 1 in COCO, 0 in
     supervision.
     """
 
     def __init__(self, known: LabelMap = (), *, first: int = 1) -> None:
-        """Raises RequestError where `known` is no label map."""
+        """Raises `RequestError` where `known` is not a label map."""
         super().__init__(label_map(known, first=first))
         self._first = first
 
@@ -39,16 +39,17 @@ class Categories(dict[str, int]):
 
     @classmethod
     def of(cls, results: Iterable[Drawable], *, first: int = 1) -> Categories:
-        """The categories of these answers or results, numbered by alphabet: their order does not matter."""
+        """The categories of these answers or results, numbered alphabetically, so that their order does not
+        matter."""
         names = {category_name(each) for result in results for each in result.annotations()}
         return cls(sorted(names), first=first)
 
 
 def label_map(categories: LabelMap | None, *, first: int) -> Mapping[str, int]:
-    """The ids by name; a mapping is returned itself, so that `Categories` grows in the caller's hands.
+    """The ids by name; a mapping is returned as it is, so that the caller's `Categories` grows.
 
-    `first`: the id of the first of a sequence of names. Raises RequestError for None, for what is no label
-    map, and where two names of a sequence are the same.
+    `first`: the id of the first name in a sequence. Raises `RequestError` for None, for anything that is not
+    a label map, and for duplicate names.
     """
     if categories is None:
         raise RequestError(
@@ -84,15 +85,15 @@ def coco_dataset(
 ) -> dict[str, Any]:
     """The answers, each with its picture's file name, as `images`, `annotations` and `categories`.
 
-    `categories`: the label map, as in `Drawable.to_coco`; all of it stands in the data set, so that its
-    `categories` can be passed on to the next one. Image ids count the answers from 1, so take `map`'s with
-    `ordered=True` where they have to be the same each time:
+    `categories`: the label map, as in `Drawable.to_coco`; the data set contains all of it, so that its
+    `categories` can be used for the next data set. Image ids count the answers from 1; use `map` with
+    `ordered=True` if they must be the same each time:
 
         answers = client.map(paths, "object_detection", ordered=True)
         coco_dataset(answers, categories=["car", "tree"])
 
-    Raises RequestError without a label map, for a label that it lacks, for an id that it gives twice, and
-    where a picture's size is not known.
+    Raises `RequestError` without a label map, for a label that it lacks, for a duplicate id, and where a
+    picture's size is not known.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -114,9 +115,9 @@ def coco_dataset(
 def coco_annotations(
     annotations: Sequence[Annotation], *, image_id: int, categories: Mapping[str, int], first_id: int = 1
 ) -> list[dict[str, Any]]:
-    """Each annotation as COCO's record. Raises RequestError for a category without an id.
+    """Each annotation as a COCO record. Raises `RequestError` for a category without an id.
 
-    `segmentation` is empty where the model gave only a box. `text` is what was read there.
+    `segmentation` is empty where the model gave only a box. `text` is the text that was read there.
     """
     records: list[dict[str, Any]] = []
     for number, annotation in enumerate(annotations, start=first_id):
@@ -147,7 +148,7 @@ def category_name(annotation: Annotation) -> str:
 
 
 def category_id(annotation: Annotation, categories: Mapping[str, int]) -> int:
-    """The id of the annotation's category. Raises RequestError where there is none."""
+    """The id of the annotation's category. Raises `RequestError` where there is none."""
     name = category_name(annotation)
     try:
         return categories[name]

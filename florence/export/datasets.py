@@ -1,7 +1,7 @@
-"""Data sets of labels in YOLO's and Pascal VOC's layout, written by supervision's data sets.
+"""Writes data sets in YOLO's and Pascal VOC's layout, by supervision.
 
-A data set has its pictures with it, upright, in a format that trainers read: a file in such a format is
-copied as it is. Knows labels and bytes of pictures; knows nothing about where those come from.
+A data set includes its pictures, upright, in a format that trainers read; a file in such a format is copied
+unchanged. Knows labels and bytes of pictures; knows nothing about where they come from.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from florence.images.decode import inspect
 from florence.images.limits import DEFAULT_LIMITS
 
 _CHUNK: Final = 64
-"""Pictures at a time: masks are held for so many."""
+"""Pictures that are written at a time: their masks are in memory together."""
 _COPIED: Final = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp"}
 
 OpenPicture = Callable[[str], tuple[bytes | None, Image.Image]]
-"""From a picture's name to its file's bytes, None of a page or frame, and the picture, upright and RGB."""
+"""From a picture's name to its file's bytes (None for a page or frame) and the picture, upright and RGB."""
 
 
 def class_ids(ids: Mapping[str, int]) -> dict[str, int]:
-    """Ids from 0 without gaps, in the order of the given ones: how YOLO numbers classes."""
+    """Ids from 0 without gaps, in the order of the given ones, as YOLO numbers classes."""
     return label_map(sorted(ids, key=lambda name: ids[name]), first=0)  # type: ignore[return-value]
 
 
@@ -39,7 +39,7 @@ def write_yolo(
 ) -> list[str]:
     """`images/`, `labels/` with a .txt each (boxes, or polygons of things with masks), and `data.yaml`.
 
-    Returns what went wrong, a sentence for each picture that is left out. Raises MissingLibrary without
+    Returns errors, a sentence for each picture that was left out. Raises `MissingLibrary` without
     supervision.
     """
     failed: list[str] = []
@@ -67,7 +67,7 @@ def _data_sets(
     opened: OpenPicture,
     failed: list[str],
 ) -> Iterable[Any]:
-    """supervision's data sets of some pictures each, whose files are in the folder."""
+    """supervision's data sets, each of `_CHUNK` pictures, whose files are written to the folder."""
     load_supervision()
     (folder / "images").mkdir(parents=True)
     names, waiting = FileNames(), iter(pictures)

@@ -1,4 +1,4 @@
-"""Annotations as `supervision.Detections`: for its annotators, trackers, zones and metrics.
+"""Converts annotations to `supervision.Detections`, for its annotators, trackers, zones and metrics.
 
 The only module that imports the library supervision, which comes with the extra "supervision".
 """
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 def to_detections(
     annotations: Sequence[Annotation], image_size: Size | None, categories: Mapping[str, int]
 ) -> supervision.Detections:
-    """N annotations as one Detections, in their order; see `Drawable.to_supervision`."""
+    """N annotations as one `Detections`, in order; see `Drawable.to_supervision`."""
     library = load_supervision()
     scores = [annotation.score for annotation in annotations]
     made: supervision.Detections = library.Detections(
         xyxy=np.array([annotation.bounds for annotation in annotations], np.float32).reshape(-1, 4),
         mask=_masks(annotations, image_size) if any(each.shape == "area" for each in annotations) else None,
-        confidence=None if None in scores else np.array(scores, np.float32),  # supervision has no gaps
+        confidence=None if None in scores else np.array(scores, np.float32),  # no missing values there
         class_id=np.array([category_id(each, categories) for each in annotations], np.int64),
         data={"class_name": np.array([each.label or category_name(each) for each in annotations], str)},
     )
     if annotations and all(annotation.shape == "quad" for annotation in annotations):
         corners = np.array([annotation.polygons[0] for annotation in annotations], np.float32)
-        made.data["xyxyxyxy"] = corners.reshape(-1, 4, 2)  # supervision's name for turned boxes
+        made.data["xyxyxyxy"] = corners.reshape(-1, 4, 2)  # supervision's name for rotated boxes
     return made
 
 
 def load_supervision() -> Any:
-    """The library; MissingLibrary where it is not installed."""
+    """Import supervision. Raises `MissingLibrary` where it is not installed."""
     try:
         with warnings.catch_warnings():
-            # It warns that it is slower without OpenCV, which the caller can't change here.
+            # It warns that it is slower without OpenCV, which is of no use to callers.
             warnings.filterwarnings("ignore", message="OpenCV", category=UserWarning)
             import supervision
     except ImportError as error:

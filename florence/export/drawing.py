@@ -1,7 +1,7 @@
 """Draws annotations on a picture, or on a transparent layer, so that they can be read on any background.
 
-Every line has a dark casing, every label a plate in the colour of its annotation; sizes follow the picture's.
-The same label has the same colour. Where plates go is said by `plates`.
+Every line has a dark outline, every label a plate in the colour of its annotation; sizes scale with the
+picture. Equal labels have equal colours. `plates` decides where plates go.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ LIGHT: Final[Channels] = (255, 255, 255)
 
 
 class Colours(dict[str, Channels]):
-    """Colours by label; a new label gets the next of `PALETTE`. Passed to many drawings, it keeps them."""
+    """Colours by label; a new label gets the next of `PALETTE`. Passed to many drawings, it keeps colours the
+    same."""
 
     def __init__(self, known: Mapping[str, Colour] | None = None) -> None:
-        """Raises RequestError for what is no colour."""
+        """Raises `RequestError` for an invalid colour."""
         super().__init__({label: _rgb(colour) for label, colour in (known or {}).items()})
 
     def __missing__(self, label: str) -> Channels:
@@ -61,7 +62,7 @@ class Drawing:
         if not 0 <= self.opacity <= 1:
             raise RequestError(f"opacity must be a number from 0 to 1, got {self.opacity}")
         if self.font is not None:
-            self._font((1, 1))  # raises where it can't be read
+            self._font((1, 1))  # raises if the font can't be read
 
     def draw(
         self,
@@ -69,7 +70,7 @@ class Drawing:
         annotations: Sequence[Annotation],
         caption: str,
     ) -> Image.Image:
-        """A new picture, see `Drawable.draw`. Annotations are cut at its edges."""
+        """A new picture; see `Drawable.draw`. Annotations are clipped at its edges."""
         if self.overlay and caption:
             raise RequestError("a text has no place in the picture; draw it without overlay")
         picture = load_image(image, view=SEEN)
@@ -82,7 +83,7 @@ class Drawing:
         return _add_caption(drawn, caption, self._font(picture.size)) if caption else drawn
 
     def _layer(self, annotations: Sequence[Annotation], size: tuple[int, int]) -> Image.Image:
-        """RGBA: all that is drawn. It is larger than the picture where labels have no room in it."""
+        """An RGBA layer with all that is drawn; wider than the picture if labels have no room in it."""
         font, line = self._font(size, len(annotations)), max(2, round(math.sqrt(size[0] * size[1]) / 280))
         colours = self._colours(annotations)
         plates = [_plate(each, font, size[0]) for each in annotations]
@@ -96,7 +97,7 @@ class Drawing:
         for annotation, colour in zip(annotations, colours, strict=True):
             for polygon in annotation.polygons:
                 points = _points(polygon, size)
-                _draw_line(pen, [*points, *points[:2]], colour, line)  # the second again: it joins the corner
+                _draw_line(pen, [*points, *points[:2]], colour, line)  # the second again joins the corner
         for number in layout.away:
             left, top, _, bottom = layout.places[number]
             thing, middle = things[number], (top + bottom) / 2
@@ -107,7 +108,7 @@ class Drawing:
         return layer
 
     def _font(self, size: tuple[int, int], labels: int = 0) -> Font:
-        crowd = max(1, math.sqrt(labels / 25))  # from there on the more labels, the smaller
+        crowd = max(1, math.sqrt(labels / 25))  # above this number, more labels make the font smaller
         height = max(12, round(math.sqrt(size[0] * size[1]) / (36 * crowd)))
         if self.font is None:
             return ImageFont.load_default(height)
@@ -117,7 +118,8 @@ class Drawing:
             raise ImageError(f"the font {os.fspath(self.font)!r} can't be read: {error}") from error
 
     def _colours(self, annotations: Sequence[Annotation]) -> list[Channels]:
-        """Each annotation's, by its category; without a label one after the other, unless one is given."""
+        """Each annotation's colour, by its category; annotations without a label get successive colours,
+        unless one is given."""
         known = self.colours if isinstance(self.colours, Colours) else Colours(self.colours)
         found: list[Channels] = []
         for number, annotation in enumerate(annotations):
@@ -134,7 +136,7 @@ def _rgb(colour: Colour) -> Channels:
             raise ValueError
     except (TypeError, ValueError):
         raise RequestError(
-            f"{quote(colour)} is no colour; write a name such as 'red', '#ff0000', or (255, 0, 0)"
+            f"{quote(colour)} is not a colour; write a name such as 'red', '#ff0000', or (255, 0, 0)"
         ) from None
     return red, green, blue
 
@@ -142,7 +144,7 @@ def _rgb(colour: Colour) -> Channels:
 def _add_mask(
     layer: Image.Image, annotation: Annotation, colour: tuple[int, int, int, int], size: tuple[int, int]
 ) -> None:
-    """The inside of the annotation's polygons, over what is there."""
+    """Composite the inside of the annotation's polygons onto the layer."""
     left, top, right, bottom = map(round, _clipped(annotation.bounds, size))
     patch = Image.new("RGBA", (right - left + 1, bottom - top + 1))
     pen = ImageDraw.Draw(patch)
@@ -168,7 +170,7 @@ def _clipped(bounds: Rectangle, size: tuple[int, int]) -> Rectangle:
 
 
 def _points(polygon: Sequence[float], size: tuple[int, int]) -> list[Point]:
-    """Clipped to the picture, so that the line of a box at its edge is visible."""
+    """The polygon's points, clipped to the picture so that lines at its edge are visible."""
     return [
         (min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1))
         for x, y in zip(polygon[0::2], polygon[1::2], strict=True)
@@ -177,7 +179,7 @@ def _points(polygon: Sequence[float], size: tuple[int, int]) -> list[Point]:
 
 @dataclass(frozen=True, slots=True)
 class _Plate:
-    """A label's text; its box where it is written at (0, 0); the room around it."""
+    """A label's plate: its text, the text's bounding box when drawn at (0, 0), and the padding around it."""
 
     text: str
     box: Rectangle
@@ -197,7 +199,7 @@ class _Plate:
 
 
 def _plate(annotation: Annotation, font: Font, width: int) -> _Plate:
-    """Label and score, if any, cut to the picture's width."""
+    """The plate with label and score, if any, shortened to the picture's width."""
     score = "" if annotation.score is None else f"{annotation.score:.2f}"
     words = _fit(" ".join([*annotation.label.split(), score]).strip(), font, width)
     if not words:
@@ -207,7 +209,7 @@ def _plate(annotation: Annotation, font: Font, width: int) -> _Plate:
 
 
 def _fit(words: str, font: Font, width: int) -> str:
-    """The words, cut in the middle where the picture is too narrow, so that the score stays."""
+    """The words, shortened in the middle if the picture is too narrow, so that the score stays."""
     if font.getlength(words) <= width * 0.9:
         return words
     for kept in range(len(words) - 1, 1, -1):
@@ -229,7 +231,8 @@ def _add_caption(picture: Image.Image, caption: str, font: Font) -> Image.Image:
 
 
 def _wrap(text: str, font: Font, width: float) -> list[str]:
-    """Lines of at most that width, broken between words, and within a word only if it is too wide itself."""
+    """The text as lines of at most this width in pixels, broken between words, and within a word only if it
+    is too wide."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

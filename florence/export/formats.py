@@ -1,4 +1,4 @@
-"""The names of what a file of answers can be made into."""
+"""The names of the formats that a file of answers can be exported to."""
 
 from __future__ import annotations
 

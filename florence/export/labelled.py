@@ -1,4 +1,4 @@
-"""Pictures with all that was found in them, whatever tasks found it: what data sets of labels are made of.
+"""Collects everything that all tasks found in each picture, as the input for data sets.
 
 Knows answers by their annotations and captions; knows nothing about files or formats.
 """
@@ -17,8 +17,8 @@ from florence.export.coco import category_name
 
 @dataclass
 class Labelled(DrawableAnswer):
-    """One picture. name: as its answers have it. size: width and height of the upright picture. texts: of the
-    answers that are texts."""
+    """One picture. `name`: that of its answers. `size`: width and height of the upright picture. `places`:
+    all annotations. `texts`: answers in text. `models`: checkpoints that answered."""
 
     name: str
     size: tuple[int, int]
@@ -38,9 +38,9 @@ class Labelled(DrawableAnswer):
 
 
 def labelled_pictures(answers: Iterable[tuple[str, Any]]) -> list[Labelled]:
-    """The pictures of these (name, answer) pairs, each once, in the order in which they come.
+    """The pictures of these (name, answer) pairs, each once, in order of appearance.
 
-    Raises RequestError where two answers give a picture different sizes.
+    Raises `RequestError` where two answers have different sizes for a picture.
     """
     found: dict[str, Labelled] = {}
     for name, answer in answers:
@@ -59,7 +59,8 @@ def labelled_pictures(answers: Iterable[tuple[str, Any]]) -> list[Labelled]:
 
 
 def keep_labels(pictures: Iterable[Labelled], ids: Mapping[str, int], *, only: bool) -> Counter[str]:
-    """Leave out what has no id, counted by label. Raises RequestError for it unless `only` is set."""
+    """Drop annotations whose category has no id; returns their number by label. Raises `RequestError` for
+    them unless `only` is set."""
     dropped: Counter[str] = Counter()
     for picture in pictures:
         dropped.update(name for name in map(category_name, picture.places) if name not in ids)

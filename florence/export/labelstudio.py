@@ -1,6 +1,7 @@
-"""Answers as predictions for Label Studio: tasks to import, and the labelling interface that shows them.
+"""Exports answers as predictions for Label Studio: tasks to import, and the labelling interface that shows
+them.
 
-The format is the one that Label Studio documents for pre-annotated data: places in percent of the picture.
+The format is what Label Studio documents for pre-annotated data, with coordinates in percent of the picture.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from florence.export.labelled import Labelled
 
 
 def write_label_studio(pictures: Iterable[Labelled], labels: Iterable[str], folder: Path) -> None:
-    """`tasks.json` and `label_config.xml` in the folder. A picture's address is its name, unless it is a file
-    of this machine: then it is below /data/local-files/, where Label Studio serves local files."""
+    """`tasks.json` and `label_config.xml` in the folder. A picture's URL is its name, unless it is a local
+    file: then the URL is below /data/local-files/, where Label Studio serves local files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "label_config.xml").write_text(label_config(labels), encoding="utf-8")
     with (folder / "tasks.json").open("w", encoding="utf-8") as file:
@@ -30,7 +31,7 @@ def write_label_studio(pictures: Iterable[Labelled], labels: Iterable[str], fold
 
 
 def label_studio_task(picture: Labelled) -> dict[str, Any]:
-    """One picture with its prediction."""
+    """The task for one picture, with its prediction."""
     results: list[dict[str, Any]] = []
     for number, each in enumerate(picture.places):
         results += _results(f"r{number}", each, picture.size)
@@ -82,7 +83,7 @@ def _results(id: str, place: Annotation, size: tuple[int, int]) -> list[dict[str
         value: Mapping[str, Any] = {"points": _percent(polygon, size), "polygonlabels": [label]}
         name = f"{id}p{part}" if part else id
         made.append({"id": name, "type": "polygonlabels", "from_name": "polygon", "value": value, **common})
-    if place.category is not None:  # words that were read
+    if place.category is not None:  # text that was read
         words = {**made[0]["value"], "text": [place.label]}
         made.append({"id": id, "type": "textarea", "from_name": "transcription", "value": words, **common})
     return made

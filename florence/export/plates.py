@@ -1,4 +1,4 @@
-"""Where the labels of things go: beside their thing, clear of each other; else to the picture's right.
+"""Places the labels of things: next to their thing without overlaps; else to the right of the picture.
 
 Knows rectangles; knows nothing about fonts, colours or how anything is drawn.
 """
@@ -12,14 +12,14 @@ from typing import Final
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 Size = tuple[int, int]  # width, height
 
-_MOST_HIDDEN: Final = 0.02  # of other things, their shares added up, by a plate beside its thing
-_ROWS: Final = 4  # of plates for which the column has room in the smallest picture
+_MOST_HIDDEN: Final = 0.02  # largest sum of hidden shares of other things by a plate next to its thing
+_ROWS: Final = 4  # rows of plates for which the column has room in the smallest picture
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """places: of plates by their number. away: the numbers of those in the column to the picture's right.
-    size: of the picture with that column."""
+    """`places`: plates' rectangles by index. `away`: indices of those in the column to the right of the
+    picture. `size`: of the picture including that column."""
 
     places: Mapping[int, Rectangle]
     away: frozenset[int]
@@ -27,12 +27,12 @@ class Placement:
 
 
 def lay_out(things: Sequence[Rectangle], plates: Sequence[Size], picture: Size, *, grow: bool) -> Placement:
-    """A place for the plate of each thing, where it has one: not of size (0, 0).
+    """Place the plate of each thing; a plate of size (0, 0) means none.
 
-    It is the place beside the thing that hides least of other things. Where each such place is taken, out of
-    the picture, or hides more than a little of a thing that the thing does not lie in: with `grow` it is in a
-    column to the picture's right. Without, and where the column is full, it is the one that hides least, at
-    worst on the thing itself.
+    A plate goes to the place next to its thing that hides least of other things. If each such place is taken,
+    outside the picture, or hides too much of a thing that does not contain this one: with `grow` the plate
+    goes into a column to the right of the picture. Without `grow`, or if the column is full, it goes to the
+    place that hides least, at worst on the thing itself.
     """
     places: dict[int, Rectangle] = {}
     away: dict[int, Size] = {}
@@ -60,21 +60,21 @@ def lay_out(things: Sequence[Rectangle], plates: Sequence[Size], picture: Size, 
 def _least_hiding(
     thing: Rectangle, plate: Size, picture: Size, near: Sequence[Rectangle], taken: Sequence[Rectangle]
 ) -> tuple[Rectangle | None, float]:
-    """The best place beside the thing, if there is one, and what it hides of the things that the thing does
-    not lie in."""
+    """The best place next to the thing, None if there is none, and the hidden shares of things that don't
+    contain the thing."""
     beside = [each for each in _beside(thing, plate, picture) if not _covers(each, [thing, *taken])]
     if not beside:
         return None, 0
     others = [other for other in near if _overlap(thing, other) < _overlap(thing, thing)]
-    # A place that hides next to nothing of the others is chosen by what it hides of all.
+    # Among places that hide almost nothing of these, the one that hides least of all things is chosen.
     hidden = [(max(_hidden(each, others), _MOST_HIDDEN), _hidden(each, near)) for each in beside]
     least = min(hidden)
     return beside[hidden.index(least)], least[0]
 
 
 def _column(things: Sequence[Rectangle], plates: Mapping[int, Size], picture: Size) -> dict[int, Rectangle]:
-    """The plates to the right of the picture, in the order of their things from the top, each as near to the
-    height of its thing as the others let it be."""
+    """The plates to the right of the picture, in the order of their things from the top, each as close to its
+    thing's height as the others allow."""
     gap = _gap(plates)
     order = sorted(plates, key=lambda number: things[number][1] + things[number][3])
     tops: list[float] = []
@@ -84,10 +84,10 @@ def _column(things: Sequence[Rectangle], plates: Mapping[int, Size], picture: Si
         tops.append(max(free, middle - plates[number][1] / 2))
         free = tops[-1] + plates[number][1] + gap
     end: float = max(picture[1], sum(plate[1] + gap for plate in plates.values())) - gap
-    for index in reversed(range(len(order))):  # back up where they reach below the picture
+    for index in reversed(range(len(order))):  # move up those that reach below the picture
         tops[index] = min(tops[index], end - plates[order[index]][1])
         end = tops[index] - gap
-    left = picture[0] + 4 * gap  # room for the lines to their things
+    left = picture[0] + 4 * gap  # room for lines to the things
     return {
         number: (left, top, left + plates[number][0], top + plates[number][1])
         for number, top in zip(order, tops, strict=True)
@@ -99,8 +99,8 @@ def _gap(plates: Mapping[int, Size]) -> int:
 
 
 def _beside(thing: Rectangle, plate: Size, picture: Size) -> list[Rectangle]:
-    """Places in the picture, best first: above the thing and below it, at its left and its right end; farther
-    above and below; to its right and its left."""
+    """Candidate places in the picture, best first: above and below the thing, at its left and right end;
+    farther above and below; to its right and left."""
     left, top, right, bottom = thing
     width, height = plate
     xs = _within(left, width, picture[0]), _within(right - width, width, picture[0])
@@ -115,7 +115,7 @@ def _beside(thing: Rectangle, plate: Size, picture: Size) -> list[Rectangle]:
 
 
 def _inside(thing: Rectangle, plate: Size, picture: Size, taken: Sequence[Rectangle]) -> Rectangle:
-    """The place in the thing's left, from its top down, that covers least of the taken ones."""
+    """The place along the thing's left side, from its top down, that covers least of the taken ones."""
     width, height = plate
     x = _within(thing[0], width, picture[0])
     rows = max(1, int(thing[3] - thing[1]) // height)
@@ -125,7 +125,7 @@ def _inside(thing: Rectangle, plate: Size, picture: Size, taken: Sequence[Rectan
 
 
 def _grown(thing: Rectangle, plate: Size) -> Rectangle:
-    """All that a plate beside the thing may cover."""
+    """The area that a plate next to the thing may cover."""
     left, top, right, bottom = thing
     return left - plate[0], top - 2 * plate[1], right + plate[0], bottom + 2 * plate[1]
 
@@ -139,12 +139,12 @@ def _covers(place: Rectangle, others: Sequence[Rectangle]) -> bool:
 
 
 def _hidden(place: Rectangle, things: Sequence[Rectangle]) -> float:
-    """The shares of the things that the place covers, added up."""
+    """The sum over things of the share that the place covers."""
     return sum(_overlap(place, each) / max(_overlap(each, each), 1) for each in things)
 
 
 def _overlap(one: Rectangle, other: Rectangle) -> float:
-    """The area that both cover, in square pixels."""
+    """The area of the intersection, in square pixels."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(width, 0) * max(height, 0)

@@ -1,7 +1,8 @@
-"""A process that draws one answer: a job and the picture from its standard input, a PNG to its output.
+"""A process that draws one answer: it reads a job and the picture from standard input, and writes a PNG to
+standard output.
 
-For a service, which does not decode pictures in its own process: a picture that crashes a decoder, or takes
-too much memory, ends this process alone. Knows nothing about HTTP.
+Used by a service, which does not decode pictures in its own process: a picture that crashes a decoder, or
+takes too much memory, ends only this process. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from florence.images.limits import ImageLimits
 from florence.images.seen import SEEN, View, to_srgb
 
 LONGEST_SIDE: Final = 2048
-"""Pixels of a drawn picture's longer side; a larger picture is drawn smaller."""
+"""Most pixels of a drawn picture's longer side; larger pictures are scaled down."""
 REFUSED: Final = 3
-"""The exit status where the picture is at fault; the reason stands in the standard error."""
+"""The exit status if the picture can't be read; the reason is on standard error."""
 _BOOT: Final = "import sys; sys.path += sys.argv[1:3]; from florence.export.process import main; main()"
 _LENGTH: Final = struct.Struct("<Q")
 _CPU_S: Final = 60
-_SLACK_BYTES: Final = 512 * 2**20  # of the drawing, at the longest side, and of Python
+_SLACK_BYTES: Final = 512 * 2**20  # for drawing at `LONGEST_SIDE`, and for Python
 
 
 @dataclass(frozen=True, slots=True)
 class DrawJob:
-    """What to draw: the answer's annotations and its text; limits: of the picture; background, frame, page:
-    as in `View`, the background as #rrggbb."""
+    """What to draw: the answer's annotations and its text. `limits`: on the picture. `background`, `frame`,
+    `page`: as in `View`, the background as #rrggbb."""
 
     annotations: Sequence[Annotation]
     caption: str
@@ -56,7 +57,7 @@ class DrawJob:
 
     @classmethod
     def unpack(cls, data: bytes) -> tuple[DrawJob, bytes]:
-        """What `pack` made."""
+        """The job and the picture from `pack`."""
         start = _LENGTH.size
         (length,) = _LENGTH.unpack_from(data)
         fields = json.loads(data[start : start + length])
@@ -66,13 +67,13 @@ class DrawJob:
 
 
 def command() -> list[str]:
-    """What starts the process."""
+    """The command line that starts the process."""
     roots = [str(Path(__file__).parents[2]), str(Path(PIL.__file__).parents[1])]
     return [sys.executable, "-I", "-S", "-c", _BOOT, *roots]
 
 
 def draw(job: DrawJob, picture: bytes) -> bytes:
-    """The picture with the answer on it, as a PNG. Raises ImageError."""
+    """The picture with the answer drawn on it, as a PNG. Raises `ImageError`."""
     background = SEEN.background if job.background is None else ImageColor.getrgb(job.background)[:3]
     view = View(background=background, frame=job.frame, page=job.page)
     header = inspect(picture, job.limits, view)
@@ -94,7 +95,7 @@ def _scaled(annotation: Annotation, scale: tuple[float, float]) -> Annotation:
 
 
 def main() -> None:
-    """Draw what comes from the standard input."""
+    """Draw the job from standard input."""
     warnings.simplefilter("ignore")
     job, picture = DrawJob.unpack(sys.stdin.buffer.read())
     for kind, most in (

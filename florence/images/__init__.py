@@ -1,1 +1,1 @@
-"""Encoded pictures to the model's pixels. Knows nothing about tasks or models."""
+"""Decodes pictures into the model's input pixels. Knows nothing about tasks or models."""

@@ -1,7 +1,7 @@
-"""PDF pages rendered in a process of their own, one for each page, with limits on its memory and time.
+"""Renders PDF pages, each in a process of its own, with limits on memory and time.
 
-So a PDF that crashes PDFium, or makes it work for ever, fails one request, wherever it is read. Where the
-system has no such limits (Windows), time alone is bounded.
+So a PDF that crashes PDFium, or keeps it busy for ever, fails one request only. Where the system can't limit
+memory (Windows), only time is limited.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ REFUSED_PDF: Final = (
 
 
 def render_page_apart(data: bytes, page: int, limits: ImageLimits) -> bytes:
-    """As `pdf.render_page`. ImageError too where PDFs are not read, and where the process ends or takes too
-    long."""
+    """`pdf.render_page` in a process of its own. Also raises `ImageError` where PDFs are not accepted, and
+    when the process crashes or takes too long."""
     return _ask(data, page, limits)
 
 
 def count_pages_apart(data: bytes, limits: ImageLimits) -> int:
-    """As `pdf.count_pages`."""
+    """`pdf.count_pages` in a process of its own."""
     return int(_ask(data, 0, limits))
 
 
@@ -74,7 +74,7 @@ def _ask(data: bytes, page: int, limits: ImageLimits) -> bytes:
 
 
 def main(words: list[str]) -> None:
-    """The process's side: the PDF comes from standard input, what became of it goes to standard output."""
+    """Runs in the process: reads the PDF from standard input, writes the result to standard output."""
     page, *numbers = map(int, words)
     limits = ImageLimits(*numbers)
     data = sys.stdin.buffer.read()

@@ -1,12 +1,12 @@
 """Bytes, paths and PIL images to RGB pictures.
 
-The format is told by the bytes. Limits on bytes, pixels and frames are checked against the header before a
-pixel is decoded. Which frame of an animation or page of a document is taken, and how other modes become RGB,
-is said by a `seen.View`. Pages of PDFs are rendered `apart`.
+The format is recognised by the bytes. Limits on bytes, pixels and frames are checked against the header
+before a pixel is decoded. A `seen.View` says which frame of an animation or page of a document is decoded,
+and how other modes become RGB. PDF pages are rendered by `apart`.
 
-Pillow is left as it is found: no setting of it is changed, and none of its warnings comes out, in any thread.
+No setting of Pillow is changed, and no warning of Pillow's is emitted, in any thread.
 
-Knows nothing about tensors, tasks or HTTP. Does not cover: URLs, formats beside `headers.FORMATS`.
+Knows nothing about tensors, tasks or HTTP. Not covered: URLs, formats other than `headers.FORMATS`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.pdf import is_pdf
 from florence.images.seen import ORIGINAL, Values, View, flatten, orientation_of, to_srgb, values_of
 
-# What each EXIF orientation asks for (CIPA DC-008, tag 0x0112); 1 is "as stored".
+# The transposition for each EXIF orientation (CIPA DC-008, tag 0x0112); 1 is "as stored".
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,15 +41,15 @@ _SIDEWAYS = frozenset((5, 6, 7, 8))  # turns that swap width and height
 
 
 MOST_PASSES = 10
-"""Scans of the largest picture that is allowed; a smaller one may have as many more."""
+"""Most passes over the pixels for a picture of the largest allowed size; smaller pictures may have
+proportionally more."""
 
 
 def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, view: View = ORIGINAL) -> Image.Image:
-    """An encoded picture, or the frame or page of one that the view names: RGB, turned as its EXIF
-    orientation says.
+    """Decode a picture, or the frame or page that `view` names: RGB, with the EXIF orientation applied.
 
-    Raises ImageTooLarge above a limit, ImageError for bytes that are empty, cut short or no picture in a
-    known format.
+    Raises `ImageTooLarge` above a limit, `ImageError` for bytes that are empty, truncated or not a picture in
+    a known format.
     """
     data, view = as_picture(data, limits, view)
     header = inspect(data, limits, view)
@@ -58,9 +58,10 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, view: View = O
 
 
 def as_picture(data: bytes, limits: ImageLimits, view: View) -> tuple[bytes, View]:
-    """The bytes as they are; of a PDF: the page that the view names, rendered `apart`, and a view of that.
+    """The same bytes and view; for a PDF, the page that the view names, rendered by `apart`, and a view of
+    that.
 
-    Raises ImageError for a PDF that can't be read, or is not to be (`limits.pdf_dpi`)."""
+    Raises `ImageError` for a PDF that can't be read, or where PDFs are not accepted (`limits.pdf_dpi` 0)."""
     check_bytes(len(data), limits)
     if not is_pdf(data):
         return data, view
@@ -70,7 +71,7 @@ def as_picture(data: bytes, limits: ImageLimits, view: View) -> tuple[bytes, Vie
 
 
 def inspect(data: bytes, limits: ImageLimits, view: View = ORIGINAL) -> Header:
-    """The header of an encoded picture that is within the limits; none of its pixels is decoded.
+    """The header of an encoded picture that is within the limits; no pixel is decoded.
 
     Raises as `open_image`.
     """
@@ -97,11 +98,11 @@ def inspect(data: bytes, limits: ImageLimits, view: View = ORIGINAL) -> Header:
 def decode(
     header: Header, view: View, at_least: tuple[int, int] | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The picture that the header is of, turned as its EXIF orientation says; and the (turned) original's
-    width and height. RGB in the original's view, else in one of the modes that `seen.to_srgb` takes.
+    """The header's picture with the EXIF orientation applied, and the full picture's width and height (after
+    orientation). RGB with `view.original`, else in one of the modes that `seen.to_srgb` takes.
 
-    With `at_least`, a width and a height, a JPEG is decoded at a half, a quarter or an eighth of its size
-    where both of its sides stay at least so long.
+    `at_least`: width and height; a JPEG is decoded at a half, a quarter or an eighth of its size if both
+    sides stay at least this long. None: at full size.
     """
     image, (width, height), orientation = _decode(header, view, at_least)
     size = (height, width) if orientation in _SIDEWAYS else (width, height)
@@ -114,10 +115,10 @@ def load_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     view: View = ORIGINAL,
 ) -> Image.Image:
-    """A picture as RGB: a PIL image, or bytes and the file at a path through `open_image`. In the original's
-    view a PIL image is not turned.
+    """A picture as RGB: a PIL image, or bytes or the file at a path through `open_image`. With
+    `view.original` the orientation of a PIL image is not applied.
 
-    Raises ImageError and ImageTooLarge.
+    Raises `ImageError` and `ImageTooLarge`.
     """
     if not isinstance(image, Image.Image):
         return open_image(encoded(image, limits), limits, view)
@@ -128,17 +129,17 @@ def load_image(
         return _flat(image, view, Values())
     profile = image.info.get("icc_profile")
     seen = to_srgb(_flat(image, view, values_of(image)), profile if isinstance(profile, bytes) else b"")
-    turn = _TURNS.get(orientation_of(image))  # now that it is loaded: Pillow turns TIFFs itself
+    turn = _TURNS.get(orientation_of(image))  # after loading: Pillow applies a TIFF's orientation itself
     return seen if turn is None else seen.transpose(turn)
 
 
 def encoded(image: object, limits: ImageLimits) -> bytes:
-    """The bytes of an encoded picture that is given as bytes or as a file's path.
+    """The bytes of an encoded picture, given as bytes or as a path.
 
-    Raises ImageError for anything else and for files that can't be read, ImageTooLarge above the limit.
+    Raises `ImageError` for anything else and for files that can't be read, `ImageTooLarge` above the limit.
     """
     if isinstance(image, bytes | bytearray | memoryview):
-        check_bytes(len(image), limits)  # before they are copied
+        check_bytes(len(image), limits)  # before a copy is made
         return bytes(image)
     if isinstance(image, str | os.PathLike):
         return _read_file(os.fspath(image), limits)
@@ -146,7 +147,7 @@ def encoded(image: object, limits: ImageLimits) -> bytes:
 
 
 def check_bytes(count: int, limits: ImageLimits) -> None:
-    """Raise ImageError for a file without bytes, ImageTooLarge for one of too many."""
+    """Raise `ImageError` for an empty file, `ImageTooLarge` for one with too many bytes."""
     if count == 0:
         raise ImageError("the picture is empty: it has 0 bytes")
     if count > limits.max_bytes:
@@ -156,12 +157,12 @@ def check_bytes(count: int, limits: ImageLimits) -> None:
 
 
 def _check_place(header: Header, view: View) -> None:
-    """Raise ImageError where there is no such frame or page."""
+    """Raise `ImageError` where the view's frame or page does not exist."""
     kind, other = ("page", "frame") if header.format == "TIFF" else ("frame", "page")
     number = getattr(view, kind) or 1
     if (getattr(view, other) or 1) > 1:
         raise ImageError(f"the {header.format} picture has {kind}s, not {other}s: leave {other} out")
-    if number > header.frames and header.format not in HEIF_FORMATS:  # their decoder tells
+    if number > header.frames and header.format not in HEIF_FORMATS:  # their decoder checks this
         raise ImageError(
             f"the {header.format} picture has {header.frames} {kind}{'s' * (header.frames != 1)}; "
             f"{kind} must be from 1 to {header.frames}, got {number}"
@@ -221,7 +222,7 @@ def _seek(image: Image.Image, header: Header) -> None:
 def _decode(
     header: Header, view: View, at_least: tuple[int, int] | None
 ) -> tuple[Image.Image, tuple[int, int], int]:
-    """The picture as it is stored, its whole width and height, and its orientation."""
+    """The picture as stored, its full width and height, and its orientation."""
     values, orientation = Values(), header.orientation
     try:
         image = _open(header)
@@ -229,20 +230,20 @@ def _decode(
             _seek(image, header)
         found = image.size
         fits = found == (header.width, header.height)
-        if header.format in HEIF_FORMATS:  # which may be turned and cropped
+        if header.format in HEIF_FORMATS:  # the decoder may turn and crop it
             fits = found[0] * found[1] <= header.width * header.height
             orientation = orientation_of(image)
         if fits:
             if at_least is not None:
-                image.draft(None, at_least)  # does nothing but for a JPEG
+                image.draft(None, at_least)  # only has an effect for a JPEG
             values = values_of(image)
             image.load()
     except (MemoryError, ImageError):
         raise
-    except UnidentifiedImageError as error:  # its text is of a file object
+    except UnidentifiedImageError as error:  # its message names a file object
         wrong = f"has {header.stored}, which is not read" if header.stored else "has a damaged header"
         raise ImageError(f"the {header.format} picture {wrong}") from error
-    except Exception as error:  # Pillow raises nearly any type for hostile bytes
+    except Exception as error:  # Pillow raises nearly any type for malicious bytes
         raise ImageError(f"the {header.format} picture is cut short or damaged: {error}") from error
     if not fits:
         raise ImageError(
@@ -253,7 +254,7 @@ def _decode(
 
 
 def _flat(image: Image.Image, view: View, values: Values) -> Image.Image:
-    """RGB in the original's view; else in a mode that `to_srgb` takes. `values`: as in `flatten`."""
+    """RGB with `view.original`, else in a mode that `to_srgb` takes. `values`: as in `flatten`."""
     try:
         return _to_rgb(image) if view.original else flatten(image, view.background, values)
     except MemoryError:
@@ -263,11 +264,11 @@ def _flat(image: Image.Image, view: View, values: Values) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image.load()  # a caller's image may be opened and not yet read
+    image.load()  # a caller's image may be opened but not loaded yet
     if image.mode == "RGB":
         return image
     if "transparency" in image.info:
-        # Only alpha could keep it, and for some palettes Pillow warns that it is lost.
+        # RGB can't keep transparency, and for some palettes Pillow would warn that it is lost.
         image = image.copy()
         del image.info["transparency"]
     return image.convert("RGB")

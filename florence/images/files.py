@@ -1,4 +1,4 @@
-"""What is said of a picture's file that can't be read."""
+"""The error for a picture file that can't be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from florence.errors import ImageError
 
 
 def unreadable(path: str, error: Exception) -> ImageError:
-    """What to raise for it; a URL in a path's place is told as such."""
+    """The error to raise for `path`; it says so if the path is a URL."""
     reason: object = error
     if "://" in path:
         reason = (

@@ -1,4 +1,4 @@
-"""What a picture's header says, and the memory that decoding takes. Knows nothing about formats' bytes."""
+"""A picture's header, and the memory that decoding takes. Knows nothing about file formats."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from typing import Final
 
 RGB_BYTES: Final = 5
-"""Bytes of memory that decoding takes for each pixel, beside the file, where the decoder gives RGB (Pillow
-stores four bytes) and the picture is not turned. Measured with pictures of 20 megapixels, as the next two."""
+"""Bytes of memory that decoding takes for each pixel, besides the file, where the decoder gives RGB (Pillow
+stores four bytes) and the picture is not turned. This and the next two were measured with pictures of 20
+megapixels."""
 OTHER_BYTES: Final = 9
-"""The same for other modes, and for turned pictures: two copies of the picture at a time."""
+"""The same for other modes, and for turned pictures: two copies of the picture at once."""
 SEEN_BYTES: Final = 14
-"""The same for other modes and turned pictures as they are seen: transparent pixels, opaque ones, a mask."""
+"""The same for other modes and turned pictures as a viewer shows them: transparent pixels, opaque ones, a
+mask."""
 WEBP_BYTES: Final = 17
-"""The same for libwebp, which composes animations, also of one frame."""
+"""The same for libwebp, which composes frames, even a single one."""
 HEIF_BYTES: Final = 24
 """The same for HEIF and AVIF: planes of up to 16 bits, and the copies of `SEEN_BYTES`."""
 COMPOSED_BYTES: Final = 12
-"""What later frames of an animation take beside that: the frame before, the new one, and a copy."""
+"""What later frames of an animation take in addition: the frame before, the new one, and a copy."""
 HEIF_FORMATS: Final = ("AVIF", "HEIF")
 
 
@@ -25,12 +27,11 @@ HEIF_FORMATS: Final = ("AVIF", "HEIF")
 class Header:
     """`width` and `height` are the stored ones, before the EXIF turn; `orientation` is EXIF's 1 to 8.
 
-    `data`: bytes of the same format, in which the decoder finds the frame; `headers` says what else.
-    `frame`: its number among those in `data`, from 1.
-    `rgb`: whether the decoder gives RGB. `extra_bytes`: memory that this file's decoding takes beside what
-    its pixels do. `passes`: how often the decoder goes over all pixels; `pass_cost`: the work of one, in
-    scans of a JPEG. `profile`: the colour profile (ICC), empty where there is none. `stored`: how a TIFF's
-    pixels are, in words.
+    `data`: a file of the same format that is passed to the decoder, with the frame and nothing that is not
+    needed (see `headers`). `frame`: its number among those in `data`, from 1. `rgb`: whether the decoder
+    gives RGB. `extra_bytes`: memory that decoding this file takes besides that for pixels. `passes`: how
+    often the decoder goes over all pixels; `pass_cost`: the work of one pass, in scans of a JPEG. `profile`:
+    the ICC colour profile, empty if there is none. `stored`: how a TIFF's pixels are stored, in words.
     """
 
     format: str
@@ -48,7 +49,7 @@ class Header:
     stored: str = ""
 
     def decode_bytes(self, *, original: bool) -> int:
-        """The memory to expect, in bytes: the file, as it came and as `data`, and the pixels. `original`: see
+        """Expected memory for decoding, in bytes: the file, `data`, and the pixels. `original`: see
         `seen.View`."""
         plain = self.rgb and self.orientation == 1
         if self.format == "WEBP":

@@ -1,12 +1,12 @@
-"""What a picture's own bytes say about it: format, size, frames, orientation, and the part that is decoded.
+"""Reads picture headers: format, size, frames, orientation, and the part of the file that is decoded.
 
-Everything is read without decoding a pixel, so limits can be checked first. Of PNG, JPEG and GIF
-`Header.data` holds only what the decoder needs: no EXIF, text, colour profiles, thumbnails or later frames;
-of TIFF its directory names nothing else. So the decoder never parses them: broken metadata can't fail a
-picture (Pillow refuses a PNG for one wrong bit in a text chunk), compressed text can't fill the memory,
-Pillow has nothing to warn about, in whatever thread it runs, and no second size can hide behind the one that
-was checked. WebP, BMP, AVIF and HEIF are left as they came: Pillow hands their metadata on unread, and they
-take no more memory than in the file.
+Everything is read without decoding a pixel, so limits can be checked first. For PNG, JPEG and GIF
+`Header.data` holds only what the decoder needs: no EXIF, text, colour profiles, thumbnails or later frames; a
+TIFF gets a directory that names nothing else. So the decoder never parses metadata: broken metadata can't
+fail a picture (Pillow refuses a PNG for one wrong bit in a text chunk), compressed text can't fill the
+memory, Pillow emits no warnings, in any thread, and a file can't have a second size besides the one that was
+checked. WebP, BMP, AVIF and HEIF files are not changed: Pillow does not parse their metadata, which take no
+more memory than in the file.
 
 Knows nothing about Pillow, limits or models. TIFF and HEIF have modules of their own.
 """
@@ -26,27 +26,26 @@ from florence.images.tiff import exif_orientation, read_tiff
 
 FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
 FIRST_BYTES: Final = 16
-"""As many tell the format."""
+"""How many bytes are enough to recognise the format."""
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.
 MAX_BLOCKS = 500_000
-_MAX_PROFILE = 2**20  # bytes of a colour profile; printers' have the most, some hundred thousand
+_MAX_PROFILE = 2**20  # bytes of a colour profile; those of printers are the largest, a few hundred thousand
 # Progressive files have about 10 scans.
 MAX_JPEG_SCANS = 100
 _FRAME_COST: Final = 4
-"""`Header.pass_cost` where frames are composed; Pillow composes those of a PNG in several steps."""
+"""`Header.pass_cost` where frames are composed; higher for PNG, which Pillow composes in several steps."""
 _PNG_FRAME_COST: Final = 8
 _RLE: Final = (1, 2)  # BMP's compressions of 8 and 4 bits
 _RLE_COST: Final = 64
-"""The same of run-length encoding, which Pillow undoes in Python: 85 ns a pixel."""
-_MAX_RLE_BYTES: Final = 4 * 2**20  # 155 ns each
+"""The same for run-length encoding, which Pillow decodes in Python: 85 ns a pixel."""
+_MAX_RLE_BYTES: Final = 4 * 2**20  # 155 ns a byte
 
 
 def read_header(data: bytes, max_frames: int, number: int = 1) -> Header:
-    """The header of a file in one of `FORMATS`, told by its bytes.
+    """The header of a file in one of `FORMATS`, recognised by its bytes.
 
-    `number`: of the frame or page that is to be decoded; which there may not be: of TIFF alone that is an
-    error here. `frames` is counted up to `max_frames` + 1. Raises ImageError for other formats and for broken
-    headers.
+    `number`: the frame or page to decode, from 1; whether it exists is checked here for TIFF only. Frames are
+    counted up to `max_frames` + 1. Raises `ImageError` for other formats and for broken headers.
     """
     for name, first_bytes, read in _FORMATS:
         if first_bytes.match(data):
@@ -69,7 +68,7 @@ def _png(data: bytes, max_frames: int, number: int) -> Header:
     kept = [data[:8]]
     width, height = struct.unpack_from(">II", data, 16)
     frames, orientation, profile = 0, 1, b""
-    still: bool | None = None  # whether the picture in IDAT is a frame before those of the animation
+    still: bool | None = None  # whether IDAT comes before the animation's frames and is not one of them
     animation = (b"acTL", b"fcTL", b"fdAT") if number > 1 else ()
     for index, (kind, start, end) in enumerate(_chunks(data, 8, ">I4s", trailer=4)):
         if (index == 0) != (kind == b"IHDR"):
@@ -79,7 +78,7 @@ def _png(data: bytes, max_frames: int, number: int) -> Header:
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", *animation):
             kept.append(data[start:end])
         elif kind == b"tRNS" and _is_whole(data[start + 4 : end]):
-            kept.append(data[start:end])  # Pillow would refuse the picture for a damaged one
+            kept.append(data[start:end])  # Pillow would refuse the picture for a damaged chunk
         if kind == b"acTL":
             frames = min(struct.unpack_from(">I", data, start + 8)[0], max_frames + 1)
         elif kind == b"eXIf":
@@ -97,12 +96,13 @@ def _png(data: bytes, max_frames: int, number: int) -> Header:
 
 
 def _is_whole(chunk: bytes) -> bool:
-    """Whether a chunk's kind and body have the sum that follows them."""
+    """Whether a chunk's CRC is right."""
     return zlib.crc32(chunk[:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
 def _unpacked_profile(body: bytes) -> bytes:
-    """Of an iCCP chunk: a name, a zero, the method 0, and the profile packed by zlib."""
+    """The profile in an iCCP chunk, which has a name, a zero, the method 0, and the profile compressed by
+    zlib."""
     packed = body.partition(b"\0")[2][1:]
     stream = zlib.decompressobj()
     try:
@@ -113,7 +113,8 @@ def _unpacked_profile(body: bytes) -> bytes:
 
 
 def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of each chunk: a head of 8 bytes in this layout, a body, `trailer` bytes."""
+    """(kind, start, end) of each chunk. A chunk has a head of 8 bytes in this `layout` (struct), a body, and
+    `trailer` bytes."""
     for _ in range(MAX_BLOCKS):
         if position + 8 > len(data):
             return
@@ -127,7 +128,7 @@ def _chunks(data: bytes, position: int, layout: str, *, trailer: int = 0) -> Ite
 
 def _jpeg(data: bytes, max_frames: int, number: int) -> Header:
     kept, orientation = [data[:2]], 0
-    profile: dict[int, bytes] = {}  # by the number of the part
+    profile: dict[int, bytes] = {}  # parts by number
     size: tuple[int, int] | None = None
     components, buffered = 0, False
     scans = 0  # where the first scan begins
@@ -142,7 +143,7 @@ def _jpeg(data: bytes, max_frames: int, number: int) -> Header:
             height, width, components = struct.unpack_from(">HHB", data, start + 5)
             size = width, height
             buffered = marker in _PROGRESSIVE
-        if marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE:  # of the metadata: JFIF's and Adobe's only
+        if marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE:  # of metadata, only JFIF's and Adobe's
             kept.append(data[start:end])
         scans = end
     if size is None:
@@ -152,7 +153,7 @@ def _jpeg(data: bytes, max_frames: int, number: int) -> Header:
     passes = pixels.count(b"\xff\xda")
     if passes > MAX_JPEG_SCANS:
         raise ImageError(f"the JPEG file has more than {MAX_JPEG_SCANS} scans")
-    # libjpeg then keeps all coefficients, of two bytes each.
+    # In these cases libjpeg keeps all coefficients, two bytes each.
     coefficients = 2 * components * size[0] * size[1] if buffered or passes > 1 else 0
     kept.append(pixels)
     return Header(
@@ -181,7 +182,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         marker = data[position + 1]
         if marker == 0xDA:
             return
-        # Fill bytes, and markers without a body.
+        # Fill bytes and markers without a body.
         if marker in (0x00, 0x01, 0xD8, 0xFF) or 0xD0 <= marker <= 0xD7:
             position += 1 if marker == 0xFF else 2
             continue
@@ -224,7 +225,7 @@ def _gif_blocks(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
         elif kind == 0x21:
             kind = data[position + 1]
             position += 2
-        else:  # some writers leave stray bytes between blocks
+        else:  # some encoders leave stray bytes between blocks
             position += 1
             continue
         while position < len(data) and data[position]:
@@ -237,7 +238,7 @@ def _gif_blocks(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _palette_bytes(flags: int) -> int:
-    """Bytes of the palette that GIF's flags announce: 3 for each of 2 to 256 colours."""
+    """Bytes of the palette announced by a GIF's flags: 3 for each of 2 to 256 colours."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 

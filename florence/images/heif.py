@@ -1,10 +1,10 @@
 """HEIF's and AVIF's boxes (ISO/IEC 23008-12, 14496-12): the largest size in a file, the work of decoding it,
 and its colour profile.
 
-A picture may be a grid or an overlay of others, and use one of them thousands of times.
+A picture may be a grid or an overlay of others, and may use one of them thousands of times.
 
-The decoder turns and crops by other boxes, so the picture may be smaller than `Header` says, or lie on its
-side; it is never larger. Knows nothing about decoding.
+The decoder also turns and crops as other boxes say, so a picture may be smaller than `Header` says, or have
+its sides swapped, but is never larger. Knows nothing about decoding.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from florence.errors import ImageError, ImageTooLarge
 from florence.images.header import Header
 
 HeifBox = tuple[bytes, memoryview]
-"""Its kind and its body."""
+"""A box's kind and body."""
 AVIF_BRANDS: Final = frozenset((b"avif", b"avis"))
 _FOLDERS: Final = frozenset((b"meta", b"iprp"))
 _MAX_BOXES: Final = 10_000
-_MAX_PARTS: Final = 50_000  # of grids and overlays; each is looked up
+_MAX_PARTS: Final = 50_000  # parts of grids and overlays; each costs a look-up
 _MAX_DEPTH: Final = 8
-_MAX_PASSES: Final = 10**9  # a longer number says no more
+_MAX_PASSES: Final = 10**9  # larger numbers are cut to this
 _MAX_PROFILE: Final = 2**20
 
 
 def read_heif(data: bytes, max_frames: int, number: int) -> Header:
     """The header of a HEIF or AVIF file. The decoder tells how many frames there are.
 
-    Raises ImageError for a file without a size, struct.error for one that is cut short."""
+    Raises `ImageError` for a file without a size, `struct.error` for one that is truncated."""
     width = height = 0
     profile = b""
     items = _Items()
@@ -65,17 +65,17 @@ def _profile(kind: bytes, body: memoryview) -> bytes:
 
 
 class _Items:
-    """The pictures in a file: what each is made of, and the properties that it has."""
+    """The pictures (items) in a file, with each one's parts and properties."""
 
     def __init__(self) -> None:
         self.properties: list[HeifBox] = []
-        self._parts: dict[int, Counter[int]] = {}  # how often each part is in it
-        self._links: dict[int, list[int]] = {}  # numbers of properties, from 1
+        self._parts: dict[int, Counter[int]] = {}  # how often each part is used
+        self._links: dict[int, list[int]] = {}  # indices of properties, from 1
         self._count = 0
 
     def read_parts(self, body: memoryview) -> None:
-        """From the references between items."""
-        letter = "I" if body[0] else "H"  # of an item's number, by the box's version
+        """Read the box of references between items."""
+        letter = "I" if body[0] else "H"  # the width of item ids depends on the box's version
         size = struct.calcsize(f">{letter}")
         for kind, reference in _inside(body[4:]):
             if kind != b"dimg":
@@ -88,7 +88,7 @@ class _Items:
             self._parts.setdefault(whole, Counter()).update(parts)
 
     def read_links(self, body: memoryview) -> None:
-        """From the box that says which properties an item has."""
+        """Read the box that assigns properties to items."""
         (flags, items), at = struct.unpack_from(">II", body), 8
         item, link = ("I" if flags >> 24 else "H"), ("H" if flags & 1 else "B")
         for _ in range(min(items, len(body))):
@@ -96,12 +96,12 @@ class _Items:
             at += struct.calcsize(f">{item}B")
             links = struct.unpack_from(f">{count}{link}", body, at)
             at += struct.calcsize(f">{count}{link}")
-            mask = 0x7FFF if flags & 1 else 0x7F  # without the bit that says that it matters
+            mask = 0x7FFF if flags & 1 else 0x7F  # without the bit that marks it as essential
             self._links.setdefault(number, []).extend(each & mask for each in links)
 
     def most_pixels(self, largest: int) -> int:
-        """Those that are decoded and put together for the costliest item. largest: of an item that does not
-        say its size."""
+        """How many pixels are decoded and composed for the most expensive item. `largest`: pixels of an item
+        that has no size of its own."""
         known: dict[int, int] = {}
 
         def pixels(item: int, depth: int) -> int:
@@ -121,22 +121,22 @@ class _Items:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """The major brand and the compatible ones."""
+    """The file's major brand and compatible brands."""
     end = min(int.from_bytes(data[:4], "big"), 512)
     return {data[at : at + 4] for at in (8, *range(16, end - 3, 4))}
 
 
 def _boxes(data: memoryview) -> Iterator[HeifBox]:
-    """(kind, body) of each box, those inside the ones that hold what describes pictures too."""
+    """(kind, body) of each box, also of those nested in the containers that describe pictures."""
     for kind, body in _inside(data):
         if kind in _FOLDERS:
-            yield from _boxes(body[4:] if kind == b"meta" else body)  # after its version and flags
+            yield from _boxes(body[4:] if kind == b"meta" else body)  # skip its version and flags
         else:
             yield kind, body
 
 
 def _inside(data: memoryview) -> Iterator[HeifBox]:
-    """(kind, body) of each box, one behind the other."""
+    """(kind, body) of each box at one level, in order."""
     count = 0
     while len(data) >= 8:
         count += 1

@@ -1,6 +1,6 @@
 """Limits on pictures, checked before a pixel is decoded. Needs no libraries.
 
-Bounds and descriptions of those that are settings stand here only; `florence.settings` reads them from here.
+Bounds and descriptions of the limits that are settings stand here only; `florence.settings` reads them.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from florence.errors import SettingsError
 PDF_DPI: Final = 150
 MAX_PDF_DPI: Final = 600
 PILLOW_MAX_PIXELS: Final = 89_478_485
-"""Pillow warns of "decompression bombs" above this many, and can only be told otherwise for a whole
+"""Above this many pixels Pillow warns of "decompression bombs"; its limit can only be changed for the whole
 process."""
 
 
 def _declare(default: int, description: str, **bounds: int) -> Any:
-    """A limit that is a setting. `bounds`: the setting's, `ge` and `le`, in pydantic's words."""
+    """A limit that is a setting. `bounds`: `ge` and `le`, as in pydantic."""
     return field(default=default, metadata={"description": description, "bounds": bounds})
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What is accepted: bytes of the file, pixels (width times height), pixels of a side, frames or pages in
-    it, and `decode_bytes`: the memory that decoding takes, that of all readers of a process together.
-    `pdf_dpi`: dots an inch at which a page of a PDF is rendered; 0 where PDFs are not read.
+    """What is accepted: bytes of the file, pixels (width times height), pixels of the longer side, frames or
+    pages, and `decode_bytes`: memory for decoding, of all readers of a process together. `pdf_dpi`:
+    resolution at which PDF pages are rendered, in dots per inch; 0: PDFs are not accepted.
 
-    Raises SettingsError for limits below 1, for more pixels than Pillow decodes without a warning, and for
-    more than 600 dots an inch.
+    Raises `SettingsError` for limits below 1, for more pixels than Pillow decodes without a warning, and for
+    more than 600 dots per inch.
     """
 
     max_bytes: int = _declare(20 * 2**20, "Most bytes of an encoded picture.", ge=1, le=2**31)
     max_pixels: int = _declare(64_000_000, "Most pixels of a picture.", ge=1, le=PILLOW_MAX_PIXELS)
-    max_side: int = _declare(  # by default the longest that a JPEG can have
+    max_side: int = _declare(  # by default the longest side of a JPEG
         65_535, "Most pixels of a picture's longer side.", ge=1, le=2**20
     )
     max_frames: int = _declare(1000, "Most frames or pages of a picture.", ge=1, le=10**6)

@@ -1,7 +1,7 @@
-"""A page of a PDF as a picture, rendered by pypdfium2 (PDFium), which comes with the extra "pdf".
+"""Renders a PDF page as a picture by pypdfium2 (PDFium), which comes with the extra "pdf".
 
-PDFium works in one thread of a process only, and reads strangers' files in C++: `apart` calls this module in
-a process of its own, and reader processes call it themselves. Knows nothing about tasks or HTTP.
+PDFium is not thread-safe, and parses untrusted files in C++: `apart` calls this module in a process of its
+own, and reader processes call it directly. Knows nothing about tasks or HTTP.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from florence.images.headers import FIRST_BYTES, is_picture
 from florence.images.limits import ImageLimits
 
 _MARK: Final = b"%PDF-"
-_MARK_WITHIN: Final = 1024  # bytes: readers of PDF accept what stands before the mark
+_MARK_WITHIN: Final = 1024  # bytes: PDF readers accept other bytes before the mark
 _POINTS: Final = 72  # an inch
 _DAMAGED: Final = "the PDF is cut short or damaged, or has no pages"
 NO_LIBRARY: Final = (
@@ -23,12 +23,12 @@ NO_LIBRARY: Final = (
 
 
 def is_pdf(data: bytes) -> bool:
-    """Whether a file with these bytes, or first bytes, is a PDF and not a picture."""
+    """Whether a file with these (first) bytes is a PDF and not a picture."""
     return _MARK in data[:_MARK_WITHIN] and not is_picture(data[:FIRST_BYTES])
 
 
 def count_pages(data: bytes) -> int:
-    """How many pages the PDF has. Raises ImageError as `render_page`."""
+    """The number of pages. Raises `ImageError` as `render_page`."""
     document = _open(data)
     try:
         return len(document)
@@ -37,11 +37,11 @@ def count_pages(data: bytes) -> int:
 
 
 def render_page(data: bytes, page: int, limits: ImageLimits) -> bytes:
-    """A page, counted from 1, at `limits.pdf_dpi` as a BMP file: RGB on white, turned as the PDF says, with
-    its notes and filled-in forms.
+    """A page, counted from 1, rendered at `limits.pdf_dpi` as a BMP file: RGB on white, rotated as the PDF
+    says, with annotations and filled-in forms.
 
-    Raises ImageError for a PDF that is broken or encrypted, and for a page that it does not have,
-    ImageTooLarge for one of more pixels than are allowed.
+    Raises `ImageError` for a PDF that is broken or encrypted, and for a page that it does not have,
+    `ImageTooLarge` for a page with too many pixels.
     """
     document = _open(data)
     try:
@@ -52,14 +52,14 @@ def render_page(data: bytes, page: int, limits: ImageLimits) -> bytes:
         return _render(document, page, limits)
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # of ctypes and PDFium's wrapper, for damaged pages
+    except Exception as error:  # ctypes and pypdfium2 raise many types for damaged pages
         raise ImageError(f"page {page} of the PDF is damaged: {error}") from error
     finally:
         document.close()
 
 
 def _render(document: Any, page: int, limits: ImageLimits) -> bytes:
-    document.init_forms()  # before a page is loaded, else its fields stay empty
+    document.init_forms()  # before a page is loaded, or its fields stay empty
     loaded = document[page - 1]
     scale = limits.pdf_dpi / _POINTS
     width, height = (max(1, round(side * scale)) for side in loaded.get_size())
@@ -76,8 +76,8 @@ def _render(document: Any, page: int, limits: ImageLimits) -> bytes:
 
 
 def _open(data: bytes) -> Any:
-    """PDFium's document, over `data`, which must live as long. One without pages is closed again: pypdfium2
-    itself would forget it."""
+    """PDFium's document over `data`, which must live as long. A document without pages is closed here, since
+    pypdfium2 would leak it."""
     try:
         import pypdfium2
     except ImportError:

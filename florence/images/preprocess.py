@@ -1,7 +1,7 @@
-"""From an encoded picture to the model's input size.
+"""Brings encoded pictures to the model's input size.
 
-Normalisation is left to the model's device. Knows nothing about threads, processes or tensors, and needs
-neither numpy nor torch: reader processes import it.
+Normalisation happens on the model's device. Knows nothing about threads, processes or tensors, and needs
+neither numpy nor torch, since reader processes import it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from florence.images.tiles import Bounds
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What a checkpoint wants done to a picture before the model.
+    """A checkpoint's preprocessing of a picture.
 
-    It is resized to `height` x `width` with Pillow's filter `resample`; then, on the model's device,
-    multiplied by `rescale` (1/255), minus `mean`, divided by `std`, both one number a channel (R, G, B).
+    The picture is resized to `height` x `width` with Pillow's filter `resample`; then, on the model's device,
+    multiplied by `rescale` (1/255), less `mean`, divided by `std`, both with one number for each channel (R,
+    G, B).
     """
 
     height: int
@@ -37,9 +38,9 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class InputSize:
-    """The model's input size, and how pictures come to it.
+    """The model's input size, and how pictures are resized to it.
 
-    `resample`: Pillow's number of the filter (3: bicubic with antialiasing); torch's bicubic differs from it
+    `resample`: the number of Pillow's filter (3: bicubic with antialiasing); torch's bicubic differs from it
     by one level in places, and the checkpoints were trained with Pillow's. `fast_jpeg`: libjpeg decodes a
     JPEG at a half, a quarter or an eighth of its size where that is still at least the input size, which is
     faster and changes pixels.
@@ -51,24 +52,24 @@ class InputSize:
     fast_jpeg: bool = False
 
     def cut(self, picture: tuple[int, int], view: View) -> list[Bounds]:
-        """The tiles of a picture of this width and height; it alone where it is not cut. Raises ImageError as
-        `Tiling.cut`."""
+        """The tiles of a picture with this width and height; one tile, the whole picture, if the view does
+        not cut it. Raises `ImageError` as `Tiling.cut`."""
         if view.tiling is None:
             return [(0, 0, *picture)]
         return view.tiling.cut(picture, (self.width, self.height))
 
 
 def resize(image: Image.Image, size: InputSize, part: Bounds | None = None) -> Image.Image:
-    """A picture in mode L, RGB or CMYK, or a part of it, at exactly the input size, whatever its aspect
-    ratio. Nothing of what lies around the part comes into its pixels."""
+    """Resize a picture in mode L, RGB or CMYK, or a part of it, to exactly the input size, whatever its
+    aspect ratio. Pixels outside the part have no influence."""
     image = image if part is None else image.crop(part)
     return image.resize((size.width, size.height), Image.Resampling(size.resample))
 
 
 def memory_to_read(header: Header, size: InputSize, limits: ImageLimits, view: View = ORIGINAL) -> int:
-    """The memory that `read_tiles` takes, in bytes, with the pixels of all tiles; ImageTooLarge where it is
-    more than is allowed, ImageError for more tiles than are."""
-    first_pass = 4 * size.width * max(header.width, header.height)  # of the resize
+    """The memory that `read_tiles` takes, in bytes, including the pixels of all tiles. Raises `ImageTooLarge`
+    for too much memory, `ImageError` for too many tiles."""
+    first_pass = 4 * size.width * max(header.width, header.height)  # first pass of the resize
     pixels = 0
     if view.tiling is not None:
         turned = header.orientation > 4  # sideways
@@ -88,10 +89,11 @@ def memory_to_read(header: Header, size: InputSize, limits: ImageLimits, view: V
 def read_tiles(
     header: Header, size: InputSize, view: View = ORIGINAL
 ) -> tuple[tuple[int, int], Iterator[Image.Image]]:
-    """The width and height of the (turned) original; and its tiles (`InputSize.cut`) at the input size, RGB.
+    """The picture's width and height (after orientation), and its tiles (`InputSize.cut`) at the input size,
+    RGB.
 
-    The picture is decoded once, before this returns. Raises ImageError and ImageTooLarge; so does the
-    iterator.
+    The picture is decoded once, before this returns. This and the iterator raise `ImageError` and
+    `ImageTooLarge`.
     """
     fast = size.fast_jpeg and view.tiling is None
     image, original = decode(header, view, (size.width, size.height) if fast else None)

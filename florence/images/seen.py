@@ -1,10 +1,10 @@
 """A picture as a viewer shows it: every mode, transparency and colour profile that Pillow reads, as sRGB.
 
-The original's processor only calls `convert("RGB")`: it drops alpha, cuts values of 16 bits off at 255 and
-ignores colour profiles. `View.original` asks for that, with which the original's answers are equal bit for
-bit. An opaque picture of 8 bits in RGB, grey or palette colours without a profile is the same in both.
+The original's processor only calls `convert("RGB")`: it drops alpha, clips 16-bit values at 255 and ignores
+colour profiles. `View.original` does the same, so that answers equal the original's bit for bit. For opaque
+8-bit pictures in RGB, grey or palette colours without a profile there is no difference.
 
-Knows Pillow's pictures; knows nothing about files, limits and sizes.
+Knows Pillow's images; knows nothing about files, limits and sizes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _WHITE: Final = (255, 255, 255)
 ALPHA: Final = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))
 _KEPT: Final = frozenset(("L", "RGB", "CMYK"))
 _DEPTH: Final = re.compile(r"I;(\d+)(.*)")
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Which picture of a file is taken, and how it becomes RGB: as it is seen, or by the original's
+    """Which picture of a file is decoded, and how it becomes RGB: as a viewer shows it, or (`original`) by
     `convert("RGB")`.
 
-    `background`: R, G and B of what is seen through transparency. `frame`, of an animation, and `page`, of a
-    document: counted from 1; None: the first. `tiling`: how the picture is cut; None: it is not.
+    `background`: R, G and B behind transparent pixels. `frame` of an animation and `page` of a document:
+    counted from 1; None: the first. `tiling`: how the picture is cut into tiles; None: it is not.
     """
 
     original: bool = False
@@ -51,8 +51,8 @@ ORIGINAL: Final = View(original=True)
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """How the file of a picture in one colour stores a value, which Pillow's modes don't tell. bits, signed:
-    of integers; inverted: 0 is white where Pillow takes it for black."""
+    """How a file with a single channel stores values; Pillow's modes don't say this. `bits`, `signed`: of
+    integers; `inverted`: 0 is white, although Pillow reads it as black."""
 
     bits: int = 16
     signed: bool = False
@@ -60,10 +60,11 @@ class Values:
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int], values: Values) -> Image.Image:
-    """An opaque picture of 8 bits in mode L, RGB or CMYK, in the colours of its own profile.
+    """Convert to an opaque 8-bit picture in mode L, RGB or CMYK, in the colours of its own profile.
 
-    Integers of more than 8 bits are taken by the full range of their type; floats by 0 to 1 if all are in it,
-    else from their lowest to their highest. `values`: `values_of` the picture before it was loaded.
+    Integers of more than 8 bits are scaled from the full range of their type; floats from 0 to 1 if all are
+    in this range, else from their minimum to their maximum. `values`: `values_of` the picture before it was
+    loaded.
     """
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
@@ -84,7 +85,8 @@ def flatten(image: Image.Image, background: tuple[int, int, int], values: Values
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """A picture in mode L, RGB or CMYK as RGB. A profile that is broken or of another mode is ignored."""
+    """Convert a picture in mode L, RGB or CMYK to sRGB. A profile that is broken or for another mode is
+    ignored."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -102,16 +104,18 @@ def _transformed(image: Image.Image, source: object, target: object) -> Image.Im
 
 
 def inks_are_plain(image: Image.Image) -> bool:
-    """Whether a JPEG's inks lack Adobe's mark: Pillow takes all as inverted, as Adobe writes them."""
+    """Whether a CMYK JPEG lacks Adobe's marker: Pillow reads all as inverted, which is only Adobe's
+    convention."""
     return image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
 
 
 def values_of(image: Image.Image) -> Values:
-    """Of an opened picture. Once it is loaded Pillow has forgotten it, but for a TIFF, whose tags stay."""
+    """The `Values` of an opened picture. Call it before loading, since Pillow then drops this information
+    (except for TIFF)."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if _BITS in tags:
         (bits, *_), (kind, *_) = tags[_BITS], tags.get(_SAMPLE_FORMAT, (1,))
-        plain = image.mode in ("1", "L")  # which Pillow inverts itself
+        plain = image.mode in ("1", "L")  # Pillow inverts these itself
         return Values(bits, kind == _SIGNED, not plain and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
     tiles = getattr(image, "tile", ())
     arguments = tiles[0][3] if tiles else ""  # a plain tuple before Pillow 11
@@ -121,7 +125,7 @@ def values_of(image: Image.Image) -> Values:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF's, of an opened picture; 1 where it is broken or silent."""
+    """The EXIF orientation of an opened picture; 1 where it is broken or missing."""
     exif = image.info.get("exif")
     if isinstance(exif, bytes):
         return exif_orientation(exif.removeprefix(b"Exif\0\0"))
@@ -134,7 +138,7 @@ def _flatten_deep(image: Image.Image, values: Values, background: tuple[int, int
     if values.inverted:
         black, white = white, black
     grey = _grey(image, black, white)
-    if _wraps(image, values):  # Pillow takes the upper half for negative numbers
+    if _wraps(image, values):  # Pillow reads the upper half as negative numbers
         upper = _grey(image, black - 2.0**32, white - 2.0**32)
         grey.paste(upper, mask=_grey(image.convert("F"), 0, -1))
     key = image.info.get("transparency")
@@ -148,7 +152,7 @@ def _flatten_deep(image: Image.Image, values: Values, background: tuple[int, int
 
 
 def _grey(image: Image.Image, black: float, white: float) -> Image.Image:
-    """In mode L: values from black's to white's, rounded; what lies beyond is cut off."""
+    """Convert to mode L: values from `black` to `white` become 0 to 255, rounded and clipped."""
     factor = 255 / (white - black)
     return image.point(_scale(factor, black * factor)).convert("L")
 
@@ -158,7 +162,7 @@ def _wraps(image: Image.Image, values: Values) -> bool:
 
 
 def _scale(factor: float, zero: float) -> Callable[[float], float]:
-    """`value` * factor - zero, rounded when it is cut to a whole number."""
+    """A function `value` * factor - zero, such that truncation of the result rounds."""
     return lambda value: value * factor + (0.5 - zero)
 
 
@@ -166,7 +170,7 @@ def _range(image: Image.Image, values: Values) -> tuple[float, float]:
     if image.mode == "F":
         extrema: Any = image.getextrema()
         lowest, highest = extrema
-        mean: Any = image.reduce(image.size).getpixel((0, 0))  # what is not finite stays so in it
+        mean: Any = image.reduce(image.size).getpixel((0, 0))  # not finite if any value is not
         if not math.isfinite(mean) or not math.isfinite(highest - lowest):
             raise ValueError("its values are not finite, or too far apart")
         if 0 <= lowest <= highest <= 1:

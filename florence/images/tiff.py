@@ -1,10 +1,9 @@
 """TIFF's directories: the size, pages and orientation of a picture, and the orientation in an EXIF block.
 
 A TIFF file is a chain of directories of tags, one directory a page; EXIF has the same layout. `read_tiff`
-gives a file with one directory, of the page that is asked for, which holds only the tags that describe
-pixels: Pillow warns of broken ones among the others, in whatever thread it reads. How the pixels are stored
-is checked before libtiff sees it: the compression, and the number and size of the strips or tiles. Knows
-nothing about decoding.
+makes a file with a single directory for the requested page, which holds only the tags that describe pixels:
+Pillow would warn of broken tags among the others. How the pixels are stored is checked before libtiff sees
+the file: the compression, and the number and size of the strips or tiles. Knows nothing about decoding.
 """
 
 from __future__ import annotations
@@ -37,29 +36,29 @@ _MAX_PROFILE: Final = 2**20
 _RGB: Final = 2
 _MAX_TAGS: Final = 4096
 _MAX_PARTS: Final = 65_536
-"""Strips or tiles: far more than any encoder writes; each costs some 6 µs."""
+"""Most strips or tiles: far more than any encoder writes; each costs some 6 µs."""
 _MAX_SAMPLES: Final = 8
 _MAX_BITS: Final = 64
 COMPRESSIONS: Final = {
     1: "none", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "JPEG of TIFF 6.0",
     7: "JPEG", 8: "deflate", 32946: "deflate", 32773: "PackBits", 34925: "LZMA", 50000: "Zstandard",
 }  # fmt: skip
-"""Those that Pillow's libtiff decodes."""
+"""The compressions that Pillow's libtiff decodes."""
 _MOST_PADDING: Final = 4
 _SMALL_TILE: Final = 512 * 512
-"""A tile may be larger than the picture, as far as encoders' own sizes make it."""
+"""Pixels of a tile that may be larger than the picture, as encoders with fixed tile sizes write it."""
 
 
 class _Entry(NamedTuple):
     tag: int
     type: int
     number: int  # of values
-    field: bytes  # the values, or the offset of them
+    field: bytes  # the values, or their offset
     values_at: int
 
 
 class _File:
-    """A TIFF or BigTIFF file or an EXIF block; struct.error where it is cut short."""
+    """A TIFF or BigTIFF file or an EXIF block. Methods raise `struct.error` where it is truncated."""
 
     def __init__(self, data: bytes) -> None:
         order = {b"II": "<", b"MM": ">"}.get(data[:2])
@@ -67,11 +66,11 @@ class _File:
             raise ImageError("the TIFF header does not give its byte order")
         self.data, self.order = data, order
         self.big = self.read("H", 2) == 43
-        self.offset, self.count = "QQ" if self.big else "IH"  # struct's codes of an offset and of a count
-        self.inline = 8 if self.big else 4  # bytes of values that stand in the entry itself
+        self.offset, self.count = "QQ" if self.big else "IH"  # struct codes of an offset and of a count
+        self.inline = 8 if self.big else 4  # bytes of values that fit into the entry itself
 
     def read(self, code: str, position: int) -> int:
-        if position > len(self.data):  # BigTIFF's offsets can be too large even for struct to refuse
+        if position > len(self.data):  # BigTIFF offsets can be too large even for struct to reject
             raise struct.error("an offset points behind the end of the file")
         value: int = struct.unpack_from(self.order + code, self.data, position)[0]
         return value
@@ -80,7 +79,7 @@ class _File:
         return struct.pack(self.order + codes, *values)
 
     def entries(self, position: int) -> Iterator[_Entry]:
-        """Those of the directory at a position."""
+        """The entries of the directory at a position."""
         count = self.read(self.count, position)
         if count > _MAX_TAGS:
             raise ImageError(f"the TIFF directory has {count} tags; up to {_MAX_TAGS} are read")
@@ -103,7 +102,7 @@ class _File:
         return value if 1 <= value <= 8 else 1
 
     def single(self, entry: _Entry) -> int:
-        """The first value of a tag that is to have one."""
+        """The first value of a tag that should have one."""
         code = _INTEGERS.get(entry.type)
         if code is None or entry.number < 1:
             raise ImageError(f"TIFF tag {entry.tag} does not hold a whole number")
@@ -113,13 +112,13 @@ class _File:
         return value
 
     def bytes_of(self, entry: _Entry | None) -> bytes:
-        """The values of a tag that holds bytes; none where they are too many or cut off."""
+        """The values of a tag that holds bytes; empty where they are too many or truncated."""
         if entry is None or entry.type not in (1, 7) or entry.number > _MAX_PROFILE:
             return b""
         return self.data[entry.values_at : entry.values_at + entry.number]
 
     def kept(self, entry: _Entry) -> bytes:
-        """The entry for the new directory."""
+        """The entry as bytes for the new directory."""
         if entry.tag in _SINGLE_TAGS:
             value = self.pack("I", self.single(entry)).ljust(self.inline, b"\0")
             return self.pack("HH" + self.offset, entry.tag, 4, 1) + value
@@ -130,7 +129,8 @@ class _File:
         return self.pack("HH" + self.offset, entry.tag, entry.type, entry.number) + entry.field
 
     def page_at(self, position: int, number: int) -> int:
-        """The position of the directory of a page, counted from 1; `position`: of the first page's."""
+        """The position of the directory of page `number`, counted from 1; `position`: that of the first
+        page."""
         seen: set[int] = set()
         while position and position not in seen and len(seen) < number - 1:
             seen.add(position)
@@ -143,12 +143,12 @@ class _File:
         return position
 
     def _next(self, position: int) -> int:
-        """Where the directory at this position says where the next one is."""
+        """The position of the field that holds the offset of the next directory."""
         count = self.read(self.count, position)
         return position + struct.calcsize("<" + self.count) + (4 + 2 * self.inline) * count
 
     def count_pages(self, position: int, most: int) -> int:
-        """Up to one more than `most`; a page whose directory is cut short is the last."""
+        """The number of pages, counted up to `most` + 1; a page whose directory is truncated is the last."""
         seen: set[int] = set()
         while position and position not in seen and len(seen) <= most:
             seen.add(position)
@@ -159,7 +159,7 @@ class _File:
         return len(seen)
 
     def with_directory(self, entries: list[bytes]) -> bytes:
-        """The file with a new directory at its end, which its header points to."""
+        """The file with a new directory appended, to which its header points."""
         padding = b"\0" * (len(self.data) % 2)  # directories begin at even offsets
         at = self.pack(self.offset, len(self.data) + len(padding))
         head = self.data[: 8 if self.big else 4] + at
@@ -168,15 +168,15 @@ class _File:
 
 
 def read_tiff(data: bytes, max_frames: int, number: int = 1) -> Header:
-    """The header of a page of a TIFF file, counted from 1; its `data`: the file with that page's pixel tags
-    only.
+    """The header of page `number` of a TIFF file, counted from 1; its `data` is the file with that page's
+    pixel tags only.
 
-    Raises ImageError for a directory that is broken, struct.error for one that is cut short, ImageTooLarge
-    for too many strips or tiles, or too large ones.
+    Raises `ImageError` for a directory that is broken, `struct.error` for one that is truncated,
+    `ImageTooLarge` for too many strips or tiles, or too large ones.
     """
     file = _File(data)
     first = file.read(file.offset, 8 if file.big else 4)
-    pages = file.count_pages(first, max_frames)  # before the walk to the page, which this bounds
+    pages = file.count_pages(first, max_frames)  # first, since this bounds the walk to the page
     place = first if number == 1 or pages > max_frames else file.page_at(first, number)
     entries = {entry.tag: entry for entry in file.entries(place)}
     if _WIDTH not in entries or _HEIGHT not in entries:
@@ -199,8 +199,8 @@ def read_tiff(data: bytes, max_frames: int, number: int = 1) -> Header:
 
 
 class _Layout:
-    """How a page's pixels are stored, checked. `part_bytes`: of a strip or tile when it is unpacked. `rgb`:
-    whether Pillow makes RGB of it without a copy. `words`: for a message that it is not read."""
+    """How a page's pixels are stored, checked. `part_bytes`: bytes of a decompressed strip or tile. `rgb`:
+    whether Pillow decodes to RGB without a copy. `words`: a description for error messages."""
 
     def __init__(self, file: _File, entries: Mapping[int, _Entry], width: int, height: int) -> None:
         def value(tag: int, default: int) -> int:
@@ -239,7 +239,7 @@ class _Layout:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation (1 to 8) that an EXIF block gives; 1, "as stored", where it is broken or silent."""
+    """The orientation (1 to 8) in an EXIF block; 1, "as stored", where it is broken or missing."""
     try:
         file = _File(exif)
         for entry in file.entries(file.read("I", 4)):

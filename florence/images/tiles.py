@@ -1,6 +1,6 @@
-"""Where a picture is cut into tiles: overlapping parts, each of which the model sees at its input size.
+"""Where a picture is cut into tiles: overlapping parts, each of which is resized to the model's input size.
 
-Pixels of the upright picture. Knows nothing about how a picture is read, or what is asked about it.
+All numbers are pixels of the upright picture. Knows nothing about decoding or tasks.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ Bounds = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the picture."""
 
 MOST_TILES: Final = 128
-_ROUNDING: Final = 1e-9  # a tile more for less than this of one would show nothing new
+_ROUNDING: Final = 1e-9  # of a tile: no further tile for a remainder below this
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
     """How a picture is cut.
 
-    grid: columns and rows; None: as many as it takes to make the tiles `scale` times the model's input size,
-    and one across a side that is no longer than that. overlap: of two neighbours, over a tile's side, across
-    and down. most: tiles of one picture.
+    `grid`: columns and rows; None: as many as are needed for tiles of `scale` times the model's input size,
+    and one along a side that is no longer than that. `overlap`: of neighbouring tiles, as a fraction of a
+    tile's side, horizontally and vertically. `most`: tiles of one picture.
     """
 
     grid: tuple[int, int] | None
@@ -33,9 +33,9 @@ class Tiling:
     most: int = MOST_TILES
 
     def counts(self, size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, int]:
-        """Columns and rows for a picture. size, input_size: width and height.
+        """Columns and rows for a picture. `size`, `input_size`: width and height.
 
-        Raises ImageError for more tiles than there may be.
+        Raises `ImageError` for more than `most` tiles.
         """
         columns, rows = self.grid or (
             min(self._count(axis, size[axis], input_size[axis]), size[axis]) for axis in (0, 1)
@@ -49,9 +49,10 @@ class Tiling:
         return columns, rows
 
     def cut(self, size: tuple[int, int], input_size: tuple[int, int]) -> list[Bounds]:
-        """The tiles, row by row; together they cover the picture. Arguments as of `counts`.
+        """The tiles, row by row; together they cover the picture. Arguments as for `counts`.
 
-        Raises ImageError as that does, and for a grid with more columns or rows than the picture has pixels.
+        Raises `ImageError` as `counts` does, and for a grid with more columns or rows than the picture has
+        pixels.
         """
         counts = self.counts(size, input_size)
         if counts[0] > size[0] or counts[1] > size[1]:
@@ -66,20 +67,20 @@ class Tiling:
         return [(left, top, right, bottom) for top, bottom in down for left, right in across]
 
     def _side(self, axis: int, length: int, count: int, input_length: int) -> float:
-        """Of a tile, where so many stand along a length."""
+        """The side of a tile along an axis, where `count` tiles cover `length`."""
         if self.grid is None:
             return self.scale * input_length
         return length / (count - (count - 1) * self.overlap[axis])
 
     def _count(self, axis: int, length: int, input_length: int) -> int:
         side, overlap = self.scale * input_length, self.overlap[axis]
-        if length <= side + 0.5:  # in whole pixels
+        if length <= side + 0.5:  # equal in whole pixels
             return 1
         return math.ceil((length / side - overlap) / (1 - overlap) - _ROUNDING)
 
 
 def _spread(length: int, count: int, side: float) -> list[tuple[int, int]]:
-    """Start and end of so many parts of one length, evenly spread; at least a pixel each."""
+    """Start and end of `count` evenly spread parts of one length; at least a pixel each."""
     if count == 1:
         return [(0, length)]
     side = min(max(side, 1.0), length)

@@ -1,5 +1,4 @@
-"""Florence-2 as a network of tensors: sizes, tower, language model, and the loading of checkpoints.
+"""Florence-2 as a neural network: its sizes, vision tower and language model, adapters and kernels.
 
-Knows tensors, shapes and files of tensors. Knows nothing about tasks, pictures' formats, text, beams or
-requests.
+Knows tensors and shapes. Knows nothing about files, tasks, picture formats, text, beams or requests.
 """

@@ -1,10 +1,9 @@
-"""The decoder's two attentions in one step, behind one interface.
+"""The decoder's self-attention and cross-attention in one step, behind one interface.
 
-`AttentionBackend` is where a kernel for another device goes: `begin` gets all that a step knows, and the
-`StepAttention` that it returns is called once a layer for each attention. Two backends are here:
+To add a kernel for another device, implement `AttentionBackend`: `begin` gets all inputs of a step, and the
+`StepAttention` that it returns is called in each layer, once for each attention. Two backends are here:
 `DenseAttention` (PyTorch, any device, fixed shapes, masks) and `KernelAttention` (the project's kernel for
-CPUs, no padding). Knows tensors and caches; which beams take part, and where their past lies, is decided by
-the caller.
+CPUs, no padding). Knows tensors and caches; the caller decides which beams take part and where their past is.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from florence.model.masks import additive_mask
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
-    """The requests and beams of a decode step. All tensors are int64 but where it is said.
+    """The requests and beams of a decode step. All tensors are int64 unless another dtype is given.
 
     `slots` [requests] and `rows` [rows] index the caches. `request_of`, `beam_of` [rows]: the request that a
     row belongs to, as an index into `slots`, and which of its beams it is. `rows_of` [requests, beams]: the
-    index in `rows` of each beam; 0 where a request has fewer beams than the widest one, as `is_beam`
-    [requests, beams] (bool) says. `beams` [requests]: how many, int32. `encoder_lengths` [requests], int32.
-    `adapters` [rows]: the slot of each row's adapter (`lowrank.py`), 0 for none.
+    index in `rows` of each beam; 0 where a request has fewer beams than the widest one and `is_beam`
+    [requests, beams] (bool) is false. `beams` int32 [requests]: number of beams. `encoder_lengths` int32
+    [requests], in positions. `adapters` [rows]: the slot of each row's adapter (`lowrank.py`), 0 for none.
     """
 
     slots: Tensor
@@ -52,13 +51,13 @@ class DecodeBatch:
         return tuple(getattr(self, field.name) for field in fields(self))
 
     def map(self, move: Callable[[Tensor], Tensor]) -> DecodeBatch:
-        """A batch of `move(tensor)` for each tensor, to bring it to a device."""
+        """The batch with `move` applied to each tensor, for instance to copy it to a device."""
         return DecodeBatch(*map(move, self.tensors()))
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """What the attentions of one step read besides queries.
+    """What both attentions of a step read besides queries, keys and values.
 
     `beam_indirection` int32 [requests, beams, length]: the cache row that holds each position of a beam's
     past. `positions` int64 [rows]: each row's position in this step. `encoder_length`: at least the longest
@@ -73,7 +72,7 @@ class StepInputs:
 
 
 class StepAttention(Protocol):
-    """Both attentions of any layer in one step, and what else lies between the products."""
+    """Both attentions of any layer in one step, and the other operations between its matrix products."""
 
     def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
         """Attention of `queries` [rows, d_model] to the encoder states of each row's request; same shape."""
@@ -95,9 +94,9 @@ class StepAttention(Protocol):
 class AttentionBackend(Protocol):
     """A way to compute a step's attentions.
 
-    `masked`: whether it reads whole rows of the first slots and rows of the caches and masks what is not a
-    request's own. Then its batches list those slots and rows in order (`steps.dense_batch`), and what is
-    masked must be finite. Otherwise batches hold only the rows in use, a request's rows adjacent
+    `masked`: whether it reads the first slots and rows of the caches as a whole and masks all positions that
+    are not a request's own. Then its batches list those slots and rows in order (`steps.dense_batch`), and
+    masked values must be finite. Otherwise batches hold only the rows in use, a request's rows adjacent
     (`steps.ragged_batch`), and only what a request has written is read. `grouped`: whether each request has
     as many rows as the widest (`steps.grouped_batch`), so that lengths and beams change no shape.
     """
@@ -109,12 +108,12 @@ class AttentionBackend(Protocol):
     def grouped(self) -> bool: ...
 
     def begin(self, step: StepInputs) -> StepAttention:
-        """The attentions of one step, prepared for all layers. Where steps are captured as graphs, so is this
-        call: it must not read a value on the host."""
+        """The attentions of one step, prepared for all layers. Where steps are captured as graphs, this call
+        is captured too: it must not read a value on the host."""
 
 
 class PlainStep:
-    """What lies between the products besides attention, by PyTorch's operations."""
+    """The operations between matrix products other than attention, by PyTorch's operations."""
 
     def __init__(self, step: StepInputs) -> None:
         self._step = step
@@ -134,7 +133,7 @@ class PlainStep:
         return states
 
     def _write(self, keys: Tensor, values: Tensor, layer: int) -> None:
-        """A step's keys and values [rows, d_model] into the caches."""
+        """Write a step's keys and values [rows, d_model] into the caches."""
         caches, rows, positions = self._step.caches, self._step.batch.rows, self._step.positions
         heads = caches.self_keys.shape[2]
         caches.self_keys[layer][rows, :, positions] = split_heads(keys, heads)
@@ -142,10 +141,10 @@ class PlainStep:
 
 
 class DenseAttention:
-    """Both attentions with PyTorch's operations; whatever is not a beam's past is masked.
+    """Both attentions with PyTorch's operations; positions that are not a beam's past are masked.
 
-    Shapes depend on those of the batch and of `beam_indirection` and on `encoder_length` only, never on
-    values, so that a CUDA graph can hold them.
+    Shapes depend only on those of the batch and `beam_indirection`, and on `encoder_length`, never on values
+    of tensors, so that a CUDA graph can capture a step.
     """
 
     masked, grouped = True, False
@@ -162,7 +161,7 @@ class _DenseStep(PlainStep):
         self._encoder_length, self._length = step.encoder_length, indirection.shape[-1]
         self._rows, self._requests = len(batch.rows), len(batch.slots)
         seen = torch.arange(self._encoder_length, device=device) < batch.encoder_lengths[:, None]
-        # Both masks are added to scores: prepared once for all layers.
+        # Both masks are prepared once for all layers; they are added to scores.
         cross_mask = additive_mask(seen, step.caches.cross_keys.dtype)
         self._cross_mask = cross_mask[:, None, None]  # [requests, 1, 1, encoder_length]
         # Which positions of a row each beam of its request owns: [rows, beams, length].
@@ -170,12 +169,12 @@ class _DenseStep(PlainStep):
         past = torch.arange(self._length, device=device) <= step.positions[:, None]
         self._self_mask = additive_mask(owned & past[:, None], torch.float32)
         self._is_beam = batch.is_beam[:, :, None, None]  # [requests, beams, 1, 1]
-        # Tensors, because `torch.where` fills a new one for each number.
+        # Tensors, since `torch.where` would fill a new one for each Python number.
         self._zero = torch.zeros((), device=device)
         self._minus_infinity = torch.full((), -torch.inf, device=device)
 
     def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
-        """The beams of a request are query rows over its one copy of the encoder's keys and values."""
+        """A request's beams are query rows that share one copy of the encoder's keys and values."""
         caches, batch = self._caches, self._batch
         keys = caches.cross_keys[layer, : self._requests, :, : self._encoder_length]
         values = caches.cross_values[layer, : self._requests, :, : self._encoder_length]
@@ -209,13 +208,14 @@ class _DenseStep(PlainStep):
         return mixed[batch.request_of, batch.beam_of].flatten(1).to(queries.dtype)
 
     def _by_request(self, partial: Tensor, absent: Tensor) -> Tensor:
-        """[rows, beams, any] -> [requests, rows of the request, beams, any]; `absent` where it has fewer."""
+        """[rows, beams, any] -> [requests, rows of the request, beams, any]; `absent` where a request has
+        fewer rows."""
         result: Tensor = torch.where(self._is_beam, partial[self._batch.rows_of], absent)
         return result
 
 
 class KernelAttention:
-    """Both attentions by the CPU kernel, which reads each beam's keys where they are, and no others."""
+    """Both attentions by the CPU kernel, which reads each beam's keys in place, and only those."""
 
     masked = grouped = False
 

@@ -1,4 +1,4 @@
-"""Keys and values of all requests that are being decoded: buffers allocated once, written in place, never
+"""The keys and values of all requests that are being decoded: buffers allocated once, written in place, never
 moved.
 
 A request has one *slot*, which holds the keys and values of its encoder states once for all its beams, and
@@ -38,7 +38,8 @@ class CacheSizes:
 
 class Caches:
     """Buffers of all decoder layers: `cross_*` [layers, slots, heads, encoder_room, head_dim], `self_*`
-    [layers, rows, heads, decoder_room, head_dim]. `lazy`: allocate pages on first write, on a CPU only.
+    [layers, rows, heads, decoder_room, head_dim]. `lazy`: let the system allocate pages on first write (CPU
+    only).
     """
 
     def __init__(
@@ -76,15 +77,15 @@ class Caches:
 
     def write_cross_kv(self, slots: Tensor, cross_kv: Iterable[KeysValues]) -> None:
         """Write a batch's encoder keys and values, padding included, into `slots` int64 [requests], layer by
-        layer. A slot may be listed more than once, with equal values."""
+        layer. A slot may be listed more than once if its values are equal."""
         for layer, memory in enumerate(cross_kv):
             length = memory.keys.shape[2]
             self.cross_keys[layer, :, :, :length][slots] = memory.keys
             self.cross_values[layer, :, :, :length][slots] = memory.values
 
     def wipe(self, slot: int, rows: Sequence[int]) -> None:
-        """Set a request's slot and rows to zero, after a request that may have left NaN there: a masked
-        position has weight zero, and zero times NaN is NaN."""
+        """Set a slot and rows to zero after a request that may have left NaN there: a masked position has
+        weight zero, and zero times NaN is NaN."""
         for buffer in (self.cross_keys, self.cross_values):
             buffer[:, slot].zero_()
         for buffer in (self.self_keys, self.self_values):

@@ -1,5 +1,5 @@
-"""Work in chunks: a generator that yields between them and returns its result, so that other work can run in
-between."""
+"""Work in chunks: a generator that yields between chunks, so that other work can run, and returns the
+result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Chunks = Generator[None, None, T]
 
 
 def run_to_end(chunks: Chunks[T]) -> T:
-    """The result of work in chunks, done without a pause."""
+    """Run all chunks without a pause, and return the result."""
     while True:
         try:
             next(chunks)
@@ -23,7 +23,7 @@ def run_to_end(chunks: Chunks[T]) -> T:
 
 
 def with_pauses(chunks: Chunks[T], pause: Callable[[], None]) -> Chunks[T]:
-    """The same chunks, each followed by a call of `pause`."""
+    """The same chunks, with `pause` called after each."""
     try:
         while True:
             try:
@@ -39,7 +39,7 @@ def with_pauses(chunks: Chunks[T], pause: Callable[[], None]) -> Chunks[T]:
 
 
 def yielding(chunks: Chunks[T], value: V) -> Generator[V, None, T]:
-    """The same chunks, with a value between them."""
+    """The same chunks, yielding `value` between them."""
     try:
         while True:
             try:
@@ -53,7 +53,7 @@ def yielding(chunks: Chunks[T], value: V) -> Generator[V, None, T]:
 
 
 def within(chunks: Chunks[T], context: Callable[[], AbstractContextManager[object]]) -> Chunks[T]:
-    """The same chunks, each done in a context of its own."""
+    """The same chunks, each run in a new context."""
     try:
         while True:
             with context():

@@ -9,15 +9,15 @@ STAGES = 4
 """Stages of every DaViT."""
 
 STRIDE = 32
-"""Pixels of the picture for one cell of the tower's last stage: 4 * 2 * 2 * 2."""
+"""Pixels of the picture, in each direction, for one cell of the tower's last stage: 4 * 2 * 2 * 2."""
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
 
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """Sizes of the DaViT tower (arXiv 2204.03645) and of the projector after it; tuples have one entry a
-    stage."""
+    """Sizes of the DaViT tower (arXiv 2204.03645) and of the projector after it; tuples have one entry for
+    each stage."""
 
     dims: tuple[int, ...]
     depths: tuple[int, ...]
@@ -58,19 +58,19 @@ class TextConfig:
 
     @property
     def decoder_head_dim(self) -> int:
-        """Numbers of one head of the decoder's attention."""
+        """Dimension of one head of the decoder's attention."""
         return self.d_model // self.decoder.heads
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """A checkpoint's settings for the search, for options that a request leaves out.
+    """A checkpoint's generation settings: the defaults for options that a request leaves out.
 
     The original calls `language_model.generate`, which reads `text_config` and never its
     `generation_config.json`; native checkpoints keep the same settings in `generation_config.json`. A setting
     that is missing or null has the value of Microsoft's checkpoints, or transformers' default where they have
     none; whether to sample is the request's alone. `early_stopping`: as in
-    `engine.request.GenerationOptions`. A forced id that is null is None, and forces nothing.
+    `engine.request.GenerationOptions`. A forced id of None forces nothing.
     """
 
     num_beams: int

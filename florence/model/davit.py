@@ -1,5 +1,5 @@
-"""DaViT, the vision tower (arXiv 2204.03645), for inference: attention within windows of cells and attention
-between channels alternate.
+"""DaViT, the vision tower (arXiv 2204.03645), for inference: window attention over cells alternates with
+attention between channels.
 
 Cells are [pictures, height, width, dim] from the stem to the end, so that linear layers, norms and
 convolutions need no transposition; residuals are added by the product before them
@@ -35,7 +35,7 @@ class WindowAttention(nn.Module):
     def forward(self, cells: Tensor, residual: Tensor) -> Tensor:
         """[pictures, height, width, dim] -> the same shape, `residual` added."""
         (height, width), side = cells.shape[1:3], self.window
-        if height % side or width % side:  # zeros that take part in the attention, as in the original
+        if height % side or width % side:  # the zeros take part in attention, as in the original
             cells = F.pad(cells, (0, 0, 0, -width % side, 0, -height % side))
         sizes = {"rows": cells.shape[1] // side, "columns": cells.shape[2] // side, "y": side, "x": side}
         windows = rearrange(
@@ -58,8 +58,8 @@ class WindowAttention(nn.Module):
 class ChannelAttention(nn.Module):
     """Attention of channels to the channels of their group, over all cells of a picture.
 
-    `per_picture`: compute in float32, one picture at a time. On a CPU this is faster: products then read
-    their views in place, and its bfloat16 products of many small matrices cost more than the conversion.
+    `per_picture`: compute in float32, one picture at a time. This is faster on a CPU: its products then read
+    views in place, and its bfloat16 products of many small matrices cost more than the conversion.
     """
 
     def __init__(self, dim: int, groups: int, qkv_bias: bool) -> None:
@@ -86,7 +86,8 @@ class ChannelAttention(nn.Module):
             three=3,
             groups=self.groups,
         )
-        # Scaled before the product, as in the original: the goldens depend on this rounding.
+        # Scaled before the product as in the original: tests against the original's answers depend on this
+        # rounding.
         scores = (queries * qkv.shape[1] ** -0.5).transpose(-1, -2) @ keys  # [pictures, groups, dim, dim]
         weights = scores.softmax(dim=-1).transpose(-1, -2)
         if self.per_picture:
@@ -106,8 +107,8 @@ class ConvPositionalEncoding(nn.Module):
         self._taps: tuple[Tensor, Tensor] | None = None
 
     def lay_out_taps(self) -> None:
-        """Keep the filters as [9, dim] beside the convolution's own. Not covered: moving them to another
-        device afterwards."""
+        """Keep a copy of the filters as [9, dim]. Not covered: moving the module to another device
+        afterwards."""
         self._taps = self._transposed()
 
     def by_taps(self) -> tuple[Tensor, Tensor]:
@@ -157,7 +158,7 @@ class Block(nn.Module):
 
 
 class DualBlock(nn.Module):
-    """A block of window attention, then one of channel attention; `DaViT.chunks` runs them."""
+    """A block of window attention, then one of channel attention; run by `DaViT.chunks`."""
 
     def __init__(self, config: VisionConfig, stage: int) -> None:
         super().__init__()
@@ -183,7 +184,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Between stages: half as high and wide, of another dimension."""
+    """Between stages: half the height and width, another dimension."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -197,7 +198,7 @@ class Downsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks over cells of one size; `DaViT.chunks` runs them."""
+    """Blocks over cells of one size; run by `DaViT.chunks`."""
 
     def __init__(self, config: VisionConfig, stage: int) -> None:
         super().__init__()
@@ -215,7 +216,7 @@ class DaViT(nn.Module):
         self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.dims)))
 
     def attend_per_picture(self) -> None:
-        """Let channel attention compute one picture at a time, as is faster on a CPU."""
+        """Let channel attention compute one picture at a time, which is faster on a CPU."""
         for module in self.modules():
             if isinstance(module, ChannelAttention):
                 module.per_picture = True
@@ -226,7 +227,7 @@ class DaViT(nn.Module):
         return run_to_end(self.chunks(values))
 
     def lay_out_for_gpu(self) -> None:
-        """Keep the filters of depthwise convolutions by taps too, as the kernels for GPUs read them."""
+        """Also keep the filters of depthwise convolutions as taps, the layout that the GPU kernels read."""
         for module in self.modules():
             if isinstance(module, ConvPositionalEncoding):
                 module.lay_out_taps()

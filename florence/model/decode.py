@@ -1,8 +1,8 @@
 """One decoder step for many requests at once, each with its own number of beams, length and encoder states.
 
-Linear layers run over the rows of all beams of all requests together; attention reads each request's own keys
-and no others, by a backend of `attention.py`. Knows tensors and caches; which tokens are read next, and which
-past a beam has, is decided by the caller.
+Linear layers run over the rows of all beams of all requests together; attention, by a backend of
+`attention.py`, reads only each request's own keys. Knows tensors and caches; the caller decides which tokens
+are read next and which past a beam has.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def decode_step(language: LanguageModel, tokens: Tensor, attention: StepAttentio
 
 
 def warm_up_products(language: LanguageModel, rows: int) -> None:
-    """Compute each kind of product of a step with so many rows once: oneDNN prepares a kernel for each shape
-    at its first use, and keeps it."""
+    """Run each kind of matrix product of a step with `rows` rows once: oneDNN prepares a kernel for each
+    shape at its first use, and caches it."""
     layer = cast("DecoderLayer", language.decoder.layers[0])
     states = language.shared.weight.new_zeros(rows, language.shared.embedding_dim)
     own = layer.self_attn

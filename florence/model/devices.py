@@ -1,4 +1,4 @@
-"""The device and dtype that "auto" stands for, and the process-wide settings that suit them."""
+"""Chooses device and dtype for "auto", and makes the process-wide settings that suit them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from florence.types.precision import PRECISIONS
 CPUINFO = Path("/proc/cpuinfo")
 
 INT8 = "int8"
-"""A choice beside the dtypes: linear layers multiply in int8, everything else has the dtype of "auto"."""
+"""A precision besides the dtypes: linear layers multiply in int8, everything else has the dtype of "auto"."""
 
 FP8 = "fp8"
-"""A choice beside the dtypes: some layers multiply in fp8 (`fp8.multiply_in_fp8`), everything else has
+"""A precision besides the dtypes: some layers multiply in fp8 (`fp8.multiply_in_fp8`), everything else is in
 bfloat16."""
 
 QUANTIZED = INT8, FP8
-"""The choices that are not the dtype of all layers."""
+"""The precisions that quantise weights."""
 
 VNNI_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
-"""Flags of processors that multiply and add bytes in one instruction, without overflow."""
+"""CPU flags for instructions that multiply and accumulate bytes without overflow."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-MALLOC_OPTIONS = {  # mallopt's number of an option (malloc.h) -> value
+MALLOC_OPTIONS = {  # number of a mallopt option (malloc.h) -> value
     -1: 2**31 - 1,  # M_TRIM_THRESHOLD: keep free memory at the end of the heap
     -3: 2**31 - 1,  # M_MMAP_THRESHOLD: take large blocks from the heap too
-    -8: 1,  # M_ARENA_MAX: one heap for all threads, since thread arenas can't hold large blocks
+    -8: 1,  # M_ARENA_MAX: one heap for all threads: arenas of threads can't hold large blocks
 }
 
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "1"}
@@ -46,7 +46,7 @@ up to 16 requests with three beams, and those of the latest dozen prompt lengths
 def pick_device(name: str) -> torch.device:
     """ "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:<n>".
 
-    Raises `SettingsError` for a name that is unknown or a device that is not there.
+    Raises `SettingsError` for an unknown name or a missing device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,7 +99,7 @@ def has_fast_bf16(cpuinfo: Path = CPUINFO) -> bool:
 
 
 def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
-    """Whether this CPU has instructions for products of bytes; False where the system does not say."""
+    """Whether this CPU has instructions for products of bytes (VNNI); False where the system does not say."""
     flags = _read_processor(cpuinfo).get("flags", [])
     return any(flag in flags for flag in VNNI_FLAGS)
 
@@ -107,16 +107,16 @@ def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
 def keep_full_precision(device: torch.device, dtype: torch.dtype) -> None:
     """On a GPU, for the whole process: sum products in float32, and turn TF32 off for a model in float32.
 
-    By default a product in half precision whose sum is split over blocks rounds their sums to half precision,
-    and cuDNN rounds the inputs of convolutions in float32 to TF32 (ten bits). Matrix products in float32
-    don't by default, which is set here explicitly.
+    By default a half-precision product that is split over blocks (split-K) rounds partial sums to half
+    precision, and cuDNN rounds the inputs of float32 convolutions to TF32 (ten bits of mantissa). float32
+    matrix products don't use TF32 by default; this is set explicitly all the same.
     """
     if device.type != "cuda":
         return
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     if dtype is torch.float32:
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at import
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # set at import
         torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
@@ -136,8 +136,8 @@ def keep_freed_memory() -> None:
 def bound_kernel_caches() -> None:
     """Bound oneDNN's cache of prepared products; call it before oneDNN has computed any.
 
-    oneDNN keeps about half a megabyte for each shape, up to 1,024 shapes, and PyTorch keeps as many: half a
-    gigabyte after that many prompt lengths. Variables that are set in the environment take precedence.
+    oneDNN caches about half a megabyte for each shape, up to 1,024 shapes, and so does PyTorch: half a
+    gigabyte after as many prompt lengths. Variables set in the environment take precedence.
     """
     for name, capacity in KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)

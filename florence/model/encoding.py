@@ -1,8 +1,9 @@
-"""How the layers of an encode are computed: the seam for another way than the modules' own.
+"""The interface through which the layers of an encode are computed, so that a device can replace the modules'
+own operations.
 
 `EncodeBackend` has one method for each part of an encode whose operations a device may fuse. `PlainEncode`
 calls the modules, on any device; `CompiledEncode` lets `torch.compile` fuse the blocks of the tower. Knows
-modules and tensors; which backend a device gets is decided by the engine.
+modules and tensors; the engine decides which backend a device gets.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ if TYPE_CHECKING:  # they import this module
 log = logging.getLogger(__name__)
 
 SHAPES: Final = 256
-"""Shapes for which `torch.compile` may make code: more than there are batches and stages."""
+"""Most shapes that `torch.compile` may compile: more than all combinations of batch sizes and stages."""
 
 
 class EncodeBackend(Protocol):
     """The parts of an encode."""
 
     def normalize(self, normalize: Normalize, pixels: Tensor) -> Tensor:
-        """uint8 [pictures, height, width, 3] -> numbers [pictures, 3, height, width], channels last in
-        memory."""
+        """uint8 [pictures, height, width, 3] -> [pictures, 3, height, width] of the model's dtype, channels
+        last in memory."""
 
     def stem(self, stem: Stem, values: Tensor) -> Tensor:
         """[pictures, height, width, 3] -> cells [pictures, height / 4, width / 4, dim]."""
@@ -48,7 +49,7 @@ class EncodeBackend(Protocol):
 
 
 class PlainEncode:
-    """By the modules themselves."""
+    """Runs the modules as they are."""
 
     def normalize(self, normalize: Normalize, pixels: Tensor) -> Tensor:
         values: Tensor = normalize(pixels)
@@ -71,14 +72,14 @@ class PlainEncode:
 
 
 PLAIN: Final = PlainEncode()
-"""It has no state."""
+"""Shared by all, since it has no state."""
 
 
 class CompiledEncode(PlainEncode):
-    """The tower's blocks by `torch.compile`, each shape compiled when it first comes; where that fails, the
-    log says why, and the blocks are computed as they are.
+    """Runs the tower's blocks by `torch.compile`; each shape is compiled at its first use. If that fails, the
+    log says why, and the blocks run uncompiled.
 
-    `compiler`: of `torch.compile`, one of its own back ends by name.
+    `compiler`: the name of a backend of `torch.compile`.
     """
 
     def __init__(self, compiler: str = "inductor") -> None:
@@ -98,7 +99,7 @@ class CompiledEncode(PlainEncode):
 
     def _compiled(self, block: Block, cells: Tensor) -> Tensor:
         if self._run is None:
-            # One function for all blocks: those of one shape share its code.
+            # One function for all blocks, so that blocks of equal shapes share compiled code.
             self._run = torch.compile(super().block, fullgraph=True, dynamic=False, backend=self._compiler)
         with torch._dynamo.config.patch(recompile_limit=SHAPES):
             result: Tensor = self._run(block, cells)

@@ -1,4 +1,4 @@
-"""The whole network: pixels and prompt ids to encoder states; `decode.py` takes the decoder steps."""
+"""The whole network: from pixels and prompt ids to encoder states; `decode.py` runs the decoder steps."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Florence2Model(nn.Module):
         self.config = config
         self.vision = VisionEncoder(config.vision, config.text.d_model, normalize)
         self.language = LanguageModel(config.text)
-        self.adapters: AdapterBank | None = None  # beside its layers; rows of a batch name theirs
+        self.adapters: AdapterBank | None = None  # beside its layers; None without adapters
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.language.shared.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.language.shared.weight.dtype
 
     def lay_out_for_gpu(self) -> None:
-        """Let the weights lie as a GPU's products and kernels read them best."""
+        """Put the weights into the layout that suits a GPU's products and kernels."""
         self.vision.tower.lay_out_for_gpu()
         self.language.lay_out_for_gpu()
 

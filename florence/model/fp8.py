@@ -15,12 +15,12 @@ from florence.model.kernels.linear import Linear
 from florence.model.language import Attention
 
 STAGE = 2
-"""The third: nine of twelve pairs of blocks, 61% of an encode's FLOP in Florence-2-large."""
+"""Index of the third stage: nine of twelve pairs of blocks, 61% of an encode's FLOP in Florence-2-large."""
 
 
 def multiply_in_fp8(model: Florence2Model, quantize: RowQuantizer = quantize_rows) -> None:
-    """Quantise their weights, and drop the plain ones. `quantize`: of states, on the model's device. Raises
-    `ValueError` where a layer is packed already, and has no plain weight."""
+    """Quantise these layers' weights, and drop the plain ones. `quantize`: quantises states on the model's
+    device. Raises `ValueError` where a layer is already packed, and so has no plain weight."""
     stage = cast("Stage", model.vision.tower.stages[STAGE])
     with torch.no_grad():
         for part in (stage.blocks, model.language.encoder.layers):

@@ -1,10 +1,10 @@
-"""Which of PyTorch's fused attentions a GPU uses: chosen once, by trying them on the model's own shapes.
+"""Chooses which of PyTorch's fused attentions a GPU uses: once, by trying them on the model's own shapes.
 
-Left to itself, PyTorch chooses by card, version and shape, may build a plan for each shape under load, and
-raises where the chosen library then finds none; odd rows of a mask have given wrong values (pytorch issues
-140930, 138529, 191937). Here the first order of preference in which all shapes agree with float32 is kept,
-for the whole process. cuDNN's is in none: it builds a plan for each shape, which takes hundreds of
-milliseconds. Knows sizes and tensors only.
+By default PyTorch chooses by card, version and shape, may build a plan for each shape while serving, and
+raises where the chosen library finds none; masks with unaligned rows have given wrong values (pytorch issues
+140930, 138529, 191937). This module keeps, for the whole process, the first order of preference with which
+all shapes agree with float32. No order includes cuDNN's: it builds a plan for each shape, which takes
+hundreds of milliseconds. Knows sizes and tensors only.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ FLASH, EFFICIENT, MATH = (
     SDPBackend.MATH,
 )
 ORDERS: tuple[tuple[SDPBackend, ...], ...] = (
-    (FLASH, EFFICIENT, MATH),  # masks are not for flash
+    (FLASH, EFFICIENT, MATH),  # flash takes no masks
     (EFFICIENT, MATH),
     (FLASH, MATH),
     (MATH,),
 )
-"""Orders of preference; the last one is slow, and right everywhere."""
+"""Orders of preference; the last one is slow, but works everywhere."""
 
 WINDOWS, REQUESTS = 64, 4
-"""Of a trial: enough for more than one block of a card's threads."""
+"""Windows and requests of a trial: enough for more than one thread block."""
 
 FLOAT32_TOLERANCE = 1e-4
-"""Of the largest value; half precision has four of its own steps."""
+"""Tolerance relative to the largest value; in half precision it is four times the dtype's epsilon."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackendTrial:
-    """Inputs of one call of attention, laid out in memory as the model does it; `mask` is added to scores."""
+    """Inputs of one attention call, in the model's memory layout. `mask`: added to scores, None for none."""
 
     name: str
     queries: Tensor
@@ -55,11 +55,11 @@ class BackendTrial:
     mask: Tensor | None = None
 
     def attend(self) -> Tensor:
-        """As the model does."""
+        """Call attention as the model does."""
         return F.scaled_dot_product_attention(self.queries, self.keys, self.values, attn_mask=self.mask)
 
     def error(self, result: Tensor) -> float:
-        """The largest difference from float32, in units of the tolerance; NaN is one too many."""
+        """The largest difference from float32, in units of the tolerance; NaN counts as above it."""
         queries, keys, values = (each.float() for each in (self.queries, self.keys, self.values))
         scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
         if self.mask is not None:
@@ -77,9 +77,9 @@ def trials_of(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[BackendTrial]:
-    """One for each kind of attention that a model of these sizes computes by PyTorch's function: windows of
-    each stage; the text encoder and the decoder's cross-attention, for each encoder length and number of
-    beams. `encoder_room`: positions of a slot of the caches."""
+    """One trial for each kind of attention that a model of these sizes computes by PyTorch's function: the
+    windows of each stage; the text encoder and the decoder's cross-attention for each encoder length and
+    number of beams. `encoder_room`: positions of a slot of the caches."""
     vision, text = config.vision, config.text
 
     def normal(*shape: int) -> Tensor:
@@ -109,9 +109,9 @@ def trials_of(
 def pin_attention(
     trials: Iterator[BackendTrial], orders: Sequence[Sequence[SDPBackend]] = ORDERS
 ) -> Sequence[SDPBackend]:
-    """Let the process use the first of `orders` with which all trials agree with float32, and log it.
+    """Let the process use the first of `orders` with which all trials agree with float32, and log which one.
 
-    Raises `EngineError` where none does: then the device computes nothing right.
+    Raises `EngineError` where there is none: then the device's results are wrong.
     """
     tried = list(trials)
     for order in orders:
@@ -119,7 +119,7 @@ def pin_attention(
             failure = _failure(tried)
         if failure is None:
             _enable(order)
-            failure = _failure(tried)  # as it is from now on
+            failure = _failure(tried)  # again, with the settings of the whole process
         if failure is None:
             names = ", ".join(backend.name.lower() for backend in order)
             log.info("attention by the first that takes its inputs of %s; %d shapes agree", names, len(tried))
@@ -129,7 +129,7 @@ def pin_attention(
 
 
 def _failure(trials: Sequence[BackendTrial]) -> str | None:
-    """What is wrong with attention as it is set now; None if nothing is."""
+    """What is wrong with attention under the current settings; None if nothing is."""
     for trial in trials:
         try:
             error = trial.error(trial.attend())
@@ -141,7 +141,7 @@ def _failure(trials: Sequence[BackendTrial]) -> str | None:
 
 
 def _enable(order: Sequence[SDPBackend]) -> None:
-    """Allow these for the whole process; PyTorch prefers them in the order of `ORDERS` itself."""
+    """Allow only these for the whole process; PyTorch itself prefers them in the order of `ORDERS`."""
     switches: tuple[tuple[SDPBackend, Callable[[bool], None]], ...] = (
         (FLASH, torch.backends.cuda.enable_flash_sdp),
         (EFFICIENT, torch.backends.cuda.enable_mem_efficient_sdp),

@@ -1,4 +1,4 @@
-"""Keys and values of attention, as tensors without slots or beams."""
+"""Keys and values of attention as plain tensors. Knows nothing about slots or beams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class KeysValues:
         return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
 
     def expand(self, rows: int) -> KeysValues:
-        """A view of one row as `rows` rows."""
+        """A view of a single row as `rows` rows."""
         return KeysValues(self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1))
 
 

@@ -1,8 +1,8 @@
-"""BART's encoder and decoder (arXiv 1910.13461) for inference; caches are arguments, no state is kept between
-calls.
+"""BART's encoder and decoder (arXiv 1910.13461) for inference; caches are arguments, and no state is kept
+between calls.
 
 Knows token ids, states, masks and caches; knows nothing about beams, slots or text. Layers are post-norm.
-Module names are those of the checkpoints, so that loading only changes prefixes.
+Modules have the checkpoints' names, so that loading only changes prefixes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ POSITION_OFFSET = 2
 """BART's position table starts with two unused rows."""
 
 RESCORED_LOGITS = 64
-"""Highest logits of a row that are computed again in float32: more than the locations near a point."""
+"""How many of a row's highest logits are computed again in float32: more than there are locations near a
+point."""
 
 
 HEAD_MULTIPLE = 64
-"""Rows of the head on a GPU are a multiple of this: 51,289 becomes 51,328, and each row of logits starts at a
-multiple of 256 bytes."""
+"""On a GPU the head's rows are padded to a multiple of this: 51,289 becomes 51,328, and each row of logits
+starts at a multiple of 256 bytes."""
 
 
 class Attention(nn.Module):
@@ -46,12 +47,12 @@ class Attention(nn.Module):
         self.v_proj = Linear(d_model, d_model)
         self.out_proj = Linear(d_model, d_model)
         self._fused: tuple[Tensor, Tensor] | None = None  # weights and biases of q, k and v
-        self._packed: PackedWeight | None = None  # of q, k and v together
-        self.beside: Beside | None = None  # adapters of q, k and v together
+        self._packed: PackedWeight | None = None  # q, k and v as one weight
+        self.beside: Beside | None = None  # adapters of q, k and v as one layer
 
     def fuse(self) -> None:
-        """Compute queries, keys and values by one product, as suits a GPU; the three layers' weights become
-        views. Not covered: moving them to another device afterwards."""
+        """Compute queries, keys and values by one product, which is faster on a GPU; the three layers'
+        weights become views. Not covered: moving the module to another device afterwards."""
         layers, width = (self.q_proj, self.k_proj, self.v_proj), self.q_proj.in_features
         weight = torch.cat([layer.weight.detach() for layer in layers])
         self._fused = weight, torch.cat([layer.bias.detach() for layer in layers])
@@ -65,8 +66,8 @@ class Attention(nn.Module):
         return self._fused is not None or self._packed is not None
 
     def pack_fused(self, pack: Callable[[Tensor, Tensor], PackedWeight]) -> None:
-        """Compute the product of `fuse`, if there is one, with the weight that `pack` makes of weight and
-        bias, and drop the plain ones. It is for attention of states to themselves."""
+        """Replace the fused weight and bias, if there are any, by `pack(weight, bias)`, and drop the plain
+        ones. Only for self-attention."""
         if self._fused is not None:
             self._packed = pack(*self._fused)
             self._fused = None
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         queries, keys, values = product.chunk(3, dim=-1)
         if self.beside is not None:
             self.beside.add_to(product, states)
-        else:  # in place, so that all three keep one stride between rows
+        else:  # in place, so that all three keep the same stride between rows
             for layer, part in ((self.q_proj, queries), (self.k_proj, keys), (self.v_proj, values)):
                 if layer.beside is not None:
                     layer.beside.add_to(part, states)
@@ -98,8 +99,8 @@ class Attention(nn.Module):
         return KeysValues(self._split(keys), self._split(values))
 
     def fused_keys_values(self, states: Tensor) -> Tensor | None:
-        """[rows, length, d_model] -> keys, then values, [rows, length, 2 * d_model]; None where they are not
-        computed by one product."""
+        """[rows, length, d_model] -> keys, then values, [rows, length, 2 * d_model]; None where the attention
+        is not fused."""
         if self._fused is None:
             return None
         (weight, bias), width = self._fused, self.q_proj.in_features
@@ -110,19 +111,19 @@ class Attention(nn.Module):
         return both
 
     def to_itself(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`states` [rows, length, d_model] plus their attention to each other; `mask` as in `forward`."""
+        """`states` [rows, length, d_model] plus their self-attention; `mask` as in `forward`."""
         return self.out_proj.plus(self.mixed(states, mask), states)
 
     def mixed(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`to_itself` before the last layer: neither that nor `states` added."""
+        """`to_itself` without its output projection and without the sum with `states`."""
         queries, keys, values = map(self._split, self.project(states))
         return self._mix(queries, KeysValues(keys, values), mask)
 
     def forward(self, states: Tensor, memory: KeysValues, mask: Tensor | None = None) -> Tensor:
         """`states` [rows, queries, d_model] plus their attention to `memory` [rows, heads, length, head_dim].
 
-        `mask` broadcasts to [rows, heads, queries, length]: bool, true where attention is allowed, or added
-        to the scores.
+        `mask` broadcasts to [rows, heads, queries, length]: a bool one is true where attention is allowed,
+        any other is added to the scores; None masks nothing.
         """
         mixed = self._mix(self._split(self.q_proj(states)), memory, mask)
         return self.out_proj.plus(mixed, states)
@@ -191,8 +192,8 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(layer(width, stack, config.activation) for _ in range(stack.layers))
 
     def add_positions(self, embeddings: Tensor, first: int) -> Tensor:
-        """Add the embeddings of positions `first`, `first + 1`, ... to [rows, length, d_model], and
-        normalise."""
+        """Add the embeddings of positions `first`, `first + 1`, ... to `embeddings` [rows, length, d_model],
+        and normalise."""
         start = first + POSITION_OFFSET
         positions = self.embed_positions.weight[start : start + embeddings.shape[1]]
         result: Tensor = self.layernorm_embedding(embeddings + positions)
@@ -230,7 +231,7 @@ class Decoder(Stack):
         return tuple(self.cross_kv_by_layer(encoded))
 
     def cross_kv_by_layer(self, encoded: Tensor) -> Iterator[KeysValues]:
-        """`cross_kv`, layer by layer, each computed when it is consumed."""
+        """`cross_kv` layer by layer, each computed on demand."""
         for layer in cast("Iterable[DecoderLayer]", self.layers):
             yield layer.encoder_attn.keys_values(encoded)
 
@@ -242,7 +243,7 @@ class Decoder(Stack):
         length = embeddings.shape[1]
         before = past[0].keys.shape[2] if past else 0
         causal = torch.ones(length, before + length, dtype=torch.bool, device=embeddings.device).tril(before)
-        mask = causal if length > 1 else None  # a single query sees all positions before it
+        mask = causal if length > 1 else None  # a single query attends to all positions before it
         states, present = self.add_positions(embeddings, before), []
         for index, layer in enumerate(self.layers):
             states, memory = layer(states, past[index] if past else None, cross_kv[index], mask)
@@ -262,14 +263,14 @@ class LanguageModel(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
-        # Zero in BART, but the original adds it, so a fine-tune may have another.
+        # Zero in BART, but the original adds it, so a fine-tune may have other values.
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
         self.has_logits_bias = True
         self.tied_head = False  # whether the head's weight is the embedding; set when weights are loaded
 
     def lay_out_for_gpu(self) -> None:
-        """Fuse the products of each attention, and pad the head to rows that a GPU's kernels can read and
-        write in whole vectors."""
+        """Fuse the products of each attention, and pad the head's rows so that a GPU's kernels can read and
+        write whole vectors."""
         for module in self.modules():
             if isinstance(module, Attention):
                 module.fuse()
@@ -317,10 +318,10 @@ class LanguageModel(nn.Module):
         return scores.add_(self.final_logits_bias) if self.has_logits_bias else scores
 
     def _rescored(self, states: Tensor) -> Tensor:
-        """The head's product [..., vocab] in float32, its highest logits computed again in float32.
+        """The head's product [..., vocab] as float32, with the highest logits computed again in float32.
 
-        A bfloat16 product has eight bits: the logits of neighbouring locations would often be equal, and the
-        first location would win.
+        bfloat16 has eight bits of precision: the logits of neighbouring locations would often be equal, and
+        the first location would win.
         """
         product = self.lm_head.bare(states)
         scores = product.float()
@@ -330,6 +331,6 @@ class LanguageModel(nn.Module):
             rows = self.shared.weight[best].float()  # [..., best, d_model]
             again = (rows @ states.float().unsqueeze(-1)).squeeze(-1)
             if self.lm_head.beside is not None:
-                again += scores.gather(-1, best) - product.gather(-1, best)  # what adapters have added
+                again += scores.gather(-1, best) - product.gather(-1, best)  # plus the adapters' sums
             scores.scatter_(-1, best, again)
         return scores

@@ -1,4 +1,4 @@
-"""Masks of attention."""
+"""Attention masks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `allowed`, else -inf, to be added to scores: PyTorch's attention makes this of a bool mask at
-    each call."""
+    """0 where `allowed`, else -inf, to be added to scores. Made once, since PyTorch's attention would convert
+    a bool mask at each call."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)

@@ -1,7 +1,7 @@
 """uint8 pixels to picture tokens: normalisation, the DaViT tower (`davit.py`), positions and projection, as
 in the original's `_encode_image` (modeling_florence2.py).
 
-Knows tensors only; pictures are resized before.
+Knows tensors only; pictures have been resized before.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Bulk runs on a Ray cluster: Ray Data moves the rows, and each actor has a model of its own.
 
-Knows the bulk room's jobs and the runtime's model; knows nothing about command lines. Comes with the extra
+Knows the jobs of `florence.bulk` and the model; knows nothing about command lines. Comes with the extra
 "ray".
 """
 

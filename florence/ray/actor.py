@@ -34,16 +34,17 @@ CONCURRENCY: Final = 32
 class FlorenceActor:
     """Answers questions about the pictures of a batch; `map_batches(FlorenceActor, batch_format="pandas")`.
 
-    A batch has the columns `bytes` and, where wanted, `path`, as `ray.data.read_binary_files` gives them. A
-    row for each picture and question comes back, with the columns of `florence bulk --out results.parquet`
-    and `error`, a text where the question failed.
+    A batch has the column `bytes` and optionally `path`, as from `ray.data.read_binary_files`. The result has
+    a row for each picture and question, with the columns of `florence bulk --out results.parquet` and
+    `error`, a text if the question failed.
 
-    With the pool of `ActorPool.strategy` Ray calls it in several threads. All calls share `concurrency`
-    threads, each with one picture, so the engine goes on with the next batch's pictures while the last
-    answers of one are made.
+    With the pool of `ActorPool.strategy` Ray calls the actor in several threads. All calls share
+    `concurrency` threads, each with one picture, so the engine continues with the next batch's pictures while
+    the last answers of one batch are generated.
 
-    tasks: names, tokens, or questions with texts and options, for batches without jobs. settings: None, those
-    of the environment of the actor's node. make_ask: what answers in place of a model.
+    `tasks`: names, tokens, or questions with texts and options, for batches without jobs. `settings`: None:
+    those of the environment on the actor's node. `make_ask`: makes a function that answers instead of a
+    model.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class FlorenceActor:
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="florence-ray")
 
     def __call__(self, batch: pandas.DataFrame) -> pyarrow.Table:
-        """The outcomes, in the order of the batch."""
+        """The outcomes in the order of the batch."""
         jobs = list(batch[JOB]) if JOB in batch else self._jobs(batch)
         return self._pack(self._threads.map(self._outcomes, jobs))
 
@@ -87,7 +88,8 @@ class FlorenceActor:
 
 
 def _load(settings: Settings, pdf_dpi: int) -> Florence2:
-    """On what Ray gave this actor: its GPU, for it sees no other; else as many threads as it has cores."""
+    """Load the model on the resources that Ray assigned to this actor: its GPU, the only visible one; else as
+    many threads as it has cores."""
     from florence.runtime.florence2 import Florence2
 
     given = ray.get_runtime_context().get_assigned_resources()

@@ -1,4 +1,4 @@
-"""How many actors, with what, on which cluster. Knows Ray; knows nothing about pictures."""
+"""The number of actors, their resources, and the cluster. Knows Ray; knows nothing about pictures."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from florence.errors import RequestError, Unavailable, quote
 
 LOCAL: Final = "local"
 CALLS: Final = 3
-"""Batches that an actor has at a time: with one that ends and one that begins, the engine stays full."""
+"""Batches that an actor processes at a time: the engine stays full while one ends and another begins."""
 IN_FLIGHT: Final = 4
-"""Batches that are sent to an actor: one more, which waits there."""
+"""Batches in flight to an actor: one more, which waits there."""
 BLOCK_BYTES: Final = 16 * 2**20
-"""Of an archive's pictures: smaller than Ray's 128 MiB, so that an actor has several of one archive."""
+"""Bytes of a block of an archive's pictures: less than Ray's 128 MiB, so that one archive makes several
+blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActorPool:
-    """From `least` to `most` actors, each with so many GPUs and cores. cpus: None, an actor's share of the
-    cores that are there; none beside a GPU."""
+    """From `least` to `most` actors, each with `gpus` GPUs and `cpus` cores. `cpus` None: an actor's share of
+    the cluster's cores; 0 if it has a GPU."""
 
     least: int = 1
     most: int = 1
@@ -36,15 +37,15 @@ class ActorPool:
 
     @classmethod
     def parse(cls, text: str, gpus: float | None = None, cpus: float | None = None) -> ActorPool:
-        """Of `4` or `2..8`. Raises RequestError for another text."""
+        """Parse `4` or `2..8`. Raises `RequestError` for any other text."""
         found = re.fullmatch(r"([1-9][0-9]{0,4})(?:\.\.([1-9][0-9]{0,4}))?", text, re.ASCII)
         if found and int(found[1]) <= (most := int(found[2] or found[1])):
             return cls(int(found[1]), most, gpus, cpus)
         raise RequestError(f"actors are a number, such as 4, or a range, such as 2..8, got {quote(text)}")
 
     def resources(self) -> dict[str, float]:
-        """What `map_batches` asks for an actor, on the cluster of this process. Raises RequestError where no
-        node has as much."""
+        """An actor's resources, as arguments of `map_batches`, on the cluster of this process. Raises
+        `RequestError` where no node has as many."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
         cores = [node["CPU"] for node in nodes if node.get("CPU")]
@@ -55,7 +56,7 @@ class ActorPool:
         return {name: amount for name, amount in wanted.items() if amount or name == "num_cpus"}
 
     def strategy(self) -> ActorPoolStrategy:
-        """The pool, whose actors have several batches at a time."""
+        """The pool for `map_batches`; its actors process several batches at a time."""
         return ActorPoolStrategy(
             min_size=self.least,
             max_size=self.most,
@@ -67,17 +68,17 @@ class ActorPool:
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """Connected to a cluster. address: as `ray.init` has it; None: what RAY_ADDRESS says, else a cluster that
-    is started here, and ends with the context. One that this process is connected to already is used.
+    """A context that is connected to a cluster. `address`: as for `ray.init`; None: RAY_ADDRESS, or else a
+    local cluster that ends with the context. An existing connection of this process is reused.
 
-    Raises Unavailable where there is none.
+    Raises `Unavailable` where there is no cluster.
     """
     if ray.is_initialized():
         yield
         return
     where = address or os.environ.get("RAY_ADDRESS") or LOCAL
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send figures about its use
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of Ray's C++ part, in this process
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send usage statistics
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # logs of Ray's C++ part in this process
     more: dict[str, Any] = {"include_dashboard": False} if where == LOCAL else {}
     try:
         ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **more)
@@ -91,9 +92,10 @@ def cluster(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def context(*, ordered: bool, bars: bool) -> Iterator[None]:
-    """Ray Data's settings of a run: the rows' order, and whether it shows its progress."""
+    """Ray Data's settings during a run: whether rows keep their order, and whether progress bars are
+    shown."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that there are no bars
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # about missing bars
     own = DataContext.get_current().copy()
     own.execution_options.preserve_order = ordered
     own.enable_progress_bars = bars

@@ -25,7 +25,7 @@ Outcomes: TypeAlias = tuple[Job, Sequence[QuestionOutcome]]
 LINES: Final = pyarrow.schema(
     {"key": pyarrow.string(), "line": pyarrow.string(), "failure": pyarrow.string()}
 )
-"""key: what tells an answer from all others. One of `line` and `failure` is null; both end in a line feed."""
+"""`key`: identifies an answer. One of `line` and `failure` is null, the other one ends in a line feed."""
 
 
 def job_block(jobs: Sequence[Job]) -> pandas.DataFrame:

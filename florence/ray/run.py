@@ -1,7 +1,6 @@
 """A bulk run on a cluster: jobs in, rows out. Ray Data schedules, moves, retries and scales.
 
-A batch whose node died is asked again elsewhere; what it had given before is not given twice. Knows nothing
-about files of answers.
+A batch whose node died is retried elsewhere, without duplicate rows. Knows nothing about files of answers.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from florence.ray.source import JobSource
 
 @dataclass(frozen=True)
 class RayRun:
-    """Where and how. concurrency: pictures at a time of each actor, and of a batch. actor: arguments of
-    `FlorenceActor`."""
+    """The settings of a run. `concurrency`: pictures at a time for each actor, and in a batch. `ordered`:
+    keep the order of the jobs. `actor`: further arguments of `FlorenceActor`."""
 
     pool: ActorPool = field(default_factory=ActorPool)
     concurrency: int = CONCURRENCY
@@ -33,7 +32,7 @@ class RayRun:
     actor: dict[str, Any] = field(default_factory=dict)
 
     def dataset(self, source: JobSource, *, lines: bool) -> Dataset:
-        """The outcomes, not yet asked for; as `FlorenceActor` packs them."""
+        """The outcomes as a lazy dataset, in the format of `FlorenceActor`."""
         jobs: Any = source.dataset(self.pool.most + 1)
         asked: Dataset = jobs.map_batches(
             FlorenceActor,
@@ -46,7 +45,7 @@ class RayRun:
         return asked
 
     def lines(self, source: JobSource) -> Iterator[dict[str, str | None]]:
-        """Rows of `rows.LINES`, as they come. Raises what ended the run on the cluster."""
+        """Rows of `rows.LINES`, as they are computed. Raises the error that ended the run on the cluster."""
         with context(ordered=self.ordered, bars=False), _own_errors():
             blocks: Iterable[Any] = self.dataset(source, lines=True).iter_batches(
                 batch_size=None, batch_format="pyarrow"
@@ -55,8 +54,8 @@ class RayRun:
                 yield from block.to_pylist()
 
     def write_parts(self, source: JobSource, out: Path, rows: int, *, bars: bool) -> PartResult:
-        """Write the answers on the nodes, into a directory that all of them share. rows: of a part. bars:
-        whether Ray shows its progress. Raises RequestError where the directory is not shared."""
+        """Write the answers on the nodes, into a directory that all nodes share. `rows`: of a part. `bars`:
+        whether Ray shows progress bars. Raises `RequestError` where the directory is not shared."""
         sink = PartSink(out, rows)
         with context(ordered=self.ordered, bars=bars), _own_errors():
             self.dataset(source, lines=False).write_datasink(
@@ -67,7 +66,7 @@ class RayRun:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """An error of ours that Ray wrapped is raised as it was."""
+    """Unwrap our own errors from Ray's."""
     try:
         yield
     except RayError as error:
@@ -75,6 +74,6 @@ def _own_errors() -> Iterator[None]:
         while seen is not None and not isinstance(seen, FlorenceError):
             seen = getattr(seen, "cause", None) or seen.__cause__
         if seen is None:
-            last = str(error).strip().splitlines()[-1]  # before it come the frames of other processes
+            last = str(error).strip().splitlines()[-1]  # after the tracebacks of other processes
             raise Unavailable(f"the run ended on the cluster: {last}") from error
         raise seen from error

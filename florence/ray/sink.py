@@ -1,5 +1,5 @@
-"""Parts of a directory of answers, written by Ray Data's write tasks on the nodes: aside, and renamed when
-whole. Knows the columns of answers; knows nothing about how they come.
+"""Parts of a directory of answers, written by Ray Data's write tasks on the nodes, under another name and
+renamed when complete. Knows the columns of answers; knows nothing about where they come from.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from florence.errors import FlorenceError, RequestError
 
 @dataclass
 class PartResult:
-    """What a run wrote: how many answers, and the lines of the questions that failed."""
+    """The result of a run: the number of answers, and the lines of failed questions."""
 
     answers: int = 0
     failures: list[str] = field(default_factory=list)
 
 
 class PartSink(Datasink[PartResult]):
-    """Parts of about `rows` rows in the directory `out`. A write that is tried again takes the place of the
-    first try, for it has the same name. result: is filled when all is written."""
+    """Writes parts of about `rows` rows to the directory `out`. A retried write replaces the first one, since
+    it has the same name. `result`: set when everything is written."""
 
     def __init__(self, out: Path, rows: int) -> None:
         out.mkdir(exist_ok=True)
         self._out, self._rows = out.absolute(), rows
         self._first = next_part(out)
-        for mark in out.glob(".run-*"):  # of a run that was killed: what it still writes comes too late
+        for mark in out.glob(".run-*"):  # of a killed run, whose late writes then fail
             mark.unlink(missing_ok=True)
         self._mark = self._out / f".run-{uuid4().hex}"
         self.result = PartResult()
 
     def on_write_start(self, schema: Any = None) -> None:
-        """Leave a mark, by which the nodes tell whether they have the same directory."""
+        """Create a marker file, by which the nodes check that they share the directory."""
         self._mark.touch()
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> PartResult:
-        """On a node: one part. Raises RequestError where the directory is not the driver's."""
+        """Write one part; runs on a node. Raises `RequestError` where the directory is not the driver's."""
         self._check_mark()
         table = pyarrow.concat_tables(BlockAccessor.for_block(block).to_arrow() for block in blocks)
         failed = compute.is_valid(table["error"])
@@ -73,17 +73,17 @@ class PartSink(Datasink[PartResult]):
             )
 
     def on_write_complete(self, write_result: Any) -> None:
-        """Collect what the writes return."""
+        """Collect the results of all writes."""
         self._mark.unlink(missing_ok=True)
         for each in write_result.write_returns:
             self.result.answers += each.answers
             self.result.failures += each.failures
 
     def on_write_failed(self, error: Exception) -> None:
-        """Take the mark away."""
+        """Remove the marker file."""
         self._mark.unlink(missing_ok=True)
 
     @property
     def min_rows_per_write(self) -> int:
-        """Of a part."""
+        """Rows of a part."""
         return self._rows

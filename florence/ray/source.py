@@ -1,8 +1,8 @@
-"""A run's jobs as a dataset of Ray Data: those that are listed, and those of archives.
+"""A run's jobs as a Ray Data dataset: listed jobs, and those of archives.
 
-Jobs that are listed are put into the object store, without a task that brings them. Pictures of files and
-URLs are read by the actor that asks about them; only their names go through Ray.
-Archives are read by read tasks, each one from its beginning to its end, and their pictures go through Ray.
+Listed jobs are put into the object store directly, without read tasks. Pictures in files and at URLs are read
+by the actor that asks about them; only their names go through Ray. Archives are read by read tasks, each one
+from its beginning to its end, and their pictures go through Ray.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from florence.types.tasks import TASKS
 
 @dataclass(frozen=True)
 class Archives:
-    """Archives whose pictures are asked `questions`, but for what `answered` has. places: where each name is
-    found, from any directory. sources: says what of them is read: frames, pages."""
+    """Archives, with `questions` about their pictures except those in `answered`. `places`: each name's
+    absolute path or URL. `sources`: the settings for reading: frames, pages."""
 
     places: Mapping[str, str]
     sources: Sources
@@ -43,33 +43,33 @@ class Archives:
     shard: Shard
 
     def jobs(self, name: str) -> Iterator[Job]:
-        """Of one of them. What can't be read of it is one job, which fails and says so."""
+        """The jobs of one archive. A read error becomes one job, which fails with that error."""
         try:
             yield from open_jobs(self._items(name), self.questions, self.answered, self.shard, RunTally())
         except (FlorenceError, OSError) as error:
             yield Job(PictureItem(name, partial(_fail, str(error))), self.questions)
 
     def _items(self, name: str) -> Iterator[PictureItem]:
-        """Under the names that they have where the run was started."""
+        """The archive's items, with the names that they have where the run was started."""
         place = self.places[name]
         for item in replace(self.sources, names=[place]).items():
             yield replace(item, picture=item.picture.replace(f"::{place}", f"::{name}", 1))
 
 
 class JobSource:
-    """Blocks of `batch` jobs, in their order; then those of the archives."""
+    """Blocks of `batch` jobs in order; then those of the archives."""
 
     def __init__(self, jobs: Iterable[Job], batch: int, archives: Archives | None = None) -> None:
         self._jobs, self._batch = list(map(_placed, jobs)), batch
         self._archives = archives if archives and archives.places else None
 
     def __bool__(self) -> bool:
-        """Whether there is anything to do, or an archive to look into."""
+        """Whether there are any jobs or archives."""
         return bool(self._jobs or self._archives)
 
     def dataset(self, readers: int) -> Dataset:
-        """The blocks, on the cluster of this process: those that are listed are put there, others come from
-        so many read tasks at a time. There must be some."""
+        """The blocks as a dataset on the cluster of this process: listed jobs are put there, others come from
+        `readers` read tasks at a time. There must be some."""
         starts = range(0, len(self._jobs), self._batch)
         listed = [job_block(self._jobs[start : start + self._batch]) for start in starts]
         parts: list[Dataset] = [ray.data.from_blocks(listed)] if listed else []
@@ -89,14 +89,14 @@ class ArchiveTasks(Datasource):
         self._archives, self._batch = archives, batch
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Not known."""
+        """None: unknown."""
         return None
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """In the order of the archives."""
-        shared = ray.put(self._archives)  # the answers are sent once, not with each task
+        """The read tasks, in the order of the archives."""
+        shared = ray.put(self._archives)  # what is answered is sent once, not with each task
         unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
         return [
             ReadTask(partial(_of_archive, shared, name, self._batch), unknown)
@@ -105,7 +105,7 @@ class ArchiveTasks(Datasource):
 
 
 def in_archives(sources: Sources) -> Sources:
-    """What `Archives` reads them by: without what only this process has."""
+    """The sources' settings for `Archives`, without objects that only exist in this process."""
     return Sources(
         (),
         pages=sources.pages,
@@ -117,7 +117,7 @@ def in_archives(sources: Sources) -> Sources:
 
 
 def absolute(name: str) -> str:
-    """A path of this machine as a worker, which runs in another directory, finds it; a URL as it is."""
+    """An absolute path, since workers run in another directory; a URL unchanged."""
     return name if is_url(name) else str(Path(name).absolute())
 
 
@@ -132,7 +132,7 @@ def _of_archive(shared: Any, name: str, batch: int) -> Iterator[pandas.DataFrame
 
 
 def chunks(jobs: Iterable[Job], most: int) -> Iterator[list[Job]]:
-    """So many jobs at a time; fewer where their pictures fill a block."""
+    """The jobs in lists of `most`; shorter ones where the pictures' bytes fill a block."""
     chunk: list[Job] = []
     for job in jobs:
         chunk.append(job)

@@ -1,7 +1,7 @@
-"""The adapters that a request may name, and the tasks that they declare; read again when their file changes.
+"""The adapters that a request may name, and the tasks that they declare; reloaded when the list file changes.
 
-Knows names, files and tasks; how an adapter is computed is the engine's. A request keeps the adapter that it
-was given: one that is no longer listed ends with its last request.
+Knows names, files and tasks; knows nothing about how adapters are computed. A request keeps the adapter that
+it started with, so an adapter that is removed from the list lives until its last request ends.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from florence.types.tasks import TASKS, Task, TaskTable
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 2.0
-"""Seconds between two looks at the file's time of change."""
+"""Seconds between two checks of the list file's modification time."""
 
 _TOWER: Final = "vision."
-"""Where the names of the layers begin that picture tokens depend on."""
+"""Prefix of the names of layers that picture tokens depend on."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListedAdapter:
-    """An adapter that is read. `source`: as it is listed; `digest`: of its files."""
+    """A loaded adapter. `source`: as the list names it; `label`: its name with the revision; `digest`: of its
+    files; `tasks`: those that it declares."""
 
     engine: EngineAdapter
     source: str
@@ -44,7 +45,7 @@ class ListedAdapter:
 
     @property
     def info(self) -> AdapterInfo:
-        """What it says of itself."""
+        """The adapter's description for `info`."""
         rank = max(len(factors.down) for factors in self.engine.layers.values())
         tasks = [task.token for task in self.tasks]
         return AdapterInfo(name=self.engine.name, source=self.label, rank=rank, tasks=tasks)
@@ -52,7 +53,8 @@ class ListedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """All of them at one time. `owners`: names of the adapters that declare a task, by its token."""
+    """All adapters at one time. `table`: all tasks. `owners`: for each task's token, the names of the
+    adapters that declare it."""
 
     adapters: Mapping[str, ListedAdapter]
     table: TaskTable
@@ -60,16 +62,16 @@ class _Set:
 
 
 class Adapters:
-    """The adapters of one model. Safe for threads."""
+    """The adapters of one model. Thread-safe."""
 
     def __init__(
         self, tasks: TaskTable = TASKS, sources: AdapterSources | None = None,
         base: AdapterBase | None = None, most: int = 0,
     ) -> None:  # fmt: skip
-        """`tasks`: those of the base. `base`: what adapters stand beside; `most`: how many there may be. A
-        file among the `sources` is watched until `close`.
+        """`tasks`: those of the base checkpoint. `sources`: None for no adapters; a list file is watched
+        until `close`. `base`: the checkpoint that adapters are for. `most`: the maximum number of adapters.
 
-        Raises SettingsError and CheckpointError.
+        Raises `SettingsError` and `CheckpointError`.
         """
         self._tasks, self._sources, self._base, self._most = tasks, sources, base, most
         self._version = version_of(sources) if isinstance(sources, Path) else ()
@@ -82,24 +84,24 @@ class Adapters:
 
     @property
     def table(self) -> TaskTable:
-        """The tasks of the base, and of the adapters."""
+        """The tasks of the base and of all adapters."""
         return self._set.table
 
     @property
     def engine_adapters(self) -> list[EngineAdapter]:
-        """What the engine needs of each."""
+        """All adapters, as the engine takes them."""
         return [adapter.engine for adapter in self._set.adapters.values()]
 
     @property
     def infos(self) -> list[AdapterInfo]:
-        """What each says of itself."""
+        """The description of each adapter."""
         return [adapter.info for adapter in self._set.adapters.values()]
 
     def find(self, name: str | None, task: Task) -> EngineAdapter | None:
-        """The adapter of this name; without a name the one that declares the task, or None.
+        """The adapter of this name; for a name of None, the one that declares the task, or None.
 
-        Raises OptionError, which names the adapters, for an unknown name, and for none where several declare
-        the task.
+        Raises `OptionError`, which lists the adapters, for an unknown name, and without a name if several
+        declare the task.
         """
         now = self._set
         if name is None:
@@ -114,8 +116,8 @@ class Adapters:
         return now.adapters[name].engine
 
     def look(self) -> None:
-        """Read the file again if it has changed. One that is wrong leaves the old adapters, and a log line
-        says why."""
+        """Reload the list file if it has changed. If it is invalid, the old adapters stay, and the log says
+        why."""
         if not isinstance(self._sources, Path) or (version := version_of(self._sources)) == self._version:
             return
         self._version = version
@@ -127,7 +129,7 @@ class Adapters:
             log.info("the adapters are read again: %s", ", ".join(self._set.adapters) or "none")
 
     def close(self) -> None:
-        """Watch the file no longer."""
+        """Stop watching the file."""
         self._ended.set()
 
     def _watch(self) -> None:
@@ -143,7 +145,7 @@ class Adapters:
         table, owners = self._tasks, dict[str, list[str]]()
         for name, adapter in adapters.items():
             for task in adapter.tasks:
-                if table.get(task.token) != task:  # the same row may be there already
+                if table.get(task.token) != task:  # another adapter may declare the same row
                     try:
                         table = table.extended([task])
                     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""What settings say of a model, as the arguments of `Florence2.load`. Knows nothing about what they do."""
+"""The arguments of `Florence2.load` from settings. Knows nothing about what they mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from florence.settings import Settings
 
 
 def load_arguments(settings: Settings, device: str, workers: int, pdf_dpi: int) -> dict[str, Any]:
-    """All that settings say but the checkpoint's name. workers, pdf_dpi: of `Florence2.from_settings`."""
+    """All arguments except the checkpoint's name. `workers`, `pdf_dpi`: as for `Florence2.from_settings`."""
     kind = pick_device(device).type
     usual = default_readers(on_gpu=kind == "cuda", workers=workers) if workers else 0
     return {

@@ -1,4 +1,4 @@
-"""One thread that sleeps until the earliest of many deadlines. Knows nothing about what they are of."""
+"""One thread that sleeps until the earliest of many deadlines. Knows nothing about what they belong to."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ KeyT = TypeVar("KeyT")
 
 
 class DeadlineWatch(Generic[KeyT]):
-    """Calls `expire` with each key whose deadline has passed, once, in a thread of its own.
+    """Calls `expire` once for each key whose deadline has passed, in a thread of its own.
 
-    `clock`: seconds. `expire` must be quick and must not raise.
+    `clock`: in seconds. `expire` must be quick and must not raise.
     """
 
     def __init__(self, expire: Callable[[KeyT], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._expire = expire
         self._clock = clock
         self._deadlines: dict[KeyT, float] = {}
-        self._earliest = inf  # no later than the earliest of them
+        self._earliest = inf  # at most the earliest deadline
         self._closed = False
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="florence-deadlines", daemon=True).start()
@@ -35,11 +35,11 @@ class DeadlineWatch(Generic[KeyT]):
                 self._changed.notify()
 
     def remove(self, key: KeyT) -> None:
-        """Stop watching a key, if it still is watched. Waits for no lock."""
+        """Stop watching a key, if it is still watched. Takes no lock."""
         self._deadlines.pop(key, None)
 
     def close(self) -> None:
-        """End the thread, without waiting for it; what is left never expires."""
+        """End the thread without waiting for it; keys that are left never expire."""
         with self._changed:
             self._closed = True
             self._changed.notify()

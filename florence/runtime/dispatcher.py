@@ -1,8 +1,10 @@
-"""The way of a request: a reader reads its picture, the engine generates, a finisher makes the typed answer.
+"""Takes requests through their stages: a reader reads the picture, the engine generates, a finisher makes the
+typed answer.
 
-Each request has one future, which gets one outcome whatever happens to its picture, the engine or its caller.
-A request is in one of three places: in the `PreprocessQueue` until its picture is read, in the engine, or in
-the finisher. What takes it out of one completes its future or hands it to the next. Knows nothing about HTTP.
+Each request has one future, which gets exactly one outcome whatever happens to its picture, the engine or the
+caller. A request is in one of three places: in the `PreprocessQueue` until its picture is read, in the
+engine, or in the finisher. Code that removes it from one place completes its future or puts it into the next.
+Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -39,12 +41,14 @@ from florence.runtime.tiled import AnyPrepared, answer, prepare
 log = logging.getLogger(__name__)
 
 LAST_ANSWERS_S = 5.0
-"""For the last answers of a model that is closed with a time limit: a callback for text may hold them up."""
+"""Seconds that closing with a time limit waits for the last answers, which a slow `on_text` callback may hold
+up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that passed its checks. `started`: by the dispatcher's clock."""
+    """A request that passed its checks. `started`, `deadline`: by the dispatcher's clock, in seconds;
+    `deadline` is None for no limit."""
 
     task: CheckedTask
     started: float
@@ -65,9 +69,9 @@ class Waiting:
 
 
 class PreprocessQueue:
-    """Requests whose pictures are not read yet. Here they can expire or be cancelled.
+    """Requests whose pictures have not been read yet. Here they can expire or be cancelled.
 
-    Safe for threads without a lock, since a future may be cancelled in a thread that holds any lock.
+    Thread-safe without a lock, since a future may be cancelled in a thread that holds any lock.
     """
 
     def __init__(self, observer: Observer, clock: Callable[[], float]) -> None:
@@ -79,9 +83,9 @@ class PreprocessQueue:
         return len(self._waiting)
 
     def add(self, requests: Mapping[Future[Answer], Accepted], picture: Future[ReadPicture]) -> None:
-        """Put in requests on one picture. One whose future is cancelled is let go at once."""
+        """Add requests on one picture. A request whose future is already cancelled is dropped at once."""
         sharing = list(requests)
-        # All of them first: the picture is let go with the last that is here.
+        # Add all of them first: the picture is released together with its last request.
         self._waiting |= {future: Waiting(requests[future], picture, sharing) for future in sharing}
         for future, request in requests.items():
             self._observer.reading(1)
@@ -90,11 +94,12 @@ class PreprocessQueue:
             future.add_done_callback(self._drop_cancelled)
 
     def find(self, future: Future[Answer]) -> Waiting | None:
-        """The request; None if it was taken out."""
+        """The request; None if it has been taken out."""
         return self._waiting.get(future)
 
     def take(self, future: Future[Answer]) -> bool:
-        """Take the request out; False if it was out already. Lets go of a picture that no request needs."""
+        """Take the request out; False if that has happened before. Releases the picture if no other request
+        needs it."""
         waiting = self._waiting.pop(future, None)
         if waiting is None:
             return False
@@ -105,13 +110,13 @@ class PreprocessQueue:
         return True
 
     def fail(self, future: Future[Answer], error: BaseException) -> None:
-        """End a request that was taken out."""
+        """Fail a request that was taken out."""
         if isinstance(error, DeadlineExceeded | Closed):
             self._observer.ended(FinishReason.CLOSED if isinstance(error, Closed) else FinishReason.DEADLINE)
         complete(future, error)
 
     def close(self) -> None:
-        """End all requests that are still here, and the watch for deadlines."""
+        """Fail all requests that are left, and stop watching deadlines."""
         self._watch.close()
         for future in list(self._waiting):
             if self.take(future):
@@ -124,7 +129,7 @@ class PreprocessQueue:
     def _drop_cancelled(self, future: Future[Answer]) -> None:
         if future.cancelled() and self.take(future):
             self._observer.ended(FinishReason.CANCELLED)
-            future.set_running_or_notify_cancel()  # else `concurrent.futures.wait` would wait on
+            future.set_running_or_notify_cancel()  # else `concurrent.futures.wait` would go on waiting
 
 
 class Dispatcher:
@@ -140,7 +145,7 @@ class Dispatcher:
         shares: Shares | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`shares`: of the queue; `clock`: seconds; the engine's."""
+        """`shares`: of the queue, None for no limits by owner. `clock`: that of the engine, in seconds."""
         self._pipeline = pipeline
         self.engine = engine
         self._readers = readers
@@ -154,16 +159,16 @@ class Dispatcher:
 
     @property
     def closed(self) -> bool:
-        """Whether no more requests are taken."""
+        """Whether new requests are refused."""
         return self._closed
 
     def submit(
         self, image: PictureSource, requests: Sequence[TaskRequest], view: View = ORIGINAL
     ) -> list[Future[Answer]]:
-        """Start requests on one picture, which is read once; a future for each."""
+        """Start requests on one picture, which is read once. Returns a future for each."""
         started = self._clock()
         futures: list[Future[Answer]] = [Future() for _ in requests]
-        with self._lock:  # one order for the queue and the readers
+        with self._lock:  # the queue and the readers must have the same order
             admitted = self._admit(dict(zip(futures, requests, strict=True)), started)
             if not admitted:
                 return futures
@@ -178,7 +183,7 @@ class Dispatcher:
         with self._lock:
             self._closed = True
         self._readers.close(drain_s)
-        with self._lock:  # no request is between queue and engine now
+        with self._lock:  # no request is between queue and engine while the lock is held
             pass
         self._queue.close()
         self.engine.close(drain_s=None if end is None else max(0.0, end - time.monotonic()))
@@ -187,7 +192,7 @@ class Dispatcher:
     def _admit(
         self, requests: Mapping[Future[Answer], TaskRequest], started: float
     ) -> dict[Future[Answer], Accepted]:
-        """Those that pass their checks and for which there is room; the futures of the others fail."""
+        """The requests that pass their checks and find room; the futures of the others fail."""
         admitted: dict[Future[Answer], Accepted] = {}
         owner = self.shares.owner()
         for future, request in requests.items():
@@ -217,7 +222,8 @@ class Dispatcher:
         return Accepted(task, started, deadline, streamer, request.original, request.on_tile, journey)
 
     def _check_room(self, before: int, owner: str) -> None:
-        """Raise the reason if one more request is not taken, with `before` others not in the queue yet."""
+        """Raise `Overloaded` or `Closed` if one more request can't be accepted; `before`: requests accepted
+        before it that are not in the queue yet."""
         if self._closed:
             raise Closed("this model was closed")
         try:
@@ -228,8 +234,8 @@ class Dispatcher:
         self.engine.check_load(before + len(self._queue) + self.engine.snapshot().waiting)
 
     def _continue(self, futures: Sequence[Future[Answer]], picture: Future[ReadPicture]) -> None:
-        """The picture was read, or can't be. In a thread of the readers."""
-        if picture.cancelled():  # no request waits for it, or `close` fails those that do
+        """Go on after the picture was read or failed to be read. Called in a reader's thread."""
+        if picture.cancelled():  # then no request waits for it, or `close` fails those that do
             return
         error = picture.exception()
         for future in futures:
@@ -239,7 +245,7 @@ class Dispatcher:
                 self._queue.fail(future, error)
 
     def _hand_over(self, future: Future[Answer], picture: ReadPicture) -> None:
-        """Give a request to the engine, unless it has ended meanwhile."""
+        """Submit a request to the engine, unless it has ended meanwhile."""
         waiting = self._queue.find(future)
         if waiting is None:
             return
@@ -251,7 +257,7 @@ class Dispatcher:
             parts, asked = prepare(self._pipeline, request.task, picture, request.deadline, on_token)
             finish = partial(self._finish, future, request, asked)
             gathering = Gathering(len(parts), finish, request.on_tile)
-            with self._lock:  # so that `_check_room` finds it either here or in the engine
+            with self._lock:  # so that `_check_room` counts it either here or in the engine
                 taken = self._queue.take(future)
                 if taken:
                     if picture.tiles:
@@ -263,19 +269,20 @@ class Dispatcher:
             failure = _without_frames(error) if taken or self._queue.take(future) else None
         if failure is not None:
             self._queue.fail(future, failure)
-        for sequence in sequences:  # also those that are there when a later one is refused
+        for sequence in sequences:  # also the earlier ones when a later one is refused
             cancel_with(future, sequence)
 
     def _check_tiles(self, owner: str, count: int) -> None:
-        """Raise the reason if the tiles of a request, which has one place, find no room for the others."""
+        """Raise `Overloaded` if there is no room for all tiles of a request, which so far has one place in
+        the queue."""
         self.shares.check(owner, self.engine.wait_s, count - 1)
         self.engine.check_load(len(self._queue) + self.engine.snapshot().waiting + count - 1)
 
     def _parts(
         self, future: Future[Answer], journey: Journey, parts: Sequence[Request], gathering: Gathering
     ) -> Iterator[SequenceState]:
-        """Give the engine the parts of a request, one after the other. The first has the request's own place
-        in its owner's share."""
+        """Submit the parts of a request to the engine, one after another. The first one takes over the
+        request's place in its owner's share."""
         for number, part in enumerate(parts):
             place: object = future
             if number:
@@ -283,7 +290,7 @@ class Dispatcher:
                 self.shares.enter(journey.owner, place)
                 future.add_done_callback(partial(self._leave, journey.owner, place))
             take, leave = partial(gathering.take, number), partial(self.shares.leave, journey.owner, place)
-            # The engine's thread has no time for more than handing the outcome on.
+            # The engine's thread must only hand the outcome over.
             yield self.engine.submit(part, partial(self._finisher.submit, take), leave)
 
     def _leave(self, owner: str, place: object, future: Future[Answer]) -> None:
@@ -296,7 +303,7 @@ class Dispatcher:
         asked: AnyPrepared,
         outcome: Sequence[Generation] | FlorenceError,
     ) -> None:
-        """Make the answer. In the finisher's thread."""
+        """Make the answer. Called in the finisher's thread."""
         made: Any = outcome
         try:
             if not isinstance(outcome, FlorenceError):
@@ -311,7 +318,7 @@ class Dispatcher:
 
 
 def _without_frames(error: Exception) -> Exception:
-    """The error as a caller may keep it: the frames in its traceback, and those above, have pixels."""
+    """The error without tracebacks: a caller may keep it, and frames hold pixels."""
     if not isinstance(error, FlorenceError):
         log.error("a request failed unforeseen", exc_info=error)
     strip_tracebacks(error)

@@ -1,7 +1,7 @@
 """Florence-2 as a Python object: load a checkpoint, run tasks on pictures, get typed answers.
 
-Pictures are read in threads of their own and answers generated in the engine's, so `submit` returns at once
-in any thread or event loop. Knows nothing about HTTP.
+Pictures are read and answers generated in other threads, so `submit` returns at once in any thread or event
+loop. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from florence.types.tasks import Task, TaskSpec, TaskTable, task_pairs
 
 
 class Florence2:
-    """A loaded checkpoint on one device; make one with `Florence2.load`. Safe to use from many threads.
+    """A loaded checkpoint on one device; make one with `Florence2.load`. Thread-safe.
 
     Use it as a context manager, or call `close` at the end. `pipeline`, `engine`: its parts.
     """
@@ -56,7 +56,8 @@ class Florence2:
         self._info, self._encode_stream = loaded.info, loaded.encode_stream
         self._memory = loaded.memory
         limits = loaded.info["limits"]
-        # What `run_many` keeps in flight: a full engine with the next pictures ready; more would only wait.
+        # Requests that `run_many` keeps in flight: a full engine, and the next encode batch ready; more would
+        # only wait.
         self._in_flight = limits["max_batch_size"] + limits["max_encode_batch"]
         self._limits, self._pictures = loaded.limits, pictures
         self._dispatcher = Dispatcher(
@@ -93,29 +94,28 @@ class Florence2:
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
-        `base`: a checkpoint that gives the tokenizer and the preprocessor which this one lacks. `adapter`: a
-        LoRA adapter, a directory or a hub id, which is merged into the weights. `adapters`: those that a
-        request may name (`adapter="receipts"`), name -> directory or hub id, or a file that lists them; at
-        most `max_adapters`, of at most `max_adapter_rank`. `input_size`: pixels of the
-        square that pictures are resized to, a multiple of 32, in place of the preprocessor's.
-        `device`: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where
-        the processor is faster with it, else float32), "float32", "bfloat16", "float16", "int8" (linear
-        layers, on a CPU with VNNI), "fp8" (most layers of an encode, on a GPU of sm_89 or newer; a CPU
-        emulates it). `limits`: on pictures. `config`: of the engine; its default suits the
-        device. `threads`: CPU threads of the model, in place of the configuration's. `readers`: processes
-        that read pictures, so that a crash or a bomb in a decoder fails one request; 0 for threads of this
-        process. `fast_jpeg`: large JPEGs are decoded at less than their size, which changes pixels a little.
-        `pictures`: how they become RGB unless a request says it: "seen", as a viewer shows them, or
-        "original", as the original's processor does it. `observer`: gets the engine's events. `on_broken`: is
-        called when the engine has failed and can't recover. `tasks`: the checkpoint's tasks beside the
-        built-in ones, or as FLORENCE_TASKS names them; None: those of the file `florence_tasks.json` beside
-        the checkpoint. `score_temperature`: above 0; divides the log-odds of scores. `owner`: says whose
-        request is submitted, called in the thread and the context that submit it; `owner_share`: of the
-        queue, for the waiting requests of one owner. `max_tiles`: of one picture, no more than may wait. On a
-        CPU the process keeps the memory that it frees.
+        `base`: a checkpoint whose tokenizer and preprocessor are used if this one has none. `adapter`: a LoRA
+        adapter, a directory or a hub id, which is merged into the weights. `adapters`: those that a request
+        may name (`adapter="receipts"`), name -> directory or hub id, or a file that lists them; at most
+        `max_adapters`, with ranks of at most `max_adapter_rank`. `input_size`: side in pixels of the square
+        that pictures are resized to, a multiple of 32; None: as the preprocessor says. `device`: "auto" (CUDA
+        where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where the processor is faster
+        with it, else float32), "float32", "bfloat16", "float16", "int8" (linear layers, on a CPU with VNNI),
+        "fp8" (most layers of an encode, on a GPU of sm_89 or newer; a CPU emulates it). `limits`: on
+        pictures. `config`: of the engine; None: defaults for the device. `threads`: CPU threads of the model,
+        in place of the configuration's. `readers`: processes that read pictures, so that a crash or a bomb in
+        a decoder fails one request; 0: threads of this process. `fast_jpeg`: decode large JPEGs at reduced
+        size, which changes pixels a little. `pictures`: the default of how they become RGB: "seen", as a
+        viewer shows them, or "original", as the original's processor does it. `observer`: gets the engine's
+        events. `on_broken`: called when the engine has failed and can't recover. `tasks`: the checkpoint's
+        tasks beside the built-in ones, or as FLORENCE_TASKS names them; None: those of the file
+        `florence_tasks.json` beside the checkpoint. `score_temperature`: above 0; divides the log-odds of
+        scores. `owner`: returns a request's owner, called in the thread and context that submit it;
+        `owner_share`: share of the queue for one owner, 0 to 1. `max_tiles`: most tiles of one picture, at
+        most the queue's length. On a CPU the process keeps freed memory.
 
-        Raises `CheckpointError` for a checkpoint that can't be found or does not fit, `SettingsError` for a
-        device or dtype that is not there, and for tasks that clash or are malformed.
+        Raises `CheckpointError` for a checkpoint that can't be found or is not supported, `SettingsError` for
+        a device or dtype that is not available, and for tasks that clash or are malformed.
         """
         config = config or EngineConfig.for_device(pick_device(device).type)
         loaded = load(
@@ -154,9 +154,9 @@ class Florence2:
         owner: Callable[[], str] = no_owner,
         pdf_dpi: int = PDF_DPI,
     ) -> Florence2:
-        """`load` what the settings name, on one of their devices. `workers`: of the service that this is one
-        of, with reader processes and the memory of a full engine from the start; 0 outside a service. A
-        service reads no PDF; `pdf_dpi`: as `ImageLimits` has it."""
+        """`load` what the settings name, on one of their devices. `workers`: those of the service that this
+        is part of, which has reader processes, allocates memory at the start and reads no PDFs; 0 outside a
+        service. `pdf_dpi`: as in `ImageLimits`."""
         return cls.load(
             settings.model,
             device=device,
@@ -175,19 +175,18 @@ class Florence2:
         on_text: OnText | None = None,
         **options: Unpack[RunOptions],
     ) -> Future[Answer]:
-        """Start one task on one picture; the answer comes in the future.
+        """Start one task on one picture; returns a future of the answer.
 
-        `image`: a PIL picture, taken as it is now (it is copied, and may be changed or closed afterwards), or
-        bytes, a path, or a function that gives the bytes (called where pictures are read, in another thread).
-        All are turned by their EXIF orientation first; a PIL picture is not with `pictures="original"`.
-        `task`: a token such as `<OD>`, a name such as `object_detection`, or a `Task`; or none, with a
-        `prompt` among the options. `text`: what the task reads besides the picture. `on_text`: is told the
-        answer's text piece by piece while it is generated, in another thread; only with `num_beams=1` and
-        for answers that are read from the text alone. Cancelling the future frees the device at its next
-        step.
+        `image`: a PIL image (copied, so it may be changed or closed afterwards), encoded bytes, a path, or a
+        function that returns the bytes (called in another thread). The EXIF orientation is applied first, but
+        not to a PIL image with `pictures="original"`. `task`: a token such as `<OD>`, a name such as
+        `object_detection`, or a `Task`; or None, with a `prompt` among the options. `text`: the task's text
+        or region input. `on_text`: called with the answer's text piece by piece while it is generated, in
+        another thread; only with `num_beams=1` and for tasks that answer in text. Cancelling the future frees
+        the request's slot at the next step.
 
-        What goes wrong comes in the future: `TaskError`, `RegionError`, `ImageError`, `OptionError`,
-        `Overloaded`, `DeadlineExceeded`, `EngineError` or `Closed`.
+        The future's exceptions: `TaskError`, `RegionError`, `ImageError`, `OptionError`, `Overloaded`,
+        `DeadlineExceeded`, `EngineError` or `Closed`.
         """
         return self._start(image, [(task, text)], options, on_text)[0]
 
@@ -200,7 +199,7 @@ class Florence2:
         on_text: OnText | None = None,
         **options: Unpack[RunOptions],
     ) -> Future[OriginalAnswer]:
-        """As `submit`, for an answer in the original's shape only: no typed result is made."""
+        """Like `submit`, but the answer is only in the original's shape: no typed result is made."""
         future: Future[Any] = self._start(image, [(task, text)], options, on_text, original=True)[0]
         return future
 
@@ -211,23 +210,23 @@ class Florence2:
         text: TaskText = None,
         **options: Unpack[RunOptions],
     ) -> Answer:
-        """`submit` and wait for the answer; raises what the future has."""
+        """`submit`, and wait for the answer. Raises the future's exception."""
         return self.submit(image, task, text, **options).result()
 
     def submit_all(
         self, image: PictureSource, asks: Iterable[TaskSpec], **options: Unpack[RunOptions]
     ) -> list[Future[Answer]]:
-        """Start many tasks on one picture, which is read and encoded once; a future for each, as from
-        `submit`.
+        """Start many tasks on one picture, which is read and encoded once. Returns a future for each, as
+        `submit` does.
 
-        `asks`: tasks, or pairs of a task and its text or region. Raises TaskError for anything else.
+        `asks`: tasks, or pairs of a task and its text or region. Raises `TaskError` for anything else.
         """
         return self._start(image, task_pairs(asks), options)
 
     def analyze(
         self, image: PictureSource, asks: Iterable[TaskSpec], **options: Unpack[RunOptions]
     ) -> list[Answer | Exception]:
-        """`submit_all` and wait for the answers; a task that fails has its exception in its place."""
+        """`submit_all`, and wait for the answers; for a task that fails the list has its exception."""
         return [outcome_in(future) for future in self.submit_all(image, asks, **options)]
 
     def stream(
@@ -237,9 +236,9 @@ class Florence2:
         text: TaskText = None,
         **options: Unpack[RunOptions],
     ) -> AnswerStream:
-        """Like `submit`, to iterate over the answer's text while it is generated; then its `answer` is there.
+        """Like `submit`; the result iterates over the text while it is generated, and has the `answer`.
 
-        With one beam, since beams compete until the last token; for tasks that answer in text.
+        Uses one beam, since beams compete until the last token; only for tasks that answer in text.
         """
         return AnswerStream(
             lambda on_text: self._start(image, [(task, text)], options, on_text, one_beam=True)[0]
@@ -248,8 +247,8 @@ class Florence2:
     def run_many(self, items: Iterable[Item], **options: Unpack[RunOptions]) -> list[Answer | Exception]:
         """Answers of many (picture, task) or (picture, task, text) items, in their order.
 
-        An item that fails has its exception in its place; the others are not touched by it. Items are taken
-        from the iterable as room comes free, so a generator may read pictures as they are needed.
+        For an item that fails the list has its exception; other items are not affected. Items are consumed as
+        room becomes free, so a generator may read pictures lazily.
         """
         most = min(self._in_flight, self.room(**options))
         answers: list[Answer | Exception] = []
@@ -261,27 +260,27 @@ class Florence2:
         return answers + [outcome_in(future) for future in in_flight]
 
     def room(self, **options: Unpack[RunOptions]) -> int:
-        """How many requests with these options may wait at once, when there are no others."""
+        """How many requests with these options may wait at once if there are no others."""
         places = most_places(options, self.pipeline.max_tiles)
         return max(1, int(self._info["limits"]["max_queue"]) // places)
 
     def warm_up(self) -> None:
-        """Run a grey picture through every part, so that the first request is not slower than the next."""
+        """Run a grey picture through every part, so that the first request is not slower than later ones."""
         self.run(grey_picture(), "<CAPTION>", max_new_tokens=4)
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self.engine.ready and not self._dispatcher.closed
 
     @property
     def alive(self) -> bool:
-        """Whether the engine works, or will again without a restart."""
+        """Whether the engine works, or will recover without a restart."""
         return self.engine.alive
 
     @property
     def checkpoint(self) -> str:
-        """The name that every answer says, with the revision where the checkpoint has one."""
+        """The name in every answer, with the revision where the checkpoint has one."""
         return self.pipeline.checkpoint
 
     @property
@@ -291,25 +290,26 @@ class Florence2:
 
     @property
     def adapters(self) -> list[str]:
-        """The names of the adapters that a request may say."""
+        """The adapters that a request may name."""
         return [each.name for each in self.pipeline.adapters.infos]
 
     def info(self) -> dict[str, Any]:
-        """What runs, and how: checkpoint, revision, adapters, device, dtype, limits, generation settings,
-        tasks; `encode_stream`: whether encodes run beside decode steps, "auto" until that is decided."""
+        """A description of what runs: checkpoint, revision, adapters, device, dtype, limits, generation
+        settings, tasks; `encode_stream`: whether encodes run beside decode steps, "auto" until that is
+        decided."""
         return self._info | {"encode_stream": self._encode_stream()} | self.pipeline.described()
 
     def memory(self) -> dict[str, int]:
-        """Bytes on device and machine: `caches` of the requests that are decoded, `picture_cache` of the
-        latest pictures, `pixels` that readers write, `adapters` that requests name."""
+        """Bytes in use: `caches` (keys and values), `picture_cache` (features), `pixels` (readers' buffers),
+        `adapters`."""
         return self._memory()
 
     def close(self, *, drain_s: float | None = None) -> None:
-        """Take no more requests, finish those that came (for at most `drain_s` seconds), and free the device.
+        """Take no more requests, finish the accepted ones (for at most `drain_s` seconds, None: all), and
+        free the device.
 
-        Requests that are not finished by then fail with `Closed`, also those whose picture is still being
-        read. It returns after the decode step in progress, and a few seconds more where a callback for text
-        holds up the last answers. Closing twice does nothing.
+        Requests that are not finished by then fail with `Closed`. Returns after the decode step in progress,
+        a few seconds later if an `on_text` callback holds up the last answers. Closing twice does nothing.
         """
         self.pipeline.adapters.close()
         self._dispatcher.close(drain_s)
@@ -330,8 +330,8 @@ class Florence2:
         one_beam: bool = False,
         original: bool = False,
     ) -> list[Future[Answer]]:
-        """Start tasks on one picture; what is wrong with the picture or the options fails them all.
-        `one_beam`: unless the options say another number; `original`: as `TaskRequest` has it."""
+        """Start tasks on one picture; an error in the picture or the options fails them all. `one_beam`:
+        default to one beam; `original`: as in `TaskRequest`."""
         try:
             parameters = parameters_of(options)
             tasks = [(task_of(task, options), text) for task, text in asks]
@@ -339,7 +339,7 @@ class Florence2:
             view = view_of(parameters, self._pictures, self.pipeline.max_tiles, reads_text=reads)
             image = own_picture(image, view, self._limits)
         except FlorenceError as error:
-            return [failed(error.with_traceback(None)) for _ in asks]  # this frame holds the picture
+            return [failed(error.with_traceback(None)) for _ in asks]  # frames hold the picture
         if one_beam and parameters.num_beams is None:
             parameters = parameters.model_copy(update={"num_beams": 1})
         region, timeout_s, on_tile = options.get("region"), options.get("timeout_s"), options.get("on_tile")

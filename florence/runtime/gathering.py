@@ -1,6 +1,6 @@
-"""The parts of one request: a future gets its outcome when the last part is done, or the first one fails.
+"""Gathers the parts of one request: the outcome is known when the last part is done, or the first one fails.
 
-Knows generations and errors; nothing about tiles, threads or engines.
+Knows generations and errors; knows nothing about tiles, threads or engines.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from florence.errors import FlorenceError
 log = logging.getLogger(__name__)
 
 OnTile = Callable[[int, int], None]
-"""Gets how many tiles are done, and how many there are: first 0, when the picture was cut. It must be quick,
-since other answers wait behind it."""
+"""Called with the number of finished tiles and the number of all tiles; the first call, with 0, is when the
+picture has been cut. It must be quick, since other answers wait for it."""
 
 OnAll = Callable[[Sequence[Generation] | FlorenceError], None]
-"""Gets the generations of all parts, in their order, or the first error."""
+"""Called with the generations of all parts in order, or with the first error."""
 
 
 class Gathering:
-    """The outcomes of `count` parts. All methods are called in one thread.
+    """The outcomes of `count` parts. All methods must be called in one thread.
 
-    An `on_part` that raises is called no more; the log says why, and the answer is not affected.
+    If `on_part` raises, the error is logged and it is not called again; the answer is not affected.
     """
 
     def __init__(self, count: int, on_all: OnAll, on_part: OnTile | None = None) -> None:
@@ -33,7 +33,7 @@ class Gathering:
         self._on_part = on_part
 
     def tell(self) -> None:
-        """Call `on_part`."""
+        """Call `on_part`, if there is one."""
         if self._on_part is None:
             return
         try:
@@ -43,7 +43,7 @@ class Gathering:
             self._on_part = None
 
     def take(self, number: int, outcome: Generation | FlorenceError) -> None:
-        """The outcome of a part; ignored when the whole has its own already."""
+        """Take the outcome of part `number`; ignored once the request has its own."""
         if self._on_all is None:
             return
         on_all = self._on_all

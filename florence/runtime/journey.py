@@ -1,6 +1,6 @@
-"""One request from its arrival to its end: what is learnt of it on its way, and the report in the end.
+"""Collects the facts about one request from its arrival to its end, and makes the report.
 
-Knows outcomes and times; nothing about threads, devices or HTTP.
+Knows outcomes and times; knows nothing about threads, devices or HTTP.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _ENDINGS: tuple[tuple[type[Exception], FinishReason], ...] = (
 
 @dataclass(slots=True)
 class Journey:
-    """What is known of a request so far. `clock`: seconds; `context`: that of the call that submitted it."""
+    """What is known about a request so far. `clock`: in seconds; `started`: by this clock; `arrived`: seconds
+    since the epoch; `context`: that of the call that submitted it. None: not known yet."""
 
     owner: str
     clock: Callable[[], float]
@@ -42,16 +43,16 @@ class Journey:
     tokens: int = 0
 
     def has_read(self, size: tuple[int, int]) -> None:
-        """Its picture was read."""
+        """Record that its picture was read. `size`: width and height."""
         self.picture_size, self.read_s = size, self.clock() - self.started
 
     def generated(self, generations: Sequence[Generation]) -> None:
-        """The engine's part is done, of all tiles."""
+        """Record the generations of all tiles."""
         self.timings = last_of(generations).timings
         self.tokens = sum(len(generation.token_logprobs) for generation in generations)
 
     def report(self, future: Future[Any]) -> RequestReport:
-        """The whole way of a request whose future is done."""
+        """The report of a request whose future is done."""
         timings = self.timings
         return RequestReport(
             task=self.task.task.name if self.task else "",

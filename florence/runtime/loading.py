@@ -1,6 +1,6 @@
-"""From a checkpoint's name to a running engine and the pipeline before it.
+"""Loads a checkpoint by name, and starts its engine and pipeline.
 
-The one place that reads all files of a checkpoint and checks that they fit each other.
+The one place that reads all files of a checkpoint and checks that they are consistent.
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ _NOT_BESIDE = (
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A checkpoint that answers. `info` says what runs, and how, in values that JSON can hold;
-    `encode_stream`: where encodes run, "auto" until the engine has tried; `memory`: bytes of caches and
-    buffers by their names."""
+    """A running checkpoint. `info`: a description in JSON values. `encode_stream`: returns where encodes run,
+    "auto" until the engine has decided. `memory`: returns bytes of caches and buffers by name."""
 
     pipeline: Pipeline
     engine: Engine
@@ -98,7 +97,7 @@ def load(
     score_temperature: float,
     max_tiles: int,
 ) -> Loaded:
-    """Find, read, check and place a checkpoint, and start its engine's thread.
+    """Find, read and check a checkpoint, load it onto its device, and start the engine's thread.
 
     Arguments and errors are those of `Florence2.load`.
     """
@@ -244,8 +243,8 @@ def _picture_tokens(preprocessing: Preprocessing) -> int:
 
 
 def _fit_tokens(model: ModelConfig, preprocessing: Preprocessing, config: EngineConfig) -> EngineConfig:
-    """The configuration with no more tokens than the model has positions for. Checks that pictures of this
-    size fit tower and encoder."""
+    """The configuration with token limits capped to the model's positions. Raises `CheckpointError` where
+    pictures of this size don't fit the tower or the encoder."""
     height, width = preprocessing.height, preprocessing.width
     most = STRIDE * model.vision.max_positions
     if height % STRIDE or width % STRIDE or max(height, width) > most:

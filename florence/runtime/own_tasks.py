@@ -1,6 +1,6 @@
-"""Finds a checkpoint's own tasks: those that a setting names, or the file beside the checkpoint.
+"""Finds a checkpoint's own tasks: those that a setting names, or those in the file beside the checkpoint.
 
-Knows files; `types.declared` has the rows and the presets.
+Knows files; the format of rows and the presets are in `types.declared`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from florence.types.tasks import Task
 
 
 def own_tasks(named: str | None, *directories: Path) -> list[Task]:
-    """The tasks that `named` (FLORENCE_TASKS) says: files and presets, separated by commas. None:
-    `florence_tasks.json` in the directories of the checkpoint and of the adapter that is merged into it,
-    where there is one.
+    """The tasks that `named` (FLORENCE_TASKS) lists: files and presets, separated by commas. None: the tasks
+    in `florence_tasks.json` in these directories, those of the checkpoint and of a merged adapter.
 
-    Raises SettingsError for what can't be read, and one that names all rows which are wrong.
+    Raises `SettingsError` for files that can't be read, or one that names all invalid rows.
     """
     if named is None:
         return tasks_beside(*directories)
@@ -36,7 +35,7 @@ def tasks_beside(*directories: Path) -> list[Task]:
 
 
 def tasks_of_settings(settings: Settings) -> list[Task]:
-    """The own tasks of the checkpoint and the adapters that the settings name, before they are loaded; none
+    """The own tasks of the checkpoint and the adapters that the settings name, without loading them; empty
     where they can't be found."""
     try:
         folders = _folders_of(settings) if settings.tasks is None else []
@@ -44,7 +43,7 @@ def tasks_of_settings(settings: Settings) -> list[Task]:
         listed = {} if sources is None else list_adapters(sources, settings.max_adapters)
         beside = [tasks_beside(resolve_adapter(source).directory) for source in listed.values()]
     except CheckpointError:
-        return []  # loading them will say why
+        return []  # loading them will raise the error
     found = {task: None for tasks in (own_tasks(settings.tasks, *folders), *beside) for task in tasks}
     return list(found)
 

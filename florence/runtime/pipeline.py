@@ -1,7 +1,7 @@
-"""From a caller's picture and task to the engine's request, and from its tokens to the typed answer.
+"""Makes the engine's request from a picture and a task, and the typed answer from the engine's tokens.
 
-The one place that joins the rooms: pictures, tasks, regions, tokens and answers. Knows nothing about threads,
-devices or HTTP.
+The one place that joins pictures, tasks, regions, tokens and answers. Knows nothing about threads, devices or
+HTTP.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from florence.types.tasks import TASKS, Input, Task, TaskTable
 from florence.types.tiling import TileOptions
 
 TaskText = str | Sequence[float] | None
-"""A text, or a region: four numbers in pixels or `<loc_n>` text."""
+"""A text, or a region: four numbers in pixels, or `<loc_n>` text; None for neither."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """One task on a picture, as it was asked. `task`: a token, a name, or a `Task`; `timeout_s`: seconds
-    until `DeadlineExceeded`, None for no limit; `on_text`: gets the answer's text piece by piece;
-    `original`: make the answer in the original's shape only; `on_tile`: gets how many tiles are done."""
+    """One task on a picture, as requested. `task`: a token, a name, or a `Task`; `timeout_s`: seconds until
+    `DeadlineExceeded`, None for no limit; `on_text`: called with the answer's text piece by piece;
+    `original`: make the answer in the original's shape only; `on_tile`: called with the number of finished
+    tiles."""
 
     task: str | Task
     text: TaskText
@@ -58,8 +59,8 @@ class TaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class CheckedTask:
-    """A task with its text or region, its resolved options and the items that are wanted; a region is not
-    compared with a picture."""
+    """A task with its text or region (`given`), resolved options and filter of items (`wanted`). A region has
+    not been compared with the picture yet."""
 
     task: Task
     given: TaskText
@@ -70,7 +71,7 @@ class CheckedTask:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the answer will need to know of a request; not its pixels."""
+    """What is needed of a request to make its answer; without the pixels. `image_size`: width and height."""
 
     task: Task
     image_size: tuple[int, int]
@@ -84,11 +85,10 @@ class Prepared:
 class Pipeline:
     """Turns pictures and tasks into requests, and generations into answers, for one checkpoint.
 
-    `max_new_tokens`: of the longest answer there is room for (FLORENCE_MAX_NEW_TOKENS, at most the decoder's
-    positions); longer requests are cut to it. `checkpoint`: its name, said in every answer. `adapters`: those
-    that a request may name, and all tasks.
-    `score_temperature`: divides the log-odds of scores (FLORENCE_SCORE_TEMPERATURE). `max_tiles`: of one
-    picture (FLORENCE_MAX_TILES).
+    `max_new_tokens`: the longest answer that there is room for (FLORENCE_MAX_NEW_TOKENS, at most the
+    decoder's positions); requests for more are capped. `checkpoint`: its name in every answer. `adapters`:
+    those that a request may name, and all tasks. `score_temperature`: divides the log-odds of scores
+    (FLORENCE_SCORE_TEMPERATURE). `max_tiles`: of one picture (FLORENCE_MAX_TILES).
     """
 
     checkpoint: str
@@ -101,11 +101,11 @@ class Pipeline:
 
     @property
     def tasks(self) -> TaskTable:
-        """Those of the checkpoint and of the adapters."""
+        """The tasks of the checkpoint and of the adapters."""
         return self.adapters.table
 
     def described(self) -> dict[str, Any]:
-        """What `info` says of adapters and tasks."""
+        """The part of `info` about adapters and tasks."""
         own = [task for task in self.tasks.values() if task.token not in TASKS]
         return {
             "adapters": [each.model_dump(mode="json") for each in self.adapters.infos],
@@ -139,10 +139,10 @@ class Pipeline:
         deadline: float | None = None,
         on_token: Callable[[int], None] | None = None,
     ) -> tuple[Request, Prepared]:
-        """The engine's request, and what stays of it. `deadline`: a reading of the engine's clock;
-        `on_token`: as `engine.Request` has it.
+        """The engine's request, and what the answer needs of it. `deadline`: by the engine's clock;
+        `on_token`: as in `engine.Request`.
 
-        Raises `RegionError` for a region that is written wrongly or lies outside the picture.
+        Raises `RegionError` for a region that is malformed or outside the picture.
         """
         text = checked.given
         if text is not None:
@@ -162,10 +162,10 @@ class Pipeline:
         return request, Prepared(checked.task, picture.size, checked.wanted, *told)
 
     def options(self, parameters: GenerationParameters, task: Task | None = None) -> GenerationOptions:
-        """The parameters with the task's and the checkpoint's own settings in place of those that are None; a
-        request that samples has one beam, and a seed.
+        """The parameters, with the task's or the checkpoint's settings for those that are None; a request
+        that samples gets one beam and a seed.
 
-        Raises OptionError where more tokens are demanded than an answer may have.
+        Raises `OptionError` where `min_new_tokens` is more than an answer may have.
         """
         fewest = parameters.min_new_tokens or 0
         if fewest > self.max_new_tokens:
@@ -185,7 +185,7 @@ class Pipeline:
         return GenerationOptions(**{**own, **asked, **tokens})
 
     def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
-        """The typed answer of what the engine generated, `total_s` seconds after the request came."""
+        """The typed answer for a generation, `total_s` seconds after the request arrived."""
         token_ids = list(generation.token_ids)
         width, height = prepared.image_size
         result = self.result(prepared, generation)
@@ -200,7 +200,7 @@ class Pipeline:
         )
 
     def original_answer(self, prepared: Prepared, generation: Generation, total_s: float) -> OriginalAnswer:
-        """The same in the original's shape only. Raises RequestError as `Answer.florence`."""
+        """The same in the original's shape only. Raises `RequestError` as `Answer.florence`."""
         raw_text = self.tokenizer.decode(list(generation.token_ids))
         original = post_process_text(prepared.task, raw_text, prepared.image_size)
         if not prepared.wanted.is_off:
@@ -210,14 +210,14 @@ class Pipeline:
         return OriginalAnswer(task=prepared.task.token, text=json.dumps(original), **facts)
 
     def result(self, prepared: Prepared, generation: Generation) -> Result:
-        """All that was found, with scores."""
+        """The typed result with scores, before filtering."""
         windows = generation.token_windows
         return parse_answer(
             prepared.task,
             self.tokenizer.decode(list(generation.token_ids)),
             image_size=prepared.image_size,
             pieces=[Piece(*piece) for piece in self.tokenizer.pieces(list(generation.token_ids))],
-            # The start token was given, not generated.
+            # The start token is not generated, so its log-probability is 0.
             token_logprobs=[0.0, *generation.token_logprobs],
             token_windows=[(), *windows] if windows else (),
             temperature=self.score_temperature,

@@ -1,4 +1,4 @@
-"""The options of a call of the library, read: what to generate, how to see the picture, which task.
+"""Reads the options of a library call: generation parameters, the view of the picture, the task.
 
 Knows nothing about engines and readers.
 """
@@ -24,17 +24,17 @@ from florence.types.tasks import AnswerAs, Kind, Task, TaskTable, prompt_task
 from florence.types.tiling import OF_BOXES, OF_TEXT, TileOptions
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
-"""PictureSource, task, and the task's text or region where it takes one."""
+"""A picture, a task, and the task's text or region where it takes one."""
 
 
 class RunOptions(RequestKeywords, total=False):
-    """Options of one request: those of `RequestKeywords`, and what is no generation option.
+    """Options of one request: those of `RequestKeywords`, and those that are not about generation.
 
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
-    `prompt`: what the model reads, word for word, in place of a task. `answer_as`: how its answer is read,
-    "text" if left out, or another `Kind`. `timeout_s`: seconds until `DeadlineExceeded`. `on_tile`: with
-    `tiles`, is told how many of how many tiles are done. `parameters`: all generation options as one object
-    that is validated already, in place of single ones.
+    `prompt`: the model's prompt, word for word, in place of a task. `answer_as`: how the answer to it is
+    parsed, a `Kind`; "text" if left out. `timeout_s`: seconds until `DeadlineExceeded`. `on_tile`: with
+    `tiles`, called with the numbers of finished and of all tiles. `parameters`: all generation options as one
+    validated object, in place of single ones.
     """
 
     region: TaskText
@@ -60,8 +60,8 @@ def parameters_of(options: RunOptions) -> GenerationParameters:
 def view_of(
     parameters: GenerationParameters, usual: Pictures, max_tiles: int, *, reads_text: bool = False
 ) -> View:
-    """How the request's picture becomes RGB, and is cut. usual: where the request does not say; max_tiles:
-    the most there may be; reads_text: whether a task looks for text."""
+    """How the request's picture becomes RGB and is cut. `usual`: the default for `pictures`; `max_tiles`:
+    most tiles; `reads_text`: whether a task looks for text."""
     asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
     original = (asked.pictures or usual) == "original"
     background = "white" if asked.background is None else asked.background
@@ -70,7 +70,7 @@ def view_of(
 
 
 def tiling_of(parameters: GenerationParameters, max_tiles: int, *, reads_text: bool = False) -> Tiling | None:
-    """How the request's picture is cut; None: not at all."""
+    """How the request's picture is cut; None: it is not."""
     if not isinstance(parameters, TileOptions) or not parameters.tiled:
         return None
     usual = OF_TEXT if reads_text else OF_BOXES
@@ -84,7 +84,7 @@ def tiling_of(parameters: GenerationParameters, max_tiles: int, *, reads_text: b
 
 
 def reads_text(tasks: TaskTable, task: str | Task) -> bool:
-    """Whether a task asks each tile of a picture for text with its places."""
+    """Whether a task reads text with its locations in each tile of a picture."""
     found = tasks.find(task) if isinstance(task, str) else task
     asked = None if found is None else tasks.find(found.in_tiles)
     return asked is not None and asked.kind is Kind.QUADS
@@ -93,8 +93,8 @@ def reads_text(tasks: TaskTable, task: str | Task) -> bool:
 def own_picture(image: PictureSource, view: View, limits: ImageLimits) -> PictureSource:
     """The picture, copied if the caller might change or close it. Raises `ImageError` then.
 
-    A copy is upright RGB without metadata: what its file said of it must not be applied again where it is
-    read.
+    A copy is upright RGB without metadata, so that readers don't apply the file's orientation or profile
+    again.
     """
     if not isinstance(image, Image.Image):
         return image
@@ -104,24 +104,25 @@ def own_picture(image: PictureSource, view: View, limits: ImageLimits) -> Pictur
 
 
 def grey_picture() -> bytes:
-    """A small one, encoded: readers decode it."""
+    """A small picture, encoded, for readers to decode."""
     file = BytesIO()
     Image.new("RGB", (64, 64), "grey").save(file, "PNG")
     return file.getvalue()
 
 
 def most_places(options: RunOptions, max_tiles: int) -> int:
-    """How many places of the queue a request with these options takes at most."""
+    """The most places in the queue that a request with these options takes."""
     try:
         tiling = tiling_of(parameters_of(options), max_tiles)
-    except OptionError:  # which the request will tell
+    except OptionError:  # the request itself will raise it
         return 1
     columns, rows = (1, 1) if tiling is None else tiling.grid or (tiling.most, 1)
     return columns * rows
 
 
 def task_of(task: str | Task | None, options: RunOptions) -> str | Task:
-    """The task that is asked for, by itself or by a prompt. Raises `TaskError` unless it is one of them."""
+    """The requested task, given as such or as a prompt. Raises `TaskError` unless exactly one of them is
+    given."""
     prompt, answer_as = options.get("prompt"), options.get("answer_as")
     if task is not None:
         if prompt is not None or answer_as is not None:

@@ -1,6 +1,7 @@
-"""Shares of the queue: how many waiting requests one owner may have, so that a flood leaves room to others.
+"""Shares of the queue: how many waiting requests one owner may have, so that a flood of one leaves room for
+others.
 
-Knows names of owners only; how they prove them is the caller's matter.
+Knows owners' names only; knows nothing about authentication.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from typing import Final
 from florence.errors import Overloaded
 
 NO_OWNER: Final = ""
-"""Requests without an owner have no share: the whole queue is theirs."""
+"""Requests without an owner have no share: they may fill the whole queue."""
 
 
 def no_owner() -> str:
-    """For a service that knows no owners."""
+    """The `owner` of a service that has no owners."""
     return NO_OWNER
 
 
 class Shares:
-    """The waiting requests of each owner. `owner`: says whose request it is, in the thread and the context
-    that submit it. `most`: of one owner. `waiting`: by owner.
+    """The waiting requests of each owner. `owner`: returns a request's owner, called in the thread and
+    context that submit it. `most`: waiting requests of one owner. `waiting`: by owner.
 
-    Safe for threads without a lock, since a future may be cancelled in a thread that holds any lock.
+    Thread-safe without a lock, since a future may be cancelled in a thread that holds any lock.
     """
 
     def __init__(self, most: int, owner: Callable[[], str] = no_owner) -> None:
@@ -33,22 +34,22 @@ class Shares:
         self.waiting: defaultdict[str, set[Hashable]] = defaultdict(set)
 
     def check(self, owner: str, wait_s: Callable[[int], float], more: int = 1) -> None:
-        """Raise Overloaded if the owner may not have so many more waiting requests. `wait_s`: seconds that so
-        many requests will take, for the time to come back."""
+        """Raise `Overloaded` if the owner may not have `more` more waiting requests. `wait_s`: estimates the
+        seconds that a number of requests will take, for the time after which to retry."""
         waiting = len(self.waiting[owner])
         if owner == NO_OWNER or waiting + more <= self._most:
             return
         retry_after_s = max(1.0, wait_s(waiting))
         raise Overloaded(
-            f"{waiting} requests of the API key {owner!r} are waiting, as many as may of one key; come back "
-            f"in {retry_after_s:.0f} s",
+            f"{waiting} requests of the API key {owner!r} are waiting, which is the limit for one key; come "
+            f"back in {retry_after_s:.0f} s",
             retry_after_s=retry_after_s,
         )
 
     def enter(self, owner: str, request: Hashable) -> None:
-        """The owner's request waits."""
+        """Record that a request of the owner waits."""
         self.waiting[owner].add(request)
 
     def leave(self, owner: str, request: Hashable) -> None:
-        """It waits no longer. Calling it again does nothing."""
+        """Record that it no longer waits. Calling this again does nothing."""
         self.waiting[owner].discard(request)

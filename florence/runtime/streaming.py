@@ -1,7 +1,7 @@
-"""The text of an answer while it is generated: given to a callback, or iterated over.
+"""Streams an answer's text while it is generated: to a callback, or to an iterator.
 
-With several beams no token is final before the last, and only text can be read in pieces, so streams are for
-one beam and the tasks that answer in text. Knows nothing about engines, devices or HTTP.
+With several beams no token is final until the search ends, and only text can be parsed in pieces, so streams
+need one beam and a task that answers in text. Knows nothing about engines, devices or HTTP.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from florence.checkpoint.tokenizer import IncrementalDetokenizer
 log = logging.getLogger(__name__)
 
 OnText = Callable[[str], None]
-"""Gets the next piece of an answer's text. Pieces come in order, all of them before the answer; it must be
-quick, since other answers wait behind it."""
+"""Called with the next piece of an answer's text. Pieces come in order, all of them before the answer. It
+must be quick, since other answers wait for it."""
 
 
 class TextStreamer:
-    """Gives a callback the text of one request's tokens, in another thread than the engine's.
+    """Calls a callback with the text of one request's tokens, not on the engine's thread.
 
-    A callback that raises is called no more; the log says why, and the answer is not affected.
+    If the callback raises, the error is logged and it is not called again; the answer is not affected.
     """
 
     def __init__(self, detokenizer: IncrementalDetokenizer, on_text: OnText, executor: Executor) -> None:
@@ -37,7 +37,7 @@ class TextStreamer:
         self._executor.submit(lambda: self._give(self._detokenizer.take(token_id)))
 
     def end(self) -> None:
-        """Give the text that was held back. In the executor, after the last token."""
+        """Pass on the text that was held back. Called in the executor, after the last token."""
         self._give(self._detokenizer.rest())
 
     def _give(self, text: str) -> None:
@@ -51,10 +51,10 @@ class TextStreamer:
 
 
 class AnswerStream:
-    """Iterates over the pieces of an answer's text as they are generated; then `answer` is there.
+    """Iterates over the pieces of an answer's text as they are generated; `answer` has the whole answer.
 
     The pieces joined are the generated text without `<s>`, `</s>` and `<pad>`. Iterating and `answer` raise
-    what the request failed with. Leaving it as a context manager, or `close`, cancels what is not finished.
+    the request's error. Leaving the context manager, or `close`, cancels a request that is not finished.
     """
 
     def __init__(self, start: Callable[[OnText], Future[Answer]]) -> None:
@@ -64,7 +64,7 @@ class AnswerStream:
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; waits for it."""
+        """Wait for the whole answer."""
         return self._future.result()
 
     def close(self) -> None:

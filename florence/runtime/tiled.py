@@ -1,6 +1,6 @@
-"""A task on a picture that is cut into tiles: a request of the engine for each tile, and one answer of all.
+"""A task on a picture that is cut into tiles: an engine request for each tile, and one answer for all.
 
-Joins `pipeline`, which makes requests and answers of single pictures, and `answers.tiled`, which merges
+Joins `pipeline`, which makes requests and answers for single pictures, and `answers.tiled`, which merges
 results. Knows nothing about threads, devices or HTTP.
 """
 
@@ -24,7 +24,8 @@ from florence.types.results import OcrRegions, Result, Text
 
 @dataclass(frozen=True, slots=True)
 class PreparedTiles:
-    """What the answer will need to know. corners, tiles: of each tile, where it is and its own request's."""
+    """What is needed to make the answer. `image_size`: width and height of the whole picture. `corners`: each
+    tile's left and top, in pixels; `tiles`: each tile's own `Prepared`."""
 
     asked: CheckedTask
     image_size: tuple[int, int]
@@ -42,7 +43,7 @@ def prepare(
     deadline: float | None,
     on_token: Callable[[int], None] | None,
 ) -> tuple[list[Request], AnyPrepared]:
-    """The engine's requests for a picture, one if it is not cut. Arguments and errors as of
+    """The engine's requests for a picture, one if it is not cut. Arguments and errors are those of
     `Pipeline.prepare`."""
     if not picture.tiles:
         request, prepared = pipeline.prepare(checked, picture, deadline, on_token)
@@ -62,9 +63,9 @@ def answer(
     *,
     original: bool,
 ) -> Answer | OriginalAnswer:
-    """The answer of what the engine generated for each request. original: in the original's shape only.
+    """The answer from the generation of each request. `original`: in the original's shape only.
 
-    Raises RequestError as `Answer.florence`.
+    Raises `RequestError` as `Answer.florence`.
     """
     if isinstance(asked, Prepared):
         make: Any = pipeline.original_answer if original else pipeline.answer
@@ -104,7 +105,7 @@ def _merged(pipeline: Pipeline, asked: PreparedTiles, generations: Sequence[Gene
 def _facts(
     pipeline: Pipeline, asked: PreparedTiles, generations: Sequence[Generation], total_s: float
 ) -> dict[str, Any]:
-    """Tokens of all tiles together; times of the tile that was done last."""
+    """The facts of the answer: token counts summed over tiles; times of the tile that was done last."""
     each = [
         pipeline.facts(prepared, generation, total_s)
         for prepared, generation in zip(asked.tiles, generations, strict=True)
@@ -122,7 +123,7 @@ def _facts(
 
 
 def last_of(generations: Sequence[Generation]) -> Generation:
-    """The one that took longest, of requests that came together."""
+    """The generation that took longest, among requests submitted together."""
 
     def seconds(generation: Generation) -> float:
         timings = generation.timings

@@ -1,4 +1,5 @@
-"""The service as a process of its own imports it: for `florence serve`, and for the Bento."""
+"""The service for a process of its own: `florence serve` and the Bento import it here, without garbage
+collections."""
 
 from __future__ import annotations
 

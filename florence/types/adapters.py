@@ -1,4 +1,4 @@
-"""Which adapter a request is answered with: a name among those that the service has."""
+"""The option that selects an adapter: the name of one that the service has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class AdapterKeywords(TypedDict, total=False):
-    """`AdapterOption`'s field as a keyword argument."""
+    """The field of `AdapterOption` as a keyword argument."""
 
     adapter: str | None
 

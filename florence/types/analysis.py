@@ -1,6 +1,6 @@
 """Many tasks on one picture in one call: the request and the answer of each task.
 
-Plain types, shared by service and client. A task that fails has its error in its place; it does not affect
+Plain types, shared by service and client. For a task that fails the answer is its error; it does not affect
 the others.
 """
 
@@ -16,7 +16,7 @@ from florence.types.options import MAX_TEXT_CHARS
 from florence.types.results import Result, Text
 
 MOST_TASKS = 64
-"""Tasks of one call."""
+"""Most tasks of one call."""
 
 
 SentRegion = Annotated[list[float], Field(min_length=4, max_length=4)] | Annotated[str, Field(max_length=200)]
@@ -44,7 +44,7 @@ class AnalysisTask(BaseModel):
 
     @property
     def given(self) -> str | list[float] | None:
-        """The text or the region. TaskError when there are both."""
+        """The text or the region. Raises `TaskError` if both are given."""
         if self.text is not None and self.region is not None:
             raise TaskError(f"{self.task[:60]} has both text and region; a task takes one of them")
         return self.text if self.region is None else self.region

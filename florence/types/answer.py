@@ -58,7 +58,7 @@ class Timings(BaseModel):
     total_s: float = Field(ge=0, description="From the request's arrival to its answer, seconds.")
 
 
-ResultT = TypeVar("ResultT", bound=Result)  # TaskAnswer alone reads any result, by its kind
+ResultT = TypeVar("ResultT", bound=Result)  # plain `TaskAnswer` accepts any result, by its `kind`
 
 _ANSWER_EXAMPLE = {
     "image_size": _IMAGE_SIZE,
@@ -72,7 +72,7 @@ _ANSWER_EXAMPLE = {
 
 
 def _add_example(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """An example whose `result` is of the kind that this answer's type names; boxes where it is any kind."""
+    """Add an example to the schema: its `result` has the kind of this answer's type, boxes for any kind."""
     result_type = model.model_fields["result"].annotation
     if not (isinstance(result_type, type) and issubclass(result_type, BaseModel)):
         result_type = Detections
@@ -89,7 +89,7 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)
 
-    task: str = Field(description="The task's token, such as <OD>; of a prompt of one's own: the prompt.")
+    task: str = Field(description="The task's token, such as <OD>; of a custom prompt: the prompt.")
     result: ResultT = Field(description="The typed result; its `kind` says which.")
     image_size: ImageSize
     finish_reason: Literal["stop", "length"] = Field(
@@ -109,7 +109,7 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
         "`timings` the times of the one that was done last.",
     )
 
-    # The result's own content. For a type checker only answers of that kind have it; on others it is an
+    # The result's own content. For type checkers only answers of that kind have it; at run time others raise
     # AttributeError.
 
     @property
@@ -124,7 +124,7 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
 
     @property
     def value(self: TaskAnswer[JsonValue]) -> Any:
-        """The value of an answer in JSON; None also where the text is no JSON."""
+        """The value of an answer in JSON; None also where the text is not JSON."""
         return self.result.value
 
     @property
@@ -144,11 +144,11 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        """`TaskAnswer[Text]` is called `TextAnswer`, also in OpenAPI."""
+        """The name of a type such as `TaskAnswer[Text]`: `TextAnswer`, also in OpenAPI."""
         return f"{getattr(params[0], '__name__', 'Task')}Answer"
 
 
 def answer_type(kind: Kind) -> type[TaskAnswer[Any]]:
-    """The type of the answers of tasks of that kind, such as `TaskAnswer[Text]`."""
+    """The type of answers for tasks of this kind, such as `TaskAnswer[Text]`."""
     made: Any = TaskAnswer.__class_getitem__(RESULT_TYPES[kind])
-    return made  # type: ignore[no-any-return]  # types of types are made at run time
+    return made  # type: ignore[no-any-return]  # parametrised types are made at run time

@@ -1,6 +1,8 @@
-"""Tasks that a fine-tune has beside the built-in ones: their rows in a file, and the presets.
+"""Tasks that a fine-tune has besides the built-in ones: their rows in a file, and presets for known
+fine-tunes.
 
-A file is a JSON array of rows, each with the fields of `DeclaredTask`. Knows their text, not where it is.
+A file is a JSON array of rows, each with the fields of `DeclaredTask`. Knows the text of files, not their
+paths.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from florence.types.regions import LOCATIONS_EXAMPLE
 from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task
 
 TASKS_FILE: Final = "florence_tasks.json"
-"""Its name beside a checkpoint."""
+"""The file's name in a checkpoint's directory."""
 
 _EXAMPLES: Final = MappingProxyType({Input.TEXT: "What is this?", Input.REGION: LOCATIONS_EXAMPLE})
 
 TaskRow = tuple[str, object]
-"""Where a row stands, for errors, and the row."""
+"""Where the row is from, for error messages; and the row."""
 
 
 class DeclaredTask(BaseModel):
@@ -56,11 +58,11 @@ class DeclaredTask(BaseModel):
 
     @classmethod
     def of(cls, task: Task) -> DeclaredTask:
-        """The row of a task."""
+        """The row that declares a task."""
         return cls(**{name: getattr(task, name) for name in cls.model_fields})
 
     def task(self) -> Task:
-        """The task that it declares."""
+        """The declared task."""
         slot = "" if self.input is Input.NONE else INPUT_SLOT
         return Task(
             token=self.token,
@@ -76,7 +78,8 @@ class DeclaredTask(BaseModel):
 
 
 def read_rows(text: str, source: str) -> list[TaskRow]:
-    """The rows in a file's text. Raises SettingsError, which names the `source`, if it is no JSON array."""
+    """The rows in a file's text. Raises `SettingsError`, which names the `source`, if it is not a JSON
+    array."""
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -87,8 +90,8 @@ def read_rows(text: str, source: str) -> list[TaskRow]:
 
 
 def declare(rows: Iterable[TaskRow]) -> list[Task]:
-    """The tasks of all rows. Raises one SettingsError that names each row which is malformed, or clashes with
-    a built-in task or a row before it."""
+    """The tasks of all rows. Raises one `SettingsError` that names each row that is malformed or clashes with
+    a built-in task or an earlier row."""
     table, wrong = TASKS, []
     for where, row in rows:
         try:
@@ -146,12 +149,12 @@ PRESETS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = MappingProxyType(
         "vqa": [{"token": "<VQA>", "name": "vqa", "input": Input.TEXT}],
     }
 )
-"""Rows of known families of fine-tunes, by the name in FLORENCE_TASKS."""
+"""Rows for known families of fine-tunes, by their name in FLORENCE_TASKS."""
 
 
 def ways_out(wanted: str, other: str) -> str:
-    """What to do about a prompt that is no task, for the end of a message; `other`: than declaring it."""
+    """The end of an error message about a prompt that is not a task: how to declare it, or `other`."""
     presets = (name for name, rows in PRESETS.items() if any(row["token"] == wanted.strip() for row in rows))
     preset = next(presets, None)
     how = "FLORENCE_TASKS" if preset is None else f"FLORENCE_TASKS={preset} has it"
-    return f"; for a prompt of one's own, declare a task ({how}), or {other}"
+    return f"; for a custom prompt, declare a task ({how}), or {other}"

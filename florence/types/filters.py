@@ -1,4 +1,4 @@
-"""Which items of an answer a request wants to have: by score, label, size, overlap and number.
+"""The options that filter an answer's items: by score, label, size, overlap and number.
 
 Knows nothing about how items are found; `florence.answers.filtering` applies these options.
 """
@@ -16,7 +16,8 @@ _Label = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class FilterKeywords(TypedDict, total=False):
-    """`ItemFilter`'s fields as keyword arguments; what is left out, or None, filters nothing."""
+    """The fields of `ItemFilter` as keyword arguments; an option that is left out, or None, filters
+    nothing."""
 
     min_score: float | None
     labels: tuple[str, ...] | None

@@ -1,6 +1,6 @@
-"""What a running model says of itself, and the service around it.
+"""The descriptions of a running model and of its service, as `/info` returns them.
 
-Plain types, shared by service and client; `Florence2.info` gives the model's part of it as a dict.
+Plain types, shared by service and client; `Florence2.info` returns the model's part as a dict.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options of a request: what may be asked of the generation and of its items, checked."""
+"""The options of a request, declared and validated: generation, picture, tiles, filters, adapter."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from florence.types.pictures import PictureKeywords, PictureOptions
 from florence.types.tiling import TileKeywords, TileOptions
 
 MAX_TEXT_CHARS = 65_536
-"""Characters of a text, at every door: a bound on the tokenizer's work. Whether a prompt fits is decided by
-the limit on its tokens, which so long a text always exceeds: in English it has about 10,000."""
+"""Most characters of a text, in every interface: a bound on the tokenizer's work. Whether a prompt fits is
+decided by the limit on its tokens, which a text of this length always exceeds: in English it has about
+10,000."""
 
 OF_SAMPLING: Final = ("temperature", "top_k", "top_p", "seed")
-"""The options that mean something only with `do_sample`."""
+"""The options that only have a meaning with `do_sample`."""
 
 
 class GenerationKeywords(TypedDict, total=False):
-    """Generation options as keyword arguments: `GenerationParameters`' fields, which have their ranges.
+    """Generation options as keyword arguments: the fields of `GenerationParameters`, which has their ranges.
 
-    One that is left out, or None, is as the checkpoint says; `max_new_tokens` is 1024 then, and is cut to the
-    model's limit (`info()["limits"]`). `early_stopping` is as in transformers. A new option is declared in
-    these two classes and in `florence.engine.request.GenerationOptions`; HTTP, client, library and command
-    line offer it without more.
+    An option that is left out, or None, has the checkpoint's default; `max_new_tokens` has 1024, and is
+    capped at the model's limit (`info()["limits"]`). `early_stopping` is as in transformers. A new option is
+    declared in these two classes and in `florence.engine.request.GenerationOptions`; HTTP, client, library
+    and command line then offer it automatically.
     """
 
     num_beams: int | None
@@ -152,15 +153,15 @@ class GenerationParameters(BaseModel):
         if self.do_sample and (self.num_beams or 1) > 1:
             raise ValueError(f"do_sample draws one answer and needs num_beams=1, got {self.num_beams}")
         given = [name for name in OF_SAMPLING if getattr(self, name) is not None]
-        if given and self.do_sample is None:  # false says itself that nothing is to be drawn
+        if given and self.do_sample is None:  # do_sample=false explicitly turns sampling off
             raise ValueError(f"{' and '.join(given)}: nothing is drawn without do_sample=true")
         return self
 
     def with_seed(self) -> Self:
-        """The same, with a seed where one is needed and missing."""
+        """The same parameters, with a random seed if they sample and have none."""
         if not self.do_sample or self.seed is not None:
             return self
-        return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to be copied by hand
+        return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to copy by hand
 
 
 class RequestKeywords(
@@ -181,20 +182,19 @@ class RequestParameters(AdapterOption, ItemFilter, TileOptions, PictureOptions, 
 
 
 def read_request_parameters(options: Mapping[str, object]) -> RequestParameters:
-    """The options as parameters; OptionError naming the option, what it may be and what it was."""
+    """Validate the options. Raises `OptionError`, which names the option, its allowed values and the given
+    value."""
     try:
         return RequestParameters.model_validate(dict(options))
     except ValidationError as error:
-        reasons: dict[
-            Any, str
-        ] = {}  # one for each option: each type of a union, each item of a list has its own
+        reasons: dict[Any, str] = {}  # the first error of each option
         for detail in error.errors():
             reasons.setdefault(detail["loc"][:1], explain_option(detail))
         raise OptionError("; ".join(reasons.values())) from error
 
 
 def explain_option(detail: Mapping[str, Any]) -> str:
-    """A pydantic error of `RequestParameters`, in words that say what to change."""
+    """A pydantic error of `RequestParameters` as a message that says what to change."""
     if not detail["loc"]:
         return str(detail["ctx"]["error"])
     name = str(detail["loc"][0])
@@ -205,13 +205,13 @@ def explain_option(detail: Mapping[str, Any]) -> str:
 
 @cache
 def _schemas() -> dict[str, Any]:
-    """Of each option."""
+    """The JSON schema of each option."""
     made: dict[str, Any] = RequestParameters.model_json_schema()["properties"]
     return made
 
 
 def allowed_values(name: str) -> str:
-    """What an option may be, in words."""
+    """An option's allowed values, in words."""
     schema, *others = _schemas()[name]["anyOf"]
     if "enum" in schema:
         return " or ".join(schema["enum"])

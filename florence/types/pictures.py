@@ -1,4 +1,4 @@
-"""Which picture of a file a request is about, and how it becomes RGB: as a viewer shows it, or as the
+"""The options that select a picture of a file and say how it becomes RGB: as a viewer shows it, or as the
 original's processor does it.
 
 Knows nothing about how that is done; `florence.images.seen` does it.
@@ -15,7 +15,8 @@ MOST_NUMBER: Final = 1_000_000
 
 
 class PictureKeywords(TypedDict, total=False):
-    """`PictureOptions`' fields as keyword arguments; what is left out, or None, is as the service says."""
+    """The fields of `PictureOptions` as keyword arguments; an option that is left out, or None, has the
+    service's default."""
 
     pictures: Pictures | None
     background: str | None

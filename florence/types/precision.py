@@ -1,4 +1,4 @@
-"""The precisions that a model can be loaded in, by name. Knows no libraries."""
+"""The names of the precisions that a model can be loaded in. Imports no libraries."""
 
 from __future__ import annotations
 

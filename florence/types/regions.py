@@ -1,4 +1,5 @@
-"""Regions in pixels, and in the thousand bins of each axis that the model has tokens for: `<loc_0>` ... .
+"""Converts regions between pixels and the thousand bins of each axis that the model has tokens for: `<loc_0>`
+to `<loc_999>`.
 
 Pixels are those of the picture after EXIF rotation: x to the right, y down, (0, 0) the top left corner,
 (width, height) the bottom right one. Knows nothing about tasks, prompts or answers.
@@ -19,7 +20,7 @@ LOCATION_PATTERN: Final = r"<loc_(0|[1-9][0-9]{0,2})>"  # exactly the vocabulary
 Region = Sequence[float] | str
 """x1, y1, x2, y2 in pixels of the picture after EXIF rotation, also as text; or four `<loc_n>` as text."""
 PictureSize = Sequence[float] | None
-"""Width and height in pixels, where they are known."""
+"""Width and height in pixels; None if unknown."""
 
 _FOUR_LOCATIONS = re.compile(LOCATION_PATTERN * 4)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -29,12 +30,12 @@ REGION_EXAMPLES: Final = (
     f"x1, y1, x2, y2 in pixels, for example '{str(PIXELS_EXAMPLE).strip('()')}', or four locations, in "
     f"thousandths of the picture's width and height, for example '{LOCATIONS_EXAMPLE}'"
 )
-_TINY = 16  # pixels: in a smaller picture, the first pixel may be a region
+_TINY = 16  # pixels: in smaller pictures, the first pixel may be a region
 _LONGEST_TEXT = 1000  # characters; four numbers need far fewer
 
 
 def read_image_size(image_size: Sequence[float]) -> tuple[float, float]:
-    """(width, height) as floats; RegionError unless it is two positive finite numbers."""
+    """(width, height) as floats. Raises `RegionError` unless they are two positive finite numbers."""
     sizes = _read_floats(image_size)
     if sizes is None or len(sizes) != 2 or not all(0 < size < math.inf for size in sizes):
         raise RegionError(f"image_size must be (width, height), two numbers above 0, got {quote(image_size)}")
@@ -42,7 +43,7 @@ def read_image_size(image_size: Sequence[float]) -> tuple[float, float]:
 
 
 def need_image_size(image_size: PictureSize) -> tuple[float, float]:
-    """As `read_image_size`, for an answer in pixels; RequestError where it is not given."""
+    """`read_image_size` for an answer in pixels. Raises `RequestError` where the size is None or invalid."""
     if image_size is None:
         raise RequestError("this answer is in pixels; give the picture's size, image_size=(width, height)")
     return read_image_size(image_size)
@@ -51,7 +52,7 @@ def need_image_size(image_size: PictureSize) -> tuple[float, float]:
 def region_text(region: Region, image_size: Sequence[float]) -> str:
     """A region as four location tokens, from pixels, from pixels written as text, or from such tokens.
 
-    Raises RegionError when it is none of them, not finite, empty, or not inside the picture.
+    Raises `RegionError` if it is none of these, not finite, empty, or not inside the picture.
     """
     if not isinstance(region, str):
         return _sent_pixels(region, image_size)
@@ -67,7 +68,8 @@ def region_text(region: Region, image_size: Sequence[float]) -> str:
 
 
 def _sent_pixels(region: Sequence[float], image_size: Sequence[float]) -> str:
-    """As `region_to_locations`; RegionError for parts of the picture, answered as its corner."""
+    """`region_to_locations` for numbers from a request. Raises `RegionError` also for fractions of the
+    picture (0 to 1), which would mean its corner."""
     locations = region_to_locations(region, image_size)
     width, height = read_image_size(image_size)
     x1, y1, x2, y2 = (float(value) for value in region)
@@ -85,7 +87,7 @@ def region_to_locations(region: Sequence[float], image_size: Sequence[float]) ->
     """x1, y1, x2, y2 in pixels as `<loc_a><loc_b><loc_c><loc_d>`, by the original's quantizer.
 
     The bin is floor(v / (size / 1000)), at most 999: the right and bottom edges belong to the last bin.
-    Raises RegionError when the region is not finite, empty, or not inside the picture.
+    Raises `RegionError` if the region is not finite, empty, or not inside the picture.
     """
     width, height = read_image_size(image_size)
     x1, y1, x2, y2 = _check_region(region, width, height)
@@ -136,7 +138,7 @@ def _check_region(region: Sequence[float], width: float, height: float) -> tuple
 
 
 def _read_floats(values: Sequence[float]) -> list[float] | None:
-    """The values as floats; None when they are not a sequence of numbers."""
+    """The values as floats; None if they are not a sequence of numbers."""
     try:
         return [float(value) for value in values]
     except (TypeError, ValueError, OverflowError):

@@ -47,7 +47,7 @@ Quad = tuple[float, float, float, float, float, float, float, float]
 
 
 def config_with_example(example: dict[str, Any]) -> ConfigDict:
-    """A frozen type's configuration, with an example for its schema."""
+    """The pydantic configuration of a frozen model with an example in its schema."""
     return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
 
 
@@ -184,9 +184,9 @@ class JsonValue(Drawable, BaseModel):
     )
 
     kind: Literal["json"] = "json"
-    value: Any = Field(description="What the text says; null also where it is no JSON.")
+    value: Any = Field(description="What the text says; null also where it is not JSON.")
     text: str = Field(description="The text, without white space around it.")
-    error: str | None = Field(default=None, description="Why the text is no JSON; null where it is.")
+    error: str | None = Field(default=None, description="Why the text is not JSON; null where it is.")
     score: Score = None
 
     def annotations(self) -> list[Annotation]:

@@ -1,13 +1,14 @@
 """The tasks of Florence-2: token, prompt, input besides the picture, kind of answer.
 
 `TASKS` holds the fifteen built-in tasks; a checkpoint may be loaded with more (`TaskTable.extended`), which
-`types.declared` reads. What a task means is a field of `Task`: no other module compares tokens or names.
+`types.declared` reads. Everything that distinguishes tasks is a field of `Task`: no other module compares
+tokens or names.
 
 Knows nothing about pictures, pixels, tokenizers or how an answer is parsed. A region is only text here;
 `regions.region_text` makes that text from pixels.
 
-The prompts are those that Microsoft's processor puts in place of the task tokens. That processor silently
-deletes a repeated task token, or lets another one win; here a task token inside the text is an error.
+The prompts are those that Microsoft's processor substitutes for task tokens. That processor silently deletes
+a repeated task token, or uses another one instead; here a task token inside the text is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _PROMPT: Final = "prompt"
 
 
 class Input(StrEnum):
-    """What a task takes besides the picture."""
+    """A task's input besides the picture."""
 
     NONE = "none"
     TEXT = "text"
@@ -35,11 +36,11 @@ class Input(StrEnum):
 
 
 AnswerAs = Literal["text", "tags", "json", "boxes", "quads", "polygons", "boxes_or_polygons"]
-"""The values of `Kind`, as a caller may write them."""
+"""The values of `Kind` as literals."""
 
 
 class Kind(StrEnum):
-    """Which result a task answers with."""
+    """The kind of result that a task answers with."""
 
     TEXT = "text"
     TAGS = "tags"
@@ -51,7 +52,7 @@ class Kind(StrEnum):
 
     @property
     def is_text(self) -> bool:
-        """Whether the answer is read from the text alone, without a place in the picture."""
+        """Whether the answer is parsed from the text alone, without locations in the picture."""
         return self in (Kind.TEXT, Kind.TAGS, Kind.JSON)
 
 
@@ -59,15 +60,14 @@ class Kind(StrEnum):
 class Task:
     """One task of the model.
 
-    token: how the original names it (`<OD>`). name: the typed endpoint's path (`object_detection`).
-    prompt: the sentence the model reads, with `{input}` where the text or the region goes.
-    example: an input that the task accepts, None where it takes none.
-    example_answer: a text that the task may answer with; None: the example of its kind will do.
-    labelled: whether boxes and polygons have labels. drops_stop_phrases: whether boxes whose label names
-    nothing visible (`answers.lexemes`) are left out. scored_by_original: whether the original's JSON can
-    hold scores. no_repeat_ngram_size: for requests that don't say one; None: as the checkpoint says.
-    in_tiles: the token of the task that is asked about each tile of a picture, whose answers have places by
-    which they are merged; empty where the picture can't be cut.
+    `token`: the original's name (`<OD>`). `name`: the typed endpoint's path (`object_detection`). `prompt`:
+    the sentence that the model reads, with `{input}` where the text or the region goes. `example`: an input
+    that the task accepts, None where it takes none. `example_answer`: a generated text that is possible for
+    the task; None: the example of its kind is used. `labelled`: whether boxes and polygons have labels.
+    `drops_stop_phrases`: whether boxes whose label names nothing visible (`answers.lexemes`) are left out.
+    `scored_by_original`: whether the original's JSON can have scores. `no_repeat_ngram_size`: default for
+    requests; None: the checkpoint's. `in_tiles`: the token of the task that is run on each tile of a picture
+    and whose answers have locations by which they are merged; empty if the task does not support tiles.
     """
 
     token: str
@@ -86,31 +86,32 @@ class Task:
 
     @property
     def is_prompt(self) -> bool:
-        """Whether it is a prompt of one's own, made by `prompt_task`."""
+        """Whether this is a custom prompt, made by `prompt_task`."""
         return self.name == _PROMPT and self.token == self.prompt
 
 
 def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
-    """A prompt of one's own, which the model reads as it is; its answer is named after it.
+    """A task for a custom prompt, which the model reads as it is; the task's token is the prompt.
 
-    Raises TaskError for a blank prompt, or a kind of answer that there is not.
+    Raises `TaskError` for a blank prompt or an unknown kind of answer.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise TaskError(f"a prompt is a text that is not blank, got {quote(prompt)}")
     if answer_as not in list(Kind):
         raise TaskError(f"answer_as must be one of {', '.join(Kind)}, got {quote(answer_as)}")
     return Task(
-        prompt, _PROMPT, prompt, Input.NONE, Kind(answer_as), "A prompt of one's own.",
+        prompt, _PROMPT, prompt, Input.NONE, Kind(answer_as), "A custom prompt.",
         no_repeat_ngram_size=0,
     )  # fmt: skip
 
 
 TaskSpec = str | Task | tuple[str | Task, Region | None]
-"""A task by its token or name, or as such; or a pair of it and its text or region."""
+"""A task, or its token or name; or a pair of that and its text or region."""
 
 
 def task_pairs(specs: Iterable[TaskSpec]) -> list[tuple[str | Task, Region | None]]:
-    """Each task with its text or region, None without one. Raises TaskError for what is neither."""
+    """Each task with its text or region, None without one. Raises `TaskError` for anything that is not a
+    `TaskSpec`."""
     if isinstance(specs, str | Task):
         raise TaskError(f"tasks are given as a list, such as ['caption', '<OD>'], got {quote(specs)}")
     pairs = []
@@ -126,10 +127,10 @@ def task_pairs(specs: Iterable[TaskSpec]) -> list[tuple[str | Task, Region | Non
 
 
 class TaskTable(Mapping[str, Task]):
-    """Tasks by token, in their order; immutable. `find` and `resolve` know names as well."""
+    """Tasks by token, in order; immutable. `find` and `resolve` also accept names."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
-        """Raises SettingsError where a task is malformed, or two share a token or a name."""
+        """Raises `SettingsError` where a task is malformed, or two share a token or a name."""
         self._by_token: dict[str, Task] = {}
         self._by_key: dict[str, Task] = {}
         for task in tasks:
@@ -153,17 +154,17 @@ class TaskTable(Mapping[str, Task]):
         return hash(tuple(self.values()))
 
     def extended(self, tasks: Iterable[Task]) -> TaskTable:
-        """A table with these tasks behind the present ones. Raises as the constructor does."""
+        """A table with these tasks appended. Raises as the constructor does."""
         return TaskTable([*self.values(), *tasks])
 
     def find(self, token_or_name: str) -> Task | None:
-        """The task called `<OD>` or `object_detection`; None when there is none."""
+        """The task with this token or name (`<OD>`, `object_detection`); None if there is none."""
         return self._by_key.get(token_or_name)
 
     def resolve(self, task: str | Task) -> Task:
-        """The task called `<OD>` or `object_detection`; a `Task` stands for itself.
+        """The task with this token or name (`<OD>`, `object_detection`); a `Task` is returned as it is.
 
-        Raises TaskError naming all tasks, and the most similar one, when there is none.
+        Raises `TaskError`, which lists all tasks and the most similar one, if there is none.
         """
         found = task if isinstance(task, Task) else self.find(task)
         if found is None:
@@ -171,11 +172,10 @@ class TaskTable(Mapping[str, Task]):
         return found
 
     def check_input(self, task: Task, given: Region | None) -> None:
-        """Check what is given beside the picture: a text, or a region as numbers or text. Blank text counts
-        as none.
+        """Check a task's input: a text, or a region as numbers or text. Blank text counts as none.
 
-        Raises TaskError when the task needs text or a region and there is none, when it takes none and there
-        is some, when it takes a text and gets numbers, or when the token of a task stands inside the text.
+        Raises `TaskError` if the task needs an input and there is none, if it takes none and there is one, if
+        it takes a text and gets numbers, or if the text contains the token of a task.
         """
         absent = given is None or (isinstance(given, str) and not given.strip())
         if task.input is Input.NONE and not absent:
@@ -192,14 +192,15 @@ class TaskTable(Mapping[str, Task]):
             )
 
     def token_in(self, text: object) -> str | None:
-        """The first task token in brackets that stands in a text; those without are words like any other."""
+        """The first bracketed task token in a text, None without one; tokens without brackets are ordinary
+        words."""
         if not isinstance(text, str):
             return None
         return next((token for token in self if token[0] + token[-1] == "<>" and token in text), None)
 
     def build_prompt(self, task: Task, text: str | None = None) -> str:
-        """The sentence the model reads for a task; the text, or the region as `<loc_n>`, goes in unstripped.
-        Raises as `check_input`."""
+        """The sentence that the model reads for a task; `text`: the text, or the region as `<loc_n>`,
+        inserted unstripped. Raises as `check_input`."""
         self.check_input(task, text)
         return task.prompt if task.input is Input.NONE else task.prompt.replace(INPUT_SLOT, str(text))
 
@@ -285,4 +286,4 @@ TRITON_TASKS: Final = (
     "<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<CAPTION_TO_PHRASE_GROUNDING>", "<OD>",
     "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OCR>", "<OCR_WITH_REGION>",
 )  # fmt: skip
-"""The tasks that deployments behind Triton have."""
+"""The tasks that the replaced Triton deployments offer."""

@@ -1,6 +1,6 @@
-"""Whether a request's picture is cut into tiles, and how.
+"""The options that say whether and how a request's picture is cut into tiles.
 
-Knows nothing about how that is done: `florence.images.tiles` cuts, `florence.answers.tiled` merges.
+Knows nothing about the implementation: `florence.images.tiles` cuts, `florence.answers.tiled` merges.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 OFF: Final = "off"
 AUTO: Final = "auto"
 OF_TILES: Final = ("tile_scale", "tile_overlap")
-"""The options that mean something only with `tiles`."""
+"""The options that only have a meaning with `tiles`."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsualTiles:
-    """What `tile_scale` and `tile_overlap`, across and down, are where a request leaves them out."""
+    """Defaults of `tile_scale` and of `tile_overlap` (horizontal, vertical)."""
 
     scale: float
     overlap: tuple[float, float]
@@ -26,11 +26,12 @@ class UsualTiles:
 
 OF_BOXES: Final = UsualTiles(2.0, (0.2, 0.2))
 OF_TEXT: Final = UsualTiles(1.75, (0.4, 0.25))
-"""A line of text is long and low. Both were chosen by `benchmarks/tiles.py`."""
+"""For tasks that read text: a line of text is long and low. These and the other defaults were chosen by
+`benchmarks/tiles.py`."""
 
 
 class TileKeywords(TypedDict, total=False):
-    """`TileOptions`' fields as keyword arguments; what is left out, or None, cuts nothing."""
+    """The fields of `TileOptions` as keyword arguments; without `tiles`, or with None, nothing is cut."""
 
     tiles: str | None
     tile_scale: float | None
@@ -68,7 +69,7 @@ class TileOptions(BaseModel):
     @model_validator(mode="after")
     def _tile_with_tiles(self) -> TileOptions:
         given = [name for name in OF_TILES if getattr(self, name) is not None]
-        if given and self.tiles is None:  # off says itself that nothing is cut
+        if given and self.tiles is None:  # tiles=off explicitly turns cutting off
             raise ValueError(f"{' and '.join(given)}: nothing is cut without tiles=auto or a grid")
         if self.tile_scale is not None and self.grid is not None:
             raise ValueError(f"tile_scale is for tiles=auto; with tiles={self.tiles} leave it out")
@@ -81,7 +82,7 @@ class TileOptions(BaseModel):
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Columns and rows, where they are given."""
+        """Columns and rows if `tiles` gives them, else None."""
         if self.tiles in (None, OFF, AUTO):
             return None
         columns, _, rows = str(self.tiles).partition("x")

@@ -1,4 +1,4 @@
-"""A proof on the user's own weights: the same checkpoint in this package, in transformers and in timm.
+"""Verifies a checkpoint on the user's own weights: compares this package with transformers and timm.
 
 Knows nothing about command lines; `florence.cli.verify` is its command.
 """

@@ -1,4 +1,4 @@
-"""Each line of the report: what is compared, and from where on a difference is a fault.
+"""Makes each line of the report: what is compared, and from which size on a difference is a fault.
 
 Knows nothing about how either side answers.
 """
@@ -20,15 +20,16 @@ from florence.verification.trials import Part
 from florence.verification.verdict import TOLERANCE, Compared, Verdict, largest_difference
 
 TOWER_LIMIT: Final = 1e-3
-"""Of a difference between two towers, in standard deviations of the features."""
+"""Largest accepted difference between two towers, in standard deviations of the features."""
 PIXEL_LIMIT: Final = 1e-5
 WORSE, SPARE = 2.0, 0.01
-"""A dtype may move log-probabilities here twice as far as it moves those of transformers, and a hundredth."""
+"""A dtype may change this package's log-probabilities by up to `WORSE` times as much as transformers', plus
+`SPARE`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Pictures a second of one side: one by one, and all together."""
+    """Pictures a second of one side: one at a time, and all together."""
 
     alone: float
     together: float
@@ -38,7 +39,7 @@ class Rates:
 
 
 def prompt_line(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]) -> Line:
-    """The prompts' token ids, a pair for each task."""
+    """The line about the prompts' token ids."""
     same = sum(one == other for one, other in zip(ours, theirs, strict=True))
     return Line(
         "prompts", same == len(ours), f"{same} of {len(ours)} with the ids of transformers' processor"
@@ -46,7 +47,7 @@ def prompt_line(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...
 
 
 def pixel_line(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Line:
-    """The pictures as the tower gets them."""
+    """The line about normalised pixels."""
     apart = _apart(ours, theirs)
     return Line(
         "pixels", apart <= PIXEL_LIMIT, f"differ by {apart:.1e} at most from transformers' processor's"
@@ -54,8 +55,8 @@ def pixel_line(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Line:
 
 
 def tower_lines(ours: Sequence[Tensor], native: Sequence[Tensor], timm: Sequence[Tensor]) -> Iterator[Line]:
-    """Features of the tower in three libraries. The two others must agree with each other first: where they
-    don't, the fault is in how they were read."""
+    """The lines about the tower's features in three libraries. The two others must agree with each other
+    first; otherwise the fault is in how they were loaded."""
     spread = min(float(features.std()) for features in timm)
     found = {"timm's DaViT": _apart(ours, timm), "transformers'": _apart(ours, native)}
     others = _apart(native, timm)
@@ -70,7 +71,7 @@ def tower_lines(ours: Sequence[Tensor], native: Sequence[Tensor], timm: Sequence
 
 
 def answer_line(part: Part, compared: Sequence[Compared]) -> Line:
-    """Token ids and log-probabilities of the trials of one part."""
+    """The line about token ids and log-probabilities of one part's trials."""
     verdicts = Counter(each.verdict for each in compared)
     same = sum(each.same_ids for each in compared)
     words = [f"{same} of {len(compared)} with identical token ids"]
@@ -85,7 +86,8 @@ def answer_line(part: Part, compared: Sequence[Compared]) -> Line:
 
 
 def crowd_line(together: Sequence[Given], alone: Sequence[Given], excused: int) -> Line:
-    """One by one against all at once. `excused`: answers that differ where rounding decides."""
+    """The line about answers alone against answers in a batch. `excused`: answers that differ only because of
+    rounding."""
     pairs = list(zip(together, alone, strict=True))
     same = [(one, other) for one, other in pairs if one.token_ids == other.token_ids]
     apart = max(
@@ -96,8 +98,8 @@ def crowd_line(together: Sequence[Given], alone: Sequence[Given], excused: int) 
 
 
 def dtype_line(dtype: str, exact: Sequence[Given], served: Sequence[Given], theirs: float | None) -> Line:
-    """The dtype that is served against float32. `theirs`: how far it moves transformers' log-probabilities on
-    average; None: transformers has no such dtype."""
+    """The line about the served dtype against float32. `theirs`: mean change of transformers'
+    log-probabilities by this dtype; None if transformers does not support it."""
     same = sum(one.token_ids == other.token_ids for one, other in zip(exact, served, strict=True))
     moved = mean_move(exact, served)
     words = [
@@ -110,7 +112,7 @@ def dtype_line(dtype: str, exact: Sequence[Given], served: Sequence[Given], thei
 
 
 def mean_move(exact: Sequence[Given], other: Sequence[Given]) -> float:
-    """The mean difference of log-probabilities, over the tokens that two answers to a trial begin with."""
+    """The mean difference of log-probabilities over the common first tokens of two answers to each trial."""
     moves = [
         abs(first - second)
         for one, two in zip(exact, other, strict=True)
@@ -121,14 +123,14 @@ def mean_move(exact: Sequence[Given], other: Sequence[Given]) -> float:
 
 
 def rate_lines(dtype: str, ours: Rates, theirs: Rates | None, about: str) -> Iterator[Line]:
-    """Pictures a second of both sides."""
+    """The lines about both sides' pictures a second."""
     yield Line(f"pictures/s, {dtype}", None, f"florence {ours}; {about}")
     if theirs is not None:
         yield Line("", None, f"transformers {theirs} (as one batch)")
 
 
 def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The largest difference; NaN where there is one, which is below no limit."""
+    """The largest difference; NaN if there is any NaN, so that no limit is met."""
     pairs = zip(ours, theirs, strict=True)
     return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
 

@@ -1,8 +1,8 @@
-"""A LoRA adapter merged into transformers' model, by PEFT itself.
+"""Merges a LoRA adapter into transformers' model by PEFT itself.
 
-PEFT is given the layers that the adapter names, under the names that it was trained with; which of
-transformers' layers each one is, the caller says. How tensors are scaled and merged is PEFT's matter. Knows
-nothing of this package's reading of adapters.
+PEFT gets the layers that the adapter names, under the names that it was trained with; the caller says which
+of transformers' layers they are. PEFT scales and merges the tensors. Knows nothing about this package's
+loader of adapters.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from florence.errors import CheckpointError, SettingsError
 HEAD: Final = "lm_head"
 
 Translate = Callable[[Collection[str]], Mapping[str, str]]
-"""From an adapter's names of layers to those of transformers' model."""
+"""From an adapter's names of layers to the names in transformers' model."""
 
-_PREFIX: Final = "base_model.model."  # that PEFT puts before each name
+_PREFIX: Final = "base_model.model."  # PEFT's prefix of each name
 _WRAPPERS: Final = re.compile(r"\b(_orig_mod|module)\.")
 _RAW: Final = re.compile(
     r"(?<=\.lora_[AB])\.default(?=\.)|(?<=magnitude_vector)\.default|\.modules_to_save(\.default)?"
@@ -44,8 +44,8 @@ def check_peft() -> None:
 
 
 def merge_by_peft(model: Any, directory: Path, translate: Translate) -> None:
-    """Merge the adapter of a directory into transformers' `model`, in place. Raises `CheckpointError` where
-    PEFT does not take all of it."""
+    """Merge the adapter in a directory into transformers' `model`, in place. Raises `CheckpointError` where
+    PEFT does not use all of it."""
     tensors = _read(directory)
     places = translate({_layer_of(name) for name in tensors})
     layers = {name: model.get_submodule(place) for name, place in places.items()}
@@ -57,12 +57,12 @@ def merge_by_peft(model: Any, directory: Path, translate: Translate) -> None:
         for name, place in places.items():
             for key, found in merged[name].named_parameters():
                 kept = model.get_parameter(f"{place}.{key}")
-                rows = min(len(kept), len(found))  # of the head: those that both have
+                rows = min(len(kept), len(found))  # of the head: the rows that both have
                 kept[:rows] = found[:rows]
 
 
 def _read(directory: Path) -> dict[str, Tensor]:
-    """The adapter's tensors by the names that PEFT gives them in a file, without its prefix."""
+    """The adapter's tensors by their names in PEFT's file, without the prefix."""
     file = directory / ADAPTER_WEIGHTS
     found = load_file(file if file.is_file() else directory / WEIGHTS)
     named = {
@@ -76,14 +76,14 @@ def _layer_of(name: str) -> str:
 
 
 def _rows_of(tensors: Mapping[str, Tensor], layer: str) -> int:
-    """Outputs of a layer, as the adapter has them."""
+    """The number of a layer's outputs in the adapter."""
     ends = (".lora_B.weight", ".weight", ".base_layer.weight")
     return next(len(tensors[layer + end]) for end in ends if layer + end in tensors)
 
 
 def _own_head(model: Any, rows: int) -> nn.Linear:
-    """Untie the head from the embedding, and copy it with so many rows: a checkpoint's layout may have some
-    that stand for no token."""
+    """Untie the head from the embedding, as a copy with `rows` rows: a checkpoint's layout may have padding
+    rows."""
     weight = model.lm_head.weight.detach().clone()
     model.lm_head.weight = nn.Parameter(weight, requires_grad=False)
     model.config.tie_word_embeddings = False
@@ -111,11 +111,11 @@ def _merge(
             node = node.get_submodule(parent)
         node.add_module(last, layer)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's, of a model that is none of transformers'
+        warnings.simplefilter("ignore")  # PEFT warns that the model is not one of transformers'
         try:
             config = LoraConfig.from_pretrained(str(directory))
             config.task_type, config.init_lora_weights = None, True
-            # Where the tensors are, whatever names a conversion has left in the file.
+            # Use the names of the tensors: the file's may be outdated by a conversion.
             config.target_modules = {_layer_of(name) for name in tensors if ".lora_" in name}
             config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
             adapted = get_peft_model(tree, config)

@@ -1,5 +1,5 @@
-"""Trials on this package, asked as a program would, all at once or one by one; and what its tokenizer, its
-reader of pictures and its tower make of them.
+"""Runs trials on this package through its public interface, all at once or one at a time; and collects the
+outputs of its tokenizer, preprocessing and tower.
 
 Knows nothing about transformers.
 """
@@ -32,8 +32,8 @@ from florence.verification.trials import Sample, Trial
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What is verified: a checkpoint, an adapter that is merged into it, and pixels of the square that
-    pictures are resized to, in place of the preprocessor's."""
+    """What is verified: a checkpoint, an adapter that is merged into it (None for none), and `side`, pixels
+    of the square that pictures are resized to (None: as the preprocessor says)."""
 
     checkpoint: Checkpoint
     adapter: Checkpoint | None = None
@@ -41,14 +41,14 @@ class Deployment:
 
     @property
     def label(self) -> str:
-        """Its name in the report."""
+        """The name in the report."""
         return " + ".join(each.label for each in (self.checkpoint, self.adapter) if each is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What this package makes of pictures before the language model. `pixels`: normalised float32 [1, 3,
-    height, width]; `features`: of the tower, float32 [1, dim, height, width]; one of each a picture, on the
+    """The language model's inputs as this package makes them. `pixels`: normalised, float32 [1, 3, height,
+    width]; `features`: of the tower, float32 [1, dim, height, width]; one of each for each picture, on the
     CPU. `rules`, `pad_id`: the special tokens. `tower_s`: seconds of the tower for one picture."""
 
     tokenizer: Tokenizer
@@ -61,7 +61,8 @@ class Inputs:
 
 @torch.inference_mode()
 def read_inputs(subject: Deployment, device: torch.device, pictures: Sequence[Sample]) -> Inputs:
-    """By the loader, in float32; the model is let go again. Raises `CheckpointError`."""
+    """Compute the inputs with this package's loader, in float32; the model is freed afterwards. Raises
+    `CheckpointError`."""
     checkpoint, adapter = subject.checkpoint, subject.adapter
     config = read_config(checkpoint.directory)
     preprocessing = read_preprocessing(checkpoint.preprocessor, subject.side)
@@ -83,7 +84,8 @@ def read_inputs(subject: Deployment, device: torch.device, pictures: Sequence[Sa
 
 
 def ask_at_once(model: Florence2, trials: Sequence[Trial]) -> Iterator[Given]:
-    """All trials together, as many as the queue takes; the answers in the trials' order."""
+    """Run all trials together, as many at a time as the queue takes. Answers are in the order of the
+    trials."""
     room = model.info()["limits"]["max_queue"]
     for first in range(0, len(trials), room):
         futures = [
@@ -95,7 +97,7 @@ def ask_at_once(model: Florence2, trials: Sequence[Trial]) -> Iterator[Given]:
 
 
 def ask_alone(model: Florence2, trial: Trial) -> Given:
-    """One trial with no other beside it."""
+    """Run one trial alone."""
     return next(ask_at_once(model, [trial]))
 
 

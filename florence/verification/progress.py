@@ -1,4 +1,4 @@
-"""Says on standard error what is being done, how far it is, and about how long it will still take."""
+"""Reports progress on standard error: the current step, how far it is, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _to_stderr(line: str) -> None:
 
 
 class Progress:
-    """Lines for a person who waits. `say`: where a line goes; `clock`: seconds."""
+    """Progress lines for the user. `say`: prints a line; `clock`: in seconds."""
 
     def __init__(
         self, say: Callable[[str], None] = _to_stderr, clock: Callable[[], float] = time.monotonic
@@ -25,8 +25,9 @@ class Progress:
         self.say, self.clock = say, clock
 
     def over(self, what: str, items: Iterable[T], count: int, *, together: bool = False) -> Iterator[T]:
-        """The items, with lines before the first and after the last one, and every 20 seconds between them.
-        One by one the first item's time tells the others'; `together`, it does not."""
+        """Iterate over the items, with lines before the first and after the last one, and every 20 seconds in
+        between. `together`: the items run at once, so the first one's time is not used to estimate the time
+        left."""
         started = said = self.clock()
         self.say(f"{what}: {count} answers")
         for done, item in enumerate(items, start=1):
@@ -40,5 +41,5 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`8 s` or `12 min`, for a person."""
+    """A duration as text: `8 s` or `12 min`."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,8 +1,8 @@
-"""The whole of `florence verify`, in an order in which at most one side's model is in memory.
+"""Runs all of `florence verify`, in an order in which at most one side's model is in memory.
 
 First this package: pictures, prompts and tower; then the engine in float32, and in the dtype that is served.
-Then transformers on the same directory, and timm's tower. What is compared, and from where on a difference is
-a fault, is in `checks` and `verdict`.
+Then transformers on the same directory, and timm's tower. `checks` and `verdict` say what is compared and
+which differences are faults.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from florence.verification.verdict import Compared, Verdict, compare
 
 FLOAT32: Final = "float32"
 _TIMED, _TIMED_QUICK = 8, 4
-"""Pictures that each speed is measured with."""
+"""Pictures with which each speed is measured, normally and with `quick`."""
 
 Loader = Callable[[str], Florence2]
-"""From a dtype's name to the model that is asked."""
+"""Loads the model in a dtype, given by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """What this package answered in float32, all at once and one by one, and what in the dtype that is
-    served, all at once (None where that is float32)."""
+    """This package's answers in float32, all at once (`together`) and one at a time (`alone`), and in the
+    served dtype, all at once (None if that is float32)."""
 
     inputs: Inputs
     together: list[Given]
@@ -61,9 +61,10 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What `subject` names, on one device, in this package and in transformers.
+    """The verification of `subject` on one device, in this package and in transformers.
 
-    `load` gives the model to ask; `served`: the dtype beside float32, or float32. `quick`: short answers.
+    `load`: loads the model. `served`: the dtype that is compared with float32; may be float32 itself.
+    `quick`: short answers.
     """
 
     subject: Deployment
@@ -75,12 +76,12 @@ class Proof:
     progress: Progress
 
     def run(self) -> Report:
-        """Everything. Raises `CheckpointError` where a side can't read the checkpoint."""
+        """Run everything. Raises `CheckpointError` where a side can't read the checkpoint."""
         started = self.progress.clock()
         quiet_libraries()
         subject = self.subject
         self.progress.say(f"reading {subject.label} on {self.device}")
-        # What a side refuses is told before the work.
+        # First, so that refusals come before the long work.
         processor = read_processor(
             subject.checkpoint.tokenizer, subject.checkpoint.preprocessor, subject.side
         )
@@ -154,7 +155,7 @@ class Proof:
         return lines, compared
 
     def _read_theirs(self, inputs: Inputs) -> tuple[Any, torch.nn.Module]:
-        """The other side's model, and timm's tower."""
+        """transformers' model, and timm's tower."""
         self.progress.say("reading the same files with transformers and timm")
         directory, adapter = self.subject.checkpoint.directory, self.subject.adapter
         model = read_model(directory, inputs.tokenizer.size, None if adapter is None else adapter.directory)
@@ -163,7 +164,7 @@ class Proof:
     def _input_lines(
         self, trials: Sequence[Trial], inputs: Inputs, theirs: Transformers, tower: torch.nn.Module
     ) -> Iterator[Line]:
-        """What goes into the language model."""
+        """The lines about the language model's inputs."""
         each_task = list({trial.task: trial for trial in trials}.values())
         yield checks.prompt_line(
             [tuple(inputs.tokenizer.encode(trial.prompt)) for trial in each_task],
@@ -178,8 +179,8 @@ class Proof:
         yield from checks.tower_lines(inputs.features, native, timm)
 
     def _excused(self, compared: Sequence[Compared], ours: Ours, theirs: Transformers) -> int:
-        """How many answers differ between alone and together only by rounding, by the same rule as against
-        transformers."""
+        """How many answers differ between alone and together only because of rounding, by the same rule as
+        for transformers."""
         differ = [
             compare(each.trial, alone, each.theirs, theirs).verdict
             for each, alone in zip(compared, ours.alone, strict=True)
@@ -188,7 +189,7 @@ class Proof:
         return sum(verdict is not Verdict.FAULT for verdict in differ)
 
     def _their_move(self, theirs: Transformers, compared: Sequence[Compared]) -> float:
-        """How far the served dtype moves transformers' log-probabilities of its own answers, on average."""
+        """The mean change of transformers' log-probabilities of its own answers by the served dtype."""
         greedy = [each for each in compared if each.trial.part is Part.GREEDY]
         what = f"transformers, {self.served}, its answers again"
         scored = (
@@ -222,7 +223,7 @@ class Proof:
         return count / (self.progress.clock() - started)
 
     def _timed(self, trials: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
-        """Two sets of captions of pictures that differ, so that no side remembers one."""
+        """Two sets of caption trials on distinct pictures, so that no side can use a cache."""
         count = _TIMED_QUICK if self.quick else _TIMED
         options = self._timed_options(trials)
         made = [Trial(Part.BEAMS, picture, PLAIN, options) for picture in variants(self.pictures, 2 * count)]
@@ -258,14 +259,14 @@ def verify(
     quick: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Compare a checkpoint, named as for `Florence2.load`, in this package and in transformers and timm; an
-    adapter is merged on the other side by PEFT.
+    """Compare a checkpoint, named as for `Florence2.load`, between this package, transformers and timm; for
+    transformers, an adapter is merged by PEFT.
 
-    `load`: from a dtype's name to the model to ask, on `device`. `dtype`: that is compared with float32, as
-    `Florence2.load` has it. `quick`: the first picture only, and short answers.
+    `load`: loads the model on `device` in a dtype, given by name. `dtype`: the one that is compared with
+    float32, as for `Florence2.load`. `quick`: only the first picture, and short answers.
 
     Raises `CheckpointError` where a side can't find or read the checkpoint or the adapter, `SettingsError`
-    for a device or dtype that is not there, and for an adapter without PEFT.
+    for a device or dtype that is not available, and for an adapter without PEFT.
     """
     placed = pick_device(device)
     served = dtype if dtype in QUANTIZED else str(pick_dtype(dtype, placed)).removeprefix("torch.")
@@ -278,7 +279,7 @@ def verify(
 
 
 def _free() -> None:
-    """Give a model's memory back before the next one is loaded."""
+    """Free a model's memory before the next one is loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

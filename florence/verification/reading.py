@@ -1,12 +1,12 @@
-"""The other side: a checkpoint as transformers' Florence-2, its processor, and timm's DaViT.
+"""Loads the other side: a checkpoint as transformers' Florence-2, its processor, and timm's DaViT.
 
-Nothing here uses this package's names of tensors or its loader, so a name that is mapped wrongly there shows.
-A checkpoint in transformers' layout is read by transformers' own loader. Of one in Microsoft's layout, timm's
-own conversion reads the tower; the language model has the names of transformers' BART as it is, and the six
-names of the projector stand here, since transformers' script for it is in none of its wheels. `timm_name` is
-all that lies between the two towers, and the two are compared with each other.
+Nothing here uses this package's tensor names or its loader, so a wrong mapping there is detected. A
+checkpoint in transformers' layout is read by transformers' own loader. For one in Microsoft's layout, timm's
+own conversion reads the tower; the language model already has the names of transformers' BART, and the six
+names of the projector are listed here, since transformers' conversion script is not in its wheels. Only
+`timm_name` maps between the two towers, which are compared with each other.
 
-Knows nothing about trials, or what this package's model makes of the checkpoint.
+Knows nothing about trials or about this package's model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from florence.verification.merging import HEAD, merge_by_peft
 IMAGE: Final = "<image>"
 _TOWER: Final = "vision_tower."
 _FIRST: Final = ("model.vision_tower.convs.0.conv.weight", "vision_tower.convs.0.proj.weight")
-"""A tensor's name in transformers' layout, and in Microsoft's."""
+"""The name of one tensor in transformers' layout and in Microsoft's, to tell them apart."""
 _TEXT: Final = "language_model.model."
 _HEAD, _BIAS = "language_model.lm_head.weight", "language_model.final_logits_bias"
 _PROJECTOR: Final = {
@@ -50,7 +50,8 @@ _TO_TIMM: Final = (
 
 
 def quiet_libraries() -> None:
-    """No bars and no advice of transformers between the lines of the report, in the whole process."""
+    """Turn off transformers' progress bars and advice in the whole process, so that they don't mix with the
+    report."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -60,10 +61,10 @@ def quiet_libraries() -> None:
 def read_model(directory: Path, tokens: int, adapter: Path | None = None) -> Any:
     """transformers' model of the checkpoint, in float32 on the CPU; `adapter`: merged into it by PEFT.
 
-    `tokens`: of the tokenizer, without `<image>`. Rows of the head after these stand for no token, and this
-    package drops them; here a bias of -inf keeps them from being chosen. `final_logits_bias`, which
-    transformers' class drops, is added the same way. Raises `CheckpointError` where the library does not take
-    all of the checkpoint.
+    `tokens`: number of the tokenizer's tokens, without `<image>`. Later rows of the head stand for no token,
+    and this package drops them; here a bias of -inf prevents them from being chosen. `final_logits_bias`,
+    which transformers' class drops, is added the same way. Raises `CheckpointError` where the library does
+    not use all of the checkpoint.
     """
     from transformers import GenerationConfig
 
@@ -72,7 +73,7 @@ def read_model(directory: Path, tokens: int, adapter: Path | None = None) -> Any
     if adapter is not None:
         merge_by_peft(model, adapter, lambda layers: _native_layers(model, layers))
     _bias(model, bias, tokens)
-    model.generation_config = GenerationConfig()  # the folder's own would fill in what a call leaves out
+    model.generation_config = GenerationConfig()  # or the checkpoint's would fill in options
     return model.eval().requires_grad_(False)
 
 
@@ -98,7 +99,7 @@ def read_tower(directory: Path, model: Any, *, merged: bool = False) -> nn.Modul
     for stage, groups in zip(tower.stages, config.num_groups, strict=True):
         for module in stage.modules():
             if isinstance(module, ChannelAttentionV2):
-                module.groups = groups  # timm's has as many as heads
+                module.groups = groups  # timm's has as many groups as heads
     tower.head = nn.Identity()
     if _is_original(directory) and not merged:
         state = checkpoint_filter_fn(_unwrapped(directory)[1], tower)
@@ -110,11 +111,11 @@ def read_tower(directory: Path, model: Any, *, merged: bool = False) -> nn.Modul
 
 
 def read_processor(words: Path, preprocessor: Path, side: int | None = None) -> Any:
-    """transformers' own processor of prompts and pictures, with Pillow's resize, as the original has it.
+    """transformers' own processor of prompts and pictures, with Pillow's resize as in the original.
 
-    `words`: the directory with the tokenizer; `side`: of the square that pictures are resized to, in place of
-    the files'. No code of a checkpoint is run. Raises `CheckpointError` where
-    transformers can't read the files.
+    `words`: the directory with the tokenizer; `side`: pixels of the square that pictures are resized to;
+    None: as the files say. No code of a checkpoint is run. Raises `CheckpointError` where transformers can't
+    read the files.
     """
     from transformers import AutoImageProcessor, AutoTokenizer, Florence2Processor
 
@@ -136,7 +137,7 @@ def read_processor(words: Path, preprocessor: Path, side: int | None = None) -> 
 
 
 def timm_name(name: str) -> str:
-    """The name in timm's tower of a tensor of transformers' tower."""
+    """The name in timm's tower for a tensor of transformers' tower."""
     for pattern, replacement in _TO_TIMM:
         name = re.sub(pattern, replacement, name)
     return name
@@ -184,8 +185,8 @@ def _from_original(directory: Path) -> tuple[Any, Tensor]:
 
 
 def _native_layers(model: Any, layers: Collection[str]) -> Mapping[str, str]:
-    """An adapter's names of layers -> those of transformers' model, which they may be already; else they are
-    those of Microsoft's modules, and timm's own conversion reads the tower's. Raises `CheckpointError`."""
+    """An adapter's names of layers -> the names in transformers' model. They may be equal; otherwise they are
+    those of Microsoft's modules, and timm's own conversion maps the tower's. Raises `CheckpointError`."""
     from timm.models.davit import checkpoint_filter_fn
 
     known = {name for name, _ in model.named_modules()}
@@ -213,7 +214,7 @@ def _native_layers(model: Any, layers: Collection[str]) -> Mapping[str, str]:
 
 
 def _native_config(raw: Mapping[str, Any], *, tied: bool) -> Any:
-    """transformers' configuration of Microsoft's `config.json`."""
+    """transformers' configuration for Microsoft's `config.json`."""
     from transformers import Florence2Config
 
     vision, text = raw["vision_config"], raw["text_config"]
@@ -224,7 +225,7 @@ def _native_config(raw: Mapping[str, Any], *, tied: bool) -> Any:
         "max_temporal_embeddings": vision["visual_temporal_embedding"]["max_temporal_embeddings"],
     }
     rows = text["vocab_size"]
-    # Of the text: whether its encoder and decoder share one embedding, which they always do.
+    # For the text model this says whether encoder and decoder share one embedding, which they always do.
     words = {"model_type": "bart", "vocab_size": rows + 1, "tie_word_embeddings": True}
     return Florence2Config(
         vision_config=vision | sizes,
@@ -235,7 +236,8 @@ def _native_config(raw: Mapping[str, Any], *, tied: bool) -> Any:
 
 
 def _load(source: Path | None, **arguments: Any) -> Any:
-    """By transformers' own loader, in float32. Raises `CheckpointError` unless every tensor has its place."""
+    """Load by transformers' own loader, in float32. Raises `CheckpointError` for missing or unexpected
+    tensors."""
     from transformers import Florence2ForConditionalGeneration
 
     try:
@@ -264,7 +266,8 @@ def _bias(model: Any, bias: Tensor, tokens: int) -> None:
 
 
 def _unwrapped(directory: Path) -> tuple[str, dict[str, Tensor]]:
-    """What a wrapper put before every name (`_orig_mod.`, mostly nothing), and all tensors without it."""
+    """A wrapper's prefix of all names (`_orig_mod.`, usually ""), and all tensors by their names without
+    it."""
     files = (load_file(directory / name) for name in weight_files(directory))
     found = {name: tensor for file in files for name, tensor in file.items()}
     ends = ((name, end) for name in found for end in _FIRST if name.endswith(end))
@@ -273,7 +276,7 @@ def _unwrapped(directory: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def _shared_names() -> tuple[str, ...]:
-    """Under which names the shared embedding is saved: one of them, or all."""
+    """The names under which the shared embedding may be saved: one of them, or all."""
     return tuple(
         f"{_TEXT}{part}.weight" for part in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
     )

@@ -1,4 +1,4 @@
-"""What `florence verify` found: for a person as a table, for a program as JSON."""
+"""The report of `florence verify`: as a table for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Final
 from florence.verification.progress import duration
 from florence.verification.verdict import Compared, Verdict
 
-_SHOWN: Final = 10  # differing answers
+_SHOWN: Final = 10  # most differing answers in the table
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table. `ok`: None for what is only told."""
+    """One line of the table. `ok`: None for a line that is only information."""
 
     part: str
     ok: bool | None
@@ -23,7 +23,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was found. `about`: what was compared, with which versions, how."""
+    """All findings. `about`: what was compared, with which versions and settings."""
 
     about: Mapping[str, Any]
     lines: Sequence[Line]
@@ -35,7 +35,7 @@ class Report:
         object.__setattr__(self, "faults", [line.part for line in self.lines if line.ok is False])
 
     def table(self) -> Iterator[str]:
-        """Lines for a person."""
+        """The table's lines."""
         yield "; ".join(f"{name} {_plain(value)}" for name, value in self.about.items())
         yield ""
         width = max(len(line.part) for line in self.lines)
@@ -56,7 +56,7 @@ class Report:
             yield f"Verified in {took}: in float32, florence answers as transformers does with these weights."
 
     def json(self) -> dict[str, Any]:
-        """The same and every answer, in values that JSON can hold."""
+        """The same with every answer, as JSON values."""
         return {
             "verified": not self.faults,
             "seconds": round(self.seconds, 1),

@@ -1,8 +1,8 @@
-"""Trials on transformers' Florence-2: its `generate`, its log-probabilities of a given answer, and the
-answer by the rule of transformers 4.46 on its logits.
+"""Runs trials on transformers' Florence-2: its `generate`, its log-probabilities of a given answer, and the
+answer by the search of transformers 4.46 on its logits.
 
-Knows nothing about this package's model or engine; of the engine only the plain search, which gets
-transformers' logits.
+Knows nothing about this package's model; of the engine it uses only the reference search, on transformers'
+logits.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from florence.verification.trials import Sample, Trial
 @dataclass(frozen=True, slots=True)
 class Given:
     """One side's answer: the sequence with its start token and without padding, and the log-probability of
-    each token after the first, forced ones 0."""
+    each token after the first, 0 for forced ones."""
 
     token_ids: tuple[int, ...]
     token_logprobs: tuple[float, ...]
 
 
 class Transformers:
-    """transformers' model and processor, asked as a program would, one trial after the other."""
+    """transformers' model and processor, used as a program would, one trial at a time."""
 
     def __init__(
         self, model: Any, processor: Any, rules: TokenRules, pad_id: int, device: torch.device
@@ -47,16 +47,17 @@ class Transformers:
         self._kept: tuple[tuple[Sample, Task] | None, dict[tuple[int, ...], Tensor]] = (None, {})
 
     def prompt_ids(self, trial: Trial) -> tuple[int, ...]:
-        """What transformers' processor makes of the task's token and text, without the picture's tokens."""
+        """The token ids from transformers' processor for the task's token and text, without the picture's
+        tokens."""
         asked = trial.task.token + (trial.text or "")
         if asked not in self._prompts:
-            grey = Image.new("RGB", (32, 32))  # it takes no text without a picture
+            grey = Image.new("RGB", (32, 32))  # it requires a picture
             ids = self.processor(images=grey, text=asked, return_tensors="pt")["input_ids"][0].tolist()
             self._prompts[asked] = tuple(each for each in ids if each != self.processor.image_token_id)
         return self._prompts[asked]
 
     def pixels(self, picture: Sample) -> Tensor:
-        """What transformers' processor makes of the picture: float32 [1, 3, height, width]."""
+        """The pixels from transformers' processor, float32 [1, 3, height, width]."""
         image = ImageOps.exif_transpose(Image.open(BytesIO(picture.data))).convert("RGB")
         values: Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
         return values
@@ -69,7 +70,7 @@ class Transformers:
         return found.float().cpu()
 
     def answer(self, trial: Trial) -> Given:
-        """By transformers' own `generate`."""
+        """The answer by transformers' own `generate`."""
         found = self.generate([trial], return_dict_in_generate=True, output_scores=True)
         greedy = trial.options.num_beams == 1
         # Beam search scores log-probabilities, greedy search logits.
@@ -82,7 +83,7 @@ class Transformers:
 
     @torch.inference_mode()
     def generate(self, trials: Sequence[Trial], **outputs: bool) -> Any:
-        """What `generate` gives for trials with one prompt and the same settings, as one batch."""
+        """The output of `generate` for trials with one prompt and the same settings, as one batch."""
         options = trials[0].options
         inputs = [self._inputs(trial) for trial in trials]
         search = {"early_stopping": options.early_stopping, "length_penalty": options.length_penalty}
@@ -120,10 +121,10 @@ class Transformers:
 
     @torch.inference_mode()
     def searched(self, trial: Trial, noise: float = 0.0, seed: int = 0) -> tuple[int, ...]:
-        """The answer by the rule of transformers 4.46, that is the original's, on transformers' logits.
+        """The answer by the search of transformers 4.46, which is the original's, on transformers' logits.
 
-        With `noise`, each of them is moved at random by about so much: where rounding decides, other seeds
-        give other answers.
+        `noise`: random change of each logit, roughly this large; where rounding decides, other seeds give
+        other answers.
         """
         dice = torch.Generator().manual_seed(seed)
         moved: dict[tuple[int, ...], Tensor] = {}
@@ -142,15 +143,15 @@ class Transformers:
         return tuple(generate(advance, trial.options, self.rules).token_ids)
 
     def _inputs(self, trial: Trial) -> dict[str, Tensor]:
-        """The prompt's ids behind the picture's tokens, and the picture."""
+        """The picture's tokens followed by the prompt's ids, and the picture."""
         picture = [self.model.config.image_token_id] * self.processor.num_image_tokens
         ids = torch.tensor([[*picture, *self.prompt_ids(trial)]], device=self._device)
         pixels = self.pixels(trial.picture).to(self._device, self.model.dtype)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
     def _logits(self, trial: Trial, ids: Tensor) -> Tensor:
-        """Float32 logits [rows, length, vocab] of decoder ids [rows, length]. The encoder's states of the
-        last picture and prompt are kept."""
+        """float32 logits [rows, length, vocab] of decoder ids [rows, length]. Caches the encoder's states of
+        the last picture and prompt."""
         from transformers.modeling_outputs import BaseModelOutput
 
         about = (trial.picture, trial.task, self.model.dtype)
@@ -169,7 +170,7 @@ class Transformers:
         return logits
 
     def _next_logits(self, trial: Trial, beam: tuple[int, ...]) -> Tensor:
-        """Logits [vocab] after a sequence, on the CPU; those of one picture and prompt are kept."""
+        """Logits [vocab] after a sequence, on the CPU. Caches those of one picture and prompt."""
         about = (trial.picture, trial.task)
         if self._kept[0] != about:
             self._kept = (about, {})
@@ -179,7 +180,7 @@ class Transformers:
         return known[beam]
 
     def _processors(self, options: GenerationOptions) -> list[Any]:
-        """What `generate` applies to the scores of each step, in its order."""
+        """The logits processors that `generate` applies at each step, in order."""
         from transformers.generation import logits_process as rules
 
         size, fewest, device = options.no_repeat_ngram_size, options.min_new_tokens, self._device

@@ -1,4 +1,4 @@
-"""What both sides are asked: tasks, pictures and settings, every setting given explicitly.
+"""The trials for both sides: tasks, pictures and settings, with every setting explicit.
 
 Knows nothing about how either side answers.
 """
@@ -20,7 +20,7 @@ from florence.types.tasks import TASKS, Input, Kind, Task
 
 BEAMS: Final = (1, 3)
 LONGEST, LONGEST_QUICK = 256, 48
-_FORCED_LENGTH: Final = 24  # tokens before the end: long enough for the rule on n-grams to matter
+_FORCED_LENGTH: Final = 24  # least tokens of these answers: enough for the n-gram rule to matter
 _SEARCHES: Final[tuple[dict[str, Any], ...]] = (
     {"num_beams": 1, "min_new_tokens": _FORCED_LENGTH},
     {"num_beams": 3, "min_new_tokens": _FORCED_LENGTH, "no_repeat_ngram_size": 2},
@@ -28,13 +28,13 @@ _SEARCHES: Final[tuple[dict[str, Any], ...]] = (
     {"num_beams": 4, "early_stopping": False, "length_penalty": 2.0},
     {"num_beams": 5, "early_stopping": "never", "length_penalty": -1.0, "no_repeat_ngram_size": 0},
 )
-"""Searches beside the checkpoint's own, each with what differs."""
+"""Searches besides the checkpoint's own: the settings that differ."""
 PLAIN: Final = next(task for task in TASKS.values() if task.kind is Kind.TEXT and task.input is Input.NONE)
-"""A task that needs only a picture, for other searches and for speeds."""
+"""A task that needs only a picture, used for other searches and for speeds."""
 
 
 class Part(StrEnum):
-    """Which line of the report a trial belongs to."""
+    """The part of the report that a trial belongs to."""
 
     GREEDY = "tasks, 1 beam"
     BEAMS = "tasks, 3 beams"
@@ -43,7 +43,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture to ask about, and the name that the report calls it by."""
+    """A picture, and its name in the report."""
 
     name: str
     data: bytes
@@ -51,8 +51,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One task on one picture with all of its settings, for both sides. `text`: of tasks that take a text or
-    a region: the task's example."""
+    """One task on one picture with all settings. `text`: the task's example for tasks that take a text or a
+    region, else None."""
 
     part: Part
     picture: Sample
@@ -84,7 +84,7 @@ class Trial:
 def make_trials(pictures: Sequence[Sample], own: Mapping[str, Any], longest: int) -> list[Trial]:
     """The fifteen tasks on each picture with 1 and 3 beams, and other searches on the first one.
 
-    `own`: the checkpoint's settings, with the names of `GenerationOptions`; `longest`: most tokens of an
+    `own`: the checkpoint's settings, by the names of `GenerationOptions`; `longest`: most tokens of an
     answer.
     """
     usual = {
@@ -110,7 +110,7 @@ def make_trials(pictures: Sequence[Sample], own: Mapping[str, Any], longest: int
 
 
 def bundled_pictures() -> list[Sample]:
-    """Two of the pictures in the repository's `data/`, which the package brings along."""
+    """Two of the pictures in the repository's `data/`, which are part of the package."""
     folder = importlib.resources.files("florence.verification") / "pictures"
     found = sorted(
         (file for file in folder.iterdir() if file.name.endswith(".jpg")), key=lambda file: file.name
@@ -124,7 +124,7 @@ def own_pictures(paths: Sequence[str]) -> list[Sample]:
 
 
 def variants(pictures: Sequence[Sample], count: int) -> list[Sample]:
-    """So many pictures that differ in a corner, so that no side can remember what it made of another."""
+    """`count` pictures that differ in a corner, so that no side can use a cache."""
     made = []
     for number in range(count):
         source = pictures[number % len(pictures)]

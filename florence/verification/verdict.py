@@ -1,10 +1,10 @@
-"""Whether two answers to one trial agree; where they don't, whether that is a fault.
+"""Decides whether two answers to one trial agree, and if not, whether that is a fault.
 
-Three differences of token ids are told apart. Where the search ends early and short answers are at a
-disadvantage, transformers 5 and the original judge differently: known, if the original's rule on
-transformers' own logits gives this package's answer. Where two searches are as good as each other, rounding
-decides: if both answers appear when transformers' logits are moved by as little as the two sides differ.
-All else is a fault. Knows nothing about models or reports.
+Differences of token ids are of three kinds. Where the search may end early and short answers are penalised,
+transformers 5 differs from the original: a known difference, if the original's search on transformers' own
+logits gives this package's answer. Where two answers score almost equally, rounding decides: if both answers
+appear when transformers' logits are changed by as little as the two sides differ. Everything else is a fault.
+Knows nothing about models or reports.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from florence.verification.theirs import Given
 from florence.verification.trials import Trial
 
 TOLERANCE: Final = 1e-3
-"""Of a log-probability in float32. Sums of numbers in another order differ by 1e-4 at full size."""
+"""Largest accepted difference of a log-probability in float32. Summation in another order causes 1e-4 at full
+size."""
 
 _NOISE: Final = 1e-5
 _TRIES: Final = 8
 
 
 class Verdict(StrEnum):
-    """Of one trial. The first three are no faults."""
+    """The verdict on one trial. The first three are not faults."""
 
     SAME = "same"
     KNOWN = "known difference"
@@ -37,8 +38,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A trial's two answers. `largest`: difference of log-probabilities, over all tokens of equal answers;
-    of different ones, between the two sides' numbers for this package's answer. `why`: for a person."""
+    """A trial's two answers. `largest`: largest difference of log-probabilities over all tokens of equal
+    answers; for different answers, between the two sides' values for this package's answer. `why`: an
+    explanation."""
 
     trial: Trial
     verdict: Verdict
@@ -53,7 +55,7 @@ class Compared:
 
 
 class Witness(Protocol):
-    """What is asked about an answer that differs: `theirs.Transformers`."""
+    """The part of `theirs.Transformers` that examines an answer that differs."""
 
     def logprobs(self, trial: Trial, token_ids: Sequence[int]) -> list[float]: ...
 
@@ -75,19 +77,20 @@ def compare(trial: Trial, ours: Given, theirs: Given, witness: Witness) -> Compa
 
 
 def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Of two lists of log-probabilities; infinite where only one of a pair is, or one is no number."""
+    """The largest difference of two lists of log-probabilities; infinite if only one of a pair is infinite,
+    or one is NaN."""
     apart = (abs(one - other) for one, other in zip(ours, theirs, strict=True) if one != other)
     return max((math.inf if math.isnan(each) else each for each in apart), default=0.0)
 
 
 def has_known_difference(options: GenerationOptions) -> bool:
-    """Whether transformers 5 may end the search earlier than the original: a candidate that has just ended no
-    longer counts among those that could still win."""
+    """Whether transformers 5 may end the search earlier than the original: it no longer counts a candidate
+    that has just ended among those that could still win."""
     return options.num_beams > 1 and options.early_stopping is False and options.length_penalty > 0
 
 
 def _judge(trial: Trial, ours: Given, theirs: Given, witness: Witness, noise: float) -> tuple[Verdict, str]:
-    """Of different answers whose numbers agree."""
+    """The verdict on different answers whose log-probabilities agree, and the explanation."""
     if has_known_difference(trial.options) and witness.searched(trial) == ours.token_ids:
         return Verdict.KNOWN, "transformers 5 ends this search earlier than the original"
     found = set()

@@ -1,4 +1,4 @@
-"""Questions about held-out scenes, and two ways to have them answered: by a loaded model, or by a service.
+"""Questions about held-out scenes, and two ways to get answers: from a loaded model, or from a service.
 
 Knows nothing about training or how figures are shown.
 """
@@ -30,14 +30,14 @@ _PATIENCE_S: Final = 120.0
 
 @dataclass(frozen=True)
 class Exam:
-    """Questions about held-out scenes: what is asked, and grades for what is answered."""
+    """Questions about held-out scenes, and the grading of answers."""
 
     tasks: tuple[str, ...]
     asked: list[tuple[Scene, Image.Image, Question]]
 
     @classmethod
     def draw(cls, seed: int, count: int, tasks: Sequence[str], limits: Limits) -> Exam:
-        """Of these tasks about scenes 0 to count - 1."""
+        """An exam of these tasks on scenes 0 to `count` - 1."""
         scenes = held_out(seed, count, limits)
         asked = [(scene, image, question) for scene, image, questions in scenes for question in questions]
         return cls(tuple(tasks), [row for row in asked if row[2].task in tasks])
@@ -47,7 +47,7 @@ class Exam:
         return [(image, question.task, question.text) for _, image, question in self.asked]
 
     def grade(self, results: Sequence[Result]) -> dict[str, Grade]:
-        """Of the results in the order of `items`, by task."""
+        """The grades by task; `results`: in the order of `items`."""
         graded: dict[str, list[Graded]] = {task: [] for task in self.tasks}
         for (scene, _, question), result in zip(self.asked, results, strict=True):
             graded[question.task].append(Graded(scene, question, result))
@@ -55,7 +55,7 @@ class Exam:
 
 
 def ask_model(model: Florence2, items: Sequence[ExamItem]) -> list[Answer]:
-    """What a loaded model answers, in the order of the questions. Raises an answer's error."""
+    """A loaded model's answers, in the order of the questions. Raises the first error of an answer."""
     answers = []
     for answer in model.run_many(items):
         if not isinstance(answer, Answer):
@@ -65,7 +65,7 @@ def ask_model(model: Florence2, items: Sequence[ExamItem]) -> list[Answer]:
 
 
 def by_original_score(result: Result) -> Result:
-    """The result with the original's scores in place of the calibrated ones; a text has one score only."""
+    """The result with the original's scores in place of the calibrated ones; a text has only one score."""
     for name in ("detections", "regions", "instances"):
         if hasattr(result, name):
             items = [item.model_copy(update={"score": item.original_score}) for item in getattr(result, name)]
@@ -74,7 +74,7 @@ def by_original_score(result: Result) -> Result:
 
 
 def ask_service(url: str, items: Sequence[ExamItem]) -> list[Result]:
-    """The same from a service's typed endpoints. Raises what `florence.client.Client` raises."""
+    """The results from a service's typed endpoints. Raises what `florence.client.Client` raises."""
 
     def ask(item: ExamItem) -> Result:
         image, task, given = item

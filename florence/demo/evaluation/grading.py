@@ -1,7 +1,7 @@
-"""Grades answers of the fifteen tasks: which figures a task has, and what they come to.
+"""Grades answers of the fifteen tasks: computes each task's figures.
 
-The measures are those of `florence.evaluation`. Knows nothing about models: it is given questions, scenes and
-typed results. All figures are between 0 and 1 and higher is better, but for `CIDEr` (0 to 10), `invented`
+The metrics are those of `florence.evaluation`. Knows nothing about models: it gets questions, scenes and
+typed results. All figures are between 0 and 1 and higher is better, except for `CIDEr` (0 to 10), `invented`
 (share of absent things for which boxes were answered), `CER` (character error rate) and `ECE` (expected
 calibration error of the scores, 0 is best).
 """
@@ -35,7 +35,7 @@ _LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
 
 @dataclass(frozen=True)
 class Graded:
-    """One question with what was answered."""
+    """One question with its answer."""
 
     scene: Scene
     question: Question
@@ -51,9 +51,10 @@ class Grade:
 
 
 def grade(task: str, answers: Sequence[Graded]) -> Grade:
-    """A task over its answers: their number, the task's figures (nan where nothing was to measure), ECE.
+    """The grade of a task from its answers: their number, the task's figures (nan where there is nothing to
+    measure), ECE.
 
-    KeyError for no task, MissingLibrary without the extra "evaluate".
+    Raises `KeyError` for an unknown task, `MissingLibrary` without the extra "evaluate".
     """
     label, measure = _GRADES[task]
     rows = [_row(number, one, label) for number, one in enumerate(answers)]
@@ -64,11 +65,11 @@ def grade(task: str, answers: Sequence[Graded]) -> Grade:
 
 
 _Label = Callable[[Graded, int], str]
-"""What a task calls a thing: of an answer, the name of the thing of this place in it."""
+"""The label that a task gives to a thing, from the answer and the thing's index in it."""
 
 
 def _row(number: int, one: Graded, label: _Label) -> Answered:
-    """The question as one about a picture of its own."""
+    """The answered question, as if about a separate picture."""
     things = [one.scene.things[index] for index in one.question.things]
     true = [_true(thing, label(one, place)) for place, thing in enumerate(things)]
     truth = Truth(tuple(true), texts=(_LOCATIONS.sub(" ", one.question.answer).strip(),))
@@ -86,12 +87,12 @@ def _named(name: Callable[[Thing], str]) -> _Label:
 
 
 def _phrase(one: Graded, place: int) -> str:
-    """The wording of the question, as the right answer repeats it."""
+    """The question's phrase, as the right answer repeats it."""
     return _LOCATIONS.split(one.question.answer)[place]
 
 
 def _caption(rows: Sequence[Answered]) -> Evaluation:
-    """CIDEr beside what the right captions themselves would get: short ones don't come to 10."""
+    """CIDEr, and the CIDEr of the right captions themselves: short ones don't reach 10."""
     exact, pictures = measure_exact(rows), range(len(rows))
     said, right = [text_of(row) for row in rows], [row.example.truth.texts for row in rows]
     scores = CaptionScores(pictures, said, right, scores=["CIDEr"])

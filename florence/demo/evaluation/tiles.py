@@ -1,6 +1,6 @@
-"""How well large pictures are answered: the words of pages of small print, the things of crowded scenes.
+"""Counts how well large pictures are answered: words on pages of small print, things in crowded scenes.
 
-Knows answers and what was drawn; nothing about how pictures are cut.
+Knows answers and scenes; knows nothing about how pictures are cut.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from florence.types.results import Result
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What stands in a picture, what of it was found, and what of that under its right label; the answer's
-    items, and those of them that lie where another one says the same thing already."""
+    """Counts for pictures: `things` in them, things `found`, found with the `right` label; `items` of the
+    answer, and items that repeat a thing (`twice`)."""
 
     things: int = 0
     found: int = 0
@@ -31,8 +31,9 @@ class Findings:
 
 
 def tally(scene: Scene, result: Result, label: Callable[[Thing], str]) -> Findings:
-    """An answer in boxes or quads. A thing is found by an item that overlaps it by half (IoU), and right if
-    such an item has its label. More items that do, or have its label and lie half in it, say it twice."""
+    """The counts for an answer in boxes or quads. A thing is found by an item with an IoU of at least a half,
+    and right if such an item has its label. Further such items, or items with its label that are half inside
+    it, count as `twice`."""
     places = items_of(result)
     found = right = twice = 0
     for thing in scene.things:

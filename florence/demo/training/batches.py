@@ -1,6 +1,6 @@
-"""Makes training batches: scenes drawn, questions chosen, all as tensors. Batch n is always the same.
+"""Makes training batches: draws scenes, chooses questions, and makes tensors. Batch n is always the same.
 
-Knows nothing about the network. Answers of a picture go into groups of like length, to spare padding.
+Knows nothing about the network. Answers are grouped by length to reduce padding.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ STRIDE: Final = 32  # pixels of a picture token
 
 
 class Group(NamedTuple):
-    """Some of a batch's questions. R questions, P prompt tokens, T answer tokens.
+    """A group of a batch's questions. R: questions, P: prompt tokens, T: answer tokens.
 
-    owner: [R] which picture. prompt: [R, P], PAD after its end. inputs, labels: [R, T] of the decoder.
+    `owner` [R]: index of the picture. `prompt` [R, P]: PAD after its end. `inputs`, `labels` [R, T]: of the
+    decoder.
     """
 
     owner: Tensor
@@ -46,11 +47,11 @@ class Group(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one step learns from.
+    """The data of one training step.
 
-    pixels: uint8 [B, H, W, 3]. grounds: [B, 2] tone and texture of the background. things: [N, 10] owner,
-    picture token, shape, colour, size, word (or -1), and the box in bins. outlines: [N, 24] their vertices
-    as answers write them, in bins, IGNORED after the last.
+    `pixels`: uint8 [B, H, W, 3]. `grounds` [B, 2]: tone and texture of the background. `things` [N, 10]:
+    owner, picture token, shape, colour, size, word (or -1), and the box in bins. `outlines` [N, 24]: vertices
+    as in answers, in bins, IGNORED after the last.
     """
 
     pixels: Tensor
@@ -129,7 +130,7 @@ def _padded(rows: list[list[int]], filler: int) -> Tensor:
 
 
 def _things_by_cell(scene: Scene, cells: int) -> dict[int, Thing]:
-    """What stands at each picture token; where two share one, only the one in front."""
+    """The thing at each picture token; where two share one, only the one in front."""
     seen = {}
     for layer in scene.layers:
         x, y = scene.things[layer].centre

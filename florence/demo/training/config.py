@@ -1,6 +1,6 @@
 """The frozen plan of the demo checkpoint's training: sizes of the network, stages of the training.
 
-Knows nothing about how either is done. Change a number here and the checkpoint is another one.
+Knows nothing about how either is done. Changing any number here changes the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHARES: Final[Mapping[str, float]] = MappingProxyType({
     "<OPEN_VOCABULARY_DETECTION>": 1.2, "<REGION_TO_CATEGORY>": 1.0, "<REGION_TO_DESCRIPTION>": 1.0,
     "<REGION_TO_OCR>": 0.8,
 })  # fmt: skip
-"""How often each task is asked."""
+"""Relative frequency of each task's questions."""
 
 OUTLINE_SHARES: Final[Mapping[str, float]] = MappingProxyType({
     **SHARES,
@@ -28,12 +28,12 @@ OUTLINE_SHARES: Final[Mapping[str, float]] = MappingProxyType({
     "<REFERRING_EXPRESSION_SEGMENTATION>": 6.0, "<REGION_TO_SEGMENTATION>": 6.0,
     "<OPEN_VOCABULARY_DETECTION>": 3.0,
 })  # fmt: skip
-"""The same while outlines are learned."""
+"""The same in the stages that learn outlines."""
 
 ASKED_SHARES: Final[Mapping[str, float]] = MappingProxyType(
     {**OUTLINE_SHARES, "<REFERRING_EXPRESSION_SEGMENTATION>": 8.0, "<OPEN_VOCABULARY_DETECTION>": 6.0}
 )
-"""The same while it is learned what can be asked for."""
+"""The same in the stages that learn tasks with a phrase as input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,11 @@ class Sizes:
 class TrainingStage:
     """A stretch of training.
 
-    answers: questions per picture, 0 trains the tower alone on a plain head. blur: width in bins of the
-    Gaussian that stands for a location's target. head_weight: weight of the plain head's loss. rate: learning
-    rate at the start and at the end, linear between. word_weight: weight of a token that is no location.
-    rises: whether the rate starts from nothing, as the optimizer does. shares: how often each task is asked.
+        `answers`: questions for each picture; 0 trains only the tower with a plain head. `blur`: width, in bins,
+    of the Gaussian that replaces a location's target. `head_weight`: weight of the plain head's loss. `rate`:
+    learning rate at the start and at the end, linear in between. `word_weight`: weight of tokens that are not
+    locations. `rises`: whether the rate warms up from zero, as for a new optimizer. `shares`: relative
+    frequency of each task.
     """
 
     name: str
@@ -75,13 +76,13 @@ class TrainingStage:
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """All that decides the result: sizes, stages, seed."""
+    """Everything that determines the result: sizes, stages, seed."""
 
     sizes: Sizes = Sizes()
     stages: tuple[TrainingStage, ...] = ()
     seed: int = 1
     batch: int = 16  # pictures a step
-    warm_up: int = 200  # steps in which a rate rises
+    warm_up: int = 200  # steps of a learning rate's warm-up
     weight_decay: float = 0.02
     most_gradient: float = 1.0
 
@@ -90,7 +91,7 @@ class TrainingConfig:
         return sum(stage.pictures // self.batch for stage in self.stages)
 
     def stage_at(self, step: int) -> tuple[TrainingStage, float]:
-        """The stage of a step, and how far through it the step is, 0 to 1."""
+        """The stage of a step, and the step's position in it, 0 to 1."""
         for stage in self.stages:
             length = stage.pictures // self.batch
             if step < length:
@@ -99,7 +100,7 @@ class TrainingConfig:
         return self.stages[-1], 1.0
 
     def first_step(self, name: str) -> int:
-        """The step at which the stage of that name begins. ValueError for none."""
+        """The first step of the stage with this name. Raises `ValueError` if there is none."""
         names = [stage.name for stage in self.stages]
         return sum(stage.pictures // self.batch for stage in self.stages[: names.index(name)])
 

@@ -1,7 +1,7 @@
-"""Files of a training: where it stands, and the network as a checkpoint in transformers' Florence-2 layout.
+"""Files of a training: its state, and the network as a checkpoint in transformers' Florence-2 layout.
 
-A state holds weights, the optimizer's moments and the step. Files of weights are written under another name
-and then renamed: a cut run leaves the last whole state. Knows nothing about losses or batches.
+A state has weights, the optimizer's moments and the step. Weight files are written under another name and
+then renamed, so an interrupted run leaves the last complete state. Knows nothing about losses or batches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from florence.demo.training.batches import STRIDE
 from florence.demo.training.losses import MEAN, STD
 from florence.demo.world.tokenizer import save_tokenizer
 
-# Florence-2's own; transformers keeps them out of a model's config, the original reads them from text_config.
+# Florence-2's own; transformers does not put them into a model's config, but the original reads them from
+# text_config.
 _GENERATION: Final = {
     "num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 3, "forced_bos_token_id": 0,
     "forced_eos_token_id": 2,
@@ -30,14 +31,14 @@ _GENERATION: Final = {
 
 
 def save_state(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Writes weights and moments after `step` steps."""
+    """Write weights and moments after `step` steps."""
     state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     with _replacing(path) as unfinished:
         torch.save(state, unfinished)
 
 
 def load_state(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Puts a saved state back and returns its step. RuntimeError when it is of another network."""
+    """Restore a saved state and return its step. Raises `RuntimeError` for a state of another network."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     modules.load_state_dict(state["modules"])
     optimizer.load_state_dict(state["optimizer"])
@@ -48,9 +49,9 @@ def load_state(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer)
 def write_checkpoint(
     directory: Path, model: Florence2ForConditionalGeneration, tokenizer: Tokenizer, side: int
 ) -> None:
-    """Writes config, generation config, preprocessor config, tokenizer and float16 weights.
+    """Write config, generation config, preprocessor config, tokenizer and float16 weights.
 
-    side: of the network's input, in pixels. Tied weights are written once, under their first name.
+    `side`: of the network's input, in pixels. Tied weights are written once, under their first name.
     """
     directory.mkdir(parents=True, exist_ok=True)
     config = model.config.to_dict()
@@ -85,7 +86,7 @@ def write_checkpoint(
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Another name for a file, which it is renamed from when it is whole."""
+    """A temporary name for a file, which is renamed to its own when it is complete."""
     unfinished = path.with_suffix(".unfinished")
     yield unfinished
     unfinished.replace(path)

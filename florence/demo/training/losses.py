@@ -1,4 +1,4 @@
-"""The training losses: next token with blurred locations, and the plain head's.
+"""The training losses: next token with blurred locations, and the loss of the plain head.
 
 Knows nothing about scenes or optimizers.
 """
@@ -34,9 +34,9 @@ def answer_loss(
     first_location: int,
     blur: Tensor,
 ) -> tuple[Tensor, Tensor, int]:
-    """Summed losses of a group's words and of its locations, and how many tokens these are together.
+    """Summed losses of a group's words and of its locations, and the number of tokens of both.
 
-    blur: [1000, 1000] targets by location.
+    `blur` [1000, 1000]: target distributions by location.
     """
     language = model.model.language_model
     pictures = features[group.owner]
@@ -57,13 +57,14 @@ def answer_loss(
 
 
 def blur_table(width: float, device: torch.device) -> Tensor:
-    """[1000, 1000] row n: a Gaussian of that width in bins around n, summing to one."""
+    """float32 [1000, 1000]; row n is a Gaussian of this width in bins around n, summing to one."""
     bins = torch.arange(BINS, device=device, dtype=torch.float32)
     return functional.softmax(-((bins[:, None] - bins) ** 2) / (2 * width**2), dim=1)
 
 
 def head_loss(head: PlainHead, features: Tensor, batch: Batch, locations: Tensor, blur: Tensor) -> Tensor:
-    """What the plain head misses: background, presence everywhere, the rest where a thing stands."""
+    """The plain head's loss: background, presence at each token, everything else only where there is a
+    thing."""
     owner, cell, shape, colour, size, word = batch.things[:, :6].unbind(1)
     cells = features[:, 1:].float()
     presence = torch.zeros(cells.shape[:2], device=cells.device)

@@ -1,9 +1,10 @@
-"""Builds the demo's network: transformers' own Florence-2 class, small, with a start that can learn to see.
+"""Builds the demo's network: transformers' own Florence-2 class, small, with an initialisation that learns to
+use the picture.
 
-With the library's start (normal, 0.02) this network never uses the picture: every matrix is drawn by its
-fan-in instead, and the embeddings of locations and of picture places start smooth, so that near ones are
-alike. Knows nothing about scenes or data. Also holds the plain head that teaches the tower first; it is not
-saved with the checkpoint.
+With the library's initialisation (normal, 0.02) this network never uses the picture. So matrices are scaled
+by their fan-in, and the embeddings of locations and picture positions are smooth, so that near ones are
+similar. Also has the plain head that trains the tower first; it is not saved with the checkpoint. Knows
+nothing about scenes or data.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def make_config(sizes: Sizes, vocab_size: int) -> Florence2Config:
 def make_network(
     config: Florence2Config, first_location: int, seed: int
 ) -> Florence2ForConditionalGeneration:
-    """The network at its start; the same for the same seed. `first_location`: the id of <loc_0>."""
+    """The initialised network; equal seeds give equal networks. `first_location`: the id of <loc_0>."""
     torch.manual_seed(seed)
     model = Florence2ForConditionalGeneration(config)
     model.tie_weights()
@@ -80,15 +81,16 @@ def _draw_weights(model: nn.Module) -> None:
 
 
 def _waves(at: Tensor, width: int, slowest: float, fastest: float) -> Tensor:
-    """[N, width] sines and cosines of geometric frequencies (cycles a unit of `at`), rows of length one."""
+    """[N, width] sines and cosines at geometric frequencies (cycles per unit of `at`), with rows of norm
+    one."""
     rates = slowest * (fastest / slowest) ** torch.linspace(0, 1, width // 2)
     angles = 2 * math.pi * at[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1) / math.sqrt(width // 2)
 
 
 class PlainHead(nn.Module):
-    """Reads what stands at each picture token (presence, shape, colour, size, word, box, outline) and, from
-    the first token, the mean, the background."""
+    """Predicts the thing at each picture token (presence, shape, colour, size, word, box, outline), and the
+    background from the first token, the mean."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Paints the empty picture behind a scene's things: flat textures, and three that look like photographs.
+"""Paints a scene's background: flat textures, and three that look like photographs.
 
-Every one stays near the scene's base colour, so that a thing that is told from that colour is told from all
-of it. Knows nothing about things. The same scene and random numbers give the same pixels.
+All stay close to the scene's base colour, so that a thing that contrasts with that colour contrasts with the
+whole background. Knows nothing about things. The same scene and random numbers give the same pixels.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from PIL import Image, ImageFilter
 
 from florence.demo.world.scenes import Scene
 
-Light = NDArray[np.float32]  # [H, W], or [H, W, 3] where colours differ: what is added to the base colour
+Light = NDArray[np.float32]  # [H, W], or [H, W, 3] where colours differ: added to the base colour
 _Texture = Callable[[np.random.Generator, int, int], Light]  # random numbers, width, height
 
-_GRAIN: Final = 3.0  # of a camera's sensor
+_GRAIN: Final = 3.0  # standard deviation of sensor noise
 _COARSE_GRAIN: Final = 22.0
 _DISC_EDGE: Final = 4.0  # pixels over which a soft disc fades
-_MIDDLE: Final = 128.0  # of the bytes that stand for light while it is blurred
-_FALL_OFF: Final = 22.0  # how much darker a lens leaves the corners
+_MIDDLE: Final = 128.0  # byte for zero light while light is blurred as bytes
+_FALL_OFF: Final = 22.0  # how much darker a lens makes the corners
 
 
 def background(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
-    """[H, W, 3] the empty picture: base colour, a gradient of light, the texture, noise."""
+    """The background [H, W, 3]: base colour, a light gradient, texture, noise."""
     width, height = scene.width, scene.height
     x, y = _axes(width, height)
     slope = rng.uniform(-26, 26, 2).astype(np.float32)
@@ -81,7 +81,7 @@ def _hilly(rng: np.random.Generator, width: int, height: int) -> Light:
 
 
 def _wooden(rng: np.random.Generator, width: int, height: int) -> Light:
-    """Boards, each of its own tone, with dark seams and a grain that runs along them."""
+    """Boards of different tones, with dark seams and grain along them."""
     upright = bool(rng.random() < 0.5)
     long, across = (height, width) if upright else (width, height)
     boards = int(rng.integers(3, 7))
@@ -96,7 +96,7 @@ def _wooden(rng: np.random.Generator, width: int, height: int) -> Light:
 
 
 def _blurry(rng: np.random.Generator, width: int, height: int) -> Light:
-    """What a lens leaves of lamps far behind its focus: soft coloured discs that lie over each other."""
+    """Lamps far out of focus: soft coloured discs that overlap."""
     light = np.repeat((_smooth(rng, 3, 3, width, height) * 14)[:, :, None], 3, axis=2)
     usual = rng.uniform(0.07, 0.13) * math.sqrt(width * height)
     for _ in range(int(rng.integers(10, 22))):
@@ -110,7 +110,8 @@ def _blurry(rng: np.random.Generator, width: int, height: int) -> Light:
 
 
 def _through_lens(light: Light, blur: float) -> Light:
-    """[H, W, 3] a little out of focus, and darker towards the corners. blur: standard deviation in pixels."""
+    """[H, W, 3], slightly out of focus and darker towards the corners. `blur`: standard deviation in
+    pixels."""
     x, y = _axes(light.shape[1], light.shape[0])
     image = Image.fromarray((light + _MIDDLE).clip(0, 255).astype(np.uint8))
     soft = np.asarray(image.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32) - _MIDDLE
@@ -120,7 +121,7 @@ def _through_lens(light: Light, blur: float) -> Light:
 
 
 def _smooth(rng: np.random.Generator, columns: int, rows: int, width: int, height: int) -> Light:
-    """[H, W] random values on a grid, smooth between, about -1 to 1."""
+    """[H, W] random values on a grid, interpolated smoothly, about -1 to 1."""
     coarse = Image.fromarray(rng.standard_normal((rows, columns), dtype=np.float32))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 

@@ -1,8 +1,8 @@
-"""Writes scenes as COCO data sets, in the layout of COCO's own files: instances, and captions.
+"""Writes scenes as COCO data sets, in the layout of COCO's own files: instances and captions.
 
-Both files number the pictures alike. Boxes are COCO's x, y, width, height in pixels; ids count from 1. Boxes
-and outlines are those of whole things, also where another one lies in front. A word's outline is the frame
-around its letters; a ring's has its hole. Knows nothing about tasks' answer texts but the caption.
+Both files use the same picture ids. Boxes are COCO's x, y, width, height in pixels; ids start at 1. Boxes and
+outlines are those of whole things, even if another one is in front. A word's outline is the frame around its
+letters; a ring's has its hole. Knows no answer texts except captions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Scenes = Sequence[tuple[str, Scene]]
 
 
 def coco_instances(scenes: Scenes) -> dict[str, Any]:
-    """COCO's instances: scenes by file name. `description` and `text` say more of a thing than COCO does."""
+    """COCO's instances. `scenes`: by file name. `description` and `text` are additional fields of
+    annotations."""
     annotations: list[dict[str, Any]] = []
     for image_id, (_, scene) in enumerate(scenes, start=1):
         for thing in scene.things:
@@ -36,14 +37,14 @@ def coco_instances(scenes: Scenes) -> dict[str, Any]:
 
 
 def coco_captions(scenes: Scenes) -> dict[str, Any]:
-    """COCO's captions: one short caption a scene."""
+    """COCO's captions: one short caption for each scene."""
     texts = enumerate((caption(scene) for _, scene in scenes), start=1)
     annotations = [{"id": number, "image_id": number, "caption": text} for number, text in texts]
     return {**coco_head(scenes), "annotations": annotations}
 
 
 def coco_head(scenes: Scenes) -> dict[str, Any]:
-    """What all data sets of these scenes have in common."""
+    """The part that all data sets of these scenes share."""
     images = [
         {"id": image_id, "file_name": file_name, "width": scene.width, "height": scene.height}
         for image_id, (file_name, scene) in enumerate(scenes, start=1)
@@ -55,8 +56,8 @@ def _annotation(thing: Thing) -> dict[str, Any]:
     x1, y1, x2, y2 = thing.box
     outline = thing.outline
     if thing.shape == "ring":
-        # Around the outer edge, in to the hole, around it the other way, and back: COCO's polygons know no
-        # holes, and one that meets itself along a seam has one all the same.
+        # Around the outer edge, in to the hole, around it in the opposite direction, and back: COCO's
+        # polygons have no holes, but a polygon with such a seam covers the same area.
         hole = thing.hole
         outline = np.concatenate([outline, outline[:1], hole[:1], hole[:0:-1], hole[:1]])
     polygon = outline.ravel().tolist()

@@ -1,7 +1,7 @@
 """The questions of single tasks as COCO data sets, in the layouts that `florence evaluate` reads.
 
-A phrase for each annotation (grounding, referring), a region that is asked about (segmentation), and the
-classes that are in a picture or known not to be (open vocabulary: each phrase is a class).
+They have a phrase for each annotation (grounding, referring), a region to ask about (segmentation), or the
+classes that are present or known to be absent (open vocabulary: each phrase is a class).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from florence.demo.world.scenes import Scene, Thing
 from florence.types.regions import locations_to_pixels
 
 AskedScene = tuple[str, Scene, Sequence[Question]]
-"""A picture's file name, its scene, and what was asked about it."""
+"""A picture's file name, its scene, and the questions about it."""
 
 _LOCATION = re.compile(r"<loc_(\d+)>")
 _LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
 
 
 def coco_tasks(scenes: Sequence[AskedScene]) -> dict[str, dict[str, Any]]:
-    """A data set for each of `TASK_FILES`, by its name."""
+    """The data sets of `TASK_FILES`, by name."""
     return {name: _data_set(scenes, task, note) for name, (task, note) in TASK_FILES.items()}
 
 
@@ -54,7 +54,7 @@ def _place(thing: Thing) -> dict[str, Any]:
 
 
 _Note = Callable[[dict[str, Any], Question, Scene, dict[str, int]], Iterable[dict[str, Any]]]
-"""What a question adds to its picture, and of each of its things the annotation's own fields."""
+"""Adds a question's fields to its picture, and returns the additional fields of each thing's annotation."""
 
 
 def _grounding(
@@ -97,4 +97,4 @@ TASK_FILES: Final = MappingProxyType(
         "open_vocabulary": ("<OPEN_VOCABULARY_DETECTION>", _named),
     }
 )
-"""Name of a data set -> the task whose questions it has."""
+"""Name of a data set -> its task, and the function that adds fields."""

@@ -1,4 +1,4 @@
-"""Turns a scene into a picture: its background, things from back to front, a poor camera, a JPEG's noise.
+"""Draws a scene as a picture: background, things from back to front, a poor camera, JPEG noise.
 
 The same scene gives the same pixels.
 """
@@ -19,20 +19,20 @@ from florence.demo.world.scenes import MOST_THINGS, Limits, Scene, Split, Thing,
 from florence.demo.world.shapes import Points
 from florence.demo.world.typeface import Typeface
 
-_FINE: Final = 3  # shapes are drawn this many times larger and reduced: smooth edges
+_FINE: Final = 3  # shapes are drawn this many times larger and then reduced, for smooth edges
 
 
 def draw_lots(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> Scene:
-    """A scene with at least one thing, all of whose answers can be generated."""
+    """A random scene with at least one thing, of which every answer can be generated."""
     while not sayable(scene := make_scene(rng, typeface, limits)):
         pass
     return scene
 
 
 def held_out(seed: int, count: int, limits: Limits) -> Iterator[tuple[Scene, Image.Image, list[Question]]]:
-    """Scenes 0 to count - 1 of a held-out seed, drawn, with their questions."""
+    """Scenes 0 to `count` - 1 of a held-out seed, with pictures and questions."""
     typeface = Typeface()
-    draw = draw_lots if limits.things[1] <= MOST_THINGS else make_scene  # a crowd is seldom sayable
+    draw = draw_lots if limits.things[1] <= MOST_THINGS else make_scene  # a crowded scene is seldom sayable
     for index in range(count):
         rng = scene_rng(Split.HELD_OUT, seed, index)
         scene = draw(rng, typeface, limits)
@@ -57,7 +57,7 @@ def draw_scene(scene: Scene, typeface: Typeface) -> Image.Image:
 
 
 def thing_mask(thing: Thing, typeface: Typeface) -> tuple[Image.Image, tuple[int, int]]:
-    """How much of each pixel the thing covers (mode L), and where the mask's top left pixel lies."""
+    """How much of each pixel the thing covers (mode L), and the position of the mask's top left pixel."""
     if thing.text:
         mask = typeface.ink(thing.text, thing.face, thing.font_size, thing.turn)
         x, y = thing.centre
@@ -74,5 +74,5 @@ def thing_mask(thing: Thing, typeface: Typeface) -> tuple[Image.Image, tuple[int
 
 
 def _corners(outline: Points, corner: tuple[int, int]) -> list[tuple[float, float]]:
-    # PIL's polygon covers its last row and column too: half a fine pixel less at each side.
+    # PIL's polygons include their last row and column, so take off half a fine pixel at each side.
     return [(float(x), float(y)) for x, y in (outline - np.array(corner)) * _FINE - 0.5]

@@ -1,9 +1,9 @@
-"""The right answers: for a scene and each of the fifteen tasks, questions with Florence-2's own answer texts.
+"""The ground truth: for a scene and each of the fifteen tasks, questions with answers in Florence-2's format.
 
-Things are always named from left to right. Knows nothing about pixels, tokens or prompts' sentences.
+Things are always named from left to right. Knows nothing about pixels, tokens or prompts.
 
-An answer never holds a run of three tokens twice: generation under the checkpoint's no_repeat_ngram_size of 3
-could not write it. `sayable` tells whether a scene keeps to that; scenes that don't are drawn anew.
+No answer may repeat an n-gram of three tokens, since the checkpoint's no_repeat_ngram_size of 3 forbids it.
+`sayable` checks a scene for that; other scenes are drawn again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from florence.demo.world.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORD
 from florence.types.regions import BINS
 from florence.types.results import Box
 
-_JITTER: Final = 6  # bins by which a region in a question may be off the true box
-_NEAR: Final = 0.05  # of the width or height: less than this is neither left nor right, above nor below
+_JITTER: Final = 6  # most bins by which a question's region may differ from the true box
+_NEAR: Final = 0.05  # of the width or height: closer things are neither left nor right, above nor below
 _SIDES: Final = (("left of", "right of"), ("above", "below"))
 _PIECE = re.compile(r"<[^<>]+>|\w+|[^\w\s]")
 _ZONES: Final = (("On the left", 0.0, 1 / 3), ("In the middle", 1 / 3, 2 / 3), ("To the right", 2 / 3, 1.0))
@@ -30,21 +30,22 @@ _ZONES: Final = (("On the left", 0.0, 1 / 3), ("In the middle", 1 / 3, 2 / 3), (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One task asked of a scene: its token, the text or region (as `<loc_n>`) it takes, the right answer."""
+    """One task on a scene: its token, its text or region (as `<loc_n>`), the right answer."""
 
     task: str
     text: str | None
     answer: str
-    things: tuple[int, ...] = ()  # which of the scene's things the answer is about, in its order
+    things: tuple[int, ...] = ()  # indices of the scene's things in the answer, in its order
 
 
 def location(value: float, length: int) -> str:
-    """A coordinate in pixels as the original's quantizer writes it: floor of the bin, 0 to 999."""
+    """The location token of a coordinate in pixels, by the original's quantizer: floor of the bin, 0 to
+    999."""
     return f"<loc_{min(max(int(value / (length / BINS)), 0), BINS - 1)}>"
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """One question of each task that makes sense for the scene (those on words need a word)."""
+    """One question for each task that suits the scene (tasks about text need a word)."""
     return [Question(task, *asked) for task, ask in _ASK.items() if (asked := ask(scene, rng)) is not None]
 
 
@@ -68,7 +69,7 @@ def detailed_caption(scene: Scene) -> str:
 
 
 def more_detailed_caption(scene: Scene) -> str:
-    """How many things before what, and what stands at the left, in the middle and at the right."""
+    """The number of things, the background, and the things at the left, in the middle and at the right."""
     count = len(scene.things)
     number = NUMBERS[count] if count < len(NUMBERS) else "many"
     noun = "object" if count == 1 else "objects"
@@ -86,17 +87,17 @@ def brief(thing: Thing) -> str:
 
 
 def full(thing: Thing) -> str:
-    """Everything that is said of a thing."""
+    """A thing's full description."""
     return f"{thing.colour} word {thing.text}" if thing.text else f"{thing.size} {thing.colour} {thing.shape}"
 
 
 def box_text(box: Box, scene: Scene) -> str:
-    """Four locations."""
+    """A box as four locations."""
     return polygon_text(np.reshape(box, (2, 2)), scene)
 
 
 def polygon_text(points: Points, scene: Scene) -> str:
-    """Two locations a vertex."""
+    """A polygon as two locations for each vertex."""
     return "".join(location(x, scene.width) + location(y, scene.height) for x, y in points.tolist())
 
 
@@ -155,7 +156,7 @@ def _outline(thing: Thing, scene: Scene) -> str:
 
 
 def _grounding(scene: Scene, rng: np.random.Generator) -> _Asked:
-    """A caption of one to three of the things in any order; the phrases with their boxes in that order."""
+    """A caption of one to three things in random order, and the phrases with their boxes in that order."""
     count = int(rng.integers(1, min(3, len(scene.things)) + 1))
     chosen = tuple(int(index) for index in rng.permutation(len(scene.things))[:count])
     phrases = [(full if rng.random() < 0.5 else brief)(scene.things[index]) for index in chosen]
@@ -165,7 +166,7 @@ def _grounding(scene: Scene, rng: np.random.Generator) -> _Asked:
 
 
 def _referring(scene: Scene, rng: np.random.Generator) -> _Asked:
-    """The polygon of one thing, told by its attributes or by what it stands beside."""
+    """The polygon of one thing, identified by its attributes or by a neighbour."""
     index = int(rng.integers(len(scene.things)))
     thing = scene.things[index]
     phrase = (full if rng.random() < 0.5 else brief)(thing)
@@ -176,13 +177,13 @@ def _referring(scene: Scene, rng: np.random.Generator) -> _Asked:
 
 
 def _relation(scene: Scene, index: int, rng: np.random.Generator) -> str | None:
-    """`small red star left of the word OPEN`, where just one star stands so; None where that is unclear."""
+    """`small red star left of the word OPEN`, if only one star is there; None if that is ambiguous."""
     thing = scene.things[index]
     others = [other for place, other in enumerate(scene.things) if place != index]
     if not others:
         return None
     other = others[int(rng.integers(len(others)))]
-    axis = int(rng.integers(2))  # across, or down
+    axis = int(rng.integers(2))  # horizontal or vertical
     side = 1 if thing.centre[axis] > other.centre[axis] else -1
     near = _NEAR * (scene.width, scene.height)[axis]
     same = [one for one in others if one.shape == thing.shape and one is not other]
@@ -195,7 +196,7 @@ def _relation(scene: Scene, index: int, rng: np.random.Generator) -> str | None:
 
 
 def _open_vocabulary(scene: Scene, rng: np.random.Generator) -> _Asked:
-    """The boxes of whatever a phrase names: one thing, all of a shape, or nothing (an empty answer)."""
+    """The boxes of what a phrase names: one thing, all things of a shape, or nothing (an empty answer)."""
     lot = rng.random()
     if lot < 0.3:
         return _absent(scene, rng), "", ()
@@ -211,7 +212,7 @@ def _open_vocabulary(scene: Scene, rng: np.random.Generator) -> _Asked:
 
 
 def _absent(scene: Scene, rng: np.random.Generator) -> str:
-    """What could be there and is not: a shape, a shape of a colour, a word, or a thing of the other size."""
+    """A phrase for something absent: a shape, a shape of a colour, a word, or a thing of the other size."""
     present = {name for thing in scene.things for name in (thing.shape, brief(thing), full(thing))}
     while True:
         colour, size = rng.choice(list(COLOURS)), rng.choice(list(SIZES))

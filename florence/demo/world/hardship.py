@@ -1,4 +1,4 @@
-"""What makes a scene hard: a poor camera, and things that the picture's edge cuts.
+"""Makes scenes hard: a poor camera, and things cut by the picture's edge.
 
 Seeded and without side effects. Knows nothing about what the things are.
 """
@@ -14,16 +14,16 @@ from PIL import Image, ImageFilter
 from florence.demo.world.shapes import Points
 
 MOST_BLUR: Final = 0.01  # standard deviation over the square root of the picture's area
-MOST_NOISE: Final = 14.0  # standard deviation of each colour, which goes from 0 to 255
-LEAST_CONTRAST: Final = 0.85  # of the picture that a good camera takes
-CUT_SHARE: Final = 0.35  # of the large shapes
-CUT: Final = (0.1, 0.3)  # of a cut shape's width or height, how much lies outside
+MOST_NOISE: Final = 14.0  # standard deviation of each channel, in levels of 0 to 255
+LEAST_CONTRAST: Final = 0.85  # contrast relative to a good camera
+CUT_SHARE: Final = 0.35  # share of large shapes that are cut
+CUT: Final = (0.1, 0.3)  # share of a cut shape's width or height that is outside
 
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """How badly a picture is taken. blur, noise: standard deviations, in pixels and in levels of colour;
-    contrast: 1 is a good picture, 0 a grey one."""
+    """A camera's defects. `blur`, `noise`: standard deviations, in pixels and in colour levels; `contrast`: 1
+    is unchanged, 0 is uniformly grey."""
 
     blur: float
     noise: float
@@ -31,12 +31,12 @@ class Camera:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, side: float) -> Camera:
-        """One by lot; `side`: square root of the picture's area."""
+        """A random camera; `side`: square root of the picture's area."""
         blur, noise, contrast = rng.uniform((0, 0, LEAST_CONTRAST), (MOST_BLUR * side, MOST_NOISE, 1))
         return cls(float(blur), float(noise), float(contrast))
 
     def take(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The RGB picture as this camera takes it: contrast, then blur, then the sensor's noise."""
+        """The RGB picture with this camera's contrast, then blur, then sensor noise."""
         pixels = np.asarray(image, dtype=np.float32)
         middle = pixels.mean()
         flat = Image.fromarray((middle + (pixels - middle) * self.contrast).clip(0, 255).astype(np.uint8))
@@ -46,13 +46,14 @@ class Camera:
 
 
 def across_the_edge(rng: np.random.Generator, outline: Points, size: tuple[int, int]) -> Points:
-    """[N, 2] the outline moved so that one edge of the picture cuts it, at a random place along that edge.
+    """The outline [N, 2], moved so that one edge of the picture cuts it, at a random position along that
+    edge.
 
     It must be smaller than the picture.
     """
     low, high = outline.min(axis=0), outline.max(axis=0)
     axis, far = int(rng.integers(2)), bool(rng.random() < 0.5)
-    corner = rng.uniform((0.0, 0.0), np.array(size) - (high - low))  # of its box, at the top left
+    corner = rng.uniform((0.0, 0.0), np.array(size) - (high - low))  # top left corner of its box
     outside = rng.uniform(*CUT) * (high - low)[axis]
     corner[axis] = size[axis] - (high - low)[axis] + outside if far else -outside
     moved: Points = outline - low + corner
@@ -60,7 +61,7 @@ def across_the_edge(rng: np.random.Generator, outline: Points, size: tuple[int, 
 
 
 def clip(outline: Points, size: tuple[int, int]) -> Points:
-    """[M, 2] the part of an outline [N, 2] that lies in the picture, by Sutherland and Hodgman's algorithm
+    """The part [M, 2] of an outline [N, 2] inside the picture, by Sutherland and Hodgman's algorithm
     (1974)."""
     for axis, limit, sign in ((0, 0.0, 1), (0, float(size[0]), -1), (1, 0.0, 1), (1, float(size[1]), -1)):
         kept: list[Points] = []

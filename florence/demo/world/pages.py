@@ -1,4 +1,4 @@
-"""Lots for pages of small print: upright words in lines, small on a large picture.
+"""Random pages of small print: upright words in lines, small on a large picture.
 
 Seeded and without side effects. Knows nothing about pixels (see `drawing`).
 """
@@ -16,15 +16,15 @@ from florence.demo.world.vocabulary import TEXTURES, TONES, WORD, WORDS, Rgb
 COLUMNS: Final = 5
 LINES: Final = 12
 LETTERS: Final = (24, 40)
-"""Height of a word's letters, pixels."""
+"""Range of the height of a word's letters, in pixels."""
 LONGEST: Final = 192
-"""Width of the widest word at that height, pixels."""
-_CELL: Final = (300, 150)  # of one word, pixels
-_OFF: Final = 6.0  # by which a word stands above or below the middle of its line, pixels
+"""Width of the widest word at the largest height, in pixels."""
+_CELL: Final = (300, 150)  # width and height of a word's cell, in pixels
+_OFF: Final = 6.0  # most pixels by which a word is above or below the middle of its line
 
 
 def make_page(rng: np.random.Generator, typeface: Typeface) -> Scene:
-    """A page of 60 words, its things, in reading order."""
+    """A page of 60 words, which are its things, in reading order."""
     tone = str(rng.choice(list(TONES)))
     base = background_colour(rng, tone)
     cells = [(column * _CELL[0], line * _CELL[1]) for line in range(LINES) for column in range(COLUMNS)]
@@ -43,7 +43,7 @@ def make_page(rng: np.random.Generator, typeface: Typeface) -> Scene:
 
 
 def _word(rng: np.random.Generator, typeface: Typeface, base: Rgb, left: float, top: float) -> Thing:
-    """A word in the cell that begins there."""
+    """A word in the cell with this top left corner."""
     text, face = str(rng.choice(WORDS)), str(rng.choice(list(FACES)))
     letters = rng.uniform(*LETTERS)
     font_size = next(size for size in range(12, 99) if typeface.ink(text, face, size).height >= letters)

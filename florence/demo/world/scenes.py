@@ -1,4 +1,4 @@
-"""Draws lots for scenes: which things stand where, before what background. Seeded and without side effects.
+"""Makes random scenes: things, their positions, and the background. Seeded and without side effects.
 
 Knows nothing about pixels (see `drawing`) or task texts (see `ground_truth`). All coordinates are pixels of
 the picture.
@@ -27,18 +27,18 @@ from florence.demo.world.typeface import FACES, Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
 from florence.types.results import Box
 
-MOST_THINGS: Final = 6  # of usual size
-MOST_CROWDED: Final = 40  # of a lesser scale
-MOST_OVERLAP: Final = 0.12  # of the smaller of two boxes
-_HARD_SCALE: Final = (0.72, 1.0)  # of small things and words; a large thing that is small has no right name
-LEFT_GAP: Final = 0.05  # of the width, between the left edges of any two things: the reading order is clear
+MOST_THINGS: Final = 6  # things of usual size
+MOST_CROWDED: Final = 40  # things of smaller scale
+MOST_OVERLAP: Final = 0.12  # largest overlap, as a share of the smaller of two boxes
+_HARD_SCALE: Final = (0.72, 1.0)  # of small things and words: a shrunk large thing is not "large"
+LEFT_GAP: Final = 0.05  # of the width, between the left edges of two things: makes the order clear
 _BORDER: Final = 0.02
-_CONTRAST: Final = 95.0  # distance in RGB between a thing and its background
+_CONTRAST: Final = 95.0  # least distance in RGB between a thing and its background
 _TRIES: Final = 60
 
 
 class Split(IntEnum):
-    """Which stream of random numbers a scene comes from; no scene of one is in another."""
+    """The stream of random numbers that a scene comes from; streams share no scene."""
 
     TRAIN = 1
     HELD_OUT = 2
@@ -47,17 +47,17 @@ class Split(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be drawn: number of things, share of scenes with words, square root of the picture's area.
+    """Limits on scenes: number of things, share of scenes with words, square root of the picture's area in
+    pixels (`side`).
 
-    scale: of things and the gaps between them, over the usual; below 1 it makes room for a crowd, of which a
-    word more stands among every six things. hard: smaller things, some cut by the picture's edge, taken
-    by a poor camera.
+    `scale`: size of things and gaps relative to the usual; below 1 it makes room for a crowd, with one more
+    word for every six things. `hard`: smaller things, some cut by the picture's edge, with a poor camera.
     """
 
     things: tuple[int, int] = (1, 4)
     word_share: float = 0.45
     side: tuple[int, int] = (160, 320)
-    aspect: float = 1.9  # longer side over the shorter, at most
+    aspect: float = 1.9  # most of longer side / shorter side
     scale: float = 1.0
     hard: bool = False
 
@@ -66,8 +66,8 @@ class Limits:
 class Thing:
     """One thing: a shape, or a printed word (then `text` and `face` are set and `size` is empty).
 
-    outline: [N, 2] vertices as drawn; of a word the four corners, clockwise from where reading starts.
-    cut_polygon: [N, 2] what is in the picture of the polygon of a thing that its edge cuts.
+    `outline` [N, 2]: vertices as drawn; for a word the four corners, clockwise from where reading starts.
+    `cut_polygon` [N, 2]: the part of the polygon inside the picture, for a thing cut by its edge.
     """
 
     shape: str
@@ -93,14 +93,14 @@ class Thing:
 
     @property
     def hole(self) -> Points:
-        """[N, 2] the edge of a ring's hole."""
+        """The edge [N, 2] of a ring's hole."""
         centre: Points = np.array(self.centre)
         hole: Points = (self.outline - centre) * RING_HOLE + centre
         return hole
 
     @property
     def polygon(self) -> Points:
-        """[N, 2] the outline as answers write it; of a ring the outer edge."""
+        """The outline [N, 2] as in answers; for a ring the outer edge."""
         if self.cut_polygon is not None:
             return self.cut_polygon
         return self.outline if self.text else answer_polygon(self.shape, self.outline)
@@ -108,9 +108,10 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture before it is drawn. `things` go from left to right, `layers` (their indices) upwards.
+    """A picture before it is drawn. `things` are ordered from left to right, `layers` (their indices) from
+    back to front.
 
-    camera: of a hard scene.
+    `camera`: of a hard scene, else None.
     """
 
     width: int
@@ -126,12 +127,12 @@ class Scene:
 
 
 def scene_rng(split: Split, seed: int, index: int) -> np.random.Generator:
-    """The random numbers of one scene: disjoint between splits, seeds and indices by construction."""
+    """The random generator of one scene: independent for each split, seed and index."""
     return np.random.default_rng([int(split), seed, index])
 
 
 def make_scene(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> Scene:
-    """A scene within the limits; fewer things than drawn by lot where no room was left for the last."""
+    """A random scene within the limits; it has fewer things than intended if there is no room for more."""
     area_side = rng.uniform(*limits.side)
     ratio = math.exp(rng.uniform(-1, 1) * math.log(limits.aspect))
     width, height = round(area_side * math.sqrt(ratio)), round(area_side / math.sqrt(ratio))
@@ -172,10 +173,10 @@ def _place(
     limits: Limits,
     is_word: bool,
 ) -> Thing | None:
-    """A new thing that stands clear enough of the others, or None where there was no room for any."""
+    """A new thing that is clear enough of the others, or None if no room was found."""
     for _ in range(_TRIES):
         thing = _word(rng, typeface, size, base, limits) if is_word else _shape(rng, size, base, limits)
-        # Cut, a word can't be read, a small thing not told, and a ring's hole has no centre.
+        # If cut, a word is unreadable, a small thing unrecognisable, and a ring's hole has no centre.
         may_cut = limits.hard and thing.size == "large" and thing.shape != "ring"
         moved = (_cut if may_cut and rng.random() < CUT_SHARE else _moved)(rng, thing, size)
         if moved is not None and _fits(moved, size, placed, limits):
@@ -186,7 +187,7 @@ def _place(
 def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing], limits: Limits) -> bool:
     centre, gap = thing.centre[0] / size[0], LEFT_GAP * limits.scale
     if min(abs(centre - 1 / 3), abs(centre - 2 / 3)) < gap / 2:
-        return False  # it must be clear whether a thing stands at the left, in the middle or at the right
+        return False  # it must be clear whether a thing is at the left, in the middle or at the right
     for other in placed:
         alike = (thing.colour, thing.shape) == (other.colour, other.shape)
         if alike or (thing.text and thing.text == other.text):
@@ -205,7 +206,7 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def _scale(rng: np.random.Generator, limits: Limits) -> float:
-    """Of a small thing or a word over the usual size."""
+    """The size of a small thing or a word relative to the usual one."""
     return limits.scale * float(rng.uniform(*_HARD_SCALE)) if limits.hard else limits.scale
 
 
@@ -237,7 +238,7 @@ def _word(
 
 
 def _moved(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thing | None:
-    """The thing at a random place wholly inside the picture, or None where it is too large."""
+    """The thing at a random place completely inside the picture, or None if it is too large."""
     border = _BORDER * min(size)
     low = border - thing.outline.min(axis=0)
     high = np.array(size) - border - thing.outline.max(axis=0)
@@ -247,7 +248,7 @@ def _moved(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thi
 
 
 def _cut(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thing | None:
-    """The thing at a random place where the picture's edge cuts it, or None where it is too large."""
+    """The thing at a random place where the picture's edge cuts it, or None if it is too large."""
     if (np.ptp(thing.outline, axis=0) > size).any():
         return None
     whole = across_the_edge(rng, thing.outline, size)
@@ -256,7 +257,7 @@ def _cut(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thing
 
 
 def colour_upon(rng: np.random.Generator, base: Rgb) -> tuple[str, Rgb]:
-    """A colour name, and one of its many tones, that is told from the background."""
+    """A colour's name, and a random tone of it that contrasts with the background."""
     while True:
         name = str(rng.choice(list(COLOURS)))
         tone = np.clip(np.array(COLOURS[name]) + rng.integers(-14, 15, 3), 0, 255)

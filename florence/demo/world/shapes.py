@@ -15,22 +15,23 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]  # [N, 2], x and y
 
 CURVE_POINTS: Final = 36  # vertices of a full curve as drawn
-ANSWER_STEP: Final = 3  # of a curve's vertices, an answer writes every third
-MOST_CORNERS: Final = 12  # of any answer's polygon
+ANSWER_STEP: Final = 3  # an answer has every third vertex of a curve
+MOST_CORNERS: Final = 12  # most corners of an answer's polygon
 _CURVED: Final = frozenset({"circle", "ring", "heart", "moon"})
-RING_HOLE: Final = 0.55  # radius of a ring's hole over the ring's own
+RING_HOLE: Final = 0.55  # radius of a ring's hole relative to the ring's
 
-# How far a shape may turn, in degrees to each side: a turned square would be a diamond.
+# Largest rotation of a shape, in degrees to each side: a square rotated further would be a diamond.
 TURN: Final = {"square": 14.0, "diamond": 14.0, "cross": 18.0, "heart": 40.0, "circle": 0.0, "ring": 0.0}
 
 
 def unit_outline(shape: str) -> Points:
-    """The vertices of a shape of about radius 1, clockwise on the screen. KeyError for no shape."""
+    """The vertices of a shape with a radius of about 1, clockwise on the screen. Raises `KeyError` for an
+    unknown shape."""
     return _OUTLINES[shape]()
 
 
 def turned(points: Points, degrees: float) -> Points:
-    """The points turned clockwise on the screen about the origin."""
+    """The points rotated clockwise on the screen about the origin."""
     angle = math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
     result: Points = points @ np.array([[cos, sin], [-sin, cos]])
@@ -38,12 +39,12 @@ def turned(points: Points, degrees: float) -> Points:
 
 
 def answer_polygon(shape: str, outline: Points) -> Points:
-    """The polygon an answer writes: few vertices, clockwise, from the topmost one (then the leftmost)."""
+    """The polygon for an answer: few vertices, clockwise, from the topmost one (then the leftmost)."""
     return from_topmost(outline[::ANSWER_STEP] if shape in _CURVED else outline)
 
 
 def from_topmost(points: Points) -> Points:
-    """The same polygon, written from its topmost vertex (then the leftmost)."""
+    """The same polygon, starting at its topmost vertex (then the leftmost)."""
     first = min(range(len(points)), key=lambda index: (points[index, 1], points[index, 0]))
     return np.roll(points, -first, axis=0)
 
@@ -77,7 +78,7 @@ def _cross() -> Points:
 
 
 def _moon() -> Points:
-    """A disc less another one: the outer arc, then the inner arc back."""
+    """A disc minus another one: the outer arc, then the inner arc back."""
     outer = _arc(55.0, 305.0, 24)
     tip = outer[0]
     centre = 0.52

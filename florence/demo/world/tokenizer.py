@@ -25,7 +25,7 @@ _SCENES: Final = 400
 
 
 def make_tokenizer() -> Tokenizer:
-    """The demo's tokenizer; the same each time."""
+    """The demo's tokenizer; deterministic."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -41,7 +41,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json."""
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024,
@@ -54,7 +54,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def _texts() -> Iterator[str]:
-    """What the tokenizer learns from: each name at the start and inside of a text, prompts, answers."""
+    """The training texts: each name at the start of and inside a text, prompts, answers."""
     names = (*SHAPES, *COLOURS, *SIZES, *NUMBERS, *WORDS, "word", "The", "In", "To", "On", "an", "a")
     for name in names:
         yield from (name, f" {name}") * 4
@@ -68,5 +68,5 @@ def _texts() -> Iterator[str]:
 
 
 def _unlocated(text: str) -> str:
-    """The words alone; locations are tokens of their own and are never learned."""
+    """The text without locations, which are added tokens and never learned."""
     return text.split("<loc_")[0]

@@ -1,6 +1,6 @@
-"""The lettering of the demo world: five faces at any size, read from the packages that ship them.
+"""The demo world's typefaces: five faces at any size, read from the packages that ship them.
 
-Knows nothing about scenes. Holds the fonts and words it has drawn.
+Knows nothing about scenes. Caches fonts and drawn words.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from florence.errors import MissingLibrary
 
-PLAIN: Final = "plain"  # Pillow's own
+PLAIN: Final = "plain"  # Pillow's own font
 FACES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     PLAIN: ("", ""),
     "serif": ("font_caladea", "Caladea-Regular.ttf"), "bold": ("font_caladea", "Caladea-Bold.ttf"),
     "round": ("font_fredoka_one", "FredokaOne-Regular.ttf"), "hand": ("font_intuitive", "Intuitive.ttf"),
 })  # fmt: skip
-"""Name of a face -> the package and file that hold it. Their capitals are of one height at one size."""
+"""Name of a face -> its package and file. At one size, capitals of all faces have the same height."""
 
 
 class Typeface:
-    """Measures and draws words; one object serves one process. MissingLibrary without a face's package."""
+    """Measures and draws words; use one object in a process. Raises `MissingLibrary` without a face's
+    package."""
 
     def __init__(self) -> None:
         self._files = {face: _read_face(*source) for face, source in FACES.items() if face != PLAIN}
@@ -34,13 +35,13 @@ class Typeface:
         self._ink = cache(self._draw_ink)
 
     def ink(self, text: str, face: str, size: int, turn: float = 0.0) -> Image.Image:
-        """The letters as a mask (mode L), turned clockwise by degrees; its centre is that of the letters, and
-        unturned its size is theirs, without the space around them."""
+        """The letters as a mask (mode L), rotated clockwise by `turn` degrees about their centre. Without
+        rotation the mask has exactly the letters' size, without space around them."""
         mask = self._ink(text, face, size)
         return mask.rotate(-turn, Image.Resampling.BICUBIC, expand=True) if turn else mask
 
     def _draw_ink(self, text: str, face: str, size: int) -> Image.Image:
-        """The upright letters, cut to what is drawn: a font's own box holds its side bearings too."""
+        """The upright letters, cropped to the ink: a font's own box includes side bearings."""
         font = self._font(face, size)
         left, top, right, bottom = font.getbbox(text)
         wide = Image.new("L", (round(right - left) + 2, round(bottom - top) + 2))

@@ -1,6 +1,6 @@
 """What the demo world consists of: the names of shapes, colours, sizes, words and backgrounds.
 
-Knows nothing about where a thing stands or how it is drawn.
+Knows nothing about where a thing is or how it is drawn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ COLOURS: Final[Mapping[str, Rgb]] = MappingProxyType({
 SIZES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
     {"small": (0.17, 0.24), "large": (0.33, 0.45)}
 )
-"""Diameter of a thing over the square root of the picture's area; nothing is between small and large."""
+"""Range of a thing's diameter relative to the square root of the picture's area; the gap separates small from
+large."""
 
 TONES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType({"dark": (34, 84), "light": (172, 220)})
 TEXTURES: Final = ("plain", "striped", "cloudy", "grainy", "hilly", "wooden", "blurry")

@@ -1,1 +1,1 @@
-"""The engine's work on a device: encodes, decode steps, the beam search."""
+"""The engine's work on a device: encodes, decode steps and beam search."""

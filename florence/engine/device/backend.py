@@ -1,7 +1,7 @@
-"""All choices about running steps that depend on the device: `Backend.for_device` makes them, everything else
-gets a `Backend` and asks it.
+"""All choices about steps and encodes that depend on the device: `Backend.for_device` makes them, and all
+other modules read them from the `Backend` they are given.
 
-A kernel for another device goes here: an `AttentionBackend` for it, returned by `for_device`.
+To support another device, write an `AttentionBackend` for it and return it from `for_device`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from florence.model.kernels.cpu.openmp import available
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """How steps run on a device. The defaults are right on any CPU: PyTorch's operations, step by step.
+    """How steps and encodes run on a device. The defaults work on any CPU: PyTorch's operations, no graphs.
 
-    `attention`: computes a step's attentions. `search`: lets the searches choose their next tokens. `encode`:
-    computes the layers of an encode. `memory`: copies to and from the device. `capturer`: captures steps and
-    encodes of a few fixed shapes as graphs; None runs each shape as it comes. `delayed_readback`: read what a
-    step decided only after the next step has been sent, so that the device never waits for the host; a
-    finished request then stays in the batch for one extra step. `encode_stream`: where encodes run, unless a
-    trial at the start finds that they are better on the steps' own; `encode_budget_s`: seconds that a step
-    may take in that trial, None for no trial. `pins_attention`: choose among PyTorch's fused attentions at
-    the start, by trying them. `free_host_reads`: whether the host may read a value of the device between
-    operations at no cost, to skip work. `lazy_pages`: whether memory that was never written costs nothing.
+    `attention`: computes a step's attentions. `search`: chooses each search's next tokens. `encode`: computes
+    the layers of an encode. `memory`: copies to and from the device. `capturer`: captures steps and encodes
+    of a few fixed shapes as graphs; None runs each shape as it comes. `delayed_readback`: read what a step
+    decided only after the next step has been sent, so that the device never waits for the host; a finished
+    request then stays in the batch for one extra step. `encode_stream`: the stream of encodes, unless a trial
+    at the start decides for the steps' own; `encode_budget_s`: seconds that a step may take in that trial,
+    None for no trial. `pins_attention`: whether to choose among PyTorch's fused attentions at the start, by
+    trying them. `free_host_reads`: whether the host can read a tensor's values at no cost between operations,
+    so that it may skip work. `lazy_pages`: whether memory that was never written takes no space.
     """
 
     attention: AttentionBackend = field(default_factory=DenseAttention)
@@ -66,9 +66,9 @@ class Backend:
         threads: int | None = None,
     ) -> Backend:
         """The backend for a model of `dtype` whose decoder has heads of `head_dim`. `vision`: sizes of its
-        tower; without them no kernel is used for encodes. `compile_tower`: by `torch.compile`, on a GPU.
-        `encode_stream`: whether encodes run beside steps, on a GPU; "auto": it is tried, with this encode
-        budget. `threads`: of the CPU kernels, PyTorch's number where it is None."""
+        tower; None: no kernels for encodes. `compile_tower`: compile the tower by `torch.compile`, on a GPU.
+        `encode_stream`: whether encodes run beside steps on a GPU; "auto": decided by a trial, within
+        `encode_budget_ms`. `threads`: of the CPU kernels; None: as many as PyTorch has."""
         if device.type == "cuda":
             kernels = find_kernels(device, dtype, head_dim) if cuda_kernels == "auto" else None
             attention, search = kernels or (DenseAttention(), advance)
@@ -80,7 +80,7 @@ class Backend:
                 search,
                 encode or PLAIN,
                 memory=CudaMemory(device),
-                # Beside an encode, which has work for the whole device, a step's kernels come first.
+                # An encode can occupy the whole device, so a step's kernels get the higher priority.
                 capturer=CudaGraphCapturer(device)
                 if encode_stream == "off"
                 else CudaGraphCapturer(device, -1),

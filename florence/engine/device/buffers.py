@@ -1,6 +1,7 @@
-"""All that a fault of the device replaces: slots, caches, searches, and the work that is captured over them.
+"""All that is made anew after a fault of the device: slots, caches, searches, and the work captured over
+them.
 
-Makes them in the layout that suits the device; knows nothing about requests.
+Chooses the layout that suits the device; knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from florence.model.florence2 import Florence2Model
 
 @dataclass(slots=True)
 class Buffers:
-    """`latest`: the readback of the last step, where it is delayed. `to_wipe`: free slots that may hold
-    NaN."""
+    """`latest`: the readback of the last step, where readbacks are delayed. `to_wipe`: free slots that may
+    hold NaN."""
 
     slots: SlotAllocator
     adapters: Residents
@@ -52,8 +53,8 @@ def make_buffers(
     *,
     lazy: bool,
 ) -> Buffers:
-    """Buffers without requests; `buckets`: the shapes, asked for where work is captured. `lazy`: as `Caches`
-    has it."""
+    """Buffers without requests. `buckets`: makes the shapes, called only where work is captured. `lazy`: as
+    `Caches` has it."""
     text = model.config.text
     caches = Caches(sizes, text.decoder, text.d_model, model.device, model.dtype, lazy=lazy)
     backend.encode_stream.hold(caches.buffers)

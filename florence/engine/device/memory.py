@@ -1,4 +1,4 @@
-"""Memory of a device: copies to and from the host, and waiting for the device.
+"""A device's memory: copies to and from the host, and waiting for the device.
 
 On a GPU copies are asynchronous, from and to page-locked host memory; PyTorch keeps such memory until the
 device has read or written it. Knows tensors only.
@@ -25,8 +25,8 @@ Download = Callable[[], Tensor]
 
 
 class DeviceMemory:
-    """What a device does with memory: here the CPU's, where everything is there at once. `upload` and `store`
-    accept tensors of the host and of the device."""
+    """Memory operations of a device; this class is for a CPU, where each is done at once. `upload` and
+    `store` accept tensors of the host and of the device."""
 
     def activate(self) -> None:
         """Make this the current device of the calling thread."""
@@ -36,8 +36,8 @@ class DeviceMemory:
         return values
 
     def send(self, values: Sequence[Tensor]) -> Tensor:
-        """Tensors of the host, of one shape, as one of the device: [values, ...]. They are copied beside the
-        work sent so far; work that is sent from now on waits for them."""
+        """Host tensors of one shape as one tensor on the device, [values, ...]. The copy runs beside the work
+        launched so far; work launched later waits for it."""
         sent = [self.upload(each) for each in values]
         return sent[0][None] if len(sent) == 1 else torch.stack(sent)
 
@@ -47,30 +47,32 @@ class DeviceMemory:
         buffer.copy_(values)
 
     def download(self, values: Tensor) -> Download:
-        """Start to copy the device's `values`, as they are after the work sent so far, to the host."""
+        """Start to copy the device's `values`, as they are after the work launched so far, to the host."""
         copy = values.clone()
         return lambda: copy
 
     def mark(self) -> Wait:
-        """What waits for the work sent so far, and for nothing that is sent later."""
+        """A function that waits for the work launched so far, and for nothing launched later."""
         return lambda: None
 
     def free_bytes(self) -> int | None:
-        """Memory of the device that is free; None where nothing is to be shared out."""
+        """Free bytes of the device's memory; None on a CPU, where no budget is kept."""
         return None
 
     def release(self) -> None:
-        """Give freed memory back, so that other buffers can take its place."""
+        """Return cached free memory to the device, so that it can be allocated for other buffers."""
 
     def lock_pages(self, buffer: memoryview) -> Callable[[], None] | None:
-        """Let the device read this host memory by itself, where it can; what undoes that."""
+        """Page-lock this host memory, so that the device can copy from it asynchronously. Returns a function
+        that undoes this, or None where the memory was not locked."""
         return None
 
 
 class CudaMemory(DeviceMemory):
-    """A CUDA device's.
+    """Memory of a CUDA device.
 
-    `exclusive`: torch captures one graph at a time in a process, and may not free memory meanwhile.
+    `exclusive`: held during each graph capture and whenever cached memory is freed: in one process torch
+    captures one graph at a time, and must not free memory meanwhile.
     """
 
     exclusive: ClassVar = threading.Lock()
@@ -95,18 +97,19 @@ class CudaMemory(DeviceMemory):
                 self.store(each, row)
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(copies)
-        sent.record_stream(current)  # its memory is not the next one's before that has read it
+        sent.record_stream(current)  # so that its memory is not reused before `current` has read it
         return sent
 
     def store(self, values: Tensor, buffer: Tensor) -> None:
         self._sent(values, lambda pinned: buffer.copy_(pinned, non_blocking=True))
 
     def _sent(self, values: Tensor, copy: Callable[[Tensor], Tensor]) -> Tensor:
-        """The result of the copy, of page-locked memory if `values` are the host's. Memory that torch has not
-        locked itself, as that of pixels, is held until it has been read: its owner would use it again."""
+        """The result of `copy`, called with page-locked memory if `values` are on the host. Memory that torch
+        did not lock itself, such as pixels, is kept alive until it has been read: its owner would reuse
+        it."""
         if not values.is_cpu:
             return copy(values)
-        pinned = values.pin_memory()  # itself where it is page-locked already
+        pinned = values.pin_memory()  # the same tensor if it is page-locked already
         result = copy(pinned)
         if pinned.data_ptr() == values.data_ptr():
             self._copying.append((self._event(), pinned))
@@ -134,7 +137,7 @@ class CudaMemory(DeviceMemory):
         return self._event().synchronize
 
     def free_bytes(self) -> int | None:
-        self.release()  # what torch keeps is free too
+        self.release()  # memory that torch caches is free too
         return int(torch.cuda.mem_get_info(self._device)[0])
 
     def release(self) -> None:
@@ -143,7 +146,7 @@ class CudaMemory(DeviceMemory):
 
     def lock_pages(self, buffer: memoryview) -> Callable[[], None] | None:
         address = torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()
-        with torch.cuda.device(self._device):  # any thread calls this, and another device is not to be woken
+        with torch.cuda.device(self._device):  # any thread may call this; no other device is initialised
             runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             failure = int(runtime.cudaHostRegister(address, buffer.nbytes, 0))
             if failure:
@@ -153,6 +156,6 @@ class CudaMemory(DeviceMemory):
         return lambda: runtime.cudaHostUnregister(address)
 
     def _forget_error(self) -> None:
-        """CUDA tells an error of one call once more at the next launch of a kernel, and then no more."""
+        """Clear the error of the last call, which CUDA would report again at the next launch of a kernel."""
         with suppress(RuntimeError):
             torch.zeros(1, device=self._device)

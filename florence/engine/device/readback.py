@@ -1,4 +1,4 @@
-"""What a step decided, copied from the device to the host."""
+"""Copies what a step decided from the device to the host."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from florence.types.bounds import Sums
 
 
 class StepReadback:
-    """The status and the first beam's token of every slot after a step of `sequences`; later also the best
-    hypotheses of requests that were found to have ended. Copies start at once; the methods that return
-    values wait for them.
+    """The status and the first beam's token of every slot after a step of `sequences`; on demand also the
+    best hypotheses of ended requests. Copies start at once; the methods that return values wait for them.
     """
 
     def __init__(self, state: SearchState, memory: DeviceMemory, sequences: Sequence[SequenceState]) -> None:
@@ -71,7 +70,7 @@ def best_of(state: SearchState, slots: Tensor) -> Tensor:
 
 
 def _hypothesis(row: Tensor, positions: int, ordered: WindowSums | None) -> Hypothesis:
-    """From a row of `best_of`."""
+    """The hypothesis in one row of `best_of`."""
     stop = int(row[1]) + 1
     tokens, logprobs, windows = row[2:].tensor_split((positions, 2 * positions))
     tokens = tokens[:stop].long()
@@ -84,6 +83,7 @@ def _hypothesis(row: Tensor, positions: int, ordered: WindowSums | None) -> Hypo
 
 
 def _windows(windows: Tensor, tokens: Tensor, ordered: WindowSums) -> list[Sums]:
-    """Of the generated tokens; zeros for those that are not ordered, for which a step keeps none."""
+    """The window sums of the generated tokens; zeros for tokens that are not ordered, for which a step keeps
+    none."""
     kept = torch.where(ordered.contains(tokens)[:, None], windows[: len(tokens)], 0.0)
     return [tuple(sums) for sums in kept[1:].tolist()]

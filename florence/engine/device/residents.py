@@ -1,4 +1,4 @@
-"""Brings adapters to the device when the first request that names them is encoded, and counts their requests.
+"""Loads an adapter onto the device when the first request that uses it is encoded, and counts its requests.
 
 Joins the policy (`engine.adapters`) and the tensors (`model.lowrank`); knows nothing about batches.
 """
@@ -13,10 +13,12 @@ from florence.model.adapters.lowrank import AdapterBank
 
 
 class Residents:
-    """The adapters beside one model; none without a bank. Not safe for threads: the engine's one uses it."""
+    """The adapters on the device for one model; none without a bank. Not thread-safe: only the engine's
+    thread uses it."""
 
     def __init__(self, bank: AdapterBank | None, settle: Wait) -> None:
-        """`settle`: waits for encodes on a stream of their own, which may read what a change replaces."""
+        """`settle`: waits for encodes on a stream of their own, which may still read the adapter that is
+        replaced."""
         self._bank, self._settle = bank, settle
         self._slots = AdapterSlots(0 if bank is None else bank.slots)
 
@@ -25,9 +27,9 @@ class Residents:
         return self._slots.fits(adapters)
 
     def enter(self, sequences: Sequence[SequenceState]) -> list[str]:
-        """Give each request the slot of its adapter, and put there what is new. Returns the names of adapters
-        that have changed the places of tensors, so that nothing captured may be replayed. Raises `IndexError`
-        where there is no free slot."""
+        """Give each request the slot of its adapter, loading it if needed. Returns the names of adapters
+        whose loading moved or resized tensors, so that captured graphs must not be replayed. Raises
+        `IndexError` where there is no free slot."""
         changed = []
         for sequence in sequences:
             adapter = sequence.request.adapter
@@ -39,6 +41,6 @@ class Residents:
         return changed
 
     def leave(self, sequence: SequenceState) -> None:
-        """A request has ended, or was not encoded."""
+        """A request has ended, or failed before it was encoded."""
         self._slots.give_back(sequence.adapter)
         sequence.adapter = 0

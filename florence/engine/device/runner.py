@@ -43,18 +43,18 @@ Outcome = Hypothesis | EngineError
 
 
 class Runner(StepRunner):
-    """A model on its device, with the buffers to decode many requests at once.
+    """A model on its device, with buffers to decode many requests at once.
 
     `slots`: requests that decode together; there are as many cache rows as they need with the checkpoint's
-    own number of beams. `backend`: how steps run on the model's device. `picture_tokens`: of one picture.
-    `encode_batch`: most requests of one encode, None for as many as slots. `picture_size`: height and width
-    of pictures for which encodes are captured at the start, None to capture them when they first come.
-    `encoder_room`, `decoder_room`: positions of a slot and of a row, None for as many as the checkpoint has.
-    `feature_bytes`: memory for the features of the latest pictures. `reserved`: allocate at the start all
-    memory that a full engine needs; otherwise a backend with `lazy_pages` allocates it on first use.
-    `ordered`: as `TokenRules` has it, if no rules are given.
+    own number of beams. `backend`: how steps run on the model's device. `picture_tokens`: tokens of one
+    picture. `encode_batch`: most requests of an encode, None: `slots`. `picture_size`: height and width of
+    pictures for which encodes are captured at the start, None to capture no encodes. `encoder_room`,
+    `decoder_room`: positions of a slot and of a row, None for as many as the checkpoint has. `feature_bytes`:
+    size of the feature cache. `reserved`: allocate at the start all memory that a full engine needs;
+    otherwise a backend with `lazy_pages` allocates it on first use. `rules`: None for the checkpoint's own,
+    with `ordered` as `TokenRules` has it.
 
-    `encode_stream`: on which encodes run; `decision`: why, None until `prepare` has tried.
+    `encode_stream`: the stream of encodes; `decision`: why that one, None until `prepare` has run its trial.
     """
 
     def __init__(
@@ -126,16 +126,16 @@ class Runner(StepRunner):
 
     def reset(self) -> None:
         """Drop all requests and make new buffers: after a fault of the device the old ones can't be trusted.
-        Repeats what `prepare` did.
+        Captures again what `prepare` captured.
 
         Raises whatever the device raises, if it is gone for good.
         """
         self._sent = lambda: None
         stream = self.backend.encode_stream
-        stream.wait()  # for encodes that use the buffers
-        del self.buffers  # before the new ones are made: a device has no room for both
+        stream.wait()  # encodes may still use the buffers
+        del self.buffers  # first: the device has no room for old and new ones
         self.features.clear()
-        gc.collect()  # captured work refers to itself
+        gc.collect()  # captured work has reference cycles
         for capturer in (self.backend.capturer, stream.capturer):
             if capturer is not None:
                 capturer.reset()
@@ -146,10 +146,10 @@ class Runner(StepRunner):
 
     @torch.inference_mode()
     def prepare(self, threads: int | None = None) -> None:
-        """Make the calling thread ready to run steps, with so many CPU threads for one operation (None:
-        torch's choice), and capture before the first request what can be captured."""
+        """Make the calling thread ready to run steps, with `threads` CPU threads for each operation (None:
+        torch's choice), and capture all that can be captured."""
         if threads:
-            torch.set_num_threads(threads)  # of the calling thread's operations
+            torch.set_num_threads(threads)  # for operations of the calling thread
         self.backend.memory.activate()
         if self.backend.pins_attention:
             try_attentions(self.model, self.buckets(), self.sizes.encoder_room)
@@ -167,7 +167,7 @@ class Runner(StepRunner):
         self._prepared, self._stale = True, False
 
     def _choose_encode_stream(self) -> None:
-        """Try on which stream encodes are to run; no request is there yet."""
+        """Decide by a trial on which stream encodes run, before the first request."""
         self.decision = try_encode_stream(self, self.picture_size, self._encode_batch)
         if not self.decision.runs_beside:
             self.encode_stream = EncodeStream()
@@ -200,7 +200,7 @@ class Runner(StepRunner):
         )
 
     def encode(self, requests: Sequence[Request]) -> list[SequenceState]:
-        """All chunks of `encode_parts`, for requests that come from no engine."""
+        """`encode_parts` in one call, for requests outside an engine."""
         sequences = [SequenceState(request) for request in requests]
         for wait in self.encode_parts(sequences):
             if wait is not None:
@@ -208,14 +208,14 @@ class Runner(StepRunner):
         return sequences
 
     def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[Wait | None, None, int]:
-        """Encode pictures and prompts together, and give each request a slot. Raises `IndexError` where there
-        is no free one. Returns how many pictures went through the tower; the others were in the feature
-        cache.
+        """Encode pictures and prompts together, and give each request a slot. Returns how many pictures went
+        through the tower and were not cached. Raises `IndexError` where there is no free slot.
 
         Each request gets the result that it would get alone. Yields between the chunks of the work, so that
         decode steps can run in between. A chunk ends when the device has finished the one before it: the
-        device has work while the host prepares the next, and the chunks' times are those of the work. Beside
-        steps a chunk ends as soon as it is sent; what waits for it is yielded.
+        device has work while the host prepares the next, and a chunk's time is that of its work. Where
+        encodes run beside steps, a chunk ends as soon as it is launched, and a function that waits for it is
+        yielded.
         """
         chunks, stream = self.encode_chunks(sequences), self.encode_stream
         if not stream.beside:
@@ -223,7 +223,7 @@ class Runner(StepRunner):
         return yielding(chunks, stream.wait)
 
     def _wait_for_previous(self) -> None:
-        """Wait until the chunk before the one just sent is done, in whatever encode it was."""
+        """Wait until the chunk before the one just launched is done, even if it belongs to another encode."""
         previous, self._sent = self._sent, self.backend.memory.mark()
         previous()
 
@@ -269,8 +269,8 @@ class Runner(StepRunner):
             )
 
     def _encode_images(self, sequences: Sequence[SequenceState]) -> Chunks[Tensor]:
-        """The requests' pictures as tokens [requests, tokens, d_model], from the cache where they are there;
-        each other picture is encoded once, or once for each adapter that changes the tower."""
+        """The requests' pictures as tokens [requests, tokens, d_model], from the feature cache where it has
+        them; each other picture is encoded once, or once for each adapter that changes the tower."""
         keys = [sequence.request.picture_key for sequence in sequences]
         known = self.features.find(keys)
         new = {key: each for key, each in zip(keys, sequences, strict=True) if key not in known}
@@ -287,7 +287,7 @@ class Runner(StepRunner):
     def _allocate(self, sequences: Sequence[SequenceState], picture_tokens: int) -> None:
         """Give a slot to each request, to all of them or to none."""
         to_wipe = self.buffers.to_wipe
-        while to_wipe:  # here and not in `drop`, which must not fail when the device does
+        while to_wipe:  # not in `drop`, which must not fail when the device does
             self.caches.wipe(to_wipe[-1].index, to_wipe[-1].rows)
             to_wipe.pop()
         if self.slots.fits(sequence.request.options.num_beams for sequence in sequences) < len(sequences):
@@ -298,8 +298,8 @@ class Runner(StepRunner):
 
     @torch.inference_mode()
     def step(self, sequences: Sequence[SequenceState]) -> list[tuple[SequenceState, Outcome]]:
-        """One decode step for all sequences whose search is not known to have ended. Returns those whose
-        outcome is known now; their slots are free again."""
+        """Run one decode step for all sequences whose search is not known to have ended. Returns those whose
+        outcome has become known; their slots are free again."""
         running = [sequence for sequence in sequences if not sequence.ended]
         if running:
             self.buffers.steps.run([StepSequence.of(sequence) for sequence in running])

@@ -1,7 +1,7 @@
 """How many requests a device has memory for, beside the weights.
 
-Reckoned from the model's sizes before anything is allocated, so that a card that is too small gives one error
-that says what to change. Knows sizes only.
+Reckoned from the model's sizes before anything is allocated, so that a device with too little memory gives
+one error that says what to change. Knows sizes only.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 
 RESERVE_BYTES = GIB
-"""For what is not reckoned: libraries' workspaces, captured graphs, and memory in pieces too small to use."""
+"""For what is not reckoned: libraries' workspaces, captured graphs, and fragmentation."""
 
 ENCODE_SHARE, FEATURES_SHARE = 3, 16
-"""Encodes get at most a third of the memory, and features of pictures a sixteenth."""
+"""Encodes get at most a third of the free memory, and the feature cache a sixteenth."""
 
 STATE_BYTES = 36
-"""Of a search's state, for each position of a beam."""
+"""Bytes of a search's state for each position of a beam."""
 
 TOWER_COPIES = 4.5
-"""Tensors of a block's cells that are alive while the two of its feed-forward layer are."""
+"""Peak memory of a tower block, besides the two tensors of its feed-forward layer, in tensors of the block's
+cells."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes that an engine needs: `picture` while one is encoded; `fixed` of a request's slot, and `position`
-    for each token that it may generate; `spare` for each such token once, so that a request with the most
-    beams always fits."""
+    """Bytes that an engine needs: `picture` for each picture that is being encoded; `fixed` for each
+    request's slot, and `position` more for each token that the request may generate; `spare` for each such
+    token, once in all, so that a request with the most beams always fits."""
 
     picture: int
     fixed: int
@@ -49,7 +50,7 @@ class Needs:
         vision, text = model.vision, model.text
         beams = model.generation.num_beams
         key_and_value = 2 * text.decoder.layers * text.d_model * itemsize
-        # A step's logits and their exponentials, then scores of self-attention, twice in float32.
+        # A step's logits and their exponentials, then the scores of self-attention, two copies in float32.
         logits = 3 * 4 * beams * text.vocab_size
         scores = 2 * 4 * beams * text.decoder.heads * MAX_BEAMS
         cells = (picture[0] // 4) * (picture[1] // 4)
@@ -65,13 +66,13 @@ class Needs:
         )
 
     def request(self, tokens: int) -> int:
-        """Of a request that may generate so many tokens."""
+        """Bytes of a request that may generate `tokens` tokens."""
         return self.fixed + tokens * self.position
 
 
 def fit_memory(config: EngineConfig, needs: Needs, free: int | None) -> EngineConfig:
-    """The configuration with as many requests, pictures in an encode, and features as `free` bytes have room
-    for, at most those that it asks for. None is all the room that there is.
+    """The configuration, with the batch, the encode batch and the feature cache reduced to what fits into
+    `free` bytes. None: no limit.
 
     Raises `SettingsError` where not even one request fits.
     """
@@ -95,7 +96,7 @@ def fit_memory(config: EngineConfig, needs: Needs, free: int | None) -> EngineCo
 
 
 def _too_small(config: EngineConfig, needs: Needs, free: int, left: int) -> str:
-    """What is wrong, and the setting to change."""
+    """The error's text: what is wrong, and the setting to change."""
     tokens = (left - needs.fixed) // (needs.position + needs.spare)
     advice = (
         f"set FLORENCE_MAX_NEW_TOKENS (max_new_tokens) to at most {tokens}, it is {config.max_new_tokens}"

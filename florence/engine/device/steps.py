@@ -1,10 +1,10 @@
-"""A decode step: from the requests in it to tensors, and the step itself.
+"""A decode step: makes tensors of the requests in it, and runs the step.
 
 Three layouts, which compute the same. `RaggedSteps` holds only the rows in use, for attention that reads only
 what a request has written (a CPU with the project's kernel). `DenseSteps` runs over the first slots and rows
 of the caches, masked; `bucket_steps.py` does so with all sizes rounded up, so that graphs can be captured.
-There, kernels that read lengths from memory get `grouped_batch`: the requests in use, with equal numbers of
-rows. Everything stays on the device.
+There, kernels that read lengths from memory get a `grouped_batch`: only the requests in use, each with the
+same number of rows. Everything stays on the device.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from florence.model.decode import decode_step
 from florence.model.language import LanguageModel
 
 Occupancy = list[tuple[Slot, int, int]]
-"""Slots in use, and encoder length and adapter of each one's request: all that a `DecodeBatch` depends on."""
+"""For each request its slot, encoder length and adapter slot: all that a `DecodeBatch` depends on."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepSequence:
-    """What a step needs to know of a request; `steps`: how many it has taken. `sampled`: whether it draws its
-    tokens, `penalized`: whether it has a repetition penalty; `adapter`: its adapter's slot, 0 for none."""
+    """What a step needs to know of a request. `steps`: how many it has taken. `sampled`: whether it samples.
+    `penalized`: whether it has a repetition penalty. `adapter`: its adapter's slot, 0 for none."""
 
     slot: Slot
     encoder_length: int
@@ -46,7 +46,7 @@ class StepSequence:
 
     @classmethod
     def of(cls, sequence: SequenceState) -> StepSequence:
-        """Of a request of the engine."""
+        """From a request in the engine."""
         options = sequence.request.options
         return cls(
             sequence.slot,
@@ -70,7 +70,7 @@ class StepContext:
     adapters: AdapterBank | None = None
 
     def step(self, batch: DecodeBatch, shape: StepShape) -> None:
-        """Decode one token for every row of the batch, and let the searches choose."""
+        """Run the decoder for one token of every row, and let the searches choose the next ones."""
         tokens, positions = self.state.tokens(batch)
         length = min(shape.length, self.caches.sizes.decoder_room)
         indirection = self.state.beam_indirection[batch.slots, : shape.beams, :length]
@@ -120,7 +120,8 @@ def shape_of(sequences: Sequence[StepSequence], max_positions: int) -> StepShape
     beams = [len(sequence.slot.rows) for sequence in sequences]
     return StepShape(
         beams=max(beams),
-        # The token read, and the one chosen; a finished request in its extra step may have no room for one.
+        # Room for the token read and the one chosen; a finished request in its extra step may have none for
+        # the latter.
         length=min(max(sequence.steps for sequence in sequences) + 2, max_positions),
         greedy=min(beams) == 1,
         encoder_length=max(sequence.encoder_length for sequence in sequences),
@@ -130,19 +131,19 @@ def shape_of(sequences: Sequence[StepSequence], max_positions: int) -> StepShape
 
 
 def occupancy_of(sequences: Sequence[StepSequence]) -> Occupancy:
-    """What the batch of these requests depends on, to tell whether it is still the same."""
+    """What the batch of these requests depends on: equal ones have equal batches."""
     return [(sequence.slot, sequence.encoder_length, sequence.adapter) for sequence in sequences]
 
 
 def extent_of(sequences: Sequence[StepSequence]) -> tuple[int, int]:
-    """How many slots and rows, counted from the first, contain all these requests."""
+    """The smallest numbers of first slots and first rows that contain all these requests."""
     slots = max(sequence.slot.index for sequence in sequences)
     rows = max(max(sequence.slot.rows) for sequence in sequences)
     return slots + 1, rows + 1
 
 
 def ragged_batch(sequences: Sequence[StepSequence]) -> DecodeBatch:
-    """Only these requests, the beams of each one adjacent."""
+    """A batch of only these requests, the beams of each one adjacent."""
     beams = [len(sequence.slot.rows) for sequence in sequences]
     rows_of, first = [], 0
     for count in beams:
@@ -160,7 +161,7 @@ def ragged_batch(sequences: Sequence[StepSequence]) -> DecodeBatch:
 
 
 def dense_batch(sequences: Sequence[StepSequence], slots: int, rows: int, beams: int) -> DecodeBatch:
-    """The first `slots` and `rows` of the caches; those not in use are padding.
+    """A batch of the first `slots` and `rows` of the caches; those not in use are padding.
 
     A padding row repeats the first request's first beam and writes the same values to the same cache row.
     Nothing is ever written to a free cache row, so no NaN is left there. A padding slot has no beams.
@@ -188,10 +189,10 @@ def dense_batch(sequences: Sequence[StepSequence], slots: int, rows: int, beams:
 
 
 def grouped_batch(sequences: Sequence[StepSequence], requests: int, beams: int) -> DecodeBatch:
-    """These requests, each with the rows of `beams` beams, and padding up to so many requests.
+    """A batch of these requests, each with `beams` rows, and padding up to `requests`.
 
-    An absent beam, or request, repeats a place that is in use; its number of beams says that nothing is to be
-    written there.
+    An absent beam or request repeats a row that is in use; from `beams` the kernels know to write nothing
+    there.
     """
     taken, adapters = [sequence.slot for sequence in sequences], [each.adapter for each in sequences]
     padding = requests - len(taken)
@@ -218,7 +219,7 @@ def _make_batch(
     encoder_lengths: list[int],
     adapters: list[int],
 ) -> DecodeBatch:
-    """Lists to tensors of the host; `owners` [rows]: the request and beam of each row."""
+    """Make the host tensors of a batch from lists; `owners` [rows]: the request and beam of each row."""
 
     def tensor(values: list[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype)

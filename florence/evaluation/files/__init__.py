@@ -1,1 +1,1 @@
-"""Files with the truth: COCO's annotations, questions with answers, JSON lines."""
+"""Reads files with the ground truth: COCO annotations, questions with answers, JSON lines."""

@@ -1,9 +1,8 @@
-"""COCO's annotation files, and those in its layout: read and checked, each error with the field's name.
+"""Reads and checks annotation files in COCO's layout; each error names the field.
 
-Beside COCO's own fields an annotation may have a `phrase` (or `description`), a `text` that stands there
-(COCO-Text's `utf8_string`), and a `region` that is asked about in place of its box; a picture may have a
-`caption` to ground, and LVIS's `neg_category_ids`, the classes that it is known not to show. Knows nothing
-about tasks.
+Besides COCO's own fields an annotation may have a `phrase` (or `description`), the `text` at that place
+(COCO-Text's `utf8_string`), and a `region` to ask about instead of its box; a picture may have a `caption` to
+ground, and LVIS's `neg_category_ids`, classes that are known to be absent. Knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class CocoImage(BaseModel):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height, where the file says both."""
+        """Width and height; None unless the file has both."""
         return None if self.width is None or self.height is None else (self.width, self.height)
 
 
@@ -65,7 +64,7 @@ class CocoAnnotation(BaseModel):
     @field_validator("segmentation")
     @classmethod
     def _check_outline(cls, value: Any) -> Any:
-        """Polygons or a run-length code, as pycocotools takes them; None for an empty one."""
+        """Polygons or a run-length code, as pycocotools accepts them; None if empty."""
         if isinstance(value, Mapping):
             counts, size = value.get("counts"), value.get("size")
             known = isinstance(counts, str) or _are_numbers(counts)
@@ -102,10 +101,10 @@ class CocoFile(BaseModel):
 
 
 class CocoTruth:
-    """A COCO file with its annotations by picture, and their places for errors.
+    """A COCO file with its annotations by picture, and their indices for error messages.
 
-    Raises RequestError where the file does not fit, an id stands twice, or an annotation is of a picture or a
-    category that is not in it.
+    Raises `RequestError` where the file is malformed, an id is duplicate, or an annotation refers to a
+    picture or category that is not in the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,18 +124,18 @@ class CocoTruth:
             self._of[annotation.image_id].append((number, annotation))
 
     def of(self, image: CocoImage) -> Iterator[tuple[int, CocoAnnotation]]:
-        """A picture's annotations, each with its number in the file."""
+        """A picture's annotations, each with its index in the file."""
         return iter(self._of[image.id])
 
     def need(self, number: int, annotation: CocoAnnotation, field: str) -> Any:
-        """A field of an annotation; RequestError where it is missing or blank."""
+        """A field of an annotation. Raises `RequestError` where it is missing or blank."""
         value = getattr(annotation, field)
         if value is None or (isinstance(value, str) and not value.strip()):
             raise self._wrong(number, field, "is needed here, and missing or empty")
         return value
 
     def category(self, number: int, annotation: CocoAnnotation) -> str:
-        """The name of its class; RequestError where it has none."""
+        """The name of the annotation's class. Raises `RequestError` where it has none."""
         return self.categories[self.need(number, annotation, "category_id")]
 
     def _wrong(self, number: int, field: str, reason: str) -> RequestError:

@@ -1,7 +1,6 @@
-"""What to ask about the pictures of a COCO file, and what is true of them.
+"""Makes questions about the pictures of a COCO file, with the true answers.
 
-Knows nothing about models; which task a question goes to is not its business, but for whether boxes have
-labels.
+Knows nothing about models, and about tasks only whether their boxes have labels.
 """
 
 from __future__ import annotations
@@ -18,34 +17,35 @@ from florence.types.results import Box
 
 @dataclass(frozen=True, slots=True)
 class CocoQuestions:
-    """Makes questions of a file. images: the directory of its pictures. all_classes: whether open vocabulary
-    asks for every class of the file in each picture, in place of those that are in it or known not to be."""
+    """Makes the questions of a file. `images`: the directory of its pictures. `all_classes`: whether open
+    vocabulary asks for every class of the file in each picture, instead of only those that are known to be
+    present or absent."""
 
     truth: CocoTruth
     images: Path
     all_classes: bool = False
 
     def captions(self) -> Iterator[Example]:
-        """Each picture that has captions: each of them is right."""
+        """A question for each picture with captions; each caption is right."""
         for image in self.truth.images:
             texts = [self.truth.need(*each, "caption") for each in self.truth.of(image)]
             if texts:
                 yield self._example(image, Truth(texts=tuple(texts)))
 
     def classes(self) -> Iterator[Example]:
-        """Each picture: its things, by their class."""
+        """A question for each picture: its things, labelled by class."""
         yield from self._boxes(self.truth.category)
 
     def phrases(self) -> Iterator[Example]:
-        """Each picture: its things, by their phrase."""
+        """A question for each picture: its things, labelled by phrase."""
         yield from self._boxes(lambda number, one: str(self.truth.need(number, one, "phrase")))
 
     def unlabelled(self) -> Iterator[Example]:
-        """Each picture: its things, which have no labels."""
+        """A question for each picture: its things, without labels."""
         yield from self._boxes(lambda number, one: "")
 
     def by_class(self) -> Iterator[Example]:
-        """Each picture and class: the things of that class."""
+        """A question for each picture and class: the things of that class."""
         names = self.truth.categories
         for image in self.truth.images:
             things: dict[int | str, list[TrueThing]] = {}
@@ -57,7 +57,7 @@ class CocoQuestions:
                 yield self._example(image, Truth(tuple(things.get(category, ()))), names[category])
 
     def regions(self) -> Iterator[Example]:
-        """Each annotation with an outline: what its region, or its box, outlines."""
+        """A question for each annotation with an outline: the outline of what is in its region or box."""
         for image in self.truth.images:
             for number, one in self.truth.of(image):
                 if not one.iscrowd:
@@ -69,7 +69,8 @@ class CocoQuestions:
                     yield self._example(image, Truth((thing,)), region)
 
     def grounding(self) -> Iterator[Example]:
-        """Each picture with phrases: its caption (or the phrases in their order), and where they are."""
+        """A question for each picture with phrases: its caption (or the phrases in order), and the phrases'
+        boxes."""
         for image in self.truth.images:
             phrases = [
                 self._thing(*each, str(self.truth.need(*each, "phrase"))) for each in self.truth.of(image)
@@ -79,7 +80,8 @@ class CocoQuestions:
                 yield self._example(image, Truth(tuple(phrases)), caption)
 
     def expressions(self, *, outlined: bool) -> Iterator[Example]:
-        """Each annotation: the thing that its phrase refers to. outlined: whether its outline is needed."""
+        """A question for each annotation: the thing that its phrase refers to. `outlined`: whether an outline
+        is required."""
         for image in self.truth.images:
             for number, one in self.truth.of(image):
                 if outlined:
@@ -88,7 +90,7 @@ class CocoQuestions:
                 yield self._example(image, Truth((self._thing(number, one, phrase),)), phrase)
 
     def writing(self) -> Iterator[Example]:
-        """Each picture with text in it: the pieces of text, in the file's order, and where they stand."""
+        """A question for each picture with text: the pieces of text in the file's order, and their boxes."""
         for image in self.truth.images:
             pieces = [
                 self._thing(number, one, one.text)
@@ -127,7 +129,7 @@ def _corners(box: tuple[float, float, float, float]) -> Box:
 
 
 def _inside(box: Box, size: tuple[int, int] | None) -> Box:
-    """The box without what lies beyond the picture, by a rounding or a careless annotation."""
+    """The box, clipped to the picture: rounding and careless annotations exceed it."""
     if size is None:
         return box
     x1, y1, x2, y2 = box

@@ -1,4 +1,4 @@
-"""What is asked, what is true, and what was answered.
+"""Questions, true answers, and given answers.
 
 Knows nothing about files or figures.
 """
@@ -14,7 +14,7 @@ from typing import Any, Final
 from florence.types.results import Box, Result
 
 Outline = Sequence[Sequence[float]] | Mapping[str, Any]
-"""Polygons, each x1, y1, x2, y2, ...; or a run-length code as COCO writes it."""
+"""Polygons, each x1, y1, x2, y2, ... in pixels; or a COCO run-length code."""
 
 _ARTICLE = re.compile(r"(?:a|an|the) ")
 _END: Final = " .,;:!?"
@@ -24,9 +24,9 @@ _END: Final = " .,;:!?"
 class TrueThing:
     """One thing that is in a picture.
 
-    label: its class, its phrase or its text; "" where things have none. box: x1, y1, x2, y2 in pixels.
-    outline: what it covers; None where only the box is known. crowd: several things as one, as in COCO: boxes
-    on it are neither right nor wrong.
+    `label`: its class, phrase or text; "" for things without labels. `box`: x1, y1, x2, y2 in pixels.
+    `outline`: the area that it covers; None where only the box is known. `crowd`: several things as one, as
+    in COCO: boxes on it are neither right nor wrong.
     """
 
     label: str
@@ -37,7 +37,7 @@ class TrueThing:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The right answer of a question: the things, or texts of which each is right, or a value of JSON."""
+    """The true answer to a question: the things, or texts each of which is right, or a JSON value."""
 
     things: tuple[TrueThing, ...] = ()
     texts: tuple[str, ...] = ()
@@ -48,8 +48,8 @@ class Truth:
 class Example:
     """One question about one picture.
 
-    picture: its name in the truth file. path: where it is. text: the text or the region (as the task takes
-    it) that goes with it. size: width and height in pixels, None where the truth file does not say them.
+    `picture`: its name in the ground truth file. `path`: its file. `text`: the task's text or region. `size`:
+    width and height in pixels, None where the ground truth file does not have them.
     """
 
     picture: str
@@ -61,7 +61,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A question with its answer. size: width and height of the picture, in pixels."""
+    """A question with its answer. `size`: width and height of the picture, in pixels."""
 
     example: Example
     result: Result
@@ -69,13 +69,13 @@ class Answered:
 
 
 def same_words(text: str) -> str:
-    """A label or phrase as it is compared: case, white space, a leading article and a final stop count for
-    nothing."""
+    """A label or phrase normalised for comparison: without case, extra white space, a leading article and a
+    final full stop."""
     plain = " ".join(text.casefold().split()).strip(_END)
     return _ARTICLE.sub("", plain, count=1) if _ARTICLE.match(plain) else plain
 
 
 def picture_numbers(rows: Sequence[Answered]) -> list[int]:
-    """Of each row the number of its picture, counted from 0 in the order of appearance."""
+    """The index of each row's picture, counted from 0 in order of appearance."""
     names = {name: number for number, name in enumerate(dict.fromkeys(row.example.picture for row in rows))}
     return [names[row.example.picture] for row in rows]

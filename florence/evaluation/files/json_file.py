@@ -1,4 +1,4 @@
-"""JSON files of the user's, checked against a form: one error that names the file and the field.
+"""Reads the user's JSON files and validates them; an error names the file and the field.
 
 Knows nothing about what the files are for.
 """
@@ -16,17 +16,17 @@ from florence.errors import RequestError, quote
 FormT = TypeVar("FormT")
 
 _PICKLES: Final = (".p", ".pkl", ".pickle")
-_PICKLE_BYTE: Final = b"\x80"  # of every pickle since protocol 2; no text in UTF-8 begins so
+_PICKLE_BYTE: Final = b"\x80"  # first byte of every pickle since protocol 2; no UTF-8 text begins with it
 
 
 def read_json(path: Path, form: type[FormT]) -> FormT:
-    """A JSON file of this form. RequestError, which names the file and the first field that does not fit; a
-    pickle is refused unopened."""
+    """Read a JSON file and validate it as `form`. Raises `RequestError`, which names the file and the first
+    invalid field; a pickle is refused unopened."""
     return _check(str(path), _parse(str(path), _read(path)), form)
 
 
 def read_json_lines(path: Path, form: type[FormT]) -> list[FormT]:
-    """The lines of a file of JSON, each of this form; blank ones count for nothing. RequestError as
+    """Read JSON lines and validate each as `form`; blank lines are skipped. Raises `RequestError` as
     `read_json`, and for a file without lines."""
     lines = enumerate(_read(path).split(b"\n"), start=1)
     places = [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
@@ -54,7 +54,7 @@ def _parse(place: str, content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{place}: this is no JSON: {error}") from None
+        raise RequestError(f"{place}: this is not JSON: {error}") from None
 
 
 def _check(place: str, value: Any, form: type[FormT]) -> FormT:
@@ -65,7 +65,7 @@ def _check(place: str, value: Any, form: type[FormT]) -> FormT:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, with its place, such as annotations[3].bbox."""
+    """The first problem, with its location, such as annotations[3].bbox."""
     detail = error.errors(include_url=False)[0]
     field = ""
     for part in detail["loc"]:

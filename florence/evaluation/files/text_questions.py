@@ -1,6 +1,6 @@
-"""Questions with answers in words, from the files of VQA and DocVQA, and from JSON lines of one's own.
+"""Questions with answers in words, from the files of VQA and DocVQA, and from the user's JSON lines.
 
-VQA has two files, questions and annotations; DocVQA one, with both. Knows nothing about models.
+VQA has two files, questions and annotations; DocVQA has one with both. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class VqaQuestion(BaseModel):
 
 
 class VqaQuestions(BaseModel):
-    """VQA's file of questions. data_subtype: names the pictures, as in COCO_val2014_000000000042.jpg."""
+    """VQA's file of questions. `data_subtype`: part of the pictures' names, as in
+    COCO_val2014_000000000042.jpg."""
 
     questions: list[VqaQuestion] = Field(min_length=1)
     data_subtype: str | None = None
@@ -53,7 +54,7 @@ class VqaAnnotations(BaseModel):
 
 
 class DocumentQuestion(BaseModel):
-    """A question of DocVQA with the answers that are right. image: the picture's file."""
+    """A question of DocVQA with the right answers. `image`: the picture's file."""
 
     question: str = Field(min_length=1)
     image: str = Field(min_length=1)
@@ -67,8 +68,8 @@ class DocumentQuestions(BaseModel):
 
 
 class PromptRow(BaseModel):
-    """A line of one's own. text: what the prompt or the task takes beside the picture. answer: a text, or the
-    JSON value that is right."""
+    """One of the user's JSON lines. `text`: the input of the prompt or task besides the picture. `answer`:
+    the right text or JSON value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,7 +79,7 @@ class PromptRow(BaseModel):
 
 
 def vqa_questions(questions: Path, annotations: Path, images: Path) -> Iterator[Example]:
-    """Of VQA's two files. RequestError where they don't fit together."""
+    """The questions in VQA's two files. Raises `RequestError` where they don't match."""
     asked, answered = read_json(questions, VqaQuestions), read_json(annotations, VqaAnnotations)
     answers = {each.question_id: [one.answer for one in each.answers] for each in answered.annotations}
     for number, one in enumerate(asked.questions):
@@ -101,17 +102,18 @@ def _coco_name(questions: Path, number: int, one: VqaQuestion, subtype: str | No
 
 
 def document_questions(file: Path, images: Path) -> Iterator[Example]:
-    """Of DocVQA's file."""
+    """The questions in DocVQA's file."""
     for one in read_json(file, DocumentQuestions).data:
         yield Example(one.image, images / one.image, Truth(texts=tuple(one.answers)), one.question)
 
 
 def prompt_rows(file: Path, images: Path, *, in_words: bool) -> Iterator[Example]:
-    """Of JSON lines with picture, answer and, if need be, text. in_words: whether each answer is a text."""
+    """The questions in a file of JSON lines with picture, answer and, if needed, text. `in_words`: whether
+    each answer must be a text."""
     for number, row in enumerate(read_json_lines(file, PromptRow), start=1):
         if in_words and not isinstance(row.answer, str):
             raise RequestError(
-                f"{file}: answer {number} is no text but {quote(row.answer)}; --answer-as json compares "
+                f"{file}: answer {number} is not text but {quote(row.answer)}; --answer-as json compares "
                 "values"
             )
         text = row.answer if isinstance(row.answer, str) else json.dumps(row.answer, ensure_ascii=False)

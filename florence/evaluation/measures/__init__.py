@@ -1,1 +1,1 @@
-"""Measures of answers against the truth, and figures made of them."""
+"""Metrics of answers against the ground truth."""

@@ -1,6 +1,6 @@
-"""Answers in boxes against the truth: classes, dense captions, open vocabulary, phrases, expressions.
+"""Metrics for answers in boxes: classes, dense captions, open vocabulary, phrases, expressions.
 
-Labels are compared as `same_words` makes them. Knows nothing about files or models.
+Labels are compared after `same_words`. Knows nothing about files or models.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from florence.evaluation.measures.overlaps import RIGHT_OVERLAP, box_overlap
 from florence.evaluation.measures.precision import AveragePrecision, PlacedThing
 from florence.types.results import Detection, Detections, Segmentation
 
-_WORDING: Final = ("METEOR", "ROUGE-L")  # need no weights of words, which would depend on the answers
-_MOST_NAMED: Final = 8  # labels in a note
+_WORDING: Final = ("METEOR", "ROUGE-L")  # need no word weights, which would depend on the answers
+_MOST_NAMED: Final = 8  # most labels in a note
 
 
 def boxes_of(row: Answered) -> list[Detection]:
-    """The answer's boxes; those around the polygons where it has polygons."""
+    """The answer's boxes; for polygons their bounding boxes."""
     if isinstance(row.result, Segmentation):
         return [
             Detection(label=each.label, box=each.bounds, score=each.score)
@@ -33,7 +33,7 @@ def boxes_of(row: Answered) -> list[Detection]:
 
 
 def measure_boxes(rows: Sequence[Answered]) -> Evaluation:
-    """All boxes of a picture, each with its label, or all without."""
+    """Metrics of all boxes of a picture, either all with labels or all without."""
     precision = _precision(rows, same_words)
     return Evaluation(
         rows, [precision], _qualities(rows, precision.right), _judged(rows, precision), _unknown_labels(rows)
@@ -41,8 +41,8 @@ def measure_boxes(rows: Sequence[Answered]) -> Evaluation:
 
 
 def measure_dense(rows: Sequence[Answered]) -> Evaluation:
-    """Boxes with descriptions: by their very wording, as boxes alone, and the wording of those that lie
-    right."""
+    """Metrics of boxes with descriptions: with exact wording, by box only, and the wording of boxes in the
+    right place."""
     by_wording, alone = _precision(rows, same_words), _precision(rows, lambda label: "", prefix="boxes_")
     found = [(number, each) for number, row in _numbered(rows) for each in boxes_of(row)]
     things = [thing for row in rows for thing in row.example.truth.things]
@@ -64,8 +64,8 @@ def measure_dense(rows: Sequence[Answered]) -> Evaluation:
 
 
 def measure_open_vocabulary(rows: Sequence[Answered]) -> Evaluation:
-    """Boxes of what a text named: COCO's figures by class; those of all texts together ("pooled"); the share
-    of absent things for which there was a box. Of outlines also COCO's figures of masks by class ("masks"),
+    """Metrics of boxes for a named thing: COCO's figures by class; those of all texts together ("pooled");
+    the share of absent things that got a box. For outlines also COCO's figures of masks by class ("masks"),
     where the outline of each thing is known."""
     found, truth = [], []
     for number, row in _numbered(rows):
@@ -85,8 +85,8 @@ def measure_open_vocabulary(rows: Sequence[Answered]) -> Evaluation:
 
 
 def pooled(rows: Sequence[Answered], *, prefix: str = "") -> Evaluation:
-    """The boxes of each text by themselves, all texts as one class; those of absent things count as invented
-    ones and in no precision."""
+    """Metrics with all texts as one class, each question on its own; boxes for absent things count as
+    invented, not in precision."""
     numbered = list(_numbered(rows))
     present = [(number, row) for number, row in numbered if row.example.truth.things]
     absent = [(number, row) for number, row in numbered if not row.example.truth.things]
@@ -106,8 +106,8 @@ def pooled(rows: Sequence[Answered], *, prefix: str = "") -> Evaluation:
 
 
 def measure_grounding(rows: Sequence[Answered]) -> Evaluation:
-    """Of each phrase, whether the first box of that very phrase lies on one of its things (recall at 1, any
-    box); of each box, whether it lies on a thing that its phrase names."""
+    """For each phrase, whether its first box is on one of its things (recall at 1, any box); for each box,
+    whether it is on a thing that its phrase names."""
     hits: list[float] = []
     pictures, judged, qualities = [], [], []
     for number, row in _numbered(rows):
@@ -128,7 +128,7 @@ def measure_grounding(rows: Sequence[Answered]) -> Evaluation:
 
 
 def measure_expressions(rows: Sequence[Answered]) -> Evaluation:
-    """Of each expression, how far the first box overlaps the one thing that it refers to."""
+    """For each expression, the overlap of the first box with the one thing that it refers to."""
     overlaps, judged = [], []
     for row in rows:
         (thing,), boxes = row.example.truth.things, boxes_of(row)
@@ -148,7 +148,7 @@ def _precision(
 ) -> AveragePrecision:
     found, truth = [], []
     for index, (number, row) in enumerate(_numbered(rows)):
-        place = (number, str(index))  # a file may have two entries of one picture
+        place = (number, str(index))  # a file may list a picture twice
         found += [PlacedThing(place, label(each.label), each.box, each.score) for each in boxes_of(row)]
         truth += [
             PlacedThing(place, label(thing.label), thing.box, crowd=thing.crowd)
@@ -162,7 +162,7 @@ def _judged(rows: Sequence[Answered], precision: AveragePrecision) -> list[Judge
 
 
 def _qualities(rows: Sequence[Answered], right: Sequence[bool | None]) -> list[float]:
-    """Of each row the harmonic mean of precision and recall; 1 where nothing is there and nothing found."""
+    """The F1 score of each row; 1 where there is nothing and nothing was found."""
     qualities, ends = [], iter(right)
     for row in rows:
         own = [next(ends) for _ in boxes_of(row)]

@@ -1,6 +1,6 @@
-"""Whether scores are probabilities: how far they are from it, and the temperature that brings them nearer.
+"""Measures how well scores are calibrated as probabilities, and fits a temperature that improves them.
 
-Knows nothing about boxes or texts: it is given scores, and whether each item is right.
+Knows nothing about boxes or texts: it gets scores, and whether each item is right.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from florence.evaluation.libraries import evaluator
 
 GROUPS: Final = 10
 COLDEST: Final = 0.01
-HOTTEST: Final = 100.0  # the most that FLORENCE_SCORE_TEMPERATURE takes
+HOTTEST: Final = 100.0  # the largest value of FLORENCE_SCORE_TEMPERATURE
 _EDGE: Final = 1e-9  # scores of 0 and 1 have no log-odds
 
 
@@ -38,8 +38,8 @@ class CalibrationRow:
 
 @dataclass(frozen=True, slots=True)
 class Temperature:
-    """value: what divides log-odds best. before, after: calibration errors of the scores as they are, and
-    divided; `after` by temperatures that were fitted on other items."""
+    """`value`: the best divisor of log-odds. `before`, `after`: calibration errors without and with a
+    temperature; `after` uses temperatures fitted on other items (cross-validation)."""
 
     value: float
     before: float
@@ -47,8 +47,8 @@ class Temperature:
 
 
 def area_under_curve(judged: Sequence[Judged]) -> float:
-    """How probable it is that a right item has a better score than a wrong one, equal ones counting half:
-    the area under the ROC curve, by torchmetrics. nan without right or wrong items."""
+    """The area under the ROC curve, by torchmetrics: the probability that a right item has a higher score
+    than a wrong one, ties counting half. nan unless there are both right and wrong items."""
     if len({one.right for one in judged}) < 2:
         return math.nan
     torch = evaluator("torch")
@@ -60,8 +60,7 @@ def area_under_curve(judged: Sequence[Judged]) -> float:
 def reliability(judged: Sequence[Judged]) -> list[CalibrationRow]:
     """`GROUPS` groups of equal size, lowest scores first; fewer where there are fewer items.
 
-    Groups of equal width, as torchmetrics makes them, would say nothing about a task whose scores lie close
-    together.
+    Groups of equal width, as in torchmetrics, would say nothing about a task whose scores are close together.
     """
     ranked = sorted(judged, key=lambda one: one.score)
     cuts = [len(ranked) * number // GROUPS for number in range(GROUPS + 1)]
@@ -75,14 +74,14 @@ def reliability(judged: Sequence[Judged]) -> list[CalibrationRow]:
 
 
 def expected_calibration_error(judged: Sequence[Judged]) -> float:
-    """Mean distance between a group's score and its share of right items; nan of nothing."""
+    """Mean distance between a group's score and its share of right items; nan without items."""
     rows = reliability(judged)
     return sum(row.count * abs(row.score - row.right) for row in rows) / len(judged) if rows else math.nan
 
 
 def fit_temperature(judged: Sequence[Judged]) -> Temperature | None:
-    """The temperature under which what was right is most probable (Guo et al., On Calibration of Modern
-    Neural Networks, 2017). None without right or wrong items, in either half of them."""
+    """The temperature with maximum likelihood (Guo et al., On Calibration of Modern Neural Networks, 2017).
+    None unless each half of the items has both right and wrong ones."""
     halves = judged[0::2], judged[1::2]
     if any(len({one.right for one in half}) < 2 for half in halves):
         return None
@@ -97,7 +96,7 @@ def fit_temperature(judged: Sequence[Judged]) -> Temperature | None:
 
 
 def _fitted(judged: Sequence[Judged]) -> float:
-    """By halving: the slope of the log-likelihood falls as 1 / temperature grows."""
+    """By bisection: the slope of the log-likelihood falls as 1 / temperature grows."""
     odds = [_odds(one.score) for one in judged]
     low, high = math.log(1 / HOTTEST), math.log(1 / COLDEST)
     for _ in range(50):

@@ -1,8 +1,9 @@
-"""Captions against references, by pycocoevalcap: BLEU-1 to 4, ROUGE-L, CIDEr, and METEOR where Java is.
+"""Metrics of captions against references, by pycocoevalcap: BLEU-1 to 4, ROUGE-L, CIDEr, and METEOR where
+Java is installed.
 
-CIDEr takes the weights of words from the references themselves: figures of different sets of pictures can't
-be compared to the last digit. Where a picture has one reference its runs of one to four words count alike, so
-that a right caption of three words comes to 7.5 of 10. Knows nothing about tasks.
+CIDEr takes its word weights from the references themselves, so figures of different sets of pictures can't be
+compared exactly. n-grams of one to four words count equally, so a right caption of three words gets 7.5 of 10
+where a picture has one reference. Knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ from florence.evaluation.libraries import evaluator
 from florence.evaluation.measures.figures import Figures, Repeats
 
 ALL_SCORES: Final = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
-_TEXT: Final = "caption"  # where the tokenizer looks for it
-_RUNS: Final = 4  # BLEU's longest run of words
+_TEXT: Final = "caption"  # the tokenizer's key for the text
+_RUNS: Final = 4  # BLEU's longest n-gram
 _WORD = re.compile(r"\w+(?:[-']\w+)*")
 
 Texts = dict[int, list[str]]
 
 
 class Words(StrEnum):
-    """Which tokenizer made words of the captions."""
+    """The tokenizer that split the captions into words."""
 
     PTB = "the Penn Treebank tokenizer"
     PLAIN = "a plain tokenizer (the Penn Treebank's needs Java)"
 
 
 class CaptionScores:
-    """Captions against their references: a `Metric` of the figures.
+    """A `Metric` of captions against their references.
 
-    pictures: of each caption the number of its picture. said: the captions. right: the references of each,
-    one or more. scores: which of `ALL_SCORES` are wanted; METEOR is left out without Java. ending: stands
-    behind the figures' names. each: of every caption, its CIDEr, 0 to 10.
+    `pictures`: index of each caption's picture. `said`: the captions. `right`: one or more references for
+    each. `scores`: which of `ALL_SCORES` to compute; METEOR is left out without Java. `ending`: suffix of the
+    figures' names. `each`: the CIDEr of each caption, 0 to 10.
 
-    Where pictures are drawn with replacement, the weights of words stay those of all references, and METEOR
-    is the mean of the captions' own. CIDEr is nan of fewer than two captions, whose words all weigh nothing.
-    Raises MissingLibrary without pycocoevalcap, OSError when Java fails.
+    In bootstrap samples, word weights stay those of all references, and METEOR is the mean over captions.
+    CIDEr is nan for fewer than two captions, where all word weights are zero. Raises `MissingLibrary` without
+    pycocoevalcap, `OSError` when Java fails.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class CaptionScores:
             each = self._each.get(name)
             figures[name] = math.nan if each is None or not total else float(counts @ each) / total
         if (repeats == 1).all():
-            figures["METEOR"] = self._meteor  # of all captions at once, as METEOR defines it
+            figures["METEOR"] = self._meteor  # corpus-level, as METEOR defines it
         return {name + self._ending: figures[name] for name in self._scores}
 
     def _bleu(self, counts: Repeats) -> Sequence[float]:
-        """Of the sums over all captions, which are all that BLEU knows of them."""
+        """BLEU from sums over all captions."""
         if not counts.sum():
             return [math.nan] * _RUNS
         correct, guess, lengths = (counts @ column for column in self._runs)
@@ -103,15 +104,15 @@ class CaptionScores:
 
 
 def _scorer(module: str, name: str, references: Texts, answers: Texts) -> tuple[float, NDArray[Any]]:
-    """pycocoevalcap's score of all, and of each."""
+    """pycocoevalcap's score of all captions together, and of each."""
     scorer = getattr(evaluator(f"pycocoevalcap.{module}.{module}"), name)()
     score, each = scorer.compute_score(references, answers)
     return float(score), np.asarray(each, dtype=float)
 
 
 def _runs(answers: Texts, references: Texts) -> list[NDArray[Any]]:
-    """BLEU's counts of each caption: right runs of words and all [captions, 4], and the lengths of caption
-    and nearest reference [captions, 2]."""
+    """BLEU's counts for each caption: matching n-grams and all n-grams [captions, 4], and the lengths of the
+    caption and of the closest reference [captions, 2]."""
     scorer = evaluator("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=_RUNS)
     for number, (text,) in answers.items():
         scorer += (text, references[number])
@@ -123,11 +124,11 @@ def _runs(answers: Texts, references: Texts) -> list[NDArray[Any]]:
 
 
 def _meteor(references: Texts, answers: Texts) -> tuple[float, NDArray[Any]]:
-    """METEOR of all, and of each, by a Java program that is ended afterwards."""
+    """METEOR of all captions together, and of each, by a Java process that is ended afterwards."""
     meteor = evaluator("pycocoevalcap.meteor.meteor").Meteor()
     try:
         score, each = meteor.compute_score(references, answers)
-    except (ValueError, OSError) as error:  # no number came, or the pipe broke
+    except (ValueError, OSError) as error:  # not a number, or a broken pipe
         meteor.lock.release()
         raise OSError(f"Java's METEOR failed: {error}") from error
     finally:
@@ -138,21 +139,23 @@ def _meteor(references: Texts, answers: Texts) -> tuple[float, NDArray[Any]]:
 
 
 def has_java() -> bool:
-    """Whether METEOR and the Penn Treebank tokenizer have what they need."""
+    """Whether there is Java, which METEOR and the Penn Treebank tokenizer need."""
     return shutil.which("java") is not None
 
 
 def words_here() -> Words:
-    """The evaluators' own tokenizer where it can run: it needs Java, and writes into its own folder."""
+    """The evaluators' own tokenizer where it can run (it needs Java and writes into its package's folder),
+    else the plain one."""
     folder = Path(evaluator("pycocoevalcap.tokenizer.ptbtokenizer").__file__).parent
     return Words.PTB if has_java() and os.access(folder, os.W_OK) else Words.PLAIN
 
 
 def tokenize(texts: Sequence[str], words: Words) -> list[str]:
-    """Each text as small words with spaces between, without punctuation. OSError when Java fails."""
+    """Each text as lower-case words separated by spaces, without punctuation. Raises `OSError` when Java
+    fails."""
     if words is Words.PLAIN:
         return [" ".join(_WORD.findall(text.lower())) for text in texts]
-    lines = [" ".join(text.split()) for text in texts]  # a line each: whatever ends a line is a space
+    lines = [" ".join(text.split()) for text in texts]  # one line for each text: line breaks become spaces
     written = {number: [{_TEXT: line}] for number, line in enumerate(lines) if line}
     made = evaluator("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer().tokenize(written)
     if made.keys() != written.keys():

@@ -1,4 +1,4 @@
-"""Figures of answers, in parts that can be computed anew for pictures drawn with replacement.
+"""Figures of answers, in parts that can be computed again for bootstrap samples of the pictures.
 
 Knows nothing about tasks or how an answer is judged.
 """
@@ -18,23 +18,23 @@ from florence.evaluation.measures.calibration import Judged
 
 Figures = dict[str, float]
 Repeats = NDArray[Any]
-"""How often each picture counts [pictures], whole numbers."""
+"""How often each picture counts, integers [pictures]."""
 
 
 class Metric(Protocol):
-    """Some of the figures of a task."""
+    """Computes some of a task's figures."""
 
     def figures(self, repeats: Repeats) -> Figures:
-        """Where each picture counts as often as they say; nan where nothing is to be measured."""
+        """The figures if each picture counts `repeats` times; nan where there is nothing to measure."""
         ...
 
 
 @dataclass(frozen=True)
 class Share:
-    """One figure that is a sum over a sum, such as a mean.
+    """A figure that is a ratio of sums, such as a mean.
 
-    pictures: of each item the number of its picture. tops: of each item, what is summed; wholes: what it is
-    divided by.
+    `pictures`: index of each item's picture. `tops`, `wholes`: each item's part of the numerator and the
+    denominator.
     """
 
     name: str
@@ -50,16 +50,16 @@ class Share:
 
 
 def mean_of(name: str, pictures: Sequence[int], values: Sequence[float]) -> Share:
-    """The mean over the items; nan of none."""
+    """The mean over the items; nan without items."""
     return Share(name, pictures, values, [1.0] * len(values))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What answers come to.
+    """The result of an evaluation.
 
-    parts: the figures. quality: of each row, 0 for the worst answer to 1 for the best. judged: what has a
-    score, and whether it is right. notes: what a reader of the figures has to know.
+    `parts`: compute the figures. `quality`: of each row, from 0 for the worst answer to 1 for the best.
+    `judged`: scored items, and whether they are right. `notes`: facts that a reader of the figures must know.
     """
 
     rows: Sequence[Answered]
@@ -74,12 +74,12 @@ class Evaluation:
         return len(set(picture_numbers(self.rows)))
 
     def figures(self, repeats: Repeats | None = None) -> Figures:
-        """All figures; each picture counts once unless they say otherwise."""
+        """All figures. `repeats` None: each picture counts once."""
         repeats = np.ones(self.pictures, dtype=int) if repeats is None else repeats
         return {name: value for part in self.parts for name, value in part.figures(repeats).items()}
 
 
 def judge(scores: Iterable[float | None], right: Iterable[bool | None]) -> list[Judged]:
-    """Those that have a score, and are right or wrong."""
+    """The items that have a score and are known to be right or wrong."""
     pairs = zip(scores, right, strict=True)
     return [Judged(score, ok) for score, ok in pairs if score is not None and ok is not None]

@@ -1,4 +1,4 @@
-"""Answers in outlines against the truth: what a region or an expression outlines, and things by class.
+"""Metrics for answers in outlines: regions, expressions, and things by class.
 
 Knows nothing about files or models.
 """
@@ -17,24 +17,24 @@ from florence.types.results import Segmentation
 
 
 def instances_of(row: Answered) -> list[Annotation]:
-    """What the answer outlines."""
+    """The answer's outlines."""
     return row.result.annotations() if isinstance(row.result, Segmentation) else []
 
 
 def outline_of(thing: TrueThing) -> Outline:
-    """What the thing covers; its box where no more is known."""
+    """The area that the thing covers; its box if no outline is known."""
     return [box_polygon(thing.box)] if thing.outline is None else thing.outline
 
 
 def measure_regions(rows: Sequence[Answered]) -> Evaluation:
-    """The outline in a region: as `measure_outlines`, average precision by the class of the thing there."""
+    """As `measure_outlines`, for regions: average precision by the class of the thing in the region."""
     return _measure(rows, lambda thing: thing.label)
 
 
 def measure_outlines(rows: Sequence[Answered]) -> Evaluation:
-    """All that was outlined together against the one thing's outline. oIoU: intersections of all over unions
-    of all, as RefCOCO's figures are made. Average precision: of each outline by itself and its score, right
-    only on the thing that was asked for."""
+    """Metrics of the union of all outlines against the outline of the one thing asked for. oIoU: the sum of
+    intersections divided by the sum of unions, as for RefCOCO. Average precision: of each outline by its
+    score; right only on the thing that was asked for."""
     return _measure(rows, lambda thing: "")
 
 
@@ -45,7 +45,7 @@ def mask_precision(
     *,
     prefix: str = "",
 ) -> AveragePrecision:
-    """COCO's figures of masks. pictures, label: of each row what is evaluated by itself, and the class."""
+    """COCO's figures of masks. `pictures`: each row's unit of evaluation; `label`: returns a row's class."""
     found, truth = [], []
     for place, row in zip(pictures, rows, strict=True):
         found += [

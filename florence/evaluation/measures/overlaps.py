@@ -1,4 +1,4 @@
-"""How far boxes and areas overlap, by pycocotools' masks."""
+"""Overlaps of boxes and areas, by pycocotools' masks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ RIGHT_OVERLAP: Final = 0.5
 
 
 def box_overlap(a: Corners, b: Corners) -> float:
-    """Intersection over union of two boxes, the second with an area; 0 for a first one without."""
+    """Intersection over union of two boxes; the second must have an area; 0 if the first has none."""
     return float(evaluator("pycocotools.mask").iou([coco_box(a)], [coco_box(b)], [0])[0, 0])
 
 
 def coco_box(box: Corners) -> list[float]:
-    """x, y, width, height; one whose corners are the wrong way round has no extent."""
+    """x, y, width, height; 0 where corners are in the wrong order."""
     x1, y1, x2, y2 = box
     return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
 
@@ -27,7 +27,7 @@ def coco_box(box: Corners) -> list[float]:
 def area_overlap(a: Outline, b: Outline, size: tuple[int, int]) -> float:
     """Intersection over union of two areas of a picture of this width and height, pixel by pixel.
 
-    An area is what its polygons cover together; 0 where one of the two has none.
+    An area is the union of its polygons; the result is 0 if one of the areas is empty.
     """
     shared, together = areas(a, b, size)
     return shared / together if shared else 0.0
@@ -40,9 +40,9 @@ def areas(a: Outline, b: Outline, size: tuple[int, int]) -> tuple[float, float]:
 
 
 def mask_of(outline: Outline, size: tuple[int, int]) -> Any:
-    """The area as a run-length code of pycocotools'."""
+    """The area as pycocotools' run-length code."""
     mask, (width, height) = evaluator("pycocotools.mask"), size
-    if isinstance(outline, Mapping):  # a run-length code; COCO's own are lists, compressed ones texts
+    if isinstance(outline, Mapping):  # a run-length code: lists in COCO's files, text if compressed
         code = dict(outline)
         return mask.frPyObjects(code, height, width) if isinstance(code["counts"], list) else code
     polygons = [list(polygon) for polygon in outline if len(polygon) >= 6]

@@ -1,8 +1,8 @@
-"""Boxes or masks against truth by COCO's own evaluation, pycocotools' COCOeval: average precision, recall.
+"""Average precision and recall of boxes or masks, by COCO's own evaluation (pycocotools' COCOeval).
 
-Average precision is COCO's: precision at 101 levels of recall, the mean over the labels that occur in the
-truth, at overlaps (IoU) of 0.5 to 0.95, at 0.5 and at 0.75; 100 things a picture at most. Knows nothing about
-tasks or models.
+Average precision is COCO's: precision at 101 levels of recall, averaged over the labels that occur in the
+ground truth, at IoU 0.5 to 0.95, 0.5 and 0.75; at most 100 things for each picture. Knows nothing about tasks
+or models.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from florence.evaluation.measures.figures import Figures, Repeats
 from florence.evaluation.measures.overlaps import Corners, coco_box
 
 PictureId = tuple[int, str]
-"""A picture's number, and what was asked about it where that is evaluated by itself."""
+"""A picture's index, and the question about it if each question is evaluated on its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedThing:
-    """A thing in one picture with its label; `score` is None in the truth. crowd: as COCO's iscrowd. mask: a
-    run-length code, where masks are compared."""
+    """A thing in one picture with its label; `score` is None in the ground truth. `crowd`: COCO's iscrowd.
+    `mask`: a run-length code, if masks are compared."""
 
     picture: PictureId
     label: str
@@ -40,12 +40,12 @@ class PlacedThing:
 
 
 class AveragePrecision:
-    """Found things against true ones: a `Metric` of the figures.
+    """A `Metric` of found things against true ones.
 
-    masks: whether masks are compared, not boxes. matches: of each found thing the number of the truth that it
-    was given: the best-fitting free one of its picture and label that overlaps by 0.5 or more, things with a
-    better score choosing first. right: whether there is one; None where that is a crowd. `prefix` stands
-    before the figures' names. Raises MissingLibrary without pycocotools.
+    `masks`: compare masks, not boxes. `matches`: for each found thing the index of its matched true thing: in
+    order of score, the best unmatched one of its picture and label with an IoU of 0.5 or more. `right`:
+    whether there is a match; None if it is a crowd. `prefix`: of the figures' names. Raises `MissingLibrary`
+    without pycocotools.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AveragePrecision:
                 coco.createIndex()
             self._evaluation = evaluator("pycocotools.cocoeval").COCOeval(*sets, "segm" if masks else "bbox")
             params = self._evaluation.params
-            # What is not used takes time: other areas than "all", fewer things than 100.
+            # Skip what is not used but takes time: areas other than "all", fewer things than 100.
             params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
             params.maxDets = params.maxDets[-1:]
             self._evaluation.evaluate()
@@ -77,7 +77,7 @@ class AveragePrecision:
         ]
 
     def figures(self, repeats: Repeats) -> Figures:
-        """recall@50 and precision@50 are shares of all things, AR@50:95 is COCO's average recall, a mean over
+        """recall@50 and precision@50 are shares of all things; AR@50:95 is COCO's average recall, a mean over
         labels."""
         evaluation = self._repeated(repeats)
         with _silence():
@@ -93,7 +93,7 @@ class AveragePrecision:
         return {self._prefix + name: value for name, value in figures.items()}
 
     def _repeated(self, repeats: Repeats) -> Any:
-        """COCOeval's results of each picture, as often as it counts: rows of categories over pictures."""
+        """COCOeval's results for each picture, repeated as often as it counts: [categories, pictures]."""
         evaluation, count = copy.copy(self._evaluation), len(self._pictures)
         order = np.repeat(np.arange(count), [repeats[number] for number, _ in self._pictures]).tolist()
         results = evaluation.evalImgs
@@ -109,14 +109,14 @@ class AveragePrecision:
         return sum(int(repeats[one.picture[0]]) for one, count in zip(things, counts, strict=True) if count)
 
     def _as_coco(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Truth and found things as COCO data sets; ids count from 1, for 0 means "none" to COCOeval."""
+        """True and found things as COCO data sets; ids start at 1, since 0 means "none" to COCOeval."""
         labels = dict.fromkeys(one.label for one in [*self._truth, *self._found])
         categories = {label: number for number, label in enumerate(labels, 1)}
         pictures = {key: number for number, key in enumerate(self._pictures, 1)}
         frame = {
             "images": [
                 {"id": number, "height": 0, "width": 0} for number in pictures.values()
-            ],  # masks have a size
+            ],  # masks need the size
             "categories": [{"id": number} for number in categories.values()],
         }
 
@@ -141,7 +141,7 @@ class AveragePrecision:
         )
 
     def _matches(self) -> list[int | None]:
-        """By the lowest overlap, 0.5. What was beyond the 100 best of its picture has none."""
+        """The matches at an IoU of 0.5; things beyond the 100 best of a picture have none."""
         matches: list[int | None] = [None] * len(self._found)
         for row in self._evaluation.evalImgs:
             if row is not None:
@@ -151,11 +151,11 @@ class AveragePrecision:
 
 
 def _mean(values: NDArray[Any]) -> float:
-    """Over what there is, as COCOeval's summary takes it: -1 stands for a label without truth."""
+    """The mean without -1, which marks labels without ground truth, as in COCOeval's summary."""
     known = values[values > -1]
     return float(known.mean()) if known.size else math.nan
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:
-    """pycocotools prints as it goes."""
+    """Suppress pycocotools' prints."""
     return contextlib.redirect_stdout(io.StringIO())

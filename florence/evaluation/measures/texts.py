@@ -1,4 +1,4 @@
-"""Texts and JSON against the truth: words read, characters wrong, answers to questions, fields.
+"""Metrics for texts and JSON: word accuracy, character error rate, answers to questions, fields.
 
 Edit distances are torchmetrics'. VQA's accuracy follows Antol et al., VQA: Visual Question Answering (2015),
 ANLS follows Biten et al., Scene Text Visual Question Answering (2019). Knows nothing about tasks.
@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from florence.evaluation.libraries import evaluator
 
-MOST_WRONG: Final = 0.5  # ANLS: from this share of wrong characters on an answer is worth nothing
-_AGREE: Final = 3  # VQA: as many people's answers make one wholly right
+MOST_WRONG: Final = 0.5  # ANLS: from this share of wrong characters on, an answer scores 0
+_AGREE: Final = 3  # VQA: an answer given by this many people is fully right
 _ARTICLES: Final = frozenset({"a", "an", "the"})
 _DIGITS = MappingProxyType(
     {
@@ -26,22 +26,22 @@ _DIGITS = MappingProxyType(
     }
 )  # fmt: skip
 _BETWEEN_DIGITS = re.compile(r"(?<=\d),(?=\d)")
-_NO_WORD = re.compile(r"(?!(?<=\d)\.(?=\d))[^\w\s]")  # the point of a decimal stays
+_NO_WORD = re.compile(r"(?!(?<=\d)\.(?=\d))[^\w\s]")  # decimal points stay
 
 
 def plain_text(text: str) -> str:
-    """The text with one space wherever it has white space."""
+    """The text with runs of white space replaced by one space."""
     return " ".join(text.split())
 
 
 def word_accuracy(read: str, written: str) -> tuple[int, int]:
-    """How many of the written words were read (in any order, each counted once), and how many there are."""
+    """How many of the `written` words were read (in any order, each counted once), and how many there are."""
     words = written.split()
     return (Counter(read.split()) & Counter(words)).total(), len(words)
 
 
 def edits(read: str, written: str) -> int:
-    """The least number of characters to insert, drop or change."""
+    """The edit distance in characters (Levenshtein)."""
     if not read or not written:
         return len(read or written)
     rate = evaluator("torchmetrics.functional.text").char_error_rate(read, written)
@@ -49,8 +49,8 @@ def edits(read: str, written: str) -> int:
 
 
 def anls(said: str, right: Sequence[str]) -> float:
-    """1 minus the share of wrong characters for the answer that is nearest, 0 where half or more are wrong;
-    capitals and white space count for nothing."""
+    """1 minus the share of wrong characters for the closest right answer; 0 if half or more are wrong. Case
+    and white space are ignored."""
     return max((_likeness(_folded(said), _folded(each)) for each in right), default=0.0)
 
 
@@ -65,9 +65,9 @@ def _folded(text: str) -> str:
 
 
 def vqa_accuracy(said: str, right: Sequence[str]) -> float:
-    """The mean over all choices of all but one of the people's answers of min(1, those that say so / 3).
+    """The mean of min(1, equal answers / 3) over all subsets that leave out one person's answer.
 
-    With three answers or fewer, 1 where any of them says so.
+    With three answers or fewer, 1 if any of them is equal.
     """
     answer, answers = vqa_words(said), [vqa_words(each) for each in right]
     if len(answers) <= _AGREE:
@@ -77,16 +77,17 @@ def vqa_accuracy(said: str, right: Sequence[str]) -> float:
 
 
 def vqa_words(text: str) -> str:
-    """An answer as VQA compares it: without capitals, punctuation, apostrophes and articles; numbers up to
-    ten as digits."""
+    """An answer normalised as in VQA: lower case, without punctuation, apostrophes and articles; numbers up
+    to ten as digits."""
     bare = text.lower().replace("'", "").replace("’", "")
     words = _NO_WORD.sub(" ", _BETWEEN_DIGITS.sub("", bare)).split()
     return " ".join(_DIGITS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def leaves(value: Any) -> Counter[tuple[str, str]]:
-    """What a JSON value says: (path, value) of each number, text, truth value and null in it, and of each
-    empty object and array. Places in an array are all the same path, `[]`: its order does not count."""
+    """The leaves of a JSON value: (path, value) of each number, text, boolean and null in it, and of each
+    empty object and array. All positions in an array have the same path, `[]`, so its order does not
+    count."""
     return Counter(_leaves(value, ""))
 
 
@@ -102,6 +103,6 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _scalar(value: Any) -> str:
-    """1 and 1.0 are the same number; the text "1" is another value."""
+    """A leaf as text: 1 and 1.0 are equal, the text "1" is a different value."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"\0{Decimal(repr(value)).normalize()}" if number else f"\0{json.dumps(value)}"

@@ -1,4 +1,4 @@
-"""Answers in writing and in words against the truth.
+"""Metrics for answers in text: captions, reading, questions, JSON.
 
 Knows nothing about files or models.
 """
@@ -22,14 +22,14 @@ _BEST_CIDER = 10.0
 
 
 def text_of(row: Answered) -> str:
-    """The answer's text; of pieces of writing, all of them."""
+    """The answer's text; for pieces of text, all of them."""
     if isinstance(row.result, OcrRegions):
         return " ".join(region.text for region in row.result.regions)
     return row.result.text if isinstance(row.result, Text | Tags | JsonValue) else ""
 
 
 def measure_captions(rows: Sequence[Answered]) -> Evaluation:
-    """COCO's figures of captions."""
+    """COCO's metrics of captions."""
     said, right = [text_of(row) for row in rows], [row.example.truth.texts for row in rows]
     scores = CaptionScores(picture_numbers(rows), said, right)
     without = "" if has_java() else "; METEOR needs Java"
@@ -38,7 +38,7 @@ def measure_captions(rows: Sequence[Answered]) -> Evaluation:
 
 
 def measure_reading(rows: Sequence[Answered]) -> Evaluation:
-    """A text that was read: wholly right, words right in any order, character error rate."""
+    """Metrics of a text that was read: exact match, words in any order, character error rate."""
     exact = measure_exact(rows)
     wrong = _error_rate(rows)
     quality = [max(0.0, 1 - top / whole) for top, whole in zip(wrong.tops, wrong.wholes, strict=True)]
@@ -46,8 +46,8 @@ def measure_reading(rows: Sequence[Answered]) -> Evaluation:
 
 
 def measure_writing(rows: Sequence[Answered]) -> Evaluation:
-    """Pieces of text with their places: of each true piece, whether it was read with a quadrilateral that
-    lies right; of each answered one, whether such a piece stands there; words and characters of all."""
+    """Metrics of pieces of text with their quadrilaterals: recall (text and place must be right), precision,
+    and words and characters of all pieces."""
     pictures, found_in, quality, judged = [], [], [], []
     hits: list[bool] = []
     answered: list[bool] = []
@@ -87,7 +87,7 @@ def _error_rate(rows: Sequence[Answered]) -> Share:
 
 
 def measure_answers(rows: Sequence[Answered]) -> Evaluation:
-    """Answers to questions: VQA's accuracy, and ANLS."""
+    """Metrics of answers to questions: VQA's accuracy, and ANLS."""
     pairs = [(text_of(row), row.example.truth.texts) for row in rows]
     right, like = [vqa_accuracy(*pair) for pair in pairs], [anls(*pair) for pair in pairs]
     pictures = picture_numbers(rows)
@@ -97,15 +97,14 @@ def measure_answers(rows: Sequence[Answered]) -> Evaluation:
 
 
 def measure_exact(rows: Sequence[Answered]) -> Evaluation:
-    """Texts that have to be the very same but for white space."""
+    """Exact match of texts, ignoring white space."""
     right = [plain_text(text_of(row)) in map(plain_text, row.example.truth.texts) for row in rows]
     part = mean_of("exact", picture_numbers(rows), right)
     return Evaluation(rows, [part], [float(each) for each in right], _judged_texts(rows, right))
 
 
 def measure_values(rows: Sequence[Answered]) -> Evaluation:
-    """JSON and tags: the same as a whole; fields that are right, of the true and of the answered ones; and
-    each field by its name."""
+    """Metrics of JSON and tags: exact match; recall and precision of fields; and each field by name."""
     pictures = picture_numbers(rows)
     said, true = [_said(row) for row in rows], [leaves(_true_value(row)) for row in rows]
     shared = [a & b for a, b in zip(said, true, strict=True)]
@@ -135,7 +134,7 @@ def _said(row: Answered) -> Counter[tuple[str, str]]:
 
 
 def _true_value(row: Answered) -> Any:
-    """Tags may be written as the text that they stand in."""
+    """The true value; tags may be given as a text with commas."""
     value = row.example.truth.value
     if isinstance(row.result, Tags) and isinstance(value, str):
         return [tag for part in value.split(",") if (tag := part.strip())]

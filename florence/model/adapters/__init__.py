@@ -1,1 +1,1 @@
-"""Adapters beside the linear layers of one model, for each row of a batch its own."""
+"""Low-rank adapters beside the linear layers of one model; each row of a batch may have its own."""

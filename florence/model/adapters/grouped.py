@@ -1,4 +1,4 @@
-"""Adapters on a CPU: work is done for rows with adapters only, with ranks as they are.
+"""Adapters on a CPU: only rows with adapters are computed, and ranks are not padded.
 
 Adjacent rows with the same adapter are multiplied together: by the kernel in `kernels/cpu/low_rank.py` where
 the model's layers are packed, else by PyTorch's products. With the kernel, a row's sum is bit for bit the
@@ -20,7 +20,7 @@ from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.linear import Linear
 
 Run = tuple[int, int, int]
-"""Adjacent rows of a batch with the same adapter: its slot, the first row, and how many."""
+"""Adjacent rows of a batch with the same adapter: its slot, the first row, and the number of rows."""
 
 
 def make_bank(
@@ -31,9 +31,10 @@ def make_bank(
     kernels: LowRankKernels | None = None,
     threads: int | None = None,
 ) -> AdapterBank:
-    """Room for so many adapters beside a model's layers, which are packed already if they ever are.
+    """A bank for `slots` adapters beside a model's layers. Pack the layers before, if at all.
 
-    `fixed_shapes`: for graphs, with these `kernels`. `threads`: of the CPU's kernel, as for `pack`.
+    `fixed_shapes`: a bank that graphs can capture, with these `kernels`. `threads`: of the CPU kernel, as for
+    `pack`.
     """
     if fixed_shapes:
         return StackedAdapters(model, slots, kernels)
@@ -41,8 +42,8 @@ def make_bank(
 
 
 class GroupedAdapters(AdapterBank):
-    """`runs`: of the `rows` of the batch that is computed now; `present`: their slots; `kernel`: None where
-    PyTorch computes."""
+    """`runs`: those of the current batch, which has `rows` rows; `present`: their slots; `kernel`: None where
+    PyTorch computes the products."""
 
     def __init__(self, model: nn.Module, slots: int, threads: int | None = None) -> None:
         super().__init__(model, slots)
@@ -79,7 +80,7 @@ class GroupedAdapters(AdapterBank):
         return sum(self._dtype.itemsize * (each.down.numel() + each.up.numel()) for each in held)
 
     def blocks(self, kernel: LowRankSums, parts: int) -> RowBlocks:
-        """The batch's rows, each of which is so many rows of a layer's input."""
+        """The current batch as blocks, where each of its rows is `parts` rows of a layer's input."""
         if parts not in self._blocks:
             runs = [(slot, first * parts, rows * parts) for slot, first, rows in self.runs]
             self._blocks[parts] = RowBlocks(kernel, runs)
@@ -92,7 +93,7 @@ class GroupedAdapters(AdapterBank):
 
     def _begin(self, index: Tensor) -> None:
         slots = index.tolist()
-        if slots != self._latest[0]:  # the same batch as before keeps its runs and blocks
+        if slots != self._latest[0]:  # the same slots as before: the same runs and blocks
             self._latest = slots, list(_runs(slots))
             self._blocks.clear()
         self.rows, self.runs = len(slots), self._latest[1]
@@ -110,20 +111,20 @@ class _Layer(ABC):
 
     @abstractmethod
     def slots(self) -> KeysView[int]:
-        """Which slots have factors here."""
+        """The slots whose adapters have factors for this layer."""
 
     @abstractmethod
     def clear(self, slot: int) -> None:
-        """Drop an adapter, if it is there."""
+        """Drop the slot's factors, if there are any."""
 
     @abstractmethod
     def put(self, slot: int, down: Tensor, up: Tensor) -> None:
-        """Keep both matrices of an adapter."""
+        """Keep both matrices of an adapter in this slot."""
 
     @abstractmethod
     def _add(self, states: Tensor, total: Tensor) -> None:
-        """Add to `total` [rows, outputs] the sums of `states` [rows, inputs], of the batch's rows, or of
-        as many equal parts of each."""
+        """Add the low-rank sums of `states` [rows, inputs] to `total` [rows, outputs]; rows are those of the
+        batch, or the same number of rows for each of them."""
 
     def sums(self, states: Tensor) -> Tensor | None:
         if self.slots().isdisjoint(self._bank.present):
@@ -138,7 +139,7 @@ class _Layer(ABC):
 
 
 class _PlainLayer(_Layer):
-    """By PyTorch's products."""
+    """Computed by PyTorch's products."""
 
     def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
         super().__init__(bank, linear)
@@ -162,7 +163,7 @@ class _PlainLayer(_Layer):
 
 
 class _KernelLayer(_Layer):
-    """By the project's kernel."""
+    """Computed by the project's kernel."""
 
     def __init__(self, bank: GroupedAdapters, linear: Linear, kernel: LowRankSums) -> None:
         super().__init__(bank, linear)
@@ -186,7 +187,7 @@ class _KernelLayer(_Layer):
 
 
 def _runs(slots: Sequence[int]) -> Iterator[Run]:
-    """Of the rows with these slots, those with an adapter."""
+    """The runs of rows with an adapter, given each row's slot."""
     first = 0
     for slot, rows in groupby(slots):
         count = len(list(rows))

@@ -1,11 +1,11 @@
 """Adapters beside the linear layers of one model: each row of a batch gets its own adapter's low-rank sum.
 
-A layer with the weight W and an adapter's `up @ down` gives x a `W x + up (down x)`, in two thin products, so
-that rows with different adapters, and rows with none, share the product with W (Punica, arXiv 2310.18547;
-S-LoRA, arXiv 2311.03285). An adapter has a slot from 1 on; slot 0 is none. What is summed depends on a row's
-own slot only. `StackedAdapters`, in plain PyTorch, has shapes that depend on no value, so that a CUDA graph
-can hold them; `grouped.py` does no more work than there are rows with adapters. Knows tensors and
-slots; nothing about files, names of adapters and requests.
+A layer with the weight W and an adapter's `up @ down` computes `W x + up (down x)`, with two thin products,
+so that rows with different adapters, and rows without one, share the product with W (Punica, arXiv
+2310.18547; S-LoRA, arXiv 2311.03285). Adapters have slots from 1 on; slot 0 means no adapter. A row's sum
+depends on its own slot only. `StackedAdapters`, in plain PyTorch, has shapes that depend on no value, so that
+a CUDA graph can capture it; `grouped.py` computes only rows with adapters. Knows tensors and slots; knows
+nothing about files, names of adapters or requests.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ RANK_MULTIPLE = 16
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """What an adapter adds to one layer: `up @ down`, float32; `down` [rank, inputs], `up` [outputs, rank],
-    which holds the scale."""
+    """An adapter's factors for one layer, float32: `down` [rank, inputs] and `up` [outputs, rank], which
+    includes the scale. `up @ down` is added to the weight."""
 
     down: Tensor
     up: Tensor
 
     def padded(self, rank: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Both with zeros up to `rank`."""
+        """Both matrices, padded with zeros up to `rank`."""
         missing = rank - len(self.down)
         down, up = F.pad(self.down, (0, 0, 0, missing)), F.pad(self.up, (0, missing))
         return down.to(device, dtype), up.to(device, dtype)
 
 
 class AdapterBank(ABC):
-    """The adapters of one model that are in its memory, and the rows of the batch that is computed now. Not
-    safe for threads: the one that computes uses it."""
+    """The adapters in the memory of one model's device, and the slots of the current batch's rows. Not
+    thread-safe: only the thread that computes uses it."""
 
     def __init__(self, model: nn.Module, slots: int) -> None:
-        """`slots`: adapters at a time."""
+        """`slots`: how many adapters can be in memory at once."""
         self.slots = slots
         self._linears = linear_layers(model)
         weight = next(model.parameters())
@@ -54,30 +54,31 @@ class AdapterBank(ABC):
 
     @abstractmethod
     def reserve(self, adapters: Sequence[Mapping[str, Factors]]) -> None:
-        """Make room for these: layers and ranks. Adapters that need no more change no shape."""
+        """Make room for adapters with these layers and ranks. Placing adapters that fit into it later changes
+        no shape."""
 
     @abstractmethod
     def place(self, slot: int, layers: Mapping[str, Factors]) -> bool:
-        """Put an adapter into a slot, in place of what was there. Whether tensors' shapes or places have
-        changed, so that what was captured must not be replayed."""
+        """Load an adapter into a slot, replacing the old one. Returns whether tensors were moved or resized,
+        so that captured graphs must not be replayed."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes of all adapters."""
+        """Bytes of all adapters in memory."""
 
     @abstractmethod
     def _begin(self, index: Tensor) -> None:
-        """Compute for rows with the slots `index` [rows] from now on."""
+        """From now on a batch's rows have the slots `index` [rows]."""
 
     @abstractmethod
     def _end(self) -> None:
-        """Compute without adapters from now on."""
+        """From now on compute without adapters."""
 
     @contextmanager
     def applied(self, index: Tensor) -> Iterator[None]:
-        """Within the context, the first dimension of a layer's input are rows with the slots `index` int64
-        [rows], or as many equal parts of each."""
+        """Within the context, the first dimension of a layer's input is rows with the slots `index` int64
+        [rows], or an equal number of rows for each of them."""
         self._begin(index)
         try:
             yield
@@ -87,18 +88,17 @@ class AdapterBank(ABC):
 
 @dataclass(frozen=True, slots=True)
 class LowRankKernels:
-    """Products of single rows with their own slot's part of stacked matrices; the definitions are in
-    `kernels/cuda/twins.py`."""
+    """Products of each row with its slot's part of stacked matrices; defined in `kernels/cuda/twins.py`."""
 
     shrink: Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
     expand: Callable[[Tensor, Tensor, Tensor, Tensor, int], None]
 
 
 class StackedAdapters(AdapterBank):
-    """All slots' matrices stacked into one for each layer, of which each row's own are read by `index`, from
-    memory. Where queries, keys and values are one product, so are their thin products.
+    """The matrices of all slots stacked into one for each layer; each row's part is looked up by `index`, a
+    tensor on the device. Where queries, keys and values are one product, so are their thin products.
 
-    `kernels`: for a decode step, in which a row is one state."""
+    `kernels`: used in decode steps, where each row is a single state."""
 
     def __init__(self, model: nn.Module, slots: int, kernels: LowRankKernels | None = None) -> None:
         super().__init__(model, slots)
@@ -111,11 +111,12 @@ class StackedAdapters(AdapterBank):
 
     @property
     def rank(self) -> int:
-        """Of all adapters."""
+        """The common rank that all adapters are padded to."""
         return self._rank
 
     def own(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The place of each row's slot among all, any where it has none; and whether it has none."""
+        """For each row, the position of its slot in the stack (arbitrary without an adapter), and whether it
+        has no adapter."""
         if self._own is None:
             self._own = (index - 1).clamp_min(0), (index == 0)[:, None, None]
         return self._own
@@ -139,7 +140,7 @@ class StackedAdapters(AdapterBank):
         return {name: each for name, each in layers.items() if isinstance(each, _StackedLayer)}
 
     def _lay_out(self, adapters: Sequence[Mapping[str, Factors]]) -> bool:
-        """Make the tensors wide enough, and add layers that have none; whether anything changed."""
+        """Make the tensors wide enough, and add missing layers; returns whether anything changed."""
         ranks = [len(factors.down) for layers in adapters for factors in layers.values()]
         rank, names = padded(max(ranks, default=1)), {name for layers in adapters for name in layers}
         has = self._layers().keys()
@@ -159,7 +160,7 @@ class StackedAdapters(AdapterBank):
         return True
 
     def _make(self, group: Sequence[str]) -> _StackedLayer:
-        """Zeros for layers of equal sizes, one after the other in memory; all of them as one layer."""
+        """Zeros for layers of equal sizes, adjacent in memory, so that they also work as one layer."""
         linears, width = [self._linears[name] for name in group], self.slots * self._rank
         inputs, outputs = linears[0].in_features, linears[0].out_features
         down, up = (
@@ -181,7 +182,7 @@ class StackedAdapters(AdapterBank):
 
 class _StackedLayer:
     """One layer's stacked matrices: `down` [slots * rank, inputs], `up` [outputs, slots * rank]; or those of
-    several, its `parts`."""
+    several adjacent layers, its `parts`."""
 
     def __init__(
         self, bank: StackedAdapters, down: Tensor, up: Tensor, parts: Sequence[_StackedLayer] = ()
@@ -193,7 +194,7 @@ class _StackedLayer:
         return self._down.nbytes + self._up.nbytes
 
     def write(self, slot: int, rank: int, factors: Factors | None) -> None:
-        """Replace one slot's part; None: by zeros."""
+        """Replace one slot's part; None writes zeros."""
         columns = slice((slot - 1) * rank, slot * rank)
         if factors is None:
             self._down[columns].zero_()
@@ -226,7 +227,7 @@ class _StackedLayer:
             self._add(rows, index, total.view(len(index), -1, total.shape[-1]))
 
     def _add(self, rows: Tensor, index: Tensor, total: Tensor) -> None:
-        """Add each row's own product [rows, states of each, outputs] in batched ones."""
+        """Add each row's own product [rows, states of each, outputs], by batched products."""
         own, none = self._bank.own(index)
         down = self._down.view(-1, self._bank.rank, self._down.shape[1])[own]  # [rows, rank, inputs]
         up = self._up.view(len(self._up), -1, self._bank.rank)[:, own]  # [outputs, rows, rank]
@@ -238,8 +239,8 @@ class _StackedLayer:
 
 
 def fused_attentions(model: nn.Module) -> dict[Attention, list[str]]:
-    """Attentions of states to themselves that compute queries, keys and values by one product, and the names
-    of the three layers."""
+    """The self-attentions that compute queries, keys and values by one product, each with the names of these
+    three layers."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     return {
         attention: [f"{name}.{layer}" for layer in ("q_proj", "k_proj", "v_proj")]
@@ -249,10 +250,10 @@ def fused_attentions(model: nn.Module) -> dict[Attention, list[str]]:
 
 
 def linear_layers(model: nn.Module) -> dict[str, Linear]:
-    """The layers that an adapter may have beside it, by name."""
+    """The layers that an adapter may have factors for, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
 
 
 def padded(rank: int) -> int:
-    """The rank with zeros up to `RANK_MULTIPLE`."""
+    """The rank, rounded up to a multiple of `RANK_MULTIPLE`."""
     return -(-rank // RANK_MULTIPLE) * RANK_MULTIPLE

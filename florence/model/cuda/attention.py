@@ -1,5 +1,5 @@
-"""What a decode step computes between its products, by the Triton kernels: an `AttentionBackend` for NVIDIA's
-GPUs. Imports triton, so it is imported where a CUDA device computes, and nowhere else.
+"""The operations of a decode step between its matrix products, by the Triton kernels: an `AttentionBackend`
+for NVIDIA GPUs. Imports triton, so it is only imported where a CUDA device computes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from florence.model.language import POSITION_OFFSET, LanguageModel
 
 
 class CudaAttention:
-    """Reads lengths, places and numbers of beams from memory: the shapes of a step are those of its rows."""
+    """Lengths, positions and numbers of beams are read from device memory, so shapes depend on the number of
+    rows only."""
 
     masked, grouped = False, True
 

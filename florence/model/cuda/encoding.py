@@ -1,8 +1,8 @@
-"""The layers of an encode by the Triton kernels: an `EncodeBackend` for NVIDIA's GPUs. Imports triton, so it
-is imported where a CUDA device computes, and nowhere else.
+"""The layers of an encode by the Triton kernels: an `EncodeBackend` for NVIDIA GPUs. Imports triton, so it is
+only imported where a CUDA device computes.
 
-Each sum with a residual in the tower is a product's own: it adds to the residual in place, which already has
-the product's bias.
+In the tower, each matrix product adds to its residual in place; the product's bias has been added to the
+residual before.
 """
 
 from __future__ import annotations
@@ -70,13 +70,14 @@ class CudaEncode(PlainEncode):
 def _positions(
     encoding: ConvPositionalEncoding, norm: nn.LayerNorm, cells: Tensor, following: Linear
 ) -> tuple[Tensor, Tensor]:
-    """Cells with their positions, ready to be added to by `following`, and their norm."""
+    """Cells plus their positions, and the norm of that. The first result includes the bias of `following`
+    (unless it is packed), whose product is added to it."""
     taps, bias = encoding.by_taps(), following.bias if following.packed is None else None
     return positions.position_norm(cells.contiguous(), *taps, norm.weight, norm.bias, bias, norm.eps)
 
 
 def _added(linear: Linear, states: Tensor, residual: Tensor) -> Tensor:
-    """`residual`, which has the bias of `linear`, plus its product; in place."""
+    """`residual`, which includes the bias of `linear` (unless it is packed), plus the product; in place."""
     if linear.packed is not None:
         return linear.plus(states, residual)
     residual.view(-1, linear.out_features).addmm_(states.view(-1, linear.in_features), linear.weight.T)

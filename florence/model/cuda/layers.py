@@ -1,7 +1,7 @@
-"""Linear layers with what follows them, by the Triton kernels: shared by decode steps and encodes. Imports
-triton, so it is imported where a CUDA device computes, and nowhere else.
+"""Linear layers fused with what follows them, by the Triton kernels, for decode steps and encodes. Imports
+triton, so it is only imported where a CUDA device computes.
 
-Layers that another module has packed compute themselves; what adapters add is added to a product in place.
+Layers with a packed weight compute their own product; adapters' sums are added to a product in place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def apply(linear: Linear, states: Tensor) -> Tensor:
     if linear.packed is not None:
         result: Tensor = linear(states)
         return result
-    if linear.beside is not None:  # what an adapter adds comes before the activation
+    if linear.beside is not None:  # adapters' sums are added before the activation
         product = F.linear(states, linear.weight, linear.bias)
         linear.beside.add_to(product, states)
         return activate(product, linear.activation)

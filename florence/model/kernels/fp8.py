@@ -2,9 +2,9 @@
 
 Both operands are rounded to e4m3 (four bits of exponent, three of mantissa; Micikevicius et al. 2022, arXiv
 2209.05433), sums are float32, results the dtype of the input. Each row is scaled by its own largest value, so
-that an answer does not depend on the other rows of a batch. NVIDIA's cards multiply such numbers from sm_89
-on; elsewhere the products are emulated with the same rounding, at less than the speed of float32: for
-measuring what fp8 changes.
+that an answer does not depend on the other rows of a batch. NVIDIA GPUs multiply such numbers from sm_89 on;
+elsewhere products are emulated with the same rounding, slower than float32, in order to measure what fp8
+changes.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from florence.model.kernels.activations import activate
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
-"""The largest number of e4m3."""
+"""The largest e4m3 number."""
 
 SMALLEST = 1e-12
 """Lower bound of a row's largest value, so that a row of zeros stays zeros."""
 
 MULTIPLE = 16
-"""Of which a product's sizes have to be multiples on a GPU."""
+"""On a GPU, a product's sizes must be multiples of this."""
 
 OLDEST = 8, 9
-"""The oldest compute capability with such products."""
+"""The oldest compute capability with fp8 products."""
 
 RowQuantizer = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""What computes the same as `quantize_rows`."""
+"""`quantize_rows`, or a function that computes the same."""
 
 
 def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[rows, width] -> the rows over their scales, in e4m3, and float32 scales [rows, 1]."""
+    """[rows, width] -> the rows divided by their scales, in e4m3, and float32 scales [rows, 1]."""
     values = rows.float()
     scales = values.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST) / LARGEST
     return (values / scales).to(E4M3), scales
@@ -53,7 +53,7 @@ def multiply(
             scale_b=weight_scales.T,
             bias=bias,
             out_dtype=torch.bfloat16,
-            use_fast_accum=False,  # it sums with fewer bits than float32 has
+            use_fast_accum=False,  # it would sum with fewer bits than float32 has
         )
     return emulate(rows, row_scales, weight, weight_scales, bias)
 
@@ -67,7 +67,7 @@ def emulate(
 
 
 class Fp8Weight:
-    """A weight [outputs, inner] in e4m3, and its bias. `quantize`: of the input's rows."""
+    """A weight [outputs, inner] in e4m3, and its bias. `quantize`: quantises the rows of the input."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, quantize: RowQuantizer = quantize_rows) -> None:
         self.bias = None if bias is None else bias.detach()
@@ -85,20 +85,20 @@ class Fp8Weight:
 
 
 def fits(weight: Tensor) -> bool:
-    """Whether a weight's sizes are such that a GPU multiplies by it."""
+    """Whether a GPU supports a weight of this size."""
     return not any(size % MULTIPLE for size in weight.shape)
 
 
 def can_multiply(device: torch.device) -> bool:
-    """Whether this device multiplies in fp8, by a PyTorch that lets it, or the emulation does."""
+    """Whether this device, with this PyTorch, can multiply in fp8, or emulate it."""
     if device.type != "cuda":
         return True
     return hasattr(torch, "_scaled_mm") and torch.cuda.get_device_capability(device) >= OLDEST
 
 
 def check(device: torch.device, quantize: RowQuantizer = quantize_rows) -> None:
-    """Raise `AssertionError`, or what the device raises, unless products there are those of the definition:
-    both round the same sums to bfloat16."""
+    """Raise `AssertionError`, or what the device raises, unless the device's products equal the definition's
+    up to rounding of the sums to bfloat16."""
     generator = torch.Generator().manual_seed(0)
     states, weight = (torch.randn(size, 64, generator=generator) for size in (32, 48))
     bias = torch.randn(48, generator=generator).to(device, torch.bfloat16)

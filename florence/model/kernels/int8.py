@@ -16,10 +16,10 @@ from torch import Tensor
 from florence.model.kernels.activations import activate
 
 STEPS = 127
-"""Steps from zero to the largest value of a row or of an output's weights."""
+"""Quantisation steps from zero to the largest value of a row, or of an output's weights."""
 
 ZERO = 128
-"""The zero point of the input's bytes."""
+"""The zero point of the input's uint8 values."""
 
 SMALLEST = 1e-12
 """Lower bound of a row's largest value, so that a row of zeros stays zeros."""
@@ -56,7 +56,8 @@ class Int8Weight:
 
 
 def can_quantize(device: torch.device) -> bool:
-    """Whether this PyTorch has the operators, on a CPU architecture on which they were measured."""
+    """Whether this PyTorch has the operators, and the device is a CPU of an architecture where they were
+    measured."""
     names = ("qlinear_prepack", "qlinear_pointwise")
     x86 = platform.machine() in ("x86_64", "AMD64")
     return device.type == "cpu" and x86 and all(hasattr(torch.ops.onednn, name) for name in names)

@@ -1,4 +1,4 @@
-"""Linear layers and convolutions whose weights can be packed once into the layout that a CPU's kernels read.
+"""Linear layers and convolutions whose weights can be packed once into the layout that a kernel reads.
 
 Until `pack` is called they are PyTorch's own, and their tensors have the names and shapes of a checkpoint.
 Packing changes the layout of weights and fuses an activation or a sum into the product, never the dtype of
@@ -21,11 +21,11 @@ from florence.model.kernels.int8 import Int8Weight
 from florence.model.kernels.precise import mm_float32
 
 PackedWeight = onednn.OneDnnWeight | PanelWeight | Int8Weight | Fp8Weight
-"""A weight [outputs, inner] and its bias in the layout of some kernel."""
+"""A weight [outputs, inner] and its bias in the layout of a kernel."""
 
 
 class Beside(Protocol):
-    """What adapters add to a layer's product (`lowrank.py`)."""
+    """The adapters beside one layer (`lowrank.py`), which add to its product."""
 
     def sums(self, states: Tensor) -> Tensor | None:
         """[..., in_features] -> [..., out_features]; None where no row of the batch has an adapter."""
@@ -47,7 +47,7 @@ class Linear(nn.Linear):
         self.activation = activation
         self.packed: PackedWeight | None = None
         self.beside: Beside | None = None
-        self._padded: Tensor | None = None  # the weight and rows of zeros after it
+        self._padded: Tensor | None = None  # the weight with rows of zeros appended
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -69,16 +69,16 @@ class Linear(nn.Linear):
         return self.packed.product(states, residual=residual)
 
     def with_adapters(self, sums: Tensor, states: Tensor) -> Tensor:
-        """`sums` [..., out_features], and what the rows' adapters add for `states` [..., in_features]."""
+        """`sums` [..., out_features] plus the adapters' sums of `states` [..., in_features]."""
         added = self.added(states)
         return sums if added is None else sums + added
 
     def added(self, states: Tensor) -> Tensor | None:
-        """What the rows' adapters add, [..., out_features]; None where no row has one."""
+        """The adapters' sums, [..., out_features]; None where no row has an adapter."""
         return None if self.beside is None else self.beside.sums(states)
 
     def add_adapters(self, total: Tensor, states: Tensor) -> None:
-        """Add what the rows' adapters add to `total` [..., out_features], float32 or of the layer's dtype."""
+        """Add the adapters' sums to `total` [..., out_features], float32 or of the layer's dtype."""
         if self.beside is not None:
             self.beside.add_to(total, states)
 
@@ -96,8 +96,8 @@ class Linear(nn.Linear):
         return total
 
     def pad_outputs(self, multiple: int) -> None:
-        """Let `sums` multiply with a weight of a multiple of so many rows, those after the last output zeros;
-        its results are views without them. `weight` becomes a view too."""
+        """Pad the weight that `sums` uses with rows of zeros to a multiple of `multiple`; results are views
+        without the padding. `weight` becomes a view too."""
         rows = -(-self.out_features // multiple) * multiple
         self._padded = F.pad(self.weight.detach(), (0, 0, 0, rows - self.out_features))
         self.weight = nn.Parameter(self._padded[: self.out_features], requires_grad=False)
@@ -139,10 +139,10 @@ class Conv2d(nn.Conv2d):
 
 
 def pack(model: nn.Module, threads: int | None = None) -> bool:
-    """Pack every layer of `model` that some kernel here can read, one layer after another, so that memory
-    grows by one weight at most. `threads`: of a product, PyTorch's number where it is None.
+    """Pack every layer of `model` that a kernel here supports, one after another, so that memory grows by at
+    most one weight. `threads`: for a product; None: as many as PyTorch uses.
 
-    Returns whether anything was packed. An embedding that shares its tensor with a layer keeps it.
+    Returns whether anything was packed. An embedding that shares a layer's weight keeps the plain tensor.
     """
     weight = next(model.parameters())
     products = make_products(weight.device, weight.dtype, threads)

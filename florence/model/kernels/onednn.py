@@ -1,7 +1,7 @@
 """Linear layers and convolutions with weights in the layout of oneDNN's kernels.
 
-The operators are those that PyTorch's own compiler calls, but not a documented interface: where one is
-missing, nothing is packed for oneDNN.
+The operators are those that PyTorch's compiler calls, not a documented interface: where one is missing,
+nothing is packed for oneDNN.
 """
 
 from __future__ import annotations

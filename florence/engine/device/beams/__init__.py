@@ -1,1 +1,1 @@
-"""The search: beams of all slots at once, sampling, and the plain search that defines the results."""
+"""Beam search for all slots at once, sampling, and the reference search that defines the results."""

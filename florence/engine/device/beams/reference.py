@@ -1,10 +1,10 @@
 """Plain beam search, one request at a time: the definition of "exact".
 
 It gives what Microsoft's original code gets from transformers 4.46's `generate` (`_beam_search`,
-`BeamSearchScorer`, `_sample`): the same operations in the same order, on Python lists in
-place of tensors. Where tokens are drawn, the processed scores are the original's, and the draws those of
-`sampling.gumbel`. Every faster path is tested against it. Knows scores and token ids; the caller's `advance`
-computes the scores.
+`BeamSearchScorer`, `_sample`): the same operations in the same order, on Python lists in place of tensors.
+When sampling, the processed scores are the original's, but the noise is that of `sampling.gumbel`. Every
+faster path is tested against this module. Knows scores and token ids; the caller's `advance` computes the
+scores.
 
 transformers 5 differs in one setting: with `early_stopping` False and a length penalty above 0 it may end a
 search earlier, since a candidate that has just ended no longer counts among those that could still win.
@@ -33,14 +33,16 @@ Advance = Callable[[Sequence[int], Sequence[int]], Tensor]
 `tokens[i]`."""
 
 UNREACHABLE = -1e9
-"""Total of all beams but the first before the first step: all beams start from the first one."""
+"""Total score of all beams but the first before the first step, so that all beams start from the first
+one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
     """Special token ids; a forced id of None forces nothing.
 
-    `ordered`: ids in an order in which near ones mean nearly the same, for `window_sums`; None for no sums.
+    `ordered`: a range of ids in which neighbours mean nearly the same (locations), for `window_sums`; None
+    for no sums.
     """
 
     start_id: int
@@ -53,8 +55,8 @@ class TokenRules:
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """A sequence with its start token, the log-probability of each generated token, and the score: their sum
-    over length ** length_penalty. `token_windows`: the window sums of each generated token, if there are
-    ordered ones."""
+    divided by length ** length_penalty. `token_windows`: the window sums of each generated token; empty where
+    no tokens are ordered."""
 
     token_ids: list[int]
     token_logprobs: list[float]
@@ -74,7 +76,7 @@ def generate(advance: Advance, options: GenerationOptions, rules: TokenRules) ->
 
 
 def generate_alone(model: Florence2Model, request: Request, rules: TokenRules) -> Hypothesis:
-    """The answer to `request` alone: what every faster path must give."""
+    """The best sequence for `request`, computed alone: every faster path must give the same."""
     device = model.device
     pictures = model.encode_images(torch.from_numpy(request.pixels)[None].to(device))
     encoded = model.encode(pictures, torch.tensor([request.prompt_ids], device=device))
@@ -82,7 +84,7 @@ def generate_alone(model: Florence2Model, request: Request, rules: TokenRules) -
 
 
 def plain_advance(language: LanguageModel, encoded: Tensor, beams: int) -> Advance:
-    """Decoder steps over one request's encoder states [1, length, d_model]; the cache is copied whenever
+    """The `Advance` of one request with encoder states [1, length, d_model]; it copies the cache whenever
     beams are reordered."""
     cross_kv = tuple(layer.expand(beams) for layer in language.decoder.cross_kv(encoded))
     past: Cache | None = None
@@ -100,10 +102,10 @@ def plain_advance(language: LanguageModel, encoded: Tensor, beams: int) -> Advan
 
 
 class Search(ABC):
-    """A search between two decoder steps.
+    """The state of a search between two decoder steps.
 
     `tokens`: what each beam reads next. `parents`: the beam of the previous step that each one continues.
-    `done`: whether `best` is final. Pass the logits of each next step to `take` until then.
+    `done`: whether `best` is final. Until then, pass each step's logits to `take`.
     """
 
     def __init__(self, options: GenerationOptions, rules: TokenRules) -> None:
@@ -120,13 +122,13 @@ class Search(ABC):
         return [sequence[-1] for sequence in self.sequences]
 
     def take(self, logits: Tensor) -> None:
-        """Choose the next tokens by float32 `logits` [beams, vocab]. Raises `EngineError` for NaN."""
+        """Choose the next tokens from float32 `logits` [beams, vocab]. Raises `EngineError` for NaN."""
         if bool(logits.isnan().any()):
             raise EngineError("the model gave values that are not numbers for this request")
         self._choose(logits)
 
     def _windows(self, logprobs: Tensor, token: int) -> list[Sums]:
-        """The window sums of a chosen token in a list, which is empty where there are no ordered tokens."""
+        """A list of the chosen token's window sums; empty where no tokens are ordered."""
         ordered = self.rules.ordered
         return [] if ordered is None else [window_sums(logprobs, token, ordered)]
 
@@ -135,11 +137,11 @@ class Search(ABC):
 
     @abstractmethod
     def best(self) -> Hypothesis:
-        """The best sequence so far; final once the search is done."""
+        """The best sequence so far; final once `done`."""
 
 
 class GreedySearch(Search):
-    """One beam: the most likely token at each step, or one that is drawn."""
+    """One beam: at each step the most likely token, or a sampled one."""
 
     def _choose(self, logits: Tensor) -> None:
         # Greedy search applies the rules to raw logits, beam search to log-probabilities.
@@ -173,7 +175,7 @@ class BeamSearch(Search):
         beams, eos_id = self.options.num_beams, self.rules.eos_id
         scores = apply_rules(logits.log_softmax(dim=-1), self.sequences, self.options, self.rules)
         candidates = scores + torch.tensor(self.totals, device=scores.device)[:, None]  # [beams, vocab]
-        # At most one EOS a beam, so enough candidates continue.
+        # Each beam has at most one EOS among its candidates, so `beams` of them continue.
         best, flat = candidates.flatten().topk(2 * beams)
         values = scores.flatten()[flat].tolist()
         parents: list[int] = []
@@ -243,14 +245,14 @@ class FinishedHypotheses:
         return bool(self.worst >= best / length**penalty)
 
     def best(self) -> Hypothesis:
-        """The one with the highest score; of equal scores the newest."""
+        """The hypothesis with the highest score; of equal scores the newest."""
         return max(reversed(self.kept), key=lambda hypothesis: hypothesis.score)
 
 
 def apply_rules(
     scores: Tensor, sequences: Sequence[Sequence[int]], options: GenerationOptions, rules: TokenRules
 ) -> Tensor:
-    """Scores [beams, vocab] with the repetition penalty, and -inf for tokens that may not come next.
+    """Scores [beams, vocab] with the repetition penalty, and -inf for tokens that are forbidden.
 
     In the original's order: the penalty on tokens that have come before, repeated n-grams (the start token is
     part of the sequence in both), EOS before `min_new_tokens`, the forced first token, the forced last token.
@@ -272,7 +274,7 @@ def apply_rules(
 
 
 def repeated_tokens(sequence: Sequence[int], size: int) -> list[int]:
-    """Tokens that would repeat an n-gram of `size` in `sequence`; none for a size of 0."""
+    """Tokens that would complete an n-gram of `size` that `sequence` already has; none for a size of 0."""
     if size == 0 or len(sequence) < size:
         return []
     ends = range(size - 1, len(sequence))  # of n-grams
@@ -281,8 +283,8 @@ def repeated_tokens(sequence: Sequence[int], size: int) -> list[int]:
 
 
 def warp_scores(scores: Tensor, options: GenerationOptions) -> Tensor:
-    """Scores [vocab] from which a token is drawn: divided by the temperature, then -inf for all but the
-    `top_k` likeliest, then for the least likely that have at most 1 - `top_p` of the probability together."""
+    """Scores [vocab] to sample from: divided by the temperature, then -inf for all tokens but the `top_k`
+    likeliest, then for the least likely ones that have at most 1 - `top_p` of the probability together."""
     scores = scores / options.temperature
     if options.top_k:
         least = scores.topk(min(options.top_k, len(scores))).values[-1]
@@ -296,7 +298,7 @@ def warp_scores(scores: Tensor, options: GenerationOptions) -> Tensor:
 
 
 def _noise(seed: int, position: int, scores: Tensor) -> Tensor:
-    """For one token's draw, [vocab]."""
+    """The noise for sampling one token, [vocab]."""
     where = torch.tensor([[seed], [position]], device=scores.device)
     return gumbel(where[0], where[1], len(scores))[0]
 

@@ -1,10 +1,10 @@
-"""Drawing the next token of requests that ask for it, and the penalty on tokens that have come before.
+"""Sampling of the next token, and the repetition penalty.
 
 A token is drawn by the Gumbel-max trick: noise is added to the processed scores, and the highest sum wins.
 The noise is a function of the request's seed, the token's position and the token alone, by the counter-based
 generator Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). So a request
-draws the same tokens in any slot, beside any neighbours, on a CPU and in a CUDA graph. Knows scores and
-tokens; the search decides where they are used.
+gets the same tokens in any slot, in any batch, on a CPU and in a CUDA graph. Knows scores and tokens; the
+search decides where they are used.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ _ROUNDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the request in each slot draws its tokens, all [slots]; int64, and float64 from `temperature` on.
+    """The sampling options of the request in each slot, all [slots]; int64, and float64 from `temperature`
+    on.
 
-    `samples`: whether it draws at all, 0 or 1. `tail`: 1 - top_p, the share of the probability left out.
+    `samples`: whether the request samples, 0 or 1. `tail`: 1 - top_p, the probability that is left out.
     """
 
     samples: Tensor
@@ -35,7 +36,8 @@ class Sampling:
     tail: Tensor
 
     def draw(self, scores: Tensor, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """A token for each slot, and its log-probability among those it was drawn from, [n] each.
+        """A token for each of `slots` [n], and its log-probability among the tokens that were left to sample
+        from; [n] each.
 
         `scores` [n, vocab]: after the search's rules. `positions` [n]: tokens generated before.
         """
@@ -48,10 +50,10 @@ class Sampling:
 
 def penalize(scores: Tensor, seen: Tensor, penalties: Tensor, offsets: Tensor) -> None:
     """Divide the scores above 0 of the tokens that have been `seen` by the penalty, and multiply those below
-    by it (Keskar et al., "CTRL", 2019), as transformers' `RepetitionPenaltyLogitsProcessor`; in place.
+    by it (Keskar et al., "CTRL", 2019), as transformers' `RepetitionPenaltyLogitsProcessor` does; in place.
 
-    `scores` [r, vocab], `seen` [r, any]; `penalties` [r], 1 for none; `offsets` [r]: what has to be taken
-    from the scores before.
+    `scores` [r, vocab], `seen` [r, any]; `penalties` [r], 1 for none; `offsets` [r]: subtracted from the
+    scores before their sign is looked at.
     """
     old = scores.gather(1, seen)
     shifted, penalties = old - offsets[:, None], penalties[:, None]
@@ -61,9 +63,9 @@ def penalize(scores: Tensor, seen: Tensor, penalties: Tensor, offsets: Tensor) -
 
 def warp(scores: Tensor, temperature: Tensor, top_k: Tensor, tail: Tensor) -> Tensor:
     """Scores [n, vocab] divided by the temperature, with -inf for all tokens but the `top_k` likeliest (0:
-    all), and for the least likely ones of those that have no more than `tail` of the probability together.
+    all), and for the least likely of these that have at most `tail` of the probability together.
 
-    As transformers' warpers for temperature, top_k and top_p, in their order, with one sort.
+    Equals transformers' warpers for temperature, top_k and top_p in this order, with one sort.
     """
     vocab = scores.shape[-1]
     scores = scores / temperature[:, None]
@@ -72,13 +74,13 @@ def warp(scores: Tensor, temperature: Tensor, top_k: Tensor, tail: Tensor) -> Te
     least = ordered.gather(1, first)  # equal scores stay together
     ordered = ordered.masked_fill(ordered < least, -torch.inf)
     dropped = (ordered.softmax(-1).cumsum(-1) <= tail[:, None]) & (tail > 0)[:, None]
-    dropped[:, -1].fill_(False)  # no tensor of the host, which a graph can't hold
+    dropped[:, -1].fill_(False)  # `fill_`, since a graph can't capture a copy from the host
     dropped |= ordered == -torch.inf
     return scores.masked_fill(torch.zeros_like(dropped).scatter(1, tokens, dropped), -torch.inf)
 
 
 def gumbel(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
-    """Noise of Gumbel's distribution, float64 [n, vocab], for int64 `seeds` and `positions` [n]."""
+    """Noise of the Gumbel distribution, float64 [n, vocab], for int64 `seeds` and `positions` [n]."""
     blocks = torch.arange((vocab + 3) // 4, device=seeds.device).expand(len(seeds), -1)  # 4 tokens each
     zeros = torch.zeros_like(blocks)
     counter = blocks, positions[:, None].expand_as(blocks), zeros, zeros
@@ -94,7 +96,8 @@ def philox(
     a, b, c, d = counter
     low, high = key
     for _ in range(_ROUNDS):
-        # The products wrap around at 64 bits; the mask takes away the sign that the shift copies.
+        # The products wrap around at 64 bits; the mask removes the copies of the sign bit that the shift
+        # makes.
         left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
         a, b, c, d = (
             ((right >> 32) & _WORD) ^ b ^ low,

@@ -1,8 +1,8 @@
 """A step of beam search for all slots at once; `reference.py` defines the results.
 
 `advance` takes a step's logits and extends every search of a `SearchState` by one token, without reading a
-value on the host (unless that is free, to skip work). Token ids equal the reference's, log-probabilities do
-within the rounding of float32.
+value on the host (unless that is free: then it skips work). Token ids equal the reference's;
+log-probabilities equal them within the rounding of float32.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from florence.engine.device.beams.search_state import RUNNING, SearchState, Step
 from florence.model.attention import DecodeBatch
 
 SearchStep = Callable[[SearchState, DecodeBatch, StepShape, Tensor], None]
-"""`advance`, or what computes the same."""
+"""`advance`, or a function that computes the same."""
 
 
 def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Tensor) -> None:
-    """Choose the next tokens of every search in the batch by float32 `logits` [rows, vocab], which are
+    """Choose the next tokens of every search in the batch from float32 `logits` [rows, vocab], which are
     overwritten.
 
-    The search of a slot that is not running stays as it is.
+    A search that is not running stays unchanged.
     """
     step = BatchedAdvance(state, batch, shape)
     tokens, logprobs, faulty = step.candidates_of_rows(logits)
@@ -37,16 +37,16 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
 def candidates(
     state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tokens that may follow each row, and their log-probabilities, [rows, 2 * beams] each; what was
-    taken from the row's logits for that, [rows]; whether a request's logits are NaN or infinite, [requests].
-    `logits` are overwritten."""
+    """The candidates to follow each row, and their log-probabilities, [rows, 2 * beams] each; each row's
+    normalizer, which was subtracted from its logits, [rows]; whether a request's logits are NaN or infinite,
+    [requests]. `logits` are overwritten."""
     step = BatchedAdvance(state, batch, shape)
     tokens, logprobs, faulty = step.candidates_of_rows(logits)
     return tokens, logprobs, step.normalizer, faulty
 
 
 class BatchedAdvance:
-    """One call of `advance`: the batch's part of the state, and intermediate tensors.
+    """One call of `advance`: the part of the state that belongs to the batch, and intermediate tensors.
 
     n: requests, k: `shape.beams`, r: rows, t: `shape.length`.
     """
@@ -89,8 +89,8 @@ class BatchedAdvance:
         return tokens, logprobs, faulty
 
     def _penalize(self, logits: Tensor, normalizer: Tensor) -> None:
-        """Make the tokens that a row has had less likely, or likelier; of beam search in log-probabilities,
-        which the `normalizer` [r] makes of logits."""
+        """Apply the repetition penalty to the tokens of each row's sequence: to logits in greedy search, to
+        log-probabilities (logits less `normalizer` [r]) in beam search."""
         batch, requests = self.batch, self.batch.request_of
         known = self.positions <= self.generated[:, None]  # [n, t]
         seen = torch.where(known[:, None], self.sequences, self.state.rules.start_id)
@@ -99,11 +99,11 @@ class BatchedAdvance:
         penalize(logits, seen[requests, batch.beam_of], penalties[requests], offsets)
 
     def _draw(self, logits: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
-        """Make a drawn token the only candidate [r, 2k] in the row of each request that asks for one."""
+        """In the row of each request that samples, make the sampled token the only candidate [r, 2k]."""
         batch, sampling = self.batch, self.state.sampling
         drawing = (sampling.samples[batch.slots] > 0) & self.running  # [n]
         picked = torch.arange(len(drawing), device=drawing.device)
-        if self.state.free_host_reads:  # no work for the others
+        if self.state.free_host_reads:  # skip requests that don't sample
             picked = picked[drawing]
         rows = batch.rows_of[picked, 0]
         token, logprob = sampling.draw(logits[rows], batch.slots[picked], self.generated[picked])
@@ -148,7 +148,7 @@ class BatchedAdvance:
         worst = hypotheses.worst()
         done = full & ((state.early_stopping[self.batch.slots] == 0) | self._beaten(worst, best[:, 0]))
         done |= full & (self.beams == 1)
-        # The first `beams` candidates that continue, in their order.
+        # The first `beams` candidates that continue, in order of rank.
         nth = (counts & ~ends).cumsum(1) - 1
         chosen = torch.zeros(len(best), beams + 1, dtype=torch.int64, device=best.device)
         target = torch.where(counts & ~ends & (nth < beams), nth, beams)
@@ -166,7 +166,7 @@ class BatchedAdvance:
         self._store(parents, token, logprob, chosen, next_totals, done)
 
     def _may_be_last(self) -> bool:
-        """Whether some request may reach its length limit in this step; always True where that is unknown."""
+        """Whether a request may reach its length limit in this step; True where the host can't know."""
         return not self.state.free_host_reads or bool((self.generated + 1 == self.max_new_tokens).any())
 
     def _beaten(self, worst: Tensor, best: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class BatchedAdvance:
         state.status[slots] = torch.where(self.running & done, state.constants.done, state.status[slots])
 
     def store_windows(self, logits: Tensor) -> None:
-        """Keep the window sums of the tokens that `choose` chose, by the logits that it chose by."""
+        """Keep the window sums of the tokens that `choose` chose, computed from the same logits."""
         state, sums, batch = self.state, self.state.window_sums, self.batch
         if sums is None or (state.free_host_reads and not bool(sums.contains(self._chosen).any())):
             return
@@ -218,7 +218,7 @@ class BatchedAdvance:
         state.windows[rows, position.expand_as(rows)] = windows
 
     def _by_request(self, values: Tensor, fill: Tensor) -> Tensor:
-        """Values of the rows [r, any] by request, [n, k, any]; `fill` where a request has fewer beams."""
+        """Values of rows [r, any] grouped by request, [n, k, any]; `fill` where a request has fewer beams."""
         result: Tensor = torch.where(self.batch.is_beam[..., None], values[self.batch.rows_of], fill)
         return result
 
@@ -242,7 +242,7 @@ class _Finished:
         self.indirection = state.finished_indirection[slots, :k, :t]
 
     def worst(self) -> Tensor:
-        """The lowest score, [n]; +inf where there is no hypothesis."""
+        """The lowest score, [n]; +inf without hypotheses."""
         kept = self._indices < self.count[:, None]
         return torch.where(kept, self.scores, self._step.state.constants.infinity).amin(-1)
 
@@ -255,7 +255,7 @@ class _Finished:
         for rank in range(self._step.shape.beams):
             if may_skip and not bool(wanted[:, rank].any()):
                 continue
-            # Its last token, EOS, has no row.
+            # EOS, the last token, has no cache row.
             self._add(torch.full_like(self.count, rank), wanted[:, rank], totals[:, rank], beam=0)
 
     def add_open(self, chosen: Tensor, wanted: Tensor, totals: Tensor) -> None:
@@ -264,15 +264,15 @@ class _Finished:
             self._add(chosen[:, beam], wanted[:, beam], totals[:, beam], beam)
 
     def _add(self, rank: Tensor, wanted: Tensor, total: Tensor, beam: int) -> None:
-        """Add each request's candidate of `rank` [n] if it is `wanted` [n] and among the best, `total` [n].
-        `beam`: whose row its last token goes to."""
+        """Add each request's candidate of `rank` [n], with the total score `total` [n], if it is `wanted` [n]
+        and among the best. `beam`: the beam whose row has its last token."""
         step = self._step
         generated = step.generated + 1
         score = total.double() / generated.double() ** step.length_penalty
         full = self.count == step.beams
         worst = self.worst()
         keep = wanted & (~full | (score > worst))
-        # It replaces the worst one; of equals, the oldest.
+        # It replaces the worst hypothesis; of equally bad ones, the oldest.
         kept = self._indices < self.count[:, None]
         is_worst = kept & (self.scores == worst[:, None])
         oldest = torch.where(is_worst, self.order, step.state.constants.largest).argmin(-1)
@@ -297,7 +297,7 @@ class _Finished:
         self._changed = True
 
     def store(self) -> None:
-        """Write the hypotheses back to the state, if any was added."""
+        """Write the hypotheses back to the state if one was added."""
         if not self._changed:
             return
         state, slots = self._step.state, self._step.batch.slots
@@ -314,7 +314,8 @@ class _Finished:
 def _force(
     tokens: Tensor, logprobs: Tensor, forced: Tensor, token: int | Tensor, logprob: float | Tensor = 0.0
 ) -> None:
-    """Make `token` the only candidate, with this log-probability, in the rows where `forced`; [r] each."""
+    """In rows where `forced` [r], make `token` the only candidate, with this log-probability; both [r] or one
+    for all."""
     logprobs.masked_fill_(forced[:, None], -torch.inf)
     for column, value in ((tokens[:, 0], token), (logprobs[:, 0], logprob)):
         if isinstance(value, Tensor):

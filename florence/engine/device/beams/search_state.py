@@ -43,16 +43,17 @@ _NUMBERS = (
     "repetition_penalty",
     "tail",
 )
-"""The numbers that `SearchState` has for each slot, in their order; `decided` is the first two."""
+"""The scalars that `SearchState` has for each slot, in the order of their rows; `decided` is the first
+two."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
     """The sizes of a step's tensors, except its numbers of requests and rows.
 
-    `beams`: of the widest request. `length`: positions of a sequence, more than the longest one has.
-    `greedy`: whether some request has one beam. `encoder_length`: positions of the longest encoder states.
-    `sampled`: whether some request draws its tokens. `penalized`: whether some has a repetition penalty.
+    `beams`: the most of any request. `length`: positions of a sequence, more than any has in use. `greedy`:
+    whether any request has one beam. `encoder_length`: positions of the longest encoder states. `sampled`:
+    whether any request samples. `penalized`: whether any has a repetition penalty.
     """
 
     beams: int
@@ -64,8 +65,8 @@ class StepShape:
 
 
 class Constants:
-    """Numbers as tensors of the device: given a Python number, `torch.where` fills a new tensor with it at
-    each call, which is a kernel on a GPU."""
+    """Constants as tensors on the device: given a Python number, `torch.where` fills a new tensor with it at
+    each call, which launches a kernel on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.infinity = torch.full((), torch.inf, device=device)
@@ -81,17 +82,17 @@ class SearchState:
     """Buffers of all slots; s: slots, b: MAX_BEAMS, t: `max_positions` = `room` + 1.
 
     `sequences` [s, b, t]: tokens, the start token first. `logprobs` [s, b, t]: of each token.
-    `suffix_matches` [s, b, t]: at e, how many tokens before position e equal those at the end of the
-    sequence, one by one backwards. `beam_indirection` int32 [s, b, t]: the cache row that holds each position
-    of a beam's past. `generated` [s]: tokens after the start token. `last_token` [s]: the likeliest
-    continuation in the last step, which is the token of a search with one beam. `totals` [s, b]: sums of
+    `suffix_matches` [s, b, t]: at e, how many tokens just before position e equal those at the end of the
+    sequence (the longest common suffix). `beam_indirection` int32 [s, b, t]: the cache row that holds each
+    position of a beam's past. `generated` [s]: tokens after the start token. `last_token` [s]: the likeliest
+    continuation in the last step, which with one beam is the chosen token. `totals` [s, b]: sums of
     log-probabilities. `finished_*` [s, b, ...]: the finished hypotheses; `finished_order` numbers them by
-    age. `free_host_reads`: whether `advance` may read values on the host, to skip work.
+    age. `free_host_reads`: as `Backend` has it.
 
-    `windows` [rows + 1, t, w]: the window sums of the token at each position of a cache row. A row's position
-    is written once in a request's life, so that `beam_indirection` says where those of a beam's past are, and
-    nothing is copied when beams change places; `finished_indirection` says it of finished hypotheses. The
-    last row is never read. It has no room where there are no ordered tokens.
+    `windows` [rows + 1, t, w]: the window sums of the token at each position of a cache row. Each position of
+    a row is written once in a request's life, so `beam_indirection` says where the sums of a beam's past are,
+    and nothing is copied when beams are reordered; `finished_indirection` does so for finished hypotheses.
+    The last row is never read. Empty where no tokens are ordered.
     """
 
     def __init__(
@@ -111,10 +112,10 @@ class SearchState:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
 
-        self.max_positions = room + 1  # of a sequence: the start token, and each generated token
+        self.max_positions = room + 1  # the start token, and each generated token
         positions = (MAX_BEAMS, self.max_positions)
         self.sequences, self.suffix_matches = zeros(*positions), zeros(*positions)
-        self.sequences[:, :, 0].fill_(rules.start_id)  # for ever: each beam begins with it
+        self.sequences[:, :, 0].fill_(rules.start_id)  # never overwritten: each beam begins with it
         self.beam_indirection = zeros(*positions, dtype=torch.int32)  # as kernels read it
         self.logprobs = zeros(*positions, dtype=torch.float32)
         self.totals = zeros(MAX_BEAMS, dtype=torch.float32)
@@ -127,7 +128,7 @@ class SearchState:
         self.unused_row = torch.full((), cache_rows, device=device)
         widths = 0 if rules.ordered is None else len(WINDOWS)
         self.windows = torch.zeros(cache_rows + 1, self.max_positions, widths, device=device)
-        # One number for each slot: together, so that one write starts a search. Set by `_numbers_of`.
+        # One tensor for all scalars of a slot, so that one write starts a search. Set by `_numbers_of`.
         self._numbers = torch.zeros(len(_NUMBERS), slots, dtype=torch.int64, device=device)
         numbers: dict[str, Tensor] = dict(zip(_NUMBERS, self._numbers, strict=True))
         self.status, self.last_token = numbers["status"], numbers["last_token"]
@@ -144,7 +145,7 @@ class SearchState:
             numbers["top_k"],
             *(numbers[name].view(torch.float64) for name in ("temperature", "repetition_penalty", "tail")),
         )
-        # Of a search that starts, by its number of beams: [MAX_BEAMS + 1, MAX_BEAMS].
+        # Initial totals of a search, by its number of beams: [MAX_BEAMS + 1, MAX_BEAMS].
         beam = torch.arange(MAX_BEAMS, device=device)
         absent = beam >= torch.arange(MAX_BEAMS + 1, device=device)[:, None]
         first = torch.full_like(beam, UNREACHABLE, dtype=torch.float32)
@@ -152,7 +153,7 @@ class SearchState:
         self._first_totals = first.masked_fill(absent, -torch.inf)
 
     def start(self, starts: Tensor) -> None:
-        """Start searches, given `starts_of` their requests on the device; nothing waits for the host."""
+        """Start searches, given `starts_of` of their requests on the device; the host reads nothing."""
         slots, numbers, rows = starts[0], starts[1:-MAX_BEAMS], starts[-MAX_BEAMS:]
         self._numbers[:, slots] = numbers
         self.beam_indirection[slots, :, 0] = rows.T.int()
@@ -167,7 +168,8 @@ class SearchState:
 
 
 def starts_of(requests: Sequence[tuple[Slot, GenerationOptions]]) -> Tensor:
-    """What `SearchState.start` needs of new requests, as one tensor of the host: int64 [values, requests]."""
+    """What `SearchState.start` needs to know of new requests, as one host tensor: int64 [values,
+    requests]."""
     columns = [
         [slot.index, *_numbers_of(options), *slot.rows, *slot.rows[:1] * (MAX_BEAMS - len(slot.rows))]
         for slot, options in requests
@@ -176,7 +178,7 @@ def starts_of(requests: Sequence[tuple[Slot, GenerationOptions]]) -> Tensor:
 
 
 def _numbers_of(options: GenerationOptions) -> tuple[int, ...]:
-    """`_NUMBERS` of a search that starts; a float64 by its bits."""
+    """The initial `_NUMBERS` of a search; a float64 is stored by its bits."""
     return (
         RUNNING,
         0,

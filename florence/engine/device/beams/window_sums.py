@@ -1,8 +1,7 @@
-"""How much probability lies near a chosen token, among tokens of which near ids mean nearly the same.
+"""How much probability lies near a chosen token, among tokens whose neighbouring ids mean nearly the same.
 
 `window_sums` is the definition, one token at a time; `WindowSums` computes the same for a whole step, without
-reading a value on the host. Knows ids and probabilities; what such tokens mean is known by the reader of the
-sums.
+reading a value on the host. Knows ids and probabilities; knows nothing about what the tokens mean.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ def window_sums(logprobs: Tensor, token: int, ordered: range) -> Sums:
     """For each width w of `WINDOWS`, the probability of the `ordered` tokens from `token` - w to `token` + w;
     zeros for a token that is not one of them.
 
-    `logprobs` [vocab]: as the search has them, with -inf for the tokens that its rules forbid.
+    `logprobs` [vocab]: those of the search, with -inf for tokens that its rules forbid.
     """
     if token not in ordered:
         return (0.0,) * len(WINDOWS)
@@ -27,7 +26,7 @@ def window_sums(logprobs: Tensor, token: int, ordered: range) -> Sums:
 
 
 class WindowSums:
-    """The sums of all rows' beams; r: rows, w: `widths`, c: `ordered` tokens."""
+    """The window sums of a whole step; r: rows, w: `widths`, c: `ordered` tokens."""
 
     def __init__(self, ordered: range, device: torch.device) -> None:
         self.ordered = ordered
@@ -38,8 +37,8 @@ class WindowSums:
         return (tokens >= self.ordered.start) & (tokens < self.ordered.stop)
 
     def __call__(self, logits: Tensor, normalizer: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-        """float32 [..., w]: of `tokens` [...], chosen by `rows` [...] of `logits` [r, vocab], whose
-        log-probabilities are what is left over `normalizer` [r]."""
+        """The sums of `tokens` [...] as float32 [..., w], each from the row `rows` [...] of `logits` [r,
+        vocab]; log-probabilities are the logits less `normalizer` [r]."""
         first, count = self.ordered.start, len(self.ordered)
         probabilities = (logits[:, first : self.ordered.stop] - normalizer[:, None]).exp()  # [r, c]
         before = torch.nn.functional.pad(probabilities.cumsum(-1), (1, 0))  # [r, c + 1]

@@ -26,9 +26,9 @@ from florence.model.attention import DecodeBatch
 
 
 class BucketSteps(Steps):
-    """Steps over the first slots and rows of the caches, or over groups of rows where attention wants those,
-    in the cheapest of the captured shapes. Each shape has fixed input tensors. Before `prepare` steps have
-    the same shapes and run uncaptured."""
+    """Steps over the first slots and rows of the caches, or over groups of rows where the attention backend
+    is `grouped`, in the cheapest captured shape that fits. Each shape has fixed input tensors. Before
+    `prepare`, steps have the same shapes and run uncaptured."""
 
     def __init__(
         self, context: StepContext, memory: DeviceMemory, buckets: Buckets, capturer: GraphCapturer
@@ -50,8 +50,8 @@ class BucketSteps(Steps):
         self.prepared[key].run()
 
     def prepare(self) -> list[bool]:
-        """Capture all shapes, largest first; for each, whether it could be captured. No search is running, so
-        these steps change none."""
+        """Capture all shapes, largest first; returns for each whether it could be captured. No search is
+        running, so these steps change none."""
         self._latest = None
         for key in reversed(self._buckets.steps):
             shape = key.shape
@@ -72,7 +72,7 @@ class BucketSteps(Steps):
         return [key for key, work in self.prepared.items() if work.captured]
 
     def step(self, batch: DecodeBatch, key: StepKey) -> Sequence[Tensor]:
-        """The work that is captured: a step of this shape. It has no results but what it writes."""
+        """The captured work: a step of this shape. It returns nothing; its results are what it writes."""
         self._context.step(batch, key.shape)
         return ()
 

@@ -1,8 +1,8 @@
 """The few shapes of steps and encodes that are captured as graphs, chosen so that every request fits one.
 
-A shape that fits costs more than the request needs, and each shape costs time at the start and memory for
-ever. So shapes that most requests need are close to each other, and the others share some large ones. One
-graph for each bucket of sizes is the practice of vLLM and nano-vllm. Knows sizes only.
+A bucket computes more than the request needs, and each costs time at the start and memory. So the shapes that
+most requests need are closely spaced, and all other requests share a few large ones. One graph for each
+bucket of sizes is the practice of vLLM and nano-vllm. Knows sizes only.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from florence.engine.device.beams.search_state import StepShape
 from florence.types.bounds import MAX_BEAMS
 
 MIN_SLOTS = 8
-"""Fewer requests take as long on a GPU: a step then waits for the launches of its kernels."""
+"""The smallest bucket of requests: fewer take a GPU as long, since launching a step's kernels takes the
+time."""
 
 ENCODE_HALVES = 8
-"""Pictures from which on there is a batch halfway between two."""
+"""From this many pictures on, there is also a bucket halfway between two powers of two."""
 
 MIN_LENGTH = 64
 """Positions of the smallest bucket of sequence lengths."""
 
 USUAL_LENGTH = 256
-"""Sequences of up to so many positions have shapes of their own."""
+"""Sequences of up to this many positions have buckets of their own."""
 
 USUAL_PROMPT = 48
 """Tokens of a usual prompt: the tasks' sentences have up to 14, those with a region 24 to 27, those with a
 caller's sentence about 40."""
 
 ALIGNMENT = 64
-"""Encoder lengths are multiples of this: a GPU's attention reads whole tiles, and odd rows of a mask are its
-slowest and least tested case."""
+"""Encoder lengths are multiples of this: a GPU's attention reads whole tiles, and masks with unaligned rows
+are its slowest and least tested case."""
 
-_VOCABULARY = 2**16  # to draw a token, all scores of a row are sorted
+_VOCABULARY = 2**16  # the order of its size: sampling sorts all scores of a row
 COMMON_BEAMS = 3
-"""Beams of Microsoft's checkpoints, beside one and the most."""
+"""Beams of Microsoft's checkpoints, a bucket beside one beam and the maximum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class StepKey:
     shape: StepShape
 
     def covers(self, other: StepKey) -> bool:
-        """Whether steps of the other shape can be taken in this one."""
+        """Whether a step that needs the other shape can run in this one."""
         mine, its = self.shape, other.shape
         return (
             self.slots >= other.slots
@@ -63,7 +64,8 @@ class StepKey:
 
     @property
     def cost(self) -> float:
-        """Positions of keys and values that a step reads, and the scores of each beam at an eighth of one."""
+        """A step's relative cost: positions of keys and values that it reads, plus an eighth for each
+        score."""
         shape = self.shape
         own = self.rows * shape.length * (1 + shape.beams / 8)
         scores = self.rows * (shape.greedy + _VOCABULARY * (shape.sampled + shape.penalized))
@@ -74,8 +76,8 @@ class StepKey:
 class Buckets:
     """All shapes for an engine's sizes.
 
-    `steps`: the cheapest first. `pictures`: of an encode. `prompts`: tokens of the longest prompt in an
-    encode. Both ascend to the largest.
+    `steps`: the cheapest first. `pictures`: pictures of an encode, ascending. `prompts`: tokens of the
+    longest prompt of an encode, ascending.
     """
 
     steps: tuple[StepKey, ...]
@@ -95,8 +97,8 @@ class Buckets:
         pictures: int,
         grouped: bool = False,
     ) -> Buckets:
-        """For caches of `slots` and `rows` with `room` positions, requests with mostly `beams` beams, and up
-        to `pictures` pictures of `picture_tokens` in an encode; an encoder has `encoder_room` positions for a
+        """For caches of `slots` and `rows` with `room` positions, requests that mostly have `beams` beams,
+        and encodes of up to `pictures` pictures of `picture_tokens` tokens; `encoder_room`: positions for a
         picture and its prompt. `grouped`: steps read lengths from memory (`AttentionBackend`), so that shapes
         differ in requests and beams only."""
         lengths = (*(length for length in doubling(MIN_LENGTH, room) if length < room), room + 1)
@@ -120,7 +122,7 @@ class Buckets:
         )
 
     def step(self, needed: StepKey) -> StepKey:
-        """The cheapest shape for such a step. Raises `ValueError` where there is none."""
+        """The cheapest shape that covers `needed`. Raises `ValueError` where there is none."""
         for key in self.steps:
             if key.covers(needed):
                 return key
@@ -128,7 +130,7 @@ class Buckets:
 
 
 def _usual(beams: int, lengths: Sequence[int], encoder_length: int) -> Iterator[StepShape]:
-    """Short answers to usual prompts, with and without requests of one beam among them."""
+    """Short answers to usual prompts, with and without one-beam requests in the batch."""
     searches = {(1, True), (beams, beams == 1), (beams, True), (COMMON_BEAMS, True), (MAX_BEAMS, True)}
     for length in lengths:
         if length <= USUAL_LENGTH or length == lengths[0]:
@@ -144,7 +146,7 @@ def _rare(beams: int, lengths: Sequence[int], encoder_length: int) -> Iterator[S
 
 
 def _grouped(slots: int, beams: int, room: int, encoder_length: int) -> Iterator[StepKey]:
-    """Any length; sampling and penalties with the usual numbers of beams, or in the largest shape."""
+    """Any length; sampling and penalties with the usual numbers of beams, and in the largest shape."""
     plain = partial(StepShape, length=room + 1, greedy=True, encoder_length=encoder_length)
     special = partial(plain, sampled=True, penalized=True)
     for count in doubling(MIN_SLOTS, slots, halves=4):
@@ -156,7 +158,7 @@ def _grouped(slots: int, beams: int, room: int, encoder_length: int) -> Iterator
 
 
 def _encoder_lengths(picture_tokens: int, room: int) -> tuple[int, ...]:
-    """Positions for a picture and a usual prompt, and all that there are."""
+    """Positions for a picture and a usual prompt, and the maximum."""
     usual = aligned(picture_tokens + USUAL_PROMPT)
     return (usual, room) if usual < room else (room,)
 
@@ -167,8 +169,8 @@ def aligned(length: int) -> int:
 
 
 def doubling(first: int, last: int, *, halves: int | None = None) -> tuple[int, ...]:
-    """`first`, twice that, and so on up to `last`, which ends the sizes; from `halves` times `first` on with
-    one size halfway between two."""
+    """`first`, twice that, and so on, and `last` at the end; from `halves` times `first` on, also a size
+    halfway between two."""
     sizes, size = set(), first
     while size < last:
         sizes |= {size, size * 3 // 2} if halves and size >= halves * first else {size}

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 
 def capture_all(steps: Steps, encodes: Encodes, picture_size: tuple[int, int] | None) -> None:
-    """Capture every shape, the encodes' of pictures of this height and width if there is one; largest first,
-    since all share one memory pool. Steps without requests may leave NaN in the caches."""
+    """Capture every shape; largest first, since all share one memory pool. `picture_size`: height and width
+    of pictures, None to capture no encodes. Steps without requests may leave NaN in the caches."""
     started, graphs = time.monotonic(), list[bool]()
     if isinstance(encodes, BucketEncodes) and picture_size is not None:
         graphs += encodes.prepare(*picture_size)
@@ -33,7 +33,7 @@ def capture_all(steps: Steps, encodes: Encodes, picture_size: tuple[int, int] | 
 
 
 def try_attentions(model: Florence2Model, buckets: Buckets, encoder_room: int) -> None:
-    """Choose PyTorch's attention by trying it in all shapes of steps and encodes; see `pin_attention`."""
+    """Choose PyTorch's attention by trying it in all shapes of steps and encodes (`pin_attention`)."""
     shapes = [key.shape for key in buckets.steps]
     trials = trials_of(
         model.config,
@@ -48,7 +48,7 @@ def try_attentions(model: Florence2Model, buckets: Buckets, encoder_room: int) -
 
 @contextmanager
 def memory_errors(slots: int, pictures: int) -> Iterator[None]:
-    """Turns the error of a device that is full into one that names the settings to change."""
+    """Turns an out-of-memory error of the device into one that names the settings to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,8 +1,8 @@
 """Graph capture: work of fixed shapes, captured once and replayed.
 
-A decode step and an encode are hundreds of small kernels, whose launches take a GPU longer than the
-computation; a CUDA graph launches them at once. Captured work reads and writes fixed buffers only, so it also
-runs, and is tested, on a CPU: there `EagerCapturer` repeats the work in place of a replay.
+A decode step or an encode is hundreds of small kernels, which take longer to launch than to run; a CUDA graph
+launches them all at once. Captured work reads and writes fixed buffers only. On a CPU it is tested by
+`EagerCapturer`, which repeats the work in place of a replay.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ Replay = Callable[[], None]
 
 
 class GraphCapturer(Protocol):
-    """Makes replays of work that reads and writes fixed buffers."""
+    """Captures work that reads and writes fixed buffers."""
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
-        """A replay of `work`, and the fixed tensors that hold its results after a replay. The work itself is
-        not done. Graphs share memory: a replay may overwrite the results of others. Raises whatever the
-        device raises; other work can then still be captured, and be done."""
+        """Capture `work` without running it. Returns a function that replays it, and the fixed tensors that
+        hold its results after a replay. Graphs share memory: a replay may overwrite the results of others.
+        Raises whatever the device raises; other work can still be captured and run afterwards."""
 
     def reset(self) -> None:
-        """Drop the memory of all graphs; none that was captured before is replayed any more."""
+        """Free the memory of all graphs; none of them may be replayed afterwards."""
 
 
 class CudaGraphCapturer:
     """Captures CUDA graphs on one device. They share one memory pool, so the largest should come first.
-    `priority`: of their kernels over those of other streams, the lowest number first."""
+    `priority`: of their kernels' stream; a lower number means a higher priority."""
 
     def __init__(self, device: torch.device, priority: int = 0) -> None:
         self._device, self.priority = device, priority
@@ -45,7 +45,7 @@ class CudaGraphCapturer:
     def reset(self) -> None:
         # A stream of its own: torch's default capture stream belongs to the first device that was used.
         self._stream = torch.cuda.Stream(self._device, self.priority)  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()  # a pool that has lost all its graphs takes no new ones
+        self.pool = torch.cuda.graph_pool_handle()  # a pool whose graphs were all freed takes no new ones
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
         graph = torch.cuda.CUDAGraph()
@@ -58,7 +58,8 @@ class CudaGraphCapturer:
                 ):
                     results = work()
             except BaseException:
-                # torch leaves its stream in place, and takes the pool for one that is still captured into.
+                # After an error torch leaves its stream current, and believes that a capture into the pool
+                # goes on.
                 torch.cuda.set_stream(before)
                 self.reset()
                 raise
@@ -85,7 +86,7 @@ class EagerCapturer:
 
 
 class CapturedWork:
-    """Work over fixed input buffers; `name` says in the log what it is."""
+    """Work over fixed input buffers; `name`: for the log."""
 
     def __init__(self, name: str, work: Work, buffers: Sequence[Tensor], memory: DeviceMemory) -> None:
         self.name, self._work, self.buffers, self._memory = name, work, buffers, memory
@@ -97,14 +98,14 @@ class CapturedWork:
         return self._replay is not None
 
     def warm_up(self) -> Sequence[Tensor]:
-        """Do the work once, which lets libraries prepare what they need; the results. Of several pieces of
-        work all come before the first capture: what this allocates would not fit beside what a graph
-        keeps."""
+        """Do the work once, so that libraries prepare what they need, and return the results. Warm up all
+        pieces of work before the first capture: the memory that this takes may not fit beside that of
+        graphs."""
         return self._work()
 
     def capture(self, capturer: GraphCapturer) -> None:
-        """Capture the work, which was done before. A capture that fails is logged, and runs do the work
-        operation by operation: slower, with the same results."""
+        """Capture the work, after `warm_up`. If the capture fails, the log says so, and runs stay uncaptured:
+        slower, with the same results."""
         try:
             self._replay = capturer.capture(self._work)
         except Exception as error:
@@ -112,14 +113,14 @@ class CapturedWork:
             log.debug("the capture failed here", exc_info=error)
 
     def load(self, inputs: Sequence[Tensor]) -> None:
-        """Write the inputs of the next runs. Rows of the buffers that they don't fill repeat the first."""
+        """Write the inputs of the next runs. Rows of the buffers beyond them repeat the first row."""
         for buffer, value in zip(self.buffers, inputs, strict=True):
             self._memory.store(value, buffer[: len(value)])
             if len(value) < len(buffer):
                 buffer[len(value) :].copy_(buffer[:1])
 
     def run(self) -> Sequence[Tensor]:
-        """The results; of captured work in the same tensors each time."""
+        """Do the work, and return its results: if captured, the same tensors each time."""
         if self._replay is None:
             return self._work()
         replay, results = self._replay

@@ -1,1 +1,2 @@
-"""Triton kernels in the engine: the table of all, whether a device can use them, and the search by them."""
+"""The engine's side of the Triton kernels: the table of all, whether a device can use them, and the
+search."""

@@ -18,8 +18,9 @@ LEVELS, CHANNELS = 256, 3
 
 @dataclass(frozen=True, slots=True)
 class EncodeSizes:
-    """Of an example: pictures, cells a side and their dimension, numbers of a head or group of channels,
-    cells a side of a window; positions of encoder states, as wide as cells."""
+    """Sizes of an example: pictures; `side`, cells along each side of the picture; `dim` of a cell;
+    `head_dim` of a head or group of channels; `window`, cells along each side of a window; `length`,
+    positions of encoder states, which have `dim` too."""
 
     pictures: int
     side: int
@@ -37,12 +38,12 @@ LARGE = EncodeSizes(16, 48, 1_024, 32, 12, 640)
 """Florence-2-large: the third stage of the tower, in which most of an encode's time goes."""
 
 SMALL = EncodeSizes(2, 18, 96, 32, 12, 70)
-"""Windows that reach beyond the picture, a width that is no power of two, and rows for the products' large
+"""Windows that reach beyond the picture, a width that is not a power of two, and rows for the products' large
 tile."""
 
 
 def _position_norm_cost(load: StepLoad, cells: Tensor, *arguments: object) -> tuple[float, ...]:
-    # A strip's border is counted as if no cache had it from another strip; sums and norms are written.
+    # A strip's border is counted as read from memory, never from a cache; sums and norms are written.
     rows, columns = positions.strip_of(cells.shape)
     read = (rows + 2) * (columns + 2) / (rows * columns)
     return (read + 2) * bytes_of(cells), 18.0 * cells.numel()
@@ -64,7 +65,7 @@ def _channel_scores_cost(load: StepLoad, qkv: Tensor, groups: int) -> tuple[floa
 
 
 def _channel_mix_cost(load: StepLoad, qkv: Tensor, parts: Tensor) -> tuple[float, ...]:
-    # Each of a group's programs reads all of its parts.
+    # Each program reads all parts of its group.
     read = bytes_of(parts) * parts.shape[2]
     return 2 / 3 * bytes_of(qkv) + read, 2.0 * qkv.numel() / 3 * parts.shape[-1]
 
@@ -119,7 +120,7 @@ def _window_attention_case(device: torch.device, dtype: torch.dtype, sizes: Enco
     qkv, bias = random.qkv(sizes), random(3 * sizes.dim)
     arguments = qkv, bias, sizes.heads, side
 
-    def dense() -> Sequence[Tensor]:  # the products before and after it copy windows too
+    def dense() -> Sequence[Tensor]:  # in the model the products before and after it copy windows as well
         whole = sizes.side // side * side
         cells, count = qkv[:, :whole, :whole], sizes.side // side
         windows = cells.reshape(sizes.pictures, count, side, count, side, 3 * sizes.dim)
@@ -165,7 +166,7 @@ def activated_case(states: Tensor, weight: Tensor, bias: Tensor) -> Case:
     def dense() -> Sequence[Tensor]:
         return (F.gelu(F.linear(states, weight, bias)),)
 
-    if not gelu.takes(states.dtype):  # then no product is the kernel's
+    if not gelu.takes(states.dtype):  # the kernel is not used for this dtype
         return Case(dense, dense)
     return Case(
         lambda: (gelu.gelu_linear(states, weight, bias),),

@@ -1,5 +1,5 @@
-"""Whether the Triton kernels can be used on a device: those of a decode step, and those of an encode. Imports
-them only where there is one that may run them."""
+"""Whether a device can use the Triton kernels: those of a decode step, and those of an encode. Imports them
+only where a device may be able to run them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from florence.types.bounds import MAX_BEAMS
 log = logging.getLogger(__name__)
 
 HEAD_DIMS = 16, 32, 64, 128
-"""Of attention's heads and groups of channels: they fill the tiles of tensor cores."""
+"""Sizes of attention heads and channel groups that the kernels support: they fill the tiles of tensor
+cores."""
 
 OLDEST = 8, 0
 """The oldest compute capability that the kernels are compiled for in the tests."""
 
 BEAMS = 1, 3, MAX_BEAMS
-"""Of a request in a step: the kernels are compiled for each number."""
+"""The kernels are checked for these numbers of beams in a step; they are compiled for each."""
 
 COMPILERS = "gcc", "clang"
-"""Of C, of which triton needs one for what loads its kernels; `CC` in the environment names another."""
+"""C compilers: triton needs one to build its launchers; `CC` in the environment names another."""
 
 
 def find_kernels(
@@ -71,7 +72,8 @@ def find_encode_kernels(
 
 
 def _can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
-    """Whether there is triton, and the card and the model are such that the kernels were made for."""
+    """Whether there is triton, and the kernels support the card and the model's head sizes; if not, a
+    warning."""
     if not _has_triton(what):
         return False
     if torch.cuda.get_device_capability(device) < OLDEST or not set(head_dims) <= set(HEAD_DIMS):
@@ -81,7 +83,7 @@ def _can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
 
 
 def _has_triton(what: str) -> bool:
-    """Whether kernels can be made here; if not, a warning says what is missing."""
+    """Whether triton can compile kernels here; if not, a warning says what is missing."""
     if find_spec("triton") is None:
         missing = "triton is not installed"
     elif not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
@@ -93,7 +95,7 @@ def _has_triton(what: str) -> bool:
 
 
 def _agree(kernels: Sequence[CudaKernel[Any]], device: torch.device, dtype: torch.dtype, what: str) -> bool:
-    """Whether all of these compute on the device what their definitions say."""
+    """Whether all these kernels agree with their definitions on the device; if not, a warning."""
     try:
         with torch.cuda.device(device), torch.inference_mode():
             for kernel in kernels:
@@ -120,10 +122,10 @@ def load_encode_kernels() -> EncodeBackend:
 
 
 def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> RowQuantizer:
-    """What rounds the input of products in fp8: the kernel, where it is allowed and agrees with its
-    definition, or PyTorch's operations.
+    """The function that quantises the input of products in fp8: the kernel, where it is allowed and agrees
+    with its definition, or else PyTorch's operations.
 
-    Raises `SettingsError` where the device's products in fp8 are not those of their definition.
+    Raises `SettingsError` where the device's products in fp8 differ from their definition.
     """
     quantize: RowQuantizer = fp8.quantize_rows
     if device.type != "cuda":

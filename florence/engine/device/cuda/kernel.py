@@ -1,7 +1,7 @@
-"""A row of the table of Triton kernels: what one is called, what defines it, what it costs, and an example.
+"""A row of the table of Triton kernels: a kernel's name, definition, cost, and an example.
 
-For whatever goes over all of them: the check at the start, the tests, and the benchmarks that count kernels
-on tensors without memory or time them on a GPU. Needs no triton.
+Used by everything that goes over all kernels: the check at the start, the tests, and the benchmarks, which
+count costs on meta tensors or time the kernels on a GPU. Needs no triton.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ SizesT = TypeVar("SizesT")
 
 
 class StepLoad(Protocol):
-    """What a step reads and no shape shows: `requests` and `beams` in use, and mean positions of encoder
-    states and of a beam's past."""
+    """What the cost of a step depends on besides shapes: `requests` and `beams` in use, and the mean lengths
+    of encoder states and of a beam's past, in positions."""
 
     @property
     def requests(self) -> int: ...
@@ -32,8 +32,8 @@ class StepLoad(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A kernel on random inputs, and its twin; each call gives what it computed. `dense`: what runs where the
-    kernels are off, if that is not the twin."""
+    """A kernel and its twin on random inputs; each returns its results. `dense`: the operations used where
+    kernels are off, None if these are the twin."""
 
     kernel: Callable[[], Sequence[Tensor]]
     twin: Callable[[], Sequence[Tensor]]
@@ -41,16 +41,16 @@ class Case:
 
 
 Cost = Callable[..., tuple[float, ...]]
-"""From a `StepLoad` and a call's arguments to bytes moved, FLOP, and FLOP that are done, if tiles that are
-not full make them more."""
+"""From a `StepLoad` and a call's arguments to bytes moved, FLOP needed, and, if partly filled tiles make them
+more, FLOP done."""
 
 
 @dataclass(frozen=True)
 class CudaKernel(Generic[SizesT]):
-    """`name`: of the operation. `cost`: see `Cost`; `kind`: the class of costs, as
-    `benchmarks/ledger/costs.py` names it. `example`: the kernel and its twin on a device, with some sizes:
-    `large` are those of Florence-2-large, `small` those of the check at the start. `note`: what tells it from
-    another row for the same operation."""
+    """`name`: of the operation. `cost`: see `Cost`. `kind`: the class of costs in
+    `benchmarks/ledger/costs.py`. `example`: makes a `Case` on a device with given sizes: `large` are those of
+    Florence-2-large, `small` those of the check at the start. `note`: tells rows for the same operation
+    apart."""
 
     name: str
     cost: Cost
@@ -62,16 +62,17 @@ class CudaKernel(Generic[SizesT]):
 
     @property
     def title(self) -> str:
-        """What to call this row."""
+        """The row's name in tables."""
         return f"{self.name}, {self.note}" if self.note else self.name
 
     def case(self, device: torch.device, dtype: torch.dtype, *, real: bool = True) -> Case:
-        """The kernel and its twin at real sizes, or at those of the check at the start. The three kernels of
-        the search share one case."""
+        """The example with `large` sizes (`real`), or with `small` ones. The three kernels of the search
+        share one case."""
         return self.example(device, dtype, self.large if real else self.small)
 
     def fitted(self, **sizes: int) -> CudaKernel[SizesT]:
-        """The same, checked at the start with these of a model's sizes."""
+        """The same row with these values in `small`, so that the check at the start uses the model's
+        sizes."""
         small: Any = self.small
         return replace(self, small=replace(small, **sizes))
 

@@ -1,4 +1,4 @@
-"""The table of the Triton kernels: those of a decode step, and all. Imports triton."""
+"""The table of the Triton kernels of a decode step, and the table of all. Imports triton."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from florence.model.kernels import fp8
 from florence.model.kernels.cuda import attention, low_rank, norms, quantize, twins, windows
 
 STEPS = 3
-"""Steps that the searches of an example have taken."""
+"""Steps that an example's searches have taken before."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleSizes:
-    """Of an example: requests and beams of a step, the decoder's sizes, and positions in use."""
+    """Sizes of an example: requests and beams of a step, the decoder's sizes, and positions in use."""
 
     requests: int
     beams: int
@@ -52,7 +52,7 @@ LARGE = ExampleSizes(64, 3, 16, 64, 51_289, 592, 128)
 """Florence-2-large with many requests."""
 
 SMALL = ExampleSizes(8, 3, 16, 64, 5_000, 100, 70)
-"""So many requests and heads that the keys of one are not divided, as in the smallest captured step."""
+"""Enough requests and heads that a head's keys are not split, as in the smallest captured step."""
 
 
 def _self_attention_cost(load: StepLoad, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
@@ -81,7 +81,7 @@ def _embed_cost(
 
 
 def _scan_cost(load: StepLoad, logits: Tensor, *arguments: object) -> tuple[float, float]:
-    # The second reading is of a program's own part, which its processor still has.
+    # Each program reads its part twice, but the second time from the cache.
     rows = load.requests * load.beams
     return rows * (4.0 * logits.shape[1] + 16 * load.length), 4.0 * rows * logits.shape[1]
 
@@ -103,7 +103,7 @@ def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[floa
 def _shrink_cost(
     load: StepLoad, states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int
 ) -> tuple[float, float]:
-    # As many adapters as there can be; their matrices are read once.
+    # Reckoned with all adapter slots in use, each slot's matrices read once.
     made = rank * parts
     read = min(load.requests / (len(down) / made), 1.0) * bytes_of(down)
     return bytes_of(states) + read + 4.0 * len(states) * made, 2.0 * states.numel() * made
@@ -118,7 +118,7 @@ def _expand_cost(
 
 
 def _low_rank_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
-    """Both kernels, with eight adapters, and rows that have none: queries, keys and values."""
+    """Both kernels for queries, keys and values, with eight adapters, and rows without one."""
     slots, rank, parts = 8, 16, 3
     index = torch.randint(slots + 1, (sizes.requests,), device=device).repeat_interleave(sizes.beams)
     states = torch.randn(sizes.rows, sizes.width, dtype=dtype, device=device)
@@ -142,7 +142,7 @@ def _quantize_cost(load: StepLoad, rows: Tensor) -> tuple[float, float]:
 
 
 def _quantize_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
-    """The input of a layer of the tower's third stage; results as numbers that can be compared."""
+    """The input of a layer in the tower's third stage; results in a dtype that can be compared."""
     rows = torch.randn(36 * sizes.requests * sizes.beams, sizes.width, dtype=dtype, device=device)
 
     def run(work: fp8.RowQuantizer) -> Callable[[], Sequence[Tensor]]:
@@ -204,7 +204,7 @@ def _embed_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -
 
 
 def _search_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
-    """A step of searches that have taken some; in float32 whatever the `dtype`."""
+    """A step of searches that have taken `STEPS` before; in float32 whatever the `dtype`."""
     ordered = range(sizes.vocab - 1_000, sizes.vocab)
     rules = TokenRules(start_id=2, eos_id=2, forced_bos_id=None, forced_eos_id=2, ordered=ordered)
     state = SearchState(sizes.requests, sizes.length, rules, device)
@@ -238,7 +238,7 @@ def _search_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) 
 
 
 def _windows_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
-    """Of the last tokens; in float32 whatever the `dtype`."""
+    """The window sums of locations, the last tokens; in float32 whatever the `dtype`."""
     count, widths = 1_000, torch.tensor([1, 4, 16, 64], device=device)
     first = sizes.vocab - count
     logits = torch.randn(sizes.rows, sizes.vocab, device=device)
@@ -283,7 +283,7 @@ STEP_KERNELS = (
 )
 
 QUANTIZE = _step_kernel("florence::quantize_rows", _quantize_cost, _quantize_case)
-"""For cards that multiply in fp8, and no others."""
+"""Only for cards that multiply in fp8."""
 
 LOW_RANK_KERNELS = (
     _step_kernel("florence::shrink", _shrink_cost, _low_rank_case),

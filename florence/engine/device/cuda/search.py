@@ -1,6 +1,6 @@
 """`search.advance` by the Triton kernels: four launches for all searches. Imports triton.
 
-Where a request draws its tokens or has a repetition penalty, PyTorch's operations make the candidates.
+Where a request samples or has a repetition penalty, PyTorch's operations compute the candidates.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from florence.model.attention import DecodeBatch
 from florence.model.kernels.cuda import candidates, choose, windows
 
 NONE = -1
-"""A forced token that forces none."""
+"""Stands for no forced token."""
 
 
 def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Tensor) -> None:
-    """As `search.advance`, for a batch of `steps.grouped_batch`. Of candidates with equal totals the one of
-    the lower beam wins, then that with the lower token."""
-    if shape.sampled or shape.penalized:  # by PyTorch's operations
+    """As `search.advance`, for a batch of `steps.grouped_batch`. Of candidates with equal totals the one with
+    the lower beam wins, then the one with the lower token id."""
+    if shape.sampled or shape.penalized:  # PyTorch's operations
         tokens, logprobs, normalizers, faulty = search.candidates(state, batch, shape, logits)
     else:
         tokens, logprobs, normalizers, faulty = likeliest(state, batch, logits)
@@ -44,7 +44,8 @@ def advance(state: SearchState, batch: DecodeBatch, shape: StepShape, logits: Te
 def likeliest(
     state: SearchState, batch: DecodeBatch, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The candidates of each row by `logits` [rows, vocab], which are overwritten; see `candidates.merge`."""
+    """The candidates of each row, from `logits` [rows, vocab], which are overwritten; see
+    `candidates.merge`."""
     rules = state.rules
     parts = candidates.scan(
         logits,
@@ -71,7 +72,7 @@ def likeliest(
 def extend(
     state: SearchState, batch: DecodeBatch, tokens: Tensor, logprobs: Tensor, faulty: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Extend each search by candidates; see `choose.choose`."""
+    """Extend each search by one of its candidates for each beam; see `choose.choose`."""
     return choose.choose(
         tokens,
         logprobs,

@@ -1,6 +1,7 @@
-"""Pictures and prompts through the tower and the encoder: in chunks, or in captured work of few shapes.
+"""Runs pictures and prompts through the tower and the encoder: in chunks, or as captured work of a few
+shapes.
 
-Both give each request the result that it would get alone: padding is masked, or not returned.
+Either way each request gets the result that it would get alone: padding is masked, or not returned.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ class Encodes(ABC):
         self._model, self._caches, self._memory, self._backend = model, caches, memory, backend
 
     def together(self, requests: int) -> int:
-        """How many of so many requests are best encoded together."""
+        """How many of `requests` waiting requests to encode together."""
         return requests
 
     @abstractmethod
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
-        """uint8 [height, width, 3] of the host for each picture -> tokens [pictures, tokens, d_model]. They
-        may be in memory that other captured work overwrites: copy them before anything else runs."""
+        """One host tensor uint8 [height, width, 3] for each picture -> tokens [pictures, tokens, d_model].
+        The result may be in memory that other captured work overwrites: copy it before anything else runs."""
 
     @abstractmethod
     def write_cross_kv(
@@ -56,7 +57,7 @@ class Encodes(ABC):
 
 
 class PlainEncodes(Encodes):
-    """Exactly the given pictures and prompts, in chunks."""
+    """Encodes exactly the given pictures and prompts, in chunks."""
 
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
         chunks = self._model.encode_images_in_chunks(self._memory.send(pixels), self._backend)
@@ -85,7 +86,7 @@ class PlainEncodes(Encodes):
 
 class BucketEncodes(PlainEncodes):
     """Batches and prompts padded to one of a few sizes, each captured as a graph before the first request.
-    Pictures of another size than the one that was prepared are encoded uncaptured.
+    Pictures of a size other than the prepared one are encoded uncaptured.
 
     Captured work reads fixed buffers, which all batch sizes share, and writes to the caches. Its only results
     are picture tokens, in memory that all graphs share. So no chunk ends between a replay and the use of its
@@ -110,14 +111,14 @@ class BucketEncodes(PlainEncodes):
         self.encoders: dict[tuple[int, int], CapturedWork] = {}  # by requests and tokens of the prompt
 
     def together(self, requests: int) -> int:
-        """As many as a captured batch has: padding takes a GPU as long as pictures do."""
+        """The largest captured batch that they fill: padding takes a GPU as long as pictures do."""
         return round_down(requests, self.buckets.pictures)
 
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
         rows = round_up(len(pixels), self.buckets.pictures)
         if self.pixels is None or any(picture.shape != self.pixels.shape[1:] for picture in pixels):
             return (yield from super().encode_images(pixels, adapters))
-        self.pixels[: len(pixels)].copy_(self._memory.send(pixels))  # others keep what was there
+        self.pixels[: len(pixels)].copy_(self._memory.send(pixels))  # the rest keeps old values
         if self._model.adapters is not None:
             self._memory.store(torch.tensor(adapters), self._picture_adapters[: len(pixels)])
         (tokens,) = self.towers[rows].run()
@@ -140,7 +141,7 @@ class BucketEncodes(PlainEncodes):
 
     def prepare(self, height: int, width: int) -> list[bool]:
         """Capture batches of all sizes, with pictures of this size and each bucket of prompts, largest first;
-        for each, whether it could be captured. Writes to the first slot, which must be free."""
+        returns for each whether it could be captured. Writes to the first slot, which must be free."""
         most, device = self.buckets.pictures[-1], self._model.device
         self.pixels = torch.zeros(most, height, width, 3, dtype=torch.uint8, device=device)
         self._picture_adapters = torch.zeros(most, dtype=torch.int64, device=device)
@@ -183,11 +184,11 @@ class BucketEncodes(PlainEncodes):
 
 
 def pad_prompts(prompts: Prompts, length: int, pad_id: int) -> Tensor:
-    """Token ids [prompts, length]."""
+    """Token ids int64 [prompts, length], `pad_id` after each prompt."""
     return torch.tensor([[*prompt, *[pad_id] * (length - len(prompt))] for prompt in prompts])
 
 
 def mask_of(prompts: Prompts, picture_tokens: int, length: int) -> Tensor:
-    """True on a request's own tokens, [prompts, picture_tokens + length]."""
+    """Bool [prompts, picture_tokens + length]: false on padding."""
     own = torch.tensor([picture_tokens + len(prompt) for prompt in prompts])
     return torch.arange(picture_tokens + length) < own[:, None]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FeatureCache:
-    """Features by the digest of the pixels, at most `max_bytes` of them.
+    """Features by the picture's key, at most `max_bytes` of them.
 
     `misses` counts pictures that were not found. Not thread-safe: only the engine's thread uses it.
     """
@@ -28,7 +28,7 @@ class FeatureCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all features that are kept. In any thread."""
+        """Bytes of all cached features. Thread-safe."""
         return self._bytes
 
     def clear(self) -> None:
@@ -37,8 +37,8 @@ class FeatureCache:
         self._bytes = 0
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, Tensor]:
-        """The features of those pictures that are in the cache. A digest that is listed twice and missing is
-        one miss."""
+        """The features of those pictures that are in the cache. A missing digest counts as one miss, however
+        often it is listed."""
         found = {digest: self.features[digest] for digest in digests if digest in self.features}
         for digest in found:
             self.features.move_to_end(digest)
@@ -46,7 +46,7 @@ class FeatureCache:
         return found
 
     def keep(self, features: Mapping[bytes, Tensor]) -> None:
-        """Add the features of new pictures, and drop the least recently used beyond the limit."""
+        """Add the features of new pictures, and evict the least recently used ones beyond the limit."""
         for digest, picture in features.items():
             if digest not in self.features:
                 self.features[digest] = picture

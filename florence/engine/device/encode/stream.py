@@ -1,14 +1,15 @@
 """Which stream of a device encodes run on: the steps' own, or one beside it.
 
-On one stream work is done in the order in which it was sent, so a step waits for the encodes before it. On a
-second stream an encode begins after the steps that were sent before it, and no step waits for it: requests
-join the steps when the host has seen that their encode is done. Three things keep the two apart:
+Work on one stream runs in the order in which it was launched, so a step waits for the encodes before it. On a
+second stream an encode begins after the steps launched before it, and no step waits for it: requests join the
+steps once the host sees that their encode is done. Three rules keep the two streams apart:
 
-- graphs of encodes have a memory pool of their own, since graphs of one pool overwrite each other's memory;
-- tensors that only encodes use are made and freed on the second stream, and PyTorch gives the memory of one
-  stream to no other; buffers that were made on the first are held (`hold`) until encodes have used them;
-- what steps read of an encode is written to slots that no step has, or by `SearchState.start`, which is sent
-  on the steps' stream when the encode is done.
+- graphs of encodes have their own memory pool, since graphs of one pool overwrite each other's memory;
+- tensors that only encodes use are allocated and freed on the second stream, and PyTorch never reuses memory
+  across streams; buffers that were allocated on the first stream are kept (`hold`) until encodes have used
+  them;
+- an encode writes only to slots that no step reads; `SearchState.start` is launched on the steps' stream when
+  the encode is done.
 
 Knows streams and buffers; knows nothing about pictures or requests.
 """
@@ -25,26 +26,26 @@ from florence.engine.device.capture.graphs import CudaGraphCapturer, GraphCaptur
 
 
 class EncodeStream:
-    """The steps' own stream. `beside`: whether encodes run beside steps. `capturer`: of encodes, where they
-    need another than steps."""
+    """The steps' own stream. `beside`: whether encodes run beside steps. `capturer`: for encodes; None: that
+    of the steps."""
 
     beside = False
     capturer: GraphCapturer | None = None
 
     def sending(self) -> AbstractContextManager[None]:
-        """While this is entered, the calling thread sends parts of an encode."""
+        """Within this context the calling thread launches work of an encode."""
         return nullcontext()
 
     def done(self) -> bool:
-        """Whether the device has done all parts that were sent, or will have before it takes a step that is
-        sent now."""
+        """Whether all launched work of encodes is done, or will be before a step that is launched now."""
         return True
 
     def wait(self) -> None:
-        """Wait until the device has done all parts that were sent."""
+        """Wait until all launched work of encodes is done."""
 
     def hold(self, buffers: Iterable[Tensor]) -> None:
-        """Keep the memory of these buffers, once they are dropped, until encodes have used them."""
+        """Let no other tensor reuse the memory of these buffers, once they are freed, until encodes have used
+        them."""
 
 
 class CudaEncodeStream(EncodeStream):
@@ -60,7 +61,7 @@ class CudaEncodeStream(EncodeStream):
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        # A slot that is given back may be read by steps that are on their way.
+        # Steps that were launched before may still read a slot that has been given back.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             try:

@@ -1,8 +1,8 @@
 """Tries encodes beside decode steps and between them, on the device and in the captured shapes that will
 serve: whether both ways compute the same numbers, and which is quicker.
 
-A trial decodes requests of its own, as many as a full engine has, and encodes others meanwhile, as the
-engine's loop does. It leaves its requests in the runner's buffers. Knows a runner; knows nothing about
+A trial decodes synthetic requests, as many as a full engine has, and encodes others meanwhile, as the
+engine's loop does. It leaves these requests in the runner's buffers. Knows a runner; knows nothing about
 threads or queues.
 """
 
@@ -41,14 +41,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 12
-"""Of a request: a usual prompt has as many."""
+"""The length of a trial's prompts: that of a usual one."""
 
 FIRST_TOKEN = 4
-"""Of a prompt; those before it are special ones."""
+"""The first token id that a trial's prompts use; the ids before it are special."""
 
 
 def try_encode_stream(runner: Runner, picture_size: tuple[int, int] | None, encode_batch: int) -> Decision:
-    """Where encodes of a runner without requests are to run, by an `EncodeTrial`; the log says so."""
+    """Decide by an `EncodeTrial` where encodes run, and log it. The runner must have no requests.
+    `picture_size` None: no trial, encodes run between steps."""
     started, budget_s = time.monotonic(), runner.backend.encode_budget_s
     if picture_size is None or budget_s is None:
         return Decision(False, "encodes are not captured")
@@ -60,7 +61,7 @@ def try_encode_stream(runner: Runner, picture_size: tuple[int, int] | None, enco
 
 class EncodeTrial:
     """`picture_size`: height and width of pictures. `encode_batch`: requests of the largest encode.
-    `encode_budget_s`: how long a step may take. `clock`: seconds."""
+    `encode_budget_s`: how long a step may take, in seconds. `clock`: in seconds."""
 
     def __init__(
         self,
@@ -74,27 +75,27 @@ class EncodeTrial:
         noise = np.random.default_rng(0).integers(0, 256, (encode_batch, *picture_size, 3), dtype=np.uint8)
         self._pixels: NDArray[np.uint8] = noise
         self._decoded: list[SequenceState] = []
-        self._computed: list[Tensor] = []  # by the latest repeat
-        self._expected: list[Tensor] = []  # what the first one computed
+        self._computed: list[Tensor] = []  # results of the latest repeat
+        self._expected: list[Tensor] = []  # results of the first repeat
 
     def decide(self) -> Decision:
-        """The better way. Whatever fails decides against encodes beside steps, unless the device can't work
-        any more: then an `EngineError` says which setting leaves the trial out."""
+        """Run the trial, and decide. A failure decides against encodes beside steps. Raises `EngineError`
+        where the device no longer works; it names the setting that skips the trial."""
         memory = self._runner.backend.memory
-        unlock = memory.lock_pages(self._pixels.reshape(-1).data)  # as those of readers are
+        unlock = memory.lock_pages(self._pixels.reshape(-1).data)  # as the readers' buffers are
         try:
             decision = self._decide()
         except Exception as error:
             log.debug("the trial failed here", exc_info=error)
             first_line, _, _ = str(error).partition("\n")
             decision = Decision(False, f"the trial failed: {first_line}")
-        self._settle()  # before pages are unlocked, which the device may be reading
+        self._settle()  # the device may be reading these pages until then
         if unlock is not None:
             unlock()
         return decision
 
     def _settle(self) -> None:
-        """Wait until the device has nothing to do."""
+        """Wait until the device is idle."""
         try:
             self._runner.backend.encode_stream.wait()
             self._runner.backend.memory.mark()()
@@ -109,7 +110,7 @@ class EncodeTrial:
         asked = self._requests()
         if (mix := self._mix(asked)) is None:
             return Decision(False, "too few requests fit into a step and an encode")
-        one_picture = [asked[0]] * mix.encoded  # encoded once: it is the steps that take part
+        one_picture = [asked[0]] * mix.encoded  # the picture is encoded once: these requests are only decoded
         while (left := mix.decoded - len(self._decoded)) > 0:
             self._decoded += runner.encode(one_picture[: runner.fits(one_picture[:left])])
         ways = EncodeStream(), runner.backend.encode_stream
@@ -126,7 +127,8 @@ class EncodeTrial:
         return decide(TrialTimes.of(repeats[0]), TrialTimes.of(repeats[1]), self._budget_s)
 
     def _mix(self, asked: Sequence[Request]) -> Mix | None:
-        """As many requests as the engine would encode together, which keeps to the encode budget."""
+        """The mix of a full engine, with as many requests encoded together as the encode budget allows; None
+        if too small."""
         runner, sizes = self._runner, self._runner.sizes
         most = min(len(asked), sizes.slots // 2)
         if not most:
@@ -139,8 +141,9 @@ class EncodeTrial:
         return Mix.of(sizes.slots, runner.fits(asked[: min(most, within)]), sizes.decoder_room)
 
     def _repeat(self, stream: EncodeStream, asked: Sequence[Request], steps: int) -> Repeat:
-        """One encode and its steps; the decoded requests begin anew. As the engine's loop, an encode that is
-        beside steps goes on by one part before each of them, and another is done before the first."""
+        """Time one encode and its steps; the decoded requests start again. As in the engine's loop, an encode
+        beside steps advances by one part before each step, and one between steps is finished before the
+        first."""
         runner, clock = self._runner, self._clock
         runner.encode_stream = stream
         runner.features.clear()
@@ -165,27 +168,27 @@ class EncodeTrial:
         return Repeat(whole_s, [end - start for start, end in pairwise(ends)])
 
     def _is_as_expected(self) -> bool:
-        """Whether the latest repeat has computed what the first one has, bit for bit."""
+        """Whether the results of the latest repeat equal the first one's, bit for bit."""
         self._expected = self._expected or self._computed
         return all(map(torch.equal, self._expected, self._computed))
 
     def _restart(self) -> None:
-        """The searches of the decoded requests begin anew."""
+        """Start the searches of the decoded requests again."""
         for sequence in self._decoded:
             sequence.steps = 0
         starts = starts_of([(each.slot, each.request.options) for each in self._decoded])
         self._runner.state.start(self._runner.backend.memory.upload(starts))
 
     def _searches(self) -> list[Tensor]:
-        """What steps have chosen, and how likely each choice was."""
+        """The tokens that steps have chosen, and their log-probabilities."""
         state, slots = self._runner.state, self._index(self._decoded)
         steps, beams = self._decoded[0].steps, len(self._decoded[0].slot.rows)
         chosen = [state.sequences, state.logprobs, state.beam_indirection]
         return [each[slots, :beams, : steps + 1] for each in chosen] + [state.totals[slots, :beams]]
 
     def _written(self, joined: Sequence[SequenceState]) -> list[Tensor]:
-        """What an encode has written: a sum for each head and position, of the numbers' bits, which tells one
-        that is none too."""
+        """Checksums of what an encode has written: for each head and position the sum of the elements' bits,
+        so that NaN counts too."""
         caches, slots = self._runner.caches, self._index(joined)
         length = joined[0].encoder_length
         return [
@@ -203,7 +206,7 @@ class EncodeTrial:
             self._runner.drop(sequence)
 
     def _requests(self) -> list[Request]:
-        """With pictures of noise that all differ, and answers that are as long as there is room for."""
+        """Requests with distinct pictures of noise, and answers as long as there is room for."""
         runner = self._runner
         room, vocab = runner.sizes, runner.model.config.text.vocab_size
         most = max(1, min(PROMPT_TOKENS, room.encoder_room - runner.picture_tokens))

@@ -1,8 +1,9 @@
-"""Attention of single decoder steps on a CPU: a request's keys and values are read once, for all its beams.
+"""Attention in a decode step on a CPU: a request's keys and values are read once for all its beams.
 
-A step has 1 to 8 query rows over hundreds of keys, so its time is the time to read them. PyTorch's kernels
-are made for many rows: they copy or convert in separate passes. Knows tensors and addresses; the compiled
-code is in `attention_kernel.py`. Needs numba, which is imported when a `CpuAttention` is made, not before.
+A request has 1 to 8 query rows over hundreds of keys, so the time is that of reading the keys. PyTorch's
+kernels are made for many rows: they copy or convert in separate passes. Knows tensors and addresses; the
+compiled code is in `attention_kernel.py`. Needs numba, which is imported when a `CpuAttention` is made, not
+before.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from florence.model.kernels.cpu.objects import load_kernel
 from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, places
 
 BUNDLE = 8
-"""Rows that one thread computes in sequence in `self_attention`: beams share most of their past, which then
-stays in the cache."""
+"""Rows that one thread computes one after another in `self_attention`: beams share most of their past, which
+then stays in the CPU's cache."""
 
 MAX_STARTS = 128
 """Row counts for which `self_attention` keeps its trivial `starts`."""
 
 
 class CpuAttention:
-    """The kernel for one dtype and head_dim, compiled (about two seconds) unless it was kept.
+    """The kernel for one dtype and head_dim, compiled (about two seconds) unless cached on disk.
 
     `threads` as for `OpenMPTeam`. Safe to call from several threads at once. No gradients.
     """
@@ -92,7 +93,7 @@ class CpuAttention:
         lengths: Tensor,
         bundle: int,
     ) -> Tensor:
-        """`chosen`: slots, and their strides from group to group and from position to position."""
+        """`chosen`: slots, and their strides between groups and between positions."""
         indices, group_step, position_step = chosen
         self._check(queries, keys, values, (indices, starts, lengths))
         slots, heads, room, _ = keys.shape

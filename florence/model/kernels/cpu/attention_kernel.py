@@ -1,10 +1,11 @@
 """The attention kernel of a CPU, compiled by numba.
 
 The kernel is a C function whose only argument is the address of an `AttentionJob`. Every thread that calls it
-takes heads of groups until none is left, so that any number of threads shares the job evenly. A group is the
-query rows that attend to the same keys: a tile of 16 keys is converted to float32 once, in the first-level
-cache, for all of them; then the softmax of each row is computed, and the values are added tile by tile.
-Nothing here allocates, raises or holds the GIL; indices out of range are counted as faults.
+takes heads of groups from a shared counter until none is left, so that any number of threads shares the job
+evenly. A group is the query rows that attend to the same keys: a tile of 16 keys is converted to float32
+once, in the first-level cache, for all of them; then the softmax of each row is computed, and the values are
+added tile by tile. Nothing here allocates, raises or holds the GIL; indices out of range are counted as
+faults.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ class AttentionJob(NamedTuple):
 
 
 def scratch_bytes(head_dim: int, room: int) -> int:
-    """Working memory of a thread for up to `room` keys, bytes in whole cache lines."""
+    """Working memory of a thread for up to `room` keys, in bytes, rounded up to whole cache lines."""
     width, positions = (-(-size // TILE) * TILE for size in (head_dim, room))
     return (width * (2 * ROWS + TILE) + ROWS * (positions + 2 * TILE)) * FLOAT_BYTES
 
 
 def make_work(dtype: torch.dtype, head_dim: int) -> Callable[[Any], None]:
-    """What each thread does with a job."""
+    """The function that each thread runs on a job."""
     attend = _make_attend(Tiles(dtype, head_dim), head_dim, dtype.itemsize)
     take, pointer = take_next(), as_pointer()
 

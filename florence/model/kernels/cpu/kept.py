@@ -1,7 +1,8 @@
-"""Files that one process makes and later ones use, in the user's cache.
+"""Files that one process makes and later ones reuse, in the user's cache.
 
-A file is whole or not there, whatever other processes do at the same time. It is used only if it belongs to
-this user, no other may write it, and its digest fits its name and content. Knows nothing of what is in it.
+Files appear atomically, whatever other processes do at the same time. A file is used only if this user owns
+it, no other user may write it, and the digest in it fits its name and content. Knows nothing about what files
+contain.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _DIGEST_BYTES: Final = hashlib.sha256().digest_size
 
 
 def cache_folders() -> Iterator[Path]:
-    """Where files are kept: the user's cache (XDG Base Directory Specification), or else, as where the root
-    is read-only, a folder for temporary files."""
+    """Where files are kept: the user's cache (XDG Base Directory Specification), or, for instance with a
+    read-only root, the folder for temporary files."""
     home = os.path.expanduser("~")  # noqa: PTH111 - Path's raises where there is no home
     cache = Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache")
     if cache.is_absolute():
@@ -32,7 +33,7 @@ def cache_folders() -> Iterator[Path]:
 
 
 def read_kept(name: str) -> bytes | None:
-    """The content that was kept under a name; None where there is none that can be trusted."""
+    """The content kept under a name; None where there is no such file or it can't be trusted."""
     for folder in cache_folders():
         with suppress(OSError):
             descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW)
@@ -44,11 +45,11 @@ def read_kept(name: str) -> bytes | None:
 
 
 def keep(name: str, content: bytes) -> None:
-    """Keep content under a name, for this user alone; where no folder takes it, nothing."""
+    """Keep content under a name, readable by this user only; does nothing where no folder is writable."""
     for folder in cache_folders():
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=folder)  # only its owner may read and write it
+            descriptor, temporary = tempfile.mkstemp(dir=folder)  # readable and writable by its owner only
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(_digest(name, content) + content)

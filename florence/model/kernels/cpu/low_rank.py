@@ -1,8 +1,8 @@
-"""Low-rank sums on a CPU: rows of a batch, each with the factors of its own slot, all by one call.
+"""Low-rank sums on a CPU: one call for all rows of a batch, each with the factors of its own slot.
 
-Both products of a row's pair of factors are computed at once, and added to what is there. Sums are float32,
-in an order that depends on no other row. Knows tensors and slots; the compiled code is in
-`low_rank_kernel.py`. Needs numba, which is imported when `LowRankSums` are made, not before.
+Both products of a row are computed in one pass and added to the output. Sums are float32, and their order
+does not depend on other rows. Knows tensors and slots; the compiled code is in `low_rank_kernel.py`. Needs
+numba, which is imported when `LowRankSums` are made, not before.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from florence.model.kernels.cpu.objects import load_kernel
 from florence.model.kernels.cpu.openmp import OpenMPTeam, places
 
 TASKS = 2
-"""Tasks for each thread that a product is divided into, where there are fewer blocks of rows."""
+"""Tasks for each thread: with fewer blocks of rows than that, blocks are split."""
 
 LEAST_PANELS = 32
-"""Of a task, where a block is divided: each part computes the block's product into the rank again."""
+"""Fewest panels of a task when blocks are split: each task computes the block's product with `down` again."""
 
 
 class LowRankSums:
-    """The kernel for one dtype of states and factors, compiled (about a second) unless it was kept.
+    """The kernel for one dtype of states and factors, compiled (about a second) unless cached on disk.
 
     `threads` as for `OpenMPTeam`. No gradients.
     """
@@ -45,12 +45,12 @@ class LowRankSums:
         self.kernel = load_kernel(f"low rank {dtype} {self.panels.width}", fields, make_work)
 
     def fit(self, inputs: int) -> bool:
-        """Whether it computes layers with so many inputs."""
+        """Whether the kernel supports layers with `inputs` inputs."""
         return inputs % self.multiple == 0
 
 
 class RowBlocks:
-    """Which rows have which slot: runs of rows (slot, first row, rows), cut into blocks."""
+    """The slots of a batch's rows: `runs` of rows (slot, first row, number of rows), cut into blocks."""
 
     def __init__(self, sums: LowRankSums, runs: Iterable[tuple[int, int, int]]) -> None:
         most = sums.block_rows
@@ -72,12 +72,12 @@ class LowRankLayer:
             raise ValueError(f"the kernel needs a multiple of {sums.multiple} inputs, not {inputs}")
         self._sums, self._inputs, self._outputs = sums, inputs, outputs
         self._panels = -(-outputs // sums.panels.width)
-        self.factors = dict[int, tuple[Tensor, Tensor]]()  # the table has their addresses
+        self.factors = dict[int, tuple[Tensor, Tensor]]()  # kept alive: the table has their addresses
         self._table = np.zeros((1 + slots, 3), np.int64)  # the kernel reads it
         self._address, self._scratch_bytes = self._table.ctypes.data, 0
 
     def put(self, slot: int, down: Tensor, up: Tensor) -> None:
-        """Keep `down` [rank, inputs] and `up` [outputs, rank], in place of what the slot had."""
+        """Keep `down` [rank, inputs] and `up` [outputs, rank], replacing the slot's old factors."""
         rank, whole = len(down), -(-len(down) // self._sums.ranks) * self._sums.ranks
         kept = F.pad(down, (0, 0, 0, whole - rank)), self._sums.panels.lay_out(up)
         self.factors[slot] = kept
@@ -91,8 +91,8 @@ class LowRankLayer:
         self._resize()
 
     def add(self, blocks: RowBlocks, states: Tensor, total: Tensor) -> None:
-        """Add to `total` [rows, outputs] the sums of `states` [rows, inputs], of the kernel's dtype; `total`
-        has that dtype or float32. Numbers of a row are adjacent."""
+        """Add the sums of `states` [rows, inputs], in the kernel's dtype, to `total` [rows, outputs], in that
+        dtype or float32. Both are contiguous within a row."""
         sums = self._sums
         wanted = TASKS * sums.team.threads
         splits = max(1, min(wanted // max(1, blocks.count), self._panels // LEAST_PANELS))

@@ -1,8 +1,8 @@
 """The kernel of low-rank sums on a CPU, compiled by numba.
 
 It is a C function whose only argument is the address of a `LowRankJob`. A task is a block of rows with one
-pair of factors: the product into the rank stays in the thread's working memory, in float32, and the one out
-of it is added to the output panel by panel. Every thread takes tasks until none is left. Nothing here
+pair of factors: the product with `down` stays in the thread's working memory, in float32, and its product
+with `up` is added to the output panel by panel. Every thread takes tasks until none is left. Nothing here
 allocates, raises or holds the GIL.
 """
 
@@ -26,8 +26,8 @@ from florence.model.kernels.cpu.vectors import (
 )
 
 NUMBERS = 3
-"""Of a block: its slot, its first row, and its rows. Of a slot: the addresses of `down` and `up`, and the
-rank, 0 where it has no factors."""
+"""Numbers in a row of a table. For a block: its slot, its first row, and its number of rows. For a slot: the
+addresses of `down` and `up`, and the rank, 0 without factors."""
 
 
 class LowRankJob(NamedTuple):
@@ -48,14 +48,14 @@ class LowRankJob(NamedTuple):
 
 
 def scratch_bytes(panels: Panels, rank: int) -> int:
-    """Working memory of a thread, in whole cache lines: a block's product into the rank, and one panel of its
-    output."""
+    """Working memory of a thread, in bytes, rounded up to whole cache lines: a block's product with `down`,
+    and one panel of its output."""
     numbers = BLOCK_ROWS * (-(-rank // RANKS) * RANKS + panels.width)
     return numbers * FLOAT_BYTES
 
 
 def make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
-    """What each thread does with a job."""
+    """The function that each thread runs on a job."""
     shrink, expand = _make_shrink(panels, itemsize), _make_expand(panels, itemsize)
     take, pointer, size = take_next(), as_pointer(), NUMBERS * NUMBER_BYTES
 
@@ -102,8 +102,8 @@ def _make_shrink(panels: Panels, itemsize: int) -> Operation:
 
 
 def _make_expand(panels: Panels, itemsize: int) -> Operation:
-    """Adds one panel's products with `up` to the output's rows; the last panel, which may be narrower, in
-    working memory."""
+    """Adds one panel's products with `up` to the output's rows; the last panel, which may be narrower, goes
+    through working memory."""
     spread, spread_wide = (_make_spread(panels, wide=wide) for wide in (False, True))
     width, weight_bytes, move = panels.width, panels.weight_bytes, move_bytes()
 

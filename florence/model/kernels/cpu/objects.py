@@ -1,8 +1,8 @@
 """Kernels as object code: compiled by numba, loaded by LLVM.
 
-Compiling takes seconds, loading milliseconds, so what was compiled is kept for the next process, under a name
-that says for what code, libraries and processor it was made. Knows how a kernel is called, not what it
-computes. Imports numba only to compile.
+Compiling takes seconds, loading milliseconds, so object code is cached on disk for later processes, under a
+name that depends on the source code, the libraries and the processor. Knows how a kernel is called, not what
+it computes. Imports numba only to compile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OPTIMIZE: Final = 3
 
 
 class Kernel:
-    """A C function of the address of a job, at `address` for as long as this object lives."""
+    """A C function that takes the address of a job. `address` is valid as long as this object lives."""
 
     def __init__(self, code: bytes) -> None:
         self._engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _target_machine())
@@ -37,9 +37,10 @@ class Kernel:
 
 
 def load_kernel(name: str, fields: Sequence[str], make_work: Callable[[], KernelBody]) -> Kernel:
-    """The kernel of a name, kept or compiled now.
+    """The kernel called `name`, from the cache or compiled now.
 
-    `make_work` makes the function of a job with these fields. The name must tell what it is made with.
+    `make_work` makes the function that runs on a job with these fields. The name must include all parameters
+    of the kernel.
     """
     file_name = _file_name(name)
     code = read_kept(file_name)
@@ -50,7 +51,7 @@ def load_kernel(name: str, fields: Sequence[str], make_work: Callable[[], Kernel
 
 
 def compile_object(fields: Sequence[str], work: KernelBody) -> bytes:
-    """Object code that needs no symbol of any other; its `ENTRY` calls `work`."""
+    """Object code without external symbols; its `ENTRY` calls `work`."""
     module = _optimized(fields, work)
     for symbol in (*module.functions, *module.global_variables):
         if symbol.name != ENTRY and not symbol.is_declaration:
@@ -68,10 +69,10 @@ def compile_object(fields: Sequence[str], work: KernelBody) -> bytes:
 
 
 def _optimized(fields: Sequence[str], work: KernelBody) -> Any:
-    """`work` and `ENTRY` as an LLVM module, as it is before machine code is made from it.
+    """`work` and `ENTRY` as an optimised LLVM module, before code generation.
 
-    numba's own JIT (`numba.cfunc`) leaves a module that machine code has been made from, which is not fit for
-    that again; and its entry calls numba's functions to report exceptions, which no kernel raises.
+    numba's own JIT (`numba.cfunc`) returns a module after code generation, which can't be compiled again; and
+    its entry calls numba's functions that report exceptions, which no kernel raises.
     """
     from numba import from_dtype, types
     from numba.core.compiler import Flags, compile_extra
@@ -92,7 +93,7 @@ def _optimized(fields: Sequence[str], work: KernelBody) -> Any:
 
 
 def _file_name(name: str) -> str:
-    """Of a kernel that is made by this code, with these libraries, on this processor."""
+    """The cache's name for a kernel made from this source code, with these libraries, for this processor."""
     facts = [
         name,
         platform.python_version(),
@@ -120,8 +121,8 @@ def _target_machine() -> Any:
 
 
 def _entry(work: str) -> str:
-    """LLVM code of a C function that calls numba's, which takes places for a result and for an exception
-    first, and returns a status."""
+    """LLVM IR of a C function that calls numba's function `work`, which takes pointers for a result and an
+    exception as its first arguments, and returns a status."""
     return f"""
         declare i32 @"{work}"(ptr, ptr, ptr)
         define void @{ENTRY}(ptr %job) {{

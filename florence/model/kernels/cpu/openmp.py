@@ -19,8 +19,8 @@ from torch import Tensor
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 HEAD = ("next_task", "next_thread", "faults", "address", "scratch", "scratch_bytes")
-"""The first fields of each job, all int64: three counters that its threads increment, from zero; the job's
-own address; the address of working memory, and its bytes for each thread."""
+"""The first fields of each job, all int64: three counters, from zero, that its threads increment; the job's
+own address; the address of working memory, and its size for each thread in bytes."""
 
 NUMBER_BYTES = 8
 
@@ -28,8 +28,8 @@ NEXT_TASK, NEXT_THREAD, FAULTS = (NUMBER_BYTES * place for place in range(3))
 
 
 class OpenMPTeam:
-    """`threads` threads of the OpenMP runtime that PyTorch has loaded; PyTorch's number where it is None.
-    Raises `ValueError` where this PyTorch has no such runtime."""
+    """`threads` threads of the OpenMP runtime that PyTorch has loaded; None: as many as PyTorch uses. Raises
+    `ValueError` where this PyTorch has no such runtime."""
 
     def __init__(self, threads: int | None) -> None:
         parallel = _parallel()
@@ -59,19 +59,19 @@ def available(dtype: torch.dtype) -> bool:
     return (
         dtype in DTYPES
         and platform.machine() == "x86_64"
-        and torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512"))  # with them FMA and F16C
+        and torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512"))  # these imply FMA and F16C
         and find_spec("numba") is not None
         and _parallel() is not None
     )
 
 
 def places(tensor: Tensor) -> tuple[int, ...]:
-    """Address of a tensor, and the bytes from index to index of each of its dimensions but the last."""
+    """Address of a tensor, and the strides in bytes of its dimensions except the last."""
     return tensor.data_ptr(), *(stride * tensor.itemsize for stride in tensor.stride()[:-1])
 
 
 def _parallel() -> Any:
-    """GOMP_parallel, which runs a function on a number of threads, of the loaded runtime; None without it."""
+    """The loaded runtime's GOMP_parallel, which runs a function on a number of threads; None without one."""
     if sys.platform != "linux":
         return None
     run = getattr(ctypes.CDLL(None), "GOMP_parallel", None)

@@ -2,8 +2,8 @@
 
 A panel holds the weights of `width` outputs, [in_features, width]. The sums of a few rows stay in registers
 while the panel is read, so that each weight is loaded and converted to float32 once for all these rows. Sums
-are float32 and added in the order of the inputs whatever the number of rows, so a row's result does not
-depend on other rows. Imports numba.
+are float32 and added in the order of the inputs for any number of rows, so a row's result does not depend on
+other rows. Imports numba.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from florence.model.kernels.cpu.vectors import (
 )
 
 LOAD = 16
-"""Elements of a row that are converted at once; rows are whole multiples of it."""
+"""Elements of a row that are converted at once; the length of rows is a multiple of it."""
 
 RANKS = 4
 """Rows of a factor that are multiplied at once (`Panels.dots`)."""
@@ -45,7 +45,8 @@ CHUNK = 256
 summed separately, since long float32 sums lose precision."""
 
 ROW_BYTES = CHUNK * FLOAT_BYTES + 64
-"""That stride; not a multiple of 4,096, or all rows would compete for the same cache sets."""
+"""The stride of these rows in bytes; not a multiple of 4,096, or all rows would compete for the same cache
+sets."""
 
 ERFC = (  # W. H. Press et al., Numerical Recipes, section 6.2: relative error below 1.2e-7 everywhere
     0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
@@ -56,8 +57,8 @@ ERFC = (  # W. H. Press et al., Numerical Recipes, section 6.2: relative error b
 class Panels:
     """The operations for one dtype of states and weights, with registers of `lanes` float32.
 
-    `rows`: numbers of rows whose sums fit the registers, the largest first; `tiles`: those of `dots` and
-    `spread`.
+    `rows`: numbers of rows whose sums fit into the registers, the largest first; `tiles`: the same for `dots`
+    and `spread`.
     """
 
     def __init__(self, dtype: torch.dtype, lanes: int) -> None:
@@ -65,7 +66,7 @@ class Panels:
         self.width = 2 * lanes
         self.rows = (12, 8, 4) if lanes == 16 else (6, 4, 2)
         self.tiles = (6, 3, 1) if lanes == 16 else (3, 2, 1)
-        self.weight_bytes = self.width * dtype.itemsize  # of one input
+        self.weight_bytes = self.width * dtype.itemsize  # bytes of one input
         address, nothing = types.int64, types.void
         self.load = operation(self._load, nothing, (address, address))
         self.clear = operation(self._clear, nothing, (address,))
@@ -75,7 +76,7 @@ class Panels:
         self.store = operation(self._store, nothing, (address, address))
 
     def lay_out(self, weight: Tensor) -> Tensor:
-        """[outputs, inner] as panels, one after another, padded with outputs of zeros."""
+        """A weight [outputs, inner] as contiguous panels, padded with outputs of zeros."""
         (outputs, inner), width = weight.shape, self.width
         count = -(-outputs // width)
         padded = weight.new_zeros(count * width, inner)
@@ -122,7 +123,7 @@ class Panels:
             builder.write(builder.fadd(before_it, total), sums, place * half_bytes)
 
     def dots(self, rows: int) -> Operation:
-        """An operation (states, bytes from row to row, factors, inner, target): products of states [rows,
+        """An operation (states, row stride in bytes, factors, inner, target): products of states [rows,
         inner] with factors [RANKS, inner], both of the dtype, to float32 target [RANKS, BLOCK_ROWS]."""
         return operation(partial(self._dots, rows), types.void, (types.int64,) * 5)
 
@@ -145,7 +146,7 @@ class Panels:
             builder.write(builder.fold(total, builder.fadd), to, there)
 
     def spread(self, rows: int, *, wide: bool) -> Operation:
-        """An operation (numbers, rank, weights, output, bytes from row to row): adds the products of float32
+        """An operation (numbers, rank, weights, output, row stride in bytes): adds the products of float32
         numbers [rank, BLOCK_ROWS] with a panel of weights [rank, width] to output [rows, width], which is
         float32 (`wide`) or of the dtype."""
         return operation(partial(self._spread, rows, wide), types.void, (types.int64,) * 5)
@@ -179,7 +180,7 @@ class Panels:
     def _weights(self, builder: Builder, source: Value) -> list[Value]:
         """The weights of one input as float32: of the first half of the outputs, and of the second."""
         lanes = self._lanes
-        if self._dtype == torch.bfloat16:  # stored as pairs, one output of each half
+        if self._dtype == torch.bfloat16:  # stored in pairs, one output of each half
             return builder.split_pairs(builder.read(ir.VectorType(I32, lanes), source))
         return [self._widened(builder, source, lanes, at) for at in (0, lanes * self._dtype.itemsize)]
 
@@ -242,5 +243,5 @@ class Panels:
 
 
 def widest_lanes() -> int:
-    """Numbers of float32 in this processor's registers."""
+    """How many float32 the widest registers of this processor hold."""
     return 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8

@@ -1,8 +1,8 @@
 """The kernel of products with weights on a CPU, compiled by numba.
 
 It is a C function whose only argument is the address of a `ProductJob`. Every thread that calls it takes
-tasks until none is left. A task is some panels of outputs for a block of rows, which the thread converts to
-float32 once, into its second-level cache. Nothing here allocates, raises or holds the GIL.
+tasks until none is left. A task is a group of panels of outputs for a block of rows, which the thread
+converts to float32 once, into its second-level cache. Nothing here allocates, raises or holds the GIL.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ProductJob(NamedTuple):
     """One call, after HEAD: addresses, sizes, and strides in bytes."""
 
     rows: int
-    inner: int  # numbers of a row
+    inner: int  # inputs: elements of a row
     outputs: int
     panels: int
     block_rows: int
@@ -45,19 +45,19 @@ class ProductJob(NamedTuple):
 
 
 def block_rows(panels: Panels, rows: int, inner: int) -> int:
-    """Rows of a block: as many as fit the cache, in whole sets of registers."""
+    """Rows of a block: as many as fit into the cache, in multiples of the rows that fit into registers."""
     most = panels.rows[0]
     fitting = BLOCK_BYTES // (-(-inner // CHUNK) * ROW_BYTES) // most * most
     return max(most, min(-(-rows // most) * most, fitting, MAX_ROWS))
 
 
 def scratch_bytes(panels: Panels, rows: int, inner: int) -> int:
-    """Working memory of a thread for blocks of `rows` rows, bytes in whole cache lines."""
+    """Working memory of a thread for blocks of `rows` rows, in bytes, rounded up to whole cache lines."""
     return rows * -(-inner // CHUNK) * ROW_BYTES + (rows + 1) * panels.width * FLOAT_BYTES
 
 
 def make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
-    """What each thread does with a job."""
+    """The function that each thread runs on a job."""
     load_block = _make_load_block(panels, itemsize)
     multiply = _make_multiply(panels, itemsize)
     take = take_next()
@@ -138,7 +138,7 @@ def _make_multiply(panels: Panels, itemsize: int) -> Operation:
 
 
 def _make_finish(panels: Panels, itemsize: int) -> Operation:
-    """Residual, activation and rounding of one row of a panel; `spare`: working memory of two rows."""
+    """Residual, activation and rounding of one row of a panel; `spare`: working memory for two rows."""
     gelu, add, copy, store, width = panels.gelu, panels.add, panels.copy, panels.store, panels.width
     move = move_bytes()
 

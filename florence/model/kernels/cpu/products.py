@@ -1,4 +1,4 @@
-"""Products with weights on a CPU, for many rows or few.
+"""Products with weights on a CPU, for any number of rows.
 
 Weights of any dtype are converted to float32 as they are loaded into registers, and a row's result is bit for
 bit the same whatever other rows are in the batch. oneDNN's products are as fast for hundreds of float32 rows;
@@ -20,14 +20,14 @@ from florence.model.kernels.cpu.objects import load_kernel
 from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, available, places
 
 TASKS = 16
-"""Tasks for each thread that a product is divided into; an idle thread takes the next one."""
+"""A product is divided into this many tasks for each thread; an idle thread takes the next one."""
 
 MAX_PLANS = 1024
-"""Shapes whose division into tasks is cached."""
+"""Most shapes whose division into tasks is cached."""
 
 
 class Products:
-    """The kernel for one dtype, compiled (about a second) unless it was kept.
+    """The kernel for one dtype, compiled (about a second) unless cached on disk.
 
     `threads` as for `OpenMPTeam`. Safe to call from several threads at once. No gradients.
     """
@@ -84,8 +84,8 @@ class PanelWeight:
     ) -> Tensor:
         """[..., inner] -> [..., outputs]: the sums, `residual` [..., outputs] added, then the activation.
 
-        Sums are float32 and rounded to the dtype at the end; activations other than GELU get rounded sums.
-        Raises `ValueError` for a shape, dtype or device that does not match.
+        Sums are float32 and rounded to the dtype at the end; activations other than GELU are applied to
+        rounded sums. Raises `ValueError` for a shape, dtype or device that does not match.
         """
         if activation not in (None, "gelu"):
             return activate(self._run(states, residual, states.dtype), activation)
@@ -119,7 +119,7 @@ class PanelWeight:
 
 
 def _as_rows(states: Tensor, numbers: int, dtype: torch.dtype) -> Tensor:
-    """[..., numbers] as [rows, numbers]. Raises `ValueError` for another shape, dtype or device."""
+    """[..., numbers] viewed as [rows, numbers]. Raises `ValueError` for another shape, dtype or device."""
     if states.shape[-1] != numbers or states.dtype != dtype or not states.is_cpu:
         raise ValueError(f"states must be [..., {numbers}] of {dtype} in host memory")
     rows = states if states.dim() == 2 else states.reshape(-1, numbers)

@@ -1,10 +1,10 @@
-"""Vector instructions for attention on a CPU, as LLVM IR: operations on a tile of 16 keys or values, for one
-dtype and head_dim.
+"""Vector operations for attention on a CPU, as LLVM IR: on a tile of 16 keys or values, for one dtype and
+head_dim.
 
-LLVM splits a vector of head_dim elements into the registers of the machine, so no instruction set is named
-here. numba turns each operation into a function that a kernel can call. Addresses are int64; rows in working
-memory are float32, padded with zeros to a multiple of 16. Imports numba, so only `attention_kernel.py`
-imports this module.
+LLVM splits a vector of head_dim elements into the machine's registers, so this code is independent of the
+instruction set. numba turns each operation into a function that a kernel can call. Addresses are int64; rows
+in working memory are float32, padded with zeros to a multiple of 16. Imports numba, so only
+`attention_kernel.py` imports this module.
 
 A bfloat16 row that is converted to float32 has its even elements in the first half and its odd ones in the
 second: two instructions then convert a pair, the natural order takes four. Sums of products don't depend on
@@ -34,7 +34,7 @@ from florence.model.kernels.cpu.vectors import (
 )
 
 TILE = 16
-"""Keys in a tile: as many as a row of scores has lanes."""
+"""Keys in a tile: one for each lane of a row of scores."""
 
 LANES = floats(TILE)
 
@@ -81,8 +81,7 @@ class Tiles:
         """scores[0:16] = dot products of the row `query` with the 16 rows of `block`.
 
         Each product is first summed in 16 lanes; then adjacent lanes are added for pairs of rows, four times.
-        This takes a third of the instructions of 16 separate sums, and leaves the sums in the order of the
-        rows.
+        This takes a third of the instructions of 16 separate sums; the sums end up in the order of the rows.
         """
         offsets = range(0, self.row_bytes, TILE * FLOAT_BYTES)
         query_parts = [builder.read(LANES, query, offset) for offset in offsets]
@@ -127,7 +126,8 @@ class Tiles:
         builder.write(builder.fadd(builder.read(LANES, total), weights), total)
 
     def _mix(self, builder: Builder, weights: Value, block: Value, target: Value) -> None:
-        """Row `target` += weights[0:16] @ the 16 rows of `block`; two sums, so that additions overlap."""
+        """Row `target` += weights[0:16] @ the 16 rows of `block`; in two accumulators, so that additions
+        overlap."""
         row = ir.VectorType(F32, self._width)
         sums = [builder.read(row, target), constant(F32, self._width, 0.0)]
         for index in range(TILE):

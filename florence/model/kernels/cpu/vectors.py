@@ -1,7 +1,8 @@
-"""Vector instructions as LLVM IR, as functions that a numba kernel can call.
+"""Vector operations as LLVM IR, in functions that a numba kernel can call.
 
-LLVM splits a vector of any length into the registers of the machine, so no instruction set is named here.
-Addresses are int64, in bytes. Imports numba, so only modules that compile kernels import this one.
+LLVM splits a vector of any length into the machine's registers, so this code is independent of the
+instruction set. Addresses are int64, in bytes. Imports numba, so only modules that compile kernels import
+this one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numba.extending import intrinsic
 FLOAT_BYTES = 4
 
 AHEAD_BYTES = 4096
-"""Distance of prefetches: one page, since the hardware's own prefetching stops at the end of a page."""
+"""Prefetch distance: one page, since hardware prefetching stops at the end of a page."""
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -28,22 +29,22 @@ ROUNDER = 1.5 * 2**23
 LOG2_HIGH = 0.693359375  # log(2) in few bits, so that products with integers are exact
 
 Value = Any  # llvmlite has no type information
-Operation = Any  # a function that numba can compile into a kernel
+Operation = Any  # a function that numba can inline into a kernel
 
 
 def floats(count: int) -> Any:
-    """The type of a vector of float32."""
+    """The LLVM type of a vector of `count` float32."""
     return ir.VectorType(F32, count)
 
 
 def constant(kind: Any, count: int, value: float) -> Value:
-    """A vector of one value; a float32 is rounded to nearest."""
+    """A vector that repeats `value`; a float32 is rounded to nearest."""
     value = float(np.float32(value)) if kind is F32 else value
     return ir.Constant(ir.VectorType(kind, count), [value] * count)
 
 
 class Builder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type information
-    """Appends instructions to a block: LLVM's, and these on whole vectors."""
+    """Appends instructions to a block: LLVM's own, and the methods here on whole vectors."""
 
     def exponential(self, x: Value) -> Value:
         """exp of non-positive float32: 2 ** n * exp(rest) with |rest| <= log(2) / 2.
@@ -81,7 +82,7 @@ class Builder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type infor
         call = self.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         for offset in range(AHEAD_BYTES, AHEAD_BYTES + size, 64):
             line = self.pointer(address, ir.IntType(8), offset)
-            self.call(call, [line, I32(0), I32(2), I32(1)])  # for reading, into the second-level cache, data
+            self.call(call, [line, I32(0), I32(2), I32(1)])  # a read, second-level cache, data
 
     def split_pairs(self, pairs: Value) -> list[Value]:
         """Pairs of bfloat16, each in an int32, as two vectors of float32: the low ones and the high ones."""
@@ -99,8 +100,9 @@ class Builder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type infor
     def repeat(
         self, end: Value, step: int, first: Sequence[Value], body: Callable[[Value, list[Value]], list[Value]]
     ) -> list[Value]:
-        """What `body(index, values)` makes of the values, called with 0, `step`, ... below `end`, and at
-        least once: a loop in one block, whose values stay in registers."""
+        """A loop in one block, whose values stay in registers: replaces the values (at first `first`) by
+        `body(index, values)` for index 0, `step`, ... below `end`, at least once, and returns the last
+        ones."""
         before, loop, done = self.block, *map(self.append_basic_block, ("loop", "done"))
         self.branch(loop)
         self.position_at_end(loop)
@@ -118,7 +120,7 @@ class Builder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type infor
         return self.select(self.fcmp_ordered(">", new, old), new, old)
 
     def fold(self, lanes: Value, combine: Callable[[Value, Value], Value]) -> Value:
-        """Reduce lanes, a power of two, to one number, by halves."""
+        """Reduce the lanes (a power of two of them) to one number, halving the vector in each step."""
         while count := lanes.type.count // 2:
             low, high = (self.pick((lanes, lanes), range(at, at + count)) for at in (0, count))
             lanes = combine(low, high)
@@ -159,13 +161,13 @@ def take_next() -> Operation:
 
 
 def as_pointer() -> Operation:
-    """An operation: an address as a pointer for `numba.carray`."""
+    """An operation: converts an address to a pointer for `numba.carray`."""
     byte = ir.IntType(8).as_pointer()
     return operation(lambda builder, at: builder.inttoptr(at, byte), types.voidptr, (types.int64,))
 
 
 def move_bytes() -> Operation:
-    """A function (source, target, count): copies so many bytes from one address to another."""
+    """A function (source, target, count): copies `count` bytes from one address to another."""
     pointer = as_pointer()
 
     def move(source: int, target: int, count: int) -> None:

@@ -1,11 +1,11 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""The decoder's two attentions in one step, for all beams of a request together.
+"""The decoder's self-attention and cross-attention in one step, for all beams of a request together.
 
 One program computes one head of one request: its beams are the rows of a tile, so a position that several
 beams share is read once. Keys are read block by block with a running softmax (FlashAttention, arXiv
-2205.14135); with few requests the keys of one head are divided among several programs, and their results are
-combined by log-sum-exp (flash-decoding, https://pytorch.org/blog/flash-decoding/). Only what a request has
-written is read.
+2205.14135); with few requests the keys of one head are split among several programs, and their results are
+combined by log-sum-exp (flash-decoding, https://pytorch.org/blog/flash-decoding/). Only positions that a
+request has written are read.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ BLOCK = 64
 """Keys that a program reads at once."""
 
 PROGRAMS = 128
-"""Programs that occupy a GPU; with fewer heads of requests, keys are divided."""
+"""Programs that occupy a GPU; with fewer than that, keys are split."""
 
 MAX_SPLITS = 8
 
 
 def splits_for(requests: int, heads: int) -> int:
-    """Among how many programs the keys of one head are divided."""
+    """Among how many programs the keys of one head are split."""
     return max(1, min(MAX_SPLITS, PROGRAMS // (requests * heads)))
 
 
@@ -36,7 +36,7 @@ def attend(query, keys, values, seen, highest, total, mixed, scale, FLOAT32: tl.
     """Add a block of keys and values [block, head_dim] to a running softmax; `seen` [rows, block]."""
     scores = tl.where(seen, product(query, tl.trans(keys), FLOAT32) * scale, -float("inf"))
     new = tl.maximum(highest, tl.max(scores, 1))
-    shift = tl.where(new == -float("inf"), 0.0, new)  # of a row that has seen no key yet
+    shift = tl.where(new == -float("inf"), 0.0, new)  # where a row has seen no key yet
     kept, weights = tl.exp(highest - shift), tl.exp(scores - shift[:, None])
     mixed = mixed * kept[:, None] + product(weights.to(values.dtype), values, FLOAT32)
     return new, total * kept + tl.sum(weights, 1), mixed
@@ -48,8 +48,8 @@ def _write(
     BEAMS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
     SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of one request: the result, or, of keys that are divided, highest score, sum and weighted values
-    in float32 [rows, heads, splits, 2 + head_dim]."""
+    """Write a request's rows: the result, or, where keys are split, this part's highest score, sum and
+    weighted values, float32 [rows, heads, splits, 2 + head_dim]."""
     beam, d = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM)
     place = (request * BEAMS + beam) * HEADS + head
     is_row = beam < BEAMS
@@ -78,7 +78,7 @@ def self_attention_kernel(
     position = tl.load(positions + first)
     place = (first + beam)[:, None] * states_stride + head * HEAD_DIM + d[None, :]
     query = tl.load(queries + place, mask=present[:, None], other=0.0)
-    # The position of this step, from registers: it is written below, by this program alone.
+    # This step's position comes from registers: only this program writes it to the cache, below.
     mine = present & (split == 0)
     own_key = tl.load(keys + place, mask=mine[:, None], other=0.0)
     own_value = tl.load(values + place, mask=mine[:, None], other=0.0)
@@ -91,7 +91,7 @@ def self_attention_kernel(
     tl.store(key_cache + written, own_key, mask=mine[:, None])
     tl.store(value_cache + written, own_value, mask=mine[:, None])
     ancestors = indirection + request.to(tl.int64) * request_stride + beam[:, None] * beam_stride
-    # The cache rows of the request, one after the other for each block of positions.
+    # For each block of positions, the request's cache rows one after another.
     for part in range(split, count * tl.cdiv(position, BLOCK), SPLITS):
         row = tl.load(rows + first + part % count).to(tl.int64)
         p = part // count * BLOCK + tl.arange(0, BLOCK)
@@ -141,7 +141,7 @@ def cross_attention_kernel(
 
 @triton.jit
 def combine_kernel(parts, out, SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """One head of one row: its parts by log-sum-exp."""
+    """Combine the parts of one head of one row by log-sum-exp."""
     place = tl.program_id(0)
     split, d = tl.arange(0, SPLITS), tl.arange(0, HEAD_DIM)
     part = parts + (place * SPLITS + split) * (2 + HEAD_DIM)
@@ -202,7 +202,7 @@ def cross_attention(
 
 
 def _results(queries: Tensor, heads: int, head_dim: int, splits: int) -> tuple[Tensor, Tensor]:
-    """The result, and the parts of divided keys."""
+    """Buffers for the result, and for the parts where keys are split."""
     out = queries.new_empty(queries.shape)
     if splits == 1:
         return out, out

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""From a step's logits to the likeliest next tokens of each row: two kernels in place of a dozen passes.
+"""The likeliest next tokens of each row from a step's logits: two kernels in place of a dozen passes.
 
-`scan` goes over the logits once, one program for each part of a row: log-sum-exp, the search's rules, the
-best tokens that they leave. `merge` combines the parts of each row. Rows as in this package's docstring.
-`florence.engine.device.beams.search` defines the results.
+`scan` goes over the logits once, one program for each part of a row: it computes log-sum-exp, applies the
+search's rules, and keeps the best allowed tokens. `merge` combines the parts of each row. Rows are as the
+package's docstring says. `florence.engine.device.beams.search` defines the results.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from torch import Tensor
 from florence.model.kernels.cuda.operations import operation, power_of_2
 
 CHUNK = 4096
-"""Logits of one program of `scan`."""
+"""Logits that one program of `scan` processes."""
 
 HISTORY = 64
-"""Earlier tokens that it looks at together."""
+"""Earlier tokens that it reads at a time."""
 
 
 @triton.jit
 def keys_of(values, indices):
-    """int64 that have the order of float32 `values`, and of equal ones the smaller index first."""
+    """int64 keys in the order of float32 `values`; of equal values the one with the smaller index ranks
+    higher."""
     bits = values.to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - indices).to(tl.int64)
@@ -51,7 +52,7 @@ def lowest_key():
 
 @triton.jit
 def _highest_and_sum(values):
-    """Their maximum, and the sum of their exponentials over it."""
+    """The maximum m of the values, and the sum of exp(value - m)."""
     highest = tl.max(values, 0)
     return highest, tl.sum(tl.exp(values - tl.where(highest == -float("inf"), 0.0, highest)), 0)
 
@@ -70,7 +71,7 @@ def scan_kernel(
     of_row = logits + row.to(tl.int64) * row_stride
     plain = tl.load(of_row + token, mask=token < vocab, other=-float("inf"))
     highest, total = _highest_and_sum(plain)
-    # The rules are written into this program's part of the logits, which it then reads again.
+    # Forbidden tokens are set to -inf in this program's part of the logits, which it then reads again.
     slot = tl.load(slots + request).to(tl.int64)
     count, size = tl.load(generated + slot), tl.load(ngram_sizes + slot)
     history = slot * slot_stride + beam * beam_stride
@@ -100,7 +101,7 @@ def scan_kernel(
 
 @triton.jit
 def _log_sum_exp(sums, part, inside):
-    """Of parts [rows, parts] with their maxima and sums."""
+    """Log-sum-exp of each row from its parts' maxima and sums, [rows, parts]."""
     highest = tl.load(sums + part, mask=inside, other=-float("inf"))
     total = tl.load(sums + part + 1, mask=inside, other=0.0)
     best = tl.max(highest, 1)
@@ -123,7 +124,7 @@ def merge_kernel(
     inside = present[:, None] & (chunk < CHUNKS)[None, :]
     plain = _log_sum_exp(sums, part, inside)
     allowed = _log_sum_exp(sums, part + 2, inside)
-    # Not finite: NaN, or no less than the largest number.
+    # Not finite: NaN, or above the largest float32.
     wrong = present & ~(tl.abs(plain) <= 3.4028234663852886e38)
     tl.store(faulty + request, tl.max(wrong.to(tl.int32), 0) > 0)
     normalizer = tl.where(own == 1, allowed, plain)  # greedy search normalises after the rules
@@ -165,8 +166,8 @@ def scan(
     min_new_tokens: Tensor,
     eos_id: int,
 ) -> tuple[Tensor, Tensor]:
-    """Sums and best keys of the parts of each row, for `merge`, by float32 `logits` [rows, vocab], in which
-    tokens that the rules forbid become -inf.
+    """Sums and best keys of each row's parts, for `merge`, from float32 `logits` [rows, vocab], where
+    forbidden tokens are set to -inf.
 
     `slots` int64 and `beams` int32 [requests]. The others are the fields of `SearchState`, `matches` its
     `suffix_matches`.
@@ -202,10 +203,11 @@ def merge(
     forced_first: int,
     forced_last: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The candidates that `scan`'s parts leave; a forced token of -1 forces none.
+    """The candidates of each row from the parts of `scan`. A forced token of -1 forces nothing.
 
-    Returns tokens int64 and their log-probabilities float32, both [rows, 2 * beams], the best first; float32
-    [rows] what was taken from the logits for that; bool [requests] whether logits are NaN or infinite.
+    Returns tokens int64 and their log-probabilities float32, both [rows, 2 * beams], the best first; the
+    normalizers, which were subtracted from the logits, float32 [rows]; and whether a request's logits are NaN
+    or infinite, bool [requests].
     """
     (_, chunks, top), width = keys.shape, len(keys) // len(beams)
     tokens, logprobs, normalizers, faulty = _fake_merge(sums, keys, slots)

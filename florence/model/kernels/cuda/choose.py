@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""A step of all searches in one kernel: from candidates to the next beams, hypotheses and histories.
+"""A step of all searches in one kernel: makes the next beams, hypotheses and histories from candidates.
 
 One program extends one request's search, as `florence.engine.device.beams.search` defines it: first the
-candidates in the order of their totals, one after the other, with what is finished in registers; then the
-histories of the beams that go on, from the end to the start, since each entry of the suffix matches needs
-the one before.
+candidates one after another, in order of their totals, with the finished hypotheses in registers; then the
+histories of the beams that continue, from the end to the start, since each entry of the suffix matches needs
+the one before it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from florence.model.kernels.cuda.candidates import index_of, keys_of, lowest_key
 from florence.model.kernels.cuda.operations import operation, power_of_2
 
 HISTORY = 32
-"""Positions of all beams that are moved together."""
+"""Positions that are moved at a time, for all beams."""
 
 RUNNING, DONE, FAULTY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""Of a search, as `search_state` has them."""
+"""The statuses of a search, as in `search_state`."""
 
 
 @triton.jit
@@ -37,10 +37,10 @@ def _worst(scores, kept):
 
 @triton.jit
 def _add(scores, order, lengths, count, index, own, score, length):
-    """Add a hypothesis if it is among the best: the new tables, their count, and its place or -1."""
+    """Add a hypothesis if it is among the best. Returns the new tables, their count, and its index or -1."""
     kept, full = index < count, count == own
     worst = _worst(scores, kept)
-    # It replaces the worst one; of equals, the oldest.
+    # It replaces the worst hypothesis; of equally bad ones, the oldest.
     age = tl.where(kept & (scores == worst), order, 0x7FFFFFFFFFFFFFFF)
     oldest = tl.argmin(age, 0)
     is_added = (count < own) | (score > worst)
@@ -58,7 +58,7 @@ def _keep(
     sequences, logprobs, indirection, kept_sequences, kept_logprobs, kept_indirection,
     source, target, token, logprob, row, end, HISTORY: tl.constexpr,
 ):  # fmt: skip
-    """Copy a beam's history up to position `end`, where the new token goes, into a hypothesis's."""
+    """Copy a beam's history up to position `end`, where the new token goes, into a hypothesis."""
     for start in range(0, end + 1, HISTORY):
         e = start + tl.arange(0, HISTORY)
         old, is_end = e < end, e == end
@@ -68,7 +68,7 @@ def _keep(
         tl.store(kept_logprobs + target + e, likely, mask=old | is_end)
         place = tl.where(is_end, row, tl.load(indirection + source + e, mask=old, other=0))
         tl.store(kept_indirection + target + e, place, mask=old | is_end)
-    tl.debug_barrier()  # another one may take its place in this step
+    tl.debug_barrier()  # another hypothesis may replace it in this step
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def _finish(
     sequences, logprobs, indirection, kept_sequences, kept_logprobs, kept_indirection,
     of_slot, beam_stride, parent, token, logprob, row, end, HISTORY: tl.constexpr,
 ):  # fmt: skip
-    """Make a hypothesis of a candidate, if it is among the best: the new tables and their count."""
+    """Make a hypothesis of a candidate if it is among the best. Returns the new tables and their count."""
     score = total.to(tl.float64) / divisor
     scores, order, lengths, count, place = _add(scores, order, lengths, count, index, own, score, end)
     if place >= 0:
@@ -93,7 +93,7 @@ def _move(
     sequences, matches, logprobs, indirection, of_slot, beam_stride, beam, is_own,
     parent, token, logprob, row, end, HISTORY: tl.constexpr,
 ):  # fmt: skip
-    """Give each beam its parent's history, up to position `end` with its token."""
+    """Give each beam its parent's history, and its token at position `end`."""
     blocks = tl.cdiv(end + 1, HISTORY)
     source = of_slot + parent[:, None] * beam_stride
     for block in range(blocks):
@@ -105,7 +105,7 @@ def _move(
         match = tl.load(matches + source + e - 1, mask=earlier, other=0)
         likely = tl.load(logprobs + source + e, mask=old, other=0.0)
         place = tl.load(indirection + source + e, mask=old, other=0)
-        tl.debug_barrier()  # all beams have been read
+        tl.debug_barrier()  # wait until all beams have been read
         target, written = of_slot + beam[:, None] * beam_stride + e, is_own[:, None] & (e <= end)
         tl.store(sequences + target, tl.where(is_end, token[:, None], sequence), mask=written)
         tl.store(matches + target, tl.where(before == token[:, None], match + 1, 0), mask=written)
@@ -129,7 +129,7 @@ def choose_kernel(
     slot = tl.load(slots + request).to(tl.int64)
     beam = tl.arange(0, WIDTH)
     chosen = request * BEAMS + beam
-    tl.store(chosen_tokens + chosen, beam.to(tl.int64) * 0 - 1, mask=beam < BEAMS)  # unless it goes on
+    tl.store(chosen_tokens + chosen, beam.to(tl.int64) * 0 - 1, mask=beam < BEAMS)  # if it doesn't continue
     tl.store(parent_rows + chosen, chosen.to(tl.int64), mask=beam < BEAMS)
     if own == 0:
         return
@@ -157,7 +157,7 @@ def choose_kernel(
     penalty, end = tl.load(length_penalty + slot), tl.load(generated + slot) + 1
     divisor = _power(end.to(tl.float64), penalty)
     of_slot = slot * slot_stride
-    # The first candidates that go on, by rank.
+    # The first candidates that continue, by rank.
     next_parent = tl.zeros((WIDTH,), tl.int32)
     next_token = tl.zeros((WIDTH,), tl.int64)
     next_logprob = tl.zeros((WIDTH,), tl.float32)
@@ -165,7 +165,7 @@ def choose_kernel(
     going = tl.zeros((), tl.int32)
     best_total = tl.max(total, 0)
     own_row = tl.load(rows + request * BEAMS + beam, mask=is_own, other=0).to(tl.int32)
-    first_row = tl.load(rows + request * BEAMS).to(tl.int32)  # of EOS, which is never read
+    first_row = tl.load(rows + request * BEAMS).to(tl.int32)  # for EOS; never read
     for rank in range(2 * own):
         key = tl.max(left, 0)
         left = tl.where(left == key, lowest_key(), left)
@@ -177,7 +177,7 @@ def choose_kernel(
         if rank == 0:
             tl.store(last_token + slot, its_token)
         if its_token == eos_id:
-            if rank < own:  # one that ranks after the open beams is dropped
+            if rank < own:  # candidates that rank after the open beams are dropped
                 scores, order, lengths, count = _finish(
                     scores, order, lengths, count, beam, own, its_total, divisor,
                     sequences, histories, indirection,
@@ -283,11 +283,11 @@ def choose(
     """Extend each running search by one token.
 
     `tokens` int64 and `logprobs` float32 [rows, 2 * beams]: candidates of each row, best first. `faulty`
-    bool, `slots` int64 and `beams` int32 [requests]. `rows` int64 [rows]: of the caches. The others are the
+    bool, `slots` int64 and `beams` int32 [requests]. `rows` int64 [rows]: cache rows. The others are the
     fields of `SearchState`, `histories` its `logprobs`.
 
-    Returns the token that each beam was given and the row of the parent that it continues, both int64
-    [requests, beams]; -1 and its own row where no search went on.
+    Returns each beam's new token and the row of the parent that it continues, both int64 [requests, beams];
+    -1 and its own row where the beam does not continue.
     """
     chosen_tokens, parent_rows = _fake(tokens, logprobs, faulty, slots)
     width, most = chosen_tokens.shape[1], totals.shape[1]
@@ -299,6 +299,6 @@ def choose(
         finished_sequences, finished_logprobs, finished_indirection,
         max_new_tokens, early_stopping, length_penalty, eos_id, *sequences.stride()[:2],
         BEAMS=width, WIDTH=power_of_2(width), MOST=most, TOP=top, OFFERED=power_of_2(width * top),
-        HISTORY=HISTORY, num_warps=4, maxnreg=128,  # or a number is spilled for the sake of occupancy
+        HISTORY=HISTORY, num_warps=4, maxnreg=128,  # else the compiler spills a register for occupancy
     )  # fmt: skip
     return chosen_tokens, parent_rows

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""What an encode reads at its begin and writes at its end: levels of pixels become numbers by a table, and a
-layer's keys and values go to the slots of their requests."""
+"""The first and last operations of an encode: pixel values are normalised by a look-up table, and each
+layer's cross-attention keys and values are written to their requests' slots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from florence.model.kernels.cuda.operations import operation, power_of_2
 
 PIXELS, POSITIONS = 1_024, 4
-"""Numbers, and positions, of a program."""
+"""Pixel values of a program of `look_up`, and positions of a program of `write_cross`."""
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def _like_table(pixels: Tensor, table: Tensor, *_: object) -> Tensor:
 
 @operation(_like_table)
 def look_up(pixels: Tensor, table: Tensor, channels: int) -> Tensor:
-    """Numbers of pixels' levels; see `tower_twins.look_up`. All contiguous."""
+    """The table's entry for each pixel value; see `tower_twins.look_up`. All tensors are contiguous."""
     out, count = table.new_empty(pixels.shape), pixels.numel()
     look_up_kernel[(triton.cdiv(count, PIXELS),)](
         pixels, table, out, count, CHANNELS=channels, LEVELS=len(table) // channels, BLOCK=PIXELS
@@ -61,7 +61,8 @@ def _nothing(*_: object) -> None:
 
 @operation(_nothing, mutates=("key_cache", "value_cache"))
 def write_cross(states: Tensor, slots: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
-    """A layer's keys and values into their slots; see `tower_twins.write_cross`. `states` is contiguous."""
+    """Write a layer's keys and values into their slots; see `tower_twins.write_cross`. `states` is
+    contiguous."""
     requests, length, width = states.shape[0], states.shape[1], states.shape[2] // 2
     write_cross_kernel[triton.cdiv(length, POSITIONS), requests](
         states, slots, key_cache, value_cache, length, *key_cache.stride()[:2],

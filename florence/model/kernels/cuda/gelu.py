@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""A linear layer with GELU after it, in one kernel: what the product has in registers is never written and
-read again. The libraries' products have GELU's tanh form only.
+"""A linear layer with GELU in one kernel: the product stays in registers in between. The libraries' fused
+products have only GELU's tanh form.
 
-The product is tiled as Triton's own tutorial on matrix multiplication explains it: programs are numbered so
-that those that run together share rows and columns in the cache.
+The product is tiled as in Triton's tutorial on matrix multiplication: programs are numbered so that those
+that run together share rows and columns in the cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SQRT_HALF = tl.constexpr(0.7071067811865476)
 
 
 class Tile(NamedTuple):
-    """Rows, columns and inner numbers of a program's tile; its warps, and blocks in flight."""
+    """Rows, columns and inner size of a program's tile; its warps, and stages of its pipeline."""
 
     rows: int
     columns: int
@@ -31,15 +31,16 @@ class Tile(NamedTuple):
 
 
 HOPPER, OLDER, SMALL = Tile(128, 256, 64, 8, 3), Tile(128, 128, 32, 8, 4), Tile(64, 64, 64, 4, 3)
-"""For sm_90; for older cards, of which some have 99 KiB of shared memory; and for few rows, those of a step,
-whose time is that of reading the weight."""
+"""Tiles for sm_90; for older cards, some of which have 99 KiB of shared memory; and for few rows, as in a
+decode step, whose time is that of reading the weight."""
 
 FEW_ROWS, GROUP = 512, 8
-"""Fewer rows than this take the small tile. Rows of tiles that are numbered together."""
+"""Fewer rows than the first number use the small tile. The second: rows of tiles that are numbered
+together."""
 
 
 def tile_for(rows: int, capability: int) -> Tile:
-    """The tile of a product of so many rows, on a card of this capability (90: sm_90)."""
+    """The tile for a product with `rows` rows on a card of this capability (90: sm_90)."""
     if rows < FEW_ROWS:
         return SMALL
     return HOPPER if capability == 90 else OLDER
@@ -47,7 +48,7 @@ def tile_for(rows: int, capability: int) -> Tile:
 
 @triton.jit
 def _write(total, bias, out, row, column, rows, columns):
-    """GELU of a part of a product, its bias added."""
+    """Write GELU of a part of the product plus its bias."""
     total += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
     result = 0.5 * total * (1.0 + tl.math.erf(total * SQRT_HALF))
     where = row.to(tl.int64)[:, None] * columns + column[None, :]
@@ -67,7 +68,7 @@ def gelu_linear_kernel(
     height = min(down - first, GROUP)
     tile_row, tile_column = first + number % in_group % height, number % in_group // height
     row, column = tile_row * ROWS + tl.arange(0, ROWS), tile_column * COLUMNS + tl.arange(0, COLUMNS)
-    # Past the end, the last row and column again: they are not written.
+    # Past the end the last row and column are read again; the results are not written.
     from_row, from_column = tl.minimum(row, rows - 1).to(tl.int64), tl.minimum(column, columns - 1)
     inner = tl.arange(0, BLOCK)
     left = states + from_row[:, None] * INNER + inner[None, :]
@@ -85,7 +86,7 @@ def gelu_linear_kernel(
             total += product(tl.load(left), tl.load(right), FLOAT32)
         left += BLOCK
         right += BLOCK
-    # In two halves, one after the other: GELU of all columns at once would not fit into registers.
+    # In two halves: GELU of all columns at once would not fit into registers.
     halves = tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS // 2)), (0, 2, 1))
     left_half, right_half = tl.split(halves)
     column = tile_column * COLUMNS + tl.arange(0, COLUMNS // 2)
@@ -99,7 +100,8 @@ def _outputs(states: Tensor, weight: Tensor, *_: object) -> Tensor:
 
 @operation(_outputs)
 def gelu_linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU of a linear layer, in half precision; see `tower_twins.gelu_linear`. All contiguous."""
+    """GELU of a linear layer, in half precision; see `tower_twins.gelu_linear`. All tensors are
+    contiguous."""
     rows, (columns, inner) = states.numel() // states.shape[-1], weight.shape
     out, tile = states.new_empty(*states.shape[:-1], columns), tile_for(rows, capability())
     gelu_linear_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
@@ -111,6 +113,6 @@ def gelu_linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def takes(dtype: torch.dtype) -> bool:
-    """Whether the kernel is for this dtype: float32 has no tensor cores that keep its precision, and the
-    libraries' products are faster without them."""
+    """Whether the kernel supports this dtype. Not float32: tensor cores don't keep its precision, and without
+    them the libraries' products are faster."""
     return dtype.itemsize == 2

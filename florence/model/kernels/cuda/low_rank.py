@@ -1,11 +1,11 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""The low-rank sums of a decode step, each row with its own adapter or none: a product that makes as many
-numbers as the rank is, and one of these.
+"""The low-rank sums of a decode step, where each row has its own adapter or none: `shrink` multiplies by
+`down`, to the rank, and `expand` multiplies that by `up`.
 
 The idea is that of Punica's kernels (arXiv 2310.18547): a program finds its row's adapter by an index in
-memory, so that a launch is the same whatever adapters are in use. Layers with one input, whose matrices and
-outputs lie one after the other, are the parts of one launch. An adapter has a slot from 1 on; a row with
-slot 0 costs a launch of programs that end at once.
+device memory, so that launches do not depend on the adapters in use. Layers with the same input whose
+matrices and outputs are adjacent are the `parts` of one launch. Adapters have slots from 1 on; the programs
+of a row with slot 0 end at once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import Tensor
 from florence.model.kernels.cuda.operations import operation, power_of_2
 
 INPUTS, TILE = 512, 2048
-"""Numbers of a row that a program reads at a time, and of a weight that one multiplies to make outputs."""
+"""Elements of a row that a program of `shrink` reads at a time, and elements of `up` that a program of
+`expand` multiplies."""
 
 RANKS = 16
-"""Of a program that reads inputs: ranks are multiples of it."""
+"""Ranks that a program of `shrink` computes; the rank is a multiple of it."""
 
 
 @triton.jit
@@ -70,7 +71,8 @@ def _thin(states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int) ->
 
 @operation(_thin)
 def shrink(states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int) -> Tensor:
-    """See `twins.shrink`. `rank` is a multiple of 16; `down` is contiguous, and `states` within a row."""
+    """See `twins.shrink`. `rank` is a multiple of 16; `down` is contiguous, `states` is contiguous within a
+    row."""
     thin = _thin(states, index, down, rank, parts)
     shrink_kernel[(len(states), parts * rank // RANKS)](
         states, index, down, thin, states.stride(0), len(down) // (parts * rank),
@@ -85,7 +87,7 @@ def _nothing(*_: object) -> None:
 
 @operation(_nothing, mutates=["total"])
 def expand(thin: Tensor, index: Tensor, up: Tensor, total: Tensor, parts: int) -> None:
-    """See `twins.expand`. `thin` and `up` are contiguous, and `total` within a row."""
+    """See `twins.expand`. `thin` and `up` are contiguous, `total` is contiguous within a row."""
     rank, outputs = thin.shape[1] // parts, len(up) // parts
     tile = max(1, TILE // power_of_2(rank))
     expand_kernel[len(thin), triton.cdiv(outputs, tile), parts](

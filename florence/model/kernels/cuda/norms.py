@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""A product's bias, the residual and the layer norm in one pass, and the embedding of a step's tokens."""
+"""Bias, residual and layer norm after a product in one pass, and the embedding of a step's tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from florence.model.kernels.cuda.operations import operation, power_of_2
 
 @triton.jit
 def _normed(states, weight, bias, out, row, d, inside, eps, WIDTH: tl.constexpr):
-    """Store the layer norm of `states`, a row in float32."""
+    """Write the layer norm of `states`, a row in float32."""
     mean = tl.sum(states, 0) / WIDTH
     centred = tl.where(inside, states - mean, 0.0)
     scale = tl.math.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
@@ -57,7 +57,8 @@ def _like_product(product: Tensor, *_: object) -> Tensor:
 def add_norm(
     product: Tensor, product_bias: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """The layer norm of product, its bias and residual; see `twins.add_norm`. All contiguous."""
+    """The layer norm of the sum of product, bias and residual; see `twins.add_norm`. All tensors are
+    contiguous."""
     width, out = product.shape[1], product.new_empty(product.shape)
     add_norm_kernel[(len(product),)](
         product, product_bias, residual, weight, bias, out, eps,
@@ -82,7 +83,7 @@ def embed(
     eps: float,
     offset: int,
 ) -> Tensor:
-    """Embed tokens at their positions, and normalise; see `twins.embed`. All contiguous."""
+    """Embed tokens at their positions, and normalise; see `twins.embed`. All tensors are contiguous."""
     width, out = table.shape[1], table.new_empty(len(tokens), table.shape[1])
     embed_kernel[(len(tokens),)](
         tokens, positions, table, places, weight, bias, out, scale, eps,

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""What all kernels have in common: how they become operations of PyTorch, sizes of their blocks, and their
+"""What all kernels have in common: their registration as PyTorch operators, block sizes, and matrix
 products."""
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from triton import knobs
 Launch = TypeVar("Launch", bound=Callable[..., Any])
 
 TILE_ROWS = 16
-"""Rows of the smallest tile that tensor cores multiply: a request's beams, up to eight, and zeros."""
+"""Rows of the smallest tile that tensor cores multiply: up to eight beams of a request, padded with zeros."""
 
 
 def operation(fake: Callable[..., Any], mutates: Iterable[str] = ()) -> Callable[[Launch], Launch]:
-    """Register a launch as the operation florence::NAME; `fake` makes its results' shapes, `mutates` names
-    the arguments that it writes."""
+    """Register a launch as the operator florence::NAME. `fake`: returns empty results of the right shapes;
+    `mutates`: names of the arguments that it writes."""
 
     def register(launch: Launch) -> Launch:
         name = f"florence::{launch.__name__}"
@@ -33,7 +33,8 @@ def operation(fake: Callable[..., Any], mutates: Iterable[str] = ()) -> Callable
 
 
 def needs_float32(dtype: torch.dtype) -> bool:
-    """Whether products have to be computed in float32: triton's interpreter has no bfloat16 in `tl.dot`."""
+    """Whether operands must be converted to float32 for products: triton's interpreter has no bfloat16 in
+    `tl.dot`."""
     return bool(knobs.runtime.interpret) and dtype is torch.bfloat16
 
 
@@ -51,7 +52,7 @@ def power_of_2(size: int) -> int:
 
 @triton.jit
 def product(left, right, FLOAT32: tl.constexpr):
-    """Sums in float32, of float32 operands without TF32."""
+    """The matrix product with float32 sums; float32 operands without TF32."""
     if FLOAT32:
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, input_precision="ieee")

@@ -1,9 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""What lies between the products of a block of the tower: the depthwise convolution, its bias, its residual
-and the layer norm after it, in one pass over the cells.
+"""The operations of a tower block before a product: depthwise convolution, bias, residual and layer norm, in
+one pass over the cells.
 
-A program goes down a strip of cells. Each row that it reads is the last of three for the row above, the
-second for its own and the first for the row below, whose sums wait in registers.
+A program goes down a strip of cells. Each row that it reads adds to three rows of sums, which are kept in
+registers: as the last of three taps for the row above, the middle one for its own, and the first for the row
+below.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from torch import Tensor
 from florence.model.kernels.cuda.operations import operation, power_of_2
 
 ROW_VALUES, MOST_COLUMNS = 4_096, 32
-"""Values and cells of a strip's row at most: three rows of sums and one of cells fit into registers."""
+"""Most values, and most cells, of a strip's row: three rows of sums and one of cells fit into registers."""
 
 VALUES_OF_WARP, PROGRAMS = 256, 256
-"""8 values of each thread. Programs that are aimed at, two for each processor."""
+"""Values for each warp (8 for each thread), and the number of programs to aim at (two for each
+multiprocessor)."""
 
 
 def strip_of(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a program's cells, for cells [pictures, height, width, dim]."""
+    """Height and width of a program's strip, for cells [pictures, height, width, dim]."""
     pictures, height, width, dim = shape
     columns = max(1, min(MOST_COLUMNS, ROW_VALUES // power_of_2(dim)))
     parts = triton.cdiv(PROGRAMS, pictures * triton.cdiv(width, columns))
@@ -46,8 +48,8 @@ def position_norm_kernel(
     top, d = strip // across * rows, tl.arange(0, BLOCK)
     x = strip % across * COLUMNS + tl.arange(0, COLUMNS)
     first, real = picture * height * width * DIM, (d < DIM)[None, :]
-    above = tl.zeros((COLUMNS, BLOCK), tl.float32)  # sums of the row above, which lacks this one
-    here = tl.zeros((COLUMNS, BLOCK), tl.float32)  # of this row, which has the one above
+    above = tl.zeros((COLUMNS, BLOCK), tl.float32)  # sums of the row above, which lack this row
+    here = tl.zeros((COLUMNS, BLOCK), tl.float32)  # of this row, which include the row above
     for step in range(rows + 2):
         y = top + step - 1
         total, above, here = above, here, tl.zeros((COLUMNS, BLOCK), tl.float32)
@@ -60,7 +62,7 @@ def position_norm_kernel(
             total += values * _vector(taps + (6 + tap) * DIM, d, DIM)
             above += values * (_vector(taps + (3 + tap) * DIM, d, DIM) + own)
             here += values * _vector(taps + tap * DIM, d, DIM)
-        # Zero, which the compiler can't know: it would keep these vectors in registers, too.
+        # Always zero, but unknown to the compiler, which would otherwise keep these vectors in registers too.
         again = (step >> 20) * 16
         total += _vector(taps_bias + again, d, DIM)
         mean = tl.sum(total, 1) / DIM
@@ -89,7 +91,8 @@ def position_norm(
     next_bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Cells with their positions, and their layer norm; see `tower_twins.position_norm`. All contiguous."""
+    """Cells with their positions, and their layer norm; see `tower_twins.position_norm`. All tensors are
+    contiguous."""
     pictures, height, width, dim = cells.shape
     sums, normed = cells.new_empty(cells.shape), cells.new_empty(cells.shape)
     rows, columns = strip_of(cells.shape)

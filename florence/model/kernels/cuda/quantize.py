@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""Rows to e4m3, each by its own scale, in one pass: `fp8.quantize_rows` for NVIDIA's cards from sm_89 on."""
+"""Quantises rows to e4m3, each with its own scale, in one pass: `fp8.quantize_rows` for NVIDIA GPUs from
+sm_89 on."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from florence.model.kernels.cuda.operations import operation, power_of_2
 
 LARGEST, SMALLEST = tl.constexpr(fp8.LARGEST), tl.constexpr(fp8.SMALLEST)
 EXPONENT = tl.constexpr(0x7F800000)
-"""Of a float32's bits: with all others zero they are the power of two below it."""
+"""Mask of a float32's exponent bits; alone they are the largest power of two that is not above the number."""
 
 INVERSE = tl.constexpr(254 << 23)
-"""Less the bits of a power of two: those of one over it."""
+"""This minus the bits of a power of two gives the bits of its reciprocal."""
 
 LEAST_NORMAL = tl.constexpr(121 << 23)
 """Bits of 2 ** -6, e4m3's least normal number; smaller numbers are multiples of an eighth of it."""
@@ -27,8 +28,8 @@ TO_WHOLE = tl.constexpr(1.5 * 2.0**23)
 
 @triton.jit
 def _rounded(values):
-    """The nearest numbers of e4m3, ties to even. What triton makes of a conversion alone truncates to float16
-    first on sm_89, and rounds otherwise in its interpreter."""
+    """The nearest e4m3 numbers, ties to even. Triton's own conversion truncates to float16 first on sm_89,
+    and its interpreter rounds differently."""
     bits = tl.maximum(values.to(tl.int32, bitcast=True) & EXPONENT, LEAST_NORMAL)
     power, inverse = bits.to(tl.float32, bitcast=True), (-bits + INVERSE).to(tl.float32, bitcast=True)
     eighths = ((values * inverse * 8 + TO_WHOLE) - TO_WHOLE) * 0.125
@@ -40,9 +41,9 @@ def quantize_rows_kernel(rows, out, scales, stride, WIDTH: tl.constexpr, BLOCK: 
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = d < WIDTH
     values = tl.load(rows + row * stride + d, mask=inside, other=0.0).to(tl.float32)
-    # Divided as the definition does: an approximate quotient may round to another number of e4m3.
+    # An exact division, as in the definition: an approximate quotient may round to another e4m3 number.
     scale = tl.div_rn(tl.maximum(tl.max(tl.abs(values), 0), SMALLEST), LARGEST)
-    has_nan = tl.max((values != values).to(tl.int32), 0) > 0  # which `tl.max` of numbers leaves out
+    has_nan = tl.max((values != values).to(tl.int32), 0) > 0  # `tl.max` ignores NaN
     scale = tl.where(has_nan, float("nan"), scale)
     tl.store(scales + row, scale)
     result = _rounded(tl.div_rn(values, scale)).to(tl.float8e4nv)

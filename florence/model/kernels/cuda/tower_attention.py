@@ -1,9 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""The tower's two attentions, on queries, keys and values as their product leaves them: [pictures, height,
-width, 3 * dim]. No copy is made of windows or heads.
+"""The tower's window attention and channel attention, directly on the product's queries, keys and values
+[pictures, height, width, 3 * dim], without copies of windows or heads.
 
-A window's program computes one head of all its cells. Attention of channels takes two passes: products of
-queries and keys over parts of the cells, then their sum, the softmax and the product with the values.
+In window attention a program computes one head for all cells of a window. Channel attention takes two passes:
+products of queries and keys over parts of the cells, then their sum, the softmax and the product with the
+values.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from florence.model.kernels.cuda.attention import attend
 from florence.model.kernels.cuda.operations import needs_float32, operation, product
 
 WINDOW_QUERIES, WINDOW_KEYS = 32, 16
-"""Of a window, that a program multiplies at once: 144 cells are five blocks of queries and nine whole ones of
-keys."""
+"""Queries and keys of a window that a program multiplies at a time: 144 cells are five blocks of queries (the
+last one partly filled) and nine of keys."""
 
 CHANNEL_BLOCK = 128
-"""Cells that a program of the attention of channels reads at once."""
+"""Cells that a program of channel attention reads at a time."""
 
 PROGRAMS, MOST_PARTS = 512, 64
-"""Programs of each pass that are aimed at, and parts of a picture's cells at most."""
+"""The number of programs of each pass to aim at, and the most parts of a picture's cells."""
 
 
 @triton.jit
@@ -32,8 +33,8 @@ def _window_rows(
     qkv, qkv_bias, first, part, place, top, left, height, width,
     SIDE: tl.constexpr, DIM: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Rows [places, head_dim] of a window's cells. Those outside the picture are of zeros, of which the
-    product has made its bias."""
+    """Rows [places, head_dim] of a window's cells. Cells outside the picture were padded with zeros before
+    the product, so their rows are its bias."""
     y, x, d = top + place // SIDE, left + place % SIDE, tl.arange(0, HEAD_DIM)
     inside = (place < SIDE * SIDE) & (y < height) & (x < width)
     where = first + (y * width + x)[:, None] * (3 * DIM) + part + d[None, :]
@@ -129,7 +130,7 @@ def _cells(qkv: Tensor, *_: object) -> Tensor:
 
 @operation(_cells)
 def window_attention(qkv: Tensor, qkv_bias: Tensor | None, heads: int, side: int) -> Tensor:
-    """Attention within windows; see `tower_twins.window_attention`. All contiguous."""
+    """Window attention; see `tower_twins.window_attention`. All tensors are contiguous."""
     pictures, height, width, dim = qkv.shape[0], qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
     out, head_dim = qkv.new_empty(pictures, height, width, dim), dim // heads
     windows = triton.cdiv(height, side) * triton.cdiv(width, side)
@@ -143,7 +144,7 @@ def window_attention(qkv: Tensor, qkv_bias: Tensor | None, heads: int, side: int
 
 
 def parts_for(pictures: int, groups: int, cells: int) -> int:
-    """Among how many programs the cells of a group of channels are divided."""
+    """Among how many programs the cells of a group of channels are split."""
     wanted = triton.cdiv(PROGRAMS, pictures * groups)
     return int(max(1, min(MOST_PARTS, wanted, triton.cdiv(cells, CHANNEL_BLOCK))))
 

@@ -1,7 +1,7 @@
-"""What the kernels of an encode compute, in plain PyTorch: their definition, against which they are tested.
+"""The definitions of an encode's kernels in plain PyTorch; the kernels are tested against them.
 
-p: pictures. A kernel sums in another order, rounds less often, and rounds the weights of an attention to the
-dtype of its values; nothing else. Needs no triton.
+p: pictures. The kernels differ only in this: they sum in another order, round less often, and round attention
+weights to the dtype of the values. Needs no triton.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 def look_up(pixels: Tensor, table: Tensor, channels: int) -> Tensor:
-    """The number of each level: `pixels` uint8 [p, height, width, channels], `table` [channels * levels];
-    returns the shape of `pixels`."""
+    """Look up each pixel value: `pixels` uint8 [p, height, width, channels], `table` [channels * levels] ->
+    the shape of `pixels`."""
     levels = len(table) // channels
     return table[pixels.long() + torch.arange(channels, device=table.device) * levels]
 
@@ -27,11 +27,11 @@ def position_norm(
     next_bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """A depthwise 3 x 3 convolution with its input added, and the layer norm of that.
+    """A depthwise 3 x 3 convolution plus its input, and the layer norm of this sum.
 
-    `cells` [p, height, width, dim], outside which are zeros; `taps` [9, dim]: the filters, row by row; all
-    others [dim]. The first result has `next_bias` added, that of the product whose residual it is: the
-    product itself then adds none. The norm does not see it. Both have the shape of `cells`.
+    `cells` [p, height, width, dim], padded with zeros; `taps` [9, dim]: the filters, row by row; all others
+    [dim]. `next_bias`: the bias of the product whose residual the first result is; it is added to the first
+    result after the norm, None for none. Both results have the shape of `cells`.
     """
     dim = cells.shape[-1]
     filters = taps.float().T.reshape(dim, 1, 3, 3)
@@ -45,10 +45,10 @@ def position_norm(
 
 
 def window_attention(qkv: Tensor, qkv_bias: Tensor | None, heads: int, side: int) -> Tensor:
-    """Attention of cells to those of their window of `side` by `side`.
+    """Attention of cells to the cells of their window of `side` by `side`.
 
     `qkv` [p, height, width, 3 * dim]: queries, keys and values, each of `heads` heads. Where windows reach
-    beyond a picture there are cells whose queries, keys and values are `qkv_bias` [3 * dim], the product of
+    beyond a picture, the missing cells have `qkv_bias` [3 * dim] as queries, keys and values, the product of
     zeros; None: zeros. Returns [p, height, width, dim].
     """
     pictures, height, width, depth = qkv.shape
@@ -70,7 +70,7 @@ def channel_scores(qkv: Tensor, groups: int, splits: int) -> Tensor:
     """Products of the queries and keys of channels, summed over cells.
 
     `qkv` [p, height, width, 3 * dim], each of `groups` groups of channels. Returns float32 [p, groups,
-    splits, group_dim, group_dim]: the sum over `splits` is defined, not what each of them has.
+    splits, group_dim, group_dim]: only the sum over `splits` is defined.
     """
     queries, keys, _ = _groups(qkv, groups)
     parts: Tensor = queries.new_zeros(*queries.shape[:2], splits, queries.shape[-1], queries.shape[-1])
@@ -81,7 +81,7 @@ def channel_scores(qkv: Tensor, groups: int, splits: int) -> Tensor:
 def channel_mix(qkv: Tensor, parts: Tensor) -> Tensor:
     """Each channel's mean of the values of its group, weighted by the softmax of its products.
 
-    `parts` is what `channel_scores` returned. Products are scaled by the root of the number of cells. Returns
+    `parts`: the result of `channel_scores`. Products are divided by the root of the number of cells. Returns
     [p, height, width, dim].
     """
     pictures, height, width, depth = qkv.shape
@@ -108,8 +108,8 @@ def gelu_linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def write_cross(states: Tensor, slots: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
     """Write a layer's keys and values of encoder states into the slots of their requests.
 
-    `states` [requests, length, 2 * width]: keys, then values; `slots` int64 [requests], of which one may be
-    listed twice, with equal states. The caches are [slots, heads, room, head_dim].
+    `states` [requests, length, 2 * width]: keys, then values; `slots` int64 [requests]; a slot may be listed
+    twice if its states are equal. The caches are [slots, heads, room, head_dim].
     """
     (requests, length, _), (_, heads, _, head_dim) = states.shape, key_cache.shape
     split = states.view(requests, length, 2, heads, head_dim).permute(2, 0, 3, 1, 4)

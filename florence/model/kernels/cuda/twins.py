@@ -1,7 +1,7 @@
-"""What the kernels compute, in plain PyTorch: their definition, against which they are tested.
+"""The definitions of a decode step's kernels in plain PyTorch; the kernels are tested against them.
 
-r: rows, `requests * beams` of them; n: requests; h: heads; d: head_dim. A kernel sums in another order and
-rounds less often, nothing else. Rows of absent beams hold anything. Needs no triton.
+r: rows, `requests * beams` of them; n: requests; h: heads; d: head_dim. The kernels differ only in the order
+of sums and in rounding less often. Rows of absent beams are undefined. Needs no triton.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ def self_attention(
     beams: Tensor,
     indirection: Tensor,
 ) -> Tensor:
-    """Write the keys and values of a step, and attend to each row's past, the step's position included.
+    """Write a step's keys and values, and attend to each row's past, including the step's position.
 
-    `queries`, `keys`, `values` [r, h * d], with one stride between rows. `key_cache`, `value_cache` [cache
-    rows, h, room, d]: row i is written at `rows[i]` and `positions[i]`, int64 [r]; the positions of a request
-    are equal. `beams` int32 [n]: of each request, whose rows are its first ones; 0 for none. `indirection`
-    int32 [n, beams, room]: the cache row of each position of a beam's past. Returns [r, h * d].
+    `queries`, `keys`, `values` [r, h * d], all with the same stride between rows. `key_cache`, `value_cache`
+    [cache rows, h, room, d]: row i is written at `rows[i]` and `positions[i]`, int64 [r]; all rows of a
+    request have the same position. `beams` int32 [n]: number of beams of each request, which are its first
+    rows; 0 for padding. `indirection` int32 [n, beams, room]: the cache row of each position of a beam's
+    past. Returns [r, h * d].
     """
     heads, head_dim = key_cache.shape[1], key_cache.shape[3]
     out, width = torch.zeros_like(queries), len(queries) // len(beams)
@@ -66,7 +67,7 @@ def _present(beams: Tensor, width: int) -> list[int]:
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """[h * d] to keys and values [length, h, d]."""
+    """Attention of one query [h * d] to keys and values [length, h, d]."""
     heads, head_dim = keys.shape[1:]
     scores = torch.einsum("hd,lhd->hl", query.float().view(heads, head_dim), keys.float())
     weights = (scores * head_dim**-0.5).softmax(-1)
@@ -76,7 +77,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def add_norm(
     product: Tensor, product_bias: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """The layer norm of `product + product_bias + residual`, or without a residual.
+    """The layer norm of `product + product_bias + residual`; a residual of None is left out.
 
     `product`, `residual` [r, width]; `product_bias`, `weight`, `bias` [width]. Rounds once, at the end.
     """
@@ -119,14 +120,13 @@ def window_sums(
     first: int,
     count: int,
 ) -> None:
-    """Sum the probabilities of the tokens up to each of `widths` away from a chosen one, among the `count`
-    tokens from `first` on; of a token that is none of these nothing is written.
+    """For each chosen token and each of `widths`, sum the probabilities of the tokens at most that far away,
+    among the `count` tokens from `first` on. Writes nothing for a chosen token outside these.
 
-    `logits` float32 [r, vocab] and `normalizers` [r]: log-probabilities are what is left of a logit over its
-    row's normalizer. `tokens`, `parent_rows` int64 [n, beams]: the token that each beam was given, and the
-    row whose logits it was chosen by. `rows` int64 [r]: of the caches. `slots` int64 [n]. `generated` int64
-    [slots]: the position of the token. `widths` int64 [w]. Written is `windows` float32 [cache rows,
-    positions, w].
+    `logits` float32 [r, vocab] and `normalizers` [r]: a log-probability is a logit minus its row's
+    normalizer. `tokens`, `parent_rows` int64 [n, beams]: each beam's new token, and the row whose logits it
+    was chosen from. `rows` int64 [r]: cache rows. `slots` int64 [n]. `generated` int64 [slots]: the position
+    of the token. `widths` int64 [w]. Writes `windows` float32 [cache rows, positions, w].
     """
     beams = tokens.shape[1]
     for place, token in enumerate(tokens.flatten().tolist()):
@@ -140,9 +140,9 @@ def window_sums(
 
 
 def shrink(states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int) -> Tensor:
-    """Rows [rows, inputs] times the `down` of their own adapter, for each of so many layers: float32 [rows,
-    parts * rank]. `index` int64 [rows]: slots, 0 for none, where the result is not defined. `down` [parts *
-    slots * rank, inputs]."""
+    """`states` [rows, inputs] times the `down` of each row's adapter, for each of `parts` layers: float32
+    [rows, parts * rank]. `index` int64 [rows]: slots; for rows with slot 0 the result is undefined. `down`
+    [parts * slots * rank, inputs]."""
     own = down.view(parts, -1, rank, down.shape[1])[
         :, (index - 1).clamp_min(0)
     ]  # [parts, rows, rank, inputs]
@@ -150,8 +150,8 @@ def shrink(states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int) -
 
 
 def expand(thin: Tensor, index: Tensor, up: Tensor, total: Tensor, parts: int) -> None:
-    """Add `thin` [rows, parts * rank] times the `up` of each row's own adapter to `total` [rows, parts *
-    outputs], in place; nothing to rows with slot 0. `up` [parts * outputs, slots * rank]."""
+    """Add `thin` [rows, parts * rank] times the `up` of each row's adapter to `total` [rows, parts *
+    outputs], in place; rows with slot 0 stay unchanged. `up` [parts * outputs, slots * rank]."""
     rows, rank = len(thin), thin.shape[1] // parts
     own = up.view(parts, len(up) // parts, -1, rank)[:, :, (index - 1).clamp_min(0)]
     added = torch.einsum("pork,rpk->rpo", own.float(), thin.view(rows, parts, rank)).flatten(1)

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""How much probability lies near each chosen token, among tokens in an order: sums over windows."""
+"""Window sums: how much probability lies near each chosen token, among tokens with an order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def window_sums_kernel(
     index = tl.arange(0, BLOCK)
     scores = tl.load(logits + parent * row_stride + first + index, mask=index < count, other=-float("inf"))
     probabilities = tl.exp(scores - tl.load(normalizers + parent))
-    position = tl.load(generated + tl.load(slots + place // BEAMS))  # of the token that was chosen
+    position = tl.load(generated + tl.load(slots + place // BEAMS))  # of the chosen token
     kept = windows + tl.load(rows + place) * window_row_stride + position * WIDTHS
     for width in range(WIDTHS):
         near = tl.abs(first + index - token) <= tl.load(widths + width)
@@ -49,7 +49,7 @@ def window_sums(
     first: int,
     count: int,
 ) -> None:
-    """Keep the sums of the tokens that `choose` has just chosen; see `twins.window_sums`."""
+    """Write the window sums of the tokens that `choose` has just chosen; see `twins.window_sums`."""
     beams = len(rows) // len(slots)
     window_sums_kernel[(len(rows),)](
         logits, normalizers, tokens, parent_rows, rows, slots, generated, widths, windows,
