@@ -28,7 +28,7 @@ CPU, PROMPT = torch.device("cpu"), 6
 @pytest.fixture
 def model(tmp_path: Path) -> Florence2Model:
     """A tiny model, laid out for a GPU."""
-    make_native(tmp_path, text_config={"encoder_layers": 2})
+    make_native(tmp_path, text_config={"encoder_layers": 2}, vision_config={"depths": [1] * 4})
     made = load_float32(tmp_path, 1100)
     made.lay_out_for_gpu()
     return made
