@@ -51,7 +51,7 @@ def test_json_is_read_as_it_was_written(value: Any) -> None:
         ("a red circle", "Expecting value"),
         ('{"a": 1', "Expecting ','"),
         ('{"a": NaN}', "NaN is not a JSON number"),
-        ("[-Infinity]", "-Infinity is not a number"),
+        ("[-Infinity]", "-Infinity is not a JSON number"),
         ("1e999", "1e999 is too large"),
         ('"\\ud800"', "half of a surrogate pair"),
         ("9" * 5000, "4300 digits"),

@@ -26,7 +26,7 @@ def multiply_in_fp8(model: Florence2Model, quantize: RowQuantizer = quantize_row
         for part in (stage.blocks, model.language.encoder.layers):
             for module in part.modules():
                 if isinstance(module, Linear) and module.packed is not None:
-                    raise ValueError("layers that shall multiply in fp8 are packed already")
+                    raise ValueError("layers that are to multiply in fp8 are packed already")
                 if isinstance(module, Attention):
                     module.pack_fused(lambda weight, bias: Fp8Weight(weight, bias, quantize))
                 elif isinstance(module, Linear) and module.weight is not None and fits(module.weight):

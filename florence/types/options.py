@@ -123,7 +123,7 @@ class GenerationParameters(BaseModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="With do_sample: the share of the probability that the tokens have which are drawn from.",
+        description="With do_sample: the share of the probability held by the tokens that may be drawn.",
     )
     seed: int | None = Field(
         default=None,
