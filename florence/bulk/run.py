@@ -127,7 +127,7 @@ class Running:
         self._held = 0  # bytes of the jobs that are given and not yielded yet
         self._early: dict[
             int, tuple[Job, Sequence[QuestionOutcome]]
-        ] = {}  # finished before an earlier one
+        ] = {}  # jobs that finished before an earlier one
         self._stopped = stopped or threading.Event()
         self._concurrency = concurrency
         self._threads: list[threading.Thread] = []  # at most as many as jobs

@@ -189,7 +189,7 @@ def read_request_parameters(options: Mapping[str, object]) -> RequestParameters:
     except ValidationError as error:
         reasons: dict[
             Any, str
-        ] = {}  # the first error of each option
+        ] = {}  # the first of each option: every type of a union, every item of a list has one
         for detail in error.errors():
             reasons.setdefault(detail["loc"][:1], explain_option(detail))
         raise OptionError("; ".join(reasons.values())) from error
